@@ -1,0 +1,1 @@
+"""ovref builds reference collections for training-free open-vocabulary segmentation."""

@@ -1,0 +1,92 @@
+"""Strict configuration: YAML and `key=value` overrides into frozen dataclasses, nothing ignored.
+
+Config classes are plain frozen dataclasses beside their owner, marked strict with
+`__pydantic_config__ = STRICT`; a string under each field says what it means.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from ovref.errors import ConfigError
+
+STRICT = {"extra": "forbid", "strict": True}
+"""Marks a config dataclass: unknown keys and values of another type are refused."""
+
+Config = TypeVar("Config")
+
+
+def load(cls: type[Config], path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a YAML file into `cls`, with `a.b=value` overrides (values in YAML syntax).
+
+    Raises:
+        ConfigError: the file is missing or not a YAML mapping, a key is unknown, or a value has
+            the wrong type or is out of range; the message names file, field and what was found.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, found {type(tree).__name__}")
+    for override in overrides:
+        _set(tree, override)
+    return parse(cls, tree, where=str(path))
+
+
+def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration") -> Config:
+    """A mapping of plain values into the dataclass `cls`. Raises ConfigError like `load`."""
+    try:
+        # Through JSON, because strict validation of JSON accepts lists for tuples.
+        return TypeAdapter(cls).validate_json(json.dumps(tree))
+    except ValidationError as error:
+        lines = [_explain(cls, item) for item in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def dump(config: Any) -> dict[str, Any]:
+    """The effective configuration as plain values, fit for `yaml.safe_dump` or JSON."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"an override has the form key=value, found {override!r}")
+    *parents, last = path.split(".")
+    node = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{override!r}: {name} is a single value and has no settings in it")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not YAML: {error}") from error
+
+
+def _explain(cls: type, item: dict[str, Any]) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "unexpected_keyword_argument":
+        known = _fields_at(cls, item["loc"][:-1])
+        hint = f" (known here: {', '.join(known)})" if known else ""
+        return f"unknown key {path}{hint}"
+    return f"{path}: {item['msg']}, found {item['input']!r}"
+
+
+def _fields_at(cls: Any, path: tuple[Any, ...]) -> list[str]:
+    for part in path:
+        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        cls = types.get(part)
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            return []
+    return [field.name for field in dataclasses.fields(cls)]

@@ -1,0 +1,69 @@
+"""Keys, seeds and fingerprints: identity comes from content, never from position, rank or worker."""
+
+import dataclasses
+import hashlib
+import json
+import unicodedata
+from typing import Any
+
+KEY_BITS = 96
+
+
+def record_key(corpus_id: str, caption: str, draw: int = 0) -> str:
+    """Key of one drawing of one caption: 24 hexadecimal digits.
+
+    Captions that differ only in Unicode normal form or in outer or repeated white space are the
+    same caption.
+    """
+    return _digest([corpus_id, normalised(caption), draw])[: KEY_BITS // 4]
+
+
+def record_seed(run_seed: int, key: str) -> int:
+    """Seed of one record's random generator, in [0, 2**63)."""
+    return int(_digest([run_seed, key])[:16], 16) >> 1
+
+
+def normalised(caption: str) -> str:
+    """NFC, with every run of white space made one blank and none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", caption).split())
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 over the canonical form of `value`: 64 hexadecimal digits.
+
+    Accepted are None, bool, int, finite float, str, list, tuple, dict with str keys, and
+    dataclasses of these; anything else has no canonical form.
+
+    Raises:
+        TypeError: for a value without a canonical form.
+        ValueError: for a float that is not finite.
+    """
+    return _digest(canonical(value))
+
+
+def spec_identity(spec: Any) -> dict[str, Any]:
+    """What a stage's spec adds to the fingerprint of its step: name, version and fields."""
+    return {"name": spec.name, "version": spec.version, "fields": canonical(spec)}
+
+
+def canonical(value: Any) -> Any:
+    """`value` in the plain JSON types that `fingerprint` hashes. Raises like `fingerprint`."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(f"a fingerprint needs finite numbers, found {value}")
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: canonical(getattr(value, field.name)) for field in fields}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: canonical(item) for key, item in value.items()}
+    raise TypeError(f"{type(value).__name__} has no canonical form to fingerprint: {value!r}")
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,121 @@
+"""The records that flow through the builder. Frozen; arrays are checked once, when they are made.
+
+A record's `key` names the drawing of a caption it comes from (`identity.record_key`) and stays the
+same from caption to image; a reference's key is `<image key>#<region number>`.
+"""
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+NO, UNSURE, YES = 0, 128, 255
+"""Values of a tri-state mask. Pooling uses YES alone; UNSURE belongs to neither side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noun:
+    """A singular, lower-case concept and where the caption names it."""
+
+    text: str
+    start: int
+    end: int
+    """Characters [start, end) of the caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """One caption of a corpus, and its image where the corpus has one."""
+
+    key: str
+    text: str
+    source: str
+    """Where it stands in the corpus, for people: `captions_val2017.json:12`, an image id, ..."""
+    draw: int = 0
+    image: bytes | None = None
+    """The encoded image file, as the corpus holds it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A caption with its nouns, ready to draw or to ground."""
+
+    key: str
+    caption: str
+    nouns: tuple[Noun, ...]
+    source: str
+    draw: int = 0
+    image: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A mask on an image, with its noun, score and source."""
+
+    noun: Noun
+    mask_hw: np.ndarray
+    """(H, W) uint8 of NO, UNSURE, YES, at the image's size."""
+    score: float
+    """How sure the source is, higher is surer; its meaning is the source's."""
+    source: str
+    """`daam`, `grounded_sam`, ..."""
+
+    def __post_init__(self) -> None:
+        if self.mask_hw.ndim != 2 or self.mask_hw.dtype != np.uint8:
+            raise ValueError(
+                f"mask_hw must be (H, W) uint8, found {self.mask_hw.shape} {self.mask_hw.dtype}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """An image with its caption and the regions that show its nouns."""
+
+    key: str
+    caption: str
+    source: str
+    image: bytes
+    """The encoded image (JPEG when generated). What is embedded is what is kept."""
+    regions: tuple[Region, ...]
+    heatmaps_nhw: np.ndarray | None = None
+    """(regions, h, w) float16 attribution heatmaps, before binarisation, each in [0, 1] of its own
+    range; None where the source makes none."""
+    seed: int | None = None
+    """Of the generator that drew it; None for a real image."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Plain JSON values: model id and revision, scheduler, steps, guidance, ..."""
+
+    def image_hwc(self) -> np.ndarray:
+        """The decoded image, (H, W, 3) uint8 RGB."""
+        with Image.open(io.BytesIO(self.image)) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One region's embeddings and where they come from."""
+
+    key: str
+    noun: Noun
+    caption: str
+    box_xyxy: tuple[int, int, int, int]
+    """Of the mask's YES pixels; right and bottom exclusive."""
+    area: float
+    """YES pixels as a fraction of the image, in (0, 1]."""
+    score: float
+    source: str
+    seed: int | None
+    visual: np.ndarray
+    """(d_visual,) float16, L2-normalised."""
+    textual: np.ndarray
+    """(d_textual,) float16, L2-normalised."""
+
+    def __post_init__(self) -> None:
+        for name in ("visual", "textual"):
+            vector = getattr(self, name)
+            if vector.ndim != 1 or vector.dtype != np.float16:
+                raise ValueError(
+                    f"{name} must be (d,) float16, found {vector.shape} {vector.dtype}"
+                )
