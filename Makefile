@@ -1,0 +1,32 @@
+# Two commands from a fresh clone do all the set-up:
+#   make demo   builds a reference collection from the embedded miniature, segments with it, shows it
+#   make test   runs the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+
+.PHONY: demo test test-all lint install clean
+
+demo: install
+	$(BIN)/ovref build --config configs/miniature.yaml output=$(DEMO)
+	$(BIN)/ovref evaluate --config configs/miniature_evaluate.yaml build=$(DEMO) output=$(DEMO)/evaluation
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check ovref inference pipelines tests
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
