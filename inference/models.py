@@ -1,0 +1,35 @@
+"""Model ids are strings: `miniature:<name>` is shipped with ovref, anything else passes unchanged."""
+
+import importlib.util
+from pathlib import Path
+
+from ovref_inference.errors import ModelLoadError
+
+MINIATURE = "miniature:"
+
+
+def resolve(model_id: str) -> str:
+    """The folder of `miniature:<name>`; any other id (a hub id, a local path) as it is.
+
+    ovref is found but not imported, so that this stays light.
+
+    Raises:
+        ModelLoadError: the miniature's weights are not installed, or hold no model of that name.
+    """
+    if not model_id.startswith(MINIATURE):
+        return model_id
+    name = model_id.removeprefix(MINIATURE)
+    spec = importlib.util.find_spec("ovref")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelLoadError(
+            f"{model_id} is shipped with the package ovref, which is not installed here; "
+            "install ovref, or give the path of a model folder"
+        )
+    weights = Path(spec.submodule_search_locations[0], "miniature", "weights")
+    known = sorted(path.name for path in weights.iterdir()) if weights.is_dir() else []
+    # A name that is not one of the folders (`../x`, an empty one) never becomes a path.
+    if name not in known:
+        raise ModelLoadError(
+            f"no miniature model {name!r} under {weights}; found: {', '.join(known) or 'none'}"
+        )
+    return str(weights / name)

@@ -1,0 +1,80 @@
+"""Mean-region pooling (FOSSIL eq. 4), the one way from dense features to a region's embedding."""
+
+import numpy as np
+
+UNSURE, YES = 128, 255
+"""Values of a tri-state mask beside 0; only YES pixels are pooled."""
+
+_CHUNK_PIXELS = 1 << 24
+
+
+def pool_regions(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the features under each mask, weighted by how much of each cell the mask covers.
+
+    FOSSIL eq. 4, with M_l brought to the feature grid by area averaging: the weight of a cell is
+    the fraction of its pixels that are in the mask, so that a mask smaller than one cell still
+    counts and none is lost to sampling.
+
+    Args:
+        features_hwd: (h, w, d) dense features, any real dtype.
+        masks_nhw: (n, H, W) masks at the image's size, bool, or uint8 tri-state (0, UNSURE, YES:
+            YES alone is pooled). The grid is taken to cover the whole image.
+
+    Returns:
+        The pooled features, (n, d) float32, not normalised; and (n,) bool, False where a mask is
+        empty or the features under it are not finite. Such a row of features is zero, never NaN.
+
+    Raises:
+        ValueError: shapes or mask values are not as above.
+    """
+    if features_hwd.ndim != 3:
+        raise ValueError(f"features_hwd must be (h, w, d), found {features_hwd.shape}")
+    h, w, d = features_hwd.shape
+    weights_nhw = mask_weights(masks_nhw, (h, w))
+    weights = weights_nhw.reshape(len(masks_nhw), h * w)
+    features = features_hwd.reshape(h * w, d).astype(np.float32)
+    finite_cells = np.isfinite(features).all(axis=1)
+    spoilt = weights[:, ~finite_cells].any(axis=1)
+    features[~finite_cells] = 0.0
+    totals = weights.sum(axis=1)
+    valid = (totals > 0) & ~spoilt
+    pooled = (weights @ features) / np.where(totals > 0, totals, 1.0)[:, None]
+    pooled[~valid] = 0.0
+    return pooled, valid
+
+
+def mask_weights(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """(n, H, W) masks as in `pool_regions` -> (n, h, w) float32 in [0, 1]: each cell's covered part.
+
+    Cells are equal rectangles that tile the image; a pixel on a border counts for each side by
+    its share, so sizes need not divide each other.
+    """
+    if masks_nhw.ndim != 3:
+        raise ValueError(f"masks_nhw must be (n, H, W), found {masks_nhw.shape}")
+    if masks_nhw.dtype == np.uint8:
+        yes = masks_nhw == YES
+        known = np.count_nonzero(yes) + np.count_nonzero(masks_nhw == UNSURE)
+        if known != np.count_nonzero(masks_nhw):
+            raise ValueError(f"uint8 masks hold 0, {UNSURE} or {YES} only; use bool for 0 and 1")
+    elif masks_nhw.dtype == bool:
+        yes = masks_nhw
+    else:
+        raise ValueError(f"masks_nhw must be bool or uint8, found {masks_nhw.dtype}")
+    count, height, width = yes.shape
+    if height == 0 or width == 0:
+        raise ValueError(f"masks_nhw must have pixels, found {masks_nhw.shape}")
+    rows, columns = _averaging(size_hw[0], height), _averaging(size_hw[1], width).T
+    weights = np.empty((count, *size_hw), dtype=np.float32)
+    step = max(1, _CHUNK_PIXELS // (height * width))
+    for start in range(0, count, step):
+        chunk = yes[start : start + step].astype(np.float32)
+        weights[start : start + step] = rows @ (chunk @ columns)
+    return weights
+
+
+def _averaging(cells: int, pixels: int) -> np.ndarray:
+    """(cells, pixels): the part of each cell that each pixel fills; rows sum to 1."""
+    edges = np.arange(cells + 1) * (pixels / cells)
+    left = np.maximum(edges[:-1, None], np.arange(pixels)[None, :])
+    right = np.minimum(edges[1:, None], np.arange(1, pixels + 1)[None, :])
+    return (np.clip(right - left, 0.0, None) * (cells / pixels)).astype(np.float32)
