@@ -1,0 +1,339 @@
+"""One place that holds objects by relative path: a local folder or an object store, through fsspec.
+
+Every write is whole or absent for readers. Errors that trying again does not mend (no such bucket,
+no permission, full disk) become `StorageError` with what to do; a network that fails for the
+moment stays a `ConnectionError` or another `OSError`, which the engine retries.
+"""
+
+import contextlib
+import datetime
+import errno
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+from ovref.errors import StorageError
+
+LOCAL_PROTOCOLS = ("file", "local")
+TEMPORARY = ".partial-"
+"""How the names of unfinished local files begin; they are never listed."""
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+CREATE_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Store:
+    """A root URL and relative paths under it. Cheap to make, picklable, safe to share."""
+
+    url: str
+    """`/data/run7`, `s3://bucket/prefix`, ... without a slash at its end."""
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    """For fsspec: `endpoint_url`, `key`, `secret`, `profile`, ... Never printed or stored."""
+
+    @classmethod
+    def open(cls, url: str, **storage_options: Any) -> "Store":
+        """A store at `url`; nothing is read or written yet.
+
+        Raises:
+            StorageError: the URL's protocol is unknown or its library is not installed.
+        """
+        store = cls(url.rstrip("/") or "/", storage_options)
+        # Absolute, because a worker that gets the store may stand in another folder.
+        return cls(store._root, storage_options) if store.is_local else store
+
+    def child(self, prefix: str) -> "Store":
+        """The store whose root is `prefix` in this one."""
+        return Store(f"{self.url.rstrip('/')}/{_relative(prefix)}", self.storage_options)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether paths are files of this machine (or of a file system mounted on it)."""
+        return self._fs_and_root[0].protocol[0] in LOCAL_PROTOCOLS
+
+    def read(self, path: str) -> bytes:
+        """The whole object. Raises StorageError if it does not exist."""
+        full = self._full(path)
+        with self._explained("read", path):
+            return self._fs.cat_file(full)
+
+    def read_many(self, paths: list[str]) -> dict[str, bytes]:
+        """Many small objects, at once where the store can. Raises StorageError if one is absent."""
+        full = {self._full(path): path for path in paths}
+        if not full:
+            return {}
+        with self._explained("read", paths[0] if len(paths) == 1 else f"{len(paths)} objects"):
+            found = self._fs.cat(list(full), recursive=False, on_error="raise")
+        if isinstance(found, bytes):
+            return {paths[0]: found}
+        return {full[name]: data for name, data in found.items()}
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes or replaces one object; readers see the old or the new one, never a part."""
+        full = self._full(path)
+        with self._explained("write", path):
+            if self.is_local:
+                with _partial(full) as partial:
+                    _write_synced(partial, data)
+                    os.replace(partial, full)
+                    _sync_folder(full)
+            else:
+                self._fs.pipe_file(full, data)
+
+    def upload(self, local_path: str | Path, path: str) -> None:
+        """Writes or replaces one object from a local file, without holding it in memory."""
+        full = self._full(path)
+        with self._explained("write", path):
+            if self.is_local:
+                with _partial(full) as partial:
+                    with open(local_path, "rb") as source, open(partial, "xb") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+                        _sync(target)
+                    os.replace(partial, full)
+                    _sync_folder(full)
+            else:
+                self._fs.put_file(str(local_path), full)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes one object only if there is none: of any number of callers, one gets True.
+
+        Locally a hard link, on S3 a conditional PUT. The object is never half-visible.
+        """
+        full = self._full(path)
+        with self._explained("create", path):
+            if self.is_local:
+                return _create_local(full, data)
+            return self._create_remote(full, data)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object at `path` (a permission problem is an error, not False)."""
+        full = self._full(path)
+        with self._explained("look up", path):
+            try:
+                self._fs.info(full)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Paths of all objects under the folder `prefix`, at any depth, sorted."""
+        full = self._full(prefix) if prefix else self._root
+        start = len(self._root.rstrip("/")) + 1
+        with self._explained("list", prefix):
+            try:
+                names = [name[start:] for name in self._fs.find(full)]
+            except FileNotFoundError:
+                return []
+        return sorted(name for name in names if not name.rpartition("/")[2].startswith(TEMPORARY))
+
+    def age_s(self, path: str) -> float:
+        """Seconds since the object was written."""
+        full = self._full(path)
+        with self._explained("look up", path):
+            modified = self._fs.modified(full)
+        if modified.tzinfo is None:
+            modified = modified.replace(tzinfo=datetime.UTC)
+        return (datetime.datetime.now(datetime.UTC) - modified).total_seconds()
+
+    def delete(self, path: str) -> None:
+        """Removes one object; one that is gone already is no error."""
+        full = self._full(path)
+        with self._explained("delete", path), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(full)
+
+    def open_input(self, path: str) -> BinaryIO:
+        """A seekable, read-only binary file, for pyarrow and the like."""
+        full = self._full(path)
+        with self._explained("read", path):
+            return self._fs.open(full, "rb")
+
+    @contextlib.contextmanager
+    def local_copy(self, path: str) -> Iterator[Path]:
+        """The object as a local file for the time of the block: itself, or a temporary copy."""
+        full = self._full(path)
+        if self.is_local:
+            if not os.path.isfile(full):
+                raise StorageError(f"{self.url}/{path} is missing; {_MISSING}")
+            yield Path(full)
+            return
+        with tempfile.TemporaryDirectory(prefix="ovref-") as folder:
+            local = Path(folder) / "object"
+            with self._explained("read", path):
+                self._fs.get_file(full, str(local))
+            yield local
+
+    # -- how it is done ------------------------------------------------------------------------
+
+    @property
+    def _fs_and_root(self) -> tuple[Any, str]:
+        # fsspec keeps its instances, so asking each time is cheap, and a Store pickles as data.
+        options = dict(self.storage_options)
+        if not self.url.startswith("/") and "://" in self.url:
+            # Other workers write at the same time: a remembered listing would hide their commits.
+            options.setdefault("use_listings_cache", False)
+        try:
+            return fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            raise StorageError(
+                f"cannot open the store {self.url}: {error}; give a local path or s3://bucket/prefix"
+            ) from error
+
+    @property
+    def _fs(self) -> Any:
+        return self._fs_and_root[0]
+
+    @property
+    def _root(self) -> str:
+        return self._fs_and_root[1]
+
+    def _full(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{_relative(path)}"
+
+    def _create_remote(self, full: str, data: bytes) -> bool:
+        for _ in range(CREATE_ATTEMPTS):
+            try:
+                self._fs.pipe_file(full, data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                code = _service_code(error)
+                if code == "PreconditionFailed":  # stores that leave out the Condition element
+                    return False
+                if code == "ConditionalRequestConflict":  # two at the same moment: ask again
+                    continue
+                raise
+            return True
+        raise TimeoutError(f"{full}: the store kept answering ConditionalRequestConflict")
+
+    @contextlib.contextmanager
+    def _explained(self, action: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except _store_errors() as error:
+            place = f"{self.url}/{path}" if path else self.url
+            raise _explain(error, f"cannot {action} {place}") from error
+
+
+def check_conditional_create(store: Store) -> None:
+    """Probes that `create` is exclusive here; call it once before a job.
+
+    Raises:
+        StorageError: the store ignores conditional writes (some S3 look-alikes do), so that two
+            workers could commit the same shard; or nothing can be written at all.
+    """
+    path = f"_probe/{secrets.token_hex(8)}"
+    try:
+        first, second = store.create(path, b"first"), store.create(path, b"second")
+        kept = store.read(path)
+    finally:
+        store.delete(path)
+    if (first, second, kept) != (True, False, b"first"):
+        raise StorageError(
+            f"{store.url} ignores conditional writes (If-None-Match): a second create of one object "
+            "replaced the first, so two workers could commit the same shard; use AWS S3, a current "
+            "MinIO or Ceph, or a local or shared folder"
+        )
+
+
+_MISSING = "it was deleted or never written"
+
+
+def _relative(path: str) -> str:
+    parts = path.split("/")
+    if not path or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise StorageError(f"a path in a store must be relative, without '..', found {path!r}")
+    return path
+
+
+@contextlib.contextmanager
+def _partial(full: str) -> Iterator[str]:
+    """A free name beside `full` for the unfinished file, which is gone afterwards in any case."""
+    folder, name = os.path.split(full)
+    os.makedirs(folder, exist_ok=True)
+    partial = os.path.join(folder, f"{TEMPORARY}{secrets.token_hex(6)}-{name}")
+    try:
+        yield partial
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+
+
+def _create_local(full: str, data: bytes) -> bool:
+    with _partial(full) as partial:
+        _write_synced(partial, data)
+        try:
+            os.link(partial, full)  # fails if `full` exists, and shows all of the file or none
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise StorageError(
+                    f"{full}: this file system has no hard links, which exclusive creation needs; "
+                    "choose a folder on another file system or an object store"
+                ) from error
+            raise
+        _sync_folder(full)
+        return True
+
+
+def _write_synced(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(full: str) -> None:
+    descriptor = os.open(os.path.dirname(full), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What a store may raise: errors of botocore count only once it has been loaded."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
+
+
+def _service_code(error: BaseException) -> str:
+    """The S3 error code behind an error of s3fs, or an empty string."""
+    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
+    return response.get("Error", {}).get("Code", "")
+
+
+def _explain(error: Exception, what: str) -> Exception:
+    code, kind = _service_code(error), type(error).__name__
+    found = f"{what}: {error or kind}"
+    if code == "NoSuchBucket":
+        return StorageError(f"{found}; there is no such bucket: create it or correct the URL")
+    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return StorageError(
+            f"{found}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
+        )
+    if isinstance(error, PermissionError):
+        return StorageError(f"{found}; check the permissions of the folder or the credentials")
+    if isinstance(error, FileNotFoundError):
+        return StorageError(f"{found}; {_MISSING}")
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return StorageError(f"{found}; the disk or quota is full: free space and start again")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return StorageError(f"{found}; the file system is mounted read-only")
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return StorageError(f"{found}; a file stands where a folder is needed, or the reverse")
+    if isinstance(error, OSError):
+        return error
+    return ConnectionError(f"{found}; check the endpoint and the network")
