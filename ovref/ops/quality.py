@@ -1,0 +1,90 @@
+"""Measures of how far a reference can be trusted, on plain arrays.
+
+A collection of generated or self-labelled references holds masks that missed their noun. Two
+measures find most of them without any annotation: a reference whose visual neighbours on *other*
+images carry other nouns, and a reference that repeats another one.
+"""
+
+import numpy as np
+
+
+def usable_rows(vectors_nd: np.ndarray, tolerance: float = 0.01) -> np.ndarray:
+    """(n,) bool: which rows are finite and of unit length (within `tolerance`, for float16)."""
+    vectors_nd = vectors_nd.astype(np.float32)
+    finite = np.isfinite(vectors_nd).all(axis=1)
+    lengths = np.linalg.norm(np.where(finite[:, None], vectors_nd, 0), axis=1)
+    return finite & (np.abs(lengths - 1) <= tolerance)
+
+
+def noun_agreement(
+    neighbours_qm: np.ndarray,
+    query_rows_q: np.ndarray,
+    nouns_n: np.ndarray,
+    images_n: np.ndarray,
+    k: int,
+) -> np.ndarray:
+    """How well a reference's visual neighbours on other images share its noun, in [0, 1].
+
+    Of the m candidates of each query the first k that lie on another image than the query are
+    asked (so a reference never vouches for itself, nor two regions of one image for each other).
+    The count of those with the query's noun is divided by the most it could be: the smaller of k
+    and the number of references with this noun on other images. A rare noun is thereby not
+    punished for being rare. The idea is SegRAG's intra-class consistency check, which keeps a
+    support feature when it retrieves its own class in other supports.
+
+    Args:
+        neighbours_qm: (q, m) int rows nearest first, -1 where the search found fewer. Pass m
+            larger than k by the most references one image has, or the k may not be reached.
+        query_rows_q: (q,) int, the rows that were searched for.
+        nouns_n, images_n: (n,) int codes of every row's noun and image.
+        k: neighbours to ask, at least 1.
+
+    Returns:
+        (q,) float64; NaN where no other image shows the noun, so that nothing can be said.
+    """
+    other_image = images_n[neighbours_qm] != images_n[query_rows_q][:, None]
+    asked = other_image & (neighbours_qm >= 0)
+    asked &= np.cumsum(asked, axis=1) <= k
+    same_noun = nouns_n[neighbours_qm] == nouns_n[query_rows_q][:, None]
+    agreeing = (asked & same_noun).sum(axis=1)
+
+    available = elsewhere(nouns_n, images_n)[query_rows_q]
+    with np.errstate(invalid="ignore"):
+        return np.where(available > 0, agreeing / np.minimum(available, k), np.nan)
+
+
+def elsewhere(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
+    """(n,) int: how many references of the same noun lie on other images."""
+    _, noun_codes, noun_counts = np.unique(nouns_n, return_inverse=True, return_counts=True)
+    pairs = np.stack([nouns_n, images_n], axis=1)
+    _, pair_codes, pair_counts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+    return noun_counts[noun_codes] - pair_counts[pair_codes.reshape(-1)]
+
+
+def first_of_near_duplicates(
+    vectors_nd: np.ndarray, min_cosine: float, block: int = 1024
+) -> np.ndarray:
+    """(n,) bool: the rows to keep so that no two kept rows have a cosine of `min_cosine` or more.
+
+    Rows are taken in order; a row stays unless it is that near to one that stays before it. The
+    cost is n times the number kept; memory is block times the number kept.
+
+    Args:
+        vectors_nd: (n, d) float, unit rows.
+        min_cosine: in (-1, 1].
+        block: rows compared at a time; does not change the result.
+    """
+    vectors_nd = np.ascontiguousarray(vectors_nd, dtype=np.float32)
+    keep = np.zeros(len(vectors_nd), dtype=bool)
+    for start in range(0, len(vectors_nd), block):
+        rows = vectors_nd[start : start + block]
+        kept_before = vectors_nd[:start][keep[:start]]
+        alive = np.ones(len(rows), dtype=bool)
+        if len(kept_before):
+            alive = (rows @ kept_before.T).max(axis=1) < min_cosine
+        near = rows @ rows.T >= min_cosine
+        for row in range(len(rows)):
+            if alive[row]:
+                alive[row + 1 :] &= ~near[row, row + 1 :]
+        keep[start : start + block] = alive
+    return keep

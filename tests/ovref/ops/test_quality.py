@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement, usable_rows
+
+
+def unit(rows):
+    rows = np.asarray(rows, dtype=np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_usable_rows_are_finite_and_unit():
+    rows = np.array([[1, 0], [np.nan, 0], [np.inf, 1], [0, 0], [0.6, 0.8], [2, 0]], np.float16)
+    assert usable_rows(rows).tolist() == [True, False, False, False, True, False]
+    assert usable_rows(np.zeros((0, 3), np.float16)).shape == (0,)
+
+
+def slow_agreement(vectors, nouns, images, k):
+    shares = []
+    for row in range(len(vectors)):
+        others = [j for j in range(len(vectors)) if images[j] != images[row]]
+        others.sort(key=lambda j: -vectors[row] @ vectors[j])
+        agreeing = sum(nouns[j] == nouns[row] for j in others[:k])
+        available = sum(nouns[j] == nouns[row] for j in others)
+        shares.append(agreeing / min(k, available) if available else np.nan)
+    return np.array(shares)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_noun_agreement_equals_the_definition(k):
+    rng = np.random.default_rng(0)
+    vectors = unit(rng.standard_normal((40, 6)))
+    nouns = rng.integers(0, 5, 40)
+    nouns[0] = 99  # a noun that no other image shows
+    images = rng.integers(0, 20, 40)
+    neighbours = np.argsort(-(vectors @ vectors.T), axis=1)
+    found = noun_agreement(neighbours, np.arange(40), nouns, images, k)
+    np.testing.assert_array_equal(found, slow_agreement(vectors, nouns, images, k))
+    assert np.isnan(found[0])
+
+
+def test_noun_agreement_ignores_padding_and_its_own_image():
+    nouns = np.array([1, 1, 1, 2])
+    images = np.array([0, 0, 1, 2])
+    # Row 0: itself and its neighbour on image 0 are not asked; row 2 agrees, row 3 does not.
+    neighbours = np.array([[0, 1, 3, 2, -1]])
+    rows = np.array([0])
+    assert noun_agreement(neighbours, rows, nouns, images, k=1).tolist() == [0.0]
+    assert noun_agreement(neighbours, rows, nouns, images, k=2).tolist() == [1.0]
+
+
+def test_elsewhere_counts_other_images():
+    nouns = np.array([5, 5, 5, 7, 5])
+    images = np.array([1, 1, 2, 1, 3])
+    assert elsewhere(nouns, images).tolist() == [2, 2, 3, 0, 3]
+
+
+def slow_first_of_near_duplicates(vectors, min_cosine):
+    kept = []
+    for row in range(len(vectors)):
+        if all(vectors[row] @ vectors[other] < min_cosine for other in kept):
+            kept.append(row)
+    return kept
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_near_duplicates_are_dropped_greedily_in_order(block):
+    rng = np.random.default_rng(1)
+    vectors = unit(rng.standard_normal((60, 3)))
+    keep = first_of_near_duplicates(vectors, 0.9, block=block)
+    assert np.flatnonzero(keep).tolist() == slow_first_of_near_duplicates(vectors, 0.9)
+    assert 0 < keep.sum() < 60
+
+
+def test_near_duplicates_of_nothing_and_of_equal_rows():
+    assert first_of_near_duplicates(np.zeros((0, 4)), 0.5).shape == (0,)
+    same = np.tile(unit([[1.0, 2.0]]), (5, 1))
+    assert first_of_near_duplicates(same, 0.99).tolist() == [True, False, False, False, False]
