@@ -1,0 +1,94 @@
+"""Confusion matrix and its scores against a slow reference over sets of pixels."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ovref.evaluation.metrics import IGNORE, ConfusionMatrix
+
+
+def slow_scores(pairs, classes):
+    """IoU and accuracy of every class, pixel by pixel: lists with None for what is not defined."""
+    pixels = [
+        (int(t), int(p))
+        for truth, predicted in pairs
+        for t, p in zip(truth.ravel(), predicted.ravel(), strict=True)
+        if t != IGNORE
+    ]
+    ious, accuracies = [], []
+    for c in range(classes):
+        both = sum(t == c and p == c for t, p in pixels)
+        either = sum(t == c or p == c for t, p in pixels)
+        true = sum(t == c for t, _ in pixels)
+        ious.append(both / either if either else None)
+        accuracies.append(both / true if true else None)
+    return ious, accuracies, sum(t == p for t, p in pixels) / len(pixels)
+
+
+def mean(values):
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
+
+
+def as_nan(values):
+    return [math.nan if value is None else value for value in values]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_match_the_slow_reference(seed):
+    rng = np.random.default_rng(seed)
+    classes = 6
+    matrix, pairs = ConfusionMatrix(classes), []
+    for _ in range(3):
+        # Class 4 is in the truth only, class 5 in neither, class 3 in predictions only.
+        truth = rng.choice([0, 1, 2, 4, IGNORE], size=(5, 7)).astype(np.uint8)
+        predicted = rng.choice([0, 1, 2, 3], size=(5, 7))
+        matrix.add(truth, predicted)
+        pairs.append((truth, predicted))
+    scores = matrix.scores()
+    ious, accuracies, pixel_accuracy = slow_scores(pairs, classes)
+    np.testing.assert_allclose(scores.iou, as_nan(ious))
+    np.testing.assert_allclose(scores.accuracy, as_nan(accuracies))
+    assert scores.miou == pytest.approx(mean(ious))
+    assert scores.mean_accuracy == pytest.approx(mean(accuracies))
+    assert scores.pixel_accuracy == pytest.approx(pixel_accuracy)
+    assert scores.iou[3] == 0 and scores.iou[4] == 0 and math.isnan(scores.iou[5])
+
+
+def test_a_perfect_prediction_scores_one():
+    matrix = ConfusionMatrix(3)
+    truth = np.array([[0, 1], [2, 2]])
+    matrix.add(truth, truth)
+    assert matrix.scores().miou == 1 and matrix.scores().pixel_accuracy == 1
+
+
+def test_counts_are_pooled_over_images_not_averaged():
+    matrix = ConfusionMatrix(2)
+    matrix.add(np.zeros((1, 9), int), np.zeros((1, 9), int))
+    matrix.add(np.zeros((1, 1), int), np.ones((1, 1), int))
+    assert matrix.scores().iou[0] == pytest.approx(0.9)
+
+
+def test_nothing_judged_gives_nan_and_no_warning():
+    matrix = ConfusionMatrix(2)
+    assert math.isnan(matrix.scores().miou) and math.isnan(matrix.scores().pixel_accuracy)
+    # Predictions under ignored pixels may hold anything.
+    matrix.add(np.full((2, 2), IGNORE), np.full((2, 2), -1))
+    assert math.isnan(matrix.scores().miou)
+
+
+def test_bad_label_maps_are_refused():
+    matrix = ConfusionMatrix(3)
+    good = np.zeros((2, 2), int)
+    with pytest.raises(ValueError, match=r"differ in shape: \(2, 2\) and \(2, 3\)"):
+        matrix.add(good, np.zeros((2, 3), int))
+    with pytest.raises(ValueError, match="prediction must hold integers, found float64"):
+        matrix.add(good, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="truth holds label 3, expected 0 to 2"):
+        matrix.add(good + 3, good)
+    with pytest.raises(ValueError, match="prediction holds label -1"):
+        matrix.add(good, good - 1)
+    with pytest.raises(ValueError, match="classes must be at least 1"):
+        ConfusionMatrix(0)
+    assert matrix.counts.sum() == 0
