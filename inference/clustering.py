@@ -1,7 +1,6 @@
 """Spherical k-means: a noun's (or a query's) many visual embeddings -> a few prototypes."""
 
 import numpy as np
-
 from ovref_inference.vectors import l2_normalised
 
 

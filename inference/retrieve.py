@@ -6,7 +6,6 @@ The builder and the queries share these functions, so that both live in the same
 from typing import Protocol
 
 import numpy as np
-
 from ovref_inference.vectors import l2_normalised
 
 TEMPLATES = (

@@ -1,0 +1,386 @@
+"""`ReferenceCollection`: open a published collection and ask it by text, by noun or by region."""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ovref_inference import format as fmt
+from ovref_inference import index as indexes
+from ovref_inference import store
+from ovref_inference.clustering import spherical_kmeans
+from ovref_inference.errors import CollectionError
+from ovref_inference.prototypes import (
+    PrototypeConfig,
+    Prototypes,
+    clustered_rows,
+    make_prototypes,
+    neighbours_of,
+    stacked,
+)
+from ovref_inference.retrieve import class_embeddings
+from ovref_inference.vectors import l2_normalised
+
+
+class ReferenceCollection:
+    """A published collection, memory-mapped and read-only; safe to ask from several threads.
+
+        with ReferenceCollection.open("s3://bucket/coco-fossil") as collection:
+            support = collection.search_text(collection.embed_text(["red panda"]), k=150)
+            prototypes = collection.prototypes(["red panda", "grass"], k=10)
+            support = collection.search_regions(region_features, k=20)
+    """
+
+    def __init__(self, url: str, manifest: fmt.Manifest, paths: dict[str, Path]) -> None:
+        counts = fmt.check_counts(paths, manifest)
+        if counts != manifest.counts:
+            raise CollectionError(
+                f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
+            )
+        self.url = url
+        self.manifest = manifest
+        self._paths = paths
+        self.visual: np.ndarray = fmt.open_vectors(paths["visual"])
+        """(references, d_visual) float16, memory-mapped."""
+        self.textual: np.ndarray = fmt.open_vectors(paths["textual"])
+        """(references, d_textual) float16, memory-mapped."""
+        rows = len(self.visual)
+        self._visual_index = indexes.read_index(
+            paths["visual_index"], rows=rows, dim=manifest.visual.dim
+        )
+        self._textual_index = indexes.read_index(
+            paths["textual_index"], rows=rows, dim=manifest.textual.dim
+        )
+        self._prototypes = fmt.open_vectors(paths["prototypes"])
+        self._noun_table = fmt.read_nouns(paths["nouns"])
+        self._noun_row = {noun: row for row, noun in enumerate(self._noun_table["noun"])}
+        self._dead = fmt.read_tombstones(paths["tombstones"])
+        self._table = fmt.open_table(paths["references"], fmt.REFERENCE_SCHEMA)
+        try:
+            self.prototype_config = PrototypeConfig(**manifest.prototypes)
+        except (TypeError, ValueError) as error:
+            raise CollectionError(f"{url}: the manifest's prototypes: {error}") from error
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path,
+        *,
+        cache: str | Path | None = None,
+        verify: store.Verify = "quick",
+        storage_options: dict[str, Any] | None = None,
+    ) -> "ReferenceCollection":
+        """Opens a local collection in place, or a remote one through a local cache.
+
+        Args:
+            url: folder, or fsspec URL such as s3://bucket/name.
+            cache: folder for copies of remote files; None takes $OVREF_CACHE, or else the
+                platform's cache folder.
+            verify: "quick" checks all sizes and small files' checksums, "full" all checksums.
+            storage_options: for fsspec (endpoint, credentials).
+
+        Raises:
+            CollectionError: missing, cut off, foreign or of another version; names the file and
+                what to do.
+            ImportError: faiss is not installed; says how to get it.
+        """
+        manifest, paths = store.fetch(
+            str(url), cache=cache, verify=verify, storage_options=storage_options
+        )
+        return cls(str(url), manifest, paths)
+
+    def __len__(self) -> int:
+        """References that are not deleted."""
+        return len(self.visual) - len(self._dead)
+
+    def __enter__(self) -> "ReferenceCollection":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the files. Results already returned stay valid; no more may be asked for."""
+        self._table.close()
+        del self.visual, self.textual, self._visual_index, self._textual_index, self._prototypes
+
+    @property
+    def nouns(self) -> list[str]:
+        """The vocabulary, sorted."""
+        return self._noun_table["noun"]
+
+    def search_text(self, text_embeddings: np.ndarray, k: int) -> "Support":
+        """The k references whose textual retrieval embeddings are nearest (FOSSIL 3.3, FreeDA).
+
+        Args:
+            text_embeddings: (n, d_textual) of the collection's text encoder, e.g. `embed_text`.
+            k: references of each query, at least 1.
+
+        Raises:
+            ValueError: another width, a zero or non-finite row, k < 1.
+        """
+        return self._search("textual", text_embeddings, k)
+
+    def search_regions(self, region_features: np.ndarray, k: int) -> "Support":
+        """The k references whose visual embeddings are nearest (RetCLIP, CorrCLIPv2).
+
+        Args:
+            region_features: (n, d_visual), pooled by `pooling.pool_regions` from the collection's
+                visual encoder; leave out the regions that it calls not valid.
+            k: references of each region, at least 1.
+
+        Raises:
+            ValueError: another width, a zero or non-finite row, k < 1.
+        """
+        return self._search("visual", region_features, k)
+
+    def fossil_prototypes(
+        self, text_embeddings: np.ndarray, *, n: int, k: int, seed: int = 0, iterations: int = 20
+    ) -> Prototypes:
+        """Prototypes by retrieval: the n nearest references, clustered into k (FOSSIL 3.3).
+
+        Args:
+            text_embeddings: (classes, d_textual).
+            n: references retrieved for each class; k: centroids of each.
+            seed, iterations: of k-means.
+        """
+        support = self.search_text(text_embeddings, n)
+        per_class = [
+            spherical_kmeans(self._vectors(ids[ids >= 0]), k, seed=seed, iterations=iterations)
+            if (ids >= 0).any()
+            else np.zeros((0, self.manifest.visual.dim), dtype=np.float32)
+            for ids in support.ids
+        ]
+        vectors_nkd, counts = stacked(per_class, self.manifest.visual.dim)
+        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=((),) * len(counts))
+
+    def prototypes(
+        self, names: list[str], k: int | None = None, *, text_embeddings: np.ndarray | None = None
+    ) -> Prototypes:
+        """Prototypes by noun (VOCSeg 3.1), stored ones where they serve.
+
+        A name in the vocabulary gets the clusters of its own references. A rare or unknown one
+        gets those of its neighbours in text space (`prototypes.neighbours_of`).
+
+        Args:
+            names: concepts; compared in lower case, without outer blanks.
+            k: prototypes of each; None takes the collection's own number.
+            text_embeddings: (names, d_textual) of the names; needed for unknown names alone. None
+                lets the collection's own text encoder make them (needs `pip install
+                'ovref[segment]'`).
+
+        Raises:
+            ValueError: no or empty names, k < 1, embeddings of another shape.
+        """
+        if not names or not all(name.strip() for name in names):
+            raise ValueError(f"names must be one or more non-empty texts, found {names!r}")
+        config = self.prototype_config
+        if k is not None and k != config.k:
+            config = dataclasses.replace(
+                config, k=k, max_references=max(k, config.max_references)
+            )
+        own = [self._noun_row.get(name.strip().lower()) for name in names]
+        embeddings = self._class_embeddings(names, own, text_embeddings)
+        per_class, sources = [], []
+        for row, embedding in zip(own, embeddings, strict=True):
+            stored = self._stored(row) if config == self.prototype_config else None
+            vectors, used = stored or self._fresh(row, embedding, config)
+            per_class.append(vectors)
+            sources.append(tuple(self.nouns[i] for i in used))
+        vectors_nkd, counts = stacked(per_class, self.manifest.visual.dim)
+        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=tuple(sources))
+
+    def embed_text(self, names: list[str]) -> np.ndarray:
+        """(n, d_textual) embeddings of names, by the collection's own text encoder and templates.
+
+        Loads the encoder at the first call, which needs torch (`pip install 'ovref[segment]'`).
+        """
+        return class_embeddings(self._text_encoder, names, self.manifest.templates)
+
+    def rows(self, ids: np.ndarray | list[int]) -> list[dict[str, Any]]:
+        """Everything known about these references, as one dict of `REFERENCE_SCHEMA` for each id.
+
+        Reads only the row groups that hold them. Deleted references are refused.
+
+        Raises:
+            ValueError: an id that the collection does not have, or that is deleted.
+        """
+        wanted = np.asarray(ids, dtype=np.int64).ravel()
+        bad = wanted[(wanted < 0) | (wanted >= len(self.visual)) | np.isin(wanted, self._dead)]
+        if len(bad):
+            raise ValueError(f"{self.url} has no references {bad[:10].tolist()}, or they are deleted")
+        found: dict[int, dict[str, Any]] = {}
+        for group in np.unique(wanted // fmt.ROW_GROUP).tolist():
+            start = group * fmt.ROW_GROUP
+            inside = np.unique(wanted[wanted // fmt.ROW_GROUP == group])
+            table = self._table.read_row_group(group).take(pa.array(inside - start))
+            found.update(zip(inside.tolist(), table.to_pylist(), strict=True))
+        return [found[i] for i in wanted.tolist()]
+
+    def noun_rows(self, ids: np.ndarray) -> np.ndarray:
+        """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""
+        ids = np.asarray(ids, dtype=np.int64)
+        return np.where(ids >= 0, self._reference_nouns[np.maximum(ids, 0)], -1)
+
+    def references_of(self, noun: str) -> np.ndarray:
+        """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown."""
+        row = self._noun_row.get(noun)
+        return np.zeros(0, dtype=np.int64) if row is None else self._rows_of(row)
+
+    def _search(self, kind: str, queries: np.ndarray, k: int) -> "Support":
+        info = getattr(self.manifest, f"{kind}_index")
+        queries = self._checked(kind, queries)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, found {k}")
+        scores, ids = indexes.search(
+            getattr(self, f"_{kind}_index"),
+            queries,
+            k,
+            parameters=info.search,
+            excluded=self._dead,
+        )
+        return Support(ids=ids, scores=scores, collection=self)
+
+    def _checked(self, kind: str, vectors: np.ndarray) -> np.ndarray:
+        encoder: fmt.EncoderInfo = getattr(self.manifest, kind)
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or vectors.shape[1] != encoder.dim:
+            raise ValueError(
+                f"{self.url} was built with {encoder.model}: expected {kind} embeddings "
+                f"(n, {encoder.dim}), found {vectors.shape}"
+            )
+        return l2_normalised(vectors)
+
+    def _vectors(self, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(self.visual[ids], dtype=np.float32)
+
+    def _class_embeddings(
+        self, names: list[str], own: list[int | None], given: np.ndarray | None
+    ) -> np.ndarray:
+        """(names, d_textual): as given, or the stored ones, with unknown names encoded."""
+        if given is not None:
+            if len(given) != len(names):
+                raise ValueError(f"{len(names)} names but {len(given)} text_embeddings")
+            return self._checked("textual", given)
+        embeddings = np.zeros((len(names), self.manifest.textual.dim), dtype=np.float32)
+        unknown = [i for i, row in enumerate(own) if row is None]
+        known = [i for i, row in enumerate(own) if row is not None]
+        if known:
+            embeddings[known] = self._noun_table["embedding"][[own[i] for i in known]]
+        if unknown:
+            embeddings[unknown] = self.embed_text([names[i] for i in unknown])
+        return embeddings
+
+    def _stored(self, row: int | None) -> tuple[np.ndarray, list[int]] | None:
+        """Stored prototypes of a noun and the nouns they are of; None if there are none that hold."""
+        if row is None:
+            return None
+        table = self._noun_table
+        start, stop = int(table["prototype_start"][row]), int(table["prototype_stop"][row])
+        used = [row] + [self._noun_row[noun] for noun in table["neighbours"][row]]
+        if stop == start or any(self._dead_counts[i] for i in used):
+            return None
+        return np.asarray(self._prototypes[start:stop], dtype=np.float32), used
+
+    def _fresh(
+        self, row: int | None, embedding: np.ndarray, config: PrototypeConfig
+    ) -> tuple[np.ndarray, list[int]]:
+        """Prototypes clustered now, and the nouns whose references were used."""
+        counts = self._noun_table["count"] - self._dead_counts
+        if row is not None and counts[row] >= config.needed:
+            used = [row]
+        else:
+            used = neighbours_of(embedding, self._noun_table["embedding"], counts, config, row)
+        if not used:
+            return np.zeros((0, self.manifest.visual.dim), dtype=np.float32), []
+        ids = np.sort(np.concatenate([self._rows_of(i) for i in used]))
+        return make_prototypes(self._vectors(clustered_rows(ids, config)), config), used
+
+    def _rows_of(self, row: int) -> np.ndarray:
+        order, starts = self._by_noun
+        ids = order[starts[row] : starts[row + 1]]
+        return ids[~np.isin(ids, self._dead)] if self._dead_counts[row] else ids
+
+    @cached_property
+    def _text_encoder(self) -> Any:
+        from ovref_inference.encoders import TextEncoderConfig, load_text_encoder
+
+        try:
+            config = TextEncoderConfig(**self.manifest.textual.settings)
+        except (TypeError, ValueError) as error:
+            raise CollectionError(
+                f"{self.url}: the manifest's settings of the text encoder are not usable "
+                f"({error}); pass text_embeddings made by {self.manifest.textual.model}"
+            ) from error
+        return load_text_encoder(config)
+
+    @cached_property
+    def _reference_nouns(self) -> np.ndarray:
+        """(references,) int32: the row of each reference's noun in nouns.parquet."""
+        with pq.ParquetFile(
+            self._paths["references"], memory_map=True, read_dictionary=["noun"]
+        ) as file:
+            column = file.read(columns=["noun"]).column("noun").unify_dictionaries()
+        parts = []
+        for chunk in column.chunks:
+            words = chunk.dictionary.to_pylist()
+            missing = [word for word in words if word not in self._noun_row]
+            if missing:
+                raise CollectionError(f"{self._paths['nouns']} lacks the nouns {missing[:10]}")
+            codes = np.array([self._noun_row[word] for word in words], dtype=np.int32)
+            parts.append(codes[chunk.indices.to_numpy()])
+        return np.concatenate(parts)
+
+    @cached_property
+    def _by_noun(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids sorted by noun, and where each noun's begin."""
+        order = np.argsort(self._reference_nouns, kind="stable")
+        starts = np.searchsorted(self._reference_nouns[order], np.arange(len(self.nouns) + 1))
+        return order, starts
+
+    @cached_property
+    def _dead_counts(self) -> np.ndarray:
+        """(nouns,) int64: deleted references of each noun."""
+        if not len(self._dead):
+            return np.zeros(len(self.nouns), dtype=np.int64)
+        return np.bincount(self._reference_nouns[self._dead], minlength=len(self.nouns))
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """References found for n queries, nearest first."""
+
+    ids: np.ndarray
+    """(n, k) int64; -1 where the collection has fewer than k references."""
+    scores: np.ndarray
+    """(n, k) float32 cosine similarities; -inf where the id is -1."""
+    collection: ReferenceCollection = dataclasses.field(repr=False)
+
+    @property
+    def visual(self) -> np.ndarray:
+        """(n, k, d_visual) float32 visual embeddings, read now; zero where the id is -1."""
+        return self._vectors(self.collection.visual)
+
+    @property
+    def textual(self) -> np.ndarray:
+        """(n, k, d_textual) float32 textual retrieval embeddings; zero where the id is -1."""
+        return self._vectors(self.collection.textual)
+
+    @property
+    def noun_rows(self) -> np.ndarray:
+        """(n, k) int: index into `collection.nouns`; -1 where the id is -1."""
+        return self.collection.noun_rows(self.ids)
+
+    @property
+    def nouns(self) -> list[list[str | None]]:
+        """The noun of each reference; None where the id is -1."""
+        words = self.collection.nouns
+        return [[words[i] if i >= 0 else None for i in row] for row in self.noun_rows.tolist()]
+
+    def _vectors(self, matrix: np.ndarray) -> np.ndarray:
+        vectors = np.asarray(matrix[np.maximum(self.ids, 0)], dtype=np.float32)
+        vectors[self.ids < 0] = 0.0
+        return vectors
