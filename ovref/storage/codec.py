@@ -15,7 +15,7 @@ reducer reads columns, and there is no tar of millions of members of a few bytes
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -28,69 +28,283 @@ from ovref.records import Caption, ImageRecord, Noun, Prompt, Reference, Region
 Record = Caption | Prompt | ImageRecord | Reference
 
 KINDS: dict[type, str] = {
-    Caption: "caption", Prompt: "prompt", ImageRecord: "image", Reference: "reference"
+    Caption: "caption",
+    Prompt: "prompt",
+    ImageRecord: "image",
+    Reference: "reference",
 }
 
-KEY = re.compile(r"[A-Za-z0-9_-]{1,64}(#[0-9]{1,9})?")
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(#[0-9]{1,9})?")
 """Keys become names in a tar: no dots (WebDataset's extension begins at the first), no slashes."""
+
+MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"}
+IMAGE_EXTENSIONS = (*MAGIC.values(), "webp", "bin")
 
 NOUN = pa.struct([("text", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 REGION = pa.struct([("noun", NOUN), ("score", pa.float64()), ("source", pa.string())])
 
-COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
-    "caption": [
-        ("key", pa.string()), ("text", pa.string()), ("source", pa.string()), ("draw", pa.int32()),
-    ],
-    "prompt": [
-        ("key", pa.string()), ("caption", pa.string()), ("nouns", pa.list_(NOUN)),
-        ("source", pa.string()), ("draw", pa.int32()),
-    ],
-    "image": [
-        ("key", pa.string()), ("caption", pa.string()), ("source", pa.string()),
-        ("seed", pa.int64()), ("regions", pa.list_(REGION)), ("provenance", pa.string()),
-    ],
-    "reference": [
-        ("key", pa.string()), ("noun", NOUN), ("caption", pa.string()),
-        ("box_xyxy", pa.list_(pa.int32(), 4)), ("area", pa.float64()), ("score", pa.float64()),
-        ("source", pa.string()), ("seed", pa.int64()),
-    ],
+COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "caption": {
+        "key": pa.string(),
+        "text": pa.string(),
+        "source": pa.string(),
+        "draw": pa.int32(),
+    },
+    "prompt": {
+        "key": pa.string(),
+        "caption": pa.string(),
+        "nouns": pa.list_(NOUN),
+        "source": pa.string(),
+        "draw": pa.int32(),
+    },
+    "image": {
+        "key": pa.string(),
+        "caption": pa.string(),
+        "source": pa.string(),
+        "seed": pa.int64(),
+        "regions": pa.list_(REGION),
+        "provenance": pa.string(),  # JSON
+    },
+    "reference": {
+        "key": pa.string(),
+        "noun": NOUN,
+        "caption": pa.string(),
+        "box_xyxy": pa.list_(pa.int32(), 4),
+        "area": pa.float64(),
+        "score": pa.float64(),
+        "source": pa.string(),
+        "seed": pa.int64(),
+    },
 }
 """Columns of the sidecar by kind; references have `visual` and `textual` besides."""
 
 
-def kind_of(record: Record) -> str:
+def kind_of(record: Any) -> str:
     """`caption`, `prompt`, `image` or `reference`. Raises TypeError for anything else."""
-    raise NotImplementedError
+    try:
+        return KINDS[type(record)]
+    except KeyError:
+        raise TypeError(
+            f"a shard holds Caption, Prompt, ImageRecord or Reference, found {type(record)}"
+        ) from None
 
 
-def encode(record: Record) -> dict[str, bytes]:
-    """The sample of a caption, prompt or image record: file extension -> bytes, `json` first.
+def check_key(key: str) -> None:
+    """Raises ValueError for a key that is no safe name."""
+    if not KEY.fullmatch(key):
+        raise ValueError(
+            f"a record's key must be 1 to 64 letters, digits, '-' or '_', for a region followed "
+            f"by '#' and its number, found {key!r}"
+        )
+
+
+def encode(record: Caption | Prompt | ImageRecord) -> dict[str, bytes]:
+    """The sample of a record: file extension -> bytes, `json` first.
 
     Raises:
-        ValueError: the key is no safe name, or regions and heatmaps do not fit each other.
+        ValueError: the key is no safe name, a score is not finite, or regions and heatmaps do not
+            fit each other.
     """
-    raise NotImplementedError
+    check_key(record.key)
+    meta, sample = _metadata(record), {}
+    if isinstance(record, ImageRecord):
+        if record.heatmaps_nhw is not None:
+            sample["heatmaps.npy"] = _encode_heatmaps(record)
+        if record.regions:
+            sample["masks.png"] = _encode_masks(record)
+            meta["mask_hw"] = list(record.regions[0].mask_hw.shape)
+    if record.image is not None:
+        sample[_image_extension(record.image)] = record.image
+    return {"json": _json(meta), **dict(sorted(sample.items()))}
 
 
-def decode(key: str, sample: dict[str, bytes]) -> Record:
+def decode(key: str, sample: dict[str, bytes]) -> Caption | Prompt | ImageRecord:
     """The record of a sample, equal to the one encoded.
 
     Raises:
         ValueError: the sample is not one of ours.
     """
-    raise NotImplementedError
+    try:
+        meta = json.loads(sample["json"])
+        kind = meta.pop("kind")
+        image = next((sample[name] for name in IMAGE_EXTENSIONS if name in sample), None)
+        if kind == "caption":
+            return Caption(key=key, image=image, **meta)
+        nouns = tuple(Noun(**noun) for noun in meta.pop("nouns"))
+        if kind == "prompt":
+            return Prompt(key=key, nouns=nouns, image=image, **meta)
+        if kind == "image":
+            masks = _decode_masks(sample, len(nouns), meta.pop("mask_hw", None))
+            return ImageRecord(
+                key=key,
+                image=image,
+                heatmaps_nhw=_decode_heatmaps(sample),
+                regions=tuple(
+                    Region(noun=noun, mask_hw=mask_hw, score=score, source=source)
+                    for noun, mask_hw, score, source in zip(
+                        nouns, masks, meta.pop("scores"), meta.pop("sources"), strict=True
+                    )
+                ),
+                **meta,
+            )
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise ValueError(f"sample {key!r} is not one of ovref's: {error!r}") from error
+    raise ValueError(f"sample {key!r} is of an unknown kind {kind!r}")
 
 
 def schema(record: Record) -> pa.Schema:
     """Of the sidecar that can hold `record`; a reference fixes the lengths of the embeddings."""
-    raise NotImplementedError
+    kind = kind_of(record)
+    columns = dict(COLUMNS[kind])
+    if isinstance(record, Reference):
+        columns["visual"] = pa.list_(pa.float16(), len(record.visual))
+        columns["textual"] = pa.list_(pa.float16(), len(record.textual))
+    return pa.schema(list(columns.items()), metadata={"kind": kind})
 
 
-def table(records: list[Record], of: pa.Schema) -> pa.Table:
-    """The rows of some records of one kind."""
-    raise NotImplementedError
+def row(record: Record) -> dict[str, Any]:
+    """What the sidecar keeps of a record: its columns' values, embeddings still as arrays.
+
+    Raises:
+        ValueError: the key is no safe name.
+    """
+    check_key(record.key)
+    values = {"key": record.key, "source": record.source}
+    if isinstance(record, Caption):
+        return {**values, "text": record.text, "draw": record.draw}
+    values["caption"] = record.caption
+    if isinstance(record, Prompt):
+        return {**values, "nouns": [asdict(noun) for noun in record.nouns], "draw": record.draw}
+    values["seed"] = record.seed
+    if isinstance(record, ImageRecord):
+        regions = [
+            {"noun": asdict(region.noun), "score": float(region.score), "source": region.source}
+            for region in record.regions
+        ]
+        return {**values, "regions": regions, "provenance": _json(record.provenance).decode()}
+    return {
+        **values,
+        "noun": asdict(record.noun),
+        "box_xyxy": list(record.box_xyxy),
+        "area": float(record.area),
+        "score": float(record.score),
+        "visual": record.visual,
+        "textual": record.textual,
+    }
+
+
+def table(rows: list[dict[str, Any]], of: pa.Schema) -> pa.Table:
+    """Rows of `row` as a table of the schema `of`.
+
+    Raises:
+        ValueError: an embedding is not finite or of another length.
+    """
+    arrays = [
+        _vectors(rows, column)
+        if column.name in ("visual", "textual")
+        else pa.array([values[column.name] for values in rows], type=column.type)
+        for column in of
+    ]
+    return pa.Table.from_arrays(arrays, schema=of)
 
 
 def references(of: pa.Table) -> Iterator[Reference]:
-    """The references that the rows of a sidecar hold."""
-    raise NotImplementedError
+    """The references that the rows of a sidecar hold, in order."""
+    visual_nd, textual_nd = matrix(of, "visual"), matrix(of, "textual")
+    rows = of.drop_columns(["visual", "textual"]).to_pylist()
+    for row, visual, textual in zip(rows, visual_nd, textual_nd, strict=True):
+        noun, box_xyxy = Noun(**row.pop("noun")), tuple(row.pop("box_xyxy"))
+        yield Reference(**row, noun=noun, box_xyxy=box_xyxy, visual=visual, textual=textual)
+
+
+def matrix(of: pa.Table, name: str) -> np.ndarray:
+    """The embeddings in column `name`, `visual` or `textual`: (rows, d) float16."""
+    column = of.column(name).combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+
+
+def _metadata(record: Caption | Prompt | ImageRecord) -> dict[str, Any]:
+    if isinstance(record, Caption):
+        meta = {"text": record.text, "source": record.source, "draw": record.draw}
+    elif isinstance(record, Prompt):
+        meta = {"caption": record.caption, "source": record.source, "draw": record.draw}
+        meta["nouns"] = [asdict(noun) for noun in record.nouns]
+    else:
+        meta = {"caption": record.caption, "source": record.source, "seed": record.seed}
+        meta["nouns"] = [asdict(region.noun) for region in record.regions]
+        meta["scores"] = [float(region.score) for region in record.regions]
+        meta["sources"] = [region.source for region in record.regions]
+        meta["provenance"] = record.provenance
+    return {"kind": kind_of(record), **meta}
+
+
+def _vectors(rows: list[dict[str, Any]], column: pa.Field) -> pa.Array:
+    size = column.type.list_size
+    for values in rows:
+        vector = values[column.name]
+        if len(vector) != size or not np.isfinite(vector).all():
+            raise ValueError(
+                f"{values['key']}: {column.name} must have {size} finite values, found "
+                f"{len(vector)}, {int(np.isfinite(vector).sum())} of them finite"
+            )
+    flat_nd = np.concatenate([values[column.name] for values in rows])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat_nd), size)
+
+
+def _encode_heatmaps(record: ImageRecord) -> bytes:
+    heatmaps_nhw, regions = record.heatmaps_nhw, len(record.regions)
+    if (
+        heatmaps_nhw.ndim != 3
+        or heatmaps_nhw.dtype != np.float16
+        or heatmaps_nhw.shape[0] != regions
+    ):
+        raise ValueError(
+            f"{record.key}: heatmaps_nhw must be ({regions}, h, w) float16, one for each region, "
+            f"found {heatmaps_nhw.shape} {heatmaps_nhw.dtype}"
+        )
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(heatmaps_nhw), allow_pickle=False)
+    return file.getvalue()
+
+
+def _decode_heatmaps(sample: dict[str, bytes]) -> np.ndarray | None:
+    if "heatmaps.npy" not in sample:
+        return None
+    return np.load(io.BytesIO(sample["heatmaps.npy"]), allow_pickle=False)
+
+
+def _encode_masks(record: ImageRecord) -> bytes:
+    shapes = {region.mask_hw.shape for region in record.regions}
+    if len(shapes) != 1 or 0 in next(iter(shapes)):
+        raise ValueError(f"{record.key}: masks of one image must be of one size, found {shapes}")
+    file = io.BytesIO()
+    stacked = np.concatenate([region.mask_hw for region in record.regions])
+    Image.fromarray(stacked).save(file, format="png")
+    return file.getvalue()
+
+
+def _decode_masks(
+    sample: dict[str, bytes], regions: int, mask_hw: list[int] | None
+) -> list[np.ndarray]:
+    if not regions:
+        return []
+    height, width = mask_hw
+    # The plug-in and not Image.open, whose limit on pixels is for images of unknown origin: many
+    # masks below one another exceed it, and this file's checksum and size are known.
+    with PngImagePlugin.PngImageFile(io.BytesIO(sample["masks.png"])) as png:
+        if png.size != (width, regions * height) or png.mode != "L":
+            raise ValueError(f"masks.png is {png.size} {png.mode} for {regions} masks {mask_hw}")
+        stacked = np.asarray(png)
+    return list(stacked.reshape(regions, height, width))
+
+
+def _image_extension(image: bytes) -> str:
+    for magic, extension in MAGIC.items():
+        if image.startswith(magic):
+            return extension
+    return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "bin"
+
+
+def _json(value: Any) -> bytes:
+    """The one JSON text of `value`. Raises ValueError for numbers that are not finite."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()

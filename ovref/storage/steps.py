@@ -11,17 +11,33 @@ A marker names its files with their checksums; readers trust only what a marker 
 records give equal bytes and so equal names, and of any number of attempts one makes the marker.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import contextlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from ovref import identity as identities
 from ovref.contract import Dropped
+from ovref.errors import MismatchError, StorageError
+from ovref.storage import codec
 from ovref.storage.codec import Record
+from ovref.storage.shards import ShardFiles, read_drops, read_tar, sha256
 from ovref.storage.store import Store
 
 FORMAT_VERSION = 1
+"""Of step.json, the markers and the shards; raised when older readers could not read them."""
+
+STEP, COMPLETE, COMMITS = "step.json", "complete.json", "_commits"
+STEP_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +57,8 @@ class Commit:
     shard: str
     fingerprint: str
     """Of the step."""
-    files: tuple[StoredFile, ...]
+    files: dict[str, StoredFile]
+    """By extension: `parquet` always, `tar` and `drops.jsonl` where there is something in them."""
     inputs: int
     """Records read."""
     outputs: int
@@ -51,36 +68,56 @@ class Commit:
     dropped_parts: dict[str, int]
     """Parts of inputs (regions) given up, by reason."""
     seconds: float
-    """From the first record read to the upload; wall clock."""
+    """Wall clock, from the first record to the upload."""
     attempt: int
     """0 for the first."""
 
 
 def open_step(
-    store: Store, name: str, identity: dict[str, Any], parents: list[str] | tuple[str, ...] = ()
+    store: Store, name: str, identity: dict[str, Any], parents: Sequence[str] = ()
 ) -> "StepFolder":
     """The folder `name` of a store, made if it is new and checked if it is not.
 
     Args:
         identity: all values that affect the bytes of the step (`identity.spec_identity` of its
-            stages, the corpus, the run seed, the shard size), in canonical types.
-        parents: fingerprints of the steps it reads from.
+            stages, the corpus, the run seed, the shard size), of the types that
+            `identity.fingerprint` takes.
+        parents: fingerprints of the steps that it reads from.
 
     Raises:
-        MismatchError: the folder was written under another identity or parents; the message
-            lists the values that differ.
+        MismatchError: the folder was written under another identity or other parents; the
+            message lists the values that differ.
         StorageError: the store cannot be written, or step.json is damaged.
     """
-    raise NotImplementedError
+    wanted = {
+        "fingerprint": _fingerprint(identity, parents),
+        "format_version": FORMAT_VERSION,
+        "identity": identities.canonical(identity),
+        "parents": list(parents),
+    }
+    place = _step_store(store, name)
+    if place.create(STEP, _json(wanted)):
+        return _folder(place, name, wanted)
+    found = _read_step(place)
+    if found["fingerprint"] != wanted["fingerprint"]:
+        changes = _changes(found["identity"], wanted["identity"])
+        if found["parents"] != wanted["parents"]:
+            changes.append("the step that it reads from has another fingerprint")
+        raise MismatchError(
+            f"{place.url} was made with other settings: {'; '.join(changes)}. Choose another "
+            "output folder, or set these values as they were to go on with this one"
+        )
+    return _folder(place, name, found)
 
 
 def existing_step(store: Store, name: str) -> "StepFolder":
-    """The folder `name` as it was written, whatever its identity; for looking and for `reduce`.
+    """The folder `name` as it was written, whatever its identity; for looking and reducing.
 
     Raises:
-        StorageError: there is no such step.
+        StorageError: there is no such step, or its step.json is damaged or of another version.
     """
-    raise NotImplementedError
+    place = _step_store(store, name)
+    return _folder(place, name, _read_step(place))
 
 
 @dataclass(frozen=True)
@@ -96,23 +133,48 @@ class StepFolder:
 
     def committed(self) -> list[str]:
         """Names of the committed shards, sorted: one listing, no reads. The resume state."""
-        raise NotImplementedError
+        names = (Path(path).name for path in self.store.list(COMMITS))
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
     def commit_of(self, shard: str) -> Commit | None:
         """The marker of a shard, or None if it is not committed."""
-        raise NotImplementedError
+        path = _marker(shard)
+        if not self.store.exists(path):
+            return None
+        return self._commit(path, self.store.read(path))
 
     def commits(self) -> dict[str, Commit]:
         """All markers by shard, in the order of the names."""
-        raise NotImplementedError
+        paths = [_marker(shard) for shard in self.committed()]
+        found = self.store.read_many(paths)
+        commits = [self._commit(path, found[path]) for path in paths]
+        return {commit.shard: commit for commit in commits}
 
-    def finish(self, shards: list[str]) -> None:
-        """Declares that these are all the shards of the step; refuses if one is not committed."""
-        raise NotImplementedError
+    def finish(self, shards: Sequence[str]) -> None:
+        """Declares that `shards`, all of them committed, are the whole step.
+
+        Raises:
+            StorageError: one of them is not committed, or another list was declared before.
+        """
+        missing = sorted(set(shards) - set(self.committed()))
+        if missing:
+            raise StorageError(
+                f"{self.store.url} is not complete: {len(missing)} of {len(shards)} shards are not "
+                f"committed, the first is {missing[0]}"
+            )
+        if not self.store.create(COMPLETE, _json({"shards": list(shards)})):
+            declared = self.complete()
+            if declared != list(shards):
+                raise StorageError(
+                    f"{self.store.url} was declared complete with {len(declared)} shards, now "
+                    f"with {len(shards)} others"
+                )
 
     def complete(self) -> list[str] | None:
-        """Names of all the shards of the step, or None while that is not yet known."""
-        raise NotImplementedError
+        """Names of all the shards of the step in order, or None while that is not known."""
+        if not self.store.exists(COMPLETE):
+            return None
+        return _object(self.store.read(COMPLETE), f"{self.store.url}/{COMPLETE}")["shards"]
 
     def read(self, shard: str) -> Iterator[Record]:
         """The records of a committed shard, in order; checksums are compared before the first.
@@ -120,33 +182,217 @@ class StepFolder:
         Raises:
             StorageError: the shard is not committed, or a file is missing, cut off or another's.
         """
-        raise NotImplementedError
+        commit = self._required(shard)
+        if "tar" in commit.files:
+            with self._verified(commit.files["tar"]) as path:
+                yield from read_tar(path, f"{self.store.url}/{commit.files['tar'].name}")
+        elif commit.outputs:
+            yield from codec.references(self.table(shard))
 
-    def table(self, shard: str, columns: list[str] | None = None) -> pa.Table:
+    def table(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The sidecar of a committed shard (`codec.COLUMNS`). Raises StorageError like `read`.
 
-        A shard without outputs gives a table with the column `key` alone and no rows.
+        A shard without outputs gives the column `key` alone and no rows.
         """
-        raise NotImplementedError
+        commit = self._required(shard)
+        wanted = list(columns) if columns and commit.outputs else None
+        # As an open file, because pyarrow would read columns out of a path that has '=' in it.
+        with self._verified(commit.files["parquet"]) as path, open(path, "rb") as file:
+            return pq.read_table(file, columns=wanted, use_threads=False)
 
     def drops(self, shard: str) -> list[Dropped]:
         """What was dropped from a committed shard, sorted by key. Raises StorageError."""
-        raise NotImplementedError
-
-    def writer(self, shard: str) -> "ShardWriter":  # noqa: F821
-        """A context manager that takes the records of one shard and commits them."""
-        raise NotImplementedError
+        commit = self._required(shard)
+        if "drops.jsonl" not in commit.files:
+            return []
+        with self._verified(commit.files["drops.jsonl"]) as path:
+            return read_drops(path.read_bytes())
 
     def commit(
-        self, shard: str, records: Iterable[Record], *, inputs: int, drops: Iterable[Dropped] = ()
+        self, shard: str, records: Iterable[Record], *, inputs: int, drops: Sequence[Dropped] = ()
     ) -> Commit:
-        """Writes and commits a shard in one call. Returns the marker that stands in the end."""
-        raise NotImplementedError
+        """Writes and publishes a shard in one call, where the drops are known beforehand."""
+        with ShardFiles() as files:
+            for record in records:
+                files.add(record)
+            return self.publish(shard, files, inputs=inputs, drops=drops)
+
+    def publish(
+        self,
+        shard: str,
+        files: ShardFiles,
+        *,
+        inputs: int,
+        drops: Sequence[Dropped] = (),
+        started: float | None = None,
+        attempt: int = 0,
+    ) -> Commit:
+        """Publishes the files of a shard and makes its marker, unless there is one already.
+
+        Args:
+            files: filled with the outputs; completed here.
+            started: `time.monotonic()` at the first record, for the marker's `seconds`.
+
+        Returns:
+            The marker that stands in the end: this attempt's, or that of one that was faster.
+        """
+        path = _marker(shard)
+        if (earlier := self.commit_of(shard)) is not None:
+            return earlier
+        stored = {}
+        for extension, local in sorted(files.finish(drops).items()):
+            digest = sha256(local)
+            name = f"{shard}-{digest[:16]}.{extension}"
+            stored[extension] = StoredFile(name=name, sha256=digest, size=local.stat().st_size)
+            self.store.upload(local, name)
+        whole = [drop for drop in drops if "#" not in drop.key]
+        parts = [drop for drop in drops if "#" in drop.key]
+        commit = Commit(
+            shard=shard,
+            fingerprint=self.fingerprint,
+            files=stored,
+            inputs=inputs,
+            outputs=files.count,
+            dropped=_counted(whole),
+            dropped_parts=_counted(parts),
+            seconds=0.0 if started is None else round(time.monotonic() - started, 3),
+            attempt=attempt,
+        )
+        if self.store.create(path, _json(asdict(commit))):
+            return commit
+        return self._required(shard)
 
     def orphans(self) -> list[str]:
         """Files that no marker names: left by killed attempts and lost races."""
-        raise NotImplementedError
+        # Listed before the markers are read, so that what is committed meanwhile is not in it.
+        files = [path for path in self.store.list() if "/" not in path]
+        named = {file.name for commit in self.commits().values() for file in commit.files.values()}
+        return [path for path in files if path not in named and path not in (STEP, COMPLETE)]
 
     def collect_garbage(self, older_than_s: float = 86400.0) -> list[str]:
-        """Deletes the orphans that are old enough to belong to no running attempt; names them."""
-        raise NotImplementedError
+        """Deletes the orphans older than `older_than_s` and names them.
+
+        A running attempt has files that no marker names yet: the age must be more than one
+        attempt at a shard can take.
+        """
+        old = [path for path in self.orphans() if self.store.age_s(path) >= older_than_s]
+        for path in old:
+            self.store.delete(path)
+        return old
+
+    def _required(self, shard: str) -> Commit:
+        commit = self.commit_of(shard)
+        if commit is None:
+            raise StorageError(
+                f"shard {shard} of {self.store.url} is not committed: run the step {self.name} "
+                "before what reads it"
+            )
+        return commit
+
+    def _commit(self, path: str, data: bytes) -> Commit:
+        where = f"{self.store.url}/{path}"
+        tree = _object(data, where)
+        try:
+            files = {extension: StoredFile(**file) for extension, file in tree.pop("files").items()}
+            commit = Commit(files=files, **tree)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StorageError(f"{where} is not a commit marker of ovref: {error!r}") from error
+        if commit.fingerprint != self.fingerprint or path != _marker(commit.shard):
+            raise StorageError(
+                f"{where} belongs to shard {commit.shard} of a step with the fingerprint "
+                f"{commit.fingerprint}, expected {self.fingerprint}: was it copied from elsewhere?"
+            )
+        return commit
+
+    @contextlib.contextmanager
+    def _verified(self, file: StoredFile) -> Iterator[Path]:
+        with self.store.local_copy(file.name) as path:
+            size, digest = path.stat().st_size, sha256(path)
+            if (size, digest) != (file.size, file.sha256):
+                raise StorageError(
+                    f"{self.store.url}/{file.name} is not what was committed: expected {file.size} "
+                    f"bytes with SHA-256 {file.sha256}, found {size} bytes with {digest}; delete "
+                    "the shard's marker in _commits/ to make it again"
+                )
+            yield path
+
+
+def _step_store(store: Store, name: str) -> Store:
+    if not STEP_NAME.fullmatch(name):
+        raise StorageError(f"a step's name must be lower-case words joined by '_', found {name!r}")
+    return store.child(name)
+
+
+def _marker(shard: str) -> str:
+    if not SHARD_NAME.fullmatch(shard):
+        raise StorageError(f"a shard's name must be letters, digits, '-' and '_', found {shard!r}")
+    return f"{COMMITS}/{shard}.json"
+
+
+def _fingerprint(identity: Any, parents: Sequence[str]) -> str:
+    return identities.fingerprint(
+        {"format_version": FORMAT_VERSION, "identity": identity, "parents": list(parents)}
+    )
+
+
+def _read_step(place: Store) -> dict[str, Any]:
+    where = f"{place.url}/{STEP}"
+    if not place.exists(STEP):
+        raise StorageError(f"there is no step at {place.url}: {STEP} is missing")
+    found = _object(place.read(STEP), where)
+    version = found.get("format_version")
+    if version != FORMAT_VERSION:
+        raise MismatchError(
+            f"{where} is of format version {version}, this ovref writes {FORMAT_VERSION}: choose "
+            "another output folder or use the ovref that made it"
+        )
+    if {"fingerprint", "identity", "parents"} - found.keys() or found[
+        "fingerprint"
+    ] != _fingerprint(found["identity"], found["parents"]):
+        raise StorageError(f"{where} is damaged: its fingerprint is not that of its content")
+    return found
+
+
+def _folder(place: Store, name: str, step: dict[str, Any]) -> StepFolder:
+    return StepFolder(place, name, step["fingerprint"], step["identity"], tuple(step["parents"]))
+
+
+def _changes(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Where two canonical values differ, as text."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        pairs = [(key, found.get(key, _ABSENT), wanted.get(key, _ABSENT)) for key in found | wanted]
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = [(str(i), *pair) for i, pair in enumerate(zip(found, wanted, strict=True))]
+    else:
+        different = type(found) is not type(wanted) or found != wanted
+        return [f"{path} was {_shown(found)} and is now {_shown(wanted)}"] if different else []
+    return [
+        change
+        for key, old, new in pairs
+        for change in _changes(old, new, f"{path}.{key}" if path else key)
+    ]
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _counted(drops: Sequence[Dropped]) -> dict[str, int]:
+    return dict(sorted(Counter(drop.reason for drop in drops).items()))
+
+
+def _object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        tree = json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"{where} is damaged: {error}") from error
+    if not isinstance(tree, dict):
+        raise StorageError(f"{where} must hold a JSON object, found {type(tree).__name__}")
+    return tree
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode()

@@ -237,9 +237,9 @@ def check_conditional_create(store: Store) -> None:
         store.delete(path)
     if (first, second, kept) != (True, False, b"first"):
         raise StorageError(
-            f"{store.url} ignores conditional writes (If-None-Match): a second create of one object "
-            "replaced the first, so two workers could commit the same shard; use AWS S3, a current "
-            "MinIO or Ceph, or a local or shared folder"
+            f"{store.url} ignores conditional writes (If-None-Match): a second create of an object "
+            "replaced the first, so two workers could commit the same shard; use AWS S3, a store "
+            "that supports them, or a folder"
         )
 
 

@@ -1,0 +1,184 @@
+"""The files of one shard: writing them to a temporary folder, reading them back."""
+
+import contextlib
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovref.contract import Dropped
+from ovref.errors import StorageError
+from ovref.storage import codec
+from ovref.storage.codec import Record
+from ovref.storage.store import FULL_DISK
+
+ROW_GROUP = 1024
+"""Rows held before they are written; one number, so that equal records give equal bytes."""
+
+EMPTY = pa.schema([("key", pa.string())])
+"""Of the sidecar of a shard without outputs, whose kind nothing tells."""
+
+
+class ShardFiles:
+    """The files of a shard in the making, in a temporary folder. Use as a context manager.
+
+    Records are written as they come; a row group of metadata at most is held in memory.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="ovref-")
+        self._tar: tarfile.TarFile | None = None
+        self._sidecar: pq.ParquetWriter | None = None
+        self._sidecar_file: BinaryIO | None = None
+        self._schema: pa.Schema | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._kind = ""
+
+    def __enter__(self) -> "ShardFiles":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Whatever is open is of an unfinished file that the folder takes with it; a full disk
+        # would complain once more here and hide the first error.
+        with contextlib.suppress(OSError):
+            if self._sidecar is not None:
+                self._sidecar.close()
+        for file in (self._tar, self._sidecar_file):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+        self._folder.cleanup()
+
+    def add(self, record: Record) -> None:
+        """Writes one record.
+
+        Raises:
+            TypeError: it is of another kind than the records before it, or of none.
+            ValueError: it cannot be encoded (`codec.encode`, `codec.table`).
+            StorageError: the temporary disk is full.
+        """
+        kind = codec.kind_of(record)
+        if self._schema is None:
+            self._kind, self._schema = kind, codec.schema(record)
+        if kind != self._kind:
+            raise TypeError(f"{record.key} is of kind {kind} in a shard of kind {self._kind}")
+        with _full_disk_explained(self._folder.name):
+            if kind != "reference":
+                self._write_sample(record.key, codec.encode(record))
+            self._rows.append(codec.row(record))
+            if len(self._rows) == ROW_GROUP:
+                self._write_rows()
+        self.count += 1
+
+    def finish(self, drops: Iterable[Dropped]) -> dict[str, Path]:
+        """Completes the files: extension -> path, of `tar`, `parquet` and `drops.jsonl`."""
+        with _full_disk_explained(self._folder.name):
+            if self._schema is None:
+                self._schema = EMPTY
+            self._write_rows()
+            self._sidecar.close()
+            self._sidecar_file.close()
+            files = {"parquet": self._path("parquet")}
+            if self._tar is not None:
+                self._tar.close()
+                files["tar"] = self._path("tar")
+            lines = sorted((drop.key, drop.reason) for drop in drops)
+            if lines:
+                files["drops.jsonl"] = self._path("drops.jsonl")
+                with open(files["drops.jsonl"], "w", encoding="utf-8") as file:
+                    for key, reason in lines:
+                        file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+        return files
+
+    def _path(self, extension: str) -> Path:
+        return Path(self._folder.name) / f"shard.{extension}"
+
+    def _write_sample(self, key: str, sample: dict[str, bytes]) -> None:
+        if self._tar is None:
+            self._tar = tarfile.open(  # noqa: SIM115 (closed by finish or __exit__)
+                self._path("tar"), "w", format=tarfile.USTAR_FORMAT
+            )
+        for extension, data in sample.items():
+            member = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid and gid are 0
+            member.size = len(data)
+            self._tar.addfile(member, io.BytesIO(data))
+        self._tar.members.clear()  # a list that only reading needs
+
+    def _write_rows(self) -> None:
+        if self._sidecar is None:
+            self._sidecar_file = open(self._path("parquet"), "wb")  # noqa: SIM115 (likewise)
+            self._sidecar = pq.ParquetWriter(
+                self._sidecar_file, self._schema, compression="zstd", version="2.6"
+            )
+        if self._rows:
+            self._sidecar.write_table(codec.table(self._rows, self._schema), ROW_GROUP)
+        self._rows.clear()
+
+
+def read_tar(path: Path, name: str) -> Iterator[Record]:
+    """The records of a tar, in order. `name` is for messages.
+
+    Raises:
+        StorageError: it is no tar, or holds something that is no record.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for key, sample in _samples(tar):
+                yield codec.decode(key, sample)
+    except (tarfile.TarError, ValueError) as error:
+        raise StorageError(f"{name} is not a shard of ovref: {error}") from error
+
+
+def read_drops(data: bytes) -> list[Dropped]:
+    """The drops of a `drops.jsonl`."""
+    return [Dropped(**json.loads(line)) for line in data.splitlines()]
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes: 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
+    key, sample = None, {}
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # the list of all members would grow beside the loop
+        name, _, extension = member.name.partition(".")
+        if not member.isreg():
+            raise ValueError(f"member {member.name!r} is not a regular file")
+        codec.check_key(name)
+        if name != key:
+            if key is not None:
+                yield key, sample
+            key, sample = name, {}
+        sample[extension] = tar.extractfile(member).read()
+    if key is not None:
+        yield key, sample
+
+
+@contextlib.contextmanager
+def _full_disk_explained(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise StorageError(
+                f"the temporary folder {folder} is full ({error}): free space or set TMPDIR to a "
+                "larger disk"
+            ) from error
+        raise
