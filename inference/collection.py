@@ -211,7 +211,9 @@ class ReferenceCollection:
         wanted = np.asarray(ids, dtype=np.int64).ravel()
         bad = wanted[(wanted < 0) | (wanted >= len(self.visual)) | np.isin(wanted, self._dead)]
         if len(bad):
-            raise ValueError(f"{self.url} has no references {bad[:10].tolist()}, or they are deleted")
+            raise ValueError(
+                f"{self.url} has no references {bad[:10].tolist()}, or they are deleted"
+            )
         found: dict[int, dict[str, Any]] = {}
         for group in np.unique(wanted // fmt.ROW_GROUP).tolist():
             start = group * fmt.ROW_GROUP
@@ -275,7 +277,7 @@ class ReferenceCollection:
         return embeddings
 
     def _stored(self, row: int | None) -> tuple[np.ndarray, list[int]] | None:
-        """Stored prototypes of a noun and the nouns they are of; None if there are none that hold."""
+        """Stored prototypes of a noun and the nouns they are of; None if none still hold."""
         if row is None:
             return None
         table = self._noun_table

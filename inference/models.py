@@ -1,4 +1,4 @@
-"""Model ids are strings: `miniature:<name>` is shipped with ovref, anything else passes unchanged."""
+"""Model ids: `miniature:<name>` is shipped with ovref, anything else passes unchanged."""
 
 import importlib.util
 from pathlib import Path

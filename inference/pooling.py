@@ -44,7 +44,7 @@ def pool_regions(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.nd
 
 
 def mask_weights(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """(n, H, W) masks as in `pool_regions` -> (n, h, w) float32 in [0, 1]: each cell's covered part.
+    """(n, H, W) masks as in `pool_regions` -> (n, h, w) float32: the covered part of each cell.
 
     Cells are equal rectangles that tile the image; a pixel on a border counts for each side by
     its share, so sizes need not divide each other.

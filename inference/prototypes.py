@@ -9,11 +9,15 @@ import numpy as np
 from ovref_inference.clustering import spherical_kmeans
 
 
+STRICT = {"extra": "forbid", "strict": True}
+"""Unknown settings and values of another type are refused (see `ovref.config`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrototypeConfig:
     """How references become prototypes (VOCSeg 3.1; its best values are k = 10, N = 10)."""
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     k: int = 10
     """Prototypes of a noun, at least 1; fewer where there are fewer references."""
@@ -99,7 +103,7 @@ def make_prototypes(vectors: np.ndarray, config: PrototypeConfig) -> np.ndarray:
 
 
 def stacked(per_class: list[np.ndarray], dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prototypes of each class, (K_i, d) -> (n, max K, d) float32 with zero rows, and counts (n,)."""
+    """Each class's (K_i, d) -> (n, max K, d) float32, padded with zeros, and counts (n,)."""
     counts = np.array([len(vectors) for vectors in per_class], dtype=np.int64)
     width = int(counts.max(initial=0))
     vectors_nkd = np.zeros((len(per_class), width, dim), dtype=np.float32)
