@@ -75,14 +75,7 @@ def ingest(
         shards.append(shard)
         kept += len(keys)
         if on_progress is not None:
-            on_progress(
-                IngestSummary(
-                    shards=len(shards),
-                    captions=kept,
-                    dropped=dict(sorted(dropped.items())),
-                    finished=False,
-                )
-            )
+            on_progress(_summary(len(shards), kept, dropped, finished=False))
     surplus = sorted(committed - set(shards))
     if surplus:
         raise InputError(
@@ -90,9 +83,7 @@ def ingest(
             f"ends with {shards[-1]}; choose another output folder"
         )
     target.finish(shards)
-    return IngestSummary(
-        shards=len(shards), captions=kept, dropped=dict(sorted(dropped.items())), finished=True
-    )
+    return _summary(len(shards), kept, dropped, finished=True)
 
 
 class KeySet:
@@ -151,7 +142,11 @@ def _first_of_each_key(captions: Iterable[Caption | Dropped]) -> Iterator[Captio
 
 def _is_unicode(text: str) -> bool:
     # JSON can spell half of a surrogate pair, which is no character.
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fill(
@@ -190,9 +185,9 @@ def _summary_of(target: StepFolder) -> IngestSummary:
     dropped: Counter[str] = Counter()
     for commit in commits:
         dropped.update(commit.dropped)
-    return IngestSummary(
-        shards=len(commits),
-        captions=sum(commit.outputs for commit in commits),
-        dropped=dict(sorted(dropped.items())),
-        finished=True,
-    )
+    return _summary(len(commits), sum(commit.outputs for commit in commits), dropped, finished=True)
+
+
+def _summary(shards: int, captions: int, dropped: Counter[str], finished: bool) -> IngestSummary:
+    counts = dict(sorted(dropped.items()))
+    return IngestSummary(shards=shards, captions=captions, dropped=counts, finished=finished)

@@ -98,6 +98,12 @@ def check_key(key: str) -> None:
         )
 
 
+def is_part(key: str) -> bool:
+    """Whether `key` is of a region (a corpus may have a `#` in what names its bad records)."""
+    match = KEY.fullmatch(key)
+    return match is not None and match[1] is not None
+
+
 def encode(record: Caption | Prompt | ImageRecord) -> dict[str, bytes]:
     """The sample of a record: file extension -> bytes, `json` first.
 

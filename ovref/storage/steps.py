@@ -245,8 +245,8 @@ class StepFolder:
             name = f"{shard}-{digest[:16]}.{extension}"
             stored[extension] = StoredFile(name=name, sha256=digest, size=local.stat().st_size)
             self.store.upload(local, name)
-        whole = [drop for drop in drops if "#" not in drop.key]
-        parts = [drop for drop in drops if "#" in drop.key]
+        parts = [drop for drop in drops if codec.is_part(drop.key)]
+        whole = [drop for drop in drops if not codec.is_part(drop.key)]
         commit = Commit(
             shard=shard,
             fingerprint=self.fingerprint,
