@@ -1,0 +1,84 @@
+"""Proposers: images -> class-agnostic masks, no two overlapping.
+
+A proposer is any callable that maps a list of (H, W, 3) uint8 RGB images to one (n, H, W) bool
+array an image. Pixels in no mask are left to the segmenter, which takes the patch they lie in.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from ovref_inference.opencut import OpenCutConfig, opencut, upsample_masks
+from scipy import ndimage
+
+Proposer = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+"""Images (H, W, 3) uint8 -> masks (n, H, W) bool, one array an image, n may be 0."""
+
+
+def no_proposals(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """No mask at all: every pixel is classified by its patch."""
+    return [np.zeros((0, *image_hwc.shape[:2]), dtype=bool) for image_hwc in images]
+
+
+def opencut_proposer(encoder, config: OpenCutConfig = OpenCutConfig()) -> Proposer:  # noqa: B008
+    """OpenCut (FOSSIL section 3.4) on the keys of a self-supervised backbone.
+
+    Args:
+        encoder: its `encode` maps images to (n, h, w, d) keys of the last attention layer; it owns
+            the size images are resized to (480 pixels in the paper).
+        config: thresholds and refinement.
+    """
+
+    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        keys_bhwd = torch.from_numpy(np.asarray(encoder.encode(images)))
+        return [
+            upsample_masks(masks_nhw, image_hwc.shape[:2])
+            for masks_nhw, image_hwc in zip(opencut(keys_bhwd, config), images, strict=True)
+        ]
+
+    return propose
+
+
+def label_masks(label_hw: np.ndarray, ignore: int = 255) -> np.ndarray:
+    """Oracle proposals: each connected part of each class of a true label map is one mask.
+
+    They say what the rest of a segmenter could reach if its proposals were perfect.
+
+    Args:
+        label_hw: (H, W) integer class labels.
+        ignore: label that belongs to no mask.
+
+    Returns:
+        (n, H, W) bool, by class and then from top to bottom; parts touch by a side.
+    """
+    parts = [np.zeros((0, *label_hw.shape), dtype=bool)]
+    for label in np.unique(label_hw[label_hw != ignore]):
+        numbers_hw, count = ndimage.label(label_hw == label)
+        parts.append(numbers_hw == np.arange(1, count + 1)[:, None, None])
+    return np.concatenate(parts)
+
+
+def oracle_proposer(labels: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> Proposer:
+    """Oracle proposals as a proposer, for images whose true label maps are known.
+
+    Args:
+        labels: (H, W) integer label maps, as in `label_masks`.
+        images: the images they belong to, (H, W, 3) uint8.
+
+    Returns:
+        A proposer that takes exactly these images, whole, in any order and number.
+    """
+    masks = {
+        image.tobytes(): label_masks(label) for image, label in zip(images, labels, strict=True)
+    }
+
+    def propose(asked: Sequence[np.ndarray]) -> list[np.ndarray]:
+        unknown = [index for index, image in enumerate(asked) if image.tobytes() not in masks]
+        if unknown:
+            raise ValueError(
+                f"oracle proposals exist for the {len(masks)} given images only; images "
+                f"{unknown[:5]} are others (sliding windows cut images: switch them off)"
+            )
+        return [masks[key] for key in keys]
+
+    return propose

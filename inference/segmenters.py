@@ -1,0 +1,288 @@
+"""Segmenters: images + class names + a collection -> label maps.
+
+`FossilSegmenter` is FOSSIL's inference (sections 3.3 and 3.5): retrieve references by text, cluster
+them into prototypes, pool dense features over proposed regions, compare. `TextOnlySegmenter` is
+what FOSSIL is measured against: dense CLIP features compared with the text embeddings of the
+classes. Both are compositions of the plain functions in this module.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+from ovref_inference.collection import ReferenceCollection
+from ovref_inference.pooling import pool_regions
+from ovref_inference.proposers import Proposer
+from ovref_inference.prototypes import Prototypes
+from ovref_inference.retrieve import TEMPLATES, Texts, class_embeddings
+from ovref_inference.vectors import l2_normalised
+from ovref_inference.windows import WindowConfig, resize_scores, sliding_scores
+
+
+class DenseEncoder(Protocol):
+    """Whatever encodes images: `encode` gives (n, h, w, d) float32 dense features."""
+
+    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FossilConfig:
+    """Parameters of FOSSIL's inference; the defaults are the paper's best on ADE (section 4.3)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    n: int = 150
+    """References retrieved for each class, at least 1."""
+    k: int = 10
+    """Prototypes they are clustered into, at least 1."""
+    gamma: float = 0.5
+    """Weight of the best prototype against the mean of all, in [0, 1] (eq. 5)."""
+    seed: int = 0
+    """Of k-means."""
+    windows: WindowConfig | None = field(default_factory=WindowConfig)
+    """Sliding window; null scores each image as a whole, for images of the encoder's size."""
+
+    def __post_init__(self) -> None:
+        for name in ("n", "k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], found {self.gamma}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """What a segmenter says about one image."""
+
+    labels_hw: np.ndarray
+    """(H, W) int32: index into the class names."""
+    scores_chw: np.ndarray
+    """(classes, H, W) float32; -inf for a class without support."""
+    missing: tuple[str, ...] = ()
+    """Classes that the collection has no references for: they can never be predicted."""
+
+
+class FossilSegmenter:
+    """FOSSIL's inference with a frozen visual encoder and a reference collection.
+
+        segmenter = FossilSegmenter(collection, visual, text, opencut_proposer(dino))
+        labels_hw = segmenter.segment([image_hwc], ["red panda", "grass"])[0].labels_hw
+
+    The encoders must be the ones the collection was built with.
+    """
+
+    def __init__(
+        self,
+        collection: ReferenceCollection,
+        visual: DenseEncoder,
+        text: Texts,
+        proposer: Proposer,
+        config: FossilConfig = FossilConfig(),
+    ) -> None:
+        self.collection = collection
+        self.visual = visual
+        self.text = text
+        self.proposer = proposer
+        self.config = config
+        self._prepared: dict[tuple[str, ...], Prototypes] = {}
+
+    def prepare(self, class_names: Sequence[str]) -> Prototypes:
+        """Prototypes of these classes; made at the first call, remembered for the next.
+
+        Warns, once for each list of classes, about classes that the collection has nothing for.
+
+        Raises:
+            ValueError: no class names, an empty one, or no support for any of them.
+        """
+        names = tuple(class_names)
+        if names not in self._prepared:
+            embeddings = class_embeddings(
+                self.text, list(names), self.collection.manifest.templates
+            )
+            prototypes = self.collection.fossil_prototypes(
+                embeddings, n=self.config.n, k=self.config.k, seed=self.config.seed
+            )
+            missing = missing_names(names, prototypes)
+            if len(missing) == len(names):
+                raise ValueError(f"{self.collection.url} has no references for any of {names}")
+            if missing:
+                warnings.warn(
+                    f"{self.collection.url} has no references for {', '.join(missing)}: "
+                    "these classes will not be predicted",
+                    stacklevel=2,
+                )
+            self._prepared[names] = prototypes
+        return self._prepared[names]
+
+    def segment(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[Segmentation]:
+        """Label maps of images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+            class_names: what to look for, as text; at least one.
+
+        Returns:
+            One Segmentation an image, at the image's size.
+
+        Raises:
+            ValueError: like `prepare`; or features of an image are zero or not finite.
+        """
+        prototypes = self.prepare(class_names)
+        present = prototypes.counts > 0
+        # Only classes with support take part, so that no infinite score is ever interpolated.
+        supported = Prototypes(
+            vectors_nkd=prototypes.vectors_nkd[present],
+            counts=prototypes.counts[present],
+            nouns=tuple(n for n, p in zip(prototypes.nouns, present, strict=True) if p),
+        )
+        maps = score_images(
+            images,
+            self.visual,
+            self.proposer,
+            lambda features_nd: prototype_scores(features_nd, supported, self.config.gamma),
+            self.config.windows,
+        )
+        missing = missing_names(class_names, prototypes)
+        return [_segmentation(scores_chw, present, missing) for scores_chw in maps]
+
+
+class TextOnlySegmenter:
+    """The baseline without a collection: dense CLIP features against the classes' text embeddings.
+
+    With `no_proposals` each patch is classified alone; with a proposer, each region.
+    """
+
+    def __init__(
+        self,
+        visual: DenseEncoder,
+        text: Texts,
+        proposer: Proposer,
+        *,
+        templates: tuple[str, ...] = TEMPLATES,
+        windows: WindowConfig | None = WindowConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.visual = visual
+        self.text = text
+        self.proposer = proposer
+        self.templates = templates
+        self.windows = windows
+
+    def segment(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[Segmentation]:
+        """Label maps of images; arguments, result and errors as of `FossilSegmenter.segment`."""
+        texts_cd = class_embeddings(self.text, list(class_names), self.templates)
+        maps = score_images(
+            images,
+            self.visual,
+            self.proposer,
+            lambda features_nd: l2_normalised(features_nd) @ texts_cd.T,
+            self.windows,
+        )
+        present = np.ones(len(texts_cd), dtype=bool)
+        return [_segmentation(scores_chw, present, ()) for scores_chw in maps]
+
+
+def prototype_scores(features_nd: np.ndarray, prototypes: Prototypes, gamma: float) -> np.ndarray:
+    """FOSSIL eq. 5: (1 - gamma) mean + gamma max of the sigmoid of cosines to a class's prototypes.
+
+    Args:
+        features_nd: (n, d) region embeddings or patch features, of any length but zero.
+        prototypes: of c classes; a class may have fewer than the others, or none.
+        gamma: weight of the maximum, in [0, 1].
+
+    Returns:
+        (n, c) float32 in (0, 1); -inf for a class without prototypes.
+
+    Raises:
+        ValueError: a feature vector is zero or not finite.
+    """
+    classes, most, dim = prototypes.vectors_nkd.shape
+    counts = prototypes.counts
+    if most == 0:
+        return np.full((len(features_nd), classes), -np.inf, dtype=np.float32)
+    cosines = l2_normalised(features_nd) @ prototypes.vectors_nkd.reshape(-1, dim).T
+    similarity = (1 / (1 + np.exp(-cosines))).reshape(-1, classes, most)
+    similarity *= np.arange(most) < counts[:, None]
+    scores = (1 - gamma) * similarity.sum(2) / np.maximum(counts, 1) + gamma * similarity.max(2)
+    scores[:, counts == 0] = -np.inf
+    return scores.astype(np.float32)
+
+
+def pixel_scores(
+    features_hwd: np.ndarray,
+    masks_nhw: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    size_hw: tuple[int, int],
+) -> np.ndarray:
+    """Scores of every pixel: its region's where a mask covers it, else its patch's (FOSSIL 3.5).
+
+    Patch scores are interpolated bilinearly to the image, the scores of a region are those of the
+    mean of the features under it (eq. 4).
+
+    Args:
+        features_hwd: (h, w, d) dense features of the whole image.
+        masks_nhw: (n, H, W) bool at the image's size, not overlapping; n may be 0.
+        score: maps (m, d) features to (m, classes) finite scores.
+        size_hw: (H, W).
+
+    Returns:
+        (classes, H, W) float32.
+
+    Raises:
+        ValueError: masks of another size; features that are zero or not finite.
+    """
+    h, w, d = features_hwd.shape
+    if masks_nhw.shape[1:] != tuple(size_hw):
+        raise ValueError(f"masks must have the image's size {size_hw}, found {masks_nhw.shape}")
+    patches_hwc = score(features_hwd.reshape(h * w, d)).reshape(h, w, -1)
+    scores_chw = resize_scores(patches_hwc.transpose(2, 0, 1), size_hw).copy()
+    filled_nhw = masks_nhw[masks_nhw.any((1, 2))]
+    if len(filled_nhw):
+        regions_nd, _ = pool_regions(features_hwd, filled_nhw)
+        for mask_hw, region_c in zip(filled_nhw, score(regions_nd), strict=True):
+            scores_chw[:, mask_hw] = region_c[:, None]
+    return scores_chw
+
+
+def score_images(
+    images: Sequence[np.ndarray],
+    visual: DenseEncoder,
+    proposer: Proposer,
+    score: Callable[[np.ndarray], np.ndarray],
+    windows: WindowConfig | None,
+) -> list[np.ndarray]:
+    """`pixel_scores` of images, as wholes or over sliding windows: (classes, H, W) float32 each."""
+
+    def score_whole(crops: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [
+            pixel_scores(features_hwd, masks_nhw, score, crop.shape[:2])
+            for features_hwd, masks_nhw, crop in zip(
+                visual.encode(crops), proposer(crops), crops, strict=True
+            )
+        ]
+
+    if windows is None:
+        return score_whole(images)
+    return [sliding_scores(image_hwc, score_whole, windows) for image_hwc in images]
+
+
+def missing_names(class_names: Sequence[str], prototypes: Prototypes) -> tuple[str, ...]:
+    """The classes without a prototype."""
+    return tuple(
+        name for name, count in zip(class_names, prototypes.counts, strict=True) if count == 0
+    )
+
+
+def _segmentation(
+    scores_chw: np.ndarray, present: np.ndarray, missing: tuple[str, ...]
+) -> Segmentation:
+    all_chw = np.full((len(present), *scores_chw.shape[1:]), -np.inf, dtype=np.float32)
+    all_chw[present] = scores_chw
+    return Segmentation(
+        labels_hw=all_chw.argmax(0).astype(np.int32), scores_chw=all_chw, missing=missing
+    )
