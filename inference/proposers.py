@@ -69,11 +69,13 @@ def oracle_proposer(labels: Sequence[np.ndarray], images: Sequence[np.ndarray]) 
         A proposer that takes exactly these images, whole, in any order and number.
     """
     masks = {
-        image.tobytes(): label_masks(label) for image, label in zip(images, labels, strict=True)
+        (image.shape, image.tobytes()): label_masks(label)
+        for image, label in zip(images, labels, strict=True)
     }
 
     def propose(asked: Sequence[np.ndarray]) -> list[np.ndarray]:
-        unknown = [index for index, image in enumerate(asked) if image.tobytes() not in masks]
+        keys = [(image.shape, image.tobytes()) for image in asked]
+        unknown = [index for index, key in enumerate(keys) if key not in masks]
         if unknown:
             raise ValueError(
                 f"oracle proposals exist for the {len(masks)} given images only; images "
