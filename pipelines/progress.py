@@ -1,0 +1,129 @@
+"""What a person sees of a running step: shards done, records a second, an honest time to go.
+
+On a terminal one line that rewrites itself, elsewhere (a log, a cluster job) one line every so many
+seconds. The rate is that of the last few shards of this run; shards that were done before do not
+count, and there is no estimate before the first shard is finished.
+"""
+
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TextIO
+
+RECENT_SHARDS = 20
+"""The rate is measured over this many of the latest shards (and at least two per worker)."""
+
+
+class Progress:
+    """Counts one step's shards and prints where it stands."""
+
+    def __init__(
+        self,
+        step: str,
+        *,
+        every_seconds: float = 10.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`stream` is stderr where None; `clock` gives seconds and only ever grows."""
+        self._step = step
+        self._every_seconds = every_seconds
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._live = self._stream.isatty()
+        self._total = self._done = self._to_go = self._set_aside = 0
+        self._dropped: Counter[str] = Counter()
+        self._recent: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=RECENT_SHARDS + 1)
+        self._printed = clock()
+        self._width = 0
+
+    def begin(self, total: int, done: int, records_to_go: int, workers: int) -> None:
+        """`done` of `total` shards were finished by earlier runs; the rest hold the records."""
+        self._total, self._done, self._to_go = total, done, records_to_go
+        self.working(workers)
+
+    def working(self, workers: int) -> None:
+        """The first worker has its models: rates are measured from here."""
+        span = max(RECENT_SHARDS, 2 * workers) + 1
+        self._recent = deque([(self._clock(), 0)], maxlen=span)
+
+    def finished(self, inputs: int, dropped: dict[str, int]) -> None:
+        """One shard of `inputs` records is committed, with drops counted by reason."""
+        self._done += 1
+        self._to_go -= inputs
+        self._dropped.update(dropped)
+        self._recent.append((self._clock(), inputs))
+        self.tick()
+
+    def set_aside(self, inputs: int) -> None:
+        """One shard of `inputs` records is quarantined."""
+        self._set_aside += 1
+        self._to_go -= inputs
+
+    def tick(self) -> None:
+        """Prints if it is time; call it often."""
+        now = self._clock()
+        if now - self._printed >= (0.2 if self._live else self._every_seconds):
+            self._printed = now
+            self._show(self.line())
+
+    def say(self, message: str) -> None:
+        """A line of its own: a shard that failed, a worker that was lost."""
+        self._clear()
+        print(f"{self._step}: {message}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the terminal's line clean."""
+        self._clear()
+
+    def records_per_second(self) -> float | None:
+        """Input records a second over the recent shards; None before the first is finished."""
+        if len(self._recent) < 2:
+            return None
+        seconds = self._clock() - self._recent[0][0]
+        # The first entry only opens the window: its records were done before it.
+        return sum(count for _, count in list(self._recent)[1:]) / seconds if seconds > 0 else None
+
+    def line(self) -> str:
+        """Where the step stands now."""
+        rate = self.records_per_second()
+        parts = [f"{self._step}: {self._done}/{self._total} shards"]
+        if rate:
+            parts.append(f"{rate:.3g} records/s")
+            parts.append(f"{duration(self._to_go / rate)} to go")
+        else:
+            parts.append("time to go unknown until a shard is finished")
+        if self._dropped:
+            parts.append(f"{sum(self._dropped.values())} drops")
+        if self._set_aside:
+            parts.append(f"{self._set_aside} quarantined")
+        return ", ".join(parts)
+
+    def _show(self, line: str) -> None:
+        if self._live:
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _clear(self) -> None:
+        if self._live and self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.flush()
+            self._width = 0
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: as exact as an estimate is worth."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 36:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours} h"

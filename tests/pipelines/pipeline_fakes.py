@@ -1,0 +1,101 @@
+"""A stage that does as its captions say, and small caption steps. Importable by Ray's workers."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ovref.contract import Dropped
+from ovref.errors import ModelError, StorageError
+from ovref.identity import record_key, record_seed, spec_identity
+from ovref.records import Caption, Noun, Prompt
+from ovref.storage.steps import StepFolder, open_step
+from ovref.storage.store import Store
+
+DIE, RAISE, HANG, DROP, SLOW, DISK = "die", "raise", "hang", "drop", "slow", "disk"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObedientSpec:
+    """Captions whose first word is an order; `<order> once` is obeyed a single time."""
+
+    name: ClassVar[str] = "obedient"
+    version: ClassVar[int] = 1
+
+    scratch: str
+    """Folder where it remembers what it has obeyed."""
+    load: str = "fine"
+    """`fine`, `missing` (ModelError), `bug` (another error), `die`, `die once`."""
+
+    def build(self) -> "Obedient":
+        if self.load == "missing":
+            raise ModelError("the model fake:none is not here; give another id")
+        if self.load == "bug":
+            raise KeyError("weights")
+        if self.load == "die" or (self.load == "die once" and first_time(self.scratch, "load")):
+            os._exit(3)
+        return Obedient(self.scratch)
+
+
+class Obedient:
+    def __init__(self, scratch: str) -> None:
+        self._scratch = scratch
+
+    def __call__(self, records: Iterator[Caption]) -> Iterator[Prompt | Dropped]:
+        for caption in records:
+            order, *rest = caption.text.split()
+            if rest[:1] != ["once"] or first_time(self._scratch, caption.key):
+                if order == DIE:
+                    os._exit(3)
+                if order == RAISE:
+                    raise ValueError(f"told to raise by {caption.text!r}")
+                if order == HANG:
+                    time.sleep(600)
+                if order == DISK:
+                    raise StorageError("the disk is full: free space and start again")
+            if order == SLOW:
+                time.sleep(0.01)
+            if order == DROP:
+                yield Dropped(caption.key, "told_to_drop")
+                continue
+            seed = record_seed(7, caption.key)
+            yield Prompt(
+                key=caption.key, caption=f"{caption.text} {seed}", source=caption.source,
+                nouns=(Noun(text=order, start=0, end=len(order)),),
+            )
+
+
+def first_time(folder: str, name: str) -> bool:
+    """Whether nobody has asked this before, over all processes."""
+    try:
+        with open(Path(folder) / f"obeyed-{name}", "xb"):
+            return True
+    except FileExistsError:
+        return False
+
+
+def caption_step(url: str, shards: list[list[str]]) -> StepFolder:
+    """A complete step of captions, one shard for each list of texts."""
+    step = open_step(Store.open(url), "captions", {"shards": shards})
+    for number, texts in enumerate(shards):
+        captions = [
+            Caption(key=record_key("fake", f"{number} {text}"), text=text, source=str(number))
+            for text in texts
+        ]
+        step.commit(f"{number:06d}", captions, inputs=len(captions))
+    step.finish([f"{number:06d}" for number in range(len(shards))])
+    return step
+
+
+def prompt_step(url: str, source: StepFolder, spec: ObedientSpec) -> StepFolder:
+    """The step that `spec` makes of `source`; its scratch folder is no part of its identity."""
+    identity = {"stages": [spec_identity(spec) | {"fields": {}}]}
+    return open_step(Store.open(url), "prompts", identity, [source.fingerprint])
+
+
+def files_of(step: StepFolder) -> dict[str, bytes]:
+    """All data files that the step's markers name, with their bytes."""
+    commits = step.commits().values()
+    return step.store.read_many([file.name for c in commits for file in c.files.values()])

@@ -1,0 +1,190 @@
+"""Both engines: the same bytes, and what becomes of shards that fail."""
+
+import io
+import json
+
+import pytest
+from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
+
+from ovref.errors import ConfigError, ModelError, StorageError
+from ovref_pipelines import engine
+from ovref_pipelines.engine import EngineConfig, JobFailed, run_step
+from ovref_pipelines.progress import Progress
+
+PLAIN = [[f"plain {n} {m}" for m in range(3)] + [f"drop {n}"] for n in range(7)]
+LOCAL = EngineConfig()
+RAY = EngineConfig(engine="ray", workers=3)
+ENGINES = [pytest.param(LOCAL, id="local"), pytest.param(RAY, id="ray")]
+
+
+@pytest.fixture(autouse=True)
+def _ray_if_wanted(request):
+    if "ray" in request.node.name:
+        request.getfixturevalue("local_ray")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs shards of orders in a fresh folder: (summary, target, what was printed)."""
+
+    def start(shards, config, name="run", **spec_fields):
+        folder = tmp_path / name
+        scratch = folder / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        spec = ObedientSpec(scratch=str(scratch), **spec_fields)
+        source = caption_step(str(folder), shards)
+        target = prompt_step(str(folder), source, spec)
+        printed = io.StringIO()
+        progress = Progress("prompts", stream=printed, every_seconds=1000)
+        return run_step([spec], source, target, config, progress), target, printed
+
+    return start
+
+
+def quarantined_reason(target, shard):
+    return json.loads(target.store.read(f"_quarantine/{shard}.json"))["reason"]
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_every_shard_is_run_and_counted(run, config):
+    summary, target, _ = run(PLAIN, config)
+    assert target.committed() == [f"{n:06d}" for n in range(7)] == target.complete()
+    assert (summary.shards, summary.committed, summary.committed_now) == (7, 7, 7)
+    assert (summary.inputs, summary.outputs) == (28, 21)
+    assert summary.dropped == {"told_to_drop": 7}
+    assert summary.quarantined == ()
+
+
+def test_ray_with_one_or_three_workers_and_local_give_the_same_bytes(run):
+    one = EngineConfig(engine="ray", workers=1)
+    shards = [files_of(run(PLAIN, config, name)[1])
+              for name, config in (("a", LOCAL), ("b", one), ("c", RAY))]
+    assert shards[0] and shards[0] == shards[1] == shards[2]
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_a_second_run_finds_nothing_to_do(run, config):
+    _, target, _ = run(PLAIN, config)
+    before = target.store.list()
+    summary, target, _ = run(PLAIN, config)
+    assert summary.committed_now == 0 and summary.committed == 7
+    assert target.store.list() == before
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_no_shards_at_all(run, config):
+    summary, target, _ = run([], config)
+    assert summary.shards == summary.committed == 0
+    assert target.complete() == []
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_an_error_that_passes_is_tried_again(run, config):
+    summary, target, printed = run([["raise once"], ["plain"]], config)
+    assert summary.quarantined == () and summary.committed == 2
+    assert target.commit_of("000000").attempt == 1
+    assert "shard 000000 will be tried again: ValueError: told to raise" in printed.getvalue()
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_an_error_that_stays_is_quarantined_and_the_job_goes_on(run, config):
+    summary, target, printed = run([["plain 1"], ["raise x"], ["plain 2"]], config)
+    assert summary.quarantined == ("000001",) and summary.committed == 2
+    assert target.committed() == ["000000", "000002"] and target.complete() is None
+    reason = quarantined_reason(target, "000001")
+    assert reason.startswith("Traceback") and "told to raise by 'raise x'" in reason
+    assert "shard 000001 is quarantined: ValueError" in printed.getvalue()
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_a_quarantined_shard_gets_another_chance_in_the_next_run(run, config):
+    shards = [["raise once"], ["plain"]]
+    first, target, _ = run(shards, EngineConfig(**{**vars(config), "attempts": 1}))
+    assert first.quarantined == ("000000",)
+    second, target, _ = run(shards, config)
+    assert second.quarantined == () and target.complete() == ["000000", "000001"]
+    assert not target.store.exists("_quarantine/000000.json")
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_too_many_quarantined_shards_end_the_job(run, config):
+    few = EngineConfig(**{**vars(config), "attempts": 1, "max_quarantined": 1})
+    with pytest.raises(JobFailed, match="more than max_quarantined=1; .*told to raise"):
+        run([[f"raise {n}"] for n in range(4)], few)
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_a_model_that_does_not_load_ends_the_job_at_once(run, config):
+    with pytest.raises(ModelError, match="fake:none is not here"):
+        run(PLAIN, config, load="missing")
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_an_unforeseen_error_of_build_names_stage_and_place(run, config):
+    with pytest.raises(ModelError, match=r"stage obedient cannot be built: KeyError.*fakes\.py:"):
+        run(PLAIN, config, load="bug")
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_a_full_disk_ends_the_job_and_quarantines_nothing(run, config, tmp_path):
+    with pytest.raises(StorageError, match="disk is full"):
+        run([["disk"]], config)
+    assert not list(tmp_path.rglob("_quarantine/*"))
+
+
+def test_ray_gives_the_shard_of_a_dead_worker_to_another(run):
+    summary, target, printed = run([["die once"], *PLAIN], RAY)
+    assert summary.committed == 8 and summary.quarantined == ()
+    assert "shard 000000 will be tried again: its worker died" in printed.getvalue()
+    assert target.commit_of("000000").attempt == 1
+
+
+def test_ray_quarantines_a_poison_shard_and_goes_on(run):
+    summary, target, printed = run([["plain"], ["die always"], ["drop"]], RAY)
+    assert summary.quarantined == ("000001",) and summary.committed == 2
+    assert printed.getvalue().count("will be tried again") == engine.MAX_WORKER_DEATHS - 1
+    assert "its worker died" in quarantined_reason(target, "000001")
+
+
+def test_ray_replaces_a_worker_that_hangs(run):
+    impatient = EngineConfig(engine="ray", workers=2, shard_timeout_seconds=3.0)
+    summary, _, printed = run([["hang once"], ["plain"]], impatient)
+    assert summary.committed == 2
+    assert "longer than shard_timeout_seconds=3" in printed.getvalue()
+
+
+def test_ray_hires_again_when_a_worker_dies_while_loading(run):
+    summary, _, printed = run(PLAIN, RAY, load="die once")
+    assert summary.committed == 7
+    assert "a worker died while it loaded its models" in printed.getvalue()
+
+
+def test_ray_gives_up_when_every_worker_dies_while_loading(run):
+    with pytest.raises(JobFailed, match="in a row died while they loaded"):
+        run(PLAIN, RAY, load="die")
+
+
+def test_ray_refuses_gpus_that_are_not_here(run):
+    import ray
+
+    if ray.cluster_resources().get("GPU", 0):
+        pytest.skip("this machine has a GPU")
+    greedy = EngineConfig(engine="ray", workers=1, gpus_per_worker=1.0)
+    with pytest.raises(ConfigError, match=r"gpus_per_worker=1, but Ray finds 0 GPUs"):
+        run(PLAIN, greedy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("workers", 0, "workers must be at least 1"),
+        ("workers", 2, "workers must be 1 with engine=local"),
+        ("attempts", 0, "attempts must be at least 1"),
+        ("cpus_per_worker", -1.0, "cpus_per_worker must not be negative"),
+        ("gpus_per_worker", 1.5, "gpus_per_worker above 1 must be a whole number"),
+        ("shard_timeout_seconds", 0.0, "shard_timeout_seconds must be more than 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value, says):
+    with pytest.raises(ValueError, match=says):
+        EngineConfig(**{field: value})
