@@ -116,6 +116,7 @@ def encode(record: Caption | Prompt | ImageRecord) -> dict[str, bytes]:
     if isinstance(record, ImageRecord):
         if record.heatmaps_nhw is not None:
             sample["heatmaps.npy"] = _encode_heatmaps(record)
+            meta["heatmaps_nhw"] = list(record.heatmaps_nhw.shape)
         if record.regions:
             sample["masks.png"] = _encode_masks(record)
             meta["mask_hw"] = list(record.regions[0].mask_hw.shape)
@@ -144,7 +145,7 @@ def decode(key: str, sample: dict[str, bytes]) -> Caption | Prompt | ImageRecord
             return ImageRecord(
                 key=key,
                 image=image,
-                heatmaps_nhw=_decode_heatmaps(sample),
+                heatmaps_nhw=_decode_heatmaps(sample, meta.pop("heatmaps_nhw", None)),
                 regions=tuple(
                     Region(noun=noun, mask_hw=mask_hw, score=score, source=source)
                     for noun, mask_hw, score, source in zip(
@@ -153,7 +154,7 @@ def decode(key: str, sample: dict[str, bytes]) -> Caption | Prompt | ImageRecord
                 ),
                 **meta,
             )
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError) as error:
         raise ValueError(f"sample {key!r} is not one of ovref's: {error!r}") from error
     raise ValueError(f"sample {key!r} is of an unknown kind {kind!r}")
 
@@ -273,10 +274,13 @@ def _encode_heatmaps(record: ImageRecord) -> bytes:
     return file.getvalue()
 
 
-def _decode_heatmaps(sample: dict[str, bytes]) -> np.ndarray | None:
-    if "heatmaps.npy" not in sample:
+def _decode_heatmaps(sample: dict[str, bytes], shape_nhw: list[int] | None) -> np.ndarray | None:
+    if shape_nhw is None:
         return None
-    return np.load(io.BytesIO(sample["heatmaps.npy"]), allow_pickle=False)
+    heatmaps_nhw = np.load(io.BytesIO(sample["heatmaps.npy"]), allow_pickle=False)
+    if list(heatmaps_nhw.shape) != shape_nhw or heatmaps_nhw.dtype != np.float16:
+        raise ValueError(f"heatmaps.npy is {heatmaps_nhw.shape}, json says {shape_nhw}")
+    return heatmaps_nhw
 
 
 def _encode_masks(record: ImageRecord) -> bytes:
@@ -297,10 +301,13 @@ def _decode_masks(
     height, width = mask_hw
     # The plug-in and not Image.open, whose limit on pixels is for images of unknown origin: many
     # masks below one another exceed it, and this file's checksum and size are known.
-    with PngImagePlugin.PngImageFile(io.BytesIO(sample["masks.png"])) as png:
-        if png.size != (width, regions * height) or png.mode != "L":
-            raise ValueError(f"masks.png is {png.size} {png.mode} for {regions} masks {mask_hw}")
-        stacked = np.asarray(png)
+    try:
+        with PngImagePlugin.PngImageFile(io.BytesIO(sample["masks.png"])) as png:
+            if png.size != (width, regions * height) or png.mode != "L":
+                raise ValueError(f"masks.png is {png.size} for {regions} masks of {mask_hw}")
+            stacked = np.asarray(png)
+    except SyntaxError as error:  # Pillow's word for a file that is no PNG
+        raise ValueError(f"masks.png: {error}") from error
     return list(stacked.reshape(regions, height, width))
 
 

@@ -101,7 +101,10 @@ def test_what_is_not_there_is_named(store):
     for call in (store.read, store.open_input):
         with pytest.raises(StorageError, match=r"x/absent.*never written"):
             call("x/absent")
-    with pytest.raises(StorageError, match=r"x/absent.*never written"), store.local_copy("x/absent"):
+    with (
+        pytest.raises(StorageError, match=r"x/absent.*never written"),
+        store.local_copy("x/absent"),
+    ):
         pass
 
 
