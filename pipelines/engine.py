@@ -30,12 +30,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ovref_pipelines.progress import Progress
+
 from ovref.config import STRICT
 from ovref.contract import Spec
 from ovref.errors import ConfigError, MismatchError, ModelError, OvrefError, StorageError
 from ovref.run_shard import run_shard
 from ovref.storage.steps import Commit, StepFolder
-from ovref_pipelines.progress import Progress
 
 FATAL = (ConfigError, MismatchError, ModelError, StorageError)
 """Trying another shard would end the same way."""
@@ -84,8 +85,8 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.engine == "local" and self.workers != 1:
             raise ValueError(
-                f"workers must be 1 with engine=local, which is this process, found {self.workers}; "
-                "set engine to ray for more"
+                "workers must be 1 with engine=local, which is this process, found "
+                f"{self.workers}; set engine to ray for more"
             )
         for name in ("max_quarantined", "cpus_per_worker", "gpus_per_worker", "drain_seconds"):
             if getattr(self, name) < 0:
@@ -99,11 +100,11 @@ class EngineConfig:
             )
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     """The job was asked to stop; what is committed stays."""
 
 
-class JobFailed(OvrefError):
+class JobError(OvrefError):
     """Too many shards or workers failed for the job to go on."""
 
 
@@ -146,8 +147,8 @@ def run_step(
     Raises:
         ConfigError: the workers can never get the CPUs or GPUs that they ask for.
         ModelError, StorageError, MismatchError: nothing more can be done until it is mended.
-        JobFailed: more shards than `max_quarantined`, or workers that keep dying at the start.
-        Interrupted: SIGTERM or SIGINT came; in-flight shards were finished or abandoned.
+        JobError: more shards than `max_quarantined`, or workers that keep dying at the start.
+        StoppedError: SIGTERM or SIGINT came; in-flight shards were finished or abandoned.
     """
     started = time.monotonic()
     progress = progress or Progress(target.name, every_seconds=config.progress_seconds)
@@ -305,7 +306,7 @@ class Ledger:
         data = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
         self.target.store.write(f"{QUARANTINE}/{shard}.json", data)
         if len(self.quarantined) > self.config.max_quarantined:
-            raise JobFailed(
+            raise JobError(
                 f"{len(self.quarantined)} shards of {self.target.name} failed for good, more than "
                 f"max_quarantined={self.config.max_quarantined}; the last because of: {last_line}; "
                 f"all tracebacks are in {self.target.store.url}/{QUARANTINE}"
@@ -326,7 +327,7 @@ class Drain:
 
 @contextmanager
 def draining(progress: Progress) -> Iterator[Drain]:
-    """Turns the first SIGTERM or SIGINT into a request to stop, the second into Interrupted."""
+    """Turns the first SIGTERM or SIGINT into a request to stop, the second into StoppedError."""
     drain = Drain()
     if threading.current_thread() is not threading.main_thread():
         yield drain  # signals belong to the main thread
@@ -334,18 +335,19 @@ def draining(progress: Progress) -> Iterator[Drain]:
 
     def on_signal(number: int, _frame: Any) -> None:
         if drain.requested:
-            raise Interrupted(f"stopped by a second {signal.Signals(number).name}")
+            raise StoppedError(f"stopped by a second {signal.Signals(number).name}")
         drain.requested_at = time.monotonic()
         progress.say(
             f"{signal.Signals(number).name}: finishing the shards in hand; "
             "once more abandons them, and nothing committed is lost either way"
         )
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield drain
         if drain.requested:
-            raise Interrupted("stopped as asked")
+            raise StoppedError("stopped as asked")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

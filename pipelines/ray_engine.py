@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ovref_pipelines.engine import (
+    Drain,
+    EngineConfig,
+    JobError,
+    Ledger,
+    Outcome,
+    ShardWorker,
+    StoppedError,
+)
 from ray.exceptions import RayError, RayTaskError
 
 from ovref.contract import Spec
 from ovref.errors import ConfigError, ModelError, OvrefError
 from ovref.storage.steps import StepFolder
-from ovref_pipelines.engine import (
-    Drain,
-    EngineConfig,
-    Interrupted,
-    JobFailed,
-    Ledger,
-    Outcome,
-    ShardWorker,
-)
 
 POLL_SECONDS = 0.5
 MAX_START_DEATHS = 3
@@ -164,7 +164,7 @@ def _drained(calls: dict[Any, Call], config: EngineConfig, drain: Drain) -> bool
     for ref in [ref for ref, call in calls.items() if call.shard is None]:
         ray.kill(calls.pop(ref).actor)
     if calls and time.monotonic() - drain.requested_at > config.drain_seconds:
-        raise Interrupted(f"abandoned {len(calls)} shards after {config.drain_seconds:g} s")
+        raise StoppedError(f"abandoned {len(calls)} shards after {config.drain_seconds:g} s")
     return not calls
 
 
@@ -188,7 +188,7 @@ def _book_loss(ledger: Ledger, call: Call, reason: str) -> None:
 def _complain_of_start(deaths: int, error: RayError, progress: Any) -> None:
     reason = _first_line(error)
     if deaths > MAX_START_DEATHS:
-        raise JobFailed(
+        raise JobError(
             f"{deaths} workers in a row died while they loaded their models (out of memory? see "
             f"Ray's logs); the last: {reason}"
         )

@@ -1,11 +1,17 @@
-"""A stage that does as its captions say, and small caption steps. Importable by Ray's workers."""
+"""A stage that does as its captions say, and small caption steps. Importable by Ray's workers.
+
+As a program it runs one small job: python -m pipeline_fakes FOLDER SHARDS [engine=ray]
+"""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+from ovref_pipelines.engine import EngineConfig, StoppedError, run_step
 
 from ovref.contract import Dropped
 from ovref.errors import ModelError, StorageError
@@ -99,3 +105,27 @@ def files_of(step: StepFolder) -> dict[str, bytes]:
     """All data files that the step's markers name, with their bytes."""
     commits = step.commits().values()
     return step.store.read_many([file.name for c in commits for file in c.files.values()])
+
+
+def slow_job(folder: str, shards: int) -> tuple[ObedientSpec, StepFolder, StepFolder]:
+    """Shards of five records, 10 ms each."""
+    texts = [[f"slow {number} {n}" for n in range(5)] for number in range(shards)]
+    spec = ObedientSpec(scratch=folder)
+    source = caption_step(folder, texts)
+    return spec, source, prompt_step(folder, source, spec)
+
+
+def main() -> int:
+    folder, shards, *more = sys.argv[1:]
+    config = EngineConfig(engine="ray", workers=2) if more == ["engine=ray"] else EngineConfig()
+    spec, source, target = slow_job(folder, int(shards))
+    try:
+        run_step([spec], source, target, config)
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
