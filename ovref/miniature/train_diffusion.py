@@ -1,0 +1,131 @@
+"""Trains UNet and text encoder of the miniature Stable Diffusion on the latents of its VAE.
+
+    python -m ovref.miniature.train_diffusion --work DIR
+
+Needs `train_vae` first. Velocity prediction; one thing per image for the first steps, then the full
+variety; a tenth of the captions is dropped for classifier-free guidance. `--export FOLDER` only writes
+the averaged weights of the latest checkpoint as a pipeline folder, also while training goes on.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ovref.miniature.architectures import (
+    new_scheduler,
+    new_text_encoder,
+    new_unet,
+    new_vae,
+    save_stable_diffusion,
+)
+from ovref.miniature.data import load_pool
+from ovref.miniature.tokenizer import CONTEXT, save_tokenizer
+from ovref.miniature.training import fit, images_to_torch, load_average, note, parse_arguments
+
+BATCH = 24
+CAPTION_DROP = 0.1
+SINGLE_STEPS = 1500
+"""Steps on scenes with one thing only, before the full variety."""
+
+
+def trained_vae(work):
+    """The averaged VAE of the work folder, its latents scaled to unit variance by its configuration."""
+    vae = new_vae()
+    load_average("vae", work, vae)
+    facts = Path(work) / "latents.json"
+    if facts.is_file():
+        vae.register_to_config(scaling_factor=json.loads(facts.read_text())["scaling_factor"])
+    return vae
+
+
+@torch.no_grad()
+def encode_pool(work, name):
+    """Latents of a pool, float16 (n, 4, 16, 16), unscaled; computed once and kept."""
+    path = Path(work) / f"latents_{name}.npy"
+    if not path.is_file():
+        vae, pool = trained_vae(work), load_pool(work, name)
+        vae = vae.to(memory_format=torch.channels_last)
+        latents = [
+            vae.encode(images_to_torch(pool.images_nhwc[i : i + 64])).latent_dist.mean.half().numpy()
+            for i in range(0, len(pool.captions), 64)
+        ]
+        np.save(path, np.concatenate(latents))
+    return np.load(path)
+
+
+def tokenize(work, captions):
+    """Token ids, int64 (n, CONTEXT), padded with the end token."""
+    tokenizer = save_tokenizer(Path(work) / "tokenizer", pad="<|endoftext|>")
+    return tokenizer(
+        list(captions), padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
+    ).input_ids
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder, trained together."""
+
+    def __init__(self):
+        super().__init__()
+        self.unet = new_unet()
+        self.text_encoder = new_text_encoder()
+
+    def forward(self, noisy_nchw, timesteps_n, ids_nl):
+        """Predicted velocity of latents (n, 4, 16, 16) at timesteps in [0, 1000) under captions."""
+        states = self.text_encoder(ids_nl).last_hidden_state
+        return self.unet(noisy_nchw, timesteps_n, encoder_hidden_states=states).sample
+
+
+def main():
+    if "--export" in sys.argv:
+        at = sys.argv.index("--export")
+        folder = sys.argv[at + 1]
+        del sys.argv[at : at + 2]
+    else:
+        folder = None
+    arguments = parse_arguments(__doc__, steps=6000)
+    work = arguments.work
+    if folder is not None:
+        export(work, folder)
+        return
+    names = ("single", "mixed")
+    latents = [torch.from_numpy(encode_pool(work, name)).float() for name in names]
+    scale = 1 / float(latents[1].std())
+    (work / "latents.json").write_text(json.dumps({"scaling_factor": round(scale, 5)}))
+    latents = [round(scale, 5) * z for z in latents]
+    ids = [tokenize(work, load_pool(work, name).captions) for name in names]
+    (nothing,) = tokenize(work, [""])
+    scheduler = new_scheduler()
+    torch.manual_seed(2)
+    model = Denoiser()
+
+    def loss_of(step, rng):
+        which = int(step >= SINGLE_STEPS)
+        rows = rng.integers(len(latents[which]), size=BATCH)
+        clean, tokens = latents[which][rows], ids[which][rows].clone()
+        tokens[torch.from_numpy(rng.random(BATCH) < CAPTION_DROP)] = nothing
+        noise = torch.randn_like(clean)
+        # Evenly spread timesteps: less variance than independent ones.
+        t = torch.from_numpy((rng.permutation(BATCH) + rng.random(BATCH)) / BATCH * 1000).long()
+        noisy = scheduler.add_noise(clean, noise, t)
+        error = (model(noisy, t, tokens) - scheduler.get_velocity(clean, noise, t)) ** 2
+        by_image = error.mean((1, 2, 3))
+        return by_image.mean(), {"low": by_image[t < 333].mean().item(), "high": by_image[t >= 667].mean().item()}
+
+    facts = fit("diffusion", work, model, loss_of, arguments.steps, rate=1e-3, average=0.998)
+    note(work, diffusion=facts)
+
+
+def export(work, folder):
+    """Writes the averaged weights of the latest checkpoints as a `StableDiffusionPipeline` folder."""
+    model = Denoiser()
+    step = load_average("diffusion", work, model)
+    save_stable_diffusion(folder, trained_vae(work), model.unet, model.text_encoder)
+    return step
+
+
+if __name__ == "__main__":
+    main()

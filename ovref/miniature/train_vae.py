@@ -1,0 +1,43 @@
+"""Trains the VAE of the miniature Stable Diffusion: `python -m ovref.miniature.train_vae --work DIR`.
+
+Absolute error, error of image gradients (keeps outlines) and a small KL term. No adversary.
+"""
+
+import torch
+from torch.nn import functional
+
+from ovref.miniature.architectures import new_vae
+from ovref.miniature.data import load_pool
+from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
+
+BATCH = 8
+KL_WEIGHT = 1e-5
+
+
+def _edges(x):
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def main():
+    arguments = parse_arguments(__doc__, steps=1400)
+    pool = load_pool(arguments.work, "mixed")
+    torch.manual_seed(1)
+    vae = new_vae().to(memory_format=torch.channels_last)
+
+    def loss_of(step, rng):
+        x = images_to_torch(pool.images_nhwc[rng.integers(len(pool.captions), size=BATCH)])
+        x = x.contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample
+        pixel = functional.l1_loss(y, x) + 0.5 * functional.mse_loss(y, x)
+        edge = sum(functional.l1_loss(a, b) for a, b in zip(_edges(y), _edges(x), strict=True))
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        psnr = -10 * torch.log10(functional.mse_loss(y.detach(), x) / 4)
+        return pixel + 0.5 * edge + KL_WEIGHT * 256 * kl, {"psnr": psnr.item(), "kl": kl.item()}
+
+    facts = fit("vae", arguments.work, vae, loss_of, arguments.steps, rate=2e-3, average=0.99)
+    note(arguments.work, vae=facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Encoders on the miniature's models: geometry, preprocessing, and slow references."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ovref_inference import ModelLoadError
+from ovref_inference.encoders import (
+    TextEncoderConfig,
+    VisualEncoderConfig,
+    _batched,
+    load_text_encoder,
+    load_visual_encoder,
+)
+from ovref_inference.models import resolve
+from transformers import (
+    AutoModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    # transformers and torch warn about their own internals while loading.
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+)
+
+RNG = np.random.default_rng(0)
+IMAGES = [
+    RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+    RNG.integers(0, 256, (50, 90, 3), dtype=np.uint8),
+    np.zeros((1, 1, 3), dtype=np.uint8),
+]
+CASES = {
+    "dinov2": {"model": "miniature:dinov2"},
+    "dino": {"model": "miniature:dino"},
+    "dino keys": {"model": "miniature:dino", "features": "keys"},
+    "clip": {"model": "miniature:clip", "library": "open_clip"},
+    "clip values": {"model": "miniature:clip", "library": "open_clip", "features": "values"},
+}
+
+
+def load(size_hw=(64, 64), **options):
+    return load_visual_encoder(VisualEncoderConfig(size_hw=size_hw, **options), device="cpu")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shapes_and_independence_of_the_batch(case):
+    encoder = load(**CASES[case])
+    patch = 8 if "clip" in case else 4
+    features = encoder.encode(IMAGES)
+    assert encoder.grid_hw == (64 // patch, 64 // patch)
+    assert features.shape == (3, *encoder.grid_hw, encoder.dim) and features.dtype == np.float32
+    assert np.isfinite(features).all()
+    for row, image in enumerate(IMAGES):
+        np.testing.assert_allclose(encoder.encode([image])[0], features[row], atol=1e-4)
+    assert encoder.encode([]).shape == (0, *encoder.grid_hw, encoder.dim)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_sizes_round_to_the_patch_and_interpolate_positions(case):
+    encoder = load(size_hw=(31, 97), **CASES[case])
+    patch = encoder.patch_size
+    assert encoder.size_hw == (round(31 / patch) * patch, round(97 / patch) * patch)
+    features = encoder.encode(IMAGES[:2])
+    assert features.shape == (2, *encoder.grid_hw, encoder.dim) and np.isfinite(features).all()
+
+
+def test_dinov2_tokens_are_those_of_the_plain_model():
+    model = AutoModel.from_pretrained(resolve("miniature:dinov2"), dtype=torch.float32).eval()
+    settings = json.loads(Path(resolve("miniature:dinov2"), "preprocessor_config.json").read_text())
+    pixels = (IMAGES[0] / 255.0 - settings["image_mean"]) / settings["image_std"]
+    with torch.no_grad():
+        tokens = model(torch.tensor(pixels.transpose(2, 0, 1)[None]).float()).last_hidden_state
+    expected = tokens[0, 1:].reshape(16, 16, -1).numpy()
+    np.testing.assert_allclose(load(model="miniature:dinov2").encode(IMAGES[:1])[0], expected, atol=1e-4)
+
+
+def test_dino_keys_are_the_last_layers_projection_of_its_normed_input():
+    model = AutoModel.from_pretrained(
+        resolve("miniature:dino"), dtype=torch.float32, add_pooling_layer=False
+    ).eval()
+    encoder = load(model="miniature:dino", features="keys")
+    settings = json.loads(Path(resolve("miniature:dino"), "preprocessor_config.json").read_text())
+    pixels = (IMAGES[0] / 255.0 - settings["image_mean"]) / settings["image_std"]
+    with torch.no_grad():
+        found = model(
+            torch.tensor(pixels.transpose(2, 0, 1)[None]).float(), output_hidden_states=True
+        )
+        state = dict(model.named_parameters())
+        name = next(n for n in reversed(state) if n.endswith(("k_proj.weight", "key.weight")))
+        prefix = name.split(".attention.")[0]
+        normed = torch.nn.functional.layer_norm(
+            found.hidden_states[-2],
+            (96,),
+            state[f"{prefix}.layernorm_before.weight"],
+            state[f"{prefix}.layernorm_before.bias"],
+            model.config.layer_norm_eps,
+        )
+        keys = normed @ state[name].T + state[name.replace("weight", "bias")]
+    expected = keys[0, 1:].reshape(16, 16, -1).numpy()
+    np.testing.assert_allclose(encoder.encode(IMAGES[:1])[0], expected, atol=1e-3)
+
+
+def clip_parts():
+    import open_clip
+
+    model = open_clip.create_model(f"local-dir:{resolve('miniature:clip')}").eval()
+    settings = model.visual.preprocess_cfg
+    pixels = (IMAGES[0] / 255.0 - np.array(settings["mean"])) / np.array(settings["std"])
+    return model, torch.tensor(pixels.transpose(2, 0, 1)[None]).float()
+
+
+def test_clip_tokens_live_in_the_joint_space():
+    """The class token, taken through the same norm and projection, is the image's embedding."""
+    model, pixels = clip_parts()
+    with torch.no_grad():
+        model.visual.output_tokens = True
+        pooled, tokens = model.visual(pixels)
+        expected = (tokens @ model.visual.proj)[0].reshape(8, 8, -1).numpy()
+    np.testing.assert_allclose(load(**CASES["clip"]).encode(IMAGES[:1])[0], expected, atol=1e-4)
+    embedding = load_text_encoder(TextEncoderConfig(model="miniature:clip"), device="cpu")
+    whole = torch.nn.functional.normalize(pooled, dim=-1).numpy()
+    np.testing.assert_allclose(embedding.encode_images(IMAGES[:1]), whole, atol=1e-4)
+
+
+def test_clip_values_are_attention_to_oneself():
+    """An attention mask that leaves only the diagonal gives what the value path gives."""
+    model, pixels = clip_parts()
+    visual = model.visual
+    with torch.no_grad():
+        state = visual._embeds(pixels)
+        for block in visual.transformer.resblocks[:-1]:
+            state = block(state)
+        alone = torch.full((state.shape[1],) * 2, -torch.inf).fill_diagonal_(0)
+        state = visual.transformer.resblocks[-1](state, attn_mask=alone)
+        expected = (visual.ln_post(state) @ visual.proj)[0, 1:].reshape(8, 8, -1).numpy()
+    features = load(**CASES["clip values"]).encode(IMAGES[:1])[0]
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["registers", "dinov3"])
+def test_class_and_register_tokens_are_left_out(family, tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
+    if family == "registers":
+        settings = Dinov2WithRegistersConfig(**shape, image_size=32, num_register_tokens=4)
+        model = Dinov2WithRegistersModel(settings)
+    else:
+        settings = DINOv3ViTConfig(
+            **shape, intermediate_size=64, image_size=32, num_register_tokens=4
+        )
+        model = DINOv3ViTModel(settings)
+    model.save_pretrained(tmp_path)
+    plain = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(plain))
+    encoder = load(model=str(tmp_path), size_hw=(32, 48))
+    image = np.zeros((32, 48, 3), dtype=np.uint8)
+    with torch.no_grad():
+        tokens = model.eval()(torch.zeros(1, 3, 32, 48)).last_hidden_state
+    assert tokens.shape[1] == 1 + 4 + 4 * 6
+    expected = tokens[0, 5:].reshape(4, 6, -1).numpy()
+    np.testing.assert_allclose(encoder.encode([image])[0], expected, atol=1e-5)
+    keys = load(model=str(tmp_path), size_hw=(32, 48), features="keys")
+    assert keys.encode([image]).shape == (1, 4, 6, 32)
+
+
+def test_texts_are_normalised_and_over_long_ones_lose_their_end():
+    encoder = load_text_encoder(TextEncoderConfig(model="miniature:clip"), device="cpu", batch_size=2)
+    texts = ["a red boat", "grass", "a boat " * 200, "a boat " * 300, ""]
+    embeddings = encoder.encode(texts)
+    assert embeddings.shape == (5, encoder.dim) and embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(embeddings[2], embeddings[3], atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(texts[:1])[0], embeddings[0], atol=1e-5)
+    assert not np.allclose(embeddings[0], embeddings[1], atol=1e-3)
+    assert encoder.encode([]).shape == (0, encoder.dim)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8)]
+)
+def test_other_arrays_are_no_images(image):
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8"):
+        load(**CASES["dinov2"]).encode([image])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": ""},
+        {"model": "x", "size_hw": (0, 4)},
+        {"model": "x", "features": "values"},
+        {"model": "x", "library": "open_clip", "features": "keys"},
+    ],
+)
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=r"model|size_hw|features"):
+        VisualEncoderConfig(**options)
+
+
+def test_models_that_cannot_be_loaded_are_named(tmp_path):
+    for options in (
+        {"model": str(tmp_path)},
+        {"model": str(tmp_path), "library": "open_clip"},
+        {"model": "miniature:nothing"},
+        {"model": "ViT-B-32:no-such-tag", "library": "open_clip"},
+        {"model": "no-such-folder", "library": "open_clip"},
+    ):
+        with pytest.raises(ModelLoadError, match=options["model"].removeprefix("miniature:")):
+            load(**options)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "dinov2"
+    shutil.copytree(resolve("miniature:dinov2"), folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(sorted(weights)[-1])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match="lacks weights"):
+        load(model=str(folder))
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    folder = tmp_path / "clip"
+    shutil.copytree(resolve("miniature:clip"), folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    torch.save({"a": 1}, folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match="safetensors"):
+        load_text_encoder(TextEncoderConfig(model=str(folder)))
+
+
+def test_out_of_memory_halves_the_batch():
+    sizes = []
+
+    def run(items):
+        sizes.append(len(items))
+        if len(items) > 2:
+            raise torch.cuda.OutOfMemoryError("too many")
+        return np.array(items)
+
+    assert np.concatenate(_batched(list(range(7)), 8, run)).tolist() == list(range(7))
+    assert sizes == [7, 4, 2, 2, 2, 1]
+
+    def never(items):
+        raise torch.cuda.OutOfMemoryError("too many")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        _batched([1, 2], 2, never)
