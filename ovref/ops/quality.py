@@ -21,6 +21,7 @@ def noun_agreement(
     query_rows_q: np.ndarray,
     nouns_n: np.ndarray,
     images_n: np.ndarray,
+    elsewhere_n: np.ndarray,
     k: int,
 ) -> np.ndarray:
     """How well a reference's visual neighbours on other images share its noun, in [0, 1].
@@ -37,6 +38,7 @@ def noun_agreement(
             larger than k by the most references one image has, or the k may not be reached.
         query_rows_q: (q,) int, the rows that were searched for.
         nouns_n, images_n: (n,) int codes of every row's noun and image.
+        elsewhere_n: (n,) int, `elsewhere(nouns_n, images_n)`.
         k: neighbours to ask, at least 1.
 
     Returns:
@@ -48,7 +50,7 @@ def noun_agreement(
     same_noun = nouns_n[neighbours_qm] == nouns_n[query_rows_q][:, None]
     agreeing = (asked & same_noun).sum(axis=1)
 
-    available = elsewhere(nouns_n, images_n)[query_rows_q]
+    available = elsewhere_n[query_rows_q]
     with np.errstate(invalid="ignore"):
         return np.where(available > 0, agreeing / np.minimum(available, k), np.nan)
 
@@ -62,7 +64,7 @@ def elsewhere(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
 
 
 def first_of_near_duplicates(
-    vectors_nd: np.ndarray, min_cosine: float, block: int = 1024
+    vectors_nd: np.ndarray, min_cosine: float, settled: int = 0, block: int = 1024
 ) -> np.ndarray:
     """(n,) bool: the rows to keep so that no two kept rows have a cosine of `min_cosine` or more.
 
@@ -72,6 +74,7 @@ def first_of_near_duplicates(
     Args:
         vectors_nd: (n, d) float, unit rows.
         min_cosine: in (-1, 1].
+        settled: so many rows at the beginning stay in any case, near to each other or not.
         block: rows compared at a time; does not change the result.
     """
     vectors_nd = np.ascontiguousarray(vectors_nd, dtype=np.float32)
@@ -83,6 +86,9 @@ def first_of_near_duplicates(
         if len(kept_before):
             alive = (rows @ kept_before.T).max(axis=1) < min_cosine
         near = rows @ rows.T >= min_cosine
+        settled_here = max(settled - start, 0)
+        alive[:settled_here] = True
+        near[:, :settled_here] = False
         for row in range(len(rows)):
             if alive[row]:
                 alive[row + 1 :] &= ~near[row, row + 1 :]

@@ -1,0 +1,241 @@
+import io
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.retrieve import class_embeddings, retrieval_embedding
+from PIL import Image
+
+from ovref.config import dump, parse
+from ovref.contract import Dropped
+from ovref.errors import ConfigError, ModelError
+from ovref.records import NO, UNSURE, YES, ImageRecord, Noun, Reference, Region
+from ovref.stages.embed import Embed, EmbedStage
+
+GRID = 4
+
+
+def spec(**changes):
+    fields = {
+        "visual": VisualEncoderConfig(model="fake"),
+        "text": TextEncoderConfig(model="fake"),
+        "batch_size": 2,
+    }
+    return Embed(**(fields | changes))
+
+
+class FakeVisual:
+    """Features of a cell: its mean colour and its place. Remembers how it was called."""
+
+    def __init__(self, spoilt_cell=None):
+        self.batches = []
+        self.spoilt_cell = spoilt_cell
+
+    def encode(self, images):
+        self.batches.append(len(images))
+        features = np.stack([self.one(image) for image in images])
+        if self.spoilt_cell is not None:
+            features[:, *self.spoilt_cell, 0] = np.nan
+        return features
+
+    def one(self, image):
+        side = image.shape[0] // GRID
+        colour = image.reshape(GRID, side, GRID, side, 3).mean(axis=(1, 3)) / 255
+        place = np.stack(np.meshgrid(np.arange(GRID), np.arange(GRID), indexing="ij"), axis=-1)
+        return np.concatenate([colour, place], axis=-1).astype(np.float32)
+
+
+class FakeTexts:
+    """Each text's own direction, from its characters. Remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, texts):
+        self.asked.append(list(texts))
+        rows = [np.random.default_rng(list(text.encode())).standard_normal(8) for text in texts]
+        rows = np.stack(rows).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def jpeg(seed, size=16):
+    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def region(noun="cat", box=(0, 0, 8, 8), size=16, value=YES):
+    mask_hw = np.full((size, size), NO, np.uint8)
+    mask_hw[box[1] : box[3], box[0] : box[2]] = value
+    return Region(
+        noun=Noun(text=noun, start=2, end=2 + len(noun)), mask_hw=mask_hw, score=0.5, source="daam"
+    )
+
+
+def record(key, regions, image=None, caption=None):
+    return ImageRecord(
+        key=key,
+        caption=caption or f"a cat in {key}",
+        source="test",
+        image=image or jpeg(sum(key.encode())),
+        regions=tuple(regions),
+        seed=7,
+    )
+
+
+def embed(records, **changes):
+    visual, texts = FakeVisual(changes.pop("spoilt_cell", None)), FakeTexts()
+    stage = EmbedStage(spec(**changes), visual, texts)
+    return list(stage(iter(records))), visual, texts
+
+
+def test_a_reference_equals_the_slow_computation():
+    image = record("aa", [region("cat", (0, 0, 8, 4)), region("dog", (3, 5, 16, 16))])
+    found, _, _ = embed([image])
+    features = FakeVisual().one(image.image_hwc())
+    for number, (reference, one) in enumerate(zip(found, image.regions, strict=True)):
+        assert reference.key == f"aa#{number}"
+        total, weight = np.zeros(5), 0
+        for y, x in np.argwhere(one.mask_hw == YES):
+            total += features[y // GRID, x // GRID]
+            weight += 1
+        pooled = total / weight
+        np.testing.assert_allclose(reference.visual, pooled / np.linalg.norm(pooled), atol=1e-3)
+        texts = FakeTexts()
+        noun = class_embeddings(texts, [one.noun.text])[0]
+        caption = texts.encode([image.caption])[0]
+        np.testing.assert_allclose(reference.textual, retrieval_embedding(noun, caption), atol=1e-3)
+        mixed = 0.9 * noun + 0.1 * caption
+        np.testing.assert_allclose(reference.textual, mixed / np.linalg.norm(mixed), atol=1e-3)
+        ys, xs = np.nonzero(one.mask_hw == YES)
+        assert reference.box_xyxy == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        assert reference.area == len(ys) / 256
+        assert (reference.noun, reference.caption) == (one.noun, image.caption)
+        assert (reference.score, reference.source, reference.seed) == (0.5, "daam", 7)
+
+
+def test_unsure_pixels_are_not_pooled():
+    sure = region(box=(0, 0, 8, 8))
+    mask_hw = sure.mask_hw.copy()
+    mask_hw[mask_hw == NO] = UNSURE
+    unsure = Region(noun=sure.noun, mask_hw=mask_hw, score=0.5, source="daam")
+    found, _, _ = embed([record("aa", [sure, unsure])])
+    np.testing.assert_array_equal(found[0].visual, found[1].visual)
+    assert found[0].area == found[1].area == 0.25
+
+
+def test_every_input_is_answered_in_order_whatever_is_wrong_with_it():
+    records = [
+        record("a0", [region(value=UNSURE), region(box=(0, 0, 1, 1)), region()]),
+        record("a1", []),
+        record("a2", [region()], image=b"no image at all"),
+        record("a3", [region()], image=jpeg(0)[:200]),
+        record("a4", [region(size=8)]),
+        record("a5", [region(value=NO)]),
+        record("a6", [region(box=(15, 15, 16, 16))]),
+    ]
+    found, _, _ = embed(records)
+    drops = {drop.key: drop.reason for drop in found if isinstance(drop, Dropped)}
+    assert drops == {
+        "a0#0": "empty_mask",
+        "a0#1": "small_mask",
+        "a1": "no_regions",
+        "a2": "corrupt_image",
+        "a3": "corrupt_image",
+        "a4#0": "wrong_mask_size",
+        "a5#0": "empty_mask",
+        "a6#0": "small_mask",
+    }
+    assert [item.key for item in found if isinstance(item, Reference)] == ["a0#2"]
+
+
+def test_a_region_of_one_pixel_is_a_reference_when_the_spec_allows_it():
+    found, _, _ = embed([record("aa", [region(box=(15, 3, 16, 4))])], min_cells=0.0)
+    assert found[0].box_xyxy == (15, 3, 16, 4)
+    assert found[0].area == 1 / 256
+
+
+def test_non_finite_features_drop_the_regions_that_touch_them():
+    regions = [region(box=(0, 0, 8, 8)), region(box=(8, 8, 16, 16))]
+    found, _, _ = embed([record("aa", regions)], spoilt_cell=(0, 0))
+    assert found[0] == Dropped("aa#0", "nonfinite_features")
+    assert np.isfinite(found[1].visual).all()
+
+
+def test_features_without_a_direction_are_dropped():
+    black = np.zeros((16, 16, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(black).save(file, "PNG")
+    found, _, _ = embed([record("aa", [region(box=(0, 0, 4, 4))], image=file.getvalue())])
+    assert found == [Dropped("aa#0", "nonfinite_features")]
+
+
+def test_results_do_not_depend_on_the_batch_size():
+    records = [record(f"a{i}", [region(), region("dog", (4, 4, 16, 16))]) for i in range(5)]
+    one, _, _ = embed(records, batch_size=1)
+    four, visual, _ = embed(records, batch_size=4)
+    assert visual.batches == [4, 1]
+    assert [item.key for item in one] == [item.key for item in four]
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_allclose(a.visual, b.visual, atol=1e-3)
+        np.testing.assert_allclose(a.textual, b.textual, atol=1e-3)
+
+
+def test_what_the_encoders_see_of_a_shard_does_not_depend_on_earlier_shards():
+    shard = [record(f"a{i}", [region("cat"), region("dog")]) for i in range(3)]
+    before = [record("b0", [region("dog"), region("owl")])]
+    _, fresh, fresh_texts = embed(shard)
+
+    visual, texts = FakeVisual(), FakeTexts()
+    stage = EmbedStage(spec(), visual, texts)
+    list(stage(iter(before)))
+    visual.batches.clear()
+    texts.asked.clear()
+    list(stage(iter(shard)))
+
+    def captions(asked):
+        return [texts for texts in asked if texts[0].startswith("a cat in")]
+
+    assert visual.batches == fresh.batches == [2, 1]
+    assert captions(texts.asked) == captions(fresh_texts.asked)
+    # Each noun is encoded in a call of its own, once.
+    nouns = [asked for asked in fresh_texts.asked if asked not in captions(fresh_texts.asked)]
+    assert [len(asked) for asked in nouns] == [7, 7]
+    assert len([asked for asked in texts.asked if "owl" in asked[0] or "dog" in asked[0]]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"templates": ()}, "templates"),
+        ({"templates": ("a photo",)}, "templates"),
+        ({"weights": (0.0, 0.0)}, "weights"),
+        ({"weights": (-1.0, 2.0)}, "weights"),
+        ({"min_cells": -1.0}, "min_cells"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_values_out_of_range_name_the_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        spec(**changes)
+
+
+def test_the_spec_survives_pickle_and_yaml_and_refuses_unknown_keys():
+    assert pickle.loads(pickle.dumps(spec())) == spec()
+    assert parse(Embed, dump(spec())) == spec()
+    with pytest.raises(ConfigError, match="unknown key template"):
+        parse(Embed, dump(spec()) | {"template": "a {}"})
+
+
+def test_the_module_is_importable_without_torch():
+    code = "import sys, ovref.stages.embed; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_a_model_error(tmp_path):
+    with pytest.raises(ModelError, match="nothing_here"):
+        spec(visual=VisualEncoderConfig(model=str(tmp_path / "nothing_here"))).build()
