@@ -30,7 +30,7 @@ from ovref.errors import MismatchError, StorageError
 from ovref.storage import codec
 from ovref.storage.codec import Record
 from ovref.storage.shards import ShardFiles, read_drops, read_tar, sha256
-from ovref.storage.store import Store
+from ovref.storage.store import Store, is_unfinished
 
 FORMAT_VERSION = 1
 """Of step.json, the markers and the shards; raised when older readers could not read them."""
@@ -265,9 +265,12 @@ class StepFolder:
     def orphans(self) -> list[str]:
         """Files that no marker names: left by killed attempts and lost races."""
         # Listed before the markers are read, so that what is committed meanwhile is not in it.
-        files = [path for path in self.store.list() if "/" not in path]
+        paths = self.store.list(unfinished=True)
         named = {file.name for commit in self.commits().values() for file in commit.files.values()}
-        return [path for path in files if path not in named and path not in (STEP, COMPLETE)]
+        kept = {STEP, COMPLETE, *named}
+        return [
+            path for path in paths if is_unfinished(path) or ("/" not in path and path not in kept)
+        ]
 
     def collect_garbage(self, older_than_s: float = 86400.0) -> list[str]:
         """Deletes the orphans older than `older_than_s` and names them.

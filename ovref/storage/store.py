@@ -24,7 +24,7 @@ from ovref.errors import StorageError
 
 LOCAL_PROTOCOLS = ("file", "local")
 TEMPORARY = ".partial-"
-"""How the names of unfinished local files begin; they are never listed."""
+"""How the names of unfinished local files begin."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 CREATE_ATTEMPTS = 5
@@ -123,8 +123,12 @@ class Store:
                 return False
         return True
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Paths of all objects under the folder `prefix`, at any depth, sorted."""
+    def list(self, prefix: str = "", unfinished: bool = False) -> list[str]:
+        """Paths of all objects under the folder `prefix`, at any depth, sorted.
+
+        Args:
+            unfinished: also the local files that a running or killed write has not completed.
+        """
         full = self._full(prefix) if prefix else self._root
         start = len(self._root.rstrip("/")) + 1
         with self._explained("list", prefix):
@@ -132,7 +136,7 @@ class Store:
                 names = [name[start:] for name in self._fs.find(full)]
             except FileNotFoundError:
                 return []
-        return sorted(name for name in names if not name.rpartition("/")[2].startswith(TEMPORARY))
+        return sorted(name for name in names if unfinished or not is_unfinished(name))
 
     def age_s(self, path: str) -> float:
         """Seconds since the object was written."""
@@ -220,6 +224,11 @@ class Store:
         except _store_errors() as error:
             place = f"{self.url}/{path}" if path else self.url
             raise _explain(error, f"cannot {action} {place}") from error
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether `path` is that of a local file whose writing was not completed."""
+    return path.rpartition("/")[2].startswith(TEMPORARY)
 
 
 def check_conditional_create(store: Store) -> None:
