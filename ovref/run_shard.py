@@ -34,8 +34,9 @@ def run_shard(
         inputs = _Counted(reader)
         records: Iterable[Any] = inputs
         for number, stage in enumerate(stages, start=1):
-            name = f"stage {number} of {len(stages)}, {type(stage).__name__}, shard {shard}"
-            records = _accounted(stage, records, drops, name)
+            name = getattr(stage, "__name__", type(stage).__name__)
+            where = f"stage {number} of {len(stages)}, {name}, shard {shard}"
+            records = _accounted(stage, records, drops, where)
         for record in records:
             files.add(record)
         return target.publish(
@@ -57,7 +58,7 @@ class _Counted:
 
 
 def _accounted(
-    stage: Stage, records: Iterable[Any], drops: list[Dropped], name: str
+    stage: Stage, records: Iterable[Any], drops: list[Dropped], where: str
 ) -> Iterator[Any]:
     """The stage's output records, its drops put aside, each input checked to be answered."""
     given: set[str] = set()
@@ -74,17 +75,17 @@ def _accounted(
     for item in stage(fed):
         key = item.key
         if base_key(key) not in given:
-            raise AccountingError(f"{name}: answered {key!r}, which it was not given")
+            raise AccountingError(f"{where}: answered {key!r}, which it was not given")
         answered.add(base_key(key))
         if isinstance(item, Dropped):
             # One region may be given up twice: a stage numbers those that the last one left.
             if "#" not in key and key in given_up:
-                raise AccountingError(f"{name}: dropped {key!r} twice")
+                raise AccountingError(f"{where}: dropped {key!r} twice")
             given_up.add(key)
             drops.append(item)
             continue
         if key in outputs:
-            raise AccountingError(f"{name}: gave two records with the key {key!r}")
+            raise AccountingError(f"{where}: gave two records with the key {key!r}")
         outputs.add(key)
         yield item
     for _ in fed:  # what the stage did not care to take is unanswered too
@@ -92,6 +93,6 @@ def _accounted(
     missing = sorted(given - answered)
     if missing:
         raise AccountingError(
-            f"{name}: left {len(missing)} of {len(given)} inputs without an output or a drop: "
+            f"{where}: left {len(missing)} of {len(given)} inputs without an output or a drop: "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
         )
