@@ -78,7 +78,8 @@ def test_dinov2_tokens_are_those_of_the_plain_model():
     with torch.no_grad():
         tokens = model(torch.tensor(pixels.transpose(2, 0, 1)[None]).float()).last_hidden_state
     expected = tokens[0, 1:].reshape(16, 16, -1).numpy()
-    np.testing.assert_allclose(load(model="miniature:dinov2").encode(IMAGES[:1])[0], expected, atol=1e-4)
+    found = load(**CASES["dinov2"]).encode(IMAGES[:1])[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_dino_keys_are_the_last_layers_projection_of_its_normed_input():
@@ -171,7 +172,8 @@ def test_class_and_register_tokens_are_left_out(family, tmp_path):
 
 
 def test_texts_are_normalised_and_over_long_ones_lose_their_end():
-    encoder = load_text_encoder(TextEncoderConfig(model="miniature:clip"), device="cpu", batch_size=2)
+    config = TextEncoderConfig(model="miniature:clip")
+    encoder = load_text_encoder(config, device="cpu", batch_size=2)
     texts = ["a red boat", "grass", "a boat " * 200, "a boat " * 300, ""]
     embeddings = encoder.encode(texts)
     assert embeddings.shape == (5, encoder.dim) and embeddings.dtype == np.float32
@@ -183,11 +185,11 @@ def test_texts_are_normalised_and_over_long_ones_lose_their_end():
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8)]
+    ("shape", "dtype"), [((4, 4), np.uint8), ((4, 4, 3), np.float32), ((4, 4, 4), np.uint8)]
 )
-def test_other_arrays_are_no_images(image):
+def test_other_arrays_are_no_images(shape, dtype):
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8"):
-        load(**CASES["dinov2"]).encode([image])
+        load(**CASES["dinov2"]).encode([np.zeros(shape, dtype)])
 
 
 @pytest.mark.parametrize(

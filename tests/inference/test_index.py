@@ -1,0 +1,143 @@
+"""Index choice, building, recall and reading, against exhaustive search in numpy."""
+
+import hashlib
+import re
+
+import numpy as np
+import pytest
+from ovref_inference import CollectionError
+from ovref_inference import index as indexes
+from ovref_inference.vectors import l2_normalised
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((60, 24))
+    noisy = centres[rng.integers(60, size=3000)] + 0.4 * rng.standard_normal((3000, 24))
+    return l2_normalised(noisy).astype(np.float16)
+
+
+def exact(vectors, queries, k):
+    scores = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(scores, order, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("n", "factory"),
+    [
+        (1, "Flat"),
+        (19_999, "Flat"),
+        (20_000, "IVF512,SQfp16"),
+        (100_000, "IVF1024,SQfp16"),
+        (999_999, "IVF4096,SQfp16"),
+        (1_000_000, "IVF16384,SQfp16"),
+        (10_000_000, "IVF65536_HNSW32,SQfp16"),
+        (10**9, "IVF262144_HNSW32,SQfp16"),
+    ],
+)
+def test_the_rule(n, factory):
+    assert indexes.choose_index(n, 768) == factory
+    lists = re.match(r"IVF(\d+)", factory)
+    # faiss wants 39 training vectors a list at least.
+    assert lists is None or n >= 39 * int(lists[1])
+
+
+@pytest.mark.parametrize(("n", "dim"), [(0, 4), (4, 0)])
+def test_nothing_to_index_is_refused(n, dim):
+    with pytest.raises(ValueError, match="n >= 1"):
+        indexes.choose_index(n, dim)
+
+
+def test_flat_is_exact_search(vectors):
+    queries = vectors[:20].astype(np.float32)
+    index = indexes.build_index(vectors)
+    scores, ids = indexes.search(index, queries, 7)
+    expected_ids, expected = exact(vectors, queries, 7)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert indexes.tune(index, vectors) == ({}, 1.0)
+
+
+def test_exact_search_in_chunks(vectors, monkeypatch):
+    monkeypatch.setattr(indexes, "_CHUNK_ROWS", 700)
+    queries = vectors[5:15].astype(np.float32)
+    scores, ids = indexes.exact_search(vectors, queries, 9)
+    expected_ids, expected = exact(vectors, queries, 9)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    scores, ids = indexes.exact_search(vectors[:3], queries, 5)
+    assert (ids[:, 3:] == -1).all() and np.isneginf(scores[:, 3:]).all()
+
+
+@pytest.mark.parametrize("factory", ["IVF64,SQfp16", "IVF64_HNSW8,SQfp16", "HNSW8"])
+def test_tuning_reaches_the_target_and_measures_what_it_says(vectors, factory):
+    index = indexes.build_index(vectors, factory)
+    parameters, recall = indexes.tune(index, vectors, queries=100)
+    assert recall >= 0.95
+    assert indexes.measure_recall(index, vectors, queries=100, parameters=parameters) == recall
+    # The same by hand: rows that are among the true ten nearest.
+    rows = np.sort(np.random.default_rng(0).choice(len(vectors), 100, replace=False))
+    queries = vectors[rows].astype(np.float32)
+    _, ids = indexes.search(index, queries, 10, parameters=parameters)
+    expected, _ = exact(vectors, queries, 10)
+    overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, expected, strict=True)])
+    assert abs(overlap - recall) < 0.03
+
+
+def test_a_worse_search_measures_worse(vectors):
+    index = indexes.build_index(vectors, "IVF64,SQfp16")
+    few, many = (
+        indexes.measure_recall(index, vectors, parameters={"nprobe": n}) for n in (1, 64)
+    )
+    assert few < 0.95 and many == 1.0
+
+
+def test_ties_count_as_neighbours():
+    same = np.repeat(l2_normalised(np.eye(4)), 50, axis=0).astype(np.float16)
+    index = indexes.build_index(same, "IVF4,SQfp16")
+    assert indexes.measure_recall(index, same, parameters={"nprobe": 1}) == 1.0
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQfp16", "HNSW8"])
+def test_building_twice_gives_equal_bytes(vectors, factory, tmp_path):
+    hashes = []
+    for name in ("one", "two"):
+        indexes.write_index(indexes.build_index(vectors[:800], factory), tmp_path / name)
+        hashes.append(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQfp16", "HNSW8"])
+def test_excluded_rows_are_never_returned(vectors, factory, tmp_path):
+    indexes.write_index(indexes.build_index(vectors[:800], factory), tmp_path / "index")
+    index = indexes.read_index(tmp_path / "index", rows=800, dim=24)
+    queries = vectors[:10].astype(np.float32)
+    parameters = {"Flat": {}, "IVF16,SQfp16": {"nprobe": 16}, "HNSW8": {"efSearch": 800}}[factory]
+    dead = np.arange(0, 800, 2)
+    _, ids = indexes.search(index, queries, 5, parameters=parameters, excluded=dead)
+    assert (ids % 2 == 1).all()
+    expected, _ = exact(vectors[1:800:2], queries, 5)
+    np.testing.assert_array_equal(ids, 2 * expected + 1)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQfp16"])
+def test_reading_refuses_other_rows_widths_and_cut_off_files(vectors, factory, tmp_path):
+    path = tmp_path / "index"
+    indexes.write_index(indexes.build_index(vectors[:800], factory), path)
+    for rows, dim in ((801, 24), (800, 25)):
+        with pytest.raises(CollectionError, match="800 vectors of width 24"):
+            indexes.read_index(path, rows=rows, dim=dim)
+    for content in (path.read_bytes()[:1000], b"", b"not an index"):
+        path.write_bytes(content)
+        with pytest.raises(CollectionError, match="cannot read the index"):
+            indexes.read_index(path, rows=800, dim=24)
+    with pytest.raises(CollectionError, match="cannot read the index"):
+        indexes.read_index(tmp_path / "none", rows=800, dim=24)
+
+
+def test_without_faiss_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"ovref\[cpu\].*never both"):
+        indexes.faiss_module()

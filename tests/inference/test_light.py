@@ -1,0 +1,86 @@
+"""The light half stays light: what importing it loads, and that it works with nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import ovref_inference
+import pytest
+
+REPOSITORY = Path(ovref_inference.__file__).resolve().parent.parent
+HEAVY = ("torch", "scipy", "transformers", "PIL", "ray", "spacy", "diffusers", "open_clip", "s3fs")
+
+QUERY = """
+import json, sys
+import numpy as np
+from ovref_inference import ReferenceCollection
+
+with ReferenceCollection.open(sys.argv[1]) as collection:
+    support = collection.search_text(collection.textual[:2], k=3)
+    regions = collection.search_regions(collection.visual[:2], k=3)
+    prototypes = collection.prototypes(["dog", "lion"], k=2)
+    found = {
+        "own": [int(support.ids[i, 0]) for i in range(2)],
+        "nouns": regions.nouns[0][:1],
+        "counts": prototypes.counts.tolist(),
+        "heavy": [name for name in json.loads(sys.argv[2]) if name in sys.modules],
+    }
+print(json.dumps(found))
+"""
+
+
+def test_importing_loads_nothing_heavy_nor_the_builder():
+    program = "import sys, ovref_inference; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "ovref_inference.collection" in loaded
+    assert not loaded & {*HEAVY, "ovref", "faiss"}
+
+
+def test_opening_and_asking_loads_nothing_heavy(published):
+    done = subprocess.run(
+        [sys.executable, "-c", QUERY, str(published), json.dumps(HEAVY)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["heavy"] == [] and found["counts"] == [2, 2]
+
+
+def test_public_names_exist():
+    assert ovref_inference.__all__ == sorted(ovref_inference.__all__)
+    assert all(hasattr(ovref_inference, name) for name in ovref_inference.__all__)
+
+
+@pytest.mark.slow
+def test_a_fresh_light_installation_opens_and_answers(published, tmp_path):
+    """pip installs the core with faiss alone into an empty environment, which then queries.
+
+    Needs a package index, or the wheels in pip's cache or in $PIP_FIND_LINKS.
+    """
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [python, "-m", "pip", "install", "--quiet", f"{REPOSITORY}[cpu]"]
+    constraints = REPOSITORY / "constraints.txt"
+    done = subprocess.run([*install, "-c", constraints], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
+    )
+    packages = {item["name"].lower() for item in json.loads(listed.stdout)}
+    light = {"ovref", "numpy", "pyarrow", "fsspec", "faiss-cpu", "packaging", "pip", "setuptools"}
+    assert packages <= light
+    done = subprocess.run(
+        [python, "-c", QUERY, str(published), json.dumps(HEAVY)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"] == [2, 2]
