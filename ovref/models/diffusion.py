@@ -1,0 +1,276 @@
+"""Drawing captions with Stable Diffusion 1.x, 2.x and XL, with the attribution of their nouns."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.models import resolve
+from safetensors import SafetensorError
+
+from ovref.errors import ModelError
+from ovref.models.attribution import noun_weights, recording
+from ovref.models.tokens import token_positions
+
+logger = logging.getLogger(__name__)
+
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {}),
+    "dpm_solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "sde_dpm_solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+"""Name in the configuration -> diffusers class and what is set beside the model's own config."""
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""`_class_name` in model_index.json of the models whose attribution can be read."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """One generated image and the heatmaps of its caption's nouns."""
+
+    image_hwc: np.ndarray | None
+    """(H, W, 3) uint8 RGB; None when the model gave numbers that are not finite."""
+    heatmaps_nhw: np.ndarray
+    """(nouns, h, w) float32 >= 0 at the size of the latent (`Attribution.heatmaps_bnhw`)."""
+
+
+def load_pipeline(
+    model: str, *, revision: str | None, scheduler: str, dtype: str, device: str
+) -> Any:
+    """A text-to-image pipeline, ready to draw: no safety checker, no watermark, no progress bar.
+
+    Only safetensors files are read, so nothing is unpickled.
+
+    Args:
+        model: `miniature:stable_diffusion`, a Hugging Face id, or the path of a diffusers folder.
+        revision: of the Hugging Face repository; None for its default branch or a folder.
+        scheduler: a key of `SCHEDULERS`.
+        dtype: a key of `DTYPES`.
+        device: of torch, such as `cuda` or `cpu`.
+
+    Raises:
+        ModelError: the model cannot be found, read or used for attribution.
+    """
+    try:
+        path = resolve(model)
+    except ModelLoadError as error:
+        raise ModelError(str(error)) from error
+    named = f"the generator {model!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        class_name = diffusers.DiffusionPipeline.load_config(path, revision=revision)["_class_name"]
+        if class_name not in PIPELINES:
+            raise ModelError(f"{named} is a {class_name}; attribution works with {PIPELINES}")
+        extra = (
+            {"safety_checker": None, "requires_safety_checker": False}
+            if class_name == "StableDiffusionPipeline"
+            else {"add_watermarker": False}
+        )
+        pipeline = getattr(diffusers, class_name).from_pretrained(
+            path, revision=revision, dtype=DTYPES[dtype], use_safetensors=True, **extra
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, HfHubHTTPError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load {named}: {error}. Expected a Hugging Face id that can be reached, or a "
+            "folder with model_index.json and safetensors files"
+        ) from error
+    scheduler_class, options = SCHEDULERS[scheduler]
+    pipeline.scheduler = getattr(diffusers, scheduler_class).from_config(
+        pipeline.scheduler.config, **options
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+class Generator:
+    """Draws batches of captions, each from its own seed, with the heatmaps of their nouns."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        steps: int,
+        guidance: float,
+        size_hw: tuple[int, int],
+        negative_prompt: str = "",
+    ):
+        """
+        Args:
+            pipeline: as `load_pipeline` gives it.
+            steps: of the scheduler.
+            guidance: classifier-free guidance scale; at 1 or less there is no guidance.
+            size_hw: of the images, both multiples of 8.
+            negative_prompt: what guidance leads away from; empty for what the model takes for
+                nothing.
+        """
+        self._pipeline = pipeline
+        self._steps = steps
+        self._guidance = guidance
+        self._size_hw = size_hw
+        self._negative_prompt = negative_prompt
+        self._most_at_once: int | None = None
+
+    def positions(
+        self, caption: str, spans: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[tuple[int, ...]]:
+        """`token_positions` in this pipeline's tokenizer."""
+        return token_positions(self._pipeline.tokenizer, caption, spans)
+
+    def draw(
+        self,
+        captions: Sequence[str],
+        positions: Sequence[Sequence[Sequence[int]]],
+        seeds: Sequence[int],
+    ) -> list[Drawing]:
+        """One image per caption, drawn together.
+
+        An image depends on its caption and seed alone, but for the rounding of kernels that add in
+        another order at another batch size: equal batches give equal bytes. When the device runs
+        out of memory, the batch is halved, and stays so.
+
+        Args:
+            captions: the prompts.
+            positions: per caption, per noun, its token positions (`positions`).
+            seeds: per caption, in [0, 2**63).
+
+        Raises:
+            torch.OutOfMemoryError: a single image does not fit.
+            ModelError: the UNet's attention cannot be read.
+        """
+        drawings: list[Drawing] = []
+        while len(drawings) < len(captions):
+            stop = None if self._most_at_once is None else len(drawings) + self._most_at_once
+            part = slice(len(drawings), stop)
+            try:
+                drawings += self._draw(captions[part], positions[part], seeds[part])
+                continue
+            except torch.OutOfMemoryError:
+                size = len(captions[part])
+                if size == 1:
+                    raise
+            # Outside the handler, so that the failed call's tensors are free.
+            self._most_at_once = size // 2
+            torch.cuda.empty_cache()
+            logger.warning(
+                "out of memory drawing %d images at once; going on with %d", size, size // 2
+            )
+        return drawings
+
+    def _draw(
+        self,
+        captions: Sequence[str],
+        positions: Sequence[Sequence[Sequence[int]]],
+        seeds: Sequence[int],
+    ) -> list[Drawing]:
+        pipeline = self._pipeline
+        height, width = self._size_hw
+        factor = pipeline.vae_scale_factor
+        weights_bkn = noun_weights(
+            positions, pipeline.tokenizer.model_max_length, pipeline.unet.device
+        )
+        # On the CPU, so that a seed means the same noise on every device.
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        # None is the model's own notion of nothing: zeros for SDXL, an empty text for the others.
+        use_negative = self._negative_prompt and self._guidance > 1
+        negative_prompt = [self._negative_prompt] * len(captions) if use_negative else None
+        with recording(
+            pipeline.unet, weights_bkn, (height // factor, width // factor)
+        ) as attribution:
+            images = pipeline(
+                prompt=list(captions),
+                negative_prompt=negative_prompt,
+                num_inference_steps=self._steps,
+                guidance_scale=self._guidance,
+                height=height,
+                width=width,
+                generator=generators,
+                output_type="np",
+            ).images
+        heatmaps_bnhw = attribution.heatmaps_bnhw().cpu().numpy()
+        return [
+            Drawing(
+                image_hwc=_to_uint8(image),
+                heatmaps_nhw=heatmaps_nhw[: len(nouns)],
+            )
+            for image, heatmaps_nhw, nouns in zip(images, heatmaps_bnhw, positions, strict=True)
+        ]
+
+
+@torch.no_grad()
+def attribute_images(
+    pipeline: Any,
+    images_bhwc: np.ndarray,
+    captions: Sequence[str],
+    positions: Sequence[Sequence[Sequence[int]]],
+    timesteps: Sequence[int],
+    seed: int,
+) -> np.ndarray:
+    """Heatmaps of images that exist already, for measuring attribution against true masks.
+
+    Each image is encoded, noised to each of the timesteps as in training, and denoised once under
+    its own caption, without guidance; the heatmap is the mean over the timesteps.
+
+    Args:
+        pipeline: as `load_pipeline` gives it.
+        images_bhwc: (images, H, W, 3) uint8 RGB; H and W multiples of 8.
+        captions: one per image.
+        positions: per caption, per noun, its token positions (`token_positions`).
+        timesteps: in [0, steps of training).
+        seed: of the noise; one noise per image is used at all timesteps.
+
+    Returns:
+        (images, nouns, h, w) float32 >= 0 at the size of the latent.
+    """
+    unet, vae, device = pipeline.unet, pipeline.vae, pipeline.unet.device
+    pixels = torch.from_numpy(images_bhwc).permute(0, 3, 1, 2).to(device, vae.dtype) / 127.5 - 1
+    latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    noise = torch.randn(latents.shape, generator=torch.Generator("cpu").manual_seed(seed))
+    noise = noise.to(device, latents.dtype)
+    conditions = _conditions(pipeline, captions, images_bhwc.shape[1:3])
+    # Every scheduler of SCHEDULERS keeps the model's table of signal levels.
+    signal = pipeline.scheduler.alphas_cumprod.to(device, torch.float32)
+    weights_bkn = noun_weights(positions, pipeline.tokenizer.model_max_length, device)
+    with recording(unet, weights_bkn, tuple(latents.shape[2:])) as attribution:
+        for timestep in timesteps:
+            level = signal[timestep]
+            noised = level.sqrt() * latents + (1 - level).sqrt() * noise
+            unet(noised.to(unet.dtype), timestep, **conditions)
+    return attribution.heatmaps_bnhw().cpu().numpy()
+
+
+def _conditions(pipeline: Any, captions: Sequence[str], size_hw: tuple[int, int]) -> dict[str, Any]:
+    """What the UNet takes beside the latents, for captions without guidance."""
+    encoded = pipeline.encode_prompt(
+        prompt=list(captions),
+        device=pipeline.unet.device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+    )
+    if isinstance(pipeline, diffusers.StableDiffusionPipeline):
+        return {"encoder_hidden_states": encoded[0]}
+    embeddings, _, pooled, _ = encoded
+    # SDXL is told the size before scaling, the crop's corner, and the size wanted.
+    time_ids = torch.tensor([[*size_hw, 0, 0, *size_hw]] * len(captions))
+    time_ids = time_ids.to(embeddings.device, embeddings.dtype)
+    return {
+        "encoder_hidden_states": embeddings,
+        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids},
+    }
+
+
+def _to_uint8(image_hwc: np.ndarray) -> np.ndarray | None:
+    """[0, 1] floats to [0, 255]; None if any is not finite."""
+    if not np.isfinite(image_hwc).all():
+        return None
+    return (image_hwc * 255).round().astype(np.uint8)

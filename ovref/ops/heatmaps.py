@@ -1,0 +1,119 @@
+"""From attribution heatmaps to tri-state masks.
+
+FOSSIL (section 3.2) passes a heatmap through a sigmoid, to flatten its peaks, and thresholds the
+result at 0.45. A heatmap is never negative and the sigmoid of a non-negative number is never under
+0.5, so taken to the letter the mask would always be the whole image. Here each heatmap is first
+standardised (minus its mean, over its standard deviation), which is the reading under which 0.45
+means something, and the same whatever the number of steps, layers or tokens: keep what is attended
+to more than a little below average.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from ovref.config import STRICT
+from ovref.records import NO, UNSURE, YES
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinariseRule:
+    """How a heatmap becomes a mask."""
+
+    __pydantic_config__ = STRICT
+
+    method: Literal["standardised_sigmoid", "minmax"] = "standardised_sigmoid"
+    """`standardised_sigmoid`: sigmoid of the heatmap in standard deviations from its mean (FOSSIL).
+    `minmax`: the heatmap stretched to [0, 1] (DAAM, which thresholds it at 0.4)."""
+    threshold: float = 0.45
+    """In (0, 1), on the values that `method` gives: YES above, NO below."""
+    band: float = 0.0
+    """Within this distance of the threshold a pixel is UNSURE; 0 for two-state masks."""
+
+    def __post_init__(self):
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must be in (0, 1), found {self.threshold}")
+        if not 0 <= self.band < min(self.threshold, 1 - self.threshold):
+            raise ValueError(
+                f"band must be at least 0 and keep threshold +- band in (0, 1), found {self.band} "
+                f"around {self.threshold}"
+            )
+
+
+def stretched(heatmaps_nhw: np.ndarray) -> np.ndarray:
+    """Each heatmap stretched to [0, 1] of its own range: the form in which heatmaps are kept.
+
+    Args:
+        heatmaps_nhw: (n, h, w) floats. One with values that are not finite becomes all NaN, a
+            constant one all 0.
+
+    Returns:
+        (n, h, w) float16.
+    """
+    maps = np.asarray(heatmaps_nhw, dtype=np.float64)
+    finite = np.isfinite(maps).all(axis=(1, 2), keepdims=True)
+    maps = np.where(finite, maps, np.nan)
+    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+    span = np.where(high > low, high - low, 1)
+    return ((maps - low) / span).astype(np.float16)
+
+
+def binarise(heatmaps_nhw: np.ndarray, size_hw: tuple[int, int], rule: BinariseRule) -> np.ndarray:
+    """Tri-state masks at the size of the image.
+
+    Both methods take no notice of a heatmap's scale and offset, so masks can be made again, under
+    another rule, from the kept heatmaps.
+
+    Args:
+        heatmaps_nhw: (n, h, w) finite floats.
+        size_hw: of the masks.
+        rule: method, threshold and band.
+
+    Returns:
+        (n, H, W) uint8 of NO, UNSURE, YES. A constant heatmap gives all NO.
+    """
+    masks_nhw = np.full((len(heatmaps_nhw), *size_hw), NO, dtype=np.uint8)
+    for heatmap_hw, mask_hw in zip(heatmaps_nhw, masks_nhw, strict=True):
+        values_hw = _values(resized(heatmap_hw, size_hw), rule.method)
+        mask_hw[values_hw > rule.threshold - rule.band] = UNSURE
+        mask_hw[values_hw > rule.threshold + rule.band] = YES
+    return masks_nhw
+
+
+def contrast(heatmap_hw: np.ndarray, mask_hw: np.ndarray) -> float:
+    """The score of a region: how far its heat stands out from the rest of the image.
+
+    Mean heat on YES pixels minus mean heat on NO pixels, in standard deviations of the heatmap: 2
+    for a clean plateau on half of the image, near 0 for noise, 0 where a side is missing.
+
+    Args:
+        heatmap_hw: (h, w) finite floats, resized to the mask's size.
+        mask_hw: (H, W) tri-state.
+    """
+    heat_hw = resized(heatmap_hw, mask_hw.shape)
+    spread = float(heat_hw.std())
+    yes, no = heat_hw[mask_hw == YES], heat_hw[mask_hw == NO]
+    if spread == 0 or not yes.size or not no.size:
+        return 0.0
+    return float(yes.mean() - no.mean()) / spread
+
+
+def resized(heatmap_hw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """(h, w) floats to (H, W) float32, bicubic."""
+    image = Image.fromarray(np.ascontiguousarray(heatmap_hw, dtype=np.float32))
+    height, width = size_hw
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _values(heat_hw: np.ndarray, method: str) -> np.ndarray:
+    """What the threshold is put to, in [0, 1]; 0 everywhere for a constant heatmap."""
+    low, high = float(heat_hw.min()), float(heat_hw.max())
+    # Resizing a constant leaves rounding errors, which are not to be stretched into a shape.
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return np.zeros_like(heat_hw)
+    if method == "minmax":
+        return (heat_hw - low) / (high - low)
+    z_hw = (heat_hw - heat_hw.mean()) / heat_hw.std()
+    return 1 / (1 + np.exp(-z_hw))

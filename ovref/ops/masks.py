@@ -1,0 +1,51 @@
+"""Tri-state masks (`records.NO`, `UNSURE`, `YES`): area, box, overlap, what makes one useless."""
+
+import numpy as np
+
+from ovref.records import YES
+
+
+def area(mask_hw: np.ndarray) -> float:
+    """YES pixels as a fraction of all, in [0, 1]; 0 for a mask without pixels."""
+    return float(np.mean(mask_hw == YES)) if mask_hw.size else 0.0
+
+
+def box_xyxy(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The smallest box around the YES pixels, right and bottom exclusive; None without any."""
+    yes = mask_hw == YES
+    rows, columns = np.flatnonzero(yes.any(axis=1)), np.flatnonzero(yes.any(axis=0))
+    if not rows.size:
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
+    """Intersection over union of the YES pixels, in [0, 1]; 0 when both have none.
+
+    Raises:
+        ValueError: the masks differ in size.
+    """
+    if mask_hw.shape != other_hw.shape:
+        raise ValueError(f"masks of {mask_hw.shape} and {other_hw.shape} cannot be compared")
+    a, b = mask_hw == YES, other_hw == YES
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
+def fault(mask_hw: np.ndarray, min_area: float, max_area: float) -> str | None:
+    """Why the mask is of no use as a region, as a reason for `Dropped`; None when it is.
+
+    Args:
+        mask_hw: tri-state mask.
+        min_area: least fraction of YES pixels; a mask without any is at fault even at 0.
+        max_area: largest fraction of YES pixels.
+
+    Returns:
+        `empty_mask`, `full_mask` or None.
+    """
+    fraction = area(mask_hw)
+    if fraction == 0 or fraction < min_area:
+        return "empty_mask"
+    if fraction > max_area:
+        return "full_mask"
+    return None

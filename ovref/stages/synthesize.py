@@ -1,0 +1,234 @@
+"""Prompts to images: draw each caption and read where each of its nouns was drawn."""
+
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+
+from ovref.config import STRICT
+from ovref.contract import Dropped
+from ovref.identity import record_seed
+from ovref.ops.heatmaps import BinariseRule, binarise, contrast, stretched
+from ovref.ops.masks import fault
+from ovref.records import ImageRecord, Noun, Prompt, Region
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesize:
+    """Draws prompts with Stable Diffusion and keeps a region for each noun.
+
+    The device is not part of it: `build` takes the CUDA device where there is one.
+    """
+
+    name: ClassVar[str] = "synthesize"
+    version: ClassVar[int] = 1
+    __pydantic_config__ = STRICT
+
+    model: str
+    """`miniature:stable_diffusion`, a Hugging Face id or a folder of diffusers' layout."""
+    revision: str | None = None
+    """Of the Hugging Face repository; name a commit to make the collection reproducible."""
+    scheduler: Literal[
+        "ddim", "dpm_solver++", "sde_dpm_solver++", "unipc", "euler", "euler_ancestral", "lcm"
+    ] = "dpm_solver++"
+    """How noise becomes an image; the signal table stays the model's."""
+    steps: int = 25
+    """Of the scheduler, per image."""
+    guidance: float = 7.5
+    """Classifier-free guidance scale; at 1 or less there is no guidance and the cost halves."""
+    negative_prompt: str = ""
+    """What guidance leads away from; empty for what the model takes for nothing."""
+    size_hw: tuple[int, int] = (512, 512)
+    """Of the images, pixels; multiples of 8."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and activations; attribution is added up in float32 in any case."""
+    batch_size: int = 8
+    """Prompts drawn together. Kernels round differently at another batch size, in the last bits, so
+    it belongs to the identity of the bytes."""
+    run_seed: int = 0
+    """With a record's key, makes the seed of its image."""
+    binarise: BinariseRule = field(default_factory=BinariseRule)
+    """How a heatmap becomes a mask."""
+    min_area: float = 0.002
+    """Regions whose YES pixels are a smaller fraction of the image are dropped as `empty_mask`."""
+    max_area: float = 0.95
+    """Regions whose YES pixels are a larger fraction of the image are dropped as `full_mask`."""
+    jpeg_quality: int = 95
+    """Of the images kept, 1 to 100; colour is not sub-sampled."""
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, found {self.steps}")
+        if self.guidance < 0:
+            raise ValueError(f"guidance must be at least 0, found {self.guidance}")
+        if any(size < 8 or size % 8 for size in self.size_hw):
+            raise ValueError(f"size_hw must be multiples of 8, found {self.size_hw}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+        if not 0 <= self.min_area < self.max_area <= 1:
+            raise ValueError(
+                "min_area and max_area must be ordered in [0, 1], found "
+                f"{self.min_area} and {self.max_area}"
+            )
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must be in [1, 100], found {self.jpeg_quality}")
+
+    def build(self) -> "SynthesizeStage":
+        """Loads the model.
+
+        Raises:
+            ModelError: it cannot be found, read or used.
+        """
+        import torch
+
+        from ovref.models.diffusion import Generator, load_pipeline
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        logger.info("drawing with %s on %s", self.model, device)
+        pipeline = load_pipeline(
+            self.model,
+            revision=self.revision,
+            scheduler=self.scheduler,
+            dtype=self.dtype,
+            device=device,
+        )
+        generator = Generator(
+            pipeline,
+            steps=self.steps,
+            guidance=self.guidance,
+            size_hw=self.size_hw,
+            negative_prompt=self.negative_prompt,
+        )
+        return SynthesizeStage(self, generator)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A prompt with what its drawing needs."""
+
+    prompt: Prompt
+    nouns: list[tuple[int, Noun]]
+    """Nouns to find, with their numbers in the caption."""
+    positions: list[tuple[int, ...]]
+    """Token positions of each of them."""
+    seed: int
+
+
+class SynthesizeStage:
+    """`Prompt` in; `ImageRecord`, or `Dropped`, out.
+
+    Dropped records: `no_nouns`, `nonfinite_image`, `no_regions` (all of its regions were dropped).
+    Dropped regions, under `<key>#<number of the noun in the prompt>`: `noun_beyond_context`,
+    `nonfinite_heatmap`, `empty_mask`, `full_mask`.
+    """
+
+    def __init__(self, spec: Synthesize, generator: Any):
+        """`generator` is a `models.diffusion.Generator`, or anything with its two methods."""
+        self._spec = spec
+        self._generator = generator
+
+    def __call__(self, prompts: Iterator[Prompt]) -> Iterator[ImageRecord | Dropped]:
+        orders: list[_Order] = []
+        for prompt in prompts:
+            order, dropped = self._order(prompt)
+            yield from dropped
+            if order is not None:
+                orders.append(order)
+            if len(orders) == self._spec.batch_size:
+                yield from self._draw(orders)
+                orders = []
+        if orders:
+            yield from self._draw(orders)
+
+    def _order(self, prompt: Prompt) -> tuple[_Order | None, list[Dropped]]:
+        if not prompt.nouns:
+            return None, [Dropped(prompt.key, "no_nouns")]
+        # A noun named twice is one region: its occurrences are averaged, as in DAAM.
+        numbers: dict[str, list[int]] = {}
+        for number, noun in enumerate(prompt.nouns):
+            numbers.setdefault(noun.text, []).append(number)
+        spans = [[(prompt.nouns[i].start, prompt.nouns[i].end) for i in same]
+                 for same in numbers.values()]  # fmt: skip
+        positions = self._generator.positions(prompt.caption, spans)
+
+        firsts = [same[0] for same in numbers.values()]
+        dropped = [
+            Dropped(f"{prompt.key}#{number}", "noun_beyond_context")
+            for number, found in zip(firsts, positions, strict=True)
+            if not found
+        ]
+        kept = [(n, found) for n, found in zip(firsts, positions, strict=True) if found]
+        if not kept:
+            return None, [*dropped, Dropped(prompt.key, "no_regions")]
+        order = _Order(
+            prompt=prompt,
+            nouns=[(number, prompt.nouns[number]) for number, _ in kept],
+            positions=[found for _, found in kept],
+            seed=record_seed(self._spec.run_seed, prompt.key),
+        )
+        return order, dropped
+
+    def _draw(self, orders: list[_Order]) -> Iterator[ImageRecord | Dropped]:
+        drawings = self._generator.draw(
+            [order.prompt.caption for order in orders],
+            [order.positions for order in orders],
+            [order.seed for order in orders],
+        )
+        for order, drawing in zip(orders, drawings, strict=True):
+            if drawing.image_hwc is None:
+                yield Dropped(order.prompt.key, "nonfinite_image")
+            else:
+                yield from self._record(order, drawing.image_hwc, drawing.heatmaps_nhw)
+
+    def _record(
+        self, order: _Order, image_hwc: np.ndarray, heatmaps_nhw: np.ndarray
+    ) -> Iterator[ImageRecord | Dropped]:
+        spec, prompt = self._spec, order.prompt
+        kept_maps, regions = [], []
+        # Masks come from the heatmaps as they are kept, so they can be made again from the record.
+        for (number, noun), heatmap_hw in zip(order.nouns, stretched(heatmaps_nhw), strict=True):
+            if not np.isfinite(heatmap_hw).all():
+                yield Dropped(f"{prompt.key}#{number}", "nonfinite_heatmap")
+                continue
+            mask_hw = binarise(heatmap_hw[None], image_hwc.shape[:2], spec.binarise)[0]
+            reason = fault(mask_hw, spec.min_area, spec.max_area)
+            if reason is not None:
+                yield Dropped(f"{prompt.key}#{number}", reason)
+                continue
+            score = contrast(heatmap_hw, mask_hw)
+            regions.append(Region(noun=noun, mask_hw=mask_hw, score=score, source="daam"))
+            kept_maps.append(heatmap_hw)
+        if not regions:
+            yield Dropped(prompt.key, "no_regions")
+            return
+        yield ImageRecord(
+            key=prompt.key,
+            caption=prompt.caption,
+            source=prompt.source,
+            image=_jpeg(image_hwc, spec.jpeg_quality),
+            regions=tuple(regions),
+            heatmaps_nhw=np.stack(kept_maps),
+            seed=order.seed,
+            provenance={
+                "generator": spec.model,
+                "revision": spec.revision,
+                "scheduler": spec.scheduler,
+                "steps": spec.steps,
+                "guidance": spec.guidance,
+                "negative_prompt": spec.negative_prompt,
+                "dtype": spec.dtype,
+            },
+        )
+
+
+def _jpeg(image_hwc: np.ndarray, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    # Colour at full resolution: half of it would blur the edges of small regions.
+    Image.fromarray(image_hwc).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()

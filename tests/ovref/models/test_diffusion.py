@@ -1,0 +1,184 @@
+"""Run: pytest tests/ovref/models/test_diffusion.py"""
+
+import json
+import shutil
+from types import SimpleNamespace
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+
+from ovref.errors import ModelError
+from ovref.models.diffusion import DTYPES, SCHEDULERS, Generator, load_pipeline
+from ovref.stages.synthesize import Synthesize
+
+OPTIONS = {"revision": None, "scheduler": "ddim", "dtype": "float32", "device": "cpu"}
+CAPTIONS = ["a cat and a dog", "a dog", "hotdog", "the zebra"]
+POSITIONS = [[(2,), (5,)], [(2,)], [(1, 2)], [(2, 3)]]
+SEEDS = [5, 2**63 - 1, 0, 9]
+
+
+@pytest.fixture(scope="module")
+def sd1(tiny_pipelines):
+    return str(tiny_pipelines["sd1"])
+
+
+def differences(one, other):
+    return [np.abs(a.image_hwc.astype(int) - b.image_hwc).max()
+            for a, b in zip(one, other, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_an_image_depends_on_caption_and_seed_not_on_its_batch(sd1, scheduler):
+    pipeline = load_pipeline(sd1, **{**OPTIONS, "scheduler": scheduler})
+    generator = Generator(pipeline, steps=3, guidance=4.0, size_hw=(64, 48))
+    together = generator.draw(CAPTIONS, POSITIONS, SEEDS)
+    alone = [
+        generator.draw([caption], [positions], [seed])[0]
+        for caption, positions, seed in zip(CAPTIONS, POSITIONS, SEEDS, strict=True)
+    ]
+    reversed_batch = generator.draw(CAPTIONS[::-1], POSITIONS[::-1], SEEDS[::-1])[::-1]
+    # One step of 255: kernels may add in another order at another batch size.
+    assert max(differences(together, alone)) <= 1
+    assert max(differences(together, reversed_batch)) <= 1
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-5)
+    another_seed = generator.draw(CAPTIONS[:1], POSITIONS[:1], [6])
+    assert max(differences(together[:1], another_seed)) > 5
+
+
+def test_the_same_batch_gives_the_same_bytes(sd1):
+    generator = Generator(load_pipeline(sd1, **OPTIONS), steps=2, guidance=4.0, size_hw=(64, 64))
+    one, other = (generator.draw(CAPTIONS, POSITIONS, SEEDS) for _ in range(2))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.image_hwc, b.image_hwc)
+        np.testing.assert_array_equal(a.heatmaps_nhw, b.heatmaps_nhw)
+
+
+def test_guidance_of_one_is_no_guidance(sd1):
+    pipeline = load_pipeline(sd1, **OPTIONS)
+    rows = []
+    handle = pipeline.unet.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+    for guidance in (0.0, 1.0, 1.5):
+        Generator(pipeline, steps=1, guidance=guidance, size_hw=(64, 64)).draw(["cat"], [[]], [0])
+    handle.remove()
+    assert rows == [1, 1, 2]
+
+
+def test_the_negative_prompt_counts_under_guidance_only(sd1):
+    pipeline = load_pipeline(sd1, **OPTIONS)
+    draws = {
+        (guidance, negative): Generator(
+            pipeline, steps=2, guidance=guidance, size_hw=(64, 64), negative_prompt=negative
+        ).draw(["cat"], [[]], [0])
+        for guidance in (1.0, 6.0)
+        for negative in ("", "dog")
+    }
+    assert max(differences(draws[1.0, ""], draws[1.0, "dog"])) == 0
+    assert max(differences(draws[6.0, ""], draws[6.0, "dog"])) > 0
+
+
+class MemoryLimit:
+    """A pipeline that runs out of memory above a number of prompts."""
+
+    def __init__(self, pipeline, most):
+        self._pipeline, self._most, self.sizes = pipeline, most, []
+
+    def __getattr__(self, name):
+        return getattr(self._pipeline, name)
+
+    def __call__(self, prompt, **options):
+        self.sizes.append(len(prompt))
+        if len(prompt) > self._most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._pipeline(prompt=prompt, **options)
+
+
+def test_out_of_memory_halves_the_batch_for_good(sd1):
+    pipeline = load_pipeline(sd1, **OPTIONS)
+    expected = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64)).draw(
+        CAPTIONS, POSITIONS, SEEDS
+    )
+    limited = MemoryLimit(pipeline, most=1)
+    generator = Generator(limited, steps=1, guidance=1.0, size_hw=(64, 64))
+    drawn = generator.draw(CAPTIONS, POSITIONS, SEEDS)
+    assert limited.sizes == [4, 2, 1, 1, 1, 1]
+    assert max(differences(drawn, expected)) <= 1
+    generator.draw(CAPTIONS[:2], POSITIONS[:2], SEEDS[:2])
+    assert limited.sizes[6:] == [1, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        Generator(MemoryLimit(pipeline, most=0), steps=1, guidance=1.0, size_hw=(64, 64)).draw(
+            ["cat"], [[]], [0]
+        )
+
+
+def test_an_image_that_is_not_finite_is_none(sd1):
+    pipeline = load_pipeline(sd1, **OPTIONS)
+
+    class Broken(MemoryLimit):
+        def __call__(self, **options):
+            images = self._pipeline(**options).images
+            images[1, 0, 0] = np.nan
+            return SimpleNamespace(images=images)
+
+    generator = Generator(Broken(pipeline, 9), steps=1, guidance=1.0, size_hw=(64, 64))
+    drawn = generator.draw(CAPTIONS[:2], POSITIONS[:2], SEEDS[:2])
+    assert [drawing.image_hwc is None for drawing in drawn] == [False, True]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(sd1, dtype):
+    pipeline = load_pipeline(sd1, **{**OPTIONS, "dtype": dtype})
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {DTYPES[dtype]}
+
+
+def test_a_loaded_pipeline_keeps_the_models_signal_table(tiny_pipelines):
+    import diffusers
+
+    pipeline = load_pipeline(str(tiny_pipelines["sd2"]), **{**OPTIONS, "scheduler": "dpm_solver++"})
+    assert type(pipeline.scheduler) is diffusers.DPMSolverMultistepScheduler
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.safety_checker is None
+
+
+def test_the_specs_schedulers_and_dtypes_are_the_ones_that_load():
+    hints = get_type_hints(Synthesize)
+    assert set(get_args(hints["scheduler"])) == set(SCHEDULERS)
+    assert set(get_args(hints["dtype"])) == set(DTYPES)
+
+
+def test_a_missing_model_is_a_model_error(tmp_path):
+    with pytest.raises(ModelError, match=r"(?s)cannot load the .*nothing_here.*folder with"):
+        load_pipeline(str(tmp_path / "nothing_here"), **OPTIONS)
+    with pytest.raises(ModelError, match="no miniature model 'nope'"):
+        load_pipeline("miniature:nope", **OPTIONS)
+
+
+def test_a_foreign_pipeline_is_a_model_error(sd1, tmp_path):
+    folder = tmp_path / "flux"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ModelError, match="is a FluxPipeline; attribution works with"):
+        load_pipeline(str(folder), **OPTIONS)
+    (folder / "model_index.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot load the generator"):
+        load_pipeline(str(folder), **OPTIONS)
+
+
+def test_cut_off_weights_are_a_model_error(sd1, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(sd1, folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot load the generator"):
+        load_pipeline(str(folder), **OPTIONS)
+
+
+def test_pickled_weights_are_not_read(sd1, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(sd1, folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot load the generator"):
+        load_pipeline(str(folder), **OPTIONS)

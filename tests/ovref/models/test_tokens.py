@@ -1,0 +1,104 @@
+"""Run: pytest tests/ovref/models/test_tokens.py"""
+
+import pytest
+from transformers import CLIPTokenizer
+
+from ovref.errors import ModelError
+from ovref.models.tokens import token_positions
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_pipelines):
+    return CLIPTokenizer.from_pretrained(tiny_pipelines["sd1"] / "tokenizer")
+
+
+def located(tokenizer, caption, *nouns):
+    """Positions of nouns given as the text of their first occurrence."""
+    spans = [[(caption.index(noun), caption.index(noun) + len(noun))] for noun in nouns]
+    return token_positions(tokenizer, caption, spans)
+
+
+def pieces(tokenizer, caption, positions):
+    ids = tokenizer(caption, truncation=True)["input_ids"]
+    return "".join(tokenizer.convert_ids_to_tokens([ids[p] for p in positions]))
+
+
+def test_positions_count_from_the_start_token(tokenizer):
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a cat and a dog")["input_ids"]) == [
+        "<|startoftext|>", "a</w>", "cat</w>", "and</w>", "a</w>", "dog</w>", "<|endoftext|>",
+    ]  # fmt: skip
+    assert located(tokenizer, "a cat and a dog", "cat", "dog") == [(2,), (5,)]
+
+
+def test_a_word_of_several_tokens(tokenizer):
+    caption = "a zebra and a dog"
+    (zebra, dog) = located(tokenizer, caption, "zebra", "dog")
+    assert zebra == (2, 3, 4, 5, 6)
+    assert pieces(tokenizer, caption, zebra) == "zebra</w>"
+    assert dog == (9,)
+
+
+def test_a_noun_of_several_words(tokenizer):
+    caption = "the dog cat runs"
+    assert pieces(tokenizer, caption, located(tokenizer, caption, "dog cat")[0]) == "dog</w>cat</w>"
+
+
+def test_all_occurrences_of_a_noun(tokenizer):
+    assert token_positions(tokenizer, "dog and dog", [[(0, 3), (8, 11)]]) == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("caption", "noun", "found"),
+    [
+        ("A  CAT,\n\tand a DOG", "DOG", "dog</w>"),
+        ("the dog's cat", "dog", "dog</w>"),
+        ("the dog's cat", "cat", "cat</w>"),
+        ("well-dog.dog", "dog", "dog</w>"),
+        ("caf\u00e9 dog", "dog", "dog</w>"),
+        ("cafe\u0301 dog", "dog", "dog</w>"),
+        ("cafe\u0301", "cafe\u0301", "caf\u00c3\u00a9</w>"),
+        ("\u0130stanbul dog", "dog", "dog</w>"),
+        ("\U0001f600 dog", "dog", "dog</w>"),
+        ("\u3000 dog\u00a0 cat", "cat", "cat</w>"),
+        ("12dog", "dog", "dog</w>"),
+    ],
+    ids=ascii,
+)
+def test_spans_survive_the_tokenizers_clean_up(tokenizer, caption, noun, found):
+    assert pieces(tokenizer, caption, located(tokenizer, caption, noun)[0]) == found
+
+
+def test_a_span_inside_one_token_takes_the_token(tokenizer):
+    assert token_positions(tokenizer, "cat", [[(1, 2)]]) == [(1,)]
+
+
+def test_a_noun_beyond_the_context_has_no_position(tokenizer):
+    caption = "cat " + "x" * 74 + " dog"  # 1 + 74 tokens fill the context of 77
+    assert located(tokenizer, caption, "cat", "dog") == [(1,), ()]
+    assert located(tokenizer, caption[1:], "dog") == [()]
+
+
+def test_the_last_noun_that_fits(tokenizer):
+    caption = "x" * 74 + " dog"
+    assert located(tokenizer, caption, "dog") == [(75,)]
+
+
+def test_a_noun_cut_in_two_by_the_end_of_the_context_has_no_position(tokenizer):
+    caption = "x" * 73 + " zebra"
+    assert located(tokenizer, caption, "zebra") == [()]
+
+
+def test_only_the_occurrence_within_the_context_counts(tokenizer):
+    caption = "dog " + "x" * 80 + " dog"
+    assert token_positions(tokenizer, caption, [[(0, 3), (85, 88)]]) == [(1,)]
+
+
+@pytest.mark.parametrize("span", [(0, 0), (3, 2), (-1, 2), (0, 4)])
+def test_a_span_outside_the_caption_is_refused(tokenizer, span):
+    with pytest.raises(ValueError, match="is not in a caption of 3"):
+        token_positions(tokenizer, "dog", [[span]])
+
+
+def test_a_tokenizer_without_offsets_is_refused():
+    with pytest.raises(ModelError, match="fast tokenizer"):
+        token_positions(object(), "dog", [[(0, 3)]])
