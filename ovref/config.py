@@ -6,6 +6,7 @@ Config classes are plain frozen dataclasses beside their owner, marked strict wi
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,16 +21,19 @@ STRICT = {"extra": "forbid", "strict": True}
 Config = TypeVar("Config")
 
 
-def load(cls: type[Config], path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(
+    cls: type[Config], path: str | Path, overrides: list[str] | tuple[str, ...] = ()
+) -> Config:
     """Reads a YAML file into `cls`, with `a.b=value` overrides (values in YAML syntax).
 
     Raises:
-        ConfigError: the file is missing or not a YAML mapping, a key is unknown, or a value has
-            the wrong type or is out of range; the message names file, field and what was found.
+        ConfigError: the file is missing or not a YAML mapping, a key is unknown, given twice or
+            missing, or a value has the wrong type or is out of range; the message names file,
+            field and what was found.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if tree is None:
@@ -45,11 +49,11 @@ def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration")
     """A mapping of plain values into the dataclass `cls`. Raises ConfigError like `load`."""
     try:
         # Through JSON, because strict validation of JSON accepts lists for tuples.
-        return TypeAdapter(cls).validate_json(json.dumps(tree))
+        return TypeAdapter(cls).validate_json(json.dumps(tree, allow_nan=False))
     except ValidationError as error:
         lines = [_explain(cls, item) for item in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(lines)) from error
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # a date, a NaN: no value of a setting
         raise ConfigError(f"{where}: {error}") from error
 
 
@@ -69,7 +73,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"{override!r}: {name} is a single value and has no settings in it")
     try:
-        node[last] = yaml.safe_load(text)
+        node[last] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is not YAML: {error}") from error
 
@@ -80,13 +84,39 @@ def _explain(cls: type, item: dict[str, Any]) -> str:
         known = _fields_at(cls, item["loc"][:-1])
         hint = f" (known here: {', '.join(known)})" if known else ""
         return f"unknown key {path}{hint}"
+    if item["type"] == "missing":
+        return f"missing key {path}"
+    if item["type"] == "value_error":  # of a __post_init__, which says field and value itself
+        return f"{path}: {item['ctx']['error']}" if path else str(item["ctx"]["error"])
     return f"{path}: {item['msg']}, found {item['input']!r}"
 
 
 def _fields_at(cls: Any, path: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the dataclass that stands at `path` of `cls`, if one alone does."""
     for part in path:
-        types = {field.name: field.type for field in dataclasses.fields(cls)}
-        cls = types.get(part)
-        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        if isinstance(part, str):
+            cls = _dataclass_in(typing.get_type_hints(cls).get(part))
+        if cls is None:
             return []
     return [field.name for field in dataclasses.fields(cls)]
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The one dataclass in `Inner`, `Inner | None`, `tuple[Inner, ...]`; None if not one alone."""
+    found = {part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)}
+    return found.pop() if len(found) == 1 else None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"found the key {key} twice", key_node.start_mark
+                )
+            seen.append(key)
+        return super().construct_mapping(node, deep)
