@@ -1,0 +1,274 @@
+"""The file formats of caption corpora: each reader yields the records of one file, unjudged."""
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from ovref.corpora.json_stream import stream_members
+from ovref.corpora.spec import CorpusSpec
+from ovref.errors import InputError
+
+CAPTION_NAMES = ("caption", "text", "TEXT", "title", "sentence")
+"""Where a caption is looked for when no column is named."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+PARQUET_ROWS = 1024
+OBJECTS_TO_JUDGE = 1000
+"""JSON objects after which a corpus without the caption's field is refused."""
+LONGEST_MEMBER_BYTES = 1 << 28
+"""Of a file inside a tar; a longer one is a malformed record."""
+
+
+class Row(NamedTuple):
+    """One record as found in a file; `text` of None says that it has no usable caption field."""
+
+    line: int | str
+    text: Any
+    image: Any = None
+    """None, the encoded image, or the name of its file."""
+    source: str = ""
+    """Added to the file's name when set; else the line is."""
+
+
+def _open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> io.TextIOWrapper:
+    """The file as UTF-8 text; bytes that are not become lone surrogates, found per record.
+
+    Lines end by `\\n` alone by default: other separators may stand inside a caption.
+    """
+    file = fs.open(path, "rb", compression="gzip" if path.endswith(".gz") else None)
+    head = file.read(4)
+    found = None
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        found = "UTF-16 text"
+    elif head[:2] == b"\x1f\x8b":
+        found = "gzip; give it a name in .gz"
+    elif head == b"PAR1":
+        found = "Parquet; give it a name in .parquet"
+    if found is not None:
+        file.close()
+        raise InputError(f"expected UTF-8 text in {path}, found {found}")
+    file.seek(0)
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def read_text(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+    with _open_text(fs, path) as file:
+        for line, text in enumerate(file, start=1):
+            yield Row(line, text)
+
+
+def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+    names = {}
+    try:
+        if spec.images is not None:
+            with _open_text(fs, path) as file:
+                for kind, item in stream_members(file, "images"):
+                    if kind == "item" and isinstance(item, dict):
+                        names[item.get("id")] = item.get("file_name")
+        seen = []
+        with _open_text(fs, path) as file:
+            number = 0
+            for kind, item in stream_members(file, "annotations"):
+                if kind == "member":
+                    seen.append(item)
+                    continue
+                number += 1
+                if not isinstance(item, dict):
+                    yield Row(number, None)
+                    continue
+                image = item.get("image_id")
+                name = names.get(image) if isinstance(image, int | str) else None
+                yield Row(
+                    line=number,
+                    text=item.get(spec.caption_column or "caption"),
+                    image=None if spec.images is None else name or b"",
+                    source=f"image {image}:caption {item.get('id')}",
+                )
+    except ValueError as error:
+        raise InputError(f"{path} is not COCO JSON: {error}") from error
+    if "annotations" not in seen:
+        raise InputError(
+            f"{path} is not a COCO caption file: expected the member `annotations`, found "
+            f"{', '.join(seen) or 'none'}"
+        )
+
+
+def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+    # Published caption TSVs (CC3M, CC12M) have no quoting: a quotation mark is a quotation mark.
+    tabs = PurePosixPath(path.removesuffix(".gz")).suffix.lower() == ".tsv" or spec.format == "tsv"
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    with _open_text(fs, path, newline="") as file:
+        rows = csv.reader(file, delimiter="\t" if tabs else ",", quoting=quoting)
+        caption, image = spec.caption_column, spec.image_column
+        if not isinstance(caption, int):
+            header = next(rows, [])
+            caption = _caption_name(spec, path, header)
+            caption = header.index(caption)
+        if isinstance(image, str):
+            if isinstance(spec.caption_column, int):
+                raise InputError(
+                    f"caption_column is a number, so {path} is read without a header line; give "
+                    f"image_column as a number too, found {image!r}"
+                )
+            if image not in header:
+                raise InputError(_no_column(image, path, header))
+            image = header.index(image)
+        widest = max(caption, -1 if image is None else image)
+        too_narrow, line = True, 0
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error:
+                yield Row(rows.line_num, None)
+                continue
+            if row is None:
+                break
+            line = rows.line_num
+            if len(row) > widest:
+                too_narrow = False
+                yield Row(line, row[caption], None if image is None else row[image])
+            else:
+                yield Row(line, None)
+        if line and too_narrow:
+            raise InputError(
+                f"no line of {path} has a column {widest} (counted from 0); expected "
+                f"{'tabs' if tabs else 'commas'} between the columns"
+            )
+
+
+def _caption_name(spec: CorpusSpec, path: str, columns: list[str]) -> str:
+    if spec.caption_column is None:
+        for name in CAPTION_NAMES:
+            if name in columns:
+                return name
+        raise InputError(
+            f"no caption column in {path}: expected one of {', '.join(CAPTION_NAMES)}, found "
+            f"{_listed(columns)}. Name it with caption_column (a number, from 0, where the file "
+            f"has no header line)"
+        )
+    if spec.caption_column not in columns:
+        raise InputError(_no_column(spec.caption_column, path, columns))
+    return spec.caption_column
+
+
+def _no_column(name: str | int, path: str, columns: list[str]) -> str:
+    return f"no column {name!r} in {path}; it has {_listed(columns)}"
+
+
+def _listed(columns: list[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in columns[:20]) or "no columns"
+
+
+def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+    named = CAPTION_NAMES if spec.caption_column is None else (spec.caption_column,)
+    lines, objects, fields, found = 0, 0, {}, False
+    with _open_text(fs, path) as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            lines += 1
+            try:
+                item = json.loads(text)
+            except (ValueError, RecursionError):
+                item = None
+            if not isinstance(item, dict):
+                yield Row(line, None)
+                continue
+            objects += 1
+            if not found:
+                fields |= dict.fromkeys(item)
+            found = found or any(name in item for name in named)
+            if not found and objects == OBJECTS_TO_JUDGE:
+                break
+            yield Row(line, _field(spec, item), _image_field(spec, item))
+    if lines and not objects:
+        raise InputError(f"{path} is not JSON Lines: none of its {lines} lines is a JSON object")
+    if objects and not found:
+        raise InputError(
+            f"no object of {path} has a field {' or '.join(map(repr, named))}; they have "
+            f"{_listed(list(fields))}. Name the caption's field with caption_column"
+        )
+
+
+def _field(spec: CorpusSpec, item: dict[str, Any]) -> Any:
+    if spec.caption_column is not None:
+        return item.get(spec.caption_column)
+    return next((item[name] for name in CAPTION_NAMES if name in item), None)
+
+
+def _image_field(spec: CorpusSpec, item: dict[str, Any]) -> Any:
+    return None if spec.image_column is None else item.get(spec.image_column)
+
+
+def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+    with fs.open(path, "rb") as handle:
+        file = pq.ParquetFile(handle)
+        columns = file.schema_arrow.names
+        wanted = [_caption_name(spec, path, columns)]
+        if spec.image_column is not None:
+            if spec.image_column not in columns:
+                raise InputError(_no_column(spec.image_column, path, columns))
+            wanted.append(spec.image_column)
+        # A caption column of bytes is decoded record by record, so that one bad text is one drop.
+        kind = file.schema_arrow.field(wanted[0]).type
+        if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+            raise InputError(f"the column {wanted[0]!r} of {path} holds {kind}, expected text")
+        row = 0
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
+            # As bytes, because Arrow does not check that its strings are UTF-8.
+            texts = batch.column(wanted[0]).cast(pa.large_binary()).to_pylist()
+            images = batch.column(wanted[1]).to_pylist() if len(wanted) > 1 else [None] * len(texts)
+            for text, image in zip(texts, images, strict=True):
+                row += 1
+                if isinstance(image, dict):  # Hugging Face's image feature: {bytes, path}
+                    image = image.get("bytes") or image.get("path")
+                yield Row(row, text, image)
+
+
+def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+    """Samples are runs of members that share the name before the first dot of their last part."""
+    compression = "gzip" if path.endswith(".gz") else None
+    with (
+        fs.open(path, "rb", compression=compression) as handle,
+        tarfile.open(fileobj=handle, mode="r|") as tar,
+    ):
+        name, parts = None, {}
+        for member in tar:
+            if not member.isfile():
+                continue
+            folder, _, base = member.name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            if not stem:
+                continue  # `.DS_Store` and its kind are no samples
+            sample = f"{folder}/{stem}" if folder else stem
+            if sample != name:
+                if name is not None:
+                    yield _sample(spec, name, parts)
+                name, parts = sample, {}
+            suffix = f".{suffix.lower()}"
+            if suffix in (".txt", ".json", *IMAGE_SUFFIXES):
+                too_long = member.size > LONGEST_MEMBER_BYTES
+                parts[suffix] = None if too_long else tar.extractfile(member).read()
+        if name is not None:
+            yield _sample(spec, name, parts)
+
+
+def _sample(spec: CorpusSpec, name: str, parts: dict[str, bytes | None]) -> Row:
+    text = parts.get(".txt")
+    if text is None or spec.caption_column is not None:
+        try:
+            fields = json.loads(parts.get(".json") or b"null")
+        except (ValueError, RecursionError):
+            fields = None
+        text = _field(spec, fields) if isinstance(fields, dict) else None
+    image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
+    return Row(name, text, image)

@@ -1,0 +1,111 @@
+"""Reads arrays out of one large JSON object without holding the object in memory."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+_DECODER = json.JSONDecoder()
+_BLANKS = " \t\n\r"
+FIRST_READ = 1 << 16
+LONGEST_VALUE = 1 << 28
+"""Characters; a single value longer than this is taken for a broken file."""
+
+
+def stream_members(file: TextIO, wanted: str) -> Iterator[tuple[str, Any]]:
+    """Walks the top-level object of a JSON text, one array element at a time.
+
+    Args:
+        file: the text, read in blocks from its current position.
+        wanted: name of the member whose elements are wanted, for instance `annotations`.
+
+    Yields:
+        ("member", name) when a member begins, and ("item", value) for each element of the wanted
+        member's array. Memory stays at one value of the file's (other arrays go by element too).
+
+    Raises:
+        ValueError: the text is not a JSON object, ends early, or the wanted member is no array.
+    """
+    window = _Window(file)
+    if window.peek() != "{":
+        raise ValueError(f"expected a JSON object, found {window.peek() or 'an empty file'!r}")
+    window.skip(1)
+    if window.peek() == "}":
+        return
+    while True:
+        name = window.value()
+        if not isinstance(name, str):
+            raise ValueError(f"expected a member's name, found {name!r}")
+        window.expect(":")
+        yield "member", name
+        if window.peek() == "[":
+            for item in _elements(window):
+                if name == wanted:
+                    yield "item", item
+        elif name == wanted:
+            raise ValueError(f"expected {name} to be an array, found {window.value()!r:.80}")
+        else:
+            window.value()
+        if window.peek() == "}":
+            return
+        window.expect(",")
+
+
+def _elements(window: "_Window") -> Iterator[Any]:
+    window.expect("[")
+    if window.peek() == "]":
+        window.skip(1)
+        return
+    while True:
+        yield window.value()
+        if window.peek() == "]":
+            window.skip(1)
+            return
+        window.expect(",")
+
+
+class _Window:
+    """The part of the text that has been read and not yet used."""
+
+    def __init__(self, file: TextIO):
+        self._file, self._text, self._at, self._ended = file, "", 0, False
+
+    def _more(self, characters: int) -> None:
+        block = self._file.read(characters)
+        self._text, self._at = self._text[self._at :] + block, 0
+        self._ended = not block
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end of the text."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _BLANKS:
+                    return self._text[self._at]
+                self._at += 1
+            if self._ended:
+                return ""
+            self._more(FIRST_READ)
+
+    def skip(self, characters: int) -> None:
+        self._at += characters
+
+    def expect(self, character: str) -> None:
+        if self.peek() != character:
+            raise ValueError(f"expected {character!r}, found {self.peek() or 'the end'!r}")
+        self.skip(1)
+
+    def value(self) -> Any:
+        """The next JSON value."""
+        self.peek()
+        block = FIRST_READ
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                # A number near the end of the window may go on in the next block: `-6`, `e-`, `3`.
+                if end + 2 < len(self._text) or self._ended or self._text[end - 1] in '"]}':
+                    self._at = end
+                    return value
+            except json.JSONDecodeError as error:
+                if self._ended or len(self._text) - self._at > LONGEST_VALUE:
+                    raise ValueError(f"broken or cut-off JSON: {error.msg}") from error
+            self._more(block)
+            block *= 2  # so that a long value is not decoded from its start too often

@@ -1,0 +1,203 @@
+"""What a caption corpus is: where it lies, how it is written, which captions of it are wanted."""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from ovref.config import STRICT
+from ovref.errors import InputError
+
+Format = Literal["auto", "coco", "csv", "tsv", "jsonl", "parquet", "text", "webdataset"]
+
+SUFFIXES = {
+    ".json": "coco",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".tar": "webdataset",
+}
+"""Which format a file name means; `.gz` may follow for all but Parquet."""
+
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSpec:
+    """A caption corpus and how to read it."""
+
+    __pydantic_config__ = STRICT
+
+    path: str
+    """A file, a folder, or a pattern with `*`; a local path or a URL such as `s3://bucket/part-*`."""
+    format: Format = "auto"
+    """`auto` goes by the file names; `coco` is the official JSON layout of COCO captions."""
+    corpus_id: str | None = None
+    """Goes into every key. Default: the name of the file, or of the folder that holds the files."""
+    caption_column: str | int | None = None
+    """Name of the caption's column or JSON field; a number (from 0) for a CSV or TSV file without a
+    header line. Default: the first of `caption`, `text`, `TEXT`, `title`, `sentence` there is."""
+    image_column: str | int | None = None
+    """Column of the image: its encoded bytes, or a path relative to `images`. Default: no images
+    (a WebDataset's images are always taken, a COCO file's when `images` is given)."""
+    images: str | None = None
+    """Folder or URL prefix of the image files that the corpus names."""
+    limit: int | None = None
+    """Read the first so many good captions only; None reads all."""
+    draws: int = 1
+    """How many images to draw of each caption, each with its own key."""
+    max_characters: int = 1000
+    """Longer captions are dropped as `caption_too_long`."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("path must name a file, a folder or a pattern, found an empty text")
+        if self.corpus_id == "":
+            raise ValueError("corpus_id must not be empty; leave it out for the default")
+        for name in ("limit", "draws", "max_characters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        for name in ("caption_column", "image_column"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 0:
+                raise ValueError(f"{name} counts columns from 0, found {value}")
+        if self.image_column is not None and self.format in ("text", "webdataset", "coco"):
+            raise ValueError(f"image_column has no meaning in the format {self.format}")
+
+
+def corpus_id(spec: CorpusSpec) -> str:
+    """The id that goes into the keys: the one given, or the name of the file or folder."""
+    if spec.corpus_id is not None:
+        return spec.corpus_id
+    path = PurePosixPath(spec.path.partition("://")[2] or spec.path)
+    while "*" in path.name:
+        path = path.parent
+    name = path.name
+    for suffix in (".gz", *SUFFIXES):
+        name = name.removesuffix(suffix)
+    return name or "corpus"
+
+
+def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, str]]]:
+    """The corpus's files in order of their names, each with its format.
+
+    Returns:
+        The file system, and (path on it, format) of each file.
+
+    Raises:
+        InputError: nothing is there, it cannot be listed, it holds no file of the format, or its
+            files have several formats.
+    """
+    try:
+        fs, root = open_place(spec.path)
+        if "*" in spec.path:
+            entries = fs.glob(root, detail=True)
+            names = sorted(name for name in entries if entries[name]["type"] == "file")
+        elif fs.isdir(root):
+            names = sorted(fs.find(root, maxdepth=1))
+        else:
+            names = [root] if fs.exists(root) else []
+    except (*store_errors(), ValueError, ImportError) as error:
+        raise InputError(f"cannot look for the corpus at {spec.path}: {error}") from error
+    if not names:
+        raise InputError(
+            f"no caption corpus at {spec.path}: no such file, or no file in it. Check the path, "
+            f"the credentials and, for a pattern, that its files are there"
+        )
+    one_file = names == [root]
+    found = []
+    for name in names:
+        written = SUFFIXES.get(PurePosixPath(name.removesuffix(".gz")).suffix.lower())
+        if spec.format == "auto" and written:
+            found.append((name, written))
+        elif spec.format != "auto" and (one_file or "*" in spec.path or written == spec.format):
+            found.append((name, spec.format))
+    formats = sorted({written for _, written in found})
+    if not found:
+        wanted = "known" if spec.format == "auto" else spec.format
+        raise InputError(
+            f"the corpus {spec.path} holds no file of a {wanted} format (first file: {names[0]}). "
+            f"Known endings are {', '.join(SUFFIXES)}, with or without .gz; name the format with "
+            f"`format` if the files are called otherwise"
+        )
+    if len(formats) > 1:
+        raise InputError(
+            f"the corpus {spec.path} mixes the formats {', '.join(formats)}. Name one with "
+            f"`format`, or point `path` at one kind of file, for instance {spec.path}/*.parquet"
+        )
+    return fs, found
+
+
+def open_place(place: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path on it. Listings are never remembered."""
+    options = {"use_listings_cache": False} if "://" in place else {}
+    return fsspec.core.url_to_fs(place, **options)
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What reading may raise; botocore's errors are no OSErrors and count once it is loaded."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
+
+
+def identify(spec: CorpusSpec) -> dict[str, Any]:
+    """What the corpus contributes to a fingerprint: its contents and how it is read, not its place.
+
+    Local files are read once and hashed (SHA-256). Remote ones count by size and the store's own
+    checksum (ETag), without a download; so the same corpus has another identity on S3 than here.
+    Images named by the corpus are not hashed one by one: the listing of `images` (names and sizes)
+    is. Raises InputError like `corpus_files`.
+    """
+    fs, files = corpus_files(spec)
+    return {
+        "corpus_id": corpus_id(spec),
+        "format": files[0][1],
+        "files": [_identify_file(fs, name) for name, _ in files],
+        "images": None if spec.images is None else _identify_folder(spec.images),
+        "caption_column": spec.caption_column,
+        "image_column": spec.image_column,
+        "limit": spec.limit,
+        "draws": spec.draws,
+        "max_characters": spec.max_characters,
+    }
+
+
+def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
+    try:
+        info = fs.info(name)
+        identity = {"name": PurePosixPath(name).name, "size": int(info["size"])}
+        if "file" not in _protocols(fs):
+            return identity | {"checksum": str(info.get("ETag") or fs.checksum(name))}
+        digest = hashlib.sha256()
+        with fs.open(name, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+    except store_errors() as error:
+        raise InputError(f"cannot read {name} of the corpus: {error}") from error
+    return identity | {"sha256": digest.hexdigest()}
+
+
+def _identify_folder(place: str) -> dict[str, Any]:
+    try:
+        fs, root = open_place(place)
+        entries = fs.find(root, detail=True)
+    except (*store_errors(), ValueError, ImportError) as error:
+        raise InputError(f"cannot list the images at {place}: {error}") from error
+    if not entries:
+        raise InputError(f"there are no images at {place}; check `images`")
+    digest = hashlib.sha256()
+    for name in sorted(entries):
+        digest.update(f"{name.removeprefix(root)}\0{entries[name]['size']}\n".encode())
+    return {"count": len(entries), "names_and_sizes_sha256": digest.hexdigest()}
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
