@@ -7,6 +7,9 @@ images carry other nouns, and a reference that repeats another one.
 
 import numpy as np
 
+_ROUNDING = 1e-6
+"""Of a cosine in float32."""
+
 
 def usable_rows(vectors_nd: np.ndarray, tolerance: float = 0.01) -> np.ndarray:
     """(n,) bool: which rows are finite and of unit length (within `tolerance`, for float16)."""
@@ -72,12 +75,15 @@ def first_of_near_duplicates(
     cost is n times the number kept; memory is block times the number kept.
 
     Args:
-        vectors_nd: (n, d) float, unit rows.
-        min_cosine: in (-1, 1].
+        vectors_nd: (n, d) float, rows not zero.
+        min_cosine: in (-1, 1]; 1 for rows that are equal but for rounding.
         settled: so many rows at the beginning stay in any case, near to each other or not.
         block: rows compared at a time; does not change the result.
     """
-    vectors_nd = np.ascontiguousarray(vectors_nd, dtype=np.float32)
+    # Float16 rows are of unit length within 1e-3 only, and cosines near 1 are what is asked here.
+    vectors_nd = vectors_nd.astype(np.float32)
+    vectors_nd /= np.linalg.norm(vectors_nd, axis=1, keepdims=True)
+    min_cosine -= _ROUNDING
     keep = np.zeros(len(vectors_nd), dtype=bool)
     for start in range(0, len(vectors_nd), block):
         rows = vectors_nd[start : start + block]

@@ -78,4 +78,6 @@ def test_near_duplicates_are_dropped_greedily_in_order(block, settled):
 def test_near_duplicates_of_nothing_and_of_equal_rows():
     assert first_of_near_duplicates(np.zeros((0, 4)), 0.5).shape == (0,)
     same = np.tile(unit([[1.0, 2.0]]), (5, 1))
-    assert first_of_near_duplicates(same, 0.99).tolist() == [True, False, False, False, False]
+    for min_cosine in (0.99, 1.0):
+        keep = first_of_near_duplicates(same.astype(np.float16), min_cosine)
+        assert keep.tolist() == [True, False, False, False, False]

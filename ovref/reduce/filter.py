@@ -1,0 +1,197 @@
+"""Phase 2: leaves out what is unusable or unwanted, and gives the rest its ids.
+
+Each filter sees what the one before it left, and its counts before and after go into the manifest.
+References of a collection that is being grown are settled: they stay, with their ids, but the new
+ones are compared with them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ovref_inference.format import (
+    FILES,
+    REFERENCE_SCHEMA,
+    TableWriter,
+    VectorWriter,
+    open_table,
+    open_vectors,
+)
+from ovref_inference.index import build_index, search, tune
+
+from ovref.errors import InputError
+from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
+from ovref.reduce.gather import USABLE
+from ovref.reduce.phases import Report
+from ovref.reduce.spec import FilterSpec
+
+DROPPED = "dropped.parquet"
+"""Key, noun and reason of what was left out: for tuning thresholds, not published."""
+
+_CHUNK = 65_536
+
+
+def filter_references(
+    gathered: Path,
+    out: Path,
+    spec: FilterSpec,
+    *,
+    settled: int,
+    seed: int,
+    threads: int,
+    report: Report,
+) -> dict[str, Any]:
+    """Writes the kept references of `gathered` into `out`, numbered without gaps.
+
+    Memory: the columns key, noun, area and score, one noun's visual embeddings at a time, and for
+    the noun agreement an index over all of them.
+
+    Args:
+        settled: the first rows, which stay in any case.
+        seed, threads: of the index that the noun agreement searches.
+
+    Raises:
+        InputError: nothing is left; the message counts what each filter dropped.
+    """
+    visual = open_vectors(gathered / FILES["visual"])
+    with open_table(gathered / FILES["references"], REFERENCE_SCHEMA) as file:
+        table = file.read(columns=["key", "noun", "area", "score"])
+    nouns = _codes(table.column("noun"))
+    images = _codes(pc.list_element(pc.split_pattern(table.column("key"), "#"), 0))
+    area, score = table.column("area").to_numpy(), table.column("score").to_numpy()
+
+    rows = np.arange(len(visual))
+    reasons = np.full(len(visual), "", dtype=object)
+    steps: list[dict[str, Any]] = []
+
+    def apply(reason: str, keep_of: Callable[[np.ndarray], np.ndarray]) -> None:
+        nonlocal rows
+        keep = keep_of(rows) | (rows < settled)
+        reasons[rows[~keep]] = reason
+        steps.append({"filter": reason, "before": len(rows), "after": int(keep.sum())})
+        rows = rows[keep]
+        report("filter", len(steps), spec.filters)
+
+    usable = np.load(gathered / USABLE, allow_pickle=False)
+    apply("unusable_vectors", lambda rows: usable[rows])
+    apply("repeated_key", lambda rows: _first_of_each(_codes(table.column("key"))[rows]))
+    if spec.limits_area:
+        apply("area", lambda rows: (area[rows] >= spec.min_area) & (area[rows] <= spec.max_area))
+    if spec.min_score is not None:
+        apply("score", lambda rows: score[rows] >= spec.min_score)
+    if spec.duplicate_cosine is not None:
+        apply(
+            "near_duplicate",
+            lambda rows: _without_near_duplicates(
+                visual, rows, nouns[rows], spec.duplicate_cosine, settled
+            ),
+        )
+    agreement: dict[str, Any] = {}
+    if spec.min_noun_agreement is not None and len(rows):
+        agreement_n = _agreement(visual, rows, nouns[rows], images[rows], spec, seed, threads, out)
+        judged = ~np.isnan(agreement_n)
+        fine = ~judged | (agreement_n >= spec.min_noun_agreement)
+        apply("noun_agreement", lambda rows: fine)
+        agreement = {
+            "judged": int(judged.sum()),
+            "mean_before": _mean(agreement_n[judged]),
+            "mean_of_kept": _mean(agreement_n[judged & fine]),
+        }
+    if len(rows) == 0:
+        lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
+        raise InputError(
+            f"the filters leave none of {len(visual)} references (dropped: {lost}); "
+            "relax the thresholds in `filter`"
+        )
+    dropped = np.flatnonzero(reasons != "")
+    pq.write_table(
+        table.select(["key", "noun"]).take(dropped).append_column("reason", [reasons[dropped]]),
+        out / DROPPED,
+    )
+    _write_kept(gathered, out, rows)
+    return {"steps": steps, "noun_agreement": agreement, "references": len(rows)}
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) int: equal texts, equal numbers."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64)
+
+
+def _first_of_each(codes: np.ndarray) -> np.ndarray:
+    keep = np.zeros(len(codes), dtype=bool)
+    keep[np.unique(codes, return_index=True)[1]] = True
+    return keep
+
+
+def _without_near_duplicates(
+    visual: np.ndarray, rows: np.ndarray, nouns: np.ndarray, min_cosine: float, settled: int
+) -> np.ndarray:
+    keep = np.zeros(len(rows), dtype=bool)
+    order = np.argsort(nouns, kind="stable")
+    for of_noun in np.split(order, np.flatnonzero(np.diff(nouns[order])) + 1):
+        ids = rows[of_noun]
+        before = int((ids < settled).sum())
+        keep[of_noun] = first_of_near_duplicates(visual[ids], min_cosine, settled=before)
+    return keep
+
+
+def _agreement(
+    visual: np.ndarray,
+    rows: np.ndarray,
+    nouns: np.ndarray,
+    images: np.ndarray,
+    spec: FilterSpec,
+    seed: int,
+    threads: int,
+    out: Path,
+) -> np.ndarray:
+    """`noun_agreement` of the kept rows, NaN for those that cannot or shall not be judged."""
+    path = out / "judged.npy"
+    _write_vectors(visual, rows, path)
+    vectors = open_vectors(path)
+    index = build_index(vectors, seed=seed, threads=threads)
+    parameters, _ = tune(index, vectors, seed=seed)
+    available = elsewhere(nouns, images)
+    wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
+    found = np.empty(len(rows))
+    for start in range(0, len(rows), 4096):
+        queries = np.arange(start, min(start + 4096, len(rows)))
+        _, neighbours = search(index, vectors[queries], wanted, parameters=parameters)
+        found[queries] = noun_agreement(
+            neighbours, queries, nouns, images, available, spec.agreement_neighbours
+        )
+    path.unlink()
+    found[available < spec.agreement_min_elsewhere] = np.nan
+    return found
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return round(float(values.mean()), 6) if len(values) else None
+
+
+def _write_kept(gathered: Path, out: Path, rows: np.ndarray) -> None:
+    for role in ("visual", "textual"):
+        _write_vectors(open_vectors(gathered / FILES[role]), rows, out / FILES[role])
+    with (
+        open_table(gathered / FILES["references"], REFERENCE_SCHEMA) as file,
+        TableWriter(out / FILES["references"], REFERENCE_SCHEMA) as writer,
+    ):
+        first, written = 0, 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(table))]
+            kept = table.take(pa.array(here - first))
+            columns = {name: kept.column(name) for name in kept.column_names}
+            writer.append({**columns, "id": np.arange(written, written + len(here))})
+            first, written = first + len(table), written + len(here)
+
+
+def _write_vectors(vectors: np.ndarray, rows: np.ndarray, path: Path) -> None:
+    with VectorWriter(path, len(rows), vectors.shape[1]) as writer:
+        for start in range(0, len(rows), _CHUNK):
+            writer.append(vectors[rows[start : start + _CHUNK]])

@@ -1,0 +1,163 @@
+"""Phase 1: all reference shards, in the order of their names, into one table and two matrices.
+
+A collection that is grown comes before them, row by row as it is, so its ids stay what they are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ovref_inference.format import (
+    FILES,
+    REFERENCE_SCHEMA,
+    ROW_GROUP,
+    Manifest,
+    TableWriter,
+    VectorWriter,
+    open_table,
+    open_vectors,
+)
+
+from ovref.errors import InputError
+from ovref.ops.quality import usable_rows
+from ovref.reduce.phases import Report
+from ovref.storage import codec
+from ovref.storage.steps import Commit, StepFolder
+
+USABLE = "usable.npy"
+"""(rows,) bool beside the matrices: False for a row whose vectors cannot be indexed; in the
+matrices such a row is zero."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one references step that go into a collection."""
+
+    step: StepFolder
+    commits: dict[str, Commit]
+    """By shard, in the order of the names."""
+
+    @property
+    def rows(self) -> int:
+        return sum(commit.outputs for commit in self.commits.values())
+
+    def label(self, shard: str) -> str:
+        """How the column `shard` of the collection names a shard, wherever the step lies."""
+        return f"{self.step.fingerprint[:12]}/{shard}"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The published collection that is grown."""
+
+    manifest: Manifest
+    paths: dict[str, Path]
+    """Role -> local file."""
+
+    @property
+    def rows(self) -> int:
+        return self.manifest.counts["references"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    label: str
+    columns: dict[str, Any]
+    """Of REFERENCE_SCHEMA without `id`."""
+    visual: np.ndarray
+    textual: np.ndarray
+
+
+def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -> dict[str, Any]:
+    """Writes references.parquet, visual.f16.npy, textual.f16.npy and usable.npy into `out`.
+
+    Memory: one shard at a time.
+
+    Raises:
+        InputError: there is no reference at all, or shards differ in the width of a vector.
+    """
+    settled = base.rows if base else 0
+    rows = settled + sum(shards.rows for shards in inputs)
+    if rows == 0:
+        steps = ", ".join(shards.step.store.url for shards in inputs)
+        raise InputError(
+            f"expected references, found none in the committed shards of {steps}; the counts of "
+            "what the steps before dropped say why"
+        )
+    parts = _parts(base, inputs)
+    part: _Part | None = next(parts)
+    widths = (part.visual.shape[1], part.textual.shape[1])
+    usable = np.zeros(rows, dtype=bool)
+    with (
+        TableWriter(out / FILES["references"], REFERENCE_SCHEMA) as references,
+        VectorWriter(out / FILES["visual"], rows, widths[0]) as visual,
+        VectorWriter(out / FILES["textual"], rows, widths[1]) as textual,
+    ):
+        start = 0
+        while part is not None:
+            found = (part.visual.shape[1], part.textual.shape[1])
+            if found != widths:
+                raise InputError(
+                    f"shard {part.label} has visual and textual embeddings of widths {found}, "
+                    f"those before it of {widths}: they were not made by the same encoders, so "
+                    "they cannot be in one collection"
+                )
+            stop = start + len(part.visual)
+            usable[start:stop] = fine = usable_rows(part.visual) & usable_rows(part.textual)
+            visual.append(np.where(fine[:, None], part.visual, 0))
+            textual.append(np.where(fine[:, None], part.textual, 0))
+            references.append({**part.columns, "id": np.arange(start, stop)})
+            start = stop
+            report("gather", start, rows)
+            part = next(parts, None)
+    np.save(out / USABLE, usable, allow_pickle=False)
+    return {
+        "settled": settled,
+        "references": rows,
+        "dim_visual": widths[0],
+        "dim_textual": widths[1],
+        "shards": sum(len(shards.commits) for shards in inputs),
+    }
+
+
+def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Part]:
+    if base:
+        visual, textual = open_vectors(base.paths["visual"]), open_vectors(base.paths["textual"])
+        with open_table(base.paths["references"], REFERENCE_SCHEMA) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                here = slice(group * ROW_GROUP, group * ROW_GROUP + len(table))
+                columns = {name: table.column(name) for name in table.column_names}
+                yield _Part("of the grown collection", columns, visual[here], textual[here])
+    for shards in inputs:
+        for shard, commit in shards.commits.items():
+            if commit.outputs:
+                table, label = shards.step.table(shard), shards.label(shard)
+                columns = _columns(table, label)
+                visual, textual = (codec.matrix(table, name) for name in ("visual", "textual"))
+                yield _Part(label, columns, visual, textual)
+
+
+def _columns(table: pa.Table, label: str) -> dict[str, Any]:
+    """A sidecar's rows as the columns of REFERENCE_SCHEMA, without `id`."""
+    noun = table.column("noun").combine_chunks()
+    box_n4 = table.column("box_xyxy").combine_chunks().flatten().to_numpy().reshape(-1, 4)
+    return {
+        "key": table.column("key"),
+        "noun": noun.field("text"),
+        "caption": table.column("caption"),
+        "span_start": noun.field("start"),
+        "span_end": noun.field("end"),
+        "x0": box_n4[:, 0],
+        "y0": box_n4[:, 1],
+        "x1": box_n4[:, 2],
+        "y1": box_n4[:, 3],
+        "area": table.column("area").cast(pa.float32()),
+        "score": table.column("score").cast(pa.float32()),
+        "source": table.column("source"),
+        "shard": [label] * table.num_rows,
+        "seed": table.column("seed"),
+    }

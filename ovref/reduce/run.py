@@ -1,0 +1,315 @@
+"""Reference shards to a published collection, in five phases.
+
+    gather       all shards -> one table, two matrices          work/<fingerprint>/gather
+    filter       leave out, number                              work/<fingerprint>/filter
+    index        over visual and textual embeddings             work/<fingerprint>/index
+    prototypes   vocabulary, k-means per noun                   work/<fingerprint>/prototypes
+    publish      files, then the manifest: the collection
+
+The phases are cheap beside what made the references, and run on one machine, on local disk. A
+killed reduction goes on with the phase that was under way; two reductions of the same references
+give the same bytes, whatever made the shards and in whatever order.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ovref_inference import format as fmt
+from ovref_inference import store as collections
+from ovref_inference.errors import CollectionError
+from ovref_inference.retrieve import Texts
+
+from ovref import config
+from ovref.errors import InputError, MismatchError
+from ovref.identity import fingerprint, spec_identity
+from ovref.reduce.filter import DROPPED, filter_references
+from ovref.reduce.gather import Base, Shards, gather
+from ovref.reduce.index import build_indexes
+from ovref.reduce.phases import Report, run_phase
+from ovref.reduce.prototypes import build_prototypes
+from ovref.reduce.spec import ReduceSpec
+from ovref.stages.embed import Embed
+from ovref.storage.steps import StepFolder
+from ovref.storage.store import Store
+
+
+def reduce_collection(
+    references: StepFolder | Sequence[StepFolder],
+    spec: ReduceSpec,
+    *,
+    embed: Embed,
+    texts: Texts,
+    output: Store,
+    work: str | Path,
+    licences: Sequence[str] = (),
+    base: Store | None = None,
+    replace: bool = False,
+    allow_incomplete: bool = False,
+    threads: int = 1,
+    report: Report = lambda phase, done, total: None,
+) -> dict[str, Any]:
+    """Makes the collection of these reference shards and publishes it at `output`.
+
+    Args:
+        references: the step, or several steps in the order their references shall have.
+        embed: the stage that made the references; its encoders, templates and weights go into the
+            manifest.
+        texts: `embed.text`, loaded; encodes the vocabulary.
+        output: where the collection is published; `base` itself to grow it in place.
+        work: local folder for the phases; it needs about three times the size of the embeddings.
+            What the filters dropped stays there (`<fingerprint>-dropped.parquet`), the rest is
+            removed at the end.
+        licences: of the inputs, as the corpora state them.
+        base: a published collection to grow. Its references keep their ids, its filters are not
+            run again on them, its shards are not read again, its tombstones stay.
+        replace: whether `output` may hold another collection that will be gone.
+        allow_incomplete: whether steps may lack shards.
+        threads: of faiss, for building indexes. It does not change the content; an HNSW quantiser
+            (10 million references and more) is built in another order with more than one.
+        report: told about the progress.
+
+    Returns:
+        Plain values: `fingerprint`, `counts`, `added`, `dropped_before` (by reason, in the
+        embed step), `filter`, `index`, `rare_nouns`, `most_frequent` and `least_frequent` nouns.
+
+    Raises:
+        InputError: no references, an incomplete step, widths that differ, or nothing is left by
+            the filters.
+        MismatchError: `output` holds another collection, or `base` was made with other encoders,
+            templates or weights.
+        CollectionError: `base` or what lies at `output` cannot be read.
+        ValueError: a vector or a noun that cannot be encoded.
+    """
+    steps = [references] if isinstance(references, StepFolder) else list(references)
+    grown = _base(base, embed) if base else None
+    inputs = [_shards(step, grown, allow_incomplete) for step in steps]
+    identity = _identity(spec, embed, inputs, grown, licences)
+    print_of_all = fingerprint(identity)
+
+    published = _published(output, replace)
+    if published is not None:
+        if published.fingerprint == print_of_all:
+            return published.build["summary"] | {"fingerprint": published.fingerprint}
+        of_base = grown is not None and published.fingerprint == grown.manifest.fingerprint
+        if of_base and not any(shards.commits for shards in inputs):
+            summary = published.build["summary"] | {"fingerprint": published.fingerprint}
+            return summary | {"added": 0}
+        if not of_base and not replace:
+            raise MismatchError(
+                f"{output.url} holds another collection (fingerprint {published.fingerprint[:12]}, "
+                f"this one has {print_of_all[:12]}); choose another folder, or allow replacing it"
+            )
+
+    folder = Path(work) / print_of_all[:16]
+    settled = grown.rows if grown else 0
+    gathered = run_phase(folder, "gather", lambda out: gather(grown, inputs, out, report))
+    filtered = run_phase(
+        folder,
+        "filter",
+        lambda out: filter_references(
+            folder / "gather",
+            out,
+            spec.filter,
+            settled=settled,
+            seed=spec.seed,
+            threads=threads,
+            report=report,
+        ),
+    )
+    indexes = run_phase(
+        folder,
+        "index",
+        lambda out: build_indexes(
+            folder / "filter",
+            out,
+            recall=spec.index_recall,
+            seed=spec.seed,
+            threads=threads,
+            report=report,
+        ),
+    )
+    dead = fmt.read_tombstones(grown.paths["tombstones"]) if grown else np.zeros(0, np.int64)
+    vocabulary = run_phase(
+        folder,
+        "prototypes",
+        lambda out: build_prototypes(
+            folder / "filter",
+            out,
+            config=spec.prototypes,
+            dead=dead,
+            texts=texts,
+            templates=embed.templates,
+            report=report,
+        ),
+    )
+    run_phase(folder, "files", lambda out: _assemble(folder, out, grown))
+
+    summary = {
+        "added": filtered["references"] - settled,
+        "dropped_before": _dropped_before(inputs),
+        "filter": filtered["steps"],
+        "noun_agreement": filtered["noun_agreement"],
+        "index": indexes,
+        **vocabulary,
+    }
+    manifest = fmt.Manifest(
+        fingerprint=print_of_all,
+        visual=_encoder_info(embed.visual, gathered["dim_visual"]),
+        textual=_encoder_info(embed.text, gathered["dim_textual"]),
+        templates=tuple(embed.templates),
+        weights=tuple(embed.weights),
+        visual_index=fmt.IndexInfo(**indexes["visual"]),
+        textual_index=fmt.IndexInfo(**indexes["textual"]),
+        prototypes=config.dump(spec.prototypes),
+        licences=tuple(identity["licences"]),
+        build={
+            "reduce": spec_identity(spec),
+            "embed": spec_identity(embed),
+            "inputs": _inputs_of(grown) + identity["inputs"],
+            "base": identity["base"],
+            "summary": summary,
+        },
+    )
+    complete = collections.publish(
+        folder / "files", output.url, manifest, storage_options=output.storage_options
+    )
+    report("publish", 1, 1)
+    _clean(folder)
+    return summary | {"fingerprint": complete.fingerprint}
+
+
+def _shards(step: StepFolder, grown: Base | None, allow_incomplete: bool) -> Shards:
+    """The shards of a step that the collection does not have yet."""
+    commits = step.commits()
+    if step.complete() is None and not allow_incomplete:
+        raise InputError(
+            f"{step.store.url} is not complete: {len(commits)} shards are committed, more may "
+            "follow; finish the build, or allow an incomplete step to take what is there"
+        )
+    known = {
+        shard
+        for earlier in _inputs_of(grown)
+        if earlier["fingerprint"] == step.fingerprint
+        for shard in earlier["shards"]
+    }
+    return Shards(step, {shard: commits[shard] for shard in sorted(commits.keys() - known)})
+
+
+def _base(store: Store, embed: Embed) -> Base:
+    manifest, paths = collections.fetch(store.url, storage_options=store.storage_options)
+    wanted = {
+        "visual encoder": (config.dump(embed.visual), manifest.visual.settings),
+        "text encoder": (config.dump(embed.text), manifest.textual.settings),
+        "templates": (list(embed.templates), list(manifest.templates)),
+        "weights": (list(embed.weights), list(manifest.weights)),
+    }
+    for name, (new, old) in wanted.items():
+        if new != old:
+            raise MismatchError(
+                f"{store.url} cannot be grown with these references: its {name} is {old}, theirs "
+                f"{new}; vectors of two encoders cannot be compared, so build another collection"
+            )
+    return Base(manifest, paths)
+
+
+def _inputs_of(grown: Base | None) -> list[dict[str, Any]]:
+    return grown.manifest.build["inputs"] if grown else []
+
+
+def _identity(
+    spec: ReduceSpec,
+    embed: Embed,
+    inputs: list[Shards],
+    grown: Base | None,
+    licences: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that affects the collection's bytes."""
+    contents = [
+        {
+            "step": shards.step.name,
+            "fingerprint": shards.step.fingerprint,
+            "shards": list(shards.commits),
+            "content": fingerprint(
+                {
+                    shard: {extension: file.sha256 for extension, file in commit.files.items()}
+                    for shard, commit in shards.commits.items()
+                }
+            ),
+        }
+        for shards in inputs
+        if shards.commits
+    ]
+    earlier = grown.manifest.licences if grown else ()
+    return {
+        "format_version": fmt.FORMAT_VERSION,
+        "reduce": spec_identity(spec),
+        "embed": spec_identity(embed),
+        "inputs": contents,
+        "base": grown.manifest.fingerprint if grown else None,
+        "tombstones": grown.manifest.files["tombstones"].sha256 if grown else None,
+        "licences": list(dict.fromkeys([*earlier, *licences])),
+    }
+
+
+def _published(output: Store, replace: bool) -> fmt.Manifest | None:
+    """The manifest of what lies at `output`; None if there is nothing, or nothing to be kept."""
+    if not output.exists(fmt.MANIFEST):
+        return None
+    try:
+        return collections.read_manifest(output.url, storage_options=output.storage_options)
+    except CollectionError:
+        if replace:
+            return None
+        raise
+
+
+def _assemble(folder: Path, out: Path, grown: Base | None) -> dict[str, Any]:
+    """All files of the collection in one folder, as links: nothing is copied on one disk."""
+    made_by = {
+        "references": "filter",
+        "visual": "filter",
+        "textual": "filter",
+        "visual_index": "index",
+        "textual_index": "index",
+        "nouns": "prototypes",
+        "prototypes": "prototypes",
+    }
+    for role, phase in made_by.items():
+        os.link(folder / phase / fmt.FILES[role], out / fmt.FILES[role])
+    tombstones = out / fmt.FILES["tombstones"]
+    if grown:
+        shutil.copyfile(grown.paths["tombstones"], tombstones)
+    else:
+        fmt.write_table(tombstones, fmt.TOMBSTONE_SCHEMA, {"id": [], "reason": []})
+    return {}
+
+
+def _encoder_info(encoder: Any, dim: int) -> fmt.EncoderInfo:
+    return fmt.EncoderInfo(
+        model=encoder.model, revision=encoder.revision, dim=dim, settings=config.dump(encoder)
+    )
+
+
+def _dropped_before(inputs: list[Shards]) -> dict[str, int]:
+    """What the embed step dropped from the shards taken now, records and regions, by reason."""
+    counts: Counter[str] = Counter()
+    for shards in inputs:
+        for commit in shards.commits.values():
+            counts.update(commit.dropped)
+            counts.update(commit.dropped_parts)
+    return dict(sorted(counts.items()))
+
+
+def _clean(folder: Path) -> None:
+    """The collection is published: of the phases only the list of what was left out is kept."""
+    shutil.copyfile(folder / "filter" / DROPPED, folder.with_name(f"{folder.name}-{DROPPED}"))
+    # Renamed first, because a folder that is half deleted must not pass for a complete phase.
+    done = folder.with_name(f"{folder.name}.done")
+    shutil.rmtree(done, ignore_errors=True)
+    os.replace(folder, done)
+    shutil.rmtree(done)

@@ -1,0 +1,83 @@
+"""What decides the content of a collection, once its references are made."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ovref_inference.prototypes import PrototypeConfig
+
+from ovref.config import STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSpec:
+    """Which references are left out. Every filter that is on is counted before and after.
+
+    The defaults drop only what cannot be indexed (vectors that are not finite or not of unit
+    length) and keys that occur twice.
+    """
+
+    __pydantic_config__ = STRICT
+
+    min_score: float | None = None
+    """Lowest score kept; None for no limit. A score means what its source says."""
+    min_area: float = 0.0
+    """Smallest mask kept, as a fraction of the image."""
+    max_area: float = 1.0
+    """Largest mask kept, as a fraction of the image."""
+    duplicate_cosine: float | None = None
+    """Of references of one noun whose visual embeddings have this cosine or more, only the first
+    is kept; None keeps all."""
+    min_noun_agreement: float | None = None
+    """Lowest `ops.quality.noun_agreement` kept, in [0, 1]; None does not measure it."""
+    agreement_neighbours: int = 10
+    """Neighbours on other images that are asked for it."""
+    agreement_min_elsewhere: int = 3
+    """Nouns with fewer references than this on other images are too rare to judge, and kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_area", "max_area", "min_noun_agreement"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], found {value}")
+        if self.min_area > self.max_area:
+            raise ValueError(
+                f"min_area must not exceed max_area, found {self.min_area} and {self.max_area}"
+            )
+        if self.duplicate_cosine is not None and not -1 < self.duplicate_cosine <= 1:
+            raise ValueError(f"duplicate_cosine must be in (-1, 1], found {self.duplicate_cosine}")
+        for name in ("agreement_neighbours", "agreement_min_elsewhere"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+    @property
+    def filters(self) -> int:
+        """How many filters are on, with the two that always are."""
+        optional = (self.min_score, self.duplicate_cosine, self.min_noun_agreement)
+        return 2 + self.limits_area + sum(value is not None for value in optional)
+
+    @property
+    def limits_area(self) -> bool:
+        return self.min_area > 0 or self.max_area < 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceSpec:
+    """Everything that decides how reference shards become a collection."""
+
+    __pydantic_config__ = STRICT
+
+    filter: FilterSpec = field(default_factory=FilterSpec)
+    """Which references are left out."""
+    prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
+    """How many prototypes a noun gets, and where a rare noun takes them from."""
+    index_recall: float = 0.95
+    """Recall@10 against exact search that an approximate index is tuned to reach."""
+    seed: int = 0
+    """Of the samples for training and measuring an index."""
+
+    name: ClassVar[str] = "reduce"
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.index_recall <= 1:
+            raise ValueError(f"index_recall must be in (0, 1], found {self.index_recall}")

@@ -1,0 +1,209 @@
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ovref_inference import format as fmt
+from ovref_inference.collection import ReferenceCollection
+from ovref_inference.prototypes import PrototypeConfig
+from ovref_inference.vectors import l2_normalised
+from reduce_fakes import D_VISUAL, direction, make_references
+
+from ovref.errors import InputError
+from ovref.reduce import FilterSpec, ReduceSpec
+from ovref.reduce.filter import DROPPED, filter_references
+from ovref.reduce.gather import USABLE, Shards, gather
+from ovref.storage.store import Store
+
+
+def spec(**filters):
+    return ReduceSpec(
+        filter=FilterSpec(**filters), prototypes=PrototypeConfig(k=4, min_references=8)
+    )
+
+
+def keys(folder):
+    with ReferenceCollection.open(folder, verify="full") as collection:
+        rows = collection.rows(range(len(collection)))
+    assert [row["id"] for row in rows] == list(range(len(rows)))
+    return [row["key"] for row in rows]
+
+
+def gathered(references):
+    return [reference for number in range(3) for reference in references[number::3]]
+
+
+def counts_of(summary):
+    return {step["filter"]: (step["before"], step["after"]) for step in summary["filter"]}
+
+
+def test_nothing_is_dropped_by_default(place, reduced):
+    references = make_references()
+    target, summary = reduced(place(references), spec())
+    assert keys(target) == [r.key for r in gathered(references)]
+    assert counts_of(summary) == {"unusable_vectors": (118, 118), "repeated_key": (118, 118)}
+
+
+def test_score_and_area_limits(place, reduced, tmp_path):
+    references = make_references()
+    work = tmp_path / "work"
+    target, summary = reduced(
+        place(references), spec(min_score=0.3, min_area=0.1, max_area=0.6), work=work
+    )
+    right_area = [r for r in gathered(references) if 0.1 <= np.float32(r.area) <= np.float32(0.6)]
+    kept = [r for r in right_area if r.score >= 0.3]
+    assert keys(target) == [r.key for r in kept]
+    found = counts_of(summary)
+    assert found["area"] == (118, len(right_area))
+    assert found["score"] == (len(right_area), len(kept))
+    dropped = pq.read_table(next(work.glob(f"*-{DROPPED}"))).to_pydict()
+    assert len(dropped["key"]) == 118 - len(kept)
+    assert set(dropped["reason"]) == {"area", "score"}
+    assert not set(dropped["key"]) & {r.key for r in kept}
+
+
+def test_a_threshold_of_zero_is_a_threshold(place, reduced):
+    references = make_references({"cat": 6})
+    references[0] = dataclasses.replace(references[0], score=-0.5)
+    target, _ = reduced(place(references), spec(min_score=0.0))
+    assert len(keys(target)) == 5
+
+
+def test_repeated_keys_are_taken_once(place, reduced):
+    references = make_references()
+    twice = [*references, *references[:10]]
+    target, summary = reduced(place(twice), spec())
+    assert sorted(keys(target)) == sorted(r.key for r in references)
+    assert counts_of(summary)["repeated_key"] == (128, 118)
+
+
+def test_near_duplicates_are_dropped_within_a_noun_only(place, reduced):
+    base = make_references({"cat": 1, "dog": 1})
+    same = l2_normalised(direction("same", D_VISUAL)).astype(np.float16)
+    near = l2_normalised(same + 0.001 * direction("x", D_VISUAL)).astype(np.float16)
+    far = l2_normalised(direction("far", D_VISUAL)).astype(np.float16)
+    cat, dog = sorted(base, key=lambda r: r.noun.text)
+    references = [
+        dataclasses.replace(one, key=f"{number:02d}#0", visual=visual)
+        for number, (one, visual) in enumerate(
+            [(cat, same), (dog, same), (cat, near), (cat, far), (cat, same)]
+        )
+    ]
+    target, summary = reduced(place(references, shards=1), spec(duplicate_cosine=0.999))
+    assert keys(target) == ["00#0", "01#0", "03#0"]
+    assert counts_of(summary)["near_duplicate"] == (5, 3)
+
+
+def mislabelled(share=0.15):
+    """Tight clusters, some references of which carry another noun."""
+    rng = np.random.default_rng(3)
+    references = make_references({"boat": 60, "cat": 60, "tree": 60, "owl": 2}, noise=0.08)
+    wrong = rng.random(len(references)) < share
+    swapped = {"boat": "cat", "cat": "tree", "tree": "boat"}
+    for number in np.flatnonzero(wrong):
+        old = references[number]
+        if old.noun.text == "owl":
+            wrong[number] = False
+            continue
+        noun = dataclasses.replace(old.noun, text=swapped[old.noun.text])
+        references[number] = dataclasses.replace(old, noun=noun)
+    return references, wrong
+
+
+def test_the_noun_agreement_finds_wrong_nouns(place, reduced):
+    references, wrong = mislabelled()
+    target, summary = reduced(place(references), spec(min_noun_agreement=0.5))
+    kept = set(keys(target))
+    caught = sum(r.key not in kept for r, bad in zip(references, wrong, strict=True) if bad)
+    lost = sum(r.key not in kept for r, bad in zip(references, wrong, strict=True) if not bad)
+    assert caught == wrong.sum() > 10
+    assert lost == 0
+    assert counts_of(summary)["noun_agreement"] == (182, 182 - caught)
+    found = summary["noun_agreement"]
+    assert found["judged"] == 180  # the two owls are too few to judge, and kept
+    assert found["mean_before"] < 0.8 < found["mean_of_kept"]
+
+
+def test_filters_leaving_nothing_are_an_error(place, reduced, tmp_path):
+    with pytest.raises(InputError, match=r"leave none of 118 references.*score 118"):
+        reduced(place(make_references()), spec(min_score=2.0))
+    assert not (tmp_path / "collection").exists()
+
+
+def spoilt_shard(place, row, name, value):
+    """A step whose sidecar has a bad vector: what storage refuses to write, a fault could bring."""
+    references = make_references({"cat": 9})
+    step = place(references, shards=1)
+    table = step.table("00000")
+    vectors = np.array([r.visual if name == "visual" else r.textual for r in references])
+    vectors[row] = value
+    array = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), array)
+
+    class Spoilt:
+        """The step, with the spoilt table."""
+
+        def __getattr__(self, attribute):
+            return getattr(step, attribute)
+
+        def table(self, shard):
+            return table
+
+    return references, Spoilt()
+
+
+@pytest.mark.parametrize("name", ["visual", "textual"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 3.0])
+def test_vectors_that_cannot_be_indexed_never_are(place, tmp_path, name, value):
+    references, step = spoilt_shard(place, 4, name, value)
+    report = lambda *event: None  # noqa: E731
+    for folder in ("gather", "filter"):
+        (tmp_path / folder).mkdir()
+    gather(None, [Shards(step, step.commits())], tmp_path / "gather", report)
+    summary = filter_references(
+        tmp_path / "gather",
+        tmp_path / "filter",
+        FilterSpec(),
+        settled=0,
+        seed=0,
+        threads=1,
+        report=report,
+    )
+    assert summary["steps"][0] == {"filter": "unusable_vectors", "before": 9, "after": 8}
+    assert np.flatnonzero(~np.load(tmp_path / "gather" / USABLE)).tolist() == [4]
+    visual = fmt.open_vectors(tmp_path / "filter" / fmt.FILES["visual"])
+    np.testing.assert_array_equal(visual, [r.visual for r in references[:4] + references[5:]])
+    rows = pq.read_table(tmp_path / "filter" / fmt.FILES["references"])
+    assert rows.column("key").to_pylist() == [r.key for r in references[:4] + references[5:]]
+    assert rows.column("id").to_pylist() == list(range(8))
+
+
+def test_growing_filters_only_what_is_new(place, reduced):
+    first = make_references(seed=0)
+    second = make_references(seed=1)
+    # Both the old collection and the new shards have references below the limits.
+    again = dataclasses.replace(first[5], key="ff#0", score=0.9)
+    target, _ = reduced(place(first, run=0), spec())
+    limits = spec(min_score=0.5, duplicate_cosine=0.9999)
+    new = place([*second, again], run=1)
+    _, summary = reduced(new, limits, base=Store.open(str(target)))
+    kept = [r.key for r in gathered([*second, again]) if r.score >= 0.5 and r.key != "ff#0"]
+    assert keys(target) == [r.key for r in gathered(first)] + kept
+    assert summary["added"] == len(kept)
+    assert counts_of(summary)["near_duplicate"] == (118 + len(kept) + 1, 118 + len(kept))
+
+
+def test_more_rows_than_a_row_group_or_a_chunk(place, reduced, monkeypatch):
+    monkeypatch.setattr("ovref.reduce.filter._CHUNK", 17)
+    monkeypatch.setattr("ovref_inference.format.ROW_GROUP", 16)
+    monkeypatch.setattr("ovref.reduce.gather.ROW_GROUP", 16)
+    first, second = make_references(seed=0), make_references(seed=1)
+    target, _ = reduced(place(first, run=0), spec(min_score=0.1))
+    reduced(place(second, run=1), spec(min_score=0.1), base=Store.open(str(target)))
+    expected = [r for r in gathered(first) + gathered(second) if r.score >= 0.1]
+    assert keys(target) == [r.key for r in expected]
+    with ReferenceCollection.open(target) as collection:
+        np.testing.assert_array_equal(collection.visual, [r.visual for r in expected])
+        boats = [i for i, r in enumerate(expected) if r.noun.text == "boat"]
+        assert collection.references_of("boat").tolist() == boats
