@@ -31,7 +31,7 @@ BLOCK = 4
 """Vectors per block of the eigenvector solver: how many near-equal eigenvalues it tells apart
 without slowing down."""
 
-DEPTH = 8
+DEPTH = 16
 """Blocks per cycle of the eigenvector solver."""
 
 

@@ -1,0 +1,148 @@
+"""The evaluation end to end on a small collection, and against the segmenters people use."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ovref_inference.collection import ReferenceCollection
+from ovref_inference.encoders import load_text_encoder, load_visual_encoder
+from ovref_inference.errors import CollectionError
+from ovref_inference.opencut import OpenCutConfig
+from ovref_inference.proposers import no_proposals, opencut_proposer, oracle_proposer
+from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySegmenter
+from PIL import Image
+
+from ovref.config import dump, parse
+from ovref.errors import ConfigError
+from ovref.evaluation.evaluate import (
+    EvaluateSpec,
+    evaluate,
+    markdown,
+    predict_fossil,
+    predict_text,
+    prepare_bench,
+    table,
+)
+
+
+@pytest.fixture(scope="module")
+def spec(collection_url, tmp_path_factory):
+    return EvaluateSpec(
+        collection=collection_url,
+        output=str(tmp_path_factory.mktemp("evaluation") / "new" / "folder"),
+        split="validation",
+        scenes=5,
+        fossil=FossilConfig(n=6, k=2, windows=None),
+        opencut=OpenCutConfig(taus=(0.2, 0.8), stages=2),
+        ablate_n=(2, 6),
+        ablate_k=(1, 2),
+        ablate_gamma=(0.0, 1.0),
+        pictures=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def told():
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(spec, told):
+    return evaluate(spec, told.append, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bench(spec, collection_url):
+    with ReferenceCollection.open(collection_url) as collection:
+        yield prepare_bench(spec, collection, lambda line: None, device="cpu")
+
+
+def test_all_rows_and_ablations_are_there_with_fractions(result):
+    names = [row["name"] for row in result["rows"]]
+    assert names == [
+        "FOSSIL",
+        "FOSSIL without proposals",
+        "FOSSIL with oracle masks",
+        "text only",
+        "text only with OpenCut",
+        "text only with oracle masks",
+    ]
+    assert {name: len(rows) for name, rows in result["ablations"].items()} == {
+        "n": 2,
+        "k": 2,
+        "gamma": 2,
+    }
+    for row in itertools.chain(result["rows"], *result["ablations"].values()):
+        assert 0 <= row["miou"] <= 1 and 0 <= row["pixel_accuracy"] <= 1
+
+
+def test_an_ablation_at_the_best_value_repeats_the_main_row(result):
+    for name in ("n", "k"):
+        assert result["ablations"][name][1]["miou"] == result["rows"][0]["miou"]
+
+
+def test_results_say_what_they_are_of(result, spec):
+    assert "miniature" in result["caption"] and "nothing about the real models" in result["caption"]
+    assert result["spec"] == dump(spec)
+    assert result["collection"]["references"] > 0 and result["class_fingerprint"]
+    assert result["missing"] == []
+
+
+def test_files_are_written_and_agree(result, spec, told):
+    folder = spec.output
+    with open(f"{folder}/evaluation.json") as file:
+        assert json.load(file) == result
+    with open(f"{folder}/evaluation.md") as file:
+        page = file.read()
+    assert page == markdown(result)
+    assert result["caption"] in page and "| FOSSIL with oracle masks |" in page
+    with Image.open(f"{folder}/predictions.png") as picture:
+        assert picture.format == "PNG"
+    assert told[-1] == table(result)
+
+
+def test_the_table_is_aligned(result):
+    lines = [line for line in table(result).splitlines() if line.startswith(("method", "FOSSIL "))]
+    main = [line for line in lines if "mIoU %" not in line and not line.endswith(".")][:3]
+    assert len({len(line) for line in main}) == 1
+
+
+def test_cached_features_give_what_the_segmenters_give(bench, spec, embed):
+    visual, clip = load_visual_encoder(embed.visual), load_visual_encoder(spec.clip)
+    text = load_text_encoder(embed.text)
+    proposers = {
+        "none": no_proposals,
+        "opencut": opencut_proposer(load_visual_encoder(spec.keys), spec.opencut),
+        "oracle": oracle_proposer(bench.data.labels, bench.data.images),
+    }
+    for masks, proposer in proposers.items():
+        fossil = FossilSegmenter(bench.collection, visual, text, proposer, spec.fossil)
+        text_only = TextOnlySegmenter(clip, text, proposer, windows=None)
+        for segmenter, predicted in (
+            (fossil, predict_fossil(bench, spec.fossil, masks)),
+            (text_only, predict_text(bench, masks)),
+        ):
+            results = segmenter.segment(bench.data.images, bench.data.classes)
+            for segmentation, label_hw in zip(results, predicted, strict=True):
+                np.testing.assert_array_equal(segmentation.labels_hw, label_hw)
+
+
+def test_a_specification_comes_from_plain_values_and_refuses_mistakes(spec):
+    assert parse(EvaluateSpec, dump(spec)) == spec
+    with pytest.raises(ConfigError, match="unknown key scene"):
+        parse(EvaluateSpec, {"collection": "x", "output": "y", "scene": 3})
+    with pytest.raises(ConfigError, match="scenes must be at least 1"):
+        parse(EvaluateSpec, {"collection": "x", "output": "y", "scenes": 0})
+    with pytest.raises(ValueError, match="pictures"):
+        replace(spec, pictures=-1)
+    with pytest.raises(ValueError, match="split must be one of"):
+        replace(spec, split="train")
+    with pytest.raises(ValueError, match=r"fossil\.windows must be null"):
+        replace(spec, fossil=FossilConfig())
+
+
+def test_a_collection_that_is_not_there_is_a_clear_error(spec, tmp_path):
+    with pytest.raises(CollectionError, match="nowhere"):
+        evaluate(replace(spec, collection=str(tmp_path / "nowhere")), lambda line: None)
