@@ -54,7 +54,8 @@ class Progress:
         self._to_go -= inputs
         self._dropped.update(dropped)
         self._recent.append((self._clock(), inputs))
-        self.tick()
+        if self._done < self._total:
+            self.tick()
 
     def set_aside(self, inputs: int) -> None:
         """One shard of `inputs` records is quarantined."""

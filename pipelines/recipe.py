@@ -1,8 +1,268 @@
-"""The recipe of a build: from a caption corpus to a reference collection, step by step.
+"""The recipe of a build: from a caption corpus to a reference collection.
 
     captions -> prompts -> images -> references -> collection
 
-Every step has a folder in the output and carries on where it was stopped. The folders hold a
-fingerprint of all settings that affect their bytes, chained from step to step, and refuse others.
+Every step but the last has a folder of shards in the output and carries on where it was stopped.
+The folders are fingerprinted over all settings that affect their bytes, chained from step to step;
+a folder that was made with other settings is refused before anything runs.
 """
 
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovref_inference.encoder_config import TextEncoderConfig
+from ovref_inference.errors import ModelLoadError
+from ovref_pipelines import show
+from ovref_pipelines.engine import EngineConfig, StepSummary, ray_left_as_found, run_step
+from ovref_pipelines.progress import Progress, duration
+
+from ovref.config import STRICT, dump
+from ovref.contract import Spec
+from ovref.corpora import CorpusSpec, identify, read_captions
+from ovref.errors import ModelError
+from ovref.identity import spec_identity
+from ovref.ingest import IngestSummary, ingest
+from ovref.reduce.run import reduce_collection
+from ovref.reduce.spec import ReduceSpec
+from ovref.stages.embed import Embed
+from ovref.stages.extract_nouns import ExtractNouns
+from ovref.stages.synthesize import Synthesize
+from ovref.storage.steps import StepFolder, open_step
+from ovref.storage.store import Store, check_conditional_create
+
+BUILD, REPORT, COLLECTION, WORK = "build.json", "report.json", "collection", "_reduce"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Everything a build needs to know. The output keeps it as `build.json`."""
+
+    __pydantic_config__ = STRICT
+
+    output: str
+    """Folder or URL (`s3://bucket/prefix`) of the steps, the report and the collection."""
+    corpus: CorpusSpec
+    """The captions."""
+    synthesize: Synthesize
+    """How prompts are drawn."""
+    embed: Embed
+    """How regions become references."""
+    extract_nouns: ExtractNouns = field(default_factory=ExtractNouns)
+    """How nouns are found in captions."""
+    reduce: ReduceSpec = field(default_factory=ReduceSpec)
+    """How references become a collection."""
+    shard_size: int = 64
+    """Captions per shard, the unit of work and of commit: what a kill can cost at most."""
+    images_from: str | None = None
+    """Output of an earlier build of the same corpus, nouns and images, which this one embeds in
+    another way: its steps up to the images are used, not repeated. None makes them here."""
+    collection: str | None = None
+    """Where the collection is published; None for `collection` in the output."""
+    base: str | None = None
+    """A published collection to grow: its references stay, the new ones are added. To grow it in
+    place, give its URL as `collection` too. None starts a new collection."""
+    replace: bool = False
+    """Whether a collection made with other settings may be replaced."""
+    allow_incomplete: bool = False
+    """Whether to publish a collection although shards have failed for good."""
+    licences: tuple[str, ...] = ()
+    """Of the inputs, to be stated in the collection's manifest."""
+    work: str | None = None
+    """Local folder for reducing, with room for three times the embeddings; None for `_reduce` in
+    a local output, and otherwise a place in the machine's temporary folder."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Where the shards run; changes no byte of the output."""
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ValueError("output must name a folder or URL, found an empty text")
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1, found {self.shard_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSummary:
+    """What a build has made; also the content of `report.json`."""
+
+    output: str
+    ingested: IngestSummary
+    steps: tuple[StepSummary, ...]
+    collection: dict[str, Any] | None
+    """What `reduce_collection` tells; None where nothing was published because shards failed."""
+    collection_url: str
+    seconds: float
+    """Of this run."""
+
+    @property
+    def quarantined(self) -> int:
+        """Shards that failed for good in this run, over all steps."""
+        return sum(len(step.quarantined) for step in self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """The steps of a build, opened."""
+
+    captions: StepFolder
+    prompts: StepFolder
+    images: StepFolder
+    references: StepFolder
+
+    def pairs(self, config: BuildConfig) -> list[tuple[Spec, StepFolder, StepFolder]]:
+        """Stage, source and target of each step that runs shards."""
+        return [
+            (config.extract_nouns, self.captions, self.prompts),
+            (config.synthesize, self.prompts, self.images),
+            (config.embed, self.images, self.references),
+        ]
+
+
+def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
+    """Builds a collection, or carries on building it.
+
+    Args:
+        say: gets a line for people whenever a step begins or ends.
+
+    Raises:
+        OvrefError, CollectionError: see `ovref.errors`; the message says what to do.
+        StoppedError: SIGTERM or SIGINT came. What is committed stays, the same call goes on.
+    """
+    started = time.monotonic()
+    output = Store.open(config.output)
+    check_conditional_create(output)
+    folders = open_steps(config)
+    output.write(BUILD, _json(dump(config)))
+
+    ingested = _ingest(config, folders.captions, say)
+    steps = []
+    with ray_left_as_found():
+        for spec, source, target in folders.pairs(config):
+            step = _run(spec, source, target, config.engine, say)
+            steps.append(step)
+
+    failed = sum(len(step.quarantined) for step in steps)
+    collection = None
+    if failed and not config.allow_incomplete:
+        say(f"no collection yet: {failed} shards failed for good; see _quarantine in their steps")
+    else:
+        collection = reduce(config, folders.references, say)
+    summary = BuildSummary(
+        output=config.output,
+        ingested=ingested,
+        steps=tuple(steps),
+        collection=collection,
+        collection_url=collection_store(config).url,
+        seconds=round(time.monotonic() - started, 3),
+    )
+    output.write(REPORT, _json(dataclasses.asdict(summary)))
+    return summary
+
+
+def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
+    """Opens the folders of all steps; makes those that are new, or writes nothing.
+
+    Raises:
+        InputError: the corpus is not there.
+        MismatchError: a folder was made with other settings.
+    """
+    here = Store.open(config.output)
+    upstream = here if config.images_from is None else Store.open(config.images_from)
+    corpus = {"corpus": identify(config.corpus), "shard_size": config.shard_size}
+    captions = open_step(upstream, "captions", corpus, create=create)
+
+    def opened(store: Store, name: str, spec: Spec, source: StepFolder) -> StepFolder:
+        identity = {"stages": [spec_identity(spec)]}
+        return open_step(store, name, identity, [source.fingerprint], create=create)
+
+    prompts = opened(upstream, "prompts", config.extract_nouns, captions)
+    images = opened(upstream, "images", config.synthesize, prompts)
+    references = opened(here, "references", config.embed, images)
+    return Folders(captions=captions, prompts=prompts, images=images, references=references)
+
+
+def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, Any]:
+    """Makes and publishes the collection of finished reference shards."""
+    target = collection_store(config)
+    say(f"collection: reducing {references.store.url} to {target.url}")
+    started = time.monotonic()
+    result = reduce_collection(
+        references,
+        config.reduce,
+        embed=config.embed,
+        texts=_LazyTexts(config.embed.text),
+        output=target,
+        work=_work_folder(config),
+        licences=config.licences,
+        base=None if config.base is None else Store.open(config.base),
+        replace=config.replace,
+        allow_incomplete=config.allow_incomplete,
+        threads=config.engine.threads,
+    )
+    say(f"collection: done in {duration(time.monotonic() - started)}")
+    return result
+
+
+def collection_store(config: BuildConfig) -> Store:
+    """Where the collection is, or will be."""
+    if config.collection is not None:
+        return Store.open(config.collection)
+    return Store.open(config.output).child(COLLECTION)
+
+
+def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
+    say(f"captions: reading {config.corpus.path}")
+    summary = ingest(read_captions(config.corpus), target, config.shard_size)
+    dropped = f", dropped {summary.dropped}" if summary.dropped else ""
+    say(f"captions: {summary.captions} in {summary.shards} shards{dropped}")
+    return summary
+
+
+def _run(
+    spec: Spec, source: StepFolder, target: StepFolder, engine: EngineConfig, say: Say
+) -> StepSummary:
+    if spec.name == ExtractNouns.name:
+        # Tagging needs no GPU; asking for one would wake machines that then wait.
+        engine = dataclasses.replace(engine, gpus_per_worker=0.0)
+    progress = Progress(target.name, every_seconds=engine.progress_seconds)
+    step = run_step([spec], source, target, engine, progress)
+    say(show.step_line(step))
+    return step
+
+
+class _LazyTexts:
+    """The text encoder, loaded when the first text is to be encoded: often none is."""
+
+    def __init__(self, encoder: TextEncoderConfig) -> None:
+        self._config = encoder
+        self._encoder: Any = None
+
+    def encode(self, texts: list[str]) -> Any:
+        if self._encoder is None:
+            from ovref_inference.encoders import load_text_encoder
+
+            try:
+                self._encoder = load_text_encoder(self._config)
+            except ModelLoadError as error:
+                raise ModelError(str(error)) from error
+        return self._encoder.encode(texts)
+
+
+def _work_folder(config: BuildConfig) -> Path:
+    if config.work is not None:
+        return Path(config.work)
+    output = Store.open(config.output)
+    if output.is_local:
+        return Path(output.url.removeprefix("file://")) / WORK
+    return Path(tempfile.gettempdir()) / "ovref_reduce"
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,168 @@
+"""The command `ovref`: few verbs, each with a configuration file and `key=value` overrides.
+
+Exit codes: 0 done; 1 shards failed for good, or something unforeseen; 2 the configuration, an
+input, a model or the store has to be mended first; 130 stopped by Ctrl-C or SIGTERM.
+"""
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+import warnings
+from typing import Any
+
+FAILED, MEND_FIRST, STOPPED = 1, 2, 130
+
+EXAMPLES = """\
+examples:
+  ovref build --config configs/miniature.yaml output=runs/demo
+  ovref build --config configs/fossil.yaml --dry-run corpus.path=captions.txt output=runs/first
+  ovref build --config configs/fossil.yaml engine.engine=ray engine.workers=8 \\
+      engine.gpus_per_worker=1 output=s3://bucket/first
+  ovref reduce --config configs/miniature.yaml output=runs/demo replace=true \\
+      reduce.prototypes.k=5
+  ovref evaluate --config configs/miniature_evaluate.yaml collection=runs/demo/collection
+  ovref inspect runs/demo --pictures samples.png
+
+A build that was stopped or killed goes on where it was: run the same command again.
+"""
+
+OVERRIDE_HELP = "a setting over the file's, as a.b=value with the value in YAML"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments. Knobs are settings in the file, not flags."""
+    top = argparse.ArgumentParser(
+        prog="ovref",
+        description="Builds reference collections for training-free open-vocabulary segmentation.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = importlib.metadata.version("ovref")
+    top.add_argument("--version", action="version", version=f"ovref {version}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    helps = {
+        "build": "build a collection from captions, or carry on building it",
+        "reduce": "make the collection again from a build's finished references",
+        "evaluate": "measure a collection on held-out scenes of the miniature",
+    }
+    for verb, text in helps.items():
+        sub = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
+        sub.add_argument("--config", required=True, metavar="FILE", help="settings, in YAML")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
+        if verb == "build":
+            sub.add_argument(
+                "--dry-run", action="store_true", help="only say what would be done; write nothing"
+            )
+    text = "show what is in a build's output, one of its steps or a collection"
+    sub = verbs.add_parser("inspect", help=text, description=text.capitalize() + ".")
+    sub.add_argument("place", help="folder or URL")
+    sub.add_argument(
+        "--pictures", metavar="PNG", help="draw some of a build's images, heatmaps and masks"
+    )
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    options = parser().parse_args(arguments)
+    _quieten()
+    # Imported late, so that --help answers at once.
+    from ovref_inference.errors import CollectionError, ModelLoadError
+    from ovref_pipelines.engine import JobError, StoppedError
+
+    from ovref.errors import AccountingError, OvrefError
+
+    verb = {"build": _build, "reduce": _reduce, "evaluate": _evaluate, "inspect": _inspect}
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return verb[options.verb](options)
+    except (KeyboardInterrupt, StoppedError) as error:
+        reason = f" ({error})" if str(error) else ""
+        _say(f"ovref: stopped{reason}; nothing committed is lost, run the same command to go on")
+        return STOPPED
+    except (JobError, AccountingError) as error:
+        _say(f"ovref: {error}")
+        return FAILED
+    except (OvrefError, CollectionError, ModelLoadError) as error:
+        _say(f"ovref: {error}")
+        return MEND_FIRST
+    except OSError as error:
+        _say(f"ovref: {type(error).__name__}: {error}; if it passes, run the same command to go on")
+        return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _build(options: argparse.Namespace) -> int:
+    from ovref_pipelines import recipe, show
+
+    config = _config(recipe.BuildConfig, options)
+    if options.dry_run:
+        print(show.plan(recipe.open_steps(config, create=False)))
+        return 0
+    summary = recipe.build(config, _say)
+    print(show.build_summary(summary))
+    return FAILED if summary.quarantined else 0
+
+
+def _reduce(options: argparse.Namespace) -> int:
+    from ovref_pipelines import recipe, show
+
+    config = _config(recipe.BuildConfig, options)
+    references = recipe.open_steps(config, create=False).references
+    result = recipe.reduce(config, references, _say)
+    print(show.collection_summary(result, recipe.collection_store(config).url))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from ovref.evaluation.evaluate import EvaluateSpec, evaluate
+
+    spec = _config(EvaluateSpec, options)
+    evaluate(spec)
+    print(f"written to {spec.output}: evaluation.md, evaluation.json, predictions.png")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from ovref_pipelines import show
+
+    print(show.place(options.place))
+    if options.pictures:
+        show.draw_samples(options.place, options.pictures)
+        print(f"pictures: {options.pictures}")
+    return 0
+
+
+def _config(cls: type, options: argparse.Namespace) -> Any:
+    from ovref.config import load
+
+    return load(cls, options.config, options.overrides)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _stop(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _quieten() -> None:
+    """Other libraries' notices are not for the people who run a build."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars that rewrite themselves spoil a log
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""The recipe from captions to a collection, with small fakes in the place of the models."""
+
+import dataclasses
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+from ovref_inference import ReferenceCollection
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.vectors import l2_normalised
+from ovref_pipelines import recipe, show
+from ovref_pipelines.engine import EngineConfig
+from ovref_pipelines.recipe import BuildConfig
+from PIL import Image
+from pipeline_fakes import files_of
+
+from ovref.corpora import CorpusSpec
+from ovref.errors import InputError, MismatchError
+from ovref.identity import record_seed
+from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
+from ovref.reduce.spec import ReduceSpec
+from ovref.stages.embed import Embed
+from ovref.stages.extract_nouns import ExtractNouns
+from ovref.stages.synthesize import Synthesize
+from ovref.storage.store import Store
+
+CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in
+            ("cup", "boat", "tree", "house")]
+
+
+class FakeNouns(ExtractNouns):
+    def build(self):
+        def stage(captions):
+            for caption in captions:
+                text = caption.text.split()[-1]
+                start = caption.text.index(text)
+                noun = Noun(text=text, start=start, end=start + len(text))
+                yield Prompt(
+                    key=caption.key, caption=caption.text, nouns=(noun,), source=caption.source
+                )
+
+        return stage
+
+
+class FakeDrawing(Synthesize):
+    """Blank images of a colour that comes from the seed; captions with `broken` raise."""
+
+    def build(self):
+        def stage(prompts):
+            for prompt in prompts:
+                if "broken" in prompt.caption:
+                    raise RuntimeError("the kernel failed")
+                seed = record_seed(self.run_seed, prompt.key)
+                buffer = io.BytesIO()
+                Image.new("RGB", (8, 8), (seed % 251, seed % 241, seed % 239)).save(buffer, "PNG")
+                mask_hw = np.full((8, 8), YES, np.uint8)
+                region = Region(noun=prompt.nouns[0], mask_hw=mask_hw, score=1.0, source="daam")
+                yield ImageRecord(
+                    key=prompt.key, caption=prompt.caption, source=prompt.source,
+                    image=buffer.getvalue(), regions=(region,), seed=seed,
+                )
+
+        return stage
+
+
+class FakeTexts:
+    def __init__(self, config):
+        pass
+
+    def encode(self, texts):
+        seeds = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
+        rows = [np.random.default_rng(list(seed)).normal(size=6) for seed in seeds]
+        return l2_normalised(np.array(rows, np.float32))
+
+
+class FakeEmbedding(Embed):
+    def build(self):
+        texts = FakeTexts(None)
+
+        def stage(images):
+            for image in images:
+                vectors = texts.encode([image.regions[0].noun.text, image.caption])
+                yield Reference(
+                    key=f"{image.key}#0", noun=image.regions[0].noun, caption=image.caption,
+                    box_xyxy=(0, 0, 8, 8), area=1.0, score=1.0, source="daam", seed=image.seed,
+                    visual=vectors[1].astype(np.float16), textual=vectors[0].astype(np.float16),
+                )
+
+        return stage
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A build of twelve captions in four shards, none of whose stages needs a model."""
+    monkeypatch.setattr(recipe, "_LazyTexts", FakeTexts)
+    corpus = tmp_path / "captions.txt"
+    corpus.write_text("\n".join(CAPTIONS) + "\n")
+    return BuildConfig(
+        output=str(tmp_path / "out"),
+        corpus=CorpusSpec(path=str(corpus)),
+        extract_nouns=FakeNouns(),
+        synthesize=FakeDrawing(model="fake"),
+        embed=FakeEmbedding(
+            visual=VisualEncoderConfig(model="fake"), text=TextEncoderConfig(model="fake")
+        ),
+        shard_size=3,
+    )
+
+
+def contents(config):
+    """Bytes of all shards of all steps."""
+    folders = recipe.open_steps(config, create=False)
+    return {name: files_of(getattr(folders, name)) for name in show.STEPS}
+
+
+def test_from_captions_to_a_collection(config):
+    said = []
+    summary = recipe.build(config, said.append)
+    assert summary.ingested.captions == 12 and summary.ingested.shards == 4
+    assert [step.outputs for step in summary.steps] == [12, 12, 12]
+    with ReferenceCollection.open(summary.collection_url) as collection:
+        assert len(collection) == 12
+        assert sorted(collection.nouns) == ["boat", "cup", "house", "tree"]
+    report = json.loads(Store.open(config.output).read("report.json"))
+    assert report["steps"][1]["step"] == "images" and report["collection"]["added"] == 12
+    kept = json.loads(Store.open(config.output).read("build.json"))
+    assert kept["shard_size"] == 3 and kept["synthesize"]["steps"] == 25
+    assert said[-1].startswith("collection: done")
+
+
+def test_what_is_there_is_not_made_again(config):
+    first = recipe.build(config)
+    before = contents(config)
+    again = recipe.build(config)
+    assert [step.committed_now for step in again.steps] == [0, 0, 0]
+    assert again.collection["fingerprint"] == first.collection["fingerprint"]
+    assert contents(config) == before
+
+
+def test_two_builds_of_one_config_are_the_same_bytes(config, tmp_path):
+    recipe.build(config)
+    other = dataclasses.replace(config, output=str(tmp_path / "other"))
+    recipe.build(other)
+    assert contents(config) == contents(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shard_size": 4}, "captions was made with other settings: shard_size"),
+        ({"synthesize": FakeDrawing(model="fake", steps=9)}, "images was made with other settings"),
+        ({"extract_nouns": FakeNouns(max_nouns=1)}, "prompts was made with other settings"),
+    ],
+)
+def test_an_output_of_other_settings_is_refused_before_anything_runs(config, change, says):
+    recipe.build(config)
+    with pytest.raises(MismatchError, match=says):
+        recipe.build(dataclasses.replace(config, **change))
+
+
+def test_settings_that_change_no_bytes_may_change(config):
+    recipe.build(config)
+    engine = EngineConfig(attempts=5, threads=2)
+    again = recipe.build(dataclasses.replace(config, engine=engine))
+    assert [step.committed_now for step in again.steps] == [0, 0, 0]
+
+
+def test_failed_shards_hold_the_collection_back_until_they_are_allowed_to_lack(config):
+    with open(config.corpus.path, "a") as file:
+        file.write("a broken cup\n")
+    summary = recipe.build(config)
+    assert summary.quarantined == 1 and summary.collection is None
+    assert [step.committed for step in summary.steps] == [5, 4, 4]
+    text = show.build_summary(summary)
+    assert "FAILED: 1 shards of images" in text and "No collection was published" in text
+    assert "quarantined 000004" in show.place(config.output)
+
+    summary = recipe.build(dataclasses.replace(config, allow_incomplete=True))
+    assert summary.quarantined == 1 and summary.collection["added"] == 12
+
+
+def test_another_embedding_of_images_that_are_there(config, tmp_path):
+    recipe.build(config)
+    text = TextEncoderConfig(model="another")
+    second = dataclasses.replace(
+        config, output=str(tmp_path / "second"), images_from=config.output,
+        embed=FakeEmbedding(visual=config.embed.visual, text=text),
+    )
+    summary = recipe.build(second)
+    assert [step.committed_now for step in summary.steps] == [0, 0, 4]
+    assert not (tmp_path / "second" / "images").exists()
+    with ReferenceCollection.open(summary.collection_url) as collection:
+        assert collection.manifest.textual.model == "another"
+    assert f"images come from {config.output}" in show.place(second.output)
+
+
+def test_a_collection_grows_in_place_by_another_corpus(config, tmp_path):
+    first = recipe.build(config)
+    more = tmp_path / "more.txt"
+    more.write_text("a pink cup\na pink kite\n")
+    second = dataclasses.replace(
+        config, output=str(tmp_path / "second"), corpus=CorpusSpec(path=str(more)),
+        base=first.collection_url, collection=first.collection_url,
+    )
+    assert recipe.build(second).collection["added"] == 2
+    with ReferenceCollection.open(first.collection_url) as collection:
+        assert len(collection) == 14 and "kite" in collection.nouns
+
+
+def test_reducing_again_with_other_settings_needs_leave(config):
+    recipe.build(config)
+    references = recipe.open_steps(config, create=False).references
+    other = dataclasses.replace(config, reduce=ReduceSpec(seed=5))
+    with pytest.raises(MismatchError, match="holds another collection"):
+        recipe.reduce(other, references, lambda message: None)
+    result = recipe.reduce(
+        dataclasses.replace(other, replace=True), references, lambda message: None
+    )
+    assert result["added"] == 12
+
+
+def test_the_plan_counts_what_is_missing(config):
+    recipe.build(config)
+    other = dataclasses.replace(config, output=config.output + "2")
+    assert "4 of 4" not in show.plan(recipe.open_steps(config, create=False))
+    assert "captions: corpus to be read" in show.plan(recipe.open_steps(other, create=False))
+
+
+def test_samples_are_drawn_from_finished_images(config, tmp_path):
+    with pytest.raises(InputError, match="no images"):
+        recipe.open_steps(config)
+        show.draw_samples(config.output, str(tmp_path / "samples.png"))
+    recipe.build(config)
+    show.draw_samples(config.output, str(tmp_path / "samples.png"))
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.width > 100

@@ -1,0 +1,93 @@
+"""Who may import whom, what imports stay light, and what an installation adds."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"ovref": "ovref", "ovref_inference": "inference", "ovref_pipelines": "pipelines"}
+MAY_IMPORT = {
+    "ovref_inference": {"ovref_inference"},
+    "ovref": {"ovref", "ovref_inference"},
+    "ovref_pipelines": {"ovref", "ovref_inference", "ovref_pipelines"},
+}
+HEAVY = ("torch", "transformers", "diffusers", "open_clip", "spacy", "scipy", "PIL", "ray")
+
+
+def imports_of(path):
+    """Top-level names of all modules that a file imports anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
+
+
+def modules_of(package):
+    return sorted((ROOT / FOLDERS[package]).rglob("*.py"))
+
+
+def loaded_by(statement):
+    """Which of the heavy libraries are loaded by a statement in a fresh interpreter."""
+    code = f"import sys\n{statement}\nprint(*[n for n in {HEAVY} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_no_module_imports_a_layer_above_its_own(package):
+    for path in modules_of(package):
+        found = set(imports_of(path)) & FOLDERS.keys()
+        assert found <= MAY_IMPORT[package], path
+
+
+def test_ray_is_imported_in_one_module_of_pipelines():
+    users = [p for package in FOLDERS for p in modules_of(package) if "ray" in imports_of(p)]
+    assert [str(path.relative_to(ROOT)) for path in users] == ["pipelines/ray_engine.py"]
+
+
+def test_nothing_is_ever_unpickled():
+    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
+    for package in FOLDERS:
+        for path in modules_of(package):
+            assert not forbidden & set(imports_of(path)), path
+
+
+def test_the_light_half_loads_no_heavy_library():
+    assert loaded_by("import ovref_inference") == set()
+
+
+def test_stages_are_data_until_they_are_built():
+    stages = sorted(p.stem for p in (ROOT / "ovref/stages").glob("*.py") if p.stem != "__init__")
+    assert stages
+    statement = "\n".join(f"import ovref.stages.{name}" for name in stages)
+    assert loaded_by(statement) <= {"PIL"}
+
+
+def test_recipe_and_local_engine_need_neither_torch_nor_ray():
+    assert loaded_by("import ovref_pipelines.recipe, ovref_pipelines.cli") <= {"PIL"}
+
+
+def test_help_imports_next_to_nothing():
+    statement = "import ovref_pipelines.cli; ovref_pipelines.cli.parser()"
+    assert loaded_by(statement + "; assert 'numpy' not in sys.modules") == set()
+
+
+def test_an_installation_adds_these_top_level_names_and_no_others():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert setup["package-dir"] == FOLDERS
+    assert {name.partition(".")[0] for name in setup["packages"]} == set(FOLDERS)
+
+
+def test_every_package_folder_is_listed_for_installation():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {
+        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
+        for package, folder in FOLDERS.items()
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert found == set(setup["packages"])
