@@ -74,7 +74,12 @@ class Commit:
 
 
 def open_step(
-    store: Store, name: str, identity: dict[str, Any], parents: Sequence[str] = ()
+    store: Store,
+    name: str,
+    identity: dict[str, Any],
+    parents: Sequence[str] = (),
+    *,
+    create: bool = True,
 ) -> "StepFolder":
     """The folder `name` of a store, made if it is new and checked if it is not.
 
@@ -83,6 +88,7 @@ def open_step(
             stages, the corpus, the run seed, the shard size), of the types that
             `identity.fingerprint` takes.
         parents: fingerprints of the steps that it reads from.
+        create: False writes nothing; a step that is not there is then one without shards.
 
     Raises:
         MismatchError: the folder was written under another identity or other parents; the
@@ -96,7 +102,8 @@ def open_step(
         "parents": list(parents),
     }
     place = _step_store(store, name)
-    if place.create(STEP, _json(wanted)):
+    new = place.create(STEP, _json(wanted)) if create else not place.exists(STEP)
+    if new:
         return _folder(place, name, wanted)
     found = _read_step(place)
     if found["fingerprint"] != wanted["fingerprint"]:
