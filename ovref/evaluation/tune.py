@@ -1,0 +1,122 @@
+"""Chooses OpenCut's and FOSSIL's parameters on validation scenes, one at a time.
+
+    python -m ovref.evaluation.tune COLLECTION [SCENES]
+
+Test scenes are never looked at. What is found goes into the configuration of an evaluation by hand.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import yaml
+from ovref_inference.collection import ReferenceCollection
+from ovref_inference.encoders import load_visual_encoder
+from ovref_inference.proposers import opencut_proposer
+
+from ovref.config import dump
+from ovref.evaluation.evaluate import (
+    Bench,
+    EvaluateSpec,
+    predict_fossil,
+    prepare_bench,
+    scores_of,
+)
+
+OPENCUT_OPTIONS: dict[str, Sequence[Any]] = {
+    "taus": (
+        (0.2,),
+        (0.4,),
+        (0.6,),
+        (0.15, 0.2, 0.3, 0.0, -0.1, 0.8),
+        (0.3, 0.4, 0.5),
+        (0.4, 0.5, 0.6, 0.7),
+        (0.5, 0.6, 0.7, 0.8),
+        (0.6, 0.4, 0.2),
+    ),
+    "stages": (1, 2, 3, 4),
+    "eta": (8.0, 16.0, 32.0, 64.0),
+    "mu": (0.5, 0.65, 0.8),
+    "rho": (0.3, 0.5, 0.7, 0.85),
+}
+"""Values tried for each field of OpenCutConfig."""
+
+FOSSIL_OPTIONS: dict[str, Sequence[Any]] = {
+    "n": (5, 10, 20, 40, 80, 150),
+    "k": (1, 3, 5, 10, 20),
+    "gamma": (0.0, 0.25, 0.5, 0.75, 1.0),
+}
+"""Values tried for each field of FossilConfig."""
+
+
+def tune(
+    spec: EvaluateSpec,
+    opencut_options: Mapping[str, Sequence[Any]] = OPENCUT_OPTIONS,
+    fossil_options: Mapping[str, Sequence[Any]] = FOSSIL_OPTIONS,
+    rounds: int = 2,
+    progress: Callable[[str], None] = print,
+    device: str | None = None,
+) -> EvaluateSpec:
+    """`spec` with the parameters of OpenCut and FOSSIL that give the best mIoU found.
+
+    Fields are tried one after the other, the others as they stand: first FOSSIL's, then OpenCut's,
+    `rounds` times.
+
+    Raises:
+        ValueError: `spec` is not on validation scenes.
+    """
+    if spec.split != "validation":
+        raise ValueError(f"parameters are chosen on validation scenes, found split {spec.split!r}")
+    with ReferenceCollection.open(spec.collection) as collection:
+        bench = prepare_bench(spec, collection, progress, device)
+        keys = load_visual_encoder(spec.keys, device=device)
+        fossil, opencut = spec.fossil, spec.opencut
+        for _ in range(rounds):
+            cut = _with_masks(bench, opencut_proposer(keys, opencut))
+            fossil = climb(fossil, fossil_options, lambda c, b=cut: _miou(b, c), progress)
+            opencut = climb(
+                opencut,
+                opencut_options,
+                lambda c, f=fossil: _miou(_with_masks(bench, opencut_proposer(keys, c)), f),
+                progress,
+            )
+    return replace(spec, fossil=fossil, opencut=opencut)
+
+
+def climb(
+    config: Any,
+    options: Mapping[str, Sequence[Any]],
+    score: Callable[[Any], float],
+    progress: Callable[[str], None],
+) -> Any:
+    """The frozen dataclass with each field of `options` in turn set to its best-scoring value.
+
+    A value replaces the present one only if it scores strictly better.
+    """
+    best = score(config)
+    for name, values in options.items():
+        for value in values:
+            if value == getattr(config, name):
+                continue
+            tried = replace(config, **{name: value})
+            found = score(tried)
+            progress(f"{name} = {value}: {100 * found:.1f} (best {100 * best:.1f})")
+            if found > best:
+                config, best = tried, found
+    return config
+
+
+def _with_masks(bench: Bench, proposer: Callable) -> Bench:
+    return replace(bench, masks=bench.masks | {"opencut": proposer(bench.data.images)})
+
+
+def _miou(bench: Bench, fossil: Any) -> float:
+    return scores_of(bench, predict_fossil(bench, fossil, "opencut")).miou
+
+
+if __name__ == "__main__":
+    scenes = int(sys.argv[2]) if len(sys.argv) > 2 else 100
+    best = tune(EvaluateSpec(collection=sys.argv[1], output="", split="validation", scenes=scenes))
+    chosen = dump(best)
+    print(yaml.safe_dump({name: chosen[name] for name in ("fossil", "opencut")}))
