@@ -2,8 +2,10 @@
 
 import hashlib
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,6 +14,9 @@ from ovref.errors import InputError
 from ovref.records import Caption
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
+
+UPLOADS = 8
+"""Shards on their way to the store at a time: an object store answers late but many at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ def ingest(
     corpus's identity and `shard_size`.
 
     Args:
-        on_progress: called after every shard, written or found.
+        on_progress: called after every shard, cut or found.
 
     Raises:
         InputError: the corpus has no usable caption, or differs from the one that the committed
@@ -56,26 +61,32 @@ def ingest(
     shards: list[str] = []
     kept, dropped = 0, Counter()
     following: Caption | None = None
-    while not shards or following is not None:
-        shard = f"{len(shards):06d}"
-        with ShardFiles() as files:
-            sink = None if shard in committed else files
-            keys, drops, following = _fill(sink, items, following, shard_size)
-            dropped.update(drop.reason for drop in drops)
-            if not keys:
-                raise InputError(
-                    "the corpus has no usable caption: it is empty or all of it was dropped "
-                    f"{dict(dropped)}"
-                )
-            inputs = len(keys) + len(drops)
-            if shard in committed:
-                _check_unchanged(target, shard, keys, inputs)
-            else:
-                target.publish(shard, files, inputs=inputs, drops=drops)
-        shards.append(shard)
-        kept += len(keys)
-        if on_progress is not None:
-            on_progress(_summary(len(shards), kept, dropped, finished=False))
+    with ThreadPoolExecutor(UPLOADS) as pool:
+        uploads: deque[Future[None]] = deque()
+        while not shards or following is not None:
+            shard = f"{len(shards):06d}"
+            with ExitStack() as opened:
+                files = None if shard in committed else opened.enter_context(ShardFiles())
+                keys, drops, following = _fill(files, items, following, shard_size)
+                dropped.update(drop.reason for drop in drops)
+                if not keys:
+                    raise InputError(
+                        "the corpus has no usable caption: it is empty or all of it was dropped "
+                        f"{dict(dropped)}"
+                    )
+                if files is None:
+                    _check_unchanged(target, shard, keys, len(keys) + len(drops))
+                else:
+                    work = (opened.pop_all(), target, shard, files, len(keys) + len(drops), drops)
+                    uploads.append(pool.submit(_publish, *work))
+            if len(uploads) > UPLOADS:
+                uploads.popleft().result()
+            shards.append(shard)
+            kept += len(keys)
+            if on_progress is not None:
+                on_progress(_summary(len(shards), kept, dropped, finished=False))
+        for upload in uploads:
+            upload.result()
     surplus = sorted(committed - set(shards))
     if surplus:
         raise InputError(
@@ -168,6 +179,18 @@ def _fill(
         if files is not None:
             files.add(item)
     return keys, drops, None
+
+
+def _publish(
+    opened: ExitStack,
+    target: StepFolder,
+    shard: str,
+    files: ShardFiles,
+    inputs: int,
+    drops: list[Dropped],
+) -> None:
+    with opened:
+        target.publish(shard, files, inputs=inputs, drops=drops)
 
 
 def _check_unchanged(target: StepFolder, shard: str, keys: list[str], inputs: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ovref.contract import Dropped
-from ovref.errors import InputError
+from ovref.errors import InputError, StorageError
 from ovref.ingest import KeySet, ingest
 from ovref.records import Caption
 from ovref.storage.steps import StepFolder, open_step
@@ -183,6 +183,34 @@ def test_captions_are_not_held(target):
 
     ingest(watched(), target, 10)
     assert len(target.committed()) == 3
+
+
+def test_an_upload_that_fails_fails_the_ingest(target, monkeypatch):
+    publish = StepFolder.publish
+
+    def full(self, shard, files, **options):
+        if shard == "000001":
+            raise StorageError("the disk or quota is full")
+        return publish(self, shard, files, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepFolder, "publish", full)
+        with pytest.raises(StorageError, match="full"):
+            ingest(CORPUS, target, 3)
+    assert target.committed() == ["000000", "000002"] and target.complete() is None
+    ingest(CORPUS, target, 3)
+    assert [record for shard in target.complete() for record in target.read(shard)] == CORPUS
+
+
+def test_no_temporary_file_stays(target, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with pytest.raises(InterruptionError):
+        ingest(interrupted(CORPUS, 7), target, 3)
+    assert list(scratch.iterdir()) == []
+    ingest(CORPUS, target, 3)
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_key_set_is_a_set():
