@@ -1,9 +1,33 @@
-"""Where the nouns of a caption stand in a text encoder's own tokenization."""
+"""Where the nouns of a caption stand: every mention, and in a text encoder's own tokenization."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from ovref.errors import ModelError
+from ovref.records import Noun
+
+
+def mentions(caption: str, nouns: Sequence[Noun]) -> dict[str, list[tuple[int, int]]]:
+    """All the places where each noun is said; DAAM averages a word over its occurrences.
+
+    A noun is said at its own spans and wherever the caption has the same words again, in either
+    case, as whole words and not as a part of another noun (`wall` is not said in `brick wall` when
+    that is a noun of its own).
+
+    Returns:
+        Noun text -> ascending spans [start, end), in the order of `nouns`.
+    """
+    own = {(noun.start, noun.end) for noun in nouns}
+    found: dict[str, set[tuple[int, int]]] = {}
+    for noun in nouns:
+        spans = found.setdefault(noun.text, set())
+        spans.add((noun.start, noun.end))
+        words = re.escape(caption[noun.start : noun.end])
+        for match in re.finditer(rf"(?<!\w){words}(?!\w)", caption, re.IGNORECASE):
+            if not any(match.start() < end and match.end() > start for start, end in own):
+                spans.add(match.span())
+    return {text: sorted(spans) for text, spans in found.items()}
 
 
 def token_positions(

@@ -12,6 +12,7 @@ from PIL import Image
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import record_seed
+from ovref.models.tokens import mentions
 from ovref.ops.heatmaps import BinariseRule, binarise, contrast, stretched
 from ovref.ops.masks import fault
 from ovref.records import ImageRecord, Noun, Prompt, Region
@@ -149,15 +150,11 @@ class SynthesizeStage:
     def _order(self, prompt: Prompt) -> tuple[_Order | None, list[Dropped]]:
         if not prompt.nouns:
             return None, [Dropped(prompt.key, "no_nouns")]
-        # A noun named twice is one region: its occurrences are averaged, as in DAAM.
-        numbers: dict[str, list[int]] = {}
-        for number, noun in enumerate(prompt.nouns):
-            numbers.setdefault(noun.text, []).append(number)
-        spans = [[(prompt.nouns[i].start, prompt.nouns[i].end) for i in same]
-                 for same in numbers.values()]  # fmt: skip
-        positions = self._generator.positions(prompt.caption, spans)
-
-        firsts = [same[0] for same in numbers.values()]
+        # A noun said twice is one region: its mentions are averaged, as in DAAM.
+        spans = mentions(prompt.caption, prompt.nouns)
+        texts = [noun.text for noun in prompt.nouns]
+        firsts = [texts.index(text) for text in spans]
+        positions = self._generator.positions(prompt.caption, list(spans.values()))
         dropped = [
             Dropped(f"{prompt.key}#{number}", "noun_beyond_context")
             for number, found in zip(firsts, positions, strict=True)

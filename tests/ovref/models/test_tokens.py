@@ -4,7 +4,8 @@ import pytest
 from transformers import CLIPTokenizer
 
 from ovref.errors import ModelError
-from ovref.models.tokens import token_positions
+from ovref.models.tokens import mentions, token_positions
+from ovref.records import Noun
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,33 @@ def test_a_span_outside_the_caption_is_refused(tokenizer, span):
 def test_a_tokenizer_without_offsets_is_refused():
     with pytest.raises(ModelError, match="fast tokenizer"):
         token_positions(object(), "dog", [[(0, 3)]])
+
+
+def said(caption, *words):
+    """The texts of each mention, for nouns found at the first occurrence of `words`."""
+    nouns = [Noun(text=w.lower(), start=caption.index(w), end=caption.index(w) + len(w))
+             for w in words]  # fmt: skip
+    found = mentions(caption, nouns)
+    assert list(found) == list(dict.fromkeys(noun.text for noun in nouns))
+    return [[(start, caption[start:end]) for start, end in spans] for spans in found.values()]
+
+
+def test_every_mention_of_a_noun_is_found():
+    assert said("A dog and a Dog", "dog") == [[(2, "dog"), (12, "Dog")]]
+    assert said("red bus, red bus, bus", "red bus") == [[(0, "red bus"), (9, "red bus")]]
+    assert said("a dog, hotdogs, dog's dog-sled", "dog") == [[(2, "dog"), (16, "dog"), (22, "dog")]]
+    assert said("(c++) c++", "c++") == [[(1, "c++"), (6, "c++")]]
+
+
+def test_a_mention_inside_another_noun_is_not_one():
+    assert said("a wall by a brick wall, a wall", "wall", "brick wall") == [
+        [(2, "wall"), (26, "wall")],
+        [(12, "brick wall")],
+    ]
+
+
+def test_spans_given_apart_under_one_text_belong_together():
+    caption = "two dogs, one dog, no dogs"
+    nouns = [Noun(text="dog", start=4, end=8), Noun(text="dog", start=14, end=17)]
+    assert mentions(caption, nouns) == {"dog": [(4, 8), (14, 17), (22, 26)]}
+    assert mentions(caption, []) == {}

@@ -100,8 +100,9 @@ def test_no_prompts_draw_nothing():
     assert out == [] and generator.batches == []
 
 
-def test_a_noun_named_twice_is_one_region_of_all_its_occurrences():
-    (record,), _ = run([prompt("dog cat dog", "dog", "cat", "dog")])
+@pytest.mark.parametrize("nouns", [("dog", "cat"), ("dog", "cat", "dog")], ids=str)
+def test_a_noun_said_twice_is_one_region_of_all_its_mentions(nouns):
+    (record,), _ = run([prompt("dog cat dog", *nouns)])
     assert [(r.noun.text, r.noun.start) for r in record.regions] == [("dog", 0), ("cat", 4)]
     # The fake writes 0.001 * (1 + sum of positions) over 0.01 * (1 + number of positions).
     expected = [0.001 * (1 + 0 + 8) / 0.03, 0.001 * (1 + 4) / 0.02]
