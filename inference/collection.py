@@ -1,6 +1,7 @@
 """`ReferenceCollection`: open a published collection and ask it by text, by noun or by region."""
 
 import dataclasses
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ovref_inference import format as fmt
 from ovref_inference import index as indexes
 from ovref_inference import store
 from ovref_inference.clustering import spherical_kmeans
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
 from ovref_inference.prototypes import (
     PrototypeConfig,
@@ -59,6 +61,11 @@ class ReferenceCollection:
         self._noun_row = {noun: row for row, noun in enumerate(self._noun_table["noun"])}
         self._dead = fmt.read_tombstones(paths["tombstones"])
         self._table = fmt.open_table(paths["references"], fmt.REFERENCE_SCHEMA)
+        self._table_lock = threading.Lock()
+        groups = [
+            self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)
+        ]
+        self._group_starts = np.cumsum([0, *groups])
         try:
             self.prototype_config = PrototypeConfig(**manifest.prototypes)
         except (TypeError, ValueError) as error:
@@ -111,6 +118,27 @@ class ReferenceCollection:
     def nouns(self) -> list[str]:
         """The vocabulary, sorted."""
         return self._noun_table["noun"]
+
+    @property
+    def visual_config(self) -> VisualEncoderConfig:
+        """The visual encoder that made the collection, for `encoders.load_visual_encoder`.
+
+        Raises:
+            CollectionError: the manifest does not say it in these terms.
+        """
+        settings = dict(self.manifest.visual.settings)
+        if "size_hw" in settings:
+            settings["size_hw"] = tuple(settings["size_hw"])
+        return self._encoder_config(VisualEncoderConfig, settings)
+
+    @property
+    def text_config(self) -> TextEncoderConfig:
+        """The text encoder that made the collection, for `encoders.load_text_encoder`.
+
+        Raises:
+            CollectionError: the manifest does not say it in these terms.
+        """
+        return self._encoder_config(TextEncoderConfig, self.manifest.textual.settings)
 
     def search_text(self, text_embeddings: np.ndarray, k: int) -> "Support":
         """The k references whose textual retrieval embeddings are nearest (FOSSIL 3.3, FreeDA).
@@ -215,11 +243,13 @@ class ReferenceCollection:
                 f"{self.url} has no references {bad[:10].tolist()}, or they are deleted"
             )
         found: dict[int, dict[str, Any]] = {}
-        for group in np.unique(wanted // fmt.ROW_GROUP).tolist():
-            start = group * fmt.ROW_GROUP
-            inside = np.unique(wanted[wanted // fmt.ROW_GROUP == group])
-            table = self._table.read_row_group(group).take(pa.array(inside - start))
-            found.update(zip(inside.tolist(), table.to_pylist(), strict=True))
+        group_of = np.searchsorted(self._group_starts, wanted, side="right") - 1
+        for group in np.unique(group_of).tolist():
+            inside = np.unique(wanted[group_of == group])
+            with self._table_lock:
+                table = self._table.read_row_group(group)
+            rows = table.take(pa.array(inside - self._group_starts[group])).to_pylist()
+            found.update(zip(inside.tolist(), rows, strict=True))
         return [found[i] for i in wanted.tolist()]
 
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
@@ -231,6 +261,15 @@ class ReferenceCollection:
         """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown."""
         row = self._noun_row.get(noun)
         return np.zeros(0, dtype=np.int64) if row is None else self._rows_of(row)
+
+    def _encoder_config(self, kind: type, settings: dict[str, Any]) -> Any:
+        try:
+            return kind(**settings)
+        except (TypeError, ValueError, KeyError) as error:
+            raise CollectionError(
+                f"{self.url}: the manifest's encoder settings {settings} are no {kind.__name__} "
+                f"({error}); load the encoder yourself and pass embeddings"
+            ) from error
 
     def _search(self, kind: str, queries: np.ndarray, k: int) -> "Support":
         info = getattr(self.manifest, f"{kind}_index")
@@ -283,7 +322,7 @@ class ReferenceCollection:
         table = self._noun_table
         start, stop = int(table["prototype_start"][row]), int(table["prototype_stop"][row])
         used = [row] + [self._noun_row[noun] for noun in table["neighbours"][row]]
-        if stop == start or any(self._dead_counts[i] for i in used):
+        if stop == start or any(self._unsettled[i] for i in used):
             return None
         return np.asarray(self._prototypes[start:stop], dtype=np.float32), used
 
@@ -308,16 +347,9 @@ class ReferenceCollection:
 
     @cached_property
     def _text_encoder(self) -> Any:
-        from ovref_inference.encoders import TextEncoderConfig, load_text_encoder
+        from ovref_inference.encoders import load_text_encoder
 
-        try:
-            config = TextEncoderConfig(**self.manifest.textual.settings)
-        except (TypeError, ValueError) as error:
-            raise CollectionError(
-                f"{self.url}: the manifest's settings of the text encoder are not usable "
-                f"({error}); pass text_embeddings made by {self.manifest.textual.model}"
-            ) from error
-        return load_text_encoder(config)
+        return load_text_encoder(self.text_config)
 
     @cached_property
     def _reference_nouns(self) -> np.ndarray:
@@ -346,9 +378,18 @@ class ReferenceCollection:
     @cached_property
     def _dead_counts(self) -> np.ndarray:
         """(nouns,) int64: deleted references of each noun."""
-        if not len(self._dead):
+        return self._count_nouns(self._dead)
+
+    @cached_property
+    def _unsettled(self) -> np.ndarray:
+        """(nouns,) int64: those of them that the stored prototypes do not leave out yet."""
+        settled = self.manifest.settled_tombstones
+        return self._count_nouns(fmt.read_tombstones(self._paths["tombstones"], skip=settled))
+
+    def _count_nouns(self, ids: np.ndarray) -> np.ndarray:
+        if not len(ids):
             return np.zeros(len(self.nouns), dtype=np.int64)
-        return np.bincount(self._reference_nouns[self._dead], minlength=len(self.nouns))
+        return np.bincount(self._reference_nouns[ids], minlength=len(self.nouns))
 
 
 @dataclasses.dataclass(frozen=True)

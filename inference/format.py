@@ -121,7 +121,7 @@ class FileInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """collection.json. `publish` fills in `counts` and `files`."""
+    """collection.json. `publish` fills in `counts`, `files` and `settled_tombstones`."""
 
     fingerprint: str
     """Of everything that affected the collection's bytes."""
@@ -142,6 +142,8 @@ class Manifest:
     """references, nouns, prototypes, tombstones."""
     files: dict[str, FileInfo] = field(default_factory=dict)
     """Role (a key of FILES) -> file."""
+    settled_tombstones: int = 0
+    """The first so many tombstones are older than the prototypes, which leave them out."""
     format_version: int = FORMAT_VERSION
 
 
@@ -330,7 +332,8 @@ def check_counts(paths: Mapping[str, Path], manifest: Manifest) -> dict[str, int
         paths: role -> local file.
 
     Raises:
-        CollectionError: rows or widths of two files disagree; the message names both.
+        CollectionError: rows or widths of two files disagree, ids are not row numbers, or the
+            vocabulary does not fit; the message names the files.
     """
     shapes = {role: open_vectors(paths[role]).shape for role in ("visual", "textual", "prototypes")}
     schemas = {
@@ -359,7 +362,48 @@ def check_counts(paths: Mapping[str, Path], manifest: Manifest) -> dict[str, int
                 f"{paths[role]} has width {shapes[role][1]}, the manifest's encoder "
                 f"{encoder.model} has {encoder.dim}"
             )
+    _check_ids(paths["references"])
+    _check_nouns(paths["nouns"], rows, manifest.textual.dim)
     return rows
+
+
+def _check_ids(path: Path) -> None:
+    """By the statistics of each row group, so that no column is read."""
+    start = 0
+    with open_table(path, REFERENCE_SCHEMA) as table:
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            found = group.column(REFERENCE_SCHEMA.get_field_index("id")).statistics
+            if (found.min, found.max) != (start, start + group.num_rows - 1):
+                raise CollectionError(
+                    f"{path}: row {start} and those after it must have their row numbers as ids, "
+                    f"found {found.min} to {found.max}"
+                )
+            start += group.num_rows
+
+
+def _check_nouns(path: Path, rows: Mapping[str, int], dim: int) -> None:
+    table = read_nouns(path)
+    nouns, known = table["noun"], set(table["noun"])
+    starts, stops = table["prototype_start"].tolist(), table["prototype_stop"].tolist()
+    faults = {
+        "nouns are not sorted, each once": nouns != sorted(known),
+        f"counts do not add up to {rows['references']} references": (
+            table["count"].sum() != rows["references"]
+        ),
+        f"slices do not tile {rows['prototypes']} prototypes": (
+            [0, *stops] != [*starts, rows["prototypes"]]
+        ),
+        f"embeddings are not {dim} wide": (
+            len(nouns) > 0 and table["embedding"].shape[1] != dim
+        ),
+        "neighbours are not in the vocabulary": any(
+            not known.issuperset(neighbours) for neighbours in table["neighbours"]
+        ),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise CollectionError(f"{path}: {fault}; reduce the collection again")
 
 
 def read_nouns(path: str | Path) -> dict[str, Any]:
@@ -367,21 +411,24 @@ def read_nouns(path: str | Path) -> dict[str, Any]:
     with open_table(path, NOUN_SCHEMA) as file:
         table = file.read()
     embeddings = table.column("embedding").combine_chunks()
+    widths = set(embeddings.value_lengths().to_pylist())
+    if len(widths) > 1:
+        raise CollectionError(f"{path}: embeddings have several widths, {sorted(widths)[:5]}")
     flat = embeddings.flatten().to_numpy(zero_copy_only=False)
     return {
         "noun": table.column("noun").to_pylist(),
         "count": table.column("count").to_numpy(),
-        "embedding": flat.reshape(table.num_rows, -1) if table.num_rows else np.zeros((0, 0)),
+        "embedding": flat.reshape(table.num_rows, max(widths, default=0)),
         "prototype_start": table.column("prototype_start").to_numpy(),
         "prototype_stop": table.column("prototype_stop").to_numpy(),
         "neighbours": table.column("neighbours").to_pylist(),
     }
 
 
-def read_tombstones(path: str | Path) -> np.ndarray:
-    """The deleted ids, (t,) int64, sorted."""
+def read_tombstones(path: str | Path, *, skip: int = 0) -> np.ndarray:
+    """The deleted ids, (t,) int64, sorted, without those of the first `skip` rows."""
     with open_table(path, TOMBSTONE_SCHEMA) as file:
-        return np.unique(file.read(columns=["id"]).column("id").to_numpy())
+        return np.unique(file.read(columns=["id"]).column("id").to_numpy()[skip:])
 
 
 def tombstone_columns(ids: Iterable[int], reason: str) -> dict[str, list[Any]]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from ovref_inference.clustering import spherical_kmeans
 
-
 STRICT = {"extra": "forbid", "strict": True}
 """Unknown settings and values of another type are refused (see `ovref.config`)."""
 

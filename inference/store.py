@@ -33,7 +33,8 @@ def publish(
     Args:
         folder: local; may be the target itself.
         url: local path or fsspec URL.
-        manifest: all but `counts` and `files`, which are filled in here.
+        manifest: all but `counts`, `files` and `settled_tombstones`, which are filled in here;
+            prototypes must have been made without the references that have a tombstone.
 
     Returns:
         The manifest as written.
@@ -67,7 +68,8 @@ def publish(
                 name = f"{stem}.{sha256[:12]}.{suffix}"
             _put(fs, path, f"{root}/{name}")
         files[role] = fmt.FileInfo(path=name, bytes=path.stat().st_size, sha256=sha256)
-    return _commit(fs, root, manifest, counts, files, before)
+    settled = dataclasses.replace(manifest, settled_tombstones=counts["tombstones"])
+    return _commit(fs, root, settled, counts, files, before)
 
 
 def tombstone(
@@ -98,8 +100,7 @@ def tombstone(
         with fmt.open_table(path, fmt.TOMBSTONE_SCHEMA) as table:
             old = table.read().to_pydict()
         new = fmt.tombstone_columns(set(ids) - set(old["id"]), reason)
-        rows = sorted(zip(old["id"] + new["id"], old["reason"] + new["reason"], strict=True))
-        columns = {"id": [row[0] for row in rows], "reason": [row[1] for row in rows]}
+        columns = {name: old[name] + new[name] for name in fmt.TOMBSTONE_SCHEMA.names}
         fmt.write_table(path, fmt.TOMBSTONE_SCHEMA, columns)
         sha256 = fmt.sha256_of(path)
         info = fmt.FileInfo(
@@ -107,7 +108,7 @@ def tombstone(
         )
         _put(fs, path, f"{root}/{info.path}")
     files = {**manifest.files, "tombstones": info}
-    counts = {**manifest.counts, "tombstones": len(rows)}
+    counts = {**manifest.counts, "tombstones": len(columns["id"])}
     return _commit(fs, root, manifest, counts, files, manifest.files)
 
 

@@ -1,6 +1,7 @@
 """`ReferenceCollection` against brute force, and against every kind of damage."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from ovref_inference import CollectionError, ReferenceCollection, store
 from ovref_inference import format as fmt
 from ovref_inference.clustering import spherical_kmeans
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.vectors import l2_normalised
 
 
@@ -189,6 +191,57 @@ def test_deleted_references_never_return(published, built):
     assert reasons[dead[15]] == "opt-out" and reasons[dead[25]] == "bad source"
 
 
+def test_tombstones_that_a_reduction_knew_leave_stored_prototypes_in_force(
+    published, built, tmp_path, monkeypatch
+):
+    dead = np.flatnonzero(built.noun_of == built.nouns.index("dog"))[:2].tolist()
+    store.tombstone(str(published), dead, "opt-out")
+    folder = built.write(tmp_path / "reduced")
+    columns = fmt.tombstone_columns(dead, "opt-out")
+    fmt.write_table(folder / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, columns)
+    manifest = store.publish(folder, str(published), built.manifest())
+    assert manifest.settled_tombstones == 2
+
+    def stored(collection, noun):
+        return collection._stored(built.nouns.index(noun)) is not None
+
+    with ReferenceCollection.open(published) as collection:
+        assert stored(collection, "dog") and stored(collection, "cat")
+        assert len(collection.references_of("dog")) == 23
+    # A deletion after that, of a lower id than the first, counts for its own noun alone.
+    store.tombstone(str(published), [int(np.flatnonzero(built.noun_of == 1)[0])], "late")
+    with ReferenceCollection.open(published) as collection:
+        assert built.nouns[1] == "cat"
+        assert stored(collection, "dog") and not stored(collection, "cat")
+
+
+def test_encoder_settings_come_back_as_configs(published):
+    visual = {"model": "miniature:dinov2", "size_hw": [64, 64]}
+    rewrite(published, lambda tree: tree["visual"].update(settings=visual))
+    rewrite(published, lambda tree: tree["textual"].update(settings={"model": "miniature:clip"}))
+    with ReferenceCollection.open(published) as collection:
+        expected = VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64))
+        assert collection.visual_config == expected
+        assert collection.text_config == TextEncoderConfig(model="miniature:clip")
+        # Twelve dimensions here, 64 there: the encoder is loaded, and found not to belong.
+        with pytest.raises(ValueError, match=r"expected textual embeddings \(n, 12\)"):
+            collection.search_text(collection.embed_text(["red panda"]), k=1)
+    rewrite(published, lambda tree: tree["textual"].update(settings={"name": "x"}))
+    with (
+        ReferenceCollection.open(published) as collection,
+        pytest.raises(CollectionError, match="no TextEncoderConfig"),
+    ):
+        collection.embed_text(["red panda"])
+
+
+def test_rows_from_several_threads(published, built):
+    captions = built.references()["caption"]
+    with ReferenceCollection.open(published) as collection, ThreadPoolExecutor(4) as pool:
+        ids = [[i, (7 * i) % len(captions)] for i in range(60)]
+        for pair, rows in zip(ids, pool.map(collection.rows, ids), strict=True):
+            assert [row["caption"] for row in rows] == [captions[i] for i in pair]
+
+
 def test_a_collection_of_which_all_is_deleted_gives_nothing(published, built):
     store.tombstone(str(published), list(range(len(built.visual))), "opt-out")
     with ReferenceCollection.open(published) as collection:
@@ -241,6 +294,7 @@ def rewrite(folder: Path, change) -> None:
         (lambda tree: tree["visual"].update(dim=17), "has width 16"),
         (lambda tree: tree["counts"].update(references=1), "the manifest counts"),
         (lambda tree: tree["prototypes"].update(k=0), "k must be at least 1"),
+        (lambda tree: tree["textual"].update(dim=11), "has width 12"),
     ],
 )
 def test_a_foreign_manifest_is_refused(published, change, message):

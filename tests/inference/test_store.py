@@ -113,12 +113,48 @@ def test_publishing_files_that_disagree_is_refused(built, tmp_path):
         store.publish(folder, str(tmp_path / "target"), built.manifest())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noun": ["cat", "boat", "dog", "lion", "tree"]}, "not sorted"),
+        ({"noun": ["boat", "cat", "cat", "lion", "tree"]}, "each once"),
+        ({"count": [1, 1, 1, 1, 1]}, "counts do not add up to 118 references"),
+        ({"prototype_stop": [4, 8, 12, 16, 19]}, "do not tile 20 prototypes"),
+        ({"prototype_start": [0, 4, 8, 12, 15]}, "do not tile"),
+        ({"embedding": [[1.0]] * 5}, "not 12 wide"),
+        ({"embedding": [[1.0]] * 4 + [[1.0] * 3]}, "several widths"),
+        ({"neighbours": [["wolf"]] + [[]] * 4}, "neighbours are not in the vocabulary"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_refused(built, tmp_path, change, message):
+    folder = built.write(tmp_path / "scratch")
+    path = folder / fmt.FILES["nouns"]
+    with fmt.open_table(path, fmt.NOUN_SCHEMA) as table:
+        columns = table.read().to_pydict()
+    fmt.write_table(path, fmt.NOUN_SCHEMA, columns | change)
+    with pytest.raises(CollectionError, match=rf"nouns\.parquet.*{message}"):
+        store.publish(folder, str(tmp_path / "target"), built.manifest())
+
+
+def test_ids_must_be_row_numbers(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(fmt, "ROW_GROUP", 16)
+    folder = built.write(tmp_path / "scratch")
+    store.publish(folder, str(tmp_path / "good"), built.manifest())
+    columns = built.references()
+    columns["id"][40:42] = [41, 41]
+    columns["id"][47] = 48
+    fmt.write_table(folder / fmt.FILES["references"], fmt.REFERENCE_SCHEMA, columns)
+    with pytest.raises(CollectionError, match=r"references\.parquet: row 32"):
+        store.publish(folder, str(tmp_path / "target"), built.manifest())
+
+
 def test_publishing_nothing_is_refused(built, tmp_path):
     folder = built.write(tmp_path / "scratch")
     for role, dim in (("visual", 16), ("textual", 12)):
         fmt.write_vectors(folder / fmt.FILES[role], np.zeros((0, dim)))
-    empty = {name: [] for name in fmt.REFERENCE_SCHEMA.names}
-    fmt.write_table(folder / fmt.FILES["references"], fmt.REFERENCE_SCHEMA, empty)
+    for role, schema in (("references", fmt.REFERENCE_SCHEMA), ("nouns", fmt.NOUN_SCHEMA)):
+        fmt.write_table(folder / fmt.FILES[role], schema, {name: [] for name in schema.names})
+    fmt.write_vectors(folder / fmt.FILES["prototypes"], np.zeros((0, 16)))
     with pytest.raises(CollectionError, match="no reference"):
         store.publish(folder, str(tmp_path / "target"), built.manifest())
 
