@@ -1,0 +1,39 @@
+"""The configurations that ovref ships: all of them are read, and the captions are the grammar's."""
+
+from pathlib import Path
+
+import pytest
+from ovref_pipelines.recipe import BuildConfig
+
+from ovref.config import load
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+BUILDS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "evaluate" not in path.name]
+
+
+@pytest.mark.parametrize("path", BUILDS, ids=lambda path: path.stem)
+def test_every_build_configuration_is_read(path):
+    config = load(BuildConfig, path)
+    assert config.output == f"runs/{path.stem}"
+
+
+def test_every_evaluation_is_read_and_fits_its_build():
+    from ovref.evaluation.evaluate import EvaluateSpec
+
+    spec = load(EvaluateSpec, CONFIGS / "miniature_evaluate.yaml")
+    build = load(BuildConfig, CONFIGS / "miniature.yaml")
+    assert spec.collection == f"{build.output}/collection"
+
+
+def test_fossil_is_as_the_paper_says():
+    config = load(BuildConfig, CONFIGS / "fossil.yaml")
+    assert config.synthesize.steps == 50 and config.synthesize.binarise.threshold == 0.45
+    assert config.embed.visual.size_hw == (512, 512)
+    assert config.embed.weights == (0.9, 0.1) and len(config.embed.templates) == 7
+
+
+def test_the_miniature_s_captions_are_those_of_its_grammar():
+    from ovref.miniature.scenes import sample_captions
+
+    lines = (CONFIGS / "miniature_captions.txt").read_text().splitlines()
+    assert lines == list(dict.fromkeys(text for text, _ in sample_captions(1200, seed=0)))
