@@ -153,12 +153,6 @@ class Store:
         with self._explained("delete", path), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(full)
 
-    def open_input(self, path: str) -> BinaryIO:
-        """A seekable, read-only binary file, for pyarrow and the like."""
-        full = self._full(path)
-        with self._explained("read", path):
-            return self._fs.open(full, "rb")
-
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
         """The object as a local file for the time of the block: itself, or a temporary copy."""

@@ -5,7 +5,7 @@ from ovref.select_prompts import SelectPrompts, select_prompts
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
 
-CORPUS = [Caption(key=f"k{n}", text=f"cat {n}", source=f"c:{n}") for n in range(40)]
+CORPUS = [Caption(key=f"k{n}", text=f"cat {n}", source=f"c:{n}") for n in range(10)]
 
 
 def prompts(captions):
