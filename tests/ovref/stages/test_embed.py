@@ -12,8 +12,12 @@ from PIL import Image
 from ovref.config import dump, parse
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, ModelError
+from ovref.identity import spec_identity
 from ovref.records import NO, UNSURE, YES, ImageRecord, Noun, Reference, Region
+from ovref.run_shard import run_shard
 from ovref.stages.embed import Embed, EmbedStage
+from ovref.storage.steps import open_step
+from ovref.storage.store import Store
 
 GRID = 4
 
@@ -239,3 +243,35 @@ def test_the_module_is_importable_without_torch():
 def test_a_model_that_cannot_be_loaded_is_a_model_error(tmp_path):
     with pytest.raises(ModelError, match="nothing_here"):
         spec(visual=VisualEncoderConfig(model=str(tmp_path / "nothing_here"))).build()
+
+
+def test_real_encoders_and_storage(tmp_path):
+    """The miniature's DINOv2 and CLIP, through `run_shard`, in batches of 1 and of 4."""
+    records = [
+        record(
+            f"a{i}",
+            [region("cat", (0, 0, 32, 20), size=64), region("dog", (4, 4, 60, 60), size=64)],
+            image=jpeg(i, 64),
+        )
+        for i in range(5)
+    ]
+    place = Store.open(str(tmp_path))
+    images = open_step(place, "images", {})
+    images.commit("00000", records, inputs=5)
+    found = {}
+    for batch_size in (1, 4):
+        embed_spec = spec(
+            visual=VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64)),
+            text=TextEncoderConfig(model="miniature:clip"),
+            batch_size=batch_size,
+        )
+        identity = {"stages": [spec_identity(embed_spec)]}
+        target = open_step(place, f"references_{'x' * batch_size}", identity, [images.fingerprint])
+        commit = run_shard([embed_spec.build()], images, target, "00000")
+        assert (commit.inputs, commit.outputs, commit.dropped_parts) == (5, 10, {})
+        found[batch_size] = list(target.read("00000"))
+    for one, four in zip(found[1], found[4], strict=True):
+        assert (one.key, one.noun) == (four.key, four.noun)
+        assert np.linalg.norm(one.visual.astype(float)) == pytest.approx(1, abs=2e-3)
+        np.testing.assert_allclose(one.visual, four.visual, atol=2e-3)
+        np.testing.assert_allclose(one.textual, four.textual, atol=2e-3)
