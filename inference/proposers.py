@@ -5,11 +5,19 @@ array an image. Pixels in no mask are left to the segmenter, which takes the pat
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from ovref_inference.opencut import OpenCutConfig, opencut, upsample_masks
 from scipy import ndimage
+
+
+class Encoder(Protocol):
+    """Whatever encodes images of any sizes to (n, h, w, d) float32: `encoders.VisualEncoder`."""
+
+    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
+
 
 Proposer = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 """Images (H, W, 3) uint8 -> masks (n, H, W) bool, one array an image, n may be 0."""
@@ -20,20 +28,31 @@ def no_proposals(images: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.zeros((0, *image_hwc.shape[:2]), dtype=bool) for image_hwc in images]
 
 
-def opencut_proposer(encoder, config: OpenCutConfig = OpenCutConfig()) -> Proposer:  # noqa: B008
+def opencut_proposer(
+    encoder: Encoder,
+    config: OpenCutConfig = OpenCutConfig(),  # noqa: B008 (frozen)
+    *,
+    device: str | None = None,
+    graph_bytes: int = 2**29,
+) -> Proposer:
     """OpenCut (FOSSIL section 3.4) on the keys of a self-supervised backbone.
 
     Args:
-        encoder: its `encode` maps images to (n, h, w, d) keys of the last attention layer; it owns
-            the size images are resized to (480 pixels in the paper).
+        encoder: gives (n, h, w, d) keys of the last attention layer; it owns the size that images
+            are resized to (480 pixels in the paper).
         config: thresholds and refinement.
+        device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
+        graph_bytes: memory for graphs cut at once. It changes speed only.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        keys_bhwd = torch.from_numpy(np.asarray(encoder.encode(images)))
+        keys_bhwd = torch.from_numpy(encoder.encode(images)).to(device)
         return [
             upsample_masks(masks_nhw, image_hwc.shape[:2])
-            for masks_nhw, image_hwc in zip(opencut(keys_bhwd, config), images, strict=True)
+            for masks_nhw, image_hwc in zip(
+                opencut(keys_bhwd, config, graph_bytes), images, strict=True
+            )
         ]
 
     return propose

@@ -9,22 +9,16 @@ classes. Both are compositions of the plain functions in this module.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.pooling import pool_regions
-from ovref_inference.proposers import Proposer
+from ovref_inference.proposers import Encoder, Proposer
 from ovref_inference.prototypes import Prototypes
 from ovref_inference.retrieve import TEMPLATES, Texts, class_embeddings
 from ovref_inference.vectors import l2_normalised
 from ovref_inference.windows import WindowConfig, resize_scores, sliding_scores
-
-
-class DenseEncoder(Protocol):
-    """Whatever encodes images: `encode` gives (n, h, w, d) float32 dense features."""
-
-    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +70,7 @@ class FossilSegmenter:
     def __init__(
         self,
         collection: ReferenceCollection,
-        visual: DenseEncoder,
+        visual: Encoder,
         text: Texts,
         proposer: Proposer,
         config: FossilConfig = FossilConfig(),
@@ -158,7 +152,7 @@ class TextOnlySegmenter:
 
     def __init__(
         self,
-        visual: DenseEncoder,
+        visual: Encoder,
         text: Texts,
         proposer: Proposer,
         *,
@@ -199,9 +193,14 @@ def prototype_scores(features_nd: np.ndarray, prototypes: Prototypes, gamma: flo
         (n, c) float32 in (0, 1); -inf for a class without prototypes.
 
     Raises:
-        ValueError: a feature vector is zero or not finite.
+        ValueError: a feature vector is zero or not finite, or of another width.
     """
     classes, most, dim = prototypes.vectors_nkd.shape
+    if features_nd.shape[1:] != (dim,):
+        raise ValueError(
+            f"expected features (n, {dim}) like the prototypes, found {features_nd.shape}; use the "
+            "visual encoder that made the collection"
+        )
     counts = prototypes.counts
     if most == 0:
         return np.full((len(features_nd), classes), -np.inf, dtype=np.float32)
@@ -251,7 +250,7 @@ def pixel_scores(
 
 def score_images(
     images: Sequence[np.ndarray],
-    visual: DenseEncoder,
+    visual: Encoder,
     proposer: Proposer,
     score: Callable[[np.ndarray], np.ndarray],
     windows: WindowConfig | None,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoder_config import VisualEncoderConfig
 from ovref_inference.encoders import load_text_encoder, load_visual_encoder
 from ovref_inference.opencut import OpenCutConfig
 from ovref_inference.proposers import label_masks, no_proposals, opencut_proposer
@@ -23,7 +23,7 @@ from ovref_inference.retrieve import class_embeddings
 from ovref_inference.segmenters import FossilConfig, pixel_scores, prototype_scores
 from ovref_inference.vectors import l2_normalised
 
-from ovref.config import STRICT, dump, parse
+from ovref.config import STRICT, dump
 from ovref.evaluation.datasets import HELD_OUT, Dataset, miniature_scenes
 from ovref.evaluation.metrics import ConfusionMatrix, Scores
 from ovref.evaluation.pictures import prediction_grid
@@ -120,9 +120,8 @@ def evaluate(
         class list and label convention, the collection's fingerprint, seconds.
 
     Raises:
-        CollectionError: the collection cannot be opened.
+        CollectionError: the collection cannot be opened, or does not say its encoders.
         ModelLoadError: an encoder cannot be loaded.
-        ConfigError: the collection's encoder settings are not usable.
     """
     started = time.monotonic()
     output = Path(spec.output)
@@ -177,13 +176,10 @@ def prepare_bench(
 ) -> Bench:
     """Draws the scenes and encodes them once."""
     data = miniature_scenes(spec.split, spec.scenes)
-    manifest = collection.manifest
     progress(f"encoding {data.name}")
-    visual_config = parse(VisualEncoderConfig, manifest.visual.settings, where=spec.collection)
-    text_config = parse(TextEncoderConfig, manifest.textual.settings, where=spec.collection)
-    text = load_text_encoder(text_config, device=device)
+    text = load_text_encoder(collection.text_config, device=device)
     keys = load_visual_encoder(spec.keys, device=device)
-    visual = load_visual_encoder(visual_config, device=device).encode(data.images)
+    visual = load_visual_encoder(collection.visual_config, device=device).encode(data.images)
     clip = load_visual_encoder(spec.clip, device=device).encode(data.images)
     progress("proposing masks")
     return Bench(
@@ -191,10 +187,10 @@ def prepare_bench(
         collection=collection,
         visual=visual,
         clip=clip,
-        texts=class_embeddings(text, list(data.classes), manifest.templates),
+        texts=class_embeddings(text, list(data.classes), collection.manifest.templates),
         masks={
             "none": no_proposals(data.images),
-            "opencut": opencut_proposer(keys, spec.opencut)(data.images),
+            "opencut": opencut_proposer(keys, spec.opencut, device=device)(data.images),
             "oracle": [label_masks(label_hw) for label_hw in data.labels],
         },
     )

@@ -7,7 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ovref_inference.clustering import spherical_kmeans
-from ovref_inference.proposers import label_masks, no_proposals, oracle_proposer
+from ovref_inference.opencut import OpenCutConfig
+from ovref_inference.proposers import (
+    label_masks,
+    no_proposals,
+    opencut_proposer,
+    oracle_proposer,
+)
 from ovref_inference.prototypes import Prototypes, stacked
 from ovref_inference.retrieve import TEMPLATES
 from ovref_inference.segmenters import (
@@ -65,6 +71,11 @@ def test_scores_of_no_regions():
     )
 
 
+def test_features_of_another_encoder_are_refused():
+    with pytest.raises(ValueError, match=r"expected features \(n, 3\).*found \(4, 5\)"):
+        prototype_scores(np.ones((4, 5)), prototypes_of([np.ones((2, 3))], 3), 0.5)
+
+
 def test_pixels_take_their_region_and_uncovered_pixels_their_patch():
     features_hwd = np.arange(1, 13, dtype=np.float32).reshape(2, 3, 2)
     mask = np.zeros((1, 4, 6), bool)
@@ -93,6 +104,13 @@ class ColourEncoder:
         cut = [i[: i.shape[0] // 2 * 2, : i.shape[1] // 2 * 2].astype(np.float32) for i in images]
         cells = [c.reshape(c.shape[0] // 2, 2, c.shape[1] // 2, 2, 3).mean((1, 3)) for c in cut]
         return [c - 90 for c in cells]
+
+
+class StackedColours(ColourEncoder):
+    """The same for images of one size, as one array."""
+
+    def encode(self, images):
+        return np.stack(super().encode(images))
 
 
 class ColourTexts:
@@ -214,6 +232,19 @@ def test_no_images_and_no_classes():
 def test_parameters_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         FossilConfig(**settings)
+
+
+def test_opencut_as_a_proposer_gives_masks_of_each_image_s_size():
+    labels = [np.where(LABELS == 2, 1, 0), np.where(LABELS == 1, 2, 0)]
+    config = OpenCutConfig(taus=(0.9,), stages=3, eta=0.0)
+    propose = opencut_proposer(StackedColours(), config, device="cpu")
+    proposed = propose([picture(label_hw) for label_hw in labels])
+    for masks_nhw, label_hw in zip(proposed, labels, strict=True):
+        # Of two parts one is cut out, what is left is uniform.
+        assert masks_nhw.dtype == bool and masks_nhw.shape == (1, *label_hw.shape)
+        assert (
+            len(np.unique(label_hw[masks_nhw[0]])) == len(np.unique(label_hw[~masks_nhw[0]])) == 1
+        )
 
 
 def test_oracle_masks_are_the_connected_parts_of_each_class():
