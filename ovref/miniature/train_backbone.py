@@ -3,11 +3,15 @@
     python -m ovref.miniature.train_backbone --work DIR
 
 The real backbones are self-supervised. At this size self-supervision gave nothing usable, so these are
-*caption-supervised*: the nouns of a caption are the only label, no mask is seen. Every patch is asked
-to be one of the classes that its image's caption names (partial-label learning), every named class
-must own some patches (the multiple-instance part), and images are cut and mixed in blocks, each block
-with its own label set, so that a patch has to be judged by what is near it. Classes are compared by
-cosine, so that features of a class gather around a prototype, as they do in the real backbones.
+*caption-supervised*: the nouns of captions are the only labels, no mask is seen. It takes two steps,
+because a small vision transformer left alone with image-level labels learns stuff and never things.
+
+1. A small convolutional teacher says for every patch which class it is. Every patch must be one of the
+   classes that its image's caption names (partial-label learning), and every named class must own some
+   patches (multiple instances). Images are cut and mixed in blocks, each with its own label set, so
+   that a patch is judged by what is near it.
+2. The transformers learn the teacher's class of every patch. Classes are compared by cosine, so that
+   features of a class gather around a prototype, as they do in the real backbones.
 
 DINO is the same network with DINOv2's layer scale folded into its projections, trained on with the
 loss on its last layer's keys as well, because normalised cuts of those keys are what it is used for.
@@ -20,13 +24,13 @@ from torch.nn import functional
 
 from ovref.miniature.architectures import new_dino, new_dinov2, save_vit
 from ovref.miniature.data import load_pool
-from ovref.miniature.shapes import CLASSES
+from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
 
 BATCH = 32
 GRID = 16
 """Patches along a side."""
-OWNED = 10
+OWNED = 14
 """A named class must own about this many of the 256 patches."""
 
 
@@ -58,6 +62,27 @@ def _cosine(features, prototypes):
     return 16 * functional.normalize(features, dim=-1) @ functional.normalize(prototypes, dim=-1).T
 
 
+@torch.no_grad()
+def give_locality(backbone):
+    """Starts a ViT where neighbours attend to each other; a small one needs long to find that out.
+
+    Positions start as two-dimensional sinusoids, and keys start as a copy of the queries, so that
+    attention begins as similarity of place and content.
+    """
+    width = backbone.config.hidden_size
+    place = torch.arange(GRID).float()[:, None] * 2 * torch.pi / GRID
+    waves = place * torch.linspace(0.5, 4, width // 4)
+    line = torch.cat([waves.sin(), waves.cos()], 1)  # (GRID, width / 2)
+    rows, columns = line[:, None].expand(-1, GRID, -1), line[None].expand(GRID, -1, -1)
+    grid = torch.cat([rows, columns], -1).flatten(0, 1)
+    backbone.embeddings.position_embeddings[0, 1:] = 0.35 * grid
+    backbone.embeddings.patch_embeddings.projection.weight.normal_(std=0.1)
+    for name, module in backbone.named_modules():
+        if name.endswith("q_proj"):
+            module.weight.normal_(std=0.1)
+            backbone.get_submodule(name.replace("q_proj", "k_proj")).weight.copy_(module.weight)
+
+
 def mix_blocks(images_nchw, rng, share=0.5):
     """Pastes rectangles of patches of other images into a share of the images.
 
@@ -78,52 +103,93 @@ def mix_blocks(images_nchw, rng, share=0.5):
     return mixed, source.flatten(1)
 
 
-def jitter(images_nchw, rng, flip=True):
+def jitter(images_nchw, rng, flip=True, with_flips=False):
     """Random flips (unless captions say left or right), gains and brightness; images in [-1, 1]."""
     n = len(images_nchw)
     flipped = torch.from_numpy(rng.random(n) < 0.5 * flip)
     images = torch.where(flipped[:, None, None, None], images_nchw.flip(-1), images_nchw)
     gain = torch.from_numpy(rng.uniform(0.75, 1.25, (n, 3, 1, 1)).astype(np.float32))
     shift = torch.from_numpy(rng.uniform(-0.2, 0.2, (n, 1, 1, 1)).astype(np.float32))
-    return (images * gain + shift).clamp(-1, 1)
+    images = (images * gain + shift).clamp(-1, 1)
+    return (images, flipped) if with_flips else images
 
 
-def patch_loss(logits_npc, named_nc, source_np):
-    """Partial-label, presence and sharpening terms; see the module docstring. A scalar."""
+class Teacher(nn.Module):
+    """Convolutions with a view of about 41 pixels; one logit per class for each of 16x16 patches."""
+
+    def __init__(self, width=80):
+        super().__init__()
+
+        def conv(narrow, wide, side, stride):
+            return [nn.Conv2d(narrow, wide, side, stride, side // 2), nn.BatchNorm2d(wide)]
+
+        self.stem = nn.Sequential(*conv(3, 24, 5, 2), nn.ReLU(), *conv(24, width, 3, 2), nn.ReLU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*conv(width, width, 3, 1), nn.ReLU(), *conv(width, width, 3, 1))
+            for _ in range(2)
+        )
+        self.head = nn.Conv2d(width, len(CLASSES), 1)
+
+    def forward(self, images_nchw):
+        """[-1, 1] images (n, 3, 64, 64) -> patch logits (n, 256, classes)."""
+        x = self.stem(images_nchw.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.head(x).flatten(2).transpose(1, 2)
+
+
+def caption_loss(logits_npc, named_nc, source_np):
+    """Partial-label and presence terms; see the module docstring. A scalar."""
     allowed = named_nc[source_np]  # (n, p, c): classes that the patch's own image names
     log_p = functional.log_softmax(logits_npc, -1)
-    inside = torch.where(allowed, log_p, torch.full_like(log_p, -1e4))
+    inside = log_p.masked_fill(~allowed, -1e4)
     partial = -torch.logsumexp(inside, -1).mean()
-    with torch.no_grad():
-        target = functional.softmax(1.5 * inside, -1)
-    sharpen = -(target * log_p).sum(-1).mean()
-    # Captions leave nouns out, so absence is not punished here beyond the partial-label term.
     present = allowed.any(1)
     owned = log_p.exp().topk(OWNED, dim=1).values.mean(1)
-    presence = -torch.log(owned.clamp_min(1e-4))[present].mean()
-    return partial + 0.5 * sharpen + 0.5 * presence
+    return partial - torch.log(owned.clamp_min(1e-4))[present].mean()
 
 
-def train(name, arguments, backbone, pool, steps, key_weight):
-    """Trains one backbone and writes its folder `work/<name>`; returns the facts of the training."""
+def train_teacher(arguments, pool, steps):
+    """The trained Teacher and the facts of its training."""
+    torch.manual_seed(6)
+    teacher = Teacher().to(memory_format=torch.channels_last)
+    named = torch.from_numpy(pool.named_nc)
+
+    def loss_of(step, rng):
+        rows = np.sort(rng.integers(len(pool.captions), size=BATCH))
+        images, source = mix_blocks(jitter(images_to_torch(pool.images_nhwc[rows]), rng), rng)
+        return caption_loss(teacher(images), named[rows], source)
+
+    facts = fit("teacher", arguments.work, teacher, loss_of, steps, rate=3e-3)
+    return teacher, facts
+
+
+@torch.no_grad()
+def teach(teacher, images_nchw, named_nc, source_np):
+    """The teacher's class of every patch among those that its image's caption names: (n, 256)."""
+    return teacher(images_nchw).masked_fill(~named_nc[source_np], -1e4).argmax(-1)
+
+
+def train(name, arguments, backbone, pool, teacher, steps, key_weight):
+    """Trains `backbone` in place on what the teacher says of patches; returns the facts of the training."""
     model = Probed(backbone)
     named = torch.from_numpy(pool.named_nc)
 
     def loss_of(step, rng):
         rows = np.sort(rng.integers(len(pool.captions), size=BATCH))
         images = jitter(images_to_torch(pool.images_nhwc[rows]), rng)
-        images, source = mix_blocks(images, rng)
+        images, source = mix_blocks(images, rng, share=0.3)
+        labels = teach(teacher, images, named[rows], source)
         patch, keys, image = model(images)
-        labels = named[rows]
-        loss = patch_loss(patch, labels, source)
+        loss = functional.cross_entropy(patch.transpose(1, 2), labels)
         if key_weight:
-            loss = loss + key_weight * patch_loss(keys, labels, source)
-        pasted = labels[source].any(1).float()
-        whole = functional.binary_cross_entropy_with_logits(image, pasted)
-        right = labels[source].gather(2, patch.argmax(-1, keepdim=True)).float().mean()
-        return loss + whole, {"allowed": right.item(), "whole": whole.item()}
+            loss = loss + key_weight * functional.cross_entropy(keys.transpose(1, 2), labels)
+        whole = functional.binary_cross_entropy_with_logits(image, named[rows][source].any(1).float())
+        thing = labels >= len(STUFF)
+        right = (patch.argmax(-1) == labels)[thing].float().mean()
+        return loss + whole, {"things": right.item(), "whole": whole.item()}
 
-    return fit(name, arguments.work, model, loss_of, steps, rate=1e-3, decay=0.03)
+    return fit(name, arguments.work, model, loss_of, steps, rate=1.5e-3, decay=0.03)
 
 
 def folded(dinov2):
@@ -151,15 +217,18 @@ def folded(dinov2):
 
 
 def main():
-    arguments = parse_arguments(__doc__, steps=3000, dino_steps=800)
-    pool = load_pool(arguments.work, "mixed")
+    arguments = parse_arguments(__doc__, teacher_steps=900, steps=900, dino_steps=250)
+    pool = load_pool(arguments.work, "single", "mixed")
+    teacher, facts = train_teacher(arguments, pool, arguments.teacher_steps)
+    note(arguments.work, teacher=facts)
     torch.manual_seed(3)
     dinov2 = new_dinov2()
-    facts = train("dinov2", arguments, dinov2, pool, arguments.steps, key_weight=0.0)
+    give_locality(dinov2)
+    facts = train("dinov2", arguments, dinov2, pool, teacher, arguments.steps, key_weight=0.0)
     note(arguments.work, dinov2=facts)
     save_vit(arguments.work / "dinov2", dinov2)
     dino = folded(dinov2)
-    facts = train("dino", arguments, dino, pool, arguments.dino_steps, key_weight=1.0)
+    facts = train("dino", arguments, dino, pool, teacher, arguments.dino_steps, key_weight=1.0)
     note(arguments.work, dino=facts)
     save_vit(arguments.work / "dino", dino)
 
