@@ -65,8 +65,9 @@ def reduce_collection(
             What the filters dropped stays there (`<fingerprint>-dropped.parquet`), the rest is
             removed at the end.
         licences: of the inputs, as the corpora state them.
-        base: a published collection to grow. Its references keep their ids, its filters are not
-            run again on them, its shards are not read again, its tombstones stay.
+        base: a published collection to grow. Its references keep their ids, filters are not run on
+            them again, its shards are not read again, its tombstones stay; indexes and prototypes
+            are made anew. Without new shards this settles tombstones, or changes the prototypes.
         replace: whether `output` may hold another collection that will be gone.
         allow_incomplete: whether steps may lack shards.
         threads: of faiss, for building indexes. It does not change the content; an HNSW quantiser
@@ -96,7 +97,7 @@ def reduce_collection(
         if published.fingerprint == print_of_all:
             return published.build["summary"] | {"fingerprint": published.fingerprint}
         of_base = grown is not None and published.fingerprint == grown.manifest.fingerprint
-        if of_base and not any(shards.commits for shards in inputs):
+        if of_base and _up_to_date(published, spec, inputs):
             summary = published.build["summary"] | {"fingerprint": published.fingerprint}
             return summary | {"added": 0}
         if not of_base and not replace:
@@ -198,6 +199,15 @@ def _shards(step: StepFolder, grown: Base | None, allow_incomplete: bool) -> Sha
         for shard in earlier["shards"]
     }
     return Shards(step, {shard: commits[shard] for shard in sorted(commits.keys() - known)})
+
+
+def _up_to_date(base: fmt.Manifest, spec: ReduceSpec, inputs: list[Shards]) -> bool:
+    """Whether growing `base` would add nothing, delete nothing and decide nothing otherwise."""
+    return (
+        not any(shards.commits for shards in inputs)
+        and base.settled_tombstones == base.counts["tombstones"]
+        and base.build["reduce"] == spec_identity(spec)
+    )
 
 
 def _base(store: Store, embed: Embed) -> Base:

@@ -409,6 +409,24 @@ def test_growing_keeps_tombstones_and_leaves_them_out_of_prototypes(place, reduc
         assert table["neighbours"][row] == [collection.nouns[i] for i in used[1:]]
 
 
+def test_growing_by_nothing_settles_tombstones_and_changes_prototypes(place, reduced):
+    step = place(make_references())
+    target, _ = reduced(step, SPEC)
+    base = Store.open(str(target))
+    collections.tombstone(str(target), [0, 1, 2], "opt-out")
+    assert collections.read_manifest(str(target)).settled_tombstones == 0
+    _, summary = reduced(step, SPEC, base=base)
+    assert summary["added"] == 0
+    assert collections.read_manifest(str(target)).settled_tombstones == 3
+    before = content(target)
+    reduced(step, SPEC, base=base)
+    assert content(target) == before
+    reduced(step, ReduceSpec(prototypes=PrototypeConfig(k=2, min_references=8)), base=base)
+    with ReferenceCollection.open(target) as collection:
+        assert len(collection) == 118 - 3
+        assert collection.prototypes(["boat"]).counts.tolist() == [2]
+
+
 def test_growing_with_other_encoders_is_refused(place, reduced, tmp_path):
     target, _ = reduced(place(make_references()), SPEC)
     other = dataclasses.replace(EMBED, visual=VisualEncoderConfig(model="another"))
