@@ -7,11 +7,12 @@ Importing this needs numpy, pyarrow, fsspec and faiss only. `encoders`, `propose
 `segmenters` are modules to import by name; they need torch (`pip install 'ovref[segment]'`).
 """
 
-from ovref_inference.collection import ReferenceCollection, Support
+from ovref_inference.collection import ReferenceCollection
 from ovref_inference.errors import CollectionError, ModelLoadError
 from ovref_inference.pooling import pool_regions
 from ovref_inference.prototypes import PrototypeConfig, Prototypes
 from ovref_inference.retrieve import class_embeddings, retrieval_embedding
+from ovref_inference.support import Support
 
 __all__ = [
     "CollectionError",

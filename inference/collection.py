@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes
 from ovref_inference import store
+from ovref_inference.checks import check_counts
 from ovref_inference.clustering import spherical_kmeans
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
@@ -24,6 +25,7 @@ from ovref_inference.prototypes import (
     stacked,
 )
 from ovref_inference.retrieve import class_embeddings
+from ovref_inference.support import Support
 from ovref_inference.vectors import l2_normalised
 
 
@@ -37,7 +39,7 @@ class ReferenceCollection:
     """
 
     def __init__(self, url: str, manifest: fmt.Manifest, paths: dict[str, Path]) -> None:
-        counts = fmt.check_counts(paths, manifest)
+        counts = check_counts(paths, manifest)
         if counts != manifest.counts:
             raise CollectionError(
                 f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
@@ -140,7 +142,7 @@ class ReferenceCollection:
         """
         return self._encoder_config(TextEncoderConfig, self.manifest.textual.settings)
 
-    def search_text(self, text_embeddings: np.ndarray, k: int) -> "Support":
+    def search_text(self, text_embeddings: np.ndarray, k: int) -> Support:
         """The k references whose textual retrieval embeddings are nearest (FOSSIL 3.3, FreeDA).
 
         Args:
@@ -152,7 +154,7 @@ class ReferenceCollection:
         """
         return self._search("textual", text_embeddings, k)
 
-    def search_regions(self, region_features: np.ndarray, k: int) -> "Support":
+    def search_regions(self, region_features: np.ndarray, k: int) -> Support:
         """The k references whose visual embeddings are nearest (RetCLIP, CorrCLIPv2).
 
         Args:
@@ -271,7 +273,7 @@ class ReferenceCollection:
                 f"({error}); load the encoder yourself and pass embeddings"
             ) from error
 
-    def _search(self, kind: str, queries: np.ndarray, k: int) -> "Support":
+    def _search(self, kind: str, queries: np.ndarray, k: int) -> Support:
         info = getattr(self.manifest, f"{kind}_index")
         queries = self._checked(kind, queries)
         if k < 1:
@@ -390,40 +392,3 @@ class ReferenceCollection:
         if not len(ids):
             return np.zeros(len(self.nouns), dtype=np.int64)
         return np.bincount(self._reference_nouns[ids], minlength=len(self.nouns))
-
-
-@dataclasses.dataclass(frozen=True)
-class Support:
-    """References found for n queries, nearest first."""
-
-    ids: np.ndarray
-    """(n, k) int64; -1 where the collection has fewer than k references."""
-    scores: np.ndarray
-    """(n, k) float32 cosine similarities; -inf where the id is -1."""
-    collection: ReferenceCollection = dataclasses.field(repr=False)
-
-    @property
-    def visual(self) -> np.ndarray:
-        """(n, k, d_visual) float32 visual embeddings, read now; zero where the id is -1."""
-        return self._vectors(self.collection.visual)
-
-    @property
-    def textual(self) -> np.ndarray:
-        """(n, k, d_textual) float32 textual retrieval embeddings; zero where the id is -1."""
-        return self._vectors(self.collection.textual)
-
-    @property
-    def noun_rows(self) -> np.ndarray:
-        """(n, k) int: index into `collection.nouns`; -1 where the id is -1."""
-        return self.collection.noun_rows(self.ids)
-
-    @property
-    def nouns(self) -> list[list[str | None]]:
-        """The noun of each reference; None where the id is -1."""
-        words = self.collection.nouns
-        return [[words[i] if i >= 0 else None for i in row] for row in self.noun_rows.tolist()]
-
-    def _vectors(self, matrix: np.ndarray) -> np.ndarray:
-        vectors = np.asarray(matrix[np.maximum(self.ids, 0)], dtype=np.float32)
-        vectors[self.ids < 0] = 0.0
-        return vectors

@@ -11,6 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes
+from ovref_inference.checks import check_counts
 from ovref_inference.errors import CollectionError
 
 Verify = Literal["quick", "full"]
@@ -47,7 +48,7 @@ def publish(
     for path in paths.values():
         if not path.is_file():
             raise CollectionError(f"cannot publish {folder}: {path.name} is missing")
-    counts = fmt.check_counts(paths, manifest)
+    counts = check_counts(paths, manifest)
     if counts["references"] == 0:
         raise CollectionError(f"cannot publish {folder}: it holds no reference")
     for role, encoder in (("visual", manifest.visual), ("textual", manifest.textual)):

@@ -24,12 +24,6 @@ from transformers import (
     DINOv3ViTModel,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    # transformers and torch warn about their own internals while loading.
-    "ignore::DeprecationWarning",
-    "ignore::FutureWarning",
-)
-
 RNG = np.random.default_rng(0)
 IMAGES = [
     RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8),

@@ -1,0 +1,46 @@
+"""The support set: what a search of the collection found."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ovref_inference.collection import ReferenceCollection
+
+
+@dataclass(frozen=True)
+class Support:
+    """References found for n queries, nearest first."""
+
+    ids: np.ndarray
+    """(n, k) int64; -1 where the collection has fewer than k references."""
+    scores: np.ndarray
+    """(n, k) float32 cosine similarities; -inf where the id is -1."""
+    collection: "ReferenceCollection" = field(repr=False)
+
+    @property
+    def visual(self) -> np.ndarray:
+        """(n, k, d_visual) float32 visual embeddings, read now; zero where the id is -1."""
+        return self._vectors(self.collection.visual)
+
+    @property
+    def textual(self) -> np.ndarray:
+        """(n, k, d_textual) float32 textual retrieval embeddings; zero where the id is -1."""
+        return self._vectors(self.collection.textual)
+
+    @property
+    def noun_rows(self) -> np.ndarray:
+        """(n, k) int: index into `collection.nouns`; -1 where the id is -1."""
+        return self.collection.noun_rows(self.ids)
+
+    @property
+    def nouns(self) -> list[list[str | None]]:
+        """The noun of each reference; None where the id is -1."""
+        words = self.collection.nouns
+        return [[words[i] if i >= 0 else None for i in row] for row in self.noun_rows.tolist()]
+
+    def _vectors(self, matrix: np.ndarray) -> np.ndarray:
+        vectors = np.asarray(matrix[np.maximum(self.ids, 0)], dtype=np.float32)
+        vectors[self.ids < 0] = 0.0
+        return vectors
