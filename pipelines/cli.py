@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     from ovref_inference.errors import CollectionError, ModelLoadError
     from ovref_pipelines.engine import JobError, StoppedError
 
-    from ovref.errors import AccountingError, OvrefError
+    from ovref.errors import OvrefError
 
     verb = {"build": _build, "reduce": _reduce, "evaluate": _evaluate, "inspect": _inspect}
     before = signal.signal(signal.SIGTERM, _stop)
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         reason = f" ({error})" if str(error) else ""
         _say(f"ovref: stopped{reason}; nothing committed is lost, run the same command to go on")
         return STOPPED
-    except (JobError, AccountingError) as error:
+    except JobError as error:
         _say(f"ovref: {error}")
         return FAILED
     except (OvrefError, CollectionError, ModelLoadError) as error:
@@ -123,7 +123,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     spec = _config(EvaluateSpec, options)
     evaluate(spec)
-    print(f"written to {spec.output}: evaluation.md, evaluation.json, predictions.png")
+    print(f"written to {spec.output}: {', '.join(sorted(os.listdir(spec.output)))}")
     return 0
 
 

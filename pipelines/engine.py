@@ -157,24 +157,37 @@ def run_step(
     ledger = Ledger(records, target, config, progress)
     progress.begin(len(sources), len(sources) - len(records), sum(records.values()), config.workers)
     try:
-        if records:
+        if records and config.engine == "local":
             with draining(progress) as drain:
-                if config.engine == "local":
-                    _run_local(specs, source, target, config, ledger, drain)
-                else:
-                    _ray_engine(config).run(specs, source, target, config, ledger, drain)
+                _run_local(specs, source, target, config, ledger, drain)
+        elif records:
+            ray_engine = _ray_engine(config)
+            ray_engine.join(config)
+            with draining(progress) as drain:
+                ray_engine.run(specs, source, target, config, ledger, drain)
     finally:
         progress.close()
     everything = source.complete()
     if everything is not None and set(everything) <= set(target.committed()):
         target.finish(everything)
-    return summarise(target, len(sources), ledger, time.monotonic() - started)
+    return summarise(
+        target,
+        len(sources),
+        committed_now=ledger.committed_now,
+        quarantined=tuple(sorted(ledger.quarantined)),
+        seconds=time.monotonic() - started,
+    )
 
 
 def summarise(
-    target: StepFolder, shards: int, ledger: "Ledger | None" = None, seconds: float = 0.0
+    target: StepFolder,
+    shards: int,
+    *,
+    committed_now: int = 0,
+    quarantined: tuple[str, ...] = (),
+    seconds: float = 0.0,
 ) -> StepSummary:
-    """Adds up the markers of a step."""
+    """Adds up the markers of a step whose source has `shards`."""
     commits = list(target.commits().values())
     dropped: Counter[str] = Counter()
     parts: Counter[str] = Counter()
@@ -186,12 +199,12 @@ def summarise(
         output=target.store.url,
         shards=shards,
         committed=len(commits),
-        committed_now=ledger.committed_now if ledger else 0,
+        committed_now=committed_now,
         inputs=sum(commit.inputs for commit in commits),
         outputs=sum(commit.outputs for commit in commits),
         dropped=dict(sorted(dropped.items())),
         dropped_parts=dict(sorted(parts.items())),
-        quarantined=tuple(sorted(ledger.quarantined)) if ledger else (),
+        quarantined=quarantined,
         seconds=round(seconds, 3),
         work_seconds=round(sum(commit.seconds for commit in commits), 3),
     )
@@ -263,6 +276,7 @@ class Ledger:
         self._errors: Counter[str] = Counter()
         self._worker_deaths: Counter[str] = Counter()
         self._node_losses: Counter[str] = Counter()
+        self._quarantined_before = set(self.target.store.list(QUARANTINE))
 
     def take(self) -> tuple[str, int]:
         """The next shard, and how often it was tried before."""
@@ -281,9 +295,8 @@ class Ledger:
         self.committed_now += 1
         dropped = Counter(outcome.commit.dropped) + Counter(outcome.commit.dropped_parts)
         self.progress.finished(self.records[shard], dropped)
-        path = f"{QUARANTINE}/{shard}.json"
-        if self._tries[shard] == 1 and self.target.store.exists(path):
-            self.target.store.delete(path)  # of an earlier run; this time the shard went well
+        if (path := f"{QUARANTINE}/{shard}.json") in self._quarantined_before:
+            self.target.store.delete(path)
 
     def worker_lost(self, shard: str, reason: str, node_lost: bool) -> None:
         """Books that a shard's worker died or was killed before the shard was committed."""

@@ -42,6 +42,8 @@ class Progress:
         """`done` of `total` shards were finished by earlier runs; the rest hold the records."""
         self._total, self._done, self._to_go = total, done, records_to_go
         self.working(workers)
+        if done < total:
+            self.say(f"{total - done} of {total} shards to do, {records_to_go} records")
 
     def working(self, workers: int) -> None:
         """The first worker has its models: rates are measured from here."""

@@ -9,6 +9,8 @@ place. Images never travel: an actor reads its shard from the store and commits 
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +69,33 @@ class Worker:
         return self._worker.run(source, target, shard, attempt)
 
 
+def join(config: EngineConfig) -> None:
+    """Joins a cluster or starts one, unless this process is in one already.
+
+    Raises:
+        ConfigError: there is no cluster at the address, or the GPUs asked for can never be had.
+    """
+    if not ray.is_initialized():
+        address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+        own: dict[str, Any] = {}
+        if address == "local":
+            # What Ray calls a CPU is a number to count with: as many as the workers ask for.
+            own = {
+                "num_cpus": max(1, math.ceil(config.workers * config.cpus_per_worker)),
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"cannot join or start Ray at {address}: {error}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+    _check_resources(config)
+
+
 def run(
     specs: Sequence[Spec],
     source: StepFolder,
@@ -76,8 +105,6 @@ def run(
     drain: Drain,
 ) -> None:
     """Runs the ledger's shards to the end, or until a drain is over. Raises like `run_step`."""
-    _join(config)
-    _check_resources(config)
     calls: dict[Any, Call] = {}
     try:
         _drive(specs, source, target, config, ledger, drain, calls)
@@ -212,25 +239,6 @@ def _actor_options(config: EngineConfig) -> dict[str, Any]:
         "scheduling_strategy": "SPREAD",
         "runtime_env": {"env_vars": dict.fromkeys(names, threads)},
     }
-
-
-def _join(config: EngineConfig) -> None:
-    """Joins a cluster or starts one, unless this process is in one already."""
-    if ray.is_initialized():
-        return
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    own: dict[str, Any] = {}
-    if address == "local":
-        # What Ray calls a CPU is a number to count with: as many as the workers ask for.
-        own = {
-            "num_cpus": max(1, math.ceil(config.workers * config.cpus_per_worker)),
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-        }
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"cannot join or start Ray at address {address}: {error}") from error
 
 
 def _check_resources(config: EngineConfig) -> None:

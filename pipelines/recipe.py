@@ -1,6 +1,6 @@
 """The recipe of a build: from a caption corpus to a reference collection.
 
-    captions -> prompts -> images -> references -> collection
+    captions -> prompts (-> selected) -> images -> references -> collection
 
 Every step but the last has a folder of shards in the output and carries on where it was stopped.
 The folders are fingerprinted over all settings that affect their bytes, chained from step to step;
@@ -19,7 +19,15 @@ from typing import Any
 from ovref_inference.encoder_config import TextEncoderConfig
 from ovref_inference.errors import ModelLoadError
 from ovref_pipelines import show
-from ovref_pipelines.engine import EngineConfig, StepSummary, ray_left_as_found, run_step
+from ovref_pipelines.engine import (
+    QUARANTINE,
+    EngineConfig,
+    JobError,
+    StepSummary,
+    ray_left_as_found,
+    run_step,
+    summarise,
+)
 from ovref_pipelines.progress import Progress, duration
 
 from ovref.config import STRICT, dump
@@ -30,6 +38,7 @@ from ovref.identity import spec_identity
 from ovref.ingest import IngestSummary, ingest
 from ovref.reduce.run import reduce_collection
 from ovref.reduce.spec import ReduceSpec
+from ovref.select_prompts import SelectPrompts, select_prompts
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
@@ -57,6 +66,8 @@ class BuildConfig:
     """How regions become references."""
     extract_nouns: ExtractNouns = field(default_factory=ExtractNouns)
     """How nouns are found in captions."""
+    select_prompts: SelectPrompts | None = None
+    """Draws no more prompts of common nouns than are of use; None draws all."""
     reduce: ReduceSpec = field(default_factory=ReduceSpec)
     """How references become a collection."""
     shard_size: int = 64
@@ -113,16 +124,10 @@ class Folders:
 
     captions: StepFolder
     prompts: StepFolder
+    selected: StepFolder | None
+    """None where no prompts are selected."""
     images: StepFolder
     references: StepFolder
-
-    def pairs(self, config: BuildConfig) -> list[tuple[Spec, StepFolder, StepFolder]]:
-        """Stage, source and target of each step that runs shards."""
-        return [
-            (config.extract_nouns, self.captions, self.prompts),
-            (config.synthesize, self.prompts, self.images),
-            (config.embed, self.images, self.references),
-        ]
 
 
 def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
@@ -142,11 +147,13 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     output.write(BUILD, _json(dump(config)))
 
     ingested = _ingest(config, folders.captions, say)
-    steps = []
     with ray_left_as_found():
-        for spec, source, target in folders.pairs(config):
-            step = _run(spec, source, target, config.engine, say)
-            steps.append(step)
+        steps = [_run(config.extract_nouns, folders.captions, folders.prompts, config, say)]
+        if folders.selected is not None:
+            steps.append(_select(config.select_prompts, folders.prompts, folders.selected, say))
+        drawn = folders.selected or folders.prompts
+        steps.append(_run(config.synthesize, drawn, folders.images, config, say))
+        steps.append(_run(config.embed, folders.images, folders.references, config, say))
 
     failed = sum(len(step.quarantined) for step in steps)
     collection = None
@@ -183,9 +190,14 @@ def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
         return open_step(store, name, identity, [source.fingerprint], create=create)
 
     prompts = opened(upstream, "prompts", config.extract_nouns, captions)
-    images = opened(upstream, "images", config.synthesize, prompts)
+    selected = None
+    if config.select_prompts is not None:
+        selected = opened(upstream, "selected", config.select_prompts, prompts)
+    images = opened(upstream, "images", config.synthesize, selected or prompts)
     references = opened(here, "references", config.embed, images)
-    return Folders(captions=captions, prompts=prompts, images=images, references=references)
+    return Folders(
+        captions=captions, prompts=prompts, selected=selected, images=images, references=references
+    )
 
 
 def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, Any]:
@@ -226,13 +238,29 @@ def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
 
 
 def _run(
-    spec: Spec, source: StepFolder, target: StepFolder, engine: EngineConfig, say: Say
+    spec: Spec, source: StepFolder, target: StepFolder, config: BuildConfig, say: Say
 ) -> StepSummary:
+    engine = config.engine
     if spec.name == ExtractNouns.name:
         # Tagging needs no GPU; asking for one would wake machines that then wait.
         engine = dataclasses.replace(engine, gpus_per_worker=0.0)
     progress = Progress(target.name, every_seconds=engine.progress_seconds)
     step = run_step([spec], source, target, engine, progress)
+    say(show.step_line(step))
+    return step
+
+
+def _select(spec: SelectPrompts, source: StepFolder, target: StepFolder, say: Say) -> StepSummary:
+    shards = source.complete()
+    if shards is None:
+        raise JobError(
+            f"shards of {source.store.url} failed for good, and prompts can be selected only when "
+            f"all are there; see {QUARANTINE} in it, and run the same command to try them again"
+        )
+    there, started = len(target.committed()), time.monotonic()
+    select_prompts(spec, source, target)
+    now, seconds = len(shards) - there, time.monotonic() - started
+    step = summarise(target, len(shards), committed_now=now, seconds=seconds)
     say(show.step_line(step))
     return step
 

@@ -17,7 +17,7 @@ from ovref.storage.store import Store
 if TYPE_CHECKING:
     from ovref_pipelines.recipe import BuildSummary, Folders
 
-STEPS = ("captions", "prompts", "images", "references")
+STEPS = ("captions", "prompts", "selected", "images", "references")
 SAMPLES = 6
 """Images in a picture of samples."""
 NOUNS = 12
@@ -79,7 +79,8 @@ def plan(folders: "Folders") -> str:
         lines.append(f"captions: corpus to be read, {done} shards there already")
     else:
         lines.append(f"captions: done, {len(shards)} shards")
-    for step in (folders.prompts, folders.images, folders.references):
+    steps = (folders.prompts, folders.selected, folders.images, folders.references)
+    for step in filter(None, steps):
         done = len(step.committed())
         missing = "all shards missing" if not done else f"{done} shards there"
         if shards is not None:

@@ -1,10 +1,12 @@
 """A stage that does as its captions say, and small caption steps. Importable by Ray's workers.
 
-As a program it runs one small job: python -m pipeline_fakes FOLDER SHARDS [engine=ray]
+As a program it runs a small job, and sends itself a signal after some commits and seconds:
+python -m pipeline_fakes FOLDER SHARDS ENGINE SIGNAL COMMITS SECONDS
 """
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,9 +118,17 @@ def slow_job(folder: str, shards: int) -> tuple[ObedientSpec, StepFolder, StepFo
 
 
 def main() -> int:
-    folder, shards, *more = sys.argv[1:]
-    config = EngineConfig(engine="ray", workers=2) if more == ["engine=ray"] else EngineConfig()
+    folder, shards, engine, number, commits, seconds = sys.argv[1:]
+    config = EngineConfig(engine=engine, workers=2 if engine == "ray" else 1)
     spec, source, target = slow_job(folder, int(shards))
+
+    def signal_myself() -> None:
+        while len(target.committed()) < int(commits):
+            time.sleep(0.005)
+        time.sleep(float(seconds))
+        os.kill(os.getpid(), int(number))
+
+    threading.Thread(target=signal_myself, daemon=True).start()
     try:
         run_step([spec], source, target, config)
     except StoppedError as error:

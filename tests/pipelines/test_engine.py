@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+import types
 
 import pytest
 from ovref_pipelines import engine
@@ -129,10 +131,10 @@ def test_ray_gives_the_shard_of_a_dead_worker_to_another_and_quarantines_a_poiso
 
 
 def test_ray_replaces_a_worker_that_hangs(run):
-    impatient = EngineConfig(engine="ray", workers=2, shard_timeout_seconds=3.0)
+    impatient = EngineConfig(engine="ray", workers=2, shard_timeout_seconds=6.0)
     summary, _, printed = run([["hang once"], ["plain"]], impatient)
     assert summary.committed == 2
-    assert "longer than shard_timeout_seconds=3" in printed.getvalue()
+    assert "longer than shard_timeout_seconds=6" in printed.getvalue()
 
 
 def test_ray_hires_again_when_a_worker_dies_while_loading(run):
@@ -144,6 +146,20 @@ def test_ray_hires_again_when_a_worker_dies_while_loading(run):
 def test_ray_gives_up_when_every_worker_dies_while_loading(run):
     with pytest.raises(JobError, match="in a row died while they loaded"):
         run(PLAIN, RAY, load="die")
+
+
+def test_ray_says_so_when_workers_cannot_import_the_stage(run, local_ray, tmp_path, monkeypatch):
+    class Nowhere(ObedientSpec):
+        pass
+
+    Nowhere.__module__, Nowhere.__qualname__ = "module_of_the_driver_alone", "Nowhere"
+    module = types.ModuleType("module_of_the_driver_alone")
+    module.Nowhere = Nowhere
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    source = caption_step(str(tmp_path), [["plain"]])
+    target = prompt_step(str(tmp_path), source, Nowhere(scratch=""))
+    with pytest.raises(ModelError, match=r"cannot take its orders: .*module_of_the_driver_alone"):
+        run_step([Nowhere(scratch="")], source, target, RAY, Progress("x", stream=io.StringIO()))
 
 
 def test_ray_refuses_gpus_that_are_not_here(run):

@@ -70,8 +70,8 @@ def test_a_log_gets_a_line_every_so_often_and_a_terminal_one_line():
             progress.finished(1, {})
         progress.say("a message")
         progress.close()
-    assert len(log.getvalue().splitlines()) == 5
-    assert terminal.getvalue().count("\n") == 1
+    assert len(log.getvalue().splitlines()) == 6
+    assert terminal.getvalue().count("\n") == 2
     assert terminal.getvalue().endswith("\rimages: a message\n")
 
 

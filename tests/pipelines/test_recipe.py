@@ -21,6 +21,7 @@ from ovref.errors import InputError, MismatchError
 from ovref.identity import record_seed
 from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
 from ovref.reduce.spec import ReduceSpec
+from ovref.select_prompts import SelectPrompts
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
@@ -112,7 +113,8 @@ def config(tmp_path, monkeypatch):
 def contents(config):
     """Bytes of all shards of all steps."""
     folders = recipe.open_steps(config, create=False)
-    return {name: files_of(getattr(folders, name)) for name in show.STEPS}
+    steps = [getattr(folders, name) for name in show.STEPS]
+    return {step.name: files_of(step) for step in steps if step is not None}
 
 
 def test_from_captions_to_a_collection(config):
@@ -179,6 +181,16 @@ def test_failed_shards_hold_the_collection_back_until_they_are_allowed_to_lack(c
 
     summary = recipe.build(dataclasses.replace(config, allow_incomplete=True))
     assert summary.quarantined == 1 and summary.collection["added"] == 12
+
+
+def test_common_nouns_are_drawn_no_more_often_than_asked(config):
+    capped = dataclasses.replace(config, select_prompts=SelectPrompts(max_per_noun=1))
+    summary = recipe.build(capped)
+    assert [step.step for step in summary.steps] == ["prompts", "selected", "images", "references"]
+    assert summary.steps[1].dropped == {"nouns_capped": 8}
+    assert summary.collection["added"] == 4
+    assert [step.committed_now for step in recipe.build(capped).steps] == [0, 0, 0, 0]
+    assert "selected: 4 shards, complete" in show.place(config.output)
 
 
 def test_another_embedding_of_images_that_are_there(config, tmp_path):
