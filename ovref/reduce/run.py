@@ -4,7 +4,7 @@
     filter       leave out, number                              work/<fingerprint>/filter
     index        over visual and textual embeddings             work/<fingerprint>/index
     prototypes   vocabulary, k-means per noun                   work/<fingerprint>/prototypes
-    publish      files, then the manifest: the collection
+    publish      its files, then the manifest: the collection    work/<fingerprint>/files
 
 The phases are cheap beside what made the references, and run on one machine, on local disk. A
 killed reduction goes on with the phase that was under way; two reductions of the same references
@@ -26,7 +26,7 @@ from ovref_inference.retrieve import Texts
 
 from ovref import config
 from ovref.errors import InputError, MismatchError
-from ovref.identity import fingerprint, spec_identity
+from ovref.identity import canonical, fingerprint, spec_identity
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import Base, Shards, gather
 from ovref.reduce.index import build_indexes
@@ -75,26 +75,28 @@ def reduce_collection(
         report: told about the progress.
 
     Returns:
-        Plain values: `fingerprint`, `counts`, `added`, `dropped_before` (by reason, in the
-        embed step), `filter`, `index`, `rare_nouns`, `most_frequent` and `least_frequent` nouns.
+        Plain values: `fingerprint`; `references`, `nouns`, `rare_nouns` and `prototypes`, counted;
+        `added`, the references that `base` did not have; `dropped_before`, counts by reason of
+        the embed step; `filter`, counts before and after each one; `noun_agreement`; `index`;
+        `most_frequent` and `least_frequent`, [noun, references].
 
     Raises:
         InputError: no references, an incomplete step, widths that differ, or nothing is left by
             the filters.
-        MismatchError: `output` holds another collection, or `base` was made with other encoders,
-            templates or weights.
+        MismatchError: `output` holds another collection, or a step or `base` was made with other
+            encoders, templates or weights than `embed` says.
         CollectionError: `base` or what lies at `output` cannot be read.
         ValueError: a vector or a noun that cannot be encoded.
     """
     steps = [references] if isinstance(references, StepFolder) else list(references)
     grown = _base(base, embed) if base else None
-    inputs = [_shards(step, grown, allow_incomplete) for step in steps]
+    inputs = [_shards(step, embed, grown, allow_incomplete) for step in steps]
     identity = _identity(spec, embed, inputs, grown, licences)
-    print_of_all = fingerprint(identity)
+    wanted = fingerprint(identity)
 
     published = _published(output, replace)
     if published is not None:
-        if published.fingerprint == print_of_all:
+        if published.fingerprint == wanted:
             return published.build["summary"] | {"fingerprint": published.fingerprint}
         of_base = grown is not None and published.fingerprint == grown.manifest.fingerprint
         if of_base and _up_to_date(published, spec, inputs):
@@ -103,10 +105,10 @@ def reduce_collection(
         if not of_base and not replace:
             raise MismatchError(
                 f"{output.url} holds another collection (fingerprint {published.fingerprint[:12]}, "
-                f"this one has {print_of_all[:12]}); choose another folder, or allow replacing it"
+                f"this one has {wanted[:12]}); choose another folder, or allow replacing it"
             )
 
-    folder = Path(work) / print_of_all[:16]
+    folder = Path(work) / wanted[:16]
     settled = grown.rows if grown else 0
     gathered = run_phase(folder, "gather", lambda out: gather(grown, inputs, out, report))
     filtered = run_phase(
@@ -151,6 +153,7 @@ def reduce_collection(
     run_phase(folder, "files", lambda out: _assemble(folder, out, grown))
 
     summary = {
+        "references": filtered["references"],
         "added": filtered["references"] - settled,
         "dropped_before": _dropped_before(inputs),
         "filter": filtered["steps"],
@@ -159,7 +162,7 @@ def reduce_collection(
         **vocabulary,
     }
     manifest = fmt.Manifest(
-        fingerprint=print_of_all,
+        fingerprint=wanted,
         visual=_encoder_info(embed.visual, gathered["dim_visual"]),
         textual=_encoder_info(embed.text, gathered["dim_textual"]),
         templates=tuple(embed.templates),
@@ -184,9 +187,10 @@ def reduce_collection(
     return summary | {"fingerprint": complete.fingerprint}
 
 
-def _shards(step: StepFolder, grown: Base | None, allow_incomplete: bool) -> Shards:
+def _shards(step: StepFolder, embed: Embed, grown: Base | None, allow_incomplete: bool) -> Shards:
     """The shards of a step that the collection does not have yet."""
     commits = step.commits()
+    _check_made_by(embed, step)
     if step.complete() is None and not allow_incomplete:
         raise InputError(
             f"{step.store.url} is not complete: {len(commits)} shards are committed, more may "
@@ -201,6 +205,22 @@ def _shards(step: StepFolder, grown: Base | None, allow_incomplete: bool) -> Sha
     return Shards(step, {shard: commits[shard] for shard in sorted(commits.keys() - known)})
 
 
+def _check_made_by(embed: Embed, step: StepFolder) -> None:
+    """Embeddings of two encoders cannot be compared, and their widths may be the same."""
+    stages = [stage for stage in step.identity.get("stages", []) if stage["name"] == embed.name]
+    if not stages:
+        raise MismatchError(
+            f"{step.store.url} was not made by the stage {embed.name}, so it holds no references"
+        )
+    for name in ("visual", "text", "templates", "weights"):
+        asked, found = canonical(getattr(embed, name)), stages[-1]["fields"][name]
+        if asked != found:
+            raise MismatchError(
+                f"{step.store.url} was made with other settings: {name} was {found} and is now "
+                f"{asked}; set it as it was, or embed the images again into another folder"
+            )
+
+
 def _up_to_date(base: fmt.Manifest, spec: ReduceSpec, inputs: list[Shards]) -> bool:
     """Whether growing `base` would add nothing, delete nothing and decide nothing otherwise."""
     return (
@@ -212,13 +232,13 @@ def _up_to_date(base: fmt.Manifest, spec: ReduceSpec, inputs: list[Shards]) -> b
 
 def _base(store: Store, embed: Embed) -> Base:
     manifest, paths = collections.fetch(store.url, storage_options=store.storage_options)
-    wanted = {
+    parts = {
         "visual encoder": (config.dump(embed.visual), manifest.visual.settings),
         "text encoder": (config.dump(embed.text), manifest.textual.settings),
         "templates": (list(embed.templates), list(manifest.templates)),
         "weights": (list(embed.weights), list(manifest.weights)),
     }
-    for name, (new, old) in wanted.items():
+    for name, (new, old) in parts.items():
         if new != old:
             raise MismatchError(
                 f"{store.url} cannot be grown with these references: its {name} is {old}, theirs "

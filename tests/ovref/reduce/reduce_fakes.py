@@ -7,6 +7,7 @@ from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfi
 from ovref_inference.vectors import l2_normalised
 
 from ovref.contract import Dropped
+from ovref.identity import spec_identity
 from ovref.records import Noun, Reference
 from ovref.reduce import ReduceSpec, reduce_collection
 from ovref.stages.embed import Embed
@@ -64,9 +65,11 @@ def make_references(counts=COUNTS, seed=0, noise=0.15, per_image=2):
     return found
 
 
-def commit_step(root, references, shards=3, name="references", run=0, order=None, finish=True):
+def commit_step(
+    root, references, shards=3, name="references", run=0, order=None, finish=True, embed=EMBED
+):
     """The references as a step of some shards, every n-th in one; returns its folder."""
-    identity = {"stages": ["embed"], "run": run}
+    identity = {"stages": [spec_identity(embed)], "run": run}
     step = open_step(Store.open(str(root)), name, identity)
     names = [f"{number:05d}" for number in range(shards)]
     for number in order or range(shards):
@@ -81,15 +84,15 @@ def commit_step(root, references, shards=3, name="references", run=0, order=None
 
 def reduce_into(target, step, spec=None, **options):
     """The collection at `target` of a step (or several); returns the summary."""
-    options = {
+    defaults = {
+        "embed": EMBED,
         "work": target.with_name(f"{target.name}_work"),
         "licences": ("CC-BY-4.0",),
-    } | options
+    }
     return reduce_collection(
         step,
         spec or ReduceSpec(),
-        embed=EMBED,
         texts=FakeTexts(),
         output=Store.open(str(target)),
-        **options,
+        **(defaults | options),
     )

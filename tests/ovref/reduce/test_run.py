@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ovref_inference import store as collections
 from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoder_config import VisualEncoderConfig
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
 from ovref_inference.prototypes import PrototypeConfig
 from reduce_fakes import (
@@ -25,6 +25,7 @@ from reduce_fakes import (
 
 from ovref.errors import InputError, MismatchError
 from ovref.reduce import FilterSpec, ReduceSpec, coverage, reduce_collection
+from ovref.storage.steps import open_step
 from ovref.storage.store import Store
 
 SPEC = ReduceSpec(prototypes=PrototypeConfig(k=4, min_references=8, neighbours=2))
@@ -427,19 +428,30 @@ def test_growing_by_nothing_settles_tombstones_and_changes_prototypes(place, red
         assert collection.prototypes(["boat"]).counts.tolist() == [2]
 
 
-def test_growing_with_other_encoders_is_refused(place, reduced, tmp_path):
-    target, _ = reduced(place(make_references()), SPEC)
-    other = dataclasses.replace(EMBED, visual=VisualEncoderConfig(model="another"))
-    with pytest.raises(MismatchError, match=r"cannot be grown.*visual encoder"):
-        reduce_collection(
-            place(make_references(seed=1), run=1),
-            SPEC,
-            embed=other,
-            texts=FakeTexts(),
-            output=Store.open(str(tmp_path / "other")),
-            work=tmp_path / "work",
-            base=Store.open(str(target)),
-        )
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"visual": VisualEncoderConfig(model="another")}, "visual"),
+        ({"text": TextEncoderConfig(model="another")}, "text"),
+        ({"templates": ("a {}",)}, "templates"),
+        ({"weights": (1.0, 0.0)}, "weights"),
+    ],
+)
+def test_embeddings_of_other_encoders_are_refused(place, tmp_path, change, field):
+    other = dataclasses.replace(EMBED, **change)
+    step, collection = place(make_references()), tmp_path / "collection"
+    with pytest.raises(MismatchError, match=f"other settings: {field} was"):
+        reduce_into(collection, step, SPEC, embed=other)
+    reduce_into(collection, step, SPEC)
+    others = commit_step(tmp_path / "others", make_references(seed=1), embed=other)
+    with pytest.raises(MismatchError, match=r"cannot be grown.*" + field):
+        reduce_into(tmp_path / "new", others, SPEC, embed=other, base=Store.open(str(collection)))
+
+
+def test_a_step_that_holds_no_references_is_refused(tmp_path):
+    step = open_step(Store.open(str(tmp_path)), "images", {"stages": [{"name": "synthesize"}]})
+    with pytest.raises(MismatchError, match="holds no references"):
+        reduce_into(tmp_path / "collection", step, SPEC)
 
 
 def test_coverage_of_a_class_list(place, reduced):
