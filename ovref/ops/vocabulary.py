@@ -1,0 +1,117 @@
+"""The vocabulary of a corpus: how often each noun occurs, and a cap on captions of one noun."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from ovref.contract import Dropped
+from ovref.records import Prompt
+
+COVERAGE_SIZES = (100, 1000, 10_000)
+SCARCE_BELOW = (2, 5, 20)
+
+
+def cap_captions(
+    prompts: Iterable[Prompt | Dropped], cap: int, counts: dict[str, int]
+) -> Iterator[Prompt | Dropped]:
+    """Keeps a caption when at least one of its nouns has been kept fewer than `cap` times.
+
+    Deterministic in the order of the input. A frequent noun still exceeds the cap where it stands
+    beside a rare one: no rare noun is lost for a frequent one's sake.
+
+    Args:
+        cap: at least 1.
+        counts: captions kept so far by noun; updated in place, so that a pass can be continued.
+
+    Yields:
+        Each prompt, or `Dropped(key, "noun_cap")` for it; drops in the input pass unchanged.
+
+    Raises:
+        ValueError: `cap` is below 1.
+    """
+    if cap < 1:
+        raise ValueError(f"cap must be at least 1, found {cap}")
+    for prompt in prompts:
+        if isinstance(prompt, Dropped):
+            yield prompt
+            continue
+        nouns = {noun.text for noun in prompt.nouns}
+        if all(counts.get(noun, 0) >= cap for noun in nouns):
+            yield Dropped(prompt.key, "noun_cap")
+            continue
+        for noun in nouns:
+            counts[noun] = counts.get(noun, 0) + 1
+        yield prompt
+
+
+def vocabulary_report(
+    prompts: Iterable[Prompt | Dropped], *, classes: Sequence[str] = (), listed: int = 50
+) -> dict[str, Any]:
+    """Counts of the nouns of a corpus, as plain JSON values.
+
+    Args:
+        prompts: what `extract_nouns` gives, drops included; read once.
+        classes: class names (lower-case, singular) whose counts are wanted.
+        listed: how many of the most and of the least frequent nouns to list.
+
+    Returns:
+        `captions` (with nouns), `dropped` (by reason), `nouns` (different ones), `mentions`
+        (captions summed over nouns), `compounds` (different nouns of several words),
+        `nouns_per_caption` (count of captions by their number of nouns), `coverage` (share of
+        mentions that the most frequent 100, 1000, 10000 nouns have), `scarce` (different nouns with
+        fewer mentions than 2, 5, 20), `top` and `rare` ([noun, mentions] pairs), `classes`
+        (mentions by class name).
+    """
+    counts: Counter[str] = Counter()
+    per_caption: Counter[int] = Counter()
+    dropped: Counter[str] = Counter()
+    for prompt in prompts:
+        if isinstance(prompt, Dropped):
+            dropped[prompt.reason] += 1
+            continue
+        per_caption[len(prompt.nouns)] += 1
+        counts.update({noun.text for noun in prompt.nouns})
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    mentions = counts.total()
+    return {
+        "captions": per_caption.total(),
+        "dropped": dict(sorted(dropped.items())),
+        "nouns": len(counts),
+        "compounds": sum(" " in noun for noun in counts),
+        "mentions": mentions,
+        "nouns_per_caption": {str(number): per_caption[number] for number in sorted(per_caption)},
+        "coverage": {
+            str(size): round(sum(count for _, count in ranked[:size]) / mentions, 4)
+            for size in COVERAGE_SIZES
+            if mentions
+        },
+        "scarce": {
+            str(below): sum(count < below for count in counts.values()) for below in SCARCE_BELOW
+        },
+        "top": [list(item) for item in ranked[:listed]],
+        "rare": [
+            list(item) for item in sorted(ranked, key=lambda item: (item[1], item[0]))[:listed]
+        ],
+        "classes": {name: counts[name] for name in classes},
+    }
+
+
+def vocabulary_table(report: dict[str, Any]) -> str:
+    """The report for people: lines of text, the most frequent nouns last."""
+    captions, dropped = report["captions"], report["dropped"]
+    total = captions + sum(dropped.values())
+    lines = [
+        f"captions with nouns  {captions:>9}  of {total}",
+        *(f"dropped {reason:<13}{count:>9}" for reason, count in dropped.items()),
+        f"different nouns      {report['nouns']:>9}  of them {report['compounds']} compounds",
+        f"mentions             {report['mentions']:>9}",
+        *(
+            f"top {size:<6} nouns cover {share:>9.1%}"
+            for size, share in report["coverage"].items()
+            if int(size) <= report["nouns"]
+        ),
+        *(f"nouns with < {below:<3}      {count:>9}" for below, count in report["scarce"].items()),
+        *(f"class {name:<15}{count:>9}" for name, count in report["classes"].items()),
+        *(f"{count:>9}  {noun}" for noun, count in report["top"]),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,95 @@
+"""Stage extract_nouns: captions in, prompts out; a caption without nouns is dropped."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+from ovref.config import STRICT
+from ovref.contract import Dropped
+from ovref.records import Caption, Noun, Prompt
+
+CAPTIONS_PER_BATCH = 256
+"""Does not change results, so it is no field of the spec. Bounds memory: a batch has images too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractNouns:
+    """Finds the nouns of each caption with a part-of-speech tagger. See `ovref.ops.nouns`."""
+
+    __pydantic_config__ = STRICT
+
+    name: ClassVar[str] = "extract_nouns"
+    version: ClassVar[int] = 1
+    """Raised too when the bundled tagger or the word lists change."""
+
+    tagger: str = "miniature:tagger"
+    """The bundled tagger, an installed spaCy package such as `en_core_web_sm`, or a folder."""
+    tagger_version: str | None = None
+    """Version of a spaCy package that must be installed, such as `3.8.0`; None takes any. Give it
+    for a build that is resumed elsewhere: another version finds other nouns."""
+    include_proper: bool = False
+    """Count proper nouns (places, people, brands) too."""
+    compounds: bool = True
+    """Make adjacent nouns one noun: `brick wall`."""
+    stop_nouns: tuple[str, ...] = ()
+    """Further singular, lower-case nouns that never count, besides the built-in ones."""
+    max_nouns: int | None = None
+    """Keep the first so many nouns of a caption; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if not self.tagger:
+            raise ValueError("tagger must name a spaCy pipeline, found an empty text")
+        if self.max_nouns is not None and self.max_nouns < 1:
+            raise ValueError(f"max_nouns must be at least 1, found {self.max_nouns}")
+        for noun in self.stop_nouns:
+            if noun != noun.lower().strip() or not noun:
+                raise ValueError(
+                    f"stop_nouns must be lower-case and without outer blanks, found {noun!r}"
+                )
+
+    def build(self) -> Callable[[Iterator[Caption]], Iterator[Prompt | Dropped]]:
+        """Loads the tagger. Raises ModelError when it cannot."""
+        from ovref.models.tagger import load_tagger
+        from ovref.ops.nouns import nouns_of, tagger_text
+        from ovref.ops.word_lists import STOP_NOUNS
+
+        nlp = load_tagger(self.tagger, self.tagger_version)
+        stop_nouns = STOP_NOUNS | set(self.stop_nouns)
+
+        def nouns_of_batch(texts: list[str]) -> list[tuple[Noun, ...]]:
+            # spaCy keeps every word it has met; within a zone it forgets them again, so that an
+            # actor's memory does not grow with the corpus.
+            with nlp.memory_zone():
+                return [
+                    nouns_of(
+                        doc,
+                        include_proper=self.include_proper,
+                        compounds=self.compounds,
+                        stop_nouns=stop_nouns,
+                        max_nouns=self.max_nouns,
+                    )
+                    for doc in nlp.pipe(map(tagger_text, texts), batch_size=CAPTIONS_PER_BATCH)
+                ]
+
+        def stage(records: Iterator[Caption]) -> Iterator[Prompt | Dropped]:
+            records = iter(records)
+            while batch := list(islice(records, CAPTIONS_PER_BATCH)):
+                found = nouns_of_batch([record.text for record in batch])
+                for record, nouns in zip(batch, found, strict=True):
+                    yield _answer(record, nouns)
+
+        return stage
+
+
+def _answer(record: Caption, nouns: tuple[Noun, ...]) -> Prompt | Dropped:
+    if not nouns:
+        return Dropped(record.key, "no_nouns")
+    return Prompt(
+        key=record.key,
+        caption=record.text,
+        nouns=nouns,
+        source=record.source,
+        draw=record.draw,
+        image=record.image,
+    )

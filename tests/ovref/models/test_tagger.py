@@ -1,0 +1,176 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+import spacy
+
+from ovref.errors import ModelError
+from ovref.miniature import train_tagger
+from ovref.miniature.train_tagger import (
+    augmented,
+    noun_phrases,
+    read_conllu,
+    score,
+    train,
+    training_pairs,
+)
+from ovref.models.tagger import MINIATURE, load_tagger
+
+EWT = Path(__file__).parents[4] / "shared" / "data" / "ud_english_ewt"
+BUNDLED = Path(importlib.util.find_spec("ovref.miniature").origin).parent / "tagger"
+
+CONLLU = """# text = The dog's owners cannot see someone.
+1\tThe\tthe\tDET\tDT\t_\t2\tdet\t_\t_
+2\tdog\tdog\tNOUN\tNN\tNumber=Sing\t4\tnmod\t_\tSpaceAfter=No
+3\t's\t's\tPART\tPOS\t_\t2\tcase\t_\t_
+4\towners\towner\tNOUN\tNNS\tNumber=Plur\t7\tnsubj\t_\t_
+5-6\tcannot\t_\t_\t_\t_\t_\t_\t_\t_
+5\tcan\tcan\tAUX\tMD\t_\t7\taux\t_\t_
+6\tnot\tnot\tPART\tRB\t_\t7\tadvmod\t_\t_
+7\tsee\tsee\tVERB\tVB\t_\t0\troot\t_\t_
+7.1\tghost\tghost\tNOUN\tNN\t_\t_\t_\t_\t_
+8\tsomeone\tsomeone\tPRON\tNN\tNumber=Sing\t7\tobj\t_\tSpaceAfter=No
+9\t.\t.\tPUNCT\t.\t_\t7\tpunct\t_\t_
+
+# text = other text than its words
+1\tBroken\tbroken\tADJ\tJJ\t_\t0\troot\t_\t_
+"""
+
+
+@pytest.fixture
+def treebank(tmp_path):
+    path = tmp_path / "x.conllu"
+    path.write_text(CONLLU)
+    return path
+
+
+def test_the_bundled_tagger_sets_tags_and_has_its_notice():
+    nlp = load_tagger()
+    assert [token.tag_ for token in nlp("two dogs on a brick wall")] == [
+        "CD",
+        "NNS",
+        "IN",
+        "DT",
+        "NN",
+        "NN",
+    ]
+    assert nlp.pipe_names == ["tagger"]
+    assert "CC BY-SA 4.0" in (BUNDLED / "NOTICE.md").read_text()
+    assert nlp.meta["license"] == "CC BY-SA 4.0"
+
+
+def test_the_bundled_tagger_is_small_and_holds_no_pickle():
+    files = [path for path in BUNDLED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 6.5e6
+    assert not [path for path in files if path.read_bytes().startswith(b"\x80\x04")]
+
+
+def test_the_bundled_tagger_is_as_good_as_it_says():
+    if not EWT.exists():
+        pytest.skip(f"no treebank at {EWT}")
+    nlp = load_tagger()
+    recorded = nlp.meta["performance"]["test"]["noun_f1"]
+    sentences = read_conllu(EWT / "test.conllu")[:600]
+    assert abs(score(nlp, sentences)["noun_f1"] - recorded) < 0.02
+
+
+def test_components_that_are_not_needed_are_left_out(tmp_path):
+    nlp = load_tagger()
+    nlp.add_pipe("entity_ruler", name="ner")
+    nlp.to_disk(tmp_path / "model")
+    assert load_tagger(str(tmp_path / "model")).pipe_names == ["tagger"]
+
+
+@pytest.mark.parametrize("name", ["no_such_package", "/no/such/folder"])
+def test_a_missing_tagger_says_what_to_install(name):
+    with pytest.raises(ModelError, match=rf"{name}.*python -m spacy download en_core_web_sm"):
+        load_tagger(name)
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
+    (tmp_path / "meta.json").write_text("{broken")
+    (tmp_path / "config.cfg").write_text("[nlp]")
+    with pytest.raises(ModelError, match="cannot load the noun tagger"):
+        load_tagger(str(tmp_path))
+
+
+def test_a_pipeline_without_tags_is_refused(tmp_path):
+    spacy.blank("en").to_disk(tmp_path)
+    with pytest.raises(ModelError, match=r"cannot find nouns.*found the components none"):
+        load_tagger(str(tmp_path))
+
+
+def test_another_version_is_refused():
+    version = load_tagger().meta["version"]
+    assert load_tagger(MINIATURE, version)
+    with pytest.raises(ModelError, match=f"has version {version}, expected 9.9.9"):
+        load_tagger(MINIATURE, "9.9.9")
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+def test_the_treebank_is_read_with_its_altered_tags(treebank):
+    (sentence,) = read_conllu(treebank)
+    assert [(token.word, token.tag) for token in sentence.tokens] == [
+        ("The", "DT"),
+        ("dog", "NN"),
+        ("'s", "POS"),
+        ("owners", "NNS"),
+        ("can", "MD"),
+        ("not", "RB"),
+        ("see", "VB"),
+        ("someone", "PRP"),
+        (".", "."),
+    ]
+    for token in sentence.tokens:
+        assert sentence.text[token.start :].startswith(token.word)
+    assert [token.word for token in sentence.tokens if token.noun] == ["dog", "owners"]
+
+
+def test_noun_phrases_are_whole_subtrees(treebank):
+    (sentence,) = read_conllu(treebank)
+    assert noun_phrases(sentence) == [(0, 3), (0, 4)]
+    whole, phrases = training_pairs([sentence])
+    assert len(whole) == 1
+    assert phrases[1] == (["The", "dog", "'s", "owners"], ["DT", "NN", "POS", "NNS"])
+
+
+class _Always:
+    def __init__(self, value: float):
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+def test_augmentation_keeps_words_and_tags_together():
+    pair = (["The", "Dog", "ran", "."], ["DT", "NN", "VBD", "."])
+    assert augmented(pair, _Always(0.99)) == pair
+    assert augmented(pair, _Always(0.0)) == (["the", "dog", "ran"], ["DT", "NN", "VBD"])
+    named = (["Rex", "ran"], ["NNP", "VBD"])
+    between = (train_tagger.LOWER_SHARE + train_tagger.LOWER_SHARE_WITH_NAMES) / 2
+    assert augmented(named, _Always(between)) == named
+
+
+def test_scores_count_by_span(treebank):
+    sentences = read_conllu(treebank)
+    nlp = load_tagger()
+    result = score(nlp, sentences)
+    assert result == {
+        "noun_precision": 1.0,
+        "noun_recall": 1.0,
+        "noun_f1": 1.0,
+        "tag_accuracy": 1.0,
+    }
+    assert score(nlp, sentences, own_tokens=True)["noun_f1"] == 1.0
+
+
+def test_training_learns_and_is_repeatable(treebank, monkeypatch):
+    sentences = read_conllu(treebank) * 20
+    runs = []
+    for _ in range(2):
+        nlp, scores = train(sentences, sentences[:1], epochs=4)
+        runs.append((nlp.get_pipe("tagger").to_bytes(), scores))
+    assert runs[0] == runs[1]
+    assert runs[0][1]["dev"]["noun_f1"] == 1.0
