@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     _quieten()
     # Imported late, so that --help answers at once.
     from ovref_inference.errors import CollectionError, ModelLoadError
-    from ovref_pipelines.engine import JobError, StoppedError
+    from ovref_pipelines.ledger import JobError
+    from ovref_pipelines.stopping import StoppedError
 
     from ovref.errors import OvrefError
 
@@ -160,6 +161,7 @@ def _quieten() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in Ray's workers; see engine
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars that rewrite themselves spoil a log
 

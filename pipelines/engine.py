@@ -16,96 +16,29 @@ What can go wrong, and what is done about it:
 """
 
 import importlib
-import json
 import os
 import secrets
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.ledger import Ledger, Outcome
 from ovref_pipelines.progress import Progress
+from ovref_pipelines.stopping import Drain, draining
 
-from ovref.config import STRICT
 from ovref.contract import Spec
 from ovref.errors import ConfigError, MismatchError, ModelError, OvrefError, StorageError
 from ovref.run_shard import run_shard
-from ovref.storage.steps import Commit, StepFolder
+from ovref.storage.steps import StepFolder
 
 FATAL = (ConfigError, MismatchError, ModelError, StorageError)
 """Trying another shard would end the same way."""
-
-QUARANTINE = "_quarantine"
-MAX_WORKER_DEATHS = 3
-"""Times a shard may take its worker down while the node lives on: then it is a poison shard."""
-MAX_NODE_LOSSES = 20
-"""Times a shard may lose its node, which on spot machines is seldom the shard's fault."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Where shards run. Nothing here changes a byte of the output."""
-
-    __pydantic_config__ = STRICT
-
-    engine: Literal["local", "ray"] = "local"
-    """`local` runs shards in this process, `ray` on the actors of a Ray cluster."""
-    workers: int = 1
-    """Ray actors, each with all models of a step and one shard in flight; 1 with `local`."""
-    address: str | None = None
-    """Of a running Ray cluster, `auto` for this machine's; None takes $RAY_ADDRESS or else starts
-    a Ray for this job alone."""
-    cpus_per_worker: float = 1.0
-    """CPU cores that Ray sets aside for a worker."""
-    gpus_per_worker: float = 0.0
-    """GPUs that Ray sets aside for a worker; a fraction shares one."""
-    threads: int = 1
-    """Threads of numeric libraries in a worker. More threads may add in another order."""
-    attempts: int = 2
-    """Times a shard may raise before it is quarantined."""
-    max_quarantined: int = 20
-    """The job gives up when more shards of a step than this were quarantined."""
-    shard_timeout_seconds: float = 7200.0
-    """After which the worker of a shard counts as hung and is replaced (`ray` only)."""
-    drain_seconds: float = 60.0
-    """How long shards in flight may take after SIGTERM or Ctrl-C before they are abandoned (`ray`
-    only; `local` finishes its shard)."""
-    progress_seconds: float = 10.0
-    """Between two lines of progress where the output is not a terminal."""
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "threads", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.engine == "local" and self.workers != 1:
-            raise ValueError(
-                "workers must be 1 with engine=local, which is this process, found "
-                f"{self.workers}; set engine to ray for more"
-            )
-        for name in ("max_quarantined", "cpus_per_worker", "gpus_per_worker", "drain_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
-        for name in ("shard_timeout_seconds", "progress_seconds"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be more than 0, found {getattr(self, name)}")
-        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
-            raise ValueError(
-                f"gpus_per_worker above 1 must be a whole number, found {self.gpus_per_worker}"
-            )
-
-
-class StoppedError(Exception):
-    """The job was asked to stop; what is committed stays."""
-
-
-class JobError(OvrefError):
-    """Too many shards or workers failed for the job to go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,16 +143,6 @@ def summarise(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of one shard on one worker: exactly one of the three. Plain data, to travel."""
-
-    commit: Commit | None = None
-    error: str | None = None
-    """Traceback of an application error."""
-    fatal: OvrefError | None = None
-
-
 class ShardWorker:
     """The built stages of a step, ready for one shard after another."""
 
@@ -249,121 +172,21 @@ class ShardWorker:
             return Outcome(error=traceback.format_exc())
 
 
+def thread_variables(threads: int) -> dict[str, str]:
+    """What bounds the threads of numeric libraries that are loaded later.
+
+    numpy gets one in any case: in a worker it only ever multiplies small matrices.
+    """
+    count = str(threads)
+    return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": "1"}
+
+
 def limit_threads(threads: int) -> None:
     """Bounds the threads of libraries loaded from now on, and of torch also if it is loaded."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
+    os.environ.update(thread_variables(threads))
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
-
-
-@dataclass
-class Ledger:
-    """What is left of a step, and what went wrong with each shard so far."""
-
-    records: dict[str, int]
-    """The shards to do and how many records each has."""
-    target: StepFolder
-    config: EngineConfig
-    progress: Progress
-    committed_now: int = 0
-    quarantined: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.waiting = deque(sorted(self.records))
-        self._tries: Counter[str] = Counter()
-        self._errors: Counter[str] = Counter()
-        self._worker_deaths: Counter[str] = Counter()
-        self._node_losses: Counter[str] = Counter()
-        self._quarantined_before = set(self.target.store.list(QUARANTINE))
-
-    def take(self) -> tuple[str, int]:
-        """The next shard, and how often it was tried before."""
-        shard = self.waiting.popleft()
-        self._tries[shard] += 1
-        return shard, self._tries[shard] - 1
-
-    def settle(self, shard: str, outcome: Outcome) -> None:
-        """Books what came of a shard. Raises the fatal error, if that is what came."""
-        if outcome.fatal is not None:
-            raise outcome.fatal
-        if outcome.error is not None:
-            self._errors[shard] += 1
-            self._again(shard, self._errors[shard] < self.config.attempts, outcome.error)
-            return
-        self.committed_now += 1
-        dropped = Counter(outcome.commit.dropped) + Counter(outcome.commit.dropped_parts)
-        self.progress.finished(self.records[shard], dropped)
-        if (path := f"{QUARANTINE}/{shard}.json") in self._quarantined_before:
-            self.target.store.delete(path)
-
-    def worker_lost(self, shard: str, reason: str, node_lost: bool) -> None:
-        """Books that a shard's worker died or was killed before the shard was committed."""
-        count = self._node_losses if node_lost else self._worker_deaths
-        count[shard] += 1
-        limit = MAX_NODE_LOSSES if node_lost else MAX_WORKER_DEATHS
-        self._again(shard, count[shard] < limit, reason)
-
-    def _again(self, shard: str, again: bool, reason: str) -> None:
-        last_line = reason.strip().rpartition("\n")[2]
-        if again:
-            self.progress.say(f"shard {shard} will be tried again: {last_line}")
-            # At the end: what made it fail may have passed by then.
-            self.waiting.append(shard)
-            return
-        self.quarantined.append(shard)
-        self.progress.set_aside(self.records[shard])
-        self.progress.say(f"shard {shard} is quarantined: {last_line}")
-        record = {"shard": shard, "tries": self._tries[shard], "reason": reason}
-        data = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        self.target.store.write(f"{QUARANTINE}/{shard}.json", data)
-        if len(self.quarantined) > self.config.max_quarantined:
-            raise JobError(
-                f"{len(self.quarantined)} shards of {self.target.name} failed for good, more than "
-                f"max_quarantined={self.config.max_quarantined}; the last because of: {last_line}; "
-                f"all tracebacks are in {self.target.store.url}/{QUARANTINE}"
-            )
-
-
-@dataclass
-class Drain:
-    """Whether the job was asked to stop."""
-
-    requested_at: float | None = None
-    """`time.monotonic()` of the first signal."""
-
-    @property
-    def requested(self) -> bool:
-        return self.requested_at is not None
-
-
-@contextmanager
-def draining(progress: Progress) -> Iterator[Drain]:
-    """Turns the first SIGTERM or SIGINT into a request to stop, the second into StoppedError."""
-    drain = Drain()
-    if threading.current_thread() is not threading.main_thread():
-        yield drain  # signals belong to the main thread
-        return
-
-    def on_signal(number: int, _frame: Any) -> None:
-        if drain.requested:
-            raise StoppedError(f"stopped by a second {signal.Signals(number).name}")
-        drain.requested_at = time.monotonic()
-        progress.say(
-            f"{signal.Signals(number).name}: finishing the shards in hand; "
-            "once more abandons them, and nothing committed is lost either way"
-        )
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield drain
-        if drain.requested:
-            raise StoppedError("stopped as asked")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ovref_inference import format as fmt
-from ovref_pipelines.engine import QUARANTINE, summarise
+from ovref_pipelines.engine import summarise
+from ovref_pipelines.ledger import QUARANTINE
 from ovref_pipelines.progress import duration
 from ovref_pipelines.recipe import BUILD, COLLECTION
 from ovref_pipelines.show import STEPS

@@ -17,15 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ovref_pipelines.engine import (
-    Drain,
-    EngineConfig,
-    JobError,
-    Ledger,
-    Outcome,
-    ShardWorker,
-    StoppedError,
-)
+from ovref_pipelines.engine import ShardWorker, thread_variables
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.ledger import JobError, Ledger, Outcome
+from ovref_pipelines.stopping import Drain, StoppedError
 from ray.exceptions import RayError, RayTaskError
 
 from ovref.contract import Spec
@@ -229,15 +224,13 @@ def _first_line(error: RayError) -> str:
 
 
 def _actor_options(config: EngineConfig) -> dict[str, Any]:
-    threads = str(config.threads)
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {
         "num_cpus": config.cpus_per_worker,
         "num_gpus": config.gpus_per_worker,
         "max_restarts": 0,
         "max_task_retries": 0,
         "scheduling_strategy": "SPREAD",
-        "runtime_env": {"env_vars": dict.fromkeys(names, threads)},
+        "runtime_env": {"env_vars": thread_variables(config.threads)},
     }
 
 

@@ -19,15 +19,9 @@ from typing import Any
 from ovref_inference.encoder_config import TextEncoderConfig
 from ovref_inference.errors import ModelLoadError
 from ovref_pipelines import show
-from ovref_pipelines.engine import (
-    QUARANTINE,
-    EngineConfig,
-    JobError,
-    StepSummary,
-    ray_left_as_found,
-    run_step,
-    summarise,
-)
+from ovref_pipelines.engine import StepSummary, ray_left_as_found, run_step, summarise
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.ledger import QUARANTINE, JobError
 from ovref_pipelines.progress import Progress, duration
 
 from ovref.config import STRICT, dump

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ovref_inference import ReferenceCollection
 from ovref_inference import format as fmt
-from ovref_pipelines.engine import QUARANTINE, StepSummary, summarise
+from ovref_pipelines.engine import StepSummary, summarise
+from ovref_pipelines.ledger import QUARANTINE
 from ovref_pipelines.progress import duration
 
 from ovref.errors import InputError

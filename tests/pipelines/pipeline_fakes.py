@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ovref_pipelines.engine import EngineConfig, StoppedError, run_step
+from ovref_pipelines.engine import run_step
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.stopping import StoppedError
 
 from ovref.contract import Dropped
 from ovref.errors import ModelError, StorageError

@@ -111,10 +111,12 @@ def test_wrong_arguments_are_argparse_s_exit_code_2(ovref, arguments):
     ],
 )
 def test_exit_codes_of_a_build_that_ends_early(ovref, monkeypatch, raised, code, says):
-    from ovref_pipelines import engine, recipe
+    from ovref_pipelines import recipe
+    from ovref_pipelines.ledger import JobError
+    from ovref_pipelines.stopping import StoppedError
 
     named = {
-        "StoppedError": engine.StoppedError("as asked"), "JobError": engine.JobError("too many")
+        "StoppedError": StoppedError("as asked"), "JobError": JobError("too many")
     }
 
     def end(config, say):

@@ -6,8 +6,9 @@ import sys
 import types
 
 import pytest
-from ovref_pipelines import engine
-from ovref_pipelines.engine import EngineConfig, JobError, run_step
+from ovref_pipelines.engine import run_step
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.ledger import MAX_WORKER_DEATHS, JobError
 from ovref_pipelines.progress import Progress
 from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
 
@@ -126,7 +127,7 @@ def test_ray_gives_the_shard_of_a_dead_worker_to_another_and_quarantines_a_poiso
     assert summary.quarantined == ("000001",) and summary.committed == 8
     assert "shard 000000 will be tried again: its worker died" in printed.getvalue()
     assert target.commit_of("000000").attempt == 1
-    assert printed.getvalue().count("000001 will be tried again") == engine.MAX_WORKER_DEATHS - 1
+    assert printed.getvalue().count("000001 will be tried again") == MAX_WORKER_DEATHS - 1
     assert "its worker died" in quarantined_reason(target, "000001")
 
 

@@ -11,7 +11,7 @@ from ovref_inference import ReferenceCollection
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.vectors import l2_normalised
 from ovref_pipelines import recipe, show
-from ovref_pipelines.engine import EngineConfig
+from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.recipe import BuildConfig
 from PIL import Image
 from pipeline_fakes import files_of

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from ovref_pipelines.engine import EngineConfig, run_step
+from ovref_pipelines.engine import run_step
+from ovref_pipelines.engine_config import EngineConfig
 from pipeline_fakes import files_of, slow_job
 
 SHARDS = 40
