@@ -11,7 +11,7 @@ import numpy as np
 
 from ovref.identity import fingerprint
 from ovref.miniature import scenes
-from ovref.miniature.shapes import CLASSES
+from ovref.miniature.shapes import CLASSES, STUFF_COLOURS
 
 HELD_OUT = ("validation", "test")
 """Splits whose combinations of thing, colour and ground the miniature was not trained on."""
@@ -30,6 +30,8 @@ class Dataset:
     """(H, W, 3) uint8 RGB each."""
     labels: tuple[np.ndarray, ...]
     """(H, W) uint8 each: positions in `classes`, or 255 for pixels that are not judged."""
+    colours: dict[str, tuple[int, int, int]]
+    """Classes with a colour of their own in pictures, sRGB in [0, 255]; others get any."""
 
     @property
     def class_fingerprint(self) -> str:
@@ -58,4 +60,5 @@ def miniature_scenes(split: str, count: int) -> Dataset:
         convention="miniature-1: position in the class list from 0, all pixels labelled",
         images=tuple(scene.image_hwc for scene in drawn),
         labels=tuple(scene.label_hw for scene in drawn),
+        colours={name: next(iter(colours.values())) for name, colours in STUFF_COLOURS.items()},
     )

@@ -26,7 +26,7 @@ from ovref_inference.vectors import l2_normalised
 from ovref.config import STRICT, dump
 from ovref.evaluation.datasets import HELD_OUT, Dataset, miniature_scenes
 from ovref.evaluation.metrics import ConfusionMatrix, Scores
-from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.pictures import class_palette, prediction_grid
 
 CAPTION = (
     "Measured on the miniature: small models trained on drawn scenes. These numbers show that the "
@@ -348,10 +348,14 @@ def _draw(spec: EvaluateSpec, bench: Bench, predictions: dict[str, list], path: 
     step = max(1, len(bench.data.images) // spec.pictures)
     chosen = range(0, len(bench.data.images), step)[: spec.pictures]
     shown = ("FOSSIL", "FOSSIL without proposals", "text only")
+    palette = class_palette(len(bench.data.classes))
+    for name, colour in bench.data.colours.items():
+        palette[bench.data.classes.index(name)] = colour
     columns = {"truth": bench.data.labels} | {name: predictions[name] for name in shown}
     prediction_grid(
         [bench.data.images[i] for i in chosen],
         {name: [maps[i] for i in chosen] for name, maps in columns.items()},
         bench.data.classes,
         path,
+        palette=palette,
     )

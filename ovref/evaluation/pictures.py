@@ -75,6 +75,7 @@ def prediction_grid(
     classes: Sequence[str],
     path: str | Path,
     truth: str = "truth",
+    palette: np.ndarray | None = None,
 ) -> None:
     """Draws images beside their label maps in the colours of the classes, with a legend.
 
@@ -87,6 +88,8 @@ def prediction_grid(
         classes: class names by label.
         path: of the PNG.
         truth: key of `columns`, left out of the scores.
+        palette: (classes + 1, 3) uint8 RGB, the last one for labels without a class; None takes
+            `class_palette`.
 
     Raises:
         ValueError: no images, or a column of another length.
@@ -94,7 +97,8 @@ def prediction_grid(
     wrong = {name: len(maps) for name, maps in columns.items() if len(maps) != len(images)}
     if not images or wrong:
         raise ValueError(f"expected one map for each of {len(images)} images, found {wrong}")
-    palette = class_palette(len(classes))
+    if palette is None:
+        palette = class_palette(len(classes))
     shown = sorted({int(v) for maps in columns.values() for m in maps for v in np.unique(m)})
     shown = [label for label in shown if label < len(classes)]
     width = CELL * 1.08 * (1 + len(columns))
