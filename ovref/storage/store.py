@@ -30,6 +30,16 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 CREATE_ATTEMPTS = 5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What a listing tells of one object."""
+
+    size: int
+    """Bytes."""
+    age_s: float
+    """Seconds since it was written."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A root URL and relative paths under it. Cheap to make, picklable, safe to share."""
@@ -137,6 +147,28 @@ class Store:
             except FileNotFoundError:
                 return []
         return sorted(name for name in names if unfinished or not is_unfinished(name))
+
+    def details(self, prefix: str = "", unfinished: bool = False) -> dict[str, "Details"]:
+        """Size and age of all objects that `list` names, by path: one listing, no more."""
+        full = self._full(prefix) if prefix else self._root
+        start, now = len(self._root.rstrip("/")) + 1, datetime.datetime.now(datetime.UTC)
+        with self._explained("list", prefix):
+            try:
+                found = self._fs.find(full, detail=True)
+            except FileNotFoundError:
+                return {}
+        details = {}
+        for name, info in sorted(found.items()):
+            # Local file systems give seconds, S3 a date under a name of its own.
+            modified = info.get("LastModified", info.get("mtime"))
+            if isinstance(modified, float | int):
+                modified = datetime.datetime.fromtimestamp(modified, datetime.UTC)
+            if modified is None:
+                modified = self._fs.modified(name)
+            if unfinished or not is_unfinished(name):
+                age_s = (now - modified).total_seconds()
+                details[name[start:]] = Details(size=info["size"], age_s=age_s)
+        return details
 
     def age_s(self, path: str) -> float:
         """Seconds since the object was written."""
