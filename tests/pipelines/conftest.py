@@ -12,6 +12,12 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # nothing is written into the home fol
 sys.path.insert(0, FOLDER)
 
 
+def pytest_configure(config):
+    # ray.shutdown() signals Ray's processes and does not wait for them.
+    still_running = "ignore:subprocess .* is still running:ResourceWarning"
+    config.addinivalue_line("filterwarnings", still_running)
+
+
 @pytest.fixture(scope="session")
 def local_ray():
     """Ray with three workers' worth of CPUs, whatever this machine has."""

@@ -248,3 +248,28 @@ def test_samples_are_drawn_from_finished_images(config, tmp_path):
     show.draw_samples(config.output, str(tmp_path / "samples.png"))
     with Image.open(tmp_path / "samples.png") as image:
         assert image.width > 100
+
+
+def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
+        Store.open("s3://bucket")._fs.mkdir("bucket")
+        remote = dataclasses.replace(
+            config, output="s3://bucket/run", work=str(tmp_path / "work")
+        )
+        summary = recipe.build(remote)
+        assert summary.collection["added"] == 12
+        assert [step.committed_now for step in recipe.build(remote).steps] == [0, 0, 0]
+        assert "collection: s3://bucket/run/collection, " in show.place("s3://bucket/run")
+        recipe.build(config)
+        assert contents(remote) == contents(config)
+    finally:
+        server.stop()
