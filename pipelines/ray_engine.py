@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from ovref.storage.steps import StepFolder
 POLL_SECONDS = 0.5
 MAX_START_DEATHS = 3
 """Workers that may die one after another while they load their models, before the job gives up."""
+START_ATTEMPTS = 3
+"""Ray gives its processes half a minute to start, which a busy machine may not keep."""
 OBJECT_STORE_BYTES = 80 << 20
 """Of a Ray of our own: only names of shards and counts pass through it."""
 
@@ -71,24 +74,40 @@ def join(config: EngineConfig) -> None:
         ConfigError: there is no cluster at the address, or the GPUs asked for can never be had.
     """
     if not ray.is_initialized():
-        address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-        own: dict[str, Any] = {}
-        if address == "local":
-            # What Ray calls a CPU is a number to count with: as many as the workers ask for.
-            own = {
-                "num_cpus": max(1, math.ceil(config.workers * config.cpus_per_worker)),
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-            }
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"cannot join or start Ray at {address}: {error}") from error
+            _start(config)
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
     _check_resources(config)
+
+
+def _start(config: EngineConfig) -> None:
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    own: dict[str, Any] = {}
+    if address == "local":
+        # What Ray calls a CPU is a number to count with: as many as the workers ask for.
+        own = {
+            "num_cpus": max(1, math.ceil(config.workers * config.cpus_per_worker)),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        try:  # for Ray itself would try for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(f"cannot join Ray at {address}: {error}") from error
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            return
+        except Exception as error:  # that is what Ray raises where it takes too long to start
+            ray.shutdown()
+            if not own or attempt == START_ATTEMPTS:
+                what = "start Ray here" if own else f"join Ray at {address}"
+                raise ConfigError(f"cannot {what}: {error}") from error
 
 
 def run(

@@ -1,10 +1,13 @@
 """One small Ray for all tests of this folder, and the fakes on the path of its workers."""
 
+import gc
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from ovref_pipelines.engine_config import EngineConfig
 
 FOLDER = str(Path(__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [FOLDER, os.environ.get("PYTHONPATH")]))
@@ -12,20 +15,15 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # nothing is written into the home fol
 sys.path.insert(0, FOLDER)
 
 
-def pytest_configure(config):
-    # ray.shutdown() signals Ray's processes and does not wait for them.
-    still_running = "ignore:subprocess .* is still running:ResourceWarning"
-    config.addinivalue_line("filterwarnings", still_running)
-
-
 @pytest.fixture(scope="session")
 def local_ray():
     """Ray with three workers' worth of CPUs, whatever this machine has."""
-    import ray
+    from ovref_pipelines import ray_engine
 
-    ray.init(
-        "local", num_cpus=3, include_dashboard=False, log_to_driver=False,
-        logging_level="ERROR", object_store_memory=80 << 20,
-    )
+    ray_engine.join(EngineConfig(engine="ray", workers=3))
     yield
-    ray.shutdown()
+    ray_engine.ray.shutdown()
+    with warnings.catch_warnings():
+        # Ray's processes were told to end, but are not waited for.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from ovref_pipelines import ray_engine
 from ovref_pipelines.engine import run_step
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.ledger import MAX_WORKER_DEATHS, JobError
@@ -171,6 +172,12 @@ def test_ray_refuses_gpus_that_are_not_here(run):
     greedy = EngineConfig(engine="ray", workers=1, gpus_per_worker=1.0)
     with pytest.raises(ConfigError, match=r"gpus_per_worker=1, but Ray finds 0 GPUs"):
         run(PLAIN, greedy)
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once():
+    nowhere = EngineConfig(engine="ray", address="127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"cannot join Ray at 127.0.0.1:1: .*refused"):
+        ray_engine._start(nowhere)
 
 
 @pytest.mark.parametrize(
