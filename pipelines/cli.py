@@ -1,7 +1,8 @@
 """The command `ovref`: few verbs, each with a configuration file and `key=value` overrides.
 
-Exit codes: 0 done; 1 shards failed for good, or something unforeseen; 2 the configuration, an
-input, a model or the store has to be mended first; 130 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done; 1 shards failed for good, something is not whole, or something unforeseen; 2 the
+configuration, an input, a model or the store has to be mended first; 130 stopped by Ctrl-C or
+SIGTERM.
 """
 
 import argparse
@@ -25,6 +26,9 @@ examples:
       reduce.prototypes.k=5
   ovref evaluate --config configs/miniature_evaluate.yaml collection=runs/demo/collection
   ovref inspect runs/demo --pictures samples.png
+  ovref status runs/demo
+  ovref submit --config configs/fossil.yaml --address http://HEAD:8265 engine.engine=ray \\
+      engine.workers=8 engine.gpus_per_worker=1 output=s3://bucket/first
 
 A build that was stopped or killed goes on where it was: run the same command again.
 """
@@ -45,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     helps = {
         "build": "build a collection from captions, or carry on building it",
+        "submit": "send a build to a Ray cluster as a job, and follow it",
         "reduce": "make the collection again from a build's finished references",
         "evaluate": "measure a collection on held-out scenes of the miniature",
     }
@@ -56,13 +61,46 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--dry-run", action="store_true", help="only say what would be done; write nothing"
             )
+        if verb == "submit":
+            _add_submit_options(sub)
     text = "show what is in a build's output, one of its steps or a collection"
     sub = verbs.add_parser("inspect", help=text, description=text.capitalize() + ".")
     sub.add_argument("place", help="folder or URL")
     sub.add_argument(
         "--pictures", metavar="PNG", help="draw some of a build's images, heatmaps and masks"
     )
+    text = "show where a build stands: shards, drops and failures of every step"
+    sub = verbs.add_parser("status", help=text, description=text.capitalize() + ".")
+    sub.add_argument("output", help="folder or URL")
+    sub.add_argument("--json", action="store_true", help="for programs")
+    text = "check that a build or a collection is whole; reads all of it"
+    sub = verbs.add_parser("verify", help=text, description=text.capitalize() + ".")
+    sub.add_argument("place", help="folder or URL")
+    text = "delete what killed attempts have left in a build's output"
+    sub = verbs.add_parser("gc", help=text, description=text.capitalize() + ".")
+    sub.add_argument("output", help="folder or URL")
+    sub.add_argument(
+        "--older-than", type=_hours, default=24.0, metavar="HOURS",
+        help="must be more than a shard can take; default: 24",
+    )  # fmt: skip
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     return top
+
+
+def _add_submit_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--address", metavar="URL", help="of the cluster, such as http://HEAD:8265")
+    sub.add_argument("--runtime-env", metavar="FILE", help="Ray runtime environment, in YAML")
+    sub.add_argument("--again", action="store_true", help="also if the build has succeeded before")
+    waiting = sub.add_mutually_exclusive_group()
+    waiting.add_argument("--detach", action="store_true", help="do not wait for the job")
+    waiting.add_argument("--attach", action="store_true", help="follow the job submitted before")
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 <= hours < float("inf"):
+        raise ValueError
+    return hours
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,7 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     from ovref.errors import OvrefError
 
-    verb = {"build": _build, "reduce": _reduce, "evaluate": _evaluate, "inspect": _inspect}
+    verb = {
+        "build": _build, "submit": _submit, "reduce": _reduce, "evaluate": _evaluate,
+        "inspect": _inspect, "status": _status, "verify": _verify, "gc": _gc,
+    }  # fmt: skip
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         return verb[options.verb](options)
@@ -138,6 +179,55 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from ovref_pipelines import recipe, submit
+
+    config = _config(recipe.BuildConfig, options)
+    environment = submit.read_runtime_env(options.runtime_env)
+    client = submit.connect(options.address)
+    if options.attach:
+        job = submit.latest(client, config)
+    else:
+        job = submit.submit(client, config, environment, again=options.again)
+        _say(f"ovref: submitted as job {job}")
+    if options.detach:
+        return 0
+    try:
+        code, details = submit.follow(client, job, _write)
+    except KeyboardInterrupt:
+        _say(f"ovref: job {job} goes on; --attach follows it, `ray job stop {job}` ends it")
+        return STOPPED
+    reason = f": {details.message}" if code and details.message else ""
+    _say(f"ovref: job {job} {details.status.value.lower()}{reason}")
+    return code
+
+
+def _status(options: argparse.Namespace) -> int:
+    from ovref_pipelines import maintain
+
+    build = maintain.open_build(options.output)
+    show = maintain.status_json if options.json else maintain.status_text
+    print(show(maintain.status(build), build))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ovref_pipelines.verify import verify
+
+    problems = verify(options.place)
+    print("\n".join(problems) if problems else f"{options.place} is whole")
+    return FAILED if problems else 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from ovref_pipelines import maintain
+
+    build = maintain.open_build(options.output)
+    garbage = maintain.collect_garbage(build, options.older_than * 3600, dry_run=options.dry_run)
+    print(maintain.garbage_text(garbage, options.dry_run))
+    return 0
+
+
 def _config(cls: type, options: argparse.Namespace) -> Any:
     from ovref.config import load
 
@@ -146,6 +236,10 @@ def _config(cls: type, options: argparse.Namespace) -> Any:
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _stop(_number: int, _frame: Any) -> None:

@@ -21,6 +21,8 @@ from ovref.errors import InputError, StorageError
 from ovref.storage.steps import COMMITS, STEP, StepFolder, existing_step
 from ovref.storage.store import Store
 
+SELECTED = f"selected/{STEP}"
+"""Tells that a build has this step, which most do not have."""
 NAMED = 5
 """Keys or shards named in one line."""
 
@@ -31,7 +33,8 @@ class Build:
 
     store: Store
     places: dict[str, Store]
-    """Where each step is, or will be; of another build's output for `images_from`."""
+    """Where each of its steps is, or will be, in their order; in another build's output for
+    `images_from`."""
     collection: str
     """URL of its collection, published or not."""
 
@@ -98,9 +101,11 @@ def open_build(url: str) -> Build:
             f"{', '.join(STEPS)}"
         )
     upstream = Store.open(config["images_from"]) if config.get("images_from") else store
+    selects = config["select_prompts"] if "select_prompts" in config else store.exists(SELECTED)
+    steps = [name for name in STEPS if name != "selected" or selects]
     return Build(
         store=store,
-        places={name: store if name == "references" else upstream for name in STEPS},
+        places={name: store if name == "references" else upstream for name in steps},
         collection=config.get("collection") or store.child(COLLECTION).url,
     )
 
@@ -111,7 +116,7 @@ def open_build(url: str) -> Build:
 def status(build: Build) -> list[StepStatus]:
     """Where each step stands, from listings and markers alone."""
     found, shards = [], None
-    for name in STEPS:
+    for name in build.places:
         if not build.has(name):
             place = build.places[name].child(name)
             found.append(_not_begun(name, place.url, shards))
@@ -218,7 +223,7 @@ def collect_garbage(build: Build, older_than_s: float, *, dry_run: bool) -> list
         dry_run: only name them.
     """
     garbage = []
-    for name in STEPS:
+    for name in build.places:
         if not (build.is_own(name) and build.has(name)):
             continue
         step = existing_step(build.store, name)

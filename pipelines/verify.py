@@ -16,7 +16,6 @@ from ovref_inference import ReferenceCollection
 from ovref_inference import format as fmt
 from ovref_inference.errors import CollectionError
 from ovref_pipelines.maintain import is_published, open_build, quarantined_in, some
-from ovref_pipelines.show import STEPS
 
 from ovref.contract import Dropped, base_key
 from ovref.errors import MismatchError, StorageError
@@ -47,7 +46,7 @@ def verify(url: str) -> list[str]:
     build = open_build(url)
     problems: list[str] = []
     source: Checked | None = None
-    for name in STEPS:
+    for name in build.places:
         if not build.has(name):
             problems.append(f"{name}: there is no such step at {build.places[name].url}")
             source = None

@@ -47,9 +47,15 @@ def test_verbs_and_flags_are_pinned():
     common = ["--config", "--help", "-h", "overrides"]
     assert {verb: options_of(sub) for verb, sub in verbs.choices.items()} == {
         "build": sorted([*common, "--dry-run"]),
+        "submit": sorted(
+            [*common, "--address", "--again", "--attach", "--detach", "--runtime-env"]
+        ),
         "reduce": common,
         "evaluate": common,
         "inspect": ["--help", "--pictures", "-h", "place"],
+        "status": ["--help", "--json", "-h", "output"],
+        "verify": ["--help", "-h", "place"],
+        "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
     }
 
 
