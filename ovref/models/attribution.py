@@ -6,9 +6,9 @@ pays to the word's tokens, every layer's map first upsampled to the size of the 
 mean is accumulated while the pipeline draws a batch of different captions, in one float32 buffer
 per resolution:
 
-    buffer[image, position, noun] += sum over heads of softmax(q k^T / sqrt(d)) @ weights
+    buffer[image, noun, position] += sum over heads of weights @ softmax(k q^T / sqrt(d))
 
-where `weights` (image, key, noun) is 1 / (number of the noun's tokens) at the noun's tokens and 0
+where `weights` (image, noun, key) is 1 / (number of the noun's tokens) at the noun's tokens and 0
 elsewhere, so one product picks, averages and accumulates. Summing, averaging and upsampling are
 linear, so upsampling each buffer once equals upsampling every map. Three deviations from the
 published program, none of which moves a heatmap visibly:
@@ -76,7 +76,7 @@ class Attribution:
         # A UNet halves with stride 2 and padding 1, so an odd size is rounded up.
         sizes = [(math.ceil(height / f), math.ceil(width / f)) for f in FACTORS]
         self._size_of_length = {h * w: (h, w) for h, w in sizes}
-        self._sums_bpn: dict[tuple[int, int], torch.Tensor] = {}
+        self._sums_bnp: dict[tuple[int, int], torch.Tensor] = {}
         self._maps = 0
 
     def add(self, query_bhpd: torch.Tensor, key_bhkd: torch.Tensor) -> None:
@@ -102,13 +102,16 @@ class Attribution:
             )
         query = query_bhpd[rows - captions :].float()
         key = key_bhkd[rows - captions :].float() * depth**-0.5
-        attention_bhpk = torch.softmax(query @ key.transpose(-1, -2), dim=-1)
+        # Keys before positions: the softmax then runs along whole rows of memory, and heads and
+        # keys become one axis without a copy, over which one product picks, averages and adds up.
+        attention_bhkp = torch.softmax(key @ query.transpose(-1, -2), dim=-2)
 
-        sums_bpn = self._sums_bpn.get(size_hw)
-        if sums_bpn is None:
-            sums_bpn = query.new_zeros(captions, positions, nouns)
-            self._sums_bpn[size_hw] = sums_bpn
-        sums_bpn.baddbmm_(attention_bhpk.sum(dim=1), self._weights_bkn)
+        sums_bnp = self._sums_bnp.get(size_hw)
+        if sums_bnp is None:
+            sums_bnp = query.new_zeros(captions, nouns, positions)
+            self._sums_bnp[size_hw] = sums_bnp
+        weights_bn_hk = self._weights_bkn.transpose(1, 2).repeat(1, 1, heads)
+        sums_bnp.baddbmm_(weights_bn_hk, attention_bhkp.flatten(1, 2))
         self._maps += heads
 
     def heatmaps_bnhw(self) -> torch.Tensor:
@@ -127,8 +130,8 @@ class Attribution:
             )
         captions, _, nouns = self._weights_bkn.shape
         total = self._weights_bkn.new_zeros(captions, nouns, *self._latent_hw)
-        for (height, width), sums_bpn in self._sums_bpn.items():
-            maps = sums_bpn.transpose(1, 2).reshape(captions, nouns, height, width)
+        for size_hw, sums_bnp in self._sums_bnp.items():
+            maps = sums_bnp.view(captions, nouns, *size_hw)
             if nouns:  # interpolate refuses an empty channel axis
                 total += functional.interpolate(maps, self._latent_hw, mode="bicubic")
         return (total / self._maps).clamp_(min=0)
@@ -151,20 +154,24 @@ def recording(
     Raises:
         ModelError: a cross-attention layer works in a way whose attention cannot be read.
     """
-    before = dict(unet.attn_processors)
-    names = [name for name in before if is_recorded(name)]
-    if not names:
+    layers = {
+        name: unet.get_submodule(name.removesuffix(".processor"))
+        for name in unet.attn_processors
+        if is_recorded(name)
+    }
+    if not layers:
         raise ModelError(f"{type(unet).__name__} has no attn2.processor outside its middle block")
-    for name in names:
-        _check_readable(name, unet.get_submodule(name.removesuffix(".processor")))
+    for name, attn in layers.items():
+        _check_readable(name, attn)
+    before = {name: attn.processor for name, attn in layers.items()}
     attribution = Attribution(weights_bkn, latent_hw)
-    processor = _RecordingProcessor(attribution)
-    # set_attn_processor empties the dictionary it is given.
-    unet.set_attn_processor({**before, **dict.fromkeys(names, processor)})
     try:
+        for attn in layers.values():
+            attn.set_processor(_RecordingProcessor(attribution))
         yield attribution
     finally:
-        unet.set_attn_processor(dict(before))
+        for name, attn in layers.items():
+            attn.set_processor(before[name])
 
 
 def is_recorded(processor_name: str) -> bool:

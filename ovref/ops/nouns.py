@@ -11,7 +11,8 @@ Works on any spaCy `Doc` whose tokens carry Penn Treebank tags (`token.tag_`). T
    person (`man skateboard`): there the caption or the tagger has lost a word in between. Of more
    than `LONGEST_COMPOUND` words the first ones stay single. Known compounds (`dining table`,
    `parking lot`) are joined whatever their first words are tagged.
-5. Nouns tagged plural are made singular; the tag decides, as no list knows all singulars in s.
+5. Nouns tagged plural are made singular. Taggers slip on rare plurals (`zebras`), so one tagged
+   singular counts as plural too where it ends as plurals do and is not in `SINGULARS_IN_S`.
 6. A noun said twice counts once, where it is said first.
 """
 
@@ -28,6 +29,7 @@ from ovref.ops.word_lists import (
     INVARIANT,
     IRREGULAR,
     PERSONS,
+    SINGULARS_IN_S,
     STOP_NOUNS,
 )
 from ovref.records import Noun
@@ -96,7 +98,7 @@ class _Word:
         self.start, self.end = tokens[0].idx, last.idx + len(last)
         self.text = "".join(token.text for token in tokens).lower()
         self.tag = last.tag_
-        self.plural = last.tag_ in PLURAL_TAGS
+        self.plural = last.tag_ in PLURAL_TAGS or (last.tag_ == "NN" and _looks_plural(self.text))
         self.lemma = singular(self.text) if self.plural else self.text
         numbered = len(tokens) > 1 and tokens[0].tag_ == "CD"  # `two-story` tells of a house
         letters = self.text.replace("-", "").replace("'", "")
@@ -142,6 +144,16 @@ def _unsay_verbs(words: list[_Word]) -> None:
             article = False
         if after and after.noun and word.text.endswith("ing") and word.text not in ING_NOUNS:
             word.noun = False
+
+
+def _looks_plural(word: str) -> bool:
+    last = word.rpartition("-")[2]
+    return last in IRREGULAR or (
+        len(last) > 3
+        and last.endswith("s")
+        and not last.endswith(("ss", "us", "is", "ics", "'s"))
+        and last not in SINGULARS_IN_S
+    )
 
 
 def _is_fruit(token: Token) -> bool:
@@ -202,10 +214,10 @@ def _noun(
 
 @lru_cache(maxsize=65536)
 def singular(plural: str) -> str:
-    """The singular of a lower-case plural; of a hyphenated or irregular one too.
+    """The singular of a lower-case plural, hyphenated and irregular ones too.
 
-    Call it for words tagged plural only; of a singular such as `gas` it would make `ga`. Words that
-    are always plural (`pants`) stay.
+    For plurals only: of a singular such as `gas` it would make `ga`. Words that are always plural
+    (`pants`) stay.
     """
     head, hyphen, word = plural.rpartition("-")
     if plural in INVARIANT or word in INVARIANT:

@@ -189,7 +189,7 @@ def test_the_heatmap_does_not_grow_with_steps(pipelines):
             for _ in range(steps):
                 unet(latents, 5, text)
         found.append(attribution.heatmaps_bnhw())
-        assert sorted(attribution._sums_bpn) == [(4, 4), (8, 8), (16, 16)]
+        assert sorted(attribution._sums_bnp) == [(4, 4), (8, 8), (16, 16)]
     torch.testing.assert_close(found[0], found[1])
 
 

@@ -253,12 +253,18 @@ def test_singulars(pair):
     assert singular(plural) == expected
 
 
-def test_only_tagged_plurals_are_made_singular():
-    assert texts("a/DT bus/NN and/CC gas/NN on/IN tennis/NN canvas/NN") == [
-        "bus",
-        "gas",
-        "tennis canvas",
+def test_singulars_that_end_in_s_stay():
+    words = "bus gas lens canvas dress tennis cactus iris billiards pants".split()  # noqa: SIM905
+    assert texts(" of/IN ".join(f"{word}/NN" for word in words)) == words
+
+
+def test_a_plural_that_the_tagger_calls_singular_is_made_singular():
+    assert texts("three/CD zebras/NN and/CC skis/NN and/CC x/NN _-/HYPH _rays/NN") == [
+        "zebra",
+        "ski",
+        "x-ray",
     ]
+    assert texts("a/DT dish/NN sits/NN on/IN it/PRP") == ["dish"]
 
 
 def test_short_and_odd_plurals_do_not_vanish():
