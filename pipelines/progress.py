@@ -118,6 +118,24 @@ class Progress:
             self._width = 0
 
 
+class Seldom:
+    """Passes on at most one message every so many seconds, for work that has no shards to count."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        every_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say, self._every_seconds, self._clock = say, every_seconds, clock
+        self._said = clock()
+
+    def __call__(self, message: str) -> None:
+        if self._clock() - self._said >= self._every_seconds:
+            self._said = self._clock()
+            self._say(message)
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: as exact as an estimate is worth."""
     if seconds < 90:

@@ -22,7 +22,7 @@ from ovref_pipelines import show
 from ovref_pipelines.engine import StepSummary, ray_left_as_found, run_step, summarise
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.ledger import QUARANTINE, JobError
-from ovref_pipelines.progress import Progress, duration
+from ovref_pipelines.progress import Progress, Seldom, duration
 
 from ovref.config import STRICT, dump
 from ovref.contract import Spec
@@ -199,6 +199,7 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
     target = collection_store(config)
     say(f"collection: reducing {references.store.url} to {target.url}")
     started = time.monotonic()
+    seldom = Seldom(say, config.engine.progress_seconds)
     result = reduce_collection(
         references,
         config.reduce,
@@ -211,6 +212,7 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
         replace=config.replace,
         allow_incomplete=config.allow_incomplete,
         threads=config.engine.threads,
+        report=lambda phase, done, total: seldom(f"collection: {phase}, {done}/{total}"),
     )
     say(f"collection: done in {duration(time.monotonic() - started)}")
     return result
@@ -225,7 +227,13 @@ def collection_store(config: BuildConfig) -> Store:
 
 def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
     say(f"captions: reading {config.corpus.path}")
-    summary = ingest(read_captions(config.corpus), target, config.shard_size)
+    seldom = Seldom(say, config.engine.progress_seconds)
+    summary = ingest(
+        read_captions(config.corpus),
+        target,
+        config.shard_size,
+        lambda so_far: seldom(f"captions: {so_far.captions} in {so_far.shards} shards so far"),
+    )
     dropped = f", dropped {summary.dropped}" if summary.dropped else ""
     say(f"captions: {summary.captions} in {summary.shards} shards{dropped}")
     return summary

@@ -2,7 +2,7 @@
 
 import io
 
-from ovref_pipelines.progress import Progress, duration
+from ovref_pipelines.progress import Progress, Seldom, duration
 
 
 class Clock:
@@ -73,6 +73,14 @@ def test_a_log_gets_a_line_every_so_often_and_a_terminal_one_line():
     assert len(log.getvalue().splitlines()) == 6
     assert terminal.getvalue().count("\n") == 2
     assert terminal.getvalue().endswith("\rimages: a message\n")
+
+
+def test_work_without_shards_is_spoken_of_seldom():
+    clock, said = Clock(), []
+    seldom = Seldom(said.append, 10, clock)
+    for clock.now in range(25):
+        seldom(f"at {clock.now}")
+    assert said == ["at 10", "at 20"]
 
 
 def test_durations_are_as_exact_as_they_are_worth():
