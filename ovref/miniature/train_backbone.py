@@ -10,7 +10,7 @@ because a small vision transformer left alone with image-level labels learns stu
    classes that its image's caption names (partial-label learning), and every named class must own some
    patches (multiple instances). Images are cut and mixed in blocks, each with its own label set, so
    that a patch is judged by what is near it.
-2. The transformers learn the teacher's class of every patch. Classes are compared by cosine, so that
+2. The transformers learn the teacher's class and features of every patch. Classes are compared by cosine, so that
    features of a class gather around a prototype, as they do in the real backbones.
 
 DINO is the same network with DINOv2's layer scale folded into its projections, trained on with the
@@ -27,7 +27,8 @@ from ovref.miniature.data import load_pool
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
 
-BATCH = 32
+TEACHER_BATCH, BATCH = 32, 16
+TEACHER_WIDTH = 80
 GRID = 16
 """Patches along a side."""
 OWNED = 14
@@ -35,7 +36,7 @@ OWNED = 14
 
 
 class Probed(nn.Module):
-    """A backbone with cosine heads: one on its patch tokens, one on its keys, one on its class token."""
+    """A backbone with cosine heads: on its patch tokens, its keys and its class token."""
 
     def __init__(self, backbone, width=96):
         super().__init__()
@@ -43,18 +44,21 @@ class Probed(nn.Module):
         self.patches = nn.Parameter(torch.randn(len(CLASSES), width) * 0.1)
         self.keys = nn.Parameter(torch.randn(len(CLASSES), width) * 0.1)
         self.image = nn.Linear(width, len(CLASSES))
+        self.imitate = nn.Linear(width, TEACHER_WIDTH)
         self.caught = {}
         last = [m for n, m in backbone.named_modules() if n.endswith((".key", ".k_proj"))][-1]
         last.register_forward_hook(lambda module, inputs, output: self.caught.update(keys=output))
 
     def forward(self, images_nchw):
-        """[-1, 1] images -> (patch logits (n, 256, c), key logits (n, 256, c), image logits (n, c))."""
+        """[-1, 1] images -> (patch logits (n, 256, c), key logits (n, 256, c), image logits
+        (n, c), guessed features of the teacher (n, 256, TEACHER_WIDTH))."""
         tokens = self.backbone(images_nchw).last_hidden_state
         keys = self.caught["keys"][:, 1:]
         return (
             _cosine(tokens[:, 1:], self.patches),
             _cosine(keys, self.keys),
             self.image(tokens[:, 0]),
+            self.imitate(tokens[:, 1:]),
         )
 
 
@@ -117,7 +121,7 @@ def jitter(images_nchw, rng, flip=True, with_flips=False):
 class Teacher(nn.Module):
     """Convolutions with a view of about 41 pixels; one logit per class for each of 16x16 patches."""
 
-    def __init__(self, width=80):
+    def __init__(self, width=TEACHER_WIDTH):
         super().__init__()
 
         def conv(narrow, wide, side, stride):
@@ -132,10 +136,14 @@ class Teacher(nn.Module):
 
     def forward(self, images_nchw):
         """[-1, 1] images (n, 3, 64, 64) -> patch logits (n, 256, classes)."""
+        return self.head(self.features(images_nchw)).flatten(2).transpose(1, 2)
+
+    def features(self, images_nchw):
+        """What the head sees: (n, width, 16, 16), not negative."""
         x = self.stem(images_nchw.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = (x + block(x)).relu()
-        return self.head(x).flatten(2).transpose(1, 2)
+        return x
 
 
 def caption_loss(logits_npc, named_nc, source_np):
@@ -156,7 +164,7 @@ def train_teacher(arguments, pool, steps):
     named = torch.from_numpy(pool.named_nc)
 
     def loss_of(step, rng):
-        rows = np.sort(rng.integers(len(pool.captions), size=BATCH))
+        rows = np.sort(rng.integers(len(pool.captions), size=TEACHER_BATCH))
         images, source = mix_blocks(jitter(images_to_torch(pool.images_nhwc[rows]), rng), rng)
         return caption_loss(teacher(images), named[rows], source)
 
@@ -166,24 +174,37 @@ def train_teacher(arguments, pool, steps):
 
 @torch.no_grad()
 def teach(teacher, images_nchw, named_nc, source_np):
-    """The teacher's class of every patch among those that its image's caption names: (n, 256)."""
-    return teacher(images_nchw).masked_fill(~named_nc[source_np], -1e4).argmax(-1)
+    """What the teacher says: class of every patch, int64 (n, 256), and features (n, 256, width).
+
+    A thing must be named by the caption; any stuff will do, because captions often leave it out.
+    Features have mean 0 and deviation 1 per channel over the batch.
+    """
+    allowed = named_nc.clone()
+    allowed[:, : len(STUFF)] = True
+    maps = teacher.features(images_nchw)
+    logits = teacher.head(maps).flatten(2).transpose(1, 2)
+    features = maps.flatten(2).transpose(1, 2)
+    features = (features - features.mean((0, 1))) / (features.std((0, 1)) + 1e-3)
+    return logits.masked_fill(~allowed[source_np], -1e4).argmax(-1), features
 
 
 def train(name, arguments, backbone, pool, teacher, steps, key_weight):
     """Trains `backbone` in place on what the teacher says of patches; returns the facts of the training."""
     model = Probed(backbone)
     named = torch.from_numpy(pool.named_nc)
+    # Things cover a fifth of the patches and are the harder part.
+    weight = torch.tensor([1.0 if name in STUFF else 3.0 for name in CLASSES])
 
     def loss_of(step, rng):
         rows = np.sort(rng.integers(len(pool.captions), size=BATCH))
         images = jitter(images_to_torch(pool.images_nhwc[rows]), rng)
         images, source = mix_blocks(images, rng, share=0.3)
-        labels = teach(teacher, images, named[rows], source)
-        patch, keys, image = model(images)
-        loss = functional.cross_entropy(patch.transpose(1, 2), labels)
+        labels, features = teach(teacher, images, named[rows], source)
+        patch, keys, image, guess = model(images)
+        loss = functional.cross_entropy(patch.transpose(1, 2), labels, weight)
+        loss = loss + functional.mse_loss(guess, features)
         if key_weight:
-            loss = loss + key_weight * functional.cross_entropy(keys.transpose(1, 2), labels)
+            loss = loss + key_weight * functional.cross_entropy(keys.transpose(1, 2), labels, weight)
         whole = functional.binary_cross_entropy_with_logits(image, named[rows][source].any(1).float())
         thing = labels >= len(STUFF)
         right = (patch.argmax(-1) == labels)[thing].float().mean()
@@ -217,7 +238,7 @@ def folded(dinov2):
 
 
 def main():
-    arguments = parse_arguments(__doc__, teacher_steps=900, steps=900, dino_steps=250)
+    arguments = parse_arguments(__doc__, teacher_steps=1100, steps=2000, dino_steps=300)
     pool = load_pool(arguments.work, "single", "mixed")
     teacher, facts = train_teacher(arguments, pool, arguments.teacher_steps)
     note(arguments.work, teacher=facts)

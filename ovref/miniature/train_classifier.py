@@ -13,11 +13,11 @@ from ovref.miniature.data import load_pool
 from ovref.miniature.train_backbone import jitter
 from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
 
-BATCH = 64
+BATCH = 48
 
 
 def main():
-    arguments = parse_arguments(__doc__, steps=1200)
+    arguments = parse_arguments(__doc__, steps=700)
     pool = load_pool(arguments.work, "single", "mixed")
     torch.manual_seed(5)
     model = Classifier()

@@ -26,10 +26,14 @@ from ovref.miniature.data import load_pool
 from ovref.miniature.tokenizer import CONTEXT, save_tokenizer
 from ovref.miniature.training import fit, images_to_torch, load_average, note, parse_arguments
 
-BATCH = 24
 CAPTION_DROP = 0.1
-SINGLE_STEPS = 1500
-"""Steps on scenes with one thing only, before the full variety."""
+PHASES = ((1500, 24, 0.0, 0.0), (2400, 24, 1.0, 0.0), (None, 16, 0.5, 0.7))
+"""Until step, images per step, share from the full variety, share of middle timesteps.
+
+One thing per image first: attention to things does not begin in crowded scenes. Middle timesteps last:
+they decide what shape a blob becomes, and the shape is what a name must be tied to.
+"""
+MIDDLE = (300, 950)
 
 
 def trained_vae(work):
@@ -103,17 +107,21 @@ def main():
     model = Denoiser()
 
     def loss_of(step, rng):
-        which = int(step >= SINGLE_STEPS)
-        rows = rng.integers(len(latents[which]), size=BATCH)
-        clean, tokens = latents[which][rows], ids[which][rows].clone()
-        tokens[torch.from_numpy(rng.random(BATCH) < CAPTION_DROP)] = nothing
+        batch, full, middle = next(p[1:] for p in PHASES if p[0] is None or step < p[0])
+        rows = [rng.integers(len(z), size=batch) for z in latents]
+        pick = rng.random(batch) < full
+        clean = torch.where(torch.from_numpy(pick)[:, None, None, None], latents[1][rows[1]], latents[0][rows[0]])
+        tokens = torch.where(torch.from_numpy(pick)[:, None], ids[1][rows[1]], ids[0][rows[0]])
+        tokens[torch.from_numpy(rng.random(batch) < CAPTION_DROP)] = nothing
         noise = torch.randn_like(clean)
         # Evenly spread timesteps: less variance than independent ones.
-        t = torch.from_numpy((rng.permutation(BATCH) + rng.random(BATCH)) / BATCH * 1000).long()
+        spread = (rng.permutation(batch) + rng.random(batch)) / batch
+        low, high = MIDDLE
+        t = np.where(rng.random(batch) < middle, low + spread * (high - low), spread * 1000)
+        t = torch.from_numpy(t).long()
         noisy = scheduler.add_noise(clean, noise, t)
         error = (model(noisy, t, tokens) - scheduler.get_velocity(clean, noise, t)) ** 2
-        by_image = error.mean((1, 2, 3))
-        return by_image.mean(), {"low": by_image[t < 333].mean().item(), "high": by_image[t >= 667].mean().item()}
+        return error.mean()
 
     facts = fit("diffusion", work, model, loss_of, arguments.steps, rate=1e-3, average=0.998)
     note(work, diffusion=facts)

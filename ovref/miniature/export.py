@@ -1,0 +1,72 @@
+"""Writes the averaged weights of the latest checkpoints as model folders.
+
+    python -m ovref.miniature.export --work DIR [--output ovref/miniature/weights]
+
+Also while trainings go on; a model without a checkpoint is left as it is. `training.json` records the
+steps and seconds behind every folder.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from ovref.miniature.architectures import (
+    Classifier,
+    new_clip,
+    new_dino,
+    new_dinov2,
+    save_clip,
+    save_stable_diffusion,
+    save_state,
+    save_vit,
+)
+from ovref.miniature.train_backbone import Probed
+from ovref.miniature.train_diffusion import Denoiser, trained_vae
+from ovref.miniature.training import load_average
+
+
+def export(work, output):
+    """Exports every model that has a checkpoint in `work`; returns {training: steps and seconds}."""
+    done = {}
+
+    def load(name, model):
+        if not (work / f"{name}.pt").is_file():
+            return False
+        load_average(name, work, model)
+        state = torch.load(work / f"{name}.pt", weights_only=True)
+        done[name] = {"steps": state["step"], "seconds": round(state["seconds"], 1)}
+        return True
+
+    denoiser, clip, classifier = Denoiser(), new_clip(), Classifier()
+    dinov2, dino = Probed(new_dinov2()), Probed(new_dino())
+    if load("diffusion", denoiser):
+        vae = trained_vae(work)
+        load("vae", vae)
+        save_stable_diffusion(output / "stable_diffusion", vae, denoiser.unet, denoiser.text_encoder)
+    if load("clip", clip):
+        save_clip(output / "clip", clip)
+    if load("dinov2", dinov2):
+        save_vit(output / "dinov2", dinov2.backbone)
+    if load("dino", dino):
+        save_vit(output / "dino", dino.backbone)
+    if load("classifier", classifier):
+        (output / "classifier").mkdir(parents=True, exist_ok=True)
+        save_state(output / "classifier" / "model.safetensors", classifier)
+    path = output / "training.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")
+    return done
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights")
+    arguments = parser.parse_args()
+    print(json.dumps(export(arguments.work, arguments.output)))
+
+
+if __name__ == "__main__":
+    main()
