@@ -1,5 +1,6 @@
 """`ReferenceCollection` against brute force, and against every kind of damage."""
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from ovref_inference import CollectionError, ReferenceCollection, store
 from ovref_inference import format as fmt
+from ovref_inference import index as indexes
 from ovref_inference.clustering import spherical_kmeans
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.vectors import l2_normalised
@@ -35,6 +37,30 @@ def test_search_text_and_regions_agree_with_brute_force(collection, built):
         np.testing.assert_array_equal(support.ids, ids)
         np.testing.assert_allclose(support.scores, scores, atol=1e-3)
         assert support.ids.dtype == np.int64
+
+
+def test_an_inverted_index_is_searched_with_its_own_parameters(built, tmp_path):
+    folder = built.write(tmp_path / "scratch")
+    index = indexes.build_index(built.textual, "IVF4,SQfp16")
+    indexes.write_index(index, folder / fmt.FILES["textual_index"])
+    dead = [3, 17]
+    columns = fmt.tombstone_columns(dead, "opt-out")
+    fmt.write_table(folder / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, columns)
+    ids, _ = brute_force(built.textual, built.noun_embeddings, len(built.textual))
+    alive = [row[~np.isin(row, dead)][:9] for row in ids]
+    for nprobe, recall in ((4, 1.0), (1, 0.5)):
+        info = fmt.IndexInfo(
+            factory="IVF4,SQfp16", search={"nprobe": nprobe}, recall=recall, recall_k=10
+        )
+        manifest = dataclasses.replace(built.manifest(), textual_index=info)
+        store.publish(folder, str(tmp_path / str(nprobe)), manifest)
+    with ReferenceCollection.open(tmp_path / "4") as every:
+        found = every.search_text(built.noun_embeddings, k=9)
+        np.testing.assert_array_equal(found.ids, alive)
+    with ReferenceCollection.open(tmp_path / "1") as first:
+        found = first.search_text(built.noun_embeddings, k=len(built.textual))
+        # One list of four does not hold everything.
+        assert (found.ids[:, -1] == -1).all() and (found.ids[:, 0] == np.array(alive)[:, 0]).all()
 
 
 def test_queries_need_not_be_normalised(collection, built):
