@@ -370,12 +370,12 @@ def train(sentences: list[Sentence], dev_set: list[Sentence], epochs: int) -> tu
             value = 3 * cased["noun_f1"] + lowered["noun_f1"]
             if value > best["value"]:
                 best = {"value": value, "epoch": epoch, "dev": cased, "dev_lower_case": lowered}
-                weights = nlp.get_pipe("tagger").to_bytes()
+                weights = nlp.get_pipe("tagger").to_bytes(exclude=["vocab"])
         report = {"epoch": epoch, "loss": round(losses["tagger"]), "f1": cased, "lower": lowered}
         print(f"{time.monotonic() - began:6.0f} s", json.dumps(report), flush=True)
     # Into a fresh pipeline, so that no words of the treebank are shipped in its string store.
     trained = new_pipeline(labels, vectors)
-    trained.get_pipe("tagger").from_bytes(weights)
+    trained.get_pipe("tagger").from_bytes(weights, exclude=["vocab"])
     return trained, {name: best[name] for name in ("epoch", "dev", "dev_lower_case")}
 
 
