@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.progress import Progress
 
-from ovref.errors import OvrefError
+from ovref.errors import OvrefError, StorageError
 from ovref.storage.steps import Commit, StepFolder
 
 QUARANTINE = "_quarantine"
@@ -58,13 +58,25 @@ class Ledger:
         return shard, self._tries[shard] - 1
 
     def settle(self, shard: str, outcome: Outcome) -> None:
-        """Books what came of a shard. Raises the fatal error, if that is what came."""
+        """Books what came of a shard.
+
+        Raises:
+            OvrefError: the fatal error, if that is what came.
+            StorageError: the shard was committed to a place that cannot be seen from here.
+            JobError: too many shards have failed.
+        """
         if outcome.fatal is not None:
             raise outcome.fatal
         if outcome.error is not None:
             self._errors[shard] += 1
             self._again(shard, self._errors[shard] < self.config.attempts, outcome.error)
             return
+        if self.target.commit_of(shard) is None:
+            raise StorageError(
+                f"a worker has committed shard {shard} to {self.target.store.url}, but it is not "
+                "there for this process: workers and driver need one place that all of them see, "
+                "a shared folder or an object store"
+            )
         self.committed_now += 1
         dropped = Counter(outcome.commit.dropped) + Counter(outcome.commit.dropped_parts)
         self.progress.finished(self.records[shard], dropped)

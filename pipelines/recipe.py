@@ -9,6 +9,7 @@ a folder that was made with other settings is refused before anything runs.
 
 import dataclasses
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -135,7 +136,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
         StoppedError: SIGTERM or SIGINT came. What is committed stays, the same call goes on.
     """
     started = time.monotonic()
-    output = Store.open(config.output)
+    output = open_store(config.output)
     check_conditional_create(output)
     folders = open_steps(config)
     output.write(BUILD, _json(dump(config)))
@@ -174,8 +175,8 @@ def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
         InputError: the corpus is not there.
         MismatchError: a folder was made with other settings.
     """
-    here = Store.open(config.output)
-    upstream = here if config.images_from is None else Store.open(config.images_from)
+    here = open_store(config.output)
+    upstream = here if config.images_from is None else open_store(config.images_from)
     corpus = {"corpus": identify(config.corpus), "shard_size": config.shard_size}
     captions = open_step(upstream, "captions", corpus, create=create)
 
@@ -208,7 +209,7 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
         output=target,
         work=_work_folder(config),
         licences=config.licences,
-        base=None if config.base is None else Store.open(config.base),
+        base=None if config.base is None else open_store(config.base),
         replace=config.replace,
         allow_incomplete=config.allow_incomplete,
         threads=config.engine.threads,
@@ -221,8 +222,13 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
 def collection_store(config: BuildConfig) -> Store:
     """Where the collection is, or will be."""
     if config.collection is not None:
-        return Store.open(config.collection)
-    return Store.open(config.output).child(COLLECTION)
+        return open_store(config.collection)
+    return open_store(config.output).child(COLLECTION)
+
+
+def open_store(url: str) -> Store:
+    """The store at a URL or local path; a relative path means the same in every worker."""
+    return Store.open(url if "://" in url else os.path.abspath(url))
 
 
 def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
@@ -288,7 +294,7 @@ class _LazyTexts:
 def _work_folder(config: BuildConfig) -> Path:
     if config.work is not None:
         return Path(config.work)
-    output = Store.open(config.output)
+    output = open_store(config.output)
     if output.is_local:
         return Path(output.url.removeprefix("file://")) / WORK
     return Path(tempfile.gettempdir()) / "ovref_reduce"

@@ -9,7 +9,7 @@ import pytest
 from ovref_pipelines import ray_engine
 from ovref_pipelines.engine import run_step
 from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.ledger import MAX_WORKER_DEATHS, JobError
+from ovref_pipelines.ledger import MAX_WORKER_DEATHS, JobError, Ledger, Outcome
 from ovref_pipelines.progress import Progress
 from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
 
@@ -178,6 +178,17 @@ def test_a_cluster_that_is_not_there_is_said_at_once():
     nowhere = EngineConfig(engine="ray", address="127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"cannot join Ray at 127.0.0.1:1: .*refused"):
         ray_engine._start(nowhere)
+
+
+def test_a_commit_that_the_driver_cannot_see_is_an_error(run, tmp_path):
+    _, elsewhere, _ = run([["plain"]], LOCAL)
+    commit = elsewhere.commit_of("000000")
+    source = caption_step(str(tmp_path / "here"), [["plain"]])
+    target = prompt_step(str(tmp_path / "here"), source, ObedientSpec(scratch=""))
+    ledger = Ledger({"000000": 1}, target, LOCAL, Progress("prompts", stream=io.StringIO()))
+    ledger.take()
+    with pytest.raises(StorageError, match="a shared folder or an object store"):
+        ledger.settle("000000", Outcome(commit=commit))
 
 
 @pytest.mark.parametrize(

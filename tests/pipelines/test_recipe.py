@@ -141,6 +141,12 @@ def test_what_is_there_is_not_made_again(config):
     assert contents(config) == before
 
 
+def test_a_relative_output_means_the_same_for_every_worker(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = recipe.open_steps(dataclasses.replace(config, output="out"))
+    assert folders.images.store.url == str(tmp_path / "out" / "images")
+
+
 def test_two_builds_of_one_config_are_the_same_bytes(config, tmp_path):
     recipe.build(config)
     other = dataclasses.replace(config, output=str(tmp_path / "other"))
