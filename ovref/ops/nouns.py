@@ -24,6 +24,7 @@ from spacy.tokens import Doc, Token
 from ovref.ops.word_lists import (
     COLOURS,
     COMPOUNDS,
+    DRINKS,
     GAMES,
     ING_NOUNS,
     INVARIANT,
@@ -78,6 +79,7 @@ def nouns_of(
     """
     words = _words(doc, NOUN_TAGS + PROPER_TAGS if include_proper else NOUN_TAGS)
     _unsay_verbs(words)
+    _tell_glasses(words)
     found: dict[str, Noun] = {}
     at = 0
     while at < len(words):
@@ -144,6 +146,15 @@ def _unsay_verbs(words: list[_Word]) -> None:
             article = False
         if after and after.noun and word.text.endswith("ing") and word.text not in ING_NOUNS:
             word.noun = False
+
+
+def _tell_glasses(words: list[_Word]) -> None:
+    """`wine glasses` and `glasses of milk` are many of one thing; other glasses are worn."""
+    for at, word in enumerate(words):
+        before = words[at - 1].text if at else ""
+        after = words[at + 1].text if at + 1 < len(words) else ""
+        if word.text == "glasses" and (before in DRINKS or after == "of"):
+            word.lemma = "glass"
 
 
 def _looks_plural(word: str) -> bool:

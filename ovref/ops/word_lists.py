@@ -43,6 +43,9 @@ INVARIANT = _words(
 )
 """Plural in form or use: they stay as they are."""
 
+DRINKS = _words("wine beer water juice milk champagne cocktail martini shot pint drinking")
+"""Before `glasses` they tell that one drinks from them."""
+
 SINGULARS_IN_S = _words(
     """
     lens canvas atlas bias alias pancreas christmas chaos cosmos ethos kudos rhinoceros molasses

@@ -267,6 +267,13 @@ def test_a_plural_that_the_tagger_calls_singular_is_made_singular():
     assert texts("a/DT dish/NN sits/NN on/IN it/PRP") == ["dish"]
 
 
+def test_glasses_are_worn_or_drunk_from():
+    assert texts("a/DT man/NN with/IN glasses/NNS") == ["man", "glasses"]
+    assert texts("two/CD wine/NN glasses/NNS") == ["wine glass"]
+    assert texts("two/CD glasses/NNS of/IN milk/NN") == ["glass", "milk"]
+    assert texts("eye/NN glasses/NNS") == ["eye glasses"]
+
+
 def test_short_and_odd_plurals_do_not_vanish():
     for plural in ["s", "as", "is", "us", "ies", "es", "-", "men", "ss", "ves"]:
         assert singular(plural)
