@@ -10,12 +10,13 @@ Graphs of many images and many thresholds are cut in one batch: the eigenvector 
 iterative solver for a stack of dense graphs (`second_eigenvectors`), not from one factorisation per
 graph. The Conditional Random Field that the paper optionally runs on each mask is not implemented.
 MaskCut's other rule for the foreground (swap the sides when three corners of the image are
-foreground) is not used either: OpenCut wants the masks of the background too.
+foreground) is not used either: OpenCut wants the masks of the background too. Instead,
+`foreground="smaller"` avoids masks of several objects with what lies between them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -47,6 +48,10 @@ class OpenCutConfig:
     background. The best list depends on the backbone: tune it on validation images."""
     stages: int = 3
     """Masks per threshold at most (the paper's t)."""
+    foreground: Literal["peak", "smaller"] = "peak"
+    """Which side of a cut becomes the mask: `peak`, the one with the eigenvector's largest absolute
+    value (FOSSIL, MaskCut); `smaller`, the one with fewer patches, or the peak's if they are equal.
+    The peak's side may hold several parts of the image at once, the smaller one rarely does."""
     eta: float = 16.0
     """Connected components smaller than this are dropped. In patches of the paper's 60 x 60 grid,
     so 16 is 0.44 % of the image; on another grid it is scaled by area. 0 keeps everything."""
@@ -105,6 +110,7 @@ def opencut(
             keys_bnd[image_of_graph[start : start + at_once].to(keys_bnd.device)],
             tau_of_graph[start : start + at_once].to(keys_bnd.device),
             config.stages,
+            config.foreground,
         ).cpu()
         for start in range(0, len(tau_of_graph), at_once)
     ]
@@ -112,7 +118,9 @@ def opencut(
     return [refine(masks_mhw, config) for masks_mhw in masks_bmhw]
 
 
-def maskcut(keys_bnd: torch.Tensor, taus_b: torch.Tensor, stages: int) -> torch.Tensor:
+def maskcut(
+    keys_bnd: torch.Tensor, taus_b: torch.Tensor, stages: int, side: str = "peak"
+) -> torch.Tensor:
     """Up to `stages` foreground masks of every graph, by repeated normalised cuts.
 
     After each cut the keys of the foreground are set to zero. A graph is finished early when all
@@ -123,6 +131,7 @@ def maskcut(keys_bnd: torch.Tensor, taus_b: torch.Tensor, stages: int) -> torch.
         keys_bnd: (graphs, n, d) float keys.
         taus_b: (graphs,) similarity thresholds in (-1, 1).
         stages: masks per graph at most.
+        side: as `OpenCutConfig.foreground`.
 
     Returns:
         (graphs, stages, n) bool; the mask of a stage that was not reached is empty.
@@ -139,7 +148,7 @@ def maskcut(keys_bnd: torch.Tensor, taus_b: torch.Tensor, stages: int) -> torch.
         if len(active) == 0:
             break
         affinity = linked.double().clamp_(min=WEAK_LINK)
-        foreground = foreground_of(second_eigenvectors(affinity)[0])
+        foreground = foreground_of(second_eigenvectors(affinity)[0], side)
         new = (foreground & keys_bnd[active].any(2)).any(1)
         active, foreground = active[new], foreground[new]
         masks_bsn[active, stage] = foreground
@@ -147,14 +156,15 @@ def maskcut(keys_bnd: torch.Tensor, taus_b: torch.Tensor, stages: int) -> torch.
     return masks_bsn
 
 
-def foreground_of(x_bn: torch.Tensor) -> torch.Tensor:
-    """The side of each cut (eq. 3) that holds the largest absolute value of its eigenvector.
+def foreground_of(x_bn: torch.Tensor, side: str = "peak") -> torch.Tensor:
+    """The side of each cut (eq. 3) that becomes the mask.
 
     The result does not depend on the sign of the eigenvector. Where several patches share the
     largest absolute value up to rounding, the first of them decides.
 
     Args:
         x_bn: (graphs, n) eigenvectors.
+        side: as `OpenCutConfig.foreground`.
 
     Returns:
         (graphs, n) bool.
@@ -162,7 +172,10 @@ def foreground_of(x_bn: torch.Tensor) -> torch.Tensor:
     size = x_bn.abs()
     seed = (size >= size.amax(1, keepdim=True) * (1 - 1e-6)).int().argmax(1, keepdim=True)
     x_bn = x_bn * torch.where(x_bn.gather(1, seed) < 0, -1, 1)
-    return x_bn > x_bn.mean(1, keepdim=True)
+    above = x_bn > x_bn.mean(1, keepdim=True)
+    if side == "smaller":
+        above = above ^ (2 * above.sum(1, keepdim=True) > x_bn.shape[1])
+    return above
 
 
 def second_eigenvectors(

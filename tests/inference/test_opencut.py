@@ -126,6 +126,25 @@ def test_foreground_of_a_tie_holds_the_first_patch():
     assert torch.equal(foreground_of(-x), expected)
 
 
+def test_foreground_by_size_is_the_smaller_side_and_the_peak_s_if_they_are_equal():
+    x = torch.tensor([[5.0, -1.0, -1.0, -1.0], [3.0, 3.0, 3.0, -1.0], [2.0, 2.0, -1.0, -1.0]])
+    expected = [
+        [True, False, False, False],
+        [False, False, False, True],
+        [True, True, False, False],
+    ]
+    for sign in (1, -1):
+        assert foreground_of(sign * x, "smaller").tolist() == expected
+
+
+def test_the_smaller_side_is_cut_out_when_it_is_asked_for():
+    labels = np.zeros((4, 6), int)
+    labels[:, 4:] = 1
+    config = OpenCutConfig(taus=(0.5,), stages=1, eta=0.0, foreground="smaller")
+    (masks_nhw,) = opencut(keys_of_labels(labels), config)
+    np.testing.assert_array_equal(masks_nhw, [labels == 1])
+
+
 def keys_of_labels(labels_hw, dimension=16, noise=0.05, seed=0):
     """One direction per label, almost orthogonal, with a little noise: (1, h, w, d)."""
     rng = np.random.default_rng(seed)
