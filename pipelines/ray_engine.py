@@ -1,4 +1,4 @@
-"""Runs the shards of a step on Ray actors. The only module that imports ray.
+"""Runs the shards of a step on Ray actors. Only `submit` imports ray besides.
 
 Actors are built from the specs and hold the models; the driver gives each one shard at a time and
 waits for any of them. Ray's own retries are off: the driver knows what a lost worker had in hand,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from ovref.stages.embed import Embed
 from ovref.stages.synthesize import Synthesize
 
 submit = pytest.importorskip("ovref_pipelines.submit")
-from ray.job_submission import JobStatus  # noqa: E402 - after the check that Ray is installed
+import ray  # noqa: E402 - after the check that it is installed
+from job_server import JobServer  # noqa: E402
+from ray.job_submission import JobStatus  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -321,16 +324,7 @@ def test_leaving_the_log_leaves_the_job(cluster, ovref, monkeypatch):
     assert len(cluster.jobs) == 1
 
 
-# -- a real head -------------------------------------------------------------------------------
-
-HEAD = """
-import sys, ray
-context = ray.init("local", num_cpus=2, include_dashboard=True, dashboard_port=0,
-                   log_to_driver=False, object_store_memory=80 << 20)
-print("http://" + context.dashboard_url, flush=True)
-sys.stdin.read()
-ray.shutdown()
-"""
+# -- over HTTP ---------------------------------------------------------------------------------
 
 TOOL = """#!/bin/sh
 # Stands for the command on the cluster: answers as the output's name tells it to.
@@ -344,28 +338,81 @@ esac
 """
 
 
+def make_tool(folder):
+    (folder / "ovref").write_text(TOOL)
+    (folder / "ovref").chmod(0o755)
+
+
+def test_ray_s_client_over_http(tmp_path, monkeypatch, capsys):
+    make_tool(tmp_path)
+    settings = ["engine.engine=ray", "corpus.path=/c", f"output={tmp_path}/fine"]
+    build = ["--config", str(ROOT / "configs" / "miniature.yaml"), *settings]
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # --address wins
+    with JobServer(tmp_path, ray.__version__) as server:
+        def ovref(*arguments):
+            code = cli.main(["submit", "--address", server.address, *build, *arguments])
+            return code, *capsys.readouterr()
+
+        code, printed, error = ovref()
+        assert (code, printed) == (0, "the build begins\nthe build ends\n")
+        assert re.fullmatch(
+            r"ovref: submitted as job (ovref-fine-\w{12})\novref: job \1 succeeded\n", error
+        )
+        config = load(BuildConfig, tmp_path / "ovref.sent")
+        assert config == load(BuildConfig, build[1], settings)
+        code, _, error = ovref()
+        assert code == 2 and "has succeeded already" in error
+        code, printed, error = ovref("--again", "--detach")
+        assert (code, printed) == (0, "") and "-2\n" in error
+        code, printed, _ = ovref("--attach")
+        assert (code, printed) == (0, "the build begins\nthe build ends\n")
+
+        build[-1] = f"output={tmp_path}/mend"
+        code, printed, error = ovref()
+        assert (code, printed) == (2, "the build begins\nto be mended\n")
+        assert error.endswith("failed: exit code 2\n")
+        code, _, error = ovref()
+        assert code == 2 and "submitted as job ovref-mend-" in error and "-2\n" in error
+
+
+# -- a real head -------------------------------------------------------------------------------
+
+HEAD = """
+import sys, ray
+for attempt in range(3):  # Ray waits half a minute for its processes: a busy machine may be later
+    try:
+        context = ray.init("local", num_cpus=2, include_dashboard=True, log_to_driver=False,
+                           object_store_memory=80 << 20)
+        break
+    except Exception as error:
+        ray.shutdown()
+        print(error, file=sys.stderr)
+print("http://" + context.dashboard_url, flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """Address of a head with a dashboard; a fake `ovref` is the first on its path."""
     folder = tmp_path_factory.mktemp("head")
-    (folder / "ovref").write_text(TOOL)
-    (folder / "ovref").chmod(0o755)
+    make_tool(folder)
     environment = {
-        **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": "/tmp",
+        **os.environ, "RAY_AUTH_MODE": "disabled",
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         environment.pop(name, None)
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEAD], env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    address = process.stdout.readline().strip()
-    assert address.startswith("http://"), "the head did not start"
-    yield address
-    process.stdin.close()
-    process.wait(timeout=60)
-    process.stdout.close()
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-c", HEAD], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+        ) as process,  # whose input is closed in the end: then it leaves
+    ):  # fmt: skip
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://"), (folder / "log").read_text()
+        yield address
 
 
 @pytest.mark.slow
