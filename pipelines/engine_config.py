@@ -8,7 +8,7 @@ from ovref.config import STRICT
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Where shards run. Nothing here changes a byte of the output."""
+    """Where shards run. Nothing here but `threads` can change a byte of the output."""
 
     __pydantic_config__ = STRICT
 
@@ -24,7 +24,8 @@ class EngineConfig:
     gpus_per_worker: float = 0.0
     """GPUs that Ray sets aside for a worker; a fraction shares one."""
     threads: int = 1
-    """Threads of numeric libraries in a worker. More threads may add in another order."""
+    """Threads of numeric libraries in a worker. Another number may add in another order, which can
+    change last bits; both engines give the same bytes at the same number."""
     attempts: int = 2
     """Times a shard may raise before it is quarantined."""
     max_quarantined: int = 20

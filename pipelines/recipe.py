@@ -85,7 +85,7 @@ class BuildConfig:
     """Local folder for reducing, with room for three times the embeddings; None for `_reduce` in
     a local output, and otherwise a place in the machine's temporary folder."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """Where the shards run; changes no byte of the output."""
+    """Where the shards run; no part of any step's identity."""
 
     def __post_init__(self) -> None:
         if not self.output:

@@ -18,8 +18,8 @@ SMALL = (CORPUS, "corpus.limit=10", "shard_size=4", "synthesize.steps=2", "synth
 def test_engines_and_numbers_of_workers_agree_to_the_byte(local_ray, tmp_path):
     engines = {
         "local": ("engine.engine=local", "engine.workers=1"),
-        "ray1": ("engine.workers=1",),
-        "ray3": ("engine.workers=3",),
+        "ray1": ("engine.engine=ray", "engine.workers=1"),
+        "ray3": ("engine.engine=ray", "engine.workers=3"),
     }
     files, fingerprints = {}, {}
     for name, engine in engines.items():
