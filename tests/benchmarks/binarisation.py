@@ -8,12 +8,14 @@ into masks by each rule. Figures are of the miniature and say nothing about real
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ovref.miniature import weights_path
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.models.diffusion import attribute_images, load_pipeline
@@ -40,6 +42,7 @@ def main():
     maps, truth, stuff = attributed(arguments.scenes)
     results = {
         "model": f"{MODEL} (the miniature: no figure here is one of a real model)",
+        "weights": weights_digest(),
         "scenes": arguments.scenes,
         "split": "validation",
         "regions": len(maps),
@@ -52,8 +55,8 @@ def main():
         "",
         f"Masks from attribution heatmaps against true masks: {results['regions']} regions of "
         f"{results['scenes']} validation scenes, {results['model']}. `precision` is the share of "
-        "a mask that is right, the purity of what is pooled. Made by "
-        "`tests/benchmarks/binarisation.py`.",
+        "a mask that is right, the purity of what is pooled. UNet weights "
+        f"{results['weights']}. Made by `tests/benchmarks/binarisation.py`.",
         "",
         "| " + " | ".join(field.replace("_", " ") for field in fields) + " |",
         "|---" * len(fields) + "|",
@@ -66,6 +69,12 @@ def main():
     (arguments.output / "binarisation.json").write_text(json.dumps(results, indent=1) + "\n")
     (arguments.output / "binarisation.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def weights_digest():
+    """Start of the SHA-256 of the UNet's weights: which training of the miniature was measured."""
+    weights = weights_path("stable_diffusion") / "unet" / "diffusion_pytorch_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
 
 def attributed(count):
