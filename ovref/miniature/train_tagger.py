@@ -90,7 +90,7 @@ EPOCHS = 12
 CLUSTERED_WORDS = 60_000
 """The most frequent words whose Brown cluster is known."""
 PREFIX_BITS = (4, 6, 8)
-"""Lengths of a cluster's path, from the root, that have a dimension each; shorter is more general."""
+"""Lengths of the first part of a cluster's path that count; a shorter one is more general."""
 CLUSTER_DIMENSIONS = 96
 """Of a random direction for the whole path."""
 DROPOUT = 0.25
@@ -342,8 +342,7 @@ def train(sentences: list[Sentence], dev_set: list[Sentence], epochs: int) -> tu
     rng = random.Random(SEED)
     whole, phrases = training_pairs(sentences)
     labels = sorted({tag for _, tags in whole for tag in tags})
-    vectors = cluster_vectors()
-    nlp = new_pipeline(labels, vectors)
+    nlp = new_pipeline(labels, cluster_vectors())
     nlp.initialize(lambda: [example(nlp, pair, Counter(), rng) for pair in whole[:200]])
     counts: Counter[int] = Counter()
     for words, _ in whole:
@@ -373,8 +372,9 @@ def train(sentences: list[Sentence], dev_set: list[Sentence], epochs: int) -> tu
                 weights = nlp.get_pipe("tagger").to_bytes(exclude=["vocab"])
         report = {"epoch": epoch, "loss": round(losses["tagger"]), "f1": cased, "lower": lowered}
         print(f"{time.monotonic() - began:6.0f} s", json.dumps(report), flush=True)
-    # Into a fresh pipeline, so that no words of the treebank are shipped in its string store.
-    trained = new_pipeline(labels, vectors)
+    # Into a fresh pipeline, so that no words of the treebank are shipped in its string store (which
+    # a pipeline shares with its vectors).
+    trained = new_pipeline(labels, cluster_vectors())
     trained.get_pipe("tagger").from_bytes(weights, exclude=["vocab"])
     return trained, {name: best[name] for name in ("epoch", "dev", "dev_lower_case")}
 
