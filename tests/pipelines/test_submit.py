@@ -416,6 +416,8 @@ def head(tmp_path_factory):
 
 
 @pytest.mark.slow
+# Ray's client calls aiohttp so.
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
 def test_on_a_real_head(head, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # --address wins
     client = submit.connect(head)
