@@ -11,9 +11,11 @@ per resolution:
 where `weights` (image, noun, key) is 1 / (number of the noun's tokens) at the noun's tokens and 0
 elsewhere, so one product picks, averages and accumulates. Summing, averaging and upsampling are
 linear, so upsampling each buffer once equals upsampling every map. Three deviations from the
-published program, none of which moves a heatmap visibly:
+published program:
 
-- negative values that bicubic upsampling makes are clamped once at the end, not once per map;
+- negative values that bicubic upsampling makes are clamped once at the end, not once per map, so
+  that memory does not grow with layers and heads. Beside sharp peaks DAAM's own order comes out a
+  little higher: `tests/benchmarks/results/attribution.md` has the measured difference;
 - the mean is also taken over the steps, so a heatmap is in units of attention probability;
 - the conditional part of a guided batch is known from the number of captions, never guessed, so
   unguided sampling (LCM, distilled models) keeps all its heads.
