@@ -65,7 +65,7 @@ class EvaluateSpec:
     have the encoder's own size. N is far below the paper's, for a small collection has few dozen
     references of a class, and whatever is retrieved beyond them is of other classes."""
     opencut: OpenCutConfig = field(
-        default_factory=lambda: OpenCutConfig(taus=(0.65,), stages=4, foreground="smaller")
+        default_factory=lambda: OpenCutConfig(taus=(0.75,), stages=4, foreground="smaller")
     )
     """Proposals, for the miniature's backbones: chosen on validation scenes."""
     keys: VisualEncoderConfig = field(default_factory=_miniature_keys)
