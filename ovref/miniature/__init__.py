@@ -23,5 +23,7 @@ def weights_path(name):
     folder = Path(str(files(__name__))) / "weights"
     if not (folder / name).is_dir():
         have = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        raise FileNotFoundError(f"no miniature weights called {name!r} in {folder}; there are {have}")
+        raise FileNotFoundError(
+            f"no miniature weights called {name!r} in {folder}; there are {have}"
+        )
     return folder / name

@@ -153,7 +153,9 @@ def caption_of(layout, rng):
     elif layout.arrangement == "beside":
         left, right = layout.groups
         relation = rng.choice(["to the left of", "to the right of", "next to", "and"])
-        swap = relation == "to the right of" or (relation in ("next to", "and") and rng.random() < 0.5)
+        swap = relation == "to the right of" or (
+            relation in ("next to", "and") and rng.random() < 0.5
+        )
         first, second = (right, left) if swap else (left, right)
         _say_group(writer, first, rng)
         if rng.random() < 0.92:

@@ -44,7 +44,9 @@ def export(work, output):
     if load("diffusion", denoiser):
         vae = trained_vae(work)
         load("vae", vae)
-        save_stable_diffusion(output / "stable_diffusion", vae, denoiser.unet, denoiser.text_encoder)
+        save_stable_diffusion(
+            output / "stable_diffusion", vae, denoiser.unet, denoiser.text_encoder
+        )
     if load("clip", clip):
         save_clip(output / "clip", clip)
     if load("dinov2", dinov2):

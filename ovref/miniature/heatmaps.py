@@ -12,7 +12,9 @@ from torch.nn import functional
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.miniature.training import images_to_torch
 
-TIMESTEPS = (50, 100, 200, 300, 400, 500, 600, 700, 800)
+TIMESTEPS = (50, 100, 200, 300, 500, 700)
+LOW_NOISE = (50, 100, 200, 300)
+"""The timesteps whose attention is sharpest in the miniature."""
 
 
 class _Recorder:
@@ -45,7 +47,9 @@ def token_columns(tokenizer, caption, nouns):
     """Token positions of every noun: list of int arrays, by character overlap."""
     offsets = tokenizer(caption, return_offsets_mapping=True).offset_mapping
     return [
-        np.array([i for i, (a, b) in enumerate(offsets) if a < noun.end and b > noun.start and b > a])
+        np.array(
+            [i for i, (a, b) in enumerate(offsets) if a < noun.end and b > noun.start and b > a]
+        )
         for noun in nouns
     ]
 
@@ -84,11 +88,15 @@ def attention_of_scenes(pipeline, scenes, timesteps=TIMESTEPS, seed=0, batch=32)
             noise = torch.randn(clean.shape, generator=generator)
             t = torch.full((len(part),), t)
             store.clear()
-            pipeline.unet(pipeline.scheduler.add_noise(clean, noise, t), t, encoder_hidden_states=states)
+            pipeline.unet(
+                pipeline.scheduler.add_noise(clean, noise, t), t, encoder_hidden_states=states
+            )
             sizes = []
             for side in (16, 8):
                 total = torch.stack([p for p in store if p.shape[1] == side * side]).mean(0)
-                nouns = torch.stack([total[i][:, c].sum(1) for i, cs in enumerate(columns) for c in cs])
+                nouns = torch.stack(
+                    [total[i][:, c].sum(1) for i, cs in enumerate(columns) for c in cs]
+                )
                 sizes.append(functional.interpolate(nouns.unflatten(1, (1, side, side)), size=64,
                                                     mode="bilinear")[:, 0])  # fmt: skip
             every[which].append(torch.stack(sizes))

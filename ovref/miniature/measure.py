@@ -21,13 +21,20 @@ from transformers import AutoModel
 
 from ovref.miniature import WEIGHTS, weights_path
 from ovref.miniature.architectures import Classifier
-from ovref.miniature.heatmaps import TIMESTEPS, attention_of_scenes, iou_by_kind, minmax, otsu
+from ovref.miniature.heatmaps import (
+    LOW_NOISE,
+    TIMESTEPS,
+    attention_of_scenes,
+    iou_by_kind,
+    minmax,
+    otsu,
+)
 from ovref.miniature.scenes import combinations, render
 from ovref.miniature.shapes import CLASSES, STUFF, THINGS
 from ovref.miniature.train_clip import TEMPLATES
 from ovref.miniature.training import images_to_torch
 
-SAMPLING = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": 64, "width": 64}
+SAMPLING = {"num_inference_steps": 16, "guidance_scale": 4.0, "height": 64, "width": 64}
 """Recommended sampling settings of the miniature pipeline, with its own DDIM scheduler."""
 
 
@@ -68,23 +75,30 @@ def measure_vae(vae, scenes):
 
 
 def measure_heatmaps(pipeline, scenes):
-    """Mean IoU of binarised heatmaps, by timestep and for their mean over resolutions and timesteps."""
+    """Mean IoU of binarised heatmaps of noun mentions with the true masks.
+
+    By timestep, by resolution of the attention layers (at the best timesteps), and by rule.
+    """
     maps, classes, rows = attention_of_scenes(pipeline, scenes)
-    by_t = {
-        str(t): dict(zip(("things", "stuff"), iou_by_kind(otsu(m.mean(0)), classes, rows, scenes), strict=True))
-        for t, m in zip(TIMESTEPS, maps, strict=True)
-    }
-    mean = maps.mean((0, 1))
-    rules = {f"minmax>{c}": minmax(mean) > c for c in (0.3, 0.4, 0.45, 0.5, 0.6)}
-    rules["otsu"] = otsu(mean)
-    by_rule = {
-        name: dict(zip(("things", "stuff"), iou_by_kind(mask, classes, rows, scenes), strict=True))
-        for name, mask in rules.items()
-    }
-    return {"mentions": len(classes), "otsu_by_timestep": by_t, "by_rule": by_rule}
+
+    def score(mask):
+        return dict(zip(("things", "stuff"), iou_by_kind(mask, classes, rows, scenes), strict=True))
+
+    low = maps[[i for i, t in enumerate(TIMESTEPS) if t in LOW_NOISE]].mean(0)
+    rules = {f"minmax>{c}": minmax(low[0]) > c for c in (0.3, 0.4, 0.45, 0.5, 0.6)}
+    return {
+        "mentions": len(classes),
+        "otsu_16x16_by_timestep": {
+            str(t): score(otsu(m[0])) for t, m in zip(TIMESTEPS, maps, strict=True)
+        },
+        "otsu_low_noise_by_layers": {
+            "16x16": score(otsu(low[0])), "8x8": score(otsu(low[1])), "both": score(otsu(low.mean(0))),
+        },
+        "low_noise_16x16_by_rule": {name: score(m) for name, m in rules.items()} | {"otsu": score(otsu(low[0]))},
+    }  # fmt: skip
 
 
-def prompts_of_split(split, per_thing=4):
+def prompts_of_split(split, per_thing=3):
     """`a <colour> <thing> on the <ground>` for combinations of a split: (prompts, class ids)."""
     prompts, ids = [], []
     for thing in THINGS:
@@ -95,7 +109,7 @@ def prompts_of_split(split, per_thing=4):
     return prompts, np.array(ids)
 
 
-def measure_generation(pipeline, clip, classifier, split, per_thing=4):
+def measure_generation(pipeline, clip, classifier, split, per_thing=3):
     """Share of generated images that show the thing asked for, to CLIP and to the classifier."""
     prompts, ids = prompts_of_split(split, per_thing)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
@@ -133,7 +147,9 @@ def patch_labels(scenes, side):
     """Most frequent label of every patch: (n, (64 / side) ** 2)."""
     labels = np.stack([s.label_hw for s in scenes])
     n, grid = len(labels), labels.shape[1] // side
-    blocks = labels.reshape(n, grid, side, grid, side).transpose(0, 1, 3, 2, 4).reshape(-1, side * side)
+    blocks = (
+        labels.reshape(n, grid, side, grid, side).transpose(0, 1, 3, 2, 4).reshape(-1, side * side)
+    )
     counts = np.stack([(blocks == c).sum(1) for c in range(len(CLASSES))])
     return counts.argmax(0).reshape(n, grid * grid)
 
@@ -147,12 +163,17 @@ def dense_features(model, scenes, batch=32):
 
 def measure_backbone(model, split, bank=250, queries=120, neighbours=10):
     """Patch classification from train scenes: nearest neighbours and nearest class mean."""
-    known, asked = [render(10**7 + i) for i in range(bank)], [render(i, split) for i in range(queries)]
+    known, asked = (
+        [render(10**7 + i) for i in range(bank)],
+        [render(i, split) for i in range(queries)],
+    )
     keys = dense_features(model, known).flatten(0, 1)
     labels = torch.from_numpy(patch_labels(known, 4)).flatten()
     x = dense_features(model, asked).flatten(0, 1)
     truth = torch.from_numpy(patch_labels(asked, 4)).flatten()
-    means = functional.normalize(torch.stack([keys[labels == c].mean(0) for c in range(len(CLASSES))]), dim=-1)
+    means = functional.normalize(
+        torch.stack([keys[labels == c].mean(0) for c in range(len(CLASSES))]), dim=-1
+    )
     by_mean = (x @ means.T).argmax(1)
     by_vote = torch.cat([
         functional.one_hot(labels[(part @ keys.T).topk(neighbours).indices], len(CLASSES)).sum(1).argmax(1)
@@ -176,9 +197,11 @@ def parameters_of(name):
 
 
 @torch.no_grad()
-def measure(split, heatmap_scenes=96):
+def measure(split, heatmap_scenes=80):
     """All measurements of a split, as one dict."""
-    pipeline = StableDiffusionPipeline.from_pretrained(weights_path("stable_diffusion"), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        weights_path("stable_diffusion"), torch_dtype=torch.float32
+    )
     clip, classifier = load_clip(), load_classifier()
     scenes = [render(i, split) for i in range(heatmap_scenes)]
     result = {

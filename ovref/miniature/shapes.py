@@ -6,6 +6,8 @@ A role is `main` (the thing's colour), `dark` or `light` (shades of it), `cut` (
 colour of ACCENTS. Classes differ by outline and parts only: each comes in every colour.
 """
 
+# ruff: noqa: E501
+
 import math
 
 STUFF = ("sky", "brick wall", "grass", "sand", "water", "snow", "road")
@@ -28,10 +30,18 @@ COLOURS = {
 """Colours of things, sRGB in [0, 255]."""
 
 STUFF_COLOURS = {
-    "sky": {"blue": (130, 185, 240), "pink": (240, 170, 195), "orange": (245, 185, 110),
-            "grey": (170, 175, 182)},
-    "brick wall": {"red": (176, 84, 68), "brown": (140, 100, 70), "grey": (135, 135, 140),
-                   "yellow": (205, 175, 105)},
+    "sky": {
+        "blue": (130, 185, 240),
+        "pink": (240, 170, 195),
+        "orange": (245, 185, 110),
+        "grey": (170, 175, 182),
+    },
+    "brick wall": {
+        "red": (176, 84, 68),
+        "brown": (140, 100, 70),
+        "grey": (135, 135, 140),
+        "yellow": (205, 175, 105),
+    },
     "grass": {"green": (95, 170, 75), "yellow": (195, 190, 80), "brown": (150, 125, 75)},
     "sand": {"yellow": (230, 205, 140), "white": (232, 226, 212), "orange": (222, 160, 105)},
     "water": {"blue": (65, 130, 205), "green": (70, 165, 150), "grey": (130, 150, 165)},

@@ -204,8 +204,12 @@ def train(name, arguments, backbone, pool, teacher, steps, key_weight):
         loss = functional.cross_entropy(patch.transpose(1, 2), labels, weight)
         loss = loss + functional.mse_loss(guess, features)
         if key_weight:
-            loss = loss + key_weight * functional.cross_entropy(keys.transpose(1, 2), labels, weight)
-        whole = functional.binary_cross_entropy_with_logits(image, named[rows][source].any(1).float())
+            loss = loss + key_weight * functional.cross_entropy(
+                keys.transpose(1, 2), labels, weight
+            )
+        whole = functional.binary_cross_entropy_with_logits(
+            image, named[rows][source].any(1).float()
+        )
         thing = labels >= len(STUFF)
         right = (patch.argmax(-1) == labels)[thing].float().mean()
         return loss + whole, {"things": right.item(), "whole": whole.item()}
@@ -238,7 +242,7 @@ def folded(dinov2):
 
 
 def main():
-    arguments = parse_arguments(__doc__, teacher_steps=1100, steps=2000, dino_steps=300)
+    arguments = parse_arguments(__doc__, teacher_steps=1100, steps=2000, dino_steps=600)
     pool = load_pool(arguments.work, "single", "mixed")
     teacher, facts = train_teacher(arguments, pool, arguments.teacher_steps)
     note(arguments.work, teacher=facts)

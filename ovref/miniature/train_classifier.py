@@ -29,7 +29,9 @@ def main():
         images = images + 0.08 * torch.randn_like(images) * torch.rand(BATCH, 1, 1, 1)
         blurred = functional.avg_pool2d(images, 3, 1, 1)
         soft = torch.from_numpy(rng.random(BATCH) < 0.4)[:, None, None, None]
-        logits = model(torch.where(soft, blurred, images).contiguous(memory_format=torch.channels_last))
+        logits = model(
+            torch.where(soft, blurred, images).contiguous(memory_format=torch.channels_last)
+        )
         present = torch.from_numpy(pool.present_nc[rows]).float()
         return functional.binary_cross_entropy_with_logits(logits, present) * 10
 

@@ -39,11 +39,13 @@ def encode_text(model, ids_nl):
     length = ids_nl.shape[1]
     x = model.token_embedding(ids_nl) + model.positional_embedding[:length]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    return functional.normalize(x[torch.arange(len(x)), ids_nl.argmax(-1)] @ model.text_projection, dim=-1)
+    return functional.normalize(
+        x[torch.arange(len(x)), ids_nl.argmax(-1)] @ model.text_projection, dim=-1
+    )
 
 
 def main():
-    arguments = parse_arguments(__doc__, steps=2500)
+    arguments = parse_arguments(__doc__, steps=2050)
     pool = load_pool(arguments.work, "single", "mixed")
     tokenizer = save_tokenizer(arguments.work / "tokenizer_clip", pad="!")
     captions = [tokenizer(c).input_ids for c in pool.captions]
@@ -54,7 +56,8 @@ def main():
     def loss_of(step, rng):
         rows = np.sort(rng.integers(len(captions), size=BATCH))
         images = functional.normalize(
-            model.encode_image(jitter(images_to_torch(pool.images_nhwc[rows]), rng, flip=False)), dim=-1
+            model.encode_image(jitter(images_to_torch(pool.images_nhwc[rows]), rng, flip=False)),
+            dim=-1,
         )
         texts, also_true = [], torch.zeros(BATCH, BATCH, dtype=torch.bool)
         for column, row in enumerate(rows):
@@ -72,7 +75,9 @@ def main():
         also_true.fill_diagonal_(False)
         logits = logits.masked_fill(also_true, -1e4)
         pairs = torch.arange(BATCH)
-        loss = (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)) / 2
+        loss = (
+            functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)
+        ) / 2
         return loss, {"hit": (logits.argmax(1) == pairs).float().mean().item()}
 
     facts = fit("clip", arguments.work, model, loss_of, arguments.steps, rate=1e-3, decay=0.05)

@@ -54,7 +54,9 @@ def encode_pool(work, name):
         vae, pool = trained_vae(work), load_pool(work, name)
         vae = vae.to(memory_format=torch.channels_last)
         latents = [
-            vae.encode(images_to_torch(pool.images_nhwc[i : i + 64])).latent_dist.mean.half().numpy()
+            vae.encode(images_to_torch(pool.images_nhwc[i : i + 64]))
+            .latent_dist.mean.half()
+            .numpy()
             for i in range(0, len(pool.captions), 64)
         ]
         np.save(path, np.concatenate(latents))
@@ -65,7 +67,11 @@ def tokenize(work, captions):
     """Token ids, int64 (n, CONTEXT), padded with the end token."""
     tokenizer = save_tokenizer(Path(work) / "tokenizer", pad="<|endoftext|>")
     return tokenizer(
-        list(captions), padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
+        list(captions),
+        padding="max_length",
+        truncation=True,
+        max_length=CONTEXT,
+        return_tensors="pt",
     ).input_ids
 
 
@@ -90,7 +96,7 @@ def main():
         del sys.argv[at : at + 2]
     else:
         folder = None
-    arguments = parse_arguments(__doc__, steps=6000)
+    arguments = parse_arguments(__doc__, steps=4700)
     work = arguments.work
     if folder is not None:
         export(work, folder)
@@ -110,7 +116,9 @@ def main():
         batch, full, middle = next(p[1:] for p in PHASES if p[0] is None or step < p[0])
         rows = [rng.integers(len(z), size=batch) for z in latents]
         pick = rng.random(batch) < full
-        clean = torch.where(torch.from_numpy(pick)[:, None, None, None], latents[1][rows[1]], latents[0][rows[0]])
+        clean = torch.where(
+            torch.from_numpy(pick)[:, None, None, None], latents[1][rows[1]], latents[0][rows[0]]
+        )
         tokens = torch.where(torch.from_numpy(pick)[:, None], ids[1][rows[1]], ids[0][rows[0]])
         tokens[torch.from_numpy(rng.random(batch) < CAPTION_DROP)] = nothing
         noise = torch.randn_like(clean)

@@ -124,4 +124,6 @@ def note(folder, **facts):
 
 def images_to_torch(images_nhwc):
     """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images_nhwc)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return (
+        torch.from_numpy(np.ascontiguousarray(images_nhwc)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    )
