@@ -1,7 +1,8 @@
 """The miniature: a small drawn world and small models of the real architectures trained on it.
 
-No number measured on it says anything about the real models; it exists so that everything can be run,
-tested and compared without a download. `ovref/miniature/weights/README.md` says what each folder is.
+No number measured on it says anything about the real models; it exists so that everything can be
+run, tested and compared without a download. `ovref/miniature/weights/README.md` says what each
+folder is.
 """
 
 from importlib.resources import files

@@ -1,7 +1,7 @@
 """The models of the miniature, untrained: small instances of the real libraries' own classes.
 
-Widths and depths live here and nowhere else. Each `save_*` writes the on-disk layout of the real model
-(fp16 safetensors), so that the code that loads the real one loads this one.
+Widths and depths live here and nowhere else. Each `save_*` writes the on-disk layout of the real
+model (fp16 safetensors), so that the code that loads the real one loads this one.
 """
 
 import json
@@ -32,7 +32,13 @@ TEXT_WIDTH = 96
 
 CLIP_CONFIG = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+    "vision_cfg": {
+        "image_size": IMAGE_SIZE,
+        "layers": 4,
+        "width": 128,
+        "head_width": 32,
+        "patch_size": 8,
+    },
     "text_cfg": {
         "context_length": CONTEXT,
         "vocab_size": VOCABULARY,
@@ -166,8 +172,9 @@ def save_stable_diffusion(folder, vae, unet, text_encoder):
     """Writes a `StableDiffusionPipeline` folder. The modules are left as they were."""
     tokenizer = save_tokenizer(Path(folder) / "tokenizer", pad="<|endoftext|>")
     pipeline = StableDiffusionPipeline(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=new_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer,
+        scheduler=new_scheduler(), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
     )  # fmt: skip
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)

@@ -49,7 +49,7 @@ class Layout:
     groups: tuple[Group, ...]
     """None, one or two groups."""
     arrangement: str
-    """`empty`, `single`, `beside` (first group left of the second) or `above` (first over second)."""
+    """`empty`, `single`, `beside` (first left of second) or `above` (first over second)."""
 
 
 class _Writer:

@@ -1,8 +1,8 @@
 """Training data of the miniature, drawn once and kept as arrays in a work folder.
 
-Two pools of train scenes: `single` shows one thing at a time, `mixed` the full variety. Training code
-sees images, captions and the classes that a caption names; it never sees a mask. (`present` is for the
-classifier that judges generated images, and for nothing else.)
+Two pools of train scenes: `single` shows one thing at a time, `mixed` the full variety. Training
+code sees images, captions and the classes that a caption names; it never sees a mask. (`present`
+is for the classifier that judges generated images, and for nothing else.)
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python -m ovref.miniature.export --work DIR [--output ovref/miniature/weights]
 
-Also while trainings go on; a model without a checkpoint is left as it is. `training.json` records the
-steps and seconds behind every folder.
+Also while trainings go on; a model without a checkpoint is left as it is. `training.json` records
+the steps and seconds behind every folder.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ovref.miniature.training import load_average
 
 
 def export(work, output):
-    """Exports every model that has a checkpoint in `work`; returns {training: steps and seconds}."""
+    """Exports every model with a checkpoint in `work`; returns {training: steps and seconds}."""
     done = {}
 
     def load(name, model):

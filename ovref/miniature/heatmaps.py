@@ -1,8 +1,9 @@
-"""Attribution heatmaps of real scenes, for measuring how well the miniature Stable Diffusion attends.
+"""Attribution heatmaps of real scenes, to measure how well the miniature Stable Diffusion attends.
 
-A drawn scene is encoded, noised to a few timesteps and shown to the UNet under its true caption; the
-cross-attention probabilities of every noun's tokens are averaged over heads and layers. This measures
-the weights only; the pipeline's own heatmaps are made while an image is generated (`ovref.models`).
+A drawn scene is encoded, noised to a few timesteps and shown to the UNet under its true caption;
+the cross-attention probabilities of every noun's tokens are averaged over heads and layers. This
+measures the weights only; the pipeline's own heatmaps are made while an image is generated
+(`ovref.models`).
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ LOW_NOISE = (50, 100, 200, 300)
 
 
 class _Recorder:
-    """Attention processor that attends as usual and keeps the probabilities of all text positions."""
+    """Attention processor that attends as usual and keeps the probabilities of all tokens."""
 
     def __init__(self, store):
         self.store = store
@@ -35,7 +36,7 @@ class _Recorder:
 
 
 def record_attention(unet):
-    """Replaces the cross-attention processors; returns the list that fills with (n, pixels, tokens)."""
+    """Replaces cross-attention processors; returns the list that fills with (n, pixels, tokens)."""
     store = []
     for name, module in unet.named_modules():
         if name.endswith("attn2"):
@@ -67,8 +68,8 @@ def attention_of_scenes(pipeline, scenes, timesteps=TIMESTEPS, seed=0, batch=32)
 
     Returns:
         maps (len(timesteps), 2, mentions, 64, 64) float32: probability mass on the noun's tokens,
-        bilinearly enlarged; axis 1 is resolution (16x16 layers, 8x8 layers). classes (mentions,) and
-        scene index (mentions,).
+        bilinearly enlarged; axis 1 is resolution (16x16 layers, 8x8 layers). classes (mentions,)
+        and scene index (mentions,).
     """
     store = record_attention(pipeline.unet)
     generator = torch.Generator().manual_seed(seed)
@@ -78,8 +79,13 @@ def attention_of_scenes(pipeline, scenes, timesteps=TIMESTEPS, seed=0, batch=32)
         part = scenes[start : start + batch]
         images = images_to_torch(np.stack([s.image_hwc for s in part]))
         clean = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
-        ids = pipeline.tokenizer([s.caption for s in part], padding="max_length", truncation=True,
-                                 max_length=pipeline.tokenizer.model_max_length, return_tensors="pt").input_ids  # fmt: skip
+        ids = pipeline.tokenizer(
+            [s.caption for s in part],
+            padding="max_length",
+            truncation=True,
+            max_length=pipeline.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
         states = pipeline.text_encoder(ids).last_hidden_state
         columns = [token_columns(pipeline.tokenizer, s.caption, s.nouns) for s in part]
         classes += [CLASSES.index(n.lemma) for s in part for n in s.nouns]

@@ -86,16 +86,18 @@ def measure_heatmaps(pipeline, scenes):
 
     low = maps[[i for i, t in enumerate(TIMESTEPS) if t in LOW_NOISE]].mean(0)
     rules = {f"minmax>{c}": minmax(low[0]) > c for c in (0.3, 0.4, 0.45, 0.5, 0.6)}
+    rules["otsu"] = otsu(low[0])
     return {
         "mentions": len(classes),
         "otsu_16x16_by_timestep": {
             str(t): score(otsu(m[0])) for t, m in zip(TIMESTEPS, maps, strict=True)
         },
         "otsu_low_noise_by_layers": {
-            "16x16": score(otsu(low[0])), "8x8": score(otsu(low[1])), "both": score(otsu(low.mean(0))),
+            name: score(otsu(m))
+            for name, m in (("16x16", low[0]), ("8x8", low[1]), ("both", low.mean(0)))
         },
-        "low_noise_16x16_by_rule": {name: score(m) for name, m in rules.items()} | {"otsu": score(otsu(low[0]))},
-    }  # fmt: skip
+        "low_noise_16x16_by_rule": {name: score(m) for name, m in rules.items()},
+    }
 
 
 def prompts_of_split(split, per_thing=3):
@@ -127,7 +129,7 @@ def measure_generation(pipeline, clip, classifier, split, per_thing=3):
 
 
 def measure_recognition(clip, classifier, split, count=300):
-    """On real scenes with one thing: is it the best thing? And is a named stuff above an unnamed one?"""
+    """On real scenes with one thing: is it the best thing, and is the best stuff present?"""
     scenes = [render(i, split, pair_share=0, plural_share=0, empty_share=0) for i in range(count)]
     x = images_to_torch(np.stack([s.image_hwc for s in scenes]))
     true = np.array([CLASSES.index(s.layout.groups[0].thing) for s in scenes])
@@ -161,6 +163,10 @@ def dense_features(model, scenes, batch=32):
     return functional.normalize(torch.cat(tokens), dim=-1)
 
 
+def _one_hot(labels):
+    return functional.one_hot(labels, len(CLASSES))
+
+
 def measure_backbone(model, split, bank=250, queries=120, neighbours=10):
     """Patch classification from train scenes: nearest neighbours and nearest class mean."""
     known, asked = (
@@ -176,7 +182,7 @@ def measure_backbone(model, split, bank=250, queries=120, neighbours=10):
     )
     by_mean = (x @ means.T).argmax(1)
     by_vote = torch.cat([
-        functional.one_hot(labels[(part @ keys.T).topk(neighbours).indices], len(CLASSES)).sum(1).argmax(1)
+        _one_hot(labels[(part @ keys.T).topk(neighbours).indices]).sum(1).argmax(1)
         for part in x.split(1024)
     ])  # fmt: skip
     thing = truth >= len(STUFF)
@@ -243,8 +249,8 @@ def main():
     text = [
         "# The miniature models, measured",
         "",
-        f"Split `{arguments.split}`; written by `python -m ovref.miniature.measure`. These numbers are about",
-        "the drawn world and its small models only. Shares and IoU are in [0, 1].",
+        f"Split `{arguments.split}`; written by `python -m ovref.miniature.measure`. These numbers",
+        "are about the drawn world and its small models only. Shares and IoU are in [0, 1].",
         "",
         "| what | value |",
         "|---|---|",

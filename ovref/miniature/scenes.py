@@ -1,8 +1,9 @@
 """Captioned scenes with exact masks: the whole data set of the miniature world.
 
-A scene is an upper stuff over a lower one (or one stuff alone) with one or two groups of things. It is
-a pure function of (split, seed, options). A combination (thing, colour, stuff it stands on) belongs to
-one split for ever, so validation and test show only combinations that training never saw.
+A scene is an upper stuff over a lower one (or one stuff alone) with one or two groups of things.
+It is a pure function of (split, seed, options). A combination (thing, colour, stuff it stands on)
+belongs to one split for ever, so validation and test show only combinations that training never
+saw.
 
     scene = render(seed=3, split="train")
     scene.image_hwc, scene.label_hw, scene.caption, scene.nouns
@@ -104,7 +105,7 @@ def draw_layout(rng, split, pair_share=0.35, plural_share=0.12, empty_share=0.03
 
 
 def _add_second(rng, allowed, group, upper, lower):
-    """A second group that the split allows: beside the first, or on the other stuff of the scene."""
+    """A second group that the split allows, beside the first or on the other stuff."""
     other = {upper: lower, lower: upper}.get(group.ground) if upper else None
     ground = other if other and rng.random() < 0.4 else group.ground
     for _ in range(50):
@@ -163,7 +164,7 @@ def _sprite(thing, colour, size, mirrored):
 
 
 def _texture(stuff, colour, size, rng):
-    """A square of stuff: float32 (size, size, 3) in [0, 255]. Patterns are coarser than 3/64 of it."""
+    """A square of stuff: float32 (size, size, 3) in [0, 255]; no finer than 3/64 of its side."""
     base = np.array(STUFF_COLOURS[stuff][colour], np.float32)
     # Pattern coordinates in 64ths of the side, shifted at random.
     y = (np.arange(size, dtype=np.float32) * (64 / size))[:, None] + rng.uniform(0, 64)
@@ -204,7 +205,7 @@ def _texture(stuff, colour, size, rng):
 
 
 def _slots(layout, size, rng):
-    """Square boxes for every single thing: [(group, centre x, centre y, side)] in pixels, and horizon.
+    """Boxes of single things, [(group, centre x, centre y, side)], and the horizon, in pixels.
 
     The centre of a thing lies on its ground; things of one scene hardly overlap.
     """
@@ -234,8 +235,10 @@ def _slots(layout, size, rng):
         else:
             side = rng.uniform(0.42, 0.6)
             xs = [rng.uniform(side / 2, 1 - side / 2)]
-        middle = np.clip(rng.uniform(top + 0.3 * side, max(bottom - 0.3 * side, top + 0.3 * side + 0.01)),
-                         max(top, side / 2), max(min(bottom, 1 - side / 2), side / 2 + 0.001))  # fmt: skip
+        reach = 0.3 * side  # a thing may cross the edge of its ground by a fifth of its side
+        middle = rng.uniform(top + reach, max(bottom - reach, top + reach + 0.01))
+        lowest = max(min(bottom, 1 - side / 2), side / 2 + 0.001)
+        middle = np.clip(middle, max(top, side / 2), lowest)
         for x in xs:
             y = np.clip(middle + rng.uniform(-0.04, 0.04), side / 2, 1 - side / 2)
             slots.append((group, x * size, y * size, side * size))
@@ -289,7 +292,7 @@ def render(seed, split="train", size=64, **shares):
 
 
 def sample_captions(n, seed, split="train"):
-    """Captions without images, for corpora: a list of n (caption, nouns), a function of its arguments."""
+    """Captions without images, for corpora: a list of n (caption, nouns), always the same."""
     combinations(split)
     captions = []
     for index in range(n):

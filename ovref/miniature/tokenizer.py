@@ -1,7 +1,7 @@
 """CLIP's byte-pair vocabulary, cut to its most frequent merges.
 
-Every string can still be encoded (all bytes are in it); rare words just take several tokens. The merges
-come from the file that open_clip ships (MIT licence, from OpenAI's CLIP).
+Every string can still be encoded (all bytes are in it); rare words just take several tokens. The
+merges come from the file that open_clip ships (MIT licence, from OpenAI's CLIP).
 """
 
 import gzip

@@ -2,19 +2,21 @@
 
     python -m ovref.miniature.train_backbone --work DIR
 
-The real backbones are self-supervised. At this size self-supervision gave nothing usable, so these are
-*caption-supervised*: the nouns of captions are the only labels, no mask is seen. It takes two steps,
-because a small vision transformer left alone with image-level labels learns stuff and never things.
+The real backbones are self-supervised. At this size self-supervision gave nothing usable, so these
+are *caption-supervised*: the nouns of captions are the only labels, no mask is seen. It takes two
+steps, because a small vision transformer left alone with image-level labels learns stuff and never
+things.
 
-1. A small convolutional teacher says for every patch which class it is. Every patch must be one of the
-   classes that its image's caption names (partial-label learning), and every named class must own some
-   patches (multiple instances). Images are cut and mixed in blocks, each with its own label set, so
-   that a patch is judged by what is near it.
-2. The transformers learn the teacher's class and features of every patch. Classes are compared by cosine, so that
-   features of a class gather around a prototype, as they do in the real backbones.
+1. A small convolutional teacher says for every patch which class it is. Every patch must be one of
+   the classes that its image's caption names (partial-label learning), and every named class must
+   own some patches (multiple instances). Images are cut and mixed in blocks, each with its own
+   label set, so that a patch is judged by what is near it.
+2. The transformers learn the teacher's class and features of every patch. Classes are compared by
+   cosine, so that features of a class gather around a prototype, as they do in the real backbones.
 
 DINO is the same network with DINOv2's layer scale folded into its projections, trained on with the
-loss on its last layer's keys as well, because normalised cuts of those keys are what it is used for.
+loss on its last layer's keys as well, because normalised cuts of those keys are what it is used
+for.
 """
 
 import numpy as np
@@ -119,7 +121,7 @@ def jitter(images_nchw, rng, flip=True, with_flips=False):
 
 
 class Teacher(nn.Module):
-    """Convolutions with a view of about 41 pixels; one logit per class for each of 16x16 patches."""
+    """Convolutions with a view of about 41 pixels; a logit per class for each of 16x16 patches."""
 
     def __init__(self, width=TEACHER_WIDTH):
         super().__init__()
@@ -189,7 +191,7 @@ def teach(teacher, images_nchw, named_nc, source_np):
 
 
 def train(name, arguments, backbone, pool, teacher, steps, key_weight):
-    """Trains `backbone` in place on what the teacher says of patches; returns the facts of the training."""
+    """Trains `backbone` in place on what the teacher says of patches; returns steps and seconds."""
     model = Probed(backbone)
     named = torch.from_numpy(pool.named_nc)
     # Things cover a fifth of the patches and are the harder part.

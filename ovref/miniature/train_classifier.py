@@ -1,7 +1,7 @@
 """Trains the classifier that judges generated images: `python -m ovref.miniature.train_classifier`.
 
-It learns, on drawn train scenes, which classes are present; it is used for measuring only and shares
-neither weights nor architecture with any model that it judges.
+It learns, on drawn train scenes, which classes are present; it is used for measuring only and
+shares neither weights nor architecture with any model that it judges.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """Trains the CLIP of the miniature: `python -m ovref.miniature.train_clip --work DIR`.
 
 Ordinary contrastive training of images and captions. A third of the captions is replaced by one of
-CLIP's seven zero-shot templates around a noun of the caption, so that templates are in-distribution.
-A template is true of every image of the batch whose caption names its noun; such pairs are not
-negatives. No mask is seen.
+CLIP's seven zero-shot templates around a noun of the caption, so that templates are
+in-distribution. A template is true of every image of the batch whose caption names its noun; such
+pairs are not negatives. No mask is seen.
 """
 
 import numpy as np
@@ -33,8 +33,8 @@ TEMPLATES = (
 def encode_text(model, ids_nl):
     """Text embeddings (n, d), normalised, of ids cut to the longest text of the batch.
 
-    Equal to `model.encode_text(..., normalize=True)` on ids padded to the full context: attention is
-    causal, so padding after the end token cannot change it. Cutting it off saves most of the work.
+    Equal to `model.encode_text(..., normalize=True)` on ids padded to the full context: attention
+    is causal, so padding after the end token cannot change it. Cutting it off saves most work.
     """
     length = ids_nl.shape[1]
     x = model.token_embedding(ids_nl) + model.positional_embedding[:length]

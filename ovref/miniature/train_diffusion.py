@@ -3,8 +3,9 @@
     python -m ovref.miniature.train_diffusion --work DIR
 
 Needs `train_vae` first. Velocity prediction; one thing per image for the first steps, then the full
-variety; a tenth of the captions is dropped for classifier-free guidance. `--export FOLDER` only writes
-the averaged weights of the latest checkpoint as a pipeline folder, also while training goes on.
+variety; a tenth of the captions is dropped for classifier-free guidance. `--export FOLDER` only
+writes the averaged weights of the latest checkpoint as a pipeline folder, also while training goes
+on.
 """
 
 import json
@@ -30,14 +31,14 @@ CAPTION_DROP = 0.1
 PHASES = ((1500, 24, 0.0, 0.0), (2400, 24, 1.0, 0.0), (None, 16, 0.5, 0.7))
 """Until step, images per step, share from the full variety, share of middle timesteps.
 
-One thing per image first: attention to things does not begin in crowded scenes. Middle timesteps last:
-they decide what shape a blob becomes, and the shape is what a name must be tied to.
+One thing per image first: attention to things does not begin in crowded scenes. Middle timesteps
+last: they decide what shape a blob becomes, and the shape is what a name must be tied to.
 """
 MIDDLE = (300, 950)
 
 
 def trained_vae(work):
-    """The averaged VAE of the work folder, its latents scaled to unit variance by its configuration."""
+    """The averaged VAE of the work folder; its configuration scales latents to unit variance."""
     vae = new_vae()
     load_average("vae", work, vae)
     facts = Path(work) / "latents.json"
@@ -136,7 +137,7 @@ def main():
 
 
 def export(work, folder):
-    """Writes the averaged weights of the latest checkpoints as a `StableDiffusionPipeline` folder."""
+    """Writes the averaged weights of the latest checkpoints as a pipeline folder."""
     model = Denoiser()
     step = load_average("diffusion", work, model)
     save_stable_diffusion(folder, trained_vae(work), model.unet, model.text_encoder)

@@ -1,7 +1,9 @@
-"""Trains the VAE of the miniature Stable Diffusion: `python -m ovref.miniature.train_vae --work DIR`.
+"""Trains the VAE of the miniature Stable Diffusion.
 
-Squared error (it punishes a wrong colour of a small thing more than absolute error does), some absolute
-error, error of image gradients (keeps outlines) and a small KL term. No adversary.
+    python -m ovref.miniature.train_vae --work DIR
+
+Squared error (it punishes a wrong colour of a small thing more than absolute error does), some
+absolute error, error of image gradients (keeps outlines) and a small KL term. No adversary.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """One training loop for all models of the miniature: seeded, resumable, averaged, logged.
 
-The random numbers of a step depend on (name, step) alone, so a run that was stopped and started again
-draws what it would have drawn. The learning rate warms up, stays flat and falls linearly to zero over
-the last part, so the number of steps may be changed between two starts.
+The random numbers of a step depend on (name, step) alone, so a run that was stopped and started
+again draws what it would have drawn. The learning rate warms up, stays flat and falls linearly to
+zero over the last part, so the number of steps may be changed between two starts.
 """
 
 import argparse

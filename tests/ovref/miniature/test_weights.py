@@ -1,4 +1,4 @@
-"""Every shipped folder loads in its real library and gives finite outputs of the expected shapes."""
+"""Every shipped folder loads in its real library and gives finite outputs."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_tokenizers_agree_and_encode_anything():
 
     one = CLIPTokenizer.from_pretrained(weights_path("stable_diffusion") / "tokenizer")
     other = CLIPTokenizer.from_pretrained(weights_path("clip"))
-    for text in ("two traffic lights", "Xylophone über 東京!", ""):
+    for text in ("two traffic lights", "Xylophone über 東京", ""):
         ids = one(text).input_ids
         assert ids == other(text).input_ids
         assert ids[0] == one.bos_token_id == 4094 and ids[-1] == one.eos_token_id == 4095
