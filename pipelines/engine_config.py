@@ -12,8 +12,8 @@ class EngineConfig:
 
     __pydantic_config__ = STRICT
 
-    engine: Literal["local", "ray"] = "local"
-    """`local` runs shards in this process, `ray` on the actors of a Ray cluster."""
+    engine: Literal["local", "ray"] = "ray"
+    """`ray` runs shards on the actors of a Ray cluster, `local` in this process."""
     workers: int = 1
     """Ray actors, each with all models of a step and one shard in flight; 1 with `local`."""
     address: str | None = None

@@ -36,8 +36,8 @@ from torch.nn import functional
 from ovref.errors import ModelError
 
 FACTORS = (1, 2, 4)
-"""Down-sampling factors, relative to the latent, of the layers that count. As in DAAM, the maps at
-a factor of 8 and the middle block are left out: they are too coarse to place anything."""
+"""Down-sampling factors, relative to the latent, of the layers that count by default. As in DAAM, the
+maps at a factor of 8 and the middle block are left out: they are too coarse to place anything."""
 
 
 def noun_weights(
@@ -71,12 +71,18 @@ def noun_weights(
 class Attribution:
     """What has been attended to so far; made by `recording`, read with `heatmaps_bnhw`."""
 
-    def __init__(self, weights_bkn: torch.Tensor, latent_hw: tuple[int, int]):
+    def __init__(
+        self,
+        weights_bkn: torch.Tensor,
+        latent_hw: tuple[int, int],
+        factors: Sequence[int] = FACTORS,
+    ):
         self._weights_bkn = weights_bkn
         self._latent_hw = latent_hw
+        self._factors = tuple(factors)
         height, width = latent_hw
         # A UNet halves with stride 2 and padding 1, so an odd size is rounded up.
-        sizes = [(math.ceil(height / f), math.ceil(width / f)) for f in FACTORS]
+        sizes = [(math.ceil(height / f), math.ceil(width / f)) for f in factors]
         self._size_of_length = {h * w: (h, w) for h, w in sizes}
         self._sums_bnp: dict[tuple[int, int], torch.Tensor] = {}
         self._maps = 0
@@ -128,7 +134,7 @@ class Attribution:
         if self._maps == 0:
             raise ModelError(
                 f"no cross-attention was recorded at {sorted(self._size_of_length.values())}: the "
-                f"UNet has none at factors {FACTORS} of the latent {self._latent_hw} or did not run"
+                f"UNet has none at factors {self._factors} of the latent {self._latent_hw} or did not run"
             )
         captions, _, nouns = self._weights_bkn.shape
         total = self._weights_bkn.new_zeros(captions, nouns, *self._latent_hw)
@@ -141,7 +147,10 @@ class Attribution:
 
 @contextmanager
 def recording(
-    unet: Any, weights_bkn: torch.Tensor, latent_hw: tuple[int, int]
+    unet: Any,
+    weights_bkn: torch.Tensor,
+    latent_hw: tuple[int, int],
+    factors: Sequence[int] = FACTORS,
 ) -> Iterator[Attribution]:
     """Records the cross-attention of a `UNet2DConditionModel` while it runs inside the block.
 
@@ -152,6 +161,7 @@ def recording(
         unet: the UNet of a Stable Diffusion 1.x, 2.x or XL pipeline.
         weights_bkn: of the captions in the batch (`noun_weights`), on the UNet's device.
         latent_hw: height and width of the latents drawn.
+        factors: down-sampling factors, relative to the latent, of the layers that count.
 
     Raises:
         ModelError: a cross-attention layer works in a way whose attention cannot be read.
@@ -166,7 +176,7 @@ def recording(
     for name, attn in layers.items():
         _check_readable(name, attn)
     before = {name: attn.processor for name, attn in layers.items()}
-    attribution = Attribution(weights_bkn, latent_hw)
+    attribution = Attribution(weights_bkn, latent_hw, factors)
     try:
         for attn in layers.values():
             attn.set_processor(_RecordingProcessor(attribution))

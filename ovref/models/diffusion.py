@@ -14,7 +14,7 @@ from ovref_inference.models import resolve
 from safetensors import SafetensorError
 
 from ovref.errors import ModelError
-from ovref.models.attribution import noun_weights, recording
+from ovref.models.attribution import FACTORS, noun_weights, recording
 from ovref.models.tokens import token_positions
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ class Generator:
         guidance: float,
         size_hw: tuple[int, int],
         negative_prompt: str = "",
+        factors: Sequence[int] = FACTORS,
     ):
         """
         Args:
@@ -113,12 +114,14 @@ class Generator:
             size_hw: of the images, both multiples of 8.
             negative_prompt: what guidance leads away from; empty for what the model takes for
                 nothing.
+            factors: of the layers whose attention counts (`attribution.recording`).
         """
         self._pipeline = pipeline
         self._steps = steps
         self._guidance = guidance
         self._size_hw = size_hw
         self._negative_prompt = negative_prompt
+        self._factors = tuple(factors)
         self._most_at_once: int | None = None
 
     def positions(
@@ -185,7 +188,7 @@ class Generator:
         use_negative = self._negative_prompt and self._guidance > 1
         negative_prompt = [self._negative_prompt] * len(captions) if use_negative else None
         with recording(
-            pipeline.unet, weights_bkn, (height // factor, width // factor)
+            pipeline.unet, weights_bkn, (height // factor, width // factor), self._factors
         ) as attribution:
             images = pipeline(
                 prompt=list(captions),

@@ -54,6 +54,9 @@ class Synthesize:
     it belongs to the identity of the bytes."""
     run_seed: int = 0
     """With a record's key, makes the seed of its image."""
+    factors: tuple[int, ...] = (1, 2, 4)
+    """Down-sampling factors, relative to the latent, of the attention layers that make heatmaps. The
+    default is DAAM's; a model with small latents is better off without its coarse layers."""
     binarise: BinariseRule = field(default_factory=BinariseRule)
     """How a heatmap becomes a mask."""
     min_area: float = 0.002
@@ -70,6 +73,8 @@ class Synthesize:
             raise ValueError(f"guidance must be at least 0, found {self.guidance}")
         if any(size < 8 or size % 8 for size in self.size_hw):
             raise ValueError(f"size_hw must be multiples of 8, found {self.size_hw}")
+        if not self.factors or min(self.factors) < 1:
+            raise ValueError(f"factors must be one or more, each at least 1, found {self.factors}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
         if not 0 <= self.min_area < self.max_area <= 1:
@@ -105,6 +110,7 @@ class Synthesize:
             guidance=self.guidance,
             size_hw=self.size_hw,
             negative_prompt=self.negative_prompt,
+            factors=self.factors,
         )
         return SynthesizeStage(self, generator)
 

@@ -56,9 +56,7 @@ def main(n: int, dim: int) -> None:
         report |= {"factory": factory, "search": search, "recall_at_10": recall}
         info = fmt.IndexInfo(factory=factory, search=search, recall=recall, recall_k=10)
         start = time.process_time()
-        prototypes = [
-            make_prototypes(vectors[noun_of == row], config) for row in range(len(nouns))
-        ]
+        prototypes = [make_prototypes(vectors[noun_of == row], config) for row in range(len(nouns))]
         report["prototypes_ms_per_noun"] = 1e3 * (time.process_time() - start) / len(nouns)
 
         for kind in ("visual", "textual"):
@@ -101,9 +99,9 @@ def main(n: int, dim: int) -> None:
                 queries, n=150, k=10
             ),
             "stored_prototypes_20_classes_ms": lambda: collection.prototypes(names),
-            "search_100_regions_20_references_ms": lambda: collection.search_regions(
-                vectors[:100], 20
-            ).noun_rows,
+            "search_100_regions_20_references_ms": lambda: (
+                collection.search_regions(vectors[:100], 20).noun_rows
+            ),
             "rows_of_10_references_ms": lambda: collection.rows(list(range(0, n, n // 10))[:10]),
         }.items():
             ask()

@@ -84,7 +84,10 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
         (["build", "--config", "build.yaml", "engine.wrokers=3"], "unknown key engine.wrokers"),
         (["build", "--config", "build.yaml", "shard_size=many"], "shard_size"),
         (["build", "--config", "build.yaml", "shard_size=0"], "shard_size must be at least 1"),
-        (["build", "--config", "build.yaml", "engine.workers=2"], "workers must be 1"),
+        (
+            ["build", "--config", "build.yaml", "engine.engine=local", "engine.workers=2"],
+            "workers must be 1",
+        ),
         (["build", "--config", "build.yaml", "shard_size"], "form key=value"),
         (["build", "--config", "build.yaml", "corpus.path=gone.txt"], "no caption corpus at gone"),
         (["build", "--config", "build.yaml", "output=nope://x"], "cannot open the store nope://x"),

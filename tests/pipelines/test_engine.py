@@ -16,7 +16,7 @@ from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
 from ovref.errors import ConfigError, ModelError, StorageError
 
 PLAIN = [[f"plain {n} {m}" for m in range(3)] + [f"drop {n}"] for n in range(7)]
-LOCAL = EngineConfig()
+LOCAL = EngineConfig(engine="local")
 RAY = EngineConfig(engine="ray", workers=3)
 ENGINES = [pytest.param(LOCAL, id="local"), pytest.param(RAY, id="ray")]
 
@@ -92,7 +92,7 @@ def test_an_error_is_tried_again_then_quarantined_and_the_job_goes_on(run, confi
 
 def test_a_quarantined_shard_gets_another_chance_in_the_next_run(run):
     shards = [["raise once"], ["plain"]]
-    first, target, _ = run(shards, EngineConfig(attempts=1))
+    first, target, _ = run(shards, EngineConfig(engine="local", attempts=1))
     assert first.quarantined == ("000000",)
     second, target, _ = run(shards, LOCAL)
     assert second.quarantined == () and target.complete() == ["000000", "000001"]
@@ -100,7 +100,7 @@ def test_a_quarantined_shard_gets_another_chance_in_the_next_run(run):
 
 
 def test_too_many_quarantined_shards_end_the_job(run):
-    few = EngineConfig(attempts=1, max_quarantined=1)
+    few = EngineConfig(engine="local", attempts=1, max_quarantined=1)
     with pytest.raises(JobError, match=r"more than max_quarantined=1; .*told to raise"):
         run([[f"raise {n}"] for n in range(4)], few)
 
@@ -204,4 +204,4 @@ def test_a_commit_that_the_driver_cannot_see_is_an_error(run, tmp_path):
 )
 def test_values_out_of_range_are_refused(field, value, says):
     with pytest.raises(ValueError, match=says):
-        EngineConfig(**{field: value})
+        EngineConfig(**{"engine": "local", field: value})

@@ -107,6 +107,7 @@ def config(tmp_path, monkeypatch):
             visual=VisualEncoderConfig(model="fake"), text=TextEncoderConfig(model="fake")
         ),
         shard_size=3,
+        engine=EngineConfig(engine="local"),
     )
 
 
@@ -170,7 +171,7 @@ def test_an_output_of_other_settings_is_refused_before_anything_runs(config, cha
 
 def test_settings_that_change_no_bytes_may_change(config):
     recipe.build(config)
-    engine = EngineConfig(attempts=5, threads=2)
+    engine = EngineConfig(engine="local", attempts=5, threads=2)
     again = recipe.build(dataclasses.replace(config, engine=engine))
     assert [step.committed_now for step in again.steps] == [0, 0, 0]
 

@@ -26,13 +26,13 @@ def run_with_signal(folder, engine, number, commits, seconds=0.0):
 def undisturbed(tmp_path_factory):
     """Bytes of the job when nothing happens to it."""
     spec, source, target = slow_job(str(tmp_path_factory.mktemp("undisturbed")), SHARDS)
-    run_step([spec], source, target, EngineConfig())
+    run_step([spec], source, target, EngineConfig(engine="local"))
     return files_of(target)
 
 
 def finish(folder):
     spec, source, target = slow_job(str(folder), SHARDS)
-    summary = run_step([spec], source, target, EngineConfig())
+    summary = run_step([spec], source, target, EngineConfig(engine="local"))
     assert target.complete() is not None
     return summary, files_of(target)
 

@@ -123,7 +123,7 @@ def test_every_shipped_build_survives_the_way(path, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"engine": EngineConfig()}, r"engine\.engine is local"),
+        ({"engine": EngineConfig(engine="local")}, r"engine\.engine is local"),
         ({"output": "runs/first"}, r"output=runs/first"),
         ({"corpus": CorpusSpec(path="captions.txt")}, r"corpus\.path=captions\.txt"),
         ({"collection": "c", "base": "../b"}, r"collection=c, base=\.\./b"),
@@ -140,7 +140,7 @@ def test_the_name_is_of_output_and_settings_alone():
     name = submit.job_name(CONFIG)
     assert name.startswith("ovref-first-run-")
     same = [
-        {"engine": EngineConfig()}, {"work": "/scratch"}, {"replace": True},
+        {"engine": EngineConfig(engine="local")}, {"work": "/scratch"}, {"replace": True},
         {"allow_incomplete": True},
     ]  # fmt: skip
     other = [
