@@ -5,7 +5,8 @@ Works on any spaCy `Doc` whose tokens carry Penn Treebank tags (`token.tag_`). T
 1. A token counts when it is tagged NN or NNS (with `include_proper` NNP and NNPS too) and is a word
    of letters. Words tied by hyphens (`t-shirt`) are one word, and count when their last part does.
 2. Two kinds of verbs that taggers take for nouns do not count: a plural right after a noun that has
-   the article a or an (`a dish sits`), and a word in -ing right before a noun (`cutting pizza`).
+   the article a or an (`a dish sits`), and a word in -ing beside a noun (`cutting pizza`, `cat
+   sleeping`).
 3. Colours do not count; nor do stop nouns (views, positions, quantities, times, games).
 4. Adjacent nouns make one compound (`brick wall`), except after a plural (`people kites`) or a
    person (`man skateboard`): there the caption or the tagger has lost a word in between. Of more
@@ -144,7 +145,8 @@ def _unsay_verbs(words: list[_Word]) -> None:
             article = False
         elif not (word.noun or word.tag in ("JJ", "VBN", "VBG", "CD")):
             article = False
-        if after and after.noun and word.text.endswith("ing") and word.text not in ING_NOUNS:
+        beside_noun = (before is not None and before.noun) or (after is not None and after.noun)
+        if beside_noun and word.text.endswith("ing") and word.text not in ING_NOUNS:
             word.noun = False
 
 

@@ -91,10 +91,11 @@ PERSONS = _words(
 ING_NOUNS = _words(
     """
     building ceiling wedding clothing string king ring wing spring lightning icing awning railing
-    evening morning earring sibling duckling painting pudding flooring lighting plumbing
+    evening morning earring sibling duckling painting pudding flooring lighting plumbing crossing
+    topping frosting dressing siding landing bedding seating swing drawing carving
     """
 )
-"""Words in -ing that may stand before another noun; others there are verbs or adjectives."""
+"""Words in -ing that may stand beside another noun; others there are verbs or adjectives."""
 
 COMPOUNDS = (
     "hot dog", "dining table", "dining room", "living room", "parking meter", "parking lot",

@@ -251,7 +251,7 @@ def s3():
         "endpoint_url": f"http://{host}:{port}",
         "skip_instance_cache": True,
     }
-    fsspec.filesystem("s3", **options).mkdir("bucket")
+    fsspec.filesystem("s3", **options).makedirs("bucket", exist_ok=True)
     yield options
     server.stop()
 

@@ -32,7 +32,7 @@ def s3_url():
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        Store.open("s3://bucket")._fs.mkdir("bucket")
+        Store.open("s3://bucket")._fs.makedirs("bucket", exist_ok=True)
         yield "s3://bucket"
     server.stop()
 

@@ -268,7 +268,7 @@ def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
-        Store.open("s3://bucket")._fs.mkdir("bucket")
+        Store.open("s3://bucket")._fs.makedirs("bucket", exist_ok=True)
         remote = dataclasses.replace(
             config, output="s3://bucket/run", work=str(tmp_path / "work")
         )

@@ -19,7 +19,7 @@ def bucket():
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
         files = s3fs.S3FileSystem()
-        files.mkdir("corpora")
+        files.makedirs("corpora", exist_ok=True)
         yield files
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()

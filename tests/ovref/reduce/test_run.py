@@ -513,7 +513,7 @@ def test_a_collection_is_made_and_grown_on_s3(undisturbed, tmp_path, monkeypatch
     try:
         host, port = server.get_host_and_port()
         options = {"endpoint_url": f"http://{host}:{port}", "key": "testing", "secret": "testing"}
-        Store.open("s3://bucket", **options)._fs.mkdir("bucket")
+        Store.open("s3://bucket", **options)._fs.makedirs("bucket", exist_ok=True)
         output = Store.open("s3://bucket/collections/one", **options)
         monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
         work = tmp_path / "work"
