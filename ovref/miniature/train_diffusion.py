@@ -97,7 +97,7 @@ def main():
         del sys.argv[at : at + 2]
     else:
         folder = None
-    arguments = parse_arguments(__doc__, steps=4700)
+    arguments = parse_arguments(__doc__, steps=6500)
     work = arguments.work
     if folder is not None:
         export(work, folder)
