@@ -60,7 +60,7 @@ class EvaluateSpec:
     """Held-out scenes: `validation` to choose parameters, `test` to report."""
     scenes: int = 200
     """Scenes evaluated."""
-    fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=5, windows=None))
+    fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=3, windows=None))
     """Best configuration, from which the ablations start; `windows` must be null here, for scenes
     have the encoder's own size. N is far below the paper's, for a small collection has few dozen
     references of a class, and whatever is retrieved beyond them is of other classes."""
