@@ -1,4 +1,4 @@
-"""Keys, seeds and fingerprints: identity comes from content, never from position, rank or worker."""
+"""Keys, seeds and fingerprints: identity comes from content, never from position or worker."""
 
 import dataclasses
 import hashlib

@@ -126,8 +126,8 @@ Changes: the folder holds no text of the treebank but the weights of a part-of-s
 `python -m ovref.miniature.train_tagger`, whose docstring tells how the annotation was altered for
 it. `meta.json` holds the scores.
 
-The words and Brown clusters under `vocab/` are from spacy-lookups-data, Copyright (c) 2019 ExplosionAI
-GmbH, MIT licence: https://github.com/explosion/spacy-lookups-data.
+The words and Brown clusters under `vocab/` are from spacy-lookups-data, Copyright (c) 2019
+ExplosionAI GmbH, MIT licence: https://github.com/explosion/spacy-lookups-data.
 
 Reference: Natalia Silveira, Timothy Dozat, Marie-Catherine de Marneffe, Samuel Bowman, Miriam
 Connor, John Bauer and Christopher D. Manning, "A Gold Standard Dependency Corpus for English",

@@ -36,8 +36,8 @@ from torch.nn import functional
 from ovref.errors import ModelError
 
 FACTORS = (1, 2, 4)
-"""Down-sampling factors, relative to the latent, of the layers that count by default. As in DAAM, the
-maps at a factor of 8 and the middle block are left out: they are too coarse to place anything."""
+"""Down-sampling factors, relative to the latent, of the layers that count by default. As in DAAM,
+the maps at a factor of 8 and the middle block are left out: too coarse to place anything."""
 
 
 def noun_weights(
@@ -134,7 +134,8 @@ class Attribution:
         if self._maps == 0:
             raise ModelError(
                 f"no cross-attention was recorded at {sorted(self._size_of_length.values())}: the "
-                f"UNet has none at factors {self._factors} of the latent {self._latent_hw} or did not run"
+                f"UNet has none at factors {self._factors} of the latent {self._latent_hw} or did "
+                "not run"
             )
         captions, _, nouns = self._weights_bkn.shape
         total = self._weights_bkn.new_zeros(captions, nouns, *self._latent_hw)

@@ -55,8 +55,8 @@ class Synthesize:
     run_seed: int = 0
     """With a record's key, makes the seed of its image."""
     factors: tuple[int, ...] = (1, 2, 4)
-    """Down-sampling factors, relative to the latent, of the attention layers that make heatmaps. The
-    default is DAAM's; a model with small latents is better off without its coarse layers."""
+    """Down-sampling factors, relative to the latent, of the attention layers that make heatmaps.
+    The default is DAAM's; a model with small latents is better off without its coarse layers."""
     binarise: BinariseRule = field(default_factory=BinariseRule)
     """How a heatmap becomes a mask."""
     min_area: float = 0.002
