@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ovref.corpora import CorpusSpec, identify, read_captions
 from ovref.errors import ModelError
 from ovref.identity import spec_identity
 from ovref.ingest import IngestSummary, ingest
+from ovref.ops.vocabulary import vocabulary_report
 from ovref.reduce.run import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.select_prompts import SelectPrompts, select_prompts
@@ -41,6 +42,7 @@ from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store, check_conditional_create
 
 BUILD, REPORT, COLLECTION, WORK = "build.json", "report.json", "collection", "_reduce"
+VOCABULARY = "vocabulary.json"
 
 Say = Callable[[str], None]
 
@@ -165,7 +167,15 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
         seconds=round(time.monotonic() - started, 3),
     )
     output.write(REPORT, _json(dataclasses.asdict(summary)))
+    output.write(VOCABULARY, _json(vocabulary_report(_answers(folders.prompts))))
     return summary
+
+
+def _answers(prompts: StepFolder) -> Iterator[Any]:
+    """The prompts of a step and, after each shard's, what was dropped from it."""
+    for shard in prompts.committed():
+        yield from prompts.read(shard)
+        yield from prompts.drops(shard)
 
 
 def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:

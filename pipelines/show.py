@@ -59,7 +59,8 @@ def build_summary(summary: "BuildSummary") -> str:
             "No collection was published because shards are missing; "
             "allow_incomplete=true publishes one without them"
         )
-    lines.append(f"output: {summary.output} (report.json), in {duration(summary.seconds)}")
+    reports = "report.json, vocabulary.json"
+    lines.append(f"output: {summary.output} ({reports}), in {duration(summary.seconds)}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
-"""The vocabulary of a corpus: how often each noun occurs, and a cap on captions of one noun."""
+"""The vocabulary of a corpus: how often each noun occurs."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ovref.contract import Dropped
@@ -9,39 +9,6 @@ from ovref.records import Prompt
 
 COVERAGE_SIZES = (100, 1000, 10_000)
 SCARCE_BELOW = (2, 5, 20)
-
-
-def cap_captions(
-    prompts: Iterable[Prompt | Dropped], cap: int, counts: dict[str, int]
-) -> Iterator[Prompt | Dropped]:
-    """Keeps a caption when at least one of its nouns has been kept fewer than `cap` times.
-
-    Deterministic in the order of the input. A frequent noun still exceeds the cap where it stands
-    beside a rare one: no rare noun is lost for a frequent one's sake.
-
-    Args:
-        cap: at least 1.
-        counts: captions kept so far by noun; updated in place, so that a pass can be continued.
-
-    Yields:
-        Each prompt, or `Dropped(key, "noun_cap")` for it; drops in the input pass unchanged.
-
-    Raises:
-        ValueError: `cap` is below 1.
-    """
-    if cap < 1:
-        raise ValueError(f"cap must be at least 1, found {cap}")
-    for prompt in prompts:
-        if isinstance(prompt, Dropped):
-            yield prompt
-            continue
-        nouns = {noun.text for noun in prompt.nouns}
-        if all(counts.get(noun, 0) >= cap for noun in nouns):
-            yield Dropped(prompt.key, "noun_cap")
-            continue
-        for noun in nouns:
-            counts[noun] = counts.get(noun, 0) + 1
-        yield prompt
 
 
 def vocabulary_report(

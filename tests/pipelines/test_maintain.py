@@ -11,6 +11,7 @@ from ovref_pipelines import cli, maintain
 from ovref_pipelines.maintain import collect_garbage, open_build, status, status_json, status_text
 from ovref_pipelines.show import STEPS
 from ovref_pipelines.verify import verify
+from s3fs import S3FileSystem
 from small_build import SHARDS
 
 from ovref.errors import InputError, StorageError
@@ -32,6 +33,8 @@ def s3_url():
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        # Instances are kept by their arguments, which do not hold the endpoint of this server.
+        S3FileSystem.clear_instance_cache()
         Store.open("s3://bucket")._fs.makedirs("bucket", exist_ok=True)
         yield "s3://bucket"
     server.stop()

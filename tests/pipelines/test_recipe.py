@@ -15,6 +15,7 @@ from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.recipe import BuildConfig
 from PIL import Image
 from pipeline_fakes import files_of
+from s3fs import S3FileSystem
 
 from ovref.corpora import CorpusSpec
 from ovref.errors import InputError, MismatchError
@@ -268,6 +269,8 @@ def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
+        # Instances are kept by their arguments, which do not hold the endpoint of this server.
+        S3FileSystem.clear_instance_cache()
         Store.open("s3://bucket")._fs.makedirs("bucket", exist_ok=True)
         remote = dataclasses.replace(
             config, output="s3://bucket/run", work=str(tmp_path / "work")
