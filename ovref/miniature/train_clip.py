@@ -8,6 +8,7 @@ pairs are not negatives. No mask is seen.
 
 import numpy as np
 import torch
+from ovref_inference.retrieve import TEMPLATES
 from torch.nn import functional
 
 from ovref.miniature.architectures import new_clip, save_clip
@@ -19,15 +20,6 @@ from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
 
 BATCH = 64
 TEMPLATE_SHARE = 0.35
-TEMPLATES = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
 
 
 def encode_text(model, ids_nl):
