@@ -22,22 +22,15 @@ DAY = 86400.0
 
 
 @pytest.fixture(scope="session")
-def s3_url():
+def s3_url(s3_endpoint):
     """An S3 server on the loopback, found through the environment as in real use."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        # Instances are kept by their arguments, which do not hold the endpoint of this server.
+        # Instances are kept by their arguments, which do not hold the endpoint.
         S3FileSystem.clear_instance_cache()
-        Store.open("s3://bucket")._fs.makedirs("bucket", exist_ok=True)
         yield "s3://bucket"
-    server.stop()
 
 
 @pytest.fixture(scope="session")

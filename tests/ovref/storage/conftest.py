@@ -8,18 +8,9 @@ from ovref.storage.store import Store
 
 
 @pytest.fixture(scope="session")
-def s3_options():
+def s3_options(s3_endpoint):
     """What fsspec needs for the S3 server of this test session; there is a bucket `bucket`."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"endpoint_url": f"http://{host}:{port}", "key": "testing", "secret": "testing"}
-    # All servers of one process share moto's state, so another test may have made it.
-    Store.open("s3://bucket", **options)._fs.makedirs("bucket", exist_ok=True)
-    yield options
-    server.stop()
+    return {"endpoint_url": s3_endpoint, "key": "testing", "secret": "testing"}
 
 
 @pytest.fixture

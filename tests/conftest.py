@@ -1,0 +1,20 @@
+"""What tests of all folders share: one S3 server."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """URL of an S3 server (moto) on the loopback, with the empty buckets `bucket` and `corpora`."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    files = s3fs.S3FileSystem(endpoint_url=url, key="testing", secret="testing")
+    files.mkdir("bucket")
+    files.mkdir("corpora")
+    yield url
+    server.stop()
