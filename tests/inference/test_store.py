@@ -238,22 +238,15 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def s3():
-    """An S3 server in this process: storage options for it."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = server_module.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+def s3(s3_endpoint):
+    """Storage options for the S3 server of the tests."""
     options = {
         "key": "test",
         "secret": "test",
-        "endpoint_url": f"http://{host}:{port}",
+        "endpoint_url": s3_endpoint,
         "skip_instance_cache": True,
     }
-    fsspec.filesystem("s3", **options).makedirs("bucket", exist_ok=True)
-    yield options
-    server.stop()
+    return options
 
 
 # botocore and moto warn about their own use of dates and of unclosed sockets.
