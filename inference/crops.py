@@ -1,0 +1,85 @@
+"""Masked crops: a region cut out of its image for an encoder of whole images (VOCSeg 3.2 and 4.3).
+
+The builder and the segmenters cut regions here, so that references and queries carry the same
+domain shift.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+Masking = Literal["binary", "heatmap", "none"]
+"""What happens to what is around the region: it is erased, attenuated, or kept."""
+
+CLIP_MEAN_RGB = (122.77, 116.75, 104.09)
+"""Mean colour of CLIP's training images, in [0, 255]: zero after CLIP's normalisation."""
+
+
+def masked_crop(
+    image_hwc: np.ndarray,
+    mask_hw: np.ndarray,
+    masking: Masking = "binary",
+    *,
+    heatmap_hw: np.ndarray | None = None,
+    fill_rgb: tuple[float, float, float] = CLIP_MEAN_RGB,
+) -> np.ndarray:
+    """One region as an image of its own: the bounding box of the mask, its background treated.
+
+    `binary` erases every pixel outside of the mask, `none` keeps the box as it is, `heatmap`
+    attenuates each pixel by 1 - its heatmap, the heatmap brought to [0, 1] by its own range over
+    the whole image (VOCSeg 4.3). What is erased becomes `fill_rgb`; black makes attenuation the
+    paper's product of pixels and heatmap.
+
+    Args:
+        image_hwc: (H, W, 3) uint8 RGB.
+        mask_hw: (H, W) bool, at least one pixel.
+        masking: the strategy.
+        heatmap_hw: (H, W) real and finite, any range; needed for `heatmap` and read by no other.
+            A constant one attenuates nothing.
+        fill_rgb: colour in [0, 255]; for an encoder its mean, which it sees as nothing.
+
+    Returns:
+        (h, w, 3) uint8, h and w those of the mask's bounding box.
+
+    Raises:
+        ValueError: an empty mask, shapes or types not as above, a heatmap missing or not finite,
+            an unknown strategy.
+    """
+    if image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or image_hwc.dtype != np.uint8:
+        raise ValueError(
+            f"image_hwc must be (H, W, 3) uint8, found {image_hwc.shape} {image_hwc.dtype}"
+        )
+    if mask_hw.shape != image_hwc.shape[:2] or mask_hw.dtype != bool:
+        raise ValueError(
+            f"mask_hw must be {image_hwc.shape[:2]} bool like the image, found {mask_hw.shape} "
+            f"{mask_hw.dtype}"
+        )
+    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    if not len(rows):
+        raise ValueError("mask_hw is empty: there is nothing to crop")
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    crop = image_hwc[box]
+    if masking == "none":
+        return crop.copy()
+    if masking == "binary":
+        kept_hw = mask_hw[box].astype(np.float32)
+    elif masking == "heatmap":
+        kept_hw = _unit_range(heatmap_hw, mask_hw.shape)[box]
+    else:
+        raise ValueError(f"masking must be binary, heatmap or none, found {masking!r}")
+    fill = np.asarray(fill_rgb, dtype=np.float32)
+    mixed = fill + kept_hw[..., None] * (crop.astype(np.float32) - fill)
+    return np.rint(mixed).clip(0, 255).astype(np.uint8)
+
+
+def _unit_range(heatmap_hw: np.ndarray | None, size_hw: tuple[int, ...]) -> np.ndarray:
+    """(H, W) float32 in [0, 1]; ones where the heatmap is constant."""
+    if heatmap_hw is None:
+        raise ValueError("masking 'heatmap' needs the region's heatmap_hw, found None")
+    if heatmap_hw.shape != size_hw:
+        raise ValueError(f"heatmap_hw must be {size_hw} like the image, found {heatmap_hw.shape}")
+    heatmap = heatmap_hw.astype(np.float32)
+    low, high = heatmap.min(), heatmap.max()
+    if not np.isfinite(high - low):
+        raise ValueError("heatmap_hw holds values that are not finite")
+    return (heatmap - low) / (high - low) if high > low else np.ones_like(heatmap)
