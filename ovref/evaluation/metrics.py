@@ -6,6 +6,7 @@ the whole data set first, then intersection over union is taken for each class; 
 has no IoU (NaN) and is left out of the mean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,18 @@ class Scores:
     """Mean of `accuracy` over the classes that have one."""
     pixel_accuracy: float
     """Share of all judged pixels that are right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitScores:
+    """Generalised zero-shot metrics: some classes were seen in training, the others never."""
+
+    seen: float
+    """Mean IoU over the seen classes that have one; NaN if none has."""
+    unseen: float
+    """Mean IoU over the others."""
+    hiou: float
+    """Harmonic mean of the two; 0 if one of them is 0, NaN if one is NaN."""
 
 
 class ConfusionMatrix:
@@ -90,6 +103,24 @@ class ConfusionMatrix:
             mean_accuracy=_mean(accuracy),
             pixel_accuracy=pixel_accuracy,
         )
+
+
+def split_scores(iou: np.ndarray, seen: Sequence[bool]) -> SplitScores:
+    """Mean IoU of seen and of unseen classes and their harmonic mean (Xian et al., CVPR 2019).
+
+    Args:
+        iou: (classes,) of `Scores`, from predictions among all classes, seen and unseen.
+        seen: of each class, whether it was seen.
+
+    Raises:
+        ValueError: `seen` is of another length.
+    """
+    if len(seen) != len(iou):
+        raise ValueError(f"seen must tell of {len(iou)} classes, found {len(seen)}")
+    chosen = np.asarray(seen, dtype=bool)
+    first, second = _mean(iou[chosen]), _mean(iou[~chosen])
+    harmonic = 2 * first * second / (first + second) if first + second else 0.0
+    return SplitScores(seen=first, unseen=second, hiou=harmonic)
 
 
 def _mean(values: np.ndarray) -> float:

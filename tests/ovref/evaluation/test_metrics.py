@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ovref.evaluation.metrics import IGNORE, ConfusionMatrix
+from ovref.evaluation.metrics import IGNORE, ConfusionMatrix, split_scores
 
 
 def slow_scores(pairs, classes):
@@ -92,3 +92,19 @@ def test_bad_label_maps_are_refused():
     with pytest.raises(ValueError, match="classes must be at least 1"):
         ConfusionMatrix(0)
     assert matrix.counts.sum() == 0
+
+
+def test_the_harmonic_mean_is_of_the_two_means():
+    iou = np.array([0.8, 0.6, math.nan, 0.1, 0.3])
+    found = split_scores(iou, [True, True, True, False, False])
+    assert found.seen == pytest.approx(0.7) and found.unseen == pytest.approx(0.2)
+    assert found.hiou == pytest.approx(2 / (1 / 0.7 + 1 / 0.2))
+
+
+def test_the_harmonic_mean_without_anything_right_or_to_judge():
+    assert split_scores(np.array([0.0, 0.0]), [True, False]).hiou == 0
+    assert split_scores(np.array([0.5, 0.0]), [True, False]).hiou == 0
+    one_side = split_scores(np.array([0.5, math.nan]), [True, False])
+    assert one_side.seen == 0.5 and math.isnan(one_side.unseen) and math.isnan(one_side.hiou)
+    with pytest.raises(ValueError, match="seen must tell of 2 classes, found 3"):
+        split_scores(np.zeros(2), [True, False, True])

@@ -1,0 +1,182 @@
+"""Mask average precision as COCO defines it (Lin et al., ECCV 2014, and its detection evaluation).
+
+Precision is interpolated at 101 recalls for each class and each of ten IoU thresholds, 0.50 to
+0.95; AP is the mean over all of them. At most 100 detections of a class are judged in an image.
+A detection that is best explained by a crowd instance counts neither as right nor as wrong.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""IoU from which a detection is right."""
+
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""Recalls at which precision is read."""
+
+MAX_DETECTIONS = 100
+"""Of one class in one image, the best are judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueInstances:
+    """The true things of one image; they may overlap."""
+
+    masks_nhw: np.ndarray
+    """(n, H, W) bool; n may be 0."""
+    labels: np.ndarray
+    """(n,) integers: positions in the class list."""
+    crowd: np.ndarray
+    """(n,) bool: the mask stands for many things at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """What was found in one image; masks may overlap."""
+
+    masks_nhw: np.ndarray
+    """(n, H, W) bool; n may be 0."""
+    labels: np.ndarray
+    """(n,) integers: positions in the class list."""
+    scores: np.ndarray
+    """(n,) float: confidence, comparable over images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApScores:
+    """Average precision of a whole data set; fractions in [0, 1]."""
+
+    per_class: np.ndarray
+    """(classes,) float64, mean over the thresholds; NaN for a class without a true instance."""
+    ap: float
+    """Mean over the classes that have one and all thresholds; NaN without any."""
+    ap50: float
+    """The same at IoU 0.5 alone."""
+    ap75: float
+    """The same at IoU 0.75 alone."""
+
+
+class AveragePrecision:
+    """Judged detections over many images."""
+
+    def __init__(self, classes: int) -> None:
+        """Starts from nothing. `classes` is how many there are, at least 1.
+
+        Raises:
+            ValueError: `classes` is below 1.
+        """
+        if classes < 1:
+            raise ValueError(f"classes must be at least 1, found {classes}")
+        self.truths = np.zeros(classes, dtype=np.int64)
+        """(classes,) true instances that are not crowd."""
+        self._judged: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+        # Of each class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
+        self._judged = [[] for _ in range(classes)]
+
+    def add(self, truth: TrueInstances, found: Detections) -> None:
+        """Judges one image. Of equal scores, the earlier detection and image comes first.
+
+        Raises:
+            ValueError: masks are not bool or of different sizes, numbers of masks, labels, scores
+                differ, a label is no class, or a score is not finite.
+        """
+        self._check(truth, found)
+        for label in np.union1d(truth.labels, found.labels).tolist():
+            true, chosen = truth.labels == label, np.flatnonzero(found.labels == label)
+            order = np.argsort(-found.scores[chosen], kind="stable")[:MAX_DETECTIONS]
+            chosen = chosen[order]
+            ious = _ious(found.masks_nhw[chosen], truth.masks_nhw[true], truth.crowd[true])
+            right, ignored = _match(ious, truth.crowd[true])
+            self.truths[label] += int((~truth.crowd[true]).sum())
+            self._judged[label].append((found.scores[chosen], right, ignored))
+
+    def scores(self) -> ApScores:
+        """Metrics of everything added so far."""
+        table = np.full((len(self.truths), len(THRESHOLDS)), np.nan)
+        for label, judged in enumerate(self._judged):
+            if not self.truths[label]:
+                continue
+            scores = np.concatenate([s for s, _, _ in judged])
+            right = np.concatenate([r for _, r, _ in judged], axis=1)
+            ignored = np.concatenate([i for _, _, i in judged], axis=1)
+            order = np.argsort(-scores, kind="stable")
+            for t in range(len(THRESHOLDS)):
+                kept = order[~ignored[t, order]]
+                table[label, t] = _interpolated(right[t, kept], int(self.truths[label]))
+        known = table[self.truths > 0]
+        by_threshold = known.mean(0) if len(known) else np.full(len(THRESHOLDS), np.nan)
+        return ApScores(
+            per_class=table.mean(1),
+            ap=float(by_threshold.mean()),
+            ap50=float(by_threshold[0]),
+            ap75=float(by_threshold[5]),
+        )
+
+    def _check(self, truth: TrueInstances, found: Detections) -> None:
+        sizes = set()
+        for name, item, last in (("truth", truth, truth.crowd), ("found", found, found.scores)):
+            if item.masks_nhw.dtype != bool or item.masks_nhw.ndim != 3:
+                raise ValueError(
+                    f"{name}: masks must be (n, H, W) bool, found {item.masks_nhw.shape} "
+                    f"{item.masks_nhw.dtype}"
+                )
+            if not len(item.masks_nhw) == len(item.labels) == len(last):
+                raise ValueError(
+                    f"{name}: {len(item.masks_nhw)} masks, {len(item.labels)} labels and "
+                    f"{len(last)} scores or crowd marks must be equally many"
+                )
+            wrong = [v for v in item.labels.tolist() if not 0 <= v < len(self.truths)]
+            if wrong:
+                raise ValueError(
+                    f"{name} holds label {wrong[0]}, not in 0 to {len(self.truths) - 1}"
+                )
+            sizes.add(item.masks_nhw.shape[1:])
+        if len(sizes) > 1:
+            raise ValueError(f"truth and detections must have one size, found {sorted(sizes)}")
+        if not np.isfinite(found.scores).all():
+            raise ValueError("scores must be finite")
+
+
+def _ious(masks_dhw: np.ndarray, true_ghw: np.ndarray, crowd_g: np.ndarray) -> np.ndarray:
+    """(d, g) float64 IoU; with a crowd instance, the share of the detection that lies on it."""
+    pixels = math.prod(masks_dhw.shape[1:])
+    flat_dp = masks_dhw.reshape(len(masks_dhw), pixels).astype(np.float64)
+    true_gp = true_ghw.reshape(len(true_ghw), pixels).astype(np.float64)
+    common = flat_dp @ true_gp.T
+    area_d1 = flat_dp.sum(1)[:, None]
+    union = np.where(crowd_g, area_d1, area_d1 + true_gp.sum(1) - common)
+    return common / np.maximum(union, 1)
+
+
+def _match(ious: np.ndarray, crowd_g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections, best first, are right and which are ignored: (thresholds, d) bool each.
+
+    Each takes the free true instance that it overlaps most, of equals the last; only where none
+    reaches the threshold, a crowd instance, which is never used up.
+    """
+    order = np.argsort(crowd_g, kind="stable")
+    ious, crowd_g = ious[:, order], crowd_g[order]
+    shape = (len(THRESHOLDS), len(ious))
+    right, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for t, threshold in enumerate(THRESHOLDS):
+        free_g = np.ones(len(crowd_g), dtype=bool)
+        for d, row in enumerate(ious):
+            for kind in (~crowd_g, crowd_g):
+                candidates = np.flatnonzero(kind & free_g & (row >= threshold))
+                if len(candidates):
+                    best = candidates[np.flatnonzero(row[candidates] == row[candidates].max())[-1]]
+                    right[t, d], ignored[t, d] = not crowd_g[best], crowd_g[best]
+                    free_g[best] = crowd_g[best]
+                    break
+    return right, ignored
+
+
+def _interpolated(right: np.ndarray, truths: int) -> float:
+    """Mean over RECALLS of the best precision at that recall or beyond; 0 beyond the last."""
+    hits = np.cumsum(right)
+    precision = hits / np.arange(1, len(right) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(hits / truths, RECALLS, side="left")
+    return float(np.append(precision, 0.0)[np.minimum(at, len(right))].mean())
