@@ -5,16 +5,27 @@ looks like a bad model. So the class list, a name for its convention and its fin
 every data set and into every result.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from ovref.config import STRICT
+from ovref.errors import InputError
+from ovref.evaluation.metrics import IGNORE
+from ovref.evaluation.metrics_ap import TrueInstances
+from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.identity import fingerprint
 from ovref.miniature import scenes
-from ovref.miniature.shapes import CLASSES, STUFF_COLOURS
+from ovref.miniature.shapes import CLASSES, STUFF_COLOURS, THINGS
 
 HELD_OUT = ("validation", "test")
 """Splits whose combinations of thing, colour and ground the miniature was not trained on."""
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+"""Images of a label folder; label maps are always .png, for they must not be lossy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +43,45 @@ class Dataset:
     """(H, W) uint8 each: positions in `classes`, or 255 for pixels that are not judged."""
     colours: dict[str, tuple[int, int, int]]
     """Classes with a colour of their own in pictures, sRGB in [0, 255]; others get any."""
+    things: tuple[bool, ...] | None = None
+    """Of each class, whether it is a thing; None where that is not known."""
+    panoptic: tuple[PanopticMap, ...] | None = None
+    """True segments with instances, one map an image; None where they are not known."""
+    seen: tuple[bool, ...] | None = None
+    """Of each class, whether trained parts saw its masks; None without a split."""
 
     @property
     def class_fingerprint(self) -> str:
         """Changes with any name, any order and the convention; 16 hexadecimal digits."""
         return fingerprint([self.convention, list(self.classes)])[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFolder:
+    """Images and label maps in two folders: `images/x/a.jpg` belongs to `labels/x/a.png`."""
+
+    __pydantic_config__ = STRICT
+
+    images: str
+    """Folder of .jpg and .png images, at any depth."""
+    labels: str
+    """Folder of label maps: .png of 8 bits, greyscale or palette (whose indices are the labels)."""
+    classes: str
+    """Text file, one class name a line, in the order of the labels."""
+    first_label: int = 0
+    """Value of the first class in the maps; 1 for ADE20k, whose 0 is no class."""
+    ignored: tuple[int, ...] = (255,)
+    """Values of pixels that are not judged; those below `first_label` never are."""
+    unseen: tuple[str, ...] = ()
+    """Classes that trained parts never saw, for hIoU; none means no split."""
+    limit: int | None = None
+    """The first so many images, in order of their paths; null takes all. All are kept in memory."""
+
+    def __post_init__(self) -> None:
+        if self.first_label < 0:
+            raise ValueError(f"first_label must be at least 0, found {self.first_label}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, found {self.limit}")
 
 
 def miniature_scenes(split: str, count: int) -> Dataset:
@@ -61,4 +106,137 @@ def miniature_scenes(split: str, count: int) -> Dataset:
         images=tuple(scene.image_hwc for scene in drawn),
         labels=tuple(scene.label_hw for scene in drawn),
         colours={name: next(iter(colours.values())) for name, colours in STUFF_COLOURS.items()},
+        things=tuple(name in THINGS for name in CLASSES),
+        panoptic=tuple(panoptic_truth(scene.label_hw, scene.instance_hw) for scene in drawn),
     )
+
+
+def label_folder(folder: LabelFolder) -> Dataset:
+    """Reads a data set of images and label maps.
+
+    Raises:
+        InputError: a folder, file or label map is missing or unreadable, sizes differ, there are
+            no images or classes, or a map holds a value that is no class and not ignored.
+        ValueError: an unseen class is not in the list.
+    """
+    classes = _class_names(Path(folder.classes))
+    root = Path(folder.images)
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder of images")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+    if not paths:
+        raise InputError(f"{root} holds no images ({', '.join(IMAGE_ENDINGS)})")
+    images, labels = [], []
+    for path in paths[: folder.limit]:
+        label_path = (Path(folder.labels) / path.relative_to(root)).with_suffix(".png")
+        images.append(_read(path, ("L", "RGB", "P", "RGBA", "CMYK"), "RGB"))
+        labels.append(_label_map(label_path, folder, classes))
+        if images[-1].shape[:2] != labels[-1].shape:
+            raise InputError(
+                f"{path} has size {images[-1].shape[:2]}, its label map {labels[-1].shape}"
+            )
+    data = Dataset(
+        name=f"{root.name}, {len(images)} images",
+        classes=classes,
+        convention=f"label folder: position in the class list from {folder.first_label}",
+        images=tuple(images),
+        labels=tuple(labels),
+        colours={},
+    )
+    return with_unseen(data, folder.unseen) if folder.unseen else data
+
+
+def with_unseen(data: Dataset, unseen: Sequence[str]) -> Dataset:
+    """The data set with its classes split into unseen ones and the rest.
+
+    Raises:
+        ValueError: a name is no class, or no class would be seen.
+    """
+    unknown = [name for name in unseen if name not in data.classes]
+    if unknown:
+        raise ValueError(f"unseen classes {unknown} are not among the classes {data.classes}")
+    seen = tuple(name not in unseen for name in data.classes)
+    if not any(seen):
+        raise ValueError("at least one class must be seen, found all of them unseen")
+    return replace(data, seen=seen)
+
+
+def panoptic_truth(label_hw: np.ndarray, instance_hw: np.ndarray) -> PanopticMap:
+    """Segments of a label map and an instance map: each instance, and the rest of each class.
+
+    Args:
+        label_hw: (H, W) integer classes, or IGNORE, which becomes void.
+        instance_hw: (H, W) integers: 0 where there is no instance (stuff), others number them. The
+            pixels of one number have one class.
+
+    Returns:
+        Segments by instance number, then stuff by class.
+
+    Raises:
+        ValueError: shapes differ, or an instance has pixels of several classes.
+    """
+    if label_hw.shape != instance_hw.shape:
+        raise ValueError(f"shapes differ: {label_hw.shape} and {instance_hw.shape}")
+    ids_hw = np.zeros(label_hw.shape, dtype=np.int32)
+    labels: dict[int, int] = {}
+    for number in np.unique(instance_hw[instance_hw > 0]).tolist():
+        found = np.unique(label_hw[instance_hw == number]).tolist()
+        if len(found) > 1:
+            raise ValueError(f"instance {number} has pixels of several classes: {found}")
+        if found != [IGNORE]:
+            labels[len(labels) + 1] = found[0]
+            ids_hw[instance_hw == number] = len(labels)
+    stuff_hw = (instance_hw == 0) & (label_hw != IGNORE)
+    for label in np.unique(label_hw[stuff_hw]).tolist():
+        labels[len(labels) + 1] = label
+        ids_hw[stuff_hw & (label_hw == label)] = len(labels)
+    return PanopticMap(ids_hw=ids_hw, labels=labels)
+
+
+def true_instances(panoptic: PanopticMap, things: Sequence[bool]) -> TrueInstances:
+    """The segments of things as instances, for average precision; stuff has none."""
+    chosen = [segment for segment, label in panoptic.labels.items() if things[label]]
+    return TrueInstances(
+        masks_nhw=panoptic.ids_hw == np.array(chosen, dtype=np.int64)[:, None, None],
+        labels=np.array([panoptic.labels[segment] for segment in chosen], dtype=np.int64),
+        crowd=np.array([segment in panoptic.crowd for segment in chosen], dtype=bool),
+    )
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the class list {path}: {error}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names or len(set(names)) < len(names) or len(names) > IGNORE:
+        raise InputError(
+            f"{path} must hold 1 to {IGNORE} different class names, one a line, found {len(names)} "
+            f"({len(set(names))} different)"
+        )
+    return names
+
+
+def _label_map(path: Path, folder: LabelFolder, classes: Sequence[str]) -> np.ndarray:
+    """(H, W) uint8 positions in the class list, or IGNORE."""
+    values_hw = _read(path, ("L", "P"), None).astype(np.int64)
+    ignored_hw = np.isin(values_hw, folder.ignored) | (values_hw < folder.first_label)
+    label_hw = np.where(ignored_hw, IGNORE, values_hw - folder.first_label)
+    wrong = np.unique(values_hw[~ignored_hw & (label_hw >= len(classes))])
+    if len(wrong):
+        raise InputError(
+            f"{path} holds the values {wrong[:5].tolist()}; with {len(classes)} classes from "
+            f"{folder.first_label} the last is {folder.first_label + len(classes) - 1} (ignored: "
+            f"{list(folder.ignored)}); check the class list and first_label"
+        )
+    return label_hw.astype(np.uint8)
+
+
+def _read(path: Path, modes: Sequence[str], convert: str | None) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in modes:
+                raise InputError(f"{path} has mode {image.mode}, expected one of {modes}")
+            return np.array(image.convert(convert) if convert else image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error

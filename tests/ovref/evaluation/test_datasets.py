@@ -1,9 +1,22 @@
-"""Held-out scenes: fixed, labelled by position in the class list, never from training."""
+"""Held-out scenes and label folders: labelled by position in the class list, nothing mistaken."""
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ovref.evaluation.datasets import miniature_scenes
+from ovref.config import dump, parse
+from ovref.errors import ConfigError, InputError
+from ovref.evaluation.datasets import (
+    LabelFolder,
+    label_folder,
+    miniature_scenes,
+    panoptic_truth,
+    true_instances,
+    with_unseen,
+)
+from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.miniature.scenes import render
+from ovref.miniature.shapes import CLASSES, STUFF, THINGS
 
 
 def test_scenes_are_the_same_every_time_and_a_prefix_of_more_scenes():
@@ -31,3 +44,136 @@ def test_training_scenes_and_no_scenes_are_refused():
         miniature_scenes("train", 3)
     with pytest.raises(ValueError, match="count must be at least 1"):
         miniature_scenes("test", 0)
+
+
+def test_scenes_have_every_visible_thing_and_stuff_as_one_segment():
+    data = miniature_scenes("test", 40)
+    assert [name for name, thing in zip(data.classes, data.things, strict=True) if thing] == [
+        *THINGS
+    ]
+    several = 0
+    for seed, (label_hw, panoptic) in enumerate(zip(data.labels, data.panoptic, strict=True)):
+        assert (panoptic.ids_hw > 0).all() and not panoptic.crowd
+        names = np.array([-1, *panoptic.labels.values()])
+        np.testing.assert_array_equal(names[panoptic.ids_hw], label_hw)
+        things = [label for label in panoptic.labels.values() if data.things[label]]
+        instances = render(seed, "test").instance_hw
+        assert len(things) == len(np.unique(instances[instances > 0]))
+        stuff = [label for label in panoptic.labels.values() if not data.things[label]]
+        assert sorted(stuff) == sorted({v for v in np.unique(label_hw) if CLASSES[v] in STUFF})
+        several += len(things) > len(set(things))
+    assert several > 0
+
+
+def test_void_belongs_to_no_segment_and_instances_have_one_class():
+    label_hw = np.array([[3, 3, 255], [1, 255, 2]])
+    panoptic = panoptic_truth(label_hw, np.array([[2, 7, 0], [0, 5, 0]]))
+    assert panoptic.labels == {1: 3, 2: 3, 3: 1, 4: 2}
+    np.testing.assert_array_equal(panoptic.ids_hw, [[1, 2, 0], [3, 0, 4]])
+    with pytest.raises(ValueError, match=r"instance 1 has pixels of several classes: \[1, 3\]"):
+        panoptic_truth(np.array([[1, 3]]), np.array([[1, 1]]))
+    with pytest.raises(ValueError, match="shapes differ"):
+        panoptic_truth(np.zeros((1, 2)), np.zeros((2, 1)))
+
+
+def test_instances_are_the_segments_of_things():
+    panoptic = PanopticMap(
+        ids_hw=np.array([[1, 2, 3, 0]]), labels={1: 0, 2: 1, 3: 1}, crowd=frozenset({3})
+    )
+    found = true_instances(panoptic, (False, True))
+    np.testing.assert_array_equal(found.masks_nhw, [[[0, 1, 0, 0]], [[0, 0, 1, 0]]])
+    assert found.labels.tolist() == [1, 1] and found.crowd.tolist() == [False, True]
+    assert true_instances(panoptic, (False, False)).masks_nhw.shape == (0, 1, 4)
+
+
+def test_classes_are_split_by_name():
+    data = with_unseen(miniature_scenes("test", 1), ["sky", "kite"])
+    assert [n for n, s in zip(data.classes, data.seen, strict=True) if not s] == ["sky", "kite"]
+    with pytest.raises(ValueError, match=r"unseen classes \['unicorn'\]"):
+        with_unseen(data, ["sky", "unicorn"])
+    with pytest.raises(ValueError, match="at least one class must be seen"):
+        with_unseen(data, data.classes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images, one in a folder of its own, labels from 1, 0 and 255 without a class."""
+    for name, values in (("a", [[0, 1], [2, 255]]), ("deep/b", [[3, 3], [1, 9]])):
+        image, label = tmp_path / f"images/{name}.jpg", tmp_path / f"labels/{name}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        label.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2), 90).save(image)
+        Image.fromarray(np.array(values, np.uint8)).save(label)
+    (tmp_path / "classes.txt").write_text("sky\nred panda\n\n grass \n")
+    return LabelFolder(
+        images=str(tmp_path / "images"),
+        labels=str(tmp_path / "labels"),
+        classes=str(tmp_path / "classes.txt"),
+        first_label=1,
+        ignored=(9, 255),
+        unseen=("red panda",),
+    )
+
+
+def changed(folder, **changes):
+    return parse(LabelFolder, dump(folder) | changes)
+
+
+def test_a_label_folder_is_read_by_its_convention(folder):
+    data = label_folder(folder)
+    assert data.classes == ("sky", "red panda", "grass") and data.seen == (True, False, True)
+    assert [image.shape for image in data.images] == [(2, 2, 3)] * 2
+    np.testing.assert_array_equal(data.labels[0], [[255, 0], [1, 255]])
+    np.testing.assert_array_equal(data.labels[1], [[2, 2], [0, 255]])
+    assert data.panoptic is None and data.things is None
+    assert len(label_folder(changed(folder, limit=1)).images) == 1
+    other = changed(folder, first_label=0, ignored=[3, 9, 255])
+    assert label_folder(other).class_fingerprint != data.class_fingerprint
+
+
+def test_palette_maps_give_indices_not_colours(folder, tmp_path):
+    path = tmp_path / "labels/a.png"
+    image = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8))
+    image = image.convert("P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
+    image.save(path)
+    np.testing.assert_array_equal(label_folder(folder).labels[0], [[255, 0], [1, 255]])
+
+
+def test_mistakes_of_a_label_folder_are_named(folder, tmp_path):
+    for changes, message in (
+        ({"images": str(tmp_path / "none")}, "is no folder of images"),
+        ({"images": str(tmp_path / "labels/deep"), "labels": "none"}, "cannot read none"),
+        ({"classes": str(tmp_path / "none.txt")}, "cannot read the class list"),
+        ({"ignored": [255]}, r"b.png holds the values \[9\]; with 3 classes from 1 the last is 3"),
+        ({"first_label": 0}, r"b.png holds the values \[3\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            label_folder(changed(folder, **changes))
+    with pytest.raises(ValueError, match="unseen classes"):
+        label_folder(changed(folder, unseen=["moon"]))
+    with pytest.raises(ConfigError, match="limit must be at least 1"):
+        changed(folder, limit=0)
+    with pytest.raises(ConfigError, match="first_label must be at least 0"):
+        changed(folder, first_label=-1)
+
+
+def test_files_that_do_not_fit_are_named(folder, tmp_path):
+    (tmp_path / "classes.txt").write_text("sky\nsky\n")
+    with pytest.raises(InputError, match=r"found 2 \(1 different\)"):
+        label_folder(folder)
+    (tmp_path / "classes.txt").write_text("sky\nred panda\ngrass\n")
+    label = tmp_path / "labels/a.png"
+    Image.new("L", (3, 2), 1).save(label)
+    with pytest.raises(InputError, match=r"a.jpg has size \(2, 2\), its label map \(2, 3\)"):
+        label_folder(folder)
+    Image.new("RGB", (2, 2)).save(label)
+    with pytest.raises(InputError, match=r"a.png has mode RGB, expected one of \('L', 'P'\)"):
+        label_folder(folder)
+    label.write_bytes(label.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"cannot read .*a.png"):
+        label_folder(folder)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        label_folder(changed(folder, images=str(empty)))
