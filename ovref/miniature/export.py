@@ -14,7 +14,6 @@ import torch
 
 from ovref.miniature.architectures import (
     Classifier,
-    new_clip,
     new_dino,
     new_dinov2,
     save_clip,
@@ -23,6 +22,7 @@ from ovref.miniature.architectures import (
     save_vit,
 )
 from ovref.miniature.train_backbone import Probed
+from ovref.miniature.train_clip import Imitating
 from ovref.miniature.train_diffusion import Denoiser, trained_vae
 from ovref.miniature.training import load_average
 
@@ -39,7 +39,7 @@ def export(work, output):
         done[name] = {"steps": state["step"], "seconds": round(state["seconds"], 1)}
         return True
 
-    denoiser, clip, classifier = Denoiser(), new_clip(), Classifier()
+    denoiser, clip, classifier = Denoiser(), Imitating(), Classifier()
     dinov2, dino = Probed(new_dinov2()), Probed(new_dino())
     if load("diffusion", denoiser):
         vae = trained_vae(work)
@@ -48,7 +48,7 @@ def export(work, output):
             output / "stable_diffusion", vae, denoiser.unet, denoiser.text_encoder
         )
     if load("clip", clip):
-        save_clip(output / "clip", clip)
+        save_clip(output / "clip", clip.clip)
     if load("dinov2", dinov2):
         save_vit(output / "dinov2", dinov2.backbone)
     if load("dino", dino):

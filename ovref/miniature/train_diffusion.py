@@ -2,10 +2,12 @@
 
     python -m ovref.miniature.train_diffusion --work DIR
 
-Needs `train_vae` first. Velocity prediction; one thing per image for the first steps, then the full
-variety; a tenth of the captions is dropped for classifier-free guidance. `--export FOLDER` only
-writes the averaged weights of the latest checkpoint as a pipeline folder, also while training goes
-on.
+Needs `train_vae` and `train_backbone` first. Velocity prediction; one thing per image for the first
+steps, then the full variety; a tenth of the captions is dropped for classifier-free guidance.
+Representation alignment (REPA, arXiv 2410.06940) ties names to shapes: from what the UNet knows of
+a noisy image under its caption, the DINOv2 features of the clean image must be told. `--export
+FOLDER` only writes the averaged weights of the latest checkpoint as a pipeline folder, also while
+training goes on.
 """
 
 import json
@@ -15,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
+from transformers import Dinov2Model
 
 from ovref.miniature.architectures import (
     new_scheduler,
@@ -28,13 +32,20 @@ from ovref.miniature.tokenizer import CONTEXT, save_tokenizer
 from ovref.miniature.training import fit, images_to_torch, load_average, note, parse_arguments
 
 CAPTION_DROP = 0.1
-PHASES = ((1500, 24, 0.0, 0.0), (2400, 24, 1.0, 0.0), (None, 16, 0.5, 0.7))
+PHASES = (
+    (1500, 24, 0.0, 0.0),
+    (2400, 24, 1.0, 0.0),
+    (6500, 16, 0.5, 0.7),
+    (None, 32, 0.4, 0.5),
+)
 """Until step, images per step, share from the full variety, share of middle timesteps.
 
 One thing per image first: attention to things does not begin in crowded scenes. Middle timesteps
 last: they decide what shape a blob becomes, and the shape is what a name must be tied to.
 """
 MIDDLE = (300, 950)
+ALIGNMENT = 0.5
+"""Weight of the alignment term, one minus cosine, beside the squared error of the velocity."""
 
 
 def trained_vae(work):
@@ -64,6 +75,23 @@ def encode_pool(work, name):
     return np.load(path)
 
 
+@torch.no_grad()
+def describe_pool(work, name):
+    """DINOv2 patch features of a pool, float16 (n, 96, 16, 16), centred over all patches; computed
+    once and kept."""
+    path = Path(work) / f"described_{name}.npy"
+    if not path.is_file():
+        model = Dinov2Model.from_pretrained(Path(work) / "dinov2").float().eval()
+        pool = load_pool(work, name)
+        tokens = torch.cat([
+            model(images_to_torch(pool.images_nhwc[i : i + 64])).last_hidden_state[:, 1:].half()
+            for i in range(0, len(pool.captions), 64)
+        ])  # fmt: skip
+        tokens -= tokens.float().mean((0, 1)).half()
+        np.save(path, tokens.transpose(1, 2).unflatten(2, (16, 16)).numpy())
+    return np.load(path, mmap_mode="r")
+
+
 def tokenize(work, captions):
     """Token ids, int64 (n, CONTEXT), padded with the end token."""
     tokenizer = save_tokenizer(Path(work) / "tokenizer", pad="<|endoftext|>")
@@ -77,17 +105,25 @@ def tokenize(work, captions):
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoder, trained together."""
+    """UNet and text encoder, trained together, and the head that tells DINOv2's features."""
 
     def __init__(self):
         super().__init__()
         self.unet = new_unet()
         self.text_encoder = new_text_encoder()
+        # The deepest features at full resolution: what they know, the last blocks must draw.
+        self.unet.up_blocks[0].register_forward_hook(
+            lambda module, inputs, output: self.caught.update(features=output)
+        )
+        self.describe = nn.Sequential(nn.Conv2d(96, 192, 1), nn.SiLU(), nn.Conv2d(192, 96, 1))
+        self.caught = {}
 
     def forward(self, noisy_nchw, timesteps_n, ids_nl):
-        """Predicted velocity of latents (n, 4, 16, 16) at timesteps in [0, 1000) under captions."""
+        """Predicted velocity of latents (n, 4, 16, 16) at timesteps in [0, 1000) under captions,
+        and guessed DINOv2 features of the clean image (n, 96, 16, 16)."""
         states = self.text_encoder(ids_nl).last_hidden_state
-        return self.unet(noisy_nchw, timesteps_n, encoder_hidden_states=states).sample
+        velocity = self.unet(noisy_nchw, timesteps_n, encoder_hidden_states=states).sample
+        return velocity, self.describe(self.caught.pop("features"))
 
 
 def main():
@@ -97,7 +133,7 @@ def main():
         del sys.argv[at : at + 2]
     else:
         folder = None
-    arguments = parse_arguments(__doc__, steps=6500)
+    arguments = parse_arguments(__doc__, steps=13_500)
     work = arguments.work
     if folder is not None:
         export(work, folder)
@@ -107,6 +143,7 @@ def main():
     scale = 1 / float(latents[1].std())
     (work / "latents.json").write_text(json.dumps({"scaling_factor": round(scale, 5)}))
     latents = [round(scale, 5) * z for z in latents]
+    described = [describe_pool(work, name) for name in names]
     ids = [tokenize(work, load_pool(work, name).captions) for name in names]
     (nothing,) = tokenize(work, [""])
     scheduler = new_scheduler()
@@ -129,10 +166,14 @@ def main():
         t = np.where(rng.random(batch) < middle, low + spread * (high - low), spread * 1000)
         t = torch.from_numpy(t).long()
         noisy = scheduler.add_noise(clean, noise, t)
-        error = (model(noisy, t, tokens) - scheduler.get_velocity(clean, noise, t)) ** 2
-        return error.mean()
+        velocity, guess = model(noisy, t, tokens)
+        error = ((velocity - scheduler.get_velocity(clean, noise, t)) ** 2).mean()
+        true = np.stack([described[int(p)][rows[int(p)][i]] for i, p in enumerate(pick)])
+        cosine = functional.cosine_similarity(guess, torch.from_numpy(true).float()).mean()
+        loss = error + ALIGNMENT * (1 - cosine)
+        return loss, {"error": error.item(), "cosine": cosine.item()}
 
-    facts = fit("diffusion", work, model, loss_of, arguments.steps, rate=1e-3, average=0.998)
+    facts = fit("diffusion", work, model, loss_of, arguments.steps, rate=8e-4, average=0.998)
     note(work, diffusion=facts)
 
 

@@ -59,7 +59,8 @@ def fit(name, work, model, loss_of, steps, rate, decay=0.01, average=0.995, save
     if path.is_file():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        if "optimiser" in state:
+            optimiser.load_state_dict(state["optimiser"])
         mean, first, seconds = state["mean"], state["step"], state["seconds"]
     began, losses = time.perf_counter(), []
 
@@ -101,6 +102,13 @@ def fit(name, work, model, loss_of, steps, rate, decay=0.01, average=0.995, save
             parameter.copy_(value)
     model.eval()
     return {"steps": steps, "seconds": round(seconds + time.perf_counter() - began, 1)}
+
+
+def save_checkpoint(path, model, step, seconds):
+    """Writes a checkpoint of weights alone; `fit` goes on from it with a new optimiser."""
+    mean = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    state = {"model": model.state_dict(), "mean": mean, "step": step, "seconds": seconds}
+    torch.save(state, path)
 
 
 def load_average(name, work, model):
