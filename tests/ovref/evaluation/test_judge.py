@@ -1,0 +1,133 @@
+"""Judging: the metrics of their modules, and intervals that tell a difference from chance."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ovref.evaluation.datasets import miniature_scenes, with_unseen
+from ovref.evaluation.judge import (
+    METRICS,
+    Prediction,
+    difference,
+    judge,
+    prediction_of_scores,
+)
+from ovref.evaluation.metrics_panoptic import PanopticQuality, panoptic_of_labels
+
+
+@pytest.fixture(scope="module")
+def data():
+    return with_unseen(miniature_scenes("validation", 12), ["sky", "kite", "boat"])
+
+
+def truth(data):
+    return [
+        Prediction(
+            labels_hw=label_hw, panoptic=panoptic, scores=dict.fromkeys(panoptic.labels, 1.0)
+        )
+        for label_hw, panoptic in zip(data.labels, data.panoptic, strict=True)
+    ]
+
+
+def damaged(data, share, seed):
+    """The truth with whole segments renamed at random."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for panoptic in data.panoptic:
+        labels = {
+            i: int(rng.integers(len(data.classes))) if rng.random() < share else label
+            for i, label in panoptic.labels.items()
+        }
+        names = np.array([0, *labels.values()])
+        found.append(
+            Prediction(
+                labels_hw=names[panoptic.ids_hw],
+                panoptic=replace(panoptic, labels=labels),
+                scores={i: float(rng.random()) for i in labels},
+            )
+        )
+    return found
+
+
+def test_the_truth_is_perfect_in_every_metric(data):
+    judged = judge(data, truth(data))
+    assert set(judged.metrics) == set(METRICS)
+    assert judged.metrics == pytest.approx(dict.fromkeys(METRICS, 1.0))
+
+
+def test_metrics_are_of_the_whole_data_set_not_means_of_images(data):
+    predictions = damaged(data, 0.4, 0)
+    judged = judge(data, predictions)
+    quality = PanopticQuality(data.things)
+    for panoptic, predicted in zip(data.panoptic, predictions, strict=True):
+        quality.add(panoptic, predicted.panoptic)
+    assert judged.metrics["pq"] == pytest.approx(quality.scores().all.pq)
+    right = sum(
+        (p.labels_hw == label).sum() for p, label in zip(predictions, data.labels, strict=True)
+    )
+    assert judged.metrics["pixel_accuracy"] == pytest.approx(right / (12 * 64 * 64))
+    assert 0 < judged.metrics["miou"] < 1 and 0 < judged.metrics["hiou"] < 1
+
+
+def test_what_a_data_set_lacks_is_not_judged(data):
+    plain = replace(data, panoptic=None, things=None, seen=None)
+    judged = judge(plain, truth(data))
+    assert set(judged.metrics) == {"miou", "pixel_accuracy"}
+    with pytest.raises(ValueError, match="PQ needs a data set with panoptic truth"):
+        difference(judged, judged, "pq")
+
+
+@pytest.mark.parametrize("metric", ["miou", "pq"])
+def test_a_large_difference_is_certain_and_none_is_none(data, metric):
+    good, bad = judge(data, damaged(data, 0.1, 1)), judge(data, damaged(data, 0.9, 2))
+    found = difference(good, bad, metric)
+    assert found.value == good.metrics[metric] - bad.metrics[metric]
+    assert 0 < found.low < found.value < found.high
+    back = difference(bad, good, metric)
+    assert back.value == -found.value and (back.low, back.high) == pytest.approx(
+        (-found.high, -found.low)
+    )
+    same = difference(good, good, metric)
+    assert same.value == same.low == same.high == 0
+
+
+@pytest.mark.parametrize("metric", ["miou", "pq"])
+def test_two_equally_damaged_predictions_do_not_differ_for_certain(data, metric):
+    found = difference(
+        judge(data, damaged(data, 0.5, 3)), judge(data, damaged(data, 0.5, 4)), metric
+    )
+    assert found.low < 0 < found.high
+
+
+@pytest.mark.parametrize("metric", ["miou", "pq"])
+def test_an_interval_is_made_of_the_metric_of_drawn_images(data, metric):
+    """With one image there is one data set to draw, and it has the metric itself."""
+    one = replace(data, images=data.images[:1], labels=data.labels[:1], panoptic=data.panoptic[:1])
+    first, second = damaged(data, 0.0, 0)[:1], damaged(data, 1.0, 5)[:1]
+    found = difference(judge(one, first), judge(one, second), metric)
+    assert found.low == pytest.approx(found.value) and found.high == pytest.approx(found.value)
+
+
+def test_scores_of_pixels_become_labels_and_segments():
+    scores_chw = np.full((3, 2, 3), 0.1)
+    scores_chw[0, :, 0], scores_chw[0, 0, 2], scores_chw[1, :, 1] = 0.5, 0.9, 0.7
+    scores_chw[1, 1, 2], scores_chw[2] = 0.3, -math.inf
+    found = prediction_of_scores(scores_chw, (True, False, False))
+    np.testing.assert_array_equal(found.labels_hw, [[0, 1, 0], [0, 1, 1]])
+    expected = panoptic_of_labels(found.labels_hw, (True, False, False))
+    np.testing.assert_array_equal(found.panoptic.ids_hw, expected.ids_hw)
+    assert found.scores == pytest.approx({1: 0.5, 2: 0.9, 3: 1.7 / 3})
+    assert prediction_of_scores(scores_chw, None).panoptic.labels == {1: 0, 2: 1}
+
+
+def test_mistakes_are_refused(data):
+    with pytest.raises(ValueError, match="11 predictions for 12 images"):
+        judge(data, truth(data)[:-1])
+    judged = judge(data, truth(data))
+    with pytest.raises(ValueError, match="metric must be miou or pq, found 'ap'"):
+        difference(judged, judged, "ap")
+    other = replace(judged, confusion=judged.confusion[1:])
+    with pytest.raises(ValueError, match="the same images"):
+        difference(judged, other, "miou")

@@ -1,0 +1,83 @@
+"""Remembering changes how often a model is asked, and nothing that it answers."""
+
+import numpy as np
+import pytest
+
+from ovref.evaluation.remember import RememberingEncoder, remembering_proposer
+
+
+class Model:
+    """Encodes and proposes, and counts the images that it was asked about."""
+
+    dim = 3
+
+    def __init__(self):
+        self.asked = 0
+
+    def encode(self, images):
+        self.asked += len(images)
+        means = np.array([image.mean() for image in images], np.float32)
+        return np.broadcast_to(means[:, None, None, None], (len(images), 2, 2, self.dim)).copy()
+
+    def encode_regions(self, images, masks, heatmaps=None):
+        self.asked += len(images)
+        weights = heatmaps or masks
+        return [
+            (np.full((len(mask), self.dim), image.mean() + weight.sum()), mask.any((1, 2)))
+            for image, mask, weight in zip(images, masks, weights, strict=True)
+        ]
+
+    def propose(self, images):
+        self.asked += len(images)
+        return [image[None, :, :, 0] > 100 for image in images]
+
+
+@pytest.fixture
+def images():
+    return [np.full((4, 4 + i, 3), 60 * i, np.uint8) for i in range(4)]
+
+
+def test_each_image_is_encoded_once(images):
+    model = Model()
+    encoder = RememberingEncoder(model)
+    first = encoder.encode([images[0], images[1], images[0]])
+    again = encoder.encode([images[1], images[2]])
+    assert model.asked == 3 and encoder.dim == 3
+    np.testing.assert_array_equal(first, Model().encode([images[0], images[1], images[0]]))
+    np.testing.assert_array_equal(again, Model().encode([images[1], images[2]]))
+    assert encoder.encode([]).shape == (0, 2, 2, 3)
+
+
+def test_regions_are_known_by_image_mask_and_heatmap(images):
+    model = Model()
+    encoder = RememberingEncoder(model)
+    small, large = np.zeros((2, 4, 4), bool), np.ones((2, 4, 4), bool)
+    image = images[0]
+    asked = [
+        ([image], [small], None),
+        ([image], [large], None),
+        ([image], [large], [large * 0.5]),
+        ([image + 1], [large], [large * 0.5]),
+    ]
+    for _ in range(2):
+        for arguments in asked:
+            found, expected = encoder.encode_regions(*arguments), Model().encode_regions(*arguments)
+            np.testing.assert_array_equal(found[0][0], expected[0][0])
+            np.testing.assert_array_equal(found[0][1], expected[0][1])
+    assert model.asked == 4
+
+
+def test_each_image_is_proposed_for_once(images):
+    model = Model()
+    proposer = remembering_proposer(model.propose)
+    for _ in range(2):
+        for found, expected in zip(proposer(images), Model().propose(images), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    assert model.asked == 4
+
+
+def test_images_of_equal_bytes_and_another_shape_are_others():
+    model = Model()
+    flat = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    RememberingEncoder(model).encode([flat, flat.reshape(4, 2, 3)])
+    assert model.asked == 2
