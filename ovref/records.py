@@ -4,12 +4,12 @@ A record's `key` names the drawing of a caption it comes from (`identity.record_
 same from caption to image; a reference's key is `<image key>#<region number>`.
 """
 
-import io
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from ovref.ops.images import decode_image
 
 NO, UNSURE, YES = 0, 128, 255
 """Values of a tri-state mask. Pooling uses YES alone; UNSURE belongs to neither side."""
@@ -88,9 +88,12 @@ class ImageRecord:
     """Plain JSON values: model id and revision, scheduler, steps, guidance, ..."""
 
     def image_hwc(self) -> np.ndarray:
-        """The decoded image, (H, W, 3) uint8 RGB."""
-        with Image.open(io.BytesIO(self.image)) as image:
-            return np.asarray(image.convert("RGB"))
+        """The decoded image, (H, W, 3) uint8 RGB.
+
+        Raises:
+            UnusableImageError: see `ovref.ops.images.decode_image`.
+        """
+        return decode_image(self.image)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,6 @@
 """Images with regions to references: a visual and a textual embedding of every region."""
 
 import logging
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,21 +11,15 @@ from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfi
 from ovref_inference.pooling import pool_regions
 from ovref_inference.retrieve import TEMPLATES, WEIGHTS, class_embeddings, retrieval_embedding
 from ovref_inference.vectors import l2_normalised
-from PIL import Image
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.errors import ModelError
 from ovref.ops import masks
+from ovref.ops.images import UnusableImageError
 from ovref.records import ImageRecord, Reference
 
 logger = logging.getLogger(__name__)
-
-UNDECODABLE = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
-"""What Pillow raises for bytes that are no image, or a damaged one."""
 
 NOUNS_REMEMBERED = 65_536
 
@@ -89,9 +81,10 @@ class Embed:
 class EmbedStage:
     """`ImageRecord` in; `Reference`, or `Dropped`, out.
 
-    Dropped records: `corrupt_image`, `no_regions` (it came without any). Dropped regions, under
-    the key the reference would have had: `empty_mask`, `small_mask`, `wrong_mask_size`,
-    `nonfinite_features` (also features that are all zero, which have no direction).
+    Dropped records: `no_regions` (it came without any), and `ovref.ops.images.REASONS` for images
+    that cannot be decoded. Dropped regions, under the key the reference would have had:
+    `empty_mask`, `small_mask`, `wrong_mask_size`, `nonfinite_features` (also features that are all
+    zero, which have no direction).
     """
 
     def __init__(self, spec: Embed, visual: Any, texts: Any) -> None:
@@ -110,8 +103,8 @@ class EmbedStage:
                 continue
             try:
                 image_hwc = record.image_hwc()
-            except UNDECODABLE:
-                yield Dropped(record.key, "corrupt_image")
+            except UnusableImageError as error:
+                yield Dropped(record.key, error.reason)
                 continue
             batch.append((record, image_hwc))
             if len(batch) == self._spec.batch_size:

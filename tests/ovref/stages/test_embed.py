@@ -149,7 +149,7 @@ def test_every_input_is_answered_in_order_whatever_is_wrong_with_it():
         "a0#1": "small_mask",
         "a1": "no_regions",
         "a2": "corrupt_image",
-        "a3": "corrupt_image",
+        "a3": "truncated_image",
         "a4#0": "wrong_mask_size",
         "a5#0": "empty_mask",
         "a6#0": "small_mask",

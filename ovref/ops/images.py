@@ -1,0 +1,189 @@
+"""Image files to pixels. Every real image that enters a build is decoded here, and only here.
+
+Orientation, decided once: pixels are always those of the *upright* image, EXIF orientation applied,
+and every mask and box refers to them. The ground stage stores `plain_image(file)` in its
+`ImageRecord`s: the file itself where any decoder reads the same pixels from it, and otherwise a
+JPEG of the decoded pixels. So whoever opens the kept file without a thought for EXIF, alpha or
+depth sees what the masks were made for.
+
+    try:
+        file, image_hwc = plain_image(prompt.image)
+    except UnusableImageError as error:
+        yield Dropped(prompt.key, error.reason)
+    ... ImageRecord(image=file, regions=...)        # masks of image_hwc.shape[:2]
+
+Colour profiles are not applied: pixels are taken for sRGB, as the models' training did.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Formats that are decoded. Pillow knows more; some of them start other programs (EPS)."""
+
+MAX_PIXELS = 1 << 26
+"""Of an image: 64 Mi pixels are 192 MiB decoded. A file of more is not decoded at all."""
+MAX_ASPECT = 20.0
+"""Longer side over shorter; beyond it (rulers, banners) resizing leaves nothing to recognise."""
+BACKGROUND_RGB = (255, 255, 255)
+"""What transparent pixels show: white, the page that images with alpha are made to lie on."""
+JPEG_QUALITY = 95
+
+REASONS = (
+    "empty_image",
+    "corrupt_image",
+    "truncated_image",
+    "image_too_large",
+    "extreme_aspect",
+    "unsupported_pixels",
+)
+"""Why an image is of no use: no bytes; no image of a known format, or one of no size; a good header
+but missing or damaged pixels; more pixels than MAX_PIXELS; longer than MAX_ASPECT; pixels without
+an agreed meaning as 8-bit RGB (floats, integers of 32 bits)."""
+
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError,
+    NotImplementedError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow raises for bytes that are no image, or a damaged one."""
+
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of each EXIF orientation upright (Exif 2.32, tag 0x0112)."""
+
+_PLAIN_FORMATS, _PLAIN_MODES = ("JPEG", "PNG", "WEBP"), ("RGB", "L")
+
+
+class UnusableImageError(ValueError):
+    """An image file that gives no pixels to work with."""
+
+    reason: str
+    """One of REASONS, for `Dropped`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+def decode_image(file: bytes) -> np.ndarray:
+    """The pixels of an image file.
+
+    Orientation by EXIF is applied; grey becomes RGB; palettes are looked up; CMYK is converted
+    without a profile; 16 bits become 8 by rounding of the full range; transparency is laid over
+    BACKGROUND_RGB; of an animation the first frame counts.
+
+    Returns:
+        (H, W, 3) uint8 RGB, not writable.
+
+    Raises:
+        UnusableImageError: its `reason` is one of REASONS.
+    """
+    return _decode(file)[0]
+
+
+def plain_image(file: bytes) -> tuple[bytes, np.ndarray]:
+    """The file to keep of an image, and its pixels.
+
+    Returns:
+        The file: `file` itself where it is an upright, opaque, still JPEG, PNG or WebP of 8-bit
+        RGB or grey, and else a JPEG of `decode_image(file)`. And `decode_image` of the file to
+        keep: (H, W, 3) uint8 RGB.
+
+    Raises:
+        UnusableImageError: as `decode_image`.
+    """
+    image_hwc, plain = _decode(file)
+    if plain:
+        return file, image_hwc
+    buffer = io.BytesIO()
+    # Colour at full resolution: half of it would blur the edges of small regions.
+    Image.fromarray(image_hwc).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    kept = buffer.getvalue()
+    return kept, decode_image(kept)
+
+
+def _decode(file: bytes) -> tuple[np.ndarray, bool]:
+    """The pixels, and whether any decoder reads the same ones from the file."""
+    if not file:
+        raise UnusableImageError("empty_image", "the file has no bytes")
+    with warnings.catch_warnings():
+        # Pillow warns of damaged metadata, which is no one's concern here, and of bombs.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(file), formats=FORMATS)
+        except _BOMB as error:
+            raise UnusableImageError("image_too_large", str(error)) from error
+        except _DAMAGED as error:
+            raise UnusableImageError("corrupt_image", repr(error)) from error
+        with image:
+            return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> tuple[np.ndarray, bool]:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnusableImageError("image_too_large", f"the image is {height} x {width}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UnusableImageError("extreme_aspect", f"the image is {height} x {width}")
+    plain = (
+        image.format in _PLAIN_FORMATS
+        and image.mode in _PLAIN_MODES
+        and not image.has_transparency_data
+        and getattr(image, "n_frames", 1) == 1
+    )
+    try:
+        image.load()
+    except _BOMB as error:  # the header of a later part may promise more than the first
+        raise UnusableImageError("image_too_large", str(error)) from error
+    except _DAMAGED as error:
+        raise UnusableImageError("truncated_image", repr(error)) from error
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb = _rgb(image)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    return np.asarray(rgb), plain and turn is None
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG)
+    except _DAMAGED:
+        return None  # as browsers do: metadata that cannot be read turns nothing
+    return value if isinstance(value, int) else None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey_hw = np.asarray(image)
+        if image.mode == "I" and (grey_hw.min() < 0 or grey_hw.max() > 0xFFFF):
+            raise UnusableImageError(
+                "unsupported_pixels", "integers of 32 bits have no agreed white"
+            )
+        grey_hw = (grey_hw.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF
+        return Image.fromarray(grey_hw.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnusableImageError("unsupported_pixels", "floating-point pixels have no agreed white")
+    try:
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        over = image.convert("RGBA")
+        under = Image.new("RGBA", over.size, (*BACKGROUND_RGB, 255))
+        return Image.alpha_composite(under, over).convert("RGB")
+    except ValueError as error:
+        raise UnusableImageError("unsupported_pixels", str(error)) from error
