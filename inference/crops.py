@@ -82,4 +82,7 @@ def _unit_range(heatmap_hw: np.ndarray | None, size_hw: tuple[int, ...]) -> np.n
     low, high = heatmap.min(), heatmap.max()
     if not np.isfinite(high - low):
         raise ValueError("heatmap_hw holds values that are not finite")
-    return (heatmap - low) / (high - low) if high > low else np.ones_like(heatmap)
+    # Resizing a constant leaves rounding errors, which are not to be stretched into a shape.
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return np.ones_like(heatmap)
+    return (heatmap - low) / (high - low)

@@ -1,11 +1,27 @@
 """Mean-region pooling (FOSSIL eq. 4), the one way from dense features to a region's embedding."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 
 UNSURE, YES = 128, 255
 """Values of a tri-state mask beside 0; only YES pixels are pooled."""
 
 _CHUNK_PIXELS = 1 << 24
+
+
+class RegionEncoder(Protocol):
+    """Whatever embeds regions: `encoders.VisualEncoder`, `crop_encoder.CropEncoder`."""
+
+    def encode_regions(
+        self,
+        images: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        heatmaps: Sequence[np.ndarray] | None = None,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Features (n, d) float32, not normalised, and (n,) bool, False for a mask without any."""
+        ...
 
 
 def pool_regions(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +56,20 @@ def pool_regions(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.nd
     valid = (totals > 0) & ~spoilt
     pooled = (weights @ features) / np.where(totals > 0, totals, 1.0)[:, None]
     pooled[~valid] = 0.0
+    return pooled, valid
+
+
+def pool_each(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`pool_regions` of each mask alone.
+
+    A product with many rows rounds differently from one with a single row: so the bits of a
+    region do not depend on how many others its image has.
+    """
+    pooled = np.zeros((len(masks_nhw), features_hwd.shape[-1]), dtype=np.float32)
+    valid = np.zeros(len(masks_nhw), dtype=bool)
+    for row in range(len(masks_nhw)):
+        one, sound = pool_regions(features_hwd, masks_nhw[row : row + 1])
+        pooled[row], valid[row] = one[0], sound[0]
     return pooled, valid
 
 

@@ -8,14 +8,22 @@ from typing import Any
 
 KEY_BITS = 96
 
+ADDED_LATER = {"fingerprint": "unless default"}
+"""Metadata of a dataclass field that was added when fingerprints of its class were already written:
+at its default, which must do what was done before, it is left out of them."""
 
-def record_key(corpus_id: str, caption: str, draw: int = 0) -> str:
+
+def record_key(corpus_id: str, caption: str, draw: int = 0, image: str | None = None) -> str:
     """Key of one drawing of one caption: 24 hexadecimal digits.
+
+    Of a caption that comes with its image, the image's SHA-256 (`image`) is part of what it is:
+    the same words tell of many images.
 
     Captions that differ only in Unicode normal form or in outer or repeated white space are the
     same caption.
     """
-    return _digest([corpus_id, normalised(caption), draw])[: KEY_BITS // 4]
+    content = [corpus_id, normalised(caption), draw]
+    return _digest(content if image is None else [*content, image])[: KEY_BITS // 4]
 
 
 def record_seed(run_seed: int, key: str) -> int:
@@ -55,8 +63,11 @@ def canonical(value: Any) -> Any:
             raise ValueError(f"a fingerprint needs finite numbers, found {value}")
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: canonical(getattr(value, field.name)) for field in fields}
+        return {
+            field.name: canonical(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.metadata != ADDED_LATER or getattr(value, field.name) != field.default
+        }
     if isinstance(value, list | tuple):
         return [canonical(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

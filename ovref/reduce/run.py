@@ -237,6 +237,7 @@ def _base(store: Store, embed: Embed) -> Base:
         "text encoder": (config.dump(embed.text), manifest.textual.settings),
         "templates": (list(embed.templates), list(manifest.templates)),
         "weights": (list(embed.weights), list(manifest.weights)),
+        "part": (embed.part, manifest.build["embed"]["fields"].get("part", "region")),
     }
     for name, (new, old) in parts.items():
         if new != old:

@@ -2,22 +2,23 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.pooling import pool_regions
 from ovref_inference.retrieve import TEMPLATES, WEIGHTS, class_embeddings, retrieval_embedding
 from ovref_inference.vectors import l2_normalised
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.errors import ModelError
+from ovref.identity import ADDED_LATER
 from ovref.ops import masks
+from ovref.ops.heatmaps import resized
 from ovref.ops.images import UnusableImageError
-from ovref.records import ImageRecord, Reference
+from ovref.records import NO, YES, ImageRecord, Reference
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,10 @@ NOUNS_REMEMBERED = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Pools dense features over each region and embeds its noun and caption (FOSSIL 3.2).
+    """Embeds each region, its noun and caption.
+
+    Regions are embedded as `visual.features` says: by pooling dense features over them (FOSSIL 3.2,
+    RetCLIP 2.1), or as masked crops (VOCSeg 3.1).
 
     The device is not part of it: `build` takes the CUDA device where there is one.
     """
@@ -36,7 +40,8 @@ class Embed:
     __pydantic_config__ = STRICT
 
     visual: VisualEncoderConfig
-    """The backbone whose dense features are pooled."""
+    """The backbone, and how a region becomes features. `crop_heatmap` needs heatmaps: a record
+    without them loses its regions as `no_heatmap`."""
     text: TextEncoderConfig
     """The text encoder of the textual retrieval embeddings."""
     templates: tuple[str, ...] = TEMPLATES
@@ -44,11 +49,15 @@ class Embed:
     weights: tuple[float, float] = WEIGHTS
     """Of the noun and of its whole caption in a textual retrieval embedding."""
     min_cells: float = 0.5
-    """Smallest region, in cells of the feature grid; the features of a smaller one are mostly of
-    what is around it. Dropped as `small_mask`."""
+    """Smallest region, in cells of the encoder's grid laid over the image; the features of a
+    smaller one are mostly of what is around it. Dropped as `small_mask`."""
+    part: Literal["region", "surroundings"] = field(default="region", metadata=ADDED_LATER)
+    """`surroundings` embeds, in place of each region, what of its image shows the noun nowhere: a
+    collection of it, beside the one of regions, gives each class its background prototypes
+    (`ovref_inference.freeda`). Where nothing is left: `no_surroundings`."""
     batch_size: int = 16
-    """Images per forward pass. Kernels round differently at another batch size, in the last bits,
-    so it belongs to the identity of the bytes."""
+    """Images, or crops, per forward pass. Kernels round differently at another batch size, in the
+    last bits, so it belongs to the identity of the bytes."""
 
     def __post_init__(self) -> None:
         if not self.templates or any(text.count("{}") != 1 for text in self.templates):
@@ -57,6 +66,8 @@ class Embed:
             raise ValueError(f"weights must be at least 0, not both 0, found {self.weights}")
         if self.min_cells < 0:
             raise ValueError(f"min_cells must be at least 0, found {self.min_cells}")
+        if self.part == "surroundings" and self.visual.masking == "heatmap":
+            raise ValueError("surroundings have no heatmap: visual.features must not need one")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
 
@@ -66,11 +77,11 @@ class Embed:
         Raises:
             ModelError: one cannot be found, read or used.
         """
-        from ovref_inference.encoders import load_text_encoder, load_visual_encoder
+        from ovref_inference.encoders import load_region_encoder, load_text_encoder
         from ovref_inference.errors import ModelLoadError
 
         try:
-            visual = load_visual_encoder(self.visual, batch_size=self.batch_size)
+            visual = load_region_encoder(self.visual, batch_size=self.batch_size)
             texts = load_text_encoder(self.text)
         except ModelLoadError as error:
             raise ModelError(str(error)) from error
@@ -83,12 +94,13 @@ class EmbedStage:
 
     Dropped records: `no_regions` (it came without any), and `ovref.ops.images.REASONS` for images
     that cannot be decoded. Dropped regions, under the key the reference would have had:
-    `empty_mask`, `small_mask`, `wrong_mask_size`, `nonfinite_features` (also features that are all
-    zero, which have no direction).
+    `empty_mask`, `small_mask`, `wrong_mask_size`, `no_surroundings`, `no_heatmap`,
+    `nonfinite_features` (also features that are all zero, which have no direction).
     """
 
     def __init__(self, spec: Embed, visual: Any, texts: Any) -> None:
-        """`visual` and `texts` have `encode` as the encoders of `ovref_inference.encoders`."""
+        """`visual` has `grid_hw` and `encode_regions`, `texts` has `encode`, as the encoders of
+        `ovref_inference.encoders`."""
         self._spec, self._visual, self._texts = spec, visual, texts
         # A noun is encoded alone, so that its bits do not depend on the nouns that came before it.
         self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(
@@ -114,35 +126,80 @@ class EmbedStage:
             yield from self._embed(batch)
 
     def _embed(self, batch: list[tuple[ImageRecord, np.ndarray]]) -> Iterator[Reference | Dropped]:
-        features_nhwd = self._visual.encode([image_hwc for _, image_hwc in batch])
+        asked = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
+        found = self._visual.encode_regions(
+            [image_hwc for _, image_hwc in batch],
+            [
+                _stacked([mask_hw for mask_hw in some if not isinstance(mask_hw, str)], image_hwc)
+                for some, (_, image_hwc) in zip(asked, batch, strict=True)
+            ],
+            self._heatmaps(batch, asked),
+        )
         captions_nd = self._texts.encode([record.caption for record, _ in batch])
-        for (record, image_hwc), features_hwd, caption_d in zip(
-            batch, features_nhwd, captions_nd, strict=True
+        for (record, _), masks_or_faults, (features, valid), caption_d in zip(
+            batch, asked, found, captions_nd, strict=True
         ):
-            yield from self._references(record, image_hwc.shape[:2], features_hwd, caption_d)
+            yield from self._references(record, masks_or_faults, features, valid, caption_d)
+
+    def _masks(self, record: ImageRecord, size_hw: tuple[int, int]) -> list[np.ndarray | str]:
+        """Of each region what is embedded, (H, W) uint8 tri-state; or why there is nothing."""
+        height, width = self._visual.grid_hw
+        found: list[np.ndarray | str] = []
+        for region in record.regions:
+            if region.mask_hw.shape != size_hw:
+                found.append("wrong_mask_size")
+                continue
+            mask_hw, empty = region.mask_hw, "empty_mask"
+            if self._spec.part == "surroundings" and mask_hw.any():
+                mask_hw, empty = _surroundings(record, region.noun.text, size_hw), "no_surroundings"
+            area = masks.area(mask_hw)
+            if area == 0:
+                found.append(empty)
+            elif area * height * width < self._spec.min_cells:
+                found.append("small_mask")
+            elif self._spec.visual.masking == "heatmap" and record.heatmaps_nhw is None:
+                found.append("no_heatmap")
+            else:
+                found.append(mask_hw)
+        return found
+
+    def _heatmaps(
+        self, batch: list[tuple[ImageRecord, np.ndarray]], asked: list[list[np.ndarray | str]]
+    ) -> list[np.ndarray] | None:
+        """(n, H, W) float32 of each image's embedded regions, where the strategy needs them."""
+        if self._spec.visual.masking != "heatmap":
+            return None
+        return [
+            _stacked(
+                [
+                    resized(record.heatmaps_nhw[number], image_hwc.shape[:2])
+                    for number, mask_hw in enumerate(some)
+                    if not isinstance(mask_hw, str)
+                ],
+                image_hwc,
+            )
+            for (record, image_hwc), some in zip(batch, asked, strict=True)
+        ]
 
     def _references(
         self,
         record: ImageRecord,
-        size_hw: tuple[int, int],
-        features_hwd: np.ndarray,
+        masks_or_faults: list[np.ndarray | str],
+        features: np.ndarray,
+        valid: np.ndarray,
         caption_d: np.ndarray,
     ) -> Iterator[Reference | Dropped]:
-        cells = features_hwd.shape[0] * features_hwd.shape[1]
-        for number, region in enumerate(record.regions):
+        row = 0
+        for number, (region, mask_hw) in enumerate(
+            zip(record.regions, masks_or_faults, strict=True)
+        ):
             key = f"{record.key}#{number}"
-            area = masks.area(region.mask_hw)
-            if region.mask_hw.shape != size_hw:
-                yield Dropped(key, "wrong_mask_size")
+            if isinstance(mask_hw, str):
+                yield Dropped(key, mask_hw)
                 continue
-            if area == 0:
-                yield Dropped(key, "empty_mask")
-                continue
-            if area * cells < self._spec.min_cells:
-                yield Dropped(key, "small_mask")
-                continue
-            pooled_1d, valid = pool_regions(features_hwd, region.mask_hw[None])
-            if not valid[0] or not pooled_1d.any():
+            region_d, sound = features[row], valid[row]
+            row += 1
+            if not sound or not region_d.any():
                 yield Dropped(key, "nonfinite_features")
                 continue
             textual_d = retrieval_embedding(
@@ -152,11 +209,25 @@ class EmbedStage:
                 key=key,
                 noun=region.noun,
                 caption=record.caption,
-                box_xyxy=masks.box_xyxy(region.mask_hw),
-                area=area,
+                box_xyxy=masks.box_xyxy(mask_hw),
+                area=masks.area(mask_hw),
                 score=region.score,
                 source=region.source,
                 seed=record.seed,
-                visual=l2_normalised(pooled_1d[0]).astype(np.float16),
+                visual=l2_normalised(region_d).astype(np.float16),
                 textual=textual_d.astype(np.float16),
             )
+
+
+def _surroundings(record: ImageRecord, noun: str, size_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8, YES where no region of the noun is, nor may be."""
+    mask_hw = np.full(size_hw, YES, np.uint8)
+    for region in record.regions:
+        if region.noun.text == noun and region.mask_hw.shape == size_hw:
+            mask_hw[region.mask_hw != NO] = NO
+    return mask_hw
+
+
+def _stacked(maps: list[np.ndarray], image_hwc: np.ndarray) -> np.ndarray:
+    """(n, H, W) of maps of the image's size; n may be 0."""
+    return np.stack(maps) if maps else np.zeros((0, *image_hwc.shape[:2]), np.uint8)

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ovref_inference import ModelLoadError
+from ovref_inference import ModelLoadError, pool_regions
+from ovref_inference.crops import masked_crop
 from ovref_inference.encoders import (
     TextEncoderConfig,
     VisualEncoderConfig,
-    _batched,
+    load_region_encoder,
     load_text_encoder,
     load_visual_encoder,
 )
 from ovref_inference.models import resolve
+from ovref_inference.pixels import batched
 from transformers import (
     AutoModel,
     Dinov2WithRegistersConfig,
@@ -193,6 +195,7 @@ def test_other_arrays_are_no_images(shape, dtype):
         {"model": "x", "size_hw": (0, 4)},
         {"model": "x", "features": "values"},
         {"model": "x", "library": "open_clip", "features": "keys"},
+        {"model": "x", "features": "crop_none"},
     ],
 )
 def test_settings_out_of_range_are_refused(options):
@@ -243,11 +246,179 @@ def test_out_of_memory_halves_the_batch():
             raise torch.cuda.OutOfMemoryError("too many")
         return np.array(items)
 
-    assert np.concatenate(_batched(list(range(7)), 8, run)).tolist() == list(range(7))
+    assert np.concatenate(batched(list(range(7)), 8, run)).tolist() == list(range(7))
     assert sizes == [7, 4, 2, 2, 2, 1]
 
     def never(items):
         raise torch.cuda.OutOfMemoryError("too many")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        _batched([1, 2], 2, never)
+        batched([1, 2], 2, never)
+
+
+def tiny_convnext(folder, proj="mlp"):
+    """A CLIP with timm's smallest ConvNeXt, random but seeded, in open_clip's layout."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    settings = json.loads(Path(resolve("miniature:clip"), "open_clip_config.json").read_text())
+    shutil.copytree(resolve("miniature:clip"), folder, dirs_exist_ok=True)
+    settings["model_cfg"]["embed_dim"] = 24
+    settings["model_cfg"]["vision_cfg"] = {
+        "timm_model_name": "convnext_atto",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": proj,
+        "image_size": 64,
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**settings["model_cfg"]).eval()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def convnext(tmp_path_factory):
+    return tiny_convnext(tmp_path_factory.mktemp("convnext"))
+
+
+def whole(image):
+    return np.ones((1, *image.shape[:2]), bool)
+
+
+@pytest.mark.parametrize("proj", ["mlp", "linear"])
+def test_a_convnext_region_of_the_whole_image_is_the_images_embedding(proj, tmp_path):
+    """FC-CLIP: what is pooled over everything and led through the head is CLIP's own embedding."""
+    model = tiny_convnext(tmp_path, proj)
+    encoder = load(model=model, library="open_clip")
+    text = load_text_encoder(TextEncoderConfig(model=model), device="cpu")
+    assert (encoder.dim, text.dim, encoder.patch_size) == (24, 24, 32)
+    found = encoder.encode_regions(IMAGES, [whole(image) for image in IMAGES])
+    regions = np.concatenate([features for features, valid in found])
+    assert all(valid.all() for _, valid in found)
+    regions /= np.linalg.norm(regions, axis=1, keepdims=True)
+    np.testing.assert_allclose(regions, text.encode_images(IMAGES), atol=1e-5)
+    assert text.encode(["a boat"]).shape == (1, 24)
+
+
+def test_convnext_regions_are_pooled_before_the_head(convnext):
+    """A slow way for any input size: trunk, mean of the cells, norm and projection by hand."""
+    encoder = load(model=convnext, library="open_clip", size_hw=(100, 130))
+    assert encoder.size_hw == (96, 128) and encoder.grid_hw == (3, 4)
+    image = RNG.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    mask = np.zeros((2, 96, 128), bool)
+    mask[0, :32, 64:128] = True  # the last two cells of the first row
+    mask[1, 64:, :32] = True  # the first cell of the last row
+    import open_clip
+
+    visual = open_clip.create_model(f"local-dir:{convnext}").eval().visual
+    settings = visual.preprocess_cfg
+    pixels = (image / 255.0 - settings["mean"]) / settings["std"]
+    with torch.no_grad():
+        trunk = visual.trunk
+        cells = trunk.norm_pre(
+            trunk.stages(trunk.stem(torch.tensor(pixels.transpose(2, 0, 1)[None]).float()))
+        )[0]
+        pooled = torch.stack([(cells[:, 0, 2] + cells[:, 0, 3]) / 2, cells[:, 2, 0]])
+        norm = trunk.head.norm
+        normed = torch.nn.functional.layer_norm(
+            pooled, norm.weight.shape, norm.weight, norm.bias, norm.eps
+        )
+        expected = visual.head(normed).numpy()
+    ((regions, valid),) = encoder.encode_regions([image], [mask])
+    assert valid.all()
+    np.testing.assert_allclose(regions, expected, atol=1e-5)
+    # One cell alone is what the dense map has there.
+    np.testing.assert_allclose(encoder.encode([image])[0, 2, 0], expected[1], atol=1e-5)
+
+
+def test_empty_masks_and_no_masks_of_every_kind_of_region(convnext):
+    cases = [*CASES.values(), {"model": convnext, "library": "open_clip"}]
+    cases += [
+        {"model": model, "library": "open_clip", "features": "crop_binary"}
+        for model in ("miniature:clip", convnext)
+    ]
+    image = IMAGES[0]
+    masks = np.zeros((3, 64, 64), bool)
+    masks[1, 10:20, 30:50] = True
+    for options in cases:
+        encoder = load_region_encoder(
+            VisualEncoderConfig(size_hw=(64, 64), **options), device="cpu"
+        )
+        some, none = encoder.encode_regions([image, image], [masks, masks[:0]])
+        assert some[1].tolist() == [False, True, False]
+        assert some[0].shape == (3, encoder.dim) and some[0].dtype == np.float32
+        assert not some[0][[0, 2]].any() and some[0][1].any()
+        assert none[0].shape == (0, encoder.dim) and none[1].shape == (0,)
+        tri_state = np.where(masks, np.uint8(255), np.uint8(128))
+        ((same, valid),) = encoder.encode_regions([image], [tri_state])
+        np.testing.assert_array_equal(valid, some[1])
+        np.testing.assert_allclose(same, some[0], atol=1e-5)
+        assert encoder.encode_regions([], []) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_region_is_pooled_as_everywhere_and_alone(case):
+    encoder = load(**CASES[case])
+    masks = RNG.random((4, 64, 64)) < 0.3
+    ((found, valid),) = encoder.encode_regions(IMAGES[:1], [masks])
+    expected, _ = pool_regions(encoder.encode(IMAGES[:1])[0], masks)
+    assert valid.all()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    ((alone, _),) = encoder.encode_regions(IMAGES[:1], [masks[2:3]])
+    np.testing.assert_array_equal(alone[0], found[2])
+
+
+@pytest.mark.parametrize("masking", ["binary", "heatmap", "none"])
+def test_crops_are_encoded_as_images_of_their_own(masking):
+    """The crop made by hand, resized, through CLIP: in the order of masks, over several images."""
+    config = VisualEncoderConfig(
+        model="miniature:clip",
+        library="open_clip",
+        size_hw=(64, 64),
+        features=f"crop_{masking}",
+    )
+    encoder = load_region_encoder(config, device="cpu", batch_size=2)
+    images = IMAGES[:2]
+    masks = [np.zeros((2, *image.shape[:2]), bool) for image in images]
+    heatmaps = [RNG.random(m.shape) for m in masks]
+    for m in masks:
+        m[0, 5:31, 7:40] = RNG.random((26, 33)) < 0.6
+        m[1, 20:, 30:] = True
+    found = encoder.encode_regions(images, masks, heatmaps)
+    text = load_text_encoder(TextEncoderConfig(model="miniature:clip"), device="cpu")
+    for i, (features, valid) in enumerate(found):
+        crops = [
+            masked_crop(
+                images[i],
+                masks[i][j],
+                masking,
+                heatmap_hw=heatmaps[i][j],
+                fill_rgb=(127.5, 127.5, 127.5),  # the miniature's own mean
+            )
+            for j in range(2)
+        ]
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        assert valid.all()
+        np.testing.assert_allclose(unit, text.encode_images(crops), atol=1e-5)
+
+
+def test_heatmap_crops_need_heatmaps_and_crops_are_not_dense():
+    config = VisualEncoderConfig(
+        model="miniature:clip", library="open_clip", size_hw=(64, 64), features="crop_heatmap"
+    )
+    encoder = load_region_encoder(config, device="cpu")
+    with pytest.raises(ValueError, match="needs the region's heatmap_hw"):
+        encoder.encode_regions(IMAGES[:1], [whole(IMAGES[0])])
+    with pytest.raises(ModelLoadError, match="load_region_encoder"):
+        load_visual_encoder(config, device="cpu")
+    assert config.masking == "heatmap"
+    assert VisualEncoderConfig(model="x").masking is None
+
+
+def test_a_convnext_has_no_values(convnext):
+    with pytest.raises(ModelLoadError, match="no ViT"):
+        load(model=convnext, library="open_clip", features="values")

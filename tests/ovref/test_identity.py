@@ -2,13 +2,14 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from ovref.identity import (
+    ADDED_LATER,
     canonical,
     fingerprint,
     normalised,
@@ -76,6 +77,8 @@ def test_everything_else_makes_another_key():
         record_key("coco", "a cat."),
         record_key("coco", "acat"),
         record_key("coco", "a cat", draw=1),
+        record_key("coco", "a cat", image="00ff"),
+        record_key("coco", "a cat", image="00fe"),
         record_key("coco2", "a cat"),
         record_key("cococ", "a at"),
         record_key("", "cocoa cat"),
@@ -167,3 +170,18 @@ def test_what_has_no_canonical_form_is_refused(value):
 def test_numbers_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match="a fingerprint needs finite numbers, found"):
         fingerprint(value)
+
+
+def test_a_field_added_later_counts_only_away_from_its_default():
+    @dataclass(frozen=True)
+    class Before:
+        size: int = 3
+
+    @dataclass(frozen=True)
+    class After:
+        size: int = 3
+        masks: int = field(default=2, metadata=ADDED_LATER)
+
+    assert fingerprint(After()) == fingerprint(Before())
+    assert fingerprint(After(masks=1)) != fingerprint(After())
+    assert canonical(After(masks=1)) == {"size": 3, "masks": 1}

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.pooling import pool_each
 from ovref_inference.retrieve import class_embeddings, retrieval_embedding
 from PIL import Image
 
@@ -34,9 +35,17 @@ def spec(**changes):
 class FakeVisual:
     """Features of a cell: its mean colour and its place. Remembers how it was called."""
 
+    grid_hw = (GRID, GRID)
+
     def __init__(self, spoilt_cell=None):
         self.batches = []
+        self.heatmaps = []
         self.spoilt_cell = spoilt_cell
+
+    def encode_regions(self, images, masks, heatmaps=None):
+        self.heatmaps.append(heatmaps)
+        maps = self.encode(images)
+        return [pool_each(f_hwd, m_nhw) for f_hwd, m_nhw in zip(maps, masks, strict=True)]
 
     def encode(self, images):
         self.batches.append(len(images))
@@ -80,13 +89,14 @@ def region(noun="cat", box=(0, 0, 8, 8), size=16, value=YES):
     )
 
 
-def record(key, regions, image=None, caption=None):
+def record(key, regions, image=None, caption=None, heatmaps=None):
     return ImageRecord(
         key=key,
         caption=caption or f"a cat in {key}",
         source="test",
         image=image or jpeg(sum(key.encode())),
         regions=tuple(regions),
+        heatmaps_nhw=heatmaps,
         seed=7,
     )
 
@@ -178,6 +188,44 @@ def test_features_without_a_direction_are_dropped():
     assert found == [Dropped("aa#0", "nonfinite_features")]
 
 
+def test_surroundings_are_what_shows_the_noun_nowhere():
+    left, right = region("cat", (0, 0, 4, 16)), region("cat", (12, 0, 16, 16), value=UNSURE)
+    dog = region("dog", (4, 0, 8, 16))
+    image = record("aa", [left, right, dog])
+    found, _, _ = embed([image], part="surroundings")
+    cells = FakeVisual().one(image.image_hwc())
+    for number, columns in ((0, [1, 2]), (1, [1, 2]), (2, [0, 2, 3])):
+        reference = found[number]
+        expected = cells[:, columns].mean((0, 1))
+        np.testing.assert_allclose(reference.visual, expected / np.linalg.norm(expected), atol=1e-3)
+        assert reference.key == f"aa#{number}" and reference.noun == image.regions[number].noun
+    assert found[0].area == 0.5 and found[0].box_xyxy == (4, 0, 12, 16)
+
+
+def test_where_the_noun_is_everywhere_or_nowhere_there_are_no_surroundings():
+    full, empty = region(box=(0, 0, 16, 16)), region(value=NO)
+    found, _, _ = embed([record("aa", [full]), record("bb", [empty])], part="surroundings")
+    assert found == [Dropped("aa#0", "no_surroundings"), Dropped("bb#0", "empty_mask")]
+
+
+def test_heatmap_crops_get_the_heatmaps_of_the_regions_that_are_embedded():
+    visual = VisualEncoderConfig(model="fake", library="open_clip", features="crop_heatmap")
+    heatmaps = np.stack([np.full((4, 4), value, np.float16) for value in (0.25, 0.5, 0.75)])
+    whole = record("aa", [region(), region(value=NO), region("dog")], heatmaps=heatmaps)
+    found, fake, _ = embed([whole, record("bb", [region()])], visual=visual)
+    assert found[1] == Dropped("aa#1", "empty_mask")
+    assert found[3] == Dropped("bb#0", "no_heatmap")
+    ((first, second),) = fake.heatmaps
+    assert first.shape == (2, 16, 16) and second.shape == (0, 16, 16)
+    np.testing.assert_allclose(first[0], 0.25, atol=1e-6)
+    np.testing.assert_allclose(first[1], 0.75, atol=1e-6)
+
+
+def test_the_default_part_leaves_the_identity_as_it_was():
+    assert "part" not in spec_identity(spec())["fields"]
+    assert spec_identity(spec(part="surroundings"))["fields"]["part"] == "surroundings"
+
+
 def test_results_do_not_depend_on_the_batch_size():
     records = [record(f"a{i}", [region(), region("dog", (4, 4, 16, 16))]) for i in range(5)]
     one, _, _ = embed(records, batch_size=1)
@@ -221,6 +269,15 @@ def test_what_the_encoders_see_of_a_shard_does_not_depend_on_earlier_shards():
         ({"weights": (-1.0, 2.0)}, "weights"),
         ({"min_cells": -1.0}, "min_cells"),
         ({"batch_size": 0}, "batch_size"),
+        (
+            {
+                "part": "surroundings",
+                "visual": VisualEncoderConfig(
+                    model="fake", library="open_clip", features="crop_heatmap"
+                ),
+            },
+            "surroundings have no heatmap",
+        ),
     ],
 )
 def test_values_out_of_range_name_the_field(changes, message):
