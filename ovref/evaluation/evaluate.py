@@ -1,4 +1,4 @@
-"""Evaluation of a collection on held-out scenes of the miniature: one table, and pictures.
+"""Evaluation of a collection on held-out scenes, or on a label folder: one table, and pictures.
 
 The table answers three questions. What does the collection add over text alone (dense CLIP)? What
 do proposals add, and what would perfect ones? How much do N, K and gamma matter (FOSSIL, figure 2)?
@@ -24,15 +24,24 @@ from ovref_inference.segmenters import FossilConfig, pixel_scores, prototype_sco
 from ovref_inference.vectors import l2_normalised
 
 from ovref.config import STRICT, dump
-from ovref.evaluation.datasets import HELD_OUT, Dataset, miniature_scenes
-from ovref.evaluation.metrics import ConfusionMatrix, Scores
+from ovref.evaluation.datasets import (
+    HELD_OUT,
+    Dataset,
+    LabelFolder,
+    label_folder,
+    miniature_scenes,
+)
+from ovref.evaluation.metrics import ConfusionMatrix, Scores, split_scores
 from ovref.evaluation.pictures import class_palette, prediction_grid
+
+SMALL = "The miniature's small models are trained on drawn scenes and know nothing of others."
+"""Stands above tables of other images that they had a part in."""
 
 CAPTION = (
     "Measured on the miniature: small models trained on drawn scenes. These numbers show that the "
     "parts work together; they say nothing about the real models."
 )
-"""Stands above every table."""
+"""Stands above every table of scenes."""
 
 
 def _miniature_keys() -> VisualEncoderConfig:
@@ -60,9 +69,12 @@ class EvaluateSpec:
     """Held-out scenes: `validation` to choose parameters, `test` to report."""
     scenes: int = 200
     """Scenes evaluated."""
+    folder: LabelFolder | None = None
+    """Images and label maps of your own, evaluated instead of scenes; `keys` and `clip` should then
+    name models for them. Each image is brought to the encoders' sizes as a whole."""
     fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=3, windows=None))
-    """Best configuration, from which the ablations start; `windows` must be null here, for scenes
-    have the encoder's own size. N is far below the paper's, for a small collection has few dozen
+    """Best configuration, from which the ablations start; `windows` must be null here, for images
+    are encoded once and whole. N is far below the paper's, for a small collection has few dozen
     references of a class, and whatever is retrieved beyond them is of other classes."""
     opencut: OpenCutConfig = field(
         default_factory=lambda: OpenCutConfig(taus=(0.75,), stages=4, foreground="smaller")
@@ -87,7 +99,7 @@ class EvaluateSpec:
         if self.scenes < 1:
             raise ValueError(f"scenes must be at least 1, found {self.scenes}")
         if self.fossil.windows is not None:
-            raise ValueError("fossil.windows must be null: scenes have the encoder's own size")
+            raise ValueError("fossil.windows must be null: images are encoded once and whole")
         if self.pictures < 0:
             raise ValueError(f"pictures must be at least 0, found {self.pictures}")
 
@@ -119,13 +131,15 @@ def evaluate(
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
 
     Returns:
-        What evaluation.json holds: caption, rows (name, mIoU, accuracies in [0, 1]), ablations,
-        ratios, per-class IoU (None for a class that does not occur), the effective specification,
-        class list and label convention, the collection's fingerprint, seconds.
+        What evaluation.json holds: caption, rows (name, mIoU, accuracies and, with a split of
+        classes, hIoU, in [0, 1]; None where nothing is judged), ablations, ratios, per-class IoU
+        (None for a class that does not occur), the effective specification, class list and label
+        convention, the collection's fingerprint, seconds.
 
     Raises:
         CollectionError: the collection cannot be opened, or does not say its encoders.
         ModelLoadError: an encoder cannot be loaded.
+        InputError: the label folder is not as it should be.
     """
     started = time.monotonic()
     output = Path(spec.output)
@@ -142,18 +156,22 @@ def evaluate(
             )
             if count == 0
         ]
+        caption = CAPTION if spec.folder is None else _folder_caption(spec, collection)
         references = len(collection)
         identity = collection.manifest.fingerprint
     result = {
-        "caption": CAPTION,
+        "caption": caption,
         "data": bench.data.name,
         "convention": bench.data.convention,
         "class_fingerprint": bench.data.class_fingerprint,
         "collection": {"fingerprint": identity, "references": references},
-        "rows": [_row(name, scores) for name, scores in rows.items()],
+        "rows": [_row(name, scores, bench.data) for name, scores in rows.items()],
         "ratios": _ratios(rows),
         "ablations": {
-            name: [{name: value, **_row("FOSSIL", scores)} for value, scores in found.items()]
+            name: [
+                {name: value, **_row("FOSSIL", scores, bench.data)}
+                for value, scores in found.items()
+            ]
             for name, found in ablations.items()
         },
         "per_class_iou": {
@@ -178,8 +196,8 @@ def prepare_bench(
     progress: Callable[[str], None],
     device: str | None = None,
 ) -> Bench:
-    """Draws the scenes and encodes them once."""
-    data = miniature_scenes(spec.split, spec.scenes)
+    """Draws the scenes, or reads the images, and encodes them once."""
+    data = label_folder(spec.folder) if spec.folder else miniature_scenes(spec.split, spec.scenes)
     progress(f"encoding {data.name}")
     text = load_text_encoder(collection.text_config, device=device)
     keys = load_visual_encoder(spec.keys, device=device)
@@ -200,12 +218,10 @@ def prepare_bench(
     )
 
 
-def predict(
-    features: np.ndarray, masks: Sequence[np.ndarray], score: Callable, size_hw: tuple[int, int]
-) -> list[np.ndarray]:
+def predict(features: np.ndarray, masks: Sequence[np.ndarray], score: Callable) -> list[np.ndarray]:
     """Label maps (H, W) of encoded images; arguments as of `segmenters.pixel_scores`."""
     return [
-        pixel_scores(features_hwd, masks_nhw, score, size_hw).argmax(0)
+        pixel_scores(features_hwd, masks_nhw, score, masks_nhw.shape[1:]).argmax(0)
         for features_hwd, masks_nhw in zip(features, masks, strict=True)
     ]
 
@@ -218,7 +234,7 @@ def predict_fossil(bench: Bench, config: FossilConfig, masks: str) -> list[np.nd
         # A class without support has -inf, which cannot be interpolated; -1 is below all scores.
         return np.maximum(prototype_scores(features_nd, prototypes, config.gamma), -1.0)
 
-    return predict(bench.visual, bench.masks[masks], score, bench.data.labels[0].shape)
+    return predict(bench.visual, bench.masks[masks], score)
 
 
 def predict_text(bench: Bench, masks: str) -> list[np.ndarray]:
@@ -227,7 +243,7 @@ def predict_text(bench: Bench, masks: str) -> list[np.ndarray]:
     def score(features_nd: np.ndarray) -> np.ndarray:
         return l2_normalised(features_nd) @ bench.texts.T
 
-    return predict(bench.clip, bench.masks[masks], score, bench.data.labels[0].shape)
+    return predict(bench.clip, bench.masks[masks], score)
 
 
 def scores_of(bench: Bench, predictions: Sequence[np.ndarray]) -> Scores:
@@ -295,13 +311,17 @@ def _ablations(spec: EvaluateSpec, bench: Bench) -> dict[str, dict[float, Scores
     }
 
 
-def _row(name: str, scores: Scores) -> dict[str, Any]:
-    return {
+def _row(name: str, scores: Scores, data: Dataset) -> dict[str, Any]:
+    row = {
         "name": name,
         "miou": round(scores.miou, 4),
         "mean_accuracy": round(scores.mean_accuracy, 4),
         "pixel_accuracy": round(scores.pixel_accuracy, 4),
     }
+    if data.seen is not None:
+        hiou = split_scores(scores.iou, data.seen).hiou
+        row["hiou"] = None if math.isnan(hiou) else round(hiou, 4)
+    return row
 
 
 def _ratios(rows: dict[str, Scores]) -> dict[str, float]:
@@ -317,11 +337,15 @@ def _ratios(rows: dict[str, Scores]) -> dict[str, float]:
 
 def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title of the first column, the other columns, rows; numbers in per cent."""
-    metrics = ("miou", "mean_accuracy", "pixel_accuracy")
-    columns = ["mIoU %", "class accuracy %", "pixel accuracy %"]
+    names = {
+        "miou": "mIoU %", "mean_accuracy": "class accuracy %",
+        "pixel_accuracy": "pixel accuracy %", "hiou": "hIoU %",
+    }  # fmt: skip
+    metrics = [metric for metric in names if metric in result["rows"][0]]
+    columns = [names[metric] for metric in metrics]
 
     def cells(row: dict[str, Any]) -> list[str]:
-        return [f"{100 * row[metric]:.1f}" for metric in metrics]
+        return ["" if row[m] is None else f"{100 * row[m]:.1f}" for m in metrics]
 
     main = [[row["name"], *cells(row)] for row in result["rows"]]
     tables = [("method", columns, main)]
@@ -331,6 +355,12 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
         cells_of = [[mark, *cells(row)] for mark, row in zip(marked, rows, strict=True)]
         tables.append((f"FOSSIL, {name if name == 'gamma' else name.upper()}", columns, cells_of))
     return tables
+
+
+def _folder_caption(spec: EvaluateSpec, collection: ReferenceCollection) -> str:
+    models = (collection.visual_config.model, spec.keys.model, spec.clip.model)
+    caption = f"Measured on labelled images with {', '.join(dict.fromkeys(models))}."
+    return f"{caption} {SMALL}" if any(m.startswith("miniature:") for m in models) else caption
 
 
 def _collection_line(result: dict[str, Any]) -> str:

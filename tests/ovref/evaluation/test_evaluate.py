@@ -16,6 +16,7 @@ from PIL import Image
 
 from ovref.config import dump, parse
 from ovref.errors import ConfigError
+from ovref.evaluation.datasets import LabelFolder
 from ovref.evaluation.evaluate import (
     EvaluateSpec,
     evaluate,
@@ -127,6 +128,40 @@ def test_cached_features_give_what_the_segmenters_give(bench, spec, embed):
             results = segmenter.segment(bench.data.images, bench.data.classes)
             for segmentation, label_hw in zip(results, predicted, strict=True):
                 np.testing.assert_array_equal(segmentation.labels_hw, label_hw)
+
+
+@pytest.fixture
+def folder(tmp_path, bench):
+    """Two of the bench's scenes as files, one of them cut to another size."""
+    (tmp_path / "classes.txt").write_text("\n".join(bench.data.classes))
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for index, rows in enumerate((64, 40)):
+            Image.fromarray(getattr(bench.data, kind)[index][:rows]).save(
+                tmp_path / kind / f"{index}.png"
+            )
+    return LabelFolder(
+        images=str(tmp_path / "images"),
+        labels=str(tmp_path / "labels"),
+        classes=str(tmp_path / "classes.txt"),
+        unseen=bench.data.classes[::2],
+    )
+
+
+def test_a_label_folder_is_evaluated_like_scenes(spec, folder, tmp_path):
+    spec = replace(
+        spec, folder=folder, output=str(tmp_path / "out"), ablate_n=(6,), ablate_k=(2,), pictures=1
+    )
+    lines = []
+    found = evaluate(spec, lines.append, device="cpu")
+    assert found["data"] == "images, 2 images" and found["spec"]["folder"]["first_label"] == 0
+    assert "know nothing of others" in found["caption"] and "miniature:dinov2" in found["caption"]
+    assert all(0 <= row["hiou"] <= 1 for row in found["rows"]) and "hIoU %" in lines[-1]
+    # The first image is a scene that the bench has too.
+    one = evaluate(replace(spec, folder=replace(folder, limit=1)), lines.append, device="cpu")
+    scene = evaluate(replace(spec, folder=None, scenes=1), lines.append, device="cpu")
+    for row, same in zip(one["rows"], scene["rows"], strict=True):
+        assert row["miou"] == same["miou"] and "hiou" not in same
 
 
 def test_a_specification_comes_from_plain_values_and_refuses_mistakes(spec):
