@@ -1,8 +1,8 @@
 """Readers of caption corpora: COCO JSON, CSV, TSV, JSON Lines, Parquet, plain text, WebDataset.
 
-    spec = CorpusSpec(path="s3://bucket/captions/*.parquet", caption_column="TEXT")
-    for record in read_captions(spec): ...      # Caption, or Dropped with its reason
-    identify(spec)                              # what the corpus adds to a fingerprint
+spec = CorpusSpec(path="s3://bucket/captions/*.parquet", caption_column="TEXT")
+for record in read_captions(spec): ...      # Caption, or Dropped with its reason
+identify(spec)                              # what the corpus adds to a fingerprint
 """
 
 from ovref.corpora.readers import read_captions

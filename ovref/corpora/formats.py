@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.json_stream import stream_members
-from ovref.corpora.spec import CorpusSpec
+from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec
 from ovref.errors import InputError
 
 CAPTION_NAMES = ("caption", "text", "TEXT", "title", "sentence")
 """Where a caption is looked for when no column is named."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
-PARQUET_ROWS = 1024
+PARQUET_ROWS, PARQUET_IMAGES = 1024, 16
+"""Rows decoded at a time, without and with images."""
+PARQUET_BUFFER_BYTES = 1 << 20
+TEXT_OR_BYTES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 OBJECTS_TO_JUDGE = 1000
 """JSON objects after which a corpus without the caption's field is refused."""
 LONGEST_MEMBER_BYTES = 1 << 28
@@ -210,20 +211,24 @@ def _image_field(spec: CorpusSpec, item: dict[str, Any]) -> Any:
 
 
 def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
-    with fs.open(path, "rb") as handle:
-        file = pq.ParquetFile(handle)
+    # Buffered and unhurried, or a row group of images would be read into memory as a whole.
+    with (
+        fs.open(path, "rb") as handle,
+        pq.ParquetFile(handle, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as file,
+    ):
         columns = file.schema_arrow.names
         wanted = [_caption_name(spec, path, columns)]
+        # A caption column of bytes is decoded record by record, so that one bad text is one drop.
+        _check_type(path, file.schema_arrow.field(wanted[0]), TEXT_OR_BYTES, "text")
         if spec.image_column is not None:
             if spec.image_column not in columns:
                 raise InputError(_no_column(spec.image_column, path, columns))
             wanted.append(spec.image_column)
-        # A caption column of bytes is decoded record by record, so that one bad text is one drop.
-        kind = file.schema_arrow.field(wanted[0]).type
-        if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
-            raise InputError(f"the column {wanted[0]!r} of {path} holds {kind}, expected text")
-        row = 0
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
+            field = file.schema_arrow.field(spec.image_column)
+            if not pa.types.is_struct(field.type):
+                _check_type(path, field, TEXT_OR_BYTES, "encoded images, or names of their files")
+        row, rows = 0, PARQUET_ROWS if len(wanted) == 1 else PARQUET_IMAGES
+        for batch in file.iter_batches(batch_size=rows, columns=wanted):
             # As bytes, because Arrow does not check that its strings are UTF-8.
             texts = batch.column(wanted[0]).cast(pa.large_binary()).to_pylist()
             images = batch.column(wanted[1]).to_pylist() if len(wanted) > 1 else [None] * len(texts)
@@ -232,6 +237,11 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
                 if isinstance(image, dict):  # Hugging Face's image feature: {bytes, path}
                     image = image.get("bytes") or image.get("path")
                 yield Row(row, text, image)
+
+
+def _check_type(path: str, field: pa.Field, allowed: tuple[pa.DataType, ...], what: str) -> None:
+    if field.type not in allowed:
+        raise InputError(f"the column {field.name!r} of {path} holds {field.type}, expected {what}")
 
 
 def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:

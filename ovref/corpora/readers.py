@@ -7,15 +7,27 @@ key is `line:<file>:<number>` and whose reason is one of `DROP_REASONS`.
 import re
 import tarfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from ovref.contract import Dropped
-from ovref.corpora import formats
-from ovref.corpora.spec import CorpusSpec, corpus_files, corpus_id, open_place, store_errors
+from ovref.corpora import formats, image_formats
+from ovref.corpora.spec import (
+    MINIATURE,
+    NO_IMAGE_COLUMN,
+    CorpusSpec,
+    corpus_files,
+    corpus_id,
+    open_place,
+    store_errors,
+)
 from ovref.errors import InputError
 from ovref.identity import normalised, record_key
 from ovref.records import Caption
@@ -32,23 +44,41 @@ NO_TEXT = re.compile("[\x00-\x1f\x7f\ufffd]")
 """Control characters, and the mark that an earlier decoding has failed."""
 
 
-def read_captions(spec: CorpusSpec) -> Iterator[Caption | Dropped]:
+IMAGES_AHEAD = 16
+"""Image files on their way at a time: an object store answers late but many at once."""
+
+
+def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption | Dropped]:
     """The captions of a corpus in its own order, one for each draw; bad records as drops.
 
     Texts are normalised (NFC, single blanks), so equal keys mean equal texts. Equal captions are
     all passed on; finding duplicates is the ingest's work. Memory stays bounded: one record, one
-    block of a Parquet file, one image.
+    block of a Parquet file, IMAGES_AHEAD images.
+
+    Args:
+        images: whether every caption comes with its image, which then is part of its key, and is
+            dropped as `missing_image` where it has none; images are not decoded here. Otherwise no
+            image is read.
 
     Raises:
         InputError: the corpus is missing, unreadable, of another format, lacks the named column,
-            or holds no record at all.
+            has no images where they are asked for, or holds no record at all.
     """
-    fs, files = corpus_files(spec)
+    if not images:
+        spec = replace(spec, images=None, image_column=None)
+    place, files = spec.images, [(None, spec.path, "miniature")]
+    if not spec.path.startswith(MINIATURE):
+        fs, found = corpus_files(spec)
+        files = [(fs, path, written) for path, written in found]
+        if found[0][1] == "imagefolder":
+            place = spec.path
     name = corpus_id(spec)
-    images = _ImageFolder(spec.images)
     records = good = 0
-    for path, written in files:
-        for row in _rows(spec, fs, path, written):
+    for fs, path, written in files:
+        if images:
+            _check_has_images(spec, path, written)
+        rows = _rows(spec, fs, path, written)
+        for row in _with_images(rows, _ImageFolder(place)) if images else rows:
             records += 1
             answer = _caption(spec, name, PurePosixPath(path).name, row, images)
             if isinstance(answer, Dropped):
@@ -60,13 +90,42 @@ def read_captions(spec: CorpusSpec) -> Iterator[Caption | Dropped]:
                 return
     if not records:
         raise InputError(
-            f"the corpus {spec.path} ({files[0][1]}) holds no record; expected at least one caption"
+            f"the corpus {spec.path} ({files[0][2]}) holds no record; expected at least one caption"
         )
 
 
+def _check_has_images(spec: CorpusSpec, path: str, written: str) -> None:
+    if written == "text":
+        raise InputError(f"images are asked for, and the text {path} has captions alone")
+    if written == "coco" and spec.images is None:
+        raise InputError(f"images are asked for: set `images` to the folder of those of {path}")
+    if written in ("csv", "tsv", "jsonl", "parquet") and spec.image_column is None:
+        raise InputError(f"images are asked for: name their column of {path} with `image_column`")
+
+
+def _with_images(rows: Iterator[formats.Row], folder: "_ImageFolder") -> Iterator[formats.Row]:
+    """The rows with the files that they name in place of the names, read some rows ahead."""
+    with ThreadPoolExecutor(IMAGES_AHEAD) as pool:
+        ahead = deque()
+        for row in rows:
+            named = isinstance(row.image, str)
+            ahead.append((row, pool.submit(folder.read, row.image) if named else None))
+            if len(ahead) > IMAGES_AHEAD:
+                yield _filled(*ahead.popleft())
+        while ahead:
+            yield _filled(*ahead.popleft())
+
+
+def _filled(row: formats.Row, reading: Future[bytes] | None) -> formats.Row:
+    return row if reading is None else row._replace(image=reading.result())
+
+
 def _rows(
-    spec: CorpusSpec, fs: AbstractFileSystem, path: str, written: str
+    spec: CorpusSpec, fs: AbstractFileSystem | None, path: str, written: str
 ) -> Iterator[formats.Row]:
+    if written == "miniature":
+        yield from image_formats.read_miniature(spec)
+        return
     reader = {
         "coco": formats.read_coco,
         "csv": formats.read_table,
@@ -75,8 +134,9 @@ def _rows(
         "parquet": formats.read_parquet,
         "text": formats.read_text,
         "webdataset": formats.read_webdataset,
+        "imagefolder": image_formats.read_imagefolder,
     }[written]
-    if spec.image_column is not None and written in ("coco", "text", "webdataset"):
+    if spec.image_column is not None and written in NO_IMAGE_COLUMN:
         raise InputError(f"image_column has no meaning in the format {written} of {path}")
     try:
         yield from reader(spec, fs, path)
@@ -85,7 +145,7 @@ def _rows(
 
 
 def _caption(
-    spec: CorpusSpec, corpus: str, file: str, row: formats.Row, images: "_ImageFolder"
+    spec: CorpusSpec, corpus: str, file: str, row: formats.Row, images: bool
 ) -> Dropped | list[Caption]:
     where = f"{file}:{row.line}".encode("utf-8", "backslashreplace").decode()
 
@@ -106,16 +166,13 @@ def _caption(
         return dropped("empty_caption")
     if len(text) > spec.max_characters:
         return dropped("caption_too_long")
-    image = row.image
-    if isinstance(image, str):
-        image = images.read(image)
-    elif image is None and spec.image_column is not None:
-        image = b""
-    if image is not None and not (isinstance(image, bytes) and image):
+    image = row.image if images else None
+    if images and not (isinstance(image, bytes) and image):
         return dropped("missing_image")
+    digest = sha256(image).hexdigest() if images else None
     return [
         Caption(
-            key=record_key(corpus, text, draw),
+            key=record_key(corpus, text, draw, digest),
             text=text,
             source=f"{file}:{row.source}" if row.source else where,
             draw=draw,
@@ -134,7 +191,7 @@ class _ImageFolder:
             self._fs, self._root = open_place(place)
 
     def read(self, name: str) -> bytes:
-        """The file's bytes; empty when it is not there.
+        """The file's bytes; empty when it is not there. Threads may call it together.
 
         Raises:
             InputError: the corpus names images and `images` does not say where they are, or the

@@ -12,7 +12,18 @@ from fsspec import AbstractFileSystem
 from ovref.config import STRICT
 from ovref.errors import InputError
 
-Format = Literal["auto", "coco", "csv", "tsv", "jsonl", "parquet", "text", "webdataset"]
+Format = Literal[
+    "auto",
+    "coco",
+    "csv",
+    "tsv",
+    "jsonl",
+    "parquet",
+    "text",
+    "webdataset",
+    "imagefolder",
+    "miniature",
+]
 
 SUFFIXES = {
     ".json": "coco",
@@ -26,7 +37,18 @@ SUFFIXES = {
 }
 """Which format a file name means; `.gz` may follow for all but Parquet."""
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names of the file that tells the captions of a folder of images."""
+
+MINIATURE = "miniature:"
+"""What the path of a corpus of the miniature's scenes begins with; the split follows."""
+
 BLOCK_BYTES = 1 << 20
+
+
+NO_IMAGE_COLUMN = ("coco", "text", "webdataset", "imagefolder", "miniature")
+"""Formats without columns of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +58,20 @@ class CorpusSpec:
     __pydantic_config__ = STRICT
 
     path: str
-    """A file, a folder, or a pattern with `*`; a local path or a URL such as `s3://bucket/part-*`."""
+    """A file, a folder, or a pattern with `*`; a local path or a URL such as `s3://bucket/part-*`.
+    `miniature:train` is the drawn scenes of the miniature, the first `limit` of them."""
     format: Format = "auto"
-    """`auto` goes by the file names; `coco` is the official JSON layout of COCO captions."""
+    """`auto` goes by the file names; `coco` is the official JSON layout of COCO captions;
+    `imagefolder` a folder of images, each with a .txt of captions (one a line) beside it, or with
+    `metadata.jsonl`, `.csv` or `.parquet` that has the columns `file_name` and the caption's."""
     corpus_id: str | None = None
     """Goes into every key. Default: the name of the file, or of the folder that holds the files."""
     caption_column: str | int | None = None
     """Name of the caption's column or JSON field; a number (from 0) for a CSV or TSV file without a
     header line. Default: the first of `caption`, `text`, `TEXT`, `title`, `sentence` there is."""
     image_column: str | int | None = None
-    """Column of the image: its encoded bytes, or a path relative to `images`. Default: no images
-    (a WebDataset's images are always taken, a COCO file's when `images` is given)."""
+    """Column of the image: its encoded bytes, or a path relative to `images`. Images are read by
+    builds that ground captions in them, and by no others."""
     images: str | None = None
     """Folder or URL prefix of the image files that the corpus names."""
     limit: int | None = None
@@ -69,14 +94,20 @@ class CorpusSpec:
             value = getattr(self, name)
             if isinstance(value, int) and value < 0:
                 raise ValueError(f"{name} counts columns from 0, found {value}")
-        if self.image_column is not None and self.format in ("text", "webdataset", "coco"):
+        if self.image_column is not None and self.format in NO_IMAGE_COLUMN:
             raise ValueError(f"image_column has no meaning in the format {self.format}")
+        if self.images is not None and self.format in ("webdataset", "imagefolder", "miniature"):
+            raise ValueError(
+                f"images has no meaning in the format {self.format}, which has its own"
+            )
 
 
 def corpus_id(spec: CorpusSpec) -> str:
     """The id that goes into the keys: the one given, or the name of the file or folder."""
     if spec.corpus_id is not None:
         return spec.corpus_id
+    if spec.path.startswith(MINIATURE):
+        return spec.path.replace(":", "_")
     path = PurePosixPath(spec.path.partition("://")[2] or spec.path)
     while "*" in path.name:
         path = path.parent
@@ -105,14 +136,19 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
             names = sorted(fs.find(root, maxdepth=1))
         else:
             names = [root] if fs.exists(root) else []
+        if spec.format == "imagefolder" and not fs.isdir(root):
+            raise InputError(f"an imagefolder is a folder, found {spec.path}")
     except (*store_errors(), ValueError, ImportError) as error:
         raise InputError(f"cannot look for the corpus at {spec.path}: {error}") from error
-    if not names:
+    if not names and spec.format != "imagefolder":
         raise InputError(
             f"no caption corpus at {spec.path}: no such file, or no file in it. Check the path, "
-            f"the credentials and, for a pattern, that its files are there"
+            f"the credentials and, for a pattern, that its files are there; for images in folders "
+            f"of this folder, name the format: imagefolder"
         )
     one_file = names == [root]
+    if _is_imagefolder(spec, one_file, names):
+        return fs, [(root, "imagefolder")]
     found = []
     for name in names:
         written = SUFFIXES.get(PurePosixPath(name.removesuffix(".gz")).suffix.lower())
@@ -136,6 +172,12 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
     return fs, found
 
 
+def _is_imagefolder(spec: CorpusSpec, one_file: bool, names: list[str]) -> bool:
+    if spec.format != "auto" or one_file or "*" in spec.path:
+        return spec.format == "imagefolder"
+    return any(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
+
+
 def open_place(place: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a path or URL, and the path on it. Listings are never remembered."""
     options = {"use_listings_cache": False} if "://" in place else {}
@@ -154,13 +196,23 @@ def identify(spec: CorpusSpec) -> dict[str, Any]:
     Local files are read once and hashed (SHA-256). Remote ones count by size and the store's own
     checksum (ETag), without a download; so the same corpus has another identity on S3 than here.
     Images named by the corpus are not hashed one by one: the listing of `images` (names and sizes)
-    is. Raises InputError like `corpus_files`.
+    is; of a folder of images the captions are hashed, too. Raises InputError like `corpus_files`.
     """
-    fs, files = corpus_files(spec)
+    if spec.path.startswith(MINIATURE):
+        from ovref.corpora.image_formats import identify_miniature
+
+        written, identities = "miniature", [identify_miniature(spec)]
+    else:
+        fs, files = corpus_files(spec)
+        written = files[0][1]
+        if written == "imagefolder":
+            identities = [_identify_folder(spec.path, captions=True)]
+        else:
+            identities = [_identify_file(fs, name) for name, _ in files]
     return {
         "corpus_id": corpus_id(spec),
-        "format": files[0][1],
-        "files": [_identify_file(fs, name) for name, _ in files],
+        "format": written,
+        "files": identities,
         "images": None if spec.images is None else _identify_folder(spec.images),
         "caption_column": spec.caption_column,
         "image_column": spec.image_column,
@@ -185,7 +237,8 @@ def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
     return identity | {"sha256": digest.hexdigest()}
 
 
-def _identify_folder(place: str) -> dict[str, Any]:
+def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
+    """Of the names and sizes below a folder, and of the contents of its files of captions."""
     try:
         fs, root = open_place(place)
         entries = fs.find(root, detail=True)
@@ -196,7 +249,13 @@ def _identify_folder(place: str) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in sorted(entries):
         digest.update(f"{name.removeprefix(root)}\0{entries[name]['size']}\n".encode())
-    return {"count": len(entries), "names_and_sizes_sha256": digest.hexdigest()}
+        path = PurePosixPath(name)
+        if captions and (path.suffix.lower() == ".txt" or path.name in CAPTION_FILES):
+            # An object store's listing has the checksum; asking for each file would take hours.
+            contents = entries[name].get("ETag") or _identify_file(fs, name)
+            digest.update(f"{contents}\n".encode())
+    kind = "captions_names_and_sizes_sha256" if captions else "names_and_sizes_sha256"
+    return {"count": len(entries), kind: digest.hexdigest()}
 
 
 def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from ovref.corpora import CorpusSpec, formats, identify, read_captions
 from ovref.corpora.readers import DROP_REASONS
 from ovref.errors import InputError
 from ovref.identity import record_key
+from ovref.records import Caption
 
 CAPTIONS = ["a cat on a mat", "two dogs in the snow", 'a "red" car, parked']
 
@@ -73,8 +74,8 @@ def corpora(tmp_path):
 COLUMNS = {"table.tsv": 1}
 
 
-def read(path, **options) -> list:
-    return list(read_captions(CorpusSpec(path=str(path), **options)))
+def read(path, *, with_images=False, **options) -> list:
+    return list(read_captions(CorpusSpec(path=str(path), **options), images=with_images))
 
 
 def texts(path, **options) -> list[str]:
@@ -309,17 +310,20 @@ def test_webdataset_samples(tmp_path):
         ("b/6.txt", b"a bird"),
     ]
     (tmp_path / "c.tar").write_bytes(tar_bytes(members))
-    records = read(tmp_path / "c.tar")
+    records = read(tmp_path / "c.tar", with_images=True)
     assert [getattr(r, "reason", None) or (r.text, r.image) for r in records] == [
         ("a cat", b"image 1"),
         ("a dog", b"image 2"),
         "malformed_record",
         "malformed_record",
         "undecodable_text",
-        ("same name, other folder", None),
-        ("a bird", None),
+        "missing_image",
+        "missing_image",
     ]
     assert records[2].key == "line:c.tar:a/3"
+    assert [record.image for record in read(tmp_path / "c.tar") if isinstance(record, Caption)] == [
+        None
+    ] * 4
     assert reasons(tmp_path / "c.tar", caption_column="caption")[0] == "other"
 
 
@@ -374,7 +378,7 @@ def images(tmp_path):
 
 
 def test_coco_images_come_from_their_folder(corpora, images):
-    first, second, third = read(corpora / "coco.json", images=str(images))
+    first, second, third = read(corpora / "coco.json", images=str(images), with_images=True)
     assert first.image == b"image 0"
     assert (second.reason, third.reason) == ("missing_image", "missing_image")
 
@@ -382,14 +386,16 @@ def test_coco_images_come_from_their_folder(corpora, images):
 def test_an_image_column_names_files_or_holds_bytes(tmp_path, images):
     rows = ["caption,file", "a cat,000000000000.jpg", "a dog,../secret.jpg", "a bird,"]
     (tmp_path / "c.csv").write_text("\n".join([*rows, f"a car,{tmp_path}/secret.jpg", "a bus,."]))
-    answers = read(tmp_path / "c.csv", image_column="file", images=str(images))
+    answers = read(tmp_path / "c.csv", image_column="file", images=str(images), with_images=True)
     assert answers[0].image == b"image 0"
     assert [drop.reason for drop in answers[1:]] == ["missing_image"] * 4
 
     struct = [{"bytes": b"jpeg", "path": None}, {"bytes": None, "path": f"{0:012d}.jpg"}, None]
     table = pa.table({"caption": ["a", "b", "c"], "image": struct})
     pq.write_table(table, tmp_path / "c.parquet")
-    answers = read(tmp_path / "c.parquet", image_column="image", images=str(images))
+    answers = read(
+        tmp_path / "c.parquet", image_column="image", images=str(images), with_images=True
+    )
     assert [getattr(r, "image", None) for r in answers] == [b"jpeg", b"image 0", None]
     assert answers[2].reason == "missing_image"
 
@@ -397,14 +403,14 @@ def test_an_image_column_names_files_or_holds_bytes(tmp_path, images):
 def test_addresses_are_not_fetched(tmp_path):
     (tmp_path / "c.tsv").write_text("a cat\thttps://example.org/1.jpg\n")
     with pytest.raises(InputError, match="ovref downloads nothing"):
-        read(tmp_path / "c.tsv", caption_column=0, image_column=1)
+        read(tmp_path / "c.tsv", caption_column=0, image_column=1, with_images=True)
     assert texts(tmp_path / "c.tsv", caption_column=0) == ["a cat"]
 
 
 def test_named_images_need_their_folder(tmp_path):
     (tmp_path / "c.csv").write_text("caption,file\na cat,1.jpg\n")
     with pytest.raises(InputError, match="set `images` to their folder"):
-        read(tmp_path / "c.csv", image_column="file")
+        read(tmp_path / "c.csv", image_column="file", with_images=True)
 
 
 # -- bad corpora --------------------------------------------------------------------------------
@@ -437,13 +443,13 @@ def test_named_images_need_their_folder(tmp_path):
         ("c.parquet", b"a cat", {}, "cannot read .* as parquet"),
         ("c.tar", b"a cat" * 1000, {}, "cannot read .* as webdataset"),
         ("c.tar", b"", {}, "cannot read .* as webdataset"),
-        ("c.txt", b"a cat\n", {"image_column": "x"}, "image_column has no meaning"),
+        ("c.txt", b"a cat\n", {"image_column": "x"}, "has captions alone"),
     ],
 )
 def test_a_bad_corpus_says_what_is_wrong(tmp_path, name, data, options, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=message):
-        read(tmp_path / name, **options)
+        read(tmp_path / name, with_images="image_column" in options, **options)
 
 
 def test_bad_parquet_columns(tmp_path):
@@ -453,7 +459,7 @@ def test_bad_parquet_columns(tmp_path):
     with pytest.raises(InputError, match=r"no column 'x' .* 'caption', 'url'"):
         read(tmp_path / "c.parquet", caption_column="x")
     with pytest.raises(InputError, match="no column 'x'"):
-        read(tmp_path / "c.parquet", caption_column="url", image_column="x")
+        read(tmp_path / "c.parquet", caption_column="url", image_column="x", with_images=True)
 
 
 def test_a_wrong_json_field_is_noticed_early(tmp_path):
@@ -493,7 +499,9 @@ def test_folders_and_patterns_on_s3(bucket):
 
 def test_images_on_s3(corpora, bucket):
     bucket.pipe_file(f"corpora/images/{0:012d}.jpg", b"image 0")
-    first, second, third = read(corpora / "coco.json", images="s3://corpora/images")
+    first, second, third = read(
+        corpora / "coco.json", images="s3://corpora/images", with_images=True
+    )
     assert first.image == b"image 0"
     assert (second.reason, third.reason) == ("missing_image", "missing_image")
     spec = CorpusSpec(path=str(corpora / "coco.json"), images="s3://corpora/images")

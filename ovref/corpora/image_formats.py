@@ -1,0 +1,120 @@
+"""Corpora that are made of images: folders of images with captions, and the miniature's scenes."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from PIL import Image
+
+from ovref.corpora import formats
+from ovref.corpora.formats import Row
+from ovref.corpora.spec import CAPTION_FILES, IMAGE_SUFFIXES, MINIATURE, CorpusSpec
+from ovref.errors import InputError
+from ovref.ops.images import decode_image
+
+FILE_NAME = "file_name"
+"""Column of a metadata file that names the image, relative to the file (Hugging Face's layout)."""
+
+FIRST_SCENE = 4_000_000
+"""Seed of a miniature corpus's first scene; none of the miniature's models was trained on these."""
+
+
+def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Iterator[Row]:
+    """The images below a folder, each with its captions, folder by folder in order of names.
+
+    A metadata file (`metadata.jsonl`, `.csv` or `.parquet`, with `file_name` and the caption's
+    column) speaks for its folder and all below it; images that it does not name are none of the
+    corpus's. Elsewhere the captions of `x.jpg` are the lines of `x.txt` that are not blank, and an
+    image without any is a record with an empty caption. Images are named relative to `root`.
+    """
+    yield from _folder(spec, fs, root.rstrip("/"), "")
+
+
+def _folder(spec: CorpusSpec, fs: AbstractFileSystem, root: str, inner: str) -> Iterator[Row]:
+    # One folder's listing is in memory at a time, and not that of the whole tree.
+    folder = f"{root}/{inner}".rstrip("/")
+    files, folders = set(), []
+    for item in fs.ls(folder, detail=True):
+        path = item["name"].rstrip("/")
+        name = path.rpartition("/")[2]
+        if path == folder or name.startswith("."):
+            continue  # S3 lists a folder's own marker in it
+        if item["type"] == "directory":
+            folders.append(name)
+        else:
+            files.add(name)
+    metadata = [name for name in CAPTION_FILES if name in files]
+    if len(metadata) > 1:
+        raise InputError(f"{folder} has {' and '.join(metadata)}; one alone may tell the captions")
+    if metadata:
+        yield from _by_metadata(spec, fs, folder, inner, metadata[0])
+        return
+    yield from _by_sidecar(fs, folder, inner, sorted(files))
+    for name in sorted(folders):
+        yield from _folder(spec, fs, root, f"{inner}{name}/")
+
+
+def _by_metadata(
+    spec: CorpusSpec, fs: AbstractFileSystem, folder: str, inner: str, metadata: str
+) -> Iterator[Row]:
+    read = {"jsonl": formats.read_jsonl, "csv": formats.read_table, "parquet": formats.read_parquet}
+    spec = replace(spec, format="auto", image_column=FILE_NAME)
+    for row in read[metadata.rpartition(".")[2]](spec, fs, f"{folder}/{metadata}"):
+        named = isinstance(row.image, str) and row.image != ""
+        yield Row(f"{inner}{metadata}:{row.line}", row.text, inner + row.image if named else b"")
+
+
+def _by_sidecar(fs: AbstractFileSystem, folder: str, inner: str, files: list[str]) -> Iterator[Row]:
+    images, texts = {}, []
+    for name in files:
+        path = PurePosixPath(name)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            # Of `x.jpg` and `x.png` the first is taken; both show what `x.txt` says.
+            images.setdefault(path.stem, name)
+        elif path.suffix.lower() == ".txt":
+            texts.append(name)
+    for name in texts:
+        image = images.pop(PurePosixPath(name).stem, "")
+        lines = fs.cat_file(f"{folder}/{name}").removeprefix(b"\xef\xbb\xbf").splitlines()
+        captions = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        for number, line in captions or [(1, b"")]:
+            yield Row(f"{inner}{name}:{number}", line, image and inner + image)
+    for name in sorted(images.values()):
+        yield Row(inner + name, "", inner + name)
+
+
+def read_miniature(spec: CorpusSpec) -> Iterator[Row]:
+    """Scenes of a split of the miniature, drawn as they are read: PNG files and their captions.
+
+    Raises:
+        InputError: there is no such split, or no `limit`: there are scenes without end.
+    """
+    from ovref.miniature.scenes import SPLITS, render
+
+    split = spec.path.removeprefix(MINIATURE)
+    if split not in SPLITS or spec.limit is None:
+        raise InputError(
+            f"scenes of the miniature are the corpus {MINIATURE}train (or another of "
+            f"{', '.join(SPLITS)}) with a limit, found {spec.path} with limit {spec.limit}"
+        )
+    for number in range(spec.limit):
+        scene = render(FIRST_SCENE + number, split)
+        file = io.BytesIO()
+        Image.fromarray(scene.image_hwc).save(file, "PNG")
+        yield Row(FIRST_SCENE + number, scene.caption, file.getvalue())
+
+
+def identify_miniature(spec: CorpusSpec, scenes: int = 3) -> dict[str, Any]:
+    """What the drawing of scenes adds to an identity: the first ones' pixels and captions.
+
+    Raises InputError as `read_miniature`.
+    """
+    digest = hashlib.sha256()
+    first = spec.limit and min(spec.limit, scenes)
+    for row in read_miniature(replace(spec, limit=first)):
+        digest.update(decode_image(row.image).tobytes() + row.text.encode())
+    return {"name": spec.path, "first_scenes_sha256": digest.hexdigest()}
