@@ -15,11 +15,10 @@ foreground) is not used either: OpenCut wants the masks of the background too. I
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from ovref_inference.proposer_config import OpenCutConfig
 from scipy import ndimage
 
 WEAK_LINK = 1e-5
@@ -34,45 +33,6 @@ without slowing down."""
 
 DEPTH = 16
 """Blocks per cycle of the eigenvector solver."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenCutConfig:
-    """Which cuts are made and how their masks are refined (FOSSIL section 3.4)."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
-
-    taus: tuple[float, ...] = (0.15, 0.2, 0.3, 0.0, -0.1, 0.8)
-    """Similarity thresholds in (-1, 1), in order. The paper gives no list; this one starts at
-    MaskCut's values for objects and ends with negative and large values, which it says find
-    background. The best list depends on the backbone: tune it on validation images."""
-    stages: int = 3
-    """Masks per threshold at most (the paper's t)."""
-    foreground: Literal["peak", "smaller"] = "peak"
-    """Which side of a cut becomes the mask: `peak`, the one with the eigenvector's largest absolute
-    value (FOSSIL, MaskCut); `smaller`, the one with fewer patches, or the peak's if they are equal.
-    The peak's side may hold several parts of the image at once, the smaller one rarely does."""
-    eta: float = 16.0
-    """Connected components smaller than this are dropped. In patches of the paper's 60 x 60 grid,
-    so 16 is 0.44 % of the image; on another grid it is scaled by area. 0 keeps everything."""
-    mu: float = 0.8
-    """A component is merged with an earlier mask if their intersection over union is above this."""
-    rho: float = 0.7
-    """A component is dropped if more than this share of it lies in earlier masks."""
-
-    def __post_init__(self) -> None:
-        if not self.taus:
-            raise ValueError("taus must name at least one threshold, found none")
-        for tau in self.taus:
-            if not -1 < tau < 1:
-                raise ValueError(f"taus must lie in (-1, 1), found {tau}")
-        if self.stages < 1:
-            raise ValueError(f"stages must be at least 1, found {self.stages}")
-        if not self.eta >= 0:
-            raise ValueError(f"eta must be 0 or more patches of a 60 x 60 grid, found {self.eta}")
-        for name in ("mu", "rho"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), found {getattr(self, name)}")
 
 
 def opencut(

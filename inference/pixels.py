@@ -29,10 +29,7 @@ class Pixels:
         """(n, 3, *size_hw)."""
         resized = []
         for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ValueError(
-                    f"an image must be (H, W, 3) uint8, found {image.shape} {image.dtype}"
-                )
+            check_image(image)
             pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float()
             if pixels.shape[2:] != size_hw:
                 pixels = interpolate(pixels, size=size_hw, mode=self.mode, antialias=True)
@@ -42,9 +39,19 @@ class Pixels:
         return ((torch.cat(resized) / 255 - mean) / std).to(self.dtype)
 
 
+def check_image(image_hwc: np.ndarray) -> None:
+    """Raises ValueError for anything but (H, W, 3) uint8 with at least one pixel."""
+    if image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or image_hwc.dtype != np.uint8:
+        raise ValueError(
+            f"an image must be (H, W, 3) uint8, found {image_hwc.shape} {image_hwc.dtype}"
+        )
+    if image_hwc.size == 0:
+        raise ValueError(f"an image must have a pixel, found {image_hwc.shape}")
+
+
 def batched(
-    items: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], np.ndarray]
-) -> list[np.ndarray]:
+    items: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], Any]
+) -> list[Any]:
     """`run` over all items in batches; out of GPU memory, with half the batch from there on."""
     done: list[np.ndarray] = []
     start = 0
