@@ -122,6 +122,16 @@ class ReferenceCollection:
         return self._noun_table["noun"]
 
     @property
+    def noun_embeddings(self) -> np.ndarray:
+        """(nouns, d_textual) float32, L2-normalised: `retrieve.class_embeddings` of each noun."""
+        return self._noun_table["embedding"]
+
+    @property
+    def noun_counts(self) -> np.ndarray:
+        """(nouns,) int64: references of each noun that are not deleted."""
+        return self._noun_table["count"] - self._dead_counts
+
+    @property
     def visual_config(self) -> VisualEncoderConfig:
         """The visual encoder that made the collection, for `encoders.load_visual_encoder`.
 
@@ -332,7 +342,7 @@ class ReferenceCollection:
         self, row: int | None, embedding: np.ndarray, config: PrototypeConfig
     ) -> tuple[np.ndarray, list[int]]:
         """Prototypes clustered now, and the nouns whose references were used."""
-        counts = self._noun_table["count"] - self._dead_counts
+        counts = self.noun_counts
         if row is not None and counts[row] >= config.needed:
             used = [row]
         else:

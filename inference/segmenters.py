@@ -3,7 +3,8 @@
 `FossilSegmenter` is FOSSIL's inference (sections 3.3 and 3.5): retrieve references by text, cluster
 them into prototypes, pool dense features over proposed regions, compare. `TextOnlySegmenter` is
 what FOSSIL is measured against: dense CLIP features compared with the text embeddings of the
-classes. Both are compositions of the plain functions in this module.
+classes. Both are compositions of the plain functions in this module. Other methods have modules of
+their own: `vocseg`, `retclip`, `corrclip`, `freeda`.
 """
 
 import warnings
@@ -16,6 +17,7 @@ from ovref_inference.collection import ReferenceCollection
 from ovref_inference.pooling import pool_regions
 from ovref_inference.proposers import Encoder, Proposer
 from ovref_inference.prototypes import Prototypes
+from ovref_inference.regions import Segmentation
 from ovref_inference.retrieve import TEMPLATES, Texts, class_embeddings
 from ovref_inference.vectors import l2_normalised
 from ovref_inference.windows import WindowConfig, resize_scores, sliding_scores
@@ -44,18 +46,6 @@ class FossilConfig:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], found {self.gamma}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segmentation:
-    """What a segmenter says about one image."""
-
-    labels_hw: np.ndarray
-    """(H, W) int32: index into the class names."""
-    scores_chw: np.ndarray
-    """(classes, H, W) float32; -inf for a class without support."""
-    missing: tuple[str, ...] = ()
-    """Classes that the collection has no references for: they can never be predicted."""
 
 
 class FossilSegmenter:

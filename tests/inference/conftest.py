@@ -1,5 +1,6 @@
 """A small collection of random but clustered references, published as a real one is."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from ovref_inference import index as indexes
 from ovref_inference import store
 from ovref_inference.prototypes import PrototypeConfig, make_prototypes, neighbours_of
 from ovref_inference.vectors import l2_normalised
+
+# Helper modules of these tests, which are imported by their plain names.
+sys.path.insert(0, str(Path(__file__).parent))
 
 COUNTS = {"boat": 40, "cat": 30, "dog": 25, "lion": 3, "tree": 20}
 D_VISUAL, D_TEXTUAL = 16, 12

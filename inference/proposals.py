@@ -1,0 +1,72 @@
+"""What proposers say about one image: masks, soft or binary, and of trained ones their classes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """Class-agnostic regions of one image; they may overlap, and pixels may be in none."""
+
+    activations_nhw: np.ndarray
+    """(n, H, W) float32 in [0, 1]: how sure each pixel is to belong to the region; n may be 0."""
+    trained_nc: np.ndarray | None = None
+    """(n, trained classes + 1) float32: the proposer's own probabilities, the last of `no object`;
+    None for a proposer that knows no classes."""
+    trained_names: tuple[str, ...] = ()
+    """The classes that it was trained on."""
+
+    def __post_init__(self) -> None:
+        found = self.activations_nhw
+        if found.ndim != 3 or found.dtype != np.float32:
+            raise ValueError(
+                f"activations_nhw must be (n, H, W) float32, found {found.shape} {found.dtype}"
+            )
+        if not ((found >= 0) & (found <= 1)).all():
+            raise ValueError("activations_nhw must lie in [0, 1] and be finite")
+        if self.trained_nc is None:
+            return
+        wanted = (len(found), len(self.trained_names) + 1)
+        if self.trained_nc.shape != wanted or len(self.trained_names) == 0:
+            raise ValueError(
+                f"trained_nc must be {wanted}, a column for each trained class and one for no "
+                f"object, found {self.trained_nc.shape}"
+            )
+        if not (np.isfinite(self.trained_nc) & (self.trained_nc >= 0)).all():
+            raise ValueError("trained_nc must be probabilities, found negative or not finite ones")
+
+    def masks(self, threshold: float) -> np.ndarray:
+        """(n, H, W) bool: the pixels whose activation is above the threshold."""
+        return self.activations_nhw > threshold
+
+    def chosen(self, rows: np.ndarray) -> "Proposals":
+        """Those of the rows, given by a bool or integer index."""
+        return Proposals(
+            activations_nhw=self.activations_nhw[rows],
+            trained_nc=None if self.trained_nc is None else self.trained_nc[rows],
+            trained_names=self.trained_names,
+        )
+
+
+def as_proposals(found: "np.ndarray | Proposals", *, rest: bool) -> Proposals:
+    """What any proposer gives for one image, as `Proposals`.
+
+    Args:
+        found: (n, H, W) bool masks, or Proposals, which pass unchanged.
+        rest: adds to masks one more region of all pixels that are in none, if there are any, so
+            that regions cover the image (VOCSeg eq. 1).
+
+    Raises:
+        ValueError: neither of them.
+    """
+    if isinstance(found, Proposals):
+        return found
+    if found.ndim != 3 or found.dtype != bool:
+        raise ValueError(
+            f"proposals must be (n, H, W) bool masks or Proposals, found {found.shape} "
+            f"{found.dtype}"
+        )
+    if rest and not (covered_hw := found.any(0)).all():
+        found = np.concatenate([found, ~covered_hw[None]])
+    return Proposals(activations_nhw=found.astype(np.float32))
