@@ -6,10 +6,9 @@ interval of the difference of two segmenters by drawing images anew, the same on
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from ovref.evaluation.datasets import Dataset, true_instances
 from ovref.evaluation.metrics import ConfusionMatrix, split_scores
@@ -25,6 +24,8 @@ METRICS = {
     "pq_things": "PQ things",
     "pq_stuff": "PQ stuff",
     "ap": "mask AP",
+    "seen": "mIoU seen",
+    "unseen": "mIoU unseen",
     "hiou": "hIoU",
 }
 """Keys of `Judgement.metrics` and how people write them."""
@@ -38,7 +39,7 @@ class Prediction:
     """What a segmenter says about one image."""
 
     labels_hw: np.ndarray
-    """(H, W) integers: positions in the class list."""
+    """(H, W) integers: positions in the class list, -1 for pixels that no class was given to."""
     panoptic: PanopticMap
     """The same as segments, with instances of things."""
     scores: Mapping[int, float]
@@ -54,7 +55,8 @@ class Judgement:
     per_class_iou: np.ndarray
     """(classes,) float64; NaN for a class in neither truth nor prediction."""
     confusion: np.ndarray
-    """(n, classes, classes) int64 pixels; row: true class, column: predicted class."""
+    """(n, classes, classes + 1) int64 pixels; row: true class, column: predicted class, the last
+    for none."""
     ious: np.ndarray | None
     """(n, classes) float64: sum of the IoU of matched segments; None without panoptic truth."""
     segments: np.ndarray | None
@@ -72,21 +74,24 @@ class Difference:
     """Between them lie 95 % of the differences of data sets drawn anew from the same images."""
 
 
-def prediction_of_scores(scores_chw: np.ndarray, things: Sequence[bool] | None) -> Prediction:
-    """The prediction of a segmenter that only scores pixels.
+def prediction_of_pixels(
+    labels_hw: np.ndarray, scores_chw: np.ndarray, things: Sequence[bool] | None
+) -> Prediction:
+    """The prediction of a segmenter that only classifies pixels.
 
-    Each pixel takes its best class; segments are those of `panoptic_of_labels` (without knowing
-    things from stuff, whole classes), their confidence is the mean score of their class in them.
+    Segments are those of `panoptic_of_labels` (without knowing things from stuff, whole classes),
+    their confidence is the mean score of their class in them.
 
     Args:
-        scores_chw: (classes, H, W), -inf for a class that cannot be predicted.
+        labels_hw: (H, W) integers: positions in the class list, or -1.
+        scores_chw: (classes, H, W), finite where its class was given.
         things: of each class, whether it is a thing; None where that is not known.
     """
-    labels_hw = scores_chw.argmax(0)
     panoptic = panoptic_of_labels(labels_hw, things or [False] * len(scores_chw), ignore=-1)
-    ids = np.array(list(panoptic.labels), dtype=np.int64)
-    means = ndimage.mean(scores_chw.max(0), panoptic.ids_hw, ids)
-    scores = dict(zip(ids.tolist(), np.asarray(means).tolist(), strict=True))
+    scores = {
+        i: float(scores_chw[label][panoptic.ids_hw == i].mean())
+        for i, label in panoptic.labels.items()
+    }
     return Prediction(labels_hw=labels_hw, panoptic=panoptic, scores=scores)
 
 
@@ -100,28 +105,35 @@ def judge(data: Dataset, predictions: Sequence[Prediction]) -> Judgement:
     """
     if len(predictions) != len(data.images):
         raise ValueError(f"{len(predictions)} predictions for {len(data.images)} images")
-    total = ConfusionMatrix(len(data.classes))
-    confusion = []
-    for label_hw, predicted in zip(data.labels, predictions, strict=True):
-        matrix = ConfusionMatrix(len(data.classes))
-        matrix.add(label_hw, predicted.labels_hw)
-        confusion.append(matrix.counts)
-        total.counts += matrix.counts
-    scores = total.scores()
-    metrics = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+    confusion = _confusion(data, predictions)
+    iou = _iou(confusion.sum(0)[None])[0]
+    judged = confusion.sum()
+    right = np.trace(confusion.sum(0)[:, :-1])
+    metrics = {
+        "miou": _mean(iou),
+        "pixel_accuracy": float(right / judged) if judged else math.nan,
+    }
     ious = segments = None
     if data.panoptic is not None and data.things is not None:
-        found, ious, segments = _panoptic(data, data.things, predictions)
-        metrics |= found
+        ious, segments = _segments(data.panoptic, data.things, predictions)
+        metrics |= _quality(data.things, ious, segments)
+        metrics["ap"] = _ap(data.panoptic, data.things, predictions)
     if data.seen is not None:
-        metrics["hiou"] = split_scores(scores.iou, data.seen).hiou
+        metrics |= asdict(split_scores(iou, data.seen))
     return Judgement(
-        metrics=metrics,
-        per_class_iou=scores.iou,
-        confusion=np.stack(confusion),
-        ious=ious,
-        segments=segments,
+        metrics=metrics, per_class_iou=iou, confusion=confusion, ious=ious, segments=segments
     )
+
+
+def metric_of(data: Dataset, predictions: Sequence[Prediction], metric: str) -> float:
+    """`judge(...).metrics[metric]` for `miou` or `pq`, without the work for all the others."""
+    _check_metric(metric)
+    if metric == "miou":
+        return _mean(_iou(_confusion(data, predictions).sum(0)[None])[0])
+    if data.panoptic is None or data.things is None:
+        raise ValueError("PQ needs a data set with panoptic truth")
+    counted = _segments(data.panoptic, data.things, predictions)
+    return _quality(data.things, *counted)["pq"]
 
 
 def difference(first: Judgement, second: Judgement, metric: str, seed: int = 0) -> Difference:
@@ -135,8 +147,7 @@ def difference(first: Judgement, second: Judgement, metric: str, seed: int = 0) 
     Raises:
         ValueError: another metric, or other images.
     """
-    if metric not in ("miou", "pq"):
-        raise ValueError(f"metric must be miou or pq, found {metric!r}")
+    _check_metric(metric)
     if len(first.confusion) != len(second.confusion):
         raise ValueError("both judgements must be of the same images")
     images = len(first.confusion)
@@ -148,50 +159,84 @@ def difference(first: Judgement, second: Judgement, metric: str, seed: int = 0) 
     return Difference(value=float(value), low=float(low), high=float(high))
 
 
-def _panoptic(
-    data: Dataset, things: Sequence[bool], predictions: Sequence[Prediction]
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    total, average = PanopticQuality(things), AveragePrecision(len(data.classes))
+def _check_metric(metric: str) -> None:
+    if metric not in ("miou", "pq"):
+        raise ValueError(f"metric must be miou or pq, found {metric!r}")
+
+
+def _confusion(data: Dataset, predictions: Sequence[Prediction]) -> np.ndarray:
+    """(n, classes, classes + 1) as in `Judgement`."""
+    classes, counts = len(data.classes), []
+    for label_hw, predicted in zip(data.labels, predictions, strict=True):
+        matrix = ConfusionMatrix(classes + 1)
+        matrix.add(label_hw, np.where(predicted.labels_hw < 0, classes, predicted.labels_hw))
+        counts.append(matrix.counts[:classes])
+    return np.stack(counts)
+
+
+def _iou(counts: np.ndarray) -> np.ndarray:
+    """(m, classes, classes + 1) pixels -> (m, classes) IoU, NaN for a class in neither map."""
+    hits = np.diagonal(counts, axis1=1, axis2=2)
+    wholes = counts.sum(2) + counts[:, :, :-1].sum(1) - hits
+    return np.where(wholes > 0, hits / np.maximum(wholes, 1), math.nan)
+
+
+def _segments(
+    truth: Sequence[PanopticMap], things: Sequence[bool], predictions: Sequence[Prediction]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, classes) sums of matched IoU and (n, 3, classes) segments, as in `Judgement`."""
     ious, segments = [], []
-    for truth, predicted in zip(data.panoptic or (), predictions, strict=True):
+    for true, predicted in zip(truth, predictions, strict=True):
         one = PanopticQuality(things)
-        one.add(truth, predicted.panoptic)
+        one.add(true, predicted.panoptic)
         ious.append(one.ious)
         segments.append(one.counts)
-        total.ious += one.ious
-        total.counts += one.counts
+    return np.stack(ious), np.stack(segments)
+
+
+def _quality(things: Sequence[bool], ious: np.ndarray, segments: np.ndarray) -> dict[str, float]:
+    total = PanopticQuality(things)
+    total.ious, total.counts = ious.sum(0), segments.sum(0)
+    found = total.scores()
+    return {
+        "pq": found.all.pq,
+        "sq": found.all.sq,
+        "rq": found.all.rq,
+        "pq_things": found.things.pq,
+        "pq_stuff": found.stuff.pq,
+    }
+
+
+def _ap(
+    truth: Sequence[PanopticMap], things: Sequence[bool], predictions: Sequence[Prediction]
+) -> float:
+    average = AveragePrecision(len(things))
+    for true, predicted in zip(truth, predictions, strict=True):
         found = true_instances(predicted.panoptic, things)
         chosen = [i for i, label in predicted.panoptic.labels.items() if things[label]]
         scores = np.array([predicted.scores[i] for i in chosen], dtype=np.float64)
         detections = Detections(masks_nhw=found.masks_nhw, labels=found.labels, scores=scores)
-        average.add(true_instances(truth, things), detections)
-    quality, ap = total.scores(), average.scores()
-    metrics = {
-        "pq": quality.all.pq,
-        "sq": quality.all.sq,
-        "rq": quality.all.rq,
-        "pq_things": quality.things.pq,
-        "pq_stuff": quality.stuff.pq,
-        "ap": ap.ap,
-    }
-    return metrics, np.stack(ious), np.stack(segments)
+        average.add(true_instances(true, things), detections)
+    return average.scores().ap
 
 
 def _resampled(judged: Judgement, metric: str, times: np.ndarray) -> np.ndarray:
     """(draws,) the metric of data sets that hold image i `times[:, i]` times."""
     draws, images = times.shape
     if metric == "miou":
-        size = judged.confusion.shape[1:]
-        counts = (times @ judged.confusion.reshape(images, -1)).reshape(draws, *size)
-        hits = np.diagonal(counts, axis1=1, axis2=2)
-        wholes = counts.sum(1) + counts.sum(2) - hits
+        counts = times @ judged.confusion.reshape(images, -1)
+        shares = _iou(counts.reshape(draws, *judged.confusion.shape[1:]))
     else:
         if judged.ious is None or judged.segments is None:
             raise ValueError("PQ needs a data set with panoptic truth")
-        hits = times @ judged.ious
-        weights = np.einsum("nkc,k->nc", judged.segments, [1.0, 0.5, 0.5])
-        wholes = times @ weights
-    known = wholes > 0
-    shares = np.where(known, hits / np.where(known, wholes, 1), 0)
-    classes = known.sum(1)
-    return np.where(classes, shares.sum(1) / np.maximum(classes, 1), math.nan)
+        wholes = times @ np.einsum("nkc,k->nc", judged.segments, [1.0, 0.5, 0.5])
+        shares = np.where(wholes > 0, times @ judged.ious / np.maximum(wholes, 0.5), math.nan)
+    known = ~np.isnan(shares)
+    total = np.where(known, shares, 0).sum(1)
+    return np.where(known.any(1), total / np.maximum(known.sum(1), 1), math.nan)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean without NaN; NaN if nothing else is there."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan

@@ -2,10 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ovref_inference.proposers import Proposer
+from ovref_inference.retrieve import Texts
+
+if TYPE_CHECKING:
+    from ovref_inference.proposers import Proposer
 
 
 class RememberingEncoder:
@@ -46,7 +49,22 @@ class RememberingEncoder:
         return _remembered(self._regions, keys, encode)
 
 
-def remembering_proposer(proposer: Proposer) -> Proposer:
+class RememberingTexts:
+    """A text encoder that keeps what it has encoded, list by list."""
+
+    def __init__(self, encoder: Texts) -> None:
+        self._encoder = encoder
+        self._known: dict[tuple[str, ...], np.ndarray] = {}
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """As of the wrapped encoder."""
+        key = tuple(texts)
+        if key not in self._known:
+            self._known[key] = self._encoder.encode(list(texts))
+        return self._known[key]
+
+
+def remembering_proposer(proposer: "Proposer") -> "Proposer":
     """A proposer that keeps what it has proposed."""
     known: dict[bytes, np.ndarray] = {}
 

@@ -1,6 +1,5 @@
 """Judging: the metrics of their modules, and intervals that tell a difference from chance."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +11,11 @@ from ovref.evaluation.judge import (
     Prediction,
     difference,
     judge,
-    prediction_of_scores,
+    metric_of,
+    prediction_of_pixels,
 )
-from ovref.evaluation.metrics_panoptic import PanopticQuality, panoptic_of_labels
+from ovref.evaluation.metrics import ConfusionMatrix
+from ovref.evaluation.metrics_panoptic import PanopticQuality
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +111,44 @@ def test_an_interval_is_made_of_the_metric_of_drawn_images(data, metric):
     assert found.low == pytest.approx(found.value) and found.high == pytest.approx(found.value)
 
 
-def test_scores_of_pixels_become_labels_and_segments():
-    scores_chw = np.full((3, 2, 3), 0.1)
-    scores_chw[0, :, 0], scores_chw[0, 0, 2], scores_chw[1, :, 1] = 0.5, 0.9, 0.7
-    scores_chw[1, 1, 2], scores_chw[2] = 0.3, -math.inf
-    found = prediction_of_scores(scores_chw, (True, False, False))
-    np.testing.assert_array_equal(found.labels_hw, [[0, 1, 0], [0, 1, 1]])
-    expected = panoptic_of_labels(found.labels_hw, (True, False, False))
-    np.testing.assert_array_equal(found.panoptic.ids_hw, expected.ids_hw)
-    assert found.scores == pytest.approx({1: 0.5, 2: 0.9, 3: 1.7 / 3})
-    assert prediction_of_scores(scores_chw, None).panoptic.labels == {1: 0, 2: 1}
+def test_one_metric_alone_is_the_same(data):
+    predictions = damaged(data, 0.4, 0)
+    judged = judge(data, predictions)
+    for metric in ("miou", "pq"):
+        assert metric_of(data, predictions, metric) == judged.metrics[metric]
+    with pytest.raises(ValueError, match="metric must be miou or pq"):
+        metric_of(data, predictions, "ap")
+    with pytest.raises(ValueError, match="PQ needs a data set with panoptic truth"):
+        metric_of(replace(data, panoptic=None), predictions, "pq")
+
+
+def test_pixels_without_a_class_are_missed_and_nothing_else(data):
+    """They count against the true class alone: as if a class without a truth were predicted."""
+    perfect = truth(data)
+    maps = [p.labels_hw.astype(int) for p in perfect]
+    none = [
+        replace(p, labels_hw=np.where(m < 7, -1, m)) for p, m in zip(perfect, maps, strict=True)
+    ]
+    judged = judge(data, none)
+    matrix = ConfusionMatrix(len(data.classes) + 1)
+    for label_hw, predicted in zip(data.labels, none, strict=True):
+        matrix.add(label_hw, np.where(predicted.labels_hw < 0, len(data.classes), label_hw))
+    expected = matrix.scores()
+    np.testing.assert_allclose(judged.per_class_iou, expected.iou[:-1])
+    assert judged.metrics["miou"] == pytest.approx(np.nanmean(expected.iou[:-1]))
+    assert judged.metrics["pixel_accuracy"] == pytest.approx(expected.pixel_accuracy)
+    assert difference(judge(data, perfect), judged, "miou").low > 0
+
+
+def test_pixels_become_segments_with_the_mean_score_of_their_class():
+    labels_hw = np.array([[0, 1, 0], [0, 1, -1]])
+    scores_chw = np.full((2, 2, 3), 0.1)
+    scores_chw[0, :, 0], scores_chw[0, 0, 2], scores_chw[1, :, 1] = 0.5, 0.9, (0.6, 0.8)
+    found = prediction_of_pixels(labels_hw, scores_chw, (True, False))
+    np.testing.assert_array_equal(found.panoptic.ids_hw, [[1, 3, 2], [1, 3, 0]])
+    assert found.panoptic.labels == {1: 0, 2: 0, 3: 1}
+    assert found.scores == pytest.approx({1: 0.5, 2: 0.9, 3: 0.7})
+    assert prediction_of_pixels(labels_hw, scores_chw, None).panoptic.labels == {1: 0, 2: 1}
 
 
 def test_mistakes_are_refused(data):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ovref.evaluation.remember import RememberingEncoder, remembering_proposer
+from ovref.evaluation.remember import RememberingEncoder, RememberingTexts, remembering_proposer
 
 
 class Model:
@@ -81,3 +81,19 @@ def test_images_of_equal_bytes_and_another_shape_are_others():
     flat = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     RememberingEncoder(model).encode([flat, flat.reshape(4, 2, 3)])
     assert model.asked == 2
+
+
+def test_each_list_of_texts_is_encoded_once():
+    class Lengths:
+        asked = 0
+
+        def encode(self, texts):
+            self.asked += 1
+            return np.array([[len(text)] for text in texts], np.float32)
+
+    encoder = Lengths()
+    texts = RememberingTexts(encoder)
+    for _ in range(2):
+        np.testing.assert_array_equal(texts.encode(["a", "bcd"]), [[1], [3]])
+        np.testing.assert_array_equal(texts.encode(["bcd"]), [[3]])
+    assert encoder.asked == 2
