@@ -160,7 +160,7 @@ class Classifier(nn.Module):
         return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))
 
 
-def _save_float32_config(folder):
+def save_float32_config(folder):
     """Weights are stored as fp16 but meant to run in fp32 unless the caller says otherwise."""
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
@@ -179,7 +179,7 @@ def save_stable_diffusion(folder, vae, unet, text_encoder):
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)
     pipeline.to(dtype=torch.float32)
-    _save_float32_config(Path(folder) / "text_encoder")
+    save_float32_config(Path(folder) / "text_encoder")
 
 
 def save_clip(folder, model):
@@ -208,7 +208,7 @@ def save_vit(folder, model, half=True):
     model.to(torch.float16).save_pretrained(folder)
     model.to(torch.float32)
     processor.save_pretrained(folder)
-    _save_float32_config(folder)
+    save_float32_config(folder)
 
 
 def save_state(path, model):

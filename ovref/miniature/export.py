@@ -21,9 +21,19 @@ from ovref.miniature.architectures import (
     save_state,
     save_vit,
 )
+from ovref.miniature.architectures_grounding import (
+    new_grounding_dino,
+    new_maskformer,
+    new_sam,
+    save_grounding_dino,
+    save_maskformer,
+    save_sam,
+)
 from ovref.miniature.train_backbone import Probed
 from ovref.miniature.train_clip import Imitating
 from ovref.miniature.train_diffusion import Denoiser, trained_vae
+from ovref.miniature.train_grounding_dino import Told
+from ovref.miniature.train_maskformer import Layered
 from ovref.miniature.training import load_average
 
 
@@ -56,6 +66,13 @@ def export(work, output):
     if load("classifier", classifier):
         (output / "classifier").mkdir(parents=True, exist_ok=True)
         save_state(output / "classifier" / "model.safetensors", classifier)
+    sam, told, layered = new_sam(), Told(new_grounding_dino()), Layered(new_maskformer())
+    if load("sam", sam):
+        save_sam(output / "sam", sam)
+    if load("grounding_dino", told):
+        save_grounding_dino(output / "grounding_dino", told.detector)
+    if load("maskformer", layered):
+        save_maskformer(output / "maskformer", layered.maskformer)
     path = output / "training.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")

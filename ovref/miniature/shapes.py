@@ -161,5 +161,8 @@ THINGS = tuple(PARTS)
 CLASSES = STUFF + THINGS
 """All classes; the label id is the position."""
 
+UNSEEN = ("snow", "car", "mushroom", "balloon", "cup", "butterfly")
+"""Classes that the miniature's MaskFormer never saw: no scene that shows one is in its training."""
+
 PLURALS = {"cactus": "cacti", "butterfly": "butterflies", "snowman": "snowmen", "fish": "fish"}
 """Plurals that do not just add an s."""
