@@ -111,6 +111,15 @@ def semantic(regions: ScoredRegions) -> Segmentation:
     return Segmentation(labels_hw=labels_hw, scores_chw=scores_chw, missing=regions.missing)
 
 
+def with_background(found: Segmentation, threshold: float) -> Segmentation:
+    """The same with NO_CLASS where no class's score reaches the threshold, nor is above -inf."""
+    best_hw = found.scores_chw.max(0)
+    labels_hw = np.where((best_hw >= threshold) & (best_hw > -np.inf), found.labels_hw, NO_CLASS)
+    return Segmentation(
+        labels_hw=labels_hw.astype(np.int32), scores_chw=found.scores_chw, missing=found.missing
+    )
+
+
 def panoptic(
     regions: ScoredRegions,
     things: Sequence[bool],

@@ -10,8 +10,9 @@ import numpy as np
 from ovref_inference import ReferenceCollection, store
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes
+from ovref_inference.clustering import spherical_kmeans
 from ovref_inference.pooling import pool_each
-from ovref_inference.prototypes import PrototypeConfig, make_prototypes
+from ovref_inference.prototypes import PrototypeConfig
 from ovref_inference.vectors import l2_normalised
 
 COLOURS = {
@@ -69,7 +70,7 @@ def collection(folder: Path, counts: dict[str, int], *, seed=0, noise=0.1) -> Re
     visual = centres[noun_of] + noise * rng.standard_normal((len(noun_of), 3))
     visual = l2_normalised(visual).astype(np.float16)
     textual = centres[noun_of].astype(np.float16)
-    prototypes = [make_prototypes(visual[noun_of == row], config) for row in range(len(nouns))]
+    prototypes = [spherical_kmeans(visual[noun_of == row], config.k) for row in range(len(nouns))]
     stops = np.cumsum([len(vectors) for vectors in prototypes])
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)

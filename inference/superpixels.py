@@ -1,0 +1,102 @@
+"""Superpixels: small regions of one colour, which cover an image without a model (FreeDA)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperpixelConfig:
+    """Felzenszwalb and Huttenlocher's graph-based segmentation; FreeDA's settings for ADE."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    scale: float = 100.0
+    """Larger gives larger superpixels."""
+    sigma: float = 1.0
+    """Of the Gaussian that smooths the image before, in pixels."""
+    min_size: int = 20
+    """Smaller superpixels are merged with a neighbour, in pixels."""
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ValueError(f"scale must be above 0, found {self.scale}")
+        if not self.sigma >= 0:
+            raise ValueError(f"sigma must be at least 0, found {self.sigma}")
+        if self.min_size < 1:
+            raise ValueError(f"min_size must be at least 1, found {self.min_size}")
+
+
+def superpixels(image_hwc: np.ndarray, config: SuperpixelConfig) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) int64 numbers of superpixels, 0 to n - 1, each used.
+
+    Raises:
+        ImportError: scikit-image is not installed; says how to get it.
+    """
+    try:
+        from skimage.segmentation import felzenszwalb
+    except ImportError as error:
+        raise ImportError("superpixels need scikit-image: pip install 'ovref[segment]'") from error
+    if min(image_hwc.shape[:2]) < 2:
+        # A line of pixels has no square of neighbours, from which the library makes its graph.
+        return np.zeros(image_hwc.shape[:2], dtype=np.int64)
+    found_hw = felzenszwalb(
+        image_hwc,
+        scale=config.scale,
+        sigma=config.sigma,
+        min_size=config.min_size,
+        channel_axis=-1,
+    )
+    return np.unique(found_hw, return_inverse=True)[1].reshape(found_hw.shape)
+
+
+def pool_labels(features_hwd: np.ndarray, labels_hw: np.ndarray) -> np.ndarray:
+    """`pooling.pool_regions` of regions that tile the image, without a mask for each.
+
+    Args:
+        features_hwd: (h, w, d) finite dense features of the whole image.
+        labels_hw: (H, W) integers from 0 to n - 1, each used.
+
+    Returns:
+        (n, d) float32: the mean of the features under each label, a cell weighted by how much of
+        it the label covers.
+
+    Raises:
+        ValueError: features are not finite.
+    """
+    if not np.isfinite(features_hwd).all():
+        raise ValueError("dense features are not finite")
+    h, w, d = features_hwd.shape
+    count = int(labels_hw.max()) + 1
+    weights = np.zeros(count * h * w)
+    for row_of_y, part_of_y in _shares(h, labels_hw.shape[0]):
+        for column_of_x, part_of_x in _shares(w, labels_hw.shape[1]):
+            cells_hw = row_of_y[:, None] * w + column_of_x[None, :]
+            weights += np.bincount(
+                (labels_hw * (h * w) + cells_hw).ravel(),
+                weights=(part_of_y[:, None] * part_of_x[None, :]).ravel(),
+                minlength=len(weights),
+            )
+    weights = weights.reshape(count, h * w).astype(np.float32)
+    pooled = weights @ features_hwd.reshape(h * w, d).astype(np.float32)
+    return pooled / weights.sum(1, keepdims=True)
+
+
+def _shares(cells: int, pixels: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Along one axis, which cells each pixel lies in, and how much of it does.
+
+    Pairs of (pixels,) cell numbers and (pixels,) shares of a pixel, the shares of each pixel
+    summing to 1; as many pairs as a pixel may touch cells.
+    """
+    starts = np.arange(pixels) * (cells / pixels)
+    stops = np.minimum(np.arange(1, pixels + 1) * (cells / pixels), cells)
+    first = np.minimum(starts.astype(np.int64), cells - 1)
+    most = int((np.ceil(stops).astype(np.int64) - first).max())
+    pairs = []
+    for step in range(most):
+        cell = first + step
+        share = np.minimum(stops, cell + 1) - np.maximum(starts, cell)
+        share = np.clip(share, 0.0, None) * (pixels / cells)
+        pairs.append((np.minimum(cell, cells - 1), np.where(cell < cells, share, 0.0)))
+    return pairs
