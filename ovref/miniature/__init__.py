@@ -8,7 +8,7 @@ folder is.
 from importlib.resources import files
 from pathlib import Path
 
-WEIGHTS = ("stable_diffusion", "clip", "dinov2", "dino", "classifier", "sam")
+WEIGHTS = ("stable_diffusion", "clip", "dinov2", "dino", "classifier", "sam", "grounding_dino")
 """Names of the shipped model folders of this package."""
 
 
