@@ -27,11 +27,10 @@ CELL = 1.45
 
 
 def generation_grid(records: Sequence[ImageRecord], path: str | Path, max_nouns: int = 3) -> None:
-    """Draws generated images with the heatmaps and masks of their nouns, one row a record.
+    """Draws images with the heatmaps and masks of their nouns, one row a record.
 
-    Each noun takes two cells: its attribution heatmap over the image, and its tri-state mask
-    (green: yes, amber: unsure, dimmed: no) with its score. A record without heatmaps shows masks
-    alone.
+    Each noun takes two cells: its heatmap over the image, and its tri-state mask (green: yes,
+    amber: unsure, dimmed: no) with its score. Where no record has heatmaps it takes one, its mask.
 
     Args:
         records: with at least one region each.
@@ -45,11 +44,15 @@ def generation_grid(records: Sequence[ImageRecord], path: str | Path, max_nouns:
         raise ValueError("generation_grid needs at least one record, found none")
     nouns = min(max_nouns, max(len(record.regions) for record in records))
     heading, row_height = 0.3, CELL + 0.5
-    figure = Figure(figsize=(CELL * 1.08 * (1 + 2 * nouns), heading + row_height * len(records)))
+    heatmaps = any(record.heatmaps_nhw is not None for record in records)
+    cells = 1 + heatmaps  # of a noun
+    # Never so narrow that the heading is cut off.
+    width = max(CELL * 1.08 * (1 + cells * nouns), 3.2 * CELL)
+    figure = Figure(figsize=(width, heading + row_height * len(records)))
     top = figure.get_figheight() - heading
     figure.text(
         0.01, 1 - 0.5 * heading / figure.get_figheight(),
-        "generated image, then for each noun its attribution heatmap and its mask "
+        f"image, then for each noun {'its heatmap and ' if heatmaps else ''}its mask "
         "with its score (green: yes, amber: unsure)",
         fontsize=8.5, color=MUTED, va="center",
     )  # fmt: skip
@@ -61,11 +64,10 @@ def generation_grid(records: Sequence[ImageRecord], path: str | Path, max_nouns:
         for index, region in enumerate(record.regions[:nouns]):
             if record.heatmaps_nhw is not None:
                 overlay = heatmap_overlay(image_hwc, record.heatmaps_nhw[index])
-                _cell(figure, 1 + 2 * index, base - 0.24, overlay, region.noun.text)
+                _cell(figure, 1 + cells * index, base - 0.24, overlay, region.noun.text)
             title = f"{region.noun.text} {region.score:.2f}"
-            _cell(
-                figure, 2 + 2 * index, base - 0.24, mask_overlay(image_hwc, region.mask_hw), title
-            )
+            overlay = mask_overlay(image_hwc, region.mask_hw)
+            _cell(figure, cells * (1 + index), base - 0.24, overlay, title)
     save_png(figure, path)
 
 

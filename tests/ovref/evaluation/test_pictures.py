@@ -44,6 +44,13 @@ def test_generation_grid_is_a_png_with_a_row_for_each_record(tmp_path):
     assert (tmp_path / "two.png").stat().st_size <= MAX_BYTES
 
 
+def test_a_grid_without_heatmaps_has_one_cell_a_noun(tmp_path):
+    generation_grid([record(3)], tmp_path / "with.png")
+    generation_grid([record(3, heatmaps=False)], tmp_path / "without.png")
+    with Image.open(tmp_path / "with.png") as one, Image.open(tmp_path / "without.png") as two:
+        assert two.width / one.width == pytest.approx(4 / 7, abs=0.1)
+
+
 def test_prediction_grid_shows_truth_and_predictions_in_the_same_colours(tmp_path):
     image = np.full((8, 8, 3), 128, np.uint8)
     label = np.array([[0] * 8] * 4 + [[1] * 8] * 4)
