@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ovref.contract import Dropped, Stage, base_key
@@ -12,12 +12,21 @@ from ovref.storage.steps import Commit, StepFolder
 
 
 def run_shard(
-    stages: Sequence[Stage], source: StepFolder, target: StepFolder, shard: str, attempt: int = 0
+    stages: Sequence[Stage],
+    source: StepFolder,
+    target: StepFolder,
+    shard: str,
+    attempt: int = 0,
+    without: Mapping[int, str] | None = None,
 ) -> Commit:
     """Reads `shard` of `source`, applies the stages in turn, commits the same name in `target`.
 
     Records flow one by one; a `Dropped` passes the later stages untouched. A shard that `target`
     has already is not run again: its marker is returned.
+
+    Args:
+        without: number of a record in the shard, from 0 -> reason for which it is dropped before
+            any stage sees it. The bytes are those of a first stage that drops it.
 
     Raises:
         AccountingError: a stage left an input unanswered, answered an unknown key, or answered
@@ -31,7 +40,7 @@ def run_shard(
     drops: list[Dropped] = []
     # Closed at the end in any case: an unfinished read keeps its temporary copy.
     with contextlib.closing(source.read(shard)) as reader, ShardFiles() as files:
-        inputs = _Counted(reader)
+        inputs = _Counted(reader, without or {}, drops)
         records: Iterable[Any] = inputs
         for number, stage in enumerate(stages, start=1):
             name = getattr(stage, "__name__", type(stage).__name__)
@@ -44,17 +53,43 @@ def run_shard(
         )
 
 
-class _Counted:
-    """An iterator that knows how many items it has given."""
+def run_alone(stages: Sequence[Stage], record: Any) -> None:
+    """Applies the stages to one record and encodes what comes out; keeps nothing.
 
-    def __init__(self, items: Iterable[Any]) -> None:
+    For finding a record that kills its process: this call then does not return.
+
+    Raises:
+        Exception: whatever a stage raises.
+    """
+    records: Iterable[Any] = iter([record])
+    for stage in stages:
+        records = _undropped(stage(iter(records)))
+    with ShardFiles() as files:
+        for output in records:
+            files.add(output)
+        files.finish([])
+
+
+def _undropped(items: Iterable[Any]) -> Iterator[Any]:
+    return (item for item in items if not isinstance(item, Dropped))
+
+
+class _Counted:
+    """The records of a shard but those left out, with the count of all that were read."""
+
+    def __init__(
+        self, items: Iterable[Any], without: Mapping[int, str], drops: list[Dropped]
+    ) -> None:
         self.count = 0
-        self._items = iter(items)
+        self._items, self._without, self._drops = iter(items), without, drops
 
     def __iter__(self) -> Iterator[Any]:
-        for item in self._items:
+        for number, item in enumerate(self._items):
             self.count += 1
-            yield item
+            if number in self._without:
+                self._drops.append(Dropped(item.key, self._without[number]))
+            else:
+                yield item
 
 
 def _accounted(

@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     helps = {
         "build": "build a collection from captions, or carry on building it",
         "submit": "send a build to a Ray cluster as a job, and follow it",
+        "retry-failed": "make again what failed for good in a build, once its cause is mended",
         "reduce": "make the collection again from a build's finished references",
         "evaluate": "measure a collection on held-out scenes of the miniature",
     }
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
         sub.add_argument("--config", required=True, metavar="FILE", help="settings, in YAML")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
-        if verb == "build":
+        if verb in ("build", "retry-failed"):
             sub.add_argument(
                 "--dry-run", action="store_true", help="only say what would be done; write nothing"
             )
@@ -115,8 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     from ovref.errors import OvrefError
 
     verb = {
-        "build": _build, "submit": _submit, "reduce": _reduce, "evaluate": _evaluate,
-        "inspect": _inspect, "status": _status, "verify": _verify, "gc": _gc,
+        "build": _build, "retry-failed": _retry, "submit": _submit, "reduce": _reduce,
+        "evaluate": _evaluate, "inspect": _inspect, "status": _status, "verify": _verify, "gc": _gc,
     }  # fmt: skip
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -145,9 +146,22 @@ def _build(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(show.plan(recipe.open_steps(config, create=False)))
         return 0
-    summary = recipe.build(config, _say)
+    summary = recipe.build(config, _teller(config))
     print(show.build_summary(summary))
     return FAILED if summary.quarantined else 0
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from ovref_pipelines import recipe, retry
+
+    config = _config(recipe.BuildConfig, options)
+    folders = recipe.open_steps(config, create=False)
+    failed = retry.failed_in(config, folders)
+    print(retry.failed_text(failed))
+    if options.dry_run:
+        return 0
+    retry.take_back(config, folders, failed)
+    return _build(options)
 
 
 def _reduce(options: argparse.Namespace) -> int:
@@ -236,6 +250,15 @@ def _config(cls: type, options: argparse.Namespace) -> Any:
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def _teller(config: Any) -> Any:
+    """What tells people, or programs, where a build stands."""
+    if config.engine.log == "text":
+        return _say
+    from ovref_pipelines.progress import json_line
+
+    return lambda message: _say(json_line(message.partition(":")[0], "build", message, {}))
 
 
 def _write(text: str) -> None:

@@ -9,13 +9,16 @@ What can go wrong, and what is done about it:
 - *fatal* (a model that cannot be loaded, a full disk, a foreign folder): the job ends at once;
 - *application error* (a stage raised): the shard is tried again, `attempts` times in all;
 - *infrastructure error* (worker or node gone, shard out of time): the shard is given to another
-  worker, a bounded number of times;
+  worker, a bounded number of times; one that keeps killing workers is searched for the record that
+  does it, and made without that one (see `ledger`);
 - a shard that fails for good is *quarantined*: its traceback is kept in
   `<step>/_quarantine/<shard>.json`, the job goes on, says so at the end and fails. The next run
   tries it again.
 """
 
+import contextlib
 import importlib
+import itertools
 import os
 import secrets
 import sys
@@ -23,18 +26,18 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.ledger import Ledger, Outcome
+from ovref_pipelines.engine_config import EngineConfig, PoolConfig
+from ovref_pipelines.ledger import CRASHED_WORKER, Ledger, Order, Outcome
+from ovref_pipelines.prefetch import Prefetch
 from ovref_pipelines.progress import Progress
 from ovref_pipelines.stopping import Drain, draining
 
 from ovref.contract import Spec
 from ovref.errors import ConfigError, MismatchError, ModelError, OvrefError, StorageError
-from ovref.run_shard import run_shard
+from ovref.run_shard import run_alone, run_shard
 from ovref.storage.steps import StepFolder
 
 FATAL = (ConfigError, MismatchError, ModelError, StorageError)
@@ -62,10 +65,27 @@ class StepSummary:
     """Regions given up, by reason."""
     quarantined: tuple[str, ...]
     """Shards that failed for good in this run."""
+    trouble: dict[str, int]
+    """In this run: `errors` of stages, `worker_deaths`, `node_losses`, `crashed_records`."""
     seconds: float
     """Of this run, wall clock."""
     work_seconds: float
     """Spent inside shards by all workers of all runs."""
+
+
+@dataclass(kw_only=True)
+class StepRun:
+    """A step as `run_steps` is asked to run it, with its account."""
+
+    specs: Sequence[Spec]
+    source: StepFolder
+    target: StepFolder
+    pool: PoolConfig
+    """Its workers, where it has some of its own."""
+    progress: Progress
+    ledger: Ledger = field(init=False)
+    shards: int = field(init=False)
+    """Of its source, as far as they are made."""
 
 
 def run_step(
@@ -75,7 +95,18 @@ def run_step(
     config: EngineConfig,
     progress: Progress | None = None,
 ) -> StepSummary:
-    """Runs every committed shard of `source` that `target` lacks; declares `target` complete.
+    """Runs one step. Like `run_steps`."""
+    progress = progress or progress_of(target, config)
+    run = StepRun(specs=specs, source=source, target=target, pool=config.pool, progress=progress)
+    return run_steps([run], config)[0]
+
+
+def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary]:
+    """Runs every committed shard that a step's `target` lacks; declares `target` complete.
+
+    Args:
+        runs: one step; or steps that run at the same time, each reading what the one before it
+            makes, with `placement` chained (on the workers of the first) or pools.
 
     Raises:
         ConfigError: the workers can never get the CPUs or GPUs that they ask for.
@@ -84,32 +115,52 @@ def run_step(
         StoppedError: SIGTERM or SIGINT came; in-flight shards were finished or abandoned.
     """
     started = time.monotonic()
-    progress = progress or Progress(target.name, every_seconds=config.progress_seconds)
-    sources, done = source.commits(), set(target.committed())
-    records = {shard: sources[shard].outputs for shard in sources if shard not in done}
-    ledger = Ledger(records, target, config, progress)
-    progress.begin(len(sources), len(sources) - len(records), sum(records.values()), config.workers)
+    to_come = 0
+    for before, run in zip([None, *runs], runs, strict=False):
+        sources, done = run.source.commits(), set(run.target.committed())
+        records = {shard: sources[shard].outputs for shard in sources if shard not in done}
+        run.ledger = Ledger(records, run.target, config, run.progress)
+        run.shards = len(sources)
+        total = len(sources) + to_come
+        run.progress.begin(
+            total, len(sources) - len(records), sum(records.values()), run.pool.workers
+        )
+        run.progress.still_to_come(to_come)
+        if before is not None:
+            before.progress.beside(run.progress)
+        to_come += len(records)
     try:
-        if records and config.engine == "local":
-            with draining(progress) as drain:
-                _run_local(specs, source, target, config, ledger, drain)
-        elif records:
+        if to_come and config.engine == "local":
+            for run, after in zip(runs, [*runs[1:], None], strict=True):
+                with draining(run.progress) as drain:
+                    _run_local(run, after, config, drain)
+        elif to_come:
             ray_engine = _ray_engine(config)
-            ray_engine.join(config)
-            with draining(progress) as drain:
-                ray_engine.run(specs, source, target, config, ledger, drain)
+            with draining(runs[0].progress) as drain:
+                ray_engine.run(runs, config, drain)
     finally:
-        progress.close()
-    everything = source.complete()
-    if everything is not None and set(everything) <= set(target.committed()):
-        target.finish(everything)
-    return summarise(
-        target,
-        len(sources),
-        committed_now=ledger.committed_now,
-        quarantined=tuple(sorted(ledger.quarantined)),
-        seconds=time.monotonic() - started,
-    )
+        for run in runs:
+            run.progress.close()
+    for run in runs:
+        everything = run.source.complete()
+        if everything is not None and set(everything) <= set(run.target.committed()):
+            run.target.finish(everything)
+    return [
+        summarise(
+            run.target,
+            len(run.source.committed()),
+            committed_now=run.ledger.committed_now,
+            quarantined=tuple(sorted(run.ledger.quarantined)),
+            trouble=dict(sorted(run.ledger.tallies.items())),
+            seconds=time.monotonic() - started,
+        )
+        for run in runs
+    ]
+
+
+def progress_of(target: StepFolder, config: EngineConfig) -> Progress:
+    """What people see of a step, as the configuration wants it."""
+    return Progress(target.name, every_seconds=config.progress_seconds, log=config.log)
 
 
 def summarise(
@@ -118,6 +169,7 @@ def summarise(
     *,
     committed_now: int = 0,
     quarantined: tuple[str, ...] = (),
+    trouble: dict[str, int] | None = None,
     seconds: float = 0.0,
 ) -> StepSummary:
     """Adds up the markers of a step whose source has `shards`."""
@@ -138,6 +190,7 @@ def summarise(
         dropped=dict(sorted(dropped.items())),
         dropped_parts=dict(sorted(parts.items())),
         quarantined=quarantined,
+        trouble=trouble or {},
         seconds=round(seconds, 3),
         work_seconds=round(sum(commit.seconds for commit in commits), 3),
     )
@@ -149,6 +202,8 @@ class ShardWorker:
     def __init__(self, specs: Sequence[Spec], threads: int) -> None:
         """Loads the models. Raises ModelError, also for anything unforeseen."""
         limit_threads(threads)
+        self._prefetch = Prefetch()
+        self._examined: tuple[str, int] | None = None
         self._stages = []
         for spec in specs:
             try:
@@ -162,14 +217,43 @@ class ShardWorker:
                     f"({last.filename}:{last.lineno})"
                 ) from error
 
-    def run(self, source: StepFolder, target: StepFolder, shard: str, attempt: int) -> Outcome:
-        """Runs one shard and never raises for what the shard or its stages do."""
+    def run(
+        self, source: StepFolder, target: StepFolder, order: Order, upcoming: str | None = None
+    ) -> Outcome:
+        """Carries out one order and never raises for what the shard or its stages do.
+
+        Args:
+            upcoming: the shard that will most likely be next, to be fetched meanwhile.
+        """
         try:
-            return Outcome(commit=run_shard(self._stages, source, target, shard, attempt))
+            if order.examine is not None:
+                return Outcome(outlived=self._examine(source, order))
+            without = dict.fromkeys(order.without, CRASHED_WORKER)
+            with self._prefetch.place(source, order.shard) as place:
+                if upcoming is not None:
+                    self._prefetch.begin(source, upcoming)
+                commit = run_shard(self._stages, place, target, order.shard, order.attempt, without)
+            return Outcome(commit=commit)
         except FATAL as error:
             return Outcome(fatal=error)
         except Exception:
             return Outcome(error=traceback.format_exc())
+
+    def close(self) -> None:
+        """Removes what was fetched ahead."""
+        self._prefetch.drop()
+
+    def _examine(self, source: StepFolder, order: Order) -> bool:
+        """Runs one record alone; False if there is no record of that number."""
+        if self._examined != (order.shard, order.examine):
+            self._records = itertools.islice(source.read(order.shard), order.examine, None)
+        self._examined = (order.shard, order.examine + 1)
+        for record in self._records:
+            # What a stage raises is for the run of the shard to say.
+            with contextlib.suppress(Exception):
+                run_alone(self._stages, record)
+            return True
+        return False
 
 
 def thread_variables(threads: int) -> dict[str, str]:
@@ -189,7 +273,7 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-@contextmanager
+@contextlib.contextmanager
 def ray_left_as_found() -> Iterator[None]:
     """Ends the Ray that steps inside the block have started or joined, and no other.
 
@@ -208,19 +292,25 @@ def _ray_runs() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def _run_local(
-    specs: Sequence[Spec],
-    source: StepFolder,
-    target: StepFolder,
-    config: EngineConfig,
-    ledger: Ledger,
-    drain: Drain,
-) -> None:
-    worker = ShardWorker(specs, config.threads)
-    ledger.progress.working(1)
-    while ledger.waiting and not drain.requested:
-        shard, attempt = ledger.take()
-        ledger.settle(shard, worker.run(source, target, shard, attempt))
+def settle(run: StepRun, after: StepRun | None, order: Order, outcome: Outcome) -> None:
+    """Books an outcome; a shard that is committed is one to do for the step after it."""
+    run.ledger.settle(order, outcome)
+    if outcome.commit is not None and after is not None:
+        after.ledger.add(order.shard, outcome.commit.outputs)
+
+
+def _run_local(run: StepRun, after: StepRun | None, config: EngineConfig, drain: Drain) -> None:
+    if not run.ledger.waiting:
+        return
+    worker = ShardWorker(run.specs, config.threads)
+    run.progress.working(1)
+    try:
+        while run.ledger.waiting and not drain.requested:
+            order = run.ledger.take()
+            upcoming = run.ledger.waiting[0] if run.ledger.waiting else None
+            settle(run, after, order, worker.run(run.source, run.target, order, upcoming))
+    finally:
+        worker.close()
 
 
 def _ray_engine(config: EngineConfig) -> Any:

@@ -1,9 +1,34 @@
 """Where shards run, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref.config import STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """A pool of equal workers."""
+
+    __pydantic_config__ = STRICT
+
+    workers: int = 1
+    """Ray actors, each with one shard in flight."""
+    cpus_per_worker: float = 1.0
+    """CPU cores that Ray sets aside for a worker."""
+    gpus_per_worker: float = 0.0
+    """GPUs that Ray sets aside for a worker; a fraction shares one."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, found {self.workers}")
+        for name in ("cpus_per_worker", "gpus_per_worker"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker above 1 must be a whole number, found {self.gpus_per_worker}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +48,25 @@ class EngineConfig:
     """CPU cores that Ray sets aside for a worker."""
     gpus_per_worker: float = 0.0
     """GPUs that Ray sets aside for a worker; a fraction shares one."""
+    placement: Literal["steps", "chained", "pools"] = "steps"
+    """Of images and references. `steps`: all images first, then all references. `chained`: each
+    worker holds the models of both and embeds what it has just drawn. `pools`: `embedders` embed
+    while the `workers` draw. The last two need `ray`; the bytes are the same."""
+    embedders: PoolConfig = field(default_factory=PoolConfig)
+    """The workers that make references with `placement=pools`."""
+    queue: int = 4
+    """Image shards that may wait for an embedder before drawing pauses, with `placement=pools`."""
+    max_worker_gb: float | None = None
+    """A worker whose resident memory is beyond this (10^9 bytes) after a shard is replaced by a
+    fresh one, against libraries that leak; None lets it grow (`ray` only)."""
     threads: int = 1
     """Threads of numeric libraries in a worker. Another number may add in another order, which can
     change last bits; both engines give the same bytes at the same number."""
     attempts: int = 2
     """Times a shard may raise before it is quarantined."""
     max_quarantined: int = 20
-    """The job gives up when more shards of a step than this were quarantined."""
+    """The job gives up when more shards and crashing records of a step than this failed for
+    good."""
     shard_timeout_seconds: float = 7200.0
     """After which the worker of a shard counts as hung and is replaced (`ray` only)."""
     drain_seconds: float = 60.0
@@ -37,9 +74,12 @@ class EngineConfig:
     only; `local` finishes its shard)."""
     progress_seconds: float = 10.0
     """Between two lines of progress where the output is not a terminal."""
+    log: Literal["text", "json"] = "text"
+    """`json` tells progress and events as one JSON object a line, for programs."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "attempts"):
+        self.pool  # noqa: B018 (checks its values)
+        for name in ("threads", "attempts", "queue"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.engine == "local" and self.workers != 1:
@@ -47,13 +87,23 @@ class EngineConfig:
                 "workers must be 1 with engine=local, which is this process, found "
                 f"{self.workers}; set engine to ray for more"
             )
-        for name in ("max_quarantined", "cpus_per_worker", "gpus_per_worker", "drain_seconds"):
+        if self.engine == "local" and self.placement != "steps":
+            raise ValueError(
+                f"placement must be steps with engine=local, found {self.placement}; set engine "
+                "to ray for steps that run at the same time"
+            )
+        for name in ("max_quarantined", "drain_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
-        for name in ("shard_timeout_seconds", "progress_seconds"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be more than 0, found {getattr(self, name)}")
-        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
-            raise ValueError(
-                f"gpus_per_worker above 1 must be a whole number, found {self.gpus_per_worker}"
-            )
+        for name in ("shard_timeout_seconds", "progress_seconds", "max_worker_gb"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be more than 0, found {value}")
+
+    @property
+    def pool(self) -> PoolConfig:
+        """The workers of every step but those of `embedders`."""
+        return PoolConfig(
+            workers=self.workers,
+            cpus_per_worker=self.cpus_per_worker,
+            gpus_per_worker=self.gpus_per_worker,
+        )

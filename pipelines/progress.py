@@ -2,17 +2,33 @@
 
 On a terminal one line that rewrites itself, elsewhere (a log, a cluster job) one line every so many
 seconds. The rate is that of the last few shards of this run; shards that were done before do not
-count, and there is no estimate before the first shard is finished.
+count, and there is no estimate before the first shard is finished. For programs the same as JSON,
+one object a line (`json_line`); a `Meter` passes it on to where metrics are collected.
 """
 
+import datetime
+import json
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, Protocol, TextIO
 
 RECENT_SHARDS = 20
 """The rate is measured over this many of the latest shards (and at least two per worker)."""
+
+
+class Meter(Protocol):
+    """Where the counts of a step go besides."""
+
+    def finished(self, inputs: int, outputs: int, dropped: dict[str, int]) -> None:
+        """A shard is committed."""
+
+    def failed(self, what: str) -> None:
+        """One of `Ledger.tallies` has grown."""
+
+    def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
+        """Where the step stands now."""
 
 
 class Progress:
@@ -25,14 +41,21 @@ class Progress:
         every_seconds: float = 10.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        log: str = "text",
+        meter: Meter | None = None,
     ) -> None:
-        """`stream` is stderr where None; `clock` gives seconds and only ever grows."""
+        """`stream` is stderr where None; `clock` gives seconds and only ever grows; `log` is
+        `text` or `json`."""
         self._step = step
         self._every_seconds = every_seconds
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
-        self._live = self._stream.isatty()
+        self._json = log == "json"
+        self._live = self._stream.isatty() and not self._json
+        self._meter = meter
+        self._beside: list[Progress] = []
         self._total = self._done = self._to_go = self._set_aside = 0
+        self._announced = 0
         self._dropped: Counter[str] = Counter()
         self._recent: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=RECENT_SHARDS + 1)
         self._printed = clock()
@@ -45,17 +68,37 @@ class Progress:
         if done < total:
             self.say(f"{total - done} of {total} shards to do, {records_to_go} records")
 
+    def meter_to(self, meter: Meter) -> None:
+        """Passes counts on to `meter` from now on."""
+        self._meter = meter
+
+    def beside(self, other: "Progress") -> None:
+        """Shows `other`, of a step that runs at the same time, in the same line."""
+        self._beside.append(other)
+
+    def still_to_come(self, shards: int) -> None:
+        """So many shards of the step before are not made yet: `more` announces each. Till then
+        nobody knows how many records there are, and there is no estimate."""
+        self._announced = shards
+
+    def more(self, inputs: int) -> None:
+        """A shard of `inputs` records has come."""
+        self._to_go += inputs
+        self._announced -= 1
+
     def working(self, workers: int) -> None:
         """The first worker has its models: rates are measured from here."""
         span = max(RECENT_SHARDS, 2 * workers) + 1
         self._recent = deque([(self._clock(), 0)], maxlen=span)
 
-    def finished(self, inputs: int, dropped: dict[str, int]) -> None:
+    def finished(self, inputs: int, dropped: dict[str, int], outputs: int = 0) -> None:
         """One shard of `inputs` records is committed, with drops counted by reason."""
         self._done += 1
         self._to_go -= inputs
         self._dropped.update(dropped)
         self._recent.append((self._clock(), inputs))
+        if self._meter is not None:
+            self._meter.finished(inputs, outputs, dropped)
         if self._done < self._total:
             self.tick()
 
@@ -64,17 +107,39 @@ class Progress:
         self._set_aside += 1
         self._to_go -= inputs
 
+    def failed(self, what: str) -> None:
+        """Something went wrong that has a tally: a retry, a worker that was lost."""
+        if self._meter is not None:
+            self._meter.failed(what)
+
+    def stands(self, shards_waiting: int, workers: int) -> None:
+        """For the meter: shards that nobody works at, and workers that have their models."""
+        if self._meter is not None:
+            self._meter.stands(shards_waiting, workers, self.records_per_second() or 0.0)
+
     def tick(self) -> None:
         """Prints if it is time; call it often."""
         now = self._clock()
-        if now - self._printed >= (0.2 if self._live else self._every_seconds):
-            self._printed = now
-            self._show(self.line())
+        if now - self._printed < (0.2 if self._live else self._every_seconds):
+            return
+        self._printed = now
+        if not self._json:
+            self._show("; ".join(progress.line() for progress in (self, *self._beside)))
+            return
+        for progress in (self, *self._beside):
+            self._show(json_line(progress._step, "progress", progress.line(), progress._counts()))
 
-    def say(self, message: str) -> None:
-        """A line of its own: a shard that failed, a worker that was lost."""
+    def say(self, message: str, event: str = "note", **fields: Any) -> None:
+        """A line of its own: a shard that failed, a worker that was lost.
+
+        Args:
+            event: what kind of message it is, for programs; with `fields` about it.
+        """
         self._clear()
-        print(f"{self._step}: {message}", file=self._stream, flush=True)
+        line = f"{self._step}: {message}"
+        if self._json:
+            line = json_line(self._step, event, message, fields)
+        print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leaves the terminal's line clean."""
@@ -94,14 +159,25 @@ class Progress:
         parts = [f"{self._step}: {self._done}/{self._total} shards"]
         if rate:
             parts.append(f"{rate:.3g} records/s")
-            parts.append(f"{duration(self._to_go / rate)} to go")
-        else:
+            if self._announced <= 0:
+                parts.append(f"{duration(self._to_go / rate)} to go")
+        elif self._announced <= 0:
             parts.append("time to go unknown until a shard is finished")
         if self._dropped:
             parts.append(f"{sum(self._dropped.values())} drops")
         if self._set_aside:
             parts.append(f"{self._set_aside} quarantined")
         return ", ".join(parts)
+
+    def _counts(self) -> dict[str, Any]:
+        return {
+            "shards": self._total,
+            "shards_done": self._done,
+            "shards_quarantined": self._set_aside,
+            "records_to_go": None if self._announced > 0 else self._to_go,
+            "records_per_second": self.records_per_second(),
+            "dropped": dict(sorted(self._dropped.items())),
+        }
 
     def _show(self, line: str) -> None:
         if self._live:
@@ -116,6 +192,13 @@ class Progress:
             self._stream.write("\r" + " " * self._width + "\r")
             self._stream.flush()
             self._width = 0
+
+
+def json_line(step: str | None, event: str, message: str, fields: dict[str, Any]) -> str:
+    """One line of a structured log: `time` (UTC, ISO 8601), `step`, `event`, `message`, fields."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    head = {"time": now, "step": step, "event": event, "message": message}
+    return json.dumps(head | fields, ensure_ascii=False)
 
 
 class Seldom:

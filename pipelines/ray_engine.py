@@ -1,275 +1,395 @@
-"""Runs the shards of a step on Ray actors. Only `submit` imports ray besides.
+"""Runs the shards of steps on Ray actors.
 
 Actors are built from the specs and hold the models; the driver gives each one shard at a time and
 waits for any of them. Ray's own retries are off: the driver knows what a lost worker had in hand,
 gives that shard to another worker and hires a replacement, so that attempts are counted in one
 place. Images never travel: an actor reads its shard from the store and commits it there.
+
+Several steps run at the same time in one pool of actors that hold the models of all of them
+(`placement=chained`) or in a pool each (`pools`). Either way a shard goes from one step to the next
+through the store, so the bytes are those of steps that run one after another.
 """
 
-import logging
-import math
-import os
-import signal
-import socket
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import ray
-from ovref_pipelines.engine import ShardWorker, thread_variables
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.ledger import JobError, Ledger, Outcome
+from ovref_pipelines.engine import ShardWorker, StepRun, settle, thread_variables
+from ovref_pipelines.engine_config import EngineConfig, PoolConfig
+from ovref_pipelines.ledger import JobError, Order, Outcome
+from ovref_pipelines.metrics import RayMeter
+from ovref_pipelines.ray_cluster import (
+    join,
+    leaving_nodes,
+    living_nodes,
+    need,
+    node_with_room,
+    offer,
+)
 from ovref_pipelines.stopping import Drain, StoppedError
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.contract import Spec
-from ovref.errors import ConfigError, ModelError, OvrefError
+from ovref.errors import ModelError, OvrefError
 from ovref.storage.steps import StepFolder
 
 POLL_SECONDS = 0.5
+NOTICE_SECONDS = 2.0
+"""Between two looks at which nodes are about to go, and at where there is room."""
 MAX_START_DEATHS = 3
 """Workers that may die one after another while they load their models, before the job gives up."""
-START_ATTEMPTS = 3
-"""Ray gives its processes half a minute to start, which a busy machine may not keep."""
-OBJECT_STORE_BYTES = 80 << 20
-"""Of a Ray of our own: only names of shards and counts pass through it."""
-
-
-@dataclass
-class Call:
-    """What an actor has been asked to do."""
-
-    actor: Any
-    shard: str | None
-    """None while it loads its models."""
-    node: str | None
-    """Ray's id of the node it runs on; None until it has answered once."""
-    started: float
-    """`time.monotonic()`."""
 
 
 class Worker:
     """The actor. Its constructor does nothing, so that errors of loading arrive whole."""
 
-    def load(self, specs: Sequence[Spec], threads: int) -> tuple[str, OvrefError | None]:
-        """Builds the stages; the node's id, and why it failed if it did."""
+    def load(self, chains: list[Sequence[Spec]], threads: int) -> tuple[str, OvrefError | None]:
+        """Builds the stages of each step; the node's id, and why it failed if it did."""
         node = ray.get_runtime_context().get_node_id()
         try:
-            self._worker = ShardWorker(specs, threads)
+            self._workers = [ShardWorker(specs, threads) for specs in chains]
         except OvrefError as error:
             return node, error
         return node, None
 
-    def run(self, source: StepFolder, target: StepFolder, shard: str, attempt: int) -> Outcome:
-        """One shard."""
-        return self._worker.run(source, target, shard, attempt)
+    def run(
+        self, step: int, source: StepFolder, target: StepFolder, order: Order, upcoming: str | None
+    ) -> tuple[Outcome, int]:
+        """One order of one of its steps; and its resident memory afterwards, bytes."""
+        outcome = self._workers[step].run(source, target, order, upcoming)
+        return outcome, psutil.Process().memory_info().rss
 
 
-def join(config: EngineConfig) -> None:
-    """Joins a cluster or starts one, unless this process is in one already.
+@dataclass(eq=False)
+class Hand:
+    """A worker as the driver knows it."""
 
-    Raises:
-        ConfigError: there is no cluster at the address, or the GPUs asked for can never be had.
-    """
-    if not ray.is_initialized():
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            _start(config)
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
-    _check_resources(config)
+    actor: Any
+    pool: "Pool"
+    node: str | None = None
+    """Ray's id of the node it runs on; None until it has its models."""
+    reserved: Order | None = None
+    """Of the pool's first step: fetched ahead, to be given to it next."""
 
 
-def _start(config: EngineConfig) -> None:
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    own: dict[str, Any] = {}
-    if address == "local":
-        # What Ray calls a CPU is a number to count with: as many as the workers ask for.
-        own = {
-            "num_cpus": max(1, math.ceil(config.workers * config.cpus_per_worker)),
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-        }
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
-        try:  # for Ray itself would try for many minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except OSError as error:
-            raise ConfigError(f"cannot join Ray at {address}: {error}") from error
-    for attempt in range(1, START_ATTEMPTS + 1):
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
-            return
-        except Exception as error:  # that is what Ray raises where it takes too long to start
-            ray.shutdown()
-            if not own or attempt == START_ATTEMPTS:
-                what = "start Ray here" if own else f"join Ray at {address}"
-                raise ConfigError(f"cannot {what}: {error}") from error
+@dataclass
+class Task:
+    """What a worker has been asked to do."""
+
+    hand: Hand
+    started: float
+    """`time.monotonic()`."""
+    run: StepRun | None = None
+    """None while it loads its models."""
+    order: Order | None = None
 
 
-def run(
-    specs: Sequence[Spec],
-    source: StepFolder,
-    target: StepFolder,
-    config: EngineConfig,
-    ledger: Ledger,
-    drain: Drain,
-) -> None:
-    """Runs the ledger's shards to the end, or until a drain is over. Raises like `run_step`."""
-    calls: dict[Any, Call] = {}
+@dataclass(eq=False)
+class Pool:
+    """Equal workers, each with the models of one step or of several."""
+
+    runs: list[StepRun]
+    """In the order of the flow."""
+    config: PoolConfig
+    tasks: dict[Any, Task] = field(default_factory=dict)
+    idle: list[Hand] = field(default_factory=list)
+    """They have their models and nothing to do yet."""
+    start_deaths: int = 0
+    """Of workers in a row, while they loaded their models."""
+    anyone_ready: bool = False
+
+    @property
+    def loading(self) -> int:
+        return sum(task.run is None for task in self.tasks.values())
+
+    def at_work(self, run: StepRun) -> int:
+        """Shards of a step in hand."""
+        return sum(task.run is run for task in self.tasks.values())
+
+
+def run(runs: Sequence[StepRun], config: EngineConfig, drain: Drain) -> None:
+    """Runs the shards of all ledgers to the end, or until a drain is over; see `run_steps`."""
+    join(config)
+    for one in runs:
+        one.progress.meter_to(RayMeter(one.target.name))
+    driver = _Driver(runs, config, drain)
     try:
-        _drive(specs, source, target, config, ledger, drain, calls)
+        driver.drive()
     finally:
-        for call in calls.values():
-            ray.kill(call.actor)
+        driver.dismiss_all()
 
 
-def _drive(
-    specs: Sequence[Spec],
-    source: StepFolder,
-    target: StepFolder,
-    config: EngineConfig,
-    ledger: Ledger,
-    drain: Drain,
-    calls: dict[Any, Call],
-) -> None:
-    progress = ledger.progress
-    hire = ray.remote(Worker).options(**_actor_options(config)).remote
-    start_deaths, anyone_ready, waiting_since = 0, False, time.monotonic()
-    while True:
-        if not drain.requested:
-            # No more workers than shards: one for each that waits, besides those at work.
-            loading = sum(call.shard is None for call in calls.values())
-            for _ in range(min(config.workers - len(calls), len(ledger.waiting) - loading)):
-                actor = hire()
-                ref = actor.load.remote(list(specs), config.threads)
-                calls[ref] = Call(actor, None, None, time.monotonic())
-        elif _drained(calls, config, drain):
-            return
-        if not calls:
-            return
+class _Driver:
+    def __init__(self, runs: Sequence[StepRun], config: EngineConfig, drain: Drain) -> None:
+        self._runs, self._config, self._drain = list(runs), config, drain
+        if config.placement == "pools":
+            self._pools = [Pool([one], one.pool) for one in runs]
+        else:
+            self._pools = [Pool(self._runs, runs[0].pool)]
+        self._hire_class = ray.remote(Worker)
+        self._say = runs[0].progress.say
+        self._leaving: set[str] = set()
+        self._looked_at = self._waiting_since = time.monotonic()
+        self._found_room_at = 0.0
 
-        ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_SECONDS)
-        progress.tick()
-        for ref in ready:
-            call = calls.pop(ref)
-            try:
-                answer = ray.get(ref)
-            except RayTaskError as error:  # not the shard: the worker cannot even be called
-                raise ModelError(f"a worker cannot take its orders: {error.cause!r}") from error
-            except RayError as error:
-                ray.kill(call.actor)
-                if call.shard is None:
-                    start_deaths += 1
-                    _complain_of_start(start_deaths, error, progress)
-                else:
-                    _book_loss(ledger, call, _first_line(error))
-                continue
-            if call.shard is None:
-                node, error = answer
-                if error is not None:
-                    raise error
-                if not anyone_ready:
-                    progress.working(config.workers)
-                call.node, start_deaths, anyone_ready = node, 0, True
+    def drive(self) -> None:
+        while True:
+            if self._drain.requested:
+                if self._drained():
+                    return
             else:
-                ledger.settle(call.shard, answer)
-                if answer.error is not None:
-                    # An error of CUDA spoils its process for every later shard: take a new one.
-                    ray.kill(call.actor)
-                    continue
-            if ledger.waiting and not drain.requested:
-                _give(calls, call, source, target, ledger)
+                self._look_for_leaving_nodes()
+                # Those with GPUs first: CPUs are cheap, and a GPU without a CPU lies idle.
+                for pool in sorted(self._pools, key=lambda pool: -pool.config.gpus_per_worker):
+                    self._hire(pool)
+                    self._occupy(pool)
+            tasks = {ref: pool for pool in self._pools for ref in pool.tasks}
+            if not tasks:
+                if not any(one.ledger.waiting for one in self._runs):
+                    return
+                time.sleep(POLL_SECONDS)  # a place for a worker is awaited
             else:
-                ray.kill(call.actor)
+                ready, _ = ray.wait(list(tasks), num_returns=1, timeout=POLL_SECONDS)
+                for ref in ready:
+                    self._answered(tasks[ref], ref)
+            self._runs[0].progress.tick()
+            for pool in self._pools:
+                self._replace_hung(pool)
+                for one in pool.runs:
+                    ready_hands = len(pool.tasks) - pool.loading + len(pool.idle)
+                    one.progress.stands(len(one.ledger.waiting), ready_hands)
+            self._complain_of_waiting()
 
-        _replace_hung(calls, config, ledger)
-        if not anyone_ready and time.monotonic() - waiting_since > 30:
-            waiting_since = time.monotonic()
-            progress.say(f"no worker is ready yet; {_need(config)}, the cluster has {_offer()}")
+    def dismiss_all(self) -> None:
+        for pool in self._pools:
+            for hand in [*pool.idle, *(task.hand for task in pool.tasks.values())]:
+                ray.kill(hand.actor)
+            pool.idle.clear()
+            pool.tasks.clear()
 
+    # -- workers -------------------------------------------------------------------------------
 
-def _give(
-    calls: dict[Any, Call], idle: Call, source: StepFolder, target: StepFolder, ledger: Ledger
-) -> None:
-    shard, attempt = ledger.take()
-    ref = idle.actor.run.remote(source, target, shard, attempt)
-    calls[ref] = Call(idle.actor, shard, idle.node, time.monotonic())
+    def _hire(self, pool: Pool) -> None:
+        """No more workers than shards: one for each that waits, besides those at work."""
+        spare = pool.loading + len(pool.idle)
+        wanted = sum(len(one.ledger.waiting) for one in pool.runs) - spare
+        free = pool.config.workers - len(pool.tasks) - len(pool.idle)
+        for _ in range(min(free, wanted)):
+            strategy: Any = "SPREAD"
+            if (greater := self._starvable(pool)) is not None:
+                # What the cluster says is free is a moment old: one worker at a time.
+                if time.monotonic() - self._found_room_at < NOTICE_SECONDS:
+                    return
+                node = node_with_room(pool.config, greater.config)
+                if node is None:
+                    return
+                strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+                self._found_room_at = time.monotonic()
+            options = {
+                "num_cpus": pool.config.cpus_per_worker,
+                "num_gpus": pool.config.gpus_per_worker,
+                "max_restarts": 0,
+                "max_task_retries": 0,
+                "scheduling_strategy": strategy,
+                "runtime_env": {"env_vars": thread_variables(self._config.threads)},
+            }
+            actor = self._hire_class.options(**options).remote()
+            ref = actor.load.remote([one.specs for one in pool.runs], self._config.threads)
+            pool.tasks[ref] = Task(Hand(actor, pool), time.monotonic())
 
+    def _starvable(self, pool: Pool) -> Pool | None:
+        """A pool with GPUs that could wait for ever for CPUs that this one would take."""
+        for other in self._pools:
+            if other.config.gpus_per_worker > pool.config.gpus_per_worker == 0 and other.loading:
+                return other
+        return None
 
-def _drained(calls: dict[Any, Call], config: EngineConfig, drain: Drain) -> bool:
-    """Lets go of workers without a shard; whether none, or no time, is left."""
-    for ref in [ref for ref, call in calls.items() if call.shard is None]:
-        ray.kill(calls.pop(ref).actor)
-    if calls and time.monotonic() - drain.requested_at > config.drain_seconds:
-        raise StoppedError(f"abandoned {len(calls)} shards after {config.drain_seconds:g} s")
-    return not calls
+    def _occupy(self, pool: Pool) -> None:
+        """Gives idle workers something to do, and dismisses those for whom nothing will come."""
+        for hand in list(pool.idle):
+            pool.idle.remove(hand)
+            if hand.node in self._leaving:
+                self._dismiss(hand)
+            elif (found := self._next_for(hand)) is not None:
+                self._give(hand, *found)
+            elif self._more_may_come(pool):
+                pool.idle.append(hand)
+            else:
+                self._dismiss(hand)
 
+    def _next_for(self, hand: Hand) -> tuple[StepRun, Order] | None:
+        # The last step first: what is begun is finished, and little waits in between.
+        for one in reversed(hand.pool.runs):
+            if one is hand.pool.runs[0] and hand.reserved is not None:
+                order, hand.reserved = hand.reserved, None
+                return one, order
+            if one.ledger.waiting and not self._queue_is_full(hand.pool, one):
+                return one, one.ledger.take()
+        return self._taken_from_another(hand)
 
-def _replace_hung(calls: dict[Any, Call], config: EngineConfig, ledger: Ledger) -> None:
-    now = time.monotonic()
-    for ref, call in list(calls.items()):
-        if call.shard is not None and now - call.started > config.shard_timeout_seconds:
-            del calls[ref]
-            ray.kill(call.actor)
-            reason = f"it took longer than shard_timeout_seconds={config.shard_timeout_seconds:g}"
-            ledger.worker_lost(call.shard, reason, node_lost=False)
+    def _taken_from_another(self, hand: Hand) -> tuple[StepRun, Order] | None:
+        """What a busy worker was to do next, rather than nothing."""
+        for task in hand.pool.tasks.values():
+            if task.hand.reserved is not None:
+                order, task.hand.reserved = task.hand.reserved, None
+                return hand.pool.runs[0], order
+        return None
 
+    def _queue_is_full(self, pool: Pool, one: StepRun) -> bool:
+        after = self._after(one)
+        apart = after is not None and after not in pool.runs
+        return apart and len(after.ledger.waiting) >= self._config.queue
 
-def _book_loss(ledger: Ledger, call: Call, reason: str) -> None:
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    node_lost = call.node not in alive
-    what = "its node was lost" if node_lost else "its worker died"
-    ledger.worker_lost(call.shard, f"{what}: {reason}", node_lost)
-
-
-def _complain_of_start(deaths: int, error: RayError, progress: Any) -> None:
-    reason = _first_line(error)
-    if deaths > MAX_START_DEATHS:
-        raise JobError(
-            f"{deaths} workers in a row died while they loaded their models (out of memory? see "
-            f"Ray's logs); the last: {reason}"
+    def _more_may_come(self, pool: Pool) -> bool:
+        """Whether the pool's steps can get shards that are not there for its workers now."""
+        earlier = self._runs[: self._runs.index(pool.runs[-1])]
+        return any(one.ledger.waiting for one in pool.runs) or any(
+            one.ledger.waiting or other.at_work(one) for one in earlier for other in self._pools
         )
-    progress.say(f"a worker died while it loaded its models, hiring another: {reason}")
+
+    def _after(self, one: StepRun) -> StepRun | None:
+        place = self._runs.index(one) + 1
+        return self._runs[place] if place < len(self._runs) else None
+
+    def _give(self, hand: Hand, one: StepRun, order: Order) -> None:
+        step = hand.pool.runs.index(one)
+        first = one is hand.pool.runs[0]
+        if first and hand.reserved is None and self._worth_reserving(one):
+            hand.reserved = one.ledger.take()
+            if hand.reserved.examine is not None:
+                one.ledger.give_back(hand.reserved)
+                hand.reserved = None
+        upcoming = hand.reserved.shard if first and hand.reserved else None
+        ref = hand.actor.run.remote(step, one.source, one.target, order, upcoming)
+        hand.pool.tasks[ref] = Task(hand, time.monotonic(), one, order)
+
+    def _worth_reserving(self, one: StepRun) -> bool:
+        """Whether there is something to fetch ahead, and enough for everybody."""
+        if one.source.store.is_local:
+            return False
+        return len(one.ledger.waiting) > sum(pool.config.workers for pool in self._pools)
+
+    def _dismiss(self, hand: Hand) -> None:
+        ray.kill(hand.actor)
+        if hand.reserved is not None:
+            hand.pool.runs[0].ledger.give_back(hand.reserved)
+            hand.reserved = None
+
+    # -- answers -------------------------------------------------------------------------------
+
+    def _answered(self, pool: Pool, ref: Any) -> None:
+        task = pool.tasks.pop(ref)
+        try:
+            answer = ray.get(ref)
+        except RayTaskError as error:  # not the shard: the worker cannot even be called
+            raise ModelError(f"a worker cannot take its orders: {error.cause!r}") from error
+        except RayError as error:
+            self._dismiss(task.hand)
+            if task.run is None:
+                pool.start_deaths += 1
+                self._complain_of_start(pool, error)
+            else:
+                _book_loss(task, _first_line(error))
+            return
+        if task.run is None:
+            task.hand.node, error = answer
+            if error is not None:
+                raise error
+            if not pool.anyone_ready:
+                for one in pool.runs:
+                    one.progress.working(pool.config.workers)
+            pool.start_deaths, pool.anyone_ready = 0, True
+            pool.idle.append(task.hand)
+            return
+        outcome, rss_bytes = answer
+        settle(task.run, self._after(task.run), task.order, outcome)
+        if outcome.error is not None:
+            # An error of CUDA spoils its process for every later shard: take a new one.
+            self._dismiss(task.hand)
+        elif self._config.max_worker_gb and rss_bytes > self._config.max_worker_gb * 1e9:
+            task.run.progress.say(
+                f"a worker has grown to {rss_bytes / 1e9:.3g} GB, more than max_worker_gb="
+                f"{self._config.max_worker_gb:g}; another takes its place",
+                event="recycle", rss_bytes=rss_bytes,
+            )  # fmt: skip
+            self._dismiss(task.hand)
+        else:
+            pool.idle.append(task.hand)
+
+    def _drained(self) -> bool:
+        """Lets go of workers without a shard; whether none, or no time, is left."""
+        left = 0
+        for pool in self._pools:
+            for ref in [ref for ref, task in pool.tasks.items() if task.run is None]:
+                self._dismiss(pool.tasks.pop(ref).hand)
+            for hand in pool.idle:
+                self._dismiss(hand)
+            pool.idle.clear()
+            left += len(pool.tasks)
+        patience = self._config.drain_seconds
+        if left and time.monotonic() - self._drain.requested_at > patience:
+            raise StoppedError(f"abandoned {left} shards after {patience:g} s")
+        return not left
+
+    def _replace_hung(self, pool: Pool) -> None:
+        now, limit = time.monotonic(), self._config.shard_timeout_seconds
+        for ref, task in list(pool.tasks.items()):
+            if task.run is not None and now - task.started > limit:
+                del pool.tasks[ref]
+                self._dismiss(task.hand)
+                reason = f"it took longer than shard_timeout_seconds={limit:g}"
+                task.run.ledger.worker_lost(task.order, reason, node_lost=False)
+
+    def _look_for_leaving_nodes(self) -> None:
+        """Notices of preemption: workers there finish what they have, and get nothing more."""
+        if time.monotonic() - self._looked_at < NOTICE_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        found = leaving_nodes()
+        hands = [task.hand for pool in self._pools for task in pool.tasks.values()]
+        for node in found - self._leaving:
+            there = [hand for hand in hands if hand.node == node]
+            if there:
+                self._say(
+                    f"node {node[:12]} is about to go: its {len(there)} workers finish what they "
+                    "have and get nothing more",
+                    event="node_leaving", node=node,
+                )  # fmt: skip
+        self._leaving = found
+        for hand in hands:
+            if hand.node in found and hand.reserved is not None:
+                hand.pool.runs[0].ledger.give_back(hand.reserved)
+                hand.reserved = None
+
+    def _complain_of_start(self, pool: Pool, error: RayError) -> None:
+        reason = _first_line(error)
+        if pool.start_deaths > MAX_START_DEATHS:
+            raise JobError(
+                f"{pool.start_deaths} workers in a row died while they loaded their models (out of "
+                f"memory? see Ray's logs); the last: {reason}"
+            )
+        self._say(f"a worker died while it loaded its models, hiring another: {reason}")
+
+    def _complain_of_waiting(self) -> None:
+        if time.monotonic() - self._waiting_since <= 30:
+            return
+        self._waiting_since = time.monotonic()
+        for pool in self._pools:
+            if not pool.anyone_ready and any(one.ledger.waiting for one in pool.runs):
+                self._say(f"no worker is ready yet; {need(pool.config)}, the cluster has {offer()}")
+
+
+def _book_loss(task: Task, reason: str) -> None:
+    node_lost = task.hand.node not in living_nodes()
+    what = "its node was lost" if node_lost else "its worker died"
+    task.run.ledger.worker_lost(task.order, f"{what}: {reason}", node_lost)
 
 
 def _first_line(error: RayError) -> str:
     """Ray's errors run over many lines of ids; the last sentence says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1][:200] if lines else 'no details'}"
-
-
-def _actor_options(config: EngineConfig) -> dict[str, Any]:
-    return {
-        "num_cpus": config.cpus_per_worker,
-        "num_gpus": config.gpus_per_worker,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "scheduling_strategy": "SPREAD",
-        "runtime_env": {"env_vars": thread_variables(config.threads)},
-    }
-
-
-def _check_resources(config: EngineConfig) -> None:
-    """A cluster may grow, a Ray of our own never does: there a wish too large waits for ever."""
-    if config.address is not None or os.environ.get("RAY_ADDRESS"):
-        return
-    found = ray.cluster_resources()
-    gpus = found.get("GPU", 0)
-    if config.gpus_per_worker > gpus:
-        raise ConfigError(
-            f"gpus_per_worker={config.gpus_per_worker:g}, but Ray finds {gpus:g} GPUs here; lower "
-            "it, or give the address of a cluster that has them"
-        )
-
-
-def _need(config: EngineConfig) -> str:
-    return f"each needs {config.cpus_per_worker:g} CPU and {config.gpus_per_worker:g} GPU"
-
-
-def _offer() -> str:
-    found = ray.cluster_resources()
-    return f"{found.get('CPU', 0):g} CPU and {found.get('GPU', 0):g} GPU in all"

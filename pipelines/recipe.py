@@ -20,10 +20,17 @@ from typing import Any
 from ovref_inference.encoder_config import TextEncoderConfig
 from ovref_inference.errors import ModelLoadError
 from ovref_pipelines import show
-from ovref_pipelines.engine import StepSummary, ray_left_as_found, run_step, summarise
+from ovref_pipelines.engine import (
+    StepRun,
+    StepSummary,
+    progress_of,
+    ray_left_as_found,
+    run_steps,
+    summarise,
+)
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.ledger import QUARANTINE, JobError
-from ovref_pipelines.progress import Progress, Seldom, duration
+from ovref_pipelines.progress import Seldom, duration
 
 from ovref.config import STRICT, dump
 from ovref.contract import Spec
@@ -42,6 +49,8 @@ from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store, check_conditional_create
 
 BUILD, REPORT, COLLECTION, WORK = "build.json", "report.json", "collection", "_reduce"
+REPORTS = "reports"
+"""Folder of one report a step."""
 VOCABULARY = "vocabulary.json"
 
 Say = Callable[[str], None]
@@ -145,12 +154,15 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
 
     ingested = _ingest(config, folders.captions, say)
     with ray_left_as_found():
-        steps = [_run(config.extract_nouns, folders.captions, folders.prompts, config, say)]
+        steps = _run(config, say, (config.extract_nouns, folders.captions, folders.prompts))
         if folders.selected is not None:
             steps.append(_select(config.select_prompts, folders.prompts, folders.selected, say))
-        drawn = folders.selected or folders.prompts
-        steps.append(_run(config.synthesize, drawn, folders.images, config, say))
-        steps.append(_run(config.embed, folders.images, folders.references, config, say))
+        images = (config.synthesize, folders.selected or folders.prompts, folders.images)
+        embed = (config.embed, folders.images, folders.references)
+        if config.engine.placement == "steps":
+            steps += _run(config, say, images) + _run(config, say, embed)
+        else:
+            steps += _run(config, say, images, embed)
 
     failed = sum(len(step.quarantined) for step in steps)
     collection = None
@@ -256,16 +268,26 @@ def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
 
 
 def _run(
-    spec: Spec, source: StepFolder, target: StepFolder, config: BuildConfig, say: Say
-) -> StepSummary:
+    config: BuildConfig, say: Say, *chain: tuple[Spec, StepFolder, StepFolder]
+) -> list[StepSummary]:
+    """Runs one step, or several at the same time: the stage, what it reads, what it makes."""
     engine = config.engine
-    if spec.name == ExtractNouns.name:
+    if chain[0][0].name == ExtractNouns.name:
         # Tagging needs no GPU; asking for one would wake machines that then wait.
         engine = dataclasses.replace(engine, gpus_per_worker=0.0)
-    progress = Progress(target.name, every_seconds=engine.progress_seconds)
-    step = run_step([spec], source, target, engine, progress)
-    say(show.step_line(step))
-    return step
+    pools = [engine.pool, engine.embedders if engine.placement == "pools" else engine.pool]
+    runs = [
+        StepRun(
+            specs=[spec], source=source, target=target, pool=pool,
+            progress=progress_of(target, engine),
+        )
+        for (spec, source, target), pool in zip(chain, pools, strict=False)
+    ]  # fmt: skip
+    steps = run_steps(runs, engine)
+    for step in steps:
+        open_store(config.output).write(f"{REPORTS}/{step.step}.json", _json(step_report(step)))
+        say(show.step_line(step))
+    return steps
 
 
 def _select(spec: SelectPrompts, source: StepFolder, target: StepFolder, say: Say) -> StepSummary:
@@ -281,6 +303,18 @@ def _select(spec: SelectPrompts, source: StepFolder, target: StepFolder, say: Sa
     step = summarise(target, len(shards), committed_now=now, seconds=seconds)
     say(show.step_line(step))
     return step
+
+
+def step_report(step: StepSummary) -> dict[str, Any]:
+    """What `reports/<step>.json` holds: the summary, and what follows from it."""
+    wall = step.seconds if step.committed_now else None
+    return dataclasses.asdict(step) | {
+        "answered": step.outputs + sum(step.dropped.values()),
+        "outputs_per_work_second": (
+            round(step.outputs / step.work_seconds, 4) if step.work_seconds else None
+        ),
+        "shards_per_second": round(step.committed_now / wall, 4) if wall else None,
+    }
 
 
 class _LazyTexts:

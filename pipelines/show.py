@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ovref_inference import ReferenceCollection
 from ovref_inference import format as fmt
 from ovref_pipelines.engine import StepSummary, summarise
-from ovref_pipelines.ledger import QUARANTINE
+from ovref_pipelines.ledger import CRASHED, CRASHED_WORKER, QUARANTINE
 from ovref_pipelines.progress import duration
 
 from ovref.errors import InputError
@@ -49,6 +49,12 @@ def build_summary(summary: "BuildSummary") -> str:
     if summary.collection is not None:
         lines.append(collection_summary(summary.collection, summary.collection_url))
     for step in summary.steps:
+        if crashed := step.dropped.get(CRASHED_WORKER):
+            lines.append(
+                f"{crashed} records of {step.step} killed their workers and were left out; the "
+                f"reasons are in {step.output}/{CRASHED}. When the cause is mended, "
+                "`ovref retry-failed` makes them again"
+            )
         if step.quarantined:
             lines.append(
                 f"FAILED: {len(step.quarantined)} shards of {step.step}; tracebacks are in "

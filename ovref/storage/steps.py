@@ -177,6 +177,15 @@ class StepFolder:
                     f"with {len(shards)} others"
                 )
 
+    def take_back(self, shards: Sequence[str]) -> None:
+        """Takes back the commits of shards, so that they can be made again; the step is then not
+        complete. What they name becomes orphans. Nobody may write to the step meanwhile."""
+        if not shards:
+            return
+        self.store.delete(COMPLETE)
+        for shard in shards:
+            self.store.delete(_marker(shard))
+
     def complete(self) -> list[str] | None:
         """Names of all the shards of the step in order, or None while that is not known."""
         if not self.store.exists(COMPLETE):
@@ -325,6 +334,19 @@ class StepFolder:
                     "the shard's marker in _commits/ to make it again"
                 )
             yield path
+
+
+def copy_shard(source: StepFolder, shard: str, target: StepFolder) -> None:
+    """Copies what `read` needs of a committed shard, the marker last.
+
+    Raises:
+        StorageError: the shard is not committed, or a file is missing, cut off or another's.
+    """
+    files = source._required(shard).files
+    file = files["tar" if "tar" in files else "parquet"]
+    with source._verified(file) as path:
+        target.store.upload(path, file.name)
+    target.store.create(_marker(shard), source.store.read(_marker(shard)))
 
 
 def _step_store(store: Store, name: str) -> Store:

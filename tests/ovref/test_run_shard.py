@@ -6,7 +6,7 @@ import pytest
 from ovref.contract import Dropped
 from ovref.errors import AccountingError, StorageError
 from ovref.records import Caption, Noun, Prompt, Reference
-from ovref.run_shard import run_shard
+from ovref.run_shard import run_alone, run_shard
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
 
@@ -302,3 +302,26 @@ def test_a_full_disk_under_the_target_commits_nothing(source, target, monkeypatc
     with pytest.raises(StorageError, match="full"):
         run_shard([prompts], source, target, "000000")
     assert target.committed() == []
+
+
+def test_a_record_left_out_gives_the_bytes_of_a_first_stage_that_drops_it(store, source, target):
+    commit = run_shard([prompts], source, target, "000000", without={1: "no_nouns"})
+    dropping = open_step(store, "dropping", {"stage": 2}, [source.fingerprint])
+    other = run_shard([prompts_without_k1], source, dropping, "000000")
+    assert commit.files == other.files and commit.dropped == other.dropped == {"no_nouns": 1}
+    assert (commit.inputs, commit.outputs) == (6, 5)
+
+
+def test_a_record_alone_goes_through_all_stages_and_is_encoded(source):
+    seen = []
+
+    def watching(records):
+        for record in records:
+            seen.append(record.key)
+            yield Dropped(record.key, "seen") if record.key == "k1" else record
+
+    for record in source.read("000000"):
+        run_alone([prompts, watching, watching], record)
+    assert seen == [key for n in range(6) for key in [f"k{n}"] * (1 if n == 1 else 2)]
+    with pytest.raises(TypeError):
+        run_alone([lambda records: (object() for _ in records)], record)

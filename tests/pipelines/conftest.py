@@ -18,12 +18,34 @@ sys.path.insert(0, FOLDER)
 @pytest.fixture(scope="session")
 def local_ray():
     """Ray with three workers' worth of CPUs, whatever this machine has."""
-    from ovref_pipelines import ray_engine
+    from ovref_pipelines import ray_cluster
 
-    ray_engine.join(EngineConfig(engine="ray", workers=3))
+    ray_cluster.join(EngineConfig(engine="ray", workers=3))
     yield
-    ray_engine.ray.shutdown()
+    ray_cluster.ray.shutdown()
     with warnings.catch_warnings():
         # Ray's processes were told to end, but are not waited for.
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Puts the driver on a stand-in for Ray with these nodes."""
+    from fake_ray import FakeRay
+    from ovref_pipelines import ray_cluster, ray_engine
+
+    def put(**nodes):
+        fake = FakeRay(**nodes)
+        monkeypatch.setattr(ray_engine, "ray", fake)
+        monkeypatch.setattr(ray_engine, "join", lambda config: None)
+        monkeypatch.setattr(ray_engine, "NOTICE_SECONDS", 0.02)
+        monkeypatch.setattr(ray_engine, "POLL_SECONDS", 0.01)
+        monkeypatch.setattr(ray_engine, "offer", lambda: "what there is")
+        for module in (ray_engine, ray_cluster):
+            monkeypatch.setattr(module, "living_nodes", fake.living_nodes)
+            monkeypatch.setattr(module, "leaving_nodes", fake.leaving_nodes)
+        monkeypatch.setattr(ray_cluster, "free_resources", fake.free_resources)
+        return fake
+
+    return put

@@ -4,17 +4,19 @@ As a program it runs a small job, and sends itself a signal after some commits a
 python -m pipeline_fakes FOLDER SHARDS ENGINE SIGNAL COMMITS SECONDS
 """
 
+import dataclasses
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ovref_pipelines.engine import run_step
 from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.ledger import CRASHED_WORKER
 from ovref_pipelines.stopping import StoppedError
 
 from ovref.contract import Dropped
@@ -38,6 +40,9 @@ class ObedientSpec:
     """Folder where it remembers what it has obeyed."""
     load: str = "fine"
     """`fine`, `missing` (ModelError), `bug` (another error), `die`, `die once`."""
+    mended: str = "no"
+    """What it does when told to die: `no`, dies; `drop`, drops as the engine would; `yes`, goes on
+    as if told nothing."""
 
     def build(self) -> "Obedient":
         if self.load == "missing":
@@ -46,18 +51,21 @@ class ObedientSpec:
             raise KeyError("weights")
         if self.load == "die" or (self.load == "die once" and first_time(self.scratch, "load")):
             os._exit(3)
-        return Obedient(self.scratch)
+        return Obedient(self.scratch, self.mended)
 
 
 class Obedient:
-    def __init__(self, scratch: str) -> None:
-        self._scratch = scratch
+    def __init__(self, scratch: str, mended: str) -> None:
+        self._scratch, self._mended = scratch, mended
 
     def __call__(self, records: Iterator[Caption]) -> Iterator[Prompt | Dropped]:
         for caption in records:
             order, *rest = caption.text.split()
             if rest[:1] != ["once"] or first_time(self._scratch, caption.key):
-                if order == DIE:
+                if order == DIE and self._mended == "drop":
+                    yield Dropped(caption.key, CRASHED_WORKER)
+                    continue
+                if order == DIE and self._mended == "no":
                     os._exit(3)
                 if order == RAISE:
                     raise ValueError(f"told to raise by {caption.text!r}")
@@ -75,6 +83,21 @@ class Obedient:
                 key=caption.key, caption=f"{caption.text} {seed}", source=caption.source,
                 nouns=(Noun(text=order, start=0, end=len(order)),),
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EchoSpec:
+    """Prompts, said once more."""
+
+    name: ClassVar[str] = "echo"
+    version: ClassVar[int] = 1
+
+    def build(self) -> Callable[[Iterator[Prompt]], Iterator[Prompt]]:
+        def stage(prompts: Iterator[Prompt]) -> Iterator[Prompt]:
+            for prompt in prompts:
+                yield dataclasses.replace(prompt, caption=f"{prompt.caption} {prompt.caption}")
+
+        return stage
 
 
 def first_time(folder: str, name: str) -> bool:
@@ -103,6 +126,12 @@ def prompt_step(url: str, source: StepFolder, spec: ObedientSpec) -> StepFolder:
     """The step that `spec` makes of `source`; its scratch folder is no part of its identity."""
     identity = {"stages": [spec_identity(spec) | {"fields": {}}]}
     return open_step(Store.open(url), "prompts", identity, [source.fingerprint])
+
+
+def echo_step(url: str, source: StepFolder) -> StepFolder:
+    """The step that `EchoSpec` makes of `source`."""
+    identity = {"stages": [spec_identity(EchoSpec())]}
+    return open_step(Store.open(url), "echoes", identity, [source.fingerprint])
 
 
 def files_of(step: StepFolder) -> dict[str, bytes]:

@@ -50,6 +50,7 @@ def test_verbs_and_flags_are_pinned():
         "submit": sorted(
             [*common, "--address", "--again", "--attach", "--detach", "--runtime-env"]
         ),
+        "retry-failed": sorted([*common, "--dry-run"]),
         "reduce": common,
         "evaluate": common,
         "inspect": ["--help", "--pictures", "-h", "place"],

@@ -1,0 +1,75 @@
+"""The next shard, copied to the local disk while the one before is worked at."""
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ovref.storage.steps import StepFolder, copy_shard
+from ovref.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Copy:
+    source: StepFolder
+    """Where the shard comes from."""
+    shard: str
+    folder: tempfile.TemporaryDirectory
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._fetch, daemon=True)
+        self.thread.start()
+
+    def _fetch(self) -> None:
+        try:
+            copy_shard(self.source, self.shard, _at(self.source, self.folder.name))
+            self.whole = True
+        except Exception as error:
+            logger.warning("shard %s could not be fetched ahead: %s", self.shard, error)
+
+
+class Prefetch:
+    """Holds at most one shard ahead. Not for use by several threads."""
+
+    def __init__(self) -> None:
+        self._copy: _Copy | None = None
+
+    def begin(self, source: StepFolder, shard: str) -> None:
+        """Starts to copy a shard; a local store is left alone, as reading it takes no waiting."""
+        if source.store.is_local:
+            return
+        self.drop()
+        folder = tempfile.TemporaryDirectory(prefix="ovref-next-")
+        self._copy = _Copy(source, shard, folder)
+
+    @contextlib.contextmanager
+    def place(self, source: StepFolder, shard: str) -> Iterator[StepFolder]:
+        """Where to read a shard for the time of the block: its copy if there is one, or `source`.
+
+        What could not be copied is read from `source`, which then says why.
+        """
+        copy = self._copy
+        if copy is None or (copy.source, copy.shard) != (source, shard):
+            yield source
+            return
+        self._copy = None
+        with copy.folder as folder:
+            copy.thread.join()
+            yield _at(source, folder) if copy.whole else source
+
+    def drop(self) -> None:
+        """Forgets what was copied."""
+        if self._copy is not None:
+            self._copy.thread.join()
+            self._copy.folder.cleanup()
+            self._copy = None
+
+
+def _at(source: StepFolder, folder: str) -> StepFolder:
+    return dataclasses.replace(source, store=Store.open(folder))
