@@ -9,9 +9,8 @@ per resolution:
     buffer[image, noun, position] += sum over heads of weights @ softmax(k q^T / sqrt(d))
 
 where `weights` (image, noun, key) is 1 / (number of the noun's tokens) at the noun's tokens and 0
-elsewhere, so one product picks, averages and accumulates. Summing, averaging and upsampling are
-linear, so upsampling each buffer once equals upsampling every map. Three deviations from the
-published program:
+elsewhere. Summing, averaging and upsampling are linear, so upsampling each buffer once equals
+upsampling every map. Three deviations from the published program:
 
 - negative values that bicubic upsampling makes are clamped once at the end, not once per map, so
   that memory does not grow with layers and heads. Beside sharp peaks DAAM's own order comes out a
@@ -21,7 +20,15 @@ published program:
   unguided sampling (LCM, distilled models) keeps all its heads.
 
 The output of the attention stays the fused `scaled_dot_product_attention` on the same inputs:
-images are bit for bit the ones drawn without attribution.
+images are bit for bit the ones drawn without attribution. The softmax is never written out:
+
+- on a CPU the fused kernel also gives the logarithm of each softmax's denominator, so that
+  exp(q k - log denominator) is needed for the few tokens of nouns only;
+- elsewhere a second fused product has `weights` for its values: its output is the nouns' share.
+
+Neither has a loop over tokens or heads, reads a number back from the device, or changes anything
+but tensors made beforehand, so a UNet that records can be compiled as one graph. What each way
+costs, and others that were tried: `tests/benchmarks/results/attribution.md`.
 """
 
 import math
@@ -40,15 +47,16 @@ FACTORS = (1, 2, 4)
 the maps at a factor of 8 and the middle block are left out: too coarse to place anything."""
 
 
-def noun_weights(
-    positions: Sequence[Sequence[Sequence[int]]], keys: int, device: Any = "cpu"
-) -> torch.Tensor:
+PAD = 8
+"""Nouns and their tokens are counted in multiples of this."""
+
+
+def noun_weights(positions: Sequence[Sequence[Sequence[int]]], keys: int) -> torch.Tensor:
     """The matrix that averages the attention columns of each noun's tokens.
 
     Args:
         positions: per caption, per noun, the positions of its tokens (`token_positions`).
         keys: length of the text encoder's context.
-        device: of the result.
 
     Returns:
         (captions, keys, nouns) float32, with nouns the most that one caption has. A column is zero
@@ -65,7 +73,7 @@ def noun_weights(
                 if not 0 <= position < keys:
                     raise ValueError(f"token position {position} is not in [0, {keys})")
                 weights_bkn[b, position, n] = 1 / len(noun)
-    return weights_bkn.to(device)
+    return weights_bkn
 
 
 class Attribution:
@@ -76,51 +84,104 @@ class Attribution:
         weights_bkn: torch.Tensor,
         latent_hw: tuple[int, int],
         factors: Sequence[int] = FACTORS,
+        device: Any = "cpu",
     ):
-        self._weights_bkn = weights_bkn
+        captions, self._keys, self._nouns = weights_bkn.shape
+        self._captions = captions
         self._latent_hw = latent_hw
         self._factors = tuple(factors)
+        tokens_bt = _used_positions(weights_bkn)
+        # Padded, so that batches of other captions have tensors of the same shapes.
+        weights_bkn = functional.pad(weights_bkn, (0, -self._nouns % PAD))
+        weights_btn = weights_bkn.gather(
+            1, tokens_bt[:, :, None].expand(-1, -1, weights_bkn.shape[2])
+        )
+        self._tokens_bt = tokens_bt.to(device)
+        self._weights_bnt = weights_btn.transpose(1, 2).contiguous().to(device)
+        self._weights_bkn = weights_bkn.to(device)
         height, width = latent_hw
         # A UNet halves with stride 2 and padding 1, so an odd size is rounded up.
-        sizes = [(math.ceil(height / f), math.ceil(width / f)) for f in factors]
-        self._size_of_length = {h * w: (h, w) for h, w in sizes}
-        self._sums_bnp: dict[tuple[int, int], torch.Tensor] = {}
-        self._maps = 0
+        self._sizes_hw = [(math.ceil(height / f), math.ceil(width / f)) for f in factors]
+        self._sums_bnp = {
+            h * w: torch.zeros(captions, weights_bkn.shape[2], h * w, device=device)
+            for h, w in self._sizes_hw
+        }
+        self._maps = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, query_bhpd: torch.Tensor, key_bhkd: torch.Tensor) -> None:
-        """Adds one layer's attention at one step.
+    def attend(
+        self, query_bhpd: torch.Tensor, key_bhkd: torch.Tensor, value_bhkd: torch.Tensor
+    ) -> torch.Tensor:
+        """Attends, and adds one layer's attention at one step.
 
         Args:
             query_bhpd: (rows, heads, positions, d), rows being the captions, or under guidance
                 first the unconditional and then the conditional ones.
             key_bhkd: (rows, heads, keys, d).
+            value_bhkd: (rows, heads, keys, d).
+
+        Returns:
+            What `scaled_dot_product_attention` of the three is, (rows, heads, positions, d).
 
         Raises:
             ModelError: rows or keys do not belong to the captions being recorded.
         """
-        size_hw = self._size_of_length.get(query_bhpd.shape[2])
-        if size_hw is None:
-            return
-        captions, keys, nouns = self._weights_bkn.shape
-        rows, heads, positions, depth = query_bhpd.shape
-        if rows not in (captions, 2 * captions) or key_bhkd.shape[2] != keys:
+        sums_bnp = self._sums_bnp.get(query_bhpd.shape[2])
+        if sums_bnp is None:
+            return functional.scaled_dot_product_attention(query_bhpd, key_bhkd, value_bhkd)
+        rows, heads, _, _ = query_bhpd.shape
+        if rows not in (self._captions, 2 * self._captions) or key_bhkd.shape[2] != self._keys:
             raise ModelError(
                 f"cross-attention of {rows} rows over {key_bhkd.shape[2]} keys while recording "
-                f"{captions} captions over {keys}: expected one row per caption, two under guidance"
+                f"{self._captions} captions over {self._keys}: expected one row per caption, two "
+                "under guidance"
             )
-        query = query_bhpd[rows - captions :].float()
-        key = key_bhkd[rows - captions :].float() * depth**-0.5
-        # Keys before positions: the softmax then runs along whole rows of memory, and heads and
-        # keys become one axis without a copy, over which one product picks, averages and adds up.
-        attention_bhkp = torch.softmax(key @ query.transpose(-1, -2), dim=-2)
-
-        sums_bnp = self._sums_bnp.get(size_hw)
-        if sums_bnp is None:
-            sums_bnp = query.new_zeros(captions, nouns, positions)
-            self._sums_bnp[size_hw] = sums_bnp
-        weights_bn_hk = self._weights_bkn.transpose(1, 2).repeat(1, 1, heads)
-        sums_bnp.baddbmm_(weights_bn_hk, attention_bhkp.flatten(1, 2))
         self._maps += heads
+        first = rows - self._captions
+        if query_bhpd.device.type == "cpu":
+            # The kernel that scaled_dot_product_attention takes on a CPU, with its second result.
+            output, log_sums_bhp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query_bhpd, key_bhkd, value_bhkd
+            )
+            self._add_tokens(sums_bnp, query_bhpd[first:], key_bhkd[first:], log_sums_bhp[first:])
+            return output
+        self._add_second_product(sums_bnp, query_bhpd[first:], key_bhkd[first:])
+        return functional.scaled_dot_product_attention(query_bhpd, key_bhkd, value_bhkd)
+
+    def _add_tokens(
+        self,
+        sums_bnp: torch.Tensor,
+        query_bhpd: torch.Tensor,
+        key_bhkd: torch.Tensor,
+        log_sums_bhp: torch.Tensor,
+    ) -> None:
+        """Adds exp(q k / sqrt(d) - log of the softmax's denominator), at the nouns' tokens."""
+        _, heads, positions, depth = query_bhpd.shape
+        key_bhtd = key_bhkd.gather(
+            2, self._tokens_bt[:, None, :, None].expand(-1, heads, -1, depth)
+        )
+        # Tokens before positions: heads and tokens then become one axis without a copy, over which
+        # one product averages and adds up.
+        scores_btp = torch.baddbmm(
+            log_sums_bhp.flatten(0, 1)[:, None].float(),
+            key_bhtd.flatten(0, 1).float(),
+            query_bhpd.flatten(0, 1).float().mT,
+            beta=-1,
+            alpha=depth**-0.5,
+        )
+        shares = scores_btp.exp_().view(self._captions, -1, positions)
+        sums_bnp.baddbmm_(self._weights_bnt.repeat(1, 1, heads), shares)
+
+    def _add_second_product(
+        self, sums_bnp: torch.Tensor, query_bhpd: torch.Tensor, key_bhkd: torch.Tensor
+    ) -> None:
+        """Adds the fused attention whose values are the nouns' weights."""
+        _, heads, _, depth = query_bhpd.shape
+        nouns = self._weights_bkn.shape[2]
+        # Fused kernels want values as wide as queries.
+        values_bkd = functional.pad(self._weights_bkn, (0, max(0, depth - nouns)))
+        values_bhkd = values_bkd.to(query_bhpd.dtype)[:, None].expand(-1, heads, -1, -1)
+        shares_bhpn = functional.scaled_dot_product_attention(query_bhpd, key_bhkd, values_bhkd)
+        sums_bnp += shares_bhpn[..., :nouns].sum(1, dtype=torch.float32).mT
 
     def heatmaps_bnhw(self) -> torch.Tensor:
         """The heatmaps, (captions, nouns, h, w) float32 >= 0 at the size of the latent.
@@ -131,19 +192,27 @@ class Attribution:
         Raises:
             ModelError: nothing was recorded.
         """
-        if self._maps == 0:
+        maps = int(self._maps)
+        if maps == 0:
             raise ModelError(
-                f"no cross-attention was recorded at {sorted(self._size_of_length.values())}: the "
-                f"UNet has none at factors {self._factors} of the latent {self._latent_hw} or did "
-                "not run"
+                f"no cross-attention was recorded at {sorted(self._sizes_hw)}: the UNet has none "
+                f"at factors {self._factors} of the latent {self._latent_hw} or did not run"
             )
-        captions, _, nouns = self._weights_bkn.shape
-        total = self._weights_bkn.new_zeros(captions, nouns, *self._latent_hw)
-        for size_hw, sums_bnp in self._sums_bnp.items():
-            maps = sums_bnp.view(captions, nouns, *size_hw)
-            if nouns:  # interpolate refuses an empty channel axis
-                total += functional.interpolate(maps, self._latent_hw, mode="bicubic")
-        return (total / self._maps).clamp_(min=0)
+        total = self._weights_bkn.new_zeros(self._captions, self._nouns, *self._latent_hw)
+        for height, width in self._sizes_hw:
+            sums_bnp = self._sums_bnp[height * width][:, : self._nouns]
+            if self._nouns:  # interpolate refuses an empty channel axis
+                sums_bnhw = sums_bnp.unflatten(2, (height, width))
+                total += functional.interpolate(sums_bnhw, self._latent_hw, mode="bicubic")
+        return (total / maps).clamp_(min=0)
+
+
+def _used_positions(weights_bkn: torch.Tensor) -> torch.Tensor:
+    """Keys of any weight, (captions, most that one caption has) int64; filled with other keys."""
+    used_bk = weights_bkn.any(2)
+    most = int(used_bk.sum(1).max()) if len(used_bk) else 0
+    wanted = min(max(PAD, most + -most % PAD), used_bk.shape[1])
+    return (~used_bk).to(torch.int8).argsort(dim=1, stable=True)[:, :wanted]
 
 
 @contextmanager
@@ -160,7 +229,7 @@ def recording(
 
     Args:
         unet: the UNet of a Stable Diffusion 1.x, 2.x or XL pipeline.
-        weights_bkn: of the captions in the batch (`noun_weights`), on the UNet's device.
+        weights_bkn: of the captions in the batch (`noun_weights`).
         latent_hw: height and width of the latents drawn.
         factors: down-sampling factors, relative to the latent, of the layers that count.
 
@@ -177,7 +246,7 @@ def recording(
     for name, attn in layers.items():
         _check_readable(name, attn)
     before = {name: attn.processor for name, attn in layers.items()}
-    attribution = Attribution(weights_bkn, latent_hw, factors)
+    attribution = Attribution(weights_bkn, latent_hw, factors, unet.device)
     try:
         for attn in layers.values():
             attn.set_processor(_RecordingProcessor(attribution))
@@ -234,7 +303,6 @@ class _RecordingProcessor:
         query = split(attn.to_q(hidden_states))
         key = split(attn.to_k(encoder_hidden_states))
         value = split(attn.to_v(encoder_hidden_states))
-        self._attribution.add(query, key)
-        output = functional.scaled_dot_product_attention(query, key, value)
-        output = output.transpose(1, 2).flatten(2)
-        return attn.to_out[1](attn.to_out[0](output)) / attn.rescale_output_factor
+        output = self._attribution.attend(query, key, value).transpose(1, 2).flatten(2)
+        output = attn.to_out[1](attn.to_out[0](output))
+        return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor

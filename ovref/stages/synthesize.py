@@ -2,7 +2,9 @@
 
 import io
 import logging
+import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +21,9 @@ from ovref.records import ImageRecord, Noun, Prompt, Region
 
 logger = logging.getLogger(__name__)
 
+FINISHERS = min(4, os.cpu_count() or 1)
+"""Threads that make records of drawn images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesize:
@@ -28,7 +33,7 @@ class Synthesize:
     """
 
     name: ClassVar[str] = "synthesize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     __pydantic_config__ = STRICT
 
     model: str
@@ -43,6 +48,9 @@ class Synthesize:
     """Of the scheduler, per image."""
     guidance: float = 7.5
     """Classifier-free guidance scale; at 1 or less there is no guidance and the cost halves."""
+    guided_share: float = 1.0
+    """Share of the steps, from the first on, that are guided; the others cost half as much. The
+    first steps place things, the last ones draw what is placed."""
     negative_prompt: str = ""
     """What guidance leads away from; empty for what the model takes for nothing."""
     size_hw: tuple[int, int] = (512, 512)
@@ -52,6 +60,13 @@ class Synthesize:
     batch_size: int = 8
     """Prompts drawn together. Kernels round differently at another batch size, in the last bits, so
     it belongs to the identity of the bytes."""
+    compiled: bool = False
+    """Compiles UNet and decoder: for a GPU, and for jobs much longer than the minutes it takes at
+    the start of the first worker on a machine. Rounds differently."""
+    channels_last: bool = False
+    """Convolutions on channels-last memory; for a GPU in half precision. Rounds differently."""
+    fused_projections: bool = False
+    """Query, key and value of self-attention as one product. Rounds differently."""
     run_seed: int = 0
     """With a record's key, makes the seed of its image."""
     factors: tuple[int, ...] = (1, 2, 4)
@@ -71,6 +86,8 @@ class Synthesize:
             raise ValueError(f"steps must be at least 1, found {self.steps}")
         if self.guidance < 0:
             raise ValueError(f"guidance must be at least 0, found {self.guidance}")
+        if not 0 < self.guided_share <= 1:
+            raise ValueError(f"guided_share must be in (0, 1], found {self.guided_share}")
         if any(size < 8 or size % 8 for size in self.size_hw):
             raise ValueError(f"size_hw must be multiples of 8, found {self.size_hw}")
         if not self.factors or min(self.factors) < 1:
@@ -93,7 +110,7 @@ class Synthesize:
         """
         import torch
 
-        from ovref.models.diffusion import Generator, load_pipeline
+        from ovref.models.diffusion import Generator, load_pipeline, quicken
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         logger.info("drawing with %s on %s", self.model, device)
@@ -104,6 +121,12 @@ class Synthesize:
             dtype=self.dtype,
             device=device,
         )
+        quicken(
+            pipeline,
+            compiled=self.compiled,
+            channels_last=self.channels_last,
+            fused_projections=self.fused_projections,
+        )
         generator = Generator(
             pipeline,
             steps=self.steps,
@@ -111,6 +134,8 @@ class Synthesize:
             size_hw=self.size_hw,
             negative_prompt=self.negative_prompt,
             factors=self.factors,
+            guided_share=self.guided_share,
+            fill_up_to=self.batch_size if self.compiled else None,
         )
         return SynthesizeStage(self, generator)
 
@@ -141,6 +166,27 @@ class SynthesizeStage:
         self._generator = generator
 
     def __call__(self, prompts: Iterator[Prompt]) -> Iterator[ImageRecord | Dropped]:
+        # A thread draws one batch ahead while this one and the finishers make the records of the
+        # batch before and whoever takes them works on them, so that the device need not wait.
+        drawer, finishers = ThreadPoolExecutor(1), ThreadPoolExecutor(FINISHERS)
+        drawing: Future[list[Any]] | None = None
+        drawn: list[_Order] = []
+        try:
+            for item in self._batches(prompts):
+                if isinstance(item, Dropped):
+                    yield item
+                    continue
+                drawings = [] if drawing is None else drawing.result()
+                drawing = drawer.submit(self._draw, item)
+                yield from self._answers(finishers, drawn, drawings)
+                drawn = item
+            if drawing is not None:
+                yield from self._answers(finishers, drawn, drawing.result())
+        finally:
+            drawer.shutdown(cancel_futures=True)
+            finishers.shutdown(cancel_futures=True)
+
+    def _batches(self, prompts: Iterator[Prompt]) -> Iterator[list[_Order] | Dropped]:
         orders: list[_Order] = []
         for prompt in prompts:
             order, dropped = self._order(prompt)
@@ -148,10 +194,10 @@ class SynthesizeStage:
             if order is not None:
                 orders.append(order)
             if len(orders) == self._spec.batch_size:
-                yield from self._draw(orders)
+                yield orders
                 orders = []
         if orders:
-            yield from self._draw(orders)
+            yield orders
 
     def _order(self, prompt: Prompt) -> tuple[_Order | None, list[Dropped]]:
         if not prompt.nouns:
@@ -177,17 +223,24 @@ class SynthesizeStage:
         )
         return order, dropped
 
-    def _draw(self, orders: list[_Order]) -> Iterator[ImageRecord | Dropped]:
-        drawings = self._generator.draw(
+    def _draw(self, orders: list[_Order]) -> list[Any]:
+        return self._generator.draw(
             [order.prompt.caption for order in orders],
             [order.positions for order in orders],
             [order.seed for order in orders],
         )
-        for order, drawing in zip(orders, drawings, strict=True):
-            if drawing.image_hwc is None:
-                yield Dropped(order.prompt.key, "nonfinite_image")
-            else:
-                yield from self._record(order, drawing.image_hwc, drawing.heatmaps_nhw)
+
+    def _answers(
+        self, finishers: ThreadPoolExecutor, orders: list[_Order], drawings: list[Any]
+    ) -> Iterator[ImageRecord | Dropped]:
+        for answers in finishers.map(self._finished, zip(orders, drawings, strict=True)):
+            yield from answers
+
+    def _finished(self, drawn: tuple[_Order, Any]) -> list[ImageRecord | Dropped]:
+        order, drawing = drawn
+        if drawing.image_hwc is None:
+            return [Dropped(order.prompt.key, "nonfinite_image")]
+        return list(self._record(order, drawing.image_hwc, drawing.heatmaps_nhw))
 
     def _record(
         self, order: _Order, image_hwc: np.ndarray, heatmaps_nhw: np.ndarray
@@ -214,7 +267,7 @@ class SynthesizeStage:
             key=prompt.key,
             caption=prompt.caption,
             source=prompt.source,
-            image=_jpeg(image_hwc, spec.jpeg_quality),
+            image=jpeg(image_hwc, spec.jpeg_quality),
             regions=tuple(regions),
             heatmaps_nhw=np.stack(kept_maps),
             seed=order.seed,
@@ -224,13 +277,15 @@ class SynthesizeStage:
                 "scheduler": spec.scheduler,
                 "steps": spec.steps,
                 "guidance": spec.guidance,
+                "guided_share": spec.guided_share,
                 "negative_prompt": spec.negative_prompt,
                 "dtype": spec.dtype,
             },
         )
 
 
-def _jpeg(image_hwc: np.ndarray, quality: int) -> bytes:
+def jpeg(image_hwc: np.ndarray, quality: int) -> bytes:
+    """(H, W, 3) uint8 RGB as the file that is kept."""
     buffer = io.BytesIO()
     # Colour at full resolution: half of it would blur the edges of small regions.
     Image.fromarray(image_hwc).save(buffer, "JPEG", quality=quality, subsampling=0)

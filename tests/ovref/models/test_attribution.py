@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovref.errors import ModelError
-from ovref.models.attribution import Attribution, is_recorded, noun_weights, recording
+from ovref.models.attribution import PAD, Attribution, is_recorded, noun_weights, recording
 from ovref.models.diffusion import Generator, attribute_images, load_pipeline
 
 CAPTIONS = ["a cat and a dog", "the zebra, the dog and the dog", "hotdog cat"]
@@ -189,7 +190,9 @@ def test_the_heatmap_does_not_grow_with_steps(pipelines):
             for _ in range(steps):
                 unet(latents, 5, text)
         found.append(attribution.heatmaps_bnhw())
-        assert sorted(attribution._sums_bnp) == [(4, 4), (8, 8), (16, 16)]
+        assert sorted(sums.shape for sums in attribution._sums_bnp.values()) == [
+            (1, PAD, 4 * 4), (1, PAD, 8 * 8), (1, PAD, 16 * 16)
+        ]  # fmt: skip
     torch.testing.assert_close(found[0], found[1])
 
 
@@ -259,12 +262,14 @@ def test_rows_that_are_neither_captions_nor_twice_captions_are_refused():
     attribution = Attribution(noun_weights([[(0,)], [(0,)]], 4), (4, 4))
     for rows, keys in ((3, 4), (1, 4), (6, 4), (2, 5)):
         with pytest.raises(ModelError, match="while recording 2 captions over 4"):
-            attribution.add(torch.zeros(rows, 1, 16, 8), torch.zeros(rows, 1, keys, 8))
+            key = torch.zeros(rows, 1, keys, 8)
+            attribution.attend(torch.zeros(rows, 1, 16, 8), key, key)
 
 
 def test_layers_at_factor_8_are_left_out():
     attribution = Attribution(noun_weights([[(0,)]], 4), (16, 24))
-    attribution.add(torch.zeros(1, 1, 2 * 3, 8), torch.zeros(1, 1, 4, 8))
+    key = torch.zeros(1, 1, 4, 8)
+    attribution.attend(torch.zeros(1, 1, 2 * 3, 8), key, key)
     with pytest.raises(ModelError, match="no cross-attention was recorded"):
         attribution.heatmaps_bnhw()
 
@@ -281,3 +286,101 @@ def test_foreign_processors_are_refused(pipelines):
                 pass
     finally:
         unet.set_attn_processor(before)
+
+
+def test_the_two_ways_of_adding_agree():
+    """A GPU adds by a second fused product, a CPU by the kernel's own denominators."""
+    torch.manual_seed(0)
+    query, key = torch.randn(4, 3, 8 * 8, 6) * 2, torch.randn(4, 3, 24, 6) * 2
+    weights = noun_weights([[(1, 2, 5), (23,), ()], [tuple(range(3, 14))]], 24)
+    one, other = (Attribution(weights, (8, 8), (1,)) for _ in range(2))
+    for _ in range(2):
+        one.attend(query, key, key)
+        other._add_second_product(other._sums_bnp[64], query[2:], key[2:])
+        other._maps += 3
+    torch.testing.assert_close(one.heatmaps_bnhw(), other.heatmaps_bnhw())
+    expected = ((query / 6**0.5) @ key.mT).softmax(-1).mean(1)[2:] @ weights
+    torch.testing.assert_close(one.heatmaps_bnhw().flatten(2).mT, expected)
+
+
+def test_more_nouns_than_a_head_has_channels():
+    weights = noun_weights([[(n,) for n in range(20)]], 24)
+    one, other = (Attribution(weights, (4, 4), (1,)) for _ in range(2))
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 2, 16, 8), torch.randn(1, 2, 24, 8)
+    one.attend(query, key, key)
+    other._add_second_product(other._sums_bnp[16], query, key)
+    torch.testing.assert_close(one._sums_bnp[16], other._sums_bnp[16])
+
+
+class _ReadsBack(TorchDispatchMode):
+    """Notes what makes a host wait for its device: numbers read back, sizes taken from data."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.NAMES:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_back_while_the_unet_runs(pipelines):
+    unet = pipelines["sd1"].unet
+    latents, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 32)
+    timestep = torch.tensor(5)
+    with torch.no_grad(), recording(unet, noun_weights([[(1,)]], 77), (16, 16)) as attribution:
+        with _ReadsBack() as watch:
+            unet(latents, timestep, text)
+        assert watch.found == []
+        with _ReadsBack() as watch:
+            attribution.heatmaps_bnhw()
+        assert watch.found  # once, at the end
+
+
+def compiled_and_not(folder, size_hw, guidance, **options):
+    """Two batches drawn by a UNet as it is and compiled; the second must not compile again."""
+    found = []
+    for compiled in (False, True):
+        pipeline = load_pipeline(
+            str(folder), revision=None, scheduler="ddim", dtype="float32", device="cpu"
+        )
+        positions = positions_of(pipeline)
+        if compiled:
+            torch._dynamo.reset()
+            pipeline.unet.compile(fullgraph=True, dynamic=False, **options)
+        generator = Generator(pipeline, steps=2, guidance=guidance, size_hw=size_hw)
+        drawn = generator.draw(CAPTIONS, positions, SEEDS)
+        with torch._dynamo.config.patch(error_on_recompile=compiled):
+            drawn += generator.draw(CAPTIONS[::-1], positions[::-1], SEEDS)
+        found.append(drawn)
+    torch._dynamo.reset()
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("sd1", marks=pytest.mark.slow),
+        "sd2",
+        pytest.param("sdxl", marks=pytest.mark.slow),
+    ],
+)
+def test_a_recording_unet_is_one_graph(tiny_pipelines, name):
+    plain, compiled = compiled_and_not(tiny_pipelines[name], (64, 40), 5.0, backend="aot_eager")
+    for a, b in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-6)
+        assert np.abs(a.image_hwc.astype(int) - b.image_hwc).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_a_compiled_unet_gives_the_same_heatmaps(tiny_pipelines, guidance):
+    plain, compiled = compiled_and_not(tiny_pipelines["sd2"], (64, 40), guidance)
+    for a, b in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-5)
+        assert np.abs(a.image_hwc.astype(int) - b.image_hwc).max() <= 1

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ovref.errors import ModelError
-from ovref.models.diffusion import DTYPES, SCHEDULERS, Generator, load_pipeline
+from ovref.models.attribution import noun_weights, recording
+from ovref.models.diffusion import DTYPES, SCHEDULERS, Generator, load_pipeline, quicken
 from ovref.stages.synthesize import Synthesize
 
 OPTIONS = {"revision": None, "scheduler": "ddim", "dtype": "float32", "device": "cpu"}
@@ -66,6 +67,71 @@ def test_guidance_of_one_is_no_guidance(sd1):
     assert rows == [1, 1, 2]
 
 
+def conditional_rows(value, count):
+    """The last rows of every tensor with rows, in what a UNet is called with."""
+    if isinstance(value, dict):
+        return {name: conditional_rows(item, count) for name, item in value.items()}
+    has_rows = isinstance(value, torch.Tensor) and value.ndim > 1
+    return value[-count:] if has_rows else value
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_guidance_ends_after_its_share_of_the_steps(tiny_pipelines, name):
+    pipeline = load_pipeline(str(tiny_pipelines[name]), **OPTIONS)
+    unet, calls = pipeline.unet, []
+    handle = unet.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    drawn = {}
+    for share in (0.1, 0.5, 1.0):
+        calls.clear()
+        generator = Generator(pipeline, steps=4, guidance=5.0, size_hw=(64, 64), guided_share=share)
+        drawn[share] = generator.draw(["cat", "a dog"], [[(1,)], [(2,)]], [0, 1])
+        guided = {0.1: 1, 0.5: 2, 1.0: 4}[share]
+        assert [len(args[0]) for args, _ in calls] == [4] * guided + [2] * (4 - guided)
+        # Attribution saw the captions' own rows in every step, guided or not.
+        weights = noun_weights([[(1,)], [(2,)]], pipeline.tokenizer.model_max_length)
+        made = list(calls)
+        with torch.no_grad(), recording(unet, weights, (16, 16)) as attribution:
+            for args, kwargs in made:
+                unet(*(conditional_rows(a, 2) for a in args), **conditional_rows(kwargs, 2))
+        expected = attribution.heatmaps_bnhw().numpy()
+        for drawing, heatmaps in zip(drawn[share], expected, strict=True):
+            np.testing.assert_allclose(drawing.heatmaps_nhw, heatmaps, atol=1e-5)
+    handle.remove()
+    assert max(differences(drawn[0.1], drawn[1.0])) > 0
+
+
+def test_a_batch_filled_up_gives_the_same_drawings(sd1):
+    pipeline = load_pipeline(sd1, **OPTIONS)
+    rows = []
+    handle = pipeline.unet.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+    plain = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
+    full = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64), fill_up_to=4)
+    expected = plain.draw(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
+    found = full.draw(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
+    handle.remove()
+    assert rows == [3, 4] and len(found) == 3
+    assert max(differences(expected, found)) <= 1
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_fused_projections_and_channels_last_only_round(tiny_pipelines, name):
+    drawn = []
+    for fast in (False, True):
+        pipeline = load_pipeline(str(tiny_pipelines[name]), **OPTIONS)
+        quicken(pipeline, compiled=False, channels_last=fast, fused_projections=fast)
+        generator = Generator(pipeline, steps=2, guidance=5.0, size_hw=(64, 40))
+        drawn.append(generator.draw(CAPTIONS, POSITIONS, SEEDS))
+    used = {type(p).__name__ for p in pipeline.unet.attn_processors.values()}
+    assert used == {"AttnProcessor2_0", "FusedAttnProcessor2_0"}
+    assert max(differences(*drawn)) <= 1
+    for a, b in zip(*drawn, strict=True):
+        np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-5)
+
+
 def test_the_negative_prompt_counts_under_guidance_only(sd1):
     pipeline = load_pipeline(sd1, **OPTIONS)
     draws = {
@@ -107,6 +173,10 @@ def test_out_of_memory_halves_the_batch_for_good(sd1):
     assert max(differences(drawn, expected)) <= 1
     generator.draw(CAPTIONS[:2], POSITIONS[:2], SEEDS[:2])
     assert limited.sizes[6:] == [1, 1]
+    limited = MemoryLimit(pipeline, most=2)
+    full = Generator(limited, steps=1, guidance=1.0, size_hw=(64, 64), fill_up_to=4)
+    assert max(differences(full.draw(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3]), expected[:3])) <= 1
+    assert limited.sizes == [4, 2, 2]
     with pytest.raises(torch.OutOfMemoryError):
         Generator(MemoryLimit(pipeline, most=0), steps=1, guidance=1.0, size_hw=(64, 64)).draw(
             ["cat"], [[]], [0]

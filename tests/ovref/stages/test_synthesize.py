@@ -95,6 +95,43 @@ def test_every_prompt_is_answered_and_batches_keep_their_order():
     assert [len(batch) for batch in generator.batches] == [2, 2, 1]
 
 
+def test_one_batch_is_drawn_ahead_while_records_are_taken():
+    generator = FakeGenerator()
+    stage = SynthesizeStage(spec(), generator)
+    taken = []
+
+    def feed():
+        for i in range(8):
+            taken.append(i)
+            yield prompt(f"a dog number {i}", "dog")
+
+    out = stage(feed())
+    assert next(out).caption == "a dog number 0"
+    assert len(taken) == 4  # the next batch has been handed to the thread that draws
+    assert next(out).caption == "a dog number 1"
+    assert len(taken) == 4
+    assert next(out).caption == "a dog number 2"
+    assert len(taken) == 6
+    out.close()
+    assert len(generator.batches) <= 3
+
+
+def test_an_error_while_drawing_reaches_whoever_takes_the_records():
+    class Broken(FakeGenerator):
+        def draw(self, captions, positions, seeds):
+            if len(self.batches) == 1:
+                raise ModelError("no more")
+            return super().draw(captions, positions, seeds)
+
+    found = []
+    with pytest.raises(ModelError, match="no more"):
+        for record in SynthesizeStage(spec(), Broken())(
+            iter([prompt(f"a dog number {i}", "dog") for i in range(6)])
+        ):
+            found.append(record.caption)
+    assert found == ["a dog number 0", "a dog number 1"]
+
+
 def test_no_prompts_draw_nothing():
     out, generator = run([])
     assert out == [] and generator.batches == []
@@ -185,6 +222,8 @@ def test_the_spec_is_strict_picklable_and_has_an_identity():
         ({"size_hw": (64, 60)}, "size_hw"),
         ({"size_hw": (0, 64)}, "size_hw"),
         ({"batch_size": 0}, "batch_size"),
+        ({"guided_share": 0.0}, "guided_share"),
+        ({"guided_share": 1.5}, "guided_share"),
         ({"min_area": 0.5, "max_area": 0.5}, "min_area and max_area"),
         ({"max_area": 1.1}, "min_area and max_area"),
         ({"jpeg_quality": 0}, "jpeg_quality"),
