@@ -2,6 +2,7 @@
 
 A proposer is any callable that maps a list of (H, W, 3) uint8 RGB images to one (n, H, W) bool
 array an image. Pixels in no mask are left to the segmenter, which takes the patch they lie in.
+Where a model's masks overlap, a pixel goes to the mask of the higher score (`without_overlap`).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from ovref_inference.grounded_sam import GroundedSam
+from ovref_inference.mask_former import MaskFormer, exclusive_masks, load_mask_former
 from ovref_inference.opencut import OpenCutConfig, opencut, upsample_masks
+from ovref_inference.proposer_config import ProposerConfig, SamGridConfig
+from ovref_inference.sam import SamMasks, load_sam
 from scipy import ndimage
 
 
@@ -56,6 +61,87 @@ def opencut_proposer(
         ]
 
     return propose
+
+
+def without_overlap(masks_nhw: np.ndarray, scores_n: np.ndarray) -> np.ndarray:
+    """Masks that share no pixel: each pixel goes to the mask of the highest score that has it.
+
+    Args:
+        masks_nhw: (n, H, W) bool.
+        scores_n: (n,); of equal ones the earlier mask goes first.
+
+    Returns:
+        (m, H, W) bool by falling score; masks that are left with no pixel are left out.
+    """
+    free_hw = np.ones(masks_nhw.shape[1:], dtype=bool)
+    kept = [np.zeros((0, *masks_nhw.shape[1:]), dtype=bool)]
+    for number in np.argsort(-np.asarray(scores_n), kind="stable"):
+        mask_hw = masks_nhw[number] & free_hw
+        if mask_hw.any():
+            kept.append(mask_hw[None])
+            free_hw &= ~mask_hw
+    return np.concatenate(kept)
+
+
+def sam_grid_proposer(sam: SamMasks, config: SamGridConfig) -> Proposer:
+    """SAM's automatic masks at a grid of points; overlaps go to the higher predicted IoU."""
+
+    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [without_overlap(*found) for found in sam.of_grid(images, config)]
+
+    return propose
+
+
+def mask_former_proposer(model: MaskFormer, min_kept: float) -> Proposer:
+    """The masks of a MaskFormer or Mask2Former, without its classes; overlaps go to the higher
+    product of probabilities (`mask_former.exclusive_masks`)."""
+
+    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [exclusive_masks(found, min_kept)[0] for found in model.propose(images)]
+
+    return propose
+
+
+def grounded_sam_proposer(model: GroundedSam, class_names: Sequence[str]) -> Proposer:
+    """GroundingDINO + SAM asked for all classes (RetCLIP section 2.2, training-free); overlaps go
+    to the higher score of the detector.
+
+    Args:
+        class_names: what is looked for; the masks do not say which of them they show.
+    """
+
+    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [
+            without_overlap(found.masks_nhw, found.detections.scores)
+            for found in model.find(images, [class_names] * len(images))
+        ]
+
+    return propose
+
+
+def load_proposer(
+    config: ProposerConfig, *, device: str | None = None, batch_size: int = 8
+) -> Proposer:
+    """Loads the models of a proposer.
+
+    Args:
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        batch_size: images per forward pass at most.
+
+    Raises:
+        ModelLoadError: a model cannot be found or read.
+    """
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if config.mask_former is not None:
+        model = load_mask_former(config.mask_former, device=where, batch_size=batch_size)
+        return mask_former_proposer(model, config.mask_former.min_kept)
+    if config.sam_grid is not None:
+        sam = load_sam(config.sam_grid.sam.model).to(where)
+        return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
+    from ovref_inference.encoders import load_visual_encoder
+
+    keys = load_visual_encoder(config.opencut.keys, device=where, batch_size=batch_size)
+    return opencut_proposer(keys, config.opencut.cut, device=where)
 
 
 def label_masks(label_hw: np.ndarray, ignore: int = 255) -> np.ndarray:

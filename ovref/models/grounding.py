@@ -1,0 +1,252 @@
+"""Where the nouns of a caption are in its image: two routes, each with its models.
+
+The *detector* route (RetCLIP section 2.1) asks GroundingDINO for the nouns and turns its boxes into
+masks with SAM. The *proposal* route (VOCSeg section 3.1) takes class-agnostic masks and gives each
+noun the one that CLIP finds most similar to it: since the caption names the noun, one of the masks
+must show it.
+
+Importing this loads no torch; the finders do, when they load their models.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.proposer_config import GroundingDinoConfig, ProposerConfig, SamConfig
+from ovref_inference.retrieve import TEMPLATES, class_embeddings
+from ovref_inference.vectors import l2_normalised
+
+from ovref.config import STRICT
+
+logger = logging.getLogger(__name__)
+
+NOUNS_REMEMBERED = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorRoute:
+    """GroundingDINO's boxes, SAM's masks."""
+
+    __pydantic_config__ = STRICT
+
+    detector: GroundingDinoConfig
+    """Finds the nouns as boxes; a noun may have several."""
+    sam: SamConfig
+    """Turns boxes into masks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalRoute:
+    """Class-agnostic masks, matched to the nouns by CLIP."""
+
+    __pydantic_config__ = STRICT
+
+    proposer: ProposerConfig
+    """Makes the masks, none overlapping another."""
+    visual: VisualEncoderConfig
+    """CLIP's embeddings of the masks: `crop_binary` in VOCSeg, or dense features to be pooled."""
+    text: TextEncoderConfig
+    """The same CLIP's text encoder."""
+    templates: tuple[str, ...] = TEMPLATES
+    """Prompts that a noun is put into, each with one `{}`; their embeddings are averaged."""
+    min_similarity: float = -1.0
+    """Least cosine of a noun's text and its mask; -1 gives every noun a mask, as in VOCSeg."""
+
+    def __post_init__(self) -> None:
+        if not self.templates or any(text.count("{}") != 1 for text in self.templates):
+            raise ValueError(f"templates must have one {{}} each, found {self.templates}")
+        if not -1 <= self.min_similarity <= 1:
+            raise ValueError(f"min_similarity must lie in [-1, 1], found {self.min_similarity}")
+        if self.visual.library != "open_clip":
+            raise ValueError(
+                "visual must be a CLIP of library open_clip, for masks are compared with texts; "
+                f"found {self.visual.library!r}"
+            )
+        if self.visual.masking == "heatmap" and self.proposer.mask_former is None:
+            raise ValueError("only mask_former gives heatmaps; visual.features must not need them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One mask of one noun."""
+
+    noun: int
+    """Which of the nouns asked for."""
+    mask_hw: np.ndarray
+    """(H, W) bool at the image's size; may be empty."""
+    score: float
+    """How sure the route is."""
+    facts: dict[str, Any]
+    """Plain JSON values for the record's provenance."""
+    heatmap_hw: np.ndarray | None = None
+    """(H, W) float32 in [0, 1]: the mask before it was made binary, where the route knows it."""
+
+
+@dataclass(frozen=True)
+class Finder:
+    """A route with its models loaded."""
+
+    find: Callable[[Sequence[np.ndarray], Sequence[Sequence[str]]], Iterable[list[Found]]]
+    """Images and the nouns of each, no noun twice -> for each image what was found."""
+    source: str
+    """Of its regions: `grounded_sam`, `mask_former_clip`, ..."""
+    missing: str
+    """Why a noun has no mask, as a reason for `Dropped`."""
+    provenance: dict[str, Any]
+    """Of its records: models and thresholds."""
+
+
+def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
+    """Loads GroundingDINO and SAM. Raises ModelLoadError."""
+    from ovref_inference.grounded_sam import load_grounded_sam
+
+    models = load_grounded_sam(route.detector, route.sam, batch_size=batch_size)
+    logger.info("grounding with %s and %s", route.detector.model, route.sam.model)
+    return Finder(
+        lambda images, nouns: map(_boxes_found, models.find(images, nouns)),
+        source="grounded_sam",
+        missing="no_box",
+        provenance={
+            "detector": route.detector.model,
+            "revision": route.detector.revision,
+            "box_threshold": route.detector.box_threshold,
+            "text_threshold": route.detector.text_threshold,
+            "nms_iou": route.detector.nms_iou,
+            "sam": route.sam.model,
+            "multimask": route.sam.multimask,
+        },
+    )
+
+
+def _boxes_found(grounded: Any) -> list[Found]:
+    """What a `GroundedMasks` holds."""
+    detections = grounded.detections
+    return [
+        Found(
+            noun=int(noun),
+            mask_hw=mask_hw,
+            score=float(score),
+            facts={
+                "box_xyxy": [round(float(side), 2) for side in box],
+                "predicted_iou": round(float(iou), 4),
+            },
+        )
+        for noun, mask_hw, score, box, iou in zip(
+            detections.nouns,
+            grounded.masks_nhw,
+            detections.scores,
+            detections.boxes_xyxy,
+            grounded.predicted_iou,
+            strict=True,
+        )
+    ]
+
+
+def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
+    """Loads a proposer and CLIP. Raises ModelLoadError, also when text and visual do not fit."""
+    from ovref_inference.encoders import load_region_encoder, load_text_encoder
+
+    propose = _proposals(route.proposer, batch_size)
+    visual = load_region_encoder(route.visual, batch_size=batch_size)
+    texts = load_text_encoder(route.text)
+    if visual.dim != texts.dim:
+        raise ModelLoadError(
+            f"{route.visual.model} and {route.text.model} are of different CLIPs: their "
+            f"embeddings have {visual.dim} and {texts.dim} numbers"
+        )
+    logger.info("grounding with %s and %s", route.proposer.name, route.visual.model)
+    return Finder(
+        Matcher(propose, visual, texts, route),
+        source=f"{route.proposer.name}_clip",
+        missing="no_match",
+        provenance={
+            "proposer": route.proposer.name,
+            "clip": route.visual.model,
+            "revision": route.visual.revision,
+            "features": route.visual.features,
+            "min_similarity": route.min_similarity,
+        },
+    )
+
+
+def _proposals(
+    config: ProposerConfig, batch_size: int
+) -> Callable[[Sequence[np.ndarray]], Iterable[tuple[np.ndarray, np.ndarray | None]]]:
+    """Images -> for each its masks (n, H, W) bool and, where there are any, their heatmaps."""
+    if config.mask_former is None:
+        from ovref_inference.proposers import load_proposer
+
+        propose = load_proposer(config, batch_size=batch_size)
+        return lambda images: ((masks_nhw, None) for masks_nhw in propose(images))
+    from ovref_inference.mask_former import exclusive_masks, load_mask_former
+
+    model = load_mask_former(config.mask_former, batch_size=batch_size)
+
+    def propose_soft(images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for proposals in model.propose(images):
+            masks_nhw, rows = exclusive_masks(proposals, config.mask_former.min_kept)
+            yield masks_nhw, proposals.activations_nhw[rows]
+
+    return propose_soft
+
+
+class Matcher:
+    """Gives each noun the proposal that CLIP finds most similar to it (VOCSeg section 3.1).
+
+    A proposal may be given to several nouns: nothing says that their masks must differ ("a man in a
+    suit").
+    """
+
+    def __init__(self, propose: Any, visual: Any, texts: Any, route: ProposalRoute) -> None:
+        """`propose` gives masks and heatmaps of images; `visual` has `encode_regions` and `texts`
+        `encode`, as the encoders of `ovref_inference.encoders`."""
+        self._propose, self._visual, self._min = propose, visual, route.min_similarity
+        # A noun is encoded alone, so that its bits do not depend on the nouns that came before it.
+        self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(
+            lambda noun: class_embeddings(texts, [noun], route.templates)[0]
+        )
+
+    def __call__(
+        self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]
+    ) -> Iterator[list[Found]]:
+        masks, heatmaps = zip(*self._propose(images), strict=True)
+        soft = None if heatmaps[0] is None else heatmaps
+        encoded = self._visual.encode_regions(images, masks, soft)
+        for number, (features_nd, valid_n) in enumerate(encoded):
+            usable = valid_n & features_nd.any(1)
+            yield self._matched(
+                masks[number][usable],
+                None if soft is None else soft[number][usable],
+                features_nd[usable],
+                nouns[number],
+            )
+
+    def _matched(
+        self,
+        masks_nhw: np.ndarray,
+        heatmaps_nhw: np.ndarray | None,
+        features_nd: np.ndarray,
+        texts: Sequence[str],
+    ) -> list[Found]:
+        if not len(masks_nhw):
+            return []
+        texts_cd = np.stack([self._noun_embedding(text) for text in texts])
+        similarity_cn = texts_cd @ l2_normalised(features_nd).T
+        best = similarity_cn.argmax(1)
+        scores = similarity_cn[np.arange(len(best)), best]
+        return [
+            Found(
+                noun=noun,
+                mask_hw=masks_nhw[chosen],
+                score=float(score),
+                facts={},
+                heatmap_hw=None if heatmaps_nhw is None else heatmaps_nhw[chosen],
+            )
+            for noun, (chosen, score) in enumerate(zip(best, scores, strict=True))
+            if score >= self._min
+        ]

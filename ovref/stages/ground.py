@@ -1,0 +1,171 @@
+"""Real images with captions to images with regions: where each noun of the caption is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from ovref_inference.errors import ModelLoadError
+
+from ovref.config import STRICT
+from ovref.contract import Dropped
+from ovref.errors import ModelError
+from ovref.models.grounding import (
+    DetectorRoute,
+    Finder,
+    Found,
+    ProposalRoute,
+    detector_finder,
+    proposal_finder,
+)
+from ovref.ops.heatmaps import resized
+from ovref.ops.images import UnusableImageError, plain_image
+from ovref.ops.masks import fault
+from ovref.records import NO, YES, ImageRecord, Prompt, Region
+
+HEATMAP_STRIDE = 4
+"""Pixels of the image per value of a kept heatmap, which is about what MaskFormer gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """Finds the nouns of captions in their images; by exactly one of the two routes.
+
+    The device is not part of it: `build` takes the CUDA device where there is one.
+    """
+
+    name: ClassVar[str] = "ground"
+    version: ClassVar[int] = 1
+    __pydantic_config__ = STRICT
+
+    detector: DetectorRoute | None = None
+    """RetCLIP's way."""
+    proposals: ProposalRoute | None = None
+    """VOCSeg's way."""
+    min_area: float = 0.002
+    """Regions that are a smaller fraction of the image are dropped as `empty_mask`."""
+    max_area: float = 0.95
+    """Regions that are a larger fraction of the image are dropped as `full_mask`."""
+    batch_size: int = 8
+    """Images per forward pass. Kernels round differently at another batch size, in the last bits,
+    so it belongs to the identity of the bytes."""
+
+    def __post_init__(self) -> None:
+        if (self.detector is None) == (self.proposals is None):
+            raise ValueError("name one route, detector or proposals, and not the other")
+        if not 0 <= self.min_area < self.max_area <= 1:
+            raise ValueError(
+                "min_area and max_area must be ordered in [0, 1], found "
+                f"{self.min_area} and {self.max_area}"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+
+    def build(self) -> "GroundStage":
+        """Loads the models of the route.
+
+        Raises:
+            ModelError: one cannot be found, read or used.
+        """
+        try:
+            if self.detector is not None:
+                return GroundStage(self, detector_finder(self.detector, self.batch_size))
+            return GroundStage(self, proposal_finder(self.proposals, self.batch_size))
+        except ModelLoadError as error:
+            raise ModelError(str(error)) from error
+
+
+class GroundStage:
+    """`Prompt` with image in; `ImageRecord`, or `Dropped`, out.
+
+    What is kept is the upright image (`ops.images.plain_image`), and masks are of its size.
+    Provenance has a list `regions` beside the models: of each region in order the detector's
+    `box_xyxy` in pixels and SAM's `predicted_iou`. A region's score is the detector's, or the
+    cosine of noun and mask. A noun said twice is one noun; it may have several regions.
+
+    Dropped records: `no_image`, `no_nouns`, those of `ovref.ops.images.REASONS`, `no_regions` (all
+    of its nouns were dropped). Dropped regions, under `<key>#<number of the noun in the prompt>`:
+    `no_box` (no box above the thresholds) or `no_match` (no proposal, or none similar enough),
+    `empty_mask`, `full_mask`.
+    """
+
+    def __init__(self, spec: Ground, finder: Finder) -> None:
+        self._spec, self._finder = spec, finder
+
+    def __call__(self, prompts: Iterator[Prompt]) -> Iterator[ImageRecord | Dropped]:
+        batch: list[tuple[Prompt, bytes, np.ndarray]] = []
+        for prompt in prompts:
+            if prompt.image is None:
+                yield Dropped(prompt.key, "no_image")
+                continue
+            if not prompt.nouns:
+                yield Dropped(prompt.key, "no_nouns")
+                continue
+            try:
+                file, image_hwc = plain_image(prompt.image)
+            except UnusableImageError as error:
+                yield Dropped(prompt.key, error.reason)
+                continue
+            batch.append((prompt, file, image_hwc))
+            if len(batch) == self._spec.batch_size:
+                yield from self._ground(batch)
+                batch = []
+        if batch:
+            yield from self._ground(batch)
+
+    def _ground(
+        self, batch: list[tuple[Prompt, bytes, np.ndarray]]
+    ) -> Iterator[ImageRecord | Dropped]:
+        # A noun said twice is looked for once, under its first mention.
+        firsts = [_first_mentions(prompt) for prompt, _, _ in batch]
+        found = self._finder.find([image_hwc for _, _, image_hwc in batch], [*map(list, firsts)])
+        for (prompt, file, _), numbers, answers in zip(batch, firsts, found, strict=True):
+            yield from self._record(prompt, file, list(numbers.values()), answers)
+
+    def _record(
+        self, prompt: Prompt, file: bytes, numbers: list[int], answers: list[Found]
+    ) -> Iterator[ImageRecord | Dropped]:
+        spec, finder = self._spec, self._finder
+        for missing in sorted(set(range(len(numbers))) - {answer.noun for answer in answers}):
+            yield Dropped(f"{prompt.key}#{numbers[missing]}", finder.missing)
+        regions, facts, heatmaps = [], [], []
+        for answer in answers:
+            number = numbers[answer.noun]
+            mask_hw = np.where(answer.mask_hw, YES, NO).astype(np.uint8)
+            reason = fault(mask_hw, spec.min_area, spec.max_area)
+            if reason is not None:
+                yield Dropped(f"{prompt.key}#{number}", reason)
+                continue
+            regions.append(
+                Region(
+                    noun=prompt.nouns[number],
+                    mask_hw=mask_hw,
+                    score=answer.score,
+                    source=finder.source,
+                )
+            )
+            facts.append(answer.facts)
+            if answer.heatmap_hw is not None:
+                small_hw = [-(-side // HEATMAP_STRIDE) for side in mask_hw.shape]
+                heatmap_hw = resized(answer.heatmap_hw, small_hw).clip(0, 1)
+                heatmaps.append(heatmap_hw.astype(np.float16))
+        if not regions:
+            yield Dropped(prompt.key, "no_regions")
+            return
+        yield ImageRecord(
+            key=prompt.key,
+            caption=prompt.caption,
+            source=prompt.source,
+            image=file,
+            regions=tuple(regions),
+            heatmaps_nhw=np.stack(heatmaps) if heatmaps else None,
+            provenance={**finder.provenance, "regions": facts},
+        )
+
+
+def _first_mentions(prompt: Prompt) -> dict[str, int]:
+    """Each noun's text with the number of its first mention."""
+    firsts: dict[str, int] = {}
+    for number, noun in enumerate(prompt.nouns):
+        firsts.setdefault(noun.text, number)
+    return firsts
