@@ -39,11 +39,13 @@ from ovref.errors import ModelError
 from ovref.identity import spec_identity
 from ovref.ingest import IngestSummary, ingest
 from ovref.ops.vocabulary import vocabulary_report
+from ovref.records import Noun, Prompt
 from ovref.reduce.run import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.select_prompts import SelectPrompts, select_prompts
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
+from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store, check_conditional_create
@@ -66,10 +68,12 @@ class BuildConfig:
     """Folder or URL (`s3://bucket/prefix`) of the steps, the report and the collection."""
     corpus: CorpusSpec
     """The captions."""
-    synthesize: Synthesize
-    """How prompts are drawn."""
     embed: Embed
     """How regions become references."""
+    synthesize: Synthesize | None = None
+    """How prompts are drawn; or else:"""
+    ground: Ground | None = None
+    """How the nouns of captions are found in the images that the corpus has."""
     extract_nouns: ExtractNouns = field(default_factory=ExtractNouns)
     """How nouns are found in captions."""
     select_prompts: SelectPrompts | None = None
@@ -103,6 +107,21 @@ class BuildConfig:
             raise ValueError("output must name a folder or URL, found an empty text")
         if self.shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, found {self.shard_size}")
+        if (self.synthesize is None) == (self.ground is None):
+            both = "neither" if self.ground is None else "both"
+            raise ValueError(
+                f"images are either drawn (synthesize) or the corpus's own (ground), found {both}"
+            )
+        if self.ground is not None and self.corpus.draws != 1:
+            raise ValueError(
+                f"corpus.draws is of images that are drawn; with ground it must be 1, found "
+                f"{self.corpus.draws}"
+            )
+
+    @property
+    def make_images(self) -> Spec:
+        """The stage that turns prompts into images with regions."""
+        return self.synthesize or self.ground
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +176,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
         steps = _run(config, say, (config.extract_nouns, folders.captions, folders.prompts))
         if folders.selected is not None:
             steps.append(_select(config.select_prompts, folders.prompts, folders.selected, say))
-        images = (config.synthesize, folders.selected or folders.prompts, folders.images)
+        images = (config.make_images, folders.selected or folders.prompts, folders.images)
         embed = (config.embed, folders.images, folders.references)
         if config.engine.placement == "steps":
             steps += _run(config, say, images) + _run(config, say, embed)
@@ -185,8 +204,11 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
 
 def _answers(prompts: StepFolder) -> Iterator[Any]:
     """The prompts of a step and, after each shard's, what was dropped from it."""
+    columns = ["key", "caption", "nouns", "source"]
     for shard in prompts.committed():
-        yield from prompts.read(shard)
+        # From the sidecars: the samples hold the images of the corpus, where it has any.
+        for row in prompts.table(shard, columns).to_pylist():
+            yield Prompt(**row | {"nouns": tuple(Noun(**noun) for noun in row["nouns"])})
         yield from prompts.drops(shard)
 
 
@@ -200,6 +222,8 @@ def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
     here = open_store(config.output)
     upstream = here if config.images_from is None else open_store(config.images_from)
     corpus = {"corpus": identify(config.corpus), "shard_size": config.shard_size}
+    if config.ground is not None:
+        corpus["with_images"] = True
     captions = open_step(upstream, "captions", corpus, create=create)
 
     def opened(store: Store, name: str, spec: Spec, source: StepFolder) -> StepFolder:
@@ -210,7 +234,7 @@ def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
     selected = None
     if config.select_prompts is not None:
         selected = opened(upstream, "selected", config.select_prompts, prompts)
-    images = opened(upstream, "images", config.synthesize, selected or prompts)
+    images = opened(upstream, "images", config.make_images, selected or prompts)
     references = opened(here, "references", config.embed, images)
     return Folders(
         captions=captions, prompts=prompts, selected=selected, images=images, references=references
@@ -257,7 +281,7 @@ def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
     say(f"captions: reading {config.corpus.path}")
     seldom = Seldom(say, config.engine.progress_seconds)
     summary = ingest(
-        read_captions(config.corpus),
+        read_captions(config.corpus, images=config.ground is not None),
         target,
         config.shard_size,
         lambda so_far: seldom(f"captions: {so_far.captions} in {so_far.shards} shards so far"),

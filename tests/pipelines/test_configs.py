@@ -8,7 +8,8 @@ from ovref_pipelines.recipe import BuildConfig
 from ovref.config import load
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-BUILDS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "evaluate" not in path.name]
+OTHERS = ("miniature_evaluate", "miniature_tables")
+BUILDS = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in OTHERS]
 
 
 @pytest.mark.parametrize("path", BUILDS, ids=lambda path: path.stem)
@@ -30,6 +31,27 @@ def test_fossil_is_as_the_paper_says():
     assert config.synthesize.steps == 50 and config.synthesize.binarise.threshold == 0.45
     assert config.embed.visual.size_hw == (512, 512)
     assert config.embed.weights == (0.9, 0.1) and len(config.embed.templates) == 7
+
+
+def test_retclip_is_as_the_paper_says():
+    config = load(BuildConfig, CONFIGS / "retclip.yaml")
+    route = config.ground.detector
+    assert config.synthesize is None and "grounding-dino-base" in route.detector.model
+    assert "sam_vit_b" in route.sam.model
+    # One CLIP for both, with pooled features.
+    assert config.embed.visual.model == config.embed.text.model
+    assert "convnext_large" in config.embed.text.model and config.embed.visual.masking is None
+
+
+def test_vocseg_is_as_the_paper_says():
+    config = load(BuildConfig, CONFIGS / "vocseg.yaml")
+    route = config.ground.proposals
+    assert "swin-base" in route.proposer.mask_former.model
+    # One CLIP matches and embeds, on crops whose background is erased.
+    assert route.visual == config.embed.visual and route.text == config.embed.text
+    assert route.visual.model == route.text.model and "ViT-L-14:laion2b" in route.text.model
+    assert route.visual.masking == "binary" and route.visual.size_hw == (224, 224)
+    assert config.reduce.prototypes.k == 10 and route.min_similarity == -1
 
 
 def test_the_miniature_s_captions_are_those_of_its_grammar():

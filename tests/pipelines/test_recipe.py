@@ -9,27 +9,36 @@ import numpy as np
 import pytest
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig
 from ovref_inference.vectors import l2_normalised
-from ovref_pipelines import recipe, show
+from ovref_pipelines import maintain, recipe, show
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.verify import verify
 from PIL import Image
 from pipeline_fakes import files_of
 from s3fs import S3FileSystem
 
+from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec
 from ovref.errors import InputError, MismatchError
 from ovref.identity import record_seed
+from ovref.models.grounding import ProposalRoute
+from ovref.ops.images import UnusableImageError, plain_image
 from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
 from ovref.reduce.spec import ReduceSpec
 from ovref.select_prompts import SelectPrompts
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
+from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.store import Store
 
-CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in
-            ("cup", "boat", "tree", "house")]
+CAPTIONS = [
+    f"a {colour} {thing}"
+    for colour in ("red", "blue", "green")
+    for thing in ("cup", "boat", "tree", "house")
+]
 
 
 class FakeNouns(ExtractNouns):
@@ -40,7 +49,11 @@ class FakeNouns(ExtractNouns):
                 start = caption.text.index(text)
                 noun = Noun(text=text, start=start, end=start + len(text))
                 yield Prompt(
-                    key=caption.key, caption=caption.text, nouns=(noun,), source=caption.source
+                    key=caption.key,
+                    caption=caption.text,
+                    nouns=(noun,),
+                    source=caption.source,
+                    image=caption.image,
                 )
 
         return stage
@@ -60,8 +73,36 @@ class FakeDrawing(Synthesize):
                 mask_hw = np.full((8, 8), YES, np.uint8)
                 region = Region(noun=prompt.nouns[0], mask_hw=mask_hw, score=1.0, source="daam")
                 yield ImageRecord(
-                    key=prompt.key, caption=prompt.caption, source=prompt.source,
-                    image=buffer.getvalue(), regions=(region,), seed=seed,
+                    key=prompt.key,
+                    caption=prompt.caption,
+                    source=prompt.source,
+                    image=buffer.getvalue(),
+                    regions=(region,),
+                    seed=seed,
+                )
+
+        return stage
+
+
+class FakeGrounding(Ground):
+    """The whole image for each noun, except in images that are not decodable."""
+
+    def build(self):
+        def stage(prompts):
+            for prompt in prompts:
+                try:
+                    file, image_hwc = plain_image(prompt.image)
+                except UnusableImageError as error:
+                    yield Dropped(prompt.key, error.reason)
+                    continue
+                mask_hw = np.full(image_hwc.shape[:2], YES, np.uint8)
+                region = Region(noun=prompt.nouns[0], mask_hw=mask_hw, score=0.5, source="fake")
+                yield ImageRecord(
+                    key=prompt.key,
+                    caption=prompt.caption,
+                    source=prompt.source,
+                    image=file,
+                    regions=(region,),
                 )
 
         return stage
@@ -85,9 +126,16 @@ class FakeEmbedding(Embed):
             for image in images:
                 vectors = texts.encode([image.regions[0].noun.text, image.caption])
                 yield Reference(
-                    key=f"{image.key}#0", noun=image.regions[0].noun, caption=image.caption,
-                    box_xyxy=(0, 0, 8, 8), area=1.0, score=1.0, source="daam", seed=image.seed,
-                    visual=vectors[1].astype(np.float16), textual=vectors[0].astype(np.float16),
+                    key=f"{image.key}#0",
+                    noun=image.regions[0].noun,
+                    caption=image.caption,
+                    box_xyxy=(0, 0, 8, 8),
+                    area=1.0,
+                    score=1.0,
+                    source="daam",
+                    seed=image.seed,
+                    visual=vectors[1].astype(np.float16),
+                    textual=vectors[0].astype(np.float16),
                 )
 
         return stage
@@ -109,6 +157,29 @@ def config(tmp_path, monkeypatch):
         ),
         shard_size=3,
         engine=EngineConfig(engine="local"),
+    )
+
+
+@pytest.fixture
+def grounded(config, tmp_path):
+    """A build of the same captions with an image each, the last of which is damaged."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for number, caption in enumerate(CAPTIONS):
+        (folder / f"{number:02d}.txt").write_text(caption)
+        Image.new("RGB", (12, 8), (20 * number, 0, 9)).save(folder / f"{number:02d}.png")
+    whole = (folder / "11.png").read_bytes()
+    (folder / "11.png").write_bytes(whole[: len(whole) - 30])
+    route = ProposalRoute(
+        proposer=ProposerConfig(mask_former=MaskFormerConfig(model="fake")),
+        visual=VisualEncoderConfig(model="fake", library="open_clip"),
+        text=TextEncoderConfig(model="fake"),
+    )
+    return dataclasses.replace(
+        config,
+        corpus=CorpusSpec(path=str(folder)),
+        synthesize=None,
+        ground=FakeGrounding(proposals=route),
     )
 
 
@@ -205,7 +276,9 @@ def test_another_embedding_of_images_that_are_there(config, tmp_path):
     recipe.build(config)
     text = TextEncoderConfig(model="another")
     second = dataclasses.replace(
-        config, output=str(tmp_path / "second"), images_from=config.output,
+        config,
+        output=str(tmp_path / "second"),
+        images_from=config.output,
         embed=FakeEmbedding(visual=config.embed.visual, text=text),
     )
     summary = recipe.build(second)
@@ -221,8 +294,11 @@ def test_a_collection_grows_in_place_by_another_corpus(config, tmp_path):
     more = tmp_path / "more.txt"
     more.write_text("a pink cup\na pink kite\n")
     second = dataclasses.replace(
-        config, output=str(tmp_path / "second"), corpus=CorpusSpec(path=str(more)),
-        base=first.collection_url, collection=first.collection_url,
+        config,
+        output=str(tmp_path / "second"),
+        corpus=CorpusSpec(path=str(more)),
+        base=first.collection_url,
+        collection=first.collection_url,
     )
     assert recipe.build(second).collection["added"] == 2
     with ReferenceCollection.open(first.collection_url) as collection:
@@ -258,6 +334,75 @@ def test_samples_are_drawn_from_finished_images(config, tmp_path):
         assert image.width > 100
 
 
+def test_a_build_from_images_with_captions(grounded, tmp_path):
+    summary = recipe.build(grounded)
+    assert [step.outputs for step in summary.steps] == [12, 11, 11]
+    assert summary.steps[1].dropped == {"truncated_image": 1}
+    folders = recipe.open_steps(grounded, create=False)
+    records = [
+        record for shard in folders.images.committed() for record in folders.images.read(shard)
+    ]
+    files = [(tmp_path / "pairs" / f"{number:02d}.png").read_bytes() for number in range(11)]
+    assert [record.image for record in records] == files
+    assert all(record.seed is None and record.heatmaps_nhw is None for record in records)
+    with ReferenceCollection.open(summary.collection_url) as collection:
+        assert len(collection) == 11
+
+    before = contents(grounded)
+    assert [step.committed_now for step in recipe.build(grounded).steps] == [0, 0, 0]
+    assert contents(grounded) == before
+    other = dataclasses.replace(grounded, output=str(tmp_path / "other"))
+    recipe.build(other)
+    assert contents(other) == before
+
+    vocabulary = json.loads(Store.open(grounded.output).read("vocabulary.json"))
+    assert vocabulary["captions"] == 12 and ["cup", 3] in vocabulary["top"]
+
+
+def test_a_build_from_images_is_shown_checked_and_refused_like_any_other(grounded, tmp_path):
+    recipe.build(grounded)
+    assert "images: 4 shards, complete; 12 records in, 11 out" in show.place(grounded.output)
+    show.draw_samples(grounded.output, str(tmp_path / "samples.png"))
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.width > 100
+    assert verify(grounded.output) == []
+    status = maintain.status(maintain.open_build(grounded.output))
+    assert "truncated_image" in maintain.status_text(status, maintain.open_build(grounded.output))
+
+    route = dataclasses.replace(grounded.ground, min_area=0.5)
+    with pytest.raises(MismatchError, match="images was made with other settings"):
+        recipe.build(dataclasses.replace(grounded, ground=route))
+    drawing = FakeDrawing(model="fake")
+    with pytest.raises(MismatchError, match="captions was made with other settings: with_images"):
+        recipe.build(dataclasses.replace(grounded, ground=None, synthesize=drawing))
+
+
+def test_another_embedding_of_real_images_that_are_there(grounded, tmp_path):
+    recipe.build(grounded)
+    second = dataclasses.replace(
+        grounded,
+        output=str(tmp_path / "second"),
+        images_from=grounded.output,
+        embed=FakeEmbedding(visual=grounded.embed.visual, text=TextEncoderConfig(model="another")),
+    )
+    assert [step.committed_now for step in recipe.build(second).steps] == [0, 0, 4]
+
+
+def test_images_are_drawn_or_the_corpus_s_own(config, grounded):
+    with pytest.raises(ValueError, match=r"drawn \(synthesize\) or .* \(ground\), found both"):
+        dataclasses.replace(grounded, synthesize=config.synthesize)
+    with pytest.raises(ValueError, match="found neither"):
+        dataclasses.replace(grounded, ground=None)
+    drawn_twice = dataclasses.replace(grounded.corpus, draws=2)
+    with pytest.raises(ValueError, match=r"corpus\.draws .* must be 1, found 2"):
+        dataclasses.replace(grounded, corpus=drawn_twice)
+
+
+def test_a_corpus_without_images_cannot_be_grounded(config, grounded):
+    with pytest.raises(InputError, match="has captions alone"):
+        recipe.build(dataclasses.replace(grounded, corpus=config.corpus))
+
+
 def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
     from moto.server import ThreadedMotoServer
 
@@ -272,9 +417,7 @@ def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
         # Instances are kept by their arguments, which do not hold the endpoint of this server.
         S3FileSystem.clear_instance_cache()
         Store.open("s3://bucket")._fs.makedirs("bucket", exist_ok=True)
-        remote = dataclasses.replace(
-            config, output="s3://bucket/run", work=str(tmp_path / "work")
-        )
+        remote = dataclasses.replace(config, output="s3://bucket/run", work=str(tmp_path / "work"))
         summary = recipe.build(remote)
         assert summary.collection["added"] == 12
         assert [step.committed_now for step in recipe.build(remote).steps] == [0, 0, 0]
