@@ -88,7 +88,7 @@ def decode_image(file: bytes) -> np.ndarray:
     BACKGROUND_RGB; of an animation the first frame counts.
 
     Returns:
-        (H, W, 3) uint8 RGB, not writable.
+        (H, W, 3) uint8 RGB, the caller's own.
 
     Raises:
         UnusableImageError: its `reason` is one of REASONS.
@@ -157,7 +157,8 @@ def _pixels(image: Image.Image) -> tuple[np.ndarray, bool]:
     rgb = _rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
-    return np.asarray(rgb), plain and turn is None
+    # Copied, because what Pillow lends cannot be written to, of which PyTorch warns.
+    return np.array(rgb), plain and turn is None
 
 
 def _orientation(image: Image.Image) -> int | None:

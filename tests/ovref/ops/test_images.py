@@ -62,6 +62,7 @@ def reason_of(file: bytes) -> str:
 def test_every_kind_of_colour_file_gives_its_colours(mode, file_format, options):
     image_hwc = decode_image(file_of(mode, file_format, **options))
     assert image_hwc.shape == (HEIGHT, WIDTH, 3) and image_hwc.dtype == np.uint8
+    assert image_hwc.flags.writeable and image_hwc.flags.c_contiguous
     # The web palette of mode P has steps of 51, dithered; JPEG rings at the edges.
     tolerance = 26 if mode == "P" else 8
     assert np.abs(image_hwc[2:10, 2:18].mean((0, 1)) - RED).max() <= tolerance
