@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
-from ovref_inference.labels import NamedTexts
+from ovref_inference.labels import NamedTexts, check_same_encoders
 from ovref_inference.regions import Segmentation, with_background
 from ovref_inference.superpixels import SuperpixelConfig, pool_labels, superpixels
 from ovref_inference.vectors import l2_normalised
@@ -79,7 +79,19 @@ class FreedaSegmenter:
         *,
         surroundings: ReferenceCollection | None = None,
     ) -> None:
-        """The encoders must be the ones that both collections were built with."""
+        """The encoders must be the ones that both collections were built with.
+
+        Raises:
+            ValueError: `surroundings` was built with other encoders, or of regions.
+        """
+        if surroundings is not None:
+            check_same_encoders(collection, surroundings)
+            embed = surroundings.manifest.build.get("embed")
+            if embed is not None and embed["fields"].get("part") != "surroundings":
+                raise ValueError(
+                    f"{surroundings.url} holds regions, not what is around them; build it with "
+                    "embed.part=surroundings"
+                )
         self.collection = collection
         self.surroundings = surroundings
         self.visual = visual

@@ -1,8 +1,9 @@
-"""Which of the asked classes a noun or a trained class stands for."""
+"""Which class a noun or a trained class stands for, and what can be compared with what."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from ovref_inference.collection import ReferenceCollection
 from ovref_inference.proposals import Proposals
 from ovref_inference.retrieve import Texts, class_embeddings
 
@@ -110,3 +111,14 @@ def check_joint_space(url: str, dim_visual: int, texts_cd: np.ndarray) -> None:
             f"{texts_cd.shape[1]}; this segmenter compares the two, so the collection must be "
             "built with the image tower of its own text encoder (CLIP)"
         )
+
+
+def check_same_encoders(one: ReferenceCollection, other: ReferenceCollection) -> None:
+    """Raises ValueError where references of two collections cannot be compared."""
+    for name in ("visual", "textual", "templates"):
+        a, b = getattr(one.manifest, name), getattr(other.manifest, name)
+        if a != b:
+            raise ValueError(
+                f"{one.url} and {other.url} were built with different {name} settings, {a} and "
+                f"{b}: their references cannot be compared"
+            )

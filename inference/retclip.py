@@ -7,7 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
-from ovref_inference.labels import NamedTexts, check_joint_space, match_labels, trained_scores
+from ovref_inference.labels import (
+    NamedTexts,
+    check_joint_space,
+    check_same_encoders,
+    match_labels,
+    trained_scores,
+)
 from ovref_inference.pooling import RegionEncoder
 from ovref_inference.proposals import Proposals, as_proposals
 from ovref_inference.regions import (
@@ -107,7 +113,7 @@ class RetClipSegmenter:
             ValueError: the two collections were built with different encoders or templates.
         """
         if fallback is not None:
-            _check_same_encoders(collection, fallback)
+            check_same_encoders(collection, fallback)
         self.collection = collection
         self.fallback = fallback
         self.visual = visual
@@ -307,13 +313,3 @@ def ensemble(
     """
     weight = np.where(seen, alpha, beta)
     return (weight * open_nc + (1 - weight) * trained_nc).astype(np.float32)
-
-
-def _check_same_encoders(one: ReferenceCollection, other: ReferenceCollection) -> None:
-    for name in ("visual", "textual", "templates"):
-        a, b = getattr(one.manifest, name), getattr(other.manifest, name)
-        if a != b:
-            raise ValueError(
-                f"{one.url} and {other.url} were built with different {name} settings, {a} and "
-                f"{b}: their references cannot be compared"
-            )

@@ -160,6 +160,18 @@ def test_surroundings_make_background_of_what_is_nearer_to_them(tmp_path):
     np.testing.assert_array_equal(found.labels_hw, np.where(LABELS == 2, NO_CLASS, LABELS))
 
 
+def test_a_collection_of_regions_is_no_collection_of_surroundings(tmp_path):
+    around = collection(tmp_path / "around", COUNTS)
+    around.manifest.build["embed"] = {"fields": {}}
+    with pytest.raises(ValueError, match=r"holds regions.*embed.part=surroundings"):
+        segmenter(tmp_path, surroundings=around)
+    around.manifest.build["embed"]["fields"]["part"] = "surroundings"
+    segmenter(tmp_path / "b", surroundings=around)
+    around.manifest.textual.settings["model"] = "another"
+    with pytest.raises(ValueError, match="different textual settings"):
+        segmenter(tmp_path / "c", surroundings=around)
+
+
 def test_one_class_one_reference_and_no_images(tmp_path):
     it = segmenter(tmp_path, counts={"green": 1})
     (found,) = it.segment([picture(LABELS, NAMES)], ["green"])
