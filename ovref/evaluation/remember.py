@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from ovref_inference.retrieve import Texts
 
-if TYPE_CHECKING:
-    from ovref_inference.proposers import Proposer
+Proposer = Callable[[Sequence[np.ndarray]], Sequence[Any]]
+"""Images -> masks or `Proposals`, one answer an image."""
 
 
 class RememberingEncoder:
@@ -50,11 +49,12 @@ class RememberingEncoder:
 
 
 class RememberingTexts:
-    """A text encoder that keeps what it has encoded, list by list."""
+    """CLIP's joint space: keeps what it has encoded, texts list by list, images one by one."""
 
-    def __init__(self, encoder: Texts) -> None:
+    def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
         self._known: dict[tuple[str, ...], np.ndarray] = {}
+        self._images: dict[bytes, np.ndarray] = {}
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """As of the wrapped encoder."""
@@ -63,12 +63,20 @@ class RememberingTexts:
             self._known[key] = self._encoder.encode(list(texts))
         return self._known[key]
 
+    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """As of the wrapped encoder."""
+        keys = [_key(image) for image in images]
+        found = _remembered(
+            self._images, keys, lambda new: self._encoder.encode_images([images[i] for i in new])
+        )
+        return np.stack(found) if found else self._encoder.encode_images([])
 
-def remembering_proposer(proposer: "Proposer") -> "Proposer":
+
+def remembering_proposer(proposer: Proposer) -> Proposer:
     """A proposer that keeps what it has proposed."""
-    known: dict[bytes, np.ndarray] = {}
+    known: dict[bytes, Any] = {}
 
-    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def propose(images: Sequence[np.ndarray]) -> list[Any]:
         keys = [_key(image) for image in images]
         return _remembered(known, keys, lambda new: proposer([images[i] for i in new]))
 

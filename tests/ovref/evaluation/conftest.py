@@ -1,7 +1,7 @@
-"""A small collection of the miniature, made of true masks of drawn training scenes."""
+"""Small collections of the miniature, made of true masks of drawn training scenes."""
 
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from ovref_inference.prototypes import PrototypeConfig
 from PIL import Image
 
 from ovref.config import dump
+from ovref.identity import fingerprint
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
 from ovref.records import NO, YES, ImageRecord, Noun, Reference, Region
@@ -47,10 +48,10 @@ def image_record(seed):
     )
 
 
-def publish_scenes(count, folder, url):
+def publish_scenes(count, folder, url, embed=EMBED):
     """Publishes a collection of the first `count` training scenes at `url`."""
     folder.mkdir(parents=True)
-    found = EMBED.build()(image_record(seed) for seed in range(count))
+    found = embed.build()(image_record(seed) for seed in range(count))
     references = [item for item in found if isinstance(item, Reference)]
     visual = np.array([reference.visual for reference in references])
     textual = np.array([reference.textual for reference in references])
@@ -88,11 +89,11 @@ def publish_scenes(count, folder, url):
         fmt.write_vectors(folder / fmt.FILES[kind], vectors)
         indexes.write_index(indexes.build_index(vectors), folder / fmt.FILES[f"{kind}_index"])
     manifest = fmt.Manifest(
-        fingerprint="f" * 64,
-        visual=_info(EMBED.visual, visual),
-        textual=_info(EMBED.text, textual),
-        templates=EMBED.templates,
-        weights=EMBED.weights,
+        fingerprint=fingerprint(embed),
+        visual=_info(embed.visual, visual),
+        textual=_info(embed.text, textual),
+        templates=embed.templates,
+        weights=embed.weights,
         visual_index=fmt.IndexInfo(factory="Flat"),
         textual_index=fmt.IndexInfo(factory="Flat"),
         prototypes=asdict(PrototypeConfig()),
@@ -111,6 +112,19 @@ def collection_url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("collection")
     publish_scenes(40, folder / "scratch", folder / "published")
     return str(folder / "published")
+
+
+@pytest.fixture(scope="session")
+def clip_collections(tmp_path_factory):
+    """Collections in CLIP's space with references of every class, url by kind of features."""
+    folder, urls = tmp_path_factory.mktemp("clip"), {}
+    for features in ("crop_binary", "crop_none", "values"):
+        visual = VisualEncoderConfig(
+            model="miniature:clip", library="open_clip", features=features, size_hw=(64, 64)
+        )
+        urls[features] = str(folder / features)
+        publish_scenes(50, folder / f"_{features}", urls[features], replace(EMBED, visual=visual))
+    return urls
 
 
 @pytest.fixture(scope="session")

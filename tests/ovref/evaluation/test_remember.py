@@ -83,7 +83,7 @@ def test_images_of_equal_bytes_and_another_shape_are_others():
     assert model.asked == 2
 
 
-def test_each_list_of_texts_is_encoded_once():
+def test_each_list_of_texts_and_each_image_is_encoded_once():
     class Lengths:
         asked = 0
 
@@ -91,9 +91,17 @@ def test_each_list_of_texts_is_encoded_once():
             self.asked += 1
             return np.array([[len(text)] for text in texts], np.float32)
 
+        def encode_images(self, images):
+            self.asked += len(images)
+            return np.array([[image.mean()] for image in images], np.float32)
+
     encoder = Lengths()
     texts = RememberingTexts(encoder)
     for _ in range(2):
         np.testing.assert_array_equal(texts.encode(["a", "bcd"]), [[1], [3]])
         np.testing.assert_array_equal(texts.encode(["bcd"]), [[3]])
     assert encoder.asked == 2
+    image = np.full((2, 2, 3), 7, np.uint8)
+    for _ in range(2):
+        np.testing.assert_array_equal(texts.encode_images([image, image]), [[7], [7]])
+    assert encoder.asked == 3

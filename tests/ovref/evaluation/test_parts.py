@@ -1,0 +1,102 @@
+"""The parts of the tables give what the segmenters give that people use."""
+
+import numpy as np
+import pytest
+from ovref_inference.collection import ReferenceCollection
+from ovref_inference.encoders import load_region_encoder, load_text_encoder
+from ovref_inference.freeda import FreedaConfig
+from ovref_inference.proposers import no_proposals
+from ovref_inference.retclip import RetClipConfig, RetClipSegmenter
+from ovref_inference.segmenters import FossilConfig, FossilSegmenter
+from ovref_inference.vocseg import VocSegConfig
+
+from ovref.evaluation.datasets import miniature_scenes
+from ovref.evaluation.judge import metric_of
+from ovref.evaluation.parts import Parts, truth_proposer
+from ovref.evaluation.tables_spec import Collections, TablesSpec
+
+FOSSIL = FossilConfig(n=6, k=2, windows=None)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return miniature_scenes("validation", 4)
+
+
+@pytest.fixture(scope="module")
+def parts(collection_url, clip_collections, data):
+    spec = TablesSpec(
+        output="",
+        collections=Collections(
+            fossil=collection_url,
+            vocseg_binary=clip_collections["crop_binary"],
+            vocseg_heatmap=clip_collections["crop_binary"],
+            vocseg_none=clip_collections["crop_none"],
+            retclip=clip_collections["values"],
+        ),
+    )
+    with Parts(spec, [data], device="cpu") as parts:
+        yield parts
+
+
+def test_fossil_is_the_segmenter(parts, data, collection_url, embed):
+    with ReferenceCollection.open(collection_url) as collection:
+        segmenter = FossilSegmenter(
+            collection,
+            load_region_encoder(embed.visual),
+            load_text_encoder(embed.text),
+            no_proposals,
+            FOSSIL,
+        )
+        expected = segmenter.segment(data.images, data.classes)
+    for found, one in zip(parts.fossil(data, FOSSIL, "none"), expected, strict=True):
+        np.testing.assert_array_equal(found.labels_hw, one.labels_hw)
+
+
+def test_retclip_is_the_segmenter_with_its_instances(parts, data, clip_collections, embed):
+    config = RetClipConfig(gamma=0.5, k=5)
+    with ReferenceCollection.open(clip_collections["values"]) as collection:
+        segmenter = RetClipSegmenter(
+            collection,
+            load_region_encoder(collection.visual_config),
+            load_text_encoder(embed.text),
+            truth_proposer([data]),
+            config,
+        )
+        maps = segmenter.segment(data.images, data.classes)
+        segments = segmenter.segment_panoptic(data.images, data.classes, data.things)
+    found = parts.retclip(data, config, "truth")
+    for prediction, labels, panoptic in zip(found, maps, segments, strict=True):
+        np.testing.assert_array_equal(prediction.labels_hw, labels.labels_hw)
+        np.testing.assert_array_equal(prediction.panoptic.ids_hw, panoptic.ids_hw)
+        assert prediction.panoptic.labels == panoptic.labels
+        assert prediction.scores == panoptic.scores
+
+
+def test_true_masks_are_the_true_segments(parts, data):
+    for masks, truth in zip(parts.proposer("truth")(data.images), data.panoptic, strict=True):
+        assert len(masks) == len(truth.labels) and (masks.sum(0) == 1).all()
+        np.testing.assert_array_equal(masks.argmax(0) + 1, truth.ids_hw)
+
+
+def test_every_segmenter_knows_more_than_chance(parts, data):
+    """In PQ with true masks (FreeDA: its superpixels), of which guessing gets 1 in 27."""
+    found = {
+        "fossil": parts.fossil(data, FOSSIL, "truth"),
+        "text": parts.text_only(data, "truth"),
+        "vocseg": parts.vocseg(data, VocSegConfig(k=3), "truth"),
+        "vocseg none": parts.vocseg(data, VocSegConfig(k=3), "truth", "none"),
+        "retclip": parts.retclip(data, RetClipConfig(), "truth"),
+        "corrclip": parts.corrclip(data, parts.spec.segmenters.corrclip, "truth"),
+        "freeda": parts.freeda(data, FreedaConfig(n=6, windows=None)),
+    }
+    scores = {name: metric_of(data, predictions, "pq") for name, predictions in found.items()}
+    assert min(scores.values()) > 2 / 27, scores
+
+
+def test_models_are_loaded_and_asked_once(parts, data):
+    config = parts.collection("fossil").visual_config
+    assert parts.encoder(config) is parts.encoder(config)
+    assert parts.proposer("opencut") is parts.proposer("opencut")
+    first = parts.proposer("opencut")(data.images)
+    assert parts.proposer("opencut")(data.images)[0] is first[0]
