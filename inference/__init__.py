@@ -3,8 +3,10 @@
     from ovref_inference import ReferenceCollection
     collection = ReferenceCollection.open("s3://bucket/coco-fossil")
 
-Importing this needs numpy, pyarrow, fsspec and faiss only. `encoders`, `proposers`, `opencut` and
-`segmenters` are modules to import by name; they need torch (`pip install 'ovref[segment]'`).
+Importing this needs numpy, pyarrow, fsspec and faiss only. Modules to import by name: `encoders` and
+`proposers`, which need torch (`pip install 'ovref[segment]'`), and the segmenters: `segmenters`
+(FOSSIL, text alone) and `freeda`, which need it too; `vocseg`, `retclip` and `corrclip`, which take
+whatever encodes regions and need nothing more themselves.
 """
 
 from ovref_inference.collection import ReferenceCollection
