@@ -3,8 +3,9 @@
     pip install spacy-lookups-data
     python -m ovref.miniature.train_tagger --treebank DIR --output DIR
 
-The treebank alone has too few words, so the tagger also gets each word's Brown cluster (a class of
-words that occur in like contexts) as a static vector; the clusters are those of spacy-lookups-data.
+The treebank alone has too few words, so the tagger also gets a static vector for each word: its
+Brown cluster (a class of words that occur in like contexts), the parts of speech that WordNet knows
+it as, and whether it has a capital more often than not; all from spacy-lookups-data.
 DIR holds `train.conllu`, `dev.conllu` and `test.conllu` of the official split. The tagger predicts
 Penn Treebank tags, with two changes that make `NN`/`NNS` mean exactly "common noun": every token
 whose universal tag is NOUN is `NN` or `NNS` by its number, and no other token is (`someone`, tagged
@@ -87,12 +88,14 @@ maxout_pieces = 3
 
 SEED = 7
 EPOCHS = 12
-CLUSTERED_WORDS = 60_000
-"""The most frequent words whose Brown cluster is known."""
-PREFIX_BITS = (4, 6, 8)
+KNOWN_WORDS = 60_000
+"""The most frequent words have a static vector."""
+PREFIX_BITS = (4, 6)
 """Lengths of the first part of a cluster's path that count; a shorter one is more general."""
-CLUSTER_DIMENSIONS = 96
+CLUSTER_DIMENSIONS = 64
 """Of a random direction for the whole path."""
+CAPITAL_BOUNDS = (-2.0, 0.0, 2.0)
+"""Of the logarithm of how often a word has a capital for once that it has none."""
 DROPOUT = 0.25
 LABEL_SMOOTHING = 0.05
 LEARNING_RATE = 0.001
@@ -126,8 +129,11 @@ Changes: the folder holds no text of the treebank but the weights of a part-of-s
 `python -m ovref.miniature.train_tagger`, whose docstring tells how the annotation was altered for
 it. `meta.json` holds the scores.
 
-The words and Brown clusters under `vocab/` are from spacy-lookups-data, Copyright (c) 2019
-ExplosionAI GmbH, MIT licence: https://github.com/explosion/spacy-lookups-data.
+The words under `vocab/`, their Brown clusters and frequencies are from spacy-lookups-data,
+Copyright (c) 2019 ExplosionAI GmbH, MIT licence:
+https://github.com/explosion/spacy-lookups-data. Their parts of speech come from WordNet through the
+same package: WordNet 3.0, Copyright 2006 by Princeton University, used under the WordNet licence,
+https://wordnet.princeton.edu/license-and-commercial-use.
 
 Reference: Natalia Silveira, Timothy Dozat, Marie-Catherine de Marneffe, Samuel Bowman, Miriam
 Connor, John Bauer and Christopher D. Manning, "A Gold Standard Dependency Corpus for English",
@@ -299,32 +305,80 @@ def score(
     return result if own_tokens else result | {"tag_accuracy": round(tags_right / tags, 4)}
 
 
-def cluster_vectors() -> Vectors:
-    """One vector per Brown cluster, with the words that belong to it as keys.
+def lookups(name: str) -> Any:
+    """A table of spacy-lookups-data.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    found = importlib.util.find_spec("spacy_lookups_data")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("word tables are missing: pip install spacy-lookups-data")
+    path = Path(found.origin).parent / "data" / f"en_{name}.json.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def parts_of_speech(
+    word: str, index: dict[str, set[str]], rules: dict[str, list[list[str]]]
+) -> tuple[bool, ...]:
+    """Whether a word may be a form of each of noun, verb, adjective, adverb."""
+    word = word.lower()
+    possible = []
+    for part in ("noun", "verb", "adj", "adv"):
+        forms = [word]
+        for old, new in rules.get(part, ()):
+            if word.endswith(old):
+                forms.append(word[: len(word) - len(old)] + new)
+        possible.append(any(form in index[part] for form in forms))
+    return tuple(possible)
+
+
+def capital(word: str, frequency: dict[str, float]) -> int:
+    """How much more often a word has a capital than not: 1 to 4; 0 where it is not known."""
+    without, having = frequency.get(word.lower()), frequency.get(word.capitalize())
+    if without is None and having is None:
+        return 0
+    never = -20.0  # rarer than any word of the table
+    difference = (having or never) - (without or never)
+    return 1 + sum(difference > bound for bound in CAPITAL_BOUNDS)
+
+
+def word_vectors() -> Vectors:
+    """One vector per kind of word, with the words that belong to it as keys.
 
     Raises:
         ModuleNotFoundError: spacy-lookups-data is not installed.
     """
-    found = importlib.util.find_spec("spacy_lookups_data")
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError("the Brown clusters are missing: pip install spacy-lookups-data")
-    folder = Path(found.origin).parent / "data"
-    tables = {}
-    for name in ("cluster", "prob"):
-        with gzip.open(folder / f"en_lexeme_{name}.json.gz", "rt", encoding="utf-8") as file:
-            tables[name] = json.load(file)
+    clusters, frequency = lookups("lexeme_cluster"), lookups("lexeme_prob")
+    index = {part: set(lemmas) for part, lemmas in lookups("lemma_index").items()}
+    rules = lookups("lemma_rules")
+    words = [word for word in frequency if any(letter.isalpha() for letter in word)]
+    words.sort(key=lambda word: (-frequency[word], word))
     # Cluster 0 means that a word was too rare to be clustered.
-    words = [word for word, cluster in tables["cluster"].items() if cluster]
-    words.sort(key=lambda word: (-tables["prob"].get(word, -99.0), word))
-    words = words[:CLUSTERED_WORDS]
-    row_of = {c: row for row, c in enumerate(sorted({tables["cluster"][w] for w in words}))}
+    kind_of = {
+        word: (
+            clusters.get(word, 0),
+            *parts_of_speech(word, index, rules),
+            capital(word, frequency),
+        )
+        for word in words[:KNOWN_WORDS]
+    }
+    kinds = sorted(set(kind_of.values()))
+    known = sorted({kind[0] for kind in kinds})
     # A path is stored as a number whose lowest bit is the first turn.
-    parts = [np.eye(1 << bits)[[c % (1 << bits) for c in row_of]] for bits in PREFIX_BITS]
-    whole = np.random.default_rng(SEED).standard_normal((len(row_of), CLUSTER_DIMENSIONS))
-    data = np.concatenate([*parts, whole / np.sqrt(CLUSTER_DIMENSIONS)], axis=1)
-    vectors = Vectors(data=data.astype(np.float32), name="brown_clusters")
-    for word in words:
-        vectors.add(word, row=row_of[tables["cluster"][word]])
+    parts = [np.eye(1 << bits)[[kind[0] % (1 << bits) for kind in kinds]] for bits in PREFIX_BITS]
+    whole = np.random.default_rng(SEED).standard_normal((len(known), CLUSTER_DIMENSIONS))
+    clustered = np.array([kind[0] != 0 for kind in kinds])[:, None]
+    parts.append(whole[np.searchsorted(known, [kind[0] for kind in kinds])] / 8)
+    parts = [part * clustered for part in parts]
+    parts.append(np.array([kind[1:-1] for kind in kinds], float))
+    parts.append(np.eye(len(CAPITAL_BOUNDS) + 2)[[kind[-1] for kind in kinds]])
+    data = np.concatenate(parts, axis=1).astype(np.float32)
+    vectors = Vectors(data=data, name="word_kinds")
+    row_of = {kind: row for row, kind in enumerate(kinds)}
+    for word, kind in kind_of.items():
+        vectors.add(word, row=row_of[kind])
     return vectors
 
 
@@ -345,7 +399,7 @@ def train(sentences: list[Sentence], dev_set: list[Sentence], epochs: int) -> tu
     rng = random.Random(SEED)
     whole, phrases = training_pairs(sentences)
     labels = sorted({tag for _, tags in whole for tag in tags})
-    nlp = new_pipeline(labels, cluster_vectors())
+    nlp = new_pipeline(labels, word_vectors())
     nlp.initialize(lambda: [example(nlp, pair, Counter(), rng) for pair in whole[:200]])
     counts: Counter[int] = Counter()
     for words, _ in whole:
@@ -377,7 +431,7 @@ def train(sentences: list[Sentence], dev_set: list[Sentence], epochs: int) -> tu
         print(f"{time.monotonic() - began:6.0f} s", json.dumps(report), flush=True)
     # Into a fresh pipeline, so that no words of the treebank are shipped in its string store (which
     # a pipeline shares with its vectors).
-    trained = new_pipeline(labels, cluster_vectors())
+    trained = new_pipeline(labels, word_vectors())
     trained.get_pipe("tagger").from_bytes(weights, exclude=["vocab"])
     return trained, {name: best[name] for name in ("epoch", "dev", "dev_lower_case")}
 
