@@ -59,10 +59,10 @@ def export(work, output):
         )
     if load("clip", clip):
         save_clip(output / "clip", clip.clip)
-    if load("dinov2", dinov2):
-        save_vit(output / "dinov2", dinov2.backbone)
-    if load("dino", dino):
-        save_vit(output / "dino", dino.backbone)
+    for name, model in (("dinov2", dinov2), ("dino", dino)):
+        # What was trained on is the better one.
+        if load(f"{name}_refined", model) or load(name, model):
+            save_vit(output / name, model.backbone)
     if load("classifier", classifier):
         (output / "classifier").mkdir(parents=True, exist_ok=True)
         save_state(output / "classifier" / "model.safetensors", classifier)
