@@ -81,11 +81,16 @@ class Proposers:
     )
     sam_grid: SamGridConfig = field(
         default_factory=lambda: SamGridConfig(
-            sam=SamConfig(model="miniature:sam"), points_per_side=16
+            sam=SamConfig(model="miniature:sam"),
+            points_per_side=8,
+            min_predicted_iou=0.7,
+            min_stability=0.6,
         )
     )
     detector: GroundingDinoConfig = field(
-        default_factory=lambda: GroundingDinoConfig(model="miniature:grounding_dino")
+        default_factory=lambda: GroundingDinoConfig(
+            model="miniature:grounding_dino", box_threshold=0.2, text_threshold=0.2
+        )
     )
     sam: SamConfig = field(default_factory=lambda: SamConfig(model="miniature:sam"))
     """Turns the detector's boxes into masks."""
