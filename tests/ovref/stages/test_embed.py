@@ -302,13 +302,23 @@ def test_a_model_that_cannot_be_loaded_is_a_model_error(tmp_path):
         spec(visual=VisualEncoderConfig(model=str(tmp_path / "nothing_here"))).build()
 
 
-def test_real_encoders_and_storage(tmp_path):
-    """The miniature's DINOv2 and CLIP, through `run_shard`, in batches of 1 and of 4."""
+@pytest.mark.parametrize(
+    "visual",
+    [
+        VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64)),
+        VisualEncoderConfig(
+            model="miniature:clip", library="open_clip", size_hw=(64, 64), features="crop_heatmap"
+        ),
+    ],
+)
+def test_real_encoders_and_storage(tmp_path, visual):
+    """The miniature's encoders, through `run_shard`, in batches of 1 and of 4."""
     records = [
         record(
             f"a{i}",
             [region("cat", (0, 0, 32, 20), size=64), region("dog", (4, 4, 60, 60), size=64)],
             image=jpeg(i, 64),
+            heatmaps=np.random.default_rng(i).random((2, 16, 16)).astype(np.float16),
         )
         for i in range(5)
     ]
@@ -318,9 +328,7 @@ def test_real_encoders_and_storage(tmp_path):
     found = {}
     for batch_size in (1, 4):
         embed_spec = spec(
-            visual=VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64)),
-            text=TextEncoderConfig(model="miniature:clip"),
-            batch_size=batch_size,
+            visual=visual, text=TextEncoderConfig(model="miniature:clip"), batch_size=batch_size
         )
         identity = {"stages": [spec_identity(embed_spec)]}
         target = open_step(place, f"references_{'x' * batch_size}", identity, [images.fingerprint])
