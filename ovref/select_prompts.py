@@ -3,19 +3,33 @@
 Captions speak of men, tables and streets thousands of times as often as of cactuses, and drawing
 is nearly all of a build's cost. This step is the one that must look at its shards in order, since
 what it keeps depends on what it has kept; it reads text alone and is quick.
+
+On request it also puts the prompts in another order, in which nouns take turns, so that a build
+that is stopped half-way has references of all of them.
 """
 
+import base64
+import json
+import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
 
 from ovref.config import STRICT
 from ovref.contract import Dropped, Stage
 from ovref.errors import InputError
-from ovref.records import Prompt
+from ovref.records import Noun, Prompt
 from ovref.run_shard import run_shard
 from ovref.storage.steps import Commit, StepFolder
+
+SPOOLS = 128
+"""Files that a re-ordering deals the prompts out to; one of them at a time is held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +40,18 @@ class SelectPrompts:
     name: ClassVar[str] = "select_prompts"
     version: ClassVar[int] = 1
 
-    max_per_noun: int
-    """A prompt is kept while one of its nouns has been kept fewer times than this."""
+    max_per_noun: int | None = None
+    """A prompt is kept while one of its nouns has been kept fewer times than this; None keeps
+    all."""
+    order: Literal["corpus", "rare_first"] = "corpus"
+    """`corpus` leaves prompts where they are. `rare_first` sorts those that are kept by the turn of
+    their rarest noun: first a prompt for every noun, then a second one, and so on, so that a noun
+    of three captions is not drawn after the thousandth of the most frequent one."""
 
     def __post_init__(self) -> None:
-        if self.max_per_noun < 1:
+        if self.max_per_noun is None and self.order == "corpus":
+            raise ValueError("either max_per_noun or order must be given, or nothing is selected")
+        if self.max_per_noun is not None and self.max_per_noun < 1:
             raise ValueError(f"max_per_noun must be at least 1, found {self.max_per_noun}")
 
 
@@ -43,7 +64,8 @@ def select_prompts(
     """Selects from the prompts of `source`, shard by shard in order, until `target` is complete.
 
     Prompts not kept are dropped (`nouns_capped`). Done again after an interruption it goes on
-    with the first missing shard, with the counts that the committed ones hold.
+    with the missing shards. In memory: a count for each noun and, to re-order, four bytes for each
+    prompt and one spool.
 
     Args:
         on_progress: called after every shard, made or found.
@@ -57,6 +79,20 @@ def select_prompts(
         raise InputError(
             f"{source.store.url} is not complete: selecting needs all of its shards, in order"
         )
+    if spec.order == "rare_first":
+        _rare_first(spec, source, target, shards, on_progress)
+    else:
+        _in_place(spec, source, target, shards, on_progress)
+    target.finish(shards)
+
+
+def _in_place(
+    spec: SelectPrompts,
+    source: StepFolder,
+    target: StepFolder,
+    shards: list[str],
+    on_progress: Callable[[Commit], None] | None,
+) -> None:
     kept: Counter[str] = Counter()
     for shard in shards:
         commit = run_shard([_under_the_cap(spec, kept)], source, target, shard)
@@ -66,17 +102,121 @@ def select_prompts(
             kept.update(noun["text"] for nouns in nouns_of_prompts for noun in nouns)
         if on_progress is not None:
             on_progress(commit)
-    target.finish(shards)
 
 
 def _under_the_cap(spec: SelectPrompts, kept_before: Counter[str]) -> Stage:
     def select(prompts: Iterator[Prompt]) -> Iterator[Prompt | Dropped]:
         kept = kept_before.copy()
         for prompt in prompts:
-            if any(kept[noun.text] < spec.max_per_noun for noun in prompt.nouns):
-                kept.update(noun.text for noun in prompt.nouns)
-                yield prompt
-            else:
+            if _turn(spec, kept, [noun.text for noun in prompt.nouns]) is None:
                 yield Dropped(prompt.key, "nouns_capped")
+            else:
+                yield prompt
 
     return select
+
+
+def _turn(spec: SelectPrompts, kept: Counter[str], nouns: list[str]) -> int | None:
+    """How often the rarest of these nouns has been kept, None if it was often enough; counts."""
+    turn = min((kept[noun] for noun in nouns), default=None)
+    if turn is None or (spec.max_per_noun is not None and turn >= spec.max_per_noun):
+        return None
+    kept.update(nouns)
+    return turn
+
+
+def _rare_first(
+    spec: SelectPrompts,
+    source: StepFolder,
+    target: StepFolder,
+    shards: list[str],
+    on_progress: Callable[[Commit], None] | None,
+) -> None:
+    """Shards of the size of the source's, under the source's names; the last ones may be empty.
+
+    A prompt that is not kept is dropped in the shard of the name that it was in.
+    """
+    ranks, begins = _ranks(spec, source, shards)
+    size = max(int(np.diff(begins).max(initial=0)), 1)
+    together = -(-len(shards) // SPOOLS)
+    done = set(target.committed())
+    for shard in done & set(shards):
+        if on_progress is not None:
+            on_progress(target.commit_of(shard))
+    with tempfile.TemporaryDirectory(prefix="ovref-") as folder:
+        spools = [Path(folder, f"{at:06d}") for at in range(0, len(shards), together)]
+        wanted = [
+            not done.issuperset(shards[at : at + together])
+            for at in range(0, len(shards), together)
+        ]
+        with ExitStack() as opened:
+            files = [
+                opened.enter_context(open(path, "w", encoding="utf-8")) if needed else None
+                for path, needed in zip(spools, wanted, strict=True)
+            ]
+            for number, shard in enumerate(shards if any(wanted) else []):
+                for rank, prompt in zip(
+                    ranks[begins[number] : begins[number + 1]], source.read(shard), strict=True
+                ):
+                    file = files[rank // size // together] if rank >= 0 else None
+                    if file is not None:
+                        file.write(_line(int(rank), prompt))
+        for group, path in enumerate(spools):
+            if not wanted[group]:
+                continue
+            prompts = _of_spool(path)
+            path.unlink()
+            for number in range(group * together, min((group + 1) * together, len(shards))):
+                if shards[number] in done:
+                    continue
+                here = range(number * size, (number + 1) * size)
+                kept = [prompts[rank] for rank in here if rank in prompts]
+                drops = _dropped(source, shards[number], ranks[begins[number] : begins[number + 1]])
+                inputs = len(kept) + len(drops)
+                commit = target.commit(shards[number], kept, inputs=inputs, drops=drops)
+                if on_progress is not None:
+                    on_progress(commit)
+
+
+def _ranks(
+    spec: SelectPrompts, source: StepFolder, shards: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of all prompts in their order the new place, -1 if not kept; and where each shard begins."""
+    kept: Counter[str] = Counter()
+    turns = array("i")
+    begins = [0]
+    for shard in shards:
+        table = source.table(shard)
+        if table.num_rows:
+            for nouns in table["nouns"].to_pylist():
+                turn = _turn(spec, kept, [noun["text"] for noun in nouns])
+                turns.append(-1 if turn is None else turn)
+        begins.append(len(turns))
+    turn_n = np.array(turns, dtype=np.int32)
+    ranks = np.full(len(turn_n), -1, dtype=np.int64)
+    rows = np.flatnonzero(turn_n >= 0)
+    ranks[rows[np.argsort(turn_n[rows], kind="stable")]] = np.arange(len(rows))
+    return ranks, np.array(begins)
+
+
+def _dropped(source: StepFolder, shard: str, ranks: np.ndarray) -> list[Dropped]:
+    keys = source.table(shard, ["key"])["key"].to_pylist()
+    return [Dropped(key, "nouns_capped") for key, rank in zip(keys, ranks, strict=True) if rank < 0]
+
+
+def _line(rank: int, prompt: Prompt) -> str:
+    tree = asdict(prompt)
+    if prompt.image is not None:
+        tree["image"] = base64.b64encode(prompt.image).decode()
+    return json.dumps([rank, tree]) + "\n"
+
+
+def _of_spool(path: Path) -> dict[int, Prompt]:
+    found = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            rank, tree = json.loads(line)
+            nouns = tuple(Noun(**noun) for noun in tree["nouns"])
+            image = None if tree["image"] is None else base64.b64decode(tree["image"])
+            found[rank] = Prompt(**tree | {"nouns": nouns, "image": image})
+    return found

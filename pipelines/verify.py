@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ovref_inference import ReferenceCollection
 from ovref_inference import format as fmt
@@ -105,14 +106,30 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
             wrong(f"{len(unmade)} shards of {source.step.name} are missing: {some(unmade)}")
 
     keys = {}
+    mixed = source is not None and _mixes_shards(step)
     with ThreadPoolExecutor(READERS) as pool:
-        check = partial(_verify_shard, step, source)
+        check = partial(_verify_shard, step, None if mixed else source)
         for shard, (found, complaints) in zip(committed, pool.map(check, committed), strict=True):
             for complaint in complaints:
                 wrong(f"shard {shard}: {complaint}")
             if found is not None:
                 keys[shard] = found
+    if mixed and keys.keys() == source.keys.keys() == set(shards):
+        given, kept = (pa.chunked_array(list(found.values())) for found in (source.keys, keys))
+        inputs = sum(commit.inputs for commit in step.commits().values())
+        if inputs != len(given):
+            wrong(f"its markers count {inputs} inputs, {source.step.name} gave {len(given)}")
+        if unknown := sorted(set(kept.to_pylist()) - set(given.to_pylist())):
+            wrong(f"{len(unknown)} records are not of {source.step.name}: {some(unknown)}")
+        if len(pc.unique(kept)) != len(kept):
+            wrong("a record is in it twice")
     return Checked(step, keys, shards)
+
+
+def _mixes_shards(step: StepFolder) -> bool:
+    """Whether a record may stand in another shard than what it answers."""
+    stages = step.identity.get("stages", [])
+    return any(stage["fields"].get("order") == "rare_first" for stage in stages)
 
 
 def _verify_shard(
