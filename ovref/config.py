@@ -22,9 +22,11 @@ Config = TypeVar("Config")
 
 
 def load(
-    cls: type[Config], path: str | Path, overrides: list[str] | tuple[str, ...] = ()
+    cls: type[Config], path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()
 ) -> Config:
     """Reads a YAML file into `cls`, with `a.b=value` overrides (values in YAML syntax).
+
+    Without a path there are the overrides alone.
 
     Raises:
         ConfigError: the file is missing or not a YAML mapping, a key is unknown, given twice or
@@ -32,7 +34,7 @@ def load(
             field and what was found.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = "" if path is None else Path(path).read_text(encoding="utf-8")
         tree = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
@@ -42,7 +44,7 @@ def load(
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(tree).__name__}")
     for override in overrides:
         _set(tree, override)
-    return parse(cls, tree, where=str(path))
+    return parse(cls, tree, where="command line" if path is None else str(path))
 
 
 def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration") -> Config:

@@ -27,6 +27,7 @@ examples:
   ovref evaluate --config configs/miniature_evaluate.yaml collection=runs/demo/collection
   ovref inspect runs/demo --pictures samples.png
   ovref status runs/demo
+  ovref bench preset=sd21 dtype=bfloat16 batch_sizes=[8,16] output=bench.json
   ovref submit --config configs/fossil.yaml --address http://HEAD:8265 engine.engine=ray \\
       engine.workers=8 engine.gpus_per_worker=1 output=s3://bucket/first
 
@@ -64,6 +65,10 @@ def parser() -> argparse.ArgumentParser:
             )
         if verb == "submit":
             _add_submit_options(sub)
+    text = "measure how fast images are drawn here, and where the time goes"
+    sub = verbs.add_parser("bench", help=text, description=text.capitalize() + ".")
+    sub.add_argument("--config", metavar="FILE", help="settings, in YAML")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
     text = "show what is in a build's output, one of its steps or a collection"
     sub = verbs.add_parser("inspect", help=text, description=text.capitalize() + ".")
     sub.add_argument("place", help="folder or URL")
@@ -118,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb = {
         "build": _build, "retry-failed": _retry, "submit": _submit, "reduce": _reduce,
         "evaluate": _evaluate, "inspect": _inspect, "status": _status, "verify": _verify, "gc": _gc,
+        "bench": _bench,
     }  # fmt: skip
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -180,6 +186,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     spec = _config(EvaluateSpec, options)
     evaluate(spec)
     print(f"written to {spec.output}: {', '.join(sorted(os.listdir(spec.output)))}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from ovref.bench.limits import BenchSpec
+    from ovref.bench.report import run
+
+    run(_config(BenchSpec, options))
     return 0
 
 
