@@ -25,6 +25,7 @@ examples:
   ovref reduce --config configs/miniature.yaml output=runs/demo replace=true \\
       reduce.prototypes.k=5
   ovref evaluate --config configs/miniature_evaluate.yaml collection=runs/demo/collection
+  ovref tables --config configs/miniature_tables.yaml
   ovref inspect runs/demo --pictures samples.png
   ovref status runs/demo
   ovref bench preset=sd21 dtype=bfloat16 batch_sizes=[8,16] output=bench.json
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "retry-failed": "make again what failed for good in a build, once its cause is mended",
         "reduce": "make the collection again from a build's finished references",
         "evaluate": "measure a collection on held-out scenes of the miniature",
+        "tables": "measure the papers' tables in small, and build what they need first",
     }
     for verb, text in helps.items():
         sub = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
@@ -123,6 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb = {
         "build": _build, "retry-failed": _retry, "submit": _submit, "reduce": _reduce,
         "evaluate": _evaluate, "inspect": _inspect, "status": _status, "verify": _verify, "gc": _gc,
+        "tables": _tables,
         "bench": _bench,
     }  # fmt: skip
     before = signal.signal(signal.SIGTERM, _stop)
@@ -194,6 +197,22 @@ def _bench(options: argparse.Namespace) -> int:
     from ovref.bench.report import run
 
     run(_config(BenchSpec, options))
+    return 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from ovref_pipelines.tables import build_missing
+
+    from ovref.evaluation import tables
+    from ovref.evaluation.tables_spec import TablesSpec
+
+    spec = _config(TablesSpec, options)
+    failed = build_missing(spec.builds, _say)
+    if failed:
+        _say(f"ovref: {failed} shards failed for good; mend their cause and `ovref retry-failed`")
+        return FAILED
+    tables.make_tables(spec, _say)
+    print(f"written to {spec.output}: {', '.join(sorted(os.listdir(spec.output)))}")
     return 0
 
 

@@ -53,6 +53,7 @@ def test_verbs_and_flags_are_pinned():
         "retry-failed": sorted([*common, "--dry-run"]),
         "reduce": common,
         "evaluate": common,
+        "tables": common,
         "bench": common,
         "inspect": ["--help", "--pictures", "-h", "place"],
         "status": ["--help", "--json", "-h", "output"],
