@@ -77,11 +77,9 @@ def _check_nouns(path: Path, rows: Mapping[str, int], dim: int) -> None:
         f"slices do not tile {rows['prototypes']} prototypes": (
             [0, *stops] != [*starts, rows["prototypes"]]
         ),
-        f"embeddings are not {dim} wide": (
-            len(nouns) > 0 and table["embedding"].shape[1] != dim
-        ),
-        "neighbours are not in the vocabulary": any(
-            not known.issuperset(neighbours) for neighbours in table["neighbours"]
+        f"embeddings are not {dim} wide": fmt.noun_embedding_values(path) != len(nouns) * dim,
+        "neighbours are not in the vocabulary": not known.issuperset(
+            table["neighbours"].flatten().unique().to_pylist()
         ),
     }
     for fault, found in faults.items():

@@ -2,12 +2,14 @@
 
 import dataclasses
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes
@@ -32,10 +34,10 @@ from ovref_inference.vectors import l2_normalised
 class ReferenceCollection:
     """A published collection, memory-mapped and read-only; safe to ask from several threads.
 
-        with ReferenceCollection.open("s3://bucket/coco-fossil") as collection:
-            support = collection.search_text(collection.embed_text(["red panda"]), k=150)
-            prototypes = collection.prototypes(["red panda", "grass"], k=10)
-            support = collection.search_regions(region_features, k=20)
+    with ReferenceCollection.open("s3://bucket/coco-fossil") as collection:
+        support = collection.search_text(collection.embed_text(["red panda"]), k=150)
+        prototypes = collection.prototypes(["red panda", "grass"], k=10)
+        support = collection.search_regions(region_features, k=20)
     """
 
     def __init__(self, url: str, manifest: fmt.Manifest, paths: dict[str, Path]) -> None:
@@ -124,7 +126,7 @@ class ReferenceCollection:
     @property
     def noun_embeddings(self) -> np.ndarray:
         """(nouns, d_textual) float32, L2-normalised: `retrieve.class_embeddings` of each noun."""
-        return self._noun_table["embedding"]
+        return self._noun_embeddings
 
     @property
     def noun_counts(self) -> np.ndarray:
@@ -219,19 +221,17 @@ class ReferenceCollection:
             raise ValueError(f"names must be one or more non-empty texts, found {names!r}")
         config = self.prototype_config
         if k is not None and k != config.k:
-            config = dataclasses.replace(
-                config, k=k, max_references=max(k, config.max_references)
-            )
+            config = dataclasses.replace(config, k=k, max_references=max(k, config.max_references))
         own = [self._noun_row.get(name.strip().lower()) for name in names]
-        embeddings = self._class_embeddings(names, own, text_embeddings)
-        per_class, sources = [], []
-        for row, embedding in zip(own, embeddings, strict=True):
-            stored = self._stored(row) if config == self.prototype_config else None
-            vectors, used = stored or self._fresh(row, embedding, config)
-            per_class.append(vectors)
-            sources.append(tuple(self.nouns[i] for i in used))
-        vectors_nkd, counts = stacked(per_class, self.manifest.visual.dim)
-        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=tuple(sources))
+        found = [self._stored(row) if config == self.prototype_config else None for row in own]
+        fresh = [i for i, stored in enumerate(found) if stored is None]
+        embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
+        made = self._fresh([own[i] for i in fresh], embeddings, config)
+        for i, prototypes in zip(fresh, made, strict=True):
+            found[i] = prototypes
+        vectors_nkd, counts = stacked([vectors for vectors, _ in found], self.manifest.visual.dim)
+        sources = tuple(tuple(self.nouns[i] for i in used) for _, used in found)
+        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=sources)
 
     def embed_text(self, names: list[str]) -> np.ndarray:
         """(n, d_textual) embeddings of names, by the collection's own text encoder and templates.
@@ -263,6 +263,32 @@ class ReferenceCollection:
             rows = table.take(pa.array(inside - self._group_starts[group])).to_pylist()
             found.update(zip(inside.tolist(), rows, strict=True))
         return [found[i] for i in wanted.tolist()]
+
+    def ids_of(
+        self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = ()
+    ) -> np.ndarray:
+        """Ids of references by where they come from, ascending, without deleted ones.
+
+        Args:
+            keys: of references, or of images (without `#`), which are all references of the image.
+            sources: of masks, as `daam`; nouns: as in `nouns`. A reference that any of the three
+                names is in.
+        """
+        found = [np.zeros(0, dtype=np.int64)]
+        for group in range(self._table.num_row_groups):
+            with self._table_lock:
+                table = self._table.read_row_group(group, columns=["key", "source", "noun"])
+            images = pc.list_element(pc.split_pattern(table.column("key"), "#"), 0)
+            named = np.zeros(len(table), dtype=bool)
+            for column, wanted in (
+                (table.column("key"), keys), (images, keys),
+                (table.column("source"), sources), (table.column("noun"), nouns),
+            ):  # fmt: skip
+                if wanted:
+                    values = pa.array(list(wanted), type=pa.string())
+                    named |= pc.is_in(column, value_set=values).to_numpy()
+            found.append(np.flatnonzero(named) + self._group_starts[group])
+        return np.setdiff1d(np.concatenate(found), self._dead)
 
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
         """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""
@@ -311,20 +337,24 @@ class ReferenceCollection:
         return np.asarray(self.visual[ids], dtype=np.float32)
 
     def _class_embeddings(
-        self, names: list[str], own: list[int | None], given: np.ndarray | None
+        self,
+        names: list[str],
+        own: list[int | None],
+        wanted: list[int],
+        given: np.ndarray | None,
     ) -> np.ndarray:
-        """(names, d_textual): as given, or the stored ones, with unknown names encoded."""
+        """(wanted, d_textual): as given, or the stored ones, with unknown names encoded."""
         if given is not None:
             if len(given) != len(names):
                 raise ValueError(f"{len(names)} names but {len(given)} text_embeddings")
-            return self._checked("textual", given)
-        embeddings = np.zeros((len(names), self.manifest.textual.dim), dtype=np.float32)
-        unknown = [i for i, row in enumerate(own) if row is None]
-        known = [i for i, row in enumerate(own) if row is not None]
+            return self._checked("textual", given)[wanted]
+        embeddings = np.zeros((len(wanted), self.manifest.textual.dim), dtype=np.float32)
+        unknown = [at for at, i in enumerate(wanted) if own[i] is None]
+        known = [at for at, i in enumerate(wanted) if own[i] is not None]
         if known:
-            embeddings[known] = self._noun_table["embedding"][[own[i] for i in known]]
+            embeddings[known] = self.noun_embeddings[[own[wanted[at]] for at in known]]
         if unknown:
-            embeddings[unknown] = self.embed_text([names[i] for i in unknown])
+            embeddings[unknown] = self.embed_text([names[wanted[at]] for at in unknown])
         return embeddings
 
     def _stored(self, row: int | None) -> tuple[np.ndarray, list[int]] | None:
@@ -333,24 +363,29 @@ class ReferenceCollection:
             return None
         table = self._noun_table
         start, stop = int(table["prototype_start"][row]), int(table["prototype_stop"][row])
-        used = [row] + [self._noun_row[noun] for noun in table["neighbours"][row]]
+        used = [row] + [self._noun_row[noun] for noun in table["neighbours"][row].as_py()]
         if stop == start or any(self._unsettled[i] for i in used):
             return None
         return np.asarray(self._prototypes[start:stop], dtype=np.float32), used
 
     def _fresh(
-        self, row: int | None, embedding: np.ndarray, config: PrototypeConfig
-    ) -> tuple[np.ndarray, list[int]]:
-        """Prototypes clustered now, and the nouns whose references were used."""
+        self, rows: list[int | None], embeddings: np.ndarray, config: PrototypeConfig
+    ) -> list[tuple[np.ndarray, list[int]]]:
+        """Prototypes clustered now, and the nouns whose references were used, of each noun."""
+        found: list[tuple[np.ndarray, list[int]]] = []
+        sets: list[np.ndarray] = []
         counts = self.noun_counts
-        if row is not None and counts[row] >= config.needed:
-            used = [row]
-        else:
-            used = neighbours_of(embedding, self._noun_table["embedding"], counts, config, row)
-        if not used:
-            return np.zeros((0, self.manifest.visual.dim), dtype=np.float32), []
-        ids = np.sort(np.concatenate([self._rows_of(i) for i in used]))
-        return make_prototypes(self._vectors(clustered_rows(ids, config)), config), used
+        for row, embedding in zip(rows, embeddings, strict=True):
+            if row is not None and counts[row] >= config.needed:
+                used = [row]
+            else:
+                used = neighbours_of(embedding, self.noun_embeddings, counts, config, row)
+            found.append((np.zeros((0, self.manifest.visual.dim), dtype=np.float32), used))
+            if used:
+                ids = np.sort(np.concatenate([self._rows_of(i) for i in used]))
+                sets.append(self._vectors(clustered_rows(ids, config)))
+        made = iter(make_prototypes(sets, config))
+        return [(next(made) if used else nothing, used) for nothing, used in found]
 
     def _rows_of(self, row: int) -> np.ndarray:
         order, starts = self._by_noun
@@ -362,6 +397,10 @@ class ReferenceCollection:
         from ovref_inference.encoders import load_text_encoder
 
         return load_text_encoder(self.text_config)
+
+    @cached_property
+    def _noun_embeddings(self) -> np.ndarray:
+        return fmt.read_noun_embeddings(self._paths["nouns"])
 
     @cached_property
     def _reference_nouns(self) -> np.ndarray:

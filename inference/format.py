@@ -108,6 +108,8 @@ class IndexInfo:
     """Recall measured against exact search, in [0, 1]."""
     recall_k: int = 0
     """Neighbours asked for in that measurement; 0 when the search is exact."""
+    train_rows: int = 0
+    """References that the lists' centroids were trained on; 0 for an index without lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,8 +242,8 @@ class VectorWriter:
 class TableWriter:
     """Writes a Parquet file of one schema; its bytes do not depend on how rows were chunked.
 
-        with TableWriter(path, REFERENCE_SCHEMA) as writer:
-            writer.append({"id": [...], "key": [...], ...})
+    with TableWriter(path, REFERENCE_SCHEMA) as writer:
+        writer.append({"id": [...], "key": [...], ...})
     """
 
     def __init__(self, path: str | Path, schema: pa.Schema) -> None:
@@ -326,22 +328,46 @@ def sha256_of(path: str | Path) -> str:
 
 
 def read_nouns(path: str | Path) -> dict[str, Any]:
-    """nouns.parquet as columns: noun, neighbours (lists), the rest as numpy arrays."""
+    """nouns.parquet without the embeddings, which are nearly all of it, as columns: noun (list),
+    neighbours (Arrow array of lists), the rest as numpy arrays."""
+    columns = [name for name in NOUN_SCHEMA.names if name != "embedding"]
     with open_table(path, NOUN_SCHEMA) as file:
-        table = file.read()
-    embeddings = table.column("embedding").combine_chunks()
-    widths = set(embeddings.value_lengths().to_pylist())
-    if len(widths) > 1:
-        raise CollectionError(f"{path}: embeddings have several widths, {sorted(widths)[:5]}")
-    flat = embeddings.flatten().to_numpy(zero_copy_only=False)
+        table = file.read(columns=columns, use_threads=False)
     return {
         "noun": table.column("noun").to_pylist(),
         "count": table.column("count").to_numpy(),
-        "embedding": flat.reshape(table.num_rows, max(widths, default=0)),
         "prototype_start": table.column("prototype_start").to_numpy(),
         "prototype_stop": table.column("prototype_stop").to_numpy(),
-        "neighbours": table.column("neighbours").to_pylist(),
+        "neighbours": table.column("neighbours").combine_chunks(),
     }
+
+
+def read_noun_embeddings(path: str | Path) -> np.ndarray:
+    """(nouns, d_textual) float32 of nouns.parquet.
+
+    Raises:
+        CollectionError: they are not all of one width.
+    """
+    with open_table(path, NOUN_SCHEMA) as file:
+        parts = []
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, columns=["embedding"]).column("embedding")
+            lists = column.combine_chunks()
+            widths = np.unique(lists.value_lengths().to_numpy())
+            if len(widths) != 1 or (parts and parts[0].shape[1] != widths[0]):
+                raise CollectionError(f"{path}: embeddings have several widths, {widths[:5]}")
+            flat = lists.flatten().to_numpy(zero_copy_only=False)
+            parts.append(flat.reshape(-1, widths[0]))
+    return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+
+
+def noun_embedding_values(path: str | Path) -> int:
+    """How many numbers the embeddings of nouns.parquet are, by its metadata; nothing is read."""
+    with open_table(path, NOUN_SCHEMA) as file:
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+        (leaf,) = [i for i, name in enumerate(paths) if name.startswith("embedding")]
+        groups = range(file.num_row_groups)
+        return sum(file.metadata.row_group(g).column(leaf).num_values for g in groups)
 
 
 def read_tombstones(path: str | Path, *, skip: int = 0) -> np.ndarray:

@@ -7,7 +7,8 @@ import numpy as np
 from ovref_inference.errors import CollectionError
 
 EXACT_BELOW = 20_000
-TRAIN_PER_LIST = 100
+TRAIN_PER_LIST = 39
+"""What faiss' k-means asks for at least; twice as many did not find more neighbours."""
 TARGET_RECALL = 0.95
 _CHUNK_ROWS = 65_536
 _TIE = 1e-3
@@ -30,48 +31,62 @@ def choose_index(n: int, dim: int) -> str:
     """The faiss factory string for n vectors of width dim.
 
         n < 20k       Flat                       exact; a search is a few milliseconds
-        n < 1M        IVF<c>,SQfp16              c = the power of two nearest 4 sqrt(n)
-        n < 10M       IVF16384,SQfp16
+        n < 10M       IVF<c>,SQfp16              c = the power of two nearest 4 sqrt(n)
         n < 300M      IVF65536_HNSW32,SQfp16
         above         IVF262144_HNSW32,SQfp16
 
-    The numbers of lists are those of faiss' guidelines and of autofaiss. Codes are always float16:
-    embeddings are stored in float16, so nothing is lost to them and only probing can miss a
-    neighbour, whereas product quantisation loses a third or more. IVF also serves from disk.
+    The numbers of lists are the lowest of faiss' guidelines (4 to 16 sqrt(n)), since building takes
+    time in proportion to them. Codes are always float16: embeddings are stored in float16, so
+    nothing is lost to them and only probing can miss a neighbour, whereas product quantisation
+    loses a third or more. IVF also serves from disk.
     """
     if n < 1 or dim < 1:
         raise ValueError(f"an index needs n >= 1 vectors of dim >= 1, found n={n}, dim={dim}")
     if n < EXACT_BELOW:
         return "Flat"
-    if n < 1_000_000:
-        return f"IVF{2 ** round(np.log2(4 * np.sqrt(n)))},SQfp16"
     if n < 10_000_000:
-        return "IVF16384,SQfp16"
+        return f"IVF{2 ** round(np.log2(4 * np.sqrt(n)))},SQfp16"
     if n < 300_000_000:
         return "IVF65536_HNSW32,SQfp16"
     return "IVF262144_HNSW32,SQfp16"
 
 
-def build_index(
-    vectors: np.ndarray, factory: str | None = None, *, seed: int = 0, threads: int = 1
-) -> Any:
-    """A trained and filled faiss index by inner product; row i gets id i.
+def training_rows(n: int, factory: str) -> tuple[int, int]:
+    """How many rows an inverted file of n is trained on, and among how many of the first.
+
+    They are drawn from no more rows than the smallest collection with as many lists has, so that a
+    collection that grows within that range keeps its centroids and needs no other index than one
+    that was built at once. (0, 0) for an index without lists.
+    """
+    if not factory.startswith("IVF"):
+        return 0, 0
+    lists = int(factory.removeprefix("IVF").partition(",")[0].partition("_")[0])
+    least = {65_536: 10_000_000, 262_144: 300_000_000}.get(lists, lists * lists // 32)
+    among = min(n, max(least, EXACT_BELOW))
+    return min(TRAIN_PER_LIST * lists, among), among
+
+
+def build_index(vectors: np.ndarray, factory: str | None = None, *, seed: int = 0) -> Any:
+    """A trained and filled faiss index by inner product, in memory; row i gets id i.
+
+    On one thread, so that equal input gives an equal index.
 
     Args:
         vectors: (n, d) L2-normalised, float16 or float32, possibly memory-mapped; read in chunks.
         factory: faiss factory string; None takes `choose_index`.
         seed: of the training sample.
-        threads: for faiss while building; with 1 equal input gives an equal index.
     """
     faiss = faiss_module()
     n, dim = vectors.shape
     factory = factory or choose_index(n, dim)
     index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    if factory.endswith("SQfp16"):
+        index.by_residual = False  # the code of a float16 vector is that vector
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(1)
     try:
         if not index.is_trained:
-            index.train(_sample(vectors, getattr(index, "nlist", 1) * TRAIN_PER_LIST, seed))
+            index.train(sample(vectors, getattr(index, "nlist", 1) * TRAIN_PER_LIST, seed))
         for start in range(0, n, _CHUNK_ROWS):
             index.add(np.asarray(vectors[start : start + _CHUNK_ROWS], dtype=np.float32))
     finally:
@@ -116,14 +131,25 @@ def search(
 
 
 def exact_search(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like `search`, by comparing with every row, in chunks."""
+    """Like `search`, by comparing with every row, in chunks; of equals the lowest row comes first.
+
+    Args:
+        vectors: (n, d), anything that gives rows by slices.
+    """
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
     ids = np.full((len(queries), k), -1, dtype=np.int64)
     for start in range(0, len(vectors), _CHUNK_ROWS):
-        chunk = np.asarray(vectors[start : start + _CHUNK_ROWS], dtype=np.float32)
-        scores = np.concatenate([best, queries @ chunk.T], axis=1)
-        new = np.broadcast_to(np.arange(start, start + len(chunk)), (len(queries), len(chunk)))
-        every = np.concatenate([ids, new], axis=1)
+        scores = queries @ np.asarray(vectors[start : start + _CHUNK_ROWS], dtype=np.float32).T
+        if scores.shape[1] > k:
+            # Rows as good as the k-th are all kept, since which of them comes first is not chance.
+            lowest = np.partition(scores, -k, axis=1)[:, -k]
+            rows = np.flatnonzero((scores >= np.maximum(lowest, best[:, -1])[:, None]).any(axis=0))
+            scores = scores[:, rows]
+        else:
+            rows = np.arange(scores.shape[1])
+        every = np.broadcast_to(start + rows, scores.shape)
+        scores, every = np.concatenate([best, scores], axis=1), np.concatenate([ids, every], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(scores, order, axis=1)
         ids = np.take_along_axis(every, order, axis=1)
@@ -144,10 +170,10 @@ def measure_recall(
     A returned row counts when it scores no worse than the k-th exact neighbour (within 1e-3):
     references of one noun tie often, and any of the tied is as right as another.
     """
-    sample = _sample(vectors, queries, seed)
+    asked = sample(vectors, queries, seed)
     k = min(k, len(vectors))
-    exact, _ = exact_search(vectors, sample, k)
-    return _recall(index, vectors, sample, exact[:, -1], k, parameters)
+    exact, _ = exact_search(vectors, asked, k)
+    return _recall(index, vectors, asked, exact[:, -1], k, parameters)
 
 
 def tune(
@@ -171,13 +197,13 @@ def tune(
         name, largest = "efSearch", len(vectors)
     else:
         return {}, 1.0
-    sample = _sample(vectors, queries, seed)
+    asked = sample(vectors, queries, seed)
     k = min(k, len(vectors))
-    exact, _ = exact_search(vectors, sample, k)
+    exact, _ = exact_search(vectors, asked, k)
     value = 1 if name == "nprobe" else k
     while True:
         value = min(value, largest)
-        recall = _recall(index, vectors, sample, exact[:, -1], k, {name: value})
+        recall = _recall(index, vectors, asked, exact[:, -1], k, {name: value})
         if recall >= target or value == largest:
             return {name: value}, recall
         value *= 2
@@ -188,8 +214,11 @@ def write_index(index: Any, path: str | Path) -> None:
     faiss_module().write_index(index, str(path))
 
 
-def read_index(path: str | Path, *, rows: int, dim: int) -> Any:
+def read_index(path: str | Path, *, rows: int | None = None, dim: int | None = None) -> Any:
     """The index, served from disk through a memory map.
+
+    Args:
+        rows, dim: of the vectors that it must be over; None takes any.
 
     Raises:
         CollectionError: missing, cut off, or over other rows or another width than the collection.
@@ -200,7 +229,7 @@ def read_index(path: str | Path, *, rows: int, dim: int) -> Any:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise CollectionError(f"cannot read the index {path}: {error}") from error
-    if (index.ntotal, index.d) != (rows, dim):
+    if rows not in (None, index.ntotal) or dim not in (None, index.d):
         raise CollectionError(
             f"the index {path} holds {index.ntotal} vectors of width {index.d}, "
             f"the collection {rows} of width {dim}: publish it again"
@@ -211,20 +240,25 @@ def read_index(path: str | Path, *, rows: int, dim: int) -> Any:
 def _recall(
     index: Any,
     vectors: np.ndarray,
-    sample: np.ndarray,
+    asked: np.ndarray,
     threshold: np.ndarray,
     k: int,
     parameters: dict[str, int] | None,
 ) -> float:
-    _, ids = search(index, sample, k, parameters=parameters)
+    _, ids = search(index, asked, k, parameters=parameters)
     found = np.asarray(vectors[np.maximum(ids, 0).ravel()], dtype=np.float32)
-    scores = np.einsum("qd,qkd->qk", sample, found.reshape(*ids.shape, -1))
+    scores = np.einsum("qd,qkd->qk", asked, found.reshape(*ids.shape, -1))
     return float(((ids >= 0) & (scores >= threshold[:, None] - _TIE)).mean())
 
 
-def _sample(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` of the rows (all, where there are fewer), float32, in their order."""
-    if count >= len(vectors):
-        return np.asarray(vectors, dtype=np.float32)
-    rows = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
+def sample(vectors: np.ndarray, count: int, seed: int, *, of: int | None = None) -> np.ndarray:
+    """`count` of the rows (all, where there are fewer), float32, in their order.
+
+    Args:
+        of: only the first so many rows are drawn from.
+    """
+    among = len(vectors) if of is None else min(of, len(vectors))
+    if count >= among:
+        return np.asarray(vectors[:among], dtype=np.float32)
+    rows = np.random.default_rng(seed).choice(among, count, replace=False)
     return np.asarray(vectors[np.sort(rows)], dtype=np.float32)

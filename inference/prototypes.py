@@ -3,10 +3,13 @@
 The builder stores them and a query recomputes them by the same rules.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ovref_inference.clustering import spherical_kmeans
+from ovref_inference.clustering import spherical_kmeans_many
+
+_NOUNS_AT_ONCE = 64
 
 STRICT = {"extra": "forbid", "strict": True}
 """Unknown settings and values of another type are refused (see `ovref.config`)."""
@@ -23,7 +26,8 @@ class PrototypeConfig:
     min_references: int = 10
     """A noun with fewer references than this, or than `k`, is rare."""
     neighbours: int = 10
-    """Nouns nearest in text space, itself included, whose references a rare noun starts with."""
+    """Nouns nearest in text space, itself included, whose references a rare noun starts with; of a
+    small vocabulary fewer, see `neighbours_among`."""
     max_references: int = 50_000
     """Of one noun's references at most this many, drawn at random, are clustered."""
     iterations: int = 20
@@ -42,6 +46,15 @@ class PrototypeConfig:
     def needed(self) -> int:
         """References below which a noun is rare."""
         return max(self.k, self.min_references)
+
+    def neighbours_among(self, nouns: int) -> int:
+        """Nouns that a rare noun starts with in a vocabulary of so many: at most a hundredth.
+
+        VOCSeg's N = 10 was measured with a vocabulary of 15,000 nouns, whose ten nearest are near.
+        Of 27 nouns the ten nearest are a third of all there is; there the search starts with the
+        noun alone and grows, as the paper has it, until there are references enough.
+        """
+        return min(self.neighbours, max(1, nouns // 100))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +79,8 @@ def neighbours_of(
 ) -> list[int]:
     """The nouns whose references stand for a rare or unknown one (VOCSeg 3.1, rare nouns).
 
-    Starts with the `config.neighbours` nouns most similar in text space and goes on, one noun at
-    a time, until together they have `config.needed` references or there are no more nouns.
+    Starts with the `config.neighbours_among` nouns most similar in text space and goes on, one noun
+    at a time, until together they have `config.needed` references or there are no more nouns.
 
     Args:
         embedding: (d,) text embedding of the noun, L2-normalised.
@@ -85,7 +98,41 @@ def neighbours_of(
     order = order[counts[order] > 0]
     total = np.cumsum(counts[order])
     enough = int(np.searchsorted(total, config.needed)) + 1
-    return [int(i) for i in order[: max(enough, config.neighbours)]]
+    return [int(i) for i in order[: max(enough, config.neighbours_among(len(counts)))]]
+
+
+def neighbours_of_many(
+    rows: np.ndarray, vocabulary: np.ndarray, counts: np.ndarray, config: PrototypeConfig
+) -> list[list[int]]:
+    """`neighbours_of` for nouns of the vocabulary, many at a time.
+
+    Memory: `vocabulary`, and 64 rows of as many numbers as it has nouns.
+
+    Args:
+        rows: (n,) indices into the vocabulary, of the nouns asked for.
+        vocabulary, counts: as for `neighbours_of`.
+    """
+    few = config.neighbours_among(len(counts)) + config.needed
+    absent = counts == 0
+    found = []
+    for start in range(0, len(rows), _NOUNS_AT_ONCE):
+        own = rows[start : start + _NOUNS_AT_ONCE]
+        similarity = vocabulary[own] @ vocabulary.T
+        similarity[np.arange(len(own)), own] = np.inf
+        similarity[:, absent] = -np.inf
+        # Every noun that is there has a reference at least, so that more are never wanted.
+        if few < len(counts):
+            nearest = np.sort(np.argpartition(-similarity, few, axis=1)[:, :few], axis=1)
+        else:
+            nearest = np.broadcast_to(np.arange(len(counts)), similarity.shape)
+        values = np.take_along_axis(similarity, nearest, axis=1)
+        order = np.take_along_axis(nearest, np.argsort(-values, axis=1, kind="stable"), axis=1)
+        for noun in order:
+            noun = noun[counts[noun] > 0]
+            enough = int(np.searchsorted(np.cumsum(counts[noun]), config.needed)) + 1
+            kept = max(enough, config.neighbours_among(len(counts)))
+            found.append([int(i) for i in noun[:kept]])
+    return found
 
 
 def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
@@ -96,9 +143,10 @@ def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
     return np.sort(rng.choice(rows, config.max_references, replace=False))
 
 
-def make_prototypes(vectors: np.ndarray, config: PrototypeConfig) -> np.ndarray:
-    """(n, d) visual embeddings -> (min(k, n), d) float32 prototypes, L2-normalised."""
-    return spherical_kmeans(vectors, config.k, seed=config.seed, iterations=config.iterations)
+def make_prototypes(sets: Sequence[np.ndarray], config: PrototypeConfig) -> list[np.ndarray]:
+    """(n_i, d) visual embeddings of each noun -> its (min(k, n_i), d) float32 prototypes,
+    L2-normalised. What a noun gets does not depend on the others."""
+    return spherical_kmeans_many(sets, config.k, seed=config.seed, iterations=config.iterations)
 
 
 def stacked(per_class: list[np.ndarray], dim: int) -> tuple[np.ndarray, np.ndarray]:

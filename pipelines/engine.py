@@ -135,7 +135,7 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
                 with draining(run.progress) as drain:
                     _run_local(run, after, config, drain)
         elif to_come:
-            ray_engine = _ray_engine(config)
+            ray_engine = ray_module(config, "ray_engine")
             with draining(runs[0].progress) as drain:
                 ray_engine.run(runs, config, drain)
     finally:
@@ -313,8 +313,8 @@ def _run_local(run: StepRun, after: StepRun | None, config: EngineConfig, drain:
         worker.close()
 
 
-def _ray_engine(config: EngineConfig) -> Any:
-    """The module that imports ray, only when it is wanted.
+def ray_module(config: EngineConfig, name: str) -> Any:
+    """The module of this package that imports ray, only when it is wanted.
 
     A Ray of our own gets a secret token through the environment, which Ray reads while it is
     imported: its ports are then closed to others, and nothing is written into the home folder.
@@ -323,4 +323,4 @@ def _ray_engine(config: EngineConfig) -> Any:
     if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    return importlib.import_module("ovref_pipelines.ray_engine")
+    return importlib.import_module(f"ovref_pipelines.{name}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from ovref_inference.encoder_config import TextEncoderConfig
 from ovref_inference.errors import ModelLoadError
-from ovref_pipelines import show
+from ovref_pipelines import reduce_tasks, show
 from ovref_pipelines.engine import (
     StepRun,
     StepSummary,
@@ -97,8 +97,9 @@ class BuildConfig:
     licences: tuple[str, ...] = ()
     """Of the inputs, to be stated in the collection's manifest."""
     work: str | None = None
-    """Local folder for reducing, with room for three times the embeddings; None for `_reduce` in
-    a local output, and otherwise a place in the machine's temporary folder."""
+    """Folder for reducing, with room for five times the embeddings, that all machines of a cluster
+    share. None for `_reduce` in a local output, and otherwise a place in the machine's temporary
+    folder; then reducing uses this machine alone."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Where the shards run; no part of any step's identity."""
 
@@ -247,20 +248,22 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
     say(f"collection: reducing {references.store.url} to {target.url}")
     started = time.monotonic()
     seldom = Seldom(say, config.engine.progress_seconds)
-    result = reduce_collection(
-        references,
-        config.reduce,
-        embed=config.embed,
-        texts=_LazyTexts(config.embed.text),
-        output=target,
-        work=_work_folder(config),
-        licences=config.licences,
-        base=None if config.base is None else open_store(config.base),
-        replace=config.replace,
-        allow_incomplete=config.allow_incomplete,
-        threads=config.engine.threads,
-        report=lambda phase, done, total: seldom(f"collection: {phase}, {done}/{total}"),
-    )
+    work = _work_folder(config)
+    with ray_left_as_found():
+        result = reduce_collection(
+            references,
+            config.reduce,
+            embed=config.embed,
+            texts=_LazyTexts(config.embed.text),
+            output=target,
+            work=work,
+            licences=config.licences,
+            base=None if config.base is None else open_store(config.base),
+            replace=config.replace,
+            allow_incomplete=config.allow_incomplete,
+            run_tasks=reduce_tasks.spread(config.engine, work, shared=config.work is not None),
+            report=lambda phase, done, total: seldom(f"collection: {phase}, {done}/{total}"),
+        )
     say(f"collection: done in {duration(time.monotonic() - started)}")
     return result
 

@@ -42,7 +42,6 @@ def filter_references(
     *,
     settled: int,
     seed: int,
-    threads: int,
     report: Report,
 ) -> dict[str, Any]:
     """Writes the kept references of `gathered` into `out`, numbered without gaps.
@@ -52,7 +51,7 @@ def filter_references(
 
     Args:
         settled: the first rows, which stay in any case.
-        seed, threads: of the index that the noun agreement searches.
+        seed: of the index that the noun agreement searches.
 
     Raises:
         InputError: nothing is left; the message counts what each filter dropped.
@@ -92,7 +91,7 @@ def filter_references(
         )
     agreement: dict[str, Any] = {}
     if spec.min_noun_agreement is not None and len(rows):
-        agreement_n = _agreement(visual, rows, nouns[rows], images[rows], spec, seed, threads, out)
+        agreement_n = _agreement(visual, rows, nouns[rows], images[rows], spec, seed, out)
         judged = ~np.isnan(agreement_n)
         fine = ~judged | (agreement_n >= spec.min_noun_agreement)
         apply("noun_agreement", lambda rows: fine)
@@ -147,14 +146,13 @@ def _agreement(
     images: np.ndarray,
     spec: FilterSpec,
     seed: int,
-    threads: int,
     out: Path,
 ) -> np.ndarray:
     """`noun_agreement` of the kept rows, NaN for those that cannot or shall not be judged."""
     path = out / "judged.npy"
     _write_vectors(visual, rows, path)
     vectors = open_vectors(path)
-    index = build_index(vectors, seed=seed, threads=threads)
+    index = build_index(vectors, seed=seed)
     parameters, _ = tune(index, vectors, seed=seed)
     available = elsewhere(nouns, images)
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))

@@ -1,37 +1,181 @@
 """Phase 3: an index over each kind of embedding, chosen by their number, its recall measured."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ovref_inference.format import FILES, IndexInfo, open_vectors
-from ovref_inference.index import build_index, choose_index, tune, write_index
+from ovref_inference.format import FILES, IndexInfo
+from ovref_inference.index import (
+    build_index,
+    choose_index,
+    read_index,
+    sample,
+    training_rows,
+    tune,
+    write_index,
+)
 
+from ovref.reduce import ivf
 from ovref.reduce.phases import Report
+from ovref.reduce.rows import Rows
+from ovref.reduce.tasks import RunTasks, Task, one_thread
 
 RECALL_K = 10
+ROLES = ("visual", "textual")
+PART_ROWS = 4 * ivf.BLOCK
+"""Rows of one task: 200 MB of codes at a width of 768."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrownIndex:
+    """The index of the collection that is grown, over its first references."""
+
+    path: Path
+    info: IndexInfo
+    rows: int
 
 
 def build_indexes(
-    filtered: Path, out: Path, *, recall: float, seed: int, threads: int, report: Report
+    filtered: Path,
+    out: Path,
+    *,
+    recall: float,
+    seed: int,
+    grown: dict[str, GrownIndex],
+    run_tasks: RunTasks,
+    report: Report,
 ) -> dict[str, Any]:
     """Writes visual.faiss and textual.faiss into `out`; the summary holds an IndexInfo for each.
+
+    An inverted file is trained, filled by parts and merged on disk (`ivf`); memory is that of the
+    training sample or of one part a task. A grown collection keeps the centroids and the entries
+    of its index while the number of lists stays the same, which gives the bytes of building at
+    once, since the centroids are trained on the first rows alone (`training_rows`).
 
     Args:
         recall: recall@10 against exact search that the search parameters are chosen to reach; what
             was reached is in the summary.
-        threads: of faiss. With 1 equal references give an equal index.
+        seed: of the samples for training and measuring; the same that `grown` was built with.
+        grown: by role, where a collection is grown.
     """
-    summary = {}
-    for done, role in enumerate(("visual", "textual"), start=1):
-        vectors = open_vectors(filtered / FILES[role])
-        factory = choose_index(*vectors.shape)
-        index = build_index(vectors, factory, seed=seed, threads=threads)
-        search, measured = tune(index, vectors, k=RECALL_K, seed=seed, target=recall)
-        info = IndexInfo(
-            factory=factory, search=search, recall=measured, recall_k=RECALL_K if search else 0
+    plans = [_plan(role, filtered, out, seed, grown.get(role)) for role in ROLES]
+    stages: list[list[Task]] = [
+        [plan.train for plan in plans if plan.train],
+        [part for plan in plans for part in plan.parts],
+        [plan.finish for plan in plans],
+        [partial(_tuned, plan.vectors, plan.path, seed, recall) for plan in plans],
+    ]
+    done, total = 0, sum(map(len, stages))
+    results: list[Any] = []
+    for stage in stages:
+        results = []
+        for result in run_tasks(stage):
+            results.append(result)
+            done += 1
+            report("index", done, total)
+    for leftover in _leftovers(out):
+        leftover.unlink()
+    return {
+        plan.role: asdict(
+            IndexInfo(
+                factory=plan.factory,
+                search=search,
+                recall=measured,
+                recall_k=RECALL_K if search else 0,
+                train_rows=plan.train_rows,
+            )
         )
-        write_index(index, out / FILES[f"{role}_index"])
-        summary[role] = asdict(info)
-        report("index", done, 2)
-    return summary
+        for plan, (search, measured) in zip(plans, results, strict=True)
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    role: str
+    vectors: Path
+    path: Path
+    factory: str
+    train_rows: int = 0
+    train: Task | None = None
+    parts: tuple[Task, ...] = ()
+    finish: Task
+
+
+def _plan(role: str, filtered: Path, out: Path, seed: int, grown: GrownIndex | None) -> _Plan:
+    vectors, path = filtered / FILES[role], out / FILES[f"{role}_index"]
+    n, dim = Rows(vectors).shape
+    factory = choose_index(n, dim)
+    common = {"role": role, "vectors": vectors, "path": path, "factory": factory}
+    if not factory.startswith("IVF"):
+        return _Plan(**common, finish=partial(_whole, vectors, factory, path))
+    trained, part = out / f"{role}_trained", f"{out / role}_part_"
+    count, of = training_rows(n, factory)
+    kept = 0
+    if grown and grown.info.factory == factory and grown.info.train_rows == count:
+        # The last block of the old rows was not full: its rows are assigned again, in company.
+        kept = grown.rows // ivf.BLOCK * ivf.BLOCK
+    old = grown.path if grown and kept else None
+    parts: list[Task] = []
+    names: list[Path] = []
+    if old:
+        names.append(Path(f"{part}old"))
+        parts.append(partial(_old_part, old, kept, names[-1]))
+    for start in range(kept, n, PART_ROWS):
+        names.append(Path(f"{part}{start:012d}"))
+        stop = min(start + PART_ROWS, n)
+        parts.append(partial(_part, vectors, trained, start, stop, names[-1]))
+    return _Plan(
+        **common,
+        train_rows=count,
+        train=partial(_train, vectors, factory, count, of, seed, old, trained),
+        parts=tuple(parts),
+        finish=partial(_merge, trained, names, path),
+    )
+
+
+def _whole(vectors: Path, factory: str, path: Path) -> None:
+    """A small index, in one go."""
+    write_index(build_index(Rows(vectors), factory), path)
+
+
+def _train(
+    vectors: Path, factory: str, count: int, of: int, seed: int, old: Path | None, trained: Path
+) -> None:
+    with one_thread():
+        if old is not None:
+            shape = Rows(vectors).shape
+            centroids = ivf.centroids_of(read_index(old, dim=shape[1]))
+        else:
+            lists = int(factory.partition("_")[0].partition(",")[0].removeprefix("IVF"))
+            centroids = ivf.train(sample(Rows(vectors), count, seed, of=of), lists, seed=seed)
+        write_index(ivf.empty_index(factory, centroids), trained)
+
+
+def _part(vectors: Path, trained: Path, start: int, stop: int, name: Path) -> None:
+    with one_thread():
+        cells = ivf.cells_of(ivf.centroids_of(read_index(trained)))
+        ivf.write_part(vectors, cells, start, stop, name)
+
+
+def _old_part(index: Path, rows: int, name: Path) -> None:
+    ivf.part_of_index(index, rows, name)
+
+
+def _merge(trained: Path, parts: list[Path], path: Path) -> None:
+    index = read_index(trained)
+    ivf.merge(index, [ivf.read_part(part) for part in parts], path)
+
+
+def _tuned(vectors: Path, path: Path, seed: int, recall: float) -> tuple[dict[str, int], float]:
+    rows = Rows(vectors)
+    with one_thread():
+        index = read_index(path, rows=len(rows), dim=rows.shape[1])
+        return tune(index, rows, k=RECALL_K, seed=seed, target=recall)
+
+
+def _leftovers(out: Path) -> Iterator[Path]:
+    for role in ROLES:
+        yield from out.glob(f"{role}_trained")
+        yield from out.glob(f"{role}_part_*")

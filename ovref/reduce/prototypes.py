@@ -1,28 +1,52 @@
 """Phase 4: the vocabulary, and every noun's prototypes."""
 
+import shutil
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from ovref_inference.format import (
     FILES,
     NOUN_SCHEMA,
     TableWriter,
     VectorWriter,
     open_vectors,
+    read_noun_embeddings,
+    read_nouns,
+    write_vectors,
 )
 from ovref_inference.prototypes import (
     PrototypeConfig,
     clustered_rows,
     make_prototypes,
-    neighbours_of,
+    neighbours_of_many,
 )
 from ovref_inference.retrieve import Texts, class_embeddings
 
+from ovref.reduce.by_noun import NounRows, Vocabulary, partition_by_noun, read_vocabulary
 from ovref.reduce.phases import Report
+from ovref.reduce.rows import Rows
+from ovref.reduce.tasks import RunTasks, Task, one_thread
 
-_NOUNS_AT_ONCE = 256
+NOUNS_A_TASK = 2048
+_SETS_BYTES = 128 << 20
+"""Embeddings that a task holds before it clusters them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrownPrototypes:
+    """The vocabulary of the collection that is grown."""
+
+    nouns: Path
+    prototypes: Path
+    references: int
+    """Ids from here on are new."""
+    settled: np.ndarray
+    """Sorted ids of deleted references that its prototypes leave out."""
+    same_settings: bool
+    """Whether prototypes made now would be made in the same way."""
 
 
 def build_prototypes(
@@ -30,54 +54,65 @@ def build_prototypes(
     out: Path,
     *,
     config: PrototypeConfig,
+    grown: GrownPrototypes | None,
     dead: np.ndarray,
     texts: Texts,
     templates: tuple[str, ...],
+    run_tasks: RunTasks,
     report: Report,
 ) -> dict[str, Any]:
     """Writes nouns.parquet, sorted by noun, and prototypes.f16.npy into `out`.
 
     A noun with `config.needed` references or more is clustered alone, a rarer one together with
-    its neighbours in text space (VOCSeg 3.1), by the functions that queries use too. Memory: the
-    noun of every reference, one noun's visual embeddings, the vocabulary's text embeddings.
+    its neighbours in text space (VOCSeg 3.1), by the functions that queries use too. Of a grown
+    collection, nouns keep their prototypes unless references of theirs, or of a neighbour, came or
+    went. Memory: the noun of every reference, the vocabulary's text embeddings; in a task one
+    partition of `by_noun`, or one noun's visual embeddings.
 
     Args:
         dead: sorted ids of deleted references; they are counted but make no prototypes.
         texts, templates: encode the nouns as queries encode class names.
     """
-    nouns, starts, order = _grouped_by_noun(filtered / FILES["references"])
-    embeddings = np.concatenate(
-        [
-            class_embeddings(texts, nouns[start : start + _NOUNS_AT_ONCE], templates)
-            for start in range(0, len(nouns), _NOUNS_AT_ONCE)
-        ]
-    )
-    alive = ~np.isin(order, dead)
-    living = [order[start:stop][alive[start:stop]] for start, stop in _spans(starts)]
-    live_counts = np.array([len(rows) for rows in living])
-    used = [
-        [noun]
-        if live_counts[noun] >= config.needed
-        else neighbours_of(embeddings[noun], embeddings, live_counts, config, noun)
-        for noun in range(len(nouns))
-    ]
-    supports = [int(live_counts[of_noun].sum()) for of_noun in used]
-    sizes = np.minimum(np.minimum(supports, config.max_references), config.k)
-    stops = np.cumsum(sizes)
+    vocabulary = read_vocabulary(filtered / FILES["references"])
+    nouns, counts = vocabulary.nouns, vocabulary.counts
+    old = _Old(grown)
+    embeddings = _embeddings(nouns, old, texts, templates)
+    gone = np.isin(vocabulary.order, dead).astype(np.int64)
+    live_counts = counts - np.add.reduceat(gone, vocabulary.starts[:-1])
+    used = _used(embeddings, live_counts, config, out, run_tasks)
 
-    visual = open_vectors(filtered / FILES["visual"])
-    with VectorWriter(out / FILES["prototypes"], int(stops[-1]), visual.shape[1]) as writer:
-        for noun, of_noun in enumerate(used):
-            if sizes[noun]:
-                ids = np.sort(np.concatenate([living[other] for other in of_noun]))
-                rows = clustered_rows(ids, config)
-                writer.append(make_prototypes(np.asarray(visual[rows], np.float32), config))
-            report("prototypes", noun + 1, len(nouns))
+    kept = old.kept(nouns, used, _touched(vocabulary, grown, dead))
+    fresh = [
+        noun
+        for noun in range(len(nouns))
+        if kept[noun] is None and live_counts[used[noun]].sum() > 0
+    ]
+    wanted = np.zeros(len(nouns), dtype=bool)
+    wanted[[other for noun in fresh for other in used[noun]]] = True
+    partition_by_noun(filtered / FILES["visual"], vocabulary, wanted, out, run_tasks)
+    np.save(out / "dead.npy", dead, allow_pickle=False)
+    tasks: list[Task] = []
+    for start in range(0, len(fresh), NOUNS_A_TASK):
+        some = fresh[start : start + NOUNS_A_TASK]
+        tasks.append(partial(_cluster, out, config, some, [used[noun] for noun in some]))
+
+    supports = np.array([live_counts[of_noun].sum() if of_noun else 0 for of_noun in used])
+    sizes = np.minimum(np.minimum(supports, config.max_references), config.k)
+    made = _Made(out)
+    for done, path in enumerate(run_tasks(tasks), start=1):
+        made.files.append(path)
+        report("prototypes", done, len(tasks) + 1)
+    stops = np.cumsum(sizes)
+    width = Rows(filtered / FILES["visual"]).shape[1]
+    with VectorWriter(out / FILES["prototypes"], int(stops[-1]), width) as writer:
+        for noun, size in enumerate(sizes.tolist()):
+            if size:
+                writer.append(made.next(size) if kept[noun] is None else kept[noun])
     with TableWriter(out / FILES["nouns"], NOUN_SCHEMA) as table:
         table.append(
             {
                 "noun": nouns,
-                "count": np.diff(starts),
+                "count": counts,
                 "embedding": list(embeddings),
                 "prototype_start": stops - sizes,
                 "prototype_stop": stops,
@@ -87,32 +122,141 @@ def build_prototypes(
                 ],
             }
         )
+    _remove_scratch(out)
+    report("prototypes", len(tasks) + 1, len(tasks) + 1)
     return {
         "nouns": len(nouns),
         "rare_nouns": int((live_counts < config.needed).sum()),
         "prototypes": int(stops[-1]),
-        "most_frequent": _counted(nouns, np.diff(starts), largest=True),
-        "least_frequent": _counted(nouns, np.diff(starts), largest=False),
+        "nouns_clustered": len(fresh),
+        "most_frequent": _counted(nouns, counts, largest=True),
+        "least_frequent": _counted(nouns, counts, largest=False),
     }
 
 
-def _grouped_by_noun(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The nouns, sorted; where each one's ids start in the third array; ids grouped by noun."""
-    with pq.ParquetFile(path, read_dictionary=["noun"]) as file:
-        column = file.read(columns=["noun"]).column("noun")
-    encoded = column.combine_chunks().dictionary_encode()
-    words = encoded.dictionary.to_pylist()
-    in_order = sorted(range(len(words)), key=words.__getitem__)
-    rank = np.empty(len(words), dtype=np.int64)
-    rank[in_order] = np.arange(len(words))
-    codes = rank[encoded.indices.to_numpy()]
-    order = np.argsort(codes, kind="stable")
-    starts = np.searchsorted(codes[order], np.arange(len(words) + 1))
-    return [words[i] for i in in_order], starts, order
+def _embeddings(
+    nouns: list[str], old: "_Old", texts: Texts, templates: tuple[str, ...]
+) -> np.ndarray:
+    """Each noun is encoded alone, so that its bits do not depend on those that came with it."""
+    return np.stack(
+        [
+            old.embedding(noun)
+            if noun in old.row
+            else class_embeddings(texts, [noun], templates)[0]
+            for noun in nouns
+        ]
+    )
 
 
-def _spans(starts: np.ndarray) -> list[tuple[int, int]]:
-    return list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
+def _used(
+    embeddings: np.ndarray,
+    live_counts: np.ndarray,
+    config: PrototypeConfig,
+    out: Path,
+    run_tasks: RunTasks,
+) -> list[list[int]]:
+    """For every noun, the nouns whose references are clustered for it, itself first."""
+    used = [[noun] for noun in range(len(embeddings))]
+    rare = np.flatnonzero(live_counts < config.needed)
+    np.save(out / "embeddings.npy", embeddings, allow_pickle=False)
+    np.save(out / "live_counts.npy", live_counts, allow_pickle=False)
+    tasks: list[Task] = [
+        partial(_neighbours, out, config, rare[start : start + NOUNS_A_TASK].tolist())
+        for start in range(0, len(rare), NOUNS_A_TASK)
+    ]
+    found = (neighbours for some in run_tasks(tasks) for neighbours in some)
+    for noun, neighbours in zip(rare.tolist(), found, strict=True):
+        used[noun] = neighbours
+    return used
+
+
+def _neighbours(out: Path, config: PrototypeConfig, rows: list[int]) -> list[list[int]]:
+    embeddings = np.load(out / "embeddings.npy", allow_pickle=False)
+    live_counts = np.load(out / "live_counts.npy", allow_pickle=False)
+    return neighbours_of_many(np.array(rows, dtype=np.int64), embeddings, live_counts, config)
+
+
+def _touched(vocabulary: Vocabulary, grown: GrownPrototypes | None, dead: np.ndarray) -> np.ndarray:
+    """(nouns,) bool: nouns of which a reference came or went since the grown collection."""
+    if grown is None:
+        return np.ones(len(vocabulary.nouns), dtype=bool)
+    changed = vocabulary.order >= grown.references
+    changed |= np.isin(vocabulary.order, np.setdiff1d(dead, grown.settled))
+    return np.logical_or.reduceat(changed, vocabulary.starts[:-1])
+
+
+class _Old:
+    """What a grown collection knows of its nouns; nothing where there is none."""
+
+    def __init__(self, grown: GrownPrototypes | None) -> None:
+        self.row: dict[str, int] = {}
+        self._same = grown is not None and grown.same_settings
+        if grown is not None:
+            self._table = read_nouns(grown.nouns)
+            self._embeddings = read_noun_embeddings(grown.nouns)
+            self._prototypes = open_vectors(grown.prototypes)
+            self.row = {noun: row for row, noun in enumerate(self._table["noun"])}
+
+    def embedding(self, noun: str) -> np.ndarray:
+        return self._embeddings[self.row[noun]]
+
+    def kept(
+        self, nouns: list[str], used: list[list[int]], touched: np.ndarray
+    ) -> list[np.ndarray | None]:
+        """Of each noun the prototypes that still hold, or None."""
+        found: list[np.ndarray | None] = [None] * len(nouns)
+        for noun, of_noun in enumerate(used):
+            row = self.row.get(nouns[noun])
+            if not self._same or row is None or touched[of_noun].any():
+                continue
+            others = [nouns[other] for other in of_noun if other != noun]
+            if others == self._table["neighbours"][row].as_py():
+                start, stop = (self._table[f"prototype_{end}"][row] for end in ("start", "stop"))
+                found[noun] = np.asarray(self._prototypes[start:stop])
+        return found
+
+
+def _cluster(folder: Path, config: PrototypeConfig, nouns: list[int], used: list[list[int]]) -> str:
+    """Prototypes of these nouns, one after another, in a file; its name."""
+    rows = NounRows(folder)
+    dead = np.load(folder / "dead.npy", allow_pickle=False)
+    sets: list[np.ndarray] = []
+    found: list[np.ndarray] = []
+    held = 0
+    with one_thread():
+        for of_noun in used:
+            ids = np.sort(np.concatenate([rows.ids(other) for other in of_noun]))
+            ids = clustered_rows(ids[~np.isin(ids, dead)], config)
+            sets.append(rows.vectors(of_noun, ids))
+            held += sets[-1].nbytes
+            if held > _SETS_BYTES:
+                found += make_prototypes(sets, config)
+                sets, held = [], 0
+        found += make_prototypes(sets, config)
+    path = folder / f"clustered_{nouns[0]:09d}.npy"
+    write_vectors(path, np.concatenate(found))
+    return path.name
+
+
+class _Made:
+    """The prototypes of the tasks' files, in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files: list[str] = []
+        self._folder, self._at = folder, 0
+        self._current = np.zeros((0, 0), dtype=np.float16)
+
+    def next(self, count: int) -> np.ndarray:
+        if self._at == len(self._current):
+            self._current, self._at = open_vectors(self._folder / self.files.pop(0)), 0
+        self._at += count
+        return np.asarray(self._current[self._at - count : self._at])
+
+
+def _remove_scratch(out: Path) -> None:
+    for path in out.iterdir():
+        if path.name not in (FILES["nouns"], FILES["prototypes"]):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _counted(nouns: list[str], counts: np.ndarray, largest: bool, how_many: int = 20) -> list:

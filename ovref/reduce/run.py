@@ -6,9 +6,10 @@
     prototypes   vocabulary, k-means per noun                   work/<fingerprint>/prototypes
     publish      its files, then the manifest: the collection    work/<fingerprint>/files
 
-The phases are cheap beside what made the references, and run on one machine, on local disk. A
-killed reduction goes on with the phase that was under way; two reductions of the same references
-give the same bytes, whatever made the shards and in whatever order.
+Indexing and clustering are lists of tasks (`tasks`), which other processes may run that see the
+work folder; matrices are read by parts, whatever the number of references. A killed reduction goes
+on with the phase that was under way; two reductions of the same references give the same bytes,
+whatever made the shards and in whatever order.
 """
 
 import os
@@ -29,10 +30,11 @@ from ovref.errors import InputError, MismatchError
 from ovref.identity import canonical, fingerprint, spec_identity
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import Base, Shards, gather
-from ovref.reduce.index import build_indexes
+from ovref.reduce.index import ROLES, GrownIndex, build_indexes
 from ovref.reduce.phases import Report, run_phase
-from ovref.reduce.prototypes import build_prototypes
+from ovref.reduce.prototypes import GrownPrototypes, build_prototypes
 from ovref.reduce.spec import ReduceSpec
+from ovref.reduce.tasks import RunTasks, in_process
 from ovref.stages.embed import Embed
 from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store
@@ -50,7 +52,7 @@ def reduce_collection(
     base: Store | None = None,
     replace: bool = False,
     allow_incomplete: bool = False,
-    threads: int = 1,
+    run_tasks: RunTasks = in_process,
     report: Report = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Makes the collection of these reference shards and publishes it at `output`.
@@ -61,17 +63,18 @@ def reduce_collection(
             manifest.
         texts: `embed.text`, loaded; encodes the vocabulary.
         output: where the collection is published; `base` itself to grow it in place.
-        work: local folder for the phases; it needs about three times the size of the embeddings.
+        work: local folder for the phases; it needs about five times the size of the embeddings.
             What the filters dropped stays there (`<fingerprint>-dropped.parquet`), the rest is
             removed at the end.
         licences: of the inputs, as the corpora state them.
         base: a published collection to grow. Its references keep their ids, filters are not run on
-            them again, its shards are not read again, its tombstones stay; indexes and prototypes
-            are made anew. Without new shards this settles tombstones, or changes the prototypes.
+            them again, its shards are not read again, its tombstones stay; indexes get the new
+            references, and nouns that they or a tombstone touch get new prototypes. Without new
+            shards this settles tombstones, or changes the prototypes.
         replace: whether `output` may hold another collection that will be gone.
         allow_incomplete: whether steps may lack shards.
-        threads: of faiss, for building indexes. It does not change the content; an HNSW quantiser
-            (10 million references and more) is built in another order with more than one.
+        run_tasks: runs the work of indexing and clustering, in this process or on others that see
+            `work`; it does not change a byte.
         report: told about the progress.
 
     Returns:
@@ -120,7 +123,6 @@ def reduce_collection(
             spec.filter,
             settled=settled,
             seed=spec.seed,
-            threads=threads,
             report=report,
         ),
     )
@@ -132,7 +134,8 @@ def reduce_collection(
             out,
             recall=spec.index_recall,
             seed=spec.seed,
-            threads=threads,
+            grown=_grown_indexes(grown, spec),
+            run_tasks=run_tasks,
             report=report,
         ),
     )
@@ -144,9 +147,11 @@ def reduce_collection(
             folder / "filter",
             out,
             config=spec.prototypes,
+            grown=_grown_prototypes(grown, spec),
             dead=dead,
             texts=texts,
             templates=embed.templates,
+            run_tasks=run_tasks,
             report=report,
         ),
     )
@@ -246,6 +251,40 @@ def _base(store: Store, embed: Embed) -> Base:
                 f"{new}; vectors of two encoders cannot be compared, so build another collection"
             )
     return Base(manifest, paths)
+
+
+def _grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]:
+    """Centroids of another seed or version would not be those of building at once."""
+    if grown is None or not _as_now(grown, spec, "seed"):
+        return {}
+    return {
+        role: GrownIndex(
+            path=grown.paths[f"{role}_index"],
+            info=getattr(grown.manifest, f"{role}_index"),
+            rows=grown.rows,
+        )
+        for role in ROLES
+    }
+
+
+def _grown_prototypes(grown: Base | None, spec: ReduceSpec) -> GrownPrototypes | None:
+    if grown is None:
+        return None
+    tombstones = grown.paths["tombstones"]
+    unsettled = fmt.read_tombstones(tombstones, skip=grown.manifest.settled_tombstones)
+    return GrownPrototypes(
+        nouns=grown.paths["nouns"],
+        prototypes=grown.paths["prototypes"],
+        references=grown.rows,
+        settled=np.setdiff1d(fmt.read_tombstones(tombstones), unsettled),
+        same_settings=_as_now(grown, spec, "prototypes"),
+    )
+
+
+def _as_now(grown: Base, spec: ReduceSpec, field: str) -> bool:
+    """Whether the grown collection was reduced by the same version with the same setting."""
+    now, then = spec_identity(spec), grown.manifest.build.get("reduce", {})
+    return then.get("version") == now["version"] and then["fields"][field] == now["fields"][field]
 
 
 def _inputs_of(grown: Base | None) -> list[dict[str, Any]]:

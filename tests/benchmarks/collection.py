@@ -56,7 +56,7 @@ def main(n: int, dim: int) -> None:
         report |= {"factory": factory, "search": search, "recall_at_10": recall}
         info = fmt.IndexInfo(factory=factory, search=search, recall=recall, recall_k=10)
         start = time.process_time()
-        prototypes = [make_prototypes(vectors[noun_of == row], config) for row in range(len(nouns))]
+        prototypes = make_prototypes([vectors[noun_of == row] for row in range(len(nouns))], config)
         report["prototypes_ms_per_noun"] = 1e3 * (time.process_time() - start) / len(nouns)
 
         for kind in ("visual", "textual"):

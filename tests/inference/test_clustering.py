@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from ovref_inference.clustering import spherical_kmeans
+from ovref_inference import clustering
+from ovref_inference.clustering import spherical_kmeans, spherical_kmeans_many
 from ovref_inference.vectors import l2_normalised
 
 
@@ -96,3 +97,38 @@ def test_opposite_vectors_leave_no_nan():
 def test_bad_input_is_refused(vectors, k, message):
     with pytest.raises(ValueError, match=message):
         spherical_kmeans(vectors, k)
+
+
+def sets_of_vectors(rng):
+    """Of many sizes, some alike, with duplicates, opposites and single vectors among them."""
+    sizes = [1, 2, 3, 4, 5, 5, 5, 9, 9, 20, 20, 20, 60, 61, 96, 97, 300]
+    sets = [rng.standard_normal((size, 16)) + rng.standard_normal(16) for size in sizes]
+    sets.append(np.repeat(np.eye(16)[:2], [50, 1], axis=0))
+    sets.append(np.concatenate([np.eye(16)[:5], -np.eye(16)[:5]] * 4))
+    return [vectors.astype(np.float16) for vectors in sets]
+
+
+@pytest.mark.parametrize("k", [1, 4, 10])
+@pytest.mark.parametrize("iterations", [1, 3, 20])
+def test_many_sets_at_once_are_clustered_as_each_alone(k, iterations):
+    sets = sets_of_vectors(np.random.default_rng(7))
+    found = spherical_kmeans_many(sets, k, seed=3, iterations=iterations)
+    for vectors, centroids in zip(sets, found, strict=True):
+        alone = spherical_kmeans(vectors, k, seed=3, iterations=iterations)
+        np.testing.assert_allclose(centroids, alone, atol=2e-5)
+
+
+def test_what_a_set_gets_does_not_depend_on_the_others(monkeypatch):
+    sets = sets_of_vectors(np.random.default_rng(8))
+    together = spherical_kmeans_many(sets, 4, seed=1)
+    monkeypatch.setattr(clustering, "_BATCH_BYTES", 1)
+    for vectors, centroids in zip(sets, together, strict=True):
+        (alone,) = spherical_kmeans_many([vectors], 4, seed=1)
+        np.testing.assert_array_equal(alone, centroids)
+
+
+def test_no_sets_give_nothing_and_a_bad_one_is_refused():
+    assert spherical_kmeans_many([], 3) == []
+    for bad in (np.zeros((0, 3)), np.ones(3), np.zeros((5, 3)), np.full((5, 3), np.nan)):
+        with pytest.raises(ValueError, match="vectors"):
+            spherical_kmeans_many([np.eye(3), bad], 2)

@@ -131,7 +131,9 @@ def test_stored_prototypes_and_rare_nouns_by_neighbours(collection, built):
 def test_stored_and_fresh_prototypes_agree(collection, built):
     """The builder's rule and the query's are one: recomputing gives what is stored."""
     for row, (stored, used) in enumerate(built.prototypes):
-        fresh, fresh_used = collection._fresh(row, built.noun_embeddings[row], built.config)
+        ((fresh, fresh_used),) = collection._fresh(
+            [row], built.noun_embeddings[[row]], built.config
+        )
         assert fresh_used == used
         np.testing.assert_allclose(fresh, stored.astype(np.float32), atol=1e-3)
 
@@ -139,8 +141,21 @@ def test_stored_and_fresh_prototypes_agree(collection, built):
 def test_prototypes_of_an_unknown_name_come_from_its_neighbours(collection, built):
     near_tree = built.noun_embeddings[built.nouns.index("tree")][None]
     found = collection.prototypes(["oak"], text_embeddings=near_tree)
-    assert found.nouns[0][0] == "tree" and len(found.nouns[0]) == 2
+    assert found.nouns == (("tree",),)
     assert found.counts.tolist() == [4]
+
+
+def test_what_is_stored_needs_no_text_embeddings(collection, built, monkeypatch):
+    """They are nearly all of nouns.parquet, and of a large vocabulary hundreds of megabytes."""
+
+    def read(path):
+        raise AssertionError("not needed")
+
+    monkeypatch.setattr(fmt, "read_noun_embeddings", read)
+    found = collection.prototypes(built.nouns)
+    assert found.counts.tolist() == [len(vectors) for vectors, _ in built.prototypes]
+    with pytest.raises(AssertionError, match="not needed"):
+        collection.prototypes(["boat", "lion"], k=2)
 
 
 def test_another_k_is_clustered_now(collection, built):
@@ -186,6 +201,28 @@ def test_references_of_a_noun(collection, built):
         expected = np.flatnonzero(built.noun_of == row)
         np.testing.assert_array_equal(collection.references_of(noun), expected)
     assert len(collection.references_of("unicorn")) == 0
+
+
+def test_references_are_found_by_key_source_or_noun(published, built):
+    with ReferenceCollection.open(published) as collection:
+        rows = collection.rows(range(len(collection)))
+        n = len(rows)
+        assert collection.ids_of().tolist() == []
+        assert collection.ids_of(nouns=["cat", "unheard of"]).tolist() == [
+            i for i in range(n) if rows[i]["noun"] == "cat"
+        ]
+        assert collection.ids_of(sources=[rows[0]["source"]]).tolist() == [
+            i for i in range(n) if rows[i]["source"] == rows[0]["source"]
+        ]
+        key, image = rows[3]["key"], rows[9]["key"].partition("#")[0]
+        assert collection.ids_of(keys=[key, image]).tolist() == [
+            i for i in range(n) if rows[i]["key"] == key or rows[i]["key"].startswith(f"{image}#")
+        ]
+        both = collection.ids_of(keys=[key], nouns=["cat"])
+        assert set(both) == {3} | set(collection.ids_of(nouns=["cat"]))
+    store.tombstone(str(published), [3], "opt-out")
+    with ReferenceCollection.open(published) as collection:
+        assert 3 not in collection.ids_of(keys=[key])
 
 
 def test_deleted_references_never_return(published, built):

@@ -32,7 +32,8 @@ def exact(vectors, queries, k):
         (20_000, "IVF512,SQfp16"),
         (100_000, "IVF1024,SQfp16"),
         (999_999, "IVF4096,SQfp16"),
-        (1_000_000, "IVF16384,SQfp16"),
+        (1_000_000, "IVF4096,SQfp16"),
+        (9_999_999, "IVF16384,SQfp16"),
         (10_000_000, "IVF65536_HNSW32,SQfp16"),
         (10**9, "IVF262144_HNSW32,SQfp16"),
     ],
@@ -40,8 +41,18 @@ def exact(vectors, queries, k):
 def test_the_rule(n, factory):
     assert indexes.choose_index(n, 768) == factory
     lists = re.match(r"IVF(\d+)", factory)
-    # faiss wants 39 training vectors a list at least.
-    assert lists is None or n >= 39 * int(lists[1])
+    count, among = indexes.training_rows(n, factory)
+    assert count <= among <= n
+    # faiss' guidelines ask for 30 training vectors a list at least.
+    assert lists is None or count >= 30 * int(lists[1])
+
+
+def test_centroids_are_trained_on_rows_that_all_collections_with_as_many_lists_have():
+    for first, last in ((20_000, 32_767), (524_289, 2_097_152)):
+        factory = indexes.choose_index(first, 8)
+        assert factory == indexes.choose_index(last, 8) != indexes.choose_index(last + 1, 8)
+        assert indexes.training_rows(first, factory) == indexes.training_rows(last, factory)
+    assert indexes.training_rows(500, "Flat") == (0, 0)
 
 
 @pytest.mark.parametrize(("n", "dim"), [(0, 4), (4, 0)])
@@ -88,9 +99,7 @@ def test_tuning_reaches_the_target_and_measures_what_it_says(vectors, factory):
 
 def test_a_worse_search_measures_worse(vectors):
     index = indexes.build_index(vectors, "IVF64,SQfp16")
-    few, many = (
-        indexes.measure_recall(index, vectors, parameters={"nprobe": n}) for n in (1, 64)
-    )
+    few, many = (indexes.measure_recall(index, vectors, parameters={"nprobe": n}) for n in (1, 64))
     assert few < 0.95 and many == 1.0
 
 

@@ -167,7 +167,6 @@ def test_vectors_that_cannot_be_indexed_never_are(place, tmp_path, name, value):
         FilterSpec(),
         settled=0,
         seed=0,
-        threads=1,
         report=report,
     )
     assert summary["steps"][0] == {"filter": "unusable_vectors", "before": 9, "after": 8}

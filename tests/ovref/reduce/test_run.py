@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from ovref_inference.collection import ReferenceCollection
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
 from ovref_inference.prototypes import PrototypeConfig
+from ovref_inference.retrieve import class_embeddings
 from reduce_fakes import (
     COUNTS,
     EMBED,
@@ -25,6 +27,7 @@ from reduce_fakes import (
 
 from ovref.errors import InputError, MismatchError
 from ovref.reduce import FilterSpec, ReduceSpec, coverage, reduce_collection
+from ovref.reduce.tasks import in_process
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
 
@@ -34,6 +37,13 @@ SPEC = ReduceSpec(prototypes=PrototypeConfig(k=4, min_references=8, neighbours=2
 def content(folder):
     """File -> bytes of a published collection."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def in_any_order(tasks):
+    """Runs tasks as workers elsewhere may: out of order, one of them twice, after pickling."""
+    tasks = pickle.loads(pickle.dumps(list(tasks)))
+    results = {number: tasks[number]() for number in [*reversed(range(len(tasks))), 0] if tasks}
+    return iter([results[number] for number in range(len(tasks))])
 
 
 def in_gathered_order(references, shards=3):
@@ -78,13 +88,15 @@ def test_stored_prototypes_are_those_a_query_would_make(place, reduced):
     with ReferenceCollection.open(target) as collection:
         for row, noun in enumerate(collection.nouns):
             stored, used = collection._stored(row)
-            embedding = collection._noun_table["embedding"][row]
-            fresh, fresh_used = collection._fresh(row, embedding, collection.prototype_config)
+            embedding = collection.noun_embeddings[row]
+            ((fresh, fresh_used),) = collection._fresh(
+                [row], embedding[None], collection.prototype_config
+            )
             np.testing.assert_allclose(stored, fresh, atol=1e-3)
             assert used == fresh_used
             assert (len(used) > 1) == (noun == "lion")
         np.testing.assert_allclose(
-            collection._noun_table["embedding"], embeddings_of(collection.nouns), atol=1e-6
+            collection.noun_embeddings, embeddings_of(collection.nouns), atol=1e-6
         )
 
 
@@ -125,7 +137,7 @@ def test_indexes_find_what_exact_search_finds(place, reduced):
     references = in_gathered_order(make_references())
     target, summary = reduced(place(make_references()), SPEC)
     assert summary["index"]["visual"] == {
-        "factory": "Flat", "search": {}, "recall": 1.0, "recall_k": 0,
+        "factory": "Flat", "search": {}, "recall": 1.0, "recall_k": 0, "train_rows": 0,
     }  # fmt: skip
     queries = np.stack([direction(noun, 12) for noun in COUNTS]).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
@@ -158,7 +170,7 @@ def test_equal_references_give_equal_bytes_whatever_made_them(place, reduced):
     first, _ = reduced(place(references, run=0), SPEC, "first")
     # The same step elsewhere, its shards committed in another order by "other workers".
     again = place(references, run=0, name="elsewhere", order=[2, 0, 1])
-    second, _ = reduced(again, SPEC, "second", threads=2)
+    second, _ = reduced(again, SPEC, "second", run_tasks=in_any_order)
     left, right = content(first), content(second)
     manifests = [json.loads(files.pop("collection.json")) for files in (left, right)]
     assert left == right
@@ -183,7 +195,8 @@ KILLS = {
     "filter": ("ovref.reduce.filter._write_kept", 0),
     "first index": ("ovref.reduce.index.write_index", 0),
     "second index": ("ovref.reduce.index.write_index", 1),
-    "third noun": ("ovref.reduce.prototypes.make_prototypes", 2),
+    "clustering": ("ovref.reduce.prototypes.make_prototypes", 0),
+    "third noun": ("ovref.reduce.prototypes.VectorWriter.append", 2),
     "tombstones": ("ovref.reduce.run.fmt.write_table", 0),
     "end of gather": ("ovref.reduce.phases.os.replace", 0),
     "end of filter": ("ovref.reduce.phases.os.replace", 1),
@@ -214,7 +227,7 @@ def test_a_reduction_killed_anywhere_goes_on_and_ends_in_the_same_bytes(
 def test_a_finished_phase_is_not_run_again(undisturbed, tmp_path, monkeypatch):
     step, files, _ = undisturbed
     with monkeypatch.context() as patch:
-        die_in(patch, "ovref.reduce.prototypes.make_prototypes", 2)
+        die_in(patch, "ovref.reduce.prototypes.make_prototypes", 0)
         with pytest.raises(KeyboardInterrupt):
             reduce_into(tmp_path / "collection", step, SPEC)
     for finished in ("gather", "filter_references", "build_indexes"):
@@ -358,6 +371,100 @@ def test_growing_keeps_ids_and_equals_building_at_once(place, reduced):
         assert [entry["step"] for entry in left.manifest.build["inputs"]] == ["references"] * 2
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Inverted files, partitions and tasks that a hundred references fill several of."""
+    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF4,SQfp16")
+    monkeypatch.setattr("ovref.reduce.index.training_rows", lambda n, factory: (60, 100))
+    monkeypatch.setattr("ovref.reduce.index.PART_ROWS", 32)
+    monkeypatch.setattr("ovref.reduce.ivf.BLOCK", 16)
+    monkeypatch.setattr("ovref.reduce.by_noun.SPAN_ROWS", 30)
+    monkeypatch.setattr("ovref.reduce.by_noun.PARTITION_BYTES", 40 * 12 * 2)
+    monkeypatch.setattr("ovref.reduce.prototypes.NOUNS_A_TASK", 2)
+    monkeypatch.setattr("ovref.reduce.prototypes._SETS_BYTES", 1)
+
+
+def test_spread_over_tasks_in_any_order_gives_equal_bytes(place, reduced, small_parts, tmp_path):
+    step = place(make_references())
+    tasks_of = []
+
+    def counted(tasks):
+        tasks_of.append(len(tasks))
+        return in_any_order(tasks)
+
+    one, first = reduced(step, SPEC, "one")
+    many, second = reduced(step, SPEC, "many", run_tasks=counted)
+    assert first == second
+    assert content(one) == content(many)
+    # Training, parts, merging, tuning; neighbours, spans, partitions, clusters.
+    assert tasks_of == [2, 8, 2, 2, 1, 4, 3, 3]
+    assert not (tmp_path / "many_work" / second["fingerprint"][:16]).exists()
+
+
+def test_parts_do_not_change_prototypes(place, reduced, request):
+    step = place(make_references())
+    whole, _ = reduced(step, SPEC, "whole")
+    request.getfixturevalue("small_parts")
+    parts, summary = reduced(step, SPEC, "parts")
+    for name in ("prototypes.f16.npy", "nouns.parquet"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    assert summary["index"]["visual"]["train_rows"] == 60
+
+
+@pytest.mark.parametrize("dead", [[], [3, 4, 5]])
+def test_growing_does_only_what_is_new_and_gives_the_bytes_of_building_at_once(
+    place, reduced, small_parts, monkeypatch, dead
+):
+    old = place(make_references(seed=0), run=0)
+    new = place(make_references({"cat": 9, "owl": 12}, seed=1), run=1)
+    at_once, whole = reduced([old, new], SPEC, "at_once")
+    grown, _ = reduced(old, SPEC, "grown")
+    with ReferenceCollection.open(grown) as collection:
+        gone = {row["noun"] for row in collection.rows(dead)}
+    for target in (at_once, grown):
+        if dead:
+            collections.tombstone(str(target), dead, "opt-out")
+    if dead:  # settled by growing by nothing
+        _, whole = reduced([old, new], SPEC, "at_once", base=Store.open(str(at_once)))
+    encoded = []
+    monkeypatch.setattr(
+        "ovref.reduce.prototypes.class_embeddings",
+        lambda texts, nouns, templates: (
+            encoded.extend(nouns), class_embeddings(texts, nouns, templates)
+        )[1],
+    )  # fmt: skip
+    started = []
+
+    def watched(tasks):
+        started.extend(task.func.__name__ for task in tasks)
+        return in_process(tasks)
+
+    _, summary = reduced(new, SPEC, "grown", base=Store.open(str(grown)), run_tasks=watched)
+    assert encoded == ["owl"]
+    # Of 118 old rows 112 are whole blocks: 6 old rows and 21 new ones are one part of each kind.
+    assert (started.count("_old_part"), started.count("_part")) == (2, 2)
+    with ReferenceCollection.open(grown) as collection:
+        touched = {"cat", "owl", "lion"} | gone  # a lion takes in cats
+        assert set(collection.nouns) - touched
+    assert summary["nouns_clustered"] == len(touched)
+    published = [collections.read_manifest(str(target)) for target in (grown, at_once)]
+    for role in ("visual_index", "textual_index", "prototypes", "nouns", "visual", "references"):
+        left, right = (
+            (target / manifest.files[role].path).read_bytes()
+            for target, manifest in zip((grown, at_once), published, strict=True)
+        )
+        assert left == right, role
+    assert summary["index"] == whole["index"]
+
+
+def test_other_settings_of_prototypes_make_all_of_them_anew(place, reduced):
+    step = place(make_references())
+    target, _ = reduced(step, SPEC)
+    other = dataclasses.replace(SPEC, prototypes=PrototypeConfig(k=2, min_references=8))
+    _, summary = reduced(step, other, base=Store.open(str(target)))
+    assert summary["nouns_clustered"] == 5
+
+
 def test_growing_takes_only_new_shards_and_twice_is_once(place, reduced):
     references = make_references()
     step = place(references, order=[0, 2], finish=False)
@@ -404,10 +511,12 @@ def test_growing_keeps_tombstones_and_leaves_them_out_of_prototypes(place, reduc
         stored = collection._prototypes[
             table["prototype_start"][row] : table["prototype_stop"][row]
         ]
-        fresh, used = collection._fresh(row, table["embedding"][row], collection.prototype_config)
+        ((fresh, used),) = collection._fresh(
+            [row], collection.noun_embeddings[[row]], collection.prototype_config
+        )
         np.testing.assert_allclose(np.asarray(stored, np.float32), fresh, atol=1e-3)
         assert len(used) > 1  # 5 of 40 are left: rare now
-        assert table["neighbours"][row] == [collection.nouns[i] for i in used[1:]]
+        assert table["neighbours"][row].as_py() == [collection.nouns[i] for i in used[1:]]
 
 
 def test_growing_by_nothing_settles_tombstones_and_changes_prototypes(place, reduced):

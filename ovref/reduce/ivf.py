@@ -1,0 +1,251 @@
+"""An inverted-file index of any size in bounded memory: train, assign by parts, merge on disk.
+
+Codes are the stored float16 embeddings themselves, so the lists are the matrix in another order:
+faiss trains and searches, and which list a row belongs to is all that has to be computed. Both the
+training and the assignment take two levels, cells of centroids first, which costs about a tenth of
+comparing with every centroid; a row may so end in its second-best list, for which `nprobe`, being
+tuned on the finished index, makes up.
+
+Everything goes in blocks of `BLOCK` rows counted from row 0, because a matrix product may round a
+row otherwise in other company: the same rows give the same index, in however many parts it was
+made, and a grown collection has that of one built at once.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ovref_inference.index import faiss_module
+
+from ovref.reduce.rows import Rows
+
+BLOCK = 32_768
+"""Rows whose lists are found together."""
+CELLS_PROBED = 4
+"""Cells of centroids that are looked into for a row's nearest."""
+_COARSE_PER_CELL = 256
+"""Training rows of one cell of the first level; faiss takes no more than this either."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Centroids, sorted by cell."""
+
+    centres: np.ndarray
+    """(cells, d) float32."""
+    centroids: np.ndarray
+    """(lists, d) float32, those of one cell together."""
+    numbers: np.ndarray
+    """(lists,) int64: the list of each of them."""
+    starts: np.ndarray
+    """(cells + 1,) int64: where each cell's centroids begin."""
+
+
+def cells_of(centroids: np.ndarray) -> Cells:
+    """Groups centroids into about the square root of their number; the same each time."""
+    count = max(1, 2 ** round(np.log2(np.sqrt(len(centroids)))))
+    centres = _kmeans(centroids, count, seed=0)
+    owner = (centroids @ centres.T).argmax(axis=1)
+    numbers = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[numbers], np.arange(count + 1))
+    return Cells(centres, np.ascontiguousarray(centroids[numbers]), numbers, starts)
+
+
+def assign(vectors: np.ndarray, cells: Cells) -> np.ndarray:
+    """(n, d) float32 -> (n,) int64: the list of the nearest centroid in the nearest cells."""
+    probed = min(CELLS_PROBED, len(cells.centres))
+    nearest = np.argpartition(vectors @ cells.centres.T, -probed, axis=1)[:, -probed:]
+    looks = np.zeros((len(cells.centres), len(vectors)), dtype=bool)
+    looks[nearest.T, np.arange(len(vectors))] = True
+    best = np.full(len(vectors), -np.inf, dtype=np.float32)
+    found = np.zeros(len(vectors), dtype=np.int64)
+    for cell, (start, stop) in enumerate(zip(cells.starts[:-1], cells.starts[1:], strict=True)):
+        rows = np.flatnonzero(looks[cell])
+        if start == stop or not len(rows):
+            continue
+        similarity = vectors[rows] @ cells.centroids[start:stop].T
+        closest = similarity.argmax(axis=1)
+        score = similarity[np.arange(len(rows)), closest]
+        better = score > best[rows]
+        best[rows[better]] = score[better]
+        found[rows[better]] = cells.numbers[start + closest[better]]
+    return found
+
+
+def train(sample: np.ndarray, lists: int, *, seed: int) -> np.ndarray:
+    """(t, d) float32 -> (lists, d) float32 centroids by cosine.
+
+    On GPUs, where faiss has them, plain k-means over all centroids. Otherwise k-means into cells,
+    then within each cell, its share of the centroids in proportion to its rows.
+    """
+    if gpus():
+        return _kmeans_on_gpus(sample, lists, seed)
+    cells = max(1, 2 ** round(np.log2(np.sqrt(lists))))
+    few = np.random.default_rng(seed).permutation(len(sample))[: cells * _COARSE_PER_CELL]
+    centres = _kmeans(sample[np.sort(few)], cells, seed)
+    owner = np.concatenate(
+        [
+            (sample[at : at + BLOCK] @ centres.T).argmax(axis=1)
+            for at in range(0, len(sample), BLOCK)
+        ]
+    )
+    sizes = np.bincount(owner, minlength=cells)
+    shares = np.diff(np.cumsum(sizes) * lists // len(sample), prepend=0)
+    parts = [
+        _kmeans(sample[owner == cell], int(shares[cell]), seed)
+        for cell in range(cells)
+        if shares[cell]
+    ]
+    return np.concatenate(parts)
+
+
+def gpus() -> int:
+    """GPUs that this build of faiss can use."""
+    return faiss_module().get_num_gpus()
+
+
+def empty_index(factory: str, centroids: np.ndarray) -> Any:
+    """A trained faiss index without a row, its codes the vectors themselves in float16."""
+    faiss = faiss_module()
+    index = faiss.index_factory(centroids.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    index.by_residual = False
+    index.quantizer.add(np.ascontiguousarray(centroids))
+    index.train(np.ascontiguousarray(centroids))  # float16 codes have nothing to learn
+    return index
+
+
+def centroids_of(index: Any) -> np.ndarray:
+    """(lists, d) float32, of a trained index."""
+    return index.quantizer.reconstruct_n(0, index.nlist)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows' entries, sorted by list: raw codes and ids, and the entries of each list."""
+
+    codes: Path
+    ids: Path
+    sizes: np.ndarray
+    """(lists,) int64."""
+
+
+def write_part(vectors: Path, cells: Cells, start: int, stop: int, out: Path) -> Part:
+    """Finds the lists of rows [start, stop) and writes `<out>.*`; a block begins at `start`."""
+    rows = Rows(vectors)
+    halves = rows[start:stop]
+    owner = np.concatenate(
+        [
+            assign(halves[at : at + BLOCK].astype(np.float32), cells)
+            for at in range(0, stop - start, BLOCK)
+        ]
+    )
+    order = np.argsort(owner, kind="stable")
+    part = Part(
+        out.with_suffix(".codes"),
+        out.with_suffix(".ids"),
+        np.bincount(owner, minlength=len(cells.numbers)),
+    )
+    with open(part.codes, "wb") as file:
+        for at in range(0, len(order), BLOCK):
+            halves[order[at : at + BLOCK]].tofile(file)
+    (order + start).astype("<i8").tofile(part.ids)
+    np.save(out.with_suffix(".sizes.npy"), part.sizes, allow_pickle=False)
+    return part
+
+
+def read_part(out: Path) -> Part:
+    """The part that `write_part` wrote at `out`."""
+    sizes = np.load(out.with_suffix(".sizes.npy"), allow_pickle=False)
+    return Part(out.with_suffix(".codes"), out.with_suffix(".ids"), sizes)
+
+
+def part_of_index(path: Path, rows: int, out: Path) -> Part:
+    """The entries with ids below `rows` of an index that `merge` wrote, as a part at `out`."""
+    faiss = faiss_module()
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    lists = index.invlists
+    sizes = np.zeros(index.nlist, dtype=np.int64)
+    part = Part(out.with_suffix(".codes"), out.with_suffix(".ids"), sizes)
+    with open(part.codes, "wb") as codes, open(part.ids, "wb") as ids:
+        for number in range(index.nlist):
+            size = lists.list_size(number)
+            if not size:
+                continue
+            found = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            kept = int(np.searchsorted(found, rows))  # of one list, ids ascend
+            sizes[number] = kept
+            if kept:
+                ids.write(found[:kept].tobytes())
+                pointer = lists.get_codes(number)
+                codes.write(faiss.rev_swig_ptr(pointer, kept * index.code_size).tobytes())
+    np.save(out.with_suffix(".sizes.npy"), sizes, allow_pickle=False)
+    return part
+
+
+def merge(index: Any, parts: Sequence[Part], path: Path) -> None:
+    """Writes the empty `index` with the entries of `parts`, a list at a time.
+
+    The file is what `faiss.write_index` would write had all been added in memory. Parts must be in
+    the order of their ids.
+    """
+    faiss = faiss_module()
+    sizes = np.sum([part.sizes for part in parts], axis=0, dtype=np.int64)
+    index.ntotal = int(sizes.sum())
+    header = faiss.serialize_index(index).tobytes()
+    # An index without entries ends in: fourcc, lists, code size, "sprs" and no (list, size) pairs.
+    empty = b"ilar" + _u64(index.nlist) + _u64(index.code_size) + b"sprs" + _u64(0)
+    if not header.endswith(empty):
+        raise RuntimeError("this faiss writes inverted lists in another way than this ovref knows")
+    offsets = [np.cumsum(part.sizes) - part.sizes for part in parts]
+    files = [(os.open(part.codes, os.O_RDONLY), os.open(part.ids, os.O_RDONLY)) for part in parts]
+    try:
+        with open(path, "wb") as out:
+            out.write(header.removesuffix(empty))
+            out.write(b"ilar" + _u64(index.nlist) + _u64(index.code_size))
+            filled = np.flatnonzero(sizes)
+            if len(filled) > index.nlist // 2:
+                out.write(b"full" + _u64(len(sizes)) + sizes.astype("<u8").tobytes())
+            else:
+                pairs = np.stack([filled, sizes[filled]], axis=1).astype("<u8")
+                out.write(b"sprs" + _u64(pairs.size) + pairs.tobytes())
+            for number in filled:
+                for kind, width in ((0, index.code_size), (1, 8)):
+                    for part, descriptors, starts in zip(parts, files, offsets, strict=True):
+                        count = int(part.sizes[number]) * width
+                        at = int(starts[number]) * width
+                        out.write(os.pread(descriptors[kind], count, at))
+    finally:
+        for pair in files:
+            for descriptor in pair:
+                os.close(descriptor)
+
+
+def _u64(value: int) -> bytes:
+    return int(value).to_bytes(8, "little")
+
+
+def _kmeans(vectors: np.ndarray, count: int, seed: int, steps: int = 10) -> np.ndarray:
+    """(n, d) -> (count, d) centroids by cosine, by faiss on this CPU; n may be less than count."""
+    faiss = faiss_module()
+    if len(vectors) <= count:
+        rest = vectors[np.arange(count - len(vectors)) % len(vectors)]
+        return np.concatenate([vectors, rest]).astype(np.float32)
+    kmeans = faiss.Kmeans(
+        vectors.shape[1], count, niter=steps, seed=seed, spherical=True,
+        min_points_per_centroid=1, max_points_per_centroid=len(vectors),
+    )  # fmt: skip
+    kmeans.train(np.ascontiguousarray(vectors, dtype=np.float32))
+    return kmeans.centroids
+
+
+def _kmeans_on_gpus(sample: np.ndarray, lists: int, seed: int) -> np.ndarray:
+    faiss = faiss_module()
+    clustering = faiss.Clustering(sample.shape[1], lists)
+    clustering.spherical, clustering.seed, clustering.niter = True, seed, 10
+    clustering.max_points_per_centroid = len(sample)
+    index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(sample.shape[1]))
+    clustering.train(np.ascontiguousarray(sample), index)
+    return faiss.vector_to_array(clustering.centroids).reshape(lists, -1)

@@ -1,0 +1,48 @@
+"""Rows of a matrix on disk, read and not mapped: pages of a map count as memory while they stay."""
+
+from pathlib import Path
+
+import numpy as np
+from ovref_inference.format import open_vectors
+
+
+class Rows:
+    """The (rows, dim) float16 matrix of a file, by slices and by numbers of rows.
+
+    rows = Rows(path)
+    rows[100:200]                  # (100, dim), one read
+    rows[np.array([7, 3, 3])]      # (3, dim), one read for each run of neighbouring rows
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises CollectionError like `open_vectors`."""
+        mapped = open_vectors(path)
+        self.path = Path(path)
+        self.shape: tuple[int, int] = mapped.shape
+        self._offset = mapped.offset
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        with open(self.path, "rb") as file:
+            if isinstance(key, slice):
+                start, stop, step = key.indices(len(self))
+                if step != 1:
+                    raise ValueError(f"rows are read in steps of 1, found {step}")
+                return self._read(file, start, max(start, stop))
+            wanted, inverse = np.unique(key, return_inverse=True)
+            found = np.empty((len(wanted), self.shape[1]), dtype=np.float16)
+            cuts = np.flatnonzero(np.diff(wanted) > 1) + 1
+            for first, last in zip([0, *cuts], [*cuts, len(wanted)], strict=True):
+                if first < last:
+                    found[first:last] = self._read(file, wanted[first], wanted[last - 1] + 1)
+            return found[inverse.reshape(-1)]
+
+    def _read(self, file, start: int, stop: int) -> np.ndarray:
+        dim = self.shape[1]
+        file.seek(self._offset + int(start) * dim * 2)
+        found = np.fromfile(file, dtype="<f2", count=int(stop - start) * dim)
+        if len(found) != (stop - start) * dim:
+            raise ValueError(f"{self.path} ends before row {stop}")
+        return found.reshape(-1, dim)

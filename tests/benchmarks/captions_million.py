@@ -1,0 +1,139 @@
+"""Very many captions through ingest, nouns and the selection of prompts: does memory stay flat?
+
+    python tests/benchmarks/captions_million.py --data ../shared/data --captions 100000 1000000
+
+Captions are COCO's of val2017, their nouns exchanged for others of the same captions at random, so
+that nearly all are distinct; a twentieth is said twice. Each number of captions goes through the
+three steps in a process of its own, whose peak resident memory and CPU seconds are recorded after
+every step. `--without-nouns` skips the tagger and takes each caption's exchanged words for its
+nouns, where a core-hour for the tagger is not to be had.
+Writes results/captions.json.
+"""
+
+import argparse
+import json
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SHARD_SIZE = 5000
+MAX_PER_NOUN = 2000
+WORDS = re.compile(r"[a-z]+")
+
+
+def make(data: Path, count: int, path: Path) -> None:
+    """Writes `count` captions, one a line."""
+    found = json.loads((data / "coco" / "captions_val2017.json").read_text())["annotations"]
+    texts = [" ".join(item["caption"].split()) for item in found]
+    nouns = sorted(_nouns_of(texts))
+    known, rng, last = set(nouns), random.Random(0), ""
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(count):
+            if number % 20 == 19:
+                file.write(last)
+                continue
+            text = texts[rng.randrange(len(texts))].lower()
+            last = WORDS.sub(lambda word: rng.choice(nouns) if word[0] in known else word[0], text)
+            last += "\n"
+            file.write(last)
+
+
+def _nouns_of(texts: list[str]) -> set[str]:
+    """Words that follow an article at least three times: mostly nouns, which is enough here."""
+    counts: dict[str, int] = {}
+    for text in texts:
+        for word in re.findall(r"\b(?:a|an|the) ([a-z]{3,})\b", text.lower()):
+            counts[word] = counts.get(word, 0) + 1
+    return {word for word, count in counts.items() if count >= 3}
+
+
+def run(captions: Path, folder: Path, with_nouns: bool, order: str) -> list[dict]:
+    """Peak memory and CPU seconds after each step."""
+    from ovref.corpora import CorpusSpec, identify, read_captions
+    from ovref.ingest import ingest
+    from ovref.run_shard import run_shard
+    from ovref.select_prompts import SelectPrompts, select_prompts
+    from ovref.stages.extract_nouns import ExtractNouns
+    from ovref.storage.steps import open_step
+    from ovref.storage.store import Store
+
+    store, report = Store.open(str(folder)), []
+    spec = CorpusSpec(path=str(captions), corpus_id="many")
+
+    def note(step: str, folder, began: float) -> None:
+        commits = folder.commits().values()
+        report.append({
+            "step": step, "records": sum(commit.outputs for commit in commits),
+            "cpu_s": round(time.process_time() - began, 2),
+            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        })  # fmt: skip
+
+    began = time.process_time()
+    cut = open_step(store, "captions", {"corpus": identify(spec)})
+    ingest(read_captions(spec), cut, SHARD_SIZE)
+    note("captions", cut, began)
+
+    began = time.process_time()
+    prompts = open_step(store, "prompts", {"nouns": with_nouns}, [cut.fingerprint])
+    stage = ExtractNouns().build() if with_nouns else _words_as_nouns
+    for shard in cut.complete():
+        run_shard([stage], cut, prompts, shard)
+    prompts.finish(cut.complete())
+    note("prompts" if with_nouns else "prompts without the tagger", prompts, began)
+
+    began = time.process_time()
+    selected = open_step(store, "selected", {"order": order}, [prompts.fingerprint])
+    select_prompts(SelectPrompts(max_per_noun=MAX_PER_NOUN, order=order), prompts, selected)
+    note(f"selected, {order}", selected, began)
+    return report
+
+
+def _words_as_nouns(captions: Iterator) -> Iterator:
+    from ovref.records import Noun, Prompt
+
+    for caption in captions:
+        words = [w for w in WORDS.finditer(caption.text) if len(w[0]) > 3]
+        nouns = tuple(Noun(text=w[0], start=w.start(), end=w.end()) for w in words[:4])
+        yield Prompt(
+            key=caption.key, caption=caption.text, nouns=nouns or (Noun(text="x", start=0, end=1),),
+            source=caption.source,
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with coco/")
+    parser.add_argument("--captions", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--order", default="rare_first")
+    parser.add_argument("--without-nouns", action="store_true")
+    parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        folder = arguments.only / "steps"
+        found = run(
+            arguments.only / "captions.txt", folder, not arguments.without_nouns, arguments.order
+        )
+        print(json.dumps(found))
+        return
+    report = {"date": date.today().isoformat(), "shard_size": SHARD_SIZE, "runs": {}}
+    for count in arguments.captions:
+        with tempfile.TemporaryDirectory() as scratch:
+            make(arguments.data, count, Path(scratch, "captions.txt"))
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", scratch]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            report["runs"][count] = json.loads(output.splitlines()[-1])
+    path = HERE / "results" / "captions.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()

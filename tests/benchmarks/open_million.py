@@ -1,0 +1,165 @@
+"""What opening a collection of a million references costs, and prototypes of 171 classes.
+
+    python tests/benchmarks/open_million.py [--references 1000000] [--nouns 50000]
+
+The collection has the sizes of a real one: matrices, lists of the indexes and prototypes are files
+of holes, which read as zeros, since opening looks at none of their numbers; tables, vocabulary and
+centroids are full. It is asked in a process of its own, after one that has warmed the page cache.
+Writes results/open_<references>x<width>.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+import numpy as np
+from ovref_inference import PrototypeConfig
+from ovref_inference import format as fmt
+from ovref_inference import index as indexes
+from ovref_inference.vectors import l2_normalised
+
+HERE = Path(__file__).parent
+CLASSES, REPEATS = 171, 5
+
+
+def make(folder: Path, references: int, nouns: int, width: int) -> None:
+    """The collection, its manifest last."""
+    from ovref.reduce import ivf
+
+    config = PrototypeConfig()
+    rng = np.random.default_rng(0)
+    names = [f"noun {number:06d}" for number in range(nouns)]
+    counts = np.full(nouns, references // nouns)
+    counts[0] += references - counts.sum()
+    for role, rows in (
+        ("visual", references), ("textual", references), ("prototypes", nouns * config.k)
+    ):  # fmt: skip
+        with open(folder / fmt.FILES[role], "wb") as file:
+            header = {"descr": "<f2", "fortran_order": False, "shape": (rows, width)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + rows * width * 2)
+    factory = indexes.choose_index(references, width)
+    if factory == "Flat":
+        raise SystemExit("so few references have an exact index, which is full of numbers")
+    lists = int(factory.removeprefix("IVF").partition(",")[0])
+    centroids = l2_normalised(rng.standard_normal((lists, width), dtype=np.float32))
+    sizes = np.full(lists, references // lists)
+    sizes[0] += references - sizes.sum()
+    for role in ("visual", "textual"):
+        empty = folder / f"{role}.entries"
+        for suffix, each in ((".codes", 2 * width), (".ids", 8)):
+            with open(empty.with_suffix(suffix), "wb") as file:
+                file.truncate(references * each)
+        part = ivf.Part(empty.with_suffix(".codes"), empty.with_suffix(".ids"), sizes)
+        ivf.merge(ivf.empty_index(factory, centroids), [part], folder / f"{role}.faiss")
+        part.codes.unlink()
+        part.ids.unlink()
+    with fmt.TableWriter(folder / fmt.FILES["references"], fmt.REFERENCE_SCHEMA) as table:
+        noun_of = np.repeat(names, counts)
+        for start in range(0, references, 65_536):
+            own = noun_of[start : start + 65_536]
+            n = len(own)
+            zeros = {name: np.zeros(n, np.int32) for name in (
+                "span_start", "span_end", "x0", "y0", "x1", "y1")}  # fmt: skip
+            table.append({
+                "id": range(start, start + n), "key": [f"{i:024x}#0" for i in range(n)],
+                "noun": own.tolist(), "caption": ["a caption"] * n, **zeros, "area": np.ones(n),
+                "score": np.ones(n), "source": ["daam"] * n, "shard": ["0/0"] * n,
+                "seed": [None] * n,
+            })  # fmt: skip
+    starts = np.arange(nouns) * config.k
+    near = rng.integers(nouns, size=(nouns, 9))
+    fmt.write_table(folder / fmt.FILES["nouns"], fmt.NOUN_SCHEMA, {
+        "noun": names, "count": counts,
+        "embedding": list(l2_normalised(rng.standard_normal((nouns, width), dtype=np.float32))),
+        "prototype_start": starts, "prototype_stop": starts + config.k,
+        # Two thirds are rare and lean on nine others.
+        "neighbours": [[names[i] for i in row] if n % 3 else [] for n, row in enumerate(near)],
+    })  # fmt: skip
+    fmt.write_table(
+        folder / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, fmt.tombstone_columns([], "")
+    )
+    encoder = fmt.EncoderInfo(model="synthetic", revision="", dim=width)
+    info = fmt.IndexInfo(factory=factory, search={"nprobe": 8}, recall=1.0, recall_k=10)
+    files = {}
+    for role, name in fmt.FILES.items():
+        size = (folder / name).stat().st_size
+        digest = fmt.sha256_of(folder / name) if size < 1 << 24 else "0" * 64
+        files[role] = fmt.FileInfo(path=name, bytes=size, sha256=digest)
+    (folder / fmt.MANIFEST).write_bytes(fmt.manifest_bytes(fmt.Manifest(
+        fingerprint="0" * 64, visual=encoder, textual=encoder, templates=("a {}.",),
+        weights=(0.9, 0.1), visual_index=info, textual_index=info, prototypes=asdict(config),
+        counts={"references": references, "nouns": nouns, "prototypes": nouns * config.k,
+                "tombstones": 0},
+        files=files,
+    )))  # fmt: skip
+
+
+def ask(folder: Path) -> dict[str, float]:
+    """Seconds and megabytes of this process."""
+    import faiss  # noqa: F401 - loaded before the clock starts, as by anyone who has opened before
+    from ovref_inference import ReferenceCollection
+
+    found = {"imports_mb": _resident_mb()}
+    walls, cpus = [], []
+    for _ in range(REPEATS):
+        began, began_cpu = time.perf_counter(), time.process_time()
+        collection = ReferenceCollection.open(folder)
+        walls.append(time.perf_counter() - began)
+        cpus.append(time.process_time() - began_cpu)
+        found.setdefault("resident_mb", _resident_mb())
+    found |= {"open_first_cpu_s": cpus[0], "open_cpu_s": min(cpus), "open_wall_s": min(walls)}
+    rng = np.random.default_rng(0)
+    walls, cpus = [], []
+    for _ in range(REPEATS):
+        names = [collection.nouns[i] for i in rng.permutation(len(collection.nouns))[:CLASSES]]
+        began, began_cpu = time.perf_counter(), time.process_time()
+        collection.prototypes(names)
+        walls.append(time.perf_counter() - began)
+        cpus.append(time.process_time() - began_cpu)
+    return found | {
+        f"prototypes_of_{CLASSES}_first_cpu_s": cpus[0],
+        f"prototypes_of_{CLASSES}_cpu_s": min(cpus),
+        f"prototypes_of_{CLASSES}_wall_s": min(walls),
+        "resident_after_mb": _resident_mb(),
+    }
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--references", type=int, default=1_000_000)
+    parser.add_argument("--nouns", type=int, default=50_000)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(ask(arguments.only)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        make(Path(scratch), arguments.references, arguments.nouns, arguments.width)
+        command = [sys.executable, __file__, "--only", scratch]
+        for _ in range(2):  # the first warms the page cache
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    report = {
+        "references": arguments.references, "nouns": arguments.nouns, "width": arguments.width,
+    } | {key: round(value, 4) for key, value in json.loads(output).items()}  # fmt: skip
+    path = HERE / "results" / f"open_{arguments.references}x{arguments.width}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()

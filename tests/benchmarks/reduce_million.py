@@ -1,0 +1,370 @@
+"""Indexes and prototypes of a large collection, against autofaiss and a loop of faiss k-means.
+
+    python tests/benchmarks/reduce_million.py --references 100000 --nouns 5000 \\
+        --scratch SCRATCH --autofaiss VENV/bin/python
+
+Both start from the same two matrices of float16 embeddings and end with two indexes of recall@10 of
+at least 0.95 and ten prototypes a noun; both cluster the same vectors for each noun, and the search
+for a rare noun's neighbours is counted for ovref alone. autofaiss (in an environment of its own) is
+asked for memory-mapped indexes by inner product within 4 GB; its loop of k-means has one thread.
+
+The references are synthetic: nouns in topics, with eight ways to look, in long-tailed numbers.
+Times are CPU seconds of all processes together, since wall clocks tell nothing on a busy machine.
+Memory is the largest sum of the proportional set sizes of the process and its workers, sampled.
+Writes results/reduce_<references>x<width>.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+import faiss
+import numpy as np
+
+HERE = Path(__file__).parent
+QUERIES, K, TARGET = 256, 10, 0.95
+
+
+def make(folder: Path, references: int, nouns: int, width: int) -> None:
+    """The folder as the reduction's filter leaves it, and the nouns' text embeddings."""
+    from ovref_inference import format as fmt
+
+    rng = np.random.default_rng(0)
+    topics = rng.standard_normal((max(1, nouns // 50), width), dtype=np.float32)
+    topic_of = rng.integers(len(topics), size=nouns)
+    looks = topics[topic_of] + 0.8 * rng.standard_normal((nouns, width), dtype=np.float32)
+    texts = topics[topic_of] + 0.6 * rng.standard_normal((nouns, width), dtype=np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    modes = rng.standard_normal((4096, width), dtype=np.float32)
+    weights = 1 / (np.arange(nouns) + 30)
+    noun_of = rng.choice(nouns, size=references, p=weights / weights.sum())
+    noun_of[:nouns] = rng.permutation(nouns)[:references]  # each at least once
+    names = [f"noun {number:06d}" for number in range(nouns)]
+    np.save(folder / "texts.npy", texts)
+    with (
+        fmt.TableWriter(folder / fmt.FILES["references"], fmt.REFERENCE_SCHEMA) as table,
+        fmt.VectorWriter(folder / fmt.FILES["visual"], references, width) as visual,
+        fmt.VectorWriter(folder / fmt.FILES["textual"], references, width) as textual,
+    ):
+        for start in range(0, references, 65_536):
+            of = noun_of[start : start + 65_536]
+            n = len(of)
+            look = (of * 8 + rng.integers(8, size=n)) * 2654435761 % len(modes)
+            x = looks[of] + 0.7 * modes[look]
+            x += 0.9 * rng.standard_normal((n, width), dtype=np.float32)
+            visual.append(x / np.linalg.norm(x, axis=1, keepdims=True))
+            captions = 0.9 * texts[of]
+            captions += 0.1 * rng.standard_normal((n, width), dtype=np.float32) / width**0.5
+            textual.append(captions / np.linalg.norm(captions, axis=1, keepdims=True))
+            ids = range(start, start + n)
+            zeros = {name: np.zeros(n, np.int32) for name in (
+                "span_start", "span_end", "x0", "y0", "x1", "y1")}  # fmt: skip
+            table.append({
+                "id": ids, "key": [f"{i:024x}#0" for i in ids],
+                "noun": [names[i] for i in of], "caption": [f"a {names[i]}" for i in of], **zeros,
+                "area": np.ones(n), "score": np.ones(n), "source": ["daam"] * n,
+                "shard": ["000000000000/00000"] * n, "seed": [None] * n,
+            })  # fmt: skip
+
+
+class Texts:
+    """Gives each noun the embedding that was drawn for it."""
+
+    def __init__(self, embeddings: np.ndarray) -> None:
+        self._embeddings = embeddings
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        return self._embeddings[[int(text.rpartition(" ")[2]) for text in texts]]
+
+
+def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
+    """ovref's phases `index` and `prototypes`, spread over worker processes, then published."""
+    from ovref_inference import format as fmt
+    from ovref_inference import store
+    from ovref_inference.prototypes import PrototypeConfig
+
+    from ovref.reduce.index import build_indexes
+    from ovref.reduce.prototypes import build_prototypes
+
+    config, report, times = PrototypeConfig(), lambda *event: None, {}
+    out.mkdir()
+    began = time.monotonic()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        run = lambda tasks: pool.map(_call, tasks)  # noqa: E731
+        indexes = build_indexes(
+            folder, out, recall=TARGET, seed=0, grown={}, run_tasks=run, report=report
+        )
+        times["index_s"] = time.monotonic() - began
+        summary = build_prototypes(
+            folder, out, config=config, grown=None, dead=np.zeros(0, np.int64),
+            texts=Texts(np.load(folder / "texts.npy")), templates=("{}",), run_tasks=run,
+            report=report,
+        )  # fmt: skip
+    times["wall_s"] = time.monotonic() - began
+    for role in ("references", "visual", "textual"):
+        os.link(folder / fmt.FILES[role], out / fmt.FILES[role])
+    fmt.write_table(
+        out / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, fmt.tombstone_columns([], "")
+    )
+    width = fmt.open_vectors(out / fmt.FILES["visual"]).shape[1]
+    encoder = fmt.EncoderInfo(model="synthetic", revision="", dim=width)
+    store.publish(out, str(out), fmt.Manifest(
+        fingerprint="0" * 64, visual=encoder, textual=encoder, templates=("{}",),
+        weights=(0.9, 0.1), visual_index=fmt.IndexInfo(**indexes["visual"]),
+        textual_index=fmt.IndexInfo(**indexes["textual"]), prototypes=asdict(config),
+    ))  # fmt: skip
+    counts = {name: summary[name] for name in ("nouns", "rare_nouns", "prototypes")}
+    return times | {"index": indexes} | counts
+
+
+def theirs(folder: Path, out: Path, collection: Path, workers: int) -> dict[str, Any]:
+    """autofaiss for both matrices, then k-means a noun; runs in autofaiss' environment."""
+    from autofaiss import build_index
+
+    out.mkdir()
+    began, found = time.monotonic(), {}
+    for role in ("visual", "textual"):
+        source = out / f"{role}_embeddings"
+        source.mkdir()
+        os.link(folder / f"{role}.f16.npy", source / "0.npy")
+        _, infos = build_index(
+            str(source), index_path=str(out / f"{role}.faiss"),
+            index_infos_path=str(out / f"{role}.json"), metric_type="ip",
+            should_be_memory_mappable=True, max_index_memory_usage="4GB",
+            current_memory_available="4GB", nb_cores=workers, verbose=30,
+        )  # fmt: skip
+        found[role] = {key: infos[key] for key in ("index_key", "index_param") if key in infos}
+    index_s = time.monotonic() - began
+    faiss.omp_set_num_threads(1)
+    vectors = np.load(folder / "visual.f16.npy", mmap_mode="r")
+    rows = np.load(collection / "support_rows.npy", mmap_mode="r")
+    starts = np.load(collection / "support_starts.npy")
+    prototypes = []
+    for start, stop in pairwise(starts):
+        x = vectors[rows[start:stop]].astype(np.float32)
+        if len(x) > 10:
+            kmeans = faiss.Kmeans(
+                x.shape[1], 10, niter=20, spherical=True, seed=0, min_points_per_centroid=1,
+                max_points_per_centroid=len(x),
+            )  # fmt: skip
+            kmeans.train(x)
+            x = kmeans.centroids
+        prototypes.append(x)
+    np.save(out / "prototypes.npy", np.concatenate(prototypes).astype(np.float16))
+    return {"index_s": index_s, "wall_s": time.monotonic() - began, "index": found}
+
+
+def supports(collection: Path) -> None:
+    """For every noun the rows that ovref clustered, for the other side to cluster too."""
+    from ovref_inference import ReferenceCollection
+    from ovref_inference.prototypes import clustered_rows
+
+    with ReferenceCollection.open(collection) as opened:
+        every = []
+        for noun, others in zip(
+            opened.nouns, opened._noun_table["neighbours"].to_pylist(), strict=True
+        ):
+            ids = [opened.references_of(name) for name in (noun, *others)]
+            every.append(clustered_rows(np.sort(np.concatenate(ids)), opened.prototype_config))
+    np.save(collection / "support_starts.npy", np.cumsum([0, *map(len, every)]))
+    np.save(collection / "support_rows.npy", np.concatenate(every).astype(np.int32))
+
+
+def recalls(vectors: np.ndarray, path: Path, nprobe: int | None) -> dict[str, float]:
+    """Recall@10 at the given nprobe, or at the smallest power of two that reaches 0.95."""
+    from ovref_inference.index import exact_search, sample
+
+    queries = sample(vectors, QUERIES, seed=1)
+    exact, _ = exact_search(vectors, queries, K)
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    lists = getattr(index, "nlist", None)
+    if lists is None:
+        return {"recall_at_10": 1.0}
+    for value in [nprobe] if nprobe else [2**i for i in range(12) if 2**i <= lists]:
+        began = time.process_time()
+        _, ids = index.search(queries, K, params=faiss.SearchParametersIVF(nprobe=value))
+        spent = time.process_time() - began
+        scores = np.einsum("qd,qkd->qk", queries, vectors[np.maximum(ids, 0)].astype(np.float32))
+        recall = float(((ids >= 0) & (scores >= exact[:, -1:] - 1e-3)).mean())
+        if recall >= TARGET:
+            break
+    return {"nprobe": value, "recall_at_10": recall, "ms_per_query": 1e3 * spent / QUERIES}
+
+
+def objective(vectors: np.ndarray, collection: Path, prototypes: np.ndarray) -> float:
+    """Mean cosine of a clustered vector with its noun's nearest prototype, over 500 nouns."""
+    rows = np.load(collection / "support_rows.npy", mmap_mode="r")
+    starts = np.load(collection / "support_starts.npy")
+    sizes = np.minimum(np.diff(starts), 10)
+    stops = np.cumsum(sizes)
+    cosines = []
+    for noun in np.random.default_rng(0).permutation(len(sizes))[:500]:
+        x = vectors[rows[starts[noun] : starts[noun + 1]]].astype(np.float32)
+        own = prototypes[stops[noun] - sizes[noun] : stops[noun]].astype(np.float32)
+        cosines.append(float((x @ own.T).max(axis=1).mean()))
+    return float(np.mean(cosines))
+
+
+def open_and_ask(collection: Path, classes: int = 171) -> dict[str, float]:
+    """What opening and asking for prototypes costs a process that does nothing else."""
+    from ovref_inference import ReferenceCollection
+
+    before = _pss(os.getpid())
+    began, began_cpu = time.perf_counter(), time.process_time()
+    opened = ReferenceCollection.open(collection)
+    found = {
+        "open_s": time.perf_counter() - began, "open_cpu_s": time.process_time() - began_cpu,
+        "imports_mb": before / 1e6, "resident_mb": _rss() / 1e6,
+    }  # fmt: skip
+    names = [opened.nouns[i] for i in np.random.default_rng(0).permutation(len(opened.nouns))]
+    began, began_cpu = time.perf_counter(), time.process_time()
+    opened.prototypes(names[:classes])
+    found |= {
+        f"prototypes_of_{classes}_s": time.perf_counter() - began,
+        f"prototypes_of_{classes}_cpu_s": time.process_time() - began_cpu,
+        "resident_after_mb": _rss() / 1e6,
+    }
+    return found
+
+
+def measured(work: Callable[[], Any]) -> dict[str, Any]:
+    """What `work` returns, with CPU seconds and peak memory of this process and its children."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            peak[0] = max(peak[0], sum(map(_pss, _family(os.getpid()))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        found = work()
+    finally:
+        done.set()
+        watcher.join()
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return (found or {}) | {
+        "cpu_s": sum(usage.ru_utime + usage.ru_stime for usage in usages),
+        "peak_pss_gb": peak[0] / 1e9,
+        "max_rss_of_one_process_gb": max(usage.ru_maxrss for usage in usages) * 1024 / 1e9,
+    }
+
+
+def main() -> None:
+    arguments = _arguments()
+    scratch, n = arguments.scratch, arguments.references
+    filtered, collection = scratch / "filtered", scratch / "collection"
+    if arguments.only:
+        work = {
+            "ours": lambda: ours(filtered, collection, arguments.workers),
+            "theirs": lambda: theirs(filtered, scratch / "theirs", collection, arguments.workers),
+            "open": lambda: open_and_ask(collection),
+        }[arguments.only]
+        print(json.dumps(measured(work) if arguments.only != "open" else work()))
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    if not filtered.exists():
+        filtered.mkdir()
+        make(filtered, n, arguments.nouns, arguments.width)
+    report: dict[str, Any] = {
+        "references": n, "nouns": arguments.nouns, "width": arguments.width,
+        "workers": arguments.workers, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "faiss": faiss.__version__, "commit": _commit(), "ours": _child(sys.executable, "ours"),
+    }  # fmt: skip
+    report["open"] = _child(sys.executable, "open")
+    supports(collection)
+    if arguments.autofaiss:
+        report["theirs"] = _child(arguments.autofaiss, "theirs")
+        report["cpu_ratio"] = report["theirs"]["cpu_s"] / report["ours"]["cpu_s"]
+    for role in ("visual", "textual"):
+        vectors = np.load(filtered / f"{role}.f16.npy", mmap_mode="r")
+        nprobe = report["ours"]["index"][role]["search"].get("nprobe")
+        report["ours"]["index"][role] |= recalls(vectors, collection / f"{role}.faiss", nprobe)
+        if arguments.autofaiss:
+            path = scratch / "theirs" / f"{role}.faiss"
+            report["theirs"]["index"][role] |= recalls(vectors, path, None)
+    vectors = np.load(filtered / "visual.f16.npy", mmap_mode="r")
+    for side, path in (("ours", collection / "prototypes.f16.npy"),
+                       ("theirs", scratch / "theirs" / "prototypes.npy")):  # fmt: skip
+        if side in report:
+            report[side]["mean_cosine"] = objective(vectors, collection, np.load(path))
+    path = HERE / "results" / f"reduce_{n}x{arguments.width}.json"
+    path.write_text(json.dumps(_rounded(report), indent=1) + "\n")
+    print(path.read_text())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--references", type=int, default=100_000)
+    parser.add_argument("--nouns", type=int, default=5_000)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--autofaiss", metavar="PYTHON", help="of an environment with autofaiss")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(tempfile.gettempdir(), "ovref_reduce_million")
+    )
+    parser.add_argument("--only", choices=("ours", "theirs", "open"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _call(task: Callable[[], Any]) -> Any:
+    return task()
+
+
+def _child(python: str, only: str) -> dict[str, Any]:
+    command = [python, __file__, *sys.argv[1:], "--only", only]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    try:
+        found = [int(child) for child in children.read_text().split()]
+    except OSError:
+        return []
+    return [pid, *(member for child in found for member in _family(child))]
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def _rss() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
