@@ -9,6 +9,7 @@ nouns are thus told apart, where joining the words above a threshold gives "traf
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObje
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
 """What transformers raises when files are missing, broken or of another architecture."""
+
+NOUNS_REMEMBERED = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class GroundingDino:
                 f"GroundingDINO ends phrases at the ids {sorted(known)}, but its tokenizer has "
                 f"{self._begin}, {self._end} and {self._stop} for [CLS], [SEP] and '.'"
             )
+        # The same nouns come again and again: a proposer asks for all its classes in every image.
+        self._ids = lru_cache(NOUNS_REMEMBERED)(self._tokenised)
         settings = model.config
         self._longest = min(settings.max_text_len, settings.text_config.max_position_embeddings)
 
@@ -114,9 +119,7 @@ class GroundingDino:
         """The nouns as prompts of the model's length at most."""
         prompts: list[_Prompt] = []
         for number, text in enumerate(texts):
-            # What ends a phrase would cut a noun in two.
-            words = text.replace(".", " ").replace("?", " ")
-            ids = self._tokenizer(words, add_special_tokens=False).input_ids
+            ids = self._ids(text)
             unknown = all(token == self._tokenizer.unk_token_id for token in ids)
             # With [CLS], the stop and [SEP].
             if unknown or len(ids) + 3 > self._longest or text in texts[:number]:
@@ -130,6 +133,11 @@ class GroundingDino:
         for prompt in prompts:
             prompt.ids.append(self._end)
         return prompts
+
+    def _tokenised(self, text: str) -> list[int]:
+        # What ends a phrase would cut a noun in two.
+        words = text.replace(".", " ").replace("?", " ")
+        return self._tokenizer(words, add_special_tokens=False).input_ids
 
     def _detect(
         self, images: Sequence[np.ndarray], asked: Sequence[tuple[int, _Prompt]]
@@ -194,7 +202,7 @@ class GroundingDino:
 def load_grounding_dino(
     config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8
 ) -> GroundingDino:
-    """Loads a GroundingDINO, from safetensors only.
+    """Loads a GroundingDINO, by a loader that takes nothing but tensors.
 
     Args:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
@@ -207,7 +215,7 @@ def load_grounding_dino(
     options = {"revision": config.revision or None, "local_files_only": Path(path).is_dir()}
     try:
         model, report = GroundingDinoForObjectDetection.from_pretrained(
-            path, use_safetensors=True, output_loading_info=True, **options
+            path, dtype=torch.float32, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         image_processor = AutoImageProcessor.from_pretrained(path, **options)

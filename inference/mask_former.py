@@ -148,7 +148,7 @@ def exclusive_masks(proposals: Proposals, min_kept: float) -> tuple[np.ndarray, 
 def load_mask_former(
     config: MaskFormerConfig, *, device: str | None = None, batch_size: int = 8
 ) -> MaskFormer:
-    """Loads a MaskFormer or Mask2Former, from safetensors only.
+    """Loads a MaskFormer or Mask2Former, by a loader that takes nothing but tensors.
 
     Args:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
@@ -164,7 +164,7 @@ def load_mask_former(
         if settings.model_type not in ("maskformer", "mask2former"):
             raise ValueError(f"it is a {settings.model_type}, not a maskformer or mask2former")
         model, report = AutoModelForUniversalSegmentation.from_pretrained(
-            path, use_safetensors=True, output_loading_info=True, **options
+            path, dtype=torch.float32, output_loading_info=True, **options
         )
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
     except _LOAD_ERRORS as error:

@@ -244,3 +244,76 @@ def test_a_model_that_is_not_there_fails_the_build(route, tmp_path):
     text = json.dumps(dump(Ground(**route))).replace('"none"', json.dumps(missing))
     with pytest.raises(ModelError, match="missing"):
         parse(Ground, json.loads(text)).build()
+
+
+def scene_prompts(count):
+    from ovref.miniature.scenes import render
+
+    for seed in range(count):
+        scene, file = render(seed, "test"), io.BytesIO()
+        Image.fromarray(scene.image_hwc).save(file, "JPEG", quality=95)
+        yield Prompt(
+            key=record_key("scenes", str(seed)),
+            caption=scene.caption,
+            nouns=tuple(Noun(text=n.lemma, start=n.start, end=n.end) for n in scene.nouns),
+            source=f"scene {seed}",
+            image=file.getvalue(),
+        )
+
+
+def check_answers(prompts, items):
+    """Every prompt is answered; records hold what the route found and can be stored."""
+    records = [item for item in items if isinstance(item, ImageRecord)]
+    dropped = {item.key for item in items if isinstance(item, Dropped)}
+    assert {record.key for record in records} | dropped >= {asked.key for asked in prompts}
+    assert records
+    for record in records:
+        assert len(record.provenance["regions"]) == len(record.regions)
+        assert all(region.mask_hw.shape == (64, 64) for region in record.regions)
+        again = decode(record.key, encode(record))
+        assert again.provenance == record.provenance and len(again.regions) == len(record.regions)
+    return records
+
+
+def test_the_detector_route_from_files_to_records(tmp_path):
+    import torch
+
+    from ovref.miniature.architectures_grounding import new_grounding_dino, save_grounding_dino
+
+    torch.manual_seed(0)
+    save_grounding_dino(tmp_path, new_grounding_dino())
+    detector = GroundingDinoConfig(
+        model=str(tmp_path), box_threshold=0.0, text_threshold=0.0, nms_iou=0.3
+    )
+    route = DetectorRoute(detector=detector, sam=SamConfig(model="miniature:sam"))
+    prompts = list(scene_prompts(3))
+    stage = Ground(detector=route, batch_size=2, min_area=0.0, max_area=1.0).build()
+    for record in check_answers(prompts, list(stage(iter(prompts)))):
+        assert record.provenance["sam"] == "miniature:sam"
+        for region, facts in zip(record.regions, record.provenance["regions"], strict=True):
+            assert region.source == "grounded_sam" and 0 <= region.score <= 1
+            left, top, right, bottom = facts["box_xyxy"]
+            assert 0 <= left < right <= 64 and 0 <= top < bottom <= 64
+            assert -0.5 < facts["predicted_iou"] < 1.5
+
+
+def test_the_proposal_route_from_files_to_records():
+    grid = SamGridConfig(
+        sam=SamConfig(model="miniature:sam"),
+        points_per_side=4,
+        min_predicted_iou=0.5,
+        min_stability=0.5,
+    )
+    route = ProposalRoute(
+        proposer=ProposerConfig(sam_grid=grid),
+        visual=VisualEncoderConfig(
+            model="miniature:clip", library="open_clip", features="crop_binary", size_hw=(64, 64)
+        ),
+        text=TextEncoderConfig(model="miniature:clip"),
+    )
+    prompts = list(scene_prompts(3))
+    stage = Ground(proposals=route, batch_size=2).build()
+    for record in check_answers(prompts, list(stage(iter(prompts)))):
+        assert {region.source for region in record.regions} == {"sam_grid_clip"}
+        assert all(-1 <= region.score <= 1 for region in record.regions)
+        assert record.provenance["features"] == "crop_binary"
