@@ -27,6 +27,7 @@ examples:
   ovref evaluate --config configs/miniature_evaluate.yaml collection=runs/demo/collection
   ovref tables --config configs/miniature_tables.yaml
   ovref inspect runs/demo --pictures samples.png
+  ovref reference runs/demo/collection 17 --regenerate
   ovref status runs/demo
   ovref bench preset=sd21 dtype=bfloat16 batch_sizes=[8,16] output=bench.json
   ovref submit --config configs/fossil.yaml --address http://HEAD:8265 engine.engine=ray \\
@@ -65,6 +66,16 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--dry-run", action="store_true", help="only say what would be done; write nothing"
             )
+        if verb == "build":
+            sub.add_argument(
+                "--probe", type=int, default=16, metavar="N",
+                help="captions that a dry run sends through the models, to estimate time and "
+                "storage; 0 for none; default: 16",
+            )  # fmt: skip
+            sub.add_argument(
+                "--price", type=float, metavar="AMOUNT",
+                help="of a GPU-hour (of a worker's, without GPUs), for the estimate's cost",
+            )  # fmt: skip
         if verb == "submit":
             _add_submit_options(sub)
     text = "measure how fast images are drawn here, and where the time goes"
@@ -77,6 +88,27 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--pictures", metavar="PNG", help="draw some of a build's images, heatmaps and masks"
     )
+    text = "show what is known of one reference"
+    sub = verbs.add_parser("reference", help=text, description=text.capitalize() + ".")
+    sub.add_argument("collection", help="folder or URL")
+    sub.add_argument("id", type=int, help="of the reference")
+    sub.add_argument(
+        "--regenerate", action="store_true", help="make it again, and compare it with what is there"
+    )
+    sub.add_argument(
+        "--build", metavar="URL",
+        help="output of the build that made it; default: the folder that the collection is in",
+    )  # fmt: skip
+    text = "delete references from a collection: they are never returned again"
+    sub = verbs.add_parser("tombstone", help=text, description=text.capitalize() + ".")
+    sub.add_argument("collection", help="folder or URL")
+    for name, text in {
+        "key": "of a reference, or of an image for all of its references",
+        "source": "of masks, such as daam",
+        "noun": "as in the vocabulary",
+    }.items():
+        sub.add_argument(f"--{name}", action="append", default=[], metavar="TEXT", help=text)
+    sub.add_argument("--reason", required=True, metavar="TEXT", help="for the record")
     text = "show where a build stands: shards, drops and failures of every step"
     sub = verbs.add_parser("status", help=text, description=text.capitalize() + ".")
     sub.add_argument("output", help="folder or URL")
@@ -126,6 +158,8 @@ def main(arguments: list[str] | None = None) -> int:
         "build": _build, "retry-failed": _retry, "submit": _submit, "reduce": _reduce,
         "evaluate": _evaluate, "inspect": _inspect, "status": _status, "verify": _verify, "gc": _gc,
         "tables": _tables,
+        "reference": _reference,
+        "tombstone": _tombstone,
         "bench": _bench,
     }  # fmt: skip
     before = signal.signal(signal.SIGTERM, _stop)
@@ -154,6 +188,10 @@ def _build(options: argparse.Namespace) -> int:
     config = _config(recipe.BuildConfig, options)
     if options.dry_run:
         print(show.plan(recipe.open_steps(config, create=False)))
+        if options.probe:
+            from ovref_pipelines import estimate
+
+            print(estimate.text(estimate.estimate(config, options.probe, options.price)))
         return 0
     summary = recipe.build(config, _teller(config))
     print(show.build_summary(summary))
@@ -213,6 +251,39 @@ def _tables(options: argparse.Namespace) -> int:
         return FAILED
     tables.make_tables(spec, _say)
     print(f"written to {spec.output}: {', '.join(sorted(os.listdir(spec.output)))}")
+    return 0
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from ovref_inference import ReferenceCollection
+    from ovref_pipelines import regenerate
+
+    with ReferenceCollection.open(options.collection) as collection:
+        if not options.regenerate:
+            print(regenerate.reference_text(regenerate.row_of(collection, options.id)))
+            return 0
+        build = options.build or options.collection.rstrip("/").rpartition("/")[0] or "."
+        found = regenerate.regenerate(collection, options.id, build)
+    print(regenerate.reference_text(found.row))
+    print(regenerate.text(found))
+    return 0 if found.same else FAILED
+
+
+def _tombstone(options: argparse.Namespace) -> int:
+    from ovref_inference import ReferenceCollection, store
+
+    from ovref.errors import InputError
+
+    named = {"keys": options.key, "sources": options.source, "nouns": options.noun}
+    with ReferenceCollection.open(options.collection) as collection:
+        ids = collection.ids_of(**named).tolist()
+    if not ids:
+        raise InputError(f"{options.collection} has no reference with {named}")
+    store.tombstone(options.collection, ids, options.reason)
+    print(
+        f"{len(ids)} references deleted; reducing again with base={options.collection} makes the "
+        "prototypes without them, until then whoever opens the collection does"
+    )
     return 0
 
 

@@ -46,7 +46,7 @@ def test_verbs_and_flags_are_pinned():
     (verbs,) = [a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
     common = ["--config", "--help", "-h", "overrides"]
     assert {verb: options_of(sub) for verb, sub in verbs.choices.items()} == {
-        "build": sorted([*common, "--dry-run"]),
+        "build": sorted([*common, "--dry-run", "--price", "--probe"]),
         "submit": sorted(
             [*common, "--address", "--again", "--attach", "--detach", "--runtime-env"]
         ),
@@ -56,6 +56,8 @@ def test_verbs_and_flags_are_pinned():
         "tables": common,
         "bench": common,
         "inspect": ["--help", "--pictures", "-h", "place"],
+        "reference": ["--build", "--help", "--regenerate", "-h", "collection", "id"],
+        "tombstone": ["--help", "--key", "--noun", "--reason", "--source", "-h", "collection"],
         "status": ["--help", "--json", "-h", "output"],
         "verify": ["--help", "-h", "place"],
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
@@ -70,7 +72,7 @@ def test_help_has_examples_and_version_has_a_number(ovref):
 
 
 def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
-    code, printed, _ = ovref("build", "--config", "build.yaml", "--dry-run")
+    code, printed, _ = ovref("build", "--config", "build.yaml", "--dry-run", "--probe", "0")
     assert code == 0
     assert printed.startswith("captions: corpus to be read, 0 shards there already\n")
     assert [line.partition(":")[0] for line in printed.splitlines()] == [
