@@ -5,6 +5,7 @@ build runs or long after. Only `collect_garbage` deletes, and only what no marke
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -215,7 +216,8 @@ def is_published(build: Build) -> bool:
 
 
 def collect_garbage(build: Build, older_than_s: float, *, dry_run: bool) -> list[Garbage]:
-    """Deletes what killed attempts and lost races have left in the steps of this output.
+    """Deletes what killed attempts and lost races have left in the steps of this output, and what
+    killed publishings have left beside its collection.
 
     Args:
         older_than_s: must be more than an attempt at a shard can take: the files of a running one
@@ -244,7 +246,23 @@ def collect_garbage(build: Build, older_than_s: float, *, dry_run: bool) -> list
             )
             for path in paths
         ]
+    garbage += _unpublished(Store.open(build.collection), older_than_s, dry_run)
     return garbage
+
+
+def is_scratch(path: str) -> bool:
+    """Whether `path` is that of a file that publishing a collection here has not completed."""
+    return re.fullmatch(r"[^/]+\.[0-9]+\.tmp", path) is not None
+
+
+def _unpublished(collection: Store, older_than_s: float, dry_run: bool) -> Iterator[Garbage]:
+    """What a publishing that was killed has left beside a collection."""
+    for path, details in collection.details().items():
+        if collection.is_local and is_scratch(path) and details.age_s >= older_than_s:
+            if not dry_run:
+                collection.delete(path)
+            url, age_s = f"{collection.url}/{path}", round(details.age_s, 1)
+            yield Garbage(url=url, size=details.size, age_s=age_s)
 
 
 def garbage_text(garbage: Sequence[Garbage], dry_run: bool) -> str:

@@ -20,6 +20,7 @@ from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfi
 from ovref_inference.vectors import l2_normalised
 from ovref_pipelines import recipe
 from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.maintain import is_scratch
 from ovref_pipelines.recipe import BuildConfig
 from PIL import Image
 
@@ -175,7 +176,8 @@ def processes():
 
 
 def content_of(config: BuildConfig) -> dict[str, bytes]:
-    """Every data file of a finished build and of its collection, by name."""
+    """Every data file of a finished build and of its collection, by name; not what `ovref gc` would
+    remove."""
     found = {}
     for name in STEPS:
         step = existing_step(Store.open(config.output), name)
@@ -183,8 +185,8 @@ def content_of(config: BuildConfig) -> dict[str, bytes]:
         files = [file.name for c in step.commits().values() for file in c.files.values()]
         found |= {f"{name}/{path}": data for path, data in step.store.read_many(files).items()}
     collection = Store.open(config.output).child("collection")
-    found |= {f"collection/{path}": collection.read(path) for path in collection.list()}
-    return found
+    paths = [path for path in collection.list() if not is_scratch(path)]
+    return found | {f"collection/{path}": collection.read(path) for path in paths}
 
 
 def answered_once(config: BuildConfig) -> bool:

@@ -192,6 +192,18 @@ def test_unfinished_files_of_a_killed_writer_are_garbage(whole, tmp_path):
     assert maintain.garbage_text([], dry_run=True) == "0 files of 0 bytes would be deleted"
 
 
+def test_files_of_a_killed_publishing_are_garbage_and_the_collection_is_not(whole, tmp_path):
+    folder = tmp_path / "out/collection"
+    before = sorted(folder.iterdir())
+    scratch = folder / "visual.f16.npy.4711.tmp"
+    scratch.write_bytes(b"half")
+    assert collect_garbage(open_build(whole.url), DAY, dry_run=False) == []
+    found = collect_garbage(open_build(whole.url), 0, dry_run=True)
+    assert [item.url for item in found] == [str(scratch)] and scratch.exists()
+    collect_garbage(open_build(whole.url), 0, dry_run=False)
+    assert sorted(folder.iterdir()) == before and verify(whole.url) == []
+
+
 # -- verify ------------------------------------------------------------------------------------
 
 
