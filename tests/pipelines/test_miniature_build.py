@@ -8,6 +8,9 @@ from ovref_pipelines.recipe import BuildConfig
 from pipeline_fakes import files_of
 
 from ovref.config import load
+from ovref.miniature.scenes import render
+from ovref.miniature.shapes import CLASSES
+from ovref.records import YES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CORPUS = f"corpus.path={CONFIGS / 'miniature_captions.txt'}"
@@ -32,3 +35,25 @@ def test_engines_and_numbers_of_workers_agree_to_the_byte(local_ray, tmp_path):
     assert files["local"]["references"]
     assert files["local"] == files["ray1"] == files["ray3"]
     assert len(set(fingerprints.values())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least_iou"), [("miniature_retclip", 0.4)])
+def test_scenes_with_their_captions_become_a_collection(tmp_path, name, least_iou):
+    small = ("corpus.limit=24", "shard_size=8", "engine.engine=local", "engine.workers=1")
+    config = load(BuildConfig, CONFIGS / f"{name}.yaml", [*small, f"output={tmp_path}"])
+    summary = recipe.build(config)
+    assert summary.ingested.captions == 24 and summary.quarantined == 0
+    assert summary.collection["added"] == summary.steps[-1].outputs >= 24
+    ious = []
+    folders = recipe.open_steps(config, create=False)
+    for shard in folders.images.committed():
+        for record in folders.images.read(shard):
+            scene = render(int(record.source.rpartition(":")[2]), "train")
+            assert scene.caption == record.caption
+            for region in record.regions:
+                if region.noun.text in CLASSES:
+                    true_hw = scene.label_hw == CLASSES.index(region.noun.text)
+                    mask_hw = region.mask_hw == YES
+                    ious.append((true_hw & mask_hw).sum() / (true_hw | mask_hw).sum())
+    assert len(ious) >= 24 and sum(ious) / len(ious) > least_iou
