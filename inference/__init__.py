@@ -3,8 +3,8 @@
     from ovref_inference import ReferenceCollection
     collection = ReferenceCollection.open("s3://bucket/coco-fossil")
 
-Importing this needs numpy, pyarrow, fsspec and faiss only. Modules to import by name: `encoders` and
-`proposers`, which need torch (`pip install 'ovref[segment]'`), and the segmenters: `segmenters`
+Importing this needs numpy, pyarrow, fsspec and faiss only. Modules to import by name: `encoders`
+and `proposers`, which need torch (`pip install 'ovref[segment]'`), and the segmenters: `segmenters`
 (FOSSIL, text alone) and `freeda`, which need it too; `vocseg`, `retclip` and `corrclip`, which take
 whatever encodes regions and need nothing more themselves.
 """

@@ -7,6 +7,8 @@ from ovref_inference.collection import ReferenceCollection
 from ovref_inference.proposals import Proposals
 from ovref_inference.retrieve import Texts, class_embeddings
 
+_NAMES_AT_ONCE = 65_536
+
 
 class NamedTexts:
     """Text embeddings of lists of names; each list is encoded once and remembered."""
@@ -44,10 +46,12 @@ def match_labels(
         same spelling, letter case and outer blanks aside, wins; ties go to the first class.
     """
     same = {name.strip().lower(): i for i, name in reversed(list(enumerate(class_names)))}
-    cosines = embeddings_vd @ class_embeddings_cd.T
-    nearest = cosines.argmax(1) if len(cosines) else np.zeros(0, dtype=np.int64)
-    near = cosines.max(1, initial=-1.0) > threshold
-    found = np.where(near, nearest, -1).astype(np.int64)
+    found = np.full(len(names), -1, dtype=np.int64)
+    # A vocabulary of millions times hundreds of classes would take gigabytes at once.
+    for start in range(0, len(names), _NAMES_AT_ONCE):
+        part = slice(start, start + _NAMES_AT_ONCE)
+        cosines = embeddings_vd[part] @ class_embeddings_cd.T
+        found[part] = np.where(cosines.max(1) > threshold, cosines.argmax(1), -1)
     for row, name in enumerate(names):
         found[row] = same.get(name.strip().lower(), found[row])
     return found

@@ -131,7 +131,9 @@ def test_softmax_is_stable_and_of_one_class_is_one():
     assert softmax(np.zeros((0, 3)), 1.0).shape == (0, 3)
 
 
-def test_names_match_by_spelling_first_and_by_text_above_the_threshold():
+@pytest.mark.parametrize("at_once", [2, 1000])
+def test_names_match_by_spelling_first_and_by_text_above_the_threshold(at_once, monkeypatch):
+    monkeypatch.setattr("ovref_inference.labels._NAMES_AT_ONCE", at_once)
     classes = ["Red ", "green", "red"]
     class_texts = l2_normalised(np.array([[1.0, 0], [0, 1], [1, 0]]))
     names = ["red", "crimson", "olive", "green", "pink"]
