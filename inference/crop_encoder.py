@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from ovref_inference.crops import Masking, masked_crop
-from ovref_inference.pixels import Pixels, batched
+from ovref_inference.pixels import BatchSize, Pixels, batched
 from ovref_inference.pooling import YES
 
 
@@ -25,7 +25,7 @@ class CropEncoder:
     ) -> None:
         self._forward = forward
         self._images = images
-        self._batch_size = batch_size
+        self._batch_size = BatchSize(batch_size)
         self.dim = dim
         """Width of the features."""
         self.size_hw = size_hw

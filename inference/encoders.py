@@ -19,7 +19,7 @@ from ovref_inference.crop_encoder import CropEncoder
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import ModelLoadError
 from ovref_inference.models import resolve
-from ovref_inference.pixels import Pixels, batched
+from ovref_inference.pixels import BatchSize, Pixels, batched
 from ovref_inference.pooling import pool_each
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -43,7 +43,7 @@ class VisualEncoder:
         self._forward = forward
         self._head = head
         self._images = images
-        self._batch_size = batch_size
+        self._batch_size = BatchSize(batch_size)
         self.dim = dim
         """Width of the features."""
         self.size_hw = size_hw
@@ -121,7 +121,7 @@ class TextEncoder:
 
     def __init__(self, model: Any, tokenizer: Any, images: Pixels, batch_size: int) -> None:
         self._model, self._tokenizer, self._images = model, tokenizer, images
-        self._batch_size = batch_size
+        self._batch_size = BatchSize(batch_size)
         self._size_hw = _pair(model.visual.image_size)
         self.dim: int = clip_towers.joint_dim(model)
         """Width of the embeddings."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from ovref_inference.errors import ModelLoadError
 from ovref_inference.models import resolve
-from ovref_inference.pixels import batched, check_image
+from ovref_inference.pixels import BatchSize, batched, check_image
 from ovref_inference.proposer_config import GroundingDinoConfig
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
@@ -74,7 +74,7 @@ class GroundingDino:
             ModelLoadError: the tokenizer has other ids than the model for what ends a phrase.
         """
         self._model, self._tokenizer, self._images = model, tokenizer, image_processor
-        self._config, self._batch_size = config, batch_size
+        self._config, self._batch_size = config, BatchSize(batch_size)
         self._begin, self._end = tokenizer.cls_token_id, tokenizer.sep_token_id
         self._stop = tokenizer.convert_tokens_to_ids(".")
         # Between these the model lets no token see another phrase's; it has their ids built in.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from ovref_inference.errors import ModelLoadError
 from ovref_inference.models import resolve
-from ovref_inference.pixels import batched, check_image
+from ovref_inference.pixels import BatchSize, batched, check_image
 from ovref_inference.proposals import Proposals
 from ovref_inference.proposer_config import MaskFormerConfig
 from torch.nn.functional import interpolate
@@ -41,7 +41,7 @@ class MaskFormer:
             batch_size: images per forward pass at most.
         """
         self._model, self._images = model, image_processor
-        self._config, self._batch_size = config, batch_size
+        self._config, self._batch_size = config, BatchSize(batch_size)
         names = model.config.id2label
         self._names = tuple(names[number] for number in range(len(names)))
 

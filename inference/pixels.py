@@ -1,5 +1,6 @@
 """Images as a model takes them, and batches that fit into a GPU's memory."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,44 @@ def check_image(image_hwc: np.ndarray) -> None:
         raise ValueError(f"an image must have a pixel, found {image_hwc.shape}")
 
 
+class BatchSize:
+    """How many items go into one pass at most; smaller for good once the device ran out of memory.
+
+    Kernels round differently at another batch size: what is made after that differs in the last
+    bits from what another machine makes. Where bytes matter, configure the smaller size.
+    """
+
+    def __init__(self, items: int) -> None:
+        self.items = items
+
+
 def batched(
-    items: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], Any]
+    items: Sequence[Any], batch_size: int | BatchSize, run: Callable[[Sequence[Any]], Any]
 ) -> list[Any]:
-    """`run` over all items in batches; out of GPU memory, with half the batch from there on."""
-    done: list[np.ndarray] = []
+    """`run` over all items in batches; out of GPU memory, with half the batch from there on.
+
+    Args:
+        batch_size: a `BatchSize` remembers the half for the calls to come.
+
+    Raises:
+        torch.OutOfMemoryError: a single item does not fit.
+    """
+    size = BatchSize(batch_size) if isinstance(batch_size, int) else batch_size
+    done: list[Any] = []
     start = 0
     while start < len(items):
+        part = items[start : start + size.items]
         try:
-            done.append(run(items[start : start + batch_size]))
-            start += batch_size
-        except torch.cuda.OutOfMemoryError:
-            if batch_size == 1:
+            done.append(run(part))
+            start += len(part)
+            continue
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
                 raise
-            torch.cuda.empty_cache()
-            batch_size //= 2
+        # Outside the handler, so that the failed call's tensors are free.
+        size.items = len(part) // 2
+        torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory with %d items at once; going on with %d", len(part), size.items
+        )
     return done

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from ovref_inference.errors import ModelLoadError
 from ovref_inference.models import resolve
-from ovref_inference.pixels import batched, check_image
+from ovref_inference.pixels import BatchSize, batched, check_image
 from ovref_inference.proposer_config import SamGridConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -190,7 +190,7 @@ class SamMasks:
             prompts_at_once: boxes or points per pass of the mask decoder at most.
         """
         self._sam = sam
-        self._batch_size, self._prompts_at_once = batch_size, prompts_at_once
+        self._batch_size, self._prompts_at_once = BatchSize(batch_size), prompts_at_once
 
     @torch.inference_mode()
     def of_boxes(

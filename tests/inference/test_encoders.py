@@ -17,7 +17,7 @@ from ovref_inference.encoders import (
     load_visual_encoder,
 )
 from ovref_inference.models import resolve
-from ovref_inference.pixels import batched
+from ovref_inference.pixels import BatchSize, batched
 from transformers import (
     AutoModel,
     Dinov2WithRegistersConfig,
@@ -247,7 +247,13 @@ def test_out_of_memory_halves_the_batch():
         return np.array(items)
 
     assert np.concatenate(batched(list(range(7)), 8, run)).tolist() == list(range(7))
-    assert sizes == [7, 4, 2, 2, 2, 1]
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+
+    sizes.clear()
+    remembered = BatchSize(4)
+    for _ in range(2):
+        batched(list(range(4)), remembered, run)
+    assert sizes == [4, 2, 2, 2, 2]
 
     def never(items):
         raise torch.cuda.OutOfMemoryError("too many")
