@@ -103,22 +103,26 @@ def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     from ovref.reduce.prototypes import build_prototypes
 
     config, report, times = PrototypeConfig(), lambda *event: None, {}
-    out.mkdir()
+    phases = [out.with_name(f"{out.name}_{phase}") for phase in ("index", "prototypes")]
+    for place in (out, *phases):
+        place.mkdir()
     began = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         run = lambda tasks: pool.map(_call, tasks)  # noqa: E731
         indexes = build_indexes(
-            folder, out, recall=TARGET, seed=0, grown={}, run_tasks=run, report=report
+            folder, phases[0], recall=TARGET, seed=0, grown={}, run_tasks=run, report=report
         )
         times["index_s"] = time.monotonic() - began
         summary = build_prototypes(
-            folder, out, config=config, grown=None, dead=np.zeros(0, np.int64),
+            folder, phases[1], config=config, grown=None, dead=np.zeros(0, np.int64),
             texts=Texts(np.load(folder / "texts.npy")), templates=("{}",), run_tasks=run,
             report=report,
         )  # fmt: skip
     times["wall_s"] = time.monotonic() - began
-    for role in ("references", "visual", "textual"):
-        os.link(folder / fmt.FILES[role], out / fmt.FILES[role])
+    for name in fmt.FILES.values():
+        for place in (folder, *phases):
+            if (place / name).exists():
+                os.link(place / name, out / name)
     fmt.write_table(
         out / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, fmt.tombstone_columns([], "")
     )
