@@ -220,7 +220,7 @@ def report(results):
         f"At recall {RECALL}, each mask counted has an IoU of at least "
         f"{test[f'iou_at_recall_{RECALL}']} (wanted: {WANTED_IOU}).",
         "",
-        "What batching saves, CPU time on one core (a GPU gains more from batches):",
+        "What batching saves, CPU time on one core:",
         "",
         "| | at once | one by one | ratio | range |",
         "|---|---:|---:|---:|---|",
