@@ -2,9 +2,9 @@
 
 Orientation, decided once: pixels are always those of the *upright* image, EXIF orientation applied,
 and every mask and box refers to them. The ground stage stores `plain_image(file)` in its
-`ImageRecord`s: the file itself where any decoder reads the same pixels from it, and otherwise a
-JPEG of the decoded pixels. So whoever opens the kept file without a thought for EXIF, alpha or
-depth sees what the masks were made for.
+`ImageRecord`s: the file itself where any decoder reads the same pixels from it and they are not
+too many, and otherwise a JPEG of the decoded pixels. So whoever opens the kept file without a
+thought for EXIF, alpha or depth sees what the masks were made for.
 
     try:
         file, image_hwc = plain_image(prompt.image)
@@ -30,6 +30,9 @@ MAX_PIXELS = 1 << 26
 """Of an image: 64 Mi pixels are 192 MiB decoded. A file of more is not decoded at all."""
 MAX_ASPECT = 20.0
 """Longer side over shorter; beyond it (rulers, banners) resizing leaves nothing to recognise."""
+MAX_SIDE = 2048
+"""Longer side in pixels of an image that is kept. No model looks at more, and the masks of a larger
+photograph take gigabytes of memory."""
 BACKGROUND_RGB = (255, 255, 255)
 """What transparent pixels show: white, the page that images with alpha are made to lie on."""
 JPEG_QUALITY = 95
@@ -101,18 +104,23 @@ def plain_image(file: bytes) -> tuple[bytes, np.ndarray]:
 
     Returns:
         The file: `file` itself where it is an upright, opaque, still JPEG, PNG or WebP of 8-bit
-        RGB or grey, and else a JPEG of `decode_image(file)`. And `decode_image` of the file to
-        keep: (H, W, 3) uint8 RGB.
+        RGB or grey and of MAX_SIDE at most, and else a JPEG of `decode_image(file)`, made as much
+        smaller as it must be. And `decode_image` of the file to keep: (H, W, 3) uint8 RGB.
 
     Raises:
         UnusableImageError: as `decode_image`.
     """
     image_hwc, plain = _decode(file)
-    if plain:
+    longer = max(image_hwc.shape)
+    if plain and longer <= MAX_SIDE:
         return file, image_hwc
+    image = Image.fromarray(image_hwc)
+    if longer > MAX_SIDE:
+        smaller = [max(1, round(side * MAX_SIDE / longer)) for side in image.size]
+        image = image.resize(smaller, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     # Colour at full resolution: half of it would blur the edges of small regions.
-    Image.fromarray(image_hwc).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     kept = buffer.getvalue()
     return kept, decode_image(kept)
 

@@ -286,6 +286,20 @@ def test_a_plain_file_is_kept_byte_for_byte(mode, file_format):
     np.testing.assert_array_equal(image_hwc, decode_image(file))
 
 
+def test_what_is_kept_of_a_large_image_is_smaller(monkeypatch):
+    monkeypatch.setattr(images, "MAX_SIDE", 20)
+    kept, image_hwc = plain_image(file_of("RGB", "JPEG"))  # 24 x 40
+    assert image_hwc.shape == (12, 20, 3)
+    np.testing.assert_array_equal(image_hwc, decode_image(kept))
+    # Antialiased: each pixel is about the mean of the four that it stands for.
+    means = quarters().reshape(12, 2, 20, 2, 3).mean((1, 3))
+    assert np.abs(image_hwc - means).mean() < 8
+    assert plain_image(kept)[0] is kept
+    assert plain_image(encoded(Image.new("RGB", (400, 20)), "PNG"))[1].shape == (1, 20, 3)
+    monkeypatch.setattr(images, "MAX_SIDE", 40)
+    assert plain_image(file_of("RGB", "JPEG"))[1].shape == (24, 40, 3)
+
+
 @pytest.mark.parametrize(
     ("mode", "file_format"), [("CMYK", "JPEG"), ("P", "GIF"), ("I;16", "PNG"), ("RGB", "BMP")]
 )
