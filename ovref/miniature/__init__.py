@@ -8,7 +8,16 @@ folder is.
 from importlib.resources import files
 from pathlib import Path
 
-WEIGHTS = ("stable_diffusion", "clip", "dinov2", "dino", "classifier", "sam", "grounding_dino")
+WEIGHTS = (
+    "stable_diffusion",
+    "clip",
+    "dinov2",
+    "dino",
+    "classifier",
+    "sam",
+    "grounding_dino",
+    "maskformer",
+)
 """Names of the shipped model folders of this package."""
 
 

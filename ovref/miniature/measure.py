@@ -226,10 +226,11 @@ def measure(split, heatmap_scenes=80):
     return result
 
 
-def _lines(value, prefix=""):
+def lines(value, prefix=""):
+    """Rows of a Markdown table of nested results, one by one."""
     for key, entry in value.items():
         if isinstance(entry, dict):
-            yield from _lines(entry, f"{prefix}{key} / ")
+            yield from lines(entry, f"{prefix}{key} / ")
         else:
             yield f"| {prefix}{key} | {f'{entry:.3f}' if isinstance(entry, float) else entry} |"
 
@@ -254,7 +255,7 @@ def main():
         "",
         "| what | value |",
         "|---|---|",
-        *_lines(result),
+        *lines(result),
     ]
     (arguments.output / "miniature.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
