@@ -106,6 +106,10 @@ class Pool:
     def loading(self) -> int:
         return sum(task.run is None for task in self.tasks.values())
 
+    def hands(self) -> list[Hand]:
+        """All workers, those at work first."""
+        return [*(task.hand for task in self.tasks.values()), *self.idle]
+
     def at_work(self, run: StepRun) -> int:
         """Shards of a step in hand."""
         return sum(task.run is run for task in self.tasks.values())
@@ -149,7 +153,8 @@ class _Driver:
                     self._occupy(pool)
             tasks = {ref: pool for pool in self._pools for ref in pool.tasks}
             if not tasks:
-                if not any(one.ledger.waiting for one in self._runs):
+                held = any(hand.reserved for pool in self._pools for hand in pool.idle)
+                if not held and not any(one.ledger.waiting for one in self._runs):
                     return
                 time.sleep(POLL_SECONDS)  # a place for a worker is awaited
             else:
@@ -166,7 +171,7 @@ class _Driver:
 
     def dismiss_all(self) -> None:
         for pool in self._pools:
-            for hand in [*pool.idle, *(task.hand for task in pool.tasks.values())]:
+            for hand in pool.hands():
                 ray.kill(hand.actor)
             pool.idle.clear()
             pool.tasks.clear()
@@ -216,7 +221,7 @@ class _Driver:
                 self._dismiss(hand)
             elif (found := self._next_for(hand)) is not None:
                 self._give(hand, *found)
-            elif self._more_may_come(pool):
+            elif hand.reserved or self._more_may_come(pool):
                 pool.idle.append(hand)
             else:
                 self._dismiss(hand)
@@ -224,19 +229,16 @@ class _Driver:
     def _next_for(self, hand: Hand) -> tuple[StepRun, Order] | None:
         # The last step first: what is begun is finished, and little waits in between.
         for one in reversed(hand.pool.runs):
-            if one is hand.pool.runs[0] and hand.reserved is not None:
-                order, hand.reserved = hand.reserved, None
-                return one, order
-            if one.ledger.waiting and not self._queue_is_full(hand.pool, one):
+            if self._queue_is_full(hand.pool, one):
+                continue
+            if one is hand.pool.runs[0]:
+                for holder in (hand, *hand.pool.hands()):
+                    # A busy worker's, where there is nothing else: rather now than after its shard.
+                    if holder.reserved and (holder is hand or not one.ledger.waiting):
+                        order, holder.reserved = holder.reserved, None
+                        return one, order
+            if one.ledger.waiting:
                 return one, one.ledger.take()
-        return self._taken_from_another(hand)
-
-    def _taken_from_another(self, hand: Hand) -> tuple[StepRun, Order] | None:
-        """What a busy worker was to do next, rather than nothing."""
-        for task in hand.pool.tasks.values():
-            if task.hand.reserved is not None:
-                order, task.hand.reserved = task.hand.reserved, None
-                return hand.pool.runs[0], order
         return None
 
     def _queue_is_full(self, pool: Pool, one: StepRun) -> bool:
@@ -247,8 +249,14 @@ class _Driver:
     def _more_may_come(self, pool: Pool) -> bool:
         """Whether the pool's steps can get shards that are not there for its workers now."""
         earlier = self._runs[: self._runs.index(pool.runs[-1])]
-        return any(one.ledger.waiting for one in pool.runs) or any(
-            one.ledger.waiting or other.at_work(one) for one in earlier for other in self._pools
+        return (
+            any(one.ledger.waiting for one in pool.runs)
+            or any(hand.reserved for hand in pool.hands())
+            or any(
+                one.ledger.waiting or other.at_work(one) or any(h.reserved for h in other.hands())
+                for one in earlier
+                for other in self._pools
+            )
         )
 
     def _after(self, one: StepRun) -> StepRun | None:

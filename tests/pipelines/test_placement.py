@@ -4,6 +4,7 @@ The driver is the real one, on a stand-in for Ray (`fake_ray`) that runs in thre
 runs on Ray itself.
 """
 
+import dataclasses
 import io
 import os
 import random
@@ -13,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+import fsspec
 import pytest
 from fake_ray import ActorGone, Node
 from ovref_pipelines.engine import StepRun, run_steps
@@ -92,6 +94,19 @@ def test_steps_at_the_same_time_give_the_bytes_of_steps_one_after_another(
     assert second.dropped == {} and first.dropped == {"told_to_drop": SHARDS}
     check(runs, undisturbed)
     assert all(actor.dead for actor in fake.hired)
+
+
+@pytest.mark.parametrize("queue", [1, 4])
+@pytest.mark.parametrize("config", [CHAINED, POOLS], ids=["chained", "pools"])
+def test_they_do_so_too_where_shards_are_fetched_ahead(config, queue, on, tmp_path, undisturbed):
+    on(a=Node(cpus=4))
+    memory = fsspec.filesystem("memory").store
+    memory.clear()
+    config = dataclasses.replace(config, queue=queue)
+    runs = two_steps("memory://placement", pools=(config.pool, config.embedders))
+    run_steps(runs, config)
+    check(runs, undisturbed)
+    memory.clear()
 
 
 @pytest.mark.slow
