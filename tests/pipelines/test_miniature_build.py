@@ -38,7 +38,9 @@ def test_engines_and_numbers_of_workers_agree_to_the_byte(local_ray, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least_iou"), [("miniature_retclip", 0.4)])
+@pytest.mark.parametrize(
+    ("name", "least_iou"), [("miniature_retclip", 0.4), ("miniature_vocseg", 0.1)]
+)
 def test_scenes_with_their_captions_become_a_collection(tmp_path, name, least_iou):
     small = ("corpus.limit=24", "shard_size=8", "engine.engine=local", "engine.workers=1")
     config = load(BuildConfig, CONFIGS / f"{name}.yaml", [*small, f"output={tmp_path}"])
