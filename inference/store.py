@@ -124,8 +124,8 @@ def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) ->
             f"no reference collection at {url}: {fmt.MANIFEST} is missing there; "
             "check the URL, or publish the collection again if its build was cut off"
         ) from error
-    except OSError as error:
-        raise CollectionError(f"cannot read {path}: {error}") from error
+    except _errors() as error:
+        raise CollectionError(f"cannot read {path}: {_told(error)}") from error
     return fmt.parse_manifest(content, path)
 
 
@@ -181,6 +181,22 @@ def _open_store(url: str, storage_options: dict[str, Any] | None) -> tuple[Any, 
     return fs, root.rstrip("/")
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """What a store may raise: errors of botocore count only once it has been loaded."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
+
+
+def _told(error: Exception) -> str:
+    """The error, and what to do about it where it has to do with credentials."""
+    kind = type(error).__name__
+    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return f"{error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
+    if isinstance(error, PermissionError):
+        return f"{error}; check the permissions of the folder or the credentials"
+    return str(error) or kind
+
+
 def _files_before(fs: Any, root: str) -> dict[str, fmt.FileInfo]:
     """Files that the manifest at `root` names; none where there is no readable one."""
     path = f"{root}/{fmt.MANIFEST}"
@@ -234,9 +250,7 @@ def _put(fs: Any, path: Path, target: str) -> None:
         Path(scratch).unlink(missing_ok=True)
 
 
-def _cached(
-    fs: Any, source: str, info: fmt.FileInfo, cache: str | Path | None, full: bool
-) -> Path:
+def _cached(fs: Any, source: str, info: fmt.FileInfo, cache: str | Path | None, full: bool) -> Path:
     folder = Path(cache) if cache is not None else cache_folder()
     path = folder / f"{info.sha256}-{info.path}"
     if path.exists() and _fault(path, info, full=full) is None:
@@ -258,8 +272,8 @@ def _cached(
             f"{source} is missing; open the collection again if it is being published just now, "
             "or else publish it again"
         ) from error
-    except OSError as error:
-        raise CollectionError(f"cannot copy {source} to {folder}: {error}") from error
+    except _errors() as error:
+        raise CollectionError(f"cannot copy {source} to {folder}: {_told(error)}") from error
     finally:
         Path(scratch).unlink(missing_ok=True)
     return path

@@ -1,6 +1,7 @@
 """Publishing and fetching, on a local disk and on an object store."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -70,9 +71,7 @@ def test_growing_keeps_the_old_version_readable_and_ids_stable(built, published,
 def test_a_cut_off_publication_leaves_the_old_version(built, published, tmp_path, monkeypatch):
     folder = built.write(tmp_path / "next")
     fmt.write_vectors(folder / fmt.FILES["visual"], -built.visual)
-    indexes.write_index(
-        indexes.build_index(-built.visual), folder / fmt.FILES["visual_index"]
-    )
+    indexes.write_index(indexes.build_index(-built.visual), folder / fmt.FILES["visual_index"])
     put = store._put
 
     def fail_on_manifest(fs, path, target):
@@ -272,3 +271,20 @@ def test_s3_round_trip(built, s3, tmp_path):
         ReferenceCollection.open(url, cache=cache, storage_options=s3)
     with pytest.raises(CollectionError, match=r"collection\.json is missing"):
         ReferenceCollection.open("s3://bucket/none", cache=cache, storage_options=s3)
+
+
+def test_credentials_and_networks_that_are_missing_are_said(s3, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    nobody = {"endpoint_url": s3["endpoint_url"], "skip_instance_cache": True}
+    with pytest.raises(CollectionError, match="AWS_ACCESS_KEY_ID"):
+        store.read_manifest("s3://bucket/some/collection", storage_options=nobody)
+    nowhere = s3 | {
+        "endpoint_url": "http://127.0.0.1:9",
+        "config_kwargs": {"retries": {"max_attempts": 0}, "connect_timeout": 1},
+    }
+    with pytest.raises(CollectionError, match=r"cannot read .*127\.0\.0\.1:9"):
+        store.read_manifest("s3://bucket/some/collection", storage_options=nowhere)
