@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
@@ -43,6 +43,11 @@ class RetClipConfig:
     """Weight of retrieval against CLIP's text classification, in [0, 1]."""
     k: int = 20
     """References retrieved for a region, at least 1. The paper does not say how many."""
+    votes: Literal["best", "share"] = "best"
+    """How the references of a class make its retrieval score, which the paper leaves open. `best`:
+    its best reference's. `share`: the sum over its references, as a fraction of the sum over all
+    that were retrieved; steadier where nouns are wrong or features coarse, but a class needs about
+    `k` references."""
     tau: float = 0.01
     """Temperature of the softmax over CLIP's cosines, above 0: CLIP's own, as in FC-CLIP, on which
     RetCLIP is built."""
@@ -61,6 +66,8 @@ class RetClipConfig:
                 raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
         if self.k < 1:
             raise ValueError(f"k must be at least 1, found {self.k}")
+        if self.votes not in ("best", "share"):
+            raise ValueError(f"votes must be best or share, found {self.votes!r}")
         if not self.tau > 0:
             raise ValueError(f"tau must be above 0, found {self.tau}")
         if not 0 <= self.mask_threshold < 1:
@@ -244,7 +251,10 @@ class RetClipSegmenter:
         # Stable, so that of equals the collection's own comes first.
         order = np.argsort(-cosines, axis=1, kind="stable")[:, : self.config.k]
         return retrieval_scores(
-            1 - np.take_along_axis(cosines, order, 1), np.take_along_axis(labels, order, 1), classes
+            1 - np.take_along_axis(cosines, order, 1),
+            np.take_along_axis(labels, order, 1),
+            classes,
+            self.config.votes,
         )
 
     def _classes_of(
@@ -261,8 +271,13 @@ class RetClipSegmenter:
         return np.where(collection.noun_counts > 0, found, -1)
 
 
-def retrieval_scores(distances_nk: np.ndarray, classes_nk: np.ndarray, classes: int) -> np.ndarray:
-    """RetCLIP 2.2: one minus the min-max normalised distance, of each class the best.
+def retrieval_scores(
+    distances_nk: np.ndarray,
+    classes_nk: np.ndarray,
+    classes: int,
+    votes: Literal["best", "share"] = "best",
+) -> np.ndarray:
+    """RetCLIP 2.2: one minus the min-max normalised distance, of the references of each class.
 
     Distances of one region are brought to [0, 1] by their own range, so the nearest reference
     scores 1 and the farthest 0. Where all are equally far (to 1e-6, which float16 embeddings do not
@@ -272,6 +287,7 @@ def retrieval_scores(distances_nk: np.ndarray, classes_nk: np.ndarray, classes: 
         distances_nk: (n, k) to the retrieved references; inf where fewer were found.
         classes_nk: (n, k) integers; -1 for a reference of none of the classes.
         classes: how many there are.
+        votes: as of `RetClipConfig`.
 
     Returns:
         (n, classes) float32 in [0, 1]; 0 for a class of which nothing was retrieved.
@@ -289,8 +305,13 @@ def retrieval_scores(distances_nk: np.ndarray, classes_nk: np.ndarray, classes: 
     scores_nk = np.where(wide, 1 - (np.where(found, distances_nk, 0.0) - low) / spread, 1.0)
     scores_nc = np.zeros((len(scores_nk), classes), dtype=np.float32)
     rows, columns = np.nonzero(found & (classes_nk >= 0))
-    np.maximum.at(scores_nc, (rows, classes_nk[rows, columns]), scores_nk[rows, columns])
-    return scores_nc
+    where, scores = (rows, classes_nk[rows, columns]), scores_nk[rows, columns]
+    if votes == "best":
+        np.maximum.at(scores_nc, where, scores)
+        return scores_nc
+    np.add.at(scores_nc, where, scores)
+    total = np.where(found, scores_nk, 0.0).sum(1, keepdims=True)
+    return (scores_nc / np.where(total > 0, total, 1.0)).astype(np.float32)
 
 
 def mixed(clip_nc: np.ndarray, retrieved_nc: np.ndarray, gamma: float) -> np.ndarray:

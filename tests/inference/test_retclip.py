@@ -22,29 +22,34 @@ LABELS = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 2, 2], [2, 2, 2, 2]])
 COUNTS = {"red": 6, "green": 5, "blue": 4}
 
 
-def slow_scores(distances, labels, classes):
+def slow_scores(distances, labels, classes, votes="best"):
     """One region, from the paper's words."""
     found = [(d, c) for d, c in zip(distances, labels, strict=True) if d != math.inf]
     scores = [0.0] * classes
     if not found:
         return scores
     low, high = min(d for d, _ in found), max(d for d, _ in found)
+    total = 0.0
     for d, c in found:
         score = 1 - (d - low) / (high - low) if high > low else 1.0
+        total += score
         if c >= 0:
-            scores[c] = max(scores[c], score)
-    return scores
+            scores[c] = max(scores[c], score) if votes == "best" else scores[c] + score
+    return scores if votes == "best" else [score / total for score in scores]
 
 
-def test_retrieval_scores_match_a_slow_loop():
+@pytest.mark.parametrize("votes", ["best", "share"])
+def test_retrieval_scores_match_a_slow_loop(votes):
     rng = np.random.default_rng(0)
     distances = np.sort(rng.random((50, 7)), axis=1)
+    distances[::3, 5:] = np.inf
     labels = rng.integers(-1, 4, (50, 7))
-    found = retrieval_scores(distances, labels, 4)
-    expected = [slow_scores(d, c, 4) for d, c in zip(distances, labels, strict=True)]
+    labels[::3, 5:] = -1
+    found = retrieval_scores(distances, labels, 4, votes)
+    expected = [slow_scores(d, c, 4, votes) for d, c in zip(distances, labels, strict=True)]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert found.max() == 1
+    assert found.max() == 1 if votes == "best" else (found.sum(1) <= 1 + 1e-6).all()
 
 
 def test_min_max_of_a_constant_of_one_and_of_nothing():
@@ -53,6 +58,8 @@ def test_min_max_of_a_constant_of_one_and_of_nothing():
     labels = np.array([[0, 2, -1], [1, -1, -1], [-1, -1, -1], [1, 0, -1]])
     found = retrieval_scores(distances, labels, 3)
     assert found.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 1, 0]]
+    shares = retrieval_scores(distances, labels, 3, "share")
+    np.testing.assert_allclose(shares, [[1 / 3, 0, 1 / 3], [0, 1, 0], [0, 0, 0], [0, 1, 0]])
     assert retrieval_scores(np.zeros((0, 3)), np.zeros((0, 3), int), 2).shape == (0, 2)
     # Rounding is not stretched to the whole range.
     close = np.array([[0.25, 0.25 + 1e-8]])
@@ -87,8 +94,9 @@ def segmenter(tmp_path, proposer=None, counts=COUNTS, fallback=None, **config):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
-def test_it_finds_the_colours(tmp_path, gamma):
-    it = segmenter(tmp_path, gamma=gamma)
+@pytest.mark.parametrize("votes", ["best", "share"])
+def test_it_finds_the_colours(tmp_path, gamma, votes):
+    it = segmenter(tmp_path, gamma=gamma, votes=votes, k=4)
     (found,) = it.segment([picture(LABELS, NAMES)], NAMES[::-1])
     np.testing.assert_array_equal(found.labels_hw, 2 - LABELS)
     assert found.missing == ()
@@ -217,6 +225,7 @@ def test_no_proposals_and_one_reference(tmp_path):
         {"beta": 1.5},
         {"gamma": 2.0},
         {"k": 0},
+        {"votes": "most"},
         {"tau": -1.0},
         {"mask_threshold": 1.0},
         {"overlap": 1.1},
