@@ -196,7 +196,7 @@ def measure_maskformer(scenes):
 
 
 @torch.inference_mode()
-def measure(split, count=300):
+def measure(split, count=200):
     """All measurements of a split, as one dict."""
     scenes = [render(i, split) for i in range(count)]
     masker = SamMasks(load_sam("miniature:sam"))
