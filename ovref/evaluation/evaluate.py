@@ -72,12 +72,12 @@ class EvaluateSpec:
     folder: LabelFolder | None = None
     """Images and label maps of your own, evaluated instead of scenes; `keys` and `clip` should then
     name models for them. Each image is brought to the encoders' sizes as a whole."""
-    fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=3, windows=None))
+    fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=1, windows=None))
     """Best configuration, from which the ablations start; `windows` must be null here, for images
     are encoded once and whole. N is far below the paper's, for a small collection has few dozen
     references of a class, and whatever is retrieved beyond them is of other classes."""
     opencut: OpenCutConfig = field(
-        default_factory=lambda: OpenCutConfig(taus=(0.75,), stages=4, foreground="smaller")
+        default_factory=lambda: OpenCutConfig(taus=(0.93,), stages=4, foreground="smaller")
     )
     """Proposals, for the miniature's backbones: chosen on validation scenes."""
     keys: VisualEncoderConfig = field(default_factory=_miniature_keys)
