@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.labels import NamedTexts, check_same_encoders
+from ovref_inference.prototypes import Prototypes
 from ovref_inference.regions import Segmentation, with_background
 from ovref_inference.superpixels import SuperpixelConfig, pool_labels, superpixels
 from ovref_inference.vectors import l2_normalised
@@ -43,6 +44,9 @@ class FreedaConfig:
     """How windows are cut into superpixels."""
     windows: WindowConfig | None = field(default_factory=WindowConfig)
     """Sliding window; null takes each image as a whole, for images of the encoder's size."""
+    around: int = 10
+    """Background prototypes of a class, at least 1: clusters of its n references' surroundings,
+    which are many things at once. Used with a collection of surroundings alone."""
     background: float | None = None
     """Pixels whose best score is below this get no class (0.4 there); null for data without
     background."""
@@ -50,6 +54,8 @@ class FreedaConfig:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n must be at least 1, found {self.n}")
+        if self.around < 1:
+            raise ValueError(f"around must be at least 1, found {self.around}")
         if not 0 <= self.local <= 1:
             raise ValueError(f"local must lie in [0, 1], found {self.local}")
 
@@ -64,7 +70,7 @@ class FreedaSegmenter:
     cos(CLIP embedding of the window, text).
 
     With `surroundings`, a collection of what was around the references (`Embed.part`), a class
-    counts at a superpixel only if its prototype is at least as near as the one of its surroundings.
+    counts at a superpixel only if its prototype is at least as near as those of its surroundings.
     A pixel where no class counts gets none. OVDiff (Karazija et al., ECCV 2024) has background
     prototypes too, but lets those of all classes compete with every class: then the grass around
     cows suppresses the class grass.
@@ -98,11 +104,11 @@ class FreedaSegmenter:
         self.text = text
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.config = config
-        self._prepared: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray | None]] = {}
+        self._prepared: dict[tuple[str, ...], tuple[np.ndarray, Prototypes | None]] = {}
 
-    def prepare(self, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Prototypes of the classes and of their surroundings, (classes, d) float32 each,
-        L2-normalised; made at the first call, remembered for the next.
+    def prepare(self, class_names: Sequence[str]) -> tuple[np.ndarray, Prototypes | None]:
+        """Prototypes of the classes, (classes, d) float32, L2-normalised, and of their
+        surroundings; made at the first call, remembered for the next.
 
         Raises:
             ValueError: no class names, an empty one, or a collection without references.
@@ -112,7 +118,11 @@ class FreedaSegmenter:
             texts_cd = self.texts(names)
             around = None
             if self.surroundings is not None:
-                around = mean_prototypes(self.surroundings, texts_cd, self.config.n)
+                around = self.surroundings.fossil_prototypes(
+                    texts_cd, n=self.config.n, k=self.config.around
+                )
+                if not around.counts.all():
+                    raise ValueError(f"{self.surroundings.url} has no references")
             self._prepared[names] = (
                 mean_prototypes(self.collection, texts_cd, self.config.n),
                 around,
@@ -152,7 +162,7 @@ class FreedaSegmenter:
         self,
         crops: Sequence[np.ndarray],
         prototypes: np.ndarray,
-        around: np.ndarray | None,
+        around: Prototypes | None,
         texts_cd: np.ndarray,
     ) -> list[np.ndarray]:
         """Of each crop (classes, H, W) scores; with surroundings as many margins after them."""
@@ -166,7 +176,7 @@ class FreedaSegmenter:
             near = sigmoid(pooled @ prototypes.T)
             planes = [self.config.local * near + (1 - self.config.local) * whole_c]
             if around is not None:
-                planes.append(near - sigmoid(pooled @ around.T))
+                planes.append(near - sigmoid(best_cosines(pooled, around)))
             maps.append(np.concatenate(planes, axis=1).astype(np.float32).T[:, labels_hw])
         return maps
 
@@ -189,6 +199,14 @@ def mean_prototypes(collection: ReferenceCollection, texts_cd: np.ndarray, n: in
     if not found.counts.all():
         raise ValueError(f"{collection.url} has no references")
     return found.vectors_nkd[:, 0]
+
+
+def best_cosines(features_nd: np.ndarray, prototypes: Prototypes) -> np.ndarray:
+    """(n, classes) float32: the cosine of L2-normalised features to each class's nearest."""
+    classes, most, dim = prototypes.vectors_nkd.shape
+    cosines = features_nd @ prototypes.vectors_nkd.reshape(-1, dim).T
+    used = np.arange(most) < prototypes.counts[:, None]
+    return np.where(used, cosines.reshape(-1, classes, most), -np.inf).max(2)
 
 
 def sigmoid(values: np.ndarray) -> np.ndarray:

@@ -5,8 +5,14 @@ import math
 import numpy as np
 import pytest
 from colour_world import GREY, Texts, collection, picture, unit
-from ovref_inference.freeda import FreedaConfig, FreedaSegmenter, mean_prototypes
+from ovref_inference.freeda import (
+    FreedaConfig,
+    FreedaSegmenter,
+    best_cosines,
+    mean_prototypes,
+)
 from ovref_inference.pooling import pool_regions
+from ovref_inference.prototypes import Prototypes, stacked
 from ovref_inference.regions import NO_CLASS
 from ovref_inference.superpixels import SuperpixelConfig, pool_labels, superpixels
 from ovref_inference.vectors import l2_normalised
@@ -160,6 +166,17 @@ def test_surroundings_make_background_of_what_is_nearer_to_them(tmp_path):
     np.testing.assert_array_equal(found.labels_hw, np.where(LABELS == 2, NO_CLASS, LABELS))
 
 
+def test_of_several_background_prototypes_the_nearest_counts():
+    rng = np.random.default_rng(0)
+    features = l2_normalised(rng.normal(size=(6, 4)))
+    per_class = [l2_normalised(rng.normal(size=(count, 4))) for count in (3, 1)]
+    vectors, counts = stacked(per_class, 4)
+    found = best_cosines(features, Prototypes(vectors_nkd=vectors, counts=counts, nouns=((), ())))
+    for row, feature in zip(found, features, strict=True):
+        expected = [max(float(feature @ vector) for vector in some) for some in per_class]
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+
+
 def test_a_collection_of_regions_is_no_collection_of_surroundings(tmp_path):
     around = collection(tmp_path / "around", COUNTS)
     around.manifest.build["embed"] = {"fields": {}}
@@ -191,7 +208,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
         it.segment([picture(LABELS, NAMES)], NAMES)
 
 
-@pytest.mark.parametrize("settings", [{"n": 0}, {"local": 1.2}])
+@pytest.mark.parametrize("settings", [{"n": 0}, {"local": 1.2}, {"around": 0}])
 def test_parameters_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         FreedaConfig(**settings)
