@@ -8,6 +8,7 @@ from ovref_inference.encoder_config import VisualEncoderConfig
 from ovref_inference.opencut import OpenCutConfig
 from ovref_inference.proposals import Proposals
 from ovref_inference.proposer_config import (
+    MaskFormerConfig,
     OpenCutProposerConfig,
     ProposerConfig,
     SamConfig,
@@ -101,6 +102,7 @@ OPENCUT = OpenCutProposerConfig(
     keys=VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64)),
     cut=OpenCutConfig(taus=(0.75,), stages=2),
 )
+MASK_FORMER = MaskFormerConfig(model="miniature:maskformer")
 GRID = SamGridConfig(
     sam=SamConfig(model="miniature:sam"),
     points_per_side=4,
@@ -110,7 +112,9 @@ GRID = SamGridConfig(
 
 
 @pytest.mark.parametrize(
-    "config", [{"opencut": OPENCUT}, {"sam_grid": GRID}], ids=lambda config: next(iter(config))
+    "config",
+    [{"opencut": OPENCUT}, {"sam_grid": GRID}, {"mask_former": MASK_FORMER}],
+    ids=lambda config: next(iter(config)),
 )
 def test_the_miniatures_models_load_and_propose(config):
     from ovref.miniature.scenes import render
