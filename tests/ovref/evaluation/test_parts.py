@@ -5,6 +5,7 @@ import pytest
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.encoders import load_region_encoder, load_text_encoder
 from ovref_inference.freeda import FreedaConfig
+from ovref_inference.proposals import Proposals
 from ovref_inference.proposers import no_proposals
 from ovref_inference.retclip import RetClipConfig, RetClipSegmenter
 from ovref_inference.segmenters import FossilConfig, FossilSegmenter
@@ -100,3 +101,15 @@ def test_models_are_loaded_and_asked_once(parts, data):
     assert parts.proposer("opencut") is parts.proposer("opencut")
     first = parts.proposer("opencut")(data.images)
     assert parts.proposer("opencut")(data.images)[0] is first[0]
+
+
+@pytest.mark.parametrize("name", ["trained", "sam_grid", "grounded_sam"])
+def test_trained_proposers_cover_the_true_segments(parts, data, name):
+    """The best proposal of each true segment; nothing at all would have 0."""
+    best = []
+    for found, truth in zip(parts.proposer(name)(data.images), data.panoptic, strict=True):
+        masks = found.masks(0.5) if isinstance(found, Proposals) else found
+        for segment in truth.labels:
+            true_hw = truth.ids_hw == segment
+            best.append(max(((m & true_hw).sum() / (m | true_hw).sum() for m in masks), default=0))
+    assert np.mean(best) > 0.3
