@@ -30,7 +30,7 @@ from ovref_pipelines.ray_cluster import (
     offer,
 )
 from ovref_pipelines.stopping import Drain, StoppedError
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.contract import Spec
@@ -72,6 +72,8 @@ class Hand:
     pool: "Pool"
     node: str | None = None
     """Ray's id of the node it runs on; None until it has its models."""
+    hired_among: frozenset[str] = frozenset()
+    """The nodes that were there when it was hired."""
     reserved: Order | None = None
     """Of the pool's first step: fetched ahead, to be given to it next."""
 
@@ -204,7 +206,8 @@ class _Driver:
             }
             actor = self._hire_class.options(**options).remote()
             ref = actor.load.remote([one.specs for one in pool.runs], self._config.threads)
-            pool.tasks[ref] = Task(Hand(actor, pool), time.monotonic())
+            hand = Hand(actor, pool, hired_among=frozenset(living_nodes() - self._leaving))
+            pool.tasks[ref] = Task(hand, time.monotonic())
 
     def _starvable(self, pool: Pool) -> Pool | None:
         """A pool with GPUs that could wait for ever for CPUs that this one would take."""
@@ -298,10 +301,12 @@ class _Driver:
         except RayError as error:
             self._dismiss(task.hand)
             if task.run is None:
-                pool.start_deaths += 1
+                # Where it was being started nobody knows: perhaps on a node that has gone since.
+                nodes_stayed = task.hand.hired_among <= living_nodes() - leaving_nodes()
+                pool.start_deaths += nodes_stayed
                 self._complain_of_start(pool, error)
             else:
-                _book_loss(task, _first_line(error))
+                _book_loss(task, error)
             return
         if task.run is None:
             task.hand.node, error = answer
@@ -391,10 +396,12 @@ class _Driver:
                 self._say(f"no worker is ready yet; {need(pool.config)}, the cluster has {offer()}")
 
 
-def _book_loss(task: Task, reason: str) -> None:
-    node_lost = task.hand.node not in living_nodes()
+def _book_loss(task: Task, error: RayError) -> None:
+    # A node that vanishes counts as alive for a while; its actors are unavailable, not dead.
+    unavailable = isinstance(error, ActorUnavailableError)
+    node_lost = unavailable or task.hand.node not in living_nodes()
     what = "its node was lost" if node_lost else "its worker died"
-    task.run.ledger.worker_lost(task.order, f"{what}: {reason}", node_lost)
+    task.run.ledger.worker_lost(task.order, f"{what}: {_first_line(error)}", node_lost)
 
 
 def _first_line(error: RayError) -> str:
