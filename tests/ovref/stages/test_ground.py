@@ -306,23 +306,41 @@ def test_the_detector_route_finds_what_scenes_show():
     assert np.mean(np.array(ious) > 0.6) >= 0.8
 
 
-def test_the_proposal_route_from_files_to_records():
-    grid = SamGridConfig(
-        sam=SamConfig(model="miniature:sam"),
-        points_per_side=4,
-        min_predicted_iou=0.5,
-        min_stability=0.5,
-    )
+GRID = SamGridConfig(
+    sam=SamConfig(model="miniature:sam"),
+    points_per_side=4,
+    min_predicted_iou=0.5,
+    min_stability=0.5,
+)
+PROPOSERS = {
+    "sam_grid": (ProposerConfig(sam_grid=GRID), "crop_binary"),
+    "mask_former": (
+        ProposerConfig(mask_former=MaskFormerConfig(model="miniature:maskformer")),
+        "crop_heatmap",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROPOSERS)
+def test_the_proposal_route_from_files_to_records(name):
+    proposer, features = PROPOSERS[name]
     route = ProposalRoute(
-        proposer=ProposerConfig(sam_grid=grid),
+        proposer=proposer,
         visual=VisualEncoderConfig(
-            model="miniature:clip", library="open_clip", features="crop_binary", size_hw=(64, 64)
+            model="miniature:clip", library="open_clip", features=features, size_hw=(64, 64)
         ),
         text=TextEncoderConfig(model="miniature:clip"),
     )
     prompts = list(scene_prompts(3))
     stage = Ground(proposals=route, batch_size=2).build()
     for record in check_answers(prompts, list(stage(iter(prompts)))):
-        assert {region.source for region in record.regions} == {"sam_grid_clip"}
+        assert {region.source for region in record.regions} == {f"{name}_clip"}
         assert all(-1 <= region.score <= 1 for region in record.regions)
-        assert record.provenance["features"] == "crop_binary"
+        assert record.provenance["features"] == features
+        if name == "mask_former":
+            assert record.heatmaps_nhw.shape == (len(record.regions), 16, 16)
+            for region, heatmap_hw in zip(record.regions, record.heatmaps_nhw, strict=True):
+                inside = region.mask_hw[2::4, 2::4] == YES
+                assert not inside.any() or heatmap_hw[inside].mean() > 0.5
+        else:
+            assert record.heatmaps_nhw is None
