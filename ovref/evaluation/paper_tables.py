@@ -63,8 +63,13 @@ def vocseg_masking(bench: Bench) -> dict[str, Any]:
         PIXELS,
         [
             Ordering(
-                key=f"masking_{other}", better="binary", worse=other, metric="miou", paper=text
+                key=f"masking_{other}{'_truth' if end else ''}",
+                better=f"binary{end}",
+                worse=f"{other}{end}",
+                metric="miou",
+                paper=text,
             )
+            for end in ("", _with("truth"))
             for other, text in (
                 ("none", "22.5 above 17.7 (ADE-150), 93.4 above 82.5 (PAS-20)"),
                 ("heatmap", "22.5 above 17.7 (ADE-150), 93.4 above 85.0 (PAS-20)"),
