@@ -121,7 +121,7 @@ def test_publishing_files_that_disagree_is_refused(built, tmp_path):
         ({"prototype_stop": [4, 8, 12, 16, 19]}, "do not tile 20 prototypes"),
         ({"prototype_start": [0, 4, 8, 12, 15]}, "do not tile"),
         ({"embedding": [[1.0]] * 5}, "not 12 wide"),
-        ({"embedding": [[1.0]] * 4 + [[1.0] * 3]}, "several widths"),
+        ({"embedding": [[1.0]] * 4 + [[1.0] * 3]}, "not 12 wide"),
         ({"neighbours": [["wolf"]] + [[]] * 4}, "neighbours are not in the vocabulary"),
     ],
 )
