@@ -43,7 +43,7 @@ class Segmenters:
 
     __pydantic_config__ = STRICT
 
-    fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=3, windows=None))
+    fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=10, windows=None))
     vocseg: VocSegConfig = field(default_factory=VocSegConfig)
     retclip: RetClipConfig = field(default_factory=RetClipConfig)
     corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
@@ -74,7 +74,7 @@ class Proposers:
     keys: VisualEncoderConfig = field(default_factory=_keys)
     """Backbone whose features OpenCut cuts."""
     opencut: OpenCutConfig = field(
-        default_factory=lambda: OpenCutConfig(taus=(0.75,), stages=4, foreground="smaller")
+        default_factory=lambda: OpenCutConfig(taus=(0.93,), stages=4, foreground="smaller")
     )
     mask_former: MaskFormerConfig = field(
         default_factory=lambda: MaskFormerConfig(model="miniature:maskformer")
