@@ -48,8 +48,11 @@ def test_no_module_imports_a_layer_above_its_own(package):
 def test_ray_is_imported_in_few_modules_of_pipelines():
     users = [p for package in FOLDERS for p in modules_of(package) if "ray" in imports_of(p)]
     assert [str(path.relative_to(ROOT)) for path in users] == [
-        "pipelines/metrics.py", "pipelines/ray_cluster.py", "pipelines/ray_engine.py",
-        "pipelines/ray_tasks.py", "pipelines/submit.py",
+        "pipelines/metrics.py",
+        "pipelines/ray_cluster.py",
+        "pipelines/ray_engine.py",
+        "pipelines/ray_tasks.py",
+        "pipelines/submit.py",
     ]
 
 

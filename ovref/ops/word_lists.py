@@ -1,5 +1,6 @@
 """The words that rules cannot know: irregular plurals, pluralia tantum, stop nouns, compounds."""
 
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 

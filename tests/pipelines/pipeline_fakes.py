@@ -80,7 +80,9 @@ class Obedient:
                 continue
             seed = record_seed(7, caption.key)
             yield Prompt(
-                key=caption.key, caption=f"{caption.text} {seed}", source=caption.source,
+                key=caption.key,
+                caption=f"{caption.text} {seed}",
+                source=caption.source,
                 nouns=(Noun(text=order, start=0, end=len(order)),),
             )
 

@@ -45,15 +45,25 @@ def image_of(caption):
     mask_hw = np.full((4, 4), YES, np.uint8)
     region = Region(noun=prompt_of(caption).nouns[0], mask_hw=mask_hw, score=1.0, source="daam")
     return ImageRecord(
-        key=caption.key, caption=caption.text, source="small", image=b"\xff\xd8\xff blank",
-        regions=(region,), seed=3,
+        key=caption.key,
+        caption=caption.text,
+        source="small",
+        image=b"\xff\xd8\xff blank",
+        regions=(region,),
+        seed=3,
     )
 
 
 def reference_of(caption):
     return Reference(
-        key=f"{caption.key}#0", noun=prompt_of(caption).nouns[0], caption=caption.text,
-        box_xyxy=(0, 0, 4, 4), area=1.0, score=1.0, source="daam", seed=3,
+        key=f"{caption.key}#0",
+        noun=prompt_of(caption).nouns[0],
+        caption=caption.text,
+        box_xyxy=(0, 0, 4, 4),
+        area=1.0,
+        score=1.0,
+        source="daam",
+        seed=3,
         visual=vector(caption.text, 8).astype(np.float16),
         textual=vector(caption.key, 6).astype(np.float16),
     )
@@ -65,7 +75,9 @@ def commit_shard(steps: dict[str, StepFolder], name: str, shard: str) -> None:
     made = {
         "captions": (captions, RECORDS + 1, [Dropped("line 7", "undecodable_text")]),
         "prompts": (
-            [prompt_of(c) for c in captions[1:]], RECORDS, [Dropped(captions[0].key, "no_nouns")]
+            [prompt_of(c) for c in captions[1:]],
+            RECORDS,
+            [Dropped(captions[0].key, "no_nouns")],
         ),
         "images": ([image_of(c) for c in captions[1:]], RECORDS - 1, []),
         "references": (
@@ -97,7 +109,11 @@ def build(store: Store, work: Path) -> dict[str, StepFolder]:
         step.finish(SHARDS)
     store.write("build.json", json.dumps({"output": store.url}).encode())
     reduce_collection(
-        steps["references"], ReduceSpec(), embed=EMBED, texts=FakeTexts(),
-        output=store.child("collection"), work=work,
+        steps["references"],
+        ReduceSpec(),
+        embed=EMBED,
+        texts=FakeTexts(),
+        output=store.child("collection"),
+        work=work,
     )
     return steps

@@ -76,7 +76,10 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
     assert code == 0
     assert printed.startswith("captions: corpus to be read, 0 shards there already\n")
     assert [line.partition(":")[0] for line in printed.splitlines()] == [
-        "captions", "prompts", "images", "references"
+        "captions",
+        "prompts",
+        "images",
+        "references",
     ]
     assert not (tmp_path / "out").exists()
 
@@ -129,9 +132,7 @@ def test_exit_codes_of_a_build_that_ends_early(ovref, monkeypatch, raised, code,
     from ovref_pipelines.ledger import JobError
     from ovref_pipelines.stopping import StoppedError
 
-    named = {
-        "StoppedError": StoppedError("as asked"), "JobError": JobError("too many")
-    }
+    named = {"StoppedError": StoppedError("as asked"), "JobError": JobError("too many")}
 
     def end(config, say):
         raise named[raised] if isinstance(raised, str) else raised

@@ -66,8 +66,10 @@ def test_every_shard_is_run_and_counted_once(run, config):
 
 def test_ray_with_one_or_three_workers_and_local_give_the_same_bytes(run):
     one = EngineConfig(engine="ray", workers=1)
-    shards = [files_of(run(PLAIN, config, name)[1])
-              for name, config in (("a", LOCAL), ("b", one), ("c", RAY))]
+    shards = [
+        files_of(run(PLAIN, config, name)[1])
+        for name, config in (("a", LOCAL), ("b", one), ("c", RAY))
+    ]
     assert shards[0] and shards[0] == shards[1] == shards[2]
 
 

@@ -277,9 +277,7 @@ def test_a_marker_of_another_shard_or_step_is_named(whole):
 
 def test_a_deleted_marker_is_a_lost_shard(whole):
     whole.delete("images/_commits/000001.json")
-    assert verify(whole.url) == [
-        "images: 1 shards of its complete list have no marker: 000001"
-    ]
+    assert verify(whole.url) == ["images: 1 shards of its complete list have no marker: 000001"]
 
 
 @pytest.mark.parametrize("data", [b"{cut o", b"[]", b"{}"])

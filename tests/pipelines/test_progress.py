@@ -85,5 +85,9 @@ def test_work_without_shards_is_spoken_of_seldom():
 
 def test_durations_are_as_exact_as_they_are_worth():
     assert [duration(s) for s in (0, 45, 600, 11_100, 187_200)] == [
-        "0 s", "45 s", "10 min", "3 h 05 min", "2 d 4 h"
+        "0 s",
+        "45 s",
+        "10 min",
+        "3 h 05 min",
+        "2 d 4 h",
     ]

@@ -18,7 +18,9 @@ def run_with_signal(folder, engine, number, commits, seconds=0.0):
     arguments = [folder, SHARDS, engine, int(number), commits, seconds]
     return subprocess.run(
         [sys.executable, "-m", "pipeline_fakes", *map(str, arguments)],
-        capture_output=True, text=True, timeout=900,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
 
 

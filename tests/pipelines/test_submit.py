@@ -353,6 +353,7 @@ def test_ray_s_client_over_http(tmp_path, monkeypatch, capsys):
     build = ["--config", str(ROOT / "configs" / "miniature.yaml"), *settings]
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # --address wins
     with JobServer(tmp_path, ray.__version__) as server:
+
         def ovref(*arguments):
             code = cli.main(["submit", "--address", server.address, *build, *arguments])
             return code, *capsys.readouterr()
@@ -395,6 +396,7 @@ print("http://" + context.dashboard_url, flush=True)
 sys.stdin.read()
 ray.shutdown()
 """
+
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
