@@ -7,7 +7,6 @@ loaded without the network.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ovref_inference.clip_towers import LOAD_ERRORS
 from ovref_inference.crop_encoder import CropEncoder
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import ModelLoadError
-from ovref_inference.models import resolve
+from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, Pixels, batched
 from ovref_inference.pooling import pool_each
 from transformers import AutoConfig, AutoModel
@@ -203,9 +202,8 @@ def load_text_encoder(
 def _transformers_vit(
     config: VisualEncoderConfig, device: torch.device, batch_size: int
 ) -> VisualEncoder:
-    path = resolve(config.model)
+    path, options = pretrained(config.model, config.revision)
     dtype = getattr(torch, config.precision)
-    options = {"revision": config.revision or None, "local_files_only": Path(path).is_dir()}
     try:
         settings = AutoConfig.from_pretrained(path, **options)
         # Nothing here reads the pooled output, and DINO's weights have no layer for it.
@@ -221,13 +219,9 @@ def _transformers_vit(
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path, **options)
         mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
         patch = settings.patch_size
-    except (*LOAD_ERRORS, AttributeError) as error:
+    except PRETRAINED_ERRORS as error:
         raise ModelLoadError(f"cannot load the visual encoder {config.model}: {error}") from error
-    if report["missing_keys"]:
-        raise ModelLoadError(
-            f"{config.model} lacks weights for {sorted(report['missing_keys'])[:5]}: it was saved "
-            "from another architecture"
-        )
+    check_complete(config.model, report)
     model = model.to(device).eval()
     # PIL's number for bilinear is 2; ViTs are otherwise trained on bicubic resizing.
     mode = "bilinear" if processor.get("resample") == 2 else "bicubic"

@@ -10,20 +10,16 @@ nouns are thus told apart, where joining the words above a threshold gives "traf
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ovref_inference.errors import ModelLoadError
-from ovref_inference.models import resolve
+from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, batched, check_image
 from ovref_inference.proposer_config import GroundingDinoConfig
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
-
-_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
-"""What transformers raises when files are missing, broken or of another architecture."""
 
 NOUNS_REMEMBERED = 65_536
 
@@ -211,21 +207,16 @@ def load_grounding_dino(
     Raises:
         ModelLoadError: the model or its tokenizer cannot be found or read.
     """
-    path = resolve(config.model)
-    options = {"revision": config.revision or None, "local_files_only": Path(path).is_dir()}
+    path, options = pretrained(config.model, config.revision)
     try:
         model, report = GroundingDinoForObjectDetection.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
-    except _LOAD_ERRORS as error:
+    except PRETRAINED_ERRORS as error:
         raise ModelLoadError(f"cannot load GroundingDINO from {config.model}: {error}") from error
-    if report["missing_keys"]:
-        raise ModelLoadError(
-            f"{config.model} lacks weights for {sorted(report['missing_keys'])[:5]}: it was saved "
-            "from another architecture"
-        )
+    check_complete(config.model, report)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(where).eval()
     return GroundingDino(model, tokenizer, image_processor, config, batch_size=batch_size)

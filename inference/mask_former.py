@@ -7,21 +7,17 @@ too).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ovref_inference.errors import ModelLoadError
-from ovref_inference.models import resolve
+from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, batched, check_image
 from ovref_inference.proposals import Proposals
 from ovref_inference.proposer_config import MaskFormerConfig
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
-
-_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
-"""What transformers raises when files are missing, broken or of another architecture."""
 
 MASK_THRESHOLD = 0.5
 """A pixel belongs to a query's mask if its probability is at least this (the papers')."""
@@ -157,8 +153,7 @@ def load_mask_former(
     Raises:
         ModelLoadError: the model cannot be found or read, or is another one.
     """
-    path = resolve(config.model)
-    options = {"revision": config.revision or None, "local_files_only": Path(path).is_dir()}
+    path, options = pretrained(config.model, config.revision)
     try:
         settings = AutoConfig.from_pretrained(path, **options)
         if settings.model_type not in ("maskformer", "mask2former"):
@@ -167,12 +162,8 @@ def load_mask_former(
             path, dtype=torch.float32, output_loading_info=True, **options
         )
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
-    except _LOAD_ERRORS as error:
+    except PRETRAINED_ERRORS as error:
         raise ModelLoadError(f"cannot load MaskFormer from {config.model}: {error}") from error
-    if report["missing_keys"]:
-        raise ModelLoadError(
-            f"{config.model} lacks weights for {sorted(report['missing_keys'])[:5]}: it was saved "
-            "from another architecture"
-        )
+    check_complete(config.model, report)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return MaskFormer(model.to(where).eval(), image_processor, config, batch_size=batch_size)

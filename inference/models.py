@@ -1,11 +1,17 @@
 """Model ids: `miniature:<name>` is shipped with ovref, anything else passes unchanged."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ovref_inference.errors import ModelLoadError
 
 MINIATURE = "miniature:"
+PRETRAINED_ERRORS = (
+    OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError,
+)  # fmt: skip
+"""What transformers raises when a model's files are missing, broken or of another architecture."""
 
 
 def resolve(model_id: str) -> str:
@@ -33,3 +39,30 @@ def resolve(model_id: str) -> str:
             f"no miniature model {name!r} under {weights}; found: {', '.join(known) or 'none'}"
         )
     return str(weights / name)
+
+
+def pretrained(model_id: str, revision: str) -> tuple[str, dict[str, Any]]:
+    """First argument and options of a `from_pretrained` of transformers; a folder stays offline.
+
+    Args:
+        model_id: as of `resolve`, with its errors.
+        revision: of a hub repository; empty for the newest.
+    """
+    path = resolve(model_id)
+    return path, {"revision": revision or None, "local_files_only": Path(path).is_dir()}
+
+
+def check_complete(model_id: str, report: Mapping[str, Any]) -> None:
+    """Refuses a model for which weights were made up.
+
+    Args:
+        report: what `from_pretrained(..., output_loading_info=True)` tells.
+
+    Raises:
+        ModelLoadError: weights are missing.
+    """
+    if report["missing_keys"]:
+        raise ModelLoadError(
+            f"{model_id} lacks weights for {sorted(report['missing_keys'])[:5]}: it was saved "
+            "from another architecture"
+        )

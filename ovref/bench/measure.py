@@ -113,18 +113,12 @@ def _row(
         guided_share=spec.guided_share,
         size_hw=presets.SIZES_HW[spec.preset],
         dtype=spec.dtype,
+        compiled=spec.compiled,
         batch_size=batch_size,
         min_area=0.0,
         max_area=1.0,  # what random weights draw must not be dropped
     )
-    generator = Generator(
-        pipeline,
-        steps=spec.steps,
-        guidance=spec.guidance,
-        size_hw=synthesize.size_hw,
-        guided_share=spec.guided_share,
-        fill_up_to=batch_size if spec.compiled else None,
-    )
+    generator = synthesize.generator(pipeline)
     draw = SynthesizeStage(synthesize, generator)
     embed = _embed_stage(spec.preset, DTYPES[spec.dtype], device, batch_size)
     prompts = _prompts(batch_size * spec.batches)

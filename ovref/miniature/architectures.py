@@ -29,6 +29,8 @@ from ovref.miniature.tokenizer import BEGIN, CONTEXT, END, VOCABULARY, save_toke
 IMAGE_SIZE = 64
 IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 TEXT_WIDTH = 96
+VIT_WIDTH = 96
+"""Of the patch features of DINOv2 and DINO."""
 
 CLIP_CONFIG = {
     "embed_dim": 64,
@@ -123,7 +125,7 @@ def new_clip():
 
 def _vit_shape():
     return {
-        "hidden_size": 96,
+        "hidden_size": VIT_WIDTH,
         "num_hidden_layers": 4,
         "num_attention_heads": 3,
         "image_size": IMAGE_SIZE,
@@ -138,7 +140,7 @@ def new_dinov2():
 
 def new_dino():
     """ViTModel of the same shape, without a pooler, as DINO is published."""
-    config = ViTConfig(**_vit_shape(), intermediate_size=3 * 96, qkv_bias=True)
+    config = ViTConfig(**_vit_shape(), intermediate_size=3 * VIT_WIDTH, qkv_bias=True)
     return ViTModel(config, add_pooling_layer=False)
 
 

@@ -226,39 +226,61 @@ def measure(split, heatmap_scenes=80):
     return result
 
 
-def lines(value, prefix=""):
+def _lines(value, prefix=""):
     """Rows of a Markdown table of nested results, one by one."""
     for key, entry in value.items():
         if isinstance(entry, dict):
-            yield from lines(entry, f"{prefix}{key} / ")
+            yield from _lines(entry, f"{prefix}{key} / ")
         else:
             yield f"| {prefix}{key} | {f'{entry:.3f}' if isinstance(entry, float) else entry} |"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def run(measure, description, threads, name, title, about):
+    """The command line of a measurement: measures a split, writes `name`.json and .md, prints.
+
+    Args:
+        measure: split -> nested results.
+        description: of the command.
+        threads: of torch, unless asked otherwise.
+        title: of the document.
+        about: its first lines, with `{split}`.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--split", default="test")
     parser.add_argument("--output", type=Path, default=Path("tests/benchmarks/results"))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=threads)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     began = time.perf_counter()
     result = measure(arguments.split)
     result["seconds"] = round(time.perf_counter() - began, 1)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "miniature.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     text = [
-        "# The miniature models, measured",
+        f"# {title}",
         "",
-        f"Split `{arguments.split}`; written by `python -m ovref.miniature.measure`. These numbers",
-        "are about the drawn world and its small models only. Shares and IoU are in [0, 1].",
+        *(line.format(split=arguments.split) for line in about),
         "",
         "| what | value |",
         "|---|---|",
-        *lines(result),
+        *_lines(result),
     ]
-    (arguments.output / "miniature.md").write_text("\n".join(text) + "\n")
+    (arguments.output / f"{name}.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
+
+
+def main():
+    run(
+        measure,
+        __doc__,
+        threads=2,
+        name="miniature",
+        title="The miniature models, measured",
+        about=(
+            "Split `{split}`; written by `python -m ovref.miniature.measure`. These numbers",
+            "are about the drawn world and its small models only. Shares and IoU are in [0, 1].",
+        ),
+    )
 
 
 if __name__ == "__main__":

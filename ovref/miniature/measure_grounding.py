@@ -6,10 +6,7 @@ Writes `miniature_grounding.json` and `miniature_grounding.md`. Tuning looks at 
 is for the record. Nothing measured here says anything about the real models.
 """
 
-import argparse
 import json
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +18,7 @@ from transformers import AutoImageProcessor, MaskFormerForInstanceSegmentation
 
 from ovref.miniature import weights_path
 from ovref.miniature.masks_data import boxes_of, regions
-from ovref.miniature.measure import lines, parameters_of
+from ovref.miniature.measure import parameters_of, run
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, UNSEEN
 
@@ -217,30 +214,18 @@ def measure(split, count=200):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--output", type=Path, default=Path("tests/benchmarks/results"))
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    began = time.perf_counter()
-    result = measure(arguments.split)
-    result["seconds"] = round(time.perf_counter() - began, 1)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "miniature_grounding.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = [
-        "# The miniature SAM, GroundingDINO and MaskFormer, measured",
-        "",
-        f"Split `{arguments.split}`; by `python -m ovref.miniature.measure_grounding`, which says",
-        "what the terms mean. These numbers are about the drawn world and its small models only.",
-        "Shares and IoU are in [0, 1].",
-        "",
-        "| what | value |",
-        "|---|---|",
-        *lines(result),
-    ]
-    (arguments.output / "miniature_grounding.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    run(
+        measure,
+        __doc__,
+        threads=1,
+        name="miniature_grounding",
+        title="The miniature SAM, GroundingDINO and MaskFormer, measured",
+        about=(
+            "Split `{split}`; by `python -m ovref.miniature.measure_grounding`, which says",
+            "what the terms mean. These numbers are about the drawn world and its small models",
+            "only. Shares and IoU are in [0, 1].",
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,15 @@ from transformers import Dinov2Model, ViTModel
 from ovref.miniature.architectures import save_vit
 from ovref.miniature.data import load_pool
 from ovref.miniature.shapes import CLASSES, STUFF
-from ovref.miniature.train_backbone import GRID, Probed, jitter, mix_blocks
-from ovref.miniature.train_diffusion import describe_pool
+from ovref.miniature.train_backbone import (
+    GRID,
+    Probed,
+    describe_pool,
+    jitter,
+    mix_blocks,
+    told_loss,
+    with_stuff,
+)
 from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
 
 BATCH, PROBE_BATCH = 16, 96
@@ -27,17 +34,10 @@ OWNED = 24
 """A named class must own about this many of the 256 patches, to the probe."""
 
 
-def allowed_classes(named_nc):
-    """bool (n, c): the named classes and all stuff, which captions often leave out."""
-    allowed = torch.from_numpy(np.array(named_nc))
-    allowed[:, : len(STUFF)] = True
-    return allowed
-
-
 def label_pools(work, steps):
     """Class of every patch of the pools, uint8 (n, 256), by a linear probe fitted to captions."""
     described = [describe_pool(work, name) for name in POOLS]
-    named = [load_pool(work, name).named_nc for name in POOLS]
+    named = [torch.from_numpy(load_pool(work, name).named_nc) for name in POOLS]
     torch.manual_seed(7)
     probe = nn.Linear(described[0].shape[1], len(CLASSES))
 
@@ -47,9 +47,9 @@ def label_pools(work, steps):
     def loss_of(step, rng):
         pool = step % len(POOLS)
         rows = np.sort(rng.integers(len(described[pool]), size=PROBE_BATCH))
-        named_nc = torch.from_numpy(named[pool][rows])
+        named_nc = named[pool][rows]
         log_p = functional.log_softmax(probe(tokens_of(pool, rows)), -1)
-        inside = log_p.masked_fill(~allowed_classes(named[pool][rows])[:, None], -1e4)
+        inside = log_p.masked_fill(~with_stuff(named_nc)[:, None], -1e4)
         owned = log_p.exp().topk(OWNED, dim=1).values.mean(1)
         return -torch.logsumexp(inside, -1).mean() - owned.clamp_min(1e-4).log()[named_nc].mean()
 
@@ -59,7 +59,7 @@ def label_pools(work, steps):
         for pool, tokens in enumerate(described):
             for start in range(0, len(tokens), 512):
                 rows = np.arange(start, min(start + 512, len(tokens)))
-                forbidden = ~allowed_classes(named[pool][rows])[:, None]
+                forbidden = ~with_stuff(named[pool][rows])[:, None]
                 scores = probe(tokens_of(pool, rows)).masked_fill(forbidden, -1e4)
                 labels.append(scores.argmax(-1).to(torch.uint8))
     return torch.cat(labels)
@@ -78,17 +78,8 @@ def refine(name, arguments, backbone, pool, labels_np, key_weight):
         labels = torch.where(flipped[:, None, None], labels.flip(-1), labels).flatten(1)
         images, source = mix_blocks(images, rng, share=0.3)
         labels = labels.gather(0, source)
-        patch, keys, image, _ = model(images)
-        loss = functional.cross_entropy(patch.transpose(1, 2), labels, weight)
-        if key_weight:
-            by_key = functional.cross_entropy(keys.transpose(1, 2), labels, weight)
-            loss = loss + key_weight * by_key
-        whole = functional.binary_cross_entropy_with_logits(
-            image, named[rows][source].any(1).float()
-        )
-        thing = labels >= len(STUFF)
-        right = (patch.argmax(-1) == labels)[thing].float().mean()
-        return loss + whole, {"things": right.item()}
+        *told, _ = model(images)
+        return told_loss(told, labels, named[rows][source].any(1), weight, key_weight)
 
     return fit(name, arguments.work, model, loss_of, arguments.steps, rate=1e-3, decay=0.03)
 

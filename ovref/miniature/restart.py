@@ -43,7 +43,8 @@ def restart(work, weights):
     for name, model in models.items():
         path = work / f"{name}.pt"
         if not path.is_file():
-            save_checkpoint(path, model, done[name]["steps"], done[name]["seconds"])
+            mean = [p.detach() for p in model.parameters()]
+            save_checkpoint(path, model, mean, done[name]["steps"], done[name]["seconds"])
             written.append(name)
     for name in ("dinov2", "dino"):
         shutil.copytree(weights / name, work / name, dirs_exist_ok=True)

@@ -19,12 +19,15 @@ loss on its last layer's keys as well, because normalised cuts of those keys are
 for.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import Dinov2Model
 
-from ovref.miniature.architectures import new_dino, new_dinov2, save_vit
+from ovref.miniature.architectures import VIT_WIDTH, new_dino, new_dinov2, save_vit
 from ovref.miniature.data import load_pool
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
@@ -40,7 +43,7 @@ OWNED = 14
 class Probed(nn.Module):
     """A backbone with cosine heads: on its patch tokens, its keys and its class token."""
 
-    def __init__(self, backbone, width=96):
+    def __init__(self, backbone, width=VIT_WIDTH):
         super().__init__()
         self.backbone = backbone
         self.patches = nn.Parameter(torch.randn(len(CLASSES), width) * 0.1)
@@ -174,6 +177,13 @@ def train_teacher(arguments, pool, steps):
     return teacher, facts
 
 
+def with_stuff(named_nc):
+    """bool (n, c): the named classes and all stuff, which captions often leave out."""
+    allowed = named_nc.clone()
+    allowed[:, : len(STUFF)] = True
+    return allowed
+
+
 @torch.no_grad()
 def teach(teacher, images_nchw, named_nc, source_np):
     """What the teacher says: class of every patch, int64 (n, 256), and features (n, 256, width).
@@ -181,13 +191,33 @@ def teach(teacher, images_nchw, named_nc, source_np):
     A thing must be named by the caption; any stuff will do, because captions often leave it out.
     Features have mean 0 and deviation 1 per channel over the batch.
     """
-    allowed = named_nc.clone()
-    allowed[:, : len(STUFF)] = True
+    allowed = with_stuff(named_nc)
     maps = teacher.features(images_nchw)
     logits = teacher.head(maps).flatten(2).transpose(1, 2)
     features = maps.flatten(2).transpose(1, 2)
     features = (features - features.mean((0, 1))) / (features.std((0, 1)) + 1e-3)
     return logits.masked_fill(~allowed[source_np], -1e4).argmax(-1), features
+
+
+def told_loss(told, labels_np, present_nc, weight_c, key_weight):
+    """What `Probed` tells of patches, keys and the image, against labels; and facts to log.
+
+    Args:
+        told: patch logits (n, 256, c), key logits (n, 256, c), image logits (n, c).
+        labels_np: int64 (n, 256) classes.
+        present_nc: bool (n, c).
+        weight_c: of the classes of patches.
+        key_weight: of the keys against the patches; 0 leaves them out.
+    """
+    patch, keys, image = told
+    loss = functional.cross_entropy(patch.transpose(1, 2), labels_np, weight_c)
+    if key_weight:
+        by_key = functional.cross_entropy(keys.transpose(1, 2), labels_np, weight_c)
+        loss = loss + key_weight * by_key
+    whole = functional.binary_cross_entropy_with_logits(image, present_nc.float())
+    thing = labels_np >= len(STUFF)
+    right = (patch.argmax(-1) == labels_np)[thing].float().mean()
+    return loss + whole, {"things": right.item(), "whole": whole.item()}
 
 
 def train(name, arguments, backbone, pool, teacher, steps, key_weight):
@@ -202,21 +232,29 @@ def train(name, arguments, backbone, pool, teacher, steps, key_weight):
         images = jitter(images_to_torch(pool.images_nhwc[rows]), rng)
         images, source = mix_blocks(images, rng, share=0.3)
         labels, features = teach(teacher, images, named[rows], source)
-        patch, keys, image, guess = model(images)
-        loss = functional.cross_entropy(patch.transpose(1, 2), labels, weight)
-        loss = loss + functional.mse_loss(guess, features)
-        if key_weight:
-            loss = loss + key_weight * functional.cross_entropy(
-                keys.transpose(1, 2), labels, weight
-            )
-        whole = functional.binary_cross_entropy_with_logits(
-            image, named[rows][source].any(1).float()
-        )
-        thing = labels >= len(STUFF)
-        right = (patch.argmax(-1) == labels)[thing].float().mean()
-        return loss + whole, {"things": right.item(), "whole": whole.item()}
+        *told, guess = model(images)
+        present = named[rows][source].any(1)
+        loss, facts = told_loss(told, labels, present, weight, key_weight)
+        return loss + functional.mse_loss(guess, features), facts
 
     return fit(name, arguments.work, model, loss_of, steps, rate=1.5e-3, decay=0.03)
+
+
+@torch.no_grad()
+def describe_pool(work, name):
+    """DINOv2 patch features of a pool, float16 (n, 96, 16, 16), centred over all patches; computed
+    once and kept."""
+    path = Path(work) / f"described_{name}.npy"
+    if not path.is_file():
+        model = Dinov2Model.from_pretrained(Path(work) / "dinov2").float().eval()
+        pool = load_pool(work, name)
+        tokens = torch.cat([
+            model(images_to_torch(pool.images_nhwc[i : i + 64])).last_hidden_state[:, 1:].half()
+            for i in range(0, len(pool.captions), 64)
+        ])  # fmt: skip
+        tokens -= tokens.float().mean((0, 1)).half()
+        np.save(path, tokens.transpose(1, 2).unflatten(2, (16, 16)).numpy())
+    return np.load(path, mmap_mode="r")
 
 
 def folded(dinov2):

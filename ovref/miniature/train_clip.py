@@ -17,13 +17,12 @@ from ovref_inference.retrieve import TEMPLATES
 from torch import nn
 from torch.nn import functional
 
-from ovref.miniature.architectures import CLIP_CONFIG, new_clip, save_clip
+from ovref.miniature.architectures import CLIP_CONFIG, VIT_WIDTH, new_clip, save_clip
 from ovref.miniature.captions import plural
 from ovref.miniature.data import load_pool
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.miniature.tokenizer import save_tokenizer
-from ovref.miniature.train_backbone import jitter
-from ovref.miniature.train_diffusion import describe_pool
+from ovref.miniature.train_backbone import describe_pool, jitter
 from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
 
 BATCH = 64
@@ -40,7 +39,7 @@ class Imitating(nn.Module):
     def __init__(self):
         super().__init__()
         self.clip = new_clip()
-        self.imitate = nn.Linear(CLIP_CONFIG["vision_cfg"]["width"], 96)
+        self.imitate = nn.Linear(CLIP_CONFIG["vision_cfg"]["width"], VIT_WIDTH)
         self.caught = {}
         self.clip.visual.transformer.resblocks[-2].register_forward_hook(
             lambda module, inputs, output: self.caught.update(tokens=output)

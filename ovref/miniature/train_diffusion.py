@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Dinov2Model
 
 from ovref.miniature.architectures import (
+    VIT_WIDTH,
     new_scheduler,
     new_text_encoder,
     new_unet,
@@ -29,6 +29,7 @@ from ovref.miniature.architectures import (
 )
 from ovref.miniature.data import load_pool
 from ovref.miniature.tokenizer import CONTEXT, save_tokenizer
+from ovref.miniature.train_backbone import describe_pool
 from ovref.miniature.training import fit, images_to_torch, load_average, note, parse_arguments
 
 CAPTION_DROP = 0.1
@@ -75,23 +76,6 @@ def encode_pool(work, name):
     return np.load(path)
 
 
-@torch.no_grad()
-def describe_pool(work, name):
-    """DINOv2 patch features of a pool, float16 (n, 96, 16, 16), centred over all patches; computed
-    once and kept."""
-    path = Path(work) / f"described_{name}.npy"
-    if not path.is_file():
-        model = Dinov2Model.from_pretrained(Path(work) / "dinov2").float().eval()
-        pool = load_pool(work, name)
-        tokens = torch.cat([
-            model(images_to_torch(pool.images_nhwc[i : i + 64])).last_hidden_state[:, 1:].half()
-            for i in range(0, len(pool.captions), 64)
-        ])  # fmt: skip
-        tokens -= tokens.float().mean((0, 1)).half()
-        np.save(path, tokens.transpose(1, 2).unflatten(2, (16, 16)).numpy())
-    return np.load(path, mmap_mode="r")
-
-
 def tokenize(work, captions):
     """Token ids, int64 (n, CONTEXT), padded with the end token."""
     tokenizer = save_tokenizer(Path(work) / "tokenizer", pad="<|endoftext|>")
@@ -115,7 +99,10 @@ class Denoiser(nn.Module):
         self.unet.up_blocks[0].register_forward_hook(
             lambda module, inputs, output: self.caught.update(features=output)
         )
-        self.describe = nn.Sequential(nn.Conv2d(96, 192, 1), nn.SiLU(), nn.Conv2d(192, 96, 1))
+        deepest = self.unet.config.block_out_channels[-1]
+        self.describe = nn.Sequential(
+            nn.Conv2d(deepest, 192, 1), nn.SiLU(), nn.Conv2d(192, VIT_WIDTH, 1)
+        )
         self.caught = {}
 
     def forward(self, noisy_nchw, timesteps_n, ids_nl):

@@ -64,12 +64,6 @@ def fit(name, work, model, loss_of, steps, rate, decay=0.01, average=0.995, save
         mean, first, seconds = state["mean"], state["step"], state["seconds"]
     began, losses = time.perf_counter(), []
 
-    def save(step):
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "mean": mean,
-                 "step": step, "seconds": seconds + time.perf_counter() - began}  # fmt: skip
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
-
     model.train()
     for step in range(first, steps):
         seed = [zlib.crc32(name.encode()), step]
@@ -96,7 +90,8 @@ def fit(name, work, model, loss_of, steps, rate, decay=0.01, average=0.995, save
                 file.write(json.dumps(row) + "\n")
             losses = []
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            save(step + 1)
+            so_far = seconds + time.perf_counter() - began
+            save_checkpoint(path, model, mean, step + 1, so_far, optimiser=optimiser.state_dict())
     with torch.no_grad():
         for parameter, value in zip(trained, mean, strict=True):
             parameter.copy_(value)
@@ -104,11 +99,17 @@ def fit(name, work, model, loss_of, steps, rate, decay=0.01, average=0.995, save
     return {"steps": steps, "seconds": round(seconds + time.perf_counter() - began, 1)}
 
 
-def save_checkpoint(path, model, step, seconds):
-    """Writes a checkpoint of weights alone; `fit` goes on from it with a new optimiser."""
-    mean = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+def save_checkpoint(path, model, mean, step, seconds, **optimiser):
+    """Writes a checkpoint, whole or not at all; without an `optimiser`, `fit` makes a new one.
+
+    Args:
+        mean: moving averages of the parameters that are trained, in their order.
+        step: steps done.
+        seconds: of all starts together.
+    """
     state = {"model": model.state_dict(), "mean": mean, "step": step, "seconds": seconds}
-    torch.save(state, path)
+    torch.save(state | optimiser, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
 
 
 def load_average(name, work, model):

@@ -110,7 +110,7 @@ class Synthesize:
         """
         import torch
 
-        from ovref.models.diffusion import Generator, load_pipeline, quicken
+        from ovref.models.diffusion import load_pipeline, quicken
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         logger.info("drawing with %s on %s", self.model, device)
@@ -127,7 +127,13 @@ class Synthesize:
             channels_last=self.channels_last,
             fused_projections=self.fused_projections,
         )
-        generator = Generator(
+        return SynthesizeStage(self, self.generator(pipeline))
+
+    def generator(self, pipeline: Any) -> Any:
+        """The `models.diffusion.Generator` of these settings, for a pipeline of `load_pipeline`."""
+        from ovref.models.diffusion import Generator
+
+        return Generator(
             pipeline,
             steps=self.steps,
             guidance=self.guidance,
@@ -137,7 +143,6 @@ class Synthesize:
             guided_share=self.guided_share,
             fill_up_to=self.batch_size if self.compiled else None,
         )
-        return SynthesizeStage(self, generator)
 
 
 @dataclass(frozen=True)

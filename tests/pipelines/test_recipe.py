@@ -1,7 +1,6 @@
 """The recipe from captions to a collection, with small fakes in the place of the models."""
 
 import dataclasses
-import hashlib
 import io
 import json
 
@@ -10,13 +9,13 @@ import pytest
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig
-from ovref_inference.vectors import l2_normalised
 from ovref_pipelines import maintain, recipe, show
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.recipe import BuildConfig
 from ovref_pipelines.verify import verify
 from PIL import Image
 from pipeline_fakes import files_of
+from recipe_fakes import FakeTexts
 from s3fs import S3FileSystem
 
 from ovref.contract import Dropped
@@ -108,19 +107,9 @@ class FakeGrounding(Ground):
         return stage
 
 
-class FakeTexts:
-    def __init__(self, config):
-        pass
-
-    def encode(self, texts):
-        seeds = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
-        rows = [np.random.default_rng(list(seed)).normal(size=6) for seed in seeds]
-        return l2_normalised(np.array(rows, np.float32))
-
-
 class FakeEmbedding(Embed):
     def build(self):
-        texts = FakeTexts(None)
+        texts = FakeTexts()
 
         def stage(images):
             for image in images:
