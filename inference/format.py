@@ -105,7 +105,7 @@ class IndexInfo:
     search: dict[str, int] = field(default_factory=dict)
     """Search parameter and value (`nprobe` or `efSearch`); empty when the search is exact."""
     recall: float = 1.0
-    """Recall measured against exact search, in [0, 1]."""
+    """Recall measured against exact search by rows that are not their own neighbours, in [0, 1]."""
     recall_k: int = 0
     """Neighbours asked for in that measurement; 0 when the search is exact."""
     train_rows: int = 0

@@ -1,5 +1,6 @@
 """Nearest neighbours by cosine: which faiss index, built how, and how good it measured."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ EXACT_BELOW = 20_000
 TRAIN_PER_LIST = 39
 """What faiss' k-means asks for at least; twice as many did not find more neighbours."""
 TARGET_RECALL = 0.95
+RECALL_QUERIES = 512
+"""The recall of a search is measured with so many, to about 0.01."""
+_ONE_SIDED_95 = 1.645
 _CHUNK_ROWS = 65_536
 _TIE = 1e-3
 """Float16 embeddings of one caption often tie; scores this close count as the same neighbour."""
@@ -161,19 +165,18 @@ def measure_recall(
     vectors: np.ndarray,
     *,
     k: int = 10,
-    queries: int = 256,
+    queries: int = RECALL_QUERIES,
     seed: int = 0,
     parameters: dict[str, int] | None = None,
 ) -> float:
-    """Recall@k against exact search, in [0, 1], over some of the vectors themselves as queries.
+    """Recall@k against exact search, in [0, 1], over some of the rows as queries.
 
-    A returned row counts when it scores no worse than the k-th exact neighbour (within 1e-3):
-    references of one noun tie often, and any of the tied is as right as another.
+    Queries stand for regions and texts that the collection has not seen, so a row is not its own
+    neighbour: it asks for the k nearest others. A returned row counts when it scores no worse than
+    the k-th of those (within 1e-3): references of one noun tie often, and any of the tied is as
+    right as another.
     """
-    asked = sample(vectors, queries, seed)
-    k = min(k, len(vectors))
-    exact, _ = exact_search(vectors, asked, k)
-    return _recall(index, vectors, asked, exact[:, -1], k, parameters)
+    return float(_recalls(index, vectors, _ask(vectors, k, queries, seed), parameters).mean())
 
 
 def tune(
@@ -181,15 +184,19 @@ def tune(
     vectors: np.ndarray,
     *,
     k: int = 10,
-    queries: int = 256,
+    queries: int = RECALL_QUERIES,
     seed: int = 0,
     target: float = TARGET_RECALL,
 ) -> tuple[dict[str, int], float]:
     """The smallest power-of-two `nprobe` (IVF) or `efSearch` (HNSW) that reaches `target` recall@k.
 
+    It is reached when the lower end of the recall's 95% confidence interval (one-sided, over
+    queries) is: the smallest setting whose measurement happens to be high enough would else be
+    taken, and other queries would find less.
+
     Returns:
-        The search parameters, `{}` for an exact index, and the recall measured with them. The
-        recall is below the target only when no setting reaches it.
+        The search parameters, `{}` for an exact index, and the recall measured with them, as by
+        `measure_recall`. The recall is below the target only when no setting reaches it.
     """
     if hasattr(index, "nlist"):
         name, largest = "nprobe", index.nlist
@@ -197,15 +204,14 @@ def tune(
         name, largest = "efSearch", len(vectors)
     else:
         return {}, 1.0
-    asked = sample(vectors, queries, seed)
-    k = min(k, len(vectors))
-    exact, _ = exact_search(vectors, asked, k)
+    asked = _ask(vectors, k, queries, seed)
     value = 1 if name == "nprobe" else k
     while True:
         value = min(value, largest)
-        recall = _recall(index, vectors, asked, exact[:, -1], k, {name: value})
-        if recall >= target or value == largest:
-            return {name: value}, recall
+        recalls = _recalls(index, vectors, asked, {name: value})
+        low = recalls.mean() - _ONE_SIDED_95 * recalls.std() / np.sqrt(len(recalls))
+        if low >= target or value == largest:
+            return {name: value}, float(recalls.mean())
         value *= 2
 
 
@@ -237,18 +243,38 @@ def read_index(path: str | Path, *, rows: int | None = None, dim: int | None = N
     return index
 
 
-def _recall(
-    index: Any,
-    vectors: np.ndarray,
-    asked: np.ndarray,
-    threshold: np.ndarray,
-    k: int,
-    parameters: dict[str, int] | None,
-) -> float:
-    _, ids = search(index, asked, k, parameters=parameters)
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """Rows as queries, and what the k nearest others of each score."""
+
+    rows: np.ndarray
+    queries: np.ndarray
+    k: int
+    threshold: np.ndarray
+    """(queries,) float32: the score of the k-th nearest other."""
+
+
+def _ask(vectors: np.ndarray, k: int, queries: int, seed: int) -> _Asked:
+    rows = _drawn(len(vectors), queries, seed)
+    asked = np.asarray(vectors[rows], dtype=np.float32)
+    k = min(k, len(vectors) - 1)
+    exact, _ = exact_search(vectors, asked, k + 1)  # nothing is nearer than the row itself
+    return _Asked(rows=rows, queries=asked, k=k, threshold=exact[:, -1])
+
+
+def _recalls(
+    index: Any, vectors: np.ndarray, asked: _Asked, parameters: dict[str, int] | None
+) -> np.ndarray:
+    """(queries,) the recall of each."""
+    if asked.k == 0:
+        return np.ones(len(asked.rows))
+    _, ids = search(index, asked.queries, asked.k + 1, parameters=parameters)
+    left_out = ids == asked.rows[:, None]
+    left_out[:, -1] |= ~left_out.any(axis=1)  # the row itself was not found, so one is too many
+    ids = ids[~left_out].reshape(-1, asked.k)
     found = np.asarray(vectors[np.maximum(ids, 0).ravel()], dtype=np.float32)
-    scores = np.einsum("qd,qkd->qk", asked, found.reshape(*ids.shape, -1))
-    return float(((ids >= 0) & (scores >= threshold[:, None] - _TIE)).mean())
+    scores = np.einsum("qd,qkd->qk", asked.queries, found.reshape(*ids.shape, -1))
+    return ((ids >= 0) & (scores >= asked.threshold[:, None] - _TIE)).mean(axis=1)
 
 
 def sample(vectors: np.ndarray, count: int, seed: int, *, of: int | None = None) -> np.ndarray:
@@ -260,5 +286,10 @@ def sample(vectors: np.ndarray, count: int, seed: int, *, of: int | None = None)
     among = len(vectors) if of is None else min(of, len(vectors))
     if count >= among:
         return np.asarray(vectors[:among], dtype=np.float32)
-    rows = np.random.default_rng(seed).choice(among, count, replace=False)
-    return np.asarray(vectors[np.sort(rows)], dtype=np.float32)
+    return np.asarray(vectors[_drawn(among, count, seed)], dtype=np.float32)
+
+
+def _drawn(among: int, count: int, seed: int) -> np.ndarray:
+    """Numbers of `count` of the rows, ascending."""
+    rows = np.random.default_rng(seed).choice(among, min(count, among), replace=False)
+    return np.sort(rows)

@@ -71,7 +71,8 @@ class ReduceSpec:
     prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
     """How many prototypes a noun gets, and where a rare noun takes them from."""
     index_recall: float = 0.95
-    """Recall@10 against exact search that an approximate index is tuned to reach."""
+    """Recall@10 against exact search that an approximate index is tuned to reach, with a margin
+    for the error of measuring it."""
     seed: int = 0
     """Of the samples for training and measuring an index."""
 
