@@ -557,6 +557,15 @@ def test_embeddings_of_other_encoders_are_refused(place, tmp_path, change, field
         reduce_into(tmp_path / "new", others, SPEC, embed=other, base=Store.open(str(collection)))
 
 
+def test_a_collection_of_regions_does_not_grow_by_surroundings(place, reduced, tmp_path):
+    target, _ = reduced(place(make_references()), SPEC)
+    before, around = content(target), dataclasses.replace(EMBED, part="surroundings")
+    others = commit_step(tmp_path / "others", make_references(seed=1), embed=around)
+    with pytest.raises(MismatchError, match=r"its part is region, theirs surroundings"):
+        reduce_into(target, others, SPEC, embed=around, base=Store.open(str(target)))
+    assert content(target) == before
+
+
 def test_a_step_that_holds_no_references_is_refused(tmp_path):
     step = open_step(Store.open(str(tmp_path)), "images", {"stages": [{"name": "synthesize"}]})
     with pytest.raises(MismatchError, match="holds no references"):
