@@ -19,6 +19,7 @@ from typing import Any
 
 from ovref_inference.encoder_config import TextEncoderConfig
 from ovref_inference.errors import ModelLoadError
+from ovref_inference.retrieve import Texts
 from ovref_pipelines import reduce_tasks, show
 from ovref_pipelines.engine import (
     StepRun,
@@ -254,7 +255,7 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
             references,
             config.reduce,
             embed=config.embed,
-            texts=_LazyTexts(config.embed.text),
+            texts=texts_of(config),
             output=target,
             work=work,
             licences=config.licences,
@@ -266,6 +267,11 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
         )
     say(f"collection: done in {duration(time.monotonic() - started)}")
     return result
+
+
+def texts_of(config: BuildConfig) -> Texts:
+    """What encodes the vocabulary; loaded when it is first asked."""
+    return _LazyTexts(config.embed.text)
 
 
 def collection_store(config: BuildConfig) -> Store:

@@ -4,17 +4,18 @@
 
 Captions are COCO's of val2017, their nouns exchanged for others of the same captions at random, so
 that nearly all are distinct; a twentieth is said twice. Each number of captions goes through the
-three steps in a process of its own, whose peak resident memory and CPU seconds are recorded after
-every step. `--without-nouns` skips the tagger and takes each caption's exchanged words for its
-nouns, where a core-hour for the tagger is not to be had.
-Writes results/captions.json.
+three steps in a process of its own, whose CPU seconds and peak resident memory are recorded for
+every step. `--without-nouns` skips the tagger, which takes most of the time and hides the memory of
+the others, and takes the first words of a caption for its nouns.
+Writes results/captions.json, or results/captions_without_tagger.json.
 """
 
 import argparse
 import json
+import os
+import platform
 import random
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -73,8 +74,9 @@ def run(captions: Path, folder: Path, with_nouns: bool, order: str) -> list[dict
         report.append({
             "step": step, "records": sum(commit.outputs for commit in commits),
             "cpu_s": round(time.process_time() - began, 2),
-            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "peak_rss_mb": _peak_mb(),
         })  # fmt: skip
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the next step is its own
 
     began = time.process_time()
     cut = open_step(store, "captions", {"corpus": identify(spec)})
@@ -96,6 +98,11 @@ def run(captions: Path, folder: Path, with_nouns: bool, order: str) -> list[dict
     return report
 
 
+def _peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return round(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024, 1)
+
+
 def _words_as_nouns(captions: Iterator) -> Iterator:
     from ovref.records import Noun, Prompt
 
@@ -106,6 +113,11 @@ def _words_as_nouns(captions: Iterator) -> Iterator:
             key=caption.key, caption=caption.text, nouns=nouns or (Noun(text="x", start=0, end=1),),
             source=caption.source,
         )  # fmt: skip
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def main() -> None:
@@ -123,14 +135,19 @@ def main() -> None:
         )
         print(json.dumps(found))
         return
-    report = {"date": date.today().isoformat(), "shard_size": SHARD_SIZE, "runs": {}}
+    report = {
+        "date": date.today().isoformat(), "commit": _commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "order": arguments.order,
+        "shard_size": SHARD_SIZE, "max_per_noun": MAX_PER_NOUN, "runs": {},
+    }  # fmt: skip
     for count in arguments.captions:
         with tempfile.TemporaryDirectory() as scratch:
             make(arguments.data, count, Path(scratch, "captions.txt"))
             command = [sys.executable, __file__, *sys.argv[1:], "--only", scratch]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             report["runs"][count] = json.loads(output.splitlines()[-1])
-    path = HERE / "results" / "captions.json"
+    name = "captions_without_tagger.json" if arguments.without_nouns else "captions.json"
+    path = HERE / "results" / name
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path.read_text())
 

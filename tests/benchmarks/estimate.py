@@ -3,18 +3,23 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/estimate.py [captions] [probe]
 
 First the estimate, then the build, in this process. Pairs are [estimated, found]; seconds are of
-the work inside shards, by the wall clock, so that a load that changes between the two shows in the
-ratio. Writes results/estimate.json.
+the work inside shards and of the whole reduction, by the wall clock, so that a load that changes
+between the two shows in the ratio: run it on a machine that does nothing else.
+Writes results/estimate.json.
 """
 
 import json
+import os
+import platform
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from ovref_pipelines import recipe
 from ovref_pipelines.estimate import estimate, text
-from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.recipe import COLLECTION, BuildConfig
 
 from ovref.config import load
 
@@ -31,31 +36,51 @@ def main(captions: int = 48, probe: int = 16) -> None:
         ])  # fmt: skip
         found = estimate(config, probe)
         print(text(found))
-        summary = recipe.build(config, print)
+        times: dict[str, float] = {}
+
+        def say(message: str) -> None:
+            print(message)
+            times[" ".join(message.split()[:2])] = time.monotonic()
+
+        summary = recipe.build(config, say)
+        names = [*(step.step for step in summary.steps), COLLECTION]
         sizes = {
-            step.step: sum(p.stat().st_size for p in Path(scratch, "out", step.step).glob("*-*"))
-            for step in summary.steps
+            name: sum(
+                path.stat().st_size
+                for path in Path(scratch, "out", name).iterdir()
+                if name == COLLECTION or "-" in path.name
+            )
+            for name in names
         }
-        collection = sum(p.stat().st_size for p in Path(scratch, "out", "collection").iterdir())
-    estimates = {step.step: step for step in found.steps}
-    report = {"captions": captions, "probe": probe, "steps": {}}
-    for step in summary.steps:
-        guess = estimates[step.step]
-        report["steps"][step.step] = {
-            "records": [round(guess.records, 1), step.inputs],
-            "seconds": [round(guess.seconds, 2), step.work_seconds],
-            "bytes": [round(guess.stored), sizes[step.step]],
-            "seconds_ratio": round(guess.seconds / step.work_seconds, 3),
-            "bytes_ratio": round(guess.stored / sizes[step.step], 3),
+    seconds = {step.step: step.work_seconds for step in summary.steps}
+    seconds[COLLECTION] = times["collection: done"] - times["collection: reducing"]
+    records = {step.step: step.inputs for step in summary.steps}
+    records[COLLECTION] = summary.collection["references"]
+    guesses = {step.step: step for step in found.steps}
+    report = {
+        "captions": captions, "probe": probe, "commit": _commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "steps": {},
+    }  # fmt: skip
+    for name in names:
+        guess, work = guesses[name], guesses[name].seconds + guesses[name].alone_seconds
+        report["steps"][name] = {
+            "records": [round(guess.records, 1), records[name]],
+            "seconds": [round(work, 2), round(seconds[name], 2)],
+            "bytes": [round(guess.stored), sizes[name]],
+            "seconds_ratio": round(work / seconds[name], 3),
+            "bytes_ratio": round(guess.stored / sizes[name], 3),
         }
-    report["collection_bytes"] = [round(found.collection_bytes), collection]
-    report["seconds_ratio"] = round(
-        sum(estimates[step.step].seconds for step in summary.steps)
-        / sum(step.work_seconds for step in summary.steps), 3,
-    )  # fmt: skip
+    pairs = [step["seconds"] for step in report["steps"].values()]
+    report["seconds"] = [round(sum(each), 2) for each in zip(*pairs, strict=True)]
+    report["seconds_ratio"] = round(report["seconds"][0] / report["seconds"][1], 3)
     path = Path(__file__).parent / "results" / "estimate.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path.read_text())
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

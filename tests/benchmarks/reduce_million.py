@@ -299,7 +299,8 @@ def main() -> None:
             "theirs": lambda: theirs(filtered, scratch / "theirs", collection),
             "open": lambda: open_and_ask(collection),
         }[arguments.only]
-        print(json.dumps(measured(work) if arguments.only != "open" else work()))
+        found = measured(work) if arguments.only != "open" else work()
+        (scratch / f"{arguments.only}.json").write_text(json.dumps(found))
         return
     scratch.mkdir(parents=True, exist_ok=True)
     if not filtered.exists():
@@ -308,13 +309,14 @@ def main() -> None:
     report: dict[str, Any] = {
         "references": n, "nouns": arguments.nouns, "width": arguments.width,
         "workers": arguments.workers, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "faiss": faiss.__version__, "commit": _commit(), "ours": _child(sys.executable, "ours"),
+        "faiss": faiss.__version__, "commit": _commit(),
+        "ours": _child(sys.executable, "ours", scratch),
     }  # fmt: skip
-    report["open"] = _child(sys.executable, "open")
+    report["open"] = _child(sys.executable, "open", scratch)
     write(report, scratch)
     supports(collection)
     if arguments.autofaiss:
-        report["theirs"] = _child(arguments.autofaiss, "theirs")
+        report["theirs"] = _child(arguments.autofaiss, "theirs", scratch)
         report["cpu_ratio"] = report["theirs"]["cpu_s"] / report["ours"]["cpu_s"]
     write(report, scratch)
 
@@ -353,7 +355,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scratch", type=Path, default=Path(tempfile.gettempdir(), "ovref_reduce_million")
     )
-    parser.add_argument("--only", choices=("ours", "theirs", "open"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--only", choices=("ours", "theirs", "open"),
+        help="runs one part after those before it, and keeps its figures in the folder",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -361,10 +366,12 @@ def _call(task: Callable[[], Any]) -> Any:
     return task()
 
 
-def _child(python: str, only: str) -> dict[str, Any]:
-    command = [python, __file__, *sys.argv[1:], "--only", only]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+def _child(python: str, only: str, scratch: Path) -> dict[str, Any]:
+    """What a process of its own found, now or in an earlier run with the same folder."""
+    path = scratch / f"{only}.json"
+    if not path.exists():
+        subprocess.run([python, __file__, *sys.argv[1:], "--only", only], check=True)
+    return json.loads(path.read_text())
 
 
 def _commit() -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ovref_inference import ReferenceCollection
 from ovref_pipelines import cli, estimate, recipe
+from ovref_pipelines.progress import duration
 from ovref_pipelines.recipe import BuildConfig
 from ovref_pipelines.regenerate import regenerate
 
@@ -77,7 +78,7 @@ def test_an_estimate_of_a_build_that_has_not_begun(built, tmp_path):
     found = estimate.estimate(config_of(tmp_path / "new"), probe=9, price=2.0)
     assert not (tmp_path / "new").exists()
     steps = {step.step: step for step in found.steps}
-    assert list(steps) == ["captions", "prompts", "images", "references"]
+    assert list(steps) == ["captions", "prompts", "images", "references", "collection"]
     # All captions were probed, so the counts are not estimates.
     made = {step.step: step for step in summary.steps}
     for name in ("prompts", "images", "references"):
@@ -86,16 +87,43 @@ def test_an_estimate_of_a_build_that_has_not_begun(built, tmp_path):
         assert steps[name].seconds > 0 and steps[name].load_seconds > 0
     stored = sum(path.stat().st_size for path in (built[0] / "images").glob("*-*"))
     assert steps["images"].stored == pytest.approx(stored, rel=0.1)
+    collection = steps["collection"]
+    assert collection.records == pytest.approx(summary.collection["references"])
+    assert collection.seconds > 0 and collection.alone_seconds > 0 == collection.done
+    size = sum(path.stat().st_size for path in (built[0] / "collection").iterdir())
+    assert collection.stored == pytest.approx(size, rel=0.25)
     text = estimate.text(found)
     assert "9 of 9 records missing" in text and "at 2" in text
+    total = sum(found.elapsed(step) for step in found.steps)
+    assert f"in all {duration(total)}" in text
+
+
+def test_what_the_driver_does_alone_is_not_shared_by_workers():
+    step = estimate.StepEstimate(
+        step="collection", records=9, done=0, seconds=60, alone_seconds=40, load_seconds=2,
+        stored=0, source="arithmetic", gpus=0.0,
+    )  # fmt: skip
+    found = estimate.Estimate(steps=(step,), workers=4, probed=1, device="", price=None)
+    assert found.elapsed(step) == 2 + 40 + 60 / 4
+    assert found.hours(step) == pytest.approx((60 + 40 + 4 * 2) / 3600)
 
 
 def test_an_estimate_of_a_finished_build_loads_no_model(built, monkeypatch):
     for spec in (ExtractNouns, Synthesize, Embed):
         monkeypatch.setattr(spec, "build", None)
     found = estimate.estimate(config_of(built[0]), probe=4)
-    assert all(step.seconds == 0 and step.stored == 0 for step in found.steps)
-    assert [step.source for step in found.steps] == ["corpus", *["shards"] * 3]
+    assert all(found.elapsed(step) == 0 and step.stored == 0 for step in found.steps)
+    assert [step.source for step in found.steps] == ["corpus", *["shards"] * 3, "published"]
+    assert all(step.done == step.records for step in found.steps)
+
+
+def test_a_collection_that_is_not_there_yet_is_estimated_without_its_models(built, monkeypatch):
+    for spec in (ExtractNouns, Synthesize, Embed):
+        monkeypatch.setattr(spec, "build", None)
+    config = config_of(built[0], f"collection={built[0] / 'another'}")
+    *before, collection = estimate.estimate(config, probe=4).steps
+    assert all(step.seconds == 0 for step in before)
+    assert collection.source == "arithmetic" and collection.seconds > 0 and collection.stored > 0
 
 
 def test_an_estimate_of_more_of_the_same_goes_by_the_shards(built, tmp_path):
