@@ -3,6 +3,7 @@
 Everything is read again and compared with what was committed; nothing is written.
 """
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ovref_inference import ReferenceCollection
 from ovref_inference import format as fmt
@@ -105,24 +105,24 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
         if unmade := sorted(set(source.shards) - set(shards)):
             wrong(f"{len(unmade)} shards of {source.step.name} are missing: {some(unmade)}")
 
-    keys = {}
+    keys: dict[str, pa.Array] = {}
+    dropped: list[str] = []
+    sound = True
     mixed = source is not None and _mixes_shards(step)
     with ThreadPoolExecutor(READERS) as pool:
         check = partial(_verify_shard, step, None if mixed else source)
-        for shard, (found, complaints) in zip(committed, pool.map(check, committed), strict=True):
+        checked = pool.map(check, committed)
+        for shard, (found, drops, complaints) in zip(committed, checked, strict=True):
             for complaint in complaints:
                 wrong(f"shard {shard}: {complaint}")
+                sound = False
             if found is not None:
                 keys[shard] = found
-    if mixed and keys.keys() == source.keys.keys() == set(shards):
-        given, kept = (pa.chunked_array(list(found.values())) for found in (source.keys, keys))
-        inputs = sum(commit.inputs for commit in step.commits().values())
-        if inputs != len(given):
-            wrong(f"its markers count {inputs} inputs, {source.step.name} gave {len(given)}")
-        if unknown := sorted(set(kept.to_pylist()) - set(given.to_pylist())):
-            wrong(f"{len(unknown)} records are not of {source.step.name}: {some(unknown)}")
-        if len(pc.unique(kept)) != len(kept):
-            wrong("a record is in it twice")
+            if mixed:
+                dropped += [drop.key for drop in drops]
+    if mixed and sound and keys.keys() == source.keys.keys() == set(shards):
+        for message in _unanswered_by_all(keys, dropped, source):
+            wrong(message)
     return Checked(step, keys, shards)
 
 
@@ -134,14 +134,15 @@ def _mixes_shards(step: StepFolder) -> bool:
 
 def _verify_shard(
     step: StepFolder, source: Checked | None, shard: str
-) -> tuple[pa.Array | None, list[str]]:
-    """The keys of the shard's records, None if they cannot be read; and what is wrong with it."""
+) -> tuple[pa.Array | None, list[Dropped], list[str]]:
+    """The keys of the shard's records, None if they cannot be read; what was dropped from it; and
+    what is wrong with it."""
     try:
         commit = step.commit_of(shard)
     except DAMAGED as error:
-        return None, [_told(error)]
+        return None, [], [_told(error)]
     if commit is None:
-        return None, ["its marker was deleted meanwhile"]
+        return None, [], ["its marker was deleted meanwhile"]
     complaints: list[str] = []
     keys, drops = None, []
     for extension, file in commit.files.items():
@@ -157,7 +158,7 @@ def _verify_shard(
             complaints.append(_told(error))
     if not complaints:
         complaints = list(_unanswered(commit, keys, drops, source))
-    return keys, complaints
+    return keys, drops, complaints
 
 
 def _unanswered(
@@ -187,6 +188,26 @@ def _unanswered(
         yield f"{len(missing)} inputs were not answered: {some(missing)}"
     if unknown := sorted(answered - set(given.to_pylist())):
         yield f"{len(unknown)} answers are to inputs it was not given: {some(unknown)}"
+
+
+def _unanswered_by_all(
+    keys: dict[str, pa.Array], dropped: list[str], source: Checked
+) -> Iterator[str]:
+    """The same of a step in which a record may stand in any shard."""
+    waiting = {key for given in source.keys.values() for key in given.to_pylist()}
+    unknown = []
+    kept = (key for made in keys.values() for key in made.to_pylist())
+    for key in itertools.chain(kept, dropped):
+        if key in waiting:
+            waiting.remove(key)
+        else:
+            unknown.append(key)
+    name = source.step.name
+    if waiting:
+        yield f"{len(waiting)} records of {name} were not answered: {some(sorted(waiting))}"
+    if unknown:
+        found = some(sorted(unknown))
+        yield f"{len(unknown)} answers are to nothing of {name}, or to what has one: {found}"
 
 
 def _differs(path: Path, file: StoredFile) -> str | None:
