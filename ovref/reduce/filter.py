@@ -21,12 +21,14 @@ from ovref_inference.format import (
     open_table,
     open_vectors,
 )
-from ovref_inference.index import build_index, search, tune
+from ovref_inference.index import read_index, search, tune
 
 from ovref.errors import InputError
 from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
 from ovref.reduce.gather import USABLE
+from ovref.reduce.index import build_index_on_disk
 from ovref.reduce.phases import Report
+from ovref.reduce.rows import Rows
 from ovref.reduce.spec import FilterSpec
 
 DROPPED = "dropped.parquet"
@@ -47,7 +49,7 @@ def filter_references(
     """Writes the kept references of `gathered` into `out`, numbered without gaps.
 
     Memory: the columns key, noun, area and score, one noun's visual embeddings at a time, and for
-    the noun agreement an index over all of them.
+    the noun agreement what making an index on disk takes (`index.build_indexes`).
 
     Args:
         settled: the first rows, which stay in any case.
@@ -149,10 +151,10 @@ def _agreement(
     out: Path,
 ) -> np.ndarray:
     """`noun_agreement` of the kept rows, NaN for those that cannot or shall not be judged."""
-    path = out / "judged.npy"
+    path, index_path = out / "judged.npy", out / "judged.faiss"
     _write_vectors(visual, rows, path)
-    vectors = open_vectors(path)
-    index = build_index(vectors, seed=seed)
+    build_index_on_disk(path, index_path, seed=seed)
+    vectors, index = Rows(path), read_index(index_path)
     parameters, _ = tune(index, vectors, seed=seed)
     available = elsewhere(nouns, images)
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
@@ -164,6 +166,7 @@ def _agreement(
             neighbours, queries, nouns, images, available, spec.agreement_neighbours
         )
     path.unlink()
+    index_path.unlink()
     found[available < spec.agreement_min_elsewhere] = np.nan
     return found
 

@@ -1,6 +1,5 @@
 """Phase 3: an index over each kind of embedding, chosen by their number, its recall measured."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -60,25 +59,22 @@ def build_indexes(
         seed: of the samples for training and measuring; the same that `grown` was built with.
         grown: by role, where a collection is grown.
     """
-    plans = [_plan(role, filtered, out, seed, grown.get(role)) for role in ROLES]
-    stages: list[list[Task]] = [
-        [plan.train for plan in plans if plan.train],
-        [part for plan in plans for part in plan.parts],
-        [plan.finish for plan in plans],
-        [partial(_tuned, plan.vectors, plan.path, seed, recall) for plan in plans],
+    plans = [
+        _plan(filtered / FILES[role], out / FILES[f"{role}_index"], seed, grown.get(role))
+        for role in ROLES
     ]
-    done, total = 0, sum(map(len, stages))
+    tuning: list[Task] = [partial(_tuned, plan.vectors, plan.path, seed, recall) for plan in plans]
+    done, total = 0, sum(map(len, [*_stages(plans), tuning]))
     results: list[Any] = []
-    for stage in stages:
+    for stage in [*_stages(plans), tuning]:
         results = []
         for result in run_tasks(stage):
             results.append(result)
             done += 1
             report("index", done, total)
-    for leftover in _leftovers(out):
-        leftover.unlink()
+    _remove_scratch(plans)
     return {
-        plan.role: asdict(
+        role: asdict(
             IndexInfo(
                 factory=plan.factory,
                 search=search,
@@ -87,13 +83,21 @@ def build_indexes(
                 train_rows=plan.train_rows,
             )
         )
-        for plan, (search, measured) in zip(plans, results, strict=True)
+        for role, plan, (search, measured) in zip(ROLES, plans, results, strict=True)
     }
+
+
+def build_index_on_disk(vectors: Path, path: Path, *, seed: int) -> None:
+    """Writes the index of one matrix, in the memory that `build_indexes` takes, in this process."""
+    plans = [_plan(vectors, path, seed, None)]
+    for stage in _stages(plans):
+        for task in stage:
+            task()
+    _remove_scratch(plans)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    role: str
     vectors: Path
     path: Path
     factory: str
@@ -103,14 +107,13 @@ class _Plan:
     finish: Task
 
 
-def _plan(role: str, filtered: Path, out: Path, seed: int, grown: GrownIndex | None) -> _Plan:
-    vectors, path = filtered / FILES[role], out / FILES[f"{role}_index"]
+def _plan(vectors: Path, path: Path, seed: int, grown: GrownIndex | None) -> _Plan:
     n, dim = Rows(vectors).shape
     factory = choose_index(n, dim)
-    common = {"role": role, "vectors": vectors, "path": path, "factory": factory}
+    common = {"vectors": vectors, "path": path, "factory": factory}
     if not factory.startswith("IVF"):
         return _Plan(**common, finish=partial(_whole, vectors, factory, path))
-    trained, part = out / f"{role}_trained", f"{out / role}_part_"
+    trained, part = _scratch(path)
     count, of = training_rows(n, factory)
     kept = 0
     if grown and grown.info.factory == factory and grown.info.train_rows == count:
@@ -133,6 +136,15 @@ def _plan(role: str, filtered: Path, out: Path, seed: int, grown: GrownIndex | N
         parts=tuple(parts),
         finish=partial(_merge, trained, names, path),
     )
+
+
+def _stages(plans: list[_Plan]) -> list[list[Task]]:
+    """What to run, all of one list before the next."""
+    return [
+        [plan.train for plan in plans if plan.train],
+        [part for plan in plans for part in plan.parts],
+        [plan.finish for plan in plans],
+    ]
 
 
 def _whole(vectors: Path, factory: str, path: Path) -> None:
@@ -175,7 +187,13 @@ def _tuned(vectors: Path, path: Path, seed: int, recall: float) -> tuple[dict[st
         return tune(index, rows, k=RECALL_K, seed=seed, target=recall)
 
 
-def _leftovers(out: Path) -> Iterator[Path]:
-    for role in ROLES:
-        yield from out.glob(f"{role}_trained")
-        yield from out.glob(f"{role}_part_*")
+def _scratch(path: Path) -> tuple[Path, str]:
+    """Beside an index, while it is made: the trained centroids, and how names of parts begin."""
+    return path.with_name(f"{path.stem}_trained"), f"{path.with_name(path.stem)}_part_"
+
+
+def _remove_scratch(plans: list[_Plan]) -> None:
+    for plan in plans:
+        trained, part = _scratch(plan.path)
+        for leftover in (trained, *trained.parent.glob(f"{Path(part).name}*")):
+            leftover.unlink(missing_ok=True)

@@ -125,6 +125,26 @@ def test_the_noun_agreement_finds_wrong_nouns(place, reduced):
     assert found["mean_before"] < 0.8 < found["mean_of_kept"]
 
 
+def test_the_noun_agreement_by_an_inverted_file_on_disk(place, reduced, monkeypatch, tmp_path):
+    """As many references as need lists: the index is made by parts, mapped, and gone in the end."""
+    references, _ = mislabelled()
+    _, exact = reduced(place(references), spec(min_noun_agreement=0.5), "exact")
+    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF4,SQfp16")
+    monkeypatch.setattr("ovref.reduce.index.PART_ROWS", 50)
+    monkeypatch.setattr("ovref.reduce.ivf.BLOCK", 25)
+    step, report = place(references, run=1), lambda *event: None
+    found, out = tmp_path / "gathered", tmp_path / "filtered"
+    for folder in (found, out):
+        folder.mkdir()
+    gather(None, [Shards(step, step.commits())], found, report)
+    limits = FilterSpec(min_noun_agreement=0.5)
+    summary = filter_references(found, out, limits, settled=0, seed=0, report=report)
+    assert summary["noun_agreement"] == exact["noun_agreement"]
+    assert counts_of({"filter": summary["steps"]}) == counts_of(exact)
+    kept = {fmt.FILES[role] for role in ("visual", "textual", "references")} | {DROPPED}
+    assert {path.name for path in out.iterdir()} == kept
+
+
 def test_filters_leaving_nothing_are_an_error(place, reduced, tmp_path):
     with pytest.raises(InputError, match=r"leave none of 118 references.*score 118"):
         reduced(place(make_references()), spec(min_score=2.0))
