@@ -1,21 +1,26 @@
 """What opening a collection of a million references costs, and prototypes of 171 classes.
 
+    python tests/benchmarks/open_million.py --collection SCRATCH/collection
     python tests/benchmarks/open_million.py [--references 1000000] [--nouns 50000]
 
-The collection has the sizes of a real one: matrices, lists of the indexes and prototypes are files
-of holes, which read as zeros, since opening looks at none of their numbers; tables, vocabulary and
-centroids are full. It is asked in a process of its own, after one that has warmed the page cache.
+The first asks a published collection, such as reduce_million.py leaves. The second makes one with
+the sizes of a real one: matrices, lists of the indexes and prototypes are files of holes, which
+read as zeros, since opening looks at none of their numbers; tables, vocabulary and centroids are
+full. Each is asked in a process of its own, where the system lets its page cache be dropped first
+(as root) in one whose files come from the disk, then in one whose files are in the cache.
 Writes results/open_<references>x<width>.json.
 """
 
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -116,7 +121,10 @@ def ask(folder: Path) -> dict[str, float]:
         walls.append(time.perf_counter() - began)
         cpus.append(time.process_time() - began_cpu)
         found.setdefault("resident_mb", _resident_mb())
-    found |= {"open_first_cpu_s": cpus[0], "open_cpu_s": min(cpus), "open_wall_s": min(walls)}
+    found |= {
+        "open_first_cpu_s": cpus[0], "open_first_wall_s": walls[0], "open_cpu_s": min(cpus),
+        "open_wall_s": min(walls),
+    }  # fmt: skip
     rng = np.random.default_rng(0)
     walls, cpus = [], []
     for _ in range(REPEATS):
@@ -127,6 +135,7 @@ def ask(folder: Path) -> dict[str, float]:
         cpus.append(time.process_time() - began_cpu)
     return found | {
         f"prototypes_of_{CLASSES}_first_cpu_s": cpus[0],
+        f"prototypes_of_{CLASSES}_first_wall_s": walls[0],
         f"prototypes_of_{CLASSES}_cpu_s": min(cpus),
         f"prototypes_of_{CLASSES}_wall_s": min(walls),
         "resident_after_mb": _resident_mb(),
@@ -144,21 +153,56 @@ def main() -> None:
     parser.add_argument("--nouns", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--collection", type=Path, help="asked instead of one of holes")
     arguments = parser.parse_args()
     if arguments.only:
         print(json.dumps(ask(arguments.only)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        make(Path(scratch), arguments.references, arguments.nouns, arguments.width)
-        command = [sys.executable, __file__, "--only", scratch]
-        for _ in range(2):  # the first warms the page cache
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        folder = arguments.collection or Path(scratch)
+        if arguments.collection is None:
+            make(folder, arguments.references, arguments.nouns, arguments.width)
+        times = {}
+        if _cache_dropped():
+            times["cold"] = _asked(folder)
+        _asked(folder)  # warms the page cache
+        times["warm"] = _asked(folder)
+        manifest = json.loads((folder / fmt.MANIFEST).read_text())
+    counts, width = manifest["counts"], manifest["visual"]["dim"]
     report = {
-        "references": arguments.references, "nouns": arguments.nouns, "width": arguments.width,
-    } | {key: round(value, 4) for key, value in json.loads(output).items()}  # fmt: skip
-    path = HERE / "results" / f"open_{arguments.references}x{arguments.width}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+        "date": date.today().isoformat(), "commit": _commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "files": "of holes" if arguments.collection is None else "of a finished collection",
+        "references": counts["references"], "nouns": counts["nouns"], "width": width,
+        "gigabytes": sum(info["bytes"] for info in manifest["files"].values()) / 1e9,
+    }  # fmt: skip
+    report = {
+        key: round(value, 4) if isinstance(value, float) else value for key, value in report.items()
+    }
+    path = HERE / "results" / f"open_{counts['references']}x{width}.json"
+    path.write_text(json.dumps(report | times, indent=1) + "\n")
     print(path.read_text())
+
+
+def _asked(folder: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--only", str(folder)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {key: round(value, 4) for key, value in json.loads(output).items()}
+
+
+def _cache_dropped() -> bool:
+    """Whether files must be read from the disk from now on."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+    except OSError:
+        return False
+    return True
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 if __name__ == "__main__":
