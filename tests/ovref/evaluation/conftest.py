@@ -13,6 +13,7 @@ from ovref_inference.prototypes import PrototypeConfig
 from PIL import Image
 
 from ovref.config import dump
+from ovref.evaluation.tables_spec import Collections
 from ovref.identity import fingerprint
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
@@ -125,6 +126,18 @@ def clip_collections(tmp_path_factory):
         urls[features] = str(folder / features)
         publish_scenes(50, folder / f"_{features}", urls[features], replace(EMBED, visual=visual))
     return urls
+
+
+@pytest.fixture(scope="session")
+def table_collections(collection_url, clip_collections):
+    """What the papers' tables ask."""
+    return Collections(
+        fossil=collection_url,
+        vocseg_binary=clip_collections["crop_binary"],
+        vocseg_heatmap=clip_collections["crop_binary"],
+        vocseg_none=clip_collections["crop_none"],
+        retclip=clip_collections["values"],
+    )
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from ovref_inference.vocseg import VocSegConfig
 from ovref.evaluation.datasets import miniature_scenes
 from ovref.evaluation.judge import metric_of
 from ovref.evaluation.parts import Parts, truth_proposer
-from ovref.evaluation.tables_spec import Collections, TablesSpec
+from ovref.evaluation.tables_spec import TablesSpec
 
 FOSSIL = FossilConfig(n=6, k=2, windows=None)
 
@@ -25,17 +25,8 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def parts(collection_url, clip_collections, data):
-    spec = TablesSpec(
-        output="",
-        collections=Collections(
-            fossil=collection_url,
-            vocseg_binary=clip_collections["crop_binary"],
-            vocseg_heatmap=clip_collections["crop_binary"],
-            vocseg_none=clip_collections["crop_none"],
-            retclip=clip_collections["values"],
-        ),
-    )
+def parts(table_collections, data):
+    spec = TablesSpec(output="", collections=table_collections)
     with Parts(spec, [data], device="cpu") as parts:
         yield parts
 

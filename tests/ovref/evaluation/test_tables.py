@@ -20,7 +20,7 @@ from ovref.evaluation.datasets import miniature_scenes
 from ovref.evaluation.paper_tables import TABLES
 from ovref.evaluation.parts import Parts
 from ovref.evaluation.tables import choose, make_tables
-from ovref.evaluation.tables_spec import Collections, Proposers, Segmenters, TablesSpec
+from ovref.evaluation.tables_spec import Proposers, Segmenters, TablesSpec
 from ovref.miniature.shapes import CLASSES, UNSEEN
 
 RECIPE = Path(__file__).parents[3] / "configs" / "miniature_tables.yaml"
@@ -64,16 +64,10 @@ def half_sure(masks_nhw):
 
 
 @pytest.fixture(scope="module")
-def spec(collection_url, clip_collections, tmp_path_factory):
+def spec(table_collections, tmp_path_factory):
     return TablesSpec(
         output=str(tmp_path_factory.mktemp("tables") / "new"),
-        collections=Collections(
-            fossil=collection_url,
-            vocseg_binary=clip_collections["crop_binary"],
-            vocseg_heatmap=clip_collections["crop_binary"],
-            vocseg_none=clip_collections["crop_none"],
-            retclip=clip_collections["values"],
-        ),
+        collections=table_collections,
         # Never loaded here, see `quick`.
         proposers=Proposers(
             mask_former=MaskFormerConfig(model="none"), detector=GroundingDinoConfig(model="none")
