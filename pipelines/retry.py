@@ -3,6 +3,9 @@
 A shard in quarantine is tried again by every build. A record that was left out of its shard because
 it kills its worker is not: its shard is committed. Here such shards are taken back, with all that
 was made of them, so that the next build makes them whole.
+
+Another build that uses these images (`images_from`) does not hear of it; what it has made of such
+shards as they were is found here too, when the same is asked of that build.
 """
 
 from dataclasses import dataclass
@@ -24,6 +27,8 @@ class Failed:
     """Shards that are not committed; the next build tries them in any case."""
     crashed: dict[str, int]
     """Shard -> its records that were dropped because they kill their worker."""
+    outdated: tuple[str, ...]
+    """Shards made of ones that another build has made again since."""
     kept_because: str | None
     """Why the shards of `crashed` cannot be taken back; None if they can."""
 
@@ -31,14 +36,24 @@ class Failed:
 def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
     """What failed for good in each step of a build, from its markers."""
     found = []
+    given = folders.captions.commits()
     for step in _steps(folders):
+        commits, own = step.commits(), _is_own(config, step)
         crashed = {
             shard: commit.dropped[CRASHED_WORKER]
-            for shard, commit in step.commits().items()
+            for shard, commit in commits.items()
             if CRASHED_WORKER in commit.dropped
         }
+        # Of selected prompts a shard is not made of one shard; and prompts are then never retried.
+        outdated = tuple(
+            shard
+            for shard, commit in commits.items()
+            if own and step is not folders.selected and shard in given
+            and commit.inputs != given[shard].outputs
+        )  # fmt: skip
+        given = commits
         kept = None
-        if not _is_own(config, step):
+        if not own:
             kept = (
                 f"the step belongs to another build; run `ovref retry-failed` for {step.store.url}"
             )
@@ -49,6 +64,7 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
                 step=step.name,
                 quarantined=tuple(quarantined_in(step)),
                 crashed=crashed,
+                outdated=outdated,
                 kept_because=kept if crashed else None,
             )
         )
@@ -56,7 +72,7 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
 
 
 def take_back(config: BuildConfig, folders: Folders, failed: list[Failed]) -> int:
-    """Takes back the shards with crashed records and what was made of them; how many records.
+    """Takes back shards with crashed records, outdated ones and what was made of them; how many.
 
     Only while no build of this output runs. What was published stays as it is until it is
     replaced by the next build.
@@ -64,8 +80,11 @@ def take_back(config: BuildConfig, folders: Folders, failed: list[Failed]) -> in
     Raises:
         ConfigError: a collection is published, which would change, and `replace` is not set.
     """
-    to_free = [one for one in failed if one.crashed and one.kept_because is None]
-    if not to_free:
+    to_free = {
+        one.step: sorted({*one.outdated, *(() if one.kept_because else one.crashed)})
+        for one in failed
+    }
+    if not any(to_free.values()):
         return 0
     target = collection_store(config)
     if not config.replace and target.exists("collection.json"):
@@ -74,12 +93,11 @@ def take_back(config: BuildConfig, folders: Folders, failed: list[Failed]) -> in
             "replace=true to allow it"
         )
     steps = _steps(folders)
-    for one in to_free:
-        first = next(n for n, step in enumerate(steps) if step.name == one.step)
+    for first, step in enumerate(steps):
         # The last step first: whatever happens, nothing is left that was made of something else.
-        for step in reversed(steps[first:]):
-            step.take_back(sorted(one.crashed))
-    return sum(sum(one.crashed.values()) for one in to_free)
+        for later in reversed(steps[first:]):
+            later.take_back(to_free[step.name])
+    return len({shard for shards in to_free.values() for shard in shards})
 
 
 def failed_text(failed: list[Failed]) -> str:
@@ -92,6 +110,9 @@ def failed_text(failed: list[Failed]) -> str:
             what = f"{sum(one.crashed.values())} records of {len(one.crashed)} shards"
             then = f"stay dropped: {one.kept_because}" if one.kept_because else "made again"
             lines.append(f"{one.step}: {what} killed their workers, {then}")
+        if one.outdated:
+            what = "were made of shards that another build has made again since"
+            lines.append(f"{one.step}: {len(one.outdated)} shards {what}; they are made again too")
     return "\n".join(lines) or "nothing has failed for good"
 
 

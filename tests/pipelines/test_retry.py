@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 from ovref_pipelines import recipe, retry
 from ovref_pipelines.ledger import CRASHED_WORKER
+from ovref_pipelines.verify import verify
+from pipeline_fakes import files_of
 from recipe_fakes import FakeTexts, content_of, fake_build
 
 from ovref.errors import ConfigError
@@ -22,9 +24,10 @@ def _no_models(monkeypatch):
 def crash(config, name, shard, number):
     """Makes a shard, and what is made of it, as if a record of it had killed its workers."""
     folders = recipe.open_steps(config)
+    drawn = folders.selected or folders.prompts
     chain = [
         ("prompts", config.extract_nouns, folders.captions, folders.prompts),
-        ("images", config.synthesize, folders.prompts, folders.images),
+        ("images", config.synthesize, drawn, folders.images),
         ("references", config.embed, folders.images, folders.references),
     ]
     first = [step for step, *_ in chain].index(name)
@@ -93,3 +96,79 @@ def test_steps_of_another_build_are_left_to_it(tmp_path):
     failed = retry.failed_in(second, folders)
     assert "stay dropped: the step belongs to another build" in retry.failed_text(failed)
     assert retry.take_back(second, folders, failed) == 0
+
+
+@pytest.mark.parametrize("order", ["corpus", "rare_first"])
+@pytest.mark.parametrize("name", ["images", "references"])
+def test_what_was_made_of_selected_prompts_is_made_again(tmp_path, name, order):
+    select = SelectPrompts(max_per_noun=1, order=order)
+    config = fake_build(tmp_path, 12, 6, select_prompts=select, replace=True)
+    recipe.build(config)
+    wanted, selected = content_of(config), files_of(recipe.open_steps(config).selected)
+    crash(config, name, "000000", 3)
+    recipe.build(config)
+    assert content_of(config) != wanted
+
+    folders = recipe.open_steps(config, create=False)
+    failed = retry.failed_in(config, folders)
+    assert {one.step: one.crashed for one in failed if one.crashed} == {name: {"000000": 1}}
+    assert not any(one.outdated for one in failed)
+    assert retry.take_back(config, folders, failed) == 1
+    assert folders.selected.committed() == SHARDS
+    assert folders.images.committed() == (SHARDS if name == "references" else SHARDS[1:])
+    recipe.build(config)
+    assert content_of(config) == wanted and files_of(folders.selected) == selected
+    assert verify(config.output) == []
+
+
+def test_references_made_of_another_build_s_images(tmp_path):
+    first = fake_build(tmp_path, 8, 4)
+    recipe.build(first)
+    second = fake_build(
+        tmp_path, 8, 4, output=str(tmp_path / "second"), images_from=first.output, replace=True
+    )
+    recipe.build(second)
+    wanted = files_of(recipe.open_steps(second).references)
+    folders = recipe.open_steps(second)
+    folders.references.take_back(["000001"])
+    stage = second.embed.build()
+    run_shard([stage], folders.images, folders.references, "000001", without={2: CRASHED_WORKER})
+    failed = retry.failed_in(second, folders)
+    assert retry.failed_text(failed) == (
+        "references: 1 records of 1 shards killed their workers, made again"
+    )
+    assert retry.take_back(second, folders, failed) == 1
+    assert folders.images.committed() == SHARDS
+    recipe.build(second)
+    assert files_of(folders.references) == wanted
+
+
+def test_images_made_again_by_one_build_are_embedded_again_by_the_other(tmp_path):
+    first = fake_build(tmp_path, 8, 4, replace=True)
+    second = fake_build(
+        tmp_path, 8, 4, output=str(tmp_path / "second"), images_from=first.output, replace=True
+    )
+    recipe.build(first)
+    recipe.build(second)
+    wanted = files_of(recipe.open_steps(second).references)
+    recipe.open_steps(second).references.take_back(["000000"])
+    crash(first, "images", "000000", 1)
+    recipe.build(second)
+    folders = recipe.open_steps(first)
+    assert retry.take_back(first, folders, retry.failed_in(first, folders)) == 1
+    recipe.build(first)
+
+    folders = recipe.open_steps(second)
+    assert any("1 inputs were not answered" in problem for problem in verify(second.output))
+    failed = retry.failed_in(second, folders)
+    assert retry.failed_text(failed) == (
+        "references: 1 shards were made of shards that another build has made again since; they "
+        "are made again too"
+    )
+    with pytest.raises(ConfigError, match="replace=true"):
+        retry.take_back(dataclasses.replace(second, replace=False), folders, failed)
+    assert retry.take_back(second, folders, failed) == 1
+    assert folders.references.committed() == ["000001"]
+    assert recipe.open_steps(first).references.committed() == SHARDS
+    recipe.build(second)
+    assert files_of(folders.references) == wanted and verify(second.output) == []
