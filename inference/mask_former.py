@@ -19,9 +19,6 @@ from ovref_inference.proposer_config import MaskFormerConfig
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
 
-MASK_THRESHOLD = 0.5
-"""A pixel belongs to a query's mask if its probability is at least this (the papers')."""
-
 
 class MaskFormer:
     """Class-agnostic masks of images. Made by `load_mask_former`."""
@@ -110,16 +107,18 @@ class _Queries:
     size_hw: tuple[int, int]
 
 
-def exclusive_masks(proposals: Proposals, min_kept: float) -> tuple[np.ndarray, np.ndarray]:
+def exclusive_masks(
+    proposals: Proposals, config: MaskFormerConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """Masks that share no pixel, as in the papers' panoptic inference.
 
     A pixel goes to the query with the largest product of its probability of an object and of the
-    pixel; to its mask if the latter is at least one half. Queries that keep too little of their own
-    mask are left out, and leave their pixels free.
+    pixel; to its mask if the latter reaches the threshold. Queries that keep too little of their
+    own mask are left out, and leave their pixels free.
 
     Args:
         proposals: of `MaskFormer.propose`.
-        min_kept: as of `MaskFormerConfig`.
+        config: `mask_threshold` and `min_kept`.
 
     Returns:
         (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
@@ -133,9 +132,9 @@ def exclusive_masks(proposals: Proposals, min_kept: float) -> tuple[np.ndarray, 
         np.maximum(best_hw, weighted_hw, out=best_hw)
     masks, rows = [np.zeros((0, *best_hw.shape), dtype=bool)], []
     for number, activation_hw in enumerate(activations_nhw):
-        own_hw = activation_hw >= MASK_THRESHOLD
+        own_hw = activation_hw >= config.mask_threshold
         mask_hw = own_hw & (owner_hw == number)
-        if mask_hw.any() and mask_hw.sum() > min_kept * own_hw.sum():
+        if mask_hw.any() and mask_hw.sum() > config.min_kept * own_hw.sum():
             masks.append(mask_hw[None])
             rows.append(number)
     return np.concatenate(masks), np.array(rows, dtype=np.int64)

@@ -88,6 +88,9 @@ class MaskFormerConfig:
     """Commit or tag on the hub; empty for the newest, or for a local model."""
     min_score: float = 0.5
     """Queries are left out whose probability of showing an object is not above this."""
+    mask_threshold: float = 0.4
+    """A pixel belongs to a query's mask if its probability is at least this (VOCSeg section 4;
+    MaskFormer's own panoptic inference has 0.5)."""
     min_kept: float = 0.8
     """Masks are left out that keep no more than this share of their pixels, because surer masks
     have the others."""
@@ -98,6 +101,8 @@ class MaskFormerConfig:
         for name in ("min_score", "min_kept"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), found {getattr(self, name)}")
+        if not 0 < self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must lie in (0, 1), found {self.mask_threshold}")
 
 
 @dataclass(frozen=True, kw_only=True)

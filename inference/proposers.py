@@ -13,7 +13,7 @@ import torch
 from ovref_inference.grounded_sam import GroundedSam
 from ovref_inference.mask_former import MaskFormer, exclusive_masks, load_mask_former
 from ovref_inference.opencut import OpenCutConfig, opencut, upsample_masks
-from ovref_inference.proposer_config import ProposerConfig, SamGridConfig
+from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig, SamGridConfig
 from ovref_inference.sam import SamMasks, load_sam
 from scipy import ndimage
 
@@ -92,12 +92,12 @@ def sam_grid_proposer(sam: SamMasks, config: SamGridConfig) -> Proposer:
     return propose
 
 
-def mask_former_proposer(model: MaskFormer, min_kept: float) -> Proposer:
+def mask_former_proposer(model: MaskFormer, config: MaskFormerConfig) -> Proposer:
     """The masks of a MaskFormer or Mask2Former, without its classes; overlaps go to the higher
     product of probabilities (`mask_former.exclusive_masks`)."""
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [exclusive_masks(found, min_kept)[0] for found in model.propose(images)]
+        return [exclusive_masks(found, config)[0] for found in model.propose(images)]
 
     return propose
 
@@ -134,7 +134,7 @@ def load_proposer(
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=where, batch_size=batch_size)
-        return mask_former_proposer(model, config.mask_former.min_kept)
+        return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
         sam = load_sam(config.sam_grid.sam.model).to(where)
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)

@@ -189,7 +189,7 @@ def _proposals(
 
     def propose_soft(images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for proposals in model.propose(images):
-            masks_nhw, rows = exclusive_masks(proposals, config.mask_former.min_kept)
+            masks_nhw, rows = exclusive_masks(proposals, config.mask_former)
             yield masks_nhw, proposals.activations_nhw[rows]
 
     return propose_soft

@@ -158,7 +158,7 @@ def test_padding_is_cut_away_before_masks_are_enlarged():
         assert np.mean(mask_hw != expected) < 0.03
 
 
-def slow_exclusive(proposals, min_kept):
+def slow_exclusive(proposals, threshold, min_kept):
     """Pixel by pixel."""
     count, height, width = proposals.activations_nhw.shape
     owner = {}
@@ -170,14 +170,15 @@ def slow_exclusive(proposals, min_kept):
             ]
             owner[y, x] = max(range(count), key=lambda n: (weights[n], -n))
     for number in range(count):
-        own = [(y, x) for (y, x) in owner if proposals.activations_nhw[number, y, x] >= 0.5]
+        own = [(y, x) for (y, x) in owner if proposals.activations_nhw[number, y, x] >= threshold]
         kept = [place for place in own if owner[place] == number]
         if kept and len(kept) > min_kept * len(own):
             yield number, set(kept)
 
 
+@pytest.mark.parametrize("threshold", [0.4, 0.5])
 @pytest.mark.parametrize("min_kept", [0.0, 0.3, 0.8])
-def test_exclusive_masks_are_those_of_the_obvious_loop(min_kept):
+def test_exclusive_masks_are_those_of_the_obvious_loop(threshold, min_kept):
     rng = np.random.default_rng(1)
     for count in (1, 2, 5):
         classes = rng.dirichlet(np.ones(3), count).astype(np.float32)
@@ -185,8 +186,9 @@ def test_exclusive_masks_are_those_of_the_obvious_loop(min_kept):
         proposals = Proposals(
             activations_nhw=soft.astype(np.float32), trained_nc=classes, trained_names=("a", "b")
         )
-        masks, rows = exclusive_masks(proposals, min_kept)
-        expected = dict(slow_exclusive(proposals, min_kept))
+        settings = config(mask_threshold=threshold, min_kept=min_kept)
+        masks, rows = exclusive_masks(proposals, settings)
+        expected = dict(slow_exclusive(proposals, threshold, min_kept))
         assert rows.tolist() == sorted(expected)
         for mask, row in zip(masks, rows, strict=True):
             assert {tuple(map(int, place)) for place in np.argwhere(mask)} == expected[row]
@@ -199,7 +201,7 @@ def test_no_proposals_make_no_masks():
         trained_nc=np.zeros((0, 3), np.float32),
         trained_names=("a", "b"),
     )
-    masks, rows = exclusive_masks(none, 0.8)
+    masks, rows = exclusive_masks(none, config())
     assert masks.shape == (0, 4, 5) and rows.shape == (0,)
 
 
@@ -222,7 +224,7 @@ def test_what_cannot_be_loaded(tmp_path):
         load_mask_former(config(model=str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", ["min_score", "min_kept"])
+@pytest.mark.parametrize("name", ["min_score", "min_kept", "mask_threshold"])
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(ValueError, match=name):
         config(**{name: 1.0})

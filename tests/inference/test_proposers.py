@@ -93,7 +93,8 @@ def test_mask_former():
                 trained_names=("thing",),
             )
 
-    masks = mask_former_proposer(SimpleNamespace(propose=propose), 0.0)(IMAGES)
+    every = MaskFormerConfig(model="none", min_kept=0.0)
+    masks = mask_former_proposer(SimpleNamespace(propose=propose), every)(IMAGES)
     (second, first), _ = overlapping((6, 7))
     np.testing.assert_array_equal(masks[0], [first, second & ~first])
 
