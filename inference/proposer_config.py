@@ -145,6 +145,38 @@ class OpenCutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrfConfig:
+    """The fully connected CRF that moves masks to the edges of the image (FOSSIL section 4.1); the
+    defaults are MaskCut's. Distances are in pixels of an image whose shorter side has 480, and
+    scaled with the image."""
+
+    __pydantic_config__ = STRICT
+
+    appearance_weight: float = 10.0
+    """Of links between pixels that are near and of like colour."""
+    appearance_distance: float = 50.0
+    """Standard deviation of their distance."""
+    appearance_colour: float = 5.0
+    """Standard deviation of their difference in each of red, green and blue, of 255."""
+    smoothness_weight: float = 7.0
+    """Of links between pixels that are near, whatever their colours; 0 leaves them out."""
+    smoothness_distance: float = 3.0
+    """Standard deviation of their distance."""
+    steps: int = 10
+    """Of mean-field inference."""
+
+    def __post_init__(self) -> None:
+        for name in ("appearance_distance", "appearance_colour", "smoothness_distance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name in ("appearance_weight", "smoothness_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, found {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenCutProposerConfig:
     """OpenCut and the backbone whose features it cuts."""
 
@@ -154,6 +186,8 @@ class OpenCutProposerConfig:
     """The backbone, with `features="keys"` and 480 pixels in FOSSIL."""
     cut: OpenCutConfig = field(default_factory=OpenCutConfig)
     """How it cuts."""
+    crf: CrfConfig | None = field(default_factory=CrfConfig)
+    """How its masks are moved to the edges of the image; null leaves them on the patch grid."""
 
 
 @dataclass(frozen=True, kw_only=True)

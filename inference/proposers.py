@@ -10,10 +10,16 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from ovref_inference.crf import to_edges
 from ovref_inference.grounded_sam import GroundedSam
 from ovref_inference.mask_former import MaskFormer, exclusive_masks, load_mask_former
 from ovref_inference.opencut import OpenCutConfig, opencut, upsample_masks
-from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig, SamGridConfig
+from ovref_inference.proposer_config import (
+    CrfConfig,
+    MaskFormerConfig,
+    ProposerConfig,
+    SamGridConfig,
+)
 from ovref_inference.sam import SamMasks, load_sam
 from scipy import ndimage
 
@@ -37,6 +43,7 @@ def opencut_proposer(
     encoder: Encoder,
     config: OpenCutConfig = OpenCutConfig(),  # noqa: B008 (frozen)
     *,
+    crf: CrfConfig | None = CrfConfig(),  # noqa: B008 (frozen)
     device: str | None = None,
     graph_bytes: int = 2**29,
 ) -> Proposer:
@@ -46,6 +53,7 @@ def opencut_proposer(
         encoder: gives (n, h, w, d) keys of the last attention layer; it owns the size that images
             are resized to (480 pixels in the paper).
         config: thresholds and refinement.
+        crf: how masks are moved to the edges of the image; None leaves them on the patch grid.
         device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
         graph_bytes: memory for graphs cut at once. It changes speed only.
     """
@@ -53,12 +61,10 @@ def opencut_proposer(
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         keys_bhwd = torch.from_numpy(encoder.encode(images)).to(device)
-        return [
-            upsample_masks(masks_nhw, image_hwc.shape[:2])
-            for masks_nhw, image_hwc in zip(
-                opencut(keys_bhwd, config, graph_bytes), images, strict=True
-            )
-        ]
+        cuts = zip(opencut(keys_bhwd, config, graph_bytes), images, strict=True)
+        if crf is None:
+            return [upsample_masks(masks_nhw, image.shape[:2]) for masks_nhw, image in cuts]
+        return [to_edges(masks_nhw, image, crf) for masks_nhw, image in cuts]
 
     return propose
 
@@ -141,7 +147,7 @@ def load_proposer(
     from ovref_inference.encoders import load_visual_encoder
 
     keys = load_visual_encoder(config.opencut.keys, device=where, batch_size=batch_size)
-    return opencut_proposer(keys, config.opencut.cut, device=where)
+    return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=where)
 
 
 def label_masks(label_hw: np.ndarray, ignore: int = 255) -> np.ndarray:

@@ -17,13 +17,14 @@ import numpy as np
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.encoder_config import VisualEncoderConfig
 from ovref_inference.encoders import load_text_encoder, load_visual_encoder
-from ovref_inference.opencut import OpenCutConfig
-from ovref_inference.proposers import label_masks, no_proposals, opencut_proposer
+from ovref_inference.proposer_config import OpenCutProposerConfig, ProposerConfig
+from ovref_inference.proposers import label_masks, load_proposer, no_proposals
 from ovref_inference.retrieve import class_embeddings
 from ovref_inference.segmenters import FossilConfig, pixel_scores, prototype_scores
 from ovref_inference.vectors import l2_normalised
 
 from ovref.config import STRICT, dump
+from ovref.evaluation import miniature
 from ovref.evaluation.datasets import (
     HELD_OUT,
     Dataset,
@@ -44,17 +45,6 @@ CAPTION = (
 """Stands above every table of scenes."""
 
 
-def _miniature_keys() -> VisualEncoderConfig:
-    # On validation scenes its tokens gave better cuts than the keys of `miniature:dino`.
-    return VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64))
-
-
-def _miniature_clip() -> VisualEncoderConfig:
-    return VisualEncoderConfig(
-        model="miniature:clip", library="open_clip", features="values", size_hw=(64, 64)
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSpec:
     """What is evaluated, on what, and which variations are tried."""
@@ -70,19 +60,15 @@ class EvaluateSpec:
     scenes: int = 200
     """Scenes evaluated."""
     folder: LabelFolder | None = None
-    """Images and label maps of your own, evaluated instead of scenes; `keys` and `clip` should then
-    name models for them. Each image is brought to the encoders' sizes as a whole."""
+    """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
+    should then name models for them. Each image is brought to the encoders' sizes as a whole."""
     fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=10, windows=None))
     """Best configuration, from which the ablations start; `windows` must be null here, for images
     are encoded once and whole. N is far below the paper's, for a small collection has few dozen
     references of a class, and whatever is retrieved beyond them is of other classes."""
-    opencut: OpenCutConfig = field(
-        default_factory=lambda: OpenCutConfig(taus=(0.93,), stages=4, foreground="smaller")
-    )
-    """Proposals, for the miniature's backbones: chosen on validation scenes."""
-    keys: VisualEncoderConfig = field(default_factory=_miniature_keys)
-    """Backbone whose features OpenCut cuts."""
-    clip: VisualEncoderConfig = field(default_factory=_miniature_clip)
+    opencut: OpenCutProposerConfig = miniature.OPENCUT
+    """Proposals."""
+    clip: VisualEncoderConfig = miniature.CLIP
     """Dense CLIP features of the text-only baseline, in the space of the collection's texts."""
     ablate_n: tuple[int, ...] = (5, 10, 20, 40, 80, 150)
     """Retrieved references tried, everything else as in `fossil`."""
@@ -200,7 +186,7 @@ def prepare_bench(
     data = label_folder(spec.folder) if spec.folder else miniature_scenes(spec.split, spec.scenes)
     progress(f"encoding {data.name}")
     text = load_text_encoder(collection.text_config, device=device)
-    keys = load_visual_encoder(spec.keys, device=device)
+    propose = load_proposer(ProposerConfig(opencut=spec.opencut), device=device)
     visual = load_visual_encoder(collection.visual_config, device=device).encode(data.images)
     clip = load_visual_encoder(spec.clip, device=device).encode(data.images)
     progress("proposing masks")
@@ -212,7 +198,7 @@ def prepare_bench(
         texts=class_embeddings(text, list(data.classes), collection.manifest.templates),
         masks={
             "none": no_proposals(data.images),
-            "opencut": opencut_proposer(keys, spec.opencut, device=device)(data.images),
+            "opencut": propose(data.images),
             "oracle": [label_masks(label_hw) for label_hw in data.labels],
         },
     )
@@ -358,7 +344,7 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
 
 
 def _folder_caption(spec: EvaluateSpec, collection: ReferenceCollection) -> str:
-    models = (collection.visual_config.model, spec.keys.model, spec.clip.model)
+    models = (collection.visual_config.model, spec.opencut.keys.model, spec.clip.model)
     caption = f"Measured on labelled images with {', '.join(dict.fromkeys(models))}."
     return f"{caption} {SMALL}" if any(m.startswith("miniature:") for m in models) else caption
 

@@ -14,7 +14,7 @@ from ovref_inference.encoders import load_region_encoder, load_text_encoder
 from ovref_inference.freeda import FreedaConfig, FreedaSegmenter
 from ovref_inference.grounded_sam import load_grounded_sam
 from ovref_inference.mask_former import load_mask_former
-from ovref_inference.proposer_config import OpenCutProposerConfig, ProposerConfig
+from ovref_inference.proposer_config import ProposerConfig
 from ovref_inference.proposers import (
     grounded_sam_proposer,
     load_proposer,
@@ -111,9 +111,8 @@ class Parts:
         if name == "grounded_sam":
             found = load_grounded_sam(config.detector, config.sam, device=self._device)
             return grounded_sam_proposer(found, self._datasets[0].classes)
-        cut = OpenCutProposerConfig(keys=config.keys, cut=config.opencut)
-        asked = {"opencut": cut, "sam_grid": config.sam_grid}[name]
-        return load_proposer(ProposerConfig(**{name: asked}), device=self._device)
+        asked = ProposerConfig(**{name: getattr(config, name)})  # opencut, sam_grid
+        return load_proposer(asked, device=self._device)
 
     # Each of these predicts all images of a data set.
 

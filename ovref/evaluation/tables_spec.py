@@ -8,7 +8,7 @@ from ovref_inference.freeda import FreedaConfig
 from ovref_inference.proposer_config import (
     GroundingDinoConfig,
     MaskFormerConfig,
-    OpenCutConfig,
+    OpenCutProposerConfig,
     SamConfig,
     SamGridConfig,
 )
@@ -17,6 +17,7 @@ from ovref_inference.segmenters import FossilConfig
 from ovref_inference.vocseg import VocSegConfig
 
 from ovref.config import STRICT
+from ovref.evaluation import miniature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +56,13 @@ class Segmenters:
                 raise ValueError(f"{name}.windows must be null: scenes have the encoders' own size")
 
 
-def _clip() -> VisualEncoderConfig:
-    return VisualEncoderConfig(
-        model="miniature:clip", library="open_clip", features="values", size_hw=(64, 64)
-    )
-
-
-def _keys() -> VisualEncoderConfig:
-    return VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Proposers:
     """The models behind the proposals; the thresholds are the miniature's."""
 
     __pydantic_config__ = STRICT
 
-    keys: VisualEncoderConfig = field(default_factory=_keys)
-    """Backbone whose features OpenCut cuts."""
-    opencut: OpenCutConfig = field(
-        default_factory=lambda: OpenCutConfig(taus=(0.93,), stages=4, foreground="smaller")
-    )
+    opencut: OpenCutProposerConfig = miniature.OPENCUT
     mask_former: MaskFormerConfig = field(
         default_factory=lambda: MaskFormerConfig(model="miniature:maskformer")
     )
@@ -128,7 +115,7 @@ class TablesSpec:
     """Parameters."""
     proposers: Proposers = field(default_factory=Proposers)
     """Where masks come from."""
-    clip: VisualEncoderConfig = field(default_factory=_clip)
+    clip: VisualEncoderConfig = miniature.CLIP
     """Dense CLIP features in the space of the collections' texts: text alone, CorrCLIPv2."""
     reasons: dict[str, str] = field(default_factory=dict)
     """What people found out: why an ordering, by its key, is not the paper's. Printed only then."""

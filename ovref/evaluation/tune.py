@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.encoders import load_visual_encoder
+from ovref_inference.proposer_config import CrfConfig, OpenCutConfig
 from ovref_inference.proposers import opencut_proposer
 
 from ovref.config import dump
@@ -34,6 +35,9 @@ OPENCUT_OPTIONS: dict[str, Sequence[Any]] = {
         (0.4, 0.5, 0.6, 0.7),
         (0.5, 0.6, 0.7, 0.8),
         (0.6, 0.4, 0.2),
+        (0.93,),
+        (0.97, 0.93),
+        (0.98, 0.96, 0.93),
     ),
     "stages": (1, 2, 3, 4),
     "eta": (8.0, 16.0, 32.0, 64.0),
@@ -41,6 +45,14 @@ OPENCUT_OPTIONS: dict[str, Sequence[Any]] = {
     "rho": (0.3, 0.5, 0.7, 0.85),
 }
 """Values tried for each field of OpenCutConfig."""
+
+CRF_OPTIONS: dict[str, Sequence[Any]] = {
+    "appearance_weight": (5.0, 10.0, 20.0),
+    "appearance_distance": (50.0, 150.0, 300.0),
+    "appearance_colour": (5.0, 8.0, 13.0),
+    "smoothness_weight": (0.0, 3.0, 7.0),
+}
+"""Values tried for each field of CrfConfig."""
 
 FOSSIL_OPTIONS: dict[str, Sequence[Any]] = {
     "n": (5, 10, 20, 40, 80, 150),
@@ -53,35 +65,43 @@ FOSSIL_OPTIONS: dict[str, Sequence[Any]] = {
 def tune(
     spec: EvaluateSpec,
     opencut_options: Mapping[str, Sequence[Any]] = OPENCUT_OPTIONS,
+    crf_options: Mapping[str, Sequence[Any]] = CRF_OPTIONS,
     fossil_options: Mapping[str, Sequence[Any]] = FOSSIL_OPTIONS,
     rounds: int = 2,
     progress: Callable[[str], None] = print,
     device: str | None = None,
 ) -> EvaluateSpec:
-    """`spec` with the parameters of OpenCut and FOSSIL that give the best mIoU found.
+    """`spec` with the parameters of OpenCut, its CRF and FOSSIL that give the best mIoU found.
 
     Fields are tried one after the other, the others as they stand: first FOSSIL's, then OpenCut's,
-    `rounds` times.
+    then the CRF's, `rounds` times.
 
     Raises:
-        ValueError: `spec` is not on validation scenes.
+        ValueError: `spec` is not on validation scenes, or has no CRF.
     """
+    if spec.opencut.crf is None:
+        raise ValueError("opencut.crf must be given: its parameters are chosen too")
     if spec.split != "validation":
         raise ValueError(f"parameters are chosen on validation scenes, found split {spec.split!r}")
     with ReferenceCollection.open(spec.collection) as collection:
         bench = prepare_bench(spec, collection, progress, device)
-        keys = load_visual_encoder(spec.keys, device=device)
-        fossil, opencut = spec.fossil, spec.opencut
+        keys = load_visual_encoder(spec.opencut.keys, device=device)
+        fossil, cut, crf = spec.fossil, spec.opencut.cut, spec.opencut.crf
+
+        def masked(cut: OpenCutConfig, crf: CrfConfig) -> Bench:
+            found = opencut_proposer(keys, cut, crf=crf, device=device)(bench.data.images)
+            return replace(bench, masks=bench.masks | {"opencut": found})
+
         for _ in range(rounds):
-            cut = _with_masks(bench, opencut_proposer(keys, opencut))
-            fossil = climb(fossil, fossil_options, lambda c, b=cut: _miou(b, c), progress)
-            opencut = climb(
-                opencut,
-                opencut_options,
-                lambda c, f=fossil: _miou(_with_masks(bench, opencut_proposer(keys, c)), f),
-                progress,
+            cuts = masked(cut, crf)
+            fossil = climb(fossil, fossil_options, lambda f, b=cuts: _miou(b, f), progress)
+            cut = climb(
+                cut, opencut_options, lambda c, r=crf, f=fossil: _miou(masked(c, r), f), progress
             )
-    return replace(spec, fossil=fossil, opencut=opencut)
+            crf = climb(
+                crf, crf_options, lambda r, c=cut, f=fossil: _miou(masked(c, r), f), progress
+            )
+    return replace(spec, fossil=fossil, opencut=replace(spec.opencut, cut=cut, crf=crf))
 
 
 def climb(
@@ -105,10 +125,6 @@ def climb(
             if found > best:
                 config, best = tried, found
     return config
-
-
-def _with_masks(bench: Bench, proposer: Callable) -> Bench:
-    return replace(bench, masks=bench.masks | {"opencut": proposer(bench.data.images)})
 
 
 def _miou(bench: Bench, fossil: Any) -> float:

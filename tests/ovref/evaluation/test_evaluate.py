@@ -10,7 +10,8 @@ from ovref_inference.collection import ReferenceCollection
 from ovref_inference.encoders import load_text_encoder, load_visual_encoder
 from ovref_inference.errors import CollectionError
 from ovref_inference.opencut import OpenCutConfig
-from ovref_inference.proposers import no_proposals, opencut_proposer, oracle_proposer
+from ovref_inference.proposer_config import ProposerConfig
+from ovref_inference.proposers import load_proposer, no_proposals, oracle_proposer
 from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from PIL import Image
 
@@ -26,6 +27,7 @@ from ovref.evaluation.evaluate import (
     prepare_bench,
     table,
 )
+from ovref.evaluation.miniature import OPENCUT
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def spec(collection_url, tmp_path_factory):
         split="validation",
         scenes=5,
         fossil=FossilConfig(n=6, k=2, windows=None),
-        opencut=OpenCutConfig(taus=(0.2, 0.8), stages=2),
+        opencut=replace(OPENCUT, cut=OpenCutConfig(taus=(0.2, 0.8), stages=2)),
         ablate_n=(2, 6),
         ablate_k=(1, 2),
         ablate_gamma=(0.0, 1.0),
@@ -115,7 +117,7 @@ def test_cached_features_give_what_the_segmenters_give(bench, spec, embed):
     text = load_text_encoder(embed.text)
     proposers = {
         "none": no_proposals,
-        "opencut": opencut_proposer(load_visual_encoder(spec.keys), spec.opencut),
+        "opencut": load_proposer(ProposerConfig(opencut=spec.opencut)),
         "oracle": oracle_proposer(bench.data.labels, bench.data.images),
     }
     for masks, proposer in proposers.items():

@@ -1,12 +1,13 @@
 """Parameters are chosen one at a time, only for the better, and never on test scenes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from ovref_inference.opencut import OpenCutConfig
 from ovref_inference.segmenters import FossilConfig
 
 from ovref.evaluation.evaluate import EvaluateSpec
+from ovref.evaluation.miniature import OPENCUT
 from ovref.evaluation.tune import climb, tune
 
 
@@ -37,10 +38,24 @@ def test_tuning_changes_parameters_to_offered_values_only(collection_url):
         split="validation",
         scenes=3,
         fossil=FossilConfig(n=4, k=2, windows=None),
-        opencut=OpenCutConfig(taus=(0.3,), stages=1),
+        opencut=replace(OPENCUT, cut=OpenCutConfig(taus=(0.3,), stages=1)),
     )
-    best = tune(
-        start, {"stages": (1, 2)}, {"n": (4, 8)}, rounds=1, progress=lambda line: None, device="cpu"
+    found = tune(
+        start,
+        {"stages": (1, 2)},
+        {"steps": (1, 2)},
+        {"n": (4, 8)},
+        rounds=1,
+        progress=lambda line: None,
+        device="cpu",
     )
-    assert best.fossil.n in (4, 8) and best.opencut.stages in (1, 2)
-    assert best.fossil.k == 2 and best.opencut.taus == (0.3,) and best.scenes == 3
+    cut, crf = found.opencut.cut, found.opencut.crf
+    assert found.fossil.n in (4, 8) and cut.stages in (1, 2) and crf.steps in (1, 2, 10)
+    assert found.fossil.k == 2 and cut.taus == (0.3,) and found.scenes == 3
+    assert crf.appearance_colour == OPENCUT.crf.appearance_colour
+
+
+def test_tuning_needs_a_crf():
+    opencut = replace(OPENCUT, crf=None)
+    with pytest.raises(ValueError, match=r"opencut\.crf must be given"):
+        tune(EvaluateSpec(collection="x", output="y", split="validation", opencut=opencut))
