@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import multiprocessing
+import os
 import resource
 import signal
 import sys
@@ -36,8 +37,10 @@ from ovref.storage.steps import existing_step
 from ovref.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
-MOMENT = 0.002
+MOMENT = float(os.environ.get("OVREF_FAKE_MOMENT", "0.002"))
 """Seconds that a stage takes for a record."""
+PRELOADED = ["recipe_fakes", "ovref.reduce.run"]
+"""Modules of the server that processes are forked from."""
 STEPS = ("captions", "prompts", "images", "references")
 THINGS = ("cup", "boat", "tree", "house", "fish", "star", "bird")
 
@@ -171,7 +174,7 @@ def run_miniature_build(config: BuildConfig) -> None:
 def processes():
     """Where child processes come from: each is forked from a server that has all modules."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["recipe_fakes", "ovref.reduce.run"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
