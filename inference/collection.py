@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes
 from ovref_inference import store
@@ -18,6 +17,7 @@ from ovref_inference.checks import check_counts
 from ovref_inference.clustering import spherical_kmeans
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
+from ovref_inference.nouns import Nouns
 from ovref_inference.prototypes import (
     PrototypeConfig,
     Prototypes,
@@ -41,14 +41,14 @@ class ReferenceCollection:
     """
 
     def __init__(self, url: str, manifest: fmt.Manifest, paths: dict[str, Path]) -> None:
-        counts = check_counts(paths, manifest)
+        nouns = fmt.read_nouns(paths["nouns"])
+        counts = check_counts(paths, manifest, nouns)
         if counts != manifest.counts:
             raise CollectionError(
                 f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
             )
         self.url = url
         self.manifest = manifest
-        self._paths = paths
         self.visual: np.ndarray = fmt.open_vectors(paths["visual"])
         """(references, d_visual) float16, memory-mapped."""
         self.textual: np.ndarray = fmt.open_vectors(paths["textual"])
@@ -61,9 +61,8 @@ class ReferenceCollection:
             paths["textual_index"], rows=rows, dim=manifest.textual.dim
         )
         self._prototypes = fmt.open_vectors(paths["prototypes"])
-        self._noun_table = fmt.read_nouns(paths["nouns"])
-        self._noun_row = {noun: row for row, noun in enumerate(self._noun_table["noun"])}
         self._dead = fmt.read_tombstones(paths["tombstones"])
+        self._nouns = Nouns(paths, nouns, self._dead, manifest.settled_tombstones)
         self._table = fmt.open_table(paths["references"], fmt.REFERENCE_SCHEMA)
         self._table_lock = threading.Lock()
         groups = [
@@ -121,17 +120,17 @@ class ReferenceCollection:
     @property
     def nouns(self) -> list[str]:
         """The vocabulary, sorted."""
-        return self._noun_table["noun"]
+        return self._nouns.names
 
     @property
     def noun_embeddings(self) -> np.ndarray:
         """(nouns, d_textual) float32, L2-normalised: `retrieve.class_embeddings` of each noun."""
-        return self._noun_embeddings
+        return self._nouns.embeddings
 
     @property
     def noun_counts(self) -> np.ndarray:
         """(nouns,) int64: references of each noun that are not deleted."""
-        return self._noun_table["count"] - self._dead_counts
+        return self._nouns.counts
 
     @property
     def visual_config(self) -> VisualEncoderConfig:
@@ -222,7 +221,7 @@ class ReferenceCollection:
         config = self.prototype_config
         if k is not None and k != config.k:
             config = dataclasses.replace(config, k=k, max_references=max(k, config.max_references))
-        own = [self._noun_row.get(name.strip().lower()) for name in names]
+        own = [self._nouns.row.get(name.strip().lower()) for name in names]
         found = [self._stored(row) if config == self.prototype_config else None for row in own]
         fresh = [i for i, stored in enumerate(found) if stored is None]
         embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
@@ -293,12 +292,12 @@ class ReferenceCollection:
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
         """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""
         ids = np.asarray(ids, dtype=np.int64)
-        return np.where(ids >= 0, self._reference_nouns[np.maximum(ids, 0)], -1)
+        return np.where(ids >= 0, self._nouns.of_references[np.maximum(ids, 0)], -1)
 
     def references_of(self, noun: str) -> np.ndarray:
         """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown."""
-        row = self._noun_row.get(noun)
-        return np.zeros(0, dtype=np.int64) if row is None else self._rows_of(row)
+        row = self._nouns.row.get(noun)
+        return np.zeros(0, dtype=np.int64) if row is None else self._nouns.references(row)
 
     def _encoder_config(self, kind: type, settings: dict[str, Any]) -> Any:
         try:
@@ -359,14 +358,11 @@ class ReferenceCollection:
 
     def _stored(self, row: int | None) -> tuple[np.ndarray, list[int]] | None:
         """Stored prototypes of a noun and the nouns they are of; None if none still hold."""
-        if row is None:
+        stored = None if row is None else self._nouns.stored(row)
+        if stored is None:
             return None
-        table = self._noun_table
-        start, stop = int(table["prototype_start"][row]), int(table["prototype_stop"][row])
-        used = [row] + [self._noun_row[noun] for noun in table["neighbours"][row].as_py()]
-        if stop == start or any(self._unsettled[i] for i in used):
-            return None
-        return np.asarray(self._prototypes[start:stop], dtype=np.float32), used
+        rows, used = stored
+        return np.asarray(self._prototypes[rows], dtype=np.float32), used
 
     def _fresh(
         self, rows: list[int | None], embeddings: np.ndarray, config: PrototypeConfig
@@ -382,62 +378,13 @@ class ReferenceCollection:
                 used = neighbours_of(embedding, self.noun_embeddings, counts, config, row)
             found.append((np.zeros((0, self.manifest.visual.dim), dtype=np.float32), used))
             if used:
-                ids = np.sort(np.concatenate([self._rows_of(i) for i in used]))
+                ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
                 sets.append(self._vectors(clustered_rows(ids, config)))
         made = iter(make_prototypes(sets, config))
         return [(next(made) if used else nothing, used) for nothing, used in found]
-
-    def _rows_of(self, row: int) -> np.ndarray:
-        order, starts = self._by_noun
-        ids = order[starts[row] : starts[row + 1]]
-        return ids[~np.isin(ids, self._dead)] if self._dead_counts[row] else ids
 
     @cached_property
     def _text_encoder(self) -> Any:
         from ovref_inference.encoders import load_text_encoder
 
         return load_text_encoder(self.text_config)
-
-    @cached_property
-    def _noun_embeddings(self) -> np.ndarray:
-        return fmt.read_noun_embeddings(self._paths["nouns"])
-
-    @cached_property
-    def _reference_nouns(self) -> np.ndarray:
-        """(references,) int32: the row of each reference's noun in nouns.parquet."""
-        with pq.ParquetFile(
-            self._paths["references"], memory_map=True, read_dictionary=["noun"]
-        ) as file:
-            column = file.read(columns=["noun"]).column("noun").unify_dictionaries()
-        parts = []
-        for chunk in column.chunks:
-            words = chunk.dictionary.to_pylist()
-            missing = [word for word in words if word not in self._noun_row]
-            if missing:
-                raise CollectionError(f"{self._paths['nouns']} lacks the nouns {missing[:10]}")
-            codes = np.array([self._noun_row[word] for word in words], dtype=np.int32)
-            parts.append(codes[chunk.indices.to_numpy()])
-        return np.concatenate(parts)
-
-    @cached_property
-    def _by_noun(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids sorted by noun, and where each noun's begin."""
-        order = np.argsort(self._reference_nouns, kind="stable")
-        starts = np.searchsorted(self._reference_nouns[order], np.arange(len(self.nouns) + 1))
-        return order, starts
-
-    @cached_property
-    def _dead_counts(self) -> np.ndarray:
-        """(nouns,) int64: deleted references of each noun."""
-        return self._count_nouns(self._dead)
-
-    @cached_property
-    def _unsettled(self) -> np.ndarray:
-        """(nouns,) int64: those of them that the stored prototypes do not leave out yet."""
-        settled = self.manifest.settled_tombstones
-        return self._count_nouns(fmt.read_tombstones(self._paths["tombstones"], skip=settled))
-
-    def _count_nouns(self, ids: np.ndarray) -> np.ndarray:
-        if not len(ids):
-            return np.zeros(len(self.nouns), dtype=np.int64)
-        return np.bincount(self._reference_nouns[ids], minlength=len(self.nouns))

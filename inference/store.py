@@ -48,7 +48,7 @@ def publish(
     for path in paths.values():
         if not path.is_file():
             raise CollectionError(f"cannot publish {folder}: {path.name} is missing")
-    counts = check_counts(paths, manifest)
+    counts = check_counts(paths, manifest, fmt.read_nouns(paths["nouns"]))
     if counts["references"] == 0:
         raise CollectionError(f"cannot publish {folder}: it holds no reference")
     for role, encoder in (("visual", manifest.visual), ("textual", manifest.textual)):

@@ -201,10 +201,8 @@ def supports(collection: Path) -> None:
 
     with ReferenceCollection.open(collection) as opened:
         every = []
-        for noun, others in zip(
-            opened.nouns, opened._noun_table["neighbours"].to_pylist(), strict=True
-        ):
-            ids = [opened.references_of(name) for name in (noun, *others)]
+        for row in range(len(opened.nouns)):
+            ids = [opened._nouns.references(of) for of in (row, *opened._nouns.neighbours(row))]
             every.append(clustered_rows(np.sort(np.concatenate(ids)), opened.prototype_config))
     np.save(collection / "support_starts.npy", np.cumsum([0, *map(len, every)]))
     np.save(collection / "support_rows.npy", np.concatenate(every).astype(np.int32))
