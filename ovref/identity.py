@@ -78,3 +78,26 @@ def canonical(value: Any) -> Any:
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def changes(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Where two canonical values differ, as text for people: `a.b was 1 and is now 2`."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        pairs = [(key, found.get(key, _ABSENT), wanted.get(key, _ABSENT)) for key in found | wanted]
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = [(str(i), *pair) for i, pair in enumerate(zip(found, wanted, strict=True))]
+    else:
+        different = type(found) is not type(wanted) or found != wanted
+        return [f"{path} was {_shown(found)} and is now {_shown(wanted)}"] if different else []
+    return [
+        change
+        for key, old, new in pairs
+        for change in changes(old, new, f"{path}.{key}" if path else key)
+    ]
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)

@@ -107,7 +107,7 @@ def open_step(
         return _folder(place, name, wanted)
     found = _read_step(place)
     if found["fingerprint"] != wanted["fingerprint"]:
-        changes = _changes(found["identity"], wanted["identity"])
+        changes = identities.changes(found["identity"], wanted["identity"])
         if found["parents"] != wanted["parents"]:
             changes.append("the step that it reads from has another fingerprint")
         raise MismatchError(
@@ -387,29 +387,6 @@ def _read_step(place: Store) -> dict[str, Any]:
 
 def _folder(place: Store, name: str, step: dict[str, Any]) -> StepFolder:
     return StepFolder(place, name, step["fingerprint"], step["identity"], tuple(step["parents"]))
-
-
-def _changes(found: Any, wanted: Any, path: str = "") -> list[str]:
-    """Where two canonical values differ, as text."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        pairs = [(key, found.get(key, _ABSENT), wanted.get(key, _ABSENT)) for key in found | wanted]
-    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
-        pairs = [(str(i), *pair) for i, pair in enumerate(zip(found, wanted, strict=True))]
-    else:
-        different = type(found) is not type(wanted) or found != wanted
-        return [f"{path} was {_shown(found)} and is now {_shown(wanted)}"] if different else []
-    return [
-        change
-        for key, old, new in pairs
-        for change in _changes(old, new, f"{path}.{key}" if path else key)
-    ]
-
-
-_ABSENT = object()
-
-
-def _shown(value: Any) -> str:
-    return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
 
 
 def _counted(drops: Sequence[Dropped]) -> dict[str, int]:
