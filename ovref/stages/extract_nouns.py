@@ -20,7 +20,7 @@ class ExtractNouns:
     __pydantic_config__ = STRICT
 
     name: ClassVar[str] = "extract_nouns"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Raised too when the bundled tagger or the word lists change."""
 
     tagger: str = "miniature:tagger"
