@@ -41,14 +41,16 @@ OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
     "corrclip": {"support": SHARES, "k": (1, 5, 10, 20, 40)},
     "vocseg": {
         "alpha": SHARES,
-        "tau": (0.005, 0.01, 0.02, 0.05),
+        "tau": (0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
         "k": (1, 3, 5, 10, 20),
         "beta": (0.3, 0.5, 0.7, 0.9, 1.0),
     },
     "retclip": {
+        # The temperature first, for gamma's reach depends on it: text that is too sure of itself
+        # leaves retrieval nothing at the paper's gamma, and a gamma near 1 leaves text nothing.
+        "tau": (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
         "gamma": SHARES,
         "k": (1, 5, 10, 20, 40),
-        "tau": (0.005, 0.01, 0.02, 0.05),
         "alpha": (0.2, 0.4, 0.6, 0.8, 1.0),
         "beta": (0.5, 0.7, 0.8, 0.9, 1.0),
     },
@@ -120,7 +122,7 @@ def choose(
 ) -> Segmenters:
     """Parameters of every segmenter, one field after the other, on validation scenes.
 
-    mIoU decides, for RetCLIP PQ (its table 4). RetCLIP's gamma, k and tau are those of the
+    mIoU decides, for RetCLIP PQ (its table 4). RetCLIP's tau, gamma and k are those of the
     training-free method, alpha and beta then those of the trained one.
     """
     start = parts.spec.segmenters
@@ -148,7 +150,7 @@ def choose(
 
     retclip = best(
         "retclip", with_masks(parts.retclip, "grounded_sam"), "pq", start.retclip,
-        "gamma", "k", "tau",
+        "tau", "gamma", "k",
     )  # fmt: skip
     return Segmenters(
         fossil=best("fossil", with_masks(parts.fossil, "opencut"), "miou", start.fossil),
