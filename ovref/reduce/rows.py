@@ -31,6 +31,8 @@ class Rows:
                 if step != 1:
                     raise ValueError(f"rows are read in steps of 1, found {step}")
                 return self._read(file, start, max(start, stop))
+            if len(key) and key[-1] - key[0] == len(key) - 1 and (np.diff(key) == 1).all():
+                return self._read(file, key[0], key[-1] + 1)  # as a noun's references mostly are
             wanted, inverse = np.unique(key, return_inverse=True)
             found = np.empty((len(wanted), self.shape[1]), dtype=np.float16)
             cuts = np.flatnonzero(np.diff(wanted) > 1) + 1

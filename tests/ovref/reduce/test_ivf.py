@@ -46,7 +46,8 @@ def parts_of(stored, centroids, cuts, out):
 def test_rows_are_read_as_the_matrix_has_them(stored, vectors):
     rows = Rows(stored)
     assert rows.shape == vectors.shape and len(rows) == ROWS
-    for key in (slice(3, 9), slice(1490, 9999), slice(5, 5), np.array([9, 2, 3, 2, 1499])):
+    several = [[9, 2, 3, 2, 1499], [4, 5, 6], [1499], [4, 6, 6], [6, 5, 4], [3, 5, 4, 6]]
+    for key in (slice(3, 9), slice(1490, 9999), slice(5, 5), *map(np.array, several)):
         np.testing.assert_array_equal(rows[key], vectors[key])
     assert rows[np.zeros(0, dtype=np.int64)].shape == (0, DIM)
     with pytest.raises(ValueError, match="steps of 1"):
