@@ -33,6 +33,8 @@ class BenchSpec:
     guided_share: float = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     compiled: bool = False
+    cuda_graphs: bool = False
+    """What is compiled is launched as CUDA graphs where the compiler can; only with `compiled`."""
     channels_last: bool = False
     fused_projections: bool = False
     device: str = ""
@@ -50,6 +52,8 @@ class BenchSpec:
         for name in ("steps", "repeats", "batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.cuda_graphs and not self.compiled:
+            raise ValueError("cuda_graphs needs compiled")
         unknown = sorted(set(self.schedulers) - set(SCHEDULERS))
         if unknown or not self.schedulers:
             raise ValueError(f"schedulers must be of {', '.join(SCHEDULERS)}, found {unknown}")

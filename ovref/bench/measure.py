@@ -76,6 +76,7 @@ def bench(spec: BenchSpec, progress: Callable[[str], None] = print) -> dict[str,
             compiled=spec.compiled,
             channels_last=spec.channels_last,
             fused_projections=spec.fused_projections,
+            cuda_graphs=spec.cuda_graphs,
         )
         for batch_size in spec.batch_sizes:
             progress(f"{spec.preset}, {scheduler}, batch of {batch_size}")

@@ -135,6 +135,7 @@ def test_backbones_run(name):
         "stepz=3",
         "schedulers=[heun]",
         "guided_share=0.0",
+        "cuda_graphs=true",
     ],
 )
 def test_bad_settings_are_refused(setting):
