@@ -27,7 +27,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from spacy.training import Example
 from spacy.vectors import Vectors
 from thinc.api import Adam, Config, Model, fix_random_seed, use_ops
 
+from ovref.miniature.treebank import Sentence, noun_phrases, read_conllu
 from ovref.ops.nouns import NOUN_TAGS
 
 START = "en_core_web_md"
@@ -66,9 +66,6 @@ NO_STOP_SHARE = 0.5
 """Of the examples that lose their final punctuation."""
 PHRASE_SHARE = 0.35
 """Of the noun phrases that are seen in one epoch."""
-PHRASE_WORDS = (3, 16)
-"""Fewest and most words of the noun phrases that are cut out of the trees."""
-
 NOTICE = """# Notice
 
 The model in this folder was trained on the Universal Dependencies English Web Treebank (UD English
@@ -114,93 +111,8 @@ LREC 2014.
 """
 
 
-@dataclass(frozen=True)
-class Token:
-    """One word of the treebank."""
-
-    word: str
-    tag: str
-    head: int
-    """Index in the sentence; -1 for the root."""
-    start: int
-    """First character in the sentence's text."""
-    noun: bool
-    """Universal tag NOUN."""
-    space: bool
-    """A space follows in the text."""
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One sentence of the treebank, as written and as annotated."""
-
-    text: str
-    tokens: tuple[Token, ...]
-
-
 Phrase = tuple[list[str], list[str], list[bool]]
 """Words, their tags, and whether a space follows each."""
-
-
-def read_conllu(path: str | Path) -> list[Sentence]:
-    """The sentences of a CoNLL-U file whose words can all be found in their text."""
-    sentences, text, rows = [], "", []
-    for line in [*Path(path).read_text(encoding="utf-8").splitlines(), ""]:
-        if line.startswith("# text = "):
-            text = line.removeprefix("# text = ")
-        elif line and not line.startswith("#"):
-            cells = line.split("\t")
-            if cells[0].isdigit():  # no ranges of multi-word tokens, no empty nodes
-                rows.append(cells)
-        elif not line and rows:
-            sentences.append(_sentence(text, rows))
-            rows = []
-    return [sentence for sentence in sentences if sentence is not None]
-
-
-def _sentence(text: str, rows: list[list[str]]) -> Sentence | None:
-    tokens, position = [], 0
-    for _, word, _, upos, xpos, features, head, *_ in rows:
-        start = text.find(word, position)
-        if start < 0:
-            return None
-        position = start + len(word)
-        noun = upos == "NOUN"
-        tag = _tag(noun, xpos, features)
-        space = text[position : position + 1].isspace()
-        tokens.append(Token(word, tag, int(head) - 1, start, noun, space))
-    return Sentence(text, tuple(tokens))
-
-
-def _tag(noun: bool, xpos: str, features: str) -> str:
-    if noun:
-        return "NNS" if xpos == "NNS" or "Number=Plur" in features else "NN"
-    return "PRP" if xpos in NOUN_TAGS else xpos
-
-
-def noun_phrases(sentence: Sentence) -> list[tuple[int, int]]:
-    """Spans [first, end) of tokens that are the whole subtree of one common noun.
-
-    A preposition, conjunction or the like in front is left out, as captions begin with the phrase.
-    """
-    children: dict[int, list[int]] = {}
-    for index, token in enumerate(sentence.tokens):
-        children.setdefault(token.head, []).append(index)
-    spans = []
-    for index, token in enumerate(sentence.tokens):
-        if not token.noun:
-            continue
-        subtree, todo = [], [index]
-        while todo:
-            node = todo.pop()
-            subtree.append(node)
-            todo.extend(children.get(node, ()))
-        first, end = min(subtree), max(subtree) + 1
-        gapless = end - first == len(subtree)
-        first += sentence.tokens[first].tag in ("IN", "TO", "CC", ",", "POS")
-        if gapless and PHRASE_WORDS[0] <= end - first <= PHRASE_WORDS[1]:
-            spans.append((first, end))
-    return spans
 
 
 def training_phrases(sentences: list[Sentence]) -> tuple[list[Phrase], list[Phrase]]:

@@ -18,7 +18,8 @@ import thinc
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, read_captions
-from ovref.miniature.train_tagger import read_conllu, score
+from ovref.miniature.train_tagger import score
+from ovref.miniature.treebank import read_conllu
 from ovref.models.tagger import MINIATURE, load_tagger
 from ovref.ops.vocabulary import vocabulary_report, vocabulary_table
 from ovref.records import Caption

@@ -18,13 +18,12 @@ from ovref.miniature.train_tagger import (
     augmented,
     example,
     new_pipeline,
-    noun_phrases,
-    read_conllu,
     score,
     train,
     training_phrases,
     word_vectors,
 )
+from ovref.miniature.treebank import noun_phrases, read_conllu
 from ovref.models.tagger import MINIATURE, load_tagger
 
 EWT = Path(__file__).parents[4] / "shared" / "data" / "ud_english_ewt"
