@@ -50,7 +50,7 @@ class RetClipConfig:
     `k` references."""
     tau: float = 0.01
     """Temperature of the softmax over CLIP's cosines, above 0: CLIP's own, as in FC-CLIP, on which
-    RetCLIP is built. Choose it together with gamma: the surer the text, the less retrieval weighs."""
+    RetCLIP is built. Choose it with gamma: the surer the text, the less retrieval weighs."""
     label_threshold: float = 0.95
     """A noun stands for a class if the cosine of their texts is above this."""
     mask_threshold: float = 0.5
