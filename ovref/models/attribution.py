@@ -34,6 +34,7 @@ costs, and others that were tried: `tests/benchmarks/results/attribution.md`.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,6 +77,17 @@ def noun_weights(positions: Sequence[Sequence[Sequence[int]]], keys: int) -> tor
     return weights_bkn
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A cross-attention layer that counts."""
+
+    factor: int
+    """How many times smaller than the latent its positions' grid is, in each direction."""
+    heads: int
+    depth: int
+    """Channels of a head."""
+
+
 class Attribution:
     """What has been attended to so far; made by `recording`, read with `heatmaps_bnhw`."""
 
@@ -83,37 +95,69 @@ class Attribution:
         self,
         weights_bkn: torch.Tensor,
         latent_hw: tuple[int, int],
-        factors: Sequence[int] = FACTORS,
+        layers: Sequence[Layer],
+        *,
+        dtype: torch.dtype = torch.float32,
         device: Any = "cpu",
     ):
         captions, self._keys, self._nouns = weights_bkn.shape
         self._captions = captions
         self._latent_hw = latent_hw
-        self._factors = tuple(factors)
+        self._heads = sum(layer.heads for layer in layers)
         tokens_bt = _used_positions(weights_bkn)
         # Padded, so that batches of other captions have tensors of the same shapes.
         weights_bkn = functional.pad(weights_bkn, (0, -self._nouns % PAD))
         weights_btn = weights_bkn.gather(
             1, tokens_bt[:, :, None].expand(-1, -1, weights_bkn.shape[2])
         )
-        self._tokens_bt = tokens_bt.to(device)
-        self._weights_bnt = weights_btn.transpose(1, 2).contiguous().to(device)
-        self._weights_bkn = weights_bkn.to(device)
         height, width = latent_hw
         # A UNet halves with stride 2 and padding 1, so an odd size is rounded up.
-        self._sizes_hw = [(math.ceil(height / f), math.ceil(width / f)) for f in factors]
-        self._sums_bnp = {
-            h * w: torch.zeros(captions, weights_bkn.shape[2], h * w, device=device)
-            for h, w in self._sizes_hw
+        self._sizes_hw = {
+            layer.factor: (math.ceil(height / layer.factor), math.ceil(width / layer.factor))
+            for layer in layers
         }
-        self._maps = torch.zeros((), dtype=torch.int64, device=device)
+        self._sums_bnp = {
+            factor: torch.zeros(captions, weights_bkn.shape[2], h * w, device=device)
+            for factor, (h, w) in self._sizes_hw.items()
+        }
+        # All that a layer needs is made here, where it is done once and not at each step.
+        rows = {
+            heads: _rows(tokens_bt, self._keys, heads).to(device)
+            for heads in {layer.heads for layer in layers}
+        }
+        weights = {
+            heads: weights_btn.mT.repeat(1, 1, heads).to(device)
+            for heads in {layer.heads for layer in layers}
+        }
+        values = {
+            # Fused kernels want values as wide as queries.
+            depth: functional.pad(weights_bkn, (0, max(0, depth - weights_bkn.shape[2]))).to(
+                device, dtype
+            )[:, None]
+            for depth in {layer.depth for layer in layers}
+        }
+        self._layers = [
+            _Prepared(
+                sums_bnp=self._sums_bnp[layer.factor],
+                rows=rows[layer.heads],
+                weights_bnt=weights[layer.heads],
+                values_bhkd=values[layer.depth].expand(-1, layer.heads, -1, -1),
+            )
+            for layer in layers
+        ]
+        self._calls = torch.zeros((), dtype=torch.int64, device=device)
 
     def attend(
-        self, query_bhpd: torch.Tensor, key_bhkd: torch.Tensor, value_bhkd: torch.Tensor
+        self,
+        layer: int,
+        query_bhpd: torch.Tensor,
+        key_bhkd: torch.Tensor,
+        value_bhkd: torch.Tensor,
     ) -> torch.Tensor:
         """Attends, and adds one layer's attention at one step.
 
         Args:
+            layer: its number among `layers`; the first one also counts the calls of the UNet.
             query_bhpd: (rows, heads, positions, d), rows being the captions, or under guidance
                 first the unconditional and then the conditional ones.
             key_bhkd: (rows, heads, keys, d).
@@ -123,65 +167,37 @@ class Attribution:
             What `scaled_dot_product_attention` of the three is, (rows, heads, positions, d).
 
         Raises:
-            ModelError: rows or keys do not belong to the captions being recorded.
+            ModelError: rows, positions or keys do not belong to the captions being recorded.
         """
-        sums_bnp = self._sums_bnp.get(query_bhpd.shape[2])
-        if sums_bnp is None:
-            return functional.scaled_dot_product_attention(query_bhpd, key_bhkd, value_bhkd)
-        rows, heads, _, _ = query_bhpd.shape
-        if rows not in (self._captions, 2 * self._captions) or key_bhkd.shape[2] != self._keys:
+        prepared = self._layers[layer]
+        rows, keys = key_bhkd.shape[0], key_bhkd.shape[2]
+        if rows not in (self._captions, 2 * self._captions) or keys != self._keys:
             raise ModelError(
-                f"cross-attention of {rows} rows over {key_bhkd.shape[2]} keys while recording "
+                f"cross-attention of {rows} rows over {keys} keys while recording "
                 f"{self._captions} captions over {self._keys}: expected one row per caption, two "
                 "under guidance"
             )
-        self._maps += heads
-        first = rows - self._captions
+        if query_bhpd.shape[2] != prepared.sums_bnp.shape[2]:
+            raise ModelError(
+                f"cross-attention of {query_bhpd.shape[2]} positions while recording latents of "
+                f"{self._latent_hw}: expected {prepared.sums_bnp.shape[2]} in this layer"
+            )
+        if layer == 0:
+            self._calls += 1
         if query_bhpd.device.type == "cpu":
             # The kernel that scaled_dot_product_attention takes on a CPU, with its second result.
             output, log_sums_bhp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query_bhpd, key_bhkd, value_bhkd
             )
-            self._add_tokens(sums_bnp, query_bhpd[first:], key_bhkd[first:], log_sums_bhp[first:])
+            if rows != self._captions:
+                query_bhpd, key_bhkd, log_sums_bhp = (
+                    tensor[self._captions :] for tensor in (query_bhpd, key_bhkd, log_sums_bhp)
+                )
+            _add_tokens(prepared, query_bhpd, key_bhkd, log_sums_bhp)
             return output
-        self._add_second_product(sums_bnp, query_bhpd[first:], key_bhkd[first:])
+        first = rows - self._captions
+        _add_second_product(prepared, query_bhpd[first:], key_bhkd[first:])
         return functional.scaled_dot_product_attention(query_bhpd, key_bhkd, value_bhkd)
-
-    def _add_tokens(
-        self,
-        sums_bnp: torch.Tensor,
-        query_bhpd: torch.Tensor,
-        key_bhkd: torch.Tensor,
-        log_sums_bhp: torch.Tensor,
-    ) -> None:
-        """Adds exp(q k / sqrt(d) - log of the softmax's denominator), at the nouns' tokens."""
-        _, heads, positions, depth = query_bhpd.shape
-        key_bhtd = key_bhkd.gather(
-            2, self._tokens_bt[:, None, :, None].expand(-1, heads, -1, depth)
-        )
-        # Tokens before positions: heads and tokens then become one axis without a copy, over which
-        # one product averages and adds up.
-        scores_btp = torch.baddbmm(
-            log_sums_bhp.flatten(0, 1)[:, None].float(),
-            key_bhtd.flatten(0, 1).float(),
-            query_bhpd.flatten(0, 1).float().mT,
-            beta=-1,
-            alpha=depth**-0.5,
-        )
-        shares = scores_btp.exp_().view(self._captions, -1, positions)
-        sums_bnp.baddbmm_(self._weights_bnt.repeat(1, 1, heads), shares)
-
-    def _add_second_product(
-        self, sums_bnp: torch.Tensor, query_bhpd: torch.Tensor, key_bhkd: torch.Tensor
-    ) -> None:
-        """Adds the fused attention whose values are the nouns' weights."""
-        _, heads, _, depth = query_bhpd.shape
-        nouns = self._weights_bkn.shape[2]
-        # Fused kernels want values as wide as queries.
-        values_bkd = functional.pad(self._weights_bkn, (0, max(0, depth - nouns)))
-        values_bhkd = values_bkd.to(query_bhpd.dtype)[:, None].expand(-1, heads, -1, -1)
-        shares_bhpn = functional.scaled_dot_product_attention(query_bhpd, key_bhkd, values_bhkd)
-        sums_bnp += shares_bhpn[..., :nouns].sum(1, dtype=torch.float32).mT
 
     def heatmaps_bnhw(self) -> torch.Tensor:
         """The heatmaps, (captions, nouns, h, w) float32 >= 0 at the size of the latent.
@@ -192,19 +208,64 @@ class Attribution:
         Raises:
             ModelError: nothing was recorded.
         """
-        maps = int(self._maps)
+        maps = int(self._calls) * self._heads
         if maps == 0:
-            raise ModelError(
-                f"no cross-attention was recorded at {sorted(self._sizes_hw)}: the UNet has none "
-                f"at factors {self._factors} of the latent {self._latent_hw} or did not run"
-            )
-        total = self._weights_bkn.new_zeros(self._captions, self._nouns, *self._latent_hw)
-        for height, width in self._sizes_hw:
-            sums_bnp = self._sums_bnp[height * width][:, : self._nouns]
+            raise ModelError("no cross-attention was recorded: the UNet did not run")
+        total = self._layers[0].sums_bnp.new_zeros(self._captions, self._nouns, *self._latent_hw)
+        for factor, size_hw in self._sizes_hw.items():
+            sums_bnp = self._sums_bnp[factor][:, : self._nouns]
             if self._nouns:  # interpolate refuses an empty channel axis
-                sums_bnhw = sums_bnp.unflatten(2, (height, width))
+                sums_bnhw = sums_bnp.unflatten(2, size_hw)
                 total += functional.interpolate(sums_bnhw, self._latent_hw, mode="bicubic")
         return (total / maps).clamp_(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What a layer adds with, and to; layers that are alike share it."""
+
+    sums_bnp: torch.Tensor
+    """(captions, nouns, positions) float32."""
+    rows: torch.Tensor
+    """`_rows` of the nouns' tokens."""
+    weights_bnt: torch.Tensor
+    """(captions, nouns, heads * tokens) float32."""
+    values_bhkd: torch.Tensor
+    """(captions, heads, keys, d or more): the nouns' weights, padded."""
+
+
+def _add_tokens(
+    prepared: _Prepared,
+    query_bhpd: torch.Tensor,
+    key_bhkd: torch.Tensor,
+    log_sums_bhp: torch.Tensor,
+) -> None:
+    """Adds exp(q k / sqrt(d) - log of the softmax's denominator), at the nouns' tokens."""
+    captions, heads, positions, depth = query_bhpd.shape
+    keys = key_bhkd.transpose(1, 2).reshape(-1, depth)  # a view of what a projection leaves
+    key_btd = keys.index_select(0, prepared.rows).view(captions * heads, -1, depth)
+    # Tokens before positions: heads and tokens then become one axis without a copy, over which
+    # one product averages and adds up.
+    scores_btp = torch.baddbmm(
+        log_sums_bhp.flatten(0, 1)[:, None].float(),
+        key_btd.float(),
+        query_bhpd.flatten(0, 1).float().mT,
+        beta=-1,
+        alpha=depth**-0.5,
+    )
+    shares_btp = scores_btp.exp_().view(captions, -1, positions)
+    prepared.sums_bnp.baddbmm_(prepared.weights_bnt, shares_btp)
+
+
+def _add_second_product(
+    prepared: _Prepared, query_bhpd: torch.Tensor, key_bhkd: torch.Tensor
+) -> None:
+    """Adds the fused attention whose values are the nouns' weights."""
+    sums_bnp = prepared.sums_bnp
+    shares_bhpn = functional.scaled_dot_product_attention(
+        query_bhpd, key_bhkd, prepared.values_bhkd
+    )
+    sums_bnp += shares_bhpn[..., : sums_bnp.shape[1]].sum(1, dtype=torch.float32).mT
 
 
 def _used_positions(weights_bkn: torch.Tensor) -> torch.Tensor:
@@ -213,6 +274,13 @@ def _used_positions(weights_bkn: torch.Tensor) -> torch.Tensor:
     most = int(used_bk.sum(1).max()) if len(used_bk) else 0
     wanted = min(max(PAD, most + -most % PAD), used_bk.shape[1])
     return (~used_bk).to(torch.int8).argsort(dim=1, stable=True)[:, :wanted]
+
+
+def _rows(tokens_bt: torch.Tensor, keys: int, heads: int) -> torch.Tensor:
+    """Rows of (captions * keys * heads, d) that are the tokens', by caption, head and token."""
+    captions_b11 = torch.arange(len(tokens_bt))[:, None, None]
+    heads_h1 = torch.arange(heads)[:, None]
+    return ((captions_b11 * keys + tokens_bt[:, None, :]) * heads + heads_h1).flatten()
 
 
 @contextmanager
@@ -224,8 +292,8 @@ def recording(
 ) -> Iterator[Attribution]:
     """Records the cross-attention of a `UNet2DConditionModel` while it runs inside the block.
 
-    Only the processors of cross-attention outside the middle block are exchanged, and all are put
-    back at the end, whatever happens.
+    Only the processors of cross-attention at the factors are exchanged, and all are put back at
+    the end, whatever happens.
 
     Args:
         unet: the UNet of a Stable Diffusion 1.x, 2.x or XL pipeline.
@@ -234,31 +302,50 @@ def recording(
         factors: down-sampling factors, relative to the latent, of the layers that count.
 
     Raises:
-        ModelError: a cross-attention layer works in a way whose attention cannot be read.
+        ModelError: no layer counts, or one works in a way whose attention cannot be read.
     """
-    layers = {
-        name: unet.get_submodule(name.removesuffix(".processor"))
+    names = [
+        name
         for name in unet.attn_processors
-        if is_recorded(name)
-    }
-    if not layers:
-        raise ModelError(f"{type(unet).__name__} has no attn2.processor outside its middle block")
-    for name, attn in layers.items():
+        if is_recorded(name) and _factor(unet, name) in factors
+    ]
+    if not names:
+        raise ModelError(
+            f"{type(unet).__name__} has no attn2.processor outside its middle block at factors "
+            f"{tuple(factors)} of the latent"
+        )
+    attentions = [unet.get_submodule(name.removesuffix(".processor")) for name in names]
+    for name, attn in zip(names, attentions, strict=True):
         _check_readable(name, attn)
-    before = {name: attn.processor for name, attn in layers.items()}
-    attribution = Attribution(weights_bkn, latent_hw, factors, unet.device)
+    layers = [
+        Layer(
+            factor=_factor(unet, name),
+            heads=attn.heads,
+            depth=attn.to_q.out_features // attn.heads,
+        )
+        for name, attn in zip(names, attentions, strict=True)
+    ]
+    before = [attn.processor for attn in attentions]
+    attribution = Attribution(weights_bkn, latent_hw, layers, dtype=unet.dtype, device=unet.device)
     try:
-        for attn in layers.values():
-            attn.set_processor(_RecordingProcessor(attribution))
+        for number, attn in enumerate(attentions):
+            attn.set_processor(_RecordingProcessor(attribution, number))
         yield attribution
     finally:
-        for name, attn in layers.items():
-            attn.set_processor(before[name])
+        for attn, processor in zip(attentions, before, strict=True):
+            attn.set_processor(processor)
 
 
 def is_recorded(processor_name: str) -> bool:
     """Whether the layer of this `unet.attn_processors` key counts: cross-attention, not middle."""
     return processor_name.endswith("attn2.processor") and not processor_name.startswith("mid_block")
+
+
+def _factor(unet: Any, processor_name: str) -> int:
+    """How many times smaller than the latent the layer works: every block but the last halves."""
+    side, number, _ = processor_name.split(".", 2)
+    place = int(number) if side == "down_blocks" else len(unet.up_blocks) - 1 - int(number)
+    return 2**place
 
 
 def _check_readable(name: str, attn: Any) -> None:
@@ -282,8 +369,9 @@ def _check_readable(name: str, attn: Any) -> None:
 class _RecordingProcessor:
     """The plain attention of a transformer block, whose query and key are seen on the way."""
 
-    def __init__(self, attribution: Attribution):
+    def __init__(self, attribution: Attribution, layer: int):
         self._attribution = attribution
+        self._layer = layer
 
     def __call__(
         self,
@@ -303,6 +391,7 @@ class _RecordingProcessor:
         query = split(attn.to_q(hidden_states))
         key = split(attn.to_k(encoder_hidden_states))
         value = split(attn.to_v(encoder_hidden_states))
-        output = self._attribution.attend(query, key, value).transpose(1, 2).flatten(2)
+        output = self._attribution.attend(self._layer, query, key, value)
+        output = output.transpose(1, 2).flatten(2)
         output = attn.to_out[1](attn.to_out[0](output))
         return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor

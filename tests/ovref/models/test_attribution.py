@@ -7,7 +7,15 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovref.errors import ModelError
-from ovref.models.attribution import PAD, Attribution, is_recorded, noun_weights, recording
+from ovref.models.attribution import (
+    PAD,
+    Attribution,
+    Layer,
+    _add_second_product,
+    is_recorded,
+    noun_weights,
+    recording,
+)
 from ovref.models.diffusion import Generator, attribute_images, load_pipeline
 
 CAPTIONS = ["a cat and a dog", "the zebra, the dog and the dog", "hotdog cat"]
@@ -206,7 +214,8 @@ def test_processors_are_put_back_even_after_an_error(pipelines):
             raise RuntimeError("stop")
     assert unet.attn_processors == before
     exchanged = {name for name in before if inside[name] is not before[name]}
-    assert exchanged == {name for name in before if is_recorded(name)}
+    coarse = ("down_blocks.3", "up_blocks.0")  # at a factor of 8
+    assert exchanged == {n for n in before if is_recorded(n) and not n.startswith(coarse)}
     assert exchanged and not any("attn1" in name or "mid_block" in name for name in exchanged)
 
 
@@ -259,17 +268,55 @@ def test_noun_weights():
 
 
 def test_rows_that_are_neither_captions_nor_twice_captions_are_refused():
-    attribution = Attribution(noun_weights([[(0,)], [(0,)]], 4), (4, 4))
+    layers = [Layer(factor=1, heads=1, depth=8)]
+    attribution = Attribution(noun_weights([[(0,)], [(0,)]], 4), (4, 4), layers)
     for rows, keys in ((3, 4), (1, 4), (6, 4), (2, 5)):
         with pytest.raises(ModelError, match="while recording 2 captions over 4"):
             key = torch.zeros(rows, 1, keys, 8)
-            attribution.attend(torch.zeros(rows, 1, 16, 8), key, key)
+            attribution.attend(0, torch.zeros(rows, 1, 16, 8), key, key)
 
 
-def test_layers_at_factor_8_are_left_out():
-    attribution = Attribution(noun_weights([[(0,)]], 4), (16, 24))
-    key = torch.zeros(1, 1, 4, 8)
-    attribution.attend(torch.zeros(1, 1, 2 * 3, 8), key, key)
+def test_latents_of_another_size_are_refused(pipelines):
+    unet = pipelines["sd2"].unet
+    with recording(unet, noun_weights([[(1,)]], 24), (16, 16)):  # noqa: SIM117
+        with pytest.raises(ModelError, match=r"160 positions .* of \(16, 16\): expected 256"):
+            unet(torch.zeros(1, 4, 16, 10), 5, torch.zeros(1, 24, 32))
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_only_layers_at_the_factors_count(pipelines, name):
+    """Each layer's factor, told from its name, is that of the positions it meets."""
+    unet = pipelines[name].unet
+    positions = []
+    handles = [
+        unet.get_submodule(n.removesuffix(".processor")).register_forward_pre_hook(
+            lambda module, args, n=n: positions.append((n, args[0].shape[1]))
+        )
+        for n in unet.attn_processors
+        if is_recorded(n)
+    ]
+    attribute_images(
+        pipelines[name], np.zeros((1, 64, 64, 3), np.uint8), ["cat"], [[(1,)]], [500], seed=0
+    )
+    for handle in handles:
+        handle.remove()
+    before = dict(unet.attn_processors)
+    for factor in (1, 2, 4, 8):
+        expected = {n for n, count in positions if count == (16 // factor) ** 2}
+        if not expected:
+            with pytest.raises(ModelError, match=rf"at factors \({factor},\)"):
+                recording(unet, noun_weights([[(1,)]], 77), (16, 16), (factor,)).__enter__()
+            continue
+        with recording(unet, noun_weights([[(1,)]], 77), (16, 16), (factor,)):
+            inside = dict(unet.attn_processors)
+        assert {n for n in before if inside[n] is not before[n]} == expected
+    with pytest.raises(ModelError, match=r"no attn2.processor .* at factors \(16,\)"):
+        recording(unet, noun_weights([[(1,)]], 77), (16, 16), (16,)).__enter__()
+
+
+def test_a_unet_that_did_not_run_has_no_heatmaps(pipelines):
+    with recording(pipelines["sd1"].unet, noun_weights([[(1,)]], 77), (16, 16)) as attribution:
+        pass
     with pytest.raises(ModelError, match="no cross-attention was recorded"):
         attribution.heatmaps_bnhw()
 
@@ -293,11 +340,12 @@ def test_the_two_ways_of_adding_agree():
     torch.manual_seed(0)
     query, key = torch.randn(4, 3, 8 * 8, 6) * 2, torch.randn(4, 3, 24, 6) * 2
     weights = noun_weights([[(1, 2, 5), (23,), ()], [tuple(range(3, 14))]], 24)
-    one, other = (Attribution(weights, (8, 8), (1,)) for _ in range(2))
+    layers = [Layer(factor=1, heads=3, depth=6)]
+    one, other = (Attribution(weights, (8, 8), layers) for _ in range(2))
     for _ in range(2):
-        one.attend(query, key, key)
-        other._add_second_product(other._sums_bnp[64], query[2:], key[2:])
-        other._maps += 3
+        one.attend(0, query, key, key)
+        _add_second_product(other._layers[0], query[2:], key[2:])
+        other._calls += 1
     torch.testing.assert_close(one.heatmaps_bnhw(), other.heatmaps_bnhw())
     expected = ((query / 6**0.5) @ key.mT).softmax(-1).mean(1)[2:] @ weights
     torch.testing.assert_close(one.heatmaps_bnhw().flatten(2).mT, expected)
@@ -305,12 +353,13 @@ def test_the_two_ways_of_adding_agree():
 
 def test_more_nouns_than_a_head_has_channels():
     weights = noun_weights([[(n,) for n in range(20)]], 24)
-    one, other = (Attribution(weights, (4, 4), (1,)) for _ in range(2))
+    layers = [Layer(factor=1, heads=2, depth=8)]
+    one, other = (Attribution(weights, (4, 4), layers) for _ in range(2))
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, 16, 8), torch.randn(1, 2, 24, 8)
-    one.attend(query, key, key)
-    other._add_second_product(other._sums_bnp[16], query, key)
-    torch.testing.assert_close(one._sums_bnp[16], other._sums_bnp[16])
+    one.attend(0, query, key, key)
+    _add_second_product(other._layers[0], query, key)
+    torch.testing.assert_close(one._sums_bnp[1], other._sums_bnp[1])
 
 
 class _ReadsBack(TorchDispatchMode):
