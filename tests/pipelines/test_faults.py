@@ -13,7 +13,9 @@ from ovref_pipelines.engine import run_step
 from ovref_pipelines.engine_config import EngineConfig
 from pipeline_fakes import ObedientSpec, caption_step, files_of
 from recipe_fakes import (
+    S3_KEYS,
     answered_once,
+    build_through,
     content_of,
     fake_build,
     finish,
@@ -21,6 +23,7 @@ from recipe_fakes import (
     processes,
     run_fake_build,
 )
+from s3fs import S3FileSystem
 
 from ovref.errors import StorageError
 from ovref.identity import spec_identity
@@ -151,3 +154,22 @@ def test_reports_and_json_lines_of_a_build(tmp_path, capsys, monkeypatch):
         report = json.loads((tmp_path / "out" / "reports" / f"{name}.json").read_text())
         assert report["step"] == name and report["committed"] == report["shards"] == 2
         assert report["inputs"] == report["answered"] == 8 and report["trouble"] == {}
+
+
+def test_a_whole_build_where_a_tenth_of_the_requests_to_s3_fails(
+    tmp_path, s3_endpoint, monkeypatch
+):
+    """`tests/benchmarks/spoilt_s3.py` has longer ones."""
+    (tmp_path / "local").mkdir()
+    local = fake_build(tmp_path / "local", 8, SHARD_SIZE)
+    finish(local)
+    config = fake_build(tmp_path, 8, SHARD_SIZE, output="s3://bucket/whole")
+    with FaultyS3(s3_endpoint, 0.1, seed=0, late_s=2.5) as proxy:
+        build_through(config, proxy.url)
+        spoilt = sum(n for fault, n in proxy.requests.items() if fault != "none")
+        assert spoilt > 0.05 * proxy.requests.total() > 10
+    for name, value in (S3_KEYS | {"AWS_ENDPOINT_URL": s3_endpoint}).items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # they are kept by arguments that do not hold the endpoint
+    assert content_of(config) == content_of(local)
+    assert answered_once(config)
