@@ -146,13 +146,11 @@ def _orderings(orderings: Sequence[Mapping[str, Any]], reasons: Mapping[str, str
         difference = (
             f"{_signed(one['difference'])} ({_signed(one['low'])} to {_signed(one['high'])})"
         )
-        lines.append(
-            f"| {one['better']} above {one['worse']}, {METRICS[one['metric']]} | {one['paper']} | "
-            f"{difference} | {one['verdict']} |"
-        )
+        name = f"{one['better']} above {one['worse']}, {METRICS[one['metric']]}"
+        lines.append(f"| {name} | {one['paper']} | {difference} | {one['verdict']} |")
         if one["verdict"] != VERDICTS[0]:
             reason = reasons.get(one["key"], "Not explained.")
-            explained.append(f"- {one['better']} above {one['worse']}, {one['verdict']}: {reason}")
+            explained.append(f"- {name}, {one['verdict']}: {reason}")
     return lines + (["", *explained] if explained else [])
 
 

@@ -80,8 +80,8 @@ def test_the_page_has_every_number_and_every_reason(rows):
         assert row["name"] in page and f"{100 * row['miou']:.1f}" in page
     assert f"**{100 * found['rows'][0]['miou']:.1f}**" in page  # the best is marked
     assert "1 as in the paper, 1 undecided, 1 the other way" in page
-    assert "- other above good, the other way: Names are mixed up." in page
-    assert "- other above like it, undecided: Not explained." in page
+    assert "- other above good, mIoU, the other way: Names are mixed up." in page
+    assert "- other above like it, mIoU, undecided: Not explained." in page
     assert "never" not in page  # no reason is asked where the order is the paper's
     assert "A note." in page and "Ten scenes." in page and "(predictions.png)" in page
     assert "3 above 2" in page and "PQ %" in page
