@@ -143,7 +143,10 @@ class Ledger:
         if outcome.outlived is not None:
             self._next_suspect(shard, more=outcome.outlived)
             return
-        if self.target.commit_of(shard) is None:
+        # An object store is one place for all, so it is asked once: it answers late, and workers
+        # would wait for this process.
+        ask = self.target.store.is_local or not self.committed_now
+        if ask and self.target.commit_of(shard) is None:
             raise StorageError(
                 f"a worker has committed shard {shard} to {self.target.store.url}, but it is not "
                 "there for this process: workers and driver need one place that all of them see, "

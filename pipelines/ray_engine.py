@@ -10,6 +10,7 @@ Several steps run at the same time in one pool of actors that hold the models of
 through the store, so the bytes are those of steps that run one after another.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ from ovref.storage.steps import StepFolder
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 2.0
 """Between two looks at which nodes are about to go, and at where there is room."""
+SHORT_SECONDS = 1.0
+"""Shards that take less are queued at their workers, or these would wait for the driver in between:
+a few milliseconds, but some percent of such a shard."""
 MAX_START_DEATHS = 3
 """Workers that may die one after another while they load their models, before the job gives up."""
 
@@ -47,21 +51,29 @@ MAX_START_DEATHS = 3
 class Worker:
     """The actor. Its constructor does nothing, so that errors of loading arrive whole."""
 
-    def load(self, chains: list[Sequence[Spec]], threads: int) -> tuple[str, OvrefError | None]:
-        """Builds the stages of each step; the node's id, and why it failed if it did."""
+    def load(
+        self, chains: list[tuple[Sequence[Spec], StepFolder, StepFolder]], threads: int
+    ) -> tuple[str, OvrefError | None]:
+        """Builds the stages of each step; the node's id, and why it failed if it did.
+
+        Args:
+            chains: the specs of each step, where it reads and where it writes.
+        """
         node = ray.get_runtime_context().get_node_id()
+        self._process = psutil.Process()
         try:
-            self._workers = [ShardWorker(specs, threads) for specs in chains]
+            self._steps = [
+                (ShardWorker(specs, threads), source, target) for specs, source, target in chains
+            ]
         except OvrefError as error:
             return node, error
         return node, None
 
-    def run(
-        self, step: int, source: StepFolder, target: StepFolder, order: Order, upcoming: str | None
-    ) -> tuple[Outcome, int]:
+    def run(self, step: int, order: Order, upcoming: str | None) -> tuple[Outcome, int]:
         """One order of one of its steps; and its resident memory afterwards, bytes."""
-        outcome = self._workers[step].run(source, target, order, upcoming)
-        return outcome, psutil.Process().memory_info().rss
+        worker, source, target = self._steps[step]
+        outcome = worker.run(source, target, order, upcoming)
+        return outcome, self._process.memory_info().rss
 
 
 @dataclass(eq=False)
@@ -76,6 +88,9 @@ class Hand:
     """The nodes that were there when it was hired."""
     reserved: Order | None = None
     """Of the pool's first step: fetched ahead, to be given to it next."""
+    queued: Any = None
+    """Ray's reference to the answer, if it has been given `reserved` already, to begin at once when
+    it has done what it does."""
 
 
 @dataclass
@@ -102,6 +117,8 @@ class Pool:
     """They have their models and nothing to do yet."""
     start_deaths: int = 0
     """Of workers in a row, while they loaded their models."""
+    last_seconds: float = math.inf
+    """That the shard took which was committed last."""
     anyone_ready: bool = False
 
     @property
@@ -153,6 +170,14 @@ class _Driver:
                 for pool in sorted(self._pools, key=lambda pool: -pool.config.gpus_per_worker):
                     self._hire(pool)
                     self._occupy(pool)
+            # What nobody waits for is done now, while all have something to do.
+            self._runs[0].progress.tick()
+            for pool in self._pools:
+                self._replace_hung(pool)
+                for one in pool.runs:
+                    ready_hands = len(pool.tasks) - pool.loading + len(pool.idle)
+                    one.progress.stands(len(one.ledger.waiting), ready_hands)
+            self._complain_of_waiting()
             tasks = {ref: pool for pool in self._pools for ref in pool.tasks}
             if not tasks:
                 held = any(hand.reserved for pool in self._pools for hand in pool.idle)
@@ -163,13 +188,6 @@ class _Driver:
                 ready, _ = ray.wait(list(tasks), num_returns=1, timeout=POLL_SECONDS)
                 for ref in ready:
                     self._answered(tasks[ref], ref)
-            self._runs[0].progress.tick()
-            for pool in self._pools:
-                self._replace_hung(pool)
-                for one in pool.runs:
-                    ready_hands = len(pool.tasks) - pool.loading + len(pool.idle)
-                    one.progress.stands(len(one.ledger.waiting), ready_hands)
-            self._complain_of_waiting()
 
     def dismiss_all(self) -> None:
         for pool in self._pools:
@@ -205,7 +223,8 @@ class _Driver:
                 "runtime_env": {"env_vars": thread_variables(self._config.threads)},
             }
             actor = self._hire_class.options(**options).remote()
-            ref = actor.load.remote([one.specs for one in pool.runs], self._config.threads)
+            chains = [(one.specs, one.source, one.target) for one in pool.runs]
+            ref = actor.load.remote(chains, self._config.threads)
             hand = Hand(actor, pool, hired_among=frozenset(living_nodes() - self._leaving))
             pool.tasks[ref] = Task(hand, time.monotonic())
 
@@ -237,7 +256,8 @@ class _Driver:
             if one is hand.pool.runs[0]:
                 for holder in (hand, *hand.pool.hands()):
                     # A busy worker's, where there is nothing else: rather now than after its shard.
-                    if holder.reserved and (holder is hand or not one.ledger.waiting):
+                    idle = not one.ledger.waiting and holder.queued is None
+                    if holder.reserved and (holder is hand or idle):
                         order, holder.reserved = holder.reserved, None
                         return one, order
             if one.ledger.waiting:
@@ -269,26 +289,31 @@ class _Driver:
     def _give(self, hand: Hand, one: StepRun, order: Order) -> None:
         step = hand.pool.runs.index(one)
         first = one is hand.pool.runs[0]
-        if first and hand.reserved is None and self._worth_reserving(one):
+        queued, hand.queued = hand.queued, None
+        if first and hand.reserved is None and self._worth_reserving(hand, one):
             hand.reserved = one.ledger.take()
             if hand.reserved.examine is not None:
                 one.ledger.give_back(hand.reserved)
                 hand.reserved = None
         upcoming = hand.reserved.shard if first and hand.reserved else None
-        ref = hand.actor.run.remote(step, one.source, one.target, order, upcoming)
+        ref = queued or hand.actor.run.remote(step, order, upcoming)
         hand.pool.tasks[ref] = Task(hand, time.monotonic(), one, order)
+        if hand.reserved is not None and one.source.store.is_local:
+            hand.queued = hand.actor.run.remote(step, hand.reserved, None)
 
-    def _worth_reserving(self, one: StepRun) -> bool:
-        """Whether there is something to fetch ahead, and enough for everybody."""
-        if one.source.store.is_local:
+    def _worth_reserving(self, hand: Hand, one: StepRun) -> bool:
+        """Whether there is something to fetch or to queue ahead, and enough for everybody."""
+        if len(one.ledger.waiting) <= sum(pool.config.workers for pool in self._pools):
             return False
-        return len(one.ledger.waiting) > sum(pool.config.workers for pool in self._pools)
+        if not one.source.store.is_local:
+            return True
+        return len(self._runs) == 1 and hand.pool.last_seconds < SHORT_SECONDS
 
     def _dismiss(self, hand: Hand) -> None:
         ray.kill(hand.actor)
         if hand.reserved is not None:
             hand.pool.runs[0].ledger.give_back(hand.reserved)
-            hand.reserved = None
+            hand.reserved = hand.queued = None
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -320,6 +345,8 @@ class _Driver:
             return
         outcome, rss_bytes = answer
         settle(task.run, self._after(task.run), task.order, outcome)
+        if outcome.commit is not None:
+            pool.last_seconds = outcome.commit.seconds
         if outcome.error is not None:
             # An error of CUDA spoils its process for every later shard: take a new one.
             self._dismiss(task.hand)
@@ -374,7 +401,7 @@ class _Driver:
                 )  # fmt: skip
         self._leaving = found
         for hand in hands:
-            if hand.node in found and hand.reserved is not None:
+            if hand.node in found and hand.reserved is not None and hand.queued is None:
                 hand.pool.runs[0].ledger.give_back(hand.reserved)
                 hand.reserved = None
 

@@ -273,3 +273,70 @@ def test_a_drain_lets_shards_in_hand_finish_and_nothing_is_begun(on, tmp_path):
     with pytest.raises(StoppedError, match="stopped as asked"):
         run_steps(runs, EngineConfig(placement="chained", workers=1))
     assert [len(run.target.committed()) for run in runs] == [1, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Notes for every shard how many orders its worker has got that it has not yet begun; dies
+    where it is told to, once."""
+
+    name: ClassVar[str] = "obedient"
+    version: ClassVar[int] = 1
+    fake: object
+    ahead: list[int]
+    deaths: list[str]
+    die_at: str = ""
+
+    def build(self):
+        inner, begun = ObedientSpec(scratch="").build(), []
+
+        def stage(records):
+            begun.append(1)
+            actor = self.fake.current.actor
+            # The driver may be in the midst of telling it.
+            deadline = time.monotonic() + 0.1
+            while time.monotonic() < deadline and self._given(actor) == len(begun):
+                time.sleep(0.001)
+            self.ahead.append(self._given(actor) - len(begun))
+            for record in inner(records):
+                caption = getattr(record, "caption", "")  # of a Dropped
+                if self.die_at and caption.startswith(self.die_at) and not self.deaths:
+                    self.deaths.append(record.key)
+                    raise ActorGone
+                yield record
+
+        return stage
+
+    @staticmethod
+    def _given(actor):
+        return sum(name == "run" for name, _ in actor.calls)
+
+
+def watched_run(folder, fake, config, **fields):
+    """(summary, files, orders that each shard had waiting behind it)."""
+    watched = Watched(fake=fake, ahead=[], deaths=[], **fields)
+    run, _ = two_steps(folder, first=watched)
+    (summary,) = run_steps([run], config)
+    assert run.target.complete() == [f"{n:06d}" for n in range(SHARDS)]
+    return summary, files_of(run.target), watched.ahead
+
+
+def test_short_shards_are_queued_at_their_worker_while_there_are_many(on, tmp_path, undisturbed):
+    _, files, ahead = watched_run(tmp_path, on(a=Node(cpus=1)), EngineConfig(workers=1))
+    assert files == undisturbed[0]
+    # How long a shard takes is known after the first; the last ones are kept for who is idle.
+    assert ahead == [0, *[1] * (SHARDS - 3), 0, 0]
+
+
+def test_long_shards_are_not(on, tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr("ovref_pipelines.ray_engine.SHORT_SECONDS", 0.01)
+    _, files, ahead = watched_run(tmp_path, on(a=Node(cpus=1)), EngineConfig(workers=1))
+    assert files == undisturbed[0] and set(ahead) == {0}
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_a_worker_that_dies_gives_back_what_is_queued(on, tmp_path, undisturbed, shard):
+    summary, files, _ = watched_run(
+        tmp_path, on(a=Node(cpus=2)), EngineConfig(workers=2), die_at=f"plain {shard} 1"
+    )
+    assert files == undisturbed[0] and summary.trouble == {"worker_deaths": 1}
