@@ -132,6 +132,25 @@ def test_fused_projections_and_channels_last_only_round(tiny_pipelines, name):
         np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+def test_a_compiled_pipeline_only_rounds_and_compiles_once(tiny_pipelines):
+    """UNet and decoder, with all the rest that makes drawing faster."""
+    drawn = []
+    torch._dynamo.reset()
+    for fast in (False, True):
+        pipeline = load_pipeline(str(tiny_pipelines["sd2"]), **OPTIONS)
+        quicken(pipeline, compiled=fast, channels_last=fast, fused_projections=fast)
+        generator = Generator(pipeline, steps=2, guidance=5.0, size_hw=(64, 40), fill_up_to=4)
+        drawn.append(generator.draw(CAPTIONS, POSITIONS, SEEDS))
+        with torch._dynamo.config.patch(error_on_recompile=fast):
+            drawn[-1] += generator.draw(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
+    torch._dynamo.reset()
+    assert max(differences(*drawn)) <= 1
+    for a, b in zip(*drawn, strict=True):
+        np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-5)
+
+
 def test_the_negative_prompt_counts_under_guidance_only(sd1):
     pipeline = load_pipeline(sd1, **OPTIONS)
     draws = {
