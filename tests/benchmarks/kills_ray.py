@@ -92,6 +92,7 @@ def main() -> int:
         "answered_once": counts["answered_once"],
         "interrupted": interrupted,
         "victims": victims,
+        "nodes_gone_by_themselves": counts["nodes_gone"],
         "gave_up_and_started_again": counts["gave_up"],
         "records_made_again_by_retry_failed": counts["retried"],
         "stages": "fakes",
@@ -118,8 +119,11 @@ def run_one(
     """Builds, and kills up to so many times; returns when the collection is published."""
     child = started(config)
     while True:
-        child.join(rng.uniform(0, LONGEST_S) if kills > 0 else None)
+        child.join(rng.uniform(0, LONGEST_S))
+        counts["nodes_gone"] += replace_gone_nodes(cluster)
         if child.exitcode is None:
+            if kills == 0:
+                continue
             if (victim := kill_one(child, cluster, rng)) is not None:
                 interrupted[where(config)] += 1
                 victims[victim] += 1
@@ -187,13 +191,27 @@ def kill_one(child: Any, cluster: Any, rng: random.Random) -> str | None:
     return None
 
 
+def replace_gone_nodes(cluster: Any) -> int:
+    """Adds a node for each that ended by itself, as one does whose heartbeats come late because
+    the machine is busy; how many there were."""
+    gone = [node for node in cluster.worker_nodes if raylet_of(node).poll() is not None]
+    for node in gone:
+        cluster.remove_node(node, allow_graceful=False)
+        add_node(cluster)
+    return len(gone)
+
+
+def raylet_of(node: Any) -> Any:
+    (raylet,) = node.all_processes["raylet"]
+    return raylet.process
+
+
 def workers_of(cluster: Any) -> list[int]:
     """Processes of this cluster's nodes that load models or carry out an order or a task."""
     found = []
     for node in cluster.worker_nodes:
-        (raylet,) = node.all_processes["raylet"]
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(raylet.process.pid).children():
+            for process in psutil.Process(raylet_of(node).pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     title = process.cmdline()[0]
                     if title.startswith("ray::") and not title.startswith("ray::IDLE"):
