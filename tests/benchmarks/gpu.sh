@@ -77,7 +77,7 @@ for part in "${PARTS[@]}"; do
             compiled=true channels_last=true fused_projections=true ;;
     schedulers) # the fast preset's steps, and what schedulers cost
         bench sd21_fast preset=sd21 dtype=bfloat16 "batch_sizes=[16]" steps=10 guided_share=0.5 \
-            compiled=true channels_last=true "schedulers=[dpm_solver++]"
+            compiled=true channels_last=true "schedulers=[unipc]"
         bench sd21_schedulers preset=sd21 dtype=bfloat16 "batch_sizes=[16]" steps=10 \
             "schedulers=[ddim,dpm_solver++,unipc,euler,lcm]" batches=1 ;;
     backbones) # DINOv2, CLIP, GroundingDINO and SAM; drawing is the miniature's, for speed

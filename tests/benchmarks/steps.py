@@ -9,10 +9,10 @@ The first setting, 50 guided DDIM steps as in the paper, is what the others are 
 - references: mean cosine of the visual embeddings, likewise;
 - mIoU of FOSSIL on held-out scenes, with proposals, without, and with oracle masks.
 
-All figures are of the miniature. Its UNet was not distilled, so LCM's scheduler shows what few
-steps do to a common model, not what a distilled one can.
+All figures are of the miniature. Its UNet was not distilled, so the schedulers of LCM and of Turbo
+(Euler) show what few steps do to a common model, not what a distilled one can.
 
-    python tests/benchmarks/steps.py [--captions 200] [--scenes 60] [--cache FOLDER] [--only NAME]
+    python tests/benchmarks/steps.py [--split validation] [--cache FOLDER] [--only NAME]
 
 Builds are kept under the cache, in a folder named by the UNet's weights, and are not repeated.
 """
@@ -44,6 +44,7 @@ SETTINGS = {
     "dpm++ 10": ("dpm_solver++", 10, 4.0, 1.0),
     "dpm++ 10, half guided": ("dpm_solver++", 10, 4.0, 0.5),
     "dpm++ 10, unguided": ("dpm_solver++", 10, 1.0, 1.0),
+    "dpm++ 8, half guided": ("dpm_solver++", 8, 4.0, 0.5),
     "dpm++ 6, half guided": ("dpm_solver++", 6, 4.0, 0.5),
     "dpm++ 5, unguided": ("dpm_solver++", 5, 1.0, 1.0),
     "unipc 20": ("unipc", 20, 4.0, 1.0),
@@ -55,8 +56,13 @@ SETTINGS = {
     "lcm 8, unguided": ("lcm", 8, 1.0, 1.0),
     "lcm 4": ("lcm", 4, 4.0, 1.0),
     "lcm 4, unguided": ("lcm", 4, 1.0, 1.0),
+    "lcm 2": ("lcm", 2, 4.0, 1.0),
     "lcm 2, unguided": ("lcm", 2, 1.0, 1.0),
+    "lcm 1": ("lcm", 1, 4.0, 1.0),
     "lcm 1, unguided": ("lcm", 1, 1.0, 1.0),
+    "euler 4, unguided": ("euler", 4, 1.0, 1.0),
+    "euler 2, unguided": ("euler", 2, 1.0, 1.0),
+    "euler 1, unguided": ("euler", 1, 1.0, 1.0),
 }
 """Name -> scheduler, steps, guidance, share of the steps that are guided."""
 
@@ -67,7 +73,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--captions", type=int, default=200)
-    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test",
+        help="validation to choose by, test to report",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "ovref_steps",
@@ -93,14 +103,15 @@ def main():
         "unet_weights": weights,
         "captions": arguments.captions,
         "scenes": arguments.scenes,
-        "split": "test",
+        "split": arguments.split,
         "clock": "CPU time of the process, while drawing, embedding and reducing",
         "torch": torch.__version__,
         "rows": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "steps.json").write_text(json.dumps(results, indent=1) + "\n")
-    (arguments.output / "steps.md").write_text(report(results))
+    path = arguments.output / ("steps" if arguments.split == "test" else "steps_validation")
+    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    path.with_suffix(".md").write_text(report(results))
     print(report(results))
 
 
@@ -158,7 +169,9 @@ def build(name, folder, arguments):
 
 def measure(built, arguments):
     first = next(iter(built.values()))
-    spec = EvaluateSpec(collection=first["collection"], output="", scenes=arguments.scenes)
+    spec = EvaluateSpec(
+        collection=first["collection"], output="", split=arguments.split, scenes=arguments.scenes
+    )
     rows, bench = {}, None
     for name, found in built.items():
         with ReferenceCollection.open(found["collection"]) as collection:
