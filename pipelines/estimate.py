@@ -30,9 +30,9 @@ CPU = "this machine's CPU"
 ROW_BYTES = 150
 """Of a reference in references.parquet, about."""
 REDUCE_SECONDS = 1.5e-7
-"""Of one core, from reference shards to a collection, for each number of an embedding. Measured with
-references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for indexing and
-clustering a million."""
+"""Of one core, from reference shards to a collection, for each number of an embedding. Measured
+with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for indexing
+and clustering a million."""
 NOUNS_PROBED = 8
 VOCABULARY_GROWTH = 0.6
 """Of a sample of references r times as large, the nouns are r to this power times as many (Heaps'
