@@ -217,8 +217,9 @@ def _check_made_by(embed: Embed, step: StepFolder) -> None:
         raise MismatchError(
             f"{step.store.url} was not made by the stage {embed.name}, so it holds no references"
         )
-    for name in ("visual", "text", "templates", "weights"):
-        asked, found = canonical(getattr(embed, name)), stages[-1]["fields"][name]
+    fields = {"part": "region"} | stages[-1]["fields"]  # steps of before do not say their part
+    for name in ("visual", "text", "templates", "weights", "part"):
+        asked, found = canonical(getattr(embed, name)), fields[name]
         if asked != found:
             raise MismatchError(
                 f"{step.store.url} was made with other settings: {name} was {found} and is now "

@@ -541,6 +541,7 @@ def test_growing_by_nothing_settles_tombstones_and_changes_prototypes(place, red
         ({"text": TextEncoderConfig(model="another")}, "text"),
         ({"templates": ("a {}",)}, "templates"),
         ({"weights": (1.0, 0.0)}, "weights"),
+        ({"part": "surroundings"}, "part"),
     ],
 )
 def test_embeddings_of_other_encoders_are_refused(place, tmp_path, change, field):
