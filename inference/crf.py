@@ -10,8 +10,10 @@ part that no mask covers is a label too.
 
 import numpy as np
 import torch
+from ovref_inference.opencut import owned, shares
 from ovref_inference.proposer_config import CrfConfig
 from scipy import sparse
+from scipy.special import softmax
 from torch.nn.functional import interpolate
 
 REFERENCE_SIZE = 480
@@ -38,17 +40,16 @@ def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) ->
         return np.zeros((0, *size_hw), dtype=bool)
     scale = min(1.0, REFERENCE_SIZE / min(size_hw))
     small_hw = tuple(max(1, round(side * scale)) for side in size_hw)
-    masks = torch.from_numpy(np.asarray(masks_nhw, dtype=np.float32))
-    shares = torch.cat((masks, 1 - masks.sum(0, keepdim=True)))
-    shares = interpolate(shares[None], size=small_hw, mode="bilinear", align_corners=False)
     image = torch.from_numpy(image_hwc.astype(np.float32)).permute(2, 0, 1)[None]
     if small_hw != size_hw:
         image = interpolate(image, size=small_hw, mode="bilinear", antialias=True)
-    found_nhw = mean_field(shares[0].numpy(), image[0].permute(1, 2, 0).numpy(), config)
+    found_nhw = mean_field(
+        shares(masks_nhw, small_hw).numpy(), image[0].permute(1, 2, 0).numpy(), config
+    )
     found = torch.from_numpy(found_nhw)[None]
     if small_hw != size_hw:
         found = interpolate(found, size=size_hw, mode="bilinear", align_corners=False)
-    edged_nhw = (found[0].argmax(0) == torch.arange(len(masks))[:, None, None]).numpy()
+    edged_nhw = owned(found[0])
     return edged_nhw[edged_nhw.any((1, 2))]
 
 
@@ -76,9 +77,10 @@ def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) 
         near = gaussian_filter(places_nd / config.smoothness_distance)
         filters.append((config.smoothness_weight, near))
     unary_nl = np.asarray(unary_nhw, dtype=np.float32).reshape(labels, -1).T
-    q_nl = _softmax(unary_nl)
+    q_nl = softmax(unary_nl, axis=1)
     for _ in range(config.steps):
-        q_nl = _softmax(unary_nl + sum(weight * apply(q_nl) for weight, apply in filters))
+        messages_nl = sum(weight * apply(q_nl) for weight, apply in filters)
+        q_nl = softmax(unary_nl + messages_nl, axis=1)
     return q_nl.T.reshape(labels, height, width)
 
 
@@ -181,8 +183,3 @@ def _blur(known: np.ndarray, base: np.ndarray, direction: int) -> sparse.csr_mat
         (np.full(len(pair[0]), 0.25, dtype=np.float32), pair), shape=(size, size)
     )
     return side + sparse.identity(size, dtype=np.float32, format="csr") * np.float32(0.5)
-
-
-def _softmax(scores_nl: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores_nl - scores_nl.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)

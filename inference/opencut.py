@@ -268,10 +268,28 @@ def upsample_masks(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarra
     Returns:
         (masks, height, width) bool, no two overlapping.
     """
+    return owned(shares(masks_nhw, size_hw))
+
+
+def shares(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> torch.Tensor:
+    """What each mask has of every pixel of the image, and last the part that no mask covers.
+
+    Args:
+        masks_nhw: (masks, h, w) bool, no two overlapping.
+        size_hw: height and width of the image in pixels.
+
+    Returns:
+        (masks + 1, height, width) float32 in [0, 1], interpolated bilinearly, of sum 1.
+    """
     masks = torch.from_numpy(np.asarray(masks_nhw, dtype=np.float32))
     rest = 1 - masks.sum(0, keepdim=True)
-    shares = torch.nn.functional.interpolate(
+    return torch.nn.functional.interpolate(
         torch.cat((masks, rest))[None], size=tuple(size_hw), mode="bilinear", align_corners=False
     )[0]
-    owner = shares.argmax(0)
-    return (owner == torch.arange(len(masks))[:, None, None]).numpy()
+
+
+def owned(shares_nhw: torch.Tensor) -> np.ndarray:
+    """Of `shares` or the like, (masks + 1, H, W): the pixels of which each mask has the most, the
+    first of equal ones, (masks, H, W) bool."""
+    count = len(shares_nhw) - 1
+    return (shares_nhw.argmax(0) == torch.arange(count)[:, None, None]).numpy()

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,7 @@ class EvaluateSpec:
     folder: LabelFolder | None = None
     """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
     should then name models for them. Each image is brought to the encoders' sizes as a whole."""
-    fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=10, windows=None))
+    fossil: FossilConfig = miniature.FOSSIL
     """Best configuration, from which the ablations start; `windows` must be null here, for images
     are encoded once and whole. N is far below the paper's, for a small collection has few dozen
     references of a class, and whatever is retrieved beyond them is of other classes."""

@@ -2,6 +2,9 @@
 
 from ovref_inference.encoder_config import VisualEncoderConfig
 from ovref_inference.proposer_config import CrfConfig, OpenCutConfig, OpenCutProposerConfig
+from ovref_inference.segmenters import FossilConfig
+
+FOSSIL = FossilConfig(n=20, k=10, windows=None)
 
 CLIP = VisualEncoderConfig(
     model="miniature:clip", library="open_clip", features="values", size_hw=(64, 64)

@@ -44,7 +44,7 @@ class Segmenters:
 
     __pydantic_config__ = STRICT
 
-    fossil: FossilConfig = field(default_factory=lambda: FossilConfig(n=20, k=10, windows=None))
+    fossil: FossilConfig = miniature.FOSSIL
     vocseg: VocSegConfig = field(default_factory=VocSegConfig)
     retclip: RetClipConfig = field(default_factory=RetClipConfig)
     corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
