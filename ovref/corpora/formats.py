@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -76,6 +77,8 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                     if kind == "item" and isinstance(item, dict):
                         names[item.get("id")] = item.get("file_name")
         seen = []
+        caption = spec.caption_column or "caption"
+        judge = _FieldJudge(path, (caption,))
         with _open_text(fs, path) as file:
             number = 0
             for kind, item in stream_members(file, "annotations"):
@@ -86,11 +89,12 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                 if not isinstance(item, dict):
                     yield Row(number, None)
                     continue
+                judge.see(item)
                 image = item.get("image_id")
                 name = names.get(image) if isinstance(image, int | str) else None
                 yield Row(
                     line=number,
-                    text=item.get(spec.caption_column or "caption"),
+                    text=item.get(caption),
                     image=None if spec.images is None else name or b"",
                     source=f"image {image}:caption {item.get('id')}",
                 )
@@ -101,6 +105,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
             f"{path} is not a COCO caption file: expected the member `annotations`, found "
             f"{', '.join(seen) or 'none'}"
         )
+    judge.finish()
 
 
 def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
@@ -108,7 +113,8 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
     tabs = PurePosixPath(path.removesuffix(".gz")).suffix.lower() == ".tsv" or spec.format == "tsv"
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     with _open_text(fs, path, newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if tabs else ",", quoting=quoting)
+        lines = _Lines(file)
+        rows = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting)
         caption, image = spec.caption_column, spec.image_column
         if not isinstance(caption, int):
             header = next(rows, [])
@@ -126,14 +132,19 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
         widest = max(caption, -1 if image is None else image)
         too_narrow, line = True, 0
         while True:
+            lines.taken.clear()
             try:
                 row = next(rows, None)
+                if len(lines.taken) > 1:
+                    # An open quotation takes in line after line; one that is meant is well-formed.
+                    next(csv.reader(lines.taken, strict=True))
             except csv.Error:
-                yield Row(rows.line_num, None)
+                lines.give_back()
+                yield Row(lines.number, None)
                 continue
             if row is None:
                 break
-            line = rows.line_num
+            line = lines.number
             if len(row) > widest:
                 too_narrow = False
                 yield Row(line, row[caption], None if image is None else row[image])
@@ -144,6 +155,29 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
                 f"no line of {path} has a column {widest} (counted from 0); expected "
                 f"{'tabs' if tabs else 'commas'} between the columns"
             )
+
+
+class _Lines:
+    """The lines of a table, of which a record that turns out broken keeps its first alone."""
+
+    def __init__(self, file: io.TextIOWrapper) -> None:
+        self._file, self._again = file, deque()
+        self.taken: list[str] = []
+        """Those of the record in hand."""
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.taken.append(self._again.popleft() if self._again else next(self._file))
+        self.number += 1
+        return self.taken[-1]
+
+    def give_back(self) -> None:
+        """All but the record's first line are read again."""
+        self._again.extendleft(reversed(self.taken[1:]))
+        self.number -= len(self.taken) - 1
 
 
 def _caption_name(spec: CorpusSpec, path: str, columns: list[str]) -> str:
@@ -171,7 +205,7 @@ def _listed(columns: list[str]) -> str:
 
 def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
     named = CAPTION_NAMES if spec.caption_column is None else (spec.caption_column,)
-    lines, objects, fields, found = 0, 0, {}, False
+    lines, judge = 0, _FieldJudge(path, named)
     with _open_text(fs, path) as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
@@ -184,20 +218,37 @@ def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
             if not isinstance(item, dict):
                 yield Row(line, None)
                 continue
-            objects += 1
-            if not found:
-                fields |= dict.fromkeys(item)
-            found = found or any(name in item for name in named)
-            if not found and objects == OBJECTS_TO_JUDGE:
-                break
+            judge.see(item)
             yield Row(line, _field(spec, item), _image_field(spec, item))
-    if lines and not objects:
+    if lines and not judge.objects:
         raise InputError(f"{path} is not JSON Lines: none of its {lines} lines is a JSON object")
-    if objects and not found:
-        raise InputError(
-            f"no object of {path} has a field {' or '.join(map(repr, named))}; they have "
-            f"{_listed(list(fields))}. Name the caption's field with caption_column"
-        )
+    judge.finish()
+
+
+class _FieldJudge:
+    """Refuses a file of JSON objects of which none has the caption's field."""
+
+    def __init__(self, path: str, named: tuple[str | int, ...]) -> None:
+        self._path, self._named = path, named
+        self._fields: dict[str, None] = {}
+        self._found = False
+        self.objects = 0
+
+    def see(self, item: dict[str, Any]) -> None:
+        self.objects += 1
+        if not self._found:
+            self._fields |= dict.fromkeys(item)
+            self._found = any(name in item for name in self._named)
+        if self.objects == OBJECTS_TO_JUDGE:
+            self.finish()
+
+    def finish(self) -> None:
+        if self.objects and not self._found:
+            raise InputError(
+                f"no object of {self._path} has a field {' or '.join(map(repr, self._named))}; "
+                f"they have {_listed(list(self._fields))}. Name the caption's field with "
+                f"caption_column"
+            )
 
 
 def _field(spec: CorpusSpec, item: dict[str, Any]) -> Any:

@@ -268,6 +268,22 @@ def test_bad_rows_of_tables(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("broken", ['2,"a dog', '2,"a ""dog""', '"2,a dog'])
+@pytest.mark.parametrize("after", [3, 5000])
+def test_a_quotation_that_is_not_closed_costs_its_own_line_alone(tmp_path, broken, after):
+    rows = [f"{i},a boat {i}" for i in range(after)]
+    table = ["id,caption", '1,"a ""cat"",\nsitting"', broken, *rows, '3,"a car, parked"', *rows]
+    (tmp_path / "c.csv").write_text("\n".join(table))
+    boats = [f"a boat {i}" for i in range(after)]
+    found = list(read_captions(CorpusSpec(path=str(tmp_path / "c.csv"))))
+    assert found[1] == Dropped("line:c.csv:4", "malformed_record")
+    del found[1]
+    assert [caption.text for caption in found] == [
+        'a "cat", sitting', *boats, "a car, parked", *boats
+    ]  # fmt: skip
+    assert found[1].source == "c.csv:5"
+
+
 def test_a_field_beyond_the_limit_of_csv_is_one_malformed_record(tmp_path):
     (tmp_path / "c.csv").write_text("caption\n" + "x" * 200_000 + "\na dog\n")
     assert reasons(tmp_path / "c.csv") == ["<malformed_record>", "a dog"]
@@ -425,6 +441,8 @@ def test_named_images_need_their_folder(tmp_path):
         ("c.json", b'{"annotations": []}', {}, "holds no record"),
         ("c.json", b'{"annotations": 3}', {}, "expected annotations to be an array"),
         ("c.json", coco_bytes(["a", "b"])[:-5], {}, "not COCO JSON"),
+        ("c.json", b'{"annotations": [{"bbox": 1}]}', {}, "has a field 'caption'.* have 'bbox'"),
+        ("c.json", coco_bytes(["a"]), {"caption_column": "x"}, "has a field 'x'; they have"),
         ("c.csv", b"", {}, "no caption column .* found no columns"),
         ("c.csv", b"id,words\n1,a cat\n", {}, "no caption column .* found 'id', 'words'"),
         ("c.csv", b"id,words\n1,a\n", {"caption_column": "x"}, "no column 'x' .* 'id', 'words'"),
