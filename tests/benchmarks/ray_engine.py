@@ -214,6 +214,7 @@ def run_arm(options: argparse.Namespace) -> dict[str, Any]:
         "shards_s": round(clock.finished_at[-1] - clock.first_ready, 3),
         "whole_s": round(ended - clock.began, 3),
         "in_shards_s": summary.work_seconds,
+        "ends_s": [round(at - clock.first_ready, 2) for at in clock.finished_at],
     }
 
 
