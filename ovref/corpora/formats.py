@@ -99,7 +99,10 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                     source=f"image {image}:caption {item.get('id')}",
                 )
     except ValueError as error:
-        raise InputError(f"{path} is not COCO JSON: {error}") from error
+        raise InputError(
+            f"{path} is not COCO JSON: {error}. A list of captions is read as JSON Lines (.jsonl): "
+            f"one object a line"
+        ) from error
     if "annotations" not in seen:
         raise InputError(
             f"{path} is not a COCO caption file: expected the member `annotations`, found "

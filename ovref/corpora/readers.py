@@ -4,6 +4,7 @@ A corpus that cannot be read at all raises InputError. A single bad record becom
 key is `line:<file>:<number>` and whose reason is one of `DROP_REASONS`.
 """
 
+import csv
 import re
 import tarfile
 import zlib
@@ -138,9 +139,10 @@ def _rows(
     }[written]
     if spec.image_column is not None and written in NO_IMAGE_COLUMN:
         raise InputError(f"image_column has no meaning in the format {written} of {path}")
+    damage = (EOFError, zlib.error, tarfile.TarError, pa.ArrowException, csv.Error)
     try:
         yield from reader(spec, fs, path)
-    except (*store_errors(), EOFError, zlib.error, tarfile.TarError, pa.ArrowException) as error:
+    except (*store_errors(), *damage) as error:
         raise InputError(f"cannot read {path} of the corpus as {written}: {error}") from error
 
 

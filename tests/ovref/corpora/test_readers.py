@@ -436,7 +436,7 @@ def test_named_images_need_their_folder(tmp_path):
     ("name", "data", "options", "message"),
     [
         ("c.json", b"", {}, "not COCO JSON"),
-        ("c.json", b"[]", {}, "expected a JSON object"),
+        ("c.json", b"[]", {}, "expected a JSON object.* JSON Lines"),
         ("c.json", b'{"images": []}', {}, "expected the member `annotations`, found images"),
         ("c.json", b'{"annotations": []}', {}, "holds no record"),
         ("c.json", b'{"annotations": 3}', {}, "expected annotations to be an array"),
@@ -447,6 +447,7 @@ def test_named_images_need_their_folder(tmp_path):
         ("c.csv", b"id,words\n1,a cat\n", {}, "no caption column .* found 'id', 'words'"),
         ("c.csv", b"id,words\n1,a\n", {"caption_column": "x"}, "no column 'x' .* 'id', 'words'"),
         ("c.csv", b"caption\n", {}, "holds no record"),
+        ("c.csv", b"x" * 200_000, {}, "cannot read .* as csv"),
         ("c.csv", b"caption\na\n", {"image_column": "x"}, "no column 'x'"),
         ("c.csv", b"a,b\n", {"caption_column": 0, "image_column": "x"}, "as a number too"),
         ("c.tsv", b"a cat\na dog\n", {"caption_column": 1}, "no line .* has a column 1"),
