@@ -28,7 +28,7 @@ from ovref_inference.prototypes import (
 )
 from ovref_inference.retrieve import class_embeddings
 from ovref_inference.support import Support
-from ovref_inference.vectors import l2_normalised
+from ovref_inference.vectors import announce_rows, l2_normalised
 
 
 class ReferenceCollection:
@@ -189,6 +189,7 @@ class ReferenceCollection:
             seed, iterations: of k-means.
         """
         support = self.search_text(text_embeddings, n)
+        announce_rows(self.visual, support.ids[support.ids >= 0])
         per_class = [
             spherical_kmeans(self._vectors(ids[ids >= 0]), k, seed=seed, iterations=iterations)
             if (ids >= 0).any()
@@ -222,7 +223,7 @@ class ReferenceCollection:
         if k is not None and k != config.k:
             config = dataclasses.replace(config, k=k, max_references=max(k, config.max_references))
         own = [self._nouns.row.get(name.strip().lower()) for name in names]
-        found = [self._stored(row) if config == self.prototype_config else None for row in own]
+        found = self._stored(own if config == self.prototype_config else [None] * len(own))
         fresh = [i for i, stored in enumerate(found) if stored is None]
         embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
         made = self._fresh([own[i] for i in fresh], embeddings, config)
@@ -356,13 +357,15 @@ class ReferenceCollection:
             embeddings[unknown] = self.embed_text([names[wanted[at]] for at in unknown])
         return embeddings
 
-    def _stored(self, row: int | None) -> tuple[np.ndarray, list[int]] | None:
-        """Stored prototypes of a noun and the nouns they are of; None if none still hold."""
-        stored = None if row is None else self._nouns.stored(row)
-        if stored is None:
-            return None
-        rows, used = stored
-        return np.asarray(self._prototypes[rows], dtype=np.float32), used
+    def _stored(self, rows: list[int | None]) -> list[tuple[np.ndarray, list[int]] | None]:
+        """Stored prototypes of nouns and the nouns they are of; None where none still hold."""
+        found = [None if row is None else self._nouns.stored(row) for row in rows]
+        spans = [np.arange(span.start, span.stop) for span, _ in filter(None, found)]
+        announce_rows(self._prototypes, np.concatenate([np.zeros(0, np.int64), *spans]))
+        return [
+            stored and (np.asarray(self._prototypes[stored[0]], dtype=np.float32), stored[1])
+            for stored in found
+        ]
 
     def _fresh(
         self, rows: list[int | None], embeddings: np.ndarray, config: PrototypeConfig
@@ -379,8 +382,9 @@ class ReferenceCollection:
             found.append((np.zeros((0, self.manifest.visual.dim), dtype=np.float32), used))
             if used:
                 ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
-                sets.append(self._vectors(clustered_rows(ids, config)))
-        made = iter(make_prototypes(sets, config))
+                sets.append(clustered_rows(ids, config))
+        announce_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
+        made = iter(make_prototypes([self._vectors(ids) for ids in sets], config))
         return [(next(made) if used else nothing, used) for nothing, used in found]
 
     @cached_property

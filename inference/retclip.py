@@ -26,6 +26,7 @@ from ovref_inference.regions import (
     softmax,
 )
 from ovref_inference.retrieve import Texts
+from ovref_inference.vectors import announce_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +146,16 @@ class RetClipSegmenter:
             check_joint_space(self.collection.url, self.collection.manifest.visual.dim, texts_cd)
             own = self._classes_of(self.collection, names, texts_cd)
             missing = np.setdiff1d(np.arange(len(names)), own)
-            rows, classes = [np.zeros((0, texts_cd.shape[1]), np.float32)], [own[:0]]
+            ids, classes = [own[:0]], [own[:0]]
             if self.fallback is not None and len(missing):
                 others = self._classes_of(self.fallback, names, texts_cd)
                 for noun, label in zip(self.fallback.nouns, others, strict=True):
                     if label in missing:
-                        ids = self.fallback.references_of(noun)
-                        rows.append(np.asarray(self.fallback.visual[ids], dtype=np.float32))
-                        classes.append(np.full(len(ids), label))
+                        ids.append(self.fallback.references_of(noun))
+                        classes.append(np.full(len(ids[-1]), label))
+            matrix = (self.collection if self.fallback is None else self.fallback).visual
+            rows = np.concatenate(ids)
+            announce_rows(matrix, rows)
             extra_classes = np.concatenate(classes)
             lacking = tuple(names[i] for i in np.setdiff1d(missing, extra_classes))
             if lacking:
@@ -163,7 +166,7 @@ class RetClipSegmenter:
                 )
             self._prepared[names] = Labelled(
                 class_of_noun=own,
-                extra_md=np.concatenate(rows),
+                extra_md=np.asarray(matrix[rows], dtype=np.float32),
                 extra_classes=extra_classes,
                 missing=lacking,
             )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ovref_inference.vectors import announce_rows
 
 if TYPE_CHECKING:
     from ovref_inference.collection import ReferenceCollection
@@ -41,6 +42,7 @@ class Support:
         return [[words[i] if i >= 0 else None for i in row] for row in self.noun_rows.tolist()]
 
     def _vectors(self, matrix: np.ndarray) -> np.ndarray:
+        announce_rows(matrix, self.ids[self.ids >= 0])
         vectors = np.asarray(matrix[np.maximum(self.ids, 0)], dtype=np.float32)
         vectors[self.ids < 0] = 0.0
         return vectors
