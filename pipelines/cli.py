@@ -306,7 +306,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.attach:
         job = submit.latest(client, config)
     else:
-        job = submit.submit(client, config, environment, again=options.again)
+        job = submit.submit(client, config, environment, again=options.again, say=_say)
         _say(f"ovref: submitted as job {job}")
     if options.detach:
         return 0

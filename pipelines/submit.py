@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ RECONNECTS = 10
 RECONNECT_SECONDS = 3.0
 STOP_SECONDS = 10
 """Given to a stopped job beyond the time in which it drains."""
+NO_AGENT = "No available agent to submit job"
+"""What a head answers while its process that starts jobs is not up yet."""
+AGENT_SECONDS = 120.0
+"""For which it is then asked again; each time it waits for 10 s itself."""
+AGENT_RETRY_SECONDS = 3.0
 
 
 def connect(address: str | None) -> JobSubmissionClient:
@@ -126,14 +132,17 @@ def submit(
     runtime_env: dict[str, Any] | None = None,
     *,
     again: bool = False,
+    say: Callable[[str], None] = lambda message: None,
 ) -> str:
     """Submits a build and returns the id of its job.
 
     An earlier job of the same build that has failed or was stopped is no obstacle: the new one
-    gets its name with a number, and goes on where that one ended.
+    gets its name with a number, and goes on where that one ended. A head that has just started is
+    waited for.
 
     Args:
         again: also if the build has succeeded before.
+        say: gets a line for people when there is something to wait for.
 
     Raises:
         ConfigError: the build is waiting, running or has succeeded; or it cannot run there; or the
@@ -159,7 +168,9 @@ def submit(
     given = environment.get("env_vars") or {}
     environment["env_vars"] = {"RAY_JOB_STOP_WAIT_TIME_S": patience, **given}
     try:
-        return client.submit_job(
+        return _submit(
+            client,
+            say,
             entrypoint=command,
             submission_id=job,
             runtime_env=environment,
@@ -172,6 +183,24 @@ def submit(
                 "--attach"
             ) from error
         raise ConfigError(f"the cluster refuses the job: {error}") from error
+
+
+def _submit(client: JobSubmissionClient, say: Callable[[str], None], **job: Any) -> str:
+    """Ray's own call, again and again while the head cannot start any job yet."""
+    deadline, said = time.monotonic() + AGENT_SECONDS, False
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() >= deadline:
+                raise
+        if not said:
+            say(
+                "ovref: the cluster's head has no agent yet that could start the job; asking it "
+                f"again for {AGENT_SECONDS:g} s"
+            )
+            said = True
+        time.sleep(AGENT_RETRY_SECONDS)
 
 
 def attempts(client: JobSubmissionClient, config: BuildConfig) -> list[tuple[int, JobDetails]]:

@@ -53,12 +53,19 @@ class FakeCluster:
         self.cuts = []
         """Where connections to the log break, one after another."""
         self.refuses = None
+        self.starting = 0
+        """Times that it answers as a head without an agent does."""
 
     def list_jobs(self):
         driver = SimpleNamespace(submission_id=None, status=JobStatus.RUNNING)
         return [driver, *self.jobs]
 
     def submit_job(self, *, submission_id, **sent):
+        if self.starting:
+            self.starting -= 1
+            raise RuntimeError(
+                "status code 500: No available agent to submit job, please try again"
+            )
         if self.refuses:
             raise RuntimeError(self.refuses)
         if any(job.submission_id == submission_id for job in self.jobs):
@@ -235,6 +242,30 @@ def test_a_cluster_that_refuses_is_quoted(cluster):
     cluster.refuses = "status code 400: bad runtime_env"
     with pytest.raises(ConfigError, match="refuses the job: status code 400: bad runtime_env"):
         submit.submit(cluster, CONFIG)
+
+
+def test_a_head_that_has_just_started_is_waited_for(cluster, monkeypatch):
+    monkeypatch.setattr(submit, "AGENT_RETRY_SECONDS", 0)
+    cluster.starting = 3
+    said = []
+    job = submit.submit(cluster, CONFIG, say=said.append)
+    assert [details.submission_id for details in cluster.jobs] == [job]
+    assert said == [
+        "ovref: the cluster's head has no agent yet that could start the job; asking it again for "
+        "120 s"
+    ]
+
+
+def test_it_is_not_waited_for_without_end_nor_is_anything_else(cluster, monkeypatch):
+    monkeypatch.setattr(submit, "AGENT_RETRY_SECONDS", 0)
+    cluster.refuses, cluster.starting = "status code 400: bad runtime_env", 1
+    with pytest.raises(ConfigError, match="refuses the job: status code 400: bad runtime_env"):
+        submit.submit(cluster, CONFIG)
+    monkeypatch.setattr(submit, "AGENT_SECONDS", 0)
+    cluster.starting = 2
+    with pytest.raises(ConfigError, match=r"refuses the job: .*No available agent"):
+        submit.submit(cluster, CONFIG)
+    assert cluster.starting == 1
 
 
 def test_there_must_be_a_job_to_attach_to(cluster):
