@@ -33,11 +33,12 @@ def local_ray():
 def on(monkeypatch):
     """Puts the driver on a stand-in for Ray with these nodes."""
     from fake_ray import FakeRay
-    from ovref_pipelines import ray_cluster, ray_engine
+    from ovref_pipelines import ray_cluster, ray_engine, ray_workers
 
     def put(**nodes):
         fake = FakeRay(**nodes)
-        monkeypatch.setattr(ray_engine, "ray", fake)
+        for module in (ray_engine, ray_workers):
+            monkeypatch.setattr(module, "ray", fake)
         monkeypatch.setattr(ray_engine, "join", lambda config: None)
         monkeypatch.setattr(ray_engine, "NOTICE_SECONDS", 0.02)
         monkeypatch.setattr(ray_engine, "POLL_SECONDS", 0.01)

@@ -91,8 +91,8 @@ class Method:
 
 
 class FakeRay:
-    """Stands for the module `ray` in `ray_engine`, and for what `ray_cluster` asks it. Nodes are
-    named by one letter from a to f."""
+    """Stands for the module `ray` in the engine and its workers, and for what `ray_cluster` asks
+    it. Nodes are named by one letter from a to f."""
 
     def __init__(self, **nodes):
         self.nodes_by_name = nodes
