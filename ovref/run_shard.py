@@ -7,8 +7,9 @@ from typing import Any
 
 from ovref.contract import Dropped, Stage, base_key
 from ovref.errors import AccountingError
+from ovref.storage.commits import Commit
 from ovref.storage.shards import ShardFiles
-from ovref.storage.steps import Commit, StepFolder
+from ovref.storage.steps import StepFolder
 
 
 def run_shard(

@@ -38,6 +38,7 @@ from ovref_pipelines.stopping import Drain, draining
 from ovref.contract import Spec
 from ovref.errors import ConfigError, MismatchError, ModelError, OvrefError, StorageError
 from ovref.run_shard import run_alone, run_shard
+from ovref.storage.scratch import remove_abandoned
 from ovref.storage.steps import StepFolder
 
 FATAL = (ConfigError, MismatchError, ModelError, StorageError)
@@ -202,6 +203,7 @@ class ShardWorker:
     def __init__(self, specs: Sequence[Spec], threads: int) -> None:
         """Loads the models. Raises ModelError, also for anything unforeseen."""
         limit_threads(threads)
+        remove_abandoned()
         self._prefetch = Prefetch()
         self._examined: tuple[str, int] | None = None
         self._stages = []

@@ -16,7 +16,8 @@ from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.progress import Progress
 
 from ovref.errors import OvrefError, StorageError
-from ovref.storage.steps import Commit, StepFolder
+from ovref.storage.commits import Commit
+from ovref.storage.steps import StepFolder
 
 QUARANTINE = "_quarantine"
 """Folder of a step: `<shard>.json` for each shard that failed for good."""

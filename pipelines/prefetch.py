@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ovref.storage.scratch import scratch_folder
 from ovref.storage.steps import StepFolder, copy_shard
 from ovref.storage.store import Store
 
@@ -45,8 +46,7 @@ class Prefetch:
         if source.store.is_local:
             return
         self.drop()
-        folder = tempfile.TemporaryDirectory(prefix="ovref-next-")
-        self._copy = _Copy(source, shard, folder)
+        self._copy = _Copy(source, shard, scratch_folder())
 
     @contextlib.contextmanager
     def place(self, source: StepFolder, shard: str) -> Iterator[StepFolder]:

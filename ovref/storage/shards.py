@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from ovref.contract import Dropped
 from ovref.errors import StorageError
 from ovref.storage import codec
 from ovref.storage.codec import Record
+from ovref.storage.scratch import scratch_folder
 from ovref.storage.store import FULL_DISK
 
 ROW_GROUP = 1024
@@ -35,7 +35,7 @@ class ShardFiles:
 
     def __init__(self) -> None:
         self.count = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="ovref-")
+        self._folder = scratch_folder()
         self._tar: tarfile.TarFile | None = None
         self._sidecar: pq.ParquetWriter | None = None
         self._sidecar_file: BinaryIO | None = None

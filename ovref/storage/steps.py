@@ -12,7 +12,6 @@ records give equal bytes and so equal names, and of any number of attempts one m
 """
 
 import contextlib
-import json
 import re
 import time
 from collections import Counter
@@ -29,48 +28,23 @@ from ovref.contract import Dropped
 from ovref.errors import MismatchError, StorageError
 from ovref.storage import codec
 from ovref.storage.codec import Record
+from ovref.storage.commits import (
+    COMMITS,
+    Commit,
+    StoredFile,
+    json_bytes,
+    json_object,
+    marker_path,
+    parse_marker,
+)
 from ovref.storage.shards import ShardFiles, read_drops, read_tar, sha256
 from ovref.storage.store import Store, is_unfinished
 
 FORMAT_VERSION = 1
 """Of step.json, the markers and the shards; raised when older readers could not read them."""
 
-STEP, COMPLETE, COMMITS = "step.json", "complete.json", "_commits"
+STEP, COMPLETE = "step.json", "complete.json"
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredFile:
-    """One file that a marker names."""
-
-    name: str
-    sha256: str
-    size: int
-    """Bytes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """The content of a marker."""
-
-    shard: str
-    fingerprint: str
-    """Of the step."""
-    files: dict[str, StoredFile]
-    """By extension: `parquet` always, `tar` and `drops.jsonl` where there is something in them."""
-    inputs: int
-    """Records read."""
-    outputs: int
-    """Records written."""
-    dropped: dict[str, int]
-    """Whole inputs given up, by reason."""
-    dropped_parts: dict[str, int]
-    """Parts of inputs (regions) given up, by reason."""
-    seconds: float
-    """Wall clock, from the first record to the upload."""
-    attempt: int
-    """0 for the first."""
 
 
 def open_step(
@@ -102,7 +76,7 @@ def open_step(
         "parents": list(parents),
     }
     place = _step_store(store, name)
-    new = place.create(STEP, _json(wanted)) if create else not place.exists(STEP)
+    new = place.create(STEP, json_bytes(wanted)) if create else not place.exists(STEP)
     if new:
         return _folder(place, name, wanted)
     found = _read_step(place)
@@ -145,14 +119,14 @@ class StepFolder:
 
     def commit_of(self, shard: str) -> Commit | None:
         """The marker of a shard, or None if it is not committed."""
-        path = _marker(shard)
+        path = marker_path(shard)
         if not self.store.exists(path):
             return None
         return self._commit(path, self.store.read(path))
 
     def commits(self) -> dict[str, Commit]:
         """All markers by shard, in the order of the names."""
-        paths = [_marker(shard) for shard in self.committed()]
+        paths = [marker_path(shard) for shard in self.committed()]
         found = self.store.read_many(paths)
         commits = [self._commit(path, found[path]) for path in paths]
         return {commit.shard: commit for commit in commits}
@@ -169,7 +143,7 @@ class StepFolder:
                 f"{self.store.url} is not complete: {len(missing)} of {len(shards)} shards are not "
                 f"committed, the first is {missing[0]}"
             )
-        if not self.store.create(COMPLETE, _json({"shards": list(shards)})):
+        if not self.store.create(COMPLETE, json_bytes({"shards": list(shards)})):
             declared = self.complete()
             if declared != list(shards):
                 raise StorageError(
@@ -184,13 +158,13 @@ class StepFolder:
             return
         self.store.delete(COMPLETE)
         for shard in shards:
-            self.store.delete(_marker(shard))
+            self.store.delete(marker_path(shard))
 
     def complete(self) -> list[str] | None:
         """Names of all the shards of the step in order, or None while that is not known."""
         if not self.store.exists(COMPLETE):
             return None
-        return _object(self.store.read(COMPLETE), f"{self.store.url}/{COMPLETE}")["shards"]
+        return json_object(self.store.read(COMPLETE), f"{self.store.url}/{COMPLETE}")["shards"]
 
     def read(self, shard: str) -> Iterator[Record]:
         """The records of a committed shard, in order; checksums are compared before the first.
@@ -252,7 +226,7 @@ class StepFolder:
         Returns:
             The marker that stands in the end: this attempt's, or that of one that was faster.
         """
-        path = _marker(shard)
+        path = marker_path(shard)
         if (earlier := self.commit_of(shard)) is not None:
             return earlier
         stored = {}
@@ -274,7 +248,7 @@ class StepFolder:
             seconds=0.0 if started is None else round(time.monotonic() - started, 3),
             attempt=attempt,
         )
-        if self.store.create(path, _json(asdict(commit))):
+        if self.store.create(path, json_bytes(asdict(commit))):
             return commit
         return self._required(shard)
 
@@ -294,10 +268,14 @@ class StepFolder:
         A running attempt has files that no marker names yet: the age must be more than one
         attempt at a shard can take.
         """
-        old = [path for path in self.orphans() if self.store.age_s(path) >= older_than_s]
-        for path in old:
-            self.store.delete(path)
-        return old
+        deleted = []
+        for path in self.orphans():
+            # Asked at the last moment: a new attempt gives equal bytes the name of an old orphan.
+            age_s = self.store.age_s(path)
+            if age_s is not None and age_s >= older_than_s:
+                self.store.delete(path)
+                deleted.append(path)
+        return deleted
 
     def _required(self, shard: str) -> Commit:
         commit = self.commit_of(shard)
@@ -310,13 +288,8 @@ class StepFolder:
 
     def _commit(self, path: str, data: bytes) -> Commit:
         where = f"{self.store.url}/{path}"
-        tree = _object(data, where)
-        try:
-            files = {extension: StoredFile(**file) for extension, file in tree.pop("files").items()}
-            commit = Commit(files=files, **tree)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StorageError(f"{where} is not a commit marker of ovref: {error!r}") from error
-        if commit.fingerprint != self.fingerprint or path != _marker(commit.shard):
+        commit = parse_marker(data, where)
+        if commit.fingerprint != self.fingerprint or path != marker_path(commit.shard):
             raise StorageError(
                 f"{where} belongs to shard {commit.shard} of a step with the fingerprint "
                 f"{commit.fingerprint}, expected {self.fingerprint}: was it copied from elsewhere?"
@@ -346,19 +319,13 @@ def copy_shard(source: StepFolder, shard: str, target: StepFolder) -> None:
     file = files["tar" if "tar" in files else "parquet"]
     with source._verified(file) as path:
         target.store.upload(path, file.name)
-    target.store.create(_marker(shard), source.store.read(_marker(shard)))
+    target.store.create(marker_path(shard), source.store.read(marker_path(shard)))
 
 
 def _step_store(store: Store, name: str) -> Store:
     if not STEP_NAME.fullmatch(name):
         raise StorageError(f"a step's name must be lower-case words joined by '_', found {name!r}")
     return store.child(name)
-
-
-def _marker(shard: str) -> str:
-    if not SHARD_NAME.fullmatch(shard):
-        raise StorageError(f"a shard's name must be letters, digits, '-' and '_', found {shard!r}")
-    return f"{COMMITS}/{shard}.json"
 
 
 def _fingerprint(identity: Any, parents: Sequence[str]) -> str:
@@ -371,7 +338,7 @@ def _read_step(place: Store) -> dict[str, Any]:
     where = f"{place.url}/{STEP}"
     if not place.exists(STEP):
         raise StorageError(f"there is no step at {place.url}: {STEP} is missing")
-    found = _object(place.read(STEP), where)
+    found = json_object(place.read(STEP), where)
     version = found.get("format_version")
     if version != FORMAT_VERSION:
         raise MismatchError(
@@ -391,17 +358,3 @@ def _folder(place: Store, name: str, step: dict[str, Any]) -> StepFolder:
 
 def _counted(drops: Sequence[Dropped]) -> dict[str, int]:
     return dict(sorted(Counter(drop.reason for drop in drops).items()))
-
-
-def _object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        tree = json.loads(data)
-    except ValueError as error:
-        raise StorageError(f"{where} is damaged: {error}") from error
-    if not isinstance(tree, dict):
-        raise StorageError(f"{where} must hold a JSON object, found {type(tree).__name__}")
-    return tree
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode()

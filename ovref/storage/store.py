@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from ovref.errors import StorageError
+from ovref.storage.scratch import scratch_folder
 
 LOCAL_PROTOCOLS = ("file", "local")
 TEMPORARY = ".partial-"
@@ -170,11 +170,14 @@ class Store:
                 details[name[start:]] = Details(size=info["size"], age_s=age_s)
         return details
 
-    def age_s(self, path: str) -> float:
-        """Seconds since the object was written."""
+    def age_s(self, path: str) -> float | None:
+        """Seconds since the object was written; None if there is none."""
         full = self._full(path)
         with self._explained("look up", path):
-            modified = self._fs.modified(full)
+            try:
+                modified = self._fs.modified(full)
+            except FileNotFoundError:
+                return None
         if modified.tzinfo is None:
             modified = modified.replace(tzinfo=datetime.UTC)
         return (datetime.datetime.now(datetime.UTC) - modified).total_seconds()
@@ -194,7 +197,7 @@ class Store:
                 raise StorageError(f"{self.url}/{path} is missing; {_MISSING}")
             yield Path(full)
             return
-        with tempfile.TemporaryDirectory(prefix="ovref-") as folder:
+        with scratch_folder() as folder:
             local = Path(folder) / "object"
             with self._explained("read", path):
                 self._fs.get_file(full, str(local))

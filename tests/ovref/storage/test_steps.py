@@ -15,8 +15,9 @@ from ovref.contract import Dropped
 from ovref.errors import MismatchError, StorageError
 from ovref.records import YES, Caption, ImageRecord, Noun, Reference, Region
 from ovref.storage import shards
+from ovref.storage.commits import Commit
 from ovref.storage.shards import ShardFiles
-from ovref.storage.steps import Commit, StepFolder, existing_step, open_step
+from ovref.storage.steps import StepFolder, existing_step, open_step
 from ovref.storage.store import Store
 
 IDENTITY = {"stages": [{"name": "embed", "fields": {"threshold": 0.45, "size_hw": (64, 64)}}]}
@@ -392,6 +393,37 @@ def test_garbage_is_what_no_marker_names_and_is_old(step):
     files = [file.name for file in commit.files.values()]
     kept = ["_commits/000000.json", "_quarantine/000002.json", "complete.json", "step.json"]
     assert step.store.list() == sorted([*files, *kept])
+
+
+def test_an_orphan_that_is_uploaded_again_meanwhile_is_not_garbage(step, monkeypatch):
+    """By a build that goes on while garbage is collected: equal bytes have equal names."""
+    files = step.commit("000001", captions(2), inputs=2).files
+    step.take_back(["000001"])
+    step.store.write("000000-0123456789abcdef.tar", b"of another killed attempt")
+    age_s, delete = Store.age_s, Store.delete
+
+    def old_until_then(store, path):
+        return 1e6 if step.commit_of("000001") is None else age_s(store, path)
+
+    def delete_while_work_goes_on(store, path):
+        delete(store, path)
+        step.commit("000001", captions(2), inputs=2)
+
+    monkeypatch.setattr(Store, "age_s", old_until_then)
+    monkeypatch.setattr(Store, "delete", delete_while_work_goes_on)
+    assert step.collect_garbage() == ["000000-0123456789abcdef.tar"]
+    assert step.commit_of("000001").files == files
+    assert list(step.read("000001")) == captions(2)
+
+
+def test_an_orphan_that_is_gone_meanwhile_is_no_error(step, monkeypatch):
+    """What another process was writing has got its real name, or was deleted."""
+    for name in ("000000-0.tar", "000001-1.tar"):
+        step.store.write(name, b"of a killed attempt")
+    found = step.orphans()
+    monkeypatch.setattr(StepFolder, "orphans", lambda step: found)
+    step.store.delete("000000-0.tar")
+    assert step.collect_garbage(older_than_s=-60) == ["000001-1.tar"]
 
 
 KILLED = """
