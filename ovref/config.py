@@ -53,7 +53,8 @@ def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration")
         # Through JSON, because strict validation of JSON accepts lists for tuples.
         return TypeAdapter(cls).validate_json(json.dumps(tree, allow_nan=False))
     except ValidationError as error:
-        lines = [_explain(cls, item) for item in error.errors()]
+        told: set[tuple[Any, ...]] = set()
+        lines = [_explain(cls, item, told) for item in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(lines)) from error
     except (TypeError, ValueError) as error:  # a date, a NaN: no value of a setting
         raise ConfigError(f"{where}: {error}") from error
@@ -80,10 +81,13 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r}: the value is not YAML: {error}") from error
 
 
-def _explain(cls: type, item: dict[str, Any]) -> str:
+def _explain(cls: type, item: dict[str, Any], told: set[tuple[Any, ...]]) -> str:
+    """One error in words. At each level the known keys are told once; `told` has those levels."""
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "unexpected_keyword_argument":
-        known = _fields_at(cls, item["loc"][:-1])
+        level = item["loc"][:-1]
+        known = [] if level in told else _fields_at(cls, level)
+        told.add(level)
         hint = f" (known here: {', '.join(known)})" if known else ""
         return f"unknown key {path}{hint}"
     if item["type"] == "missing":

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 FAILED, MEND_FIRST, STOPPED = 1, 2, 130
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "tables": "measure the papers' tables in small, and build what they need first",
     }
     for verb, text in helps.items():
-        sub = verbs.add_parser(verb, help=text, description=text.capitalize() + ".")
+        sub = verbs.add_parser(verb, help=text, description=_sentence(text))
         sub.add_argument("--config", required=True, metavar="FILE", help="settings, in YAML")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
         if verb in ("build", "retry-failed"):
@@ -68,28 +69,28 @@ def parser() -> argparse.ArgumentParser:
             )
         if verb == "build":
             sub.add_argument(
-                "--probe", type=int, default=16, metavar="N",
+                "--probe", type=_number(int), default=16, metavar="N",
                 help="captions that a dry run sends through the models, to estimate time and "
                 "storage; 0 for none; default: 16",
             )  # fmt: skip
             sub.add_argument(
-                "--price", type=float, metavar="AMOUNT",
+                "--price", type=_number(float), metavar="AMOUNT",
                 help="of a GPU-hour (of a worker's, without GPUs), for the estimate's cost",
             )  # fmt: skip
         if verb == "submit":
             _add_submit_options(sub)
     text = "measure how fast images are drawn here, and where the time goes"
-    sub = verbs.add_parser("bench", help=text, description=text.capitalize() + ".")
+    sub = verbs.add_parser("bench", help=text, description=_sentence(text))
     sub.add_argument("--config", metavar="FILE", help="settings, in YAML")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
     text = "show what is in a build's output, one of its steps or a collection"
-    sub = verbs.add_parser("inspect", help=text, description=text.capitalize() + ".")
+    sub = verbs.add_parser("inspect", help=text, description=_sentence(text))
     sub.add_argument("place", help="folder or URL")
     sub.add_argument(
         "--pictures", metavar="PNG", help="draw some of a build's images, heatmaps and masks"
     )
     text = "show what is known of one reference"
-    sub = verbs.add_parser("reference", help=text, description=text.capitalize() + ".")
+    sub = verbs.add_parser("reference", help=text, description=_sentence(text))
     sub.add_argument("collection", help="folder or URL")
     sub.add_argument("id", type=int, help="of the reference")
     sub.add_argument(
@@ -100,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         help="output of the build that made it; default: the folder that the collection is in",
     )  # fmt: skip
     text = "delete references from a collection: they are never returned again"
-    sub = verbs.add_parser("tombstone", help=text, description=text.capitalize() + ".")
+    sub = verbs.add_parser("tombstone", help=text, description=_sentence(text))
     sub.add_argument("collection", help="folder or URL")
     for name, text in {
         "key": "of a reference, or of an image for all of its references",
@@ -110,17 +111,17 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{name}", action="append", default=[], metavar="TEXT", help=text)
     sub.add_argument("--reason", required=True, metavar="TEXT", help="for the record")
     text = "show where a build stands: shards, drops and failures of every step"
-    sub = verbs.add_parser("status", help=text, description=text.capitalize() + ".")
+    sub = verbs.add_parser("status", help=text, description=_sentence(text))
     sub.add_argument("output", help="folder or URL")
     sub.add_argument("--json", action="store_true", help="for programs")
     text = "check that a build or a collection is whole; reads all of it"
-    sub = verbs.add_parser("verify", help=text, description=text.capitalize() + ".")
+    sub = verbs.add_parser("verify", help=text, description=_sentence(text))
     sub.add_argument("place", help="folder or URL")
     text = "delete what killed attempts have left in a build's output"
-    sub = verbs.add_parser("gc", help=text, description=text.capitalize() + ".")
+    sub = verbs.add_parser("gc", help=text, description=_sentence(text))
     sub.add_argument("output", help="folder or URL")
     sub.add_argument(
-        "--older-than", type=_hours, default=24.0, metavar="HOURS",
+        "--older-than", type=_number(float), default=24.0, metavar="HOURS",
         help="must be more than a shard can take; default: 24",
     )  # fmt: skip
     sub.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
@@ -136,11 +137,21 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
     waiting.add_argument("--attach", action="store_true", help="follow the job submitted before")
 
 
-def _hours(text: str) -> float:
-    hours = float(text)
-    if not 0 <= hours < float("inf"):
-        raise ValueError
-    return hours
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _number(kind: type) -> Callable[[str], Any]:
+    """Reads an argument that is a number of this kind, 0 or more."""
+
+    def read(text: str) -> Any:
+        number = kind(text)
+        if not 0 <= number < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be 0 or more, found {text}")
+        return number
+
+    read.__name__ = kind.__name__  # which argparse names where `text` is no number
+    return read
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -199,9 +210,10 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    from ovref_pipelines import recipe, retry
+    from ovref_pipelines import maintain, recipe, retry
 
     config = _config(recipe.BuildConfig, options)
+    maintain.open_build(config.output)  # a wrong name would begin a build
     folders = recipe.open_steps(config, create=False)
     failed = retry.failed_in(config, folders)
     print(retry.failed_text(failed))
@@ -275,10 +287,13 @@ def _tombstone(options: argparse.Namespace) -> int:
     from ovref.errors import InputError
 
     named = {"keys": options.key, "sources": options.source, "nouns": options.noun}
+    if not any(named.values()):
+        raise InputError("say what is to be deleted, by --key, --source or --noun")
     with ReferenceCollection.open(options.collection) as collection:
         ids = collection.ids_of(**named).tolist()
     if not ids:
-        raise InputError(f"{options.collection} has no reference with {named}")
+        asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
+        raise InputError(f"{options.collection} has no reference of the {asked}")
     store.tombstone(options.collection, ids, options.reason)
     print(
         f"{len(ids)} references deleted; reducing again with base={options.collection} makes the "
@@ -376,6 +391,7 @@ def _stop(_number: int, _frame: Any) -> None:
 def _quieten() -> None:
     """Other libraries' notices are not for the people who run a build."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its notices itself
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")

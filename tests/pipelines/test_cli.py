@@ -103,6 +103,8 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
         (["inspect", "."], "no output of `ovref build`"),
         (["inspect", "nowhere"], "no output of `ovref build`"),
         (["evaluate", "--config", "build.yaml"], "unknown key"),
+        (["retry-failed", "--config", "build.yaml"], "out is no output of `ovref build`"),
+        (["tombstone", "nowhere", "--reason", "x"], "by --key, --source or --noun"),
     ],
 )
 def test_what_has_to_be_mended_is_one_message_and_exit_code_2(ovref, arguments, says):
@@ -116,6 +118,21 @@ def test_what_has_to_be_mended_is_one_message_and_exit_code_2(ovref, arguments, 
 def test_wrong_arguments_are_argparse_s_exit_code_2(ovref, arguments):
     code, _, error = ovref(*arguments)
     assert code == 2 and "usage: ovref" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["build", "--config", "build.yaml", "--probe", "-3"], "must be 0 or more, found -3"),
+        (["build", "--config", "build.yaml", "--probe", "x"], "invalid int value: 'x'"),
+        (["build", "--config", "build.yaml", "--price", "nan"], "must be 0 or more, found nan"),
+        (["gc", "out", "--older-than", "-1"], "must be 0 or more, found -1"),
+        (["gc", "out", "--older-than", "a day"], "invalid float value: 'a day'"),
+    ],
+)
+def test_numbers_out_of_range_are_wrong_arguments(ovref, arguments, says):
+    code, _, error = ovref(*arguments)
+    assert code == 2 and says in error
 
 
 @pytest.mark.parametrize(
