@@ -87,7 +87,7 @@ def test_stored_prototypes_are_those_a_query_would_make(place, reduced):
     target, _ = reduced(place(make_references()), SPEC)
     with ReferenceCollection.open(target) as collection:
         for row, noun in enumerate(collection.nouns):
-            stored, used = collection._stored(row)
+            ((stored, used),) = collection._stored([row])
             embedding = collection.noun_embeddings[row]
             ((fresh, fresh_used),) = collection._fresh(
                 [row], embedding[None], collection.prototype_config
@@ -507,7 +507,7 @@ def test_growing_keeps_tombstones_and_leaves_them_out_of_prototypes(place, reduc
     with ReferenceCollection.open(target) as collection:
         assert len(collection) == 118 + 20 - 35
         row = collection.nouns.index("boat")
-        stored, _ = collection._stored(row)
+        ((stored, _),) = collection._stored([row])
         ((fresh, used),) = collection._fresh(
             [row], collection.noun_embeddings[[row]], collection.prototype_config
         )
