@@ -177,8 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return verb[options.verb](options)
     except (KeyboardInterrupt, StoppedError) as error:
-        reason = f" ({error})" if str(error) else ""
-        _say(f"ovref: stopped{reason}; nothing committed is lost, run the same command to go on")
+        said = str(error) or "stopped"
+        _say(f"ovref: {said}; nothing committed is lost, run the same command to go on")
         return STOPPED
     except JobError as error:
         _say(f"ovref: {error}")

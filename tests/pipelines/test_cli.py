@@ -139,7 +139,7 @@ def test_numbers_out_of_range_are_wrong_arguments(ovref, arguments, says):
     ("raised", "code", "says"),
     [
         (KeyboardInterrupt(), 130, "stopped; nothing committed is lost"),
-        ("StoppedError", 130, "stopped (as asked); nothing committed is lost"),
+        ("StoppedError", 130, "ovref: stopped as asked; nothing committed is lost"),
         ("JobError", 1, "too many"),
         (ConnectionError("no route"), 1, "ConnectionError: no route; if it passes"),
     ],
@@ -149,7 +149,7 @@ def test_exit_codes_of_a_build_that_ends_early(ovref, monkeypatch, raised, code,
     from ovref_pipelines.ledger import JobError
     from ovref_pipelines.stopping import StoppedError
 
-    named = {"StoppedError": StoppedError("as asked"), "JobError": JobError("too many")}
+    named = {"StoppedError": StoppedError("stopped as asked"), "JobError": JobError("too many")}
 
     def end(config, say):
         raise named[raised] if isinstance(raised, str) else raised
