@@ -14,7 +14,7 @@ def s3_endpoint():
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     files = s3fs.S3FileSystem(endpoint_url=url, key="testing", secret="testing")
-    files.mkdir("bucket")
-    files.mkdir("corpora")
+    for bucket in ("bucket", "corpora"):  # all of moto's servers in one process share theirs
+        files.makedirs(bucket, exist_ok=True)
     yield url
     server.stop()

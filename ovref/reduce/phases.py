@@ -4,14 +4,21 @@ A phase writes into `<name>.partial` and ends by renaming it to `<name>`. So a f
 is complete, and after a kill the next run repeats the phase that was under way and no other.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ovref.errors import StorageError
+
 SUMMARY = "summary.json"
+WAIT_SECONDS = 1.0
+"""Between two looks at whether another process is done."""
 
 Report = Callable[[str, int, int], None]
 """Called with the phase's name, the work done and the work there is; for progress bars."""
@@ -35,6 +42,46 @@ def run_phase(work: Path, name: str, phase: Callable[[Path], dict[str, Any]]) ->
         _sync_files(partial)
         os.replace(partial, done)
     return json.loads((done / SUMMARY).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path, report: Report) -> Iterator[None]:
+    """For the time of the block no other process is in a block with the same `lock`, a file.
+
+    Two in one folder would take each other's unfinished phases away. A process that is killed
+    holds nothing.
+
+    Raises:
+        StorageError: the file system has no locks.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with open(lock, "ab") as file:
+            if _locked(file.fileno(), lock):
+                try:
+                    yield
+                finally:
+                    lock.unlink()
+                return
+        report("waiting for another process that makes the same collection", 0, 1)
+        time.sleep(WAIT_SECONDS)
+
+
+def _locked(descriptor: int, lock: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StorageError(
+            f"{lock}: this file system has no locks ({error}), so two processes could spoil each "
+            "other's work there; choose a `work` folder on another one"
+        ) from error
+    # Whoever had it may have removed the file between its opening and now.
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(lock))
+    except FileNotFoundError:
+        return False
 
 
 def _sync_files(folder: Path) -> None:

@@ -16,6 +16,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ovref.identity import canonical, fingerprint, spec_identity
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import Base, Shards, gather
 from ovref.reduce.index import ROLES, GrownIndex, build_indexes
-from ovref.reduce.phases import Report, run_phase
+from ovref.reduce.phases import Report, one_at_a_time, run_phase
 from ovref.reduce.prototypes import GrownPrototypes, build_prototypes
 from ovref.reduce.spec import ReduceSpec
 from ovref.reduce.tasks import RunTasks, in_process
@@ -97,99 +98,111 @@ def reduce_collection(
     identity = _identity(spec, embed, inputs, grown, licences)
     wanted = fingerprint(identity)
 
-    published = _published(output, replace)
-    if published is not None:
-        if published.fingerprint == wanted:
-            return published.build["summary"] | {"fingerprint": published.fingerprint}
-        of_base = grown is not None and published.fingerprint == grown.manifest.fingerprint
-        if of_base and _up_to_date(published, spec, inputs):
-            summary = published.build["summary"] | {"fingerprint": published.fingerprint}
-            return summary | {"added": 0}
-        if not of_base and not replace:
-            raise MismatchError(
-                f"{output.url} holds another collection (fingerprint {published.fingerprint[:12]}, "
-                f"this one has {wanted[:12]}); choose another folder, or allow replacing it"
-            )
-
+    standing = partial(_standing, output, wanted, grown, spec, inputs, replace)
+    if (summary := standing()) is not None:
+        return summary
     folder = Path(work) / wanted[:16]
-    settled = grown.rows if grown else 0
-    gathered = run_phase(folder, "gather", lambda out: gather(grown, inputs, out, report))
-    filtered = run_phase(
-        folder,
-        "filter",
-        lambda out: filter_references(
-            folder / "gather",
-            out,
-            spec.filter,
-            settled=settled,
-            seed=spec.seed,
-            report=report,
-        ),
-    )
-    indexes = run_phase(
-        folder,
-        "index",
-        lambda out: build_indexes(
-            folder / "filter",
-            out,
-            recall=spec.index_recall,
-            seed=spec.seed,
-            grown=_grown_indexes(grown, spec),
-            run_tasks=run_tasks,
-            report=report,
-        ),
-    )
-    dead = fmt.read_tombstones(grown.paths["tombstones"]) if grown else np.zeros(0, np.int64)
-    vocabulary = run_phase(
-        folder,
-        "prototypes",
-        lambda out: build_prototypes(
-            folder / "filter",
-            out,
-            config=spec.prototypes,
-            grown=_grown_prototypes(grown, spec),
-            dead=dead,
-            texts=texts,
-            templates=embed.templates,
-            run_tasks=run_tasks,
-            report=report,
-        ),
-    )
-    run_phase(folder, "files", lambda out: _assemble(folder, out, grown))
+    with one_at_a_time(folder.with_name(f"{folder.name}.lock"), report):
+        if (summary := standing()) is not None:  # made while this process waited
+            return summary
+        settled = grown.rows if grown else 0
+        gathered = run_phase(folder, "gather", lambda out: gather(grown, inputs, out, report))
+        filtered = run_phase(
+            folder,
+            "filter",
+            lambda out: filter_references(
+                folder / "gather", out, spec.filter, settled=settled, seed=spec.seed, report=report
+            ),
+        )
+        indexes = run_phase(
+            folder,
+            "index",
+            lambda out: build_indexes(
+                folder / "filter",
+                out,
+                recall=spec.index_recall,
+                seed=spec.seed,
+                grown=_grown_indexes(grown, spec),
+                run_tasks=run_tasks,
+                report=report,
+            ),
+        )
+        dead = fmt.read_tombstones(grown.paths["tombstones"]) if grown else np.zeros(0, np.int64)
+        vocabulary = run_phase(
+            folder,
+            "prototypes",
+            lambda out: build_prototypes(
+                folder / "filter",
+                out,
+                config=spec.prototypes,
+                grown=_grown_prototypes(grown, spec),
+                dead=dead,
+                texts=texts,
+                templates=embed.templates,
+                run_tasks=run_tasks,
+                report=report,
+            ),
+        )
+        run_phase(folder, "files", lambda out: _assemble(folder, out, grown))
 
-    summary = {
-        "references": filtered["references"],
-        "added": filtered["references"] - settled,
-        "dropped_before": _dropped_before(inputs),
-        "filter": filtered["steps"],
-        "noun_agreement": filtered["noun_agreement"],
-        "index": indexes,
-        **vocabulary,
-    }
-    manifest = fmt.Manifest(
-        fingerprint=wanted,
-        visual=_encoder_info(embed.visual, gathered["dim_visual"]),
-        textual=_encoder_info(embed.text, gathered["dim_textual"]),
-        templates=tuple(embed.templates),
-        weights=tuple(embed.weights),
-        visual_index=fmt.IndexInfo(**indexes["visual"]),
-        textual_index=fmt.IndexInfo(**indexes["textual"]),
-        prototypes=config.dump(spec.prototypes),
-        licences=tuple(identity["licences"]),
-        build={
-            "reduce": spec_identity(spec),
-            "embed": spec_identity(embed),
-            "inputs": _inputs_of(grown) + identity["inputs"],
-            "base": identity["base"],
-            "summary": summary,
-        },
-    )
-    complete = collections.publish(
-        folder / "files", output.url, manifest, storage_options=output.storage_options
-    )
-    report("publish", 1, 1)
-    _clean(folder)
-    return summary | {"fingerprint": complete.fingerprint}
+        summary = {
+            "references": filtered["references"],
+            "added": filtered["references"] - settled,
+            "dropped_before": _dropped_before(inputs),
+            "filter": filtered["steps"],
+            "noun_agreement": filtered["noun_agreement"],
+            "index": indexes,
+            **vocabulary,
+        }
+        manifest = fmt.Manifest(
+            fingerprint=wanted,
+            visual=_encoder_info(embed.visual, gathered["dim_visual"]),
+            textual=_encoder_info(embed.text, gathered["dim_textual"]),
+            templates=tuple(embed.templates),
+            weights=tuple(embed.weights),
+            visual_index=fmt.IndexInfo(**indexes["visual"]),
+            textual_index=fmt.IndexInfo(**indexes["textual"]),
+            prototypes=config.dump(spec.prototypes),
+            licences=tuple(identity["licences"]),
+            build={
+                "reduce": spec_identity(spec),
+                "embed": spec_identity(embed),
+                "inputs": _inputs_of(grown) + identity["inputs"],
+                "base": identity["base"],
+                "summary": summary,
+            },
+        )
+        complete = collections.publish(
+            folder / "files", output.url, manifest, storage_options=output.storage_options
+        )
+        report("publish", 1, 1)
+        _clean(folder)
+        return summary | {"fingerprint": complete.fingerprint}
+
+
+def _standing(
+    output: Store, wanted: str, grown: Base | None, spec: ReduceSpec, inputs: list[Shards],
+    replace: bool,
+) -> dict[str, Any] | None:  # fmt: skip
+    """The summary of what is published if that is what is asked for; None if there is work to do.
+
+    Raises:
+        MismatchError: it is another collection, which may not be replaced.
+    """
+    published = _published(output, replace)
+    if published is None:
+        return None
+    if published.fingerprint == wanted:
+        return published.build["summary"] | {"fingerprint": published.fingerprint}
+    of_base = grown is not None and published.fingerprint == grown.manifest.fingerprint
+    if of_base and _up_to_date(published, spec, inputs):
+        return published.build["summary"] | {"fingerprint": published.fingerprint, "added": 0}
+    if not of_base and not replace:
+        raise MismatchError(
+            f"{output.url} holds another collection (fingerprint {published.fingerprint[:12]}, "
+            f"this one has {wanted[:12]}); choose another folder, or allow replacing it"
+        )
+    return None
 
 
 def _shards(step: StepFolder, embed: Embed, grown: Base | None, allow_incomplete: bool) -> Shards:

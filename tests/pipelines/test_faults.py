@@ -58,8 +58,6 @@ def test_a_build_killed_at_random_moments(tmp_path, undisturbed):
 def test_two_builds_on_one_output(tmp_path, undisturbed):
     config = fake_build(tmp_path, CAPTIONS, SHARD_SIZE)
     other = fake_build(tmp_path, CAPTIONS, SHARD_SIZE)
-    # Folders for reducing are of one machine and one build.
-    object.__setattr__(other, "work", str(tmp_path / "other_work"))
     children = [processes().Process(target=run_fake_build, args=[c]) for c in (config, other)]
     for child in children:
         child.start()

@@ -1,11 +1,14 @@
 import dataclasses
+import errno
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from operator import attrgetter
+from threading import Event
 
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ from reduce_fakes import (
     reduce_into,
 )
 
-from ovref.errors import InputError, MismatchError
+from ovref.errors import InputError, MismatchError, StorageError
 from ovref.reduce import FilterSpec, ReduceSpec, coverage, reduce_collection
 from ovref.reduce.tasks import in_process
 from ovref.storage.steps import open_step
@@ -607,6 +610,40 @@ def test_values_out_of_range_name_the_field(make, message):
 def test_reducing_needs_no_torch():
     code = "import sys, ovref.reduce; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_two_reductions_in_one_folder_take_turns(undisturbed, tmp_path, monkeypatch):
+    """Of the same build, started twice by accident."""
+    monkeypatch.setattr("ovref.reduce.phases.WAIT_SECONDS", 0.01)
+    step, files, summary = undisturbed
+    target, begun, waited = tmp_path / "collection", Event(), Event()
+
+    def first_tells(phase, done, total):
+        begun.set()
+        waited.wait(20)  # in the midst of gathering
+
+    def second_tells(phase, done, total):
+        assert phase.startswith("waiting for another process")
+        waited.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(reduce_into, target, step, SPEC, report=first_tells)
+        assert begun.wait(20)
+        assert reduce_into(target, step, SPEC, report=second_tells) == summary
+        assert first.result() == summary
+    assert waited.is_set() and content(target) == files
+    assert [path.name[16:] for path in (tmp_path / "collection_work").iterdir()] == [
+        "-dropped.parquet"
+    ]
+
+
+def test_a_file_system_without_locks_is_said(undisturbed, tmp_path, monkeypatch):
+    def without(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", without)
+    with pytest.raises(StorageError, match=r"no locks .*choose a `work` folder on another"):
+        reduce_into(tmp_path / "collection", undisturbed[0], SPEC)
 
 
 def test_the_work_folder_may_be_lost(undisturbed, tmp_path, monkeypatch):
