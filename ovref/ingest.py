@@ -16,7 +16,8 @@ from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
 
 UPLOADS = 8
-"""Shards on their way to the store at a time: an object store answers late but many at once."""
+"""Shards on their way to the store, or compared with it, at a time: an object store answers late
+but many at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ def ingest(
     following: Caption | None = None
     with ThreadPoolExecutor(UPLOADS) as pool:
         uploads: deque[Future[None]] = deque()
+        checks: deque[Future[None]] = deque()
         while not shards or following is not None:
             shard = f"{len(shards):06d}"
             with ExitStack() as opened:
@@ -75,18 +77,20 @@ def ingest(
                         f"{dict(dropped)}"
                     )
                 if files is None:
-                    _check_unchanged(target, shard, keys, len(keys) + len(drops))
+                    work = (target, shard, keys, len(keys) + len(drops))
+                    checks.append(pool.submit(_check_unchanged, *work))
                 else:
+                    _wait_for(checks, 0)  # of a corpus that has changed nothing is added
                     work = (opened.pop_all(), target, shard, files, len(keys) + len(drops), drops)
                     uploads.append(pool.submit(_publish, *work))
-            if len(uploads) > UPLOADS:
-                uploads.popleft().result()
+            for futures in (uploads, checks):
+                _wait_for(futures, UPLOADS)
             shards.append(shard)
             kept += len(keys)
             if on_progress is not None:
                 on_progress(_summary(len(shards), kept, dropped, finished=False))
-        for upload in uploads:
-            upload.result()
+        for futures in (uploads, checks):
+            _wait_for(futures, 0)
     surplus = sorted(committed - set(shards))
     if surplus:
         raise InputError(
@@ -179,6 +183,12 @@ def _fill(
         if files is not None:
             files.add(item)
     return keys, drops, None
+
+
+def _wait_for(futures: deque[Future[None]], but: int) -> None:
+    """Waits for the first ones, until `but` are left; raises what they raise."""
+    while len(futures) > but:
+        futures.popleft().result()
 
 
 def _publish(

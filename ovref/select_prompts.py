@@ -10,7 +10,6 @@ that is stopped half-way has references of all of them.
 
 import base64
 import json
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +25,10 @@ from ovref.contract import Dropped, Stage
 from ovref.errors import InputError
 from ovref.records import Noun, Prompt
 from ovref.run_shard import run_shard
-from ovref.storage.steps import Commit, StepFolder
+from ovref.storage.ahead import read_ahead
+from ovref.storage.commits import Commit
+from ovref.storage.scratch import scratch_folder
+from ovref.storage.steps import StepFolder
 
 SPOOLS = 128
 """Files that a re-ordering deals the prompts out to; one of them at a time is held in memory."""
@@ -143,7 +145,7 @@ def _rare_first(
     for shard in done & set(shards):
         if on_progress is not None:
             on_progress(target.commit_of(shard))
-    with tempfile.TemporaryDirectory(prefix="ovref-") as folder:
+    with scratch_folder() as folder:
         spools = [Path(folder, f"{at:06d}") for at in range(0, len(shards), together)]
         wanted = [
             not done.issuperset(shards[at : at + together])
@@ -185,8 +187,7 @@ def _ranks(
     kept: Counter[str] = Counter()
     turns = array("i")
     begins = [0]
-    for shard in shards:
-        table = source.table(shard)
+    for table in read_ahead(source.table, shards):
         if table.num_rows:
             for nouns in table["nouns"].to_pylist():
                 turn = _turn(spec, kept, [noun["text"] for noun in nouns])

@@ -34,7 +34,7 @@ from ovref_pipelines.ledger import QUARANTINE, JobError
 from ovref_pipelines.progress import Seldom, duration
 
 from ovref.config import STRICT, dump
-from ovref.contract import Spec
+from ovref.contract import Dropped, Spec
 from ovref.corpora import CorpusSpec, identify, read_captions
 from ovref.errors import ModelError
 from ovref.identity import spec_identity
@@ -48,6 +48,7 @@ from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
+from ovref.storage.ahead import read_ahead
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store, check_conditional_create
 
@@ -207,11 +208,15 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
 def _answers(prompts: StepFolder) -> Iterator[Any]:
     """The prompts of a step and, after each shard's, what was dropped from it."""
     columns = ["key", "caption", "nouns", "source"]
-    for shard in prompts.committed():
+
+    def read(shard: str) -> tuple[list[dict[str, Any]], list[Dropped]]:
         # From the sidecars: the samples hold the images of the corpus, where it has any.
-        for row in prompts.table(shard, columns).to_pylist():
+        return prompts.table(shard, columns).to_pylist(), prompts.drops(shard)
+
+    for rows, drops in read_ahead(read, prompts.committed()):
+        for row in rows:
             yield Prompt(**row | {"nouns": tuple(Noun(**noun) for noun in row["nouns"])})
-        yield from prompts.drops(shard)
+        yield from drops
 
 
 def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:

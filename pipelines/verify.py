@@ -4,9 +4,7 @@ Everything is read again and compared with what was committed; nothing is writte
 """
 
 import itertools
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +18,13 @@ from ovref_pipelines.maintain import is_published, open_build, quarantined_in, s
 
 from ovref.contract import Dropped, base_key
 from ovref.errors import MismatchError, StorageError
+from ovref.storage.ahead import read_ahead
 from ovref.storage.codec import is_part
+from ovref.storage.commits import Commit, StoredFile
+from ovref.storage.scratch import scratch_folder
 from ovref.storage.shards import read_drops, sha256
-from ovref.storage.steps import Commit, StepFolder, StoredFile, existing_step
+from ovref.storage.steps import StepFolder, existing_step
 from ovref.storage.store import Store
-
-READERS = 8
-"""Shards read at a time: an object store answers late but many at once."""
 
 DAMAGED = (StorageError, MismatchError, KeyError, TypeError, ValueError, pa.ArrowException)
 """What reading a damaged file of a step raises."""
@@ -109,17 +107,16 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
     dropped: list[str] = []
     sound = True
     mixed = source is not None and _mixes_shards(step)
-    with ThreadPoolExecutor(READERS) as pool:
-        check = partial(_verify_shard, step, None if mixed else source)
-        checked = pool.map(check, committed)
-        for shard, (found, drops, complaints) in zip(committed, checked, strict=True):
-            for complaint in complaints:
-                wrong(f"shard {shard}: {complaint}")
-                sound = False
-            if found is not None:
-                keys[shard] = found
-            if mixed:
-                dropped += [drop.key for drop in drops]
+    check = partial(_verify_shard, step, None if mixed else source)
+    checked = read_ahead(check, committed)
+    for shard, (found, drops, complaints) in zip(committed, checked, strict=True):
+        for complaint in complaints:
+            wrong(f"shard {shard}: {complaint}")
+            sound = False
+        if found is not None:
+            keys[shard] = found
+        if mixed:
+            dropped += [drop.key for drop in drops]
     if mixed and sound and keys.keys() == source.keys.keys() == set(shards):
         for message in _unanswered_by_all(keys, dropped, source):
             wrong(message)
@@ -224,7 +221,7 @@ def _keys(path: Path) -> pa.Array:
 
 def _verify_collection(url: str) -> list[str]:
     # A fresh cache, because the copy of an earlier day says nothing of what lies there now.
-    with tempfile.TemporaryDirectory(prefix="ovref-") as cache:
+    with scratch_folder() as cache:
         try:
             ReferenceCollection.open(url, cache=cache, verify="full").close()
         except CollectionError as error:

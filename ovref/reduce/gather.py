@@ -25,7 +25,9 @@ from ovref.errors import InputError
 from ovref.ops.quality import usable_rows
 from ovref.reduce.phases import Report
 from ovref.storage import codec
-from ovref.storage.steps import Commit, StepFolder
+from ovref.storage.ahead import read_ahead
+from ovref.storage.commits import Commit
+from ovref.storage.steps import StepFolder
 
 USABLE = "usable.npy"
 """(rows,) bool beside the matrices: False for a row whose vectors cannot be indexed; in the
@@ -74,7 +76,7 @@ class _Part:
 def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -> dict[str, Any]:
     """Writes references.parquet, visual.f16.npy, textual.f16.npy and usable.npy into `out`.
 
-    Memory: one shard at a time.
+    Memory: a few shards at a time.
 
     Raises:
         InputError: there is no reference at all, or shards differ in the width of a vector.
@@ -133,12 +135,11 @@ def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Part]:
                 columns = {name: table.column(name) for name in table.column_names}
                 yield _Part("of the grown collection", columns, visual[here], textual[here])
     for shards in inputs:
-        for shard, commit in shards.commits.items():
-            if commit.outputs:
-                table, label = shards.step.table(shard), shards.label(shard)
-                columns = _columns(table, label)
-                visual, textual = (codec.matrix(table, name) for name in ("visual", "textual"))
-                yield _Part(label, columns, visual, textual)
+        full = [shard for shard, commit in shards.commits.items() if commit.outputs]
+        for shard, table in zip(full, read_ahead(shards.step.table, full), strict=True):
+            label = shards.label(shard)
+            visual, textual = (codec.matrix(table, name) for name in ("visual", "textual"))
+            yield _Part(label, _columns(table, label), visual, textual)
 
 
 def _columns(table: pa.Table, label: str) -> dict[str, Any]:

@@ -1,8 +1,11 @@
+import time
 import weakref
+from threading import Barrier
 
 import numpy as np
 import pytest
 
+import ovref.ingest
 from ovref.contract import Dropped
 from ovref.errors import InputError, StorageError
 from ovref.ingest import KeySet, ingest
@@ -163,6 +166,39 @@ def test_a_corpus_without_captions_is_refused(target, items):
         ingest(items, target, 3)
     assert not items or "{'bad': 5}" in str(caught.value)
     assert target.committed() == [] and target.complete() is None
+
+
+def test_of_a_corpus_that_changed_nothing_is_added(target, monkeypatch):
+    """Though shards are compared with it several at a time."""
+    with pytest.raises(InterruptionError):
+        ingest(interrupted(CORPUS, 4), target, 1)
+    committed = target.committed()
+    check = ovref.ingest._check_unchanged
+
+    def late(*arguments):
+        time.sleep(0.05)
+        check(*arguments)
+
+    monkeypatch.setattr(ovref.ingest, "_check_unchanged", late)
+    with pytest.raises(InputError, match="has changed since the build began: shard 000002"):
+        ingest([*CORPUS[:2], caption(9), *CORPUS[3:]], target, 1)
+    assert target.committed() == committed
+
+
+def test_shards_are_compared_several_at_a_time(target, monkeypatch):
+    """One after another, going on with a corpus on S3 would take longer than beginning anew."""
+    with pytest.raises(InterruptionError):
+        ingest(interrupted(CORPUS, 7), target, 1)
+    together = Barrier(6)
+    check = ovref.ingest._check_unchanged
+
+    def with_others(*arguments):
+        together.wait(10)
+        check(*arguments)
+
+    monkeypatch.setattr(ovref.ingest, "_check_unchanged", with_others)
+    ingest(CORPUS, target, 1)
+    assert list(contents(target).values()) == [[item.key] for item in CORPUS]
 
 
 def test_a_shard_holds_a_caption_at_least(target):
