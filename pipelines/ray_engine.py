@@ -133,10 +133,8 @@ class _Driver:
                 "runtime_env": {"env_vars": thread_variables(self._config.threads)},
             }
             actor = self._hire_class.options(**options).remote()
-            chains = [(one.specs, one.source, one.target) for one in pool.runs]
-            ref = actor.load.remote(chains, self._config.threads)
             hand = Hand(actor, pool, hired_among=frozenset(living_nodes() - self._leaving))
-            pool.tasks[ref] = Task(hand, time.monotonic())
+            pool.tasks[actor.where.remote()] = Task(hand, time.monotonic())
 
     def _starvable(self, pool: Pool) -> Pool | None:
         """A pool with GPUs that could wait for ever for CPUs that this one would take."""
@@ -157,6 +155,8 @@ class _Driver:
                 pool.idle.append(hand)
             else:
                 self._dismiss(hand)
+        if not self._more_may_come(pool):
+            self._dismiss_loading(pool)
 
     def _next_for(self, hand: Hand) -> tuple[StepRun, Order] | None:
         # The last step first: what is begun is finished, and little waits in between.
@@ -225,6 +225,11 @@ class _Driver:
             hand.pool.runs[0].ledger.give_back(hand.reserved)
             hand.reserved = hand.queued = None
 
+    def _dismiss_loading(self, pool: Pool) -> None:
+        """Those without their models too; some may wait for a place that never comes."""
+        for ref in [ref for ref, task in pool.tasks.items() if task.run is None]:
+            self._dismiss(pool.tasks.pop(ref).hand)
+
     # -- answers -------------------------------------------------------------------------------
 
     def _answered(self, pool: Pool, ref: Any) -> None:
@@ -236,22 +241,15 @@ class _Driver:
         except RayError as error:
             self._dismiss(task.hand)
             if task.run is None:
-                # Where it was being started nobody knows: perhaps on a node that has gone since.
-                nodes_stayed = task.hand.hired_among <= living_nodes() - leaving_nodes()
-                pool.start_deaths += nodes_stayed
-                self._complain_of_start(pool, error)
+                # Before it has a place nobody knows where: perhaps on a node that has gone since.
+                among = {task.hand.node} if task.hand.node else task.hand.hired_among
+                pool.start_deaths += among <= living_nodes() - leaving_nodes()
+                self._complain_of_start(pool, _first_line(error))
             else:
                 _book_loss(task, error)
             return
         if task.run is None:
-            task.hand.node, error = answer
-            if error is not None:
-                raise error
-            if not pool.anyone_ready:
-                for one in pool.runs:
-                    one.progress.working(pool.config.workers)
-            pool.start_deaths, pool.anyone_ready = 0, True
-            pool.idle.append(task.hand)
+            self._started(pool, task.hand, answer)
             return
         outcome, rss_bytes = answer
         settle(task.run, self._after(task.run), task.order, outcome)
@@ -270,12 +268,27 @@ class _Driver:
         else:
             pool.idle.append(task.hand)
 
+    def _started(self, pool: Pool, hand: Hand, answer: Any) -> None:
+        """A worker has got its place, and shall load its models; or it has them."""
+        if hand.node is None:
+            hand.node = answer
+            chains = [(one.specs, one.source, one.target) for one in pool.runs]
+            ref = hand.actor.load.remote(chains, self._config.threads)
+            pool.tasks[ref] = Task(hand, time.monotonic())
+            return
+        if answer is not None:
+            raise answer
+        if not pool.anyone_ready:
+            for one in pool.runs:
+                one.progress.working(pool.config.workers)
+        pool.start_deaths, pool.anyone_ready = 0, True
+        pool.idle.append(hand)
+
     def _drained(self) -> bool:
         """Lets go of workers without a shard; whether none, or no time, is left."""
         left = 0
         for pool in self._pools:
-            for ref in [ref for ref, task in pool.tasks.items() if task.run is None]:
-                self._dismiss(pool.tasks.pop(ref).hand)
+            self._dismiss_loading(pool)
             for hand in pool.idle:
                 self._dismiss(hand)
             pool.idle.clear()
@@ -288,10 +301,16 @@ class _Driver:
     def _replace_hung(self, pool: Pool) -> None:
         now, limit = time.monotonic(), self._config.shard_timeout_seconds
         for ref, task in list(pool.tasks.items()):
-            if task.run is not None and now - task.started > limit:
-                del pool.tasks[ref]
-                self._dismiss(task.hand)
-                reason = f"it took longer than shard_timeout_seconds={limit:g}"
+            # A place may be waited for without end: machines come when the cloud has some.
+            if task.hand.node is None or now - task.started <= limit:
+                continue
+            del pool.tasks[ref]
+            self._dismiss(task.hand)
+            reason = f"it took longer than shard_timeout_seconds={limit:g}"
+            if task.run is None:
+                pool.start_deaths += 1
+                self._complain_of_start(pool, reason)
+            else:
                 task.run.ledger.worker_lost(task.order, reason, node_lost=False)
 
     def _look_for_leaving_nodes(self) -> None:
@@ -315,8 +334,7 @@ class _Driver:
                 hand.pool.runs[0].ledger.give_back(hand.reserved)
                 hand.reserved = None
 
-    def _complain_of_start(self, pool: Pool, error: RayError) -> None:
-        reason = _first_line(error)
+    def _complain_of_start(self, pool: Pool, reason: str) -> None:
         if pool.start_deaths > MAX_START_DEATHS:
             raise JobError(
                 f"{pool.start_deaths} workers in a row died while they loaded their models (out of "

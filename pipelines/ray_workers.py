@@ -19,23 +19,26 @@ from ovref.storage.steps import StepFolder
 class Worker:
     """The actor. Its constructor does nothing, so that errors of loading arrive whole."""
 
+    def where(self) -> str:
+        """Ray's id of the node on which it has got its place."""
+        return ray.get_runtime_context().get_node_id()
+
     def load(
         self, chains: list[tuple[Sequence[Spec], StepFolder, StepFolder]], threads: int
-    ) -> tuple[str, OvrefError | None]:
-        """Builds the stages of each step; the node's id, and why it failed if it did.
+    ) -> OvrefError | None:
+        """Builds the stages of each step; why it failed if it did.
 
         Args:
             chains: the specs of each step, where it reads and where it writes.
         """
-        node = ray.get_runtime_context().get_node_id()
         self._process = psutil.Process()
         try:
             self._steps = [
                 (ShardWorker(specs, threads), source, target) for specs, source, target in chains
             ]
         except OvrefError as error:
-            return node, error
-        return node, None
+            return error
+        return None
 
     def run(self, step: int, order: Order, upcoming: str | None) -> tuple[Outcome, int]:
         """One order of one of its steps; and its resident memory afterwards, bytes."""
@@ -51,7 +54,7 @@ class Hand:
     actor: Any
     pool: "Pool"
     node: str | None = None
-    """Ray's id of the node it runs on; None until it has its models."""
+    """Ray's id of the node it runs on; None while it waits for a place."""
     hired_among: frozenset[str] = frozenset()
     """The nodes that were there when it was hired."""
     reserved: Order | None = None
@@ -69,7 +72,7 @@ class Task:
     started: float
     """`time.monotonic()`."""
     run: StepRun | None = None
-    """None while it loads its models."""
+    """None while it waits for a place and while it loads its models."""
     order: Order | None = None
 
 
@@ -84,13 +87,14 @@ class Pool:
     idle: list[Hand] = field(default_factory=list)
     """They have their models and nothing to do yet."""
     start_deaths: int = 0
-    """Of workers in a row, while they loaded their models."""
+    """Of workers in a row, before they had their models."""
     last_seconds: float = math.inf
     """That the shard took which was committed last."""
     anyone_ready: bool = False
 
     @property
     def loading(self) -> int:
+        """Workers that do not have their models yet, with those that wait for a place."""
         return sum(task.run is None for task in self.tasks.values())
 
     def hands(self) -> list[Hand]:

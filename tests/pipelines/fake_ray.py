@@ -42,7 +42,7 @@ class Actor:
         self.calls = []
 
     def __getattr__(self, name):
-        if name not in ("load", "run"):
+        if name not in ("where", "load", "run"):
             raise AttributeError(name)
         return Method(self, name)
 

@@ -19,6 +19,7 @@ import pytest
 from fake_ray import ActorGone, Node
 from ovref_pipelines.engine import StepRun, run_steps
 from ovref_pipelines.engine_config import EngineConfig, PoolConfig
+from ovref_pipelines.ledger import JobError
 from ovref_pipelines.progress import Progress
 from ovref_pipelines.stopping import StoppedError
 from pipeline_fakes import EchoSpec, ObedientSpec, caption_step, echo_step, files_of, prompt_step
@@ -197,6 +198,73 @@ def test_two_fractions_share_a_gpu(on, tmp_path, undisturbed):
     check(runs, undisturbed)
 
 
+class Builds:
+    """A stage whose models take as long to load as `load(number of this worker)` does."""
+
+    def __init__(self, load):
+        self.begun = self.done = 0
+        self._load, self._lock = load, threading.Lock()
+
+    def spec(self, folder):
+        builds = self
+
+        class Loading(ObedientSpec):
+            def build(self):
+                with builds._lock:
+                    builds.begun += 1
+                    number = builds.begun
+                builds._load(number)
+                builds.done += 1
+                return super().build()
+
+        return Loading(scratch=str(folder))
+
+
+def test_nobody_waits_for_workers_that_nothing_is_left_for(on, tmp_path, undisturbed):
+    over = threading.Event()
+    builds = Builds(lambda number: number == 1 or over.wait(20))
+    fake = on(a=Node(cpus=2))  # of three workers two have a place, and one of these never loads
+    pool = PoolConfig(workers=3)
+    (run, _) = two_steps(tmp_path, first=builds.spec(tmp_path), pools=(pool, pool))
+    run_steps([run], EngineConfig(workers=3))
+    assert not over.is_set() and builds.done == 1
+    over.set()
+    assert files_of(run.target) == undisturbed[0]
+    assert len(fake.hired) == 3 and all(actor.dead for actor in fake.hired)
+
+
+def test_a_worker_that_hangs_while_it_loads_is_replaced(on, tmp_path, undisturbed):
+    over = threading.Event()
+    builds = Builds(lambda number: number > 1 or over.wait(20))
+    on(a=Node(cpus=1))
+    (run, _) = two_steps(tmp_path, first=builds.spec(tmp_path))
+    (summary,) = run_steps([run], EngineConfig(workers=1, shard_timeout_seconds=1.0))
+    over.set()
+    assert summary.trouble == {} and files_of(run.target) == undisturbed[0]
+    assert "loaded its models, hiring another: it took longer than shard_timeout_seconds=1" in (
+        run.progress._stream.getvalue()
+    )
+
+
+def test_workers_that_all_hang_while_they_load_end_the_job(on, tmp_path):
+    over = threading.Event()
+    builds = Builds(lambda number: over.wait(20))
+    on(a=Node(cpus=1))
+    (run, _) = two_steps(tmp_path, first=builds.spec(tmp_path))
+    with pytest.raises(JobError, match=r"4 workers in a row .*longer than shard_timeout_seconds"):
+        run_steps([run], EngineConfig(workers=1, shard_timeout_seconds=0.05))
+    over.set()
+
+
+def test_a_place_may_be_waited_for_longer_than_a_shard_may_take(on, tmp_path, undisturbed):
+    fake = on(a=Node(cpus=1, alive=False))
+    (run, _) = two_steps(tmp_path)
+    threading.Timer(1.3, lambda: setattr(fake.nodes_by_name["a"], "alive", True)).start()
+    (summary,) = run_steps([run], EngineConfig(workers=1, shard_timeout_seconds=1.0))
+    assert summary.trouble == {} and files_of(run.target) == undisturbed[0]
+    assert len(fake.hired) == 1
+
+
 def test_workers_on_a_leaving_node_finish_what_they_have_and_get_nothing_more(
     on, tmp_path, undisturbed
 ):
@@ -222,7 +290,7 @@ def test_workers_on_a_leaving_node_finish_what_they_have_and_get_nothing_more(
     (summary,) = run_steps(runs[:1], config)
     assert summary.trouble == {} and files_of(runs[0].target) == undisturbed[0]
     on_a = [actor for actor in fake.hired if actor.node_name == "a"]
-    assert [name for actor in on_a for name, _ in actor.calls] == ["load", "run"]
+    assert [name for actor in on_a for name, _ in actor.calls] == ["where", "load", "run"]
     assert "is about to go: its 1 workers finish" in runs[0].progress._stream.getvalue()
 
 
