@@ -5,6 +5,7 @@ import copy
 import json
 import re
 import shlex
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -279,15 +280,72 @@ def test_what_the_image_copies_is_there_and_let_through():
     assert sorted(line[1:] for line in ignore if line.startswith("!")) == sorted(copied)
 
 
-def test_the_image_has_the_tagger_of_the_configuration_that_is_run_in_it():
-    text = (CLUSTER / "Dockerfile").read_text()
+@pytest.mark.parametrize("name", ["Dockerfile", "ray-vms.yaml"])
+def test_the_nodes_have_the_tagger_of_the_configuration_that_is_run_on_them(name):
     config = load(BuildConfig, ROOT / "configs" / "fossil.yaml")
-    assert f"/{config.extract_nouns.tagger}-" in text
     spacy = pinned("spacy").rpartition(".")[0]
-    assert f"{config.extract_nouns.tagger}-{spacy}." in text
+    wheel = rf"\S+/{config.extract_nouns.tagger}-{re.escape(spacy)}\.\S+\.whl"
+    assert re.search(rf"pip install (--quiet )?--no-deps\s+https://{wheel}", text_of(name))
 
 
-# -- guide -------------------------------------------------------------------------------------
+def test_the_extras_that_are_installed_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name in ("Dockerfile", "ray-vms.yaml"):
+        found = re.findall(r"\[([a-z,]+)\]\"", text_of(name))
+        assert found and all(
+            set(extras.split(",")) <= project["optional-dependencies"].keys() for extras in found
+        )
+
+
+# -- commands and guide ------------------------------------------------------------------------
+
+
+def text_of(name):
+    return (CLUSTER / name).read_text(encoding="utf-8")
+
+
+def commands_in(name):
+    """What a file tells people to type, in its comments or as an indented block."""
+    text = re.sub(r"(?m)^#", " ", text_of(name))
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    return [
+        line.strip() for line in lines if re.match(r"\s+(ovref|docker|kubectl|ray) [a-z]", line)
+    ]
+
+
+FILES = sorted(path.name for path in CLUSTER.iterdir() if path.suffix != ".dockerignore")
+COMMANDS = [
+    command
+    for name in FILES
+    for command in commands_in(name)
+    if command.startswith("ovref ") and IN_IMAGE not in command  # that one has its own test
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_people_are_told_is_one_that_ovref_understands(command):
+    words = [word for word in shlex.split(command, comments=True)[1:] if word != "..."]
+    options = cli.parser().parse_args(words)
+    if hasattr(options, "config"):
+        config = load(BuildConfig, ROOT / options.config, options.overrides)
+        assert options.verb != "submit" or config.engine.engine == "ray"
+
+
+def test_there_are_such_commands_and_those_of_docker_name_a_target():
+    assert {command.split()[1] for command in COMMANDS} >= {"build", "submit", "status", "gc"}
+    builds = [c for name in FILES for c in commands_in(name) if c.startswith("docker build")]
+    targets = {arguments.split(" AS ")[1] for name, arguments in instructions() if name == "FROM"}
+    assert len(builds) == 4
+    for command in builds:
+        found = re.match(r"docker build --target (\w+) -f (\S+) -t \S+-(\w+) \.$", command)
+        assert found[1] == found[3] and found[1] in targets and (ROOT / found[2]).is_file()
+
+
+def test_the_files_that_people_are_told_to_apply_are_there():
+    told = [c for name in FILES for c in commands_in(name) if re.search("cluster/[a-z]", c)]
+    assert len(told) > 5
+    for path in re.findall(r"cluster/[\w.-]+", " ".join(told)):
+        assert (ROOT / path).is_file(), path
 
 
 def test_the_guide_s_numbers_of_bytes_are_those_of_the_formats():
