@@ -120,9 +120,11 @@ def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) ->
     try:
         content = fs.cat_file(path)
     except FileNotFoundError as error:
+        hint = "check the URL, or publish the collection again if its build was cut off"
+        if fs.exists(f"{root}/collection/{fmt.MANIFEST}"):  # of the build whose output this is
+            hint = f"there is one at {url.rstrip('/')}/collection"
         raise CollectionError(
-            f"no reference collection at {url}: {fmt.MANIFEST} is missing there; "
-            "check the URL, or publish the collection again if its build was cut off"
+            f"no reference collection at {url}: {fmt.MANIFEST} is missing there; {hint}"
         ) from error
     except _errors() as error:
         raise CollectionError(f"cannot read {path}: {_told(error)}") from error

@@ -320,6 +320,12 @@ def test_a_missing_collection_is_named(tmp_path):
         ReferenceCollection.open(tmp_path / "nowhere")
 
 
+def test_the_output_of_a_build_is_no_collection_but_has_one(published):
+    assert published.name == "collection"
+    with pytest.raises(CollectionError, match=f"there is one at {published}$"):
+        ReferenceCollection.open(published.parent)
+
+
 @pytest.mark.parametrize("name", sorted(fmt.FILES.values()))
 def test_each_missing_or_cut_off_or_damaged_file_is_named(published, name):
     path = published / name
