@@ -75,7 +75,8 @@ def collection_summary(result: dict[str, Any], url: str) -> str:
     with ReferenceCollection.open(url) as collection:
         counts = collection.manifest.counts
     line = f"collection: {url}, {_counts(counts)}"
-    return f"{line}; {result['added']} added" if result["added"] else line
+    grown = 0 < result["added"] < counts["references"]
+    return f"{line}; {result['added']} added" if grown else line
 
 
 def plan(folders: "Folders") -> str:
@@ -132,11 +133,15 @@ def draw_samples(url: str, path: str) -> None:
     """A PNG of some images of a build, with the heatmaps and masks of their nouns.
 
     Raises:
-        InputError: there are no images yet.
+        InputError: `url` is no output of a build, or there are no images yet.
     """
     from ovref.evaluation.pictures import generation_grid
 
     store = Store.open(url)
+    if store.exists("build.json"):
+        store = Store.open(json.loads(store.read("build.json")).get("images_from") or url)
+    if not store.exists(f"images/{STEP}"):
+        raise InputError(f"there are no images at {store.url}: give the output of a build")
     step = existing_step(store, "images")
     records: list[ImageRecord] = []
     for shard in step.committed():
@@ -147,6 +152,7 @@ def draw_samples(url: str, path: str) -> None:
             break
     if not records:
         raise InputError(f"no images are finished in {step.store.url}; build some first")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     generation_grid(records, path)
 
 

@@ -102,10 +102,11 @@ def prediction_grid(
     if palette is None:
         palette = class_palette(len(classes))
     shown = sorted({int(v) for maps in columns.values() for m in maps for v in np.unique(m)})
+    nameless = any(label >= len(classes) for label in shown)
     shown = [label for label in shown if label < len(classes)]
     width = CELL * 1.08 * (1 + len(columns))
     per_row = max(1, int(width / 1.25))
-    legend = 0.22 * -(-len(shown) // per_row) + 0.15
+    legend = 0.22 * -(-(len(shown) + nameless) // per_row) + 0.15
     heading, row_height = 0.42, CELL + 0.24
     figure = Figure(figsize=(width, heading + row_height * len(images) + legend))
     height = figure.get_figheight()
@@ -124,6 +125,8 @@ def prediction_grid(
                 text = f"{(maps[row] == columns[truth][row]).mean():.0%} of pixels right"
             _cell(figure, column, base, coloured, text)
     patches = [Patch(facecolor=palette[label] / 255, label=classes[label]) for label in shown]
+    if nameless:
+        patches.append(Patch(facecolor="white", edgecolor=MUTED, label="no class"))
     figure.legend(
         handles=patches, loc="lower left", ncols=per_row, fontsize=7.5, frameon=False,
         handlelength=1, handleheight=1, columnspacing=1, bbox_to_anchor=(0, 0),

@@ -200,7 +200,7 @@ def _standing(
     if not of_base and not replace:
         raise MismatchError(
             f"{output.url} holds another collection (fingerprint {published.fingerprint[:12]}, "
-            f"this one has {wanted[:12]}); choose another folder, or allow replacing it"
+            f"this one has {wanted[:12]}); choose another folder, or set replace=true"
         )
     return None
 
@@ -212,7 +212,7 @@ def _shards(step: StepFolder, embed: Embed, grown: Base | None, allow_incomplete
     if step.complete() is None and not allow_incomplete:
         raise InputError(
             f"{step.store.url} is not complete: {len(commits)} shards are committed, more may "
-            "follow; finish the build, or allow an incomplete step to take what is there"
+            "follow; finish the build, or set allow_incomplete=true to take what is there"
         )
     known = {
         shard

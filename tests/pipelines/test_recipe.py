@@ -276,10 +276,15 @@ def test_another_embedding_of_images_that_are_there(config, tmp_path):
     with ReferenceCollection.open(summary.collection_url) as collection:
         assert collection.manifest.textual.model == "another"
     assert f"images come from {config.output}" in show.place(second.output)
+    show.draw_samples(second.output, str(tmp_path / "new" / "samples.png"))
+    assert (tmp_path / "new" / "samples.png").exists()
+    with pytest.raises(InputError, match=r"no images at .*collection: give the output"):
+        show.draw_samples(summary.collection_url, str(tmp_path / "samples.png"))
 
 
 def test_a_collection_grows_in_place_by_another_corpus(config, tmp_path):
     first = recipe.build(config)
+    assert "added" not in show.build_summary(first)
     more = tmp_path / "more.txt"
     more.write_text("a pink cup\na pink kite\n")
     second = dataclasses.replace(
@@ -289,7 +294,9 @@ def test_a_collection_grows_in_place_by_another_corpus(config, tmp_path):
         base=first.collection_url,
         collection=first.collection_url,
     )
-    assert recipe.build(second).collection["added"] == 2
+    grown = recipe.build(second)
+    assert grown.collection["added"] == 2
+    assert "; 2 added" in show.build_summary(grown)
     with ReferenceCollection.open(first.collection_url) as collection:
         assert len(collection) == 14 and "kite" in collection.nouns
 
@@ -298,7 +305,7 @@ def test_reducing_again_with_other_settings_needs_leave(config):
     recipe.build(config)
     references = recipe.open_steps(config, create=False).references
     other = dataclasses.replace(config, reduce=ReduceSpec(seed=5))
-    with pytest.raises(MismatchError, match="holds another collection"):
+    with pytest.raises(MismatchError, match="holds another collection .*set replace=true"):
         recipe.reduce(other, references, lambda message: None)
     result = recipe.reduce(
         dataclasses.replace(other, replace=True), references, lambda message: None

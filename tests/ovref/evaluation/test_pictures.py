@@ -62,6 +62,16 @@ def test_prediction_grid_shows_truth_and_predictions_in_the_same_colours(tmp_pat
         assert tuple(int(v) for v in rgb) in colours
 
 
+def test_the_legend_names_pixels_without_a_class(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "save_png", lambda figure, path: drawn.append(figure))
+    image = np.full((4, 4, 3), 128, np.uint8)
+    for label in (np.zeros((4, 4), int), np.array([[0, 0, 255, 255]] * 4)):
+        prediction_grid([image], {"FOSSIL": [label]}, ("grass",), tmp_path / "x.png")
+    named = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
+    assert named == [["grass"], ["grass", "no class"]]
+
+
 def test_grids_refuse_nothing_and_columns_of_another_length(tmp_path):
     with pytest.raises(ValueError, match="at least one record"):
         generation_grid([], tmp_path / "x.png")
