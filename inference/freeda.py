@@ -5,16 +5,17 @@ The settings are those of its released code (aimagelab/freeda).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.labels import NamedTexts, check_same_encoders
 from ovref_inference.prototypes import Prototypes
-from ovref_inference.regions import Segmentation, with_background
+from ovref_inference.regions import Segmentation, labelled, with_background
 from ovref_inference.superpixels import SuperpixelConfig, pool_labels, superpixels
 from ovref_inference.vectors import l2_normalised
-from ovref_inference.windows import WindowConfig, sliding_scores
+from ovref_inference.windows import WindowConfig, resize_scores, sliding_scores
 
 
 class DenseEncoder(Protocol):
@@ -156,7 +157,18 @@ class FreedaSegmenter:
             maps = score(images)
         else:
             maps = [sliding_scores(image_hwc, score, windows) for image_hwc in images]
-        return [self._segmentation(map_chw, len(class_names)) for map_chw in maps]
+        threshold = -np.inf if self.config.background is None else self.config.background
+        return [
+            with_background(
+                labelled(
+                    partial(_at_size, map_chw, len(class_names), image_hwc.shape[:2]),
+                    len(class_names),
+                    image_hwc.shape[:2],
+                ),
+                threshold,
+            )
+            for map_chw, image_hwc in zip(maps, images, strict=True)
+        ]
 
     def _score(
         self,
@@ -180,14 +192,6 @@ class FreedaSegmenter:
             maps.append(np.concatenate(planes, axis=1).astype(np.float32).T[:, labels_hw])
         return maps
 
-    def _segmentation(self, map_chw: np.ndarray, classes: int) -> Segmentation:
-        scores_chw, margins_chw = map_chw[:classes], map_chw[classes:]
-        if len(margins_chw):
-            scores_chw = np.where(margins_chw >= 0, scores_chw, -np.inf)
-        found = Segmentation(labels_hw=scores_chw.argmax(0).astype(np.int32), scores_chw=scores_chw)
-        threshold = self.config.background
-        return with_background(found, -np.inf if threshold is None else threshold)
-
 
 def mean_prototypes(collection: ReferenceCollection, texts_cd: np.ndarray, n: int) -> np.ndarray:
     """(classes, d) float32, L2-normalised: the mean of the n references nearest to each text.
@@ -199,6 +203,17 @@ def mean_prototypes(collection: ReferenceCollection, texts_cd: np.ndarray, n: in
     if not found.counts.all():
         raise ValueError(f"{collection.url} has no references")
     return found.vectors_nkd[:, 0]
+
+
+def _at_size(
+    map_chw: np.ndarray, count: int, size_hw: tuple[int, int], classes: slice
+) -> np.ndarray:
+    """Scores of some of the `count` classes; after those of all, a map may have their margins."""
+    scores_chw = resize_scores(map_chw[:count][classes], size_hw)
+    if len(map_chw) == count:
+        return scores_chw
+    margins_chw = resize_scores(map_chw[count:][classes], size_hw)
+    return np.where(margins_chw >= 0, scores_chw, -np.inf)
 
 
 def best_cosines(features_nd: np.ndarray, prototypes: Prototypes) -> np.ndarray:

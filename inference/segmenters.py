@@ -10,6 +10,7 @@ their own: `vocseg`, `retclip`, `corrclip`, `freeda`.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from ovref_inference.collection import ReferenceCollection
 from ovref_inference.pooling import pool_regions
 from ovref_inference.proposers import Encoder, Proposer
 from ovref_inference.prototypes import Prototypes
-from ovref_inference.regions import Segmentation
+from ovref_inference.regions import Segmentation, labelled
 from ovref_inference.retrieve import TEMPLATES, Texts, class_embeddings
 from ovref_inference.vectors import l2_normalised
 from ovref_inference.windows import WindowConfig, resize_scores, sliding_scores
@@ -131,7 +132,10 @@ class FossilSegmenter:
             self.config.windows,
         )
         missing = missing_names(class_names, prototypes)
-        return [_segmentation(scores_chw, present, missing) for scores_chw in maps]
+        return [
+            _segmentation(map_chw, image_hwc.shape[:2], present, missing)
+            for map_chw, image_hwc in zip(maps, images, strict=True)
+        ]
 
 
 class TextOnlySegmenter:
@@ -168,7 +172,10 @@ class TextOnlySegmenter:
             self.windows,
         )
         present = np.ones(len(texts_cd), dtype=bool)
-        return [_segmentation(scores_chw, present, ()) for scores_chw in maps]
+        return [
+            _segmentation(map_chw, image_hwc.shape[:2], present, ())
+            for map_chw, image_hwc in zip(maps, images, strict=True)
+        ]
 
 
 def prototype_scores(features_nd: np.ndarray, prototypes: Prototypes, gamma: float) -> np.ndarray:
@@ -245,7 +252,11 @@ def score_images(
     score: Callable[[np.ndarray], np.ndarray],
     windows: WindowConfig | None,
 ) -> list[np.ndarray]:
-    """`pixel_scores` of images, as wholes or over sliding windows: (classes, H, W) float32 each."""
+    """`pixel_scores` of images, as wholes, or over sliding windows (`windows.sliding_scores`).
+
+    Returns:
+        (classes, h, w) float32 each: at the size of the image, or of the resized image.
+    """
 
     def score_whole(crops: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [
@@ -268,10 +279,17 @@ def missing_names(class_names: Sequence[str], prototypes: Prototypes) -> tuple[s
 
 
 def _segmentation(
-    scores_chw: np.ndarray, present: np.ndarray, missing: tuple[str, ...]
+    map_chw: np.ndarray, size_hw: tuple[int, int], present: np.ndarray, missing: tuple[str, ...]
 ) -> Segmentation:
-    all_chw = np.full((len(present), *scores_chw.shape[1:]), -np.inf, dtype=np.float32)
-    all_chw[present] = scores_chw
-    return Segmentation(
-        labels_hw=all_chw.argmax(0).astype(np.int32), scores_chw=all_chw, missing=missing
-    )
+    """Of the map of those classes that are present, at any size."""
+    return labelled(partial(_at_size, map_chw, size_hw, present), len(present), size_hw, missing)
+
+
+def _at_size(
+    map_chw: np.ndarray, size_hw: tuple[int, int], present: np.ndarray, classes: slice
+) -> np.ndarray:
+    asked = present[classes]
+    rows = np.cumsum(present)[classes][asked] - 1
+    scores_chw = np.full((len(asked), *size_hw), -np.inf, dtype=np.float32)
+    scores_chw[asked] = resize_scores(map_chw[rows], size_hw)
+    return scores_chw

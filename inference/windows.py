@@ -1,7 +1,7 @@
 """Sliding windows: score maps of large images from overlapping crops (TCL's protocol).
 
 An image is resized to a short side, cut into square crops at a stride, each crop is scored alone,
-scores are averaged where crops overlap and brought back to the size of the image.
+scores are averaged where crops overlap, and can be brought back to the size of the image.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def sliding_scores(
     score_crops: Callable[[list[np.ndarray]], list[np.ndarray]],
     config: WindowConfig,
 ) -> np.ndarray:
-    """Scores of every pixel of an image, averaged over sliding windows.
+    """Scores of every pixel of a resized image, averaged over sliding windows.
 
     Args:
         image_hwc: (H, W, 3) uint8 RGB.
@@ -69,7 +69,8 @@ def sliding_scores(
         config: sizes.
 
     Returns:
-        (classes, H, W) float32.
+        (classes, *`resized_size`) float32. `resize_scores` brings them to the size of the image;
+        for many classes of a large one that is gigabytes.
     """
     size_hw = resized_size(image_hwc.shape[:2], config)
     resized = Image.fromarray(image_hwc).resize(size_hw[::-1], Image.Resampling.BILINEAR)
@@ -81,7 +82,8 @@ def sliding_scores(
     for (top, left, bottom, right), scores_chw in zip(boxes, scores, strict=True):
         total_chw[:, top:bottom, left:right] += scores_chw
         crops_hw[top:bottom, left:right] += 1
-    return resize_scores(total_chw / crops_hw, image_hwc.shape[:2])
+    total_chw /= crops_hw
+    return total_chw
 
 
 def resize_scores(scores_chw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -44,7 +44,7 @@ def test_scores_that_depend_on_pixels_only_come_back_as_if_scored_whole(size_hw)
     def score(crops):
         return [crop.transpose(2, 0, 1).astype(np.float32) for crop in crops]
 
-    scores_chw = sliding_scores(image_hwc, score, SMALL)
+    scores_chw = resize_scores(sliding_scores(image_hwc, score, SMALL), image_hwc.shape[:2])
     assert scores_chw.shape == (3, *size_hw) and scores_chw.dtype == np.float32
     np.testing.assert_allclose(scores_chw, image_hwc.transpose(2, 0, 1), atol=1e-3)
 
@@ -55,7 +55,7 @@ def test_overlaps_are_averaged():
     def score(crops):
         return [np.full((1, *crop.shape[:2]), i, np.float32) for i, crop in enumerate(crops)]
 
-    scores_chw = sliding_scores(image_hwc, score, SMALL)
+    scores_chw = resize_scores(sliding_scores(image_hwc, score, SMALL), image_hwc.shape[:2])
     np.testing.assert_allclose(scores_chw[0, 0], [0] * 4 + [0.5] * 4 + [1] * 4)
 
 
