@@ -217,8 +217,11 @@ class ReferenceCollection:
         Raises:
             ValueError: no or empty names, k < 1, embeddings of another shape.
         """
-        if not names or not all(name.strip() for name in names):
-            raise ValueError(f"names must be one or more non-empty texts, found {names!r}")
+        # A text alone is a sequence of texts, too: of its letters.
+        if isinstance(names, str) or not names or not all(name.strip() for name in names):
+            raise ValueError(
+                f"names must be a list of one or more non-empty texts, found {names!r}"
+            )
         config = self.prototype_config
         if k is not None and k != config.k:
             config = dataclasses.replace(config, k=k, max_references=max(k, config.max_references))

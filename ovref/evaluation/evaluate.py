@@ -63,7 +63,7 @@ class EvaluateSpec:
     """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
     should then name models for them. Each image is brought to the encoders' sizes as a whole."""
     fossil: FossilConfig = miniature.FOSSIL
-    """Best configuration, from which the ablations start; `windows` must be null here, for images
+    """Configuration from which the ablations start; `windows` must be null here, for images
     are encoded once and whole. N is far below the paper's, for a small collection has few dozen
     references of a class, and whatever is retrieved beyond them is of other classes."""
     opencut: OpenCutProposerConfig = miniature.OPENCUT
@@ -335,9 +335,9 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
 
     main = [[row["name"], *cells(row)] for row in result["rows"]]
     tables = [("method", columns, main)]
-    best = result["spec"]["fossil"]
+    used = result["spec"]["fossil"]
     for name, rows in result["ablations"].items():
-        marked = [f"{row[name]}{' (best)' * (row[name] == best[name])}" for row in rows]
+        marked = [f"{row[name]}{' (as above)' * (row[name] == used[name])}" for row in rows]
         cells_of = [[mark, *cells(row)] for mark, row in zip(marked, rows, strict=True)]
         tables.append((f"FOSSIL, {name if name == 'gamma' else name.upper()}", columns, cells_of))
     return tables

@@ -87,8 +87,9 @@ def reduce_collection(
     Raises:
         InputError: no references, an incomplete step, widths that differ, or nothing is left by
             the filters.
-        MismatchError: `output` holds another collection, or a step or `base` was made with other
-            encoders, templates or weights than `embed` says.
+        MismatchError: `output` holds another collection, or one with tombstones that is not
+            `base`, or a step or `base` was made with other encoders, templates or weights than
+            `embed` says.
         CollectionError: `base` or what lies at `output` cannot be read.
         ValueError: a vector or a noun that cannot be encoded.
     """
@@ -187,7 +188,8 @@ def _standing(
     """The summary of what is published if that is what is asked for; None if there is work to do.
 
     Raises:
-        MismatchError: it is another collection, which may not be replaced.
+        MismatchError: it is another collection, which may not be replaced, or would be by one in
+            which references that were deleted are again.
     """
     published = _published(output, replace)
     if published is None:
@@ -201,6 +203,12 @@ def _standing(
         raise MismatchError(
             f"{output.url} holds another collection (fingerprint {published.fingerprint[:12]}, "
             f"this one has {wanted[:12]}); choose another folder, or set replace=true"
+        )
+    deleted = published.counts.get("tombstones", 0)
+    if not of_base and deleted:
+        raise MismatchError(
+            f"{output.url} has {deleted} deleted references, which a collection made anew would "
+            f"have again: choose another folder, or keep them deleted by base={output.url}"
         )
     return None
 

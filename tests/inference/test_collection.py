@@ -177,6 +177,7 @@ def test_k_above_all_references_takes_every_noun(collection, built):
     [
         ([], {}, "one or more non-empty"),
         (["cat", " "], {}, "one or more non-empty"),
+        ("cat", {}, "must be a list of .*found 'cat'"),
         (["cat"], {"k": 0}, "k must be at least 1"),
         (["cat"], {"text_embeddings": np.ones((2, 12))}, "1 names but 2"),
         (["cat"], {"text_embeddings": np.ones((1, 3))}, "expected textual"),

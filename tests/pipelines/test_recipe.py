@@ -305,7 +305,7 @@ def test_reducing_again_with_other_settings_needs_leave(config):
     recipe.build(config)
     references = recipe.open_steps(config, create=False).references
     other = dataclasses.replace(config, reduce=ReduceSpec(seed=5))
-    with pytest.raises(MismatchError, match="holds another collection .*set replace=true"):
+    with pytest.raises(MismatchError, match=r"holds another collection .*set replace=true"):
         recipe.reduce(other, references, lambda message: None)
     result = recipe.reduce(
         dataclasses.replace(other, replace=True), references, lambda message: None

@@ -519,6 +519,23 @@ def test_growing_keeps_tombstones_and_leaves_them_out_of_prototypes(place, reduc
         assert collection._nouns.neighbours(row) == used[1:]
 
 
+def test_a_collection_made_anew_does_not_bring_back_what_was_deleted(place, reduced):
+    step = place(make_references())
+    target, _ = reduced(step, SPEC)
+    base = Store.open(str(target))
+    collections.tombstone(str(target), [0, 1, 2], "opt-out")
+    other = ReduceSpec(prototypes=PrototypeConfig(k=2, min_references=8))
+    before = content(target)
+    with pytest.raises(MismatchError, match=f"3 deleted references, .* base={target}"):
+        reduced(step, other, replace=True)
+    assert content(target) == before
+    reduced(step, other, base=base, replace=True)
+    assert collections.read_manifest(str(target)).settled_tombstones == 3
+    (target / "collection.json").unlink()  # or else on purpose
+    reduced(step, other, replace=True)
+    assert collections.read_manifest(str(target)).settled_tombstones == 0
+
+
 def test_growing_by_nothing_settles_tombstones_and_changes_prototypes(place, reduced):
     step = place(make_references())
     target, _ = reduced(step, SPEC)
