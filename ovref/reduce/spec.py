@@ -77,7 +77,7 @@ class ReduceSpec:
     """Of the samples for training and measuring an index."""
 
     name: ClassVar[str] = "reduce"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if not 0 < self.index_recall <= 1:

@@ -220,7 +220,7 @@ def recalls(
         _, ids = index.search(queries, K, params=faiss.SearchParametersIVF(nprobe=value))
         spent = time.process_time() - began
         scores = np.einsum("qd,qkd->qk", queries, vectors[np.maximum(ids, 0)].astype(np.float32))
-        recall = float(((ids >= 0) & (scores >= lowest[:, None] - 1e-3)).mean())
+        recall = float(((ids >= 0) & (scores >= lowest[:, None] - 1e-6)).mean())
         if recall >= TARGET:
             break
     return {"nprobe": value, "recall_at_10": recall, "ms_per_query": 1e3 * spent / len(queries)}

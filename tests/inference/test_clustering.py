@@ -84,6 +84,16 @@ def test_opposite_vectors_leave_no_nan():
     np.testing.assert_allclose(np.linalg.norm(centroids), 1.0)
 
 
+def test_empty_clusters_take_the_worst_placed_vectors_of_those_with_several():
+    nearest = np.array([0, 0, 0, 2, 0])
+    own = [0.9, 0.3, 0.5, 0.1, 0.8]
+    similarity = np.full((5, 4), -1.0)
+    similarity[np.arange(5), nearest] = own
+    clustering._fill_empty(nearest, similarity, 4)
+    # Clusters 1 and 3 were empty; the fourth vector is placed worst of all, but it is alone.
+    assert nearest.tolist() == [0, 1, 3, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("vectors", "k", "message"),
     [

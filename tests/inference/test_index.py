@@ -128,20 +128,20 @@ def test_what_is_tuned_holds_for_queries_that_are_not_stored():
 
     def recall(nprobe):
         scores, _ = indexes.search(index, others, 10, parameters={"nprobe": nprobe})
-        return float((scores >= best[:, -1:] - 1e-3).mean())
+        return float((scores >= best[:, -1:] - 1e-6).mean())
 
     # A target that 4 lists miss by little: what a lucky sample of queries measures hides that.
     target = recall(4) + 0.003
     assert recall(8) > target
     chosen, lucky = [], 0
-    for seed in range(20):
-        parameters, measured = indexes.tune(index, stored, queries=64, seed=seed, target=target)
+    for seed in range(40):
+        parameters, measured = indexes.tune(index, stored, queries=80, seed=seed, target=target)
         assert measured >= target
         chosen.append(parameters["nprobe"])
-        few = indexes.measure_recall(index, stored, queries=64, seed=seed, parameters={"nprobe": 4})
+        few = indexes.measure_recall(index, stored, queries=80, seed=seed, parameters={"nprobe": 4})
         lucky += few >= target
     assert lucky >= 5  # as many would have been fooled
-    assert sum(nprobe < 8 for nprobe in chosen) <= 1  # of 20, at a confidence of 95%
+    assert sum(nprobe < 8 for nprobe in chosen) <= 2  # of 40, at a confidence of 95%
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -160,6 +160,19 @@ def test_ties_count_as_neighbours():
     same = np.repeat(l2_normalised(np.eye(4)), 50, axis=0).astype(np.float16)
     index = indexes.build_index(same, "IVF4,SQfp16")
     assert indexes.measure_recall(index, same, parameters={"nprobe": 1}) == 1.0
+
+
+def test_rows_that_are_a_little_farther_are_no_neighbours():
+    angles = 0.002 * np.arange(100)  # the twenty nearest are within 2e-4 of each other
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+    class FindsTheNextTen:
+        def search(self, queries, k, params):
+            ids, scores = exact(rows, queries, 1 + 2 * (k - 1))
+            kept = np.r_[0, k : 2 * k - 1]
+            return scores[:, kept].astype(np.float32), ids[:, kept]
+
+    assert indexes.measure_recall(FindsTheNextTen(), rows) < 0.1
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF16,SQfp16", "HNSW8"])

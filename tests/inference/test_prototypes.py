@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from ovref_inference.prototypes import PrototypeConfig, neighbours_of, neighbours_of_many
+from ovref_inference.prototypes import (
+    PrototypeConfig,
+    clustered_rows,
+    neighbours_of,
+    neighbours_of_many,
+)
 from ovref_inference.vectors import l2_normalised
 
 
@@ -40,3 +45,21 @@ def test_in_a_small_vocabulary_only_as_many_neighbours_as_are_needed():
     used = neighbours_of(vocabulary[3], vocabulary, counts, PrototypeConfig(), own=3)
     assert used == [3, 0]  # the nearest that makes it ten references; equals by their order
     assert neighbours_of(vocabulary[5], vocabulary, counts, PrototypeConfig()) == [5]
+
+
+def test_a_noun_comes_before_others_with_its_embedding():
+    vocabulary, counts = np.repeat(np.eye(3), 2, axis=0), np.array([20, 3, 20, 3, 20, 3])
+    config = PrototypeConfig(k=2, min_references=8)
+    assert neighbours_of(vocabulary[3], vocabulary, counts, config, own=3) == [3, 2]
+    assert neighbours_of_many(np.array([3]), vocabulary, counts, config) == [[3, 2]]
+
+
+def test_of_very_many_references_some_of_all_are_clustered():
+    rows, config = np.arange(100, 1100) * 3, PrototypeConfig(k=4, max_references=200)
+    drawn = clustered_rows(rows, config)
+    assert len(drawn) == 200 and (np.diff(drawn) > 0).all() and np.isin(drawn, rows).all()
+    assert 70 < (drawn < rows[500]).sum() < 130  # as many of the first half as of the second
+    np.testing.assert_array_equal(drawn, clustered_rows(rows, config))
+    other = PrototypeConfig(k=4, max_references=200, seed=1)
+    assert (drawn != clustered_rows(rows, other)).any()
+    np.testing.assert_array_equal(clustered_rows(rows[:200], config), rows[:200])
