@@ -281,9 +281,10 @@ def write_table(path: str | Path, schema: pa.Schema, columns: Mapping[str, Any])
 
 
 def write_vectors(path: str | Path, vectors: np.ndarray) -> None:
-    """A whole (rows, dim) matrix at once."""
+    """A whole (rows, dim) matrix; what is made on the way is made of some rows at a time."""
     with VectorWriter(path, *vectors.shape) as writer:
-        writer.append(vectors)
+        for start in range(0, len(vectors), ROW_GROUP):
+            writer.append(vectors[start : start + ROW_GROUP])
 
 
 def open_vectors(path: str | Path) -> np.ndarray:

@@ -141,17 +141,23 @@ def _scatter(vectors: Path, start: int, partitions: int, out: Path) -> None:
 
 def _collect(partition: int, spans: list[int], dim: int, out: Path) -> None:
     """One partition's rows out of all spans, sorted by noun, of one noun by id."""
-    pieces, nouns = [np.zeros((0, dim), dtype=np.float16)], [np.zeros(0, dtype=np.int32)]
+    nouns, spots = [np.zeros(0, dtype=np.int32)], []
     noun_of = np.load(out / "noun_of.npy", mmap_mode="r", allow_pickle=False)
     partition_of = np.load(out / "partition_of.npy", allow_pickle=False)
     for start in spans:
         sizes = np.load(out / f"span_{start:012d}.sizes.npy", allow_pickle=False)
-        at = int(sizes[:partition].sum())
-        pieces.append(Rows(out / f"span_{start:012d}.npy")[at : at + int(sizes[partition])])
+        spots.append((int(sizes[:partition].sum()), int(sizes[partition])))
         here = noun_of[start : start + SPAN_ROWS]
         nouns.append(here[partition_of[here] == partition])
     order = np.argsort(np.concatenate(nouns), kind="stable")
-    write_vectors(_partition_file(out, partition), np.concatenate(pieces)[order])
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    # Each piece goes where it belongs as it is read: the partition is in memory once.
+    found, done = np.empty((len(order), dim), dtype=np.float16), 0
+    for start, (at, count) in zip(spans, spots, strict=True):
+        found[place[done : done + count]] = Rows(out / f"span_{start:012d}.npy")[at : at + count]
+        done += count
+    write_vectors(_partition_file(out, partition), found)
 
 
 def _partition_file(folder: Path, partition: int) -> Path:
