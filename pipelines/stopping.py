@@ -11,8 +11,12 @@ from typing import Any
 from ovref_pipelines.progress import Progress
 
 
-class StoppedError(Exception):
-    """The job was asked to stop; what is committed stays."""
+class StoppedError(BaseException):
+    """The job was asked to stop; what is committed stays.
+
+    Like KeyboardInterrupt no Exception: a second signal comes in the midst of a stage, and nobody
+    shall take it for an error of the shard.
+    """
 
 
 @dataclass

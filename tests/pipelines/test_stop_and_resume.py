@@ -4,11 +4,13 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 from ovref_pipelines.engine import run_step
 from ovref_pipelines.engine_config import EngineConfig
-from pipeline_fakes import files_of, slow_job
+from ovref_pipelines.stopping import StoppedError
+from pipeline_fakes import ObedientSpec, files_of, slow_job
 
 SHARDS = 40
 
@@ -68,6 +70,40 @@ def test_asked_to_stop_it_finishes_its_shards_and_says_so(tmp_path, undisturbed,
     summary, files = finish(tmp_path)
     assert 0 < summary.committed_now <= SHARDS - 3
     assert files == undisturbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signalled(ObedientSpec):
+    """Gets two signals, while it loads its models or in the midst of a shard."""
+
+    loading: bool
+
+    def build(self):
+        inner = super().build()
+
+        def stage(records):
+            for record in inner(records):
+                self.signals()
+                yield record
+
+        if self.loading:
+            self.signals()
+        return stage
+
+    @staticmethod
+    def signals():
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("loading", [False, True], ids=["in a shard", "while loading"])
+def test_asked_to_stop_twice_it_stops_at_once_and_blames_no_shard(tmp_path, loading):
+    _, source, target = slow_job(str(tmp_path), 3)
+    spec = Signalled(scratch=str(tmp_path), loading=loading)
+    config = EngineConfig(engine="local", attempts=1)
+    with pytest.raises(StoppedError, match="stopped by a second SIGTERM"):
+        run_step([spec], source, target, config)
+    assert target.committed() == [] and target.store.list("_quarantine") == []
 
 
 @pytest.mark.slow
