@@ -7,6 +7,8 @@ state: a step that was stopped in any way goes on where it was when it is run ag
 What can go wrong, and what is done about it:
 
 - *fatal* (a model that cannot be loaded, a full disk, a foreign folder): the job ends at once;
+- *the store does not answer*: its client asks again for some seconds, then the worker waits and
+  tries the shard again, for minutes;
 - *application error* (a stage raised): the shard is tried again, `attempts` times in all;
 - *infrastructure error* (worker or node gone, shard out of time): the shard is given to another
   worker, a bounded number of times; one that keeps killing workers is searched for the record that
@@ -19,6 +21,7 @@ What can go wrong, and what is done about it:
 import contextlib
 import importlib
 import itertools
+import logging
 import os
 import secrets
 import sys
@@ -38,11 +41,17 @@ from ovref_pipelines.stopping import Drain, draining
 from ovref.contract import Spec
 from ovref.errors import ConfigError, MismatchError, ModelError, OvrefError, StorageError
 from ovref.run_shard import run_alone, run_shard
+from ovref.storage.commits import Commit
 from ovref.storage.scratch import remove_abandoned
 from ovref.storage.steps import StepFolder
 
 FATAL = (ConfigError, MismatchError, ModelError, StorageError)
 """Trying another shard would end the same way."""
+OUTAGE_SECONDS = (5.0, 30.0, 120.0, 300.0)
+"""Waited before a shard is tried again for which the store did not answer. Without waiting all
+shards would fail for good one after another while an object store is restarted."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +215,7 @@ class ShardWorker:
         remove_abandoned()
         self._prefetch = Prefetch()
         self._examined: tuple[str, int] | None = None
+        self._committed = False
         self._stages = []
         for spec in specs:
             try:
@@ -234,12 +244,26 @@ class ShardWorker:
             with self._prefetch.place(source, order.shard) as place:
                 if upcoming is not None:
                     self._prefetch.begin(source, upcoming)
-                commit = run_shard(self._stages, place, target, order.shard, order.attempt, without)
+                commit = self._run_shard(place, target, order, without)
+            self._committed = True
             return Outcome(commit=commit)
         except FATAL as error:
             return Outcome(fatal=error)
         except Exception:
             return Outcome(error=traceback.format_exc())
+
+    def _run_shard(
+        self, source: StepFolder, target: StepFolder, order: Order, without: dict[int, str]
+    ) -> Commit:
+        arguments = (self._stages, source, target, order.shard, order.attempt, without)
+        # A store that has never answered has a wrong address, which is told at once.
+        for wait_s in OUTAGE_SECONDS if self._committed else ():
+            try:
+                return run_shard(*arguments)
+            except (ConnectionError, TimeoutError) as error:
+                logger.warning("shard %s: %s; once more in %g s", order.shard, error, wait_s)
+                time.sleep(wait_s)
+        return run_shard(*arguments)
 
     def close(self) -> None:
         """Removes what was fetched ahead."""

@@ -68,7 +68,8 @@ class EngineConfig:
     """The job gives up when more shards and crashing records of a step than this failed for
     good."""
     shard_timeout_seconds: float = 7200.0
-    """After which the worker of a shard counts as hung and is replaced (`ray` only)."""
+    """After which a worker that is at a shard, or loads its models, counts as hung and is replaced
+    (`ray` only)."""
     drain_seconds: float = 60.0
     """How long shards in flight may take after SIGTERM or Ctrl-C before they are abandoned (`ray`
     only; `local` finishes its shard)."""

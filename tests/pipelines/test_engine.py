@@ -2,18 +2,21 @@
 
 import io
 import json
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from ovref_pipelines import ray_cluster
-from ovref_pipelines.engine import run_step
+from ovref_pipelines.engine import OUTAGE_SECONDS, run_step
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.ledger import JobError, Ledger, Order, Outcome
 from ovref_pipelines.progress import Progress
 from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
 
 from ovref.errors import ConfigError, ModelError, StorageError
+from ovref.storage.store import Store
 
 PLAIN = [[f"plain {n} {m}" for m in range(3)] + [f"drop {n}"] for n in range(7)]
 LOCAL = EngineConfig(engine="local")
@@ -92,6 +95,41 @@ def test_an_error_is_tried_again_then_quarantined_and_the_job_goes_on(run, confi
     assert "shard 000001 is quarantined: ValueError" in printed.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("shard", "failures", "waits", "errors"),
+    [("000001", 4, OUTAGE_SECONDS, 0), ("000001", 5, OUTAGE_SECONDS, 1), ("000000", 1, (), 1)],
+    ids=["it comes back", "it comes back later", "it never answered before"],
+)
+def test_a_store_that_does_not_answer_is_waited_for(
+    tmp_path, monkeypatch, shard, failures, waits, errors
+):
+    spec = ObedientSpec(scratch=str(tmp_path))
+    source = caption_step(str(tmp_path), [["plain 0"], ["plain 1"], ["plain 2"]])
+    target = prompt_step(str(tmp_path), source, spec)
+    upload, refused, waited = Store.upload, [], []
+
+    def restarting(store, local_path, path):
+        if path.startswith(shard) and len(refused) < failures:
+            refused.append(path)
+            raise ConnectionError("the store is being restarted")
+        upload(store, local_path, path)
+
+    monkeypatch.setattr(Store, "upload", restarting)
+    monkeypatch.setattr("ovref_pipelines.engine.time.sleep", waited.append)
+    progress = Progress("prompts", stream=io.StringIO(), every_seconds=1000)
+    summary = run_step([spec], source, target, LOCAL, progress)
+    assert target.complete() == ["000000", "000001", "000002"]
+    assert waited == list(waits)
+    # After the last wait it counts as one of the shard's `attempts`.
+    assert summary.trouble == ({"errors": errors} if errors else {})
+
+
+def test_what_a_stage_raises_is_not_waited_for(run, monkeypatch):
+    waited = []
+    monkeypatch.setattr("ovref_pipelines.engine.time.sleep", waited.append)
+    assert run([["raise once"]], LOCAL)[0].committed == 1 and waited == []
+
+
 def test_a_quarantined_shard_gets_another_chance_in_the_next_run(run):
     shards = [["raise once"], ["plain"]]
     first, target, _ = run(shards, EngineConfig(engine="local", attempts=1))
@@ -126,11 +164,16 @@ def test_a_full_disk_ends_the_job_and_quarantines_nothing(run, config, tmp_path)
 
 
 def test_ray_gives_the_shard_of_a_dead_worker_to_another(run):
+    import ray
+
     summary, target, printed = run([["die once"], *PLAIN], RAY)
     assert summary.quarantined == () and summary.committed == 8
     assert "shard 000000 will be tried again: its worker died" in printed.getvalue()
     assert target.commit_of("000000").attempt == 1
     assert summary.trouble == {"worker_deaths": 1}
+    found = re.search(r"its stderr: (worker-\*-[0-9]+\.err) in Ray's logs on ", printed.getvalue())
+    logs = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[1] / "logs"
+    assert len(list(logs.glob(found[1]))) == 1
 
 
 def test_ray_replaces_a_worker_that_hangs(run):

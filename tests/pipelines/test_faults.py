@@ -96,7 +96,8 @@ def test_a_model_that_cannot_be_loaded(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_tenth_of_the_requests_to_s3_fails(tmp_path, s3_endpoint, seed):
+def test_a_tenth_of_the_requests_to_s3_fails(tmp_path, s3_endpoint, seed, monkeypatch):
+    monkeypatch.setattr("ovref_pipelines.engine.OUTAGE_SECONDS", ())
     texts = [[f"plain {n} {m}" for m in range(3)] + [f"drop {n}"] for n in range(6)]
     spec = ObedientSpec(scratch=str(tmp_path))
     identity = {"stages": [spec_identity(spec) | {"fields": {}}]}
