@@ -2,7 +2,7 @@
 
 Each filter sees what the one before it left, and its counts before and after go into the manifest.
 References of a collection that is being grown are settled: they stay, with their ids, but the new
-ones are compared with them.
+ones are compared with them. Of deleted ones only the keys are, so that they do not come back.
 """
 
 from collections.abc import Callable
@@ -43,6 +43,7 @@ def filter_references(
     spec: FilterSpec,
     *,
     settled: int,
+    dead: np.ndarray,
     seed: int,
     report: Report,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def filter_references(
 
     Args:
         settled: the first rows, which stay in any case.
+        dead: sorted ids of those of them that are deleted.
         seed: of the index that the noun agreement searches.
 
     Raises:
@@ -66,6 +68,7 @@ def filter_references(
     area, score = table.column("area").to_numpy(), table.column("score").to_numpy()
 
     rows = np.arange(len(visual))
+    alive = ~np.isin(rows, dead)
     reasons = np.full(len(visual), "", dtype=object)
     steps: list[dict[str, Any]] = []
 
@@ -88,12 +91,16 @@ def filter_references(
         apply(
             "near_duplicate",
             lambda rows: _without_near_duplicates(
-                visual, rows, nouns[rows], spec.duplicate_cosine, settled
+                visual, rows, nouns[rows], alive[rows], spec.duplicate_cosine, settled
             ),
         )
     agreement: dict[str, Any] = {}
-    if spec.min_noun_agreement is not None and len(rows):
-        agreement_n = _agreement(visual, rows, nouns[rows], images[rows], spec, seed, out)
+    judges = rows[alive[rows]]
+    if spec.min_noun_agreement is not None and len(judges):
+        agreement_n = np.full(len(rows), np.nan)
+        agreement_n[alive[rows]] = _agreement(
+            visual, judges, nouns[judges], images[judges], spec, seed, out
+        )
         judged = ~np.isnan(agreement_n)
         fine = ~judged | (agreement_n >= spec.min_noun_agreement)
         apply("noun_agreement", lambda rows: fine)
@@ -130,10 +137,16 @@ def _first_of_each(codes: np.ndarray) -> np.ndarray:
 
 
 def _without_near_duplicates(
-    visual: np.ndarray, rows: np.ndarray, nouns: np.ndarray, min_cosine: float, settled: int
+    visual: np.ndarray,
+    rows: np.ndarray,
+    nouns: np.ndarray,
+    alive: np.ndarray,
+    min_cosine: float,
+    settled: int,
 ) -> np.ndarray:
-    keep = np.zeros(len(rows), dtype=bool)
-    order = np.argsort(nouns, kind="stable")
+    keep = ~alive
+    order = np.flatnonzero(alive)
+    order = order[np.argsort(nouns[order], kind="stable")]
     for of_noun in np.split(order, np.flatnonzero(np.diff(nouns[order])) + 1):
         ids = rows[of_noun]
         before = int((ids < settled).sum())
@@ -150,7 +163,7 @@ def _agreement(
     seed: int,
     out: Path,
 ) -> np.ndarray:
-    """`noun_agreement` of the kept rows, NaN for those that cannot or shall not be judged."""
+    """`noun_agreement` of these rows among each other; NaN for those that are not to be judged."""
     path, index_path = out / "judged.npy", out / "judged.faiss"
     _write_vectors(visual, rows, path)
     build_index_on_disk(path, index_path, seed=seed)

@@ -107,12 +107,19 @@ def reduce_collection(
         if (summary := standing()) is not None:  # made while this process waited
             return summary
         settled = grown.rows if grown else 0
+        dead = fmt.read_tombstones(grown.paths["tombstones"]) if grown else np.zeros(0, np.int64)
         gathered = run_phase(folder, "gather", lambda out: gather(grown, inputs, out, report))
         filtered = run_phase(
             folder,
             "filter",
             lambda out: filter_references(
-                folder / "gather", out, spec.filter, settled=settled, seed=spec.seed, report=report
+                folder / "gather",
+                out,
+                spec.filter,
+                settled=settled,
+                dead=dead,
+                seed=spec.seed,
+                report=report,
             ),
         )
         indexes = run_phase(
@@ -128,7 +135,6 @@ def reduce_collection(
                 report=report,
             ),
         )
-        dead = fmt.read_tombstones(grown.paths["tombstones"]) if grown else np.zeros(0, np.int64)
         vocabulary = run_phase(
             folder,
             "prototypes",

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ovref_inference import format as fmt
+from ovref_inference import store as collections
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.prototypes import PrototypeConfig
 from ovref_inference.vectors import l2_normalised
@@ -15,6 +16,8 @@ from ovref.reduce import FilterSpec, ReduceSpec
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import USABLE, Shards, gather
 from ovref.storage.store import Store
+
+NONE = np.zeros(0, dtype=np.int64)
 
 
 def spec(**filters):
@@ -138,7 +141,7 @@ def test_the_noun_agreement_by_an_inverted_file_on_disk(place, reduced, monkeypa
         folder.mkdir()
     gather(None, [Shards(step, step.commits())], found, report)
     limits = FilterSpec(min_noun_agreement=0.5)
-    summary = filter_references(found, out, limits, settled=0, seed=0, report=report)
+    summary = filter_references(found, out, limits, settled=0, dead=NONE, seed=0, report=report)
     assert summary["noun_agreement"] == exact["noun_agreement"]
     assert counts_of({"filter": summary["steps"]}) == counts_of(exact)
     kept = {fmt.FILES[role] for role in ("visual", "textual", "references")} | {DROPPED}
@@ -186,6 +189,7 @@ def test_vectors_that_cannot_be_indexed_never_are(place, tmp_path, name, value):
         tmp_path / "filter",
         FilterSpec(),
         settled=0,
+        dead=NONE,
         seed=0,
         report=report,
     )
@@ -211,6 +215,30 @@ def test_growing_filters_only_what_is_new(place, reduced):
     assert keys(target) == [r.key for r in gathered(first)] + kept
     assert summary["added"] == len(kept)
     assert counts_of(summary)["near_duplicate"] == (118 + len(kept) + 1, 118 + len(kept))
+
+
+def test_what_is_deleted_neither_repeats_nor_judges_what_is_new(place, reduced):
+    """Bad references are deleted so that better ones can take their place."""
+    cats = make_references({"cat": 30}, noise=0.08)
+    wrong = dataclasses.replace(cats[0].noun, text="dog")
+    named_dogs = [dataclasses.replace(cat, noun=wrong) for cat in cats]
+    dogs = make_references({"dog": 30}, seed=1, noise=0.08)
+    target, _ = reduced(place(named_dogs + dogs, shards=1), spec())
+    collections.tombstone(str(target), range(30), "wrong nouns")
+    # The same regions under their true name, and, of dogs, one deleted and one that is not.
+    collections.tombstone(str(target), [30], "opt-out")
+    new = [dataclasses.replace(cat, key=f"{number:02d}#0") for number, cat in enumerate(cats)]
+    new += [dataclasses.replace(dog, key=f"d{number}#0") for number, dog in enumerate(dogs[:2])]
+    limits = spec(duplicate_cosine=0.99999, min_noun_agreement=0.5)
+    step = place(new, run=1, shards=1)
+    _, summary = reduced(step, limits, base=Store.open(str(target)))
+    assert counts_of(summary)["near_duplicate"] == (92, 91)
+    assert counts_of(summary)["noun_agreement"] == (91, 91)
+    assert summary["noun_agreement"]["judged"] == 91 - 31
+    with ReferenceCollection.open(target, verify="full") as collection:
+        kept = [row["key"] for row in collection.rows(np.arange(60, 91))]
+        assert len(collection) == 91 - 31
+    assert kept == [*(r.key for r in new[:30]), "d0#0"]
 
 
 def test_more_rows_than_a_row_group_or_a_chunk(place, reduced, monkeypatch):
