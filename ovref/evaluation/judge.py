@@ -170,6 +170,8 @@ def _confusion(data: Dataset, predictions: Sequence[Prediction]) -> np.ndarray:
     for label_hw, predicted in zip(data.labels, predictions, strict=True):
         matrix = ConfusionMatrix(classes + 1)
         matrix.add(label_hw, np.where(predicted.labels_hw < 0, classes, predicted.labels_hw))
+        if matrix.counts[classes].any():  # the class of none, which a prediction alone may have
+            raise ValueError(f"truth holds label {classes}, expected 0 to {classes - 1}")
         counts.append(matrix.counts[:classes])
     return np.stack(counts)
 

@@ -160,3 +160,7 @@ def test_mistakes_are_refused(data):
     other = replace(judged, confusion=judged.confusion[1:])
     with pytest.raises(ValueError, match="the same images"):
         difference(judged, other, "miou")
+    # One too many, as of a data set that counts its classes from 1: not a class, and not ignored.
+    labels = (np.full_like(data.labels[0], len(data.classes)), *data.labels[1:])
+    with pytest.raises(ValueError, match=f"truth holds label {len(data.classes)}, expected 0 to"):
+        judge(replace(data, labels=labels), truth(data))
