@@ -285,9 +285,11 @@ def sample(vectors: np.ndarray, count: int, seed: int, *, of: int | None = None)
         of: only the first so many rows are drawn from.
     """
     among = len(vectors) if of is None else min(of, len(vectors))
-    if count >= among:
-        return np.asarray(vectors[:among], dtype=np.float32)
-    return np.asarray(vectors[_drawn(among, count, seed)], dtype=np.float32)
+    rows = _drawn(among, count, seed)
+    found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+    for start in range(0, len(rows), _CHUNK_ROWS):  # so that it is in memory once
+        found[start : start + _CHUNK_ROWS] = vectors[rows[start : start + _CHUNK_ROWS]]
+    return found
 
 
 def _drawn(among: int, count: int, seed: int) -> np.ndarray:
