@@ -67,6 +67,7 @@ def test_white_space_makes_no_other_caption(other):
 def test_the_unicode_form_makes_no_other_caption():
     assert record_key("coco", "Ka\u0308se") == record_key("coco", "K\u00e4se")
     assert normalised(" Ka\u0308se ") == "K\u00e4se"
+    assert normalised("\ufb01sh \u00b2") == "\ufb01sh \u00b2"  # other characters, not other forms
     assert normalised(" \n") == ""
 
 

@@ -99,6 +99,18 @@ def detections(masks, labels, scores):
     )
 
 
+def test_of_two_instances_overlapped_alike_the_last_is_taken():
+    """A detection of both halves leaves the first half for the next detection, and not the last."""
+    halves = np.zeros((2, 4, 8), bool)
+    halves[0, :, :4] = halves[1, :, 4:] = True
+    whole = halves.any(axis=0)
+    for half, hits in ((0, 2), (1, 1)):
+        found = detections([whole, halves[half]], [0, 0], [0.9, 0.8])
+        scores = assert_official([(truth(halves, [0, 0]), found)])
+        # At IoU 0.5 alone: of two instances both are found, or the better detection's half.
+        assert scores.ap50 == pytest.approx(1 if hits == 2 else 51 / 101)
+
+
 def random_image(rng, size=16):
     masks, labels = [], []
     for _ in range(rng.integers(0, 6)):

@@ -143,6 +143,10 @@ def test_resized_keeps_size_order():
     ramp = np.repeat(np.arange(8, dtype=np.float32)[:, None], 5, axis=1)
     up = resized(ramp, (32, 20))
     assert up[0].mean() < up[-1].mean() and np.ptp(up[16]) < 1e-5
+    # Smooth, and beyond its ends at a step, as bicubic is and neither nearest nor bilinear.
+    assert np.diff(up[8:24, 0]).min() > 0.2 and np.diff(up[8:24, 0]).max() < 0.3
+    step = resized((ramp > 3.5).astype(np.float32), (32, 20))
+    assert step.min() < -0.05 and step.max() > 1.05
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,10 @@ def test_resized_keeps_size_order():
 def test_values_out_of_range_name_the_field(fields):
     with pytest.raises(ValueError, match=r"threshold|band"):
         BinariseRule(**fields)
+
+
+def test_the_default_is_the_threshold_of_the_paper():
+    assert BinariseRule() == BinariseRule(method="minmax", threshold=0.45, band=0.05)
 
 
 def test_unknown_methods_are_refused():
