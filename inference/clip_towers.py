@@ -63,7 +63,8 @@ def _snapshot(repository: str, revision: str) -> str:
 @torch.inference_mode()
 def joint_dim(model: Any) -> int:
     """Width of CLIP's joint space, seen on a text: not every image tower says its own."""
-    tokens = torch.zeros(1, model.context_length, dtype=torch.long)
+    device = next(model.parameters()).device
+    tokens = torch.zeros(1, model.context_length, dtype=torch.long, device=device)
     return model.encode_text(tokens).shape[-1]
 
 

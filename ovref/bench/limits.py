@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovref.bench import presets
 from ovref.config import STRICT
-from ovref.models.diffusion import SCHEDULERS, guided_steps
+from ovref.models.diffusion import guided_steps
+from ovref.models.schedulers import SCHEDULERS
 
 
 @dataclass(frozen=True, kw_only=True)

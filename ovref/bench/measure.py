@@ -32,6 +32,7 @@ from ovref.models.diffusion import (
     conditions,
     guided_steps,
     quicken,
+    to_uint8,
 )
 from ovref.ops.heatmaps import binarise, stretched
 from ovref.records import Noun, Prompt
@@ -220,7 +221,7 @@ def _generation_parts(
     def decode() -> None:
         scaled = latents / pipeline.vae.config.scaling_factor
         decoded = pipeline.vae.decode(scaled, return_dict=False)[0]
-        pipeline.image_processor.postprocess(decoded, output_type="np")
+        to_uint8(pipeline.image_processor.postprocess(decoded, output_type="pt"))[0].cpu()
 
     (found["decode"],) = alternately([decode], spec.repeats, device)
     return found

@@ -25,7 +25,8 @@ from ovref_inference.encoders import (
 )
 from ovref_inference.pixels import Pixels
 
-from ovref.models.diffusion import SCHEDULERS, load_pipeline
+from ovref.models.diffusion import load_pipeline
+from ovref.models.schedulers import make_scheduler
 
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {
@@ -93,7 +94,7 @@ def pipeline(preset: str, scheduler: str, dtype: torch.dtype, device: torch.devi
 
     Args:
         preset: a key of `SIZES_HW`; the miniature alone is loaded, with its trained weights.
-        scheduler: a key of `SCHEDULERS`.
+        scheduler: a key of `schedulers.SCHEDULERS`.
     """
     if preset == "miniature":
         return load_pipeline(
@@ -104,7 +105,6 @@ def pipeline(preset: str, scheduler: str, dtype: torch.dtype, device: torch.devi
             device=str(device),
         )
     tokenizer = clip_tokenizer()
-    scheduler_class, options = SCHEDULERS[scheduler]
     parts = {
         "vae": _made(lambda: diffusers.AutoencoderKL(**VAE), dtype, device),
         "unet": _made(lambda: unet(preset), dtype, device),
@@ -112,9 +112,7 @@ def pipeline(preset: str, scheduler: str, dtype: torch.dtype, device: torch.devi
             lambda: transformers.CLIPTextModel(_text_config(TEXT[preset], tokenizer)), dtype, device
         ),
         "tokenizer": tokenizer,
-        "scheduler": getattr(diffusers, scheduler_class).from_config(
-            diffusers.DDIMScheduler(**NOISE).config, **options
-        ),
+        "scheduler": make_scheduler(scheduler, diffusers.DDIMScheduler(**NOISE).config),
     }
     if preset == "sdxl":
         found = diffusers.StableDiffusionXLPipeline(

@@ -130,18 +130,19 @@ class Attribution:
             for heads in {layer.heads for layer in layers}
         }
         values = {
-            # Fused kernels want values as wide as queries.
-            depth: functional.pad(weights_bkn, (0, max(0, depth - weights_bkn.shape[2]))).to(
-                device, dtype
-            )[:, None]
-            for depth in {layer.depth for layer in layers}
+            # Fused kernels want values as wide as queries. Repeated, not expanded: a stride of 0 is
+            # not among what each of a GPU's kernels is made for, and they are small.
+            (heads, depth): functional.pad(weights_bkn, (0, max(0, depth - weights_bkn.shape[2])))
+            .to(device, dtype)[:, None]
+            .repeat(1, heads, 1, 1)
+            for heads, depth in {(layer.heads, layer.depth) for layer in layers}
         }
         self._layers = [
             _Prepared(
                 sums_bnp=self._sums_bnp[layer.factor],
                 rows=rows[layer.heads],
                 weights_bnt=weights[layer.heads],
-                values_bhkd=values[layer.depth].expand(-1, layer.heads, -1, -1),
+                values_bhkd=values[layer.heads, layer.depth],
             )
             for layer in layers
         ]

@@ -17,20 +17,10 @@ from safetensors import SafetensorError
 
 from ovref.errors import ModelError
 from ovref.models.attribution import FACTORS, noun_weights, recording
+from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
 
 logger = logging.getLogger(__name__)
-
-SCHEDULERS = {
-    "ddim": ("DDIMScheduler", {}),
-    "dpm_solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "sde_dpm_solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
-"""Name in the configuration -> diffusers class and what is set beside the model's own config."""
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """`_class_name` in model_index.json of the models whose attribution can be read."""
@@ -58,7 +48,7 @@ def load_pipeline(
     Args:
         model: `miniature:stable_diffusion`, a Hugging Face id, or the path of a diffusers folder.
         revision: of the Hugging Face repository; None for its default branch or a folder.
-        scheduler: a key of `SCHEDULERS`.
+        scheduler: a key of `schedulers.SCHEDULERS`.
         dtype: a key of `DTYPES`.
         device: of torch, such as `cuda` or `cpu`.
 
@@ -87,10 +77,7 @@ def load_pipeline(
             f"cannot load {named}: {error}. Expected a Hugging Face id that can be reached, or a "
             "folder with model_index.json and safetensors files"
         ) from error
-    scheduler_class, options = SCHEDULERS[scheduler]
-    pipeline.scheduler = getattr(diffusers, scheduler_class).from_config(
-        pipeline.scheduler.config, **options
-    )
+    pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -201,7 +188,7 @@ class Generator:
             stop = None if self._most_at_once is None else len(drawings) + self._most_at_once
             part = slice(len(drawings), stop)
             try:
-                drawings += self._draw(captions[part], positions[part], seeds[part])
+                drawings += self.draw_at_once(captions[part], positions[part], seeds[part])
                 continue
             except torch.OutOfMemoryError:
                 size = self._fill_up_to or len(captions[part])
@@ -217,12 +204,18 @@ class Generator:
             )
         return drawings
 
-    def _draw(
+    def draw_at_once(
         self,
         captions: Sequence[str],
         positions: Sequence[Sequence[Sequence[int]]],
         seeds: Sequence[int],
     ) -> list[Drawing]:
+        """`draw` in one batch, whether it fits or not.
+
+        Raises:
+            torch.OutOfMemoryError: it does not.
+            ModelError: as `draw`.
+        """
         pipeline = self._pipeline
         height, width = self._size_hw
         factor = pipeline.vae_scale_factor
@@ -249,16 +242,18 @@ class Generator:
                 height=height,
                 width=width,
                 generator=generators,
-                output_type="np",
+                output_type="pt",
                 **self._partly_guided(),
             ).images
+        pixels_bhwc, finite_b = (found.cpu().numpy() for found in to_uint8(images))
         heatmaps_bnhw = attribution.heatmaps_bnhw().cpu().numpy()
         return [
             Drawing(
-                image_hwc=_to_uint8(image),
-                heatmaps_nhw=heatmaps_nhw[: len(nouns)],
+                image_hwc=image_hwc if finite else None, heatmaps_nhw=heatmaps_nhw[: len(nouns)]
             )
-            for image, heatmaps_nhw, nouns in zip(images, heatmaps_bnhw, positions, strict=True)
+            for image_hwc, finite, heatmaps_nhw, nouns in zip(
+                pixels_bhwc, finite_b, heatmaps_bnhw, positions, strict=True
+            )
         ][:wanted]
 
     def _partly_guided(self) -> dict[str, Any]:
@@ -326,7 +321,7 @@ def attribute_images(
     noise = torch.randn(latents.shape, generator=torch.Generator("cpu").manual_seed(seed))
     noise = noise.to(device, latents.dtype)
     told = conditions(pipeline, captions, images_bhwc.shape[1:3])
-    # Every scheduler of SCHEDULERS keeps the model's table of signal levels.
+    # Every scheduler that can be chosen keeps the model's table of signal levels.
     signal = pipeline.scheduler.alphas_cumprod.to(device, torch.float32)
     weights_bkn = noun_weights(positions, pipeline.tokenizer.model_max_length)
     with recording(unet, weights_bkn, tuple(latents.shape[2:]), factors) as attribution:
@@ -357,8 +352,10 @@ def conditions(pipeline: Any, captions: Sequence[str], size_hw: tuple[int, int])
     }
 
 
-def _to_uint8(image_hwc: np.ndarray) -> np.ndarray | None:
-    """[0, 1] floats to [0, 255]; None if any is not finite."""
-    if not np.isfinite(image_hwc).all():
-        return None
-    return (image_hwc * 255).round().astype(np.uint8)
+def to_uint8(images_bchw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[0, 1] to [0, 255], (b, H, W, 3) uint8, where they are: bytes are a fraction of what would
+    have to be copied otherwise. And (b,) bool, which of them are finite."""
+    images = images_bchw.float()
+    finite_b = images.isfinite().flatten(1).all(1)
+    images = images.nan_to_num().mul(255).round()
+    return images.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), finite_b

@@ -29,7 +29,6 @@ import platform
 import time
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from torch.nn import functional
@@ -39,12 +38,12 @@ from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.models.attribution import FACTORS, is_recorded, noun_weights, recording
 from ovref.models.diffusion import (
-    SCHEDULERS,
     Generator,
     attribute_images,
     conditions,
     load_pipeline,
 )
+from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
 from ovref.ops.heatmaps import BinariseRule, binarise, stretched
 from ovref.records import YES
@@ -275,9 +274,8 @@ class ReadsBack(TorchDispatchMode):
 
 def read_backs(pipeline, scheduler):
     """Numbers read back in each further step of the pipeline's loop with attribution."""
-    name, options = SCHEDULERS[scheduler]
     before = pipeline.scheduler
-    pipeline.scheduler = getattr(diffusers, name).from_config(before.config, **options)
+    pipeline.scheduler = make_scheduler(scheduler, before.config)
     counts = []
     for steps in (3, 5):
         generator = Generator(pipeline, steps=steps, guidance=4.0, size_hw=SIZE_HW)

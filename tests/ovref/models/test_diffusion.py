@@ -11,7 +11,8 @@ import torch
 
 from ovref.errors import ModelError
 from ovref.models.attribution import noun_weights, recording
-from ovref.models.diffusion import DTYPES, SCHEDULERS, Generator, load_pipeline, quicken
+from ovref.models.diffusion import DTYPES, Generator, load_pipeline, quicken
+from ovref.models.schedulers import SCHEDULERS
 from ovref.stages.synthesize import Synthesize
 
 OPTIONS = {"revision": None, "scheduler": "ddim", "dtype": "float32", "device": "cpu"}
@@ -208,7 +209,7 @@ def test_an_image_that_is_not_finite_is_none(sd1):
     class Broken(MemoryLimit):
         def __call__(self, **options):
             images = self._pipeline(**options).images
-            images[1, 0, 0] = np.nan
+            images[1, 0, 0] = torch.nan
             return SimpleNamespace(images=images)
 
     generator = Generator(Broken(pipeline, 9), steps=1, guidance=1.0, size_hw=(64, 64))

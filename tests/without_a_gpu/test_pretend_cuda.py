@@ -1,0 +1,180 @@
+"""Run: pytest tests/without_a_gpu/test_pretend_cuda.py
+
+The builder's stages as on a card, on one that is not there (`pretend_cuda.py`).
+"""
+
+import numpy as np
+import pytest
+import torch
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposer_config import (
+    GroundingDinoConfig,
+    MaskFormerConfig,
+    OpenCutProposerConfig,
+    ProposerConfig,
+    SamConfig,
+    SamGridConfig,
+)
+from pretend_cuda import OnCard, pretend_cuda
+
+from ovref.contract import Dropped
+from ovref.identity import record_key
+from ovref.miniature.scenes import render
+from ovref.models.grounding import DetectorRoute, ProposalRoute
+from ovref.records import ImageRecord, Noun, Prompt, Reference
+from ovref.stages.embed import Embed
+from ovref.stages.ground import Ground
+from ovref.stages.synthesize import Synthesize, jpeg
+
+
+@pytest.fixture
+def card(monkeypatch):
+    with pretend_cuda(monkeypatch) as found:
+        yield found
+
+
+def prompts(count):
+    found = []
+    for seed in range(count):
+        scene = render(seed, "validation")
+        nouns = tuple(Noun(text=n.lemma, start=n.start, end=n.end) for n in scene.nouns)
+        found.append(
+            Prompt(
+                key=record_key("test", scene.caption, seed),
+                caption=scene.caption,
+                nouns=nouns,
+                source=f"test:{seed}",
+                image=jpeg(scene.image_hwc, 95),
+            )
+        )
+    return found
+
+
+def test_what_a_card_refuses_is_refused(card):
+    on_card = torch.ones(3, device="cuda")
+    assert isinstance(on_card, OnCard) and on_card.device == torch.device("cuda", 0)
+    with pytest.raises(RuntimeError, match="cuda:0 and on the cpu"):
+        on_card + torch.ones(3)
+    with pytest.raises(RuntimeError, match="cuda:0 and on the cpu"):
+        torch.nn.Embedding(4, 2).to("cuda")(torch.tensor([1]))
+    with pytest.raises(RuntimeError, match="numpy"):
+        on_card.numpy()
+    assert (on_card + torch.tensor(1.0)).cpu().tolist() == [2, 2, 2]
+
+
+def test_waits_for_the_card_are_noted(card):
+    numbers = torch.arange(4, device="cuda")
+    assert card.waits == []
+    assert float(numbers.sum()) == 6 and len(numbers[numbers > 1]) == 2
+    numbers.cpu()
+    torch.zeros(2).to("cuda")
+    assert [wait.partition(" at ")[0] for wait in card.waits] == [
+        "aten::_local_scalar_dense", "aten::index", "aten::_to_copy", "aten::_to_copy",
+    ]  # fmt: skip
+
+
+def drawing(**changes):
+    return Synthesize(
+        **{
+            "model": "miniature:stable_diffusion", "steps": 3, "guidance": 4.0, "size_hw": (64, 64),
+            "factors": (1,), "batch_size": 2, "min_area": 0.0, "max_area": 1.0, **changes,
+        }
+    )  # fmt: skip
+
+
+def on_both(spec, records, card):
+    """What a stage makes on the CPU, and on the card."""
+    with card.away():
+        expected = list(spec.build()(iter(records)))
+    return expected, list(spec.build()(iter(records)))
+
+
+def assert_same_images(expected, found):
+    assert [item.key for item in found] == [item.key for item in expected]
+    for one, other in zip(expected, found, strict=True):
+        assert type(one) is type(other)
+        if isinstance(one, ImageRecord):
+            assert np.abs(one.image_hwc().astype(int) - other.image_hwc()).max() <= 3
+            for left, right in zip(one.regions, other.regions, strict=True):
+                assert (left.mask_hw == right.mask_hw).mean() > 0.98
+                assert right.score == pytest.approx(left.score, abs=0.05)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm_solver++", "unipc", "lcm"])
+def test_drawing(card, scheduler):
+    assert_same_images(*on_both(drawing(scheduler=scheduler), prompts(3), card))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_drawing_in_half_precision(card, dtype):
+    spec = drawing(dtype=dtype, channels_last=True, fused_projections=True, guided_share=0.5)
+    found = list(spec.build()(iter(prompts(2))))
+    assert [type(item) for item in found] == [ImageRecord] * 2
+
+
+def test_no_step_of_ddim_waits_for_the_card(card):
+    """Nor does attribution: what is waited for does not grow with the steps."""
+    counts = []
+    for steps in (2, 5):
+        stage = drawing(scheduler="ddim", steps=steps).build()
+        before = len(card.waits)
+        list(stage(iter(prompts(2))))
+        counts.append(len(card.waits) - before)
+    assert counts[0] == counts[1] < 20
+
+
+CLIP = TextEncoderConfig(model="miniature:clip")
+SIZE = {"size_hw": (64, 64)}
+VISUALS = {
+    "dinov2": VisualEncoderConfig(model="miniature:dinov2", precision="float16", **SIZE),
+    "dino_keys": VisualEncoderConfig(model="miniature:dino", features="keys", **SIZE),
+    "clip_values": VisualEncoderConfig(
+        model="miniature:clip", library="open_clip", features="values", **SIZE
+    ),
+    "clip_crops": VisualEncoderConfig(
+        model="miniature:clip", library="open_clip", features="crop_binary", **SIZE
+    ),
+}
+
+
+@pytest.mark.parametrize("visual", VISUALS)
+def test_embedding(card, visual):
+    with card.away():
+        records = list(drawing().build()(iter(prompts(2))))
+    expected, found = on_both(Embed(visual=VISUALS[visual], text=CLIP), records, card)
+    assert len(found) > 2 and [item.key for item in found] == [item.key for item in expected]
+    for one, other in zip(expected, found, strict=True):
+        assert isinstance(other, Reference)
+        np.testing.assert_allclose(other.visual, one.visual, atol=5e-3)
+        np.testing.assert_allclose(other.textual, one.textual, atol=5e-3)
+
+
+SAM = SamConfig(model="miniature:sam")
+GRID = SamGridConfig(sam=SAM, points_per_side=4, min_predicted_iou=0.6, min_stability=0.6)
+ROUTES = {
+    "detector": Ground(
+        detector=DetectorRoute(
+            detector=GroundingDinoConfig(
+                model="miniature:grounding_dino", box_threshold=0.2, text_threshold=0.2
+            ),
+            sam=SAM,
+        )
+    ),
+    "mask_former": ProposerConfig(mask_former=MaskFormerConfig(model="miniature:maskformer")),
+    "sam_grid": ProposerConfig(sam_grid=GRID),
+    "opencut": ProposerConfig(opencut=OpenCutProposerConfig(keys=VISUALS["dino_keys"])),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_grounding(card, route):
+    spec = ROUTES[route]
+    if isinstance(spec, ProposerConfig):
+        match = ProposalRoute(proposer=spec, visual=VISUALS["clip_crops"], text=CLIP)
+        spec = Ground(proposals=match)
+    expected, found = on_both(spec, prompts(3), card)
+    assert any(isinstance(item, ImageRecord) for item in expected)
+    assert [item for item in found if isinstance(item, Dropped)] == [
+        item for item in expected if isinstance(item, Dropped)
+    ]
+    assert_same_images(expected, found)
