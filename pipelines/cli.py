@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "submit": "send a build to a Ray cluster as a job, and follow it",
         "retry-failed": "make again what failed for good in a build, once its cause is mended",
         "reduce": "make the collection again from a build's finished references",
-        "evaluate": "measure a collection on held-out scenes of the miniature",
+        "evaluate": "measure a collection on scenes of the miniature, or on labelled images",
         "tables": "measure the papers' tables in small, and build what they need first",
     }
     for verb, text in helps.items():
