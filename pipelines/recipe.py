@@ -36,7 +36,7 @@ from ovref_pipelines.progress import Seldom, duration
 from ovref.config import STRICT, dump
 from ovref.contract import Dropped, Spec
 from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.errors import ModelError
+from ovref.errors import MismatchError, ModelError
 from ovref.identity import spec_identity
 from ovref.ingest import IngestSummary, ingest
 from ovref.ops.vocabulary import vocabulary_report
@@ -242,7 +242,12 @@ def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
     if config.select_prompts is not None:
         selected = opened(upstream, "selected", config.select_prompts, prompts)
     images = opened(upstream, "images", config.make_images, selected or prompts)
-    references = opened(here, "references", config.embed, images)
+    try:
+        references = opened(here, "references", config.embed, images)
+    except MismatchError as error:
+        raise MismatchError(
+            f"{error}. Another output with images_from={upstream.url} embeds the same images"
+        ) from error
     return Folders(
         captions=captions, prompts=prompts, selected=selected, images=images, references=references
     )

@@ -84,9 +84,14 @@ def open_step(
         changes = identities.changes(found["identity"], wanted["identity"])
         if found["parents"] != wanted["parents"]:
             changes.append("the step that it reads from has another fingerprint")
+        folder = _folder(place, name, found)
+        advice = (
+            "Choose another output folder, or set these values as they were to go on with this one"
+            if folder.committed()
+            else "It has no shard yet: delete the folder to begin it with these"
+        )
         raise MismatchError(
-            f"{place.url} was made with other settings: {'; '.join(changes)}. Choose another "
-            "output folder, or set these values as they were to go on with this one"
+            f"{place.url} was made with other settings: {'; '.join(changes)}. {advice}"
         )
     return _folder(place, name, found)
 

@@ -230,6 +230,17 @@ def test_an_output_of_other_settings_is_refused_before_anything_runs(config, cha
         recipe.build(dataclasses.replace(config, **change))
 
 
+def test_another_embedding_of_images_that_are_there_says_how_to_keep_them(config):
+    other = FakeEmbedding(visual=config.embed.visual, text=TextEncoderConfig(model="another"))
+    folders = recipe.open_steps(config)  # a build that failed before its first reference
+    with pytest.raises(MismatchError, match=r"references .* no shard yet: delete the folder"):
+        recipe.open_steps(dataclasses.replace(config, embed=other))
+    recipe.build(config)
+    upstream = folders.images.store.url.removesuffix("/images")
+    with pytest.raises(MismatchError, match=f"Another output with images_from={upstream} embeds"):
+        recipe.open_steps(dataclasses.replace(config, embed=other))
+
+
 def test_settings_that_change_no_bytes_may_change(config):
     recipe.build(config)
     engine = EngineConfig(engine="local", attempts=5, threads=2)

@@ -82,7 +82,13 @@ def test_a_mismatch_says_which_values_differ(store):
     assert "draws was absent and is now 2" in message
     assert "the step that it reads from has another fingerprint" in message
     assert "same" not in message.replace("same step", "")
-    assert "Choose another output folder" in message
+    assert message.endswith("It has no shard yet: delete the folder to begin it with these")
+
+
+def test_a_mismatch_with_what_is_committed_asks_for_another_folder(store, step):
+    step.commit("000000", captions(1), inputs=1)
+    with pytest.raises(MismatchError, match="Choose another output folder"):
+        open_step(store, "captions", {"stages": []})
 
 
 def test_a_mismatch_tells_numbers_from_truths_and_lists_of_other_lengths(store):
