@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ from ovref.records import ImageRecord, Noun, Prompt, Region
 
 logger = logging.getLogger(__name__)
 
+USUAL_BATCH_SIZE = 8
+"""Prompts drawn together where nothing else is asked for."""
 FINISHERS = min(4, os.cpu_count() or 1)
 """Threads that make records of drawn images."""
 
@@ -57,9 +59,10 @@ class Synthesize:
     """Of the images, pixels; multiples of 8."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of weights and activations; attribution is added up in float32 in any case."""
-    batch_size: int = 8
+    batch_size: int | Literal["auto"] = USUAL_BATCH_SIZE
     """Prompts drawn together. Kernels round differently at another batch size, in the last bits, so
-    it belongs to the identity of the bytes."""
+    it belongs to the identity of the bytes. `auto` measures on each worker's GPU how many fit into
+    half of its free memory, 32 at most (8 without a GPU): the last bits then depend on the GPU."""
     compiled: bool = False
     """Compiles UNet and decoder: for a GPU, and for jobs much longer than the minutes it takes at
     the start of the first worker on a machine. Rounds differently."""
@@ -92,8 +95,8 @@ class Synthesize:
             raise ValueError(f"size_hw must be multiples of 8, found {self.size_hw}")
         if not self.factors or min(self.factors) < 1:
             raise ValueError(f"factors must be one or more, each at least 1, found {self.factors}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1 or auto, found {self.batch_size}")
         if not 0 <= self.min_area < self.max_area <= 1:
             raise ValueError(
                 "min_area and max_area must be ordered in [0, 1], found "
@@ -121,16 +124,31 @@ class Synthesize:
             dtype=self.dtype,
             device=device,
         )
+        settled = replace(self, batch_size=self._batch_size(pipeline, device))
         quicken(
             pipeline,
             compiled=self.compiled,
             channels_last=self.channels_last,
             fused_projections=self.fused_projections,
         )
-        return SynthesizeStage(self, self.generator(pipeline))
+        return SynthesizeStage(self, settled.generator(pipeline), settled.batch_size)
+
+    def _batch_size(self, pipeline: Any, device: str) -> int:
+        """The number that `auto` stands for here. Called before anything is compiled."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        if device == "cpu":
+            return USUAL_BATCH_SIZE
+        from ovref.models.batch_size import PROBE_STEPS, automatic_batch_size
+
+        probe = replace(self, steps=PROBE_STEPS, guided_share=1.0, batch_size=1, compiled=False)
+        return automatic_batch_size(pipeline, probe.generator(pipeline))
 
     def generator(self, pipeline: Any) -> Any:
-        """The `models.diffusion.Generator` of these settings, for a pipeline of `load_pipeline`."""
+        """The `models.diffusion.Generator` of these settings, for a pipeline of `load_pipeline`.
+
+        `batch_size` must be a number: `build` finds the one of `auto`.
+        """
         from ovref.models.diffusion import Generator
 
         return Generator(
@@ -165,10 +183,17 @@ class SynthesizeStage:
     `nonfinite_heatmap`, `empty_mask`, `full_mask`.
     """
 
-    def __init__(self, spec: Synthesize, generator: Any):
-        """`generator` is a `models.diffusion.Generator`, or anything with its two methods."""
+    def __init__(self, spec: Synthesize, generator: Any, batch_size: int | None = None):
+        """
+        Args:
+            spec: the settings.
+            generator: a `models.diffusion.Generator`, or anything with its two methods.
+            batch_size: what the spec's stands for on this device; None for the spec's own.
+        """
         self._spec = spec
         self._generator = generator
+        self.batch_size = spec.batch_size if batch_size is None else batch_size
+        """Prompts drawn together."""
 
     def __call__(self, prompts: Iterator[Prompt]) -> Iterator[ImageRecord | Dropped]:
         # A thread draws one batch ahead while this one and the finishers make the records of the
@@ -198,7 +223,7 @@ class SynthesizeStage:
             yield from dropped
             if order is not None:
                 orders.append(order)
-            if len(orders) == self._spec.batch_size:
+            if len(orders) == self.batch_size:
                 yield orders
                 orders = []
         if orders:
@@ -251,6 +276,7 @@ class SynthesizeStage:
         self, order: _Order, image_hwc: np.ndarray, heatmaps_nhw: np.ndarray
     ) -> Iterator[ImageRecord | Dropped]:
         spec, prompt = self._spec, order.prompt
+        measured = {"batch_size": self.batch_size} if spec.batch_size == "auto" else {}
         kept_maps, regions = [], []
         # Masks come from the heatmaps as they are kept, so they can be made again from the record.
         for (number, noun), heatmap_hw in zip(order.nouns, stretched(heatmaps_nhw), strict=True):
@@ -285,6 +311,7 @@ class SynthesizeStage:
                 "guided_share": spec.guided_share,
                 "negative_prompt": spec.negative_prompt,
                 "dtype": spec.dtype,
+                **measured,
             },
         )
 

@@ -20,6 +20,7 @@ from pretend_cuda import OnCard, pretend_cuda
 from ovref.contract import Dropped
 from ovref.identity import record_key
 from ovref.miniature.scenes import render
+from ovref.models.diffusion import Generator
 from ovref.models.grounding import DetectorRoute, ProposalRoute
 from ovref.records import ImageRecord, Noun, Prompt, Reference
 from ovref.stages.embed import Embed
@@ -178,3 +179,68 @@ def test_grounding(card, route):
         item for item in expected if isinstance(item, Dropped)
     ]
     assert_same_images(expected, found)
+
+
+class Memory:
+    """Of a card on which drawing takes so many bytes and so many an image."""
+
+    def __init__(self, monkeypatch, *, free, fixed, an_image):
+        self.drawn, self.in_use = [], 10**9
+        whole = Generator.draw_at_once
+
+        def draw_at_once(generator, captions, positions, seeds):
+            self.drawn.append(len(captions))
+            if fixed + an_image * len(captions) > free:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(generator, captions, positions, seeds)
+
+        monkeypatch.setattr(Generator, "draw_at_once", draw_at_once)
+        for name, function in {
+            "mem_get_info": lambda: (free, 2 * free),
+            "memory_reserved": lambda: self.in_use,
+            "reset_peak_memory_stats": lambda: None,
+            "max_memory_reserved": lambda: self.in_use + fixed + an_image * self.drawn[-1],
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, function)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "unipc", "sde_dpm_solver++", "euler_ancestral"])
+def test_the_automatic_batch_size_leaves_no_trace(card, monkeypatch, scheduler, caplog):
+    memory = Memory(monkeypatch, free=10**10, fixed=10**9, an_image=9 * 10**8)
+    orders = prompts(6)
+    caplog.set_level("INFO", "ovref.models.batch_size")
+    before = torch.random.get_rng_state()
+    stage = drawing(scheduler=scheduler, batch_size="auto").build()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert stage.batch_size == 4 and memory.drawn == [2, 4]
+    (line,) = caplog.messages
+    assert "drawing 4 at once" in line and "2 took 2.80 GB, 4 took 4.60 GB" in line
+    found = list(stage(iter(orders)))
+    assert memory.drawn == [2, 4, 4, 2]
+    expected = list(drawing(scheduler=scheduler, batch_size=4).build()(iter(orders)))
+    assert [item.image for item in found] == [item.image for item in expected]
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one.heatmaps_nhw, other.heatmaps_nhw)
+        assert other.provenance == one.provenance | {"batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("free", "expected", "tried"), [(6.9, 2, [2, 4]), (2.7, 1, [2]), (60, 32, [2, 4])], ids=str
+)
+def test_probes_that_do_not_fit_bound_the_batch(card, monkeypatch, free, expected, tried):
+    memory = Memory(monkeypatch, free=int(free * 10**9), fixed=10**9, an_image=int(9e8))
+    compiled = []
+
+    def note(module, **options):
+        compiled.append((type(module).__name__, list(memory.drawn)))
+
+    monkeypatch.setattr(torch.nn.Module, "compile", note)
+    stage = drawing(batch_size="auto", compiled=True, steps=1, guidance=1.0).build()
+    assert stage.batch_size == expected
+    # Nothing is compiled before the batch size is known, which is then the only one.
+    assert compiled == [("UNet2DConditionModel", tried), ("Decoder", tried)]
+    rows = []
+    unet = stage._generator._pipeline.unet
+    unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    (record,) = stage(iter(prompts(1)))
+    assert rows == [expected] and record.provenance["batch_size"] == expected

@@ -13,7 +13,7 @@ from ovref.errors import ConfigError, ModelError
 from ovref.identity import fingerprint, record_key, record_seed, spec_identity
 from ovref.models.diffusion import Drawing
 from ovref.records import YES, ImageRecord, Noun, Prompt
-from ovref.stages.synthesize import Synthesize, SynthesizeStage
+from ovref.stages.synthesize import USUAL_BATCH_SIZE, Synthesize, SynthesizeStage
 
 
 def prompt(caption, *nouns, key=None):
@@ -233,6 +233,27 @@ def test_the_spec_is_strict_picklable_and_has_an_identity():
 def test_values_out_of_range_name_the_field(fields, named):
     with pytest.raises(ValueError, match=named):
         spec(**fields)
+
+
+def test_the_batch_size_auto_is_the_usual_one_without_a_gpu(tiny_pipelines):
+    model = str(tiny_pipelines["sd1"])
+    fields = {"model": model, "steps": 1, "size_hw": (64, 64), "min_area": 0.0, "max_area": 1.0}
+    asked = parse(Synthesize, {**dump(spec(**fields)), "batch_size": "auto"})
+    stage = asked.build()
+    assert (asked.batch_size, stage.batch_size) == ("auto", USUAL_BATCH_SIZE)
+    assert fingerprint(spec_identity(asked)) != fingerprint(spec_identity(spec(**fields)))
+    (record,) = stage(iter([prompt("a cat", "cat")]))
+    assert record.provenance["batch_size"] == USUAL_BATCH_SIZE
+    (usual,) = spec(**{**fields, "batch_size": USUAL_BATCH_SIZE}).build()(
+        iter([prompt("a cat", "cat")])
+    )
+    assert record.image == usual.image and "batch_size" not in usual.provenance
+
+
+@pytest.mark.parametrize("value", ["many", 2.5, True, None], ids=str)
+def test_a_batch_size_is_a_number_or_auto(value):
+    with pytest.raises(ConfigError, match="batch_size"):
+        parse(Synthesize, {"model": "x", "batch_size": value})
 
 
 def test_the_module_imports_without_torch():

@@ -1,0 +1,91 @@
+"""How many images a device draws at once: measured on it, with a few that are thrown away."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ovref.models.diffusion import Generator
+
+logger = logging.getLogger(__name__)
+
+PROBED = (2, 4)
+"""Images drawn at once to see what they take."""
+PROBE_STEPS = 2
+"""Of the scheduler, to see it: more take as much."""
+LARGEST = 32
+"""Images at once at most: a UNet at 512 pixels has filled the device long before."""
+SHARE = 0.5
+"""Of the free memory, for images. The rest is for encoders in the same worker, other workers on the
+device, fragments and larger captions. It costs one halving of the batch at most."""
+
+
+def largest_batch(peaks: Mapping[int, int], free: int) -> int:
+    """The largest power of two, up to `LARGEST`, whose images fit into `SHARE` of the free memory.
+
+    Memory is taken to grow along the line through the two measurements. Without two of them,
+    nothing is known of larger batches: it is the one that was drawn, or 1.
+
+    Args:
+        peaks: images at once -> bytes that drawing them took, of those of `PROBED` that could be
+            drawn.
+        free: bytes, with the model loaded.
+    """
+    most = LARGEST if len(peaks) > 1 else max(peaks, default=1)
+    size = 1
+    while 2 * size <= most and predicted(peaks, 2 * size) <= SHARE * free:
+        size *= 2
+    return size
+
+
+def predicted(peaks: Mapping[int, int], size: int) -> float:
+    """Bytes that `size` images at once take, on the line through the first and last measurement."""
+    first, last = min(peaks), max(peaks)
+    slope = (peaks[last] - peaks[first]) / (last - first) if last > first else 0.0
+    # Less memory for more images is an allocator's whim.
+    return peaks[last] + max(0.0, slope) * (size - last)
+
+
+def automatic_batch_size(pipeline: Any, generator: Generator) -> int:
+    """`largest_batch` of this CUDA device, with the images of `generator`.
+
+    Leaves the pipeline as it was.
+
+    Args:
+        pipeline: of the generator, on the device; not compiled, or it would be for each size.
+        generator: with few steps.
+    """
+    scheduler = pipeline.scheduler
+    pipeline.scheduler = copy.deepcopy(scheduler)
+    peaks: dict[int, int] = {}
+    try:
+        for size in PROBED:
+            if (peak := _peak(generator, size)) is None:
+                break
+            peaks[size] = peak
+    finally:
+        pipeline.scheduler = scheduler
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    chosen = largest_batch(peaks, free)
+    found = [f"{size} took {peak / 1e9:.2f} GB" for size, peak in peaks.items()]
+    found += [f"{size} did not fit" for size in PROBED[len(peaks) :][:1]]
+    logger.info(
+        "batch_size=auto: drawing %d at once, %g of the %.2f GB that are free being for them; %s",
+        chosen, SHARE, free / 1e9, ", ".join(found),
+    )  # fmt: skip
+    return chosen
+
+
+def _peak(generator: Generator, size: int) -> int | None:
+    """Bytes taken to draw so many images, beyond what is held before; None if they do not fit."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    try:
+        generator.draw_at_once(["two dogs and a cat"] * size, [[(2,), (5,)]] * size, range(size))
+    except torch.OutOfMemoryError:
+        return None
+    return torch.cuda.max_memory_reserved() - before
