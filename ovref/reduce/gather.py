@@ -14,7 +14,6 @@ from ovref_inference.format import (
     FILES,
     REFERENCE_SCHEMA,
     ROW_GROUP,
-    Manifest,
     TableWriter,
     VectorWriter,
     open_table,
@@ -23,6 +22,7 @@ from ovref_inference.format import (
 
 from ovref.errors import InputError
 from ovref.ops.quality import usable_rows
+from ovref.reduce.grow import Base
 from ovref.reduce.phases import Report
 from ovref.storage import codec
 from ovref.storage.ahead import read_ahead
@@ -49,19 +49,6 @@ class Shards:
     def label(self, shard: str) -> str:
         """How the column `shard` of the collection names a shard, wherever the step lies."""
         return f"{self.step.fingerprint[:12]}/{shard}"
-
-
-@dataclass(frozen=True)
-class Base:
-    """The published collection that is grown."""
-
-    manifest: Manifest
-    paths: dict[str, Path]
-    """Role -> local file."""
-
-    @property
-    def rows(self) -> int:
-        return self.manifest.counts["references"]
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ from ovref import config
 from ovref.errors import InputError, MismatchError
 from ovref.identity import canonical, fingerprint, spec_identity
 from ovref.reduce.filter import DROPPED, filter_references
-from ovref.reduce.gather import Base, Shards, gather
-from ovref.reduce.index import ROLES, GrownIndex, build_indexes
+from ovref.reduce.gather import Shards, gather
+from ovref.reduce.grow import Base, grown_indexes, grown_prototypes, inputs_of, open_base
+from ovref.reduce.index import build_indexes
 from ovref.reduce.phases import Report, one_at_a_time, run_phase
-from ovref.reduce.prototypes import GrownPrototypes, build_prototypes
+from ovref.reduce.prototypes import build_prototypes
 from ovref.reduce.spec import ReduceSpec
 from ovref.reduce.tasks import RunTasks, in_process
 from ovref.stages.embed import Embed
@@ -88,13 +89,14 @@ def reduce_collection(
         InputError: no references, an incomplete step, widths that differ, or nothing is left by
             the filters.
         MismatchError: `output` holds another collection, or one with tombstones that is not
-            `base`, or a step or `base` was made with other encoders, templates or weights than
-            `embed` says.
+            `base`, or was changed meanwhile; or a step or `base` was made with other encoders,
+            templates or weights than `embed` says.
         CollectionError: `base` or what lies at `output` cannot be read.
         ValueError: a vector or a noun that cannot be encoded.
     """
     steps = [references] if isinstance(references, StepFolder) else list(references)
-    grown = _base(base, embed) if base else None
+    before = _published(output, replace)
+    grown = open_base(base, embed) if base else None
     inputs = [_shards(step, embed, grown, allow_incomplete) for step in steps]
     identity = _identity(spec, embed, inputs, grown, licences)
     wanted = fingerprint(identity)
@@ -130,7 +132,7 @@ def reduce_collection(
                 out,
                 recall=spec.index_recall,
                 seed=spec.seed,
-                grown=_grown_indexes(grown, spec),
+                grown=grown_indexes(grown, spec),
                 run_tasks=run_tasks,
                 report=report,
             ),
@@ -142,7 +144,7 @@ def reduce_collection(
                 folder / "filter",
                 out,
                 config=spec.prototypes,
-                grown=_grown_prototypes(grown, spec),
+                grown=grown_prototypes(grown, spec),
                 dead=dead,
                 texts=texts,
                 templates=embed.templates,
@@ -174,11 +176,19 @@ def reduce_collection(
             build={
                 "reduce": spec_identity(spec),
                 "embed": spec_identity(embed),
-                "inputs": _inputs_of(grown) + identity["inputs"],
+                "inputs": inputs_of(grown) + identity["inputs"],
                 "base": identity["base"],
                 "summary": summary,
             },
         )
+        if (made := standing()) is not None:  # on another machine
+            _clean(folder)
+            return made
+        if _published(output, replace) != before:
+            raise MismatchError(
+                f"{output.url} was changed while this collection was made: it was grown, or "
+                "references of it were deleted; run the same command again"
+            )
         complete = collections.publish(
             folder / "files", output.url, manifest, storage_options=output.storage_options
         )
@@ -230,7 +240,7 @@ def _shards(step: StepFolder, embed: Embed, grown: Base | None, allow_incomplete
         )
     known = {
         shard
-        for earlier in _inputs_of(grown)
+        for earlier in inputs_of(grown)
         if earlier["fingerprint"] == step.fingerprint
         for shard in earlier["shards"]
     }
@@ -261,62 +271,6 @@ def _up_to_date(base: fmt.Manifest, spec: ReduceSpec, inputs: list[Shards]) -> b
         and base.settled_tombstones == base.counts["tombstones"]
         and base.build["reduce"] == spec_identity(spec)
     )
-
-
-def _base(store: Store, embed: Embed) -> Base:
-    manifest, paths = collections.fetch(store.url, storage_options=store.storage_options)
-    parts = {
-        "visual encoder": (config.dump(embed.visual), manifest.visual.settings),
-        "text encoder": (config.dump(embed.text), manifest.textual.settings),
-        "templates": (list(embed.templates), list(manifest.templates)),
-        "weights": (list(embed.weights), list(manifest.weights)),
-        "part": (embed.part, manifest.build["embed"]["fields"].get("part", "region")),
-    }
-    for name, (new, old) in parts.items():
-        if new != old:
-            raise MismatchError(
-                f"{store.url} cannot be grown with these references: its {name} is {old}, theirs "
-                f"{new}; vectors of two encoders cannot be compared, so build another collection"
-            )
-    return Base(manifest, paths)
-
-
-def _grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]:
-    """Centroids of another seed or version would not be those of building at once."""
-    if grown is None or not _as_now(grown, spec, "seed"):
-        return {}
-    return {
-        role: GrownIndex(
-            path=grown.paths[f"{role}_index"],
-            info=getattr(grown.manifest, f"{role}_index"),
-            rows=grown.rows,
-        )
-        for role in ROLES
-    }
-
-
-def _grown_prototypes(grown: Base | None, spec: ReduceSpec) -> GrownPrototypes | None:
-    if grown is None:
-        return None
-    tombstones = grown.paths["tombstones"]
-    unsettled = fmt.read_tombstones(tombstones, skip=grown.manifest.settled_tombstones)
-    return GrownPrototypes(
-        nouns=grown.paths["nouns"],
-        prototypes=grown.paths["prototypes"],
-        references=grown.rows,
-        settled=np.setdiff1d(fmt.read_tombstones(tombstones), unsettled),
-        same_settings=_as_now(grown, spec, "prototypes"),
-    )
-
-
-def _as_now(grown: Base, spec: ReduceSpec, field: str) -> bool:
-    """Whether the grown collection was reduced by the same version with the same setting."""
-    now, then = spec_identity(spec), grown.manifest.build.get("reduce", {})
-    return then.get("version") == now["version"] and then["fields"][field] == now["fields"][field]
-
-
-def _inputs_of(grown: Base | None) -> list[dict[str, Any]]:
-    return grown.manifest.build["inputs"] if grown else []
 
 
 def _identity(

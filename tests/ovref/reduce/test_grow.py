@@ -8,7 +8,7 @@ from ovref_inference.prototypes import PrototypeConfig
 from reduce_fakes import COUNTS, commit_step, make_references, reduce_into
 
 from ovref.errors import MismatchError
-from ovref.reduce import ReduceSpec
+from ovref.reduce import ReduceSpec, run
 from ovref.reduce.tasks import in_process
 from ovref.storage.store import Store
 
@@ -125,6 +125,60 @@ def test_deleted_between_two_tries_to_grow(place, reduced, monkeypatch):
     assert same_as_queries_make(target)
     with ReferenceCollection.open(target) as collection:
         assert len(collection) == ALL + 12 - len(dead)
+
+
+def meanwhile(monkeypatch, call):
+    """Calls at the end of the last phase before publishing."""
+    assemble = run._assemble
+
+    def assemble_and_call(*arguments):
+        monkeypatch.setattr(run, "_assemble", assemble)
+        summary = assemble(*arguments)
+        call()
+        return summary
+
+    monkeypatch.setattr(run, "_assemble", assemble_and_call)
+
+
+def test_deleted_while_it_grows(place, reduced, monkeypatch):
+    """What was deleted must not come back with the collection that takes its place."""
+    target, _ = reduced(place(make_references()), SPEC)
+    new = place(make_references({"owl": 12}, seed=1), run=1)
+    dead = []
+    meanwhile(monkeypatch, lambda: dead.extend(delete(target, "cat")))
+    with pytest.raises(MismatchError, match=r"was changed while .* run the same command again"):
+        grow(target, new)
+    assert grow(target, new)["added"] == 12
+    with ReferenceCollection.open(target) as collection:
+        assert len(collection) == ALL + 12 - len(dead) and dead
+
+
+def test_grown_by_two_at_the_same_time(place, reduced, monkeypatch, tmp_path):
+    """Who is later adds to what the other has added, and does not take its place."""
+    target, _ = reduced(place(make_references()), SPEC)
+    owls = place(make_references({"owl": 12}, seed=1), run=1)
+    hens = place(make_references({"hen": 9}, seed=2), run=2)
+    meanwhile(monkeypatch, lambda: grow(target, hens, work=tmp_path / "elsewhere"))
+    with pytest.raises(MismatchError, match=r"holds another collection|was changed while"):
+        grow(target, owls)
+    assert grow(target, owls)["added"] == 12
+    with ReferenceCollection.open(target) as collection:
+        assert len(collection) == ALL + 12 + 9
+
+
+def test_grown_by_another_machine_at_the_same_time(place, reduced, monkeypatch, tmp_path):
+    target, _ = reduced(place(make_references()), SPEC)
+    owls = place(make_references({"owl": 12}, seed=1), run=1)
+    dead = []
+
+    def other():
+        grow(target, owls, work=tmp_path / "elsewhere")
+        dead.extend(delete(target, "cat"))
+
+    meanwhile(monkeypatch, other)
+    assert grow(target, owls)["added"] == 12
+    with ReferenceCollection.open(target) as collection:
+        assert len(collection) == ALL + 12 - len(dead) and dead
 
 
 def test_shards_of_the_same_names_with_other_contents_are_another_collection(reduced, tmp_path):

@@ -1,0 +1,96 @@
+"""The published collection that is grown, and what it lends to the one that takes its place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ovref_inference import format as fmt
+from ovref_inference import store as collections
+
+from ovref import config
+from ovref.errors import MismatchError
+from ovref.identity import spec_identity
+from ovref.reduce.index import ROLES, GrownIndex
+from ovref.reduce.prototypes import GrownPrototypes
+from ovref.reduce.spec import ReduceSpec
+from ovref.stages.embed import Embed
+from ovref.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Base:
+    """The published collection that is grown."""
+
+    manifest: fmt.Manifest
+    paths: dict[str, Path]
+    """Role -> local file."""
+
+    @property
+    def rows(self) -> int:
+        return self.manifest.counts["references"]
+
+
+def open_base(store: Store, embed: Embed) -> Base:
+    """The collection at `store`, on this machine.
+
+    Raises:
+        MismatchError: it was made with other encoders, templates or weights than `embed` says.
+        CollectionError: it cannot be read.
+    """
+    manifest, paths = collections.fetch(store.url, storage_options=store.storage_options)
+    parts = {
+        "visual encoder": (config.dump(embed.visual), manifest.visual.settings),
+        "text encoder": (config.dump(embed.text), manifest.textual.settings),
+        "templates": (list(embed.templates), list(manifest.templates)),
+        "weights": (list(embed.weights), list(manifest.weights)),
+        "part": (embed.part, manifest.build["embed"]["fields"].get("part", "region")),
+    }
+    for name, (new, old) in parts.items():
+        if new != old:
+            raise MismatchError(
+                f"{store.url} cannot be grown with these references: its {name} is {old}, theirs "
+                f"{new}; vectors of two encoders cannot be compared, so build another collection"
+            )
+    return Base(manifest, paths)
+
+
+def grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]:
+    """By role; none where centroids of another seed or version would not be those of building at
+    once."""
+    if grown is None or not _as_now(grown, spec, "seed"):
+        return {}
+    return {
+        role: GrownIndex(
+            path=grown.paths[f"{role}_index"],
+            info=getattr(grown.manifest, f"{role}_index"),
+            rows=grown.rows,
+        )
+        for role in ROLES
+    }
+
+
+def grown_prototypes(grown: Base | None, spec: ReduceSpec) -> GrownPrototypes | None:
+    """What clustering takes from the grown collection, if there is one."""
+    if grown is None:
+        return None
+    tombstones = grown.paths["tombstones"]
+    unsettled = fmt.read_tombstones(tombstones, skip=grown.manifest.settled_tombstones)
+    return GrownPrototypes(
+        nouns=grown.paths["nouns"],
+        prototypes=grown.paths["prototypes"],
+        references=grown.rows,
+        settled=np.setdiff1d(fmt.read_tombstones(tombstones), unsettled),
+        same_settings=_as_now(grown, spec, "prototypes"),
+    )
+
+
+def _as_now(grown: Base, spec: ReduceSpec, field: str) -> bool:
+    """Whether the grown collection was reduced by the same version with the same setting."""
+    now, then = spec_identity(spec), grown.manifest.build.get("reduce", {})
+    return then.get("version") == now["version"] and then["fields"][field] == now["fields"][field]
+
+
+def inputs_of(grown: Base | None) -> list[dict[str, Any]]:
+    """The shards that it was made of, as its manifest names them."""
+    return grown.manifest.build["inputs"] if grown else []
