@@ -39,6 +39,22 @@ def test_many_objects_are_read_at_once(store):
         store.read_many(["x/a", "x/absent"])
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a*b?", "per%20cent", "hash#1", "{a,b}", "two words"])
+def test_a_place_may_have_any_name(store, name, tmp_path):
+    """None is taken for a pattern."""
+    place = store.child(name)
+    local = tmp_path / "file"
+    local.write_bytes(b"1")
+    place.upload(local, "x/a")
+    assert place.create("x/b", b"2") and place.exists("x/b")
+    assert place.read_many(["x/a", "x/b"]) == {"x/a": b"1", "x/b": b"2"}
+    assert place.list("x") == list(place.details("x")) == ["x/a", "x/b"]
+    with place.local_copy("x/a") as path:
+        assert path.read_bytes() == place.read("x/a") == b"1"
+    place.delete("x/a")
+    assert place.list() == ["x/b"]
+
+
 def test_a_child_is_a_store_of_its_own(store):
     store.child("step").write("a", b"1")
     assert store.list() == ["step/a"]
