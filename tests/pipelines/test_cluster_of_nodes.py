@@ -3,6 +3,7 @@
 Nodes are killed, and drained as a cloud drains a spot machine; a job is submitted to the head.
 """
 
+import io
 import sys
 import time
 import urllib.request
@@ -17,7 +18,8 @@ from pipeline_fakes import files_of, slow_job
 
 pytestmark = pytest.mark.slow
 
-SHARDS = 100
+SHARDS = 240
+"""Of 50 ms each: more than one worker can do while another is started."""
 
 
 @pytest.fixture
@@ -41,16 +43,19 @@ def cluster(monkeypatch):
     made.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     spec, source, target = slow_job(str(tmp_path_factory.mktemp("undisturbed")), SHARDS)
     run_step([spec], source, target, EngineConfig(engine="local"))
     return files_of(target)
 
 
-def wait_for(step, commits):
-    while len(step.committed()) < commits:
-        time.sleep(0.05)
+class Watched(Progress):
+    workers = 0
+
+    def stands(self, shards_waiting, workers):
+        self.workers = workers
+        super().stands(shards_waiting, workers)
 
 
 def drain(cluster, node):
@@ -68,27 +73,33 @@ def drain(cluster, node):
 
 
 def test_nodes_that_are_killed_or_drained_cost_nothing_but_time(
-    cluster, tmp_path, undisturbed, capsys
+    cluster, tmp_path, undisturbed, monkeypatch
 ):
+    monkeypatch.setattr("ovref_pipelines.ray_engine.NOTICE_SECONDS", 0.1)
     made, (first, second) = cluster
     spec, source, target = slow_job(str(tmp_path), SHARDS)
     config = EngineConfig(address=made.address, workers=2)
-    progress = Progress("prompts", every_seconds=1000)
+    said = io.StringIO()
+    progress = Watched("prompts", every_seconds=1000, stream=said)
     # Nodes can be added by the main thread alone.
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_step, [spec], source, target, config, progress)
-        wait_for(target, 5)
+
+        def wait_until(condition):
+            while not condition():
+                assert not running.done(), said.getvalue()
+                time.sleep(0.05)
+
+        wait_until(lambda: progress.workers == 2)
+        drain(made, second)
+        wait_until(lambda: f"node {second.node_id[:12]} is about to go" in said.getvalue())
         made.remove_node(first, allow_graceful=False)
         made.add_node(num_cpus=1, object_store_memory=80 << 20)
-        wait_for(target, 12)
-        drain(made, second)
         summary = running.result()
     assert summary.committed == SHARDS and summary.quarantined == ()
     assert summary.trouble == {"node_losses": 1}
     assert files_of(target) == undisturbed
-    said = capsys.readouterr().err
-    assert "its node was lost" in said
-    assert f"node {second.node_id[:12]} is about to go" in said
+    assert "its node was lost" in said.getvalue()
 
 
 def test_a_submitted_job_runs_on_the_workers_and_its_metrics_can_be_scraped(
