@@ -232,7 +232,8 @@ def _step(
         started = time.monotonic()
         stage = spec.build()
         load_seconds = time.monotonic() - started
-        outputs, seconds = _timed(stage, records, batch)
+        # What was asked for may have been `auto`: the stage knows.
+        outputs, seconds = _timed(stage, records, getattr(stage, "batch_size", batch))
         stored = _stored(outputs) / taken
         ratio = len(outputs) / taken
     missing = max(0.0, flow - done)

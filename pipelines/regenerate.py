@@ -8,7 +8,7 @@ shared its batch are drawn with it once more, which must give the very bytes tha
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
         )
     key = base_key(row["key"])
     prompt, kept = _one(prompts, shard, key), _one(images, shard, key)
-    draw, embed = config.make_images.build(), config.embed.build()
+    draw, embed = _as_drawn(config.make_images, kept).build(), config.embed.build()
     stored = collection.visual[reference], collection.textual[reference]
 
     image = _first(draw(iter([prompt])), key, ImageRecord)
@@ -143,6 +143,13 @@ def text(found: Regenerated) -> str:
     if not found.same:
         lines.append(f"this is another reference: a cosine is below {SAME}")
     return "\n".join(lines)
+
+
+def _as_drawn(spec: Spec, kept: ImageRecord) -> Spec:
+    """The spec with the batch size that `auto` stood for on the device that drew the record."""
+    if getattr(spec, "batch_size", None) != "auto":
+        return spec
+    return replace(spec, batch_size=kept.provenance["batch_size"])
 
 
 def _build_json(build: str) -> dict[str, Any]:

@@ -49,6 +49,24 @@ def test_a_reference_made_again_alone_is_the_same(built, collection):
     assert (found.image_equal and found.bits_equal) or found.in_company is True
 
 
+def test_a_batch_size_that_was_measured_is_taken_from_the_record(tmp_path, monkeypatch):
+    """As if the device that drew it had room for three images, and this one for eight."""
+    output = tmp_path / "auto"
+    config = config_of(output, "corpus.limit=2", "synthesize.batch_size=auto")
+    monkeypatch.setattr("ovref.stages.synthesize.USUAL_BATCH_SIZE", 3)
+    recipe.build(config)
+    monkeypatch.undo()
+    asked, build = [], Synthesize.build
+    monkeypatch.setattr(
+        Synthesize, "build", lambda spec: (asked.append(spec.batch_size), build(spec))[1]
+    )
+    with ReferenceCollection.open(output / "collection") as collection:
+        assert regenerate(collection, 0, str(output)).same
+    assert asked == [3]
+    found = estimate.estimate(config_of(tmp_path / "new", "synthesize.batch_size=auto"), probe=9)
+    assert {step.step: step for step in found.steps}["images"].seconds > 0
+
+
 def test_another_reference_is_told_from_the_same(built, collection, monkeypatch):
     output, _ = built
     monkeypatch.setattr(collection, "visual", -np.asarray(collection.visual))
