@@ -24,6 +24,7 @@ from ovref_inference.segmenters import FossilConfig, pixel_scores, prototype_sco
 from ovref_inference.vectors import l2_normalised
 
 from ovref.config import STRICT, dump
+from ovref.errors import InputError
 from ovref.evaluation import miniature
 from ovref.evaluation.datasets import (
     HELD_OUT,
@@ -125,7 +126,7 @@ def evaluate(
     Raises:
         CollectionError: the collection cannot be opened, or does not say its encoders.
         ModelLoadError: an encoder cannot be loaded.
-        InputError: the label folder is not as it should be.
+        InputError: the label folder is not as it should be, or the collection is of masked crops.
     """
     started = time.monotonic()
     output = Path(spec.output)
@@ -182,7 +183,16 @@ def prepare_bench(
     progress: Callable[[str], None],
     device: str | None = None,
 ) -> Bench:
-    """Draws the scenes, or reads the images, and encodes them once."""
+    """Draws the scenes, or reads the images, and encodes them once.
+
+    Raises InputError where the collection is of masked crops, which images as a whole have none of.
+    """
+    if collection.visual_config.masking:
+        raise InputError(
+            f"{spec.collection} was embedded as masked crops "
+            f"({collection.visual_config.features}), and FOSSIL compares dense features with it: "
+            "give a collection of dense features; `ovref tables` measures both kinds"
+        )
     data = label_folder(spec.folder) if spec.folder else miniature_scenes(spec.split, spec.scenes)
     progress(f"encoding {data.name}")
     text = load_text_encoder(collection.text_config, device=device)
@@ -337,6 +347,8 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
     tables = [("method", columns, main)]
     used = result["spec"]["fossil"]
     for name, rows in result["ablations"].items():
+        if not rows:
+            continue  # none were asked for
         marked = [f"{row[name]}{' (as above)' * (row[name] == used[name])}" for row in rows]
         cells_of = [[mark, *cells(row)] for mark, row in zip(marked, rows, strict=True)]
         tables.append((f"FOSSIL, {name if name == 'gamma' else name.upper()}", columns, cells_of))

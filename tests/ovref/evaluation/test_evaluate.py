@@ -3,10 +3,12 @@
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ovref_inference.collection import ReferenceCollection
+from ovref_inference.encoder_config import VisualEncoderConfig
 from ovref_inference.encoders import load_text_encoder, load_visual_encoder
 from ovref_inference.errors import CollectionError
 from ovref_inference.opencut import OpenCutConfig
@@ -16,7 +18,7 @@ from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySe
 from PIL import Image
 
 from ovref.config import dump, parse
-from ovref.errors import ConfigError
+from ovref.errors import ConfigError, InputError
 from ovref.evaluation.datasets import LabelFolder
 from ovref.evaluation.evaluate import (
     EvaluateSpec,
@@ -104,6 +106,20 @@ def test_files_are_written_and_agree(result, spec, told):
     with Image.open(f"{folder}/predictions.png") as picture:
         assert picture.format == "PNG"
     assert told[-1] == table(result)
+
+
+def test_ablations_that_nobody_asked_for_have_no_table(result):
+    without = result | {"ablations": result["ablations"] | {"k": []}}
+    assert "FOSSIL, K" in markdown(result) and "FOSSIL, K" not in markdown(without)
+    assert "FOSSIL, K" in table(result) and "FOSSIL, K" not in table(without)
+
+
+def test_a_collection_of_masked_crops_is_refused(spec):
+    crops = VisualEncoderConfig(
+        model="miniature:clip", library="open_clip", features="crop_binary", size_hw=(64, 64)
+    )
+    with pytest.raises(InputError, match=r"masked crops \(crop_binary\)"):
+        prepare_bench(spec, SimpleNamespace(visual_config=crops), print)
 
 
 def test_the_table_is_aligned(result):
