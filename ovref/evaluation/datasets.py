@@ -116,8 +116,8 @@ def label_folder(folder: LabelFolder) -> Dataset:
 
     Raises:
         InputError: a folder, file or label map is missing or unreadable, sizes differ, there are
-            no images or classes, or a map holds a value that is no class and not ignored.
-        ValueError: an unseen class is not in the list.
+            no images or classes, a map holds a value that is no class and not ignored, or an
+            unseen class is not in the list.
     """
     classes = _class_names(Path(folder.classes))
     root = Path(folder.images)
@@ -143,7 +143,10 @@ def label_folder(folder: LabelFolder) -> Dataset:
         labels=tuple(labels),
         colours={},
     )
-    return with_unseen(data, folder.unseen) if folder.unseen else data
+    try:
+        return with_unseen(data, folder.unseen) if folder.unseen else data
+    except ValueError as error:
+        raise InputError(f"{folder.classes}: {error}") from error
 
 
 def with_unseen(data: Dataset, unseen: Sequence[str]) -> Dataset:

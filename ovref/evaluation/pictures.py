@@ -81,7 +81,8 @@ def prediction_grid(
 ) -> None:
     """Draws images beside their label maps in the colours of the classes, with a legend.
 
-    Under each predicted map stands the share of its pixels that agree with the truth.
+    Under each predicted map stands the share of its pixels that agree with the truth, of those
+    that have a true class.
 
     Args:
         images: (H, W, 3) uint8.
@@ -122,7 +123,9 @@ def prediction_grid(
             coloured = palette[np.minimum(maps[row], len(classes))]
             text = ""
             if truth in columns and name != truth:
-                text = f"{(maps[row] == columns[truth][row]).mean():.0%} of pixels right"
+                judged = columns[truth][row] < len(classes)
+                right = (maps[row] == columns[truth][row])[judged]
+                text = f"{right.mean():.0%} of pixels right" if judged.any() else ""
             _cell(figure, column, base, coloured, text)
     patches = [Patch(facecolor=palette[label] / 255, label=classes[label]) for label in shown]
     if nameless:

@@ -150,7 +150,7 @@ def test_mistakes_of_a_label_folder_are_named(folder, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             label_folder(changed(folder, **changes))
-    with pytest.raises(ValueError, match="unseen classes"):
+    with pytest.raises(InputError, match=r"classes\.txt: unseen classes"):
         label_folder(changed(folder, unseen=["moon"]))
     with pytest.raises(ConfigError, match="limit must be at least 1"):
         changed(folder, limit=0)

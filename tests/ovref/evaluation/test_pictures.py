@@ -72,6 +72,19 @@ def test_the_legend_names_pixels_without_a_class(tmp_path, monkeypatch):
     assert named == [["grass"], ["grass", "no class"]]
 
 
+def test_pixels_without_a_true_class_are_not_judged(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "save_png", lambda figure, path: drawn.append(figure))
+    image = np.full((2, 4, 3), 128, np.uint8)
+    columns = {
+        "truth": [np.array([[0, 0, 255, 255]] * 2), np.full((2, 4), 255)],
+        "FOSSIL": [np.array([[0, 1, 0, 1]] * 2), np.zeros((2, 4), int)],
+    }
+    prediction_grid([image] * 2, columns, ("grass", "sky"), tmp_path / "x.png")
+    said = [text.get_text() for text in drawn[0].texts if "right" in text.get_text()]
+    assert said == ["50% of pixels right"]
+
+
 def test_grids_refuse_nothing_and_columns_of_another_length(tmp_path):
     with pytest.raises(ValueError, match="at least one record"):
         generation_grid([], tmp_path / "x.png")
