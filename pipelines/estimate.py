@@ -331,7 +331,8 @@ def _cost(found: Estimate, steps: Any) -> str:
         return ""
     # Where some workers have GPUs, the price is theirs and what needs none costs nothing extra.
     paid = [step for step in steps if step.gpus] if any(s.gpus for s in found.steps) else steps
-    return f", {sum(found.hours(step) for step in paid) * found.price:.2f} at {found.price:g}"
+    cost = sum(found.hours(step) for step in paid) * found.price
+    return f", costs {cost:.2f} at {found.price:g} an hour"
 
 
 def _size(count: float) -> str:
