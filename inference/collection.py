@@ -1,6 +1,7 @@
 """`ReferenceCollection`: open a published collection and ask it by text, by noun or by region."""
 
 import dataclasses
+import operator
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -26,9 +27,12 @@ from ovref_inference.prototypes import (
     neighbours_of,
     stacked,
 )
-from ovref_inference.retrieve import class_embeddings
+from ovref_inference.retrieve import checked_names, class_embeddings
 from ovref_inference.support import Support
 from ovref_inference.vectors import announce_rows, l2_normalised
+
+_FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
+"""What `ReferenceCollection.close` lets go of."""
 
 
 class ReferenceCollection:
@@ -113,9 +117,16 @@ class ReferenceCollection:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the files. Results already returned stay valid; no more may be asked for."""
+        """Lets go of the files; once more does nothing. Arrays already returned stay valid. What is
+        asked for after that raises ValueError, also the vectors of a `Support`."""
         self._table.close()
-        del self.visual, self.textual, self._visual_index, self._textual_index, self._prototypes
+        for name in _FILES:
+            self.__dict__.pop(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _FILES:
+            raise ValueError(f"{self.url} is closed; ask before that, or open it again")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
     def nouns(self) -> list[str]:
@@ -187,7 +198,12 @@ class ReferenceCollection:
             text_embeddings: (classes, d_textual).
             n: references retrieved for each class; k: centroids of each.
             seed, iterations: of k-means.
+
+        Raises:
+            ValueError: n < 1, k < 1, or as `search_text`.
         """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, found {n}")
         support = self.search_text(text_embeddings, n)
         announce_rows(self.visual, support.ids[support.ids >= 0])
         per_class = [
@@ -200,7 +216,11 @@ class ReferenceCollection:
         return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=((),) * len(counts))
 
     def prototypes(
-        self, names: list[str], k: int | None = None, *, text_embeddings: np.ndarray | None = None
+        self,
+        names: Sequence[str],
+        k: int | None = None,
+        *,
+        text_embeddings: np.ndarray | None = None,
     ) -> Prototypes:
         """Prototypes by noun (VOCSeg 3.1), stored ones where they serve.
 
@@ -217,11 +237,7 @@ class ReferenceCollection:
         Raises:
             ValueError: no or empty names, k < 1, embeddings of another shape.
         """
-        # A text alone is a sequence of texts, too: of its letters.
-        if isinstance(names, str) or not names or not all(name.strip() for name in names):
-            raise ValueError(
-                f"names must be a list of one or more non-empty texts, found {names!r}"
-            )
+        names = checked_names(names)
         config = self.prototype_config
         if k is not None and k != config.k:
             config = dataclasses.replace(config, k=k, max_references=max(k, config.max_references))
@@ -236,7 +252,7 @@ class ReferenceCollection:
         sources = tuple(tuple(self.nouns[i] for i in used) for _, used in found)
         return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=sources)
 
-    def embed_text(self, names: list[str]) -> np.ndarray:
+    def embed_text(self, names: Sequence[str]) -> np.ndarray:
         """(n, d_textual) embeddings of names, by the collection's own text encoder and templates.
 
         Loads the encoder at the first call, which needs torch (`pip install 'ovref[segment]'`).
@@ -299,8 +315,9 @@ class ReferenceCollection:
         return np.where(ids >= 0, self._nouns.of_references[np.maximum(ids, 0)], -1)
 
     def references_of(self, noun: str) -> np.ndarray:
-        """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown."""
-        row = self._nouns.row.get(noun)
+        """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown. The
+        noun is compared as in `prototypes`."""
+        row = self._nouns.row.get(noun.strip().lower())
         return np.zeros(0, dtype=np.int64) if row is None else self._nouns.references(row)
 
     def _encoder_config(self, kind: type, settings: dict[str, Any]) -> Any:
@@ -314,7 +331,7 @@ class ReferenceCollection:
 
     def _search(self, kind: str, queries: np.ndarray, k: int) -> Support:
         info = getattr(self.manifest, f"{kind}_index")
-        queries = self._checked(kind, queries)
+        queries, k = self._checked(kind, queries), operator.index(k)
         if k < 1:
             raise ValueError(f"k must be at least 1, found {k}")
         scores, ids = indexes.search(
@@ -341,7 +358,7 @@ class ReferenceCollection:
 
     def _class_embeddings(
         self,
-        names: list[str],
+        names: Sequence[str],
         own: list[int | None],
         wanted: list[int],
         given: np.ndarray | None,

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
+from ovref_inference.images import check_images
 from ovref_inference.labels import NamedTexts
 from ovref_inference.pooling import RegionEncoder
 from ovref_inference.proposals import as_proposals
@@ -92,6 +93,7 @@ class CorrClipSegmenter:
 
         Args, errors: as of `segment`.
         """
+        check_images(images)
         texts_cd, config = self.texts(class_names), self.config
         proposals = [as_proposals(found, rest=config.rest) for found in self.proposer(images)]
         keyed = region_features(self.keys, images, proposals, 0.5)
@@ -129,8 +131,8 @@ class CorrClipSegmenter:
             One Segmentation an image, at the image's size; NO_CLASS for background.
 
         Raises:
-            ValueError: no class names or an empty one; encoders of other widths than the
-                collection's; features of a region that are zero or not finite.
+            ValueError: no class names or an empty one; images of another kind; encoders of other
+                widths than the collection's; features of a region that are zero or not finite.
         """
         found = [semantic(regions) for regions in self.score(images, class_names)]
         if self.config.background is None:

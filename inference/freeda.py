@@ -10,9 +10,11 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
-from ovref_inference.labels import NamedTexts, check_same_encoders
+from ovref_inference.images import check_images
+from ovref_inference.labels import NamedTexts, Recent, check_same_encoders
 from ovref_inference.prototypes import Prototypes
 from ovref_inference.regions import Segmentation, labelled, with_background
+from ovref_inference.retrieve import checked_names
 from ovref_inference.superpixels import SuperpixelConfig, pool_labels, superpixels
 from ovref_inference.vectors import l2_normalised
 from ovref_inference.windows import WindowConfig, resize_scores, sliding_scores
@@ -105,7 +107,7 @@ class FreedaSegmenter:
         self.text = text
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.config = config
-        self._prepared: dict[tuple[str, ...], tuple[np.ndarray, Prototypes | None]] = {}
+        self._prepared: dict[tuple[str, ...], tuple[np.ndarray, Prototypes | None]] = Recent()
 
     def prepare(self, class_names: Sequence[str]) -> tuple[np.ndarray, Prototypes | None]:
         """Prototypes of the classes, (classes, d) float32, L2-normalised, and of their
@@ -114,7 +116,7 @@ class FreedaSegmenter:
         Raises:
             ValueError: no class names, an empty one, or a collection without references.
         """
-        names = tuple(class_names)
+        names = checked_names(class_names)
         if names not in self._prepared:
             texts_cd = self.texts(names)
             around = None
@@ -144,8 +146,10 @@ class FreedaSegmenter:
             -inf where a class does not count.
 
         Raises:
-            ValueError: like `prepare`; or features of an image are zero or not finite.
+            ValueError: like `prepare`; images of another kind; or features of an image are zero or
+                not finite.
         """
+        check_images(images)
         prototypes, around = self.prepare(class_names)
         texts_cd = self.texts(class_names)
         windows = self.config.windows

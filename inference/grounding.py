@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from ovref_inference.errors import ModelLoadError
+from ovref_inference.images import check_image
 from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
-from ovref_inference.pixels import BatchSize, batched, check_image
+from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposer_config import GroundingDinoConfig
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
@@ -146,7 +147,12 @@ class GroundingDino:
             ids_bl[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
             mask_bl[row, : len(prompt.ids)] = 1
         # Images of different sizes are padded; the pixel mask tells the model where they end.
-        pixels = self._images(images=[images[index] for index, _ in asked], return_tensors="pt")
+        # Where the channels are is said, for an image of three rows would be taken for another.
+        pixels = self._images(
+            images=[np.ascontiguousarray(images[index]) for index, _ in asked],
+            input_data_format="channels_last",
+            return_tensors="pt",
+        )
         outputs = self._model(
             pixel_values=pixels["pixel_values"].to(device),
             pixel_mask=pixels["pixel_mask"].to(device),

@@ -1,25 +1,38 @@
 """Which class a noun or a trained class stands for, and what can be compared with what."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.proposals import Proposals
-from ovref_inference.retrieve import Texts, class_embeddings
+from ovref_inference.retrieve import Texts, checked_names, class_embeddings
 
 _NAMES_AT_ONCE = 65_536
 
 
+class Recent(dict):
+    """What was made for the newest lists of names; a service that is asked for any classes must not
+    keep gigabytes of prototypes."""
+
+    limit = 32
+
+    def __setitem__(self, key: tuple[str, ...], value: Any) -> None:
+        super().__setitem__(key, value)
+        if len(self) > self.limit:
+            self.pop(next(iter(self)), None)
+
+
 class NamedTexts:
-    """Text embeddings of lists of names; each list is encoded once and remembered."""
+    """Text embeddings of lists of names; each list is encoded once and remembered (`Recent`)."""
 
     def __init__(self, text: Texts, templates: tuple[str, ...]) -> None:
         self._text, self._templates = text, templates
-        self._known: dict[tuple[str, ...], np.ndarray] = {}
+        self._known: dict[tuple[str, ...], np.ndarray] = Recent()
 
     def __call__(self, names: Sequence[str]) -> np.ndarray:
         """(n, d) float32, L2-normalised: `retrieve.class_embeddings`, with its errors."""
-        key = tuple(names)
+        key = checked_names(names)
         if key not in self._known:
             self._known[key] = class_embeddings(self._text, list(key), self._templates)
         return self._known[key]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from ovref_inference.errors import ModelLoadError
+from ovref_inference.images import check_image
 from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
-from ovref_inference.pixels import BatchSize, batched, check_image
+from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposals import Proposals
 from ovref_inference.proposer_config import MaskFormerConfig
 from torch.nn.functional import interpolate
@@ -56,7 +57,12 @@ class MaskFormer:
                 yield self._proposals(queries)
 
     def _queries(self, images: Sequence[np.ndarray]) -> list["_Queries"]:
-        inputs = self._images(images=list(images), return_tensors="pt").to(self._model.device)
+        # Said, for an image of three rows would be taken for one with its channels first.
+        inputs = self._images(
+            images=[np.ascontiguousarray(image_hwc) for image_hwc in images],
+            input_data_format="channels_last",
+            return_tensors="pt",
+        ).to(self._model.device)
         outputs = self._model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
         found = []
         for image_hwc, logits_qhw, classes_qc, inside_hw in zip(

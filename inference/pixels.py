@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ovref_inference.images import check_image
 from torch.nn.functional import interpolate
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class Pixels:
         resized = []
         for image in images:
             check_image(image)
+            # A view such as image[..., ::-1] of OpenCV's BGR has strides that torch does not take.
+            image = np.ascontiguousarray(image)
             pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float()
             if pixels.shape[2:] != size_hw:
                 pixels = interpolate(pixels, size=size_hw, mode=self.mode, antialias=True)
@@ -40,16 +43,6 @@ class Pixels:
         mean = torch.tensor(self.mean, device=self.device)[:, None, None]
         std = torch.tensor(self.std, device=self.device)[:, None, None]
         return ((torch.cat(resized) / 255 - mean) / std).to(self.dtype)
-
-
-def check_image(image_hwc: np.ndarray) -> None:
-    """Raises ValueError for anything but (H, W, 3) uint8 with at least one pixel."""
-    if image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or image_hwc.dtype != np.uint8:
-        raise ValueError(
-            f"an image must be (H, W, 3) uint8, found {image_hwc.shape} {image_hwc.dtype}"
-        )
-    if image_hwc.size == 0:
-        raise ValueError(f"an image must have a pixel, found {image_hwc.shape}")
 
 
 class BatchSize:

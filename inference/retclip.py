@@ -7,8 +7,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
+from ovref_inference.images import check_images
 from ovref_inference.labels import (
     NamedTexts,
+    Recent,
     check_joint_space,
     check_same_encoders,
     match_labels,
@@ -25,7 +27,7 @@ from ovref_inference.regions import (
     semantic,
     softmax,
 )
-from ovref_inference.retrieve import Texts
+from ovref_inference.retrieve import Texts, checked_names
 from ovref_inference.vectors import announce_rows
 
 
@@ -128,7 +130,7 @@ class RetClipSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], Labelled] = {}
+        self._prepared: dict[tuple[str, ...], Labelled] = Recent()
 
     def prepare(self, class_names: Sequence[str]) -> Labelled:
         """What references stand for which class; found at the first call, then remembered.
@@ -140,7 +142,7 @@ class RetClipSegmenter:
             ValueError: no class names, an empty one, or a collection whose visual embeddings are
                 not in the space of its texts.
         """
-        names = tuple(class_names)
+        names = checked_names(class_names)
         if names not in self._prepared:
             texts_cd = self.texts(names)
             check_joint_space(self.collection.url, self.collection.manifest.visual.dim, texts_cd)
@@ -179,6 +181,7 @@ class RetClipSegmenter:
 
         Args, errors: as of `segment`.
         """
+        check_images(images)
         labelled, texts_cd = self.prepare(class_names), self.texts(class_names)
         config = self.config
         proposals = [as_proposals(found, rest=False) for found in self.proposer(images)]
@@ -218,7 +221,8 @@ class RetClipSegmenter:
             One Segmentation an image, at the image's size; NO_CLASS where no proposal is.
 
         Raises:
-            ValueError: like `prepare`; or features of a region are zero or not finite.
+            ValueError: like `prepare`; images of another kind; or features of a region are zero or
+                not finite.
         """
         return [semantic(regions) for regions in self.score(images, class_names)]
 

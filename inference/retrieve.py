@@ -3,6 +3,7 @@
 The builder and the queries share these functions, so that both live in the same space.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -29,16 +30,28 @@ class Texts(Protocol):
     def encode(self, texts: list[str]) -> np.ndarray: ...
 
 
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names as they are.
+
+    Raises:
+        ValueError: none, one that is empty or no text, or a text alone, which is a sequence too: of
+            its letters.
+    """
+    found = () if isinstance(names, str) else tuple(names)
+    if not found or not all(isinstance(name, str) and name.strip() for name in found):
+        raise ValueError(f"names must be a list of one or more non-empty texts, found {names!r}")
+    return found
+
+
 def class_embeddings(
-    text_encoder: Texts, names: list[str], templates: tuple[str, ...] = TEMPLATES
+    text_encoder: Texts, names: Sequence[str], templates: tuple[str, ...] = TEMPLATES
 ) -> np.ndarray:
     """(n, d) float32, L2-normalised: each name in every template, encoded, normalised, averaged.
 
     Raises:
-        ValueError: no names, an empty name, or a template without exactly one `{}`.
+        ValueError: as `checked_names`; or a template without exactly one `{}`.
     """
-    if not names or not all(name.strip() for name in names):
-        raise ValueError(f"names must be one or more non-empty texts, found {names!r}")
+    names = checked_names(names)
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
         raise ValueError(f"each template needs exactly one {{}}, found {wrong or templates!r}")

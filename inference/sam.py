@@ -18,8 +18,9 @@ from typing import Literal
 import numpy as np
 import torch
 from ovref_inference.errors import ModelLoadError
+from ovref_inference.images import check_image
 from ovref_inference.models import resolve
-from ovref_inference.pixels import BatchSize, batched, check_image
+from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposer_config import SamGridConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file

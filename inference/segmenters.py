@@ -15,11 +15,13 @@ from typing import ClassVar
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
+from ovref_inference.images import check_images
+from ovref_inference.labels import NamedTexts, Recent
 from ovref_inference.pooling import pool_regions
 from ovref_inference.proposers import Encoder, Proposer
 from ovref_inference.prototypes import Prototypes
 from ovref_inference.regions import Segmentation, labelled
-from ovref_inference.retrieve import TEMPLATES, Texts, class_embeddings
+from ovref_inference.retrieve import TEMPLATES, Texts, checked_names, class_embeddings
 from ovref_inference.vectors import l2_normalised
 from ovref_inference.windows import WindowConfig, resize_scores, sliding_scores
 
@@ -71,7 +73,7 @@ class FossilSegmenter:
         self.text = text
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], Prototypes] = {}
+        self._prepared: dict[tuple[str, ...], Prototypes] = Recent()
 
     def prepare(self, class_names: Sequence[str]) -> Prototypes:
         """Prototypes of these classes; made at the first call, remembered for the next.
@@ -81,7 +83,7 @@ class FossilSegmenter:
         Raises:
             ValueError: no class names, an empty one, or no support for any of them.
         """
-        names = tuple(class_names)
+        names = checked_names(class_names)
         if names not in self._prepared:
             embeddings = class_embeddings(
                 self.text, list(names), self.collection.manifest.templates
@@ -114,8 +116,10 @@ class FossilSegmenter:
             One Segmentation an image, at the image's size.
 
         Raises:
-            ValueError: like `prepare`; or features of an image are zero or not finite.
+            ValueError: like `prepare`; images of another kind; or features of an image are zero or
+                not finite.
         """
+        check_images(images)
         prototypes = self.prepare(class_names)
         present = prototypes.counts > 0
         # Only classes with support take part, so that no infinite score is ever interpolated.
@@ -154,16 +158,16 @@ class TextOnlySegmenter:
         windows: WindowConfig | None = WindowConfig(),  # noqa: B008 (frozen)
     ) -> None:
         self.visual = visual
-        self.text = text
+        self.texts = NamedTexts(text, templates)
         self.proposer = proposer
-        self.templates = templates
         self.windows = windows
 
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
         """Label maps of images; arguments, result and errors as of `FossilSegmenter.segment`."""
-        texts_cd = class_embeddings(self.text, list(class_names), self.templates)
+        check_images(images)
+        texts_cd = self.texts(class_names)
         maps = score_images(
             images,
             self.visual,
@@ -290,6 +294,9 @@ def _at_size(
 ) -> np.ndarray:
     asked = present[classes]
     rows = np.cumsum(present)[classes][asked] - 1
+    if asked.all():
+        return resize_scores(map_chw[rows], size_hw)
     scores_chw = np.full((len(asked), *size_hw), -np.inf, dtype=np.float32)
-    scores_chw[asked] = resize_scores(map_chw[rows], size_hw)
+    if len(rows):
+        scores_chw[asked] = resize_scores(map_chw[rows], size_hw)
     return scores_chw

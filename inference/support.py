@@ -22,12 +22,14 @@ class Support:
 
     @property
     def visual(self) -> np.ndarray:
-        """(n, k, d_visual) float32 visual embeddings, read now; zero where the id is -1."""
+        """(n, k, d_visual) float32 visual embeddings, read now from the collection, which must be
+        open; zero where the id is -1."""
         return self._vectors(self.collection.visual)
 
     @property
     def textual(self) -> np.ndarray:
-        """(n, k, d_textual) float32 textual retrieval embeddings; zero where the id is -1."""
+        """(n, k, d_textual) float32 textual retrieval embeddings, read likewise; zero where the id
+        is -1."""
         return self._vectors(self.collection.textual)
 
     @property

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 from ovref_inference.collection import ReferenceCollection
-from ovref_inference.labels import NamedTexts, check_joint_space, trained_scores
+from ovref_inference.images import check_images
+from ovref_inference.labels import NamedTexts, Recent, check_joint_space, trained_scores
 from ovref_inference.pooling import RegionEncoder
 from ovref_inference.proposals import Proposals, as_proposals
 from ovref_inference.prototypes import Prototypes
@@ -17,7 +18,7 @@ from ovref_inference.regions import (
     semantic,
     softmax,
 )
-from ovref_inference.retrieve import Texts
+from ovref_inference.retrieve import Texts, checked_names
 from ovref_inference.vectors import l2_normalised
 
 
@@ -82,7 +83,7 @@ class VocSegSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], Prototypes] = {}
+        self._prepared: dict[tuple[str, ...], Prototypes] = Recent()
 
     def prepare(self, class_names: Sequence[str]) -> Prototypes:
         """Prototypes of these classes; made at the first call, remembered for the next.
@@ -91,7 +92,7 @@ class VocSegSegmenter:
             ValueError: no class names, an empty one, a collection without references, or one whose
                 visual embeddings are not in the space of its texts.
         """
-        names = tuple(class_names)
+        names = checked_names(class_names)
         if names not in self._prepared:
             texts_cd = self.texts(names)
             prototypes = self.collection.prototypes(
@@ -110,6 +111,7 @@ class VocSegSegmenter:
 
         Args, errors: as of `segment`.
         """
+        check_images(images)
         prototypes, texts_cd = self.prepare(class_names), self.texts(class_names)
         proposals = [as_proposals(found, rest=self.config.rest) for found in self.proposer(images)]
         scored = []
@@ -139,7 +141,8 @@ class VocSegSegmenter:
             One Segmentation an image, at the image's size.
 
         Raises:
-            ValueError: like `prepare`; or features of a region are zero or not finite.
+            ValueError: like `prepare`; images of another kind; or features of a region are zero or
+                not finite.
         """
         return [semantic(regions) for regions in self.score(images, class_names)]
 

@@ -201,6 +201,7 @@ def test_references_of_a_noun(collection, built):
     for row, noun in enumerate(built.nouns):
         expected = np.flatnonzero(built.noun_of == row)
         np.testing.assert_array_equal(collection.references_of(noun), expected)
+        np.testing.assert_array_equal(collection.references_of(f" {noun.title()}"), expected)
     assert len(collection.references_of("unicorn")) == 0
 
 
@@ -389,3 +390,32 @@ def test_results_stay_valid_after_closing(published, built):
         support = collection.search_text(built.noun_embeddings, k=2)
         vectors = support.visual
     assert found.vectors_nkd.any() and vectors.any() and (support.ids >= 0).all()
+
+
+def test_a_closed_collection_says_so(published, built):
+    with ReferenceCollection.open(published) as collection:
+        support = collection.search_text(built.noun_embeddings, k=2)
+        collection.close()
+        for ask in (
+            lambda: support.visual,
+            lambda: collection.search_regions(built.visual[:1], k=2),
+            lambda: collection.prototypes(["dog"]),
+            lambda: collection.rows([1]),
+            lambda: len(collection),
+        ):
+            with pytest.raises(ValueError, match="is closed"):
+                ask()
+        with pytest.raises(AttributeError, match="no attribute 'visuals'"):
+            collection.visuals  # noqa: B018
+    collection.close()
+
+
+def test_numbers_of_numpy_are_numbers_and_others_are_not(collection, built):
+    found = collection.search_text(built.noun_embeddings, np.int64(3))
+    assert found.ids.shape == (5, 3)
+    assert collection.prototypes(np.array(["dog", "cat"])).nouns == (("dog",), ("cat",))
+    for k in (2.5, "3", None):
+        with pytest.raises(TypeError, match="integer"):
+            collection.search_text(built.noun_embeddings, k)
+    with pytest.raises(ValueError, match="n must be at least 1, found 0"):
+        collection.fossil_prototypes(built.noun_embeddings, n=0, k=2)

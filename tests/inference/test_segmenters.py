@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ovref_inference import regions
 from ovref_inference.clustering import spherical_kmeans
+from ovref_inference.labels import Recent
 from ovref_inference.opencut import OpenCutConfig
 from ovref_inference.proposers import (
     label_masks,
@@ -203,8 +205,33 @@ def test_prototypes_are_made_once_for_each_list_of_classes():
     assert len(segmenter.collection.asked) == 2
 
 
+def test_texts_are_encoded_once_for_each_list_of_classes():
+    asked = []
+
+    class Texts(ColourTexts):
+        def encode(self, texts):
+            asked.append(len(texts))
+            return super().encode(texts)
+
+    segmenter = TextOnlySegmenter(ColourEncoder(), Texts(), no_proposals, windows=None)
+    for names in (CLASSES, tuple(CLASSES), CLASSES[:1]):
+        segmenter.segment([picture(LABELS)], names)
+    assert asked == [3 * len(TEMPLATES), len(TEMPLATES)]
+
+
+def test_only_the_newest_lists_of_classes_are_remembered():
+    segmenter = fossil()
+    lists = [["red", f"red number {number}"] for number in range(100)]
+    for names in lists:
+        segmenter.prepare(names)
+    assert list(segmenter._prepared) == [tuple(names) for names in lists[-Recent.limit :]]
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 22])
 @pytest.mark.parametrize("windows", [None, WindowConfig(short_side=12, crop=8, stride=4)])
-def test_a_class_without_support_is_told_and_never_predicted(windows):
+def test_a_class_without_support_is_told_and_never_predicted(windows, at_once, monkeypatch):
+    # One class at a time, as of a large image, or all.
+    monkeypatch.setattr(regions, "_VALUES_AT_ONCE", at_once)
     config = FossilConfig(n=8, k=3, windows=windows)
     segmenter = fossil(config, collection=ColourCollection(["red", "blue"]))
     with pytest.warns(UserWarning, match="no references for green"):
