@@ -255,6 +255,12 @@ def test_a_store_that_ignores_conditional_writes_is_found_out():
     assert store.list() == []
 
 
+def test_a_place_that_cannot_be_written_is_found_out_by_writing(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match=r"cannot create .*/file/_probe/"):
+        check_conditional_create(Store.open(str(tmp_path / "file")))
+
+
 class _Refusing(MemoryFileSystem):
     """A store that answers a conditional write with the given S3 error codes before it obeys."""
 
