@@ -31,9 +31,14 @@ def record_seed(run_seed: int, key: str) -> int:
     return int(_digest([run_seed, key])[:16], 16) >> 1
 
 
+INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+"""Soft hyphen, zero-width blank, word joiner, byte order mark: captions from web pages have them,
+and a word with one in it is another word. The joiners that emoji and some scripts need stay."""
+
+
 def normalised(caption: str) -> str:
-    """NFC, with every run of white space made one blank and none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", caption).split())
+    """NFC without INVISIBLE, with every run of white space made one blank and none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", caption.translate(INVISIBLE)).split())
 
 
 def fingerprint(value: Any) -> str:

@@ -67,6 +67,8 @@ def test_white_space_makes_no_other_caption(other):
 def test_the_unicode_form_makes_no_other_caption():
     assert record_key("coco", "Ka\u0308se") == record_key("coco", "K\u00e4se")
     assert normalised(" Ka\u0308se ") == "K\u00e4se"
+    assert normalised("\ufeffa sail\u00adboat\u200b \u200b at sea") == "a sailboat at sea"
+    assert normalised("\U0001f468\u200d\U0001f467") == "\U0001f468\u200d\U0001f467"  # one emoji
     assert normalised("\ufb01sh \u00b2") == "\ufb01sh \u00b2"  # other characters, not other forms
     assert normalised(" \n") == ""
 
