@@ -87,16 +87,17 @@ class MaskFormer:
         return found
 
     def _proposals(self, queries: "_Queries") -> Proposals:
-        activations = [np.zeros((0, *queries.size_hw), dtype=np.float32)]
+        count = len(queries.logits_qhw)
+        activations_nhw = np.empty((count, *queries.size_hw), dtype=np.float32)
         # One query at a time: enlarging all at once takes gigabytes for a photograph.
-        for logits_hw in queries.logits_qhw:
+        for number, logits_hw in enumerate(queries.logits_qhw):
             # Images of different sizes were padded below and to the right to be one batch.
             seen = interpolate(logits_hw[None, None], queries.padded_hw, mode="bilinear")
             seen = seen[..., : queries.valid_hw[0], : queries.valid_hw[1]]
             large = interpolate(seen, queries.size_hw, mode="bilinear")
-            activations.append(large[0].sigmoid().cpu().numpy())
+            activations_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
         return Proposals(
-            activations_nhw=np.concatenate(activations),
+            activations_nhw=activations_nhw,
             trained_nc=queries.classes_qc.cpu().numpy(),
             trained_names=self._names,
         )

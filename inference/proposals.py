@@ -23,7 +23,8 @@ class Proposals:
             raise ValueError(
                 f"activations_nhw must be (n, H, W) float32, found {found.shape} {found.dtype}"
             )
-        if not ((found >= 0) & (found <= 1)).all():
+        # Not (found >= 0) & (found <= 1), whose arrays are nearly as large; NaN fails as well.
+        if found.size and not (found.min() >= 0 and found.max() <= 1):
             raise ValueError("activations_nhw must lie in [0, 1] and be finite")
         if self.trained_nc is None:
             return
@@ -41,7 +42,9 @@ class Proposals:
         return self.activations_nhw > threshold
 
     def chosen(self, rows: np.ndarray) -> "Proposals":
-        """Those of the rows, given by a bool or integer index."""
+        """Those of the rows, given by a bool or integer index; these themselves if they are all."""
+        if rows.dtype == bool and rows.all():
+            return self
         return Proposals(
             activations_nhw=self.activations_nhw[rows],
             trained_nc=None if self.trained_nc is None else self.trained_nc[rows],
