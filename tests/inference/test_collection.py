@@ -307,6 +307,26 @@ def test_rows_from_several_threads(published, built):
             assert [row["caption"] for row in rows] == [captions[i] for i in pair]
 
 
+def test_questions_from_several_threads_at_once(published, built):
+    """Of a collection just opened, which reads much of what it needs at the first question."""
+    texts = built.noun_embeddings
+    asks = (
+        lambda it: it.prototypes(built.nouns).vectors_nkd,
+        lambda it: it.prototypes(built.nouns, k=3).vectors_nkd,
+        lambda it: it.fossil_prototypes(texts, n=9, k=2).vectors_nkd,
+        lambda it: it.search_regions(built.visual[:7], k=5).noun_rows,
+        lambda it: it.search_text(texts, k=5).visual,
+    )
+    with ReferenceCollection.open(published) as collection:
+        expected = [ask(collection) for ask in asks]
+    for _ in range(5):
+        with ReferenceCollection.open(published) as collection, ThreadPoolExecutor(8) as pool:
+            for found, wanted in zip(
+                pool.map(lambda ask: ask(collection), asks * 8), expected * 8, strict=True
+            ):
+                np.testing.assert_array_equal(found, wanted)
+
+
 def test_a_collection_of_which_all_is_deleted_gives_nothing(published, built):
     store.tombstone(str(published), list(range(len(built.visual))), "opt-out")
     with ReferenceCollection.open(published) as collection:
