@@ -127,6 +127,8 @@ def test_a_label_folder_is_read_by_its_convention(folder):
     np.testing.assert_array_equal(data.labels[1], [[2, 2], [0, 255]])
     assert data.panoptic is None and data.things is None
     assert len(label_folder(changed(folder, limit=1)).images) == 1
+    from_two = label_folder(changed(folder, first_label=2))
+    np.testing.assert_array_equal(from_two.labels, [[[255, 255], [0, 255]], [[1, 1], [255, 255]]])
     other = changed(folder, first_label=0, ignored=[3, 9, 255])
     assert label_folder(other).class_fingerprint != data.class_fingerprint
 

@@ -139,6 +139,22 @@ def test_what_is_done_is_not_done_again(document, spec, told):
     assert ("Only here." in page) == (one["verdict"] != "as in the paper")
 
 
+def test_a_part_is_done_again_when_its_identity_has_changed(tmp_path):
+    done = []
+
+    def once(identity):
+        made = tables._once(
+            tmp_path / "part.json",
+            identity,
+            lambda: {"of": done.append(identity) or identity},
+            lambda line: None,
+        )
+        return made["of"]
+
+    assert [once(scenes) for scenes in (1, 1, 2, 2, 1)] == [1, 1, 2, 2, 1]
+    assert done == [1, 2, 1]
+
+
 def test_parts_depend_on_collections_and_parameters(spec, collection_url, clip_collections):
     def identity(spec):
         with Parts(spec, [], device="cpu") as parts:
