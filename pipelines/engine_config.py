@@ -17,7 +17,8 @@ class PoolConfig:
     cpus_per_worker: float = 1.0
     """CPU cores that Ray sets aside for a worker."""
     gpus_per_worker: float = 0.0
-    """GPUs that Ray sets aside for a worker; a fraction shares one."""
+    """GPUs that Ray sets aside for a worker; a fraction shares one, and 0 works on the CPU even
+    where there is one."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -47,7 +48,8 @@ class EngineConfig:
     cpus_per_worker: float = 1.0
     """CPU cores that Ray sets aside for a worker."""
     gpus_per_worker: float = 0.0
-    """GPUs that Ray sets aside for a worker; a fraction shares one."""
+    """GPUs that Ray sets aside for a worker; a fraction shares one, and 0 works on the CPU even
+    where there is one."""
     placement: Literal["steps", "chained", "pools"] = "steps"
     """Of images and references. `steps`: all images first, then all references. `chained`: each
     worker holds the models of both and embeds what it has just drawn. `pools`: `embedders` embed

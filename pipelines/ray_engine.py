@@ -124,13 +124,17 @@ class _Driver:
                     return
                 strategy = NodeAffinitySchedulingStrategy(node, soft=False)
                 self._found_room_at = time.monotonic()
+            variables = thread_variables(self._config.threads)
+            if pool.config.gpus_per_worker == 0:
+                # Ray hides GPUs that others reserved, but none from those that reserve nothing.
+                variables["CUDA_VISIBLE_DEVICES"] = ""
             options = {
                 "num_cpus": pool.config.cpus_per_worker,
                 "num_gpus": pool.config.gpus_per_worker,
                 "max_restarts": 0,
                 "max_task_retries": 0,
                 "scheduling_strategy": strategy,
-                "runtime_env": {"env_vars": thread_variables(self._config.threads)},
+                "runtime_env": {"env_vars": variables},
             }
             actor = self._hire_class.options(**options).remote()
             hand = Hand(actor, pool, hired_among=frozenset(living_nodes() - self._leaving))

@@ -39,7 +39,8 @@ class ObedientSpec:
     scratch: str
     """Folder where it remembers what it has obeyed."""
     load: str = "fine"
-    """`fine`, `missing` (ModelError), `bug` (another error), `die`, `die once`."""
+    """`fine`, `missing` (ModelError), `bug` (another error), `die`, `die once`, `tell gpus` (which
+    it sees, in a file of scratch)."""
     mended: str = "no"
     """What it does when told to die: `no`, dies; `drop`, drops as the engine would; `yes`, goes on
     as if told nothing."""
@@ -49,6 +50,8 @@ class ObedientSpec:
             raise ModelError("the model fake:none is not here; give another id")
         if self.load == "bug":
             raise KeyError("weights")
+        if self.load == "tell gpus":
+            Path(self.scratch, "gpus").write_text(repr(os.environ.get("CUDA_VISIBLE_DEVICES")))
         if self.load == "die" or (self.load == "die once" and first_time(self.scratch, "load")):
             os._exit(3)
         return Obedient(self.scratch, self.mended)

@@ -218,6 +218,11 @@ def test_ray_refuses_gpus_that_are_not_here(run):
         run(PLAIN, greedy)
 
 
+def test_ray_shows_no_gpu_to_workers_that_reserve_none(run, tmp_path):
+    run([["plain"]], EngineConfig(engine="ray", workers=1), load="tell gpus")
+    assert (tmp_path / "run" / "scratch" / "gpus").read_text() == "''"
+
+
 def test_a_cluster_that_is_not_there_is_said_at_once():
     nowhere = EngineConfig(engine="ray", address="127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"cannot join Ray at 127.0.0.1:1: .*refused"):
