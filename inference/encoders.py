@@ -6,6 +6,7 @@ else by a loader that refuses anything but tensors; models are in evaluation mod
 loaded without the network.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -230,16 +231,14 @@ def _transformers_vit(
     prefix = 1 + (getattr(settings, "num_register_tokens", 0) or 0)
     interpolation = {"interpolate_pos_encoding": True} if settings.model_type == "vit" else {}
     keys = _last_keys(model) if config.features == "keys" else None
+    # Of each thread its own: several may encode at the same time.
+    caught = threading.local()
+    if keys:
+        keys.register_forward_hook(lambda *call: setattr(caught, "keys", call[2]))
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
-        caught: list[torch.Tensor] = []
-        hook = keys.register_forward_hook(lambda *call: caught.append(call[2])) if keys else None
-        try:
-            tokens = model(pixel_values=pixels, **interpolation).last_hidden_state
-        finally:
-            if hook:
-                hook.remove()
-        tokens = caught[0] if caught else tokens
+        tokens = model(pixel_values=pixels, **interpolation).last_hidden_state
+        tokens = caught.__dict__.pop("keys") if keys else tokens
         if tokens.ndim != 3 or tokens.shape[1] != prefix + cells:
             raise ModelLoadError(
                 f"{config.model} is not a plain ViT: expected {prefix} + {cells} tokens, found "

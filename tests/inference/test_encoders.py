@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,17 @@ def test_texts_are_normalised_and_over_long_ones_lose_their_end():
     np.testing.assert_allclose(encoder.encode(texts[:1])[0], embeddings[0], atol=1e-5)
     assert not np.allclose(embeddings[0], embeddings[1], atol=1e-3)
     assert encoder.encode([]).shape == (0, encoder.dim)
+
+
+def test_keys_are_those_of_the_own_call_in_several_threads():
+    config = VisualEncoderConfig(model="miniature:dino", size_hw=(64, 64), features="keys")
+    encoder = load_visual_encoder(config, device="cpu")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 64, 3)).astype(np.uint8) for _ in range(40)]
+    expected = [encoder.encode([image]) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda image: encoder.encode([image]), images))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
