@@ -267,6 +267,12 @@ def test_the_image_is_pinned_has_two_targets_and_no_root():
         assert command[0] == "ovref"
 
 
+def test_the_gpu_image_can_compile_the_unet_as_a_configuration_asks():
+    config = load(BuildConfig, ROOT / "configs" / "fossil_fast.yaml")
+    _, gpu = text_of("Dockerfile").split("AS gpu")
+    assert config.synthesize.compiled and "apt-get install" in gpu and " g++" in gpu
+
+
 def test_what_the_image_copies_is_there_and_let_through():
     copied = []
     for instruction, arguments in instructions():
