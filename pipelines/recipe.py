@@ -293,7 +293,7 @@ def collection_store(config: BuildConfig) -> Store:
 
 def open_store(url: str) -> Store:
     """The store at a URL or local path; a relative path means the same in every worker."""
-    return Store.open(url if "://" in url else os.path.abspath(url))
+    return Store.open(url)
 
 
 def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
@@ -380,11 +380,12 @@ class _LazyTexts:
 
 def _work_folder(config: BuildConfig) -> Path:
     if config.work is not None:
-        return Path(config.work)
+        return Path(config.work).expanduser()
     output = open_store(config.output)
     if output.is_local:
         return Path(output.url.removeprefix("file://")) / WORK
-    return Path(tempfile.gettempdir()) / "ovref_reduce"
+    # What one user has made there another may not write into.
+    return Path(tempfile.gettempdir()) / f"ovref_reduce_{os.getuid()}"
 
 
 def _json(value: Any) -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -207,6 +208,10 @@ def test_a_relative_output_means_the_same_for_every_worker(config, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     folders = recipe.open_steps(dataclasses.replace(config, output="out"))
     assert folders.images.store.url == str(tmp_path / "out" / "images")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    at_home = dataclasses.replace(config, output="~/out", work="~/work")
+    assert recipe.open_store(at_home.output).url == str(tmp_path / "home" / "out")
+    assert recipe._work_folder(at_home) == tmp_path / "home" / "work"
 
 
 def test_two_builds_of_one_config_are_the_same_bytes(config, tmp_path):
@@ -424,7 +429,9 @@ def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
         # Instances are kept by their arguments, which do not hold the endpoint of this server.
         S3FileSystem.clear_instance_cache()
         Store.open("s3://bucket")._fs.makedirs("bucket", exist_ok=True)
-        remote = dataclasses.replace(config, output="s3://bucket/run", work=str(tmp_path / "work"))
+        remote = dataclasses.replace(config, output="s3://bucket/run")
+        assert recipe._work_folder(remote).name == f"ovref_reduce_{os.getuid()}"
+        remote = dataclasses.replace(remote, work=str(tmp_path / "work"))
         summary = recipe.build(remote)
         assert summary.collection["added"] == 12
         assert [step.committed_now for step in recipe.build(remote).steps] == [0, 0, 0]
