@@ -11,9 +11,14 @@ of the rows, as under guidance):
   needs wider queries and keys, filled with zeros, and copies of them;
 - `log-sum-exp`: the fused kernel also returns the denominators; exp(q k - log denominator) for the
   nouns' tokens alone (done on a CPU). On a GPU by the flash kernel's own operator, in half
-  precision only.
+  precision only;
+- `flex`: the same with the denominators of PyTorch's public `flex_attention`, on a GPU only;
+- `one kernel, B`: the kernel of `attention_kernel.py` with B positions a program, on a GPU in half
+  precision only (in float32 it spills registers).
 
-All are compared with the first: the largest difference is printed with the results.
+All are compared with the first: the largest difference is printed with the results. A way that
+fails is reported, costs itself alone and makes the exit status 1, except where it leaves the GPU
+unusable: then it is the first in the list of those that failed.
 
     python tests/benchmarks/attention.py [--device cpu] [--dtype float32] [--captions 1]
 """
@@ -23,7 +28,10 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
+import traceback
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -31,6 +39,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch.nn import functional
 
 KEYS, NOUNS, TOKENS = 77, 8, 8
+BLOCKS = (32, 64, 128)
+QUEUED = 10
 LAYERS = {
     # name: height = width, heads, channels of a head, width of the text
     "sd15, 64 x 64": (64, 8, 40, 768),
@@ -68,6 +78,8 @@ def main():
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     (arguments.output / f"{stem}.md").write_text(report(results))
+    if any(found["failed"] for found in results["layers"].values()):
+        sys.exit("some ways failed")
 
 
 def measure(shape, arguments, device):
@@ -90,14 +102,17 @@ def measure(shape, arguments, device):
     weights[torch.arange(captions, device=device)[:, None], tokens, torch.arange(TOKENS)] = 1.0
     given = (query, key, value, weights, tokens)
 
-    ways = {"softmax": softmax, "second product": second_product, "value columns": value_columns}
-    if device.type == "cpu" or dtype != torch.float32:
-        ways["log-sum-exp"] = log_sum_exp
-    expected = softmax(*given)[1]
-    differences = {
-        name: float((way(*given)[1] - expected).abs().max()) for name, way in ways.items()
-    }
-    same = {name: bool(torch.equal(way(*given)[0], plain(*given)[0])) for name, way in ways.items()}
+    plain_output, sums = plain(*given)[0], softmax(*given)[1]
+    ways, failed, differences, output_differences = {}, {}, {}, {}
+    for name, way in ways_on(device, dtype).items():
+        try:
+            found = way(*given)
+            differences[name] = float((found[1] - sums).abs().max())
+            output_differences[name] = float((found[0] - plain_output).abs().max())
+            ways[name] = way
+        except Exception as error:  # of any kind: the other ways are measured all the same
+            traceback.print_exc()
+            failed[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     runs = {
         "block": lambda: block(hidden, encoder_hidden_states=text),
         "plain": lambda: plain(*given),
@@ -112,8 +127,21 @@ def measure(shape, arguments, device):
             name: 100 * (seconds[name] - seconds["plain"]) / seconds["block"] for name in ways
         },
         "largest_difference": differences,
-        "output_bits_unchanged": same,
+        "largest_difference_of_output": output_differences,
+        "output_bits_unchanged": {name: found == 0 for name, found in output_differences.items()},
+        "failed": failed,
     }
+
+
+def ways_on(device, dtype):
+    ways = {"softmax": softmax, "second product": second_product, "value columns": value_columns}
+    if device.type == "cpu" or dtype != torch.float32:
+        ways["log-sum-exp"] = log_sum_exp
+    if device.type == "cuda":
+        ways["flex"] = flex
+    if device.type == "cuda" and dtype != torch.float32:
+        ways |= {f"one kernel, {block}": partial(one_kernel, block=block) for block in BLOCKS}
+    return ways
 
 
 def plain(query, key, value, weights, tokens):
@@ -152,12 +180,38 @@ def value_columns(query, key, value, weights, tokens):
 
 
 def log_sum_exp(query, key, value, weights, tokens):
-    first, heads, depth = len(query) // 2, query.shape[1], query.shape[3]
     if query.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     else:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention
     output, log_sums, *_ = kernel(query, key, value)
+    return output, sums_from(log_sums, query, key, weights, tokens)
+
+
+@cache
+def compiled_flex():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex(query, key, value, weights, tokens):
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    output, aux = compiled_flex()(query, key, value, return_aux=AuxRequest(lse=True))
+    return output, sums_from(aux.lse, query, key, weights, tokens)
+
+
+def one_kernel(query, key, value, weights, tokens, block):
+    from attention_kernel import attend_and_add  # here, where a failure costs itself alone
+
+    sums = weights.new_zeros(len(weights), NOUNS, query.shape[2])
+    return attend_and_add(query, key, value, weights, sums, block), sums
+
+
+def sums_from(log_sums, query, key, weights, tokens):
+    """The nouns' sums, given the logarithms of the softmaxes' denominators, (rows, heads, p)."""
+    first, heads, depth = len(query) // 2, query.shape[1], query.shape[3]
     places = tokens[:, None, :, None].expand(-1, heads, -1, depth)
     scores = torch.baddbmm(
         log_sums[first:].flatten(0, 1)[:, None].float(),
@@ -168,11 +222,12 @@ def log_sum_exp(query, key, value, weights, tokens):
     )
     chosen = weights.gather(1, tokens[:, :, None].expand(-1, -1, NOUNS)).mT
     shares = scores.exp_().view(first, -1, query.shape[2])
-    return output, torch.bmm(chosen.repeat(1, 1, heads), shares)
+    return torch.bmm(chosen.repeat(1, 1, heads), shares)
 
 
 def alternately(runs, repeats, device):
-    """Median seconds of each, run in turn."""
+    """Median seconds of each, run in turn; on a GPU `QUEUED` times between two waits for it."""
+    queued = 1 if device.type == "cpu" else QUEUED
 
     def clock():
         if device.type == "cpu":
@@ -184,14 +239,16 @@ def alternately(runs, repeats, device):
     for repeat in range(repeats + 1):  # the first warms up
         for name, run in runs.items():
             started = clock()
-            run()
+            for _ in range(queued):
+                run()
             if repeat:
-                times[name].append(clock() - started)
+                times[name].append((clock() - started) / queued)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
 def report(results):
-    ways = ["softmax", "second product", "value columns", "log-sum-exp"]
+    layers = results["layers"].values()
+    ways = list(dict.fromkeys(way for x in layers for way in (*x["added_ms"], *x["failed"])))
     lines = [
         "# Reading attention",
         "",
@@ -207,24 +264,34 @@ def report(results):
         added = [
             f"{found['added_percent_of_block'][way]:+.2f}%"
             if way in found["added_percent_of_block"]
-            else "-"
+            else "failed"
             for way in ways
         ]
         lines.append(
             f"| {name} | {found['block_ms']:.1f} | {found['attention_ms']:.2f} | "
             f"{' | '.join(added)} |"
         )
-    worst = max(max(f["largest_difference"].values()) for f in results["layers"].values())
+    worst, worst_output = (
+        max(max(found[of].values()) for found in layers)
+        for of in ("largest_difference", "largest_difference_of_output")
+    )
     changed = sorted(
         {
             way
-            for found in results["layers"].values()
+            for found in layers
             for way, same in found["output_bits_unchanged"].items()
             if not same
         }
     )
     lines += ["", f"Largest difference from `softmax`: {worst:.1e} (a sum over heads)."]
     lines += [f"Ways that change the output's last bits: {', '.join(changed) or 'none'}."]
+    if changed:
+        lines[-1] += f" Largest difference of the output: {worst_output:.1e}."
+    lines += [
+        f"- **{name}, {way} failed**: {error}"
+        for name, found in results["layers"].items()
+        for way, error in found["failed"].items()
+    ]
     return "\n".join(lines) + "\n"
 
 
