@@ -113,11 +113,12 @@ def test_drawing_in_half_precision(card, dtype):
     assert [type(item) for item in found] == [ImageRecord] * 2
 
 
-def test_no_step_of_ddim_waits_for_the_card(card):
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm_solver++", "euler"])
+def test_no_step_waits_for_the_card(card, scheduler):
     """Nor does attribution: what is waited for does not grow with the steps."""
     counts = []
     for steps in (2, 5):
-        stage = drawing(scheduler="ddim", steps=steps).build()
+        stage = drawing(scheduler=scheduler, steps=steps).build()
         before = len(card.waits)
         list(stage(iter(prompts(2))))
         counts.append(len(card.waits) - before)
