@@ -112,9 +112,12 @@ def quicken(
         unet.to(memory_format=torch.channels_last)
         vae.to(memory_format=torch.channels_last)
     if compiled:
-        mode = "reduce-overhead" if cuda_graphs else None
-        unet.compile(fullgraph=True, dynamic=False, mode=mode)
-        vae.decoder.compile(fullgraph=True, dynamic=False, mode=mode)
+        # Kernels chosen by timing them would be others in another worker, and so would the bytes.
+        options = {"deterministic": True, "triton.cudagraphs": cuda_graphs}
+        known = torch._inductor.list_options()
+        options = {name: value for name, value in options.items() if name in known}
+        unet.compile(fullgraph=True, dynamic=False, options=options)
+        vae.decoder.compile(fullgraph=True, dynamic=False, options=options)
 
 
 class Generator:
