@@ -47,7 +47,7 @@ def announce_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
         return
     start = matrix.ctypes.data - np.frombuffer(mapping, dtype=np.uint8).ctypes.data
     width = matrix.strides[0]
-    begins = start + np.unique(rows).astype(np.int64) * width
+    begins = start + np.sort(rows, axis=None).astype(np.int64) * width
     # Pages [first, last) of each row; rows whose pages meet are one range.
     firsts, lasts = begins // mmap.PAGESIZE, -(-(begins + width) // mmap.PAGESIZE)
     apart = firsts[1:] > lasts[:-1]
