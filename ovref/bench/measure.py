@@ -56,6 +56,8 @@ def bench(spec: BenchSpec, progress: Callable[[str], None] = print) -> dict[str,
         ConfigError, ModelError: as the worker's own parts.
     """
     device = torch.device(spec.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # whose memory and end of work are asked for
     dtype = DTYPES[spec.dtype]
     progress(f"measuring the matrix product of {spec.dtype}")
     result: dict[str, Any] = {
@@ -81,6 +83,8 @@ def bench(spec: BenchSpec, progress: Callable[[str], None] = print) -> dict[str,
         )
         for batch_size in spec.batch_sizes:
             progress(f"{spec.preset}, {scheduler}, batch of {batch_size}")
+            if spec.compiled:
+                torch.compiler.reset()  # only so many versions of a model may be compiled
             try:
                 row = _row(spec, pipeline, scheduler, batch_size, device, result)
             except torch.OutOfMemoryError:
@@ -129,6 +133,7 @@ def _row(
     parts |= _record_parts(synthesize, embed, prompts[:batch_size], spec, device)
     parts = {name: seconds / batch_size for name, seconds in parts.items()}
 
+    _whole(draw, embed, prompts[:batch_size])  # warms up what the parts have not
     started, cpu = time.perf_counter(), time.process_time()
     written, dropped = _whole(draw, embed, prompts)
     wall, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -169,7 +174,9 @@ def _generation_parts(
         for p in prompts
     ]
     weights_bkn = noun_weights(positions, pipeline.tokenizer.model_max_length)
-    timestep = torch.tensor(500, device=device)
+    # Of the type that the scheduler gives to the UNet.
+    pipeline.scheduler.set_timesteps(spec.steps, device=device)
+    timestep = pipeline.scheduler.timesteps[0]
     guided = guided_steps(spec.steps, spec.guidance, spec.guided_share)
     latents = torch.randn(len(prompts), 4, *latent_hw).to(device, dtype)
 
@@ -180,7 +187,15 @@ def _generation_parts(
         # Under guidance every caption has two rows; what stands in them does not change the time.
         twice = rows // len(prompts)
         doubled = _doubled(told) if twice == 2 else told
-        pipeline.unet(torch.cat([latents] * twice), timestep, **doubled, return_dict=False)
+        # Called as the pipeline calls it, or what is compiled would be compiled again for that.
+        pipeline.unet(
+            torch.cat([latents] * twice),
+            timestep,
+            timestep_cond=None,
+            cross_attention_kwargs=None,
+            return_dict=False,
+            **{"added_cond_kwargs": None, **doubled},
+        )
 
     def recorder() -> Any:
         return recording(pipeline.unet, weights_bkn, latent_hw)
@@ -198,7 +213,7 @@ def _generation_parts(
         found["unet"] += steps * bare
         found["attribution"] += steps * (recorded - bare)
     with torch.no_grad(), recorder() as attribution:
-        unet(len(prompts))
+        unet(2 * len(prompts) if guided else len(prompts))
 
     def once() -> None:
         with recorder():

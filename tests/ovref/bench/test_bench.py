@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
-from ovref.bench import presets
+from ovref.bench import measure, presets
 from ovref.bench.limits import BenchSpec, ceiling, operations
 from ovref.bench.measure import bench
 from ovref.bench.report import run, table
@@ -105,6 +106,32 @@ def test_a_whole_benchmark_of_the_miniature(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.strip() == table(result).strip()
     assert "| dpm_solver++ | 2 |" in printed and "4 UNet rows" in printed
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_while_the_whole_worker_is_timed(monkeypatch):
+    """The parts and a first batch have met all versions of UNet and decoder."""
+    whole, compiled = measure._whole, torch.nn.Module.compile
+    graphs = []
+
+    def counted(*arguments):
+        before = counters["stats"]["unique_graphs"]
+        found = whole(*arguments)
+        graphs.append(counters["stats"]["unique_graphs"] - before)
+        return found
+
+    def without_kernels(module, **options):
+        compiled(module, **{**options, "backend": "eager", "options": None})
+
+    monkeypatch.setattr(measure, "_whole", counted)
+    monkeypatch.setattr(torch.nn.Module, "compile", without_kernels)
+    spec = BenchSpec(
+        device="cpu", compiled=True, steps=2, guided_share=0.5, schedulers=("euler",),
+        batch_sizes=(1, 2, 3), batches=1, repeats=1,
+    )  # fmt: skip
+    result = bench(spec, progress=lambda line: None)
+    assert len(result["rows"]) == 3 and graphs[1::2] == [0] * 3
+    torch.compiler.reset()
 
 
 def test_a_batch_that_does_not_fit_is_a_row_of_its_own(monkeypatch):
