@@ -72,11 +72,13 @@ class Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        wanted = kwargs.get("device")
+        if OnCard not in types and (wanted is None or torch.device(wanted).type != "cuda"):
+            return func(*args, **kwargs)
         flat, spec = tree_flatten((args, kwargs))
         tensors = [item for item in flat if isinstance(item, torch.Tensor)]
         on_card = [item for item in tensors if isinstance(item, OnCard)]
         name = func._schema.name
-        wanted = kwargs.get("device")
         if name == "aten::copy_":
             self._note(name, len({item.device.type for item in args[:2]}) == 2)
         elif wanted is not None and tensors:

@@ -77,7 +77,7 @@ def test_waits_for_the_card_are_noted(card):
 def drawing(**changes):
     return Synthesize(
         **{
-            "model": "miniature:stable_diffusion", "steps": 3, "guidance": 4.0, "size_hw": (64, 64),
+            "model": "miniature:stable_diffusion", "steps": 2, "guidance": 4.0, "size_hw": (64, 64),
             "factors": (1,), "batch_size": 2, "min_area": 0.0, "max_area": 1.0, **changes,
         }
     )  # fmt: skip
@@ -101,14 +101,13 @@ def assert_same_images(expected, found):
                 assert right.score == pytest.approx(left.score, abs=0.05)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm_solver++", "unipc", "lcm"])
+@pytest.mark.parametrize("scheduler", ["unipc", "lcm"])
 def test_drawing(card, scheduler):
     assert_same_images(*on_both(drawing(scheduler=scheduler), prompts(3), card))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_drawing_in_half_precision(card, dtype):
-    spec = drawing(dtype=dtype, channels_last=True, fused_projections=True, guided_share=0.5)
+def test_drawing_in_half_precision(card):
+    spec = drawing(dtype="float16", channels_last=True, fused_projections=True, guided_share=0.5)
     found = list(spec.build()(iter(prompts(2))))
     assert [type(item) for item in found] == [ImageRecord] * 2
 
@@ -117,7 +116,7 @@ def test_drawing_in_half_precision(card, dtype):
 def test_no_step_waits_for_the_card(card, scheduler):
     """Nor does attribution: what is waited for does not grow with the steps."""
     counts = []
-    for steps in (2, 5):
+    for steps in (2, 4):
         stage = drawing(scheduler=scheduler, steps=steps).build()
         before = len(card.waits)
         list(stage(iter(prompts(2))))
@@ -139,11 +138,15 @@ VISUALS = {
 }
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    """Images that the CPU drew."""
+    return list(drawing().build()(iter(prompts(2))))
+
+
 @pytest.mark.parametrize("visual", VISUALS)
-def test_embedding(card, visual):
-    with card.away():
-        records = list(drawing().build()(iter(prompts(2))))
-    expected, found = on_both(Embed(visual=VISUALS[visual], text=CLIP), records, card)
+def test_embedding(drawn, card, visual):
+    expected, found = on_both(Embed(visual=VISUALS[visual], text=CLIP), drawn, card)
     assert len(found) > 2 and [item.key for item in found] == [item.key for item in expected]
     for one, other in zip(expected, found, strict=True):
         assert isinstance(other, Reference)
@@ -205,7 +208,7 @@ class Memory:
             monkeypatch.setattr(torch.cuda, name, function)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "unipc", "sde_dpm_solver++", "euler_ancestral"])
+@pytest.mark.parametrize("scheduler", ["unipc", "sde_dpm_solver++"])
 def test_the_automatic_batch_size_leaves_no_trace(card, monkeypatch, scheduler, caplog):
     memory = Memory(monkeypatch, free=10**10, fixed=10**9, an_image=9 * 10**8)
     orders = prompts(6)
@@ -226,7 +229,7 @@ def test_the_automatic_batch_size_leaves_no_trace(card, monkeypatch, scheduler, 
 
 
 @pytest.mark.parametrize(
-    ("free", "expected", "tried"), [(6.9, 2, [2, 4]), (2.7, 1, [2]), (60, 32, [2, 4])], ids=str
+    ("free", "expected", "tried"), [(6.9, 2, [2, 4]), (2.7, 1, [2]), (20, 8, [2, 4])], ids=str
 )
 def test_probes_that_do_not_fit_bound_the_batch(card, monkeypatch, free, expected, tried):
     memory = Memory(monkeypatch, free=int(free * 10**9), fixed=10**9, an_image=int(9e8))
