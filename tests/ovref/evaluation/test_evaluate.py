@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ from ovref.evaluation.evaluate import (
     predict_fossil,
     predict_text,
     prepare_bench,
+    scores_of,
     table,
 )
 from ovref.evaluation.miniature import OPENCUT
@@ -81,6 +83,19 @@ def test_all_rows_and_ablations_are_there_with_fractions(result):
     }
     for row in itertools.chain(result["rows"], *result["ablations"].values()):
         assert 0 <= row["miou"] <= 1 and 0 <= row["pixel_accuracy"] <= 1
+
+
+def test_every_row_is_of_the_masks_that_it_names(result, bench, spec):
+    ours, text = partial(predict_fossil, bench, spec.fossil), partial(predict_text, bench)
+    expected = [ours("opencut"), ours("none"), ours("oracle")]
+    expected += [text("none"), text("opencut"), text("oracle")]
+    mious = [row["miou"] for row in result["rows"]]
+    assert mious == [round(scores_of(bench, maps).miou, 4) for maps in expected]
+    assert len(set(mious)) == 6
+    assert result["ratios"] == {
+        "over_text_only": pytest.approx(mious[0] / max(mious[3:5]), abs=0.01),
+        "over_oracle": pytest.approx(mious[0] / mious[2], abs=0.01),
+    }
 
 
 def test_an_ablation_at_the_best_value_repeats_the_main_row(result):

@@ -1,5 +1,7 @@
 """The parts of the tables give what the segmenters give that people use."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ovref_inference.collection import ReferenceCollection
@@ -8,7 +10,7 @@ from ovref_inference.freeda import FreedaConfig
 from ovref_inference.proposals import Proposals
 from ovref_inference.proposers import no_proposals
 from ovref_inference.retclip import RetClipConfig, RetClipSegmenter
-from ovref_inference.segmenters import FossilConfig, FossilSegmenter
+from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.vocseg import VocSegConfig
 
 from ovref.evaluation.datasets import miniature_scenes
@@ -47,6 +49,10 @@ def test_fossil_is_the_segmenter(parts, data, collection_url, embed):
 
 def test_retclip_is_the_segmenter_with_its_instances(parts, data, clip_collections, embed):
     config = RetClipConfig(gamma=0.5, k=5)
+    plain = parts.retclip(data, config, "truth")
+    # The smallest score that counts is the configuration's: here half of all segments go.
+    middle = float(np.median([score for one in plain for score in one.scores.values()]))
+    config = replace(config, min_score=middle + 1e-6)
     with ReferenceCollection.open(clip_collections["values"]) as collection:
         segmenter = RetClipSegmenter(
             collection,
@@ -63,6 +69,25 @@ def test_retclip_is_the_segmenter_with_its_instances(parts, data, clip_collectio
         np.testing.assert_array_equal(prediction.panoptic.ids_hw, panoptic.ids_hw)
         assert prediction.panoptic.labels == panoptic.labels
         assert prediction.scores == panoptic.scores
+    few, many = (sum(len(one.scores) for one in some) for some in (found, plain))
+    assert 0 < few < many
+
+
+def test_text_alone_has_the_templates_of_the_collection(parts, data, embed, monkeypatch):
+    collection, templates = parts.collection("fossil"), ("a drawing of nothing but a {}",)
+    manifest = replace(collection.manifest, templates=templates)
+    monkeypatch.setattr(collection, "manifest", manifest)
+    text, dense = load_text_encoder(embed.text), load_region_encoder(parts.spec.clip)
+    own, usual = (
+        TextOnlySegmenter(dense, text, no_proposals, windows=None, **options)
+        for options in ({"templates": templates}, {})
+    )
+    expected, other = (some.segment(data.images, data.classes) for some in (own, usual))
+    differ = []
+    for found, one, another in zip(parts.text_only(data, "none"), expected, other, strict=True):
+        np.testing.assert_array_equal(found.labels_hw, one.labels_hw)
+        differ.append((one.labels_hw != another.labels_hw).any())
+    assert any(differ)
 
 
 def test_true_masks_are_the_true_segments(parts, data):
