@@ -150,6 +150,22 @@ def test_files_of_a_folder_are_read_one_after_the_other(tmp_path):
     assert texts(f"{tmp_path}/*.txt", limit=1) == ["first"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "caption,x\na cat,1\n"),
+        ("a.tsv", "caption\tx\na cat\t1\n"),
+        ("a.txt", "a cat\n"),
+        ("a.jsonl", '{"caption": "a cat"}\n'),
+    ],
+)
+def test_a_byte_order_mark_belongs_to_no_caption(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    assert [found.text for found in read_captions(CorpusSpec(path=str(tmp_path / name)))] == [
+        "a cat"
+    ]
+
+
 def test_texts_are_normalised(tmp_path):
     (tmp_path / "c.txt").write_text("  a\tcafe\u0301 \u00a0 table  \n")
     (record,) = read(tmp_path / "c.txt", corpus_id="c")

@@ -12,7 +12,7 @@ from ovref_inference.vectors import l2_normalised
 from reduce_fakes import D_VISUAL, direction, make_references
 
 from ovref.errors import InputError
-from ovref.reduce import FilterSpec, ReduceSpec
+from ovref.reduce import FilterSpec, ReduceSpec, coverage
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import USABLE, Shards, gather
 from ovref.storage.store import Store
@@ -64,6 +64,18 @@ def test_score_and_area_limits(place, reduced, tmp_path):
     assert len(dropped["key"]) == 118 - len(kept)
     assert set(dropped["reason"]) == {"area", "score"}
     assert not set(dropped["key"]) & {r.key for r in kept}
+
+
+def test_limits_include_their_ends(place, reduced):
+    areas = [0.25, 0.5, 0.125, 0.75] * 4
+    references = [
+        dataclasses.replace(reference, area=area, score=0.5)
+        for reference, area in zip(make_references({"cat": 16}), areas, strict=True)
+    ]
+    target, summary = reduced(place(references), spec(min_area=0.25, max_area=0.5, min_score=0.5))
+    assert counts_of(summary)["area"] == (16, 8) and counts_of(summary)["score"] == (8, 8)
+    with ReferenceCollection.open(target) as collection:
+        assert coverage(collection, ["cat"])[0].enough  # 8 of 8 that are needed
 
 
 def test_a_threshold_of_zero_is_a_threshold(place, reduced):

@@ -107,6 +107,16 @@ def embed(records, **changes):
     return list(stage(iter(records))), visual, texts
 
 
+def test_templates_and_weights_are_those_of_the_specification():
+    templates, weights = ("one {}", "two of {}"), (0.25, 0.75)
+    (reference,), _, texts = embed([record("k", [region()])], templates=templates, weights=weights)
+    assert texts.asked == [["a cat in k"], ["one cat", "two of cat"]]
+    (caption,), (one, two) = FakeTexts().encode(texts.asked[0]), FakeTexts().encode(texts.asked[1])
+    noun = (one + two) / np.linalg.norm(one + two)
+    mixed = 0.25 * noun + 0.75 * caption
+    np.testing.assert_allclose(reference.textual, mixed / np.linalg.norm(mixed), atol=1e-3)
+
+
 def test_a_reference_equals_the_slow_computation():
     image = record("aa", [region("cat", (0, 0, 8, 4)), region("dog", (3, 5, 16, 16))])
     found, _, _ = embed([image])
