@@ -9,16 +9,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ovref_inference import format as fmt
 from ovref_pipelines.engine import summarise
 from ovref_pipelines.ledger import QUARANTINE
 from ovref_pipelines.progress import duration
-from ovref_pipelines.recipe import BUILD, COLLECTION
-from ovref_pipelines.show import STEPS
+from ovref_pipelines.recipe import COLLECTION
+from ovref_pipelines.show import BUILD, STEPS, build_config
 
-from ovref.errors import InputError, StorageError
+from ovref.errors import InputError
 from ovref.storage.steps import COMMITS, STEP, StepFolder, existing_step
 from ovref.storage.store import Store
 
@@ -90,13 +89,8 @@ def open_build(url: str) -> Build:
         StorageError: its build.json is damaged.
     """
     store = Store.open(url)
-    config: dict[str, Any] = {}
-    if store.exists(BUILD):
-        try:
-            config = dict(json.loads(store.read(BUILD)))
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"{store.url}/{BUILD} is damaged: {error}") from error
-    elif not any(store.exists(f"{name}/{STEP}") for name in STEPS):
+    config = build_config(store)
+    if not config and not any(store.exists(f"{name}/{STEP}") for name in STEPS):
         raise InputError(
             f"{url} is no output of `ovref build`: it has neither {BUILD} nor any of the steps "
             f"{', '.join(STEPS)}"

@@ -52,7 +52,7 @@ from ovref.storage.ahead import read_ahead
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store, check_conditional_create
 
-BUILD, REPORT, COLLECTION, WORK = "build.json", "report.json", "collection", "_reduce"
+REPORT, COLLECTION, WORK = "report.json", "collection", "_reduce"
 REPORTS = "reports"
 """Folder of one report a step."""
 VOCABULARY = "vocabulary.json"
@@ -169,10 +169,10 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
         StoppedError: SIGTERM or SIGINT came. What is committed stays, the same call goes on.
     """
     started = time.monotonic()
-    output = open_store(config.output)
+    output = Store.open(config.output)
     check_conditional_create(output)
     folders = open_steps(config)
-    output.write(BUILD, _json(dump(config)))
+    output.write(show.BUILD, _json(dump(config)))
 
     ingested = _ingest(config, folders.captions, say)
     with ray_left_as_found():
@@ -226,8 +226,8 @@ def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
         InputError: the corpus is not there.
         MismatchError: a folder was made with other settings.
     """
-    here = open_store(config.output)
-    upstream = here if config.images_from is None else open_store(config.images_from)
+    here = Store.open(config.output)
+    upstream = here if config.images_from is None else Store.open(config.images_from)
     corpus = {"corpus": identify(config.corpus), "shard_size": config.shard_size}
     if config.ground is not None:
         corpus["with_images"] = True
@@ -269,7 +269,7 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
             output=target,
             work=work,
             licences=config.licences,
-            base=None if config.base is None else open_store(config.base),
+            base=None if config.base is None else Store.open(config.base),
             replace=config.replace,
             allow_incomplete=config.allow_incomplete,
             run_tasks=reduce_tasks.spread(config.engine, work, shared=config.work is not None),
@@ -287,13 +287,8 @@ def texts_of(config: BuildConfig) -> Texts:
 def collection_store(config: BuildConfig) -> Store:
     """Where the collection is, or will be."""
     if config.collection is not None:
-        return open_store(config.collection)
-    return open_store(config.output).child(COLLECTION)
-
-
-def open_store(url: str) -> Store:
-    """The store at a URL or local path; a relative path means the same in every worker."""
-    return Store.open(url)
+        return Store.open(config.collection)
+    return Store.open(config.output).child(COLLECTION)
 
 
 def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
@@ -328,7 +323,7 @@ def _run(
     ]  # fmt: skip
     steps = run_steps(runs, engine)
     for step in steps:
-        open_store(config.output).write(f"{REPORTS}/{step.step}.json", _json(step_report(step)))
+        Store.open(config.output).write(f"{REPORTS}/{step.step}.json", _json(step_report(step)))
         say(show.step_line(step))
     return steps
 
@@ -381,7 +376,7 @@ class _LazyTexts:
 def _work_folder(config: BuildConfig) -> Path:
     if config.work is not None:
         return Path(config.work).expanduser()
-    output = open_store(config.output)
+    output = Store.open(config.output)
     if output.is_local:
         return Path(output.url.removeprefix("file://")) / WORK
     # What one user has made there another may not write into.

@@ -6,14 +6,14 @@ alone. Kernels round differently at another batch size, so where the bits differ
 shared its batch are drawn with it once more, which must give the very bytes that were kept.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from ovref_inference import ReferenceCollection
-from ovref_pipelines.recipe import BUILD, BuildConfig, open_store
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.show import BUILD, build_config
 
 from ovref import config as configs
 from ovref.contract import Spec, base_key
@@ -67,9 +67,9 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
     """
     row = row_of(collection, reference)
     made_by, _, shard = row["shard"].partition("/")
-    config = configs.parse(BuildConfig, _build_json(build), where=f"{build}/{BUILD}")
-    here = open_store(build)
-    upstream = here if config.images_from is None else open_store(config.images_from)
+    here = Store.open(build)
+    config = configs.parse(BuildConfig, _build_json(here), where=f"{build}/{BUILD}")
+    upstream = here if config.images_from is None else Store.open(config.images_from)
     prompts = existing_step(upstream, "selected" if config.select_prompts else "prompts")
     images = _step(upstream, "images", config.make_images)
     references = _step(here, "references", config.embed)
@@ -152,14 +152,14 @@ def _as_drawn(spec: Spec, kept: ImageRecord) -> Spec:
     return replace(spec, batch_size=kept.provenance["batch_size"])
 
 
-def _build_json(build: str) -> dict[str, Any]:
-    store = open_store(build)
-    if not store.exists(BUILD):
+def _build_json(store: Store) -> dict[str, Any]:
+    config = build_config(store)
+    if not config:
         raise InputError(
             f"there is no {BUILD} in {store.url}: name the output of the build that made the "
             "collection with --build"
         )
-    return json.loads(store.read(BUILD))
+    return config
 
 
 def _step(store: Store, name: str, spec: Spec) -> StepFolder:

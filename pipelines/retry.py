@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from ovref_pipelines.ledger import CRASHED_WORKER
 from ovref_pipelines.maintain import quarantined_in
-from ovref_pipelines.recipe import BuildConfig, Folders, collection_store, open_store
+from ovref_pipelines.recipe import BuildConfig, Folders, collection_store
 
 from ovref.errors import ConfigError
 from ovref.storage.steps import StepFolder
+from ovref.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,4 +123,4 @@ def _steps(folders: Folders) -> list[StepFolder]:
 
 
 def _is_own(config: BuildConfig, step: StepFolder) -> bool:
-    return step.store == open_store(config.output).child(step.name)
+    return step.store == Store.open(config.output).child(step.name)

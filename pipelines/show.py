@@ -10,7 +10,7 @@ from ovref_pipelines.engine import StepSummary, summarise
 from ovref_pipelines.ledger import CRASHED, CRASHED_WORKER, QUARANTINE
 from ovref_pipelines.progress import duration
 
-from ovref.errors import InputError
+from ovref.errors import InputError, StorageError
 from ovref.records import ImageRecord
 from ovref.storage.steps import STEP, StepFolder, existing_step
 from ovref.storage.store import Store
@@ -18,6 +18,8 @@ from ovref.storage.store import Store
 if TYPE_CHECKING:
     from ovref_pipelines.recipe import BuildSummary, Folders
 
+BUILD = "build.json"
+"""The configuration of a build, in its output."""
 STEPS = ("captions", "prompts", "selected", "images", "references")
 SAMPLES = 6
 """Images in a picture of samples."""
@@ -117,8 +119,7 @@ def place(url: str) -> str:
             f"it has neither build steps, nor {STEP}, nor {fmt.MANIFEST}"
         )
     blocks = [_step(existing_step(store, name)) for name in found]
-    if store.exists("build.json"):
-        config = json.loads(store.read("build.json"))
+    if config := build_config(store):
         if config.get("images_from"):
             blocks.insert(0, f"images come from {config['images_from']}")
         collection = config.get("collection") or f"{store.url}/collection"
@@ -127,6 +128,20 @@ def place(url: str) -> str:
         else:
             blocks.append(f"collection: none yet at {collection}")
     return "\n".join(blocks)
+
+
+def build_config(store: Store) -> dict[str, Any]:
+    """The configuration of the build whose output this is; empty if there is none.
+
+    Raises:
+        StorageError: its build.json is damaged.
+    """
+    if not store.exists(BUILD):
+        return {}
+    try:
+        return dict(json.loads(store.read(BUILD)))
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{store.url}/{BUILD} is damaged: {error}") from error
 
 
 def draw_samples(url: str, path: str) -> None:
@@ -138,8 +153,7 @@ def draw_samples(url: str, path: str) -> None:
     from ovref.evaluation.pictures import generation_grid
 
     store = Store.open(url)
-    if store.exists("build.json"):
-        store = Store.open(json.loads(store.read("build.json")).get("images_from") or url)
+    store = Store.open(build_config(store).get("images_from") or url)
     if not store.exists(f"images/{STEP}"):
         raise InputError(f"there are no images at {store.url}: give the output of a build")
     step = existing_step(store, "images")

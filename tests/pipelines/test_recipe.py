@@ -210,7 +210,7 @@ def test_a_relative_output_means_the_same_for_every_worker(config, tmp_path, mon
     assert folders.images.store.url == str(tmp_path / "out" / "images")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     at_home = dataclasses.replace(config, output="~/out", work="~/work")
-    assert recipe.open_store(at_home.output).url == str(tmp_path / "home" / "out")
+    assert Store.open(at_home.output).url == str(tmp_path / "home" / "out")
     assert recipe._work_folder(at_home) == tmp_path / "home" / "work"
 
 
