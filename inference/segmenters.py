@@ -136,10 +136,7 @@ class FossilSegmenter:
             self.config.windows,
         )
         missing = missing_names(class_names, prototypes)
-        return [
-            _segmentation(map_chw, image_hwc.shape[:2], present, missing)
-            for map_chw, image_hwc in zip(maps, images, strict=True)
-        ]
+        return _segmentations(maps, images, present, missing)
 
 
 class TextOnlySegmenter:
@@ -176,10 +173,7 @@ class TextOnlySegmenter:
             self.windows,
         )
         present = np.ones(len(texts_cd), dtype=bool)
-        return [
-            _segmentation(map_chw, image_hwc.shape[:2], present, ())
-            for map_chw, image_hwc in zip(maps, images, strict=True)
-        ]
+        return _segmentations(maps, images, present, ())
 
 
 def prototype_scores(features_nd: np.ndarray, prototypes: Prototypes, gamma: float) -> np.ndarray:
@@ -282,11 +276,19 @@ def missing_names(class_names: Sequence[str], prototypes: Prototypes) -> tuple[s
     )
 
 
-def _segmentation(
-    map_chw: np.ndarray, size_hw: tuple[int, int], present: np.ndarray, missing: tuple[str, ...]
-) -> Segmentation:
-    """Of the map of those classes that are present, at any size."""
-    return labelled(partial(_at_size, map_chw, size_hw, present), len(present), size_hw, missing)
+def _segmentations(
+    maps: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
+    present: np.ndarray,
+    missing: tuple[str, ...],
+) -> list[Segmentation]:
+    """Of each image's map of those classes that are present, at any size."""
+    found = []
+    for map_chw, image_hwc in zip(maps, images, strict=True):
+        size_hw = image_hwc.shape[:2]
+        scores_of = partial(_at_size, map_chw, size_hw, present)
+        found.append(labelled(scores_of, len(present), size_hw, missing))
+    return found
 
 
 def _at_size(
