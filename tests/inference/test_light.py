@@ -11,7 +11,7 @@ from pathlib import Path
 import ovref_inference
 import pytest
 
-REPOSITORY = Path(ovref_inference.__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "scipy", "transformers", "PIL", "ray", "spacy", "diffusers", "open_clip", "s3fs")
 
 QUERY = """
