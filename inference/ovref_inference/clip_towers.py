@@ -6,9 +6,10 @@ from typing import Any
 
 import open_clip
 import torch
+from torch.nn.functional import interpolate, linear
+
 from ovref_inference.errors import ModelLoadError
 from ovref_inference.models import resolve
-from torch.nn.functional import interpolate, linear
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError)
 """What the libraries raise when a model's files are missing, broken or of another architecture."""

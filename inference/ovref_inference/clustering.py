@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+
 from ovref_inference.vectors import l2_normalised
 
 BATCHED_UP_TO = 96

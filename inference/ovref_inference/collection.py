@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes
 from ovref_inference import store

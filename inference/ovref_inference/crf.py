@@ -10,11 +10,12 @@ part that no mask covers is a label too.
 
 import numpy as np
 import torch
-from ovref_inference.opencut import owned, shares
-from ovref_inference.proposer_config import CrfConfig
 from scipy import sparse
 from scipy.special import softmax
 from torch.nn.functional import interpolate
+
+from ovref_inference.opencut import owned, shares
+from ovref_inference.proposer_config import CrfConfig
 
 REFERENCE_SIZE = 480
 """Shorter side, in pixels, of the images that the distances of a `CrfConfig` are of; images with a

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+
 from ovref_inference.crops import Masking, masked_crop
 from ovref_inference.pixels import BatchSize, Pixels, batched
 from ovref_inference.pooling import YES

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from transformers import AutoConfig, AutoModel
+from transformers.image_processing_base import ImageProcessingMixin
+
 from ovref_inference import clip_towers
 from ovref_inference.clip_towers import LOAD_ERRORS
 from ovref_inference.crop_encoder import CropEncoder
@@ -21,8 +24,6 @@ from ovref_inference.errors import ModelLoadError
 from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, Pixels, batched
 from ovref_inference.pooling import pool_each
-from transformers import AutoConfig, AutoModel
-from transformers.image_processing_base import ImageProcessingMixin
 
 
 class VisualEncoder:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from ovref_inference.errors import CollectionError
 
 FORMAT_VERSION = 1

@@ -9,6 +9,7 @@ from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
+
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.images import check_images
 from ovref_inference.labels import NamedTexts, Recent, check_same_encoders

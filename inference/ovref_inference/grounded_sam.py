@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from ovref_inference.grounding import Detections, GroundingDino, load_grounding_dino
 from ovref_inference.proposer_config import GroundingDinoConfig, SamConfig
 from ovref_inference.sam import SamMasks, load_sam

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
+from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
+
 from ovref_inference.errors import ModelLoadError
 from ovref_inference.images import check_image
 from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposer_config import GroundingDinoConfig
-from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
-from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
 
 NOUNS_REMEMBERED = 65_536
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ovref_inference.errors import CollectionError
 
 EXACT_BELOW = 20_000

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.proposals import Proposals
 from ovref_inference.retrieve import Texts, checked_names, class_embeddings

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
+
 from ovref_inference.errors import ModelLoadError
 from ovref_inference.images import check_image
 from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposals import Proposals
 from ovref_inference.proposer_config import MaskFormerConfig
-from torch.nn.functional import interpolate
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
 
 
 class MaskFormer:

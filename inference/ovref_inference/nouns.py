@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+
 from ovref_inference import format as fmt
 from ovref_inference.errors import CollectionError
 

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from ovref_inference.proposer_config import OpenCutConfig
 from scipy import ndimage
+
+from ovref_inference.proposer_config import OpenCutConfig
 
 WEAK_LINK = 1e-5
 """Weight of a pair below the threshold (eq. 1): it keeps the graph connected."""

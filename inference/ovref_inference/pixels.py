@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ovref_inference.images import check_image
 from torch.nn.functional import interpolate
+
+from ovref_inference.images import check_image
 
 logger = logging.getLogger(__name__)
 

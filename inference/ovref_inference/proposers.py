@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from scipy import ndimage
+
 from ovref_inference.crf import to_edges
 from ovref_inference.grounded_sam import GroundedSam
 from ovref_inference.mask_former import MaskFormer, exclusive_masks, load_mask_former
@@ -21,7 +23,6 @@ from ovref_inference.proposer_config import (
     SamGridConfig,
 )
 from ovref_inference.sam import SamMasks, load_sam
-from scipy import ndimage
 
 
 class Encoder(Protocol):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from ovref_inference.clustering import spherical_kmeans_many
 
 _NOUNS_AT_ONCE = 64

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+
 from ovref_inference.pooling import RegionEncoder
 from ovref_inference.proposals import Proposals
 from ovref_inference.vectors import l2_normalised

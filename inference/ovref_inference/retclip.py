@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.images import check_images
 from ovref_inference.labels import (

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
 from ovref_inference.vectors import l2_normalised
 
 TEMPLATES = (

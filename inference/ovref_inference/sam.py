@@ -17,11 +17,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from ovref_inference.errors import ModelLoadError
-from ovref_inference.images import check_image
-from ovref_inference.models import resolve
-from ovref_inference.pixels import BatchSize, batched
-from ovref_inference.proposer_config import SamGridConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything.modeling import (
@@ -33,6 +28,12 @@ from segment_anything.modeling import (
 )
 from torchvision.ops import masks_to_boxes, nms
 from torchvision.transforms.functional import resize, to_pil_image
+
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.images import check_image
+from ovref_inference.models import resolve
+from ovref_inference.pixels import BatchSize, batched
+from ovref_inference.proposer_config import SamGridConfig
 
 _LOAD_ERRORS = (
     OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes
 from ovref_inference.checks import check_counts

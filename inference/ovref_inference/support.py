@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from ovref_inference.vectors import announce_rows
 
 if TYPE_CHECKING:

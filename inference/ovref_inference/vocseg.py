@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.images import check_images
 from ovref_inference.labels import NamedTexts, Recent, check_joint_space, trained_scores

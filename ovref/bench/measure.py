@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 
 from ovref.bench import presets
 from ovref.bench.limits import (
@@ -39,6 +38,7 @@ from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
 from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg
 from ovref.storage.shards import ShardFiles
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 
 
 def bench(spec: BenchSpec, progress: Callable[[str], None] = print) -> dict[str, Any]:

@@ -16,6 +16,9 @@ import diffusers
 import open_clip
 import torch
 import transformers
+
+from ovref.models.diffusion import load_pipeline
+from ovref.models.schedulers import make_scheduler
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders import (
     TextEncoder,
@@ -24,9 +27,6 @@ from ovref_inference.encoders import (
     load_visual_encoder,
 )
 from ovref_inference.pixels import Pixels
-
-from ovref.models.diffusion import load_pipeline
-from ovref.models.schedulers import make_scheduler
 
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {

@@ -7,6 +7,17 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+
+from ovref.evaluation.datasets import Dataset
+from ovref.evaluation.judge import Prediction, prediction_of_pixels
+from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.remember import (
+    Proposer,
+    RememberingEncoder,
+    RememberingTexts,
+    remembering_proposer,
+)
+from ovref.evaluation.tables_spec import TablesSpec
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.corrclip import CorrClipConfig, CorrClipSegmenter
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
@@ -24,17 +35,6 @@ from ovref_inference.regions import panoptic, semantic
 from ovref_inference.retclip import RetClipConfig, RetClipSegmenter
 from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.vocseg import VocSegConfig, VocSegSegmenter
-
-from ovref.evaluation.datasets import Dataset
-from ovref.evaluation.judge import Prediction, prediction_of_pixels
-from ovref.evaluation.metrics_panoptic import PanopticMap
-from ovref.evaluation.remember import (
-    Proposer,
-    RememberingEncoder,
-    RememberingTexts,
-    remembering_proposer,
-)
-from ovref.evaluation.tables_spec import TablesSpec
 
 PROPOSALS = {
     "none": "without proposals",

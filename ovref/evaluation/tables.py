@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ovref_inference.models import MINIATURE, resolve
 
 from ovref.config import dump, parse
 from ovref.evaluation.datasets import Dataset, miniature_scenes, with_unseen
@@ -27,6 +26,7 @@ from ovref.evaluation.tables_spec import Segmenters, TablesSpec
 from ovref.evaluation.tune import climb
 from ovref.identity import fingerprint
 from ovref.miniature.shapes import UNSEEN
+from ovref_inference.models import MINIATURE, resolve
 
 CAPTION = (
     "Measured on the miniature: small models trained on drawn scenes. These numbers show whether "

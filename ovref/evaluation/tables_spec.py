@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ovref.config import STRICT
+from ovref.evaluation import miniature
 from ovref_inference.corrclip import CorrClipConfig
 from ovref_inference.encoder_config import VisualEncoderConfig
 from ovref_inference.freeda import FreedaConfig
@@ -15,9 +17,6 @@ from ovref_inference.proposer_config import (
 from ovref_inference.retclip import RetClipConfig
 from ovref_inference.segmenters import FossilConfig
 from ovref_inference.vocseg import VocSegConfig
-
-from ovref.config import STRICT
-from ovref.evaluation import miniature
 
 
 @dataclass(frozen=True, kw_only=True)

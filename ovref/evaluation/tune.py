@@ -11,10 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import yaml
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoders import load_visual_encoder
-from ovref_inference.proposer_config import CrfConfig, OpenCutConfig
-from ovref_inference.proposers import opencut_proposer
 
 from ovref.config import dump
 from ovref.evaluation.evaluate import (
@@ -24,6 +20,10 @@ from ovref.evaluation.evaluate import (
     prepare_bench,
     scores_of,
 )
+from ovref_inference.collection import ReferenceCollection
+from ovref_inference.encoders import load_visual_encoder
+from ovref_inference.proposer_config import CrfConfig, OpenCutConfig
+from ovref_inference.proposers import opencut_proposer
 
 OPENCUT_OPTIONS: dict[str, Sequence[Any]] = {
     "taus": (

@@ -6,7 +6,6 @@ As in `architectures`, every folder has the layout of the real model.
 from pathlib import Path
 
 import torch
-from ovref_inference.sam import SamArchitecture, build_sam, config_json
 from transformers import (
     BertConfig,
     GroundingDinoConfig,
@@ -28,6 +27,7 @@ from ovref.miniature.architectures import (
 )
 from ovref.miniature.shapes import CLASSES, UNSEEN
 from ovref.miniature.word_pieces import LONGEST, save_tokenizer, vocabulary
+from ovref_inference.sam import SamArchitecture, build_sam, config_json
 
 SEEN = tuple(c for c in CLASSES if c not in UNSEEN)
 """Classes of MaskFormer, in the order of its labels."""

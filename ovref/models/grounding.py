@@ -15,13 +15,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from ovref.config import STRICT
 from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import ModelLoadError
 from ovref_inference.proposer_config import GroundingDinoConfig, ProposerConfig, SamConfig
 from ovref_inference.retrieve import TEMPLATES, class_embeddings
 from ovref_inference.vectors import l2_normalised
-
-from ovref.config import STRICT
 
 logger = logging.getLogger(__name__)
 

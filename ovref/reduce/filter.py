@@ -13,6 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from ovref.errors import InputError
+from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
+from ovref.reduce.gather import USABLE
+from ovref.reduce.index import build_index_on_disk
+from ovref.reduce.phases import Report
+from ovref.reduce.rows import Rows
+from ovref.reduce.spec import FilterSpec
 from ovref_inference.format import (
     FILES,
     REFERENCE_SCHEMA,
@@ -22,14 +30,6 @@ from ovref_inference.format import (
     open_vectors,
 )
 from ovref_inference.index import read_index, search, tune
-
-from ovref.errors import InputError
-from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
-from ovref.reduce.gather import USABLE
-from ovref.reduce.index import build_index_on_disk
-from ovref.reduce.phases import Report
-from ovref.reduce.rows import Rows
-from ovref.reduce.spec import FilterSpec
 
 DROPPED = "dropped.parquet"
 """Key, noun and reason of what was left out: for tuning thresholds, not published."""

@@ -5,6 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ovref.reduce import ivf
+from ovref.reduce.phases import Report
+from ovref.reduce.rows import Rows
+from ovref.reduce.tasks import RunTasks, Task, one_thread
 from ovref_inference.format import FILES, IndexInfo
 from ovref_inference.index import (
     build_index,
@@ -15,11 +19,6 @@ from ovref_inference.index import (
     tune,
     write_index,
 )
-
-from ovref.reduce import ivf
-from ovref.reduce.phases import Report
-from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task, one_thread
 
 RECALL_K = 10
 ROLES = ("visual", "textual")

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ovref.reduce.by_noun import NounRows, Vocabulary, partition_by_noun, read_vocabulary
+from ovref.reduce.phases import Report
+from ovref.reduce.rows import Rows
+from ovref.reduce.tasks import RunTasks, Task, one_thread
 from ovref_inference.format import (
     FILES,
     NOUN_SCHEMA,
@@ -24,11 +29,6 @@ from ovref_inference.prototypes import (
     neighbours_of_many,
 )
 from ovref_inference.retrieve import Texts, class_embeddings
-
-from ovref.reduce.by_noun import NounRows, Vocabulary, partition_by_noun, read_vocabulary
-from ovref.reduce.phases import Report
-from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task, one_thread
 
 NOUNS_A_TASK = 2048
 _SETS_BYTES = 128 << 20

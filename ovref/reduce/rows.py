@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+
 from ovref_inference.format import open_vectors
 
 

@@ -7,9 +7,6 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.retrieve import TEMPLATES, WEIGHTS, class_embeddings, retrieval_embedding
-from ovref_inference.vectors import l2_normalised
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
@@ -19,6 +16,9 @@ from ovref.ops import masks
 from ovref.ops.heatmaps import resized
 from ovref.ops.images import UnusableImageError
 from ovref.records import NO, YES, ImageRecord, Reference
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.retrieve import TEMPLATES, WEIGHTS, class_embeddings, retrieval_embedding
+from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
 

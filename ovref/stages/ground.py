@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from ovref_inference.errors import ModelLoadError
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
@@ -22,6 +21,7 @@ from ovref.ops.heatmaps import resized
 from ovref.ops.images import UnusableImageError, plain_image
 from ovref.ops.masks import fault
 from ovref.records import NO, YES, ImageRecord, Prompt, Region
+from ovref_inference.errors import ModelLoadError
 
 HEATMAP_STRIDE = 4
 """Pixels of the image per value of a kept heatmap, which is about what MaskFormer gives."""

@@ -159,11 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     _quieten()
     # Imported late, so that --help answers at once.
+    from ovref.errors import OvrefError
     from ovref_inference.errors import CollectionError, ModelLoadError
     from ovref_pipelines.ledger import JobError
     from ovref_pipelines.stopping import StoppedError
-
-    from ovref.errors import OvrefError
 
     verb = {
         "build": _build, "retry-failed": _retry, "submit": _submit, "reduce": _reduce,
@@ -251,10 +250,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _tables(options: argparse.Namespace) -> int:
-    from ovref_pipelines.tables import build_missing
-
     from ovref.evaluation import tables
     from ovref.evaluation.tables_spec import TablesSpec
+    from ovref_pipelines.tables import build_missing
 
     spec = _config(TablesSpec, options)
     failed = build_missing(spec.builds, _say)
@@ -282,9 +280,8 @@ def _reference(options: argparse.Namespace) -> int:
 
 
 def _tombstone(options: argparse.Namespace) -> int:
-    from ovref_inference import ReferenceCollection, store
-
     from ovref.errors import InputError
+    from ovref_inference import ReferenceCollection, store
 
     named = {"keys": options.key, "sources": options.source, "nouns": options.noun}
     if not any(named.values()):

@@ -32,18 +32,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ovref_pipelines.engine_config import EngineConfig, PoolConfig
-from ovref_pipelines.ledger import CRASHED_WORKER, Ledger, Order, Outcome
-from ovref_pipelines.prefetch import Prefetch
-from ovref_pipelines.progress import Progress
-from ovref_pipelines.stopping import Drain, draining
-
 from ovref.contract import Spec
 from ovref.errors import ConfigError, MismatchError, ModelError, OvrefError, StorageError
 from ovref.run_shard import run_alone, run_shard
 from ovref.storage.commits import Commit
 from ovref.storage.scratch import remove_abandoned
 from ovref.storage.steps import StepFolder
+from ovref_pipelines.engine_config import EngineConfig, PoolConfig
+from ovref_pipelines.ledger import CRASHED_WORKER, Ledger, Order, Outcome
+from ovref_pipelines.prefetch import Prefetch
+from ovref_pipelines.progress import Progress
+from ovref_pipelines.stopping import Drain, draining
 
 FATAL = (ConfigError, MismatchError, ModelError, StorageError)
 """Trying another shard would end the same way."""

@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from ovref_inference.format import MANIFEST
-from ovref_inference.index import EXACT_BELOW
-from ovref_inference.retrieve import class_embeddings
-from ovref_pipelines.engine import limit_threads
-from ovref_pipelines.progress import duration
-from ovref_pipelines.recipe import COLLECTION, BuildConfig, collection_store, open_steps, texts_of
-
 from ovref.contract import Dropped, Spec
 from ovref.corpora import read_captions
 from ovref.ingest import KeySet
 from ovref.records import Caption, Reference
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
+from ovref_inference.format import MANIFEST
+from ovref_inference.index import EXACT_BELOW
+from ovref_inference.retrieve import class_embeddings
+from ovref_pipelines.engine import limit_threads
+from ovref_pipelines.progress import duration
+from ovref_pipelines.recipe import COLLECTION, BuildConfig, collection_store, open_steps, texts_of
 
 CPU = "this machine's CPU"
 ROW_BYTES = 150

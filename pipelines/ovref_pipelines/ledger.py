@@ -12,12 +12,11 @@ import json
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.progress import Progress
-
 from ovref.errors import OvrefError, StorageError
 from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.progress import Progress
 
 QUARANTINE = "_quarantine"
 """Folder of a step: `<shard>.json` for each shard that failed for good."""

@@ -10,16 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ovref.errors import InputError
+from ovref.storage.steps import COMMITS, STEP, StepFolder, existing_step
+from ovref.storage.store import Store
 from ovref_inference import format as fmt
 from ovref_pipelines.engine import summarise
 from ovref_pipelines.ledger import QUARANTINE
 from ovref_pipelines.progress import duration
 from ovref_pipelines.recipe import COLLECTION
 from ovref_pipelines.show import BUILD, STEPS, build_config
-
-from ovref.errors import InputError
-from ovref.storage.steps import COMMITS, STEP, StepFolder, existing_step
-from ovref.storage.store import Store
 
 SELECTED = f"selected/{STEP}"
 """Tells that a build has this step, which most do not have."""

@@ -9,9 +9,9 @@ import threading
 from typing import Any
 
 import ray
-from ovref_pipelines.engine_config import EngineConfig, PoolConfig
 
 from ovref.errors import ConfigError
+from ovref_pipelines.engine_config import EngineConfig, PoolConfig
 
 START_ATTEMPTS = 3
 """Ray gives its processes half a minute to start, which a busy machine may not keep."""

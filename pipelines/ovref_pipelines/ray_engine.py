@@ -15,6 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ovref.errors import ModelError
 from ovref_pipelines.engine import StepRun, settle, thread_variables
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.ledger import JobError, Order
@@ -29,10 +33,6 @@ from ovref_pipelines.ray_cluster import (
 )
 from ovref_pipelines.ray_workers import Hand, Pool, Task, Worker
 from ovref_pipelines.stopping import Drain, StoppedError
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from ovref.errors import ModelError
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 2.0

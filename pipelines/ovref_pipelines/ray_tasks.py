@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ovref_pipelines.engine import limit_threads, thread_variables
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.ray_cluster import join
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.errors import StorageError
 from ovref.reduce.tasks import Task
+from ovref_pipelines.engine import limit_threads, thread_variables
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.ray_cluster import join
 
 
 def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool) -> Iterator[Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import psutil
 import ray
-from ovref_pipelines.engine import ShardWorker, StepRun
-from ovref_pipelines.engine_config import PoolConfig
-from ovref_pipelines.ledger import Order, Outcome
 
 from ovref.contract import Spec
 from ovref.errors import OvrefError
 from ovref.storage.steps import StepFolder
+from ovref_pipelines.engine import ShardWorker, StepRun
+from ovref_pipelines.engine_config import PoolConfig
+from ovref_pipelines.ledger import Order, Outcome
 
 
 class Worker:

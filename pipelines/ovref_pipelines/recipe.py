@@ -17,22 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovref_inference.encoder_config import TextEncoderConfig
-from ovref_inference.errors import ModelLoadError
-from ovref_inference.retrieve import Texts
-from ovref_pipelines import reduce_tasks, show
-from ovref_pipelines.engine import (
-    StepRun,
-    StepSummary,
-    progress_of,
-    ray_left_as_found,
-    run_steps,
-    summarise,
-)
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.ledger import QUARANTINE, JobError
-from ovref_pipelines.progress import Seldom, duration
-
 from ovref.config import STRICT, dump
 from ovref.contract import Dropped, Spec
 from ovref.corpora import CorpusSpec, identify, read_captions
@@ -51,6 +35,21 @@ from ovref.stages.synthesize import Synthesize
 from ovref.storage.ahead import read_ahead
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store, check_conditional_create
+from ovref_inference.encoder_config import TextEncoderConfig
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.retrieve import Texts
+from ovref_pipelines import reduce_tasks, show
+from ovref_pipelines.engine import (
+    StepRun,
+    StepSummary,
+    progress_of,
+    ray_left_as_found,
+    run_steps,
+    summarise,
+)
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.ledger import QUARANTINE, JobError
+from ovref_pipelines.progress import Seldom, duration
 
 REPORT, COLLECTION, WORK = "report.json", "collection", "_reduce"
 REPORTS = "reports"

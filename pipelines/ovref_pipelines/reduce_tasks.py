@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ovref.reduce.tasks import RunTasks, Task, in_process
 from ovref_pipelines.engine import ray_module
 from ovref_pipelines.engine_config import EngineConfig
-
-from ovref.reduce.tasks import RunTasks, Task, in_process
 
 FEW = 2
 """Tasks that are not worth starting Ray for: a small collection has no more at a time, one for each

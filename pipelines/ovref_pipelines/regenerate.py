@@ -11,9 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from ovref_inference import ReferenceCollection
-from ovref_pipelines.recipe import BuildConfig
-from ovref_pipelines.show import BUILD, build_config
 
 from ovref import config as configs
 from ovref.contract import Spec, base_key
@@ -22,6 +19,9 @@ from ovref.identity import spec_identity
 from ovref.records import YES, ImageRecord, Reference
 from ovref.storage.steps import StepFolder, existing_step
 from ovref.storage.store import Store
+from ovref_inference import ReferenceCollection
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.show import BUILD, build_config
 
 SAME = 0.999
 """Cosine from which on a reference drawn alone counts as the same: rounding, not another image."""

@@ -10,13 +10,12 @@ shards as they were is found here too, when the same is asked of that build.
 
 from dataclasses import dataclass
 
-from ovref_pipelines.ledger import CRASHED_WORKER
-from ovref_pipelines.maintain import quarantined_in
-from ovref_pipelines.recipe import BuildConfig, Folders, collection_store
-
 from ovref.errors import ConfigError
 from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store
+from ovref_pipelines.ledger import CRASHED_WORKER
+from ovref_pipelines.maintain import quarantined_in
+from ovref_pipelines.recipe import BuildConfig, Folders, collection_store
 
 
 @dataclass(frozen=True, kw_only=True)

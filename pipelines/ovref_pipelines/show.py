@@ -4,16 +4,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovref.errors import InputError, StorageError
+from ovref.records import ImageRecord
+from ovref.storage.steps import STEP, StepFolder, existing_step
+from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference import format as fmt
 from ovref_pipelines.engine import StepSummary, summarise
 from ovref_pipelines.ledger import CRASHED, CRASHED_WORKER, QUARANTINE
 from ovref_pipelines.progress import duration
-
-from ovref.errors import InputError, StorageError
-from ovref.records import ImageRecord
-from ovref.storage.steps import STEP, StepFolder, existing_step
-from ovref.storage.store import Store
 
 if TYPE_CHECKING:
     from ovref_pipelines.recipe import BuildSummary, Folders

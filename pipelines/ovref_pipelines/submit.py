@@ -18,7 +18,6 @@ from typing import Any
 
 import aiohttp
 import yaml
-from ovref_pipelines.recipe import BuildConfig
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
@@ -26,6 +25,7 @@ from ray.runtime_env import RuntimeEnv
 from ovref.config import dump
 from ovref.errors import ConfigError
 from ovref.identity import fingerprint
+from ovref_pipelines.recipe import BuildConfig
 
 NOT_IDENTITY = ("engine", "work", "replace", "allow_incomplete")
 """Settings that do not make it another build, only say how it is run."""

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from ovref_inference import format as fmt
-from ovref_pipelines import recipe
-
 from ovref.config import load
 from ovref.evaluation.tables_spec import BuildFirst
+from ovref_inference import format as fmt
+from ovref_pipelines import recipe
 
 
 def build_missing(builds: Sequence[BuildFirst], say: Callable[[str], None]) -> int:

@@ -11,10 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ovref_inference import ReferenceCollection
-from ovref_inference import format as fmt
-from ovref_inference.errors import CollectionError
-from ovref_pipelines.maintain import is_published, open_build, quarantined_in, some
 
 from ovref.contract import Dropped, base_key
 from ovref.errors import MismatchError, StorageError
@@ -25,6 +21,10 @@ from ovref.storage.scratch import scratch_folder
 from ovref.storage.shards import read_drops, sha256
 from ovref.storage.steps import StepFolder, existing_step
 from ovref.storage.store import Store
+from ovref_inference import ReferenceCollection
+from ovref_inference import format as fmt
+from ovref_inference.errors import CollectionError
+from ovref_pipelines.maintain import is_published, open_build, quarantined_in, some
 
 DAMAGED = (StorageError, MismatchError, KeyError, TypeError, ValueError, pa.ArrowException)
 """What reading a damaged file of a step raises."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+
 from ovref_inference.format import VectorWriter, open_vectors
 from ovref_inference.vectors import announce_rows
 

@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faiss
 import numpy as np
+
 from ovref_inference import PrototypeConfig, ReferenceCollection, store
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes

@@ -17,11 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from ovref.config import load
 from ovref_pipelines import recipe
 from ovref_pipelines.estimate import estimate, text
 from ovref_pipelines.recipe import COLLECTION, BuildConfig
-
-from ovref.config import load
 
 ROOT = Path(__file__).parents[2]
 

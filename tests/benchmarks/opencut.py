@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 import torch
+
 from ovref_inference.opencut import WEAK_LINK, foreground_of, second_eigenvectors
 
 TAU = 0.15

@@ -112,12 +112,11 @@ class Texts:
 
 def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     """ovref's phases `index` and `prototypes`, spread over worker processes, then published."""
+    from ovref.reduce.index import build_indexes
+    from ovref.reduce.prototypes import build_prototypes
     from ovref_inference import format as fmt
     from ovref_inference import store
     from ovref_inference.prototypes import PrototypeConfig
-
-    from ovref.reduce.index import build_indexes
-    from ovref.reduce.prototypes import build_prototypes
 
     config, report, times = PrototypeConfig(), lambda *event: None, {}
     phases = [out.with_name(f"{out.name}_{phase}") for phase in ("index", "prototypes")]

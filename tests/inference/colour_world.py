@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+
 from ovref_inference import ReferenceCollection, store
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes
 from ovref_inference import store

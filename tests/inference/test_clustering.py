@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from ovref_inference import clustering
 from ovref_inference.clustering import spherical_kmeans, spherical_kmeans_many
 from ovref_inference.vectors import l2_normalised

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ovref_inference import CollectionError, ReferenceCollection, store
 from ovref_inference import format as fmt
 from ovref_inference import index as indexes

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from colour_world import COLOURS, Regions, Texts, collection, picture, unit
+
 from ovref_inference.corrclip import CorrClipConfig, CorrClipSegmenter, support_embeddings
 from ovref_inference.regions import NO_CLASS
 from ovref_inference.support import Support

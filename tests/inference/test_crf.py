@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from ovref_inference.crf import gaussian_filter, mean_field, to_edges
 from ovref_inference.proposer_config import CrfConfig
 

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from ovref_inference.crops import CLIP_MEAN_RGB, masked_crop
 
 RNG = np.random.default_rng(0)

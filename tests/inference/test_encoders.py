@@ -8,6 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    AutoModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
+
 from ovref_inference import ModelLoadError, pool_regions
 from ovref_inference.crops import masked_crop
 from ovref_inference.encoders import (
@@ -19,13 +27,6 @@ from ovref_inference.encoders import (
 )
 from ovref_inference.models import resolve
 from ovref_inference.pixels import BatchSize, batched
-from transformers import (
-    AutoModel,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    DINOv3ViTConfig,
-    DINOv3ViTModel,
-)
 
 RNG = np.random.default_rng(0)
 IMAGES = [

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from ovref_inference import CollectionError
 from ovref_inference import format as fmt
 

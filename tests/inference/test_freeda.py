@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from colour_world import GREY, Texts, collection, picture, unit
+
 from ovref_inference.freeda import (
     FreedaConfig,
     FreedaSegmenter,

@@ -9,11 +9,12 @@ from detector_fakes import (
     tiny_grounding_dino,
     tokenizer,
 )
+from torchvision.ops import clip_boxes_to_image
+from transformers import GroundingDinoProcessor
+
 from ovref_inference import ModelLoadError
 from ovref_inference.grounding import GroundingDino, load_grounding_dino
 from ovref_inference.proposer_config import GroundingDinoConfig
-from torchvision.ops import clip_boxes_to_image
-from transformers import GroundingDinoProcessor
 
 IMAGE = np.zeros((50, 100, 3), np.uint8)
 LEFT, RIGHT, MIDDLE = [0.25, 0.5, 0.2, 0.4], [0.75, 0.5, 0.2, 0.4], [0.5, 0.5, 0.2, 0.4]

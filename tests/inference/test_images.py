@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from ovref_inference.corrclip import CorrClipSegmenter
 from ovref_inference.encoder_config import VisualEncoderConfig
 from ovref_inference.encoders import load_visual_encoder
@@ -16,7 +18,6 @@ from ovref_inference.proposers import opencut_proposer
 from ovref_inference.retclip import RetClipSegmenter
 from ovref_inference.segmenters import FossilSegmenter, TextOnlySegmenter
 from ovref_inference.vocseg import VocSegSegmenter
-from PIL import Image
 
 # Whatever is checked is checked before any of these is asked.
 NONE = SimpleNamespace()

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+
 from ovref_inference import CollectionError
 from ovref_inference import index as indexes
 from ovref_inference.vectors import l2_normalised

@@ -8,8 +8,9 @@ import sys
 import venv
 from pathlib import Path
 
-import ovref_inference
 import pytest
+
+import ovref_inference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "scipy", "transformers", "PIL", "ray", "spacy", "diffusers", "open_clip", "s3fs")

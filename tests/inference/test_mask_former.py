@@ -5,10 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from ovref_inference import ModelLoadError
-from ovref_inference.mask_former import MaskFormer, exclusive_masks, load_mask_former
-from ovref_inference.proposals import Proposals
-from ovref_inference.proposer_config import MaskFormerConfig
 from transformers import (
     DetrConfig,
     Mask2FormerConfig,
@@ -21,6 +17,11 @@ from transformers import (
 from transformers import (
     MaskFormerConfig as HfMaskFormerConfig,
 )
+
+from ovref_inference import ModelLoadError
+from ovref_inference.mask_former import MaskFormer, exclusive_masks, load_mask_former
+from ovref_inference.proposals import Proposals
+from ovref_inference.proposer_config import MaskFormerConfig
 
 SWIN = {
     "image_size": 64,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+
 from ovref_inference.opencut import (
     WEAK_LINK,
     OpenCutConfig,

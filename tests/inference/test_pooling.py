@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from ovref_inference import pool_regions
 from ovref_inference.pooling import mask_weights
 

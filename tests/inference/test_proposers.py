@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from ovref_inference.encoder_config import VisualEncoderConfig
 from ovref_inference.opencut import OpenCutConfig
 from ovref_inference.proposals import Proposals

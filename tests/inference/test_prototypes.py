@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from ovref_inference.prototypes import (
     PrototypeConfig,
     clustered_rows,

@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+
 from ovref_inference import regions as module
 from ovref_inference.labels import in_vocabulary, match_labels
 from ovref_inference.proposals import Proposals, as_proposals

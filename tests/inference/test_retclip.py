@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from colour_world import COLOURS, Regions, Texts, collection, picture, unit
+
 from ovref_inference import ReferenceCollection, store
 from ovref_inference.proposals import Proposals
 from ovref_inference.regions import NO_CLASS

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from ovref_inference import ModelLoadError, class_embeddings, retrieval_embedding
 from ovref_inference.models import resolve
 from ovref_inference.retrieve import TEMPLATES

@@ -7,6 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+
 from ovref_inference import ModelLoadError
 from ovref_inference.proposer_config import SamConfig, SamGridConfig
 from ovref_inference.sam import (
@@ -17,8 +20,6 @@ from ovref_inference.sam import (
     config_json,
     load_sam,
 )
-from safetensors.torch import save_file
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
 SMALL = SamArchitecture(
     image_size=64,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from ovref_inference import regions
 from ovref_inference.clustering import spherical_kmeans
 from ovref_inference.labels import Recent

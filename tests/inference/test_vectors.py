@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ovref_inference import ReferenceCollection
 from ovref_inference import collection as module
 from ovref_inference.format import open_vectors, write_vectors

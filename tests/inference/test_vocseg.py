@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from colour_world import Regions, Texts, collection, picture
+
 from ovref_inference.proposals import Proposals
 from ovref_inference.prototypes import Prototypes, stacked
 from ovref_inference.regions import NO_CLASS

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from ovref_pipelines.engine_config import EngineConfig
 
 FOLDER = str(Path(__file__).parent)
@@ -33,6 +34,7 @@ def local_ray():
 def on(monkeypatch):
     """Puts the driver on a stand-in for Ray with these nodes."""
     from fake_ray import FakeRay
+
     from ovref_pipelines import ray_cluster, ray_engine, ray_workers
 
     def put(**nodes):

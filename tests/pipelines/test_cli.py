@@ -6,6 +6,7 @@ import re
 
 import pytest
 import yaml
+
 from ovref_pipelines import cli
 
 BUILD = {

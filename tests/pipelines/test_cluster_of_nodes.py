@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pipeline_fakes import files_of, slow_job
+
 from ovref_pipelines.engine import run_step
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.progress import Progress
-from pipeline_fakes import files_of, slow_job
 
 pytestmark = pytest.mark.slow
 

@@ -8,15 +8,15 @@ import types
 from pathlib import Path
 
 import pytest
+from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
+
+from ovref.errors import ConfigError, ModelError, StorageError
+from ovref.storage.store import Store
 from ovref_pipelines import ray_cluster
 from ovref_pipelines.engine import OUTAGE_SECONDS, run_step
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.ledger import JobError, Ledger, Order, Outcome
 from ovref_pipelines.progress import Progress
-from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
-
-from ovref.errors import ConfigError, ModelError, StorageError
-from ovref.storage.store import Store
 
 PLAIN = [[f"plain {n} {m}" for m in range(3)] + [f"drop {n}"] for n in range(7)]
 LOCAL = EngineConfig(engine="local")

@@ -8,9 +8,6 @@ import time
 
 import pytest
 from faulty_s3 import FaultyS3
-from ovref_pipelines import recipe
-from ovref_pipelines.engine import run_step
-from ovref_pipelines.engine_config import EngineConfig
 from pipeline_fakes import ObedientSpec, caption_step, files_of
 from recipe_fakes import (
     S3_KEYS,
@@ -29,6 +26,9 @@ from ovref.errors import StorageError
 from ovref.identity import spec_identity
 from ovref.storage.steps import existing_step, open_step
 from ovref.storage.store import Store, check_conditional_create
+from ovref_pipelines import recipe
+from ovref_pipelines.engine import run_step
+from ovref_pipelines.engine_config import EngineConfig
 
 CAPTIONS, SHARD_SIZE = 24, 4
 

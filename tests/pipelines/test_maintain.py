@@ -7,16 +7,16 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import small_build
-from ovref_pipelines import cli, maintain
-from ovref_pipelines.maintain import collect_garbage, open_build, status, status_json, status_text
-from ovref_pipelines.show import STEPS
-from ovref_pipelines.verify import verify
 from s3fs import S3FileSystem
 from small_build import SHARDS
 
 from ovref.errors import InputError, StorageError
 from ovref.storage.steps import existing_step
 from ovref.storage.store import Store
+from ovref_pipelines import cli, maintain
+from ovref_pipelines.maintain import collect_garbage, open_build, status, status_json, status_text
+from ovref_pipelines.show import STEPS
+from ovref_pipelines.verify import verify
 
 DAY = 86400.0
 

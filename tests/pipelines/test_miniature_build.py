@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from ovref_pipelines import recipe, show
-from ovref_pipelines.recipe import BuildConfig
 from pipeline_fakes import files_of
 
 from ovref.config import load
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
 from ovref.records import YES
+from ovref_pipelines import recipe, show
+from ovref_pipelines.recipe import BuildConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CORPUS = f"corpus.path={CONFIGS / 'miniature_captions.txt'}"

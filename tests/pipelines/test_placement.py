@@ -17,12 +17,13 @@ from typing import ClassVar
 import fsspec
 import pytest
 from fake_ray import ActorGone, Node
+from pipeline_fakes import EchoSpec, ObedientSpec, caption_step, echo_step, files_of, prompt_step
+
 from ovref_pipelines.engine import StepRun, run_steps
 from ovref_pipelines.engine_config import EngineConfig, PoolConfig
 from ovref_pipelines.ledger import JobError
 from ovref_pipelines.progress import Progress
 from ovref_pipelines.stopping import StoppedError
-from pipeline_fakes import EchoSpec, ObedientSpec, caption_step, echo_step, files_of, prompt_step
 
 SHARDS = 12
 TEXTS = [[f"plain {n} {m}" for m in range(3)] + [f"drop {n}"] for n in range(SHARDS)]

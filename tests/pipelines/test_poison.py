@@ -11,6 +11,8 @@ import threading
 
 import pytest
 from fake_ray import ActorGone, Node
+from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
+
 from ovref_pipelines.engine import run_step
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.ledger import (
@@ -21,7 +23,6 @@ from ovref_pipelines.ledger import (
     JobError,
 )
 from ovref_pipelines.progress import Progress
-from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
 
 TEXTS = [["plain 0", "plain 1"], ["plain 2", "die always", "drop 3", "plain 4"], ["plain 5"]]
 LOCAL = EngineConfig(engine="local")

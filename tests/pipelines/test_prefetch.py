@@ -5,13 +5,13 @@ import itertools
 import fsspec
 import pytest
 from fake_ray import Node
+from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
+
+from ovref.errors import StorageError
 from ovref_pipelines.engine import StepRun, run_steps
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.prefetch import Prefetch
 from ovref_pipelines.progress import Progress
-from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
-
-from ovref.errors import StorageError
 
 TEXTS = [[f"plain {n} {m}" for m in range(3)] for n in range(12)]
 

@@ -7,13 +7,6 @@ import os
 
 import numpy as np
 import pytest
-from ovref_inference import ReferenceCollection
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig
-from ovref_pipelines import maintain, recipe, show
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.recipe import BuildConfig
-from ovref_pipelines.verify import verify
 from PIL import Image
 from pipeline_fakes import files_of
 from recipe_fakes import FakeTexts
@@ -33,6 +26,13 @@ from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.store import Store
+from ovref_inference import ReferenceCollection
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig
+from ovref_pipelines import maintain, recipe, show
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.verify import verify
 
 CAPTIONS = [
     f"a {colour} {thing}"

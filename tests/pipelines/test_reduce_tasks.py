@@ -5,12 +5,12 @@ import sys
 from functools import partial
 
 import pytest
-from ovref_pipelines import reduce_tasks
-from ovref_pipelines.engine_config import EngineConfig
 from task_fakes import die_once, fails, square_of
 
 from ovref.errors import StorageError
 from ovref.reduce.tasks import in_process
+from ovref_pipelines import reduce_tasks
+from ovref_pipelines.engine_config import EngineConfig
 
 RAY = EngineConfig(engine="ray", workers=2)
 

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ovref_inference import ReferenceCollection
-from ovref_pipelines import cli, estimate, recipe
-from ovref_pipelines.progress import duration
-from ovref_pipelines.recipe import BuildConfig
-from ovref_pipelines.regenerate import regenerate
 
 from ovref.config import load
 from ovref.errors import InputError, MismatchError
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
+from ovref_inference import ReferenceCollection
+from ovref_pipelines import cli, estimate, recipe
+from ovref_pipelines.progress import duration
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.regenerate import regenerate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = (

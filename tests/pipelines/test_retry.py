@@ -3,15 +3,15 @@
 import dataclasses
 
 import pytest
-from ovref_pipelines import recipe, retry
-from ovref_pipelines.ledger import CRASHED_WORKER
-from ovref_pipelines.verify import verify
 from pipeline_fakes import files_of
 from recipe_fakes import FakeTexts, content_of, fake_build
 
 from ovref.errors import ConfigError
 from ovref.run_shard import run_shard
 from ovref.select_prompts import SelectPrompts
+from ovref_pipelines import recipe, retry
+from ovref_pipelines.ledger import CRASHED_WORKER
+from ovref_pipelines.verify import verify
 
 SHARDS = ["000000", "000001"]
 

@@ -12,16 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_pipelines import cli
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.recipe import BuildConfig
 
 from ovref.config import dump, load
 from ovref.corpora import CorpusSpec
 from ovref.errors import ConfigError
 from ovref.stages.embed import Embed
 from ovref.stages.synthesize import Synthesize
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_pipelines import cli
+from ovref_pipelines.engine_config import EngineConfig
+from ovref_pipelines.recipe import BuildConfig
 
 submit = pytest.importorskip("ovref_pipelines.submit")
 import ray  # noqa: E402 - after the check that it is installed

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
-from ovref_pipelines import cli, recipe
-from ovref_pipelines.tables import build_missing
 
 from ovref.config import load
 from ovref.errors import ConfigError
 from ovref.evaluation.tables_spec import BuildFirst, TablesSpec
+from ovref_pipelines import cli, recipe
+from ovref_pipelines.tables import build_missing
 
 BUILD = {
     "output": "first",

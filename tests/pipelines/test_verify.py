@@ -4,11 +4,11 @@ The rest of `verify` is in `test_maintain.py`.
 """
 
 import pytest
-from ovref_pipelines import recipe
-from ovref_pipelines.verify import verify
 from recipe_fakes import FakeTexts, fake_build
 
 from ovref.select_prompts import SelectPrompts
+from ovref_pipelines import recipe
+from ovref_pipelines.verify import verify
 
 SHARDS = ["000000", "000001", "000002"]
 

@@ -5,11 +5,6 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from ovref_inference import format as fmt
-from ovref_inference import index as indexes
-from ovref_inference import store
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.prototypes import PrototypeConfig
 from PIL import Image
 
 from ovref.config import dump
@@ -19,6 +14,11 @@ from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
 from ovref.records import NO, YES, ImageRecord, Noun, Reference, Region
 from ovref.stages.embed import Embed
+from ovref_inference import format as fmt
+from ovref_inference import index as indexes
+from ovref_inference import store
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.prototypes import PrototypeConfig
 
 EMBED = Embed(
     visual=VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64)),

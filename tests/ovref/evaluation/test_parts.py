@@ -4,6 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+from ovref.evaluation.datasets import miniature_scenes
+from ovref.evaluation.judge import metric_of
+from ovref.evaluation.parts import Parts, truth_proposer
+from ovref.evaluation.tables_spec import TablesSpec
 from ovref_inference.collection import ReferenceCollection
 from ovref_inference.encoders import load_region_encoder, load_text_encoder
 from ovref_inference.freeda import FreedaConfig
@@ -12,11 +17,6 @@ from ovref_inference.proposers import no_proposals
 from ovref_inference.retclip import RetClipConfig, RetClipSegmenter
 from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.vocseg import VocSegConfig
-
-from ovref.evaluation.datasets import miniature_scenes
-from ovref.evaluation.judge import metric_of
-from ovref.evaluation.parts import Parts, truth_proposer
-from ovref.evaluation.tables_spec import TablesSpec
 
 FOSSIL = FossilConfig(n=6, k=2, windows=None)
 

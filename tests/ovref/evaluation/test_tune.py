@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 
 import pytest
-from ovref_inference.opencut import OpenCutConfig
-from ovref_inference.segmenters import FossilConfig
 
 from ovref.evaluation.evaluate import EvaluateSpec
 from ovref.evaluation.miniature import OPENCUT
 from ovref.evaluation.tune import climb, tune
+from ovref_inference.opencut import OpenCutConfig
+from ovref_inference.segmenters import FossilConfig
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ovref_inference import format as fmt
-from ovref_inference import store as collections
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.prototypes import PrototypeConfig
-from ovref_inference.vectors import l2_normalised
 from reduce_fakes import D_VISUAL, direction, make_references
 
 from ovref.errors import InputError
@@ -16,6 +11,11 @@ from ovref.reduce import FilterSpec, ReduceSpec, coverage
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import USABLE, Shards, gather
 from ovref.storage.store import Store
+from ovref_inference import format as fmt
+from ovref_inference import store as collections
+from ovref_inference.collection import ReferenceCollection
+from ovref_inference.prototypes import PrototypeConfig
+from ovref_inference.vectors import l2_normalised
 
 NONE = np.zeros(0, dtype=np.int64)
 

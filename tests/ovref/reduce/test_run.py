@@ -12,12 +12,6 @@ from threading import Event
 
 import numpy as np
 import pytest
-from ovref_inference import store as collections
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.errors import CollectionError
-from ovref_inference.prototypes import PrototypeConfig
-from ovref_inference.retrieve import class_embeddings
 from reduce_fakes import (
     COUNTS,
     EMBED,
@@ -33,6 +27,12 @@ from ovref.reduce import FilterSpec, ReduceSpec, coverage, reduce_collection
 from ovref.reduce.tasks import in_process
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
+from ovref_inference import store as collections
+from ovref_inference.collection import ReferenceCollection
+from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.errors import CollectionError
+from ovref_inference.prototypes import PrototypeConfig
+from ovref_inference.retrieve import class_embeddings
 
 SPEC = ReduceSpec(prototypes=PrototypeConfig(k=4, min_references=8, neighbours=2))
 
