@@ -1,6 +1,7 @@
 """Who may import whom, what imports stay light, and what an installation adds."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,23 @@ MAY_IMPORT = {
     "ovref": {"ovref", "ovref_inference"},
     "ovref_pipelines": {"ovref", "ovref_inference", "ovref_pipelines"},
 }
+FLOORS = {
+    "ovref_inference": (
+        {"errors", "lazy", "vectors", "images", "models", "pixels"},
+        {"encoders"},
+        {"collection", "proposers"},
+        {"segmenters"},
+    ),
+    "ovref": (
+        {"errors", "config", "contract", "identity", "images", "records"},
+        {"ops", "storage"},
+        {"miniature", "models", "run_shard", "ingest"},
+        {"corpora", "select_prompts", "stages"},
+        {"reduce", "evaluation", "bench"},
+    ),
+}
+"""The rooms of each package, from the ground floor up; those of one floor do not import each other,
+but for the single modules of the ground floor."""
 HEAVY = ("torch", "transformers", "diffusers", "open_clip", "spacy", "scipy", "PIL", "ray")
 
 
@@ -35,6 +53,35 @@ def modules_of(package):
     return sorted((ROOT / FOLDERS[package]).rglob("*.py"))
 
 
+def import_graph(package):
+    """Which modules of the package each of its modules imports, anywhere in it."""
+    folder = ROOT / FOLDERS[package]
+    names = {}
+    for path in modules_of(package):
+        parts = [package, *path.relative_to(folder).with_suffix("").parts]
+        names[".".join(parts).removesuffix(".__init__")] = path
+    graph = {}
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path} has a relative import"
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (inner & names.keys()) or {node.module}
+        graph[name] = (found & names.keys()) - {name}
+    return graph
+
+
+def floor_of(module, floors):
+    """Number of the module's floor; the package itself, which re-exports, is the roof."""
+    room = module.split(".")[1] if "." in module else None
+    found = [number for number, rooms in enumerate(floors) if room in rooms]
+    assert len(found) == 1 or room is None, f"{module} stands in no room of FLOORS"
+    return found[0] if found else len(floors)
+
+
 def loaded_by(statement):
     """Which of the heavy libraries are loaded by a statement in a fresh interpreter."""
     code = f"import sys\n{statement}\nprint(*[n for n in {HEAVY} if n in sys.modules])"
@@ -47,6 +94,27 @@ def test_no_module_imports_a_layer_above_its_own(package):
     for path in modules_of(package):
         found = set(imports_of(path)) & FOLDERS.keys()
         assert found <= MAY_IMPORT[package], path
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_module_imports_itself_by_way_of_others(package):
+    graphlib.TopologicalSorter(import_graph(package)).prepare()  # raises CycleError with the circle
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_room_imports_one_beside_or_above_it(package):
+    floors = FLOORS[package]
+    for module, imported in import_graph(package).items():
+        for other in imported:
+            same_room = module.split(".")[:2] == other.split(".")[:2]
+            here, there = floor_of(module, floors), floor_of(other, floors)
+            assert same_room or there < here or here == 0 == there, f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_room_is_there(package):
+    names = {path.stem for path in (ROOT / FOLDERS[package]).iterdir()} - {"__pycache__"}
+    assert names - {"__init__", "py"} == set().union(*FLOORS[package])
 
 
 def test_ray_is_imported_in_few_modules_of_pipelines():

@@ -3,18 +3,17 @@
     from ovref_inference import ReferenceCollection
     collection = ReferenceCollection.open("s3://bucket/coco-fossil")
 
-Importing this needs numpy, pyarrow, fsspec and faiss only. Modules to import by name: `encoders`
-and `proposers`, which need torch (`pip install 'ovref[segment]'`), and the segmenters: `segmenters`
-(FOSSIL, text alone) and `freeda`, which need it too; `vocseg`, `retclip` and `corrclip`, which take
-whatever encodes regions and need nothing more themselves.
+Importing this needs numpy, pyarrow, fsspec and faiss only. So does importing the packages
+`encoders`, `proposers` and `segmenters`; what they load needs torch and its companions
+(`pip install 'ovref[segment]'`), which are imported when they are first used.
 """
 
-from ovref_inference.collection import ReferenceCollection
+from ovref_inference.collection.prototypes import PrototypeConfig, Prototypes
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.collection.retrieve import class_embeddings, retrieval_embedding
+from ovref_inference.collection.support import Support
+from ovref_inference.encoders.pooling import pool_regions
 from ovref_inference.errors import CollectionError, ModelLoadError
-from ovref_inference.pooling import pool_regions
-from ovref_inference.prototypes import PrototypeConfig, Prototypes
-from ovref_inference.retrieve import class_embeddings, retrieval_embedding
-from ovref_inference.support import Support
 
 __all__ = [
     "CollectionError",

@@ -38,7 +38,7 @@ from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
 from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg
 from ovref.storage.shards import ShardFiles
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 
 def bench(spec: BenchSpec, progress: Callable[[str], None] = print) -> dict[str, Any]:

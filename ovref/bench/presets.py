@@ -19,8 +19,8 @@ import transformers
 
 from ovref.models.diffusion import load_pipeline
 from ovref.models.schedulers import make_scheduler
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.encoders import (
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.load import (
     TextEncoder,
     VisualEncoder,
     load_text_encoder,

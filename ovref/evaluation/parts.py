@@ -18,23 +18,23 @@ from ovref.evaluation.remember import (
     remembering_proposer,
 )
 from ovref.evaluation.tables_spec import TablesSpec
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.corrclip import CorrClipConfig, CorrClipSegmenter
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.encoders import load_region_encoder, load_text_encoder
-from ovref_inference.freeda import FreedaConfig, FreedaSegmenter
-from ovref_inference.grounded_sam import load_grounded_sam
-from ovref_inference.mask_former import load_mask_former
-from ovref_inference.proposer_config import ProposerConfig
-from ovref_inference.proposers import (
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+from ovref_inference.proposers.config import ProposerConfig
+from ovref_inference.proposers.grounded_sam import load_grounded_sam
+from ovref_inference.proposers.load import (
     grounded_sam_proposer,
     load_proposer,
     no_proposals,
 )
-from ovref_inference.regions import panoptic, semantic
-from ovref_inference.retclip import RetClipConfig, RetClipSegmenter
-from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySegmenter
-from ovref_inference.vocseg import VocSegConfig, VocSegSegmenter
+from ovref_inference.proposers.mask_former import load_mask_former
+from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
+from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
+from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
+from ovref_inference.segmenters.regions import panoptic, semantic
+from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
+from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
 
 PROPOSALS = {
     "none": "without proposals",

@@ -4,19 +4,19 @@ from dataclasses import dataclass, field
 
 from ovref.config import STRICT
 from ovref.evaluation import miniature
-from ovref_inference.corrclip import CorrClipConfig
-from ovref_inference.encoder_config import VisualEncoderConfig
-from ovref_inference.freeda import FreedaConfig
-from ovref_inference.proposer_config import (
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.proposers.config import (
     GroundingDinoConfig,
     MaskFormerConfig,
     OpenCutProposerConfig,
     SamConfig,
     SamGridConfig,
 )
-from ovref_inference.retclip import RetClipConfig
-from ovref_inference.segmenters import FossilConfig
-from ovref_inference.vocseg import VocSegConfig
+from ovref_inference.segmenters.corrclip import CorrClipConfig
+from ovref_inference.segmenters.fossil import FossilConfig
+from ovref_inference.segmenters.freeda import FreedaConfig
+from ovref_inference.segmenters.retclip import RetClipConfig
+from ovref_inference.segmenters.vocseg import VocSegConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from ovref.evaluation.evaluate import (
     prepare_bench,
     scores_of,
 )
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoders import load_visual_encoder
-from ovref_inference.proposer_config import CrfConfig, OpenCutConfig
-from ovref_inference.proposers import opencut_proposer
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.encoders.load import load_visual_encoder
+from ovref_inference.proposers.config import CrfConfig, OpenCutConfig
+from ovref_inference.proposers.load import opencut_proposer
 
 OPENCUT_OPTIONS: dict[str, Sequence[Any]] = {
     "taus": (

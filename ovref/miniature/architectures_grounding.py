@@ -27,7 +27,7 @@ from ovref.miniature.architectures import (
 )
 from ovref.miniature.shapes import CLASSES, UNSEEN
 from ovref.miniature.word_pieces import LONGEST, save_tokenizer, vocabulary
-from ovref_inference.sam import SamArchitecture, build_sam, config_json
+from ovref_inference.proposers.sam import SamArchitecture, build_sam, config_json
 
 SEEN = tuple(c for c in CLASSES if c not in UNSEEN)
 """Classes of MaskFormer, in the order of its labels."""
@@ -53,7 +53,7 @@ def new_sam():
 
 
 def save_sam(folder, model):
-    """Writes a folder for `ovref_inference.sam.load_sam`."""
+    """Writes a folder for `ovref_inference.proposers.sam.load_sam`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config_json(SAM))

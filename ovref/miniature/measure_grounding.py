@@ -18,9 +18,9 @@ from ovref.miniature.masks_data import boxes_of, regions
 from ovref.miniature.measure import parameters_of, run
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, UNSEEN
-from ovref_inference.grounding import load_grounding_dino
-from ovref_inference.proposer_config import GroundingDinoConfig, SamConfig, SamGridConfig
-from ovref_inference.sam import SamMasks, load_sam
+from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig, SamGridConfig
+from ovref_inference.proposers.grounding import load_grounding_dino
+from ovref_inference.proposers.sam import SamMasks, load_sam
 
 FOLDERS = ("sam", "grounding_dino", "maskformer")
 """Of the shipped models, those that are measured here."""

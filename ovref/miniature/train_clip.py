@@ -23,7 +23,7 @@ from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.miniature.tokenizer import save_tokenizer
 from ovref.miniature.train_backbone import describe_pool, jitter
 from ovref.miniature.training import fit, images_to_torch, note, parse_arguments
-from ovref_inference.retrieve import TEMPLATES
+from ovref_inference.collection.retrieve import TEMPLATES
 
 BATCH = 64
 TEMPLATE_SHARE = 0.35

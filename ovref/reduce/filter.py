@@ -21,7 +21,7 @@ from ovref.reduce.index import build_index_on_disk
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
 from ovref.reduce.spec import FilterSpec
-from ovref_inference.format import (
+from ovref_inference.collection.format import (
     FILES,
     REFERENCE_SCHEMA,
     TableWriter,
@@ -29,7 +29,7 @@ from ovref_inference.format import (
     open_table,
     open_vectors,
 )
-from ovref_inference.index import read_index, search, tune
+from ovref_inference.collection.index import read_index, search, tune
 
 DROPPED = "dropped.parquet"
 """Key, noun and reason of what was left out: for tuning thresholds, not published."""

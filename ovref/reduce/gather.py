@@ -19,7 +19,7 @@ from ovref.storage import codec
 from ovref.storage.ahead import read_ahead
 from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
-from ovref_inference.format import (
+from ovref_inference.collection.format import (
     FILES,
     REFERENCE_SCHEMA,
     ROW_GROUP,

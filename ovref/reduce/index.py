@@ -9,8 +9,8 @@ from ovref.reduce import ivf
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
 from ovref.reduce.tasks import RunTasks, Task, one_thread
-from ovref_inference.format import FILES, IndexInfo
-from ovref_inference.index import (
+from ovref_inference.collection.format import FILES, IndexInfo
+from ovref_inference.collection.index import (
     build_index,
     choose_index,
     read_index,

@@ -281,7 +281,8 @@ def _reference(options: argparse.Namespace) -> int:
 
 def _tombstone(options: argparse.Namespace) -> int:
     from ovref.errors import InputError
-    from ovref_inference import ReferenceCollection, store
+    from ovref_inference import ReferenceCollection
+    from ovref_inference.collection import store
 
     named = {"keys": options.key, "sources": options.source, "nouns": options.noun}
     if not any(named.values()):

@@ -18,9 +18,9 @@ from ovref.ingest import KeySet
 from ovref.records import Caption, Reference
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
-from ovref_inference.format import MANIFEST
-from ovref_inference.index import EXACT_BELOW
-from ovref_inference.retrieve import class_embeddings
+from ovref_inference.collection.format import MANIFEST
+from ovref_inference.collection.index import EXACT_BELOW
+from ovref_inference.collection.retrieve import class_embeddings
 from ovref_pipelines.engine import limit_threads
 from ovref_pipelines.progress import duration
 from ovref_pipelines.recipe import COLLECTION, BuildConfig, collection_store, open_steps, texts_of

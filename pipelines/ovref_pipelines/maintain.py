@@ -13,7 +13,7 @@ from pathlib import Path
 from ovref.errors import InputError
 from ovref.storage.steps import COMMITS, STEP, StepFolder, existing_step
 from ovref.storage.store import Store
-from ovref_inference import format as fmt
+from ovref_inference.collection import format as fmt
 from ovref_pipelines.engine import summarise
 from ovref_pipelines.ledger import QUARANTINE
 from ovref_pipelines.progress import duration

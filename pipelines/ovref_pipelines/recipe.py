@@ -35,9 +35,9 @@ from ovref.stages.synthesize import Synthesize
 from ovref.storage.ahead import read_ahead
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store, check_conditional_create
-from ovref_inference.encoder_config import TextEncoderConfig
+from ovref_inference.collection.retrieve import Texts
+from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_inference.errors import ModelLoadError
-from ovref_inference.retrieve import Texts
 from ovref_pipelines import reduce_tasks, show
 from ovref_pipelines.engine import (
     StepRun,
@@ -363,7 +363,7 @@ class _LazyTexts:
 
     def encode(self, texts: list[str]) -> Any:
         if self._encoder is None:
-            from ovref_inference.encoders import load_text_encoder
+            from ovref_inference.encoders.load import load_text_encoder
 
             try:
                 self._encoder = load_text_encoder(self._config)

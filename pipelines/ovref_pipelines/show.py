@@ -9,7 +9,7 @@ from ovref.records import ImageRecord
 from ovref.storage.steps import STEP, StepFolder, existing_step
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
-from ovref_inference import format as fmt
+from ovref_inference.collection import format as fmt
 from ovref_pipelines.engine import StepSummary, summarise
 from ovref_pipelines.ledger import CRASHED, CRASHED_WORKER, QUARANTINE
 from ovref_pipelines.progress import duration

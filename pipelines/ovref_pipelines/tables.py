@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ovref.config import load
 from ovref.evaluation.tables_spec import BuildFirst
-from ovref_inference import format as fmt
+from ovref_inference.collection import format as fmt
 from ovref_pipelines import recipe
 
 

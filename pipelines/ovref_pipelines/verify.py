@@ -22,7 +22,7 @@ from ovref.storage.shards import read_drops, sha256
 from ovref.storage.steps import StepFolder, existing_step
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
-from ovref_inference import format as fmt
+from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError
 from ovref_pipelines.maintain import is_published, open_build, quarantined_in, some
 

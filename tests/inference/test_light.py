@@ -39,7 +39,7 @@ def test_importing_loads_nothing_heavy_nor_the_builder():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
-    assert "ovref_inference.collection" in loaded
+    assert "ovref_inference.collection.reference_collection" in loaded
     assert not loaded & {*HEAVY, "ovref", "faiss"}
 
 

@@ -30,7 +30,7 @@ from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.steps import existing_step
 from ovref.storage.store import Store
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.vectors import l2_normalised
 from ovref_pipelines import recipe
 from ovref_pipelines.engine_config import EngineConfig

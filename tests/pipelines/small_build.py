@@ -13,7 +13,7 @@ from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 SHARDS = ["000000", "000001", "000002"]
 RECORDS = 4

@@ -16,8 +16,8 @@ from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec
 from ovref.errors import InputError, MismatchError
 from ovref.identity import record_seed
+from ovref.images import UnusableImageError, plain_image
 from ovref.models.grounding import ProposalRoute
-from ovref.ops.images import UnusableImageError, plain_image
 from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
 from ovref.reduce.spec import ReduceSpec
 from ovref.select_prompts import SelectPrompts
@@ -27,8 +27,8 @@ from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
 from ovref_pipelines import maintain, recipe, show
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.recipe import BuildConfig

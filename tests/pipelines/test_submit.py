@@ -18,7 +18,7 @@ from ovref.corpora import CorpusSpec
 from ovref.errors import ConfigError
 from ovref.stages.embed import Embed
 from ovref.stages.synthesize import Synthesize
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_pipelines import cli
 from ovref_pipelines.engine_config import EngineConfig
 from ovref_pipelines.recipe import BuildConfig

@@ -17,8 +17,8 @@ from ovref.records import ImageRecord, Noun, Prompt, Reference
 from ovref.stages.embed import Embed
 from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize, jpeg
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.proposer_config import (
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposers.config import (
     GroundingDinoConfig,
     MaskFormerConfig,
     OpenCutProposerConfig,

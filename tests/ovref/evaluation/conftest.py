@@ -14,11 +14,11 @@ from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
 from ovref.records import NO, YES, ImageRecord, Noun, Reference, Region
 from ovref.stages.embed import Embed
-from ovref_inference import format as fmt
-from ovref_inference import index as indexes
-from ovref_inference import store
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.prototypes import PrototypeConfig
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
+from ovref_inference.collection import store
+from ovref_inference.collection.prototypes import PrototypeConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 EMBED = Embed(
     visual=VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64)),

@@ -9,14 +9,14 @@ from ovref.evaluation.datasets import miniature_scenes
 from ovref.evaluation.judge import metric_of
 from ovref.evaluation.parts import Parts, truth_proposer
 from ovref.evaluation.tables_spec import TablesSpec
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoders import load_region_encoder, load_text_encoder
-from ovref_inference.freeda import FreedaConfig
-from ovref_inference.proposals import Proposals
-from ovref_inference.proposers import no_proposals
-from ovref_inference.retclip import RetClipConfig, RetClipSegmenter
-from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySegmenter
-from ovref_inference.vocseg import VocSegConfig
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+from ovref_inference.proposers.load import no_proposals
+from ovref_inference.proposers.proposals import Proposals
+from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
+from ovref_inference.segmenters.freeda import FreedaConfig
+from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
+from ovref_inference.segmenters.vocseg import VocSegConfig
 
 FOSSIL = FossilConfig(n=6, k=2, windows=None)
 

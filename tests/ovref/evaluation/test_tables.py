@@ -20,8 +20,8 @@ from ovref.evaluation.parts import Parts
 from ovref.evaluation.tables import choose, make_tables
 from ovref.evaluation.tables_spec import Proposers, Segmenters, TablesSpec
 from ovref.miniature.shapes import CLASSES, UNSEEN
-from ovref_inference.proposals import Proposals
-from ovref_inference.proposer_config import GroundingDinoConfig, MaskFormerConfig
+from ovref_inference.proposers.config import GroundingDinoConfig, MaskFormerConfig
+from ovref_inference.proposers.proposals import Proposals
 
 RECIPE = Path(__file__).parents[3] / "configs" / "miniature_tables.yaml"
 SEEN = tuple(name for name in CLASSES if name not in UNSEEN)

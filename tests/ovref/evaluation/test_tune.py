@@ -7,8 +7,8 @@ import pytest
 from ovref.evaluation.evaluate import EvaluateSpec
 from ovref.evaluation.miniature import OPENCUT
 from ovref.evaluation.tune import climb, tune
-from ovref_inference.opencut import OpenCutConfig
-from ovref_inference.segmenters import FossilConfig
+from ovref_inference.proposers.opencut import OpenCutConfig
+from ovref_inference.segmenters.fossil import FossilConfig
 
 
 @dataclass(frozen=True)

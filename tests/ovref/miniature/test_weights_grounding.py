@@ -16,9 +16,9 @@ from ovref.miniature.masks_data import boxes_of, regions  # noqa: E402
 from ovref.miniature.measure_grounding import maskformer_answers, pairwise_iou  # noqa: E402
 from ovref.miniature.scenes import render  # noqa: E402
 from ovref.miniature.shapes import CLASSES, UNSEEN  # noqa: E402
-from ovref_inference.grounding import load_grounding_dino  # noqa: E402
-from ovref_inference.proposer_config import GroundingDinoConfig  # noqa: E402
-from ovref_inference.sam import SamMasks, load_sam  # noqa: E402
+from ovref_inference.proposers.config import GroundingDinoConfig  # noqa: E402
+from ovref_inference.proposers.grounding import load_grounding_dino  # noqa: E402
+from ovref_inference.proposers.sam import SamMasks, load_sam  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ovref.models.grounding import Matcher, ProposalRoute, _boxes_found
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.pooling import pool_each
-from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.pooling import pool_each
+from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 

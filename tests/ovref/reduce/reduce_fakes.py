@@ -11,7 +11,7 @@ from ovref.reduce import ReduceSpec, reduce_collection
 from ovref.stages.embed import Embed
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.vectors import l2_normalised
 
 D_VISUAL, D_TEXTUAL = 12, 8

@@ -16,8 +16,8 @@ from ovref.models.grounding import DetectorRoute, Finder, Found, ProposalRoute
 from ovref.records import YES, ImageRecord, Noun, Prompt
 from ovref.stages.ground import Ground, GroundStage
 from ovref.storage.codec import decode, encode
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.proposer_config import (
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposers.config import (
     GroundingDinoConfig,
     MaskFormerConfig,
     OpenCutProposerConfig,
