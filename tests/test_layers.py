@@ -34,6 +34,7 @@ FLOORS = {
         {"corpora", "select_prompts", "stages"},
         {"reduce", "evaluation", "bench"},
     ),
+    "ovref_pipelines": ({"engine"}, {"ray", "output"}, {"recipe"}, {"verbs"}, {"cli"}),
 }
 """The rooms of each package, from the ground floor up; those of one floor do not import each other,
 but for the single modules of the ground floor."""
@@ -96,13 +97,15 @@ def test_no_module_imports_a_layer_above_its_own(package):
         assert found <= MAY_IMPORT[package], path
 
 
-@pytest.mark.parametrize("package", FLOORS)
+@pytest.mark.parametrize("package", FOLDERS)
 def test_no_module_imports_itself_by_way_of_others(package):
     graphlib.TopologicalSorter(import_graph(package)).prepare()  # raises CycleError with the circle
 
 
-@pytest.mark.parametrize("package", FLOORS)
+@pytest.mark.parametrize("package", FOLDERS)
 def test_no_room_imports_one_beside_or_above_it(package):
+    # The engine reaches the room `ray` by name at run time (`run_steps.ray_module`), so that ray is
+    # loaded only where it is the engine.
     floors = FLOORS[package]
     for module, imported in import_graph(package).items():
         for other in imported:
@@ -111,7 +114,7 @@ def test_no_room_imports_one_beside_or_above_it(package):
             assert same_room or there < here or here == 0 == there, f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("package", FLOORS)
+@pytest.mark.parametrize("package", FOLDERS)
 def test_every_room_is_there(package):
     names = {path.stem for path in (ROOT / FOLDERS[package]).iterdir()} - {"__pycache__"}
     assert names - {"__init__", "py"} == set().union(*FLOORS[package])
@@ -120,12 +123,12 @@ def test_every_room_is_there(package):
 def test_ray_is_imported_in_few_modules_of_pipelines():
     users = [p for package in FOLDERS for p in modules_of(package) if "ray" in imports_of(p)]
     assert [str(path.relative_to(ROOT)) for path in users] == [
-        "pipelines/ovref_pipelines/metrics.py",
-        "pipelines/ovref_pipelines/ray_cluster.py",
-        "pipelines/ovref_pipelines/ray_engine.py",
-        "pipelines/ovref_pipelines/ray_tasks.py",
-        "pipelines/ovref_pipelines/ray_workers.py",
-        "pipelines/ovref_pipelines/submit.py",
+        "pipelines/ovref_pipelines/ray/cluster.py",
+        "pipelines/ovref_pipelines/ray/engine.py",
+        "pipelines/ovref_pipelines/ray/metrics.py",
+        "pipelines/ovref_pipelines/ray/tasks.py",
+        "pipelines/ovref_pipelines/ray/workers.py",
+        "pipelines/ovref_pipelines/verbs/submit.py",
     ]
 
 

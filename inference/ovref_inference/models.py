@@ -1,4 +1,4 @@
-"""Model ids: `miniature:<name>` is shipped with ovref, anything else passes unchanged."""
+"""Model ids: `miniature:<name>` is in the package ovref_miniature, others pass unchanged."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -17,21 +17,13 @@ PRETRAINED_ERRORS = (
 def resolve(model_id: str) -> str:
     """The folder of `miniature:<name>`; any other id (a hub id, a local path) as it is.
 
-    ovref is found but not imported, so that this stays light.
-
     Raises:
-        ModelLoadError: the miniature's weights are not installed, or hold no model of that name.
+        ModelLoadError: the miniature's models are not installed, or there is none of that name.
     """
     if not model_id.startswith(MINIATURE):
         return model_id
     name = model_id.removeprefix(MINIATURE)
-    spec = importlib.util.find_spec("ovref")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelLoadError(
-            f"{model_id} is shipped with the package ovref, which is not installed here; "
-            "install ovref, or give the path of a model folder"
-        )
-    weights = Path(spec.submodule_search_locations[0], "miniature", "weights")
+    weights = miniature_folder(model_id) / "weights"
     known = sorted(path.name for path in weights.iterdir()) if weights.is_dir() else []
     # A name that is not one of the folders (`../x`, an empty one) never becomes a path.
     if name not in known:
@@ -39,6 +31,25 @@ def resolve(model_id: str) -> str:
             f"no miniature model {name!r} under {weights}; found: {', '.join(known) or 'none'}"
         )
     return str(weights / name)
+
+
+def miniature_folder(wanted: str) -> Path:
+    """Where the package `ovref_miniature` lies; it is found but not imported.
+
+    Args:
+        wanted: the model's id, for the message.
+
+    Raises:
+        ModelLoadError: it is not installed.
+    """
+    spec = importlib.util.find_spec("ovref_miniature")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelLoadError(
+            f"{wanted} is one of the miniature's models, which are not installed here: in a clone "
+            "of ovref's repository, run `pip install ./pipelines/ovref_miniature`; or give "
+            "the path of a model folder"
+        )
+    return Path(spec.submodule_search_locations[0])
 
 
 def pretrained(model_id: str, revision: str) -> tuple[str, dict[str, Any]]:

@@ -26,7 +26,6 @@ examples:
   ovref reduce --config configs/miniature.yaml output=runs/demo replace=true \\
       reduce.prototypes.k=5
   ovref evaluate --config configs/miniature_evaluate.yaml collection=runs/demo/collection
-  ovref tables --config configs/miniature_tables.yaml
   ovref inspect runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
   ovref status runs/demo
@@ -57,7 +56,6 @@ def parser() -> argparse.ArgumentParser:
         "retry-failed": "make again what failed for good in a build, once its cause is mended",
         "reduce": "make the collection again from a build's finished references",
         "evaluate": "measure a collection on scenes of the miniature, or on labelled images",
-        "tables": "measure the papers' tables in small, and build what they need first",
     }
     for verb, text in helps.items():
         sub = verbs.add_parser(verb, help=text, description=_sentence(text))
@@ -161,13 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported late, so that --help answers at once.
     from ovref.errors import OvrefError
     from ovref_inference.errors import CollectionError, ModelLoadError
-    from ovref_pipelines.ledger import JobError
-    from ovref_pipelines.stopping import StoppedError
+    from ovref_pipelines.engine.ledger import JobError
+    from ovref_pipelines.engine.stopping import StoppedError
 
     verb = {
         "build": _build, "retry-failed": _retry, "submit": _submit, "reduce": _reduce,
         "evaluate": _evaluate, "inspect": _inspect, "status": _status, "verify": _verify, "gc": _gc,
-        "tables": _tables,
         "reference": _reference,
         "tombstone": _tombstone,
         "bench": _bench,
@@ -193,13 +190,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from ovref_pipelines import recipe, show
+    from ovref_pipelines import recipe
+    from ovref_pipelines.verbs import show
 
     config = _config(recipe.BuildConfig, options)
     if options.dry_run:
         print(show.plan(recipe.open_steps(config, create=False)))
         if options.probe:
-            from ovref_pipelines import estimate
+            from ovref_pipelines.verbs import estimate
 
             print(estimate.text(estimate.estimate(config, options.probe, options.price)))
         return 0
@@ -209,10 +207,11 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    from ovref_pipelines import maintain, recipe, retry
+    from ovref_pipelines import output, recipe
+    from ovref_pipelines.verbs import retry
 
     config = _config(recipe.BuildConfig, options)
-    maintain.open_build(config.output)  # a wrong name would begin a build
+    output.open_build(config.output)  # a wrong name would begin a build
     folders = recipe.open_steps(config, create=False)
     failed = retry.failed_in(config, folders)
     print(retry.failed_text(failed))
@@ -223,7 +222,8 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _reduce(options: argparse.Namespace) -> int:
-    from ovref_pipelines import recipe, show
+    from ovref_pipelines import recipe
+    from ovref_pipelines.verbs import show
 
     config = _config(recipe.BuildConfig, options)
     references = recipe.open_steps(config, create=False).references
@@ -249,24 +249,9 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tables(options: argparse.Namespace) -> int:
-    from ovref.evaluation import tables
-    from ovref.evaluation.tables_spec import TablesSpec
-    from ovref_pipelines.tables import build_missing
-
-    spec = _config(TablesSpec, options)
-    failed = build_missing(spec.builds, _say)
-    if failed:
-        _say(f"ovref: {failed} shards failed for good; mend their cause and `ovref retry-failed`")
-        return FAILED
-    tables.make_tables(spec, _say)
-    print(f"written to {spec.output}: {', '.join(sorted(os.listdir(spec.output)))}")
-    return 0
-
-
 def _reference(options: argparse.Namespace) -> int:
     from ovref_inference import ReferenceCollection
-    from ovref_pipelines import regenerate
+    from ovref_pipelines.verbs import regenerate
 
     with ReferenceCollection.open(options.collection) as collection:
         if not options.regenerate:
@@ -301,7 +286,7 @@ def _tombstone(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from ovref_pipelines import show
+    from ovref_pipelines.verbs import show
 
     print(show.place(options.place))
     if options.pictures:
@@ -311,7 +296,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from ovref_pipelines import recipe, submit
+    from ovref_pipelines import recipe
+    from ovref_pipelines.verbs import submit
 
     config = _config(recipe.BuildConfig, options)
     environment = submit.read_runtime_env(options.runtime_env)
@@ -334,16 +320,17 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from ovref_pipelines import maintain
+    from ovref_pipelines import output
+    from ovref_pipelines.verbs import maintain
 
-    build = maintain.open_build(options.output)
+    build = output.open_build(options.output)
     show = maintain.status_json if options.json else maintain.status_text
     print(show(maintain.status(build), build))
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from ovref_pipelines.verify import verify
+    from ovref_pipelines.verbs.verify import verify
 
     problems = verify(options.place)
     print("\n".join(problems) if problems else f"{options.place} is whole")
@@ -351,9 +338,10 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from ovref_pipelines import maintain
+    from ovref_pipelines import output
+    from ovref_pipelines.verbs import maintain
 
-    build = maintain.open_build(options.output)
+    build = output.open_build(options.output)
     garbage = maintain.collect_garbage(build, options.older_than * 3600, dry_run=options.dry_run)
     print(maintain.garbage_text(garbage, options.dry_run))
     return 0
@@ -373,7 +361,7 @@ def _teller(config: Any) -> Any:
     """What tells people, or programs, where a build stands."""
     if config.engine.log == "text":
         return _say
-    from ovref_pipelines.progress import json_line
+    from ovref_pipelines.engine.progress import json_line
 
     return lambda message: _say(json_line(message.partition(":")[0], "build", message, {}))
 

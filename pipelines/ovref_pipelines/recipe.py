@@ -38,23 +38,18 @@ from ovref.storage.store import Store, check_conditional_create
 from ovref_inference.collection.retrieve import Texts
 from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_inference.errors import ModelLoadError
-from ovref_pipelines import reduce_tasks, show
-from ovref_pipelines.engine import (
+from ovref_pipelines.engine import reduce_tasks
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.ledger import QUARANTINE, JobError
+from ovref_pipelines.engine.progress import Seldom, duration
+from ovref_pipelines.engine.run_steps import (
     StepRun,
-    StepSummary,
     progress_of,
     ray_left_as_found,
     run_steps,
-    summarise,
 )
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.ledger import QUARANTINE, JobError
-from ovref_pipelines.progress import Seldom, duration
-
-REPORT, COLLECTION, WORK = "report.json", "collection", "_reduce"
-REPORTS = "reports"
-"""Folder of one report a step."""
-VOCABULARY = "vocabulary.json"
+from ovref_pipelines.engine.summary import StepSummary, step_line, summarise
+from ovref_pipelines.output import BUILD, COLLECTION, REPORT, REPORTS, VOCABULARY, WORK
 
 Say = Callable[[str], None]
 
@@ -171,7 +166,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     output = Store.open(config.output)
     check_conditional_create(output)
     folders = open_steps(config)
-    output.write(show.BUILD, _json(dump(config)))
+    output.write(BUILD, _json(dump(config)))
 
     ingested = _ingest(config, folders.captions, say)
     with ray_left_as_found():
@@ -323,7 +318,7 @@ def _run(
     steps = run_steps(runs, engine)
     for step in steps:
         Store.open(config.output).write(f"{REPORTS}/{step.step}.json", _json(step_report(step)))
-        say(show.step_line(step))
+        say(step_line(step))
     return steps
 
 
@@ -338,7 +333,7 @@ def _select(spec: SelectPrompts, source: StepFolder, target: StepFolder, say: Sa
     select_prompts(spec, source, target)
     now, seconds = len(shards) - there, time.monotonic() - started
     step = summarise(target, len(shards), committed_now=now, seconds=seconds)
-    say(show.step_line(step))
+    say(step_line(step))
     return step
 
 

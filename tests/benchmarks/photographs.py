@@ -36,9 +36,10 @@ from ovref.records import YES, ImageRecord
 from ovref.stages.ground import Ground, GroundStage
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
-from ovref_pipelines import recipe, show
+from ovref_pipelines import recipe
 from ovref_pipelines.recipe import BuildConfig
-from ovref_pipelines.verify import verify
+from ovref_pipelines.verbs import show
+from ovref_pipelines.verbs.verify import verify
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"

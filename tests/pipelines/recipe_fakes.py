@@ -33,9 +33,9 @@ from ovref.storage.store import Store
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.vectors import l2_normalised
 from ovref_pipelines import recipe
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.maintain import is_scratch
+from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.verbs.maintain import is_scratch
 
 ROOT = Path(__file__).parents[2]
 MOMENT = float(os.environ.get("OVREF_FAKE_MOMENT", "0.002"))

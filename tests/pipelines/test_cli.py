@@ -54,7 +54,6 @@ def test_verbs_and_flags_are_pinned():
         "retry-failed": sorted([*common, "--dry-run"]),
         "reduce": common,
         "evaluate": common,
-        "tables": common,
         "bench": common,
         "inspect": ["--help", "--pictures", "-h", "place"],
         "reference": ["--build", "--help", "--regenerate", "-h", "collection", "id"],
@@ -147,8 +146,8 @@ def test_numbers_out_of_range_are_wrong_arguments(ovref, arguments, says):
 )
 def test_exit_codes_of_a_build_that_ends_early(ovref, monkeypatch, raised, code, says):
     from ovref_pipelines import recipe
-    from ovref_pipelines.ledger import JobError
-    from ovref_pipelines.stopping import StoppedError
+    from ovref_pipelines.engine.ledger import JobError
+    from ovref_pipelines.engine.stopping import StoppedError
 
     named = {"StoppedError": StoppedError("stopped as asked"), "JobError": JobError("too many")}
 

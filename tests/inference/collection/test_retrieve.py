@@ -86,7 +86,7 @@ def test_unknown_miniature_names_are_refused(name):
         resolve(f"miniature:{name}")
 
 
-def test_miniature_without_ovref_says_what_to_install(monkeypatch):
+def test_a_missing_miniature_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelLoadError, match="install ovref"):
+    with pytest.raises(ModelLoadError, match=r"pip install ./pipelines/ovref_miniature"):
         resolve("miniature:clip")

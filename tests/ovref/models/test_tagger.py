@@ -12,8 +12,9 @@ from spacy.vectors import Vectors
 from thinc.api import fix_random_seed
 
 from ovref.errors import ModelError
-from ovref.miniature import train_tagger
-from ovref.miniature.train_tagger import (
+from ovref.models.tagger import MINIATURE, load_tagger
+from recipes.miniature import train_tagger
+from recipes.miniature.train_tagger import (
     adopt,
     augmented,
     example,
@@ -23,11 +24,10 @@ from ovref.miniature.train_tagger import (
     training_phrases,
     word_vectors,
 )
-from ovref.miniature.treebank import noun_phrases, read_conllu
-from ovref.models.tagger import MINIATURE, load_tagger
+from recipes.miniature.treebank import noun_phrases, read_conllu
 
 EWT = Path(__file__).parents[4] / "shared" / "data" / "ud_english_ewt"
-BUNDLED = Path(importlib.util.find_spec("ovref.miniature").origin).parent / "tagger"
+BUNDLED = Path(importlib.util.find_spec("ovref_miniature").origin).parent / "tagger"
 
 CONLLU = """# text = The dog's owners cannot see someone.
 1\tThe\tthe\tDET\tDT\t_\t2\tdet\t_\t_
@@ -100,6 +100,12 @@ def test_components_that_are_not_needed_are_left_out(tmp_path):
 def test_a_missing_tagger_says_what_to_install(name):
     with pytest.raises(ModelError, match=rf"{name}.*python -m spacy download en_core_web_sm"):
         load_tagger(name)
+
+
+def test_without_the_miniature_its_tagger_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install ./pipelines/ovref_miniature"):
+        load_tagger()
 
 
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
