@@ -32,7 +32,7 @@ FLOORS = {
         {"ops", "storage"},
         {"miniature", "models", "run_shard", "ingest"},
         {"corpora", "select_prompts", "stages"},
-        {"reduce", "evaluation", "bench"},
+        {"reduce", "evaluation"},
     ),
     "ovref_pipelines": ({"engine"}, {"ray", "output"}, {"recipe"}, {"verbs"}, {"cli"}),
 }

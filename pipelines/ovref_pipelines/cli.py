@@ -29,7 +29,7 @@ examples:
   ovref inspect runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
   ovref status runs/demo
-  ovref bench preset=sd21 dtype=bfloat16 batch_sizes=[8,16] output=bench.json
+  ovref bench --config configs/fossil.yaml --batch-sizes 8,16 corpus.path=captions.txt output=x
   ovref submit --config configs/fossil.yaml --address http://HEAD:8265 engine.engine=ray \\
       engine.workers=8 engine.gpus_per_worker=1 output=s3://bucket/first
 
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "submit": "send a build to a Ray cluster as a job, and follow it",
         "retry-failed": "make again what failed for good in a build, once its cause is mended",
         "reduce": "make the collection again from a build's finished references",
+        "bench": "measure how fast a build's models are here, and where the time goes",
         "evaluate": "measure a collection on scenes of the miniature, or on labelled images",
     }
     for verb, text in helps.items():
@@ -75,12 +76,17 @@ def parser() -> argparse.ArgumentParser:
                 "--price", type=_number(float), metavar="AMOUNT",
                 help="of a GPU-hour (of a worker's, without GPUs), for the estimate's cost",
             )  # fmt: skip
+        if verb == "bench":
+            sub.add_argument(
+                "--images", type=_number(int), default=32, metavar="N",
+                help="captions that are measured with; default: 32",
+            )
+            sub.add_argument(
+                "--batch-sizes", type=_numbers, default=[], metavar="N,N",
+                help="of the stage that makes images, each tried; default: the configuration's",
+            )  # fmt: skip
         if verb == "submit":
             _add_submit_options(sub)
-    text = "measure how fast images are drawn here, and where the time goes"
-    sub = verbs.add_parser("bench", help=text, description=_sentence(text))
-    sub.add_argument("--config", metavar="FILE", help="settings, in YAML")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
     text = "show what is in a build's output, one of its steps or a collection"
     sub = verbs.add_parser("inspect", help=text, description=_sentence(text))
     sub.add_argument("place", help="folder or URL")
@@ -150,6 +156,14 @@ def _number(kind: type) -> Callable[[str], Any]:
 
     read.__name__ = kind.__name__  # which argparse names where `text` is no number
     return read
+
+
+def _numbers(text: str) -> list[int]:
+    """Reads an argument of whole numbers, 1 or more, with commas between them."""
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, found {text}")
+    return numbers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,10 +256,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from ovref.bench.limits import BenchSpec
-    from ovref.bench.report import run
+    from ovref_pipelines.recipe import BuildConfig
+    from ovref_pipelines.verbs import bench
 
-    run(_config(BenchSpec, options))
+    config = _config(BuildConfig, options)
+    print(bench.text(bench.bench(config, options.images, options.batch_sizes, _say)))
     return 0
 
 

@@ -35,7 +35,7 @@ fi
 
 SITE=$(mktemp -d)
 trap 'rm -rf "$SITE"' EXIT
-ln -s "$PWD/inference" "$SITE/ovref_inference"
+ln -s "$PWD/inference/ovref_inference" "$PWD/pipelines/ovref_miniature" "$SITE"
 if [ -n "${WHEELS:-}" ]; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$SITE" "$WHEELS"/*.whl ||
         exit 1
@@ -47,7 +47,7 @@ bench() { # name, settings...
     local name=$1
     shift
     echo "== $name"
-    "$PYTHON" -m ovref.bench "$@" "${BENCH[@]}" "output=$OUT/$name.json" | tee "$OUT/$name.md" ||
+    "$PYTHON" tests/benchmarks/run_bench.py "$@" "${BENCH[@]}" "output=$OUT/$name.json" | tee "$OUT/$name.md" ||
         failed=1
 }
 

@@ -34,9 +34,9 @@ from typing import Any
 os.environ["OVREF_FAKE_MOMENT"] = "0.05"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 import psutil
-from kills import PER_BUILD, record
 from recipe_fakes import FakeTexts, answered_once, content_of, fake_build, finish, processes, where
 
+from kills import PER_BUILD, record
 from ovref.errors import OvrefError
 from ovref_pipelines import recipe
 from ovref_pipelines.engine.config import EngineConfig

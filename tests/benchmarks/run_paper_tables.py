@@ -9,13 +9,12 @@ import argparse
 import os
 import sys
 
-from paper_tables import tables
-from paper_tables.builds import build_missing
-from paper_tables.spec import TablesSpec
-
 from ovref.config import load
 from ovref.errors import OvrefError
 from ovref_inference.errors import CollectionError, ModelLoadError
+from paper_tables import tables
+from paper_tables.builds import build_missing
+from paper_tables.spec import TablesSpec
 
 
 def say(message: str) -> None:

@@ -54,7 +54,7 @@ def test_verbs_and_flags_are_pinned():
         "retry-failed": sorted([*common, "--dry-run"]),
         "reduce": common,
         "evaluate": common,
-        "bench": common,
+        "bench": sorted([*common, "--batch-sizes", "--images"]),
         "inspect": ["--help", "--pictures", "-h", "place"],
         "reference": ["--build", "--help", "--regenerate", "-h", "collection", "id"],
         "tombstone": ["--help", "--key", "--noun", "--reason", "--source", "-h", "collection"],

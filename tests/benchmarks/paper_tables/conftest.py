@@ -1,9 +1,9 @@
 """Small collections for the tests of this folder."""
 
 import pytest
-from scene_collections import clip_collections, collection_url, embed
 
 from paper_tables.spec import Collections
+from scene_collections import clip_collections, collection_url, embed
 
 __all__ = ["clip_collections", "collection_url", "embed"]
 

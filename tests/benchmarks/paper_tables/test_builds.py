@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import pytest
-import run_paper_tables
 import yaml
 
+import run_paper_tables
 from ovref.config import load
 from ovref.errors import ConfigError
 from ovref_pipelines import recipe

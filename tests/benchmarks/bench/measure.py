@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ovref.bench import presets
-from ovref.bench.limits import (
+from bench import presets
+from bench.limits import (
     BenchSpec,
     alternately,
     ceiling,

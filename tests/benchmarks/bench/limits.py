@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovref.bench import presets
+from bench import presets
 from ovref.config import STRICT
 from ovref.models.diffusion import guided_steps
 from ovref.models.schedulers import SCHEDULERS

@@ -1,4 +1,4 @@
-"""Run: pytest tests/ovref/models/test_attribution_without_a_gpu.py
+"""Run: pytest tests/benchmarks/test_attribution_without_a_gpu.py
 
 What of a GPU can be shown without one: full-size UNets in half precision on fake CUDA tensors,
 which have shapes, types and devices but no values. Mixed devices and types are refused as on a
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from ovref.bench import presets
+from bench import presets
 from ovref.models import attribution
 from ovref.models.attribution import Attribution, Layer, noun_weights, recording
 

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ovref.bench.limits import BenchSpec
-from ovref.bench.measure import bench
+from bench.limits import BenchSpec
+from bench.measure import bench
 
 
 def run(spec: BenchSpec) -> None:

@@ -1,4 +1,4 @@
-"""Run: pytest tests/ovref/bench/test_bench.py"""
+"""Run: pytest tests/benchmarks/test_bench.py"""
 
 import functools
 import json
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from ovref.bench import measure, presets
-from ovref.bench.limits import BenchSpec, ceiling, operations
-from ovref.bench.measure import bench
-from ovref.bench.report import run, table
+from bench import measure, presets
+from bench.limits import BenchSpec, ceiling, operations
+from bench.measure import bench
+from bench.report import run, table
 from ovref.config import load
 from ovref.errors import ConfigError
 
@@ -138,7 +138,7 @@ def test_a_batch_that_does_not_fit_is_a_row_of_its_own(monkeypatch):
     def no_room(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("ovref.bench.measure._row", no_room)
+    monkeypatch.setattr("bench.measure._row", no_room)
     result = bench(BenchSpec(batch_sizes=(1, 2)), progress=lambda line: None)
     assert [row["error"] for row in result["rows"]] == ["out of memory"] * 2
     assert "ddim, batch of 2: out of memory." in table(result)
