@@ -3,9 +3,10 @@
 #
 #     tests/benchmarks/gpu.sh OUT [PART ...]
 #
-# OUT receives one JSON and one table per measurement. PARTs, each some minutes: attention presets
-# compiled schedulers backbones opencut; all of them by default. Each preset is run on its own, so
-# that one which fails (too little memory, a kernel that is missing) costs itself alone.
+# OUT receives a JSON file per measurement, written after each figure. PARTs, in the order in which
+# they run by default: warm works wait generation compiled daam fast sdxl backbones opencut
+# windows attention faiss. Each has a time limit of its own and costs itself alone. `warm` fills the
+# compiler's cache in the background while `works` runs, whose times do not matter; `wait` waits.
 #
 # REHEARSE=1 runs the same commands on a CPU, with the miniature for every preset and as little of
 # everything as can be: it shows that they work, and its figures mean nothing.
@@ -15,22 +16,32 @@
 # where there is no network:
 #
 #     pip download --no-deps --only-binary=:all: -c constraints.txt -d wheels diffusers ftfy wcwidth \
-#         open_clip_torch pydantic pydantic_core annotated-types typing-inspection \
-#         importlib_metadata zipp
+#         open_clip_torch pydantic pydantic_core annotated-types typing-inspection importlib_metadata \
+#         segment-anything
 #     WHEELS=wheels tests/benchmarks/gpu.sh OUT
+#
+# `daam` runs in an environment of its own, a folder DAAM_SITE that is made as daam_gpu.py says, and
+# `faiss` with a folder FAISS_SITE that holds faiss-gpu; without the folder either part is left out.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=$(realpath -m "${1:?usage: gpu.sh OUT [PART ...]}")
 shift
 PARTS=("$@")
-[ ${#PARTS[@]} -gt 0 ] || PARTS=(attention presets compiled schedulers backbones opencut)
+[ ${#PARTS[@]} -gt 0 ] || PARTS=(warm works wait generation compiled daam fast sdxl backbones opencut
+    windows attention faiss)
 PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
-DEVICE=cuda ATTENTION=(--captions 8 --repeats 20) OPENCUT=(--grids 28 60 --graphs 16 --threads 8)
-BENCH=()
+DEVICE=(--device cuda) GENERATION=() WORKS=() ATTENTION=(--captions 16 --repeats 10)
+OPENCUT=(--grids 60 --graphs 16) WINDOWS=() DAAM=(--images 3) FAISS=(--cpu-rows 262144 --cpu-steps 4)
+BACKBONES=() FAST=(--scheduler unipc --steps 10 --guided-share 0.5)
 if [ -n "${REHEARSE:-}" ]; then
-    DEVICE=cpu ATTENTION=(--captions 1 --repeats 1) OPENCUT=(--grids 14 --graphs 2)
-    BENCH=(device=cpu preset=miniature "batch_sizes=[1]" steps=2 batches=1 repeats=1)
+    DEVICE=(--device cpu)
+    GENERATION=(--preset miniature --steps 2 --turns 1)
+    WORKS=(--preset miniature --steps 1 --batch 2)
+    ATTENTION=(--captions 1 --repeats 1)
+    OPENCUT=(--grids 14 --graphs 2) WINDOWS=(--small) DAAM=(--small --images 1 --steps 1)
+    FAISS=(--rows 20000)
+    BACKBONES=(--batch 1 --repeats 1 --only clip_large)
 fi
 
 SITE=$(mktemp -d)
@@ -40,52 +51,65 @@ if [ -n "${WHEELS:-}" ]; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$SITE" "$WHEELS"/*.whl ||
         exit 1
 fi
-export PYTHONPATH="$PWD:$SITE" PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1
+OURS=$PWD:$SITE failed=0
 
-failed=0
-bench() { # name, settings...
-    local name=$1
+part() { # seconds at most, script, arguments...
+    local seconds=$1 started=$SECONDS
     shift
-    echo "== $name"
-    "$PYTHON" tests/benchmarks/run_bench.py "$@" "${BENCH[@]}" "output=$OUT/$name.json" | tee "$OUT/$name.md" ||
-        failed=1
+    echo "== $*"
+    PYTHONPATH=${SITE_OF_PART:-$OURS} timeout -k 5 "$seconds" "$PYTHON" "$@" ||
+        { echo "failed: $?"; failed=1; }
+    echo "-- $((SECONDS - started)) s"
+}
+generation() { # seconds at most, name of the file, arguments...
+    local seconds=$1 name=$2
+    shift 2
+    part "$seconds" tests/benchmarks/gpu_generation.py --output "$OUT" --name "$name" "$@" \
+        "${DEVICE[@]}" "${GENERATION[@]}"
 }
 
 for part in "${PARTS[@]}"; do
     case $part in
-    attention) # ways to read attention, on layers of full size
-        for dtype in bfloat16 float32; do
-            "$PYTHON" tests/benchmarks/attention.py --device "$DEVICE" --dtype "$dtype" \
-                "${ATTENTION[@]}" --output "$OUT/attention_$dtype" || failed=1
-        done ;;
-    presets) # parts, attribution and share of the ceiling, not compiled, then fp32
-        bench sd15 preset=sd15 dtype=bfloat16 "batch_sizes=[4,8,16,32]" batches=2
-        bench sd21 preset=sd21 dtype=bfloat16 "batch_sizes=[8,16,32]" batches=2
-        bench sdxl preset=sdxl dtype=bfloat16 "batch_sizes=[4,8]" batches=1 steps=30
-        bench sd21_float32 preset=sd21 dtype=float32 "batch_sizes=[8]" batches=1 ;;
-    compiled) # each option beside the plain run of `presets`
-        bench sd21_channels_last preset=sd21 dtype=bfloat16 "batch_sizes=[16]" channels_last=true
-        bench sd21_fused preset=sd21 dtype=bfloat16 "batch_sizes=[16]" fused_projections=true
-        bench sd21_compiled preset=sd21 dtype=bfloat16 "batch_sizes=[16,32]" compiled=true
-        bench sd21_graphs preset=sd21 dtype=bfloat16 "batch_sizes=[1,16]" compiled=true \
-            cuda_graphs=true
-        bench sd21_all preset=sd21 dtype=bfloat16 "batch_sizes=[16,32]" compiled=true \
-            channels_last=true fused_projections=true
-        bench sd15_all preset=sd15 dtype=bfloat16 "batch_sizes=[16,32]" compiled=true \
-            channels_last=true fused_projections=true
-        bench sdxl_all preset=sdxl dtype=bfloat16 "batch_sizes=[8]" batches=1 steps=30 \
-            compiled=true channels_last=true fused_projections=true ;;
-    schedulers) # the fast preset's steps, and what schedulers cost
-        bench sd21_fast preset=sd21 dtype=bfloat16 "batch_sizes=[16]" steps=10 guided_share=0.5 \
-            compiled=true channels_last=true "schedulers=[unipc]"
-        bench sd21_schedulers preset=sd21 dtype=bfloat16 "batch_sizes=[16]" steps=10 \
-            "schedulers=[ddim,dpm_solver++,unipc,euler,lcm]" batches=1 ;;
-    backbones) # DINOv2, CLIP, GroundingDINO and SAM; drawing is the miniature's, for speed
-        bench backbones dtype=bfloat16 "batch_sizes=[16]" steps=2 backbones=true batches=1
-        bench backbones_float32 dtype=float32 "batch_sizes=[8]" steps=2 backbones=true batches=1 ;;
+    warm)
+        generation 240 warm_compiled compiled:16 --compile-only &> "$OUT/warm_compiled.log" &
+        generation 240 warm_graphs graphs:16 --compile-only &> "$OUT/warm_graphs.log" &
+        generation 240 warm_fast compiled:16 --compile-only "${FAST[@]}" &> "$OUT/warm_fast.log" & ;;
+    works) part 150 tests/benchmarks/gpu_works.py --output "$OUT" "${DEVICE[@]}" "${WORKS[@]}" ;;
+    wait)
+        wait
+        tail -n 3 "$OUT"/warm_*.log ;;
+    generation) # plain ways; parts, worker and profile of the usual one
+        generation 150 generation plain:16 plain:32 channels_last:16 --parts plain:16 \
+            --profile plain:16 ;;
+    compiled)
+        generation 150 compiled compiled:16 graphs:16 --parts compiled:16 \
+            --worker compiled:16 --profile compiled:16 ;;
+    compiled_32) generation 200 compiled_32 compiled:32 ;;
+    all) generation 120 all all:16 fused:16 --profile all:16 ;;
+    daam)
+        if [ -n "${DAAM_SITE:-}" ]; then
+            part 30 tests/benchmarks/daam_gpu.py --prepare "$SITE/daam_model"
+            SITE_OF_PART=$DAAM_SITE part 75 tests/benchmarks/daam_gpu.py --run "$SITE/daam_model" \
+                --output "$OUT/daam.json" "${DEVICE[@]}" "${DAAM[@]}"
+        fi ;;
+    fast) # the fast preset's way: a few steps, half of them guided
+        generation 120 fast compiled:16 "${FAST[@]}" --parts compiled:16 --worker compiled:16 ;;
+    sdxl) generation 90 sdxl channels_last:8 --preset sdxl --steps 30 --turns 1 ;;
+    backbones)
+        part 90 tests/benchmarks/gpu_backbones.py --output "$OUT" "${DEVICE[@]}" "${BACKBONES[@]}" ;;
     opencut)
-        "$PYTHON" tests/benchmarks/opencut.py --device "$DEVICE" "${OPENCUT[@]}" \
-            --output "$OUT/opencut" || failed=1 ;;
+        part 90 tests/benchmarks/opencut.py --output "$OUT" "${DEVICE[@]}" "${OPENCUT[@]}" ;;
+    windows)
+        part 90 tests/benchmarks/segment_windows.py --output "$OUT" "${DEVICE[@]}" "${WINDOWS[@]}" ;;
+    attention) # ways to read attention, on layers of full size
+        part 60 tests/benchmarks/attention.py --dtype bfloat16 --output "$OUT" "${DEVICE[@]}" \
+            "${ATTENTION[@]}" ;;
+    faiss)
+        if [ -n "${FAISS_SITE:-}" ]; then
+            SITE_OF_PART=$PWD:$PWD/inference:$FAISS_SITE OMP_NUM_THREADS=$(nproc) OPENBLAS_NUM_THREADS=$(nproc) \
+                part 120 tests/benchmarks/faiss_gpu.py --output "$OUT" "${DEVICE[@]}" "${FAISS[@]}"
+        fi ;;
     *)
         echo "no part $part" >&2
         failed=1 ;;
