@@ -1,5 +1,6 @@
 """The light half stays light: what importing it loads, and that it works with nothing else."""
 
+import importlib
 import json
 import os
 import shutil
@@ -35,7 +36,9 @@ print(json.dumps(found))
 
 
 def test_importing_loads_nothing_heavy_nor_the_builder():
-    program = "import sys, ovref_inference; print(' '.join(sys.modules))"
+    rooms = "ovref_inference, ovref_inference.encoders, ovref_inference.proposers"
+    rooms += ", ovref_inference.segmenters"
+    program = f"import sys, {rooms}; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
@@ -57,6 +60,15 @@ def test_opening_and_asking_loads_nothing_heavy(published):
 def test_public_names_exist():
     assert ovref_inference.__all__ == sorted(ovref_inference.__all__)
     assert all(hasattr(ovref_inference, name) for name in ovref_inference.__all__)
+
+
+@pytest.mark.parametrize("room", ["collection", "encoders", "proposers", "segmenters"])
+def test_what_a_room_exports_is_there(room):
+    package = importlib.import_module(f"ovref_inference.{room}")
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert set(getattr(package, "_MODULES", package.__all__)) == set(package.__all__)
+    with pytest.raises(AttributeError):
+        _ = package.nothing
 
 
 @pytest.mark.slow
