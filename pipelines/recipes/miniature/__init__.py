@@ -1,6 +1,8 @@
 """How the miniature's models are trained, exported and measured.
 
-    cd pipelines && python -m recipes.miniature.train_vae --work ../runs/miniature_work
+    python -m recipes.miniature.train_vae --work runs/miniature_work
+
+This works where `make install` has installed ovref, whose path file names the folder `pipelines`.
 
 Each `train_*` module trains one model in a work folder, in this order: `train_vae`,
 `train_classifier`, `train_backbone`, `refine_backbone`, `train_clip`, `train_diffusion`, and at any
