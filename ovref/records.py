@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.ops.images import decode_image
+from ovref.images import decode_image
 
 NO, UNSURE, YES = 0, 128, 255
 """Values of a tri-state mask. Pooling uses YES alone; UNSURE belongs to neither side."""
@@ -91,7 +91,7 @@ class ImageRecord:
         """The decoded image, (H, W, 3) uint8 RGB.
 
         Raises:
-            UnusableImageError: see `ovref.ops.images.decode_image`.
+            UnusableImageError: see `ovref.images.decode_image`.
         """
         return decode_image(self.image)
 

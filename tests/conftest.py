@@ -1,6 +1,12 @@
-"""What tests of all folders share: one S3 server."""
+"""What tests of all folders share: one S3 server, helper modules, the benchmarks' own packages."""
+
+import sys
+from pathlib import Path
 
 import pytest
+
+# Imported by their plain names; behind all else, so that they hide nothing.
+sys.path += [str(Path(__file__).parent / name) for name in ("helpers", "benchmarks")]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ for record in read_captions(spec): ...      # Caption, or Dropped with its reaso
 identify(spec)                              # what the corpus adds to a fingerprint
 """
 
+from ovref.corpora.corpus_identity import identify
 from ovref.corpora.readers import read_captions
-from ovref.corpora.spec import CorpusSpec, identify
+from ovref.corpora.spec import CorpusSpec
 
 __all__ = ["CorpusSpec", "identify", "read_captions"]

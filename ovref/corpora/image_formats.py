@@ -14,7 +14,7 @@ from ovref.corpora import formats
 from ovref.corpora.formats import Row
 from ovref.corpora.spec import CAPTION_FILES, IMAGE_SUFFIXES, MINIATURE, CorpusSpec
 from ovref.errors import InputError
-from ovref.ops.images import decode_image
+from ovref.images import decode_image
 
 FILE_NAME = "file_name"
 """Column of a metadata file that names the image, relative to the file (Hugging Face's layout)."""

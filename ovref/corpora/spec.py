@@ -1,10 +1,9 @@
 """What a caption corpus is: where it lies, how it is written, which captions of it are wanted."""
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -190,73 +189,6 @@ def store_errors() -> tuple[type[Exception], ...]:
     return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
 
 
-def identify(spec: CorpusSpec) -> dict[str, Any]:
-    """What the corpus contributes to a fingerprint: its contents and how it is read, not its place.
-
-    Local files are read once and hashed (SHA-256). Remote ones count by size and the store's own
-    checksum (ETag), without a download; so the same corpus has another identity on S3 than here.
-    Images named by the corpus are not hashed one by one: the listing of `images` (names and sizes)
-    is; of a folder of images the captions are hashed, too. Raises InputError like `corpus_files`.
-    """
-    if spec.path.startswith(MINIATURE):
-        from ovref.corpora.image_formats import identify_miniature
-
-        written, identities = "miniature", [identify_miniature(spec)]
-    else:
-        fs, files = corpus_files(spec)
-        written = files[0][1]
-        if written == "imagefolder":
-            identities = [_identify_folder(spec.path, captions=True)]
-        else:
-            identities = [_identify_file(fs, name) for name, _ in files]
-    return {
-        "corpus_id": corpus_id(spec),
-        "format": written,
-        "files": identities,
-        "images": None if spec.images is None else _identify_folder(spec.images),
-        "caption_column": spec.caption_column,
-        "image_column": spec.image_column,
-        "limit": spec.limit,
-        "draws": spec.draws,
-        "max_characters": spec.max_characters,
-    }
-
-
-def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
-    try:
-        info = fs.info(name)
-        identity = {"name": PurePosixPath(name).name, "size": int(info["size"])}
-        if "file" not in _protocols(fs):
-            return identity | {"checksum": str(info.get("ETag") or fs.checksum(name))}
-        digest = hashlib.sha256()
-        with fs.open(name, "rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-    except store_errors() as error:
-        raise InputError(f"cannot read {name} of the corpus: {error}") from error
-    return identity | {"sha256": digest.hexdigest()}
-
-
-def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
-    """Of the names and sizes below a folder, and of the contents of its files of captions."""
-    try:
-        fs, root = open_place(place)
-        entries = fs.find(root, detail=True)
-    except (*store_errors(), ValueError, ImportError) as error:
-        raise InputError(f"cannot list the images at {place}: {error}") from error
-    if not entries:
-        raise InputError(f"there are no images at {place}; check `images`")
-    digest = hashlib.sha256()
-    for name in sorted(entries):
-        digest.update(f"{name.removeprefix(root)}\0{entries[name]['size']}\n".encode())
-        path = PurePosixPath(name)
-        if captions and (path.suffix.lower() == ".txt" or path.name in CAPTION_FILES):
-            # An object store's listing has the checksum; asking for each file would take hours.
-            contents = entries[name].get("ETag") or _identify_file(fs, name)
-            digest.update(f"{contents}\n".encode())
-    kind = "captions_names_and_sizes_sha256" if captions else "names_and_sizes_sha256"
-    return {"count": len(entries), kind: digest.hexdigest()}
-
-
-def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+def protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    """The names of a file system, such as `file` or `s3`."""
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

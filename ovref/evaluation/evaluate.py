@@ -14,14 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoder_config import VisualEncoderConfig
-from ovref_inference.encoders import load_text_encoder, load_visual_encoder
-from ovref_inference.proposer_config import OpenCutProposerConfig, ProposerConfig
-from ovref_inference.proposers import label_masks, load_proposer, no_proposals
-from ovref_inference.retrieve import class_embeddings
-from ovref_inference.segmenters import FossilConfig, pixel_scores, prototype_scores
-from ovref_inference.vectors import l2_normalised
 
 from ovref.config import STRICT, dump
 from ovref.errors import InputError
@@ -35,6 +27,14 @@ from ovref.evaluation.datasets import (
 )
 from ovref.evaluation.metrics import ConfusionMatrix, Scores, split_scores
 from ovref.evaluation.pictures import class_palette, prediction_grid
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.collection.retrieve import class_embeddings
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.load import load_text_encoder, load_visual_encoder
+from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
+from ovref_inference.proposers.load import label_masks, load_proposer, no_proposals
+from ovref_inference.segmenters.fossil import FossilConfig, pixel_scores, prototype_scores
+from ovref_inference.vectors import l2_normalised
 
 SMALL = "The miniature's small models are trained on drawn scenes and know nothing of others."
 """Stands above tables of other images that they had a part in."""

@@ -1,8 +1,8 @@
 """Models and parameters for scenes of the miniature, chosen on validation scenes."""
 
-from ovref_inference.encoder_config import VisualEncoderConfig
-from ovref_inference.proposer_config import CrfConfig, OpenCutConfig, OpenCutProposerConfig
-from ovref_inference.segmenters import FossilConfig
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.proposers.config import CrfConfig, OpenCutConfig, OpenCutProposerConfig
+from ovref_inference.segmenters.fossil import FossilConfig
 
 FOSSIL = FossilConfig(n=20, k=10, windows=None)
 

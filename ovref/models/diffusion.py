@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from huggingface_hub.errors import HfHubHTTPError
-from ovref_inference.errors import ModelLoadError
-from ovref_inference.models import resolve
 from safetensors import SafetensorError
 
 from ovref.errors import ModelError
 from ovref.models.attribution import FACTORS, noun_weights, recording
 from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.models import resolve
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.errors import ModelLoadError
-from ovref_inference.proposer_config import GroundingDinoConfig, ProposerConfig, SamConfig
-from ovref_inference.retrieve import TEMPLATES, class_embeddings
-from ovref_inference.vectors import l2_normalised
 
 from ovref.config import STRICT
+from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.proposers.config import GroundingDinoConfig, ProposerConfig, SamConfig
+from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Finder:
 
 def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
     """Loads GroundingDINO and SAM. Raises ModelLoadError."""
-    from ovref_inference.grounded_sam import load_grounded_sam
+    from ovref_inference.proposers.grounded_sam import load_grounded_sam
 
     models = load_grounded_sam(route.detector, route.sam, batch_size=batch_size)
     logger.info("grounding with %s and %s", route.detector.model, route.sam.model)
@@ -149,7 +149,7 @@ def _boxes_found(grounded: Any) -> list[Found]:
 
 def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
     """Loads a proposer and CLIP. Raises ModelLoadError, also when text and visual do not fit."""
-    from ovref_inference.encoders import load_region_encoder, load_text_encoder
+    from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 
     propose = _proposals(route.proposer, batch_size)
     visual = load_region_encoder(route.visual, batch_size=batch_size)
@@ -179,11 +179,11 @@ def _proposals(
 ) -> Callable[[Sequence[np.ndarray]], Iterable[tuple[np.ndarray, np.ndarray | None]]]:
     """Images -> for each its masks (n, H, W) bool and, where there are any, their heatmaps."""
     if config.mask_former is None:
-        from ovref_inference.proposers import load_proposer
+        from ovref_inference.proposers.load import load_proposer
 
         propose = load_proposer(config, batch_size=batch_size)
         return lambda images: ((masks_nhw, None) for masks_nhw in propose(images))
-    from ovref_inference.mask_former import exclusive_masks, load_mask_former
+    from ovref_inference.proposers.mask_former import exclusive_masks, load_mask_former
 
     model = load_mask_former(config.mask_former, batch_size=batch_size)
 
@@ -204,7 +204,7 @@ class Matcher:
 
     def __init__(self, propose: Any, visual: Any, texts: Any, route: ProposalRoute) -> None:
         """`propose` gives masks and heatmaps of images; `visual` has `encode_regions` and `texts`
-        `encode`, as the encoders of `ovref_inference.encoders`."""
+        `encode`, as the encoders of `ovref_inference.encoders.load`."""
         self._propose, self._visual, self._min = propose, visual, route.min_similarity
         # A noun is encoded alone, so that its bits do not depend on the nouns that came before it.
         self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(

@@ -1,11 +1,11 @@
 """Loads the part-of-speech tagger that finds the nouns of captions."""
 
-from importlib.resources import files
-
 import spacy
 from spacy.language import Language
 
 from ovref.errors import ModelError
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.models import miniature_folder
 
 MINIATURE = "miniature:tagger"
 UNNEEDED = ("ner", "parser", "lemmatizer", "senter")
@@ -16,17 +16,19 @@ def load_tagger(name: str = MINIATURE, version: str | None = None) -> Language:
     """A spaCy pipeline that sets `token.tag_` to Penn Treebank tags.
 
     Args:
-        name: `miniature:tagger` for the bundled one; else an installed spaCy package such as
-            `en_core_web_sm`, or a folder that `nlp.to_disk` wrote.
+        name: `miniature:tagger` for the one of `ovref_miniature`; else an installed spaCy package
+            such as `en_core_web_sm`, or a folder that `nlp.to_disk` wrote.
         version: of the pipeline, as its `meta.json` has it; None for any.
 
     Raises:
         ModelError: no such pipeline is installed, it cannot be read, it has another version, or it
             has no tagger.
     """
-    place = str(files("ovref.miniature") / "tagger") if name == MINIATURE else name
     try:
+        place = miniature_folder(name) / "tagger" if name == MINIATURE else name
         nlp = spacy.load(place, exclude=UNNEEDED)
+    except ModelLoadError as error:
+        raise ModelError(str(error)) from error
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot load the noun tagger {name!r}: {error} Expected {MINIATURE!r}, a folder "

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from ovref_inference.format import write_vectors
 
 from ovref.reduce.rows import Rows
 from ovref.reduce.tasks import RunTasks, Task
+from ovref_inference.collection.format import write_vectors
 
 SPAN_ROWS = 131_072
 PARTITION_BYTES = 256 << 20

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ovref_inference.collection import ReferenceCollection
+from ovref_inference.collection.reference_collection import ReferenceCollection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,15 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from ovref_inference.format import (
-    FILES,
-    REFERENCE_SCHEMA,
-    TableWriter,
-    VectorWriter,
-    open_table,
-    open_vectors,
-)
-from ovref_inference.index import read_index, search, tune
 
 from ovref.errors import InputError
 from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
@@ -30,6 +21,15 @@ from ovref.reduce.index import build_index_on_disk
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
 from ovref.reduce.spec import FilterSpec
+from ovref_inference.collection.format import (
+    FILES,
+    REFERENCE_SCHEMA,
+    TableWriter,
+    VectorWriter,
+    open_table,
+    open_vectors,
+)
+from ovref_inference.collection.index import read_index, search, tune
 
 DROPPED = "dropped.parquet"
 """Key, noun and reason of what was left out: for tuning thresholds, not published."""

@@ -10,15 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ovref_inference.format import (
-    FILES,
-    REFERENCE_SCHEMA,
-    ROW_GROUP,
-    TableWriter,
-    VectorWriter,
-    open_table,
-    open_vectors,
-)
 
 from ovref.errors import InputError
 from ovref.ops.quality import usable_rows
@@ -28,6 +19,15 @@ from ovref.storage import codec
 from ovref.storage.ahead import read_ahead
 from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
+from ovref_inference.collection.format import (
+    FILES,
+    REFERENCE_SCHEMA,
+    ROW_GROUP,
+    TableWriter,
+    VectorWriter,
+    open_table,
+    open_vectors,
+)
 
 USABLE = "usable.npy"
 """(rows,) bool beside the matrices: False for a row whose vectors cannot be indexed; in the

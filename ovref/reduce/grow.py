@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ovref_inference import format as fmt
-from ovref_inference import store as collections
 
 from ovref import config
 from ovref.errors import MismatchError
@@ -16,6 +14,8 @@ from ovref.reduce.prototypes import GrownPrototypes
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.store import Store
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import store as collections
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ovref_inference.format import FILES, IndexInfo
-from ovref_inference.index import (
+from ovref.reduce import ivf
+from ovref.reduce.phases import Report
+from ovref.reduce.rows import Rows
+from ovref.reduce.tasks import RunTasks, Task, one_thread
+from ovref_inference.collection.format import FILES, IndexInfo
+from ovref_inference.collection.index import (
     build_index,
     choose_index,
     read_index,
@@ -15,11 +19,6 @@ from ovref_inference.index import (
     tune,
     write_index,
 )
-
-from ovref.reduce import ivf
-from ovref.reduce.phases import Report
-from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task, one_thread
 
 RECALL_K = 10
 ROLES = ("visual", "textual")

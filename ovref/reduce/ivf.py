@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ovref_inference.index import faiss_module
 
 from ovref.reduce.rows import Rows
+from ovref_inference.collection.index import faiss_module
 
 BLOCK = 32_768
 """Rows whose lists are found together."""

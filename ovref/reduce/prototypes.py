@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ovref_inference.format import (
+
+from ovref.reduce.by_noun import NounRows, Vocabulary, partition_by_noun, read_vocabulary
+from ovref.reduce.phases import Report
+from ovref.reduce.rows import Rows
+from ovref.reduce.tasks import RunTasks, Task, one_thread
+from ovref_inference.collection.format import (
     FILES,
     NOUN_SCHEMA,
     TableWriter,
@@ -17,18 +22,13 @@ from ovref_inference.format import (
     read_nouns,
     write_vectors,
 )
-from ovref_inference.prototypes import (
+from ovref_inference.collection.prototypes import (
     PrototypeConfig,
     clustered_rows,
     make_prototypes,
     neighbours_of_many,
 )
-from ovref_inference.retrieve import Texts, class_embeddings
-
-from ovref.reduce.by_noun import NounRows, Vocabulary, partition_by_noun, read_vocabulary
-from ovref.reduce.phases import Report
-from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task, one_thread
+from ovref_inference.collection.retrieve import Texts, class_embeddings
 
 NOUNS_A_TASK = 2048
 _SETS_BYTES = 128 << 20

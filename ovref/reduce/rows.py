@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from ovref_inference.format import open_vectors
+
+from ovref_inference.collection.format import open_vectors
 
 
 class Rows:

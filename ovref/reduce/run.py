@@ -21,10 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ovref_inference import format as fmt
-from ovref_inference import store as collections
-from ovref_inference.errors import CollectionError
-from ovref_inference.retrieve import Texts
 
 from ovref import config
 from ovref.errors import InputError, MismatchError
@@ -40,6 +36,10 @@ from ovref.reduce.tasks import RunTasks, in_process
 from ovref.stages.embed import Embed
 from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import store as collections
+from ovref_inference.collection.retrieve import Texts
+from ovref_inference.errors import CollectionError
 
 
 def reduce_collection(

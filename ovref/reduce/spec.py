@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ovref_inference.prototypes import PrototypeConfig
-
 from ovref.config import STRICT
+from ovref_inference.collection.prototypes import PrototypeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ovref_inference.index import faiss_module
+from ovref_inference.collection.index import faiss_module
 
 Task = Callable[[], Any]
 RunTasks = Callable[[Sequence[Task]], Iterator[Any]]

@@ -7,18 +7,23 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.retrieve import TEMPLATES, WEIGHTS, class_embeddings, retrieval_embedding
-from ovref_inference.vectors import l2_normalised
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.errors import ModelError
 from ovref.identity import ADDED_LATER
+from ovref.images import UnusableImageError
 from ovref.ops import masks
 from ovref.ops.heatmaps import resized
-from ovref.ops.images import UnusableImageError
 from ovref.records import NO, YES, ImageRecord, Reference
+from ovref_inference.collection.retrieve import (
+    TEMPLATES,
+    WEIGHTS,
+    class_embeddings,
+    retrieval_embedding,
+)
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class Embed:
     part: Literal["region", "surroundings"] = field(default="region", metadata=ADDED_LATER)
     """`surroundings` embeds, in place of each region, what of its image shows the noun nowhere: a
     collection of it, beside the one of regions, gives each class its background prototypes
-    (`ovref_inference.freeda`). Where nothing is left: `no_surroundings`."""
+    (`ovref_inference.segmenters.freeda`). Where nothing is left: `no_surroundings`."""
     batch_size: int = 16
     """Images, or crops, per forward pass. Kernels round differently at another batch size, in the
     last bits, so it belongs to the identity of the bytes."""
@@ -77,7 +82,7 @@ class Embed:
         Raises:
             ModelError: one cannot be found, read or used.
         """
-        from ovref_inference.encoders import load_region_encoder, load_text_encoder
+        from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
         from ovref_inference.errors import ModelLoadError
 
         try:
@@ -92,7 +97,7 @@ class Embed:
 class EmbedStage:
     """`ImageRecord` in; `Reference`, or `Dropped`, out.
 
-    Dropped records: `no_regions` (it came without any), and `ovref.ops.images.REASONS` for images
+    Dropped records: `no_regions` (it came without any), and `ovref.images.REASONS` for images
     that cannot be decoded. Dropped regions, under the key the reference would have had:
     `empty_mask`, `small_mask`, `wrong_mask_size`, `no_surroundings`, `no_heatmap`,
     `nonfinite_features` (also features that are all zero, which have no direction).
@@ -100,7 +105,7 @@ class EmbedStage:
 
     def __init__(self, spec: Embed, visual: Any, texts: Any) -> None:
         """`visual` has `grid_hw` and `encode_regions`, `texts` has `encode`, as the encoders of
-        `ovref_inference.encoders`."""
+        `ovref_inference.encoders.load`."""
         self._spec, self._visual, self._texts = spec, visual, texts
         # A noun is encoded alone, so that its bits do not depend on the nouns that came before it.
         self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(

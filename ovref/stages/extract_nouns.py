@@ -24,7 +24,8 @@ class ExtractNouns:
     """Raised too when the bundled tagger or the word lists change."""
 
     tagger: str = "miniature:tagger"
-    """The bundled tagger, an installed spaCy package such as `en_core_web_sm`, or a folder."""
+    """`miniature:tagger`, which the package `ovref_miniature` has; an installed spaCy package such
+    as `en_core_web_sm`; or a folder."""
     tagger_version: str | None = None
     """Version of a spaCy package that must be installed, such as `3.8.0`; None takes any. Give it
     for a build that is resumed elsewhere: another version finds other nouns."""

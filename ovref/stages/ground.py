@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from ovref_inference.errors import ModelLoadError
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.errors import ModelError
+from ovref.images import UnusableImageError, plain_image
 from ovref.models.grounding import (
     DetectorRoute,
     Finder,
@@ -19,9 +19,9 @@ from ovref.models.grounding import (
     proposal_finder,
 )
 from ovref.ops.heatmaps import resized
-from ovref.ops.images import UnusableImageError, plain_image
 from ovref.ops.masks import fault
 from ovref.records import NO, YES, ImageRecord, Prompt, Region
+from ovref_inference.errors import ModelLoadError
 
 HEATMAP_STRIDE = 4
 """Pixels of the image per value of a kept heatmap, which is about what MaskFormer gives."""
@@ -78,12 +78,12 @@ class Ground:
 class GroundStage:
     """`Prompt` with image in; `ImageRecord`, or `Dropped`, out.
 
-    What is kept is the upright image (`ops.images.plain_image`), and masks are of its size.
+    What is kept is the upright image (`images.plain_image`), and masks are of its size.
     Provenance has a list `regions` beside the models: of each region in order the detector's
     `box_xyxy` in pixels and SAM's `predicted_iou`. A region's score is the detector's, or the
     cosine of noun and mask. A noun said twice is one noun; it may have several regions.
 
-    Dropped records: `no_image`, `no_nouns`, those of `ovref.ops.images.REASONS`, `no_regions` (all
+    Dropped records: `no_image`, `no_nouns`, those of `ovref.images.REASONS`, `no_regions` (all
     of its nouns were dropped). Dropped regions, under `<key>#<number of the noun in the prompt>`:
     `no_box` (no box above the thresholds) or `no_match` (no proposal, or none similar enough),
     `empty_mask`, `full_mask`.

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ovref.miniature import weights_path
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.models.diffusion import attribute_images, load_pipeline
 from ovref.models.tokens import mentions, token_positions
 from ovref.ops.heatmaps import BinariseRule, binarise
 from ovref.records import YES, Noun
+from ovref_miniature import weights_path
 
 MODEL = "miniature:stable_diffusion"
 TIMESTEPS = (50, 200, 350, 500, 650, 800, 950)

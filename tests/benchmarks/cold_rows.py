@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from ovref_inference.format import VectorWriter, open_vectors
+
+from ovref_inference.collection.format import VectorWriter, open_vectors
 from ovref_inference.vectors import announce_rows
 
 HERE = Path(__file__).parent

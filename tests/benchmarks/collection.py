@@ -20,10 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faiss
 import numpy as np
-from ovref_inference import PrototypeConfig, ReferenceCollection, store
-from ovref_inference import format as fmt
-from ovref_inference import index as indexes
-from ovref_inference.prototypes import make_prototypes
+
+from ovref_inference import PrototypeConfig, ReferenceCollection
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
+from ovref_inference.collection import store
+from ovref_inference.collection.prototypes import make_prototypes
 from ovref_inference.vectors import l2_normalised
 
 PER_NOUN = 100

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from bench import presets
 from daam_side_by_side import minmax, rename_for_old_transformers
 from memory import peak_bytes, reset_peak
-
-from ovref.bench import presets
 from ovref.models.attribution import noun_weights, recording
 from ovref.models.diffusion import load_pipeline
 from ovref.models.tokens import token_positions

@@ -85,9 +85,8 @@ def main():
 
 def prepare(folder):
     """Writes the published numbers and CLIP's tokenizer, in the files that transformers 4 reads."""
+    from bench import presets
     from daam_full_size import write_old_tokenizer
-
-    from ovref.bench import presets
 
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True, exist_ok=True)
@@ -205,7 +204,7 @@ def measure(arguments, dtype):
 
 
 def build(folder, device, dtype, small):
-    """Stable Diffusion 2.1-base, made on the device as `ovref.bench.presets` makes it."""
+    """Stable Diffusion 2.1-base, made on the device as `bench.presets` makes it."""
     import torch
     from diffusers import (
         AutoencoderKL,

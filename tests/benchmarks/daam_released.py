@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from daam import trace
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+
 from memory import peak_bytes, reset_peak
 
 

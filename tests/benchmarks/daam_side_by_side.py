@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from memory import peak_bytes, reset_peak
-from ovref_inference.models import resolve
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from memory import peak_bytes, reset_peak
 from ovref.miniature.scenes import render
 from ovref.models.diffusion import Generator, load_pipeline
+from ovref_inference.models import resolve
 
 MODEL = "miniature:stable_diffusion"
 

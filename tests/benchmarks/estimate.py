@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from ovref_pipelines import recipe
-from ovref_pipelines.estimate import estimate, text
-from ovref_pipelines.recipe import COLLECTION, BuildConfig
-
 from ovref.config import load
+from ovref_pipelines import recipe
+from ovref_pipelines.output import COLLECTION
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.verbs.estimate import estimate, text
 
 ROOT = Path(__file__).parents[2]
 

@@ -38,9 +38,9 @@ from typing import Any
 import torch  # isort: skip
 import faiss
 import numpy as np
-from ovref_inference.index import choose_index, sample, training_rows
 
 from ovref.reduce import ivf
+from ovref_inference.collection.index import choose_index, sample, training_rows
 
 K, SEED, STEPS = 10, 0, 10
 BLOCK = 131_072

@@ -46,7 +46,7 @@ fi
 
 SITE=$(mktemp -d)
 trap 'rm -rf "$SITE"' EXIT
-ln -s "$PWD/inference" "$SITE/ovref_inference"
+ln -s "$PWD/inference/ovref_inference" "$PWD/pipelines/ovref_miniature" "$SITE"
 if [ -n "${WHEELS:-}" ]; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$SITE" "$WHEELS"/*.whl ||
         exit 1
@@ -107,7 +107,7 @@ for part in "${PARTS[@]}"; do
             "${ATTENTION[@]}" ;;
     faiss)
         if [ -n "${FAISS_SITE:-}" ]; then
-            SITE_OF_PART=$PWD:$FAISS_SITE OMP_NUM_THREADS=$(nproc) OPENBLAS_NUM_THREADS=$(nproc) \
+            SITE_OF_PART=$PWD:$PWD/inference:$FAISS_SITE OMP_NUM_THREADS=$(nproc) OPENBLAS_NUM_THREADS=$(nproc) \
                 part 120 tests/benchmarks/faiss_gpu.py --output "$OUT" "${DEVICE[@]}" "${FAISS[@]}"
         fi ;;
     *)

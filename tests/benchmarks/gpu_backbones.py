@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ovref.bench import measure, presets
-from ovref.bench.limits import BenchSpec, ceiling
+from bench import measure, presets
+from bench.limits import BenchSpec, ceiling
 from ovref.models.diffusion import DTYPES
 
 

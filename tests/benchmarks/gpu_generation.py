@@ -3,7 +3,7 @@
 A variant is a way to run the same pipeline: plain, channels-last, compiled, with CUDA graphs, ...
 For each variant and batch size whole batches are generated, from captions to pixels in host
 memory, alternately without and with attribution (heatmaps in host memory as well). Optionally
-follow: each part alone (`ovref.bench`), the worker's whole path through `synthesize` and `embed`
+follow: each part alone (`bench`), the worker's whole path through `synthesize` and `embed`
 into shards, and a profile of one UNet call by kind of kernel. The ceiling is the best of ten
 products of two random 8192 x 8192 matrices in the same type; bandwidth is a copy of 4 GB, bytes
 read and written counted.
@@ -25,8 +25,8 @@ from pathlib import Path
 
 import torch
 
-from ovref.bench import measure, presets
-from ovref.bench.limits import BenchSpec, ceiling, operations, seconds
+from bench import measure, presets
+from bench.limits import BenchSpec, ceiling, operations, seconds
 from ovref.models.diffusion import DTYPES, quicken, to_uint8
 from ovref.stages.synthesize import Synthesize, SynthesizeStage
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ovref.bench import measure, presets
+from bench import measure, presets
 from ovref.contract import Dropped
 from ovref.models.attribution import FACTORS, is_recorded
 from ovref.models.batch_size import automatic_batch_size

@@ -25,14 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ovref_inference.grounded_sam import load_grounded_sam
-from ovref_inference.grounding import load_grounding_dino
-from ovref_inference.proposer_config import GroundingDinoConfig, SamConfig
-from ovref_inference.sam import SamMasks, load_sam
 from scipy.optimize import linear_sum_assignment
 
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, THINGS
+from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
+from ovref_inference.proposers.grounded_sam import load_grounded_sam
+from ovref_inference.proposers.grounding import load_grounding_dino
+from ovref_inference.proposers.sam import SamMasks, load_sam
 
 LOWEST, THRESHOLDS = 0.1, np.arange(0.1, 0.7, 0.05)
 SMALLEST = 12

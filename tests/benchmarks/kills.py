@@ -47,7 +47,7 @@ PER_BUILD = 8
 LIBRARIES = (
     "ovref.models.tagger",
     "ovref.models.diffusion",
-    "ovref_inference.encoders",
+    "ovref_inference.encoders.load",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",

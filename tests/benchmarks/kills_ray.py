@@ -34,13 +34,14 @@ from typing import Any
 os.environ["OVREF_FAKE_MOMENT"] = "0.05"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 import psutil
-from kills import PER_BUILD, record
-from ovref_pipelines import recipe, retry
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.recipe import BuildConfig
 from recipe_fakes import FakeTexts, answered_once, content_of, fake_build, finish, processes, where
 
+from kills import PER_BUILD, record
 from ovref.errors import OvrefError
+from ovref_pipelines import recipe
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.verbs import retry
 
 CAPTIONS, SHARD_SIZE = 48, 4
 LONGEST_S = 12.0

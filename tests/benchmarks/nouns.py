@@ -18,12 +18,12 @@ import thinc
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, read_captions
-from ovref.miniature.train_tagger import score
-from ovref.miniature.treebank import read_conllu
 from ovref.models.tagger import MINIATURE, load_tagger
 from ovref.ops.vocabulary import vocabulary_report, vocabulary_table
 from ovref.records import Caption
 from ovref.stages.extract_nouns import ExtractNouns
+from recipes.miniature.train_tagger import score
+from recipes.miniature.treebank import read_conllu
 
 HERE = Path(__file__).parent
 LABELS = HERE.parent / "ovref" / "ops" / "data" / "coco_nouns.json"

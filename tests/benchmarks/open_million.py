@@ -26,9 +26,10 @@ from pathlib import Path
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 import numpy as np
+
 from ovref_inference import PrototypeConfig
-from ovref_inference import format as fmt
-from ovref_inference import index as indexes
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
 from ovref_inference.vectors import l2_normalised
 
 HERE = Path(__file__).parent
@@ -111,6 +112,7 @@ def make(folder: Path, references: int, nouns: int, width: int) -> None:
 def ask(folder: Path) -> dict[str, float]:
     """Seconds and megabytes of this process."""
     import faiss  # noqa: F401 - loaded before the clock starts, as by anyone who has opened before
+
     from ovref_inference import ReferenceCollection
 
     found = {"imports_mb": _resident_mb()}

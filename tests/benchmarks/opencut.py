@@ -2,10 +2,10 @@
 
 MaskCut (CutLER, `maskcut.py`) solves (D - W) x = lambda D x densely with SciPy, one image at a
 time, as `scipy.linalg.eigh(D - A, D, subset_by_index=[1, 2])` in float64.
-`ovref_inference.opencut.second_eigenvectors` iterates on all graphs together. Both are given the
-same graphs, made of features of discs on two backgrounds with noise, at the grid of the paper
-(60 x 60 patches, DINO ViT-B/8 on 480 pixels) and smaller ones. Compared are seconds a graph and the
-masks.
+`ovref_inference.proposers.opencut.second_eigenvectors` iterates on all graphs together. Both are
+given the same graphs, made of features of discs on two backgrounds with noise, at the grid of the
+paper (60 x 60 patches, DINO ViT-B/8 on 480 pixels) and smaller ones. Compared are seconds a graph
+and the masks.
 
     python tests/benchmarks/opencut.py [--grids 28 60] [--graphs 4] [--threads 1] [--device cpu]
         [--parts ours dense ...] [--add]
@@ -44,8 +44,15 @@ import numpy as np
 import scipy
 import scipy.linalg
 import torch
-from ovref_inference.opencut import BLOCK, DEPTH, WEAK_LINK, foreground_of, second_eigenvectors
 from torch.overrides import TorchFunctionMode
+
+from ovref_inference.proposers.opencut import (
+    BLOCK,
+    DEPTH,
+    WEAK_LINK,
+    foreground_of,
+    second_eigenvectors,
+)
 
 TAU = 0.15
 PARTS = {"cpu": ["ours", "dense"], "cuda": ["ours", "variants", "profile", "dense_gpu", "dense"]}

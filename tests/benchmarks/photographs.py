@@ -26,19 +26,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from ovref_inference import ReferenceCollection
-from ovref_inference.encoders import load_region_encoder, load_text_encoder
-from ovref_pipelines import recipe, show
-from ovref_pipelines.recipe import BuildConfig
-from ovref_pipelines.verify import verify
 from pycocotools import mask as rle
 
 from ovref.config import load
 from ovref.evaluation.pictures import generation_grid
+from ovref.images import decode_image
 from ovref.models.grounding import Finder, Found, Matcher
-from ovref.ops.images import decode_image
 from ovref.records import YES, ImageRecord
 from ovref.stages.ground import Ground, GroundStage
+from ovref_inference import ReferenceCollection
+from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+from ovref_pipelines import recipe
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.verbs import show
+from ovref_pipelines.verbs.verify import verify
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
 
-from ovref.bench import presets
-from ovref.bench.limits import alternately
+from bench import presets
+from bench.limits import alternately
 from ovref.miniature.scenes import render
 from ovref.models.attribution import noun_weights, recording
 from ovref.models.diffusion import conditions

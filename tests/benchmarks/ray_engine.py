@@ -35,10 +35,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from ovref_pipelines.engine import ray_left_as_found, run_step
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.progress import Progress
-from ovref_pipelines.recipe import BuildConfig
 from PIL import Image
 
 from ovref.config import load
@@ -48,6 +44,10 @@ from ovref.ingest import ingest
 from ovref.records import YES, ImageRecord, Noun, Prompt, Region
 from ovref.storage.steps import StepFolder, existing_step, open_step
 from ovref.storage.store import Store
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.progress import Progress
+from ovref_pipelines.engine.run_steps import ray_left_as_found, run_step
+from ovref_pipelines.recipe import BuildConfig
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

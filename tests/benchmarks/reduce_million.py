@@ -50,7 +50,7 @@ QUERIES, K, TARGET = 1024, 10, 0.95
 
 def make(folder: Path, references: int, nouns: int, width: int) -> None:
     """The folder as the reduction's filter leaves it, the nouns' text embeddings, and queries."""
-    from ovref_inference import format as fmt
+    from ovref_inference.collection import format as fmt
     from ovref_inference.vectors import l2_normalised
 
     rng = np.random.default_rng(0)
@@ -112,12 +112,11 @@ class Texts:
 
 def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     """ovref's phases `index` and `prototypes`, spread over worker processes, then published."""
-    from ovref_inference import format as fmt
-    from ovref_inference import store
-    from ovref_inference.prototypes import PrototypeConfig
-
     from ovref.reduce.index import build_indexes
     from ovref.reduce.prototypes import build_prototypes
+    from ovref_inference.collection import format as fmt
+    from ovref_inference.collection import store
+    from ovref_inference.collection.prototypes import PrototypeConfig
 
     config, report, times = PrototypeConfig(), lambda *event: None, {}
     phases = [out.with_name(f"{out.name}_{phase}") for phase in ("index", "prototypes")]
@@ -195,7 +194,7 @@ def their_prototypes(folder: Path, out: Path, collection: Path) -> None:
 def supports(collection: Path) -> None:
     """For every noun the rows that ovref clustered, for the other side to cluster too."""
     from ovref_inference import ReferenceCollection
-    from ovref_inference.prototypes import clustered_rows
+    from ovref_inference.collection.prototypes import clustered_rows
 
     with ReferenceCollection.open(collection) as opened:
         every = []
@@ -330,7 +329,7 @@ def main() -> None:
 
 def write(report: dict[str, Any], scratch: Path) -> None:
     """The report so far, with what searching its indexes and its prototypes are worth."""
-    from ovref_inference.index import exact_search
+    from ovref_inference.collection.index import exact_search
 
     sides = {"ours": scratch / "collection", "theirs": scratch / "theirs"}
     sides = {side: folder for side, folder in sides.items() if side in report}

@@ -54,19 +54,20 @@ if importlib.util.find_spec("segment_anything") is None:
     # The proposers import it for SAM, which is not measured here; a lent machine may not have it.
     sys.modules |= {"segment_anything": MagicMock(), "segment_anything.modeling": MagicMock()}
 
+from bench import presets
 from opencut import solve  # the script beside this one
-from ovref_inference import opencut, proposers, segmenters
-from ovref_inference.clip_towers import resize_positions, vit_features
-from ovref_inference.clustering import spherical_kmeans
-from ovref_inference.encoder_config import VisualEncoderConfig
-from ovref_inference.encoders import TextEncoder, VisualEncoder, load_visual_encoder
+from ovref_inference.collection.clustering import spherical_kmeans
+from ovref_inference.collection.prototypes import Prototypes, stacked
+from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
+from ovref_inference.encoders.clip_towers import resize_positions, vit_features
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.load import TextEncoder, VisualEncoder, load_visual_encoder
 from ovref_inference.pixels import Pixels
-from ovref_inference.proposer_config import CrfConfig
-from ovref_inference.prototypes import Prototypes, stacked
-from ovref_inference.retrieve import TEMPLATES, class_embeddings
-from ovref_inference.windows import WindowConfig
-
-from ovref.bench import presets
+from ovref_inference.proposers import load as proposers
+from ovref_inference.proposers import opencut
+from ovref_inference.proposers.config import CrfConfig
+from ovref_inference.segmenters import fossil as segmenters
+from ovref_inference.segmenters.windows import WindowConfig
 
 SETTINGS = ["none", "opencut", "opencut_together", "opencut_variant", "clip", "opencut_crf"]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -27,14 +27,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.models import resolve
-from ovref_pipelines import recipe
 
 from ovref.config import load
 from ovref.evaluation.evaluate import EvaluateSpec, predict_fossil, prepare_bench, scores_of
 from ovref.models.diffusion import guided_steps
 from ovref.records import YES
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.models import resolve
+from ovref_pipelines import recipe
 
 SETTINGS = {
     "ddim 50": ("ddim", 50, 4.0, 1.0),

@@ -149,10 +149,11 @@ def check(attention, attend_and_add, case):
 
 
 def main():
-    import attention
     import triton.language as tl
-    from attention_kernel import attend_and_add
     from triton.runtime.interpreter import InterpreterBuilder
+
+    import attention
+    from attention_kernel import attend_and_add
 
     multiply = InterpreterBuilder.create_dot
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from ovref_pipelines import cli
-from ovref_pipelines.recipe import BuildConfig
 
 from ovref.config import load
+from ovref_pipelines import cli
+from ovref_pipelines.recipe import BuildConfig
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from ovref_inference import ReferenceCollection, store
-from ovref_inference import format as fmt
-from ovref_inference import index as indexes
-from ovref_inference.clustering import spherical_kmeans
-from ovref_inference.pooling import pool_each
-from ovref_inference.prototypes import PrototypeConfig
+
+from ovref_inference import ReferenceCollection
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
+from ovref_inference.collection import store
+from ovref_inference.collection.clustering import spherical_kmeans
+from ovref_inference.collection.prototypes import PrototypeConfig
+from ovref_inference.encoders.pooling import pool_each
 from ovref_inference.vectors import l2_normalised
 
 COLOURS = {

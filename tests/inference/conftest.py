@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ovref_inference import format as fmt
-from ovref_inference import index as indexes
-from ovref_inference import store
-from ovref_inference.prototypes import PrototypeConfig, make_prototypes, neighbours_of
+
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
+from ovref_inference.collection import store
+from ovref_inference.collection.prototypes import PrototypeConfig, make_prototypes, neighbours_of
 from ovref_inference.vectors import l2_normalised
 
 # Helper modules of these tests, which are imported by their plain names.

@@ -5,18 +5,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from ovref_inference.corrclip import CorrClipSegmenter
-from ovref_inference.encoder_config import VisualEncoderConfig
-from ovref_inference.encoders import load_visual_encoder
-from ovref_inference.freeda import FreedaSegmenter
-from ovref_inference.grounding import load_grounding_dino
-from ovref_inference.mask_former import load_mask_former
-from ovref_inference.proposer_config import GroundingDinoConfig, MaskFormerConfig
-from ovref_inference.proposers import opencut_proposer
-from ovref_inference.retclip import RetClipSegmenter
-from ovref_inference.segmenters import FossilSegmenter, TextOnlySegmenter
-from ovref_inference.vocseg import VocSegSegmenter
 from PIL import Image
+
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.load import load_visual_encoder
+from ovref_inference.proposers.config import GroundingDinoConfig, MaskFormerConfig
+from ovref_inference.proposers.grounding import load_grounding_dino
+from ovref_inference.proposers.load import opencut_proposer
+from ovref_inference.proposers.mask_former import load_mask_former
+from ovref_inference.segmenters.corrclip import CorrClipSegmenter
+from ovref_inference.segmenters.fossil import FossilSegmenter, TextOnlySegmenter
+from ovref_inference.segmenters.freeda import FreedaSegmenter
+from ovref_inference.segmenters.retclip import RetClipSegmenter
+from ovref_inference.segmenters.vocseg import VocSegSegmenter
 
 # Whatever is checked is checked before any of these is asked.
 NONE = SimpleNamespace()

@@ -1,5 +1,6 @@
 """The light half stays light: what importing it loads, and that it works with nothing else."""
 
+import importlib
 import json
 import os
 import shutil
@@ -8,10 +9,11 @@ import sys
 import venv
 from pathlib import Path
 
-import ovref_inference
 import pytest
 
-REPOSITORY = Path(ovref_inference.__file__).resolve().parent.parent
+import ovref_inference
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "scipy", "transformers", "PIL", "ray", "spacy", "diffusers", "open_clip", "s3fs")
 
 QUERY = """
@@ -34,11 +36,13 @@ print(json.dumps(found))
 
 
 def test_importing_loads_nothing_heavy_nor_the_builder():
-    program = "import sys, ovref_inference; print(' '.join(sys.modules))"
+    rooms = "ovref_inference, ovref_inference.encoders, ovref_inference.proposers"
+    rooms += ", ovref_inference.segmenters"
+    program = f"import sys, {rooms}; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
-    assert "ovref_inference.collection" in loaded
+    assert "ovref_inference.collection.reference_collection" in loaded
     assert not loaded & {*HEAVY, "ovref", "faiss"}
 
 
@@ -58,6 +62,15 @@ def test_public_names_exist():
     assert all(hasattr(ovref_inference, name) for name in ovref_inference.__all__)
 
 
+@pytest.mark.parametrize("room", ["collection", "encoders", "proposers", "segmenters"])
+def test_what_a_room_exports_is_there(room):
+    package = importlib.import_module(f"ovref_inference.{room}")
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert set(getattr(package, "_MODULES", package.__all__)) == set(package.__all__)
+    with pytest.raises(AttributeError):
+        _ = package.nothing
+
+
 @pytest.mark.slow
 def test_a_fresh_light_installation_opens_and_answers(published, tmp_path):
     """pip installs the core with faiss alone into an empty environment, which then queries.
@@ -67,7 +80,7 @@ def test_a_fresh_light_installation_opens_and_answers(published, tmp_path):
     # From a copy, because a build leaves its folders in the source tree.
     source = tmp_path / "source"
     for name in ("ovref", "inference", "pipelines"):
-        leave = shutil.ignore_patterns("__pycache__", "weights")
+        leave = shutil.ignore_patterns("__pycache__", "ovref_miniature")
         shutil.copytree(REPOSITORY / name, source / name, ignore=leave)
     for path in REPOSITORY.iterdir():
         if path.suffix in (".toml", ".md") or path.name in ("LICENSE", "NOTICE"):
@@ -75,7 +88,12 @@ def test_a_fresh_light_installation_opens_and_answers(published, tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
-    install = [python, "-m", "pip", "install", "--quiet", f"{source}[cpu]"]
+    build = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, source]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("ovref-*.whl")
+    assert wheel.stat().st_size < 1_000_000
+    install = [python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]"]
     constraints = REPOSITORY / "constraints.txt"
     done = subprocess.run([*install, "-c", constraints], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

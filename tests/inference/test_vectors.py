@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ovref_inference import ReferenceCollection
-from ovref_inference import collection as module
-from ovref_inference.format import open_vectors, write_vectors
+from ovref_inference.collection import reference_collection as module
+from ovref_inference.collection.format import open_vectors, write_vectors
 from ovref_inference.vectors import announce_rows
 
 PAGE = mmap.PAGESIZE

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ovref.contract import Dropped, base_key
-from ovref.ops.images import UnusableImageError
+from ovref.images import UnusableImageError
 from ovref.records import NO, UNSURE, YES, ImageRecord, Noun, Reference, Region
 
 CAT = Noun(text="cat", start=2, end=5)

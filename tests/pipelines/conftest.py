@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-from ovref_pipelines.engine_config import EngineConfig
+
+from ovref_pipelines.engine.config import EngineConfig
 
 FOLDER = str(Path(__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [FOLDER, os.environ.get("PYTHONPATH")]))
@@ -18,7 +19,7 @@ sys.path.insert(0, FOLDER)
 @pytest.fixture(scope="session")
 def local_ray():
     """Ray with three workers' worth of CPUs, whatever this machine has."""
-    from ovref_pipelines import ray_cluster
+    from ovref_pipelines.ray import cluster as ray_cluster
 
     ray_cluster.join(EngineConfig(engine="ray", workers=3))
     yield
@@ -33,7 +34,10 @@ def local_ray():
 def on(monkeypatch):
     """Puts the driver on a stand-in for Ray with these nodes."""
     from fake_ray import FakeRay
-    from ovref_pipelines import ray_cluster, ray_engine, ray_workers
+
+    from ovref_pipelines.ray import cluster as ray_cluster
+    from ovref_pipelines.ray import engine as ray_engine
+    from ovref_pipelines.ray import workers as ray_workers
 
     def put(**nodes):
         fake = FakeRay(**nodes)

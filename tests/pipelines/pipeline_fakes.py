@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ovref_pipelines.engine import run_step
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.ledger import CRASHED_WORKER
-from ovref_pipelines.stopping import StoppedError
-
 from ovref.contract import Dropped
 from ovref.errors import ModelError, StorageError
 from ovref.identity import record_key, record_seed, spec_identity
 from ovref.records import Caption, Noun, Prompt
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.ledger import CRASHED_WORKER
+from ovref_pipelines.engine.run_steps import run_step
+from ovref_pipelines.engine.stopping import StoppedError
 
 DIE, RAISE, HANG, DROP, SLOW, DISK = "die", "raise", "hang", "drop", "slow", "disk"
 

@@ -18,12 +18,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import psutil
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.vectors import l2_normalised
-from ovref_pipelines import recipe
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.maintain import is_scratch
-from ovref_pipelines.recipe import BuildConfig
 from PIL import Image
 
 from ovref.config import load
@@ -36,6 +30,12 @@ from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.steps import existing_step
 from ovref.storage.store import Store
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.vectors import l2_normalised
+from ovref_pipelines import recipe
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.verbs.maintain import is_scratch
 
 ROOT = Path(__file__).parents[2]
 MOMENT = float(os.environ.get("OVREF_FAKE_MOMENT", "0.002"))

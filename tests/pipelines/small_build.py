@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
 
 from ovref.contract import Dropped
 from ovref.identity import record_key, spec_identity
@@ -14,6 +13,7 @@ from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 SHARDS = ["000000", "000001", "000002"]
 RECORDS = 4

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import yaml
+
 from ovref_pipelines import cli
 
 BUILD = {
@@ -53,8 +54,7 @@ def test_verbs_and_flags_are_pinned():
         "retry-failed": sorted([*common, "--dry-run"]),
         "reduce": common,
         "evaluate": common,
-        "tables": common,
-        "bench": common,
+        "bench": sorted([*common, "--batch-sizes", "--images"]),
         "inspect": ["--help", "--pictures", "-h", "place"],
         "reference": ["--build", "--help", "--regenerate", "-h", "collection", "id"],
         "tombstone": ["--help", "--key", "--noun", "--reason", "--source", "-h", "collection"],
@@ -146,8 +146,8 @@ def test_numbers_out_of_range_are_wrong_arguments(ovref, arguments, says):
 )
 def test_exit_codes_of_a_build_that_ends_early(ovref, monkeypatch, raised, code, says):
     from ovref_pipelines import recipe
-    from ovref_pipelines.ledger import JobError
-    from ovref_pipelines.stopping import StoppedError
+    from ovref_pipelines.engine.ledger import JobError
+    from ovref_pipelines.engine.stopping import StoppedError
 
     named = {"StoppedError": StoppedError("stopped as asked"), "JobError": JobError("too many")}
 

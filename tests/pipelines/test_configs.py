@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from ovref_pipelines.recipe import BuildConfig
 
 from ovref.config import load
+from ovref_pipelines.recipe import BuildConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OTHERS = ("miniature_evaluate", "miniature_tables")

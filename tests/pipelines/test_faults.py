@@ -8,9 +8,6 @@ import time
 
 import pytest
 from faulty_s3 import FaultyS3
-from ovref_pipelines import recipe
-from ovref_pipelines.engine import run_step
-from ovref_pipelines.engine_config import EngineConfig
 from pipeline_fakes import ObedientSpec, caption_step, files_of
 from recipe_fakes import (
     S3_KEYS,
@@ -29,6 +26,9 @@ from ovref.errors import StorageError
 from ovref.identity import spec_identity
 from ovref.storage.steps import existing_step, open_step
 from ovref.storage.store import Store, check_conditional_create
+from ovref_pipelines import recipe
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.run_steps import run_step
 
 CAPTIONS, SHARD_SIZE = 24, 4
 
@@ -97,7 +97,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path, undisturbed):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_tenth_of_the_requests_to_s3_fails(tmp_path, s3_endpoint, seed, monkeypatch):
-    monkeypatch.setattr("ovref_pipelines.engine.OUTAGE_SECONDS", ())
+    monkeypatch.setattr("ovref_pipelines.engine.run_steps.OUTAGE_SECONDS", ())
     texts = [[f"plain {n} {m}" for m in range(3)] + [f"drop {n}"] for n in range(6)]
     spec = ObedientSpec(scratch=str(tmp_path))
     identity = {"stages": [spec_identity(spec) | {"fields": {}}]}

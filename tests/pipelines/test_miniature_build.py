@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
-from ovref_pipelines import recipe, show
-from ovref_pipelines.recipe import BuildConfig
 from pipeline_fakes import files_of
 
 from ovref.config import load
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
 from ovref.records import YES
+from ovref_pipelines import recipe
+from ovref_pipelines.output import STEPS
+from ovref_pipelines.recipe import BuildConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CORPUS = f"corpus.path={CONFIGS / 'miniature_captions.txt'}"
@@ -30,7 +31,7 @@ def test_engines_and_numbers_of_workers_agree_to_the_byte(local_ray, tmp_path):
         config = load(BuildConfig, CONFIGS / "miniature.yaml", [*SMALL, *engine, output])
         fingerprints[name] = recipe.build(config).collection["fingerprint"]
         folders = recipe.open_steps(config, create=False)
-        steps = [getattr(folders, step) for step in show.STEPS]
+        steps = [getattr(folders, step) for step in STEPS]
         files[name] = {step.name: files_of(step) for step in steps if step is not None}
     assert files["local"]["references"]
     assert files["local"] == files["ray1"] == files["ray3"]

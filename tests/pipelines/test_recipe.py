@@ -7,13 +7,6 @@ import os
 
 import numpy as np
 import pytest
-from ovref_inference import ReferenceCollection
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig
-from ovref_pipelines import maintain, recipe, show
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.recipe import BuildConfig
-from ovref_pipelines.verify import verify
 from PIL import Image
 from pipeline_fakes import files_of
 from recipe_fakes import FakeTexts
@@ -23,8 +16,8 @@ from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec
 from ovref.errors import InputError, MismatchError
 from ovref.identity import record_seed
+from ovref.images import UnusableImageError, plain_image
 from ovref.models.grounding import ProposalRoute
-from ovref.ops.images import UnusableImageError, plain_image
 from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
 from ovref.reduce.spec import ReduceSpec
 from ovref.select_prompts import SelectPrompts
@@ -33,6 +26,15 @@ from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.store import Store
+from ovref_inference import ReferenceCollection
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
+from ovref_pipelines import recipe
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.output import STEPS, open_build
+from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.verbs import maintain, show
+from ovref_pipelines.verbs.verify import verify
 
 CAPTIONS = [
     f"a {colour} {thing}"
@@ -176,7 +178,7 @@ def grounded(config, tmp_path):
 def contents(config):
     """Bytes of all shards of all steps."""
     folders = recipe.open_steps(config, create=False)
-    steps = [getattr(folders, name) for name in show.STEPS]
+    steps = [getattr(folders, name) for name in STEPS]
     return {step.name: files_of(step) for step in steps if step is not None}
 
 
@@ -378,8 +380,8 @@ def test_a_build_from_images_is_shown_checked_and_refused_like_any_other(grounde
     with Image.open(tmp_path / "samples.png") as image:
         assert image.width > 100
     assert verify(grounded.output) == []
-    status = maintain.status(maintain.open_build(grounded.output))
-    assert "truncated_image" in maintain.status_text(status, maintain.open_build(grounded.output))
+    status = maintain.status(open_build(grounded.output))
+    assert "truncated_image" in maintain.status_text(status, open_build(grounded.output))
 
     route = dataclasses.replace(grounded.ground, min_area=0.5)
     with pytest.raises(MismatchError, match="images was made with other settings"):

@@ -7,10 +7,11 @@ import sys
 from dataclasses import dataclass
 
 import pytest
-from ovref_pipelines.engine import run_step
-from ovref_pipelines.engine_config import EngineConfig
-from ovref_pipelines.stopping import StoppedError
 from pipeline_fakes import ObedientSpec, files_of, slow_job
+
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.run_steps import run_step
+from ovref_pipelines.engine.stopping import StoppedError
 
 SHARDS = 40
 

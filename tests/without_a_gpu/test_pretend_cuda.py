@@ -6,15 +6,6 @@ The builder's stages as on a card, on one that is not there (`pretend_cuda.py`).
 import numpy as np
 import pytest
 import torch
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.proposer_config import (
-    GroundingDinoConfig,
-    MaskFormerConfig,
-    OpenCutProposerConfig,
-    ProposerConfig,
-    SamConfig,
-    SamGridConfig,
-)
 from pretend_cuda import OnCard, pretend_cuda
 
 from ovref.contract import Dropped
@@ -26,6 +17,15 @@ from ovref.records import ImageRecord, Noun, Prompt, Reference
 from ovref.stages.embed import Embed
 from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize, jpeg
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposers.config import (
+    GroundingDinoConfig,
+    MaskFormerConfig,
+    OpenCutProposerConfig,
+    ProposerConfig,
+    SamConfig,
+    SamGridConfig,
+)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, formats, identify, read_captions, readers
 from ovref.errors import InputError
 from ovref.identity import record_key
-from ovref.ops.images import decode_image
+from ovref.images import decode_image
 from ovref.records import Caption
 
 PAIRS = [

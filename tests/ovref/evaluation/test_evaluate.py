@@ -8,14 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoder_config import VisualEncoderConfig
-from ovref_inference.encoders import load_text_encoder, load_visual_encoder
-from ovref_inference.errors import CollectionError
-from ovref_inference.opencut import OpenCutConfig
-from ovref_inference.proposer_config import ProposerConfig
-from ovref_inference.proposers import load_proposer, no_proposals, oracle_proposer
-from ovref_inference.segmenters import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from PIL import Image
 
 from ovref.config import dump, parse
@@ -32,6 +24,14 @@ from ovref.evaluation.evaluate import (
     table,
 )
 from ovref.evaluation.miniature import OPENCUT
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.load import load_text_encoder, load_visual_encoder
+from ovref_inference.errors import CollectionError
+from ovref_inference.proposers.config import ProposerConfig
+from ovref_inference.proposers.load import load_proposer, no_proposals, oracle_proposer
+from ovref_inference.proposers.opencut import OpenCutConfig
+from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 
 
 @pytest.fixture(scope="module")

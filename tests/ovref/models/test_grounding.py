@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.pooling import pool_each
-from ovref_inference.proposer_config import MaskFormerConfig, ProposerConfig
 
 from ovref.models.grounding import Matcher, ProposalRoute, _boxes_found
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.pooling import pool_each
+from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 

@@ -3,8 +3,6 @@
 import hashlib
 
 import numpy as np
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.vectors import l2_normalised
 
 from ovref.contract import Dropped
 from ovref.identity import spec_identity
@@ -13,6 +11,8 @@ from ovref.reduce import ReduceSpec, reduce_collection
 from ovref.stages.embed import Embed
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.vectors import l2_normalised
 
 D_VISUAL, D_TEXTUAL = 12, 8
 COUNTS = {"boat": 40, "cat": 30, "dog": 25, "lion": 3, "tree": 20}

@@ -4,11 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ovref_inference import format as fmt
-from ovref_inference import store as collections
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.prototypes import PrototypeConfig
-from ovref_inference.vectors import l2_normalised
 from reduce_fakes import D_VISUAL, direction, make_references
 
 from ovref.errors import InputError
@@ -16,6 +11,11 @@ from ovref.reduce import FilterSpec, ReduceSpec, coverage
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import USABLE, Shards, gather
 from ovref.storage.store import Store
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import store as collections
+from ovref_inference.collection.prototypes import PrototypeConfig
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.vectors import l2_normalised
 
 NONE = np.zeros(0, dtype=np.int64)
 
@@ -255,7 +255,7 @@ def test_what_is_deleted_neither_repeats_nor_judges_what_is_new(place, reduced):
 
 def test_more_rows_than_a_row_group_or_a_chunk(place, reduced, monkeypatch):
     monkeypatch.setattr("ovref.reduce.filter._CHUNK", 17)
-    monkeypatch.setattr("ovref_inference.format.ROW_GROUP", 16)
+    monkeypatch.setattr("ovref_inference.collection.format.ROW_GROUP", 16)
     monkeypatch.setattr("ovref.reduce.gather.ROW_GROUP", 16)
     first, second = make_references(seed=0), make_references(seed=1)
     target, _ = reduced(place(first, run=0), spec(min_score=0.1))

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from ovref_inference import store as collections
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.prototypes import PrototypeConfig
 from reduce_fakes import COUNTS, commit_step, make_references, reduce_into
 
 from ovref.errors import MismatchError
 from ovref.reduce import ReduceSpec, run
 from ovref.reduce.tasks import in_process
 from ovref.storage.store import Store
+from ovref_inference.collection import store as collections
+from ovref_inference.collection.prototypes import PrototypeConfig
+from ovref_inference.collection.reference_collection import ReferenceCollection
 
 SPEC = ReduceSpec(prototypes=PrototypeConfig(k=4, min_references=8, neighbours=2))
 ALL = sum(COUNTS.values())

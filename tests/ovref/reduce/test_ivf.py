@@ -5,12 +5,12 @@ from itertools import pairwise
 import faiss
 import numpy as np
 import pytest
-from ovref_inference import index as indexes
-from ovref_inference.format import write_vectors
-from ovref_inference.vectors import l2_normalised
 
 from ovref.reduce import ivf
 from ovref.reduce.rows import Rows
+from ovref_inference.collection import index as indexes
+from ovref_inference.collection.format import write_vectors
+from ovref_inference.vectors import l2_normalised
 
 ROWS, DIM, LISTS = 1500, 16, 32
 

@@ -12,12 +12,6 @@ from threading import Event
 
 import numpy as np
 import pytest
-from ovref_inference import store as collections
-from ovref_inference.collection import ReferenceCollection
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.errors import CollectionError
-from ovref_inference.prototypes import PrototypeConfig
-from ovref_inference.retrieve import class_embeddings
 from reduce_fakes import (
     COUNTS,
     EMBED,
@@ -33,6 +27,12 @@ from ovref.reduce import FilterSpec, ReduceSpec, coverage, reduce_collection
 from ovref.reduce.tasks import in_process
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
+from ovref_inference.collection import store as collections
+from ovref_inference.collection.prototypes import PrototypeConfig
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.collection.retrieve import class_embeddings
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.errors import CollectionError
 
 SPEC = ReduceSpec(prototypes=PrototypeConfig(k=4, min_references=8, neighbours=2))
 
@@ -204,9 +204,9 @@ KILLS = {
     "end of gather": ("ovref.reduce.phases.os.replace", 0),
     "end of filter": ("ovref.reduce.phases.os.replace", 1),
     "end of prototypes": ("ovref.reduce.phases.os.replace", 3),
-    "first upload": ("ovref_inference.store._put", 0),
-    "fifth upload": ("ovref_inference.store._put", 4),
-    "manifest": ("ovref_inference.store._commit", 0),
+    "first upload": ("ovref_inference.collection.store._put", 0),
+    "fifth upload": ("ovref_inference.collection.store._put", 4),
+    "manifest": ("ovref_inference.collection.store._commit", 0),
     "cleaning": ("ovref.reduce.run._clean", 0),
     "deleting": ("ovref.reduce.run.shutil.rmtree", 6),
 }
@@ -263,7 +263,7 @@ def die_in(patch, path, calls_before):
 def test_a_reader_never_sees_a_half_written_collection(place, reduced, monkeypatch):
     step = place(make_references())
     with monkeypatch.context() as patch:
-        die_in(patch, "ovref_inference.store._commit", 0)
+        die_in(patch, "ovref_inference.collection.store._commit", 0)
         with pytest.raises(KeyboardInterrupt):
             reduced(step, SPEC)
     target, _ = reduced(step, SPEC, "other")
@@ -492,7 +492,7 @@ def test_growing_killed_between_files_and_manifest_keeps_the_old_collection(
     target, _ = reduced(old, SPEC)
     base = Store.open(str(target))
     with monkeypatch.context() as patch:
-        die_in(patch, "ovref_inference.store._commit", 0)
+        die_in(patch, "ovref_inference.collection.store._commit", 0)
         with pytest.raises(KeyboardInterrupt):
             reduced(new, SPEC, base=base)
     assert len(ReferenceCollection.open(target, verify="full")) == 118
@@ -666,7 +666,7 @@ def test_a_file_system_without_locks_is_said(undisturbed, tmp_path, monkeypatch)
 def test_the_work_folder_may_be_lost(undisturbed, tmp_path, monkeypatch):
     step, files, _ = undisturbed
     with monkeypatch.context() as patch:
-        die_in(patch, "ovref_inference.store._put", 4)
+        die_in(patch, "ovref_inference.collection.store._put", 4)
         with pytest.raises(KeyboardInterrupt):
             reduce_into(tmp_path / "collection", step, SPEC)
     shutil.rmtree(tmp_path / "collection_work")
@@ -695,7 +695,7 @@ def test_a_collection_is_made_and_grown_on_s3(undisturbed, tmp_path, monkeypatch
             )  # fmt: skip
 
         with monkeypatch.context() as patch:
-            die_in(patch, "ovref_inference.store._put", 5)
+            die_in(patch, "ovref_inference.collection.store._put", 5)
             with pytest.raises(KeyboardInterrupt):
                 run(step)
         assert not output.exists("collection.json")

@@ -5,9 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.pooling import pool_each
-from ovref_inference.retrieve import class_embeddings, retrieval_embedding
 from PIL import Image
 
 from ovref.config import dump, parse
@@ -19,6 +16,9 @@ from ovref.run_shard import run_shard
 from ovref.stages.embed import Embed, EmbedStage
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
+from ovref_inference.collection.retrieve import class_embeddings, retrieval_embedding
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.pooling import pool_each
 
 GRID = 4
 

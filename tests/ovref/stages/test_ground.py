@@ -6,15 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-from ovref_inference.encoder_config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.proposer_config import (
-    GroundingDinoConfig,
-    MaskFormerConfig,
-    OpenCutProposerConfig,
-    ProposerConfig,
-    SamConfig,
-    SamGridConfig,
-)
 from PIL import Image
 
 from ovref.config import dump, parse
@@ -25,6 +16,15 @@ from ovref.models.grounding import DetectorRoute, Finder, Found, ProposalRoute
 from ovref.records import YES, ImageRecord, Noun, Prompt
 from ovref.stages.ground import Ground, GroundStage
 from ovref.storage.codec import decode, encode
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.proposers.config import (
+    GroundingDinoConfig,
+    MaskFormerConfig,
+    OpenCutProposerConfig,
+    ProposerConfig,
+    SamConfig,
+    SamGridConfig,
+)
 
 DETECTOR = DetectorRoute(detector=GroundingDinoConfig(model="none"), sam=SamConfig(model="none"))
 

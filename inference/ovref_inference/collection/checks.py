@@ -1,0 +1,91 @@
+"""Whether the files of a collection belong together: asked before publishing and when opening."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ovref_inference.collection import format as fmt
+from ovref_inference.errors import CollectionError
+
+
+def check_counts(
+    paths: Mapping[str, Path], manifest: fmt.Manifest, nouns: dict[str, Any]
+) -> dict[str, int]:
+    """Counts of the files' rows, after checking that all files belong together.
+
+    Args:
+        paths: role -> local file.
+        nouns: `format.read_nouns` of the vocabulary.
+
+    Raises:
+        CollectionError: rows or widths of two files disagree, ids are not row numbers, or the
+            vocabulary does not fit; the message names the files.
+    """
+    matrices = ("visual", "textual", "prototypes")
+    shapes = {role: fmt.open_vectors(paths[role]).shape for role in matrices}
+    schemas = {
+        "references": fmt.REFERENCE_SCHEMA,
+        "nouns": fmt.NOUN_SCHEMA,
+        "tombstones": fmt.TOMBSTONE_SCHEMA,
+    }
+    rows = {}
+    for role, schema in schemas.items():
+        with fmt.open_table(paths[role], schema) as table:
+            rows[role] = table.metadata.num_rows
+    rows["prototypes"] = shapes["prototypes"][0]
+    for role in ("visual", "textual"):
+        if shapes[role][0] != rows["references"]:
+            raise CollectionError(
+                f"{paths[role]} has {shapes[role][0]} rows, {paths['references']} has "
+                f"{rows['references']}: they are not of one collection"
+            )
+    for role, encoder in (
+        ("visual", manifest.visual),
+        ("textual", manifest.textual),
+        ("prototypes", manifest.visual),
+    ):
+        if shapes[role][1] != encoder.dim:
+            raise CollectionError(
+                f"{paths[role]} has width {shapes[role][1]}, the manifest's encoder "
+                f"{encoder.model} has {encoder.dim}"
+            )
+    _check_ids(paths["references"])
+    _check_nouns(paths["nouns"], nouns, rows, manifest.textual.dim)
+    return rows
+
+
+def _check_ids(path: Path) -> None:
+    """By the statistics of each row group, so that no column is read."""
+    start = 0
+    with fmt.open_table(path, fmt.REFERENCE_SCHEMA) as table:
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            found = group.column(fmt.REFERENCE_SCHEMA.get_field_index("id")).statistics
+            if (found.min, found.max) != (start, start + group.num_rows - 1):
+                raise CollectionError(
+                    f"{path}: row {start} and those after it must have their row numbers as ids, "
+                    f"found {found.min} to {found.max}"
+                )
+            start += group.num_rows
+
+
+def _check_nouns(path: Path, table: dict[str, Any], rows: Mapping[str, int], dim: int) -> None:
+    nouns, known = table["noun"], set(table["noun"])
+    starts, stops = table["prototype_start"].tolist(), table["prototype_stop"].tolist()
+    faults = {
+        # A list that is in order is sorted in a glance, a set is not.
+        "nouns are not sorted, each once": nouns != sorted(nouns) or len(nouns) != len(known),
+        f"counts do not add up to {rows['references']} references": (
+            table["count"].sum() != rows["references"]
+        ),
+        f"slices do not tile {rows['prototypes']} prototypes": (
+            [0, *stops] != [*starts, rows["prototypes"]]
+        ),
+        f"embeddings are not {dim} wide": fmt.noun_embedding_values(path) != len(nouns) * dim,
+        "neighbours are not in the vocabulary": not known.issuperset(
+            table["neighbours"].flatten().unique().to_pylist()
+        ),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise CollectionError(f"{path}: {fault}; reduce the collection again")

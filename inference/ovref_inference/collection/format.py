@@ -1,0 +1,384 @@
+"""The reference collection on disk, format version 1. Nothing else writes or reads these files.
+
+    collection.json         the manifest (`Manifest`); written last, it is the commit
+    references.parquet      one row a reference (`REFERENCE_SCHEMA`), row i is id i
+    visual.f16.npy          (references, d_visual) float16, L2-normalised
+    textual.f16.npy         (references, d_textual) float16, L2-normalised
+    visual.faiss            index over the visual embeddings, by inner product
+    textual.faiss           index over the textual retrieval embeddings
+    nouns.parquet           one row a noun (`NOUN_SCHEMA`), sorted by noun
+    prototypes.f16.npy      (prototypes, d_visual) float16, L2-normalised; nouns name slices of it
+    tombstones.parquet      ids that are deleted, and why (`TOMBSTONE_SCHEMA`)
+
+The manifest names each file with its size and SHA-256. A collection that is published again under
+the same URL keeps unchanged files; a changed one is stored as `<stem>.<hash>.<suffix>`, so that
+nobody who has the old version open reads a mixture. Nothing is ever pickled. Equal content gives
+equal bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovref_inference.errors import CollectionError
+
+FORMAT_VERSION = 1
+MANIFEST = "collection.json"
+FILES = {
+    "references": "references.parquet",
+    "visual": "visual.f16.npy",
+    "textual": "textual.f16.npy",
+    "visual_index": "visual.faiss",
+    "textual_index": "textual.faiss",
+    "nouns": "nouns.parquet",
+    "prototypes": "prototypes.f16.npy",
+    "tombstones": "tombstones.parquet",
+}
+"""Role -> file name in a folder that is about to be published."""
+
+REFERENCE_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("key", pa.string()),
+        ("noun", pa.string()),
+        ("caption", pa.string()),
+        ("span_start", pa.int32()),
+        ("span_end", pa.int32()),
+        ("x0", pa.int32()),
+        ("y0", pa.int32()),
+        ("x1", pa.int32()),
+        ("y1", pa.int32()),
+        ("area", pa.float32()),
+        ("score", pa.float32()),
+        ("source", pa.string()),
+        ("shard", pa.string()),
+        ("seed", pa.int64()),
+    ]
+)
+"""Box: pixels, right and bottom exclusive. Area: fraction of the image. Seed: null if real."""
+
+NOUN_SCHEMA = pa.schema(
+    [
+        ("noun", pa.string()),
+        ("count", pa.int64()),
+        ("embedding", pa.list_(pa.float32())),
+        ("prototype_start", pa.int64()),
+        ("prototype_stop", pa.int64()),
+        ("neighbours", pa.list_(pa.string())),
+    ]
+)
+"""Embedding: `retrieve.class_embeddings` of the noun, d_textual. Neighbours: other nouns whose
+references its prototypes were made of too; empty unless the noun is rare."""
+
+TOMBSTONE_SCHEMA = pa.schema([("id", pa.int64()), ("reason", pa.string())])
+
+ROW_GROUP = 8192
+"""Rows of one row group of references.parquet: what is read to get one row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """The model behind one kind of embedding."""
+
+    model: str
+    """Hub id, path or `miniature:<name>`, as configured."""
+    revision: str
+    """Commit or tag; empty for a model without one."""
+    dim: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All fields of the encoder's config, from which it can be loaded again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexInfo:
+    """How an index was built and how it must be searched."""
+
+    factory: str
+    """faiss factory string, by inner product."""
+    search: dict[str, int] = field(default_factory=dict)
+    """Search parameter and value (`nprobe` or `efSearch`); empty when the search is exact."""
+    recall: float = 1.0
+    """Recall measured against exact search by rows that are not their own neighbours, in [0, 1]."""
+    recall_k: int = 0
+    """Neighbours asked for in that measurement; 0 when the search is exact."""
+    train_rows: int = 0
+    """References that the lists' centroids were trained on; 0 for an index without lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """One file of the collection, relative to collection.json."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """collection.json. `publish` fills in `counts`, `files` and `settled_tombstones`."""
+
+    fingerprint: str
+    """Of everything that affected the collection's bytes."""
+    visual: EncoderInfo
+    textual: EncoderInfo
+    templates: tuple[str, ...]
+    weights: tuple[float, float]
+    """Of noun and caption in the textual retrieval embeddings."""
+    visual_index: IndexInfo
+    textual_index: IndexInfo
+    prototypes: dict[str, Any]
+    """Fields of `prototypes.PrototypeConfig`."""
+    licences: tuple[str, ...] = ()
+    """Of the inputs: corpora, images, model weights."""
+    build: dict[str, Any] = field(default_factory=dict)
+    """Provenance as plain values: effective configuration, versions, parents' fingerprints."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """references, nouns, prototypes, tombstones."""
+    files: dict[str, FileInfo] = field(default_factory=dict)
+    """Role (a key of FILES) -> file."""
+    settled_tombstones: int = 0
+    """The first so many tombstones are older than the prototypes, which leave them out."""
+    format_version: int = FORMAT_VERSION
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of collection.json: sorted keys, plain JSON, one final newline."""
+    tree = dataclasses.asdict(manifest)
+    text = json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8")
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """collection.json -> Manifest.
+
+    Raises:
+        CollectionError: cut off, not a collection's manifest, or of another format version.
+    """
+    try:
+        tree = json.loads(content)
+    except ValueError as error:
+        raise CollectionError(
+            f"{where} is cut off or not JSON ({error}); publish the collection again"
+        ) from error
+    if not isinstance(tree, dict) or "format_version" not in tree:
+        raise CollectionError(f"{where} is not the manifest of a reference collection")
+    version = tree["format_version"]
+    if version != FORMAT_VERSION:
+        raise CollectionError(
+            f"{where} has format version {version!r}, this program reads {FORMAT_VERSION}; "
+            "use the version of ovref that wrote it, or build the collection again"
+        )
+    try:
+        manifest = Manifest(
+            **{
+                **tree,
+                "visual": EncoderInfo(**tree["visual"]),
+                "textual": EncoderInfo(**tree["textual"]),
+                "visual_index": IndexInfo(**tree["visual_index"]),
+                "textual_index": IndexInfo(**tree["textual_index"]),
+                "templates": tuple(tree["templates"]),
+                "weights": tuple(tree["weights"]),
+                "licences": tuple(tree["licences"]),
+                "files": {role: FileInfo(**info) for role, info in tree["files"].items()},
+            }
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CollectionError(
+            f"{where} is not a manifest of format version {version}: {error}"
+        ) from error
+    missing = sorted(FILES.keys() - manifest.files.keys())
+    if missing:
+        raise CollectionError(f"{where} names no file for {', '.join(missing)}")
+    for info in manifest.files.values():
+        if Path(info.path).name != info.path or info.path in ("", ".", ".."):
+            raise CollectionError(f"{where} names a file outside its folder: {info.path!r}")
+    return manifest
+
+
+class VectorWriter:
+    """Writes a (rows, dim) float16 .npy a chunk at a time; the number of rows is known before.
+
+        with VectorWriter(path, rows, dim) as writer:
+            writer.append(vectors)          # (n, dim)
+
+    Raises ValueError for a chunk of another width or with a value that is not finite in float16,
+    and, on leaving, for another number of rows than announced.
+    """
+
+    def __init__(self, path: str | Path, rows: int, dim: int) -> None:
+        self.path, self.rows, self.dim, self.written = Path(path), rows, dim, 0
+        header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)}
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, vectors: np.ndarray) -> None:
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise ValueError(f"{self.path}: expected (n, {self.dim}), found {vectors.shape}")
+        halves = np.ascontiguousarray(vectors, dtype="<f2")
+        bad = ~np.isfinite(halves).all(axis=1)
+        if bad.any():
+            row = self.written + int(np.flatnonzero(bad)[0])
+            raise ValueError(f"{self.path}: row {row} has a value that is not finite")
+        self._file.write(halves.tobytes())
+        self.written += len(halves)
+
+    def __enter__(self) -> "VectorWriter":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._file.close()
+        if kind is None and self.written != self.rows:
+            raise ValueError(f"{self.path}: {self.rows} rows announced, {self.written} written")
+
+
+class TableWriter:
+    """Writes a Parquet file of one schema; its bytes do not depend on how rows were chunked.
+
+    with TableWriter(path, REFERENCE_SCHEMA) as writer:
+        writer.append({"id": [...], "key": [...], ...})
+    """
+
+    def __init__(self, path: str | Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._pending = schema.empty_table()
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", version="2.6")
+
+    def append(self, columns: Mapping[str, Any]) -> None:
+        """Columns by name, as lists or arrays; nulls are allowed in `seed` alone."""
+        table = pa.Table.from_pydict(dict(columns), schema=self._schema)
+        for name in self._schema.names:
+            if name != "seed" and table.column(name).null_count:
+                raise ValueError(f"column {name} has empty values")
+        self._pending = pa.concat_tables([self._pending, table])
+        while self._pending.num_rows >= ROW_GROUP:
+            self._write(self._pending.slice(0, ROW_GROUP))
+            self._pending = self._pending.slice(ROW_GROUP)
+
+    def _write(self, table: pa.Table) -> None:
+        self._writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP)
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None and self._pending.num_rows:
+            self._write(self._pending)
+        self._writer.close()
+
+
+def write_table(path: str | Path, schema: pa.Schema, columns: Mapping[str, Any]) -> None:
+    """A whole table at once (nouns, tombstones, small references)."""
+    with TableWriter(path, schema) as writer:
+        writer.append(columns)
+
+
+def write_vectors(path: str | Path, vectors: np.ndarray) -> None:
+    """A whole (rows, dim) matrix; what is made on the way is made of some rows at a time."""
+    with VectorWriter(path, *vectors.shape) as writer:
+        for start in range(0, len(vectors), ROW_GROUP):
+            writer.append(vectors[start : start + ROW_GROUP])
+
+
+def open_vectors(path: str | Path) -> np.ndarray:
+    """The (rows, dim) float16 matrix, memory-mapped read-only.
+
+    Raises:
+        CollectionError: missing, cut off, or not such a file.
+    """
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CollectionError(f"cannot read the vectors {path}: {error}") from error
+    if vectors.ndim != 2 or vectors.dtype != np.float16:
+        raise CollectionError(
+            f"{path} must hold a (rows, dim) float16 matrix, found {vectors.shape} {vectors.dtype}"
+        )
+    return vectors
+
+
+def open_table(path: str | Path, schema: pa.Schema) -> pq.ParquetFile:
+    """A Parquet file of the collection, memory-mapped, its schema checked.
+
+    Raises:
+        CollectionError: missing, cut off, or with another schema.
+    """
+    try:
+        file = pq.ParquetFile(path, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise CollectionError(f"cannot read the table {path}: {error}") from error
+    if not file.schema_arrow.equals(schema):
+        raise CollectionError(
+            f"{path} has columns {file.schema_arrow.names}, expected {schema.names} "
+            "with the types of this format version"
+        )
+    return file
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_nouns(path: str | Path) -> dict[str, Any]:
+    """nouns.parquet without the embeddings, which are nearly all of it, as columns: noun (list),
+    neighbours (Arrow array of lists), the rest as numpy arrays."""
+    columns = [name for name in NOUN_SCHEMA.names if name != "embedding"]
+    with open_table(path, NOUN_SCHEMA) as file:
+        table = file.read(columns=columns, use_threads=False)
+    return {
+        "noun": table.column("noun").to_pylist(),
+        "count": table.column("count").to_numpy(),
+        "prototype_start": table.column("prototype_start").to_numpy(),
+        "prototype_stop": table.column("prototype_stop").to_numpy(),
+        "neighbours": table.column("neighbours").combine_chunks(),
+    }
+
+
+def read_noun_embeddings(path: str | Path) -> np.ndarray:
+    """(nouns, d_textual) float32 of nouns.parquet.
+
+    Raises:
+        CollectionError: they are not all of one width.
+    """
+    with open_table(path, NOUN_SCHEMA) as file:
+        parts = []
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, columns=["embedding"]).column("embedding")
+            lists = column.combine_chunks()
+            widths = np.unique(lists.value_lengths().to_numpy())
+            if len(widths) != 1 or (parts and parts[0].shape[1] != widths[0]):
+                raise CollectionError(f"{path}: embeddings have several widths, {widths[:5]}")
+            flat = lists.flatten().to_numpy(zero_copy_only=False)
+            parts.append(flat.reshape(-1, widths[0]))
+    return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+
+
+def noun_embedding_values(path: str | Path) -> int:
+    """How many numbers the embeddings of nouns.parquet are, by its metadata; nothing is read."""
+    with open_table(path, NOUN_SCHEMA) as file:
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+        (leaf,) = [i for i, name in enumerate(paths) if name.startswith("embedding")]
+        groups = range(file.num_row_groups)
+        return sum(file.metadata.row_group(g).column(leaf).num_values for g in groups)
+
+
+def read_tombstones(path: str | Path, *, skip: int = 0) -> np.ndarray:
+    """The deleted ids, (t,) int64, sorted, without those of the first `skip` rows."""
+    with open_table(path, TOMBSTONE_SCHEMA) as file:
+        return np.unique(file.read(columns=["id"]).column("id").to_numpy()[skip:])
+
+
+def tombstone_columns(ids: Iterable[int], reason: str) -> dict[str, list[Any]]:
+    """Columns for TOMBSTONE_SCHEMA: these ids, sorted and once each, for one reason."""
+    unique = sorted(set(int(i) for i in ids))
+    return {"id": unique, "reason": [reason] * len(unique)}

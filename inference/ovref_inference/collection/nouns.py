@@ -1,0 +1,99 @@
+"""The vocabulary of an open collection, and which references are of which noun."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ovref_inference.collection import format as fmt
+from ovref_inference.errors import CollectionError
+
+
+class Nouns:
+    """nouns.parquet; embeddings and the nouns of references are read when they are asked for."""
+
+    def __init__(
+        self, paths: dict[str, Path], table: dict[str, Any], dead: np.ndarray, settled: int
+    ) -> None:
+        """
+        Args:
+            paths: role -> local file.
+            table: `format.read_nouns`.
+            dead: (t,) sorted ids of deleted references.
+            settled: so many of the tombstones, the first, the stored prototypes leave out.
+        """
+        self.names: list[str] = table["noun"]
+        """Sorted."""
+        self.row: dict[str, int] = {noun: row for row, noun in enumerate(self.names)}
+        self._table = table
+        self._paths, self._dead, self._settled = paths, dead, settled
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(nouns,) int64: references of each that are not deleted."""
+        return self._table["count"] - self._dead_counts
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        """(nouns, d_textual) float32, L2-normalised."""
+        return fmt.read_noun_embeddings(self._paths["nouns"])
+
+    @cached_property
+    def of_references(self) -> np.ndarray:
+        """(references,) int32: the row of each reference's noun."""
+        with pq.ParquetFile(
+            self._paths["references"], memory_map=True, read_dictionary=["noun"]
+        ) as file:
+            column = file.read(columns=["noun"]).column("noun").unify_dictionaries()
+        parts = []
+        for chunk in column.chunks:
+            words = chunk.dictionary.to_pylist()
+            missing = [word for word in words if word not in self.row]
+            if missing:
+                raise CollectionError(f"{self._paths['nouns']} lacks the nouns {missing[:10]}")
+            codes = np.array([self.row[word] for word in words], dtype=np.int32)
+            parts.append(codes[chunk.indices.to_numpy()])
+        return np.concatenate(parts)
+
+    def references(self, row: int) -> np.ndarray:
+        """Ids of a noun's references, ascending, without deleted ones."""
+        order, starts = self._by_noun
+        ids = order[starts[row] : starts[row + 1]]
+        return ids[~np.isin(ids, self._dead)] if self._dead_counts[row] else ids
+
+    def neighbours(self, row: int) -> list[int]:
+        """Rows of the other nouns whose references the stored prototypes of a noun are of."""
+        return [self.row[noun] for noun in self._table["neighbours"][row].as_py()]
+
+    def stored(self, row: int) -> tuple[slice, list[int]] | None:
+        """Where a noun's stored prototypes are, and the nouns they are of; None if none still
+        hold."""
+        start, stop = (int(self._table[f"prototype_{end}"][row]) for end in ("start", "stop"))
+        used = [row, *self.neighbours(row)]
+        if stop == start or any(self._unsettled[i] for i in used):
+            return None
+        return slice(start, stop), used
+
+    @cached_property
+    def _by_noun(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids sorted by noun, and where each noun's begin."""
+        order = np.argsort(self.of_references, kind="stable")
+        starts = np.searchsorted(self.of_references[order], np.arange(len(self.names) + 1))
+        return order, starts
+
+    @cached_property
+    def _dead_counts(self) -> np.ndarray:
+        """(nouns,) int64: deleted references of each noun."""
+        return self._count(self._dead)
+
+    @cached_property
+    def _unsettled(self) -> np.ndarray:
+        """(nouns,) int64: those of them that the stored prototypes do not leave out yet."""
+        return self._count(fmt.read_tombstones(self._paths["tombstones"], skip=self._settled))
+
+    def _count(self, ids: np.ndarray) -> np.ndarray:
+        if not len(ids):
+            return np.zeros(len(self.names), dtype=np.int64)
+        return np.bincount(self.of_references[ids], minlength=len(self.names))

@@ -1,0 +1,160 @@
+"""Prototypes of a noun: from its own references, or, where it is rare, from its neighbours' too.
+
+The builder stores them and a query recomputes them by the same rules.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ovref_inference.collection.clustering import spherical_kmeans_many
+
+_NOUNS_AT_ONCE = 64
+
+STRICT = {"extra": "forbid", "strict": True}
+"""Unknown settings and values of another type are refused (see `ovref.config`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypeConfig:
+    """How references become prototypes (VOCSeg 3.1; its best values are k = 10, N = 10)."""
+
+    __pydantic_config__ = STRICT
+
+    k: int = 10
+    """Prototypes of a noun, at least 1; fewer where there are fewer references."""
+    min_references: int = 10
+    """A noun with fewer references than this, or than `k`, is rare."""
+    neighbours: int = 10
+    """Nouns nearest in text space, itself included, whose references a rare noun starts with; of a
+    small vocabulary fewer, see `neighbours_among`."""
+    max_references: int = 50_000
+    """Of one noun's references at most this many, drawn at random, are clustered."""
+    iterations: int = 20
+    """Steps of k-means at most."""
+    seed: int = 0
+    """Of k-means and of the draw."""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "min_references", "neighbours", "max_references", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.max_references < self.k:
+            raise ValueError(f"max_references must be at least k, found {self.max_references}")
+
+    @property
+    def needed(self) -> int:
+        """References below which a noun is rare."""
+        return max(self.k, self.min_references)
+
+    def neighbours_among(self, nouns: int) -> int:
+        """Nouns that a rare noun starts with in a vocabulary of so many: at most a hundredth.
+
+        VOCSeg's N = 10 was measured with a vocabulary of 15,000 nouns, whose ten nearest are near.
+        Of 27 nouns the ten nearest are a third of all there is; there the search starts with the
+        noun alone and grows, as the paper has it, until there are references enough.
+        """
+        return min(self.neighbours, max(1, nouns // 100))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prototypes:
+    """Prototypes of n classes."""
+
+    vectors_nkd: np.ndarray
+    """(n, K, d) float32, L2-normalised; rows from `counts` on are zero."""
+    counts: np.ndarray
+    """(n,) int64: prototypes of each class; 0 where the collection has no support for it."""
+    nouns: tuple[tuple[str, ...], ...]
+    """Of each class, the collection's nouns whose references were used, nearest first; empty
+    where references were retrieved by text."""
+
+
+def neighbours_of(
+    embedding: np.ndarray,
+    vocabulary: np.ndarray,
+    counts: np.ndarray,
+    config: PrototypeConfig,
+    own: int | None = None,
+) -> list[int]:
+    """The nouns whose references stand for a rare or unknown one (VOCSeg 3.1, rare nouns).
+
+    Starts with the `config.neighbours_among` nouns most similar in text space and goes on, one noun
+    at a time, until together they have `config.needed` references or there are no more nouns.
+
+    Args:
+        embedding: (d,) text embedding of the noun, L2-normalised.
+        vocabulary: (v, d) text embeddings of the collection's nouns, L2-normalised.
+        counts: (v,) their numbers of references; nouns without any are passed over.
+        own: index of the noun itself where the vocabulary has it; it comes first.
+
+    Returns:
+        Indices into the vocabulary, most similar first; ties go to the lower index.
+    """
+    similarity = (vocabulary @ embedding).astype(np.float64)
+    if own is not None:
+        similarity[own] = np.inf
+    order = np.argsort(-similarity, kind="stable")
+    order = order[counts[order] > 0]
+    total = np.cumsum(counts[order])
+    enough = int(np.searchsorted(total, config.needed)) + 1
+    return [int(i) for i in order[: max(enough, config.neighbours_among(len(counts)))]]
+
+
+def neighbours_of_many(
+    rows: np.ndarray, vocabulary: np.ndarray, counts: np.ndarray, config: PrototypeConfig
+) -> list[list[int]]:
+    """`neighbours_of` for nouns of the vocabulary, many at a time.
+
+    Memory: `vocabulary`, and 64 rows of as many numbers as it has nouns.
+
+    Args:
+        rows: (n,) indices into the vocabulary, of the nouns asked for.
+        vocabulary, counts: as for `neighbours_of`.
+    """
+    few = config.neighbours_among(len(counts)) + config.needed
+    absent = counts == 0
+    found = []
+    for start in range(0, len(rows), _NOUNS_AT_ONCE):
+        own = rows[start : start + _NOUNS_AT_ONCE]
+        similarity = vocabulary[own] @ vocabulary.T
+        similarity[np.arange(len(own)), own] = np.inf
+        similarity[:, absent] = -np.inf
+        # Every noun that is there has a reference at least, so that more are never wanted.
+        if few < len(counts):
+            nearest = np.sort(np.argpartition(-similarity, few, axis=1)[:, :few], axis=1)
+        else:
+            nearest = np.broadcast_to(np.arange(len(counts)), similarity.shape)
+        values = np.take_along_axis(similarity, nearest, axis=1)
+        order = np.take_along_axis(nearest, np.argsort(-values, axis=1, kind="stable"), axis=1)
+        for noun in order:
+            noun = noun[counts[noun] > 0]
+            enough = int(np.searchsorted(np.cumsum(counts[noun]), config.needed)) + 1
+            kept = max(enough, config.neighbours_among(len(counts)))
+            found.append([int(i) for i in noun[:kept]])
+    return found
+
+
+def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
+    """Of these reference ids, those to cluster: all, or a fixed random `max_references` of them."""
+    if len(rows) <= config.max_references:
+        return rows
+    rng = np.random.default_rng(config.seed)
+    return np.sort(rng.choice(rows, config.max_references, replace=False))
+
+
+def make_prototypes(sets: Sequence[np.ndarray], config: PrototypeConfig) -> list[np.ndarray]:
+    """(n_i, d) visual embeddings of each noun -> its (min(k, n_i), d) float32 prototypes,
+    L2-normalised. What a noun gets does not depend on the others."""
+    return spherical_kmeans_many(sets, config.k, seed=config.seed, iterations=config.iterations)
+
+
+def stacked(per_class: list[np.ndarray], dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each class's (K_i, d) -> (n, max K, d) float32, padded with zeros, and counts (n,)."""
+    counts = np.array([len(vectors) for vectors in per_class], dtype=np.int64)
+    width = int(counts.max(initial=0))
+    vectors_nkd = np.zeros((len(per_class), width, dim), dtype=np.float32)
+    for row, vectors in enumerate(per_class):
+        vectors_nkd[row, : len(vectors)] = vectors
+    return vectors_nkd, counts

@@ -1,0 +1,415 @@
+"""`ReferenceCollection`: open a published collection and ask it by text, by noun or by region."""
+
+import dataclasses
+import operator
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
+from ovref_inference.collection import store
+from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection.clustering import spherical_kmeans
+from ovref_inference.collection.nouns import Nouns
+from ovref_inference.collection.prototypes import (
+    PrototypeConfig,
+    Prototypes,
+    clustered_rows,
+    make_prototypes,
+    neighbours_of,
+    stacked,
+)
+from ovref_inference.collection.retrieve import checked_names, class_embeddings
+from ovref_inference.collection.support import Support
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.errors import CollectionError
+from ovref_inference.vectors import announce_rows, l2_normalised
+
+_FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
+"""What `ReferenceCollection.close` lets go of."""
+
+
+class ReferenceCollection:
+    """A published collection, memory-mapped and read-only; safe to ask from several threads.
+
+    with ReferenceCollection.open("s3://bucket/coco-fossil") as collection:
+        support = collection.search_text(collection.embed_text(["red panda"]), k=150)
+        prototypes = collection.prototypes(["red panda", "grass"], k=10)
+        support = collection.search_regions(region_features, k=20)
+    """
+
+    def __init__(self, url: str, manifest: fmt.Manifest, paths: dict[str, Path]) -> None:
+        nouns = fmt.read_nouns(paths["nouns"])
+        counts = check_counts(paths, manifest, nouns)
+        if counts != manifest.counts:
+            raise CollectionError(
+                f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
+            )
+        self.url = url
+        self.manifest = manifest
+        self.visual: np.ndarray = fmt.open_vectors(paths["visual"])
+        """(references, d_visual) float16, memory-mapped."""
+        self.textual: np.ndarray = fmt.open_vectors(paths["textual"])
+        """(references, d_textual) float16, memory-mapped."""
+        rows = len(self.visual)
+        self._visual_index = indexes.read_index(
+            paths["visual_index"], rows=rows, dim=manifest.visual.dim
+        )
+        self._textual_index = indexes.read_index(
+            paths["textual_index"], rows=rows, dim=manifest.textual.dim
+        )
+        self._prototypes = fmt.open_vectors(paths["prototypes"])
+        self._dead = fmt.read_tombstones(paths["tombstones"])
+        self._nouns = Nouns(paths, nouns, self._dead, manifest.settled_tombstones)
+        self._table = fmt.open_table(paths["references"], fmt.REFERENCE_SCHEMA)
+        self._table_lock = threading.Lock()
+        groups = [
+            self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)
+        ]
+        self._group_starts = np.cumsum([0, *groups])
+        try:
+            self.prototype_config = PrototypeConfig(**manifest.prototypes)
+        except (TypeError, ValueError) as error:
+            raise CollectionError(f"{url}: the manifest's prototypes: {error}") from error
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path,
+        *,
+        cache: str | Path | None = None,
+        verify: store.Verify = "quick",
+        storage_options: dict[str, Any] | None = None,
+    ) -> "ReferenceCollection":
+        """Opens a local collection in place, or a remote one through a local cache.
+
+        Args:
+            url: folder, or fsspec URL such as s3://bucket/name.
+            cache: folder for copies of remote files; None takes $OVREF_CACHE, or else the
+                platform's cache folder.
+            verify: "quick" checks all sizes and small files' checksums, "full" all checksums.
+            storage_options: for fsspec (endpoint, credentials).
+
+        Raises:
+            CollectionError: missing, cut off, foreign or of another version; names the file and
+                what to do.
+            ImportError: faiss is not installed; says how to get it.
+        """
+        manifest, paths = store.fetch(
+            str(url), cache=cache, verify=verify, storage_options=storage_options
+        )
+        return cls(str(url), manifest, paths)
+
+    def __len__(self) -> int:
+        """References that are not deleted."""
+        return len(self.visual) - len(self._dead)
+
+    def __enter__(self) -> "ReferenceCollection":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the files; once more does nothing. Arrays already returned stay valid. What is
+        asked for after that raises ValueError, also the vectors of a `Support`."""
+        self._table.close()
+        for name in _FILES:
+            self.__dict__.pop(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _FILES:
+            raise ValueError(f"{self.url} is closed; ask before that, or open it again")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    @property
+    def nouns(self) -> list[str]:
+        """The vocabulary, sorted."""
+        return self._nouns.names
+
+    @property
+    def noun_embeddings(self) -> np.ndarray:
+        """(nouns, d_textual) float32, L2-normalised: `retrieve.class_embeddings` of each noun."""
+        return self._nouns.embeddings
+
+    @property
+    def noun_counts(self) -> np.ndarray:
+        """(nouns,) int64: references of each noun that are not deleted."""
+        return self._nouns.counts
+
+    @property
+    def visual_config(self) -> VisualEncoderConfig:
+        """The visual encoder that made the collection, for `encoders.load_visual_encoder`.
+
+        Raises:
+            CollectionError: the manifest does not say it in these terms.
+        """
+        settings = dict(self.manifest.visual.settings)
+        if "size_hw" in settings:
+            settings["size_hw"] = tuple(settings["size_hw"])
+        return self._encoder_config(VisualEncoderConfig, settings)
+
+    @property
+    def text_config(self) -> TextEncoderConfig:
+        """The text encoder that made the collection, for `encoders.load_text_encoder`.
+
+        Raises:
+            CollectionError: the manifest does not say it in these terms.
+        """
+        return self._encoder_config(TextEncoderConfig, self.manifest.textual.settings)
+
+    def search_text(self, text_embeddings: np.ndarray, k: int) -> Support:
+        """The k references whose textual retrieval embeddings are nearest (FOSSIL 3.3, FreeDA).
+
+        Args:
+            text_embeddings: (n, d_textual) of the collection's text encoder, e.g. `embed_text`.
+            k: references of each query, at least 1.
+
+        Raises:
+            ValueError: another width, a zero or non-finite row, k < 1.
+        """
+        return self._search("textual", text_embeddings, k)
+
+    def search_regions(self, region_features: np.ndarray, k: int) -> Support:
+        """The k references whose visual embeddings are nearest (RetCLIP, CorrCLIPv2).
+
+        Args:
+            region_features: (n, d_visual), pooled by `pooling.pool_regions` from the collection's
+                visual encoder; leave out the regions that it calls not valid.
+            k: references of each region, at least 1.
+
+        Raises:
+            ValueError: another width, a zero or non-finite row, k < 1.
+        """
+        return self._search("visual", region_features, k)
+
+    def fossil_prototypes(
+        self, text_embeddings: np.ndarray, *, n: int, k: int, seed: int = 0, iterations: int = 20
+    ) -> Prototypes:
+        """Prototypes by retrieval: the n nearest references, clustered into k (FOSSIL 3.3).
+
+        Args:
+            text_embeddings: (classes, d_textual).
+            n: references retrieved for each class; k: centroids of each.
+            seed, iterations: of k-means.
+
+        Raises:
+            ValueError: n < 1, k < 1, or as `search_text`.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, found {n}")
+        support = self.search_text(text_embeddings, n)
+        announce_rows(self.visual, support.ids[support.ids >= 0])
+        per_class = [
+            spherical_kmeans(self._vectors(ids[ids >= 0]), k, seed=seed, iterations=iterations)
+            if (ids >= 0).any()
+            else np.zeros((0, self.manifest.visual.dim), dtype=np.float32)
+            for ids in support.ids
+        ]
+        vectors_nkd, counts = stacked(per_class, self.manifest.visual.dim)
+        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=((),) * len(counts))
+
+    def prototypes(
+        self,
+        names: Sequence[str],
+        k: int | None = None,
+        *,
+        text_embeddings: np.ndarray | None = None,
+    ) -> Prototypes:
+        """Prototypes by noun (VOCSeg 3.1), stored ones where they serve.
+
+        A name in the vocabulary gets the clusters of its own references. A rare or unknown one
+        gets those of its neighbours in text space (`prototypes.neighbours_of`).
+
+        Args:
+            names: concepts; compared in lower case, without outer blanks.
+            k: prototypes of each; None takes the collection's own number.
+            text_embeddings: (names, d_textual) of the names; needed for unknown names alone. None
+                lets the collection's own text encoder make them (needs `pip install
+                'ovref[segment]'`).
+
+        Raises:
+            ValueError: no or empty names, k < 1, embeddings of another shape.
+        """
+        names = checked_names(names)
+        config = self.prototype_config
+        if k is not None and k != config.k:
+            config = dataclasses.replace(config, k=k, max_references=max(k, config.max_references))
+        own = [self._nouns.row.get(name.strip().lower()) for name in names]
+        found = self._stored(own if config == self.prototype_config else [None] * len(own))
+        fresh = [i for i, stored in enumerate(found) if stored is None]
+        embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
+        made = self._fresh([own[i] for i in fresh], embeddings, config)
+        for i, prototypes in zip(fresh, made, strict=True):
+            found[i] = prototypes
+        vectors_nkd, counts = stacked([vectors for vectors, _ in found], self.manifest.visual.dim)
+        sources = tuple(tuple(self.nouns[i] for i in used) for _, used in found)
+        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=sources)
+
+    def embed_text(self, names: Sequence[str]) -> np.ndarray:
+        """(n, d_textual) embeddings of names, by the collection's own text encoder and templates.
+
+        Loads the encoder at the first call, which needs torch (`pip install 'ovref[segment]'`).
+        """
+        return class_embeddings(self._text_encoder, names, self.manifest.templates)
+
+    def rows(self, ids: np.ndarray | list[int]) -> list[dict[str, Any]]:
+        """Everything known about these references, as one dict of `REFERENCE_SCHEMA` for each id.
+
+        Reads only the row groups that hold them. Deleted references are refused.
+
+        Raises:
+            ValueError: an id that the collection does not have, or that is deleted.
+        """
+        wanted = np.asarray(ids, dtype=np.int64).ravel()
+        bad = wanted[(wanted < 0) | (wanted >= len(self.visual)) | np.isin(wanted, self._dead)]
+        if len(bad):
+            raise ValueError(
+                f"{self.url} has no references {bad[:10].tolist()}, or they are deleted"
+            )
+        found: dict[int, dict[str, Any]] = {}
+        group_of = np.searchsorted(self._group_starts, wanted, side="right") - 1
+        for group in np.unique(group_of).tolist():
+            inside = np.unique(wanted[group_of == group])
+            with self._table_lock:
+                table = self._table.read_row_group(group)
+            rows = table.take(pa.array(inside - self._group_starts[group])).to_pylist()
+            found.update(zip(inside.tolist(), rows, strict=True))
+        return [found[i] for i in wanted.tolist()]
+
+    def ids_of(
+        self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = ()
+    ) -> np.ndarray:
+        """Ids of references by where they come from, ascending, without deleted ones.
+
+        Args:
+            keys: of references, or of images (without `#`), which are all references of the image.
+            sources: of masks, as `daam`; nouns: as in `nouns`. A reference that any of the three
+                names is in.
+        """
+        found = [np.zeros(0, dtype=np.int64)]
+        for group in range(self._table.num_row_groups):
+            with self._table_lock:
+                table = self._table.read_row_group(group, columns=["key", "source", "noun"])
+            images = pc.list_element(pc.split_pattern(table.column("key"), "#"), 0)
+            named = np.zeros(len(table), dtype=bool)
+            for column, wanted in (
+                (table.column("key"), keys), (images, keys),
+                (table.column("source"), sources), (table.column("noun"), nouns),
+            ):  # fmt: skip
+                if wanted:
+                    values = pa.array(list(wanted), type=pa.string())
+                    named |= pc.is_in(column, value_set=values).to_numpy()
+            found.append(np.flatnonzero(named) + self._group_starts[group])
+        return np.setdiff1d(np.concatenate(found), self._dead)
+
+    def noun_rows(self, ids: np.ndarray) -> np.ndarray:
+        """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""
+        ids = np.asarray(ids, dtype=np.int64)
+        return np.where(ids >= 0, self._nouns.of_references[np.maximum(ids, 0)], -1)
+
+    def references_of(self, noun: str) -> np.ndarray:
+        """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown. The
+        noun is compared as in `prototypes`."""
+        row = self._nouns.row.get(noun.strip().lower())
+        return np.zeros(0, dtype=np.int64) if row is None else self._nouns.references(row)
+
+    def _encoder_config(self, kind: type, settings: dict[str, Any]) -> Any:
+        try:
+            return kind(**settings)
+        except (TypeError, ValueError, KeyError) as error:
+            raise CollectionError(
+                f"{self.url}: the manifest's encoder settings {settings} are no {kind.__name__} "
+                f"({error}); load the encoder yourself and pass embeddings"
+            ) from error
+
+    def _search(self, kind: str, queries: np.ndarray, k: int) -> Support:
+        info = getattr(self.manifest, f"{kind}_index")
+        queries, k = self._checked(kind, queries), operator.index(k)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, found {k}")
+        scores, ids = indexes.search(
+            getattr(self, f"_{kind}_index"),
+            queries,
+            k,
+            parameters=info.search,
+            excluded=self._dead,
+        )
+        return Support(ids=ids, scores=scores, collection=self)
+
+    def _checked(self, kind: str, vectors: np.ndarray) -> np.ndarray:
+        encoder: fmt.EncoderInfo = getattr(self.manifest, kind)
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or vectors.shape[1] != encoder.dim:
+            raise ValueError(
+                f"{self.url} was built with {encoder.model}: expected {kind} embeddings "
+                f"(n, {encoder.dim}), found {vectors.shape}"
+            )
+        return l2_normalised(vectors)
+
+    def _vectors(self, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(self.visual[ids], dtype=np.float32)
+
+    def _class_embeddings(
+        self,
+        names: Sequence[str],
+        own: list[int | None],
+        wanted: list[int],
+        given: np.ndarray | None,
+    ) -> np.ndarray:
+        """(wanted, d_textual): as given, or the stored ones, with unknown names encoded."""
+        if given is not None:
+            if len(given) != len(names):
+                raise ValueError(f"{len(names)} names but {len(given)} text_embeddings")
+            return self._checked("textual", given)[wanted]
+        embeddings = np.zeros((len(wanted), self.manifest.textual.dim), dtype=np.float32)
+        unknown = [at for at, i in enumerate(wanted) if own[i] is None]
+        known = [at for at, i in enumerate(wanted) if own[i] is not None]
+        if known:
+            embeddings[known] = self.noun_embeddings[[own[wanted[at]] for at in known]]
+        if unknown:
+            embeddings[unknown] = self.embed_text([names[wanted[at]] for at in unknown])
+        return embeddings
+
+    def _stored(self, rows: list[int | None]) -> list[tuple[np.ndarray, list[int]] | None]:
+        """Stored prototypes of nouns and the nouns they are of; None where none still hold."""
+        found = [None if row is None else self._nouns.stored(row) for row in rows]
+        spans = [np.arange(span.start, span.stop) for span, _ in filter(None, found)]
+        announce_rows(self._prototypes, np.concatenate([np.zeros(0, np.int64), *spans]))
+        return [
+            stored and (np.asarray(self._prototypes[stored[0]], dtype=np.float32), stored[1])
+            for stored in found
+        ]
+
+    def _fresh(
+        self, rows: list[int | None], embeddings: np.ndarray, config: PrototypeConfig
+    ) -> list[tuple[np.ndarray, list[int]]]:
+        """Prototypes clustered now, and the nouns whose references were used, of each noun."""
+        found: list[tuple[np.ndarray, list[int]]] = []
+        sets: list[np.ndarray] = []
+        counts = self.noun_counts
+        for row, embedding in zip(rows, embeddings, strict=True):
+            if row is not None and counts[row] >= config.needed:
+                used = [row]
+            else:
+                used = neighbours_of(embedding, self.noun_embeddings, counts, config, row)
+            found.append((np.zeros((0, self.manifest.visual.dim), dtype=np.float32), used))
+            if used:
+                ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
+                sets.append(clustered_rows(ids, config))
+        announce_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
+        made = iter(make_prototypes([self._vectors(ids) for ids in sets], config))
+        return [(next(made) if used else nothing, used) for nothing, used in found]
+
+    @cached_property
+    def _text_encoder(self) -> Any:
+        from ovref_inference.encoders.load import load_text_encoder
+
+        return load_text_encoder(self.text_config)

@@ -1,0 +1,86 @@
+"""Textual retrieval embeddings: how a noun in its caption, and a class name, become a vector.
+
+The builder and the queries share these functions, so that both live in the same space.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ovref_inference.vectors import l2_normalised
+
+TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+"""The seven zero-shot templates that CLIP's authors picked; `{}` stands for the name."""
+
+WEIGHTS = (0.9, 0.1)
+"""Of the noun in its templates and of its caption (FOSSIL 4)."""
+
+
+class Texts(Protocol):
+    """Whatever encodes texts: `encode` gives (n, d) float32, L2-normalised."""
+
+    def encode(self, texts: list[str]) -> np.ndarray: ...
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names as they are.
+
+    Raises:
+        ValueError: none, one that is empty or no text, or a text alone, which is a sequence too: of
+            its letters.
+    """
+    found = () if isinstance(names, str) else tuple(names)
+    if not found or not all(isinstance(name, str) and name.strip() for name in found):
+        raise ValueError(f"names must be a list of one or more non-empty texts, found {names!r}")
+    return found
+
+
+def class_embeddings(
+    text_encoder: Texts, names: Sequence[str], templates: tuple[str, ...] = TEMPLATES
+) -> np.ndarray:
+    """(n, d) float32, L2-normalised: each name in every template, encoded, normalised, averaged.
+
+    Raises:
+        ValueError: as `checked_names`; or a template without exactly one `{}`.
+    """
+    names = checked_names(names)
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong or not templates:
+        raise ValueError(f"each template needs exactly one {{}}, found {wrong or templates!r}")
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    encoded = l2_normalised(text_encoder.encode(texts))
+    return l2_normalised(encoded.reshape(len(names), len(templates), -1).mean(axis=1))
+
+
+def retrieval_embedding(
+    noun_embeddings: np.ndarray,
+    caption_embeddings: np.ndarray,
+    weights: tuple[float, float] = WEIGHTS,
+) -> np.ndarray:
+    """Textual retrieval embeddings of nouns in their captions (FOSSIL 3.2).
+
+    Each side is normalised, the two are added with their weights, and the sum is normalised:
+    weights then mean the same whatever the length of an encoder's outputs.
+
+    Args:
+        noun_embeddings: (..., d), from `class_embeddings`.
+        caption_embeddings: (..., d), the whole caption, encoded as it is.
+        weights: of noun and caption, not negative, not both zero.
+
+    Returns:
+        (..., d) float32, L2-normalised.
+    """
+    noun_weight, caption_weight = weights
+    if min(weights) < 0 or max(weights) <= 0:
+        raise ValueError(f"weights must not be negative nor both zero, found {weights}")
+    mixed = noun_weight * l2_normalised(noun_embeddings)
+    return l2_normalised(mixed + caption_weight * l2_normalised(caption_embeddings))

@@ -1,0 +1,294 @@
+"""Where a collection is kept: published to, and fetched from, a local folder or an object store."""
+
+import dataclasses
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
+from ovref_inference.collection.checks import check_counts
+from ovref_inference.errors import CollectionError
+
+Verify = Literal["quick", "full"]
+_SMALL_BYTES = 8 << 20
+
+
+def publish(
+    folder: str | Path,
+    url: str,
+    manifest: fmt.Manifest,
+    *,
+    storage_options: dict[str, Any] | None = None,
+) -> fmt.Manifest:
+    """Checks the files in `folder` (named as in `format.FILES`) and publishes them at `url`.
+
+    The manifest is written last, and by replacing: whoever opens `url` sees the collection that
+    was there before, or this one. Files that have not changed are not sent again, and those that
+    the new manifest no longer names are removed.
+
+    Args:
+        folder: local; may be the target itself.
+        url: local path or fsspec URL.
+        manifest: all but `counts`, `files` and `settled_tombstones`, which are filled in here;
+            prototypes must have been made without the references that have a tombstone.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        CollectionError: a file is missing, files disagree, or there is no reference at all.
+    """
+    folder = Path(folder)
+    paths = {role: folder / name for role, name in fmt.FILES.items()}
+    for path in paths.values():
+        if not path.is_file():
+            raise CollectionError(f"cannot publish {folder}: {path.name} is missing")
+    counts = check_counts(paths, manifest, fmt.read_nouns(paths["nouns"]))
+    if counts["references"] == 0:
+        raise CollectionError(f"cannot publish {folder}: it holds no reference")
+    for role, encoder in (("visual", manifest.visual), ("textual", manifest.textual)):
+        indexes.read_index(paths[f"{role}_index"], rows=counts["references"], dim=encoder.dim)
+    fs, root = _open_store(url, storage_options)
+    fs.makedirs(root, exist_ok=True)
+    before = _files_before(fs, root)
+    files = {}
+    for role, path in paths.items():
+        sha256 = fmt.sha256_of(path)
+        known = before.get(role)
+        if known and known.sha256 == sha256 and fs.exists(f"{root}/{known.path}"):
+            name = known.path
+        else:
+            name = fmt.FILES[role]
+            if known and known.path == name:
+                stem, _, suffix = name.partition(".")
+                name = f"{stem}.{sha256[:12]}.{suffix}"
+            _put(fs, path, f"{root}/{name}")
+        files[role] = fmt.FileInfo(path=name, bytes=path.stat().st_size, sha256=sha256)
+    settled = dataclasses.replace(manifest, settled_tombstones=counts["tombstones"])
+    return _commit(fs, root, settled, counts, files, before)
+
+
+def tombstone(
+    url: str, ids: list[int], reason: str, *, storage_options: dict[str, Any] | None = None
+) -> fmt.Manifest:
+    """Deletes references from a published collection: they are never returned again.
+
+    Their rows stay, so that ids keep their meaning; prototypes made of them are recomputed by
+    whoever opens the collection, until the collection is reduced again. One writer at a time.
+
+    Args:
+        ids: of references; those already deleted keep their first reason.
+        reason: why, for the record.
+
+    Raises:
+        CollectionError: there is no readable collection at `url`.
+        ValueError: an id that the collection does not have.
+    """
+    fs, root = _open_store(url, storage_options)
+    manifest = read_manifest(url, storage_options=storage_options)
+    total = manifest.counts["references"]
+    unknown = [i for i in ids if not 0 <= i < total]
+    if unknown:
+        raise ValueError(f"{url} has references 0 to {total - 1}, not {unknown[:10]}")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, fmt.FILES["tombstones"])
+        fs.get_file(f"{root}/{manifest.files['tombstones'].path}", str(path))
+        with fmt.open_table(path, fmt.TOMBSTONE_SCHEMA) as table:
+            old = table.read().to_pydict()
+        new = fmt.tombstone_columns(set(ids) - set(old["id"]), reason)
+        columns = {name: old[name] + new[name] for name in fmt.TOMBSTONE_SCHEMA.names}
+        fmt.write_table(path, fmt.TOMBSTONE_SCHEMA, columns)
+        sha256 = fmt.sha256_of(path)
+        info = fmt.FileInfo(
+            path=f"tombstones.{sha256[:12]}.parquet", bytes=path.stat().st_size, sha256=sha256
+        )
+        _put(fs, path, f"{root}/{info.path}")
+    files = {**manifest.files, "tombstones": info}
+    counts = {**manifest.counts, "tombstones": len(columns["id"])}
+    return _commit(fs, root, manifest, counts, files, manifest.files)
+
+
+def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) -> fmt.Manifest:
+    """The manifest of the collection at `url`. Raises CollectionError like `fetch`."""
+    fs, root = _open_store(url, storage_options)
+    path = f"{root}/{fmt.MANIFEST}"
+    try:
+        content = fs.cat_file(path)
+    except FileNotFoundError as error:
+        hint = "check the URL, or publish the collection again if its build was cut off"
+        if fs.exists(f"{root}/collection/{fmt.MANIFEST}"):  # of the build whose output this is
+            hint = f"there is one at {url.rstrip('/')}/collection"
+        raise CollectionError(
+            f"no reference collection at {url}: {fmt.MANIFEST} is missing there; {hint}"
+        ) from error
+    except _errors() as error:
+        raise CollectionError(f"cannot read {path}: {_told(error)}") from error
+    return fmt.parse_manifest(content, path)
+
+
+def fetch(
+    url: str,
+    *,
+    cache: str | Path | None = None,
+    verify: Verify = "quick",
+    storage_options: dict[str, Any] | None = None,
+) -> tuple[fmt.Manifest, dict[str, Path]]:
+    """The manifest and local files of the collection at `url`.
+
+    A local collection is used where it lies. A remote one is copied to the cache, each file under
+    the name of its content's hash, so that only what has changed is ever copied again.
+
+    Args:
+        cache: folder; None takes $OVREF_CACHE, or else the platform's cache folder.
+        verify: "quick" checks all sizes and the checksums of files up to 8 MiB, "full" all.
+
+    Raises:
+        CollectionError: missing, cut off, foreign, of another version; the message names the file.
+    """
+    if verify not in ("quick", "full"):
+        raise ValueError(f'verify must be "quick" or "full", found {verify!r}')
+    manifest = read_manifest(url, storage_options=storage_options)
+    fs, root = _open_store(url, storage_options)
+    paths = {}
+    for role, info in manifest.files.items():
+        if isinstance(fs, LocalFileSystem):
+            path = Path(root, info.path)
+            fault = _fault(path, info, full=verify == "full")
+            if fault:
+                raise CollectionError(f"{path} {fault}; publish the collection again")
+        else:
+            path = _cached(fs, f"{root}/{info.path}", info, cache, full=verify == "full")
+        paths[role] = path
+    return manifest, paths
+
+
+def cache_folder() -> Path:
+    """$OVREF_CACHE, or ovref's folder in the platform's cache folder."""
+    if os.environ.get("OVREF_CACHE"):
+        return Path(os.environ["OVREF_CACHE"])
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"], "ovref", "cache")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "ovref"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ovref")
+
+
+def _open_store(url: str, storage_options: dict[str, Any] | None) -> tuple[Any, str]:
+    fs, root = fsspec.core.url_to_fs(str(url), **(storage_options or {}))
+    return fs, root.rstrip("/")
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What a store may raise: errors of botocore count only once it has been loaded."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
+
+
+def _told(error: Exception) -> str:
+    """The error, and what to do about it where it has to do with credentials."""
+    kind = type(error).__name__
+    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return f"{error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
+    if isinstance(error, PermissionError):
+        return f"{error}; check the permissions of the folder or the credentials"
+    return str(error) or kind
+
+
+def _files_before(fs: Any, root: str) -> dict[str, fmt.FileInfo]:
+    """Files that the manifest at `root` names; none where there is no readable one."""
+    path = f"{root}/{fmt.MANIFEST}"
+    fs.invalidate_cache()
+    if not fs.exists(path):
+        return {}
+    try:
+        return fmt.parse_manifest(fs.cat_file(path), path).files
+    except CollectionError:
+        # Publishing again is how a cut-off or outdated collection is mended.
+        return {}
+
+
+def _commit(
+    fs: Any,
+    root: str,
+    manifest: fmt.Manifest,
+    counts: dict[str, int],
+    files: dict[str, fmt.FileInfo],
+    before: dict[str, fmt.FileInfo],
+) -> fmt.Manifest:
+    complete = dataclasses.replace(manifest, counts=counts, files=files)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, fmt.MANIFEST)
+        path.write_bytes(fmt.manifest_bytes(complete))
+        _put(fs, path, f"{root}/{fmt.MANIFEST}")
+    named = {info.path for info in files.values()}
+    for info in before.values():
+        if info.path not in named and fs.exists(f"{root}/{info.path}"):
+            fs.rm_file(f"{root}/{info.path}")
+    return complete
+
+
+def _put(fs: Any, path: Path, target: str) -> None:
+    """Copies a local file so that `target` is whole or as it was, never cut off."""
+    if not isinstance(fs, LocalFileSystem):
+        # Object stores show an object when its upload is complete.
+        fs.put_file(str(path), target)
+        return
+    if Path(target).exists() and Path(target).samefile(path):
+        return
+    scratch = f"{target}.{os.getpid()}.tmp"
+    try:
+        with open(path, "rb") as source, open(scratch, "wb") as copy:
+            while chunk := source.read(1 << 24):
+                copy.write(chunk)
+            copy.flush()
+            os.fsync(copy.fileno())
+        os.replace(scratch, target)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def _cached(fs: Any, source: str, info: fmt.FileInfo, cache: str | Path | None, full: bool) -> Path:
+    folder = Path(cache) if cache is not None else cache_folder()
+    path = folder / f"{info.sha256}-{info.path}"
+    if path.exists() and _fault(path, info, full=full) is None:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    os.close(handle)
+    try:
+        fs.get_file(source, scratch)
+        fault = _fault(Path(scratch), info, full=True)
+        if fault:
+            raise CollectionError(
+                f"{source} {fault}; open the collection again if it is being published just now, "
+                "or else publish it again"
+            )
+        os.replace(scratch, path)
+    except FileNotFoundError as error:
+        raise CollectionError(
+            f"{source} is missing; open the collection again if it is being published just now, "
+            "or else publish it again"
+        ) from error
+    except _errors() as error:
+        raise CollectionError(f"cannot copy {source} to {folder}: {_told(error)}") from error
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    return path
+
+
+def _fault(path: Path, info: fmt.FileInfo, full: bool) -> str | None:
+    """What is wrong with a local file, or None."""
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != info.bytes:
+        return f"has {size} bytes, the manifest says {info.bytes}: it is cut off or another file"
+    if (full or size <= _SMALL_BYTES) and fmt.sha256_of(path) != info.sha256:
+        return "does not have the checksum that the manifest says: it was changed or damaged"
+    return None

@@ -1,0 +1,49 @@
+"""Encoders: images and regions -> features, texts -> CLIP's joint space.
+
+Importing this package is light; the names below that load models import torch, transformers and
+open_clip when they are first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from ovref_inference.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+    from ovref_inference.encoders.crop_encoder import CropEncoder
+    from ovref_inference.encoders.load import (
+        TextEncoder,
+        VisualEncoder,
+        load_region_encoder,
+        load_text_encoder,
+        load_visual_encoder,
+    )
+    from ovref_inference.encoders.pooling import RegionEncoder, pool_regions
+
+__all__ = [
+    "CropEncoder",
+    "RegionEncoder",
+    "TextEncoder",
+    "TextEncoderConfig",
+    "VisualEncoder",
+    "VisualEncoderConfig",
+    "load_region_encoder",
+    "load_text_encoder",
+    "load_visual_encoder",
+    "pool_regions",
+]
+
+_MODULES = {
+    "CropEncoder": "crop_encoder",
+    "RegionEncoder": "pooling",
+    "TextEncoder": "load",
+    "TextEncoderConfig": "config",
+    "VisualEncoder": "load",
+    "VisualEncoderConfig": "config",
+    "load_region_encoder": "load",
+    "load_text_encoder": "load",
+    "load_visual_encoder": "load",
+    "pool_regions": "pooling",
+}
+
+__getattr__ = lazy_exports(__name__, _MODULES)

@@ -1,0 +1,77 @@
+"""Which encoders, as data: importable without torch, for specs and manifests."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ovref_inference.encoders.crops import Masking
+
+STRICT = {"extra": "forbid", "strict": True}
+"""Unknown settings and values of another type are refused (see `ovref.config`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualEncoderConfig:
+    """A frozen visual backbone and which of its features are used."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    """transformers: `miniature:<name>`, folder or hub id of any ViT (DINO, DINOv2, DINOv3, ...).
+    open_clip: `miniature:clip`, folder, `hf-hub:<id>`, or `<architecture>:<tag>`."""
+    library: Literal["transformers", "open_clip"] = "transformers"
+    """The library that loads the model."""
+    revision: str = ""
+    """Commit or tag on the hub; empty for the newest, or for a local model."""
+    size_hw: tuple[int, int] = (512, 512)
+    """Height and width in pixels to which each image is resized, aspect ratio not kept; rounded to
+    multiples of the patch. FOSSIL's 512 with patch 14 becomes 518: a grid of 37 x 37."""
+    features: Literal["tokens", "keys", "values", "crop_binary", "crop_heatmap", "crop_none"] = (
+        "tokens"
+    )
+    """Dense features, pooled over regions: `tokens`: last layer, after its norm; of CLIP also
+    projected into the joint space, of a ConvNeXt after pooling (FC-CLIP). `keys`: of the last
+    attention layer, heads concatenated (DINO, for OpenCut). `values`: of CLIP's ViT, the last layer
+    with each patch attending to itself only (MaskCLIP), in the joint space. Of regions alone:
+    `crop_<masking>`, CLIP's embedding of each region cut out, what is around it erased, attenuated
+    by its heatmap, or kept (VOCSeg); `size_hw` is then what crops are resized to, best CLIP's own
+    input size."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and arithmetic; results are float32 in any case."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must name a model, found an empty text")
+        if min(self.size_hw) < 1:
+            raise ValueError(f"size_hw must be at least 1 pixel, found {self.size_hw}")
+        clip = self.library == "open_clip"
+        if self.features == "keys" if clip else self._of_clip:
+            raise ValueError(
+                f"features {self.features!r} are not offered with library {self.library!r}"
+            )
+
+    @property
+    def masking(self) -> Masking | None:
+        """The strategy of masked crops; None where dense features are pooled."""
+        name = self.features.removeprefix("crop_")
+        return name if name != self.features else None
+
+    @property
+    def _of_clip(self) -> bool:
+        return self.features == "values" or self.masking is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """A CLIP model whose text tower embeds names and captions."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    """`miniature:clip`, an open_clip folder, `hf-hub:<id>`, or `<architecture>:<tag>` as in
+    `ViT-L-14:openai`."""
+    revision: str = ""
+    """Commit or tag on the hub; empty for the newest, or for a local model."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must name a model, found an empty text")

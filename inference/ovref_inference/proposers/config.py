@@ -1,0 +1,214 @@
+"""Which detectors and proposers, as data: importable without torch, for specs and manifests."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ovref_inference.encoders.config import STRICT, VisualEncoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingDinoConfig:
+    """A GroundingDINO model and which of its boxes are kept; the published thresholds."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    """`miniature:grounding_dino`, a Hugging Face id (`IDEA-Research/grounding-dino-base`), or a
+    folder of transformers' layout."""
+    revision: str = ""
+    """Commit or tag on the hub; empty for the newest, or for a local model."""
+    box_threshold: float = 0.35
+    """A box is kept if its most probable token is above this."""
+    text_threshold: float = 0.25
+    """And if the mean probability of its noun's tokens is above this."""
+    nms_iou: float = 0.7
+    """Of two boxes of one noun whose IoU is higher, the one of lower score is left out."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must name a model, found an empty text")
+        for name in ("box_threshold", "text_threshold", "nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamConfig:
+    """A Segment Anything model and how it answers a box."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    """`miniature:sam`, a `.pth` or `.safetensors` checkpoint in segment-anything's own layout, or a
+    folder with `model.safetensors` and `config.json`."""
+    multimask: bool = False
+    """False: the decoder's single mask, which its authors advise for prompts that are not
+    ambiguous, as boxes are. True: of its three masks the one of the highest predicted IoU."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must name a model, found an empty text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamGridConfig:
+    """Masks of Segment Anything at a grid of points; defaults of segment-anything for ViT-H."""
+
+    __pydantic_config__ = STRICT
+
+    sam: SamConfig
+    """The model; three masks are asked of each point in any case."""
+    points_per_side: int = 32
+    """Points along each side of the grid."""
+    min_predicted_iou: float = 0.88
+    """Masks that the model thinks are worse are left out."""
+    min_stability: float = 0.95
+    """Least IoU of a mask at a higher and at a lower threshold."""
+    nms_iou: float = 0.7
+    """Of two masks whose boxes have a higher IoU, the one of lower predicted IoU is left out."""
+
+    def __post_init__(self) -> None:
+        if self.points_per_side < 1:
+            raise ValueError(f"points_per_side must be at least 1, found {self.points_per_side}")
+        for name in ("min_predicted_iou", "min_stability", "nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFormerConfig:
+    """A MaskFormer or Mask2Former, used without its classes."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    """`miniature:maskformer`, a Hugging Face id (`facebook/maskformer-swin-base-coco`), or a folder
+    of transformers' layout."""
+    revision: str = ""
+    """Commit or tag on the hub; empty for the newest, or for a local model."""
+    min_score: float = 0.5
+    """Queries are left out whose probability of showing an object is not above this."""
+    mask_threshold: float = 0.4
+    """A pixel belongs to a query's mask if its probability is at least this (VOCSeg section 4;
+    MaskFormer's own panoptic inference has 0.5)."""
+    min_kept: float = 0.8
+    """Masks are left out that keep no more than this share of their pixels, because surer masks
+    have the others."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must name a model, found an empty text")
+        for name in ("min_score", "min_kept"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), found {getattr(self, name)}")
+        if not 0 < self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must lie in (0, 1), found {self.mask_threshold}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenCutConfig:
+    """Which cuts are made and how their masks are refined (FOSSIL section 3.4)."""
+
+    __pydantic_config__ = STRICT
+
+    taus: tuple[float, ...] = (0.15, 0.2, 0.3, 0.0, -0.1, 0.8)
+    """Similarity thresholds in (-1, 1), in order. The paper gives no list; this one starts at
+    MaskCut's values for objects and ends with negative and large values, which it says find
+    background. The best list depends on the backbone: tune it on validation images."""
+    stages: int = 3
+    """Masks per threshold at most (the paper's t)."""
+    foreground: Literal["peak", "smaller"] = "peak"
+    """Which side of a cut becomes the mask: `peak`, the one with the eigenvector's largest absolute
+    value (FOSSIL, MaskCut); `smaller`, the one with fewer patches, or the peak's if they are equal.
+    The peak's side may hold several parts of the image at once, the smaller one rarely does."""
+    eta: float = 16.0
+    """Connected components smaller than this are dropped. In patches of the paper's 60 x 60 grid,
+    so 16 is 0.44 % of the image; on another grid it is scaled by area. 0 keeps everything."""
+    mu: float = 0.8
+    """A component is merged with an earlier mask if their intersection over union is above this."""
+    rho: float = 0.7
+    """A component is dropped if more than this share of it lies in earlier masks."""
+
+    def __post_init__(self) -> None:
+        if not self.taus:
+            raise ValueError("taus must name at least one threshold, found none")
+        for tau in self.taus:
+            if not -1 < tau < 1:
+                raise ValueError(f"taus must lie in (-1, 1), found {tau}")
+        if self.stages < 1:
+            raise ValueError(f"stages must be at least 1, found {self.stages}")
+        if not self.eta >= 0:
+            raise ValueError(f"eta must be 0 or more patches of a 60 x 60 grid, found {self.eta}")
+        for name in ("mu", "rho"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrfConfig:
+    """The fully connected CRF that moves masks to the edges of the image (FOSSIL section 4.1); the
+    defaults are MaskCut's. Distances are in pixels of an image whose shorter side has 480, and
+    scaled with the image."""
+
+    __pydantic_config__ = STRICT
+
+    appearance_weight: float = 10.0
+    """Of links between pixels that are near and of like colour."""
+    appearance_distance: float = 50.0
+    """Standard deviation of their distance."""
+    appearance_colour: float = 5.0
+    """Standard deviation of their difference in each of red, green and blue, of 255."""
+    smoothness_weight: float = 7.0
+    """Of links between pixels that are near, whatever their colours; 0 leaves them out."""
+    smoothness_distance: float = 3.0
+    """Standard deviation of their distance."""
+    steps: int = 10
+    """Of mean-field inference."""
+
+    def __post_init__(self) -> None:
+        for name in ("appearance_distance", "appearance_colour", "smoothness_distance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name in ("appearance_weight", "smoothness_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, found {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenCutProposerConfig:
+    """OpenCut and the backbone whose features it cuts."""
+
+    __pydantic_config__ = STRICT
+
+    keys: VisualEncoderConfig
+    """The backbone, with `features="keys"` and 480 pixels in FOSSIL."""
+    cut: OpenCutConfig = field(default_factory=OpenCutConfig)
+    """How it cuts."""
+    crf: CrfConfig | None = field(default_factory=CrfConfig)
+    """How its masks are moved to the edges of the image; null leaves them on the patch grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposerConfig:
+    """A class-agnostic proposer: exactly one of these."""
+
+    __pydantic_config__ = STRICT
+
+    mask_former: MaskFormerConfig | None = None
+    sam_grid: SamGridConfig | None = None
+    opencut: OpenCutProposerConfig | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in self.__dataclass_fields__ if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"name one proposer of {', '.join(self.__dataclass_fields__)}, found "
+                f"{' and '.join(given) or 'none'}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Which it is."""
+        return next(name for name in self.__dataclass_fields__ if getattr(self, name) is not None)

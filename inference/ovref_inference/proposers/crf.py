@@ -1,0 +1,186 @@
+"""Masks drawn to the edges of the image, by a fully connected Conditional Random Field.
+
+Krähenbühl and Koltun, NeurIPS 2011 (arXiv 1210.5644), with which FOSSIL (section 4.1) and MaskCut
+post-process their masks. Every pixel is linked with every other, by how near they are and how alike
+their colours are; mean-field inference then needs, at each step, a Gaussian filter over positions
+and colours, which a permutohedral lattice gives in time linear in the pixels (Adams, Baek and
+Davis, Eurographics 2010). The masks share no pixel, so they are the labels of one field, and the
+part that no mask covers is a label too.
+"""
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.special import softmax
+from torch.nn.functional import interpolate
+
+from ovref_inference.proposers.config import CrfConfig
+from ovref_inference.proposers.opencut import owned, shares
+
+REFERENCE_SIZE = 480
+"""Shorter side, in pixels, of the images that the distances of a `CrfConfig` are of; images with a
+longer one are brought to it."""
+
+
+def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
+    """Masks of a patch grid as masks of the image, moved to its edges.
+
+    What pixels say themselves is each mask's share of them, by bilinear interpolation.
+
+    Args:
+        masks_nhw: (masks, h, w) bool, no two overlapping, on a grid of any size.
+        image_hwc: (H, W, 3) uint8 RGB.
+        config: the field.
+
+    Returns:
+        (n, H, W) bool, no two overlapping, in the same order; masks that are left with no pixel are
+        left out.
+    """
+    size_hw = image_hwc.shape[:2]
+    if not len(masks_nhw):
+        return np.zeros((0, *size_hw), dtype=bool)
+    scale = min(1.0, REFERENCE_SIZE / min(size_hw))
+    small_hw = tuple(max(1, round(side * scale)) for side in size_hw)
+    image = torch.from_numpy(image_hwc.astype(np.float32)).permute(2, 0, 1)[None]
+    if small_hw != size_hw:
+        image = interpolate(image, size=small_hw, mode="bilinear", antialias=True)
+    found_nhw = mean_field(
+        shares(masks_nhw, small_hw).numpy(), image[0].permute(1, 2, 0).numpy(), config
+    )
+    found = torch.from_numpy(found_nhw)[None]
+    if small_hw != size_hw:
+        found = interpolate(found, size=size_hw, mode="bilinear", align_corners=False)
+    edged_nhw = owned(found[0])
+    return edged_nhw[edged_nhw.any((1, 2))]
+
+
+def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
+    """Probabilities of labels under the field, after `config.steps` steps of mean-field inference.
+
+    A step is Q = softmax(unary + sum of weight x filtered Q), labels being Potts labels, and each
+    filter K normalised to D^-1/2 K D^-1/2, where D has the row sums of K.
+
+    Args:
+        unary_nhw: (labels, H, W) float, what each pixel says itself; higher for likelier labels.
+        image_hwc: (H, W, 3) colours in [0, 255].
+        config: weights and distances.
+
+    Returns:
+        (labels, H, W) float32, sums to 1 over labels.
+    """
+    labels, height, width = unary_nhw.shape
+    unit = min(height, width) / REFERENCE_SIZE
+    places_nd = np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2) / unit
+    colours_nd = np.asarray(image_hwc, dtype=np.float64).reshape(-1, 3)
+    both_nd = (places_nd / config.appearance_distance, colours_nd / config.appearance_colour)
+    filters = [(config.appearance_weight, gaussian_filter(np.concatenate(both_nd, axis=1)))]
+    if config.smoothness_weight:
+        near = gaussian_filter(places_nd / config.smoothness_distance)
+        filters.append((config.smoothness_weight, near))
+    unary_nl = np.asarray(unary_nhw, dtype=np.float32).reshape(labels, -1).T
+    q_nl = softmax(unary_nl, axis=1)
+    for _ in range(config.steps):
+        messages_nl = sum(weight * apply(q_nl) for weight, apply in filters)
+        q_nl = softmax(unary_nl + messages_nl, axis=1)
+    return q_nl.T.reshape(labels, height, width)
+
+
+def gaussian_filter(points_nd: np.ndarray):
+    """A function that filters values at points with the Gaussian exp(-|x - y|^2 / 2) of their
+    distances, normalised on both sides by the roots of the sums over all points.
+
+    Args:
+        points_nd: (n, d) positions, in standard deviations of the Gaussian.
+
+    Returns:
+        Values (n, labels) float32 -> filtered values (n, labels) float32.
+    """
+    splat, blurs = _lattice(points_nd)
+    slice_ = splat.T.tocsr()
+
+    def raw(values_nl: np.ndarray) -> np.ndarray:
+        on_lattice = splat @ values_nl
+        for blur in blurs:
+            on_lattice = blur @ on_lattice
+        return slice_ @ on_lattice
+
+    sums_n = raw(np.ones((len(points_nd), 1), dtype=np.float32))
+    # The lattice blurs along its axes one after the other, which is symmetric but for its rim.
+    root_n = 1 / np.sqrt(np.maximum(sums_n, np.finfo(np.float32).tiny))
+
+    def apply(values_nl: np.ndarray) -> np.ndarray:
+        return root_n * raw(root_n * values_nl)
+
+    return apply
+
+
+def _lattice(points_nd: np.ndarray):
+    """The permutohedral lattice around points.
+
+    Returns:
+        splat, (vertices, n) sparse float32: barycentric weights of the d + 1 vertices of the
+        simplex around each point; and d + 1 sparse (vertices, vertices) blurs with [1/4, 1/2, 1/4]
+        along an axis of the lattice.
+    """
+    n, d = points_nd.shape
+    # Into the plane of d + 1 coordinates that sum to zero, one unit of a Gaussian of deviation 1
+    # being so long that the blurs below and the two interpolations together have that deviation.
+    axis = np.arange(1, d + 1)
+    scaled = points_nd * ((d + 1) * np.sqrt(2 / 3) / np.sqrt(axis * (axis + 1)))
+    plane = np.zeros((n, d + 1))
+    plane[:, :d] = np.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]
+    plane[:, 1:] -= axis * scaled
+    # The nearest lattice point whose coordinates are multiples of d + 1, and the order of what is
+    # left, which names the simplex.
+    down = np.round(plane / (d + 1)) * (d + 1)
+    left = plane - down
+    order = np.argsort(-left, axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.broadcast_to(np.arange(d + 1), order.shape), axis=1)
+    off = np.round(down.sum(1, keepdims=True) / (d + 1)).astype(np.int64)
+    rank += off
+    wrap = (rank < 0).astype(np.int64) - (rank > d)
+    rank += (d + 1) * wrap
+    down += (d + 1) * wrap
+    # Barycentric weights, from differences of neighbours in the order.
+    left = np.take_along_axis(plane - down, np.argsort(rank, axis=1, kind="stable"), axis=1)
+    weights = np.empty((n, d + 1))
+    weights[:, 1:] = (left[:, :-1] - left[:, 1:])[:, ::-1] / (d + 1)
+    weights[:, 0] = 1 - weights[:, 1:].sum(1)
+    # Vertex k of the simplex: k added everywhere, d + 1 taken off where the rank is above d - k.
+    step = np.arange(d + 1)
+    vertices = down[:, None].astype(np.int64) + step[:, None]
+    vertices -= (d + 1) * (rank[:, None] > d - step[:, None])
+    keys, base = _as_numbers(vertices[..., :d].reshape(-1, d))
+    known, number = np.unique(keys, return_inverse=True)
+    splat = sparse.csr_matrix(
+        (weights.ravel().astype(np.float32), (number, np.repeat(np.arange(n), d + 1))),
+        shape=(len(known), n),
+    )
+    return splat, [_blur(known, base, direction) for direction in range(d + 1)]
+
+
+def _as_numbers(vertices_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lattice points as integers that add up as the points do, and what an axis counts in them."""
+    low = vertices_nd.min(0)
+    spans = vertices_nd.max(0) - low + 2 * vertices_nd.shape[1] + 3
+    base = np.concatenate(([1], np.cumprod(spans[:-1])))
+    if spans.astype(np.float64).prod() >= 2**62:
+        raise ValueError("points are spread over too many deviations of the Gaussian")
+    return (vertices_nd - low) @ base, base
+
+
+def _blur(known: np.ndarray, base: np.ndarray, direction: int) -> sparse.csr_matrix:
+    d = len(base)
+    offset = np.ones(d, dtype=np.int64)
+    if direction < d:
+        offset[direction] = -d
+    step = offset @ base
+    size = len(known)
+    after = np.minimum(np.searchsorted(known, known + step), size - 1)
+    here = np.flatnonzero(known[after] == known + step)
+    pair = (np.concatenate((here, after[here])), np.concatenate((after[here], here)))
+    side = sparse.csr_matrix(
+        (np.full(len(pair[0]), 0.25, dtype=np.float32), pair), shape=(size, size)
+    )
+    return side + sparse.identity(size, dtype=np.float32, format="csr") * np.float32(0.5)

@@ -1,0 +1,71 @@
+"""GroundingDINO and SAM together: images and nouns -> masks (RetCLIP, section 2.1)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
+from ovref_inference.proposers.grounding import Detections, GroundingDino, load_grounding_dino
+from ovref_inference.proposers.sam import SamMasks, load_sam
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundedMasks:
+    """What was found in one image, by falling score of the detector."""
+
+    detections: Detections
+    """Boxes, nouns and scores."""
+    masks_nhw: np.ndarray
+    """(n, H, W) bool, the mask of each box; masks may overlap or be empty."""
+    predicted_iou: np.ndarray
+    """(n,) float32: what SAM thinks of its masks, about [0, 1]."""
+
+
+class GroundedSam:
+    """Finds nouns in images as boxes and turns the boxes into masks. Made by
+    `load_grounded_sam`."""
+
+    def __init__(self, detector: GroundingDino, sam: SamMasks, *, multimask: bool = False) -> None:
+        """`multimask` as of `SamConfig`."""
+        self._detector, self._sam, self._multimask = detector, sam, multimask
+
+    def find(
+        self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]
+    ) -> Iterator[GroundedMasks]:
+        """Masks of the nouns of every image, one image at a time.
+
+        Args:
+            images: (H, W, 3) uint8 RGB, of any sizes.
+            nouns: of every image, as of `GroundingDino.detect`.
+        """
+        found = self._detector.detect(images, nouns)
+        boxes = [detections.boxes_xyxy for detections in found]
+        masks = self._sam.of_boxes(images, boxes, multimask=self._multimask)
+        for detections, (masks_nhw, ious_n) in zip(found, masks, strict=True):
+            yield GroundedMasks(detections=detections, masks_nhw=masks_nhw, predicted_iou=ious_n)
+
+
+def load_grounded_sam(
+    detector: GroundingDinoConfig,
+    sam: SamConfig,
+    *,
+    device: str | None = None,
+    batch_size: int = 8,
+) -> GroundedSam:
+    """Loads both models.
+
+    Args:
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        batch_size: images per forward pass at most.
+
+    Raises:
+        ModelLoadError: one of them cannot be found or read.
+    """
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return GroundedSam(
+        load_grounding_dino(detector, device=where, batch_size=batch_size),
+        SamMasks(load_sam(sam.model).to(where), batch_size=batch_size),
+        multimask=sam.multimask,
+    )

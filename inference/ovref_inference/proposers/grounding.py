@@ -1,0 +1,229 @@
+"""GroundingDINO (Liu et al., ECCV 2024): images and nouns -> boxes, each with its noun and score.
+
+All nouns of an image are asked for in one prompt, "noun. noun. ...", and images with different
+prompts run in one batch. Which noun a box shows is read from the tokens: a box scores for a noun
+with the mean probability of *that* noun's tokens, and belongs to the noun it scores highest for.
+Nouns of several tokens, nouns that contain one another ("light", "traffic light") and any number of
+nouns are thus told apart, where joining the words above a threshold gives "traffic light light".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
+from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
+
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.images import check_image
+from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
+from ovref_inference.pixels import BatchSize, batched
+from ovref_inference.proposers.config import GroundingDinoConfig
+
+NOUNS_REMEMBERED = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """The boxes found in one image, by falling score."""
+
+    boxes_xyxy: np.ndarray
+    """(n, 4) float32 in pixels of the image, within it, of positive width and height."""
+    nouns: np.ndarray
+    """(n,) int64: which of the nouns asked for."""
+    scores: np.ndarray
+    """(n,) float32 in [0, 1]: mean probability of the noun's tokens."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Some of an image's nouns as tokens."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    """Tokens [start, end) of each noun."""
+    nouns: list[int]
+    """Which of the nouns asked for."""
+
+
+class GroundingDino:
+    """Finds nouns in images. Made by `load_grounding_dino`."""
+
+    def __init__(
+        self,
+        model: GroundingDinoForObjectDetection,
+        tokenizer: Any,
+        image_processor: Any,
+        config: GroundingDinoConfig,
+        *,
+        batch_size: int = 8,
+    ) -> None:
+        """
+        Args:
+            model: in evaluation mode, on its device.
+            tokenizer, image_processor: of transformers, as the model was trained with.
+            config: thresholds.
+            batch_size: images per forward pass at most.
+
+        Raises:
+            ModelLoadError: the tokenizer has other ids than the model for what ends a phrase.
+        """
+        self._model, self._tokenizer, self._images = model, tokenizer, image_processor
+        self._config, self._batch_size = config, BatchSize(batch_size)
+        self._begin, self._end = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self._stop = tokenizer.convert_tokens_to_ids(".")
+        # Between these the model lets no token see another phrase's; it has their ids built in.
+        known = set(model.model.special_tokens.tolist())
+        if not {self._begin, self._end, self._stop} <= known:
+            raise ModelLoadError(
+                f"GroundingDINO ends phrases at the ids {sorted(known)}, but its tokenizer has "
+                f"{self._begin}, {self._end} and {self._stop} for [CLS], [SEP] and '.'"
+            )
+        # The same nouns come again and again: a proposer asks for all its classes in every image.
+        self._ids = lru_cache(NOUNS_REMEMBERED)(self._tokenised)
+        settings = model.config
+        self._longest = min(settings.max_text_len, settings.text_config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def detect(
+        self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]
+    ) -> list[Detections]:
+        """Boxes of the nouns of every image.
+
+        A noun given twice is asked for once and found under its first number. Nouns that the
+        tokenizer does not know at all, or that alone are longer than a prompt, are never found.
+        More nouns than fit into a prompt go into several; a box then belongs to the best noun of
+        its own prompt.
+
+        Args:
+            images: (H, W, 3) uint8 RGB, of any sizes.
+            nouns: of every image, any number.
+        """
+        for image_hwc in images:
+            check_image(image_hwc)
+        asked = [
+            (index, prompt) for index, texts in enumerate(nouns) for prompt in self._prompts(texts)
+        ]
+        found: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in images]
+        for batch in batched(asked, self._batch_size, lambda part: self._detect(images, part)):
+            for index, boxes in batch:
+                found[index].append(boxes)
+        return [self._detections(parts) for parts in found]
+
+    def _prompts(self, texts: Sequence[str]) -> list[_Prompt]:
+        """The nouns as prompts of the model's length at most."""
+        prompts: list[_Prompt] = []
+        for number, text in enumerate(texts):
+            ids = self._ids(text)
+            unknown = all(token == self._tokenizer.unk_token_id for token in ids)
+            # With [CLS], the stop and [SEP].
+            if unknown or len(ids) + 3 > self._longest or text in texts[:number]:
+                continue
+            if not prompts or len(prompts[-1].ids) + len(ids) + 2 > self._longest:
+                prompts.append(_Prompt([self._begin], [], []))
+            prompt = prompts[-1]
+            prompt.spans.append((len(prompt.ids), len(prompt.ids) + len(ids)))
+            prompt.nouns.append(number)
+            prompt.ids.extend([*ids, self._stop])
+        for prompt in prompts:
+            prompt.ids.append(self._end)
+        return prompts
+
+    def _tokenised(self, text: str) -> list[int]:
+        # What ends a phrase would cut a noun in two.
+        words = text.replace(".", " ").replace("?", " ")
+        return self._tokenizer(words, add_special_tokens=False).input_ids
+
+    def _detect(
+        self, images: Sequence[np.ndarray], asked: Sequence[tuple[int, _Prompt]]
+    ) -> list[tuple[int, tuple[torch.Tensor, ...]]]:
+        device = self._model.device
+        length = max(len(prompt.ids) for _, prompt in asked)
+        ids_bl = torch.zeros(len(asked), length, dtype=torch.int64)
+        mask_bl = torch.zeros_like(ids_bl)
+        for row, (_, prompt) in enumerate(asked):
+            ids_bl[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+            mask_bl[row, : len(prompt.ids)] = 1
+        # Images of different sizes are padded; the pixel mask tells the model where they end.
+        # Where the channels are is said, for an image of three rows would be taken for another.
+        pixels = self._images(
+            images=[np.ascontiguousarray(images[index]) for index, _ in asked],
+            input_data_format="channels_last",
+            return_tensors="pt",
+        )
+        outputs = self._model(
+            pixel_values=pixels["pixel_values"].to(device),
+            pixel_mask=pixels["pixel_mask"].to(device),
+            input_ids=ids_bl.to(device),
+            attention_mask=mask_bl.to(device),
+        )
+        probabilities_bql = outputs.logits.sigmoid().float().cpu()
+        boxes_bq4 = outputs.pred_boxes.float().cpu()
+        return [
+            (index, self._select(*row, prompt, images[index].shape[:2]))
+            for (index, prompt), *row in zip(asked, probabilities_bql, boxes_bq4, strict=True)
+        ]
+
+    def _select(
+        self,
+        probabilities_ql: torch.Tensor,
+        boxes_q4: torch.Tensor,
+        prompt: _Prompt,
+        size_hw: tuple[int, int],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Boxes above the thresholds, without duplicates: boxes (n, 4), nouns and scores (n,)."""
+        config = self._config
+        scores_qn = torch.stack(
+            [probabilities_ql[:, start:end].mean(1) for start, end in prompt.spans], dim=1
+        )
+        scores_q, best_q = scores_qn.max(1)
+        sure = probabilities_ql.amax(1) > config.box_threshold
+        kept = sure & (scores_q > config.text_threshold)
+        height, width = size_hw
+        boxes = box_convert(boxes_q4[kept], "cxcywh", "xyxy")
+        boxes = clip_boxes_to_image(boxes * torch.tensor([width, height] * 2), size_hw)
+        scores, best = scores_q[kept], best_q[kept]
+        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, scores, best = boxes[solid], scores[solid], best[solid]
+        left = batched_nms(boxes, scores, best, config.nms_iou)
+        return boxes[left], torch.tensor(prompt.nouns)[best[left]], scores[left]
+
+    def _detections(self, parts: list[tuple[torch.Tensor, ...]]) -> Detections:
+        none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+        boxes, nouns, scores = (torch.cat(group) for group in zip(none, *parts, strict=True))
+        order = scores.argsort(descending=True, stable=True)
+        return Detections(
+            boxes_xyxy=boxes[order].numpy(),
+            nouns=nouns[order].numpy(),
+            scores=scores[order].numpy(),
+        )
+
+
+def load_grounding_dino(
+    config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8
+) -> GroundingDino:
+    """Loads a GroundingDINO, by a loader that takes nothing but tensors.
+
+    Args:
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        batch_size: images per forward pass at most.
+
+    Raises:
+        ModelLoadError: the model or its tokenizer cannot be found or read.
+    """
+    path, options = pretrained(config.model, config.revision)
+    try:
+        model, report = GroundingDinoForObjectDetection.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        image_processor = AutoImageProcessor.from_pretrained(path, **options)
+    except PRETRAINED_ERRORS as error:
+        raise ModelLoadError(f"cannot load GroundingDINO from {config.model}: {error}") from error
+    check_complete(config.model, report)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(where).eval()
+    return GroundingDino(model, tokenizer, image_processor, config, batch_size=batch_size)

@@ -1,0 +1,198 @@
+"""Proposers: images -> class-agnostic masks, no two overlapping.
+
+A proposer is any callable that maps a list of (H, W, 3) uint8 RGB images to one (n, H, W) bool
+array an image. Pixels in no mask are left to the segmenter, which takes the patch they lie in.
+Where a model's masks overlap, a pixel goes to the mask of the higher score (`without_overlap`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ovref_inference.proposers.config import (
+    CrfConfig,
+    MaskFormerConfig,
+    ProposerConfig,
+    SamGridConfig,
+)
+from ovref_inference.proposers.crf import to_edges
+from ovref_inference.proposers.grounded_sam import GroundedSam
+from ovref_inference.proposers.mask_former import MaskFormer, exclusive_masks, load_mask_former
+from ovref_inference.proposers.opencut import OpenCutConfig, opencut, upsample_masks
+from ovref_inference.proposers.sam import SamMasks, load_sam
+
+
+class Encoder(Protocol):
+    """Whatever encodes images of any sizes to (n, h, w, d) float32: `encoders.VisualEncoder`."""
+
+    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
+
+
+Proposer = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+"""Images (H, W, 3) uint8 -> masks (n, H, W) bool, one array an image, n may be 0."""
+
+
+def no_proposals(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """No mask at all: every pixel is classified by its patch."""
+    return [np.zeros((0, *image_hwc.shape[:2]), dtype=bool) for image_hwc in images]
+
+
+def opencut_proposer(
+    encoder: Encoder,
+    config: OpenCutConfig = OpenCutConfig(),  # noqa: B008 (frozen)
+    *,
+    crf: CrfConfig | None = CrfConfig(),  # noqa: B008 (frozen)
+    device: str | None = None,
+    graph_bytes: int = 2**29,
+) -> Proposer:
+    """OpenCut (FOSSIL section 3.4) on the keys of a self-supervised backbone.
+
+    Args:
+        encoder: gives (n, h, w, d) keys of the last attention layer; it owns the size that images
+            are resized to (480 pixels in the paper).
+        config: thresholds and refinement.
+        crf: how masks are moved to the edges of the image; None leaves them on the patch grid.
+        device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
+        graph_bytes: memory for graphs cut at once. It changes speed only.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        keys_bhwd = torch.from_numpy(encoder.encode(images)).to(device)
+        cuts = zip(opencut(keys_bhwd, config, graph_bytes), images, strict=True)
+        if crf is None:
+            return [upsample_masks(masks_nhw, image.shape[:2]) for masks_nhw, image in cuts]
+        return [to_edges(masks_nhw, image, crf) for masks_nhw, image in cuts]
+
+    return propose
+
+
+def without_overlap(masks_nhw: np.ndarray, scores_n: np.ndarray) -> np.ndarray:
+    """Masks that share no pixel: each pixel goes to the mask of the highest score that has it.
+
+    Args:
+        masks_nhw: (n, H, W) bool.
+        scores_n: (n,); of equal ones the earlier mask goes first.
+
+    Returns:
+        (m, H, W) bool by falling score; masks that are left with no pixel are left out.
+    """
+    free_hw = np.ones(masks_nhw.shape[1:], dtype=bool)
+    kept = [np.zeros((0, *masks_nhw.shape[1:]), dtype=bool)]
+    for number in np.argsort(-np.asarray(scores_n), kind="stable"):
+        mask_hw = masks_nhw[number] & free_hw
+        if mask_hw.any():
+            kept.append(mask_hw[None])
+            free_hw &= ~mask_hw
+    return np.concatenate(kept)
+
+
+def sam_grid_proposer(sam: SamMasks, config: SamGridConfig) -> Proposer:
+    """SAM's automatic masks at a grid of points; overlaps go to the higher predicted IoU."""
+
+    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [without_overlap(*found) for found in sam.of_grid(images, config)]
+
+    return propose
+
+
+def mask_former_proposer(model: MaskFormer, config: MaskFormerConfig) -> Proposer:
+    """The masks of a MaskFormer or Mask2Former, without its classes; overlaps go to the higher
+    product of probabilities (`mask_former.exclusive_masks`)."""
+
+    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [exclusive_masks(found, config)[0] for found in model.propose(images)]
+
+    return propose
+
+
+def grounded_sam_proposer(model: GroundedSam, class_names: Sequence[str]) -> Proposer:
+    """GroundingDINO + SAM asked for all classes (RetCLIP section 2.2, training-free); overlaps go
+    to the higher score of the detector.
+
+    Args:
+        class_names: what is looked for; the masks do not say which of them they show.
+    """
+
+    def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [
+            without_overlap(found.masks_nhw, found.detections.scores)
+            for found in model.find(images, [class_names] * len(images))
+        ]
+
+    return propose
+
+
+def load_proposer(
+    config: ProposerConfig, *, device: str | None = None, batch_size: int = 8
+) -> Proposer:
+    """Loads the models of a proposer.
+
+    Args:
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        batch_size: images per forward pass at most.
+
+    Raises:
+        ModelLoadError: a model cannot be found or read.
+    """
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if config.mask_former is not None:
+        model = load_mask_former(config.mask_former, device=where, batch_size=batch_size)
+        return mask_former_proposer(model, config.mask_former)
+    if config.sam_grid is not None:
+        sam = load_sam(config.sam_grid.sam.model).to(where)
+        return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
+    from ovref_inference.encoders.load import load_visual_encoder
+
+    keys = load_visual_encoder(config.opencut.keys, device=where, batch_size=batch_size)
+    return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=where)
+
+
+def label_masks(label_hw: np.ndarray, ignore: int = 255) -> np.ndarray:
+    """Oracle proposals: each connected part of each class of a true label map is one mask.
+
+    They say what the rest of a segmenter could reach if its proposals were perfect.
+
+    Args:
+        label_hw: (H, W) integer class labels.
+        ignore: label that belongs to no mask.
+
+    Returns:
+        (n, H, W) bool, by class and then from top to bottom; parts touch by a side.
+    """
+    parts = [np.zeros((0, *label_hw.shape), dtype=bool)]
+    for label in np.unique(label_hw[label_hw != ignore]):
+        numbers_hw, count = ndimage.label(label_hw == label)
+        parts.append(numbers_hw == np.arange(1, count + 1)[:, None, None])
+    return np.concatenate(parts)
+
+
+def oracle_proposer(labels: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> Proposer:
+    """Oracle proposals as a proposer, for images whose true label maps are known.
+
+    Args:
+        labels: (H, W) integer label maps, as in `label_masks`.
+        images: the images they belong to, (H, W, 3) uint8.
+
+    Returns:
+        A proposer that takes exactly these images, whole, in any order and number.
+    """
+    masks = {
+        (image.shape, image.tobytes()): label_masks(label)
+        for image, label in zip(images, labels, strict=True)
+    }
+
+    def propose(asked: Sequence[np.ndarray]) -> list[np.ndarray]:
+        keys = [(image.shape, image.tobytes()) for image in asked]
+        unknown = [index for index, key in enumerate(keys) if key not in masks]
+        if unknown:
+            raise ValueError(
+                f"oracle proposals exist for the {len(masks)} given images only; images "
+                f"{unknown[:5]} are others (sliding windows cut images: switch them off)"
+            )
+        return [masks[key] for key in keys]
+
+    return propose

@@ -1,0 +1,176 @@
+"""MaskFormer and Mask2Former (Cheng et al., 2021 and 2022) as class-agnostic proposers.
+
+The classes that the model was trained on are not used: a query's score is one minus its probability
+of "no object" (VOCSeg section 3.2, after Xu et al., 2022: proposals are good for unseen classes
+too).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
+
+from ovref_inference.errors import ModelLoadError
+from ovref_inference.images import check_image
+from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
+from ovref_inference.pixels import BatchSize, batched
+from ovref_inference.proposers.config import MaskFormerConfig
+from ovref_inference.proposers.proposals import Proposals
+
+
+class MaskFormer:
+    """Class-agnostic masks of images. Made by `load_mask_former`."""
+
+    def __init__(
+        self, model: Any, image_processor: Any, config: MaskFormerConfig, *, batch_size: int = 8
+    ) -> None:
+        """
+        Args:
+            model: a MaskFormer or Mask2Former of transformers, in evaluation mode, on its device.
+            image_processor: of transformers, as the model was trained with.
+            config: thresholds.
+            batch_size: images per forward pass at most.
+        """
+        self._model, self._images = model, image_processor
+        self._config, self._batch_size = config, BatchSize(batch_size)
+        names = model.config.id2label
+        self._names = tuple(names[number] for number in range(len(names)))
+
+    @torch.inference_mode()
+    def propose(self, images: Sequence[np.ndarray]) -> Iterator[Proposals]:
+        """The queries that show an object, by falling probability of that.
+
+        Args:
+            images: (H, W, 3) uint8 RGB, of any sizes.
+
+        Yields:
+            For every image the masks' probabilities at its size, and the probabilities of the
+            classes that the model was trained on; one image at a time, for masks are large.
+        """
+        for image_hwc in images:
+            check_image(image_hwc)
+        for batch in batched(images, self._batch_size, self._queries):
+            for queries in batch:
+                yield self._proposals(queries)
+
+    def _queries(self, images: Sequence[np.ndarray]) -> list["_Queries"]:
+        # Said, for an image of three rows would be taken for one with its channels first.
+        inputs = self._images(
+            images=[np.ascontiguousarray(image_hwc) for image_hwc in images],
+            input_data_format="channels_last",
+            return_tensors="pt",
+        ).to(self._model.device)
+        outputs = self._model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+        found = []
+        for image_hwc, logits_qhw, classes_qc, inside_hw in zip(
+            images,
+            outputs.masks_queries_logits.float(),
+            outputs.class_queries_logits.float().softmax(-1),
+            inputs["pixel_mask"],
+            strict=True,
+        ):
+            order = classes_qc[:, -1].argsort(stable=True)
+            kept = order[1 - classes_qc[order, -1] > self._config.min_score]
+            valid_hw = int(inside_hw.any(1).sum()), int(inside_hw.any(0).sum())
+            found.append(
+                _Queries(
+                    logits_qhw[kept],
+                    classes_qc[kept],
+                    inside_hw.shape,
+                    valid_hw,
+                    image_hwc.shape[:2],
+                )
+            )
+        return found
+
+    def _proposals(self, queries: "_Queries") -> Proposals:
+        count = len(queries.logits_qhw)
+        activations_nhw = np.empty((count, *queries.size_hw), dtype=np.float32)
+        # One query at a time: enlarging all at once takes gigabytes for a photograph.
+        for number, logits_hw in enumerate(queries.logits_qhw):
+            # Images of different sizes were padded below and to the right to be one batch.
+            seen = interpolate(logits_hw[None, None], queries.padded_hw, mode="bilinear")
+            seen = seen[..., : queries.valid_hw[0], : queries.valid_hw[1]]
+            large = interpolate(seen, queries.size_hw, mode="bilinear")
+            activations_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
+        return Proposals(
+            activations_nhw=activations_nhw,
+            trained_nc=queries.classes_qc.cpu().numpy(),
+            trained_names=self._names,
+        )
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Of one image."""
+
+    logits_qhw: torch.Tensor
+    classes_qc: torch.Tensor
+    padded_hw: tuple[int, int]
+    valid_hw: tuple[int, int]
+    size_hw: tuple[int, int]
+
+
+def exclusive_masks(
+    proposals: Proposals, config: MaskFormerConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks that share no pixel, as in the papers' panoptic inference.
+
+    A pixel goes to the query with the largest product of its probability of an object and of the
+    pixel; to its mask if the latter reaches the threshold. Queries that keep too little of their
+    own mask are left out, and leave their pixels free.
+
+    Args:
+        proposals: of `MaskFormer.propose`.
+        config: `mask_threshold` and `min_kept`.
+
+    Returns:
+        (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
+    """
+    activations_nhw = proposals.activations_nhw
+    best_hw = np.zeros(activations_nhw.shape[1:], dtype=np.float32)
+    owner_hw = np.full(best_hw.shape, -1)
+    for number, activation_hw in enumerate(activations_nhw):
+        weighted_hw = activation_hw * (1 - proposals.trained_nc[number, -1])
+        owner_hw[weighted_hw > best_hw] = number
+        np.maximum(best_hw, weighted_hw, out=best_hw)
+    masks, rows = [np.zeros((0, *best_hw.shape), dtype=bool)], []
+    for number, activation_hw in enumerate(activations_nhw):
+        own_hw = activation_hw >= config.mask_threshold
+        mask_hw = own_hw & (owner_hw == number)
+        if mask_hw.any() and mask_hw.sum() > config.min_kept * own_hw.sum():
+            masks.append(mask_hw[None])
+            rows.append(number)
+    return np.concatenate(masks), np.array(rows, dtype=np.int64)
+
+
+def load_mask_former(
+    config: MaskFormerConfig, *, device: str | None = None, batch_size: int = 8
+) -> MaskFormer:
+    """Loads a MaskFormer or Mask2Former, by a loader that takes nothing but tensors.
+
+    Args:
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        batch_size: images per forward pass at most.
+
+    Raises:
+        ModelLoadError: the model cannot be found or read, or is another one.
+    """
+    path, options = pretrained(config.model, config.revision)
+    try:
+        settings = AutoConfig.from_pretrained(path, **options)
+        if settings.model_type not in ("maskformer", "mask2former"):
+            raise ValueError(f"it is a {settings.model_type}, not a maskformer or mask2former")
+        model, report = AutoModelForUniversalSegmentation.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **options
+        )
+        image_processor = AutoImageProcessor.from_pretrained(path, **options)
+    except PRETRAINED_ERRORS as error:
+        raise ModelLoadError(f"cannot load MaskFormer from {config.model}: {error}") from error
+    check_complete(config.model, report)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return MaskFormer(model.to(where).eval(), image_processor, config, batch_size=batch_size)

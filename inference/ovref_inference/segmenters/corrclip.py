@@ -1,0 +1,153 @@
+"""CorrCLIPv2's region queries: a region's text classification, helped by regions like it.
+
+Of CorrCLIPv2 (zdk258/CorrCLIP) this is what it asks of a memory bank. Its bank has an embedding by
+a vision model to search by and one by CLIP to be compared with texts; a reference collection's
+visual embeddings are the one, its textual embeddings, of noun and caption, the other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.collection.retrieve import Texts
+from ovref_inference.collection.support import Support
+from ovref_inference.encoders.pooling import RegionEncoder
+from ovref_inference.images import check_images
+from ovref_inference.proposers.proposals import as_proposals
+from ovref_inference.segmenters.labels import NamedTexts
+from ovref_inference.segmenters.regions import (
+    ScoredRegions,
+    Segmentation,
+    region_features,
+    semantic,
+    softmax,
+    with_background,
+)
+from ovref_inference.vectors import l2_normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrClipConfig:
+    """Parameters of the region queries; the defaults are CorrCLIPv2's."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    k: int = 20
+    """References retrieved for a region, at least 1."""
+    support: float = 0.5
+    """Weight of the retrieved references against the region itself, in [0, 1]."""
+    tau: float = 0.025
+    """Temperature of the softmax over classes, above 0: one over CorrCLIPv2's scale of 40."""
+    background: float | None = None
+    """Pixels whose best probability is below this get no class (0.2 or 0.15 there); null for data
+    without background."""
+    rest: bool = True
+    """Whether what no mask covers is one more region, as there."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, found {self.k}")
+        if not 0 <= self.support <= 1:
+            raise ValueError(f"support must lie in [0, 1], found {self.support}")
+        if not self.tau > 0:
+            raise ValueError(f"tau must be above 0, found {self.tau}")
+
+
+class CorrClipSegmenter:
+    """Regions query the collection; texts are compared with them and with what they found.
+
+        keys = load_region_encoder(collection.visual_config)
+        segmenter = CorrClipSegmenter(collection, keys, clip, text, proposer)
+
+    Score of a class: (1 - support) cos(region's CLIP embedding, text) + support cos(mean of the k
+    retrieved textual embeddings, text).
+    """
+
+    def __init__(
+        self,
+        collection: ReferenceCollection,
+        keys: RegionEncoder,
+        clip: RegionEncoder,
+        text: Texts,
+        proposer: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
+        config: CorrClipConfig = CorrClipConfig(),
+    ) -> None:
+        """
+        Args:
+            keys: the encoder that made the collection.
+            clip: embeds regions in the space of `text`; the same as `keys` if that is CLIP.
+        """
+        self.collection = collection
+        self.keys = keys
+        self.clip = clip
+        self.texts = NamedTexts(text, collection.manifest.templates)
+        self.proposer = proposer
+        self.config = config
+
+    def score(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[ScoredRegions]:
+        """The proposals of each image with the probability of every class.
+
+        Args, errors: as of `segment`.
+        """
+        check_images(images)
+        texts_cd, config = self.texts(class_names), self.config
+        proposals = [as_proposals(found, rest=config.rest) for found in self.proposer(images)]
+        keyed = region_features(self.keys, images, proposals, 0.5)
+        own = keyed
+        if self.clip is not self.keys:
+            own = region_features(self.clip, images, proposals, 0.5)
+        scored = []
+        for (found, keys_nd), (_, own_nd) in zip(keyed, own, strict=True):
+            if own_nd.shape[1] != texts_cd.shape[1]:
+                raise ValueError(
+                    f"regions of width {own_nd.shape[1]} cannot be compared with texts of width "
+                    f"{texts_cd.shape[1]}; clip must be the image tower of the text encoder"
+                )
+            cosines = (1 - config.support) * (own_nd @ texts_cd.T)
+            if len(keys_nd):
+                support = self.collection.search_regions(keys_nd, config.k)
+                cosines += config.support * (support_embeddings(support) @ texts_cd.T)
+            scored.append(
+                ScoredRegions(
+                    activations_nhw=found.activations_nhw, scores_nc=softmax(cosines, config.tau)
+                )
+            )
+        return scored
+
+    def segment(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[Segmentation]:
+        """Label maps of images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+            class_names: what to look for, as text; at least one.
+
+        Returns:
+            One Segmentation an image, at the image's size; NO_CLASS for background.
+
+        Raises:
+            ValueError: no class names or an empty one; images of another kind; encoders of other
+                widths than the collection's; features of a region that are zero or not finite.
+        """
+        found = [semantic(regions) for regions in self.score(images, class_names)]
+        if self.config.background is None:
+            return found
+        return [with_background(one, self.config.background) for one in found]
+
+
+def support_embeddings(support: Support) -> np.ndarray:
+    """(n, d_textual) float32, L2-normalised: the mean textual embedding of what each region found.
+
+    Raises:
+        ValueError: nothing was found for a region.
+    """
+    found = (support.ids >= 0).sum(1)
+    if not found.all():
+        raise ValueError(f"the search found nothing for {int((found == 0).sum())} regions")
+    return l2_normalised(support.textual.sum(1) / found[:, None])

@@ -1,0 +1,142 @@
+"""Which class a noun or a trained class stands for, and what can be compared with what."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.collection.retrieve import Texts, checked_names, class_embeddings
+from ovref_inference.proposers.proposals import Proposals
+
+_NAMES_AT_ONCE = 65_536
+
+
+class Recent(dict):
+    """What was made for the newest lists of names; a service that is asked for any classes must not
+    keep gigabytes of prototypes."""
+
+    limit = 32
+
+    def __setitem__(self, key: tuple[str, ...], value: Any) -> None:
+        super().__setitem__(key, value)
+        if len(self) > self.limit:
+            self.pop(next(iter(self)), None)
+
+
+class NamedTexts:
+    """Text embeddings of lists of names; each list is encoded once and remembered (`Recent`)."""
+
+    def __init__(self, text: Texts, templates: tuple[str, ...]) -> None:
+        self._text, self._templates = text, templates
+        self._known: dict[tuple[str, ...], np.ndarray] = Recent()
+
+    def __call__(self, names: Sequence[str]) -> np.ndarray:
+        """(n, d) float32, L2-normalised: `retrieve.class_embeddings`, with its errors."""
+        key = checked_names(names)
+        if key not in self._known:
+            self._known[key] = class_embeddings(self._text, list(key), self._templates)
+        return self._known[key]
+
+
+def match_labels(
+    names: Sequence[str],
+    embeddings_vd: np.ndarray,
+    class_names: Sequence[str],
+    class_embeddings_cd: np.ndarray,
+    threshold: float = 0.95,
+) -> np.ndarray:
+    """The class of each name: the same word, or the nearest in text space (RetCLIP 2.2).
+
+    Args:
+        names: v nouns or labels.
+        embeddings_vd: (v, d) of the names, L2-normalised.
+        class_names: c classes.
+        class_embeddings_cd: (c, d) of the classes, by the same encoder and templates.
+        threshold: the nearest class counts only if the cosine is above this.
+
+    Returns:
+        (v,) int64 indices into the classes; -1 for a name that is none of them. A class of the
+        same spelling, letter case and outer blanks aside, wins; ties go to the first class.
+    """
+    same = {name.strip().lower(): i for i, name in reversed(list(enumerate(class_names)))}
+    found = np.full(len(names), -1, dtype=np.int64)
+    # A vocabulary of millions times hundreds of classes would take gigabytes at once.
+    for start in range(0, len(names), _NAMES_AT_ONCE):
+        part = slice(start, start + _NAMES_AT_ONCE)
+        cosines = embeddings_vd[part] @ class_embeddings_cd.T
+        found[part] = np.where(cosines.max(1) > threshold, cosines.argmax(1), -1)
+    for row, name in enumerate(names):
+        found[row] = same.get(name.strip().lower(), found[row])
+    return found
+
+
+def in_vocabulary(trained_nc: np.ndarray, class_of_trained: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities of the asked classes by a proposer that was trained on others.
+
+    A class gets the sum over the trained classes that stand for it. A class that was not trained
+    gets the geometric mean over all trained ones, what an average logit would have given it: so it
+    is small where the proposer is sure of one of its own classes, and as small as they are where
+    it takes the region for no object, which VOCSeg's fusion needs (3.2; there an embedding gives
+    it). The probability of no object is left out, and nothing is divided by what remains.
+
+    Args:
+        trained_nc: (n, t + 1) probabilities, the last of no object.
+        class_of_trained: (t,) of `match_labels`.
+        classes: how many are asked.
+
+    Returns:
+        (n, classes) float32.
+    """
+    probabilities = trained_nc[:, :-1].astype(np.float64)
+    typical = np.exp(np.log(np.maximum(probabilities, 1e-30)).mean(1))
+    found = np.repeat(typical[:, None], classes, axis=1)
+    for label in np.unique(class_of_trained[class_of_trained >= 0]):
+        found[:, label] = probabilities[:, class_of_trained == label].sum(1)
+    return found.astype(np.float32)
+
+
+def trained_scores(
+    found: Proposals, class_names: Sequence[str], texts: NamedTexts, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a trained proposer says of the asked classes.
+
+    Args:
+        found: of a proposer that has classes.
+        class_names: asked.
+        texts: embeds names.
+        threshold: of `match_labels`.
+
+    Returns:
+        (n, classes) float32 of `in_vocabulary`; and (classes,) bool, which of them were trained.
+    """
+    stands_for = match_labels(
+        found.trained_names,
+        texts(found.trained_names),
+        class_names,
+        texts(class_names),
+        threshold,
+    )
+    scores_nc = in_vocabulary(found.trained_nc, stands_for, len(class_names))
+    return scores_nc, np.isin(np.arange(len(class_names)), stands_for)
+
+
+def check_joint_space(url: str, dim_visual: int, texts_cd: np.ndarray) -> None:
+    """Raises ValueError where visual embeddings cannot be compared with texts at all."""
+    if texts_cd.shape[1] != dim_visual:
+        raise ValueError(
+            f"{url} has visual embeddings of width {dim_visual} and texts of width "
+            f"{texts_cd.shape[1]}; this segmenter compares the two, so the collection must be "
+            "built with the image tower of its own text encoder (CLIP)"
+        )
+
+
+def check_same_encoders(one: ReferenceCollection, other: ReferenceCollection) -> None:
+    """Raises ValueError where references of two collections cannot be compared."""
+    for name in ("visual", "textual", "templates"):
+        a, b = getattr(one.manifest, name), getattr(other.manifest, name)
+        if a != b:
+            raise ValueError(
+                f"{one.url} and {other.url} were built with different {name} settings, {a} and "
+                f"{b}: their references cannot be compared"
+            )

@@ -1,0 +1,241 @@
+"""Scored regions -> what a segmenter says: label maps (VOCSeg eq. 5) and panoptic maps.
+
+Segmenters that classify proposals (VOCSeg, RetCLIP, CorrCLIPv2) share these plain functions. No
+torch is needed here.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from ovref_inference.encoders.pooling import RegionEncoder
+from ovref_inference.proposers.proposals import Proposals
+from ovref_inference.vectors import l2_normalised
+
+NO_CLASS = -1
+"""Label of a pixel that no class was given to: background, or no proposal covers it."""
+
+_VALUES_AT_ONCE = 1 << 22
+"""Scores made at once, 16 MB: all those of 171 classes and 12 megapixels are 8 GB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """What a segmenter says about one image."""
+
+    labels_hw: np.ndarray
+    """(H, W) int32: index into the class names, or NO_CLASS."""
+    best_hw: np.ndarray
+    """(H, W) float32: the highest score that any class has there; -inf where none has support."""
+    scores_of: Callable[[slice], np.ndarray] = field(repr=False)
+    """Makes the scores of a slice of the classes, as `scores_chw`."""
+    missing: tuple[str, ...] = ()
+    """Classes that the collection has no references for: without text they cannot be predicted."""
+
+    @property
+    def scores_chw(self) -> np.ndarray:
+        """(classes, H, W) float32; -inf for a class without support. Made at each call: for 171
+        classes of 12 megapixels these are 8 GB, which neither of the other maps needs."""
+        return self.scores_of(slice(None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRegions:
+    """Proposals of one image with a score for each class. They may overlap."""
+
+    activations_nhw: np.ndarray
+    """(n, H, W) float32 in [0, 1]: how sure each pixel is to belong to the region."""
+    scores_nc: np.ndarray
+    """(n, classes) float32 in [0, 1]."""
+    missing: tuple[str, ...] = ()
+    """Classes that the collection has no references for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panoptic:
+    """Segments of one image, no two overlapping."""
+
+    ids_hw: np.ndarray
+    """(H, W) int32: segment ids from 1, 0 where there is none."""
+    labels: Mapping[int, int] = field(default_factory=dict)
+    """Segment id -> index into the class names."""
+    scores: Mapping[int, float] = field(default_factory=dict)
+    """Segment id -> score of its class; of merged stuff the highest."""
+
+
+def region_features(
+    visual: RegionEncoder,
+    images: Sequence[np.ndarray],
+    proposals: Sequence[Proposals],
+    threshold: float,
+) -> list[tuple[Proposals, np.ndarray]]:
+    """Embeddings of the proposals of each image.
+
+    Args:
+        visual: embeds regions.
+        images: (H, W, 3) uint8 RGB each.
+        proposals: of each image.
+        threshold: a pixel is in a region's mask if its activation is above this.
+
+    Returns:
+        Of each image the proposals that have a pixel, and their features (n, d) float32,
+        L2-normalised.
+
+    Raises:
+        ValueError: features of a region are zero or not finite.
+    """
+    kept = [found.chosen(found.masks(threshold).any((1, 2))) for found in proposals]
+    encoded = visual.encode_regions(
+        images,
+        [found.masks(threshold) for found in kept],
+        [found.activations_nhw for found in kept],
+    )
+    features = []
+    for number, (_, valid) in enumerate(encoded):
+        if not valid.all():
+            raise ValueError(
+                f"image {number}: features of {int((~valid).sum())} of {len(valid)} regions are "
+                "not finite"
+            )
+    for found, (features_nd, _) in zip(kept, encoded, strict=True):
+        features.append((found, l2_normalised(features_nd)))
+    return features
+
+
+def softmax(scores_nc: np.ndarray, temperature: float) -> np.ndarray:
+    """(n, classes) float32, rows summing to 1, of scores divided by a temperature above 0."""
+    scaled = np.asarray(scores_nc, dtype=np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(1, keepdims=True, initial=-np.inf))
+    return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+
+
+def labelled(
+    scores_of: Callable[[slice], np.ndarray],
+    classes: int,
+    size_hw: tuple[int, int],
+    missing: tuple[str, ...] = (),
+) -> Segmentation:
+    """Each pixel takes its best class, the first of equal ones.
+
+    Args:
+        scores_of: slice of the classes -> (classes in it, H, W) float32, no NaN; called for a few
+            classes at a time, so that memory does not grow with their number.
+        classes: how many there are, at least 1.
+        size_hw: (H, W).
+        missing: passed on.
+    """
+    labels_hw, best_hw = _nothing_yet(size_hw)
+    at_once = max(1, _VALUES_AT_ONCE // (size_hw[0] * size_hw[1]))
+    for start in range(0, classes, at_once):
+        part = slice(start, min(start + at_once, classes))
+        _keep_best(labels_hw, best_hw, scores_of(part), start)
+    return Segmentation(labels_hw=labels_hw, best_hw=best_hw, scores_of=scores_of, missing=missing)
+
+
+def semantic(regions: ScoredRegions) -> Segmentation:
+    """VOCSeg eq. 5: z_j(q) = sum over regions i of M_i(q) p_ij; each pixel takes its best class.
+
+    A pixel for which every sum is zero gets NO_CLASS, for no region says anything about it.
+    """
+    height, width = regions.activations_nhw.shape[1:]
+    labels_hw, best_hw = _nothing_yet((height, width))
+    at_once = max(1, _VALUES_AT_ONCE // (width * max(1, regions.scores_nc.shape[1])))
+    for top in range(0, height, at_once):
+        rows = slice(top, top + at_once)
+        sums_chw = _sums(regions.scores_nc, regions.activations_nhw[:, rows])
+        _keep_best(labels_hw[rows], best_hw[rows], sums_chw, 0)
+    found = Segmentation(
+        labels_hw=labels_hw,
+        best_hw=best_hw,
+        scores_of=partial(_scores_of, regions),
+        missing=regions.missing,
+    )
+    return _where(found, best_hw > 0)
+
+
+def _scores_of(regions: ScoredRegions, classes: slice) -> np.ndarray:
+    return _sums(regions.scores_nc[:, classes], regions.activations_nhw)
+
+
+def _sums(scores_nc: np.ndarray, activations_nhw: np.ndarray) -> np.ndarray:
+    n, height, width = activations_nhw.shape
+    sums = scores_nc.T @ activations_nhw.reshape(n, height * width)
+    return sums.reshape(-1, height, width).astype(np.float32, copy=False)
+
+
+def _nothing_yet(size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(size_hw, dtype=np.int32), np.full(size_hw, -np.inf, dtype=np.float32)
+
+
+def _keep_best(
+    labels_hw: np.ndarray, best_hw: np.ndarray, scores: Iterable[np.ndarray], first: int
+) -> None:
+    """Where one of these (H, W) scores is above the best so far, it is the best, and its number,
+    counted from `first`, the label. Many times faster than argmax over the first axis."""
+    for label, scores_hw in enumerate(scores, first):
+        np.copyto(labels_hw, label, where=scores_hw > best_hw)
+        np.maximum(best_hw, scores_hw, out=best_hw)
+
+
+def with_background(found: Segmentation, threshold: float) -> Segmentation:
+    """The same with NO_CLASS where no class's score reaches the threshold, nor is above -inf."""
+    return _where(found, (found.best_hw >= threshold) & (found.best_hw > -np.inf))
+
+
+def _where(found: Segmentation, given_hw: np.ndarray) -> Segmentation:
+    """The same with NO_CLASS elsewhere."""
+    labels_hw = np.where(given_hw, found.labels_hw, np.int32(NO_CLASS))
+    return replace(found, labels_hw=labels_hw)
+
+
+def panoptic(
+    regions: ScoredRegions,
+    things: Sequence[bool],
+    *,
+    min_score: float = 0.0,
+    overlap: float = 0.8,
+) -> Panoptic:
+    """Regions to segments that do not overlap, as MaskFormer does (its section 3.4).
+
+    Each region takes its best class. Each pixel goes to the region of the highest product of score
+    and activation, and is its own if its activation is at least 0.5. A region that loses too much
+    of itself to others is left out, its pixels stay without a segment. Stuff of one class is one
+    segment; every thing is a segment of its own, which is its instance id.
+
+    Args:
+        regions: of one image.
+        things: of each class, whether it is a thing.
+        min_score: regions whose best score is not above this are left out first.
+        overlap: a region is left out if of its pixels (activation at least 0.5) fewer than this
+            fraction are left to it.
+
+    Raises:
+        ValueError: `things` does not have one entry a class.
+    """
+    height, width = regions.activations_nhw.shape[1:]
+    classes = regions.scores_nc.shape[1]
+    if len(things) != classes:
+        raise ValueError(f"things must have one entry for each of {classes} classes: {things!r}")
+    ids_hw = np.zeros((height, width), dtype=np.int32)
+    best = regions.scores_nc.max(1, initial=-np.inf)
+    kept = np.flatnonzero(best > min_score)
+    if not len(kept):
+        return Panoptic(ids_hw=ids_hw)
+    owner_hw, highest_hw = _nothing_yet((height, width))
+    _keep_best(owner_hw, highest_hw, (best[i] * regions.activations_nhw[i] for i in kept), 0)
+    labels: dict[int, int] = {}
+    scores: dict[int, float] = {}
+    stuff: dict[int, int] = {}
+    for row, index in enumerate(kept):
+        whole_hw = regions.activations_nhw[index] >= 0.5
+        own_hw = (owner_hw == row) & whole_hw
+        if not own_hw.any() or own_hw.sum() < overlap * whole_hw.sum():
+            continue
+        label, score = int(regions.scores_nc[index].argmax()), float(best[index])
+        segment = len(labels) + 1 if things[label] else stuff.setdefault(label, len(labels) + 1)
+        ids_hw[own_hw] = segment
+        labels[segment] = label
+        scores[segment] = max(score, scores.get(segment, 0.0))
+    return Panoptic(ids_hw=ids_hw, labels=labels, scores=scores)

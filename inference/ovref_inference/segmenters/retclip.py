@@ -1,0 +1,344 @@
+"""RetCLIP at inference: regions ask the collection for regions like them (section 2.2)."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.collection.retrieve import Texts, checked_names
+from ovref_inference.encoders.pooling import RegionEncoder
+from ovref_inference.images import check_images
+from ovref_inference.proposers.proposals import Proposals, as_proposals
+from ovref_inference.segmenters.labels import (
+    NamedTexts,
+    Recent,
+    check_joint_space,
+    check_same_encoders,
+    match_labels,
+    trained_scores,
+)
+from ovref_inference.segmenters.regions import (
+    Panoptic,
+    ScoredRegions,
+    Segmentation,
+    panoptic,
+    region_features,
+    semantic,
+    softmax,
+)
+from ovref_inference.vectors import announce_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetClipConfig:
+    """Parameters of RetCLIP's inference; alpha, beta, gamma are the paper's best (table 4)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    alpha: float = 0.4
+    """Weight of CLIP and retrieval against the proposer's own classes, in [0, 1], for a class that
+    it was trained on; not used with a proposer that has none."""
+    beta: float = 0.7
+    """The same for a class that it was not trained on."""
+    gamma: float = 0.3
+    """Weight of retrieval against CLIP's text classification, in [0, 1]."""
+    k: int = 20
+    """References retrieved for a region, at least 1. The paper does not say how many."""
+    votes: Literal["best", "share"] = "best"
+    """How the references of a class make its retrieval score, which the paper leaves open. `best`:
+    its best reference's. `share`: the sum over its references, as a fraction of the sum over all
+    that were retrieved; steadier where nouns are wrong or features coarse, but a class needs about
+    `k` references."""
+    tau: float = 0.01
+    """Temperature of the softmax over CLIP's cosines, above 0: CLIP's own, as in FC-CLIP, on which
+    RetCLIP is built. Choose it with gamma: the surer the text, the less retrieval weighs."""
+    label_threshold: float = 0.95
+    """A noun stands for a class if the cosine of their texts is above this."""
+    mask_threshold: float = 0.5
+    """A pixel belongs to a region's mask if its activation is above this."""
+    min_score: float = 0.0
+    """Panoptic: regions whose best score is not above this are left out."""
+    overlap: float = 0.8
+    """Panoptic: least part of a region that must be left to it."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "gamma", "min_score", "overlap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, found {self.k}")
+        if self.votes not in ("best", "share"):
+            raise ValueError(f"votes must be best or share, found {self.votes!r}")
+        if not self.tau > 0:
+            raise ValueError(f"tau must be above 0, found {self.tau}")
+        if not 0 <= self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must lie in [0, 1), found {self.mask_threshold}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """A collection's references in terms of the asked classes. Made by `RetClipSegmenter`."""
+
+    class_of_noun: np.ndarray
+    """(nouns,) int64: the class of each noun of the collection, -1 for none."""
+    extra_md: np.ndarray
+    """(m, d) float32, L2-normalised: references of the fallback, of classes that are missing."""
+    extra_classes: np.ndarray
+    """(m,) int64: their classes."""
+    missing: tuple[str, ...]
+    """Classes that neither collection has references for."""
+
+
+class RetClipSegmenter:
+    """RetCLIP's inference with frozen CLIP and a collection built from the same CLIP's regions.
+
+        visual = load_region_encoder(collection.visual_config)
+        segmenter = RetClipSegmenter(collection, visual, text, proposer)
+        labels_hw = segmenter.segment([image_hwc], ["car", "road"])[0].labels_hw
+        segments = segmenter.segment_panoptic([image_hwc], ["car", "road"], [True, False])[0]
+
+    Training-free with any proposer of masks: s = gamma s_ret + (1 - gamma) s_clip. With a proposer
+    trained on classes (it gives `Proposals` with their probabilities, s_iv), the whole ensemble.
+    """
+
+    def __init__(
+        self,
+        collection: ReferenceCollection,
+        visual: RegionEncoder,
+        text: Texts,
+        proposer: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray | Proposals]],
+        config: RetClipConfig = RetClipConfig(),
+        *,
+        fallback: ReferenceCollection | None = None,
+    ) -> None:
+        """
+        Args:
+            collection: asked by region; its encoders are `visual` and `text`.
+            proposer: any of `proposers`, or one that gives `Proposals`.
+            fallback: has references for classes that `collection` lacks; of the same encoders.
+
+        Raises:
+            ValueError: the two collections were built with different encoders or templates.
+        """
+        if fallback is not None:
+            check_same_encoders(collection, fallback)
+        self.collection = collection
+        self.fallback = fallback
+        self.visual = visual
+        self.texts = NamedTexts(text, collection.manifest.templates)
+        self.proposer = proposer
+        self.config = config
+        self._prepared: dict[tuple[str, ...], Labelled] = Recent()
+
+    def prepare(self, class_names: Sequence[str]) -> Labelled:
+        """What references stand for which class; found at the first call, then remembered.
+
+        Warns, once for each list of classes, about classes without references: their text alone
+        speaks for them.
+
+        Raises:
+            ValueError: no class names, an empty one, or a collection whose visual embeddings are
+                not in the space of its texts.
+        """
+        names = checked_names(class_names)
+        if names not in self._prepared:
+            texts_cd = self.texts(names)
+            check_joint_space(self.collection.url, self.collection.manifest.visual.dim, texts_cd)
+            own = self._classes_of(self.collection, names, texts_cd)
+            missing = np.setdiff1d(np.arange(len(names)), own)
+            ids, classes = [own[:0]], [own[:0]]
+            if self.fallback is not None and len(missing):
+                others = self._classes_of(self.fallback, names, texts_cd)
+                for noun, label in zip(self.fallback.nouns, others, strict=True):
+                    if label in missing:
+                        ids.append(self.fallback.references_of(noun))
+                        classes.append(np.full(len(ids[-1]), label))
+            matrix = (self.collection if self.fallback is None else self.fallback).visual
+            rows = np.concatenate(ids)
+            announce_rows(matrix, rows)
+            extra_classes = np.concatenate(classes)
+            lacking = tuple(names[i] for i in np.setdiff1d(missing, extra_classes))
+            if lacking:
+                warnings.warn(
+                    f"{self.collection.url} has no references for {', '.join(lacking)}: their text "
+                    "alone speaks for these classes",
+                    stacklevel=2,
+                )
+            self._prepared[names] = Labelled(
+                class_of_noun=own,
+                extra_md=np.asarray(matrix[rows], dtype=np.float32),
+                extra_classes=extra_classes,
+                missing=lacking,
+            )
+        return self._prepared[names]
+
+    def score(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[ScoredRegions]:
+        """The proposals of each image with the ensemble's score of every class.
+
+        Args, errors: as of `segment`.
+        """
+        check_images(images)
+        labelled, texts_cd = self.prepare(class_names), self.texts(class_names)
+        config = self.config
+        proposals = [as_proposals(found, rest=False) for found in self.proposer(images)]
+        scored = []
+        for found, features_nd in region_features(
+            self.visual, images, proposals, config.mask_threshold
+        ):
+            scores_nc = mixed(
+                softmax(features_nd @ texts_cd.T, config.tau),
+                self.retrieved(features_nd, labelled, len(class_names)),
+                config.gamma,
+            )
+            if found.trained_nc is not None:
+                trained_nc, seen = trained_scores(
+                    found, class_names, self.texts, config.label_threshold
+                )
+                scores_nc = ensemble(scores_nc, trained_nc, seen, config.alpha, config.beta)
+            scored.append(
+                ScoredRegions(
+                    activations_nhw=found.activations_nhw,
+                    scores_nc=scores_nc,
+                    missing=labelled.missing,
+                )
+            )
+        return scored
+
+    def segment(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[Segmentation]:
+        """Label maps of images, by `regions.semantic`.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+            class_names: what to look for, as text; at least one.
+
+        Returns:
+            One Segmentation an image, at the image's size; NO_CLASS where no proposal is.
+
+        Raises:
+            ValueError: like `prepare`; images of another kind; or features of a region are zero or
+                not finite.
+        """
+        return [semantic(regions) for regions in self.score(images, class_names)]
+
+    def segment_panoptic(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str], things: Sequence[bool]
+    ) -> list[Panoptic]:
+        """Panoptic maps of images, by `regions.panoptic`.
+
+        Args, errors: as of `segment`; `things` says of each class whether its instances are told
+        apart.
+        """
+        return [
+            panoptic(
+                regions,
+                things,
+                min_score=self.config.min_score,
+                overlap=self.config.overlap,
+            )
+            for regions in self.score(images, class_names)
+        ]
+
+    def retrieved(self, features_nd: np.ndarray, labelled: Labelled, classes: int) -> np.ndarray:
+        """(n, classes) retrieval scores of regions: `retrieval_scores` of the k nearest
+        references of the collection and of the fallback's for missing classes together."""
+        if not len(features_nd):
+            return np.zeros((0, classes), dtype=np.float32)
+        support = self.collection.search_regions(features_nd, self.config.k)
+        # A row of -1 is read from the end, and set right by its score of -inf.
+        labels = np.where(support.ids >= 0, labelled.class_of_noun[support.noun_rows], -1)
+        extra = np.broadcast_to(labelled.extra_classes, (len(labels), len(labelled.extra_classes)))
+        labels = np.concatenate([labels, extra], axis=1)
+        cosines = np.concatenate([support.scores, features_nd @ labelled.extra_md.T], axis=1)
+        # Stable, so that of equals the collection's own comes first.
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, : self.config.k]
+        return retrieval_scores(
+            1 - np.take_along_axis(cosines, order, 1),
+            np.take_along_axis(labels, order, 1),
+            classes,
+            self.config.votes,
+        )
+
+    def _classes_of(
+        self, collection: ReferenceCollection, names: tuple[str, ...], texts_cd: np.ndarray
+    ) -> np.ndarray:
+        found = match_labels(
+            collection.nouns,
+            collection.noun_embeddings,
+            names,
+            texts_cd,
+            self.config.label_threshold,
+        )
+        # A noun whose references are all deleted stands for nothing.
+        return np.where(collection.noun_counts > 0, found, -1)
+
+
+def retrieval_scores(
+    distances_nk: np.ndarray,
+    classes_nk: np.ndarray,
+    classes: int,
+    votes: Literal["best", "share"] = "best",
+) -> np.ndarray:
+    """RetCLIP 2.2: one minus the min-max normalised distance, of the references of each class.
+
+    Distances of one region are brought to [0, 1] by their own range, so the nearest reference
+    scores 1 and the farthest 0. Where all are equally far (to 1e-6, which float16 embeddings do not
+    resolve), one alone included, each scores 1.
+
+    Args:
+        distances_nk: (n, k) to the retrieved references; inf where fewer were found.
+        classes_nk: (n, k) integers; -1 for a reference of none of the classes.
+        classes: how many there are.
+        votes: as of `RetClipConfig`.
+
+    Returns:
+        (n, classes) float32 in [0, 1]; 0 for a class of which nothing was retrieved.
+
+    Raises:
+        ValueError: a distance is NaN or minus infinity.
+    """
+    found = np.isfinite(distances_nk)
+    if not (found | (distances_nk == np.inf)).all():
+        raise ValueError("distances_nk must be finite, or inf for what was not found")
+    low = np.where(found, distances_nk, np.inf).min(1, initial=np.inf, keepdims=True)
+    high = np.where(found, distances_nk, -np.inf).max(1, initial=-np.inf, keepdims=True)
+    wide = np.isfinite(high - low) & (high - low > 1e-6)
+    low, spread = np.where(wide, low, 0.0), np.where(wide, high - low, 1.0)
+    scores_nk = np.where(wide, 1 - (np.where(found, distances_nk, 0.0) - low) / spread, 1.0)
+    scores_nc = np.zeros((len(scores_nk), classes), dtype=np.float32)
+    rows, columns = np.nonzero(found & (classes_nk >= 0))
+    where, scores = (rows, classes_nk[rows, columns]), scores_nk[rows, columns]
+    if votes == "best":
+        np.maximum.at(scores_nc, where, scores)
+        return scores_nc
+    np.add.at(scores_nc, where, scores)
+    total = np.where(found, scores_nk, 0.0).sum(1, keepdims=True)
+    return (scores_nc / np.where(total > 0, total, 1.0)).astype(np.float32)
+
+
+def mixed(clip_nc: np.ndarray, retrieved_nc: np.ndarray, gamma: float) -> np.ndarray:
+    """RetCLIP's out-of-vocabulary score: gamma s_ret + (1 - gamma) s_clip, (n, c) float32."""
+    return (gamma * retrieved_nc + (1 - gamma) * clip_nc).astype(np.float32)
+
+
+def ensemble(
+    open_nc: np.ndarray, trained_nc: np.ndarray, seen: np.ndarray, alpha: float, beta: float
+) -> np.ndarray:
+    """RetCLIP's last equations: w s_oov + (1 - w) s_iv, w = alpha for seen classes, else beta.
+
+    Args:
+        open_nc: (n, c) of `mixed`.
+        trained_nc: (n, c) of the in-vocabulary classifier.
+        seen: (c,) bool, which classes it was trained on.
+
+    Returns:
+        (n, c) float32.
+    """
+    weight = np.where(seen, alpha, beta)
+    return (weight * open_nc + (1 - weight) * trained_nc).astype(np.float32)

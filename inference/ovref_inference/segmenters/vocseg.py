@@ -1,0 +1,191 @@
+"""VOCSeg at inference: proposals classified by text and by prototypes (section 3.2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ovref_inference.collection.prototypes import Prototypes
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.collection.retrieve import Texts, checked_names
+from ovref_inference.encoders.pooling import RegionEncoder
+from ovref_inference.images import check_images
+from ovref_inference.proposers.proposals import Proposals, as_proposals
+from ovref_inference.segmenters.labels import NamedTexts, Recent, check_joint_space, trained_scores
+from ovref_inference.segmenters.regions import (
+    ScoredRegions,
+    Segmentation,
+    region_features,
+    semantic,
+    softmax,
+)
+from ovref_inference.vectors import l2_normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocSegConfig:
+    """Parameters of VOCSeg's inference; the defaults are the paper's for ADE-150 (section 4.4)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    alpha: float = 0.35
+    """Weight of the prototypes against the class's text, in [0, 1] (eq. 3)."""
+    beta: float = 0.7
+    """Weight of CLIP against the proposer's own classes, in [0, 1] (eq. 4); not used with a
+    proposer that has none."""
+    tau: float = 0.01
+    """Temperature of the softmax over classes, above 0; CLIP's own, for the paper gives none."""
+    k: int = 10
+    """Prototypes of a class, at least 1."""
+    mask_threshold: float = 0.4
+    """A pixel is cut out with its region if its activation is above this."""
+    label_threshold: float = 0.95
+    """A trained class stands for an asked one if the cosine of their texts is above this."""
+    rest: bool = True
+    """Whether what no mask covers is one more region, so that regions cover the image (eq. 1)."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
+        if not self.tau > 0:
+            raise ValueError(f"tau must be above 0, found {self.tau}")
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, found {self.k}")
+        if not 0 <= self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must lie in [0, 1), found {self.mask_threshold}")
+
+
+class VocSegSegmenter:
+    """VOCSeg's inference with frozen CLIP and a collection built from the same CLIP's regions.
+
+        visual = load_region_encoder(collection.visual_config)
+        segmenter = VocSegSegmenter(collection, visual, text, proposer)
+        labels_hw = segmenter.segment([image_hwc], ["red panda", "grass"])[0].labels_hw
+
+    Eq. 2 compares a region with a class's prototypes, eq. 3 adds its text, eq. 4 the proposer's own
+    classes where it has any, eq. 5 sums over the regions of each pixel. A class that is rare or not
+    in the collection gets the prototypes of its neighbours in text space (section 3.1).
+    """
+
+    def __init__(
+        self,
+        collection: ReferenceCollection,
+        visual: RegionEncoder,
+        text: Texts,
+        proposer: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray | Proposals]],
+        config: VocSegConfig = VocSegConfig(),
+    ) -> None:
+        """`proposer`: any of `proposers`; or one that gives `Proposals`, with soft masks and, if
+        it was trained on classes, their probabilities."""
+        self.collection = collection
+        self.visual = visual
+        self.texts = NamedTexts(text, collection.manifest.templates)
+        self.proposer = proposer
+        self.config = config
+        self._prepared: dict[tuple[str, ...], Prototypes] = Recent()
+
+    def prepare(self, class_names: Sequence[str]) -> Prototypes:
+        """Prototypes of these classes; made at the first call, remembered for the next.
+
+        Raises:
+            ValueError: no class names, an empty one, a collection without references, or one whose
+                visual embeddings are not in the space of its texts.
+        """
+        names = checked_names(class_names)
+        if names not in self._prepared:
+            texts_cd = self.texts(names)
+            prototypes = self.collection.prototypes(
+                list(names), self.config.k, text_embeddings=texts_cd
+            )
+            if not prototypes.counts.all():
+                raise ValueError(f"{self.collection.url} has no references for any class")
+            check_joint_space(self.collection.url, prototypes.vectors_nkd.shape[2], texts_cd)
+            self._prepared[names] = prototypes
+        return self._prepared[names]
+
+    def score(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[ScoredRegions]:
+        """The proposals of each image with p_ij of every class (eq. 4).
+
+        Args, errors: as of `segment`.
+        """
+        check_images(images)
+        prototypes, texts_cd = self.prepare(class_names), self.texts(class_names)
+        proposals = [as_proposals(found, rest=self.config.rest) for found in self.proposer(images)]
+        scored = []
+        for found, features_nd in region_features(
+            self.visual, images, proposals, self.config.mask_threshold
+        ):
+            similarity = ensemble_similarity(features_nd, prototypes, texts_cd, self.config.alpha)
+            scores_nc = softmax(similarity, self.config.tau)
+            if found.trained_nc is not None:
+                trained_nc, _ = trained_scores(
+                    found, class_names, self.texts, self.config.label_threshold
+                )
+                scores_nc = geometric_mean(scores_nc, trained_nc, self.config.beta)
+            scored.append(ScoredRegions(activations_nhw=found.activations_nhw, scores_nc=scores_nc))
+        return scored
+
+    def segment(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[Segmentation]:
+        """Label maps of images (eq. 5).
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+            class_names: what to look for, as text; at least one.
+
+        Returns:
+            One Segmentation an image, at the image's size.
+
+        Raises:
+            ValueError: like `prepare`; images of another kind; or features of a region are zero or
+                not finite.
+        """
+        return [semantic(regions) for regions in self.score(images, class_names)]
+
+
+def prototype_similarity(features_nd: np.ndarray, prototypes: Prototypes) -> np.ndarray:
+    """VOCSeg eq. 2: half the best and half the mean cosine to each class's prototypes.
+
+    Args:
+        features_nd: (n, d) of any length but zero.
+        prototypes: of c classes, each with one at least.
+
+    Returns:
+        (n, c) float32 in [-1, 1].
+
+    Raises:
+        ValueError: features of another width, zero or not finite; a class without prototypes.
+    """
+    classes, most, dim = prototypes.vectors_nkd.shape
+    if features_nd.shape[1:] != (dim,):
+        raise ValueError(
+            f"expected features (n, {dim}) like the prototypes, found {features_nd.shape}; use the "
+            "visual encoder that made the collection"
+        )
+    counts = prototypes.counts
+    if not counts.all():
+        raise ValueError(f"{int((counts == 0).sum())} of {classes} classes have no prototype")
+    cosines = l2_normalised(features_nd) @ prototypes.vectors_nkd.reshape(-1, dim).T
+    cosines = cosines.reshape(-1, classes, most)
+    used = np.arange(most) < counts[:, None]
+    best = np.where(used, cosines, -np.inf).max(2)
+    mean = np.where(used, cosines, 0).sum(2) / counts
+    return (best / 2 + mean / 2).astype(np.float32)
+
+
+def ensemble_similarity(
+    features_nd: np.ndarray, prototypes: Prototypes, texts_cd: np.ndarray, alpha: float
+) -> np.ndarray:
+    """VOCSeg eq. 3: alpha eq. 2 + (1 - alpha) cosine to the class's text; (n, c) float32."""
+    visual_nc = prototype_similarity(features_nd, prototypes)
+    return alpha * visual_nc + (1 - alpha) * (l2_normalised(features_nd) @ texts_cd.T)
+
+
+def geometric_mean(clip_nc: np.ndarray, trained_nc: np.ndarray, beta: float) -> np.ndarray:
+    """VOCSeg eq. 4: clip ** beta * trained ** (1 - beta), of non-negative (n, c) arrays."""
+    return (clip_nc**beta * trained_nc ** (1 - beta)).astype(np.float32)

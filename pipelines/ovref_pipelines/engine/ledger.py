@@ -1,0 +1,259 @@
+"""The account of one step: which shards are left, which failed and how often, which for good.
+
+A shard that takes its worker down again and again holds, most likely, a *poison record*: one that
+crashes a library. So after `SUSPECT_DEATHS` deaths its records are run one by one, each alone and
+for nothing but to see whether the worker outlives it. A record that kills its worker so
+`CONVICTING_DEATHS` times is left out of the shard as the counted drop `crashed_worker`, and the
+shard is made without it: the same bytes as if the stage had dropped it. `ovref retry-failed` makes
+such shards again once the fault is mended.
+"""
+
+import json
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from ovref.errors import OvrefError, StorageError
+from ovref.storage.commits import Commit
+from ovref.storage.steps import StepFolder
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.progress import Progress
+
+QUARANTINE = "_quarantine"
+"""Folder of a step: `<shard>.json` for each shard that failed for good."""
+CRASHED = "_crashed"
+"""Folder of a step: `<shard>.json` for each shard with records that kill their worker."""
+CRASHED_WORKER = "crashed_worker"
+"""Reason of the drop of such a record."""
+SUSPECT_DEATHS = 2
+"""Times a shard may take its worker down before its records are run one by one."""
+CONVICTING_DEATHS = 2
+"""Times a record run alone must kill its worker to be left out: one death may be chance."""
+MAX_WORKER_DEATHS = 3
+"""Times a shard may take its worker down, after its records were examined, while the node lives
+on: then it is given up."""
+MAX_NODE_LOSSES = 20
+"""Times a shard may lose its node, which on spot machines is seldom the shard's fault."""
+
+
+class JobError(OvrefError):
+    """Too many shards or workers failed for the job to go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a worker shall do. Plain data, to travel."""
+
+    shard: str
+    attempt: int
+    """How often the shard was tried before."""
+    without: tuple[int, ...] = ()
+    """Numbers of its records, from 0, that are dropped unseen."""
+    examine: int | None = None
+    """Run nothing but the record of this number, alone, and commit nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one order on one worker: exactly one of the four. Plain data."""
+
+    commit: Commit | None = None
+    error: str | None = None
+    """Traceback of an application error."""
+    fatal: OvrefError | None = None
+    outlived: bool | None = None
+    """Of an examination: False where the shard has no record of that number."""
+
+
+@dataclass
+class _Inquest:
+    """Which records of a shard kill their worker."""
+
+    number: int = 0
+    """Of the record to be run next."""
+    deaths: int = 0
+    """Of workers that ran this record alone."""
+    over: bool = False
+
+
+@dataclass
+class Ledger:
+    """What is left of a step, and what went wrong with each shard so far."""
+
+    records: dict[str, int]
+    """The shards to do and how many records each has."""
+    target: StepFolder
+    config: EngineConfig
+    progress: Progress
+    committed_now: int = 0
+    quarantined: list[str] = field(default_factory=list)
+    tallies: Counter[str] = field(default_factory=Counter)
+    """Of this run: `errors`, `worker_deaths`, `node_losses`, `crashed_records`."""
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(sorted(self.records))
+        self._tries: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._worker_deaths: Counter[str] = Counter()
+        self._node_losses: Counter[str] = Counter()
+        self._inquests: dict[str, _Inquest] = {}
+        self._crashed: dict[str, dict[int, str]] = {}
+        self._told_before = {
+            path for folder in (QUARANTINE, CRASHED) for path in self.target.store.list(folder)
+        }
+
+    def add(self, shard: str, records: int) -> None:
+        """A shard more, which the step before has just committed."""
+        if shard not in self.records:
+            self.records[shard] = records
+            self.waiting.append(shard)
+            self.progress.more(records)
+
+    def take(self) -> Order:
+        """What to do next; `waiting` must not be empty."""
+        shard = self.waiting.popleft()
+        inquest = self._inquests.get(shard)
+        if inquest is not None and not inquest.over:
+            return Order(shard=shard, attempt=self._tries[shard], examine=inquest.number)
+        self._tries[shard] += 1
+        without = tuple(sorted(self._crashed.get(shard, ())))
+        return Order(shard=shard, attempt=self._tries[shard] - 1, without=without)
+
+    def give_back(self, order: Order) -> None:
+        """An order that no worker has begun; it is the next again."""
+        if order.examine is None:
+            self._tries[order.shard] -= 1
+        self.waiting.appendleft(order.shard)
+
+    def settle(self, order: Order, outcome: Outcome) -> None:
+        """Books what came of an order.
+
+        Raises:
+            OvrefError: the fatal error, if that is what came.
+            StorageError: the shard was committed to a place that cannot be seen from here.
+            JobError: too many shards have failed.
+        """
+        shard = order.shard
+        if outcome.fatal is not None:
+            raise outcome.fatal
+        if outcome.error is not None:
+            self._errors[shard] += 1
+            self._count("errors")
+            self._again(shard, self._errors[shard] < self.config.attempts, outcome.error)
+            return
+        if outcome.outlived is not None:
+            self._next_suspect(shard, more=outcome.outlived)
+            return
+        # An object store is one place for all, so it is asked once: it answers late, and workers
+        # would wait for this process.
+        ask = self.target.store.is_local or not self.committed_now
+        if ask and self.target.commit_of(shard) is None:
+            raise StorageError(
+                f"a worker has committed shard {shard} to {self.target.store.url}, but it is not "
+                "there for this process: workers and driver need one place that all of them see, "
+                "a shared folder or an object store"
+            )
+        self.committed_now += 1
+        dropped = Counter(outcome.commit.dropped) + Counter(outcome.commit.dropped_parts)
+        self.progress.finished(self.records[shard], dropped, outcome.commit.outputs)
+        for path in (f"{QUARANTINE}/{shard}.json", f"{CRASHED}/{shard}.json"):
+            if path in self._told_before and not (shard in self._crashed and CRASHED in path):
+                self.target.store.delete(path)
+
+    def worker_lost(self, order: Order, reason: str, node_lost: bool) -> None:
+        """Books that a worker died or was killed before it had carried out its order."""
+        shard = order.shard
+        if node_lost:
+            self._count("node_losses")
+            self._node_losses[shard] += 1
+            self._again(shard, self._node_losses[shard] < MAX_NODE_LOSSES, reason)
+            return
+        self._count("worker_deaths")
+        if order.examine is not None:
+            self._suspect_died(shard, reason)
+            return
+        self._worker_deaths[shard] += 1
+        if self._worker_deaths[shard] == SUSPECT_DEATHS and shard not in self._inquests:
+            self._inquests[shard] = _Inquest()
+            self._worker_deaths[shard] = 0
+            self.progress.say(
+                f"shard {shard} has killed {SUSPECT_DEATHS} workers; its records are run one by "
+                f"one to find which does: {_last_line(reason)}",
+                event="examine", shard=shard,
+            )  # fmt: skip
+            self.waiting.append(shard)
+            return
+        self._again(shard, self._worker_deaths[shard] < MAX_WORKER_DEATHS, reason)
+
+    def _suspect_died(self, shard: str, reason: str) -> None:
+        inquest = self._inquests[shard]
+        inquest.deaths += 1
+        if inquest.deaths < CONVICTING_DEATHS:
+            self.waiting.appendleft(shard)
+            return
+        crashed = self._crashed.setdefault(shard, {})
+        crashed[inquest.number] = reason
+        self._count("crashed_records")
+        self.progress.say(
+            f"record {inquest.number} of shard {shard} kills its worker even alone; it is dropped "
+            f"as {CRASHED_WORKER}: {_last_line(reason)}",
+            event="crashed_record", shard=shard, record=inquest.number,
+        )  # fmt: skip
+        # Written before the shard can be committed, so that its drop never lacks a reason.
+        self._tell(
+            f"{CRASHED}/{shard}.json",
+            {
+                "shard": shard,
+                "records": [{"number": n, "reason": text} for n, text in sorted(crashed.items())],
+            },
+        )
+        self._give_up_if_too_many(reason)
+        self._next_suspect(shard, more=True)
+
+    def _next_suspect(self, shard: str, *, more: bool) -> None:
+        inquest = self._inquests[shard]
+        inquest.number, inquest.deaths, inquest.over = inquest.number + 1, 0, not more
+        if not more and shard not in self._crashed:
+            self.progress.say(f"no record of shard {shard} kills its worker when run alone")
+        self.waiting.appendleft(shard)
+
+    def _again(self, shard: str, again: bool, reason: str) -> None:
+        if again:
+            self.progress.say(
+                f"shard {shard} will be tried again: {_last_line(reason)}",
+                event="retry", shard=shard,
+            )  # fmt: skip
+            # At the end: what made it fail may have passed by then.
+            self.waiting.append(shard)
+            return
+        self.quarantined.append(shard)
+        self.progress.set_aside(self.records[shard])
+        self.progress.say(
+            f"shard {shard} is quarantined: {_last_line(reason)}", event="quarantine", shard=shard
+        )
+        record = {"shard": shard, "tries": self._tries[shard], "reason": reason}
+        self._tell(f"{QUARANTINE}/{shard}.json", record)
+        self._give_up_if_too_many(reason)
+
+    def _give_up_if_too_many(self, reason: str) -> None:
+        crashed = sum(len(numbers) for numbers in self._crashed.values())
+        if len(self.quarantined) + crashed <= self.config.max_quarantined:
+            return
+        also = f" and {crashed} records" if crashed else ""
+        raise JobError(
+            f"{len(self.quarantined)} shards{also} of {self.target.name} failed for good, more "
+            f"than max_quarantined={self.config.max_quarantined}; the last because of: "
+            f"{_last_line(reason)}; all reasons are in {self.target.store.url}, in {QUARANTINE} "
+            f"and {CRASHED}"
+        )
+
+    def _count(self, what: str) -> None:
+        self.tallies[what] += 1
+        self.progress.failed(what)
+
+    def _tell(self, path: str, record: dict[str, object]) -> None:
+        data = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        self.target.store.write(path, data)
+
+
+def _last_line(reason: str) -> str:
+    return reason.strip().rpartition("\n")[2]

@@ -1,0 +1,33 @@
+"""Runs the tasks of a reduction (`ovref.reduce.tasks`) here, or on Ray where that is the engine."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ovref.reduce.tasks import RunTasks, Task, in_process
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.run_steps import ray_module
+
+FEW = 2
+"""Tasks that are not worth starting Ray for: a small collection has no more at a time, one for each
+kind of embedding."""
+
+
+def spread(config: EngineConfig, work: Path, *, shared: bool) -> RunTasks:
+    """How to run the tasks that read and write files under `work`.
+
+    Args:
+        shared: whether all machines of the cluster see `work`; where they do not, tasks run on
+            this machine, several at a time.
+    """
+    if config.engine == "local":
+        return in_process
+
+    def run(tasks: Sequence[Task]) -> Iterator[Any]:
+        if len(tasks) <= FEW:
+            yield from in_process(tasks)
+            return
+        ray_tasks = ray_module(config, "tasks")
+        yield from ray_tasks.run(tasks, config, work, shared=shared)
+
+    return run

@@ -1,0 +1,289 @@
+"""Runs one step: the missing shards of its source through a chain of stages, on some workers.
+
+Whatever the engine, a shard is run by `ShardWorker` and accounted for by `Ledger`; `engine=local`
+does so in this process, `engine=ray` on actors (`ray.engine`). The committed shards are the whole
+state: a step that was stopped in any way goes on where it was when it is run again.
+
+What can go wrong, and what is done about it:
+
+- *fatal* (a model that cannot be loaded, a full disk, a foreign folder): the job ends at once;
+- *the store does not answer*: its client asks again for some seconds, then the worker waits and
+  tries the shard again, for minutes;
+- *application error* (a stage raised): the shard is tried again, `attempts` times in all;
+- *infrastructure error* (worker or node gone, shard out of time): the shard is given to another
+  worker, a bounded number of times; one that keeps killing workers is searched for the record that
+  does it, and made without that one (see `ledger`);
+- a shard that fails for good is *quarantined*: its traceback is kept in
+  `<step>/_quarantine/<shard>.json`, the job goes on, says so at the end and fails. The next run
+  tries it again.
+"""
+
+import contextlib
+import importlib
+import itertools
+import logging
+import os
+import secrets
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ovref.contract import Spec
+from ovref.errors import ConfigError, MismatchError, ModelError, OvrefError, StorageError
+from ovref.run_shard import run_alone, run_shard
+from ovref.storage.commits import Commit
+from ovref.storage.scratch import remove_abandoned
+from ovref.storage.steps import StepFolder
+from ovref_pipelines.engine.config import EngineConfig, PoolConfig
+from ovref_pipelines.engine.ledger import CRASHED_WORKER, Ledger, Order, Outcome
+from ovref_pipelines.engine.prefetch import Prefetch
+from ovref_pipelines.engine.progress import Progress
+from ovref_pipelines.engine.stopping import Drain, draining
+from ovref_pipelines.engine.summary import StepSummary, summarise
+
+FATAL = (ConfigError, MismatchError, ModelError, StorageError)
+"""Trying another shard would end the same way."""
+OUTAGE_SECONDS = (5.0, 30.0, 120.0, 300.0)
+"""Waited before a shard is tried again for which the store did not answer. Without waiting all
+shards would fail for good one after another while an object store is restarted."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class StepRun:
+    """A step as `run_steps` is asked to run it, with its account."""
+
+    specs: Sequence[Spec]
+    source: StepFolder
+    target: StepFolder
+    pool: PoolConfig
+    """Its workers, where it has some of its own."""
+    progress: Progress
+    ledger: Ledger = field(init=False)
+    shards: int = field(init=False)
+    """Of its source, as far as they are made."""
+
+
+def run_step(
+    specs: Sequence[Spec],
+    source: StepFolder,
+    target: StepFolder,
+    config: EngineConfig,
+    progress: Progress | None = None,
+) -> StepSummary:
+    """Runs one step. Like `run_steps`."""
+    progress = progress or progress_of(target, config)
+    run = StepRun(specs=specs, source=source, target=target, pool=config.pool, progress=progress)
+    return run_steps([run], config)[0]
+
+
+def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary]:
+    """Runs every committed shard that a step's `target` lacks; declares `target` complete.
+
+    Args:
+        runs: one step; or steps that run at the same time, each reading what the one before it
+            makes, with `placement` chained (on the workers of the first) or pools.
+
+    Raises:
+        ConfigError: the workers can never get the CPUs or GPUs that they ask for.
+        ModelError, StorageError, MismatchError: nothing more can be done until it is mended.
+        JobError: more shards than `max_quarantined`, or workers that keep dying at the start.
+        StoppedError: SIGTERM or SIGINT came; in-flight shards were finished or abandoned.
+    """
+    started = time.monotonic()
+    to_come = 0
+    for before, run in zip([None, *runs], runs, strict=False):
+        sources, done = run.source.commits(), set(run.target.committed())
+        records = {shard: sources[shard].outputs for shard in sources if shard not in done}
+        run.ledger = Ledger(records, run.target, config, run.progress)
+        run.shards = len(sources)
+        total = len(sources) + to_come
+        run.progress.begin(
+            total, len(sources) - len(records), sum(records.values()), run.pool.workers
+        )
+        run.progress.still_to_come(to_come)
+        if before is not None:
+            before.progress.beside(run.progress)
+        to_come += len(records)
+    try:
+        if to_come and config.engine == "local":
+            for run, after in zip(runs, [*runs[1:], None], strict=True):
+                with draining(run.progress) as drain:
+                    _run_local(run, after, config, drain)
+        elif to_come:
+            ray_engine = ray_module(config, "engine")
+            with draining(runs[0].progress) as drain:
+                ray_engine.run(runs, config, drain)
+    finally:
+        for run in runs:
+            run.progress.close()
+    for run in runs:
+        everything = run.source.complete()
+        if everything is not None and set(everything) <= set(run.target.committed()):
+            run.target.finish(everything)
+    return [
+        summarise(
+            run.target,
+            len(run.source.committed()),
+            committed_now=run.ledger.committed_now,
+            quarantined=tuple(sorted(run.ledger.quarantined)),
+            trouble=dict(sorted(run.ledger.tallies.items())),
+            seconds=time.monotonic() - started,
+        )
+        for run in runs
+    ]
+
+
+def progress_of(target: StepFolder, config: EngineConfig) -> Progress:
+    """What people see of a step, as the configuration wants it."""
+    return Progress(target.name, every_seconds=config.progress_seconds, log=config.log)
+
+
+class ShardWorker:
+    """The built stages of a step, ready for one shard after another."""
+
+    def __init__(self, specs: Sequence[Spec], threads: int) -> None:
+        """Loads the models. Raises ModelError, also for anything unforeseen."""
+        limit_threads(threads)
+        remove_abandoned()
+        self._prefetch = Prefetch()
+        self._examined: tuple[str, int] | None = None
+        self._committed = False
+        self._stages = []
+        for spec in specs:
+            try:
+                self._stages.append(spec.build())
+            except OvrefError:
+                raise
+            except Exception as error:
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                raise ModelError(
+                    f"stage {spec.name} cannot be built: {type(error).__name__}: {error} "
+                    f"({last.filename}:{last.lineno})"
+                ) from error
+
+    def run(
+        self, source: StepFolder, target: StepFolder, order: Order, upcoming: str | None = None
+    ) -> Outcome:
+        """Carries out one order and never raises for what the shard or its stages do.
+
+        Args:
+            upcoming: the shard that will most likely be next, to be fetched meanwhile.
+        """
+        try:
+            if order.examine is not None:
+                return Outcome(outlived=self._examine(source, order))
+            without = dict.fromkeys(order.without, CRASHED_WORKER)
+            with self._prefetch.place(source, order.shard) as place:
+                if upcoming is not None:
+                    self._prefetch.begin(source, upcoming)
+                commit = self._run_shard(place, target, order, without)
+            self._committed = True
+            return Outcome(commit=commit)
+        except FATAL as error:
+            return Outcome(fatal=error)
+        except Exception:
+            return Outcome(error=traceback.format_exc())
+
+    def _run_shard(
+        self, source: StepFolder, target: StepFolder, order: Order, without: dict[int, str]
+    ) -> Commit:
+        arguments = (self._stages, source, target, order.shard, order.attempt, without)
+        # A store that has never answered has a wrong address, which is told at once.
+        for wait_s in OUTAGE_SECONDS if self._committed else ():
+            try:
+                return run_shard(*arguments)
+            except (ConnectionError, TimeoutError) as error:
+                logger.warning("shard %s: %s; once more in %g s", order.shard, error, wait_s)
+                time.sleep(wait_s)
+        return run_shard(*arguments)
+
+    def close(self) -> None:
+        """Removes what was fetched ahead."""
+        self._prefetch.drop()
+
+    def _examine(self, source: StepFolder, order: Order) -> bool:
+        """Runs one record alone; False if there is no record of that number."""
+        if self._examined != (order.shard, order.examine):
+            self._records = itertools.islice(source.read(order.shard), order.examine, None)
+        self._examined = (order.shard, order.examine + 1)
+        for record in self._records:
+            # What a stage raises is for the run of the shard to say.
+            with contextlib.suppress(Exception):
+                run_alone(self._stages, record)
+            return True
+        return False
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """What bounds the threads of numeric libraries that are loaded later.
+
+    numpy gets one in any case: in a worker it only ever multiplies small matrices.
+    """
+    count = str(threads)
+    return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": "1"}
+
+
+def limit_threads(threads: int) -> None:
+    """Bounds the threads of libraries loaded from now on, and of torch also if it is loaded."""
+    os.environ.update(thread_variables(threads))
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def ray_left_as_found() -> Iterator[None]:
+    """Ends the Ray that steps inside the block have started or joined, and no other.
+
+    `run_step` starts Ray only when it has shards to run, and leaves it to the next step.
+    """
+    before = _ray_runs()
+    try:
+        yield
+    finally:
+        if not before and _ray_runs():
+            sys.modules["ray"].shutdown()
+
+
+def _ray_runs() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def settle(run: StepRun, after: StepRun | None, order: Order, outcome: Outcome) -> None:
+    """Books an outcome; a shard that is committed is one to do for the step after it."""
+    run.ledger.settle(order, outcome)
+    if outcome.commit is not None and after is not None:
+        after.ledger.add(order.shard, outcome.commit.outputs)
+
+
+def _run_local(run: StepRun, after: StepRun | None, config: EngineConfig, drain: Drain) -> None:
+    if not run.ledger.waiting:
+        return
+    worker = ShardWorker(run.specs, config.threads)
+    run.progress.working(1)
+    try:
+        while run.ledger.waiting and not drain.requested:
+            order = run.ledger.take()
+            upcoming = run.ledger.waiting[0] if run.ledger.waiting else None
+            settle(run, after, order, worker.run(run.source, run.target, order, upcoming))
+    finally:
+        worker.close()
+
+
+def ray_module(config: EngineConfig, name: str) -> Any:
+    """A module of the room `ray`, which stands above this one and imports ray: only when wanted.
+
+    A Ray of our own gets a secret token through the environment, which Ray reads while it is
+    imported: its ports are then closed to others, and nothing is written into the home folder.
+    """
+    own = config.address is None and "RAY_ADDRESS" not in os.environ
+    if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return importlib.import_module(f"ovref_pipelines.ray.{name}")

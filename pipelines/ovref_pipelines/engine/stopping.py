@@ -1,0 +1,59 @@
+"""Stopping a job when a signal asks for it, without losing what is in hand."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ovref_pipelines.engine.progress import Progress
+
+
+class StoppedError(BaseException):
+    """The job was asked to stop; what is committed stays.
+
+    Like KeyboardInterrupt no Exception: a second signal comes in the midst of a stage, and nobody
+    shall take it for an error of the shard.
+    """
+
+
+@dataclass
+class Drain:
+    """Whether the job was asked to stop."""
+
+    requested_at: float | None = None
+    """`time.monotonic()` of the first signal."""
+
+    @property
+    def requested(self) -> bool:
+        return self.requested_at is not None
+
+
+@contextmanager
+def draining(progress: Progress) -> Iterator[Drain]:
+    """Turns the first SIGTERM or SIGINT into a request to stop, the second into StoppedError."""
+    drain = Drain()
+    if threading.current_thread() is not threading.main_thread():
+        yield drain  # signals belong to the main thread
+        return
+
+    def on_signal(number: int, _frame: Any) -> None:
+        if drain.requested:
+            raise StoppedError(f"stopped by a second {signal.Signals(number).name}")
+        drain.requested_at = time.monotonic()
+        progress.say(
+            f"{signal.Signals(number).name}: finishing the shards in hand; "
+            "once more abandons them, and nothing committed is lost either way"
+        )
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield drain
+        if drain.requested:
+            raise StoppedError("stopped as asked")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,89 @@
+"""What a step's folder holds after a run: added up from its markers, and in one line for people."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ovref.storage.steps import StepFolder
+from ovref_pipelines.engine.progress import duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSummary:
+    """What a step's folder holds after a run."""
+
+    step: str
+    output: str
+    """URL of the step's folder."""
+    shards: int
+    """Of its source."""
+    committed: int
+    committed_now: int
+    """By this run."""
+    inputs: int
+    """Records, over all committed shards, like the counts below."""
+    outputs: int
+    dropped: dict[str, int]
+    """Whole records given up, by reason."""
+    dropped_parts: dict[str, int]
+    """Regions given up, by reason."""
+    quarantined: tuple[str, ...]
+    """Shards that failed for good in this run."""
+    trouble: dict[str, int]
+    """In this run: `errors` of stages, `worker_deaths`, `node_losses`, `crashed_records`."""
+    seconds: float
+    """Of this run, wall clock."""
+    work_seconds: float
+    """Spent inside shards by all workers of all runs."""
+
+
+def summarise(
+    target: StepFolder,
+    shards: int,
+    *,
+    committed_now: int = 0,
+    quarantined: tuple[str, ...] = (),
+    trouble: dict[str, int] | None = None,
+    seconds: float = 0.0,
+) -> StepSummary:
+    """Adds up the markers of a step whose source has `shards`."""
+    commits = list(target.commits().values())
+    dropped: Counter[str] = Counter()
+    parts: Counter[str] = Counter()
+    for commit in commits:
+        dropped.update(commit.dropped)
+        parts.update(commit.dropped_parts)
+    return StepSummary(
+        step=target.name,
+        output=target.store.url,
+        shards=shards,
+        committed=len(commits),
+        committed_now=committed_now,
+        inputs=sum(commit.inputs for commit in commits),
+        outputs=sum(commit.outputs for commit in commits),
+        dropped=dict(sorted(dropped.items())),
+        dropped_parts=dict(sorted(parts.items())),
+        quarantined=quarantined,
+        trouble=trouble or {},
+        seconds=round(seconds, 3),
+        work_seconds=round(sum(commit.seconds for commit in commits), 3),
+    )
+
+
+def step_line(step: StepSummary) -> str:
+    """A step in one line."""
+    now = f" ({step.committed_now} now, in {duration(step.seconds)})" if step.committed_now else ""
+    parts = [
+        f"{step.step}: {step.committed}/{step.shards} shards{now}, "
+        f"{step.inputs} records in, {step.outputs} out"
+    ]
+    for what, counts in (("dropped", step.dropped), ("parts dropped", step.dropped_parts)):
+        if counts:
+            parts.append(f"{what} {counts_text(counts)}")
+    if step.quarantined:
+        parts.append(f"quarantined {', '.join(step.quarantined)}")
+    return "; ".join(parts)
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """Counts of what, for people: `3 no_noun, 1 too_long`."""
+    return ", ".join(f"{count} {what}" for what, count in counts.items())

@@ -1,0 +1,374 @@
+"""Runs the shards of steps on Ray actors.
+
+Actors are built from the specs and hold the models; the driver gives each one shard at a time and
+waits for any of them. Ray's own retries are off: the driver knows what a lost worker had in hand,
+gives that shard to another worker and hires a replacement, so that attempts are counted in one
+place. Images never travel: an actor reads its shard from the store and commits it there.
+
+Several steps run at the same time in one pool of actors that hold the models of all of them
+(`placement=chained`) or in a pool each (`pools`). Either way a shard goes from one step to the next
+through the store, so the bytes are those of steps that run one after another.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ovref.errors import ModelError
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.ledger import JobError, Order
+from ovref_pipelines.engine.run_steps import StepRun, settle, thread_variables
+from ovref_pipelines.engine.stopping import Drain, StoppedError
+from ovref_pipelines.ray.cluster import (
+    join,
+    leaving_nodes,
+    living_nodes,
+    need,
+    node_with_room,
+    offer,
+)
+from ovref_pipelines.ray.metrics import RayMeter
+from ovref_pipelines.ray.workers import Hand, Pool, Task, Worker
+
+POLL_SECONDS = 0.5
+NOTICE_SECONDS = 2.0
+"""Between two looks at which nodes are about to go, and at where there is room."""
+SHORT_SECONDS = 1.0
+"""Shards that take less are queued at their workers, or these would wait for the driver in between:
+a few milliseconds, but some percent of such a shard."""
+MAX_START_DEATHS = 3
+"""Workers that may die one after another while they load their models, before the job gives up."""
+
+
+def run(runs: Sequence[StepRun], config: EngineConfig, drain: Drain) -> None:
+    """Runs the shards of all ledgers to the end, or until a drain is over; see `run_steps`."""
+    join(config)
+    for one in runs:
+        one.progress.meter_to(RayMeter(one.target.name))
+    driver = _Driver(runs, config, drain)
+    try:
+        driver.drive()
+    finally:
+        driver.dismiss_all()
+
+
+class _Driver:
+    def __init__(self, runs: Sequence[StepRun], config: EngineConfig, drain: Drain) -> None:
+        self._runs, self._config, self._drain = list(runs), config, drain
+        if config.placement == "pools":
+            self._pools = [Pool([one], one.pool) for one in runs]
+        else:
+            self._pools = [Pool(self._runs, runs[0].pool)]
+        self._hire_class = ray.remote(Worker)
+        self._say = runs[0].progress.say
+        self._leaving: set[str] = set()
+        self._looked_at = self._waiting_since = time.monotonic()
+        self._found_room_at = 0.0
+
+    def drive(self) -> None:
+        while True:
+            if self._drain.requested:
+                if self._drained():
+                    return
+            else:
+                self._look_for_leaving_nodes()
+                # Those with GPUs first: CPUs are cheap, and a GPU without a CPU lies idle.
+                for pool in sorted(self._pools, key=lambda pool: -pool.config.gpus_per_worker):
+                    self._hire(pool)
+                    self._occupy(pool)
+            # What nobody waits for is done now, while all have something to do.
+            self._runs[0].progress.tick()
+            for pool in self._pools:
+                self._replace_hung(pool)
+                for one in pool.runs:
+                    ready_hands = len(pool.tasks) - pool.loading + len(pool.idle)
+                    one.progress.stands(len(one.ledger.waiting), ready_hands)
+            self._complain_of_waiting()
+            tasks = {ref: pool for pool in self._pools for ref in pool.tasks}
+            if not tasks:
+                held = any(hand.reserved for pool in self._pools for hand in pool.idle)
+                if not held and not any(one.ledger.waiting for one in self._runs):
+                    return
+                time.sleep(POLL_SECONDS)  # a place for a worker is awaited
+            else:
+                ready, _ = ray.wait(list(tasks), num_returns=1, timeout=POLL_SECONDS)
+                for ref in ready:
+                    self._answered(tasks[ref], ref)
+
+    def dismiss_all(self) -> None:
+        for pool in self._pools:
+            for hand in pool.hands():
+                ray.kill(hand.actor)
+            pool.idle.clear()
+            pool.tasks.clear()
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def _hire(self, pool: Pool) -> None:
+        """No more workers than shards: one for each that waits, besides those at work."""
+        spare = pool.loading + len(pool.idle)
+        wanted = sum(len(one.ledger.waiting) for one in pool.runs) - spare
+        free = pool.config.workers - len(pool.tasks) - len(pool.idle)
+        for _ in range(min(free, wanted)):
+            strategy: Any = "SPREAD"
+            if (greater := self._starvable(pool)) is not None:
+                # What the cluster says is free is a moment old: one worker at a time.
+                if time.monotonic() - self._found_room_at < NOTICE_SECONDS:
+                    return
+                node = node_with_room(pool.config, greater.config)
+                if node is None:
+                    return
+                strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+                self._found_room_at = time.monotonic()
+            variables = thread_variables(self._config.threads)
+            if pool.config.gpus_per_worker == 0:
+                # Ray hides GPUs that others reserved, but none from those that reserve nothing.
+                variables["CUDA_VISIBLE_DEVICES"] = ""
+            options = {
+                "num_cpus": pool.config.cpus_per_worker,
+                "num_gpus": pool.config.gpus_per_worker,
+                "max_restarts": 0,
+                "max_task_retries": 0,
+                "scheduling_strategy": strategy,
+                "runtime_env": {"env_vars": variables},
+            }
+            actor = self._hire_class.options(**options).remote()
+            hand = Hand(actor, pool, hired_among=frozenset(living_nodes() - self._leaving))
+            pool.tasks[actor.where.remote()] = Task(hand, time.monotonic())
+
+    def _starvable(self, pool: Pool) -> Pool | None:
+        """A pool with GPUs that could wait for ever for CPUs that this one would take."""
+        for other in self._pools:
+            if other.config.gpus_per_worker > pool.config.gpus_per_worker == 0 and other.loading:
+                return other
+        return None
+
+    def _occupy(self, pool: Pool) -> None:
+        """Gives idle workers something to do, and dismisses those for whom nothing will come."""
+        for hand in list(pool.idle):
+            pool.idle.remove(hand)
+            if hand.node in self._leaving:
+                self._dismiss(hand)
+            elif (found := self._next_for(hand)) is not None:
+                self._give(hand, *found)
+            elif hand.reserved or self._more_may_come(pool):
+                pool.idle.append(hand)
+            else:
+                self._dismiss(hand)
+        if not self._more_may_come(pool):
+            self._dismiss_loading(pool)
+
+    def _next_for(self, hand: Hand) -> tuple[StepRun, Order] | None:
+        # The last step first: what is begun is finished, and little waits in between.
+        for one in reversed(hand.pool.runs):
+            if self._queue_is_full(hand.pool, one):
+                continue
+            if one is hand.pool.runs[0]:
+                for holder in (hand, *hand.pool.hands()):
+                    # A busy worker's, where there is nothing else: rather now than after its shard.
+                    idle = not one.ledger.waiting and holder.queued is None
+                    if holder.reserved and (holder is hand or idle):
+                        order, holder.reserved = holder.reserved, None
+                        return one, order
+            if one.ledger.waiting:
+                return one, one.ledger.take()
+        return None
+
+    def _queue_is_full(self, pool: Pool, one: StepRun) -> bool:
+        after = self._after(one)
+        apart = after is not None and after not in pool.runs
+        return apart and len(after.ledger.waiting) >= self._config.queue
+
+    def _more_may_come(self, pool: Pool) -> bool:
+        """Whether the pool's steps can get shards that are not there for its workers now."""
+        earlier = self._runs[: self._runs.index(pool.runs[-1])]
+        return (
+            any(one.ledger.waiting for one in pool.runs)
+            or any(hand.reserved for hand in pool.hands())
+            or any(
+                one.ledger.waiting or other.at_work(one) or any(h.reserved for h in other.hands())
+                for one in earlier
+                for other in self._pools
+            )
+        )
+
+    def _after(self, one: StepRun) -> StepRun | None:
+        place = self._runs.index(one) + 1
+        return self._runs[place] if place < len(self._runs) else None
+
+    def _give(self, hand: Hand, one: StepRun, order: Order) -> None:
+        step = hand.pool.runs.index(one)
+        first = one is hand.pool.runs[0]
+        queued, hand.queued = hand.queued, None
+        if first and hand.reserved is None and self._worth_reserving(hand, one):
+            hand.reserved = one.ledger.take()
+            if hand.reserved.examine is not None:
+                one.ledger.give_back(hand.reserved)
+                hand.reserved = None
+        upcoming = hand.reserved.shard if first and hand.reserved else None
+        ref = queued or hand.actor.run.remote(step, order, upcoming)
+        hand.pool.tasks[ref] = Task(hand, time.monotonic(), one, order)
+        if hand.reserved is not None and one.source.store.is_local:
+            hand.queued = hand.actor.run.remote(step, hand.reserved, None)
+
+    def _worth_reserving(self, hand: Hand, one: StepRun) -> bool:
+        """Whether there is something to fetch or to queue ahead, and enough for everybody."""
+        if len(one.ledger.waiting) <= sum(pool.config.workers for pool in self._pools):
+            return False
+        if not one.source.store.is_local:
+            return True
+        return len(self._runs) == 1 and hand.pool.last_seconds < SHORT_SECONDS
+
+    def _dismiss(self, hand: Hand) -> None:
+        ray.kill(hand.actor)
+        if hand.reserved is not None:
+            hand.pool.runs[0].ledger.give_back(hand.reserved)
+            hand.reserved = hand.queued = None
+
+    def _dismiss_loading(self, pool: Pool) -> None:
+        """Those without their models too; some may wait for a place that never comes."""
+        for ref in [ref for ref, task in pool.tasks.items() if task.run is None]:
+            self._dismiss(pool.tasks.pop(ref).hand)
+
+    # -- answers -------------------------------------------------------------------------------
+
+    def _answered(self, pool: Pool, ref: Any) -> None:
+        task = pool.tasks.pop(ref)
+        try:
+            answer = ray.get(ref)
+        except RayTaskError as error:  # not the shard: the worker cannot even be called
+            raise ModelError(f"a worker cannot take its orders: {error.cause!r}") from error
+        except RayError as error:
+            self._dismiss(task.hand)
+            if task.run is None:
+                # Before it has a place nobody knows where: perhaps on a node that has gone since.
+                among = {task.hand.node} if task.hand.node else task.hand.hired_among
+                pool.start_deaths += among <= living_nodes() - leaving_nodes()
+                self._complain_of_start(pool, _first_line(error))
+            else:
+                _book_loss(task, error)
+            return
+        if task.run is None:
+            self._started(pool, task.hand, answer)
+            return
+        outcome, rss_bytes = answer
+        settle(task.run, self._after(task.run), task.order, outcome)
+        if outcome.commit is not None:
+            pool.last_seconds = outcome.commit.seconds
+        if outcome.error is not None:
+            # An error of CUDA spoils its process for every later shard: take a new one.
+            self._dismiss(task.hand)
+        elif self._config.max_worker_gb and rss_bytes > self._config.max_worker_gb * 1e9:
+            task.run.progress.say(
+                f"a worker has grown to {rss_bytes / 1e9:.3g} GB, more than max_worker_gb="
+                f"{self._config.max_worker_gb:g}; another takes its place",
+                event="recycle", rss_bytes=rss_bytes,
+            )  # fmt: skip
+            self._dismiss(task.hand)
+        else:
+            pool.idle.append(task.hand)
+
+    def _started(self, pool: Pool, hand: Hand, answer: Any) -> None:
+        """A worker has got its place, and shall load its models; or it has them."""
+        if hand.node is None:
+            hand.node = answer
+            chains = [(one.specs, one.source, one.target) for one in pool.runs]
+            ref = hand.actor.load.remote(chains, self._config.threads)
+            pool.tasks[ref] = Task(hand, time.monotonic())
+            return
+        if answer is not None:
+            raise answer
+        if not pool.anyone_ready:
+            for one in pool.runs:
+                one.progress.working(pool.config.workers)
+        pool.start_deaths, pool.anyone_ready = 0, True
+        pool.idle.append(hand)
+
+    def _drained(self) -> bool:
+        """Lets go of workers without a shard; whether none, or no time, is left."""
+        left = 0
+        for pool in self._pools:
+            self._dismiss_loading(pool)
+            for hand in pool.idle:
+                self._dismiss(hand)
+            pool.idle.clear()
+            left += len(pool.tasks)
+        patience = self._config.drain_seconds
+        if left and time.monotonic() - self._drain.requested_at > patience:
+            raise StoppedError(f"abandoned {left} shards after {patience:g} s")
+        return not left
+
+    def _replace_hung(self, pool: Pool) -> None:
+        now, limit = time.monotonic(), self._config.shard_timeout_seconds
+        for ref, task in list(pool.tasks.items()):
+            # A place may be waited for without end: machines come when the cloud has some.
+            if task.hand.node is None or now - task.started <= limit:
+                continue
+            del pool.tasks[ref]
+            self._dismiss(task.hand)
+            reason = f"it took longer than shard_timeout_seconds={limit:g}"
+            if task.run is None:
+                pool.start_deaths += 1
+                self._complain_of_start(pool, reason)
+            else:
+                task.run.ledger.worker_lost(task.order, reason, node_lost=False)
+
+    def _look_for_leaving_nodes(self) -> None:
+        """Notices of preemption: workers there finish what they have, and get nothing more."""
+        if time.monotonic() - self._looked_at < NOTICE_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        found = leaving_nodes()
+        hands = [task.hand for pool in self._pools for task in pool.tasks.values()]
+        for node in found - self._leaving:
+            there = [hand for hand in hands if hand.node == node]
+            if there:
+                self._say(
+                    f"node {node[:12]} is about to go: its {len(there)} workers finish what they "
+                    "have and get nothing more",
+                    event="node_leaving", node=node,
+                )  # fmt: skip
+        self._leaving = found
+        for hand in hands:
+            if hand.node in found and hand.reserved is not None and hand.queued is None:
+                hand.pool.runs[0].ledger.give_back(hand.reserved)
+                hand.reserved = None
+
+    def _complain_of_start(self, pool: Pool, reason: str) -> None:
+        if pool.start_deaths > MAX_START_DEATHS:
+            raise JobError(
+                f"{pool.start_deaths} workers in a row died while they loaded their models (out of "
+                f"memory? see Ray's logs); the last: {reason}"
+            )
+        self._say(f"a worker died while it loaded its models, hiring another: {reason}")
+
+    def _complain_of_waiting(self) -> None:
+        if time.monotonic() - self._waiting_since <= 30:
+            return
+        self._waiting_since = time.monotonic()
+        for pool in self._pools:
+            if not pool.anyone_ready and any(one.ledger.waiting for one in pool.runs):
+                self._say(f"no worker is ready yet; {need(pool.config)}, the cluster has {offer()}")
+
+
+def _book_loss(task: Task, error: RayError) -> None:
+    # A node that vanishes counts as alive for a while; its actors are unavailable, not dead.
+    unavailable = isinstance(error, ActorUnavailableError)
+    node_lost = unavailable or task.hand.node not in living_nodes()
+    what = "its node was lost" if node_lost else "its worker died"
+    task.run.ledger.worker_lost(task.order, f"{what}: {_first_line(error)}", node_lost)
+
+
+def _first_line(error: RayError) -> str:
+    """Ray's errors run over many lines of ids; the last sentence says what happened, and what the
+    process itself had to say is in its log."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = f"{type(error).__name__}: {lines[-1][:200] if lines else 'no details'}"
+    ids = dict(line.split(": ", 1) for line in lines if line.startswith(("pid: ", "ip: ")))
+    if len(ids) < 2:
+        return told
+    return f"{told} (its stderr: worker-*-{ids['pid']}.err in Ray's logs on {ids['ip']})"

@@ -1,0 +1,83 @@
+"""The tasks of a reduction as Ray tasks."""
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ovref.errors import StorageError
+from ovref.reduce.tasks import Task
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.run_steps import limit_threads, thread_variables
+from ovref_pipelines.ray.cluster import join
+
+
+def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool) -> Iterator[Any]:
+    """Results in the order of `tasks`, `config.workers` of which run at a time.
+
+    A task whose worker dies is run again by Ray; one that raises ends the run.
+
+    Raises:
+        StorageError: a machine that was given a task does not see `work`.
+        Exception: whatever a task raises.
+    """
+    join(config)
+    options: dict[str, Any] = {
+        "num_cpus": config.cpus_per_worker,
+        "scheduling_strategy": "SPREAD",
+        "max_retries": config.attempts,
+        "runtime_env": {"env_vars": thread_variables(1)},
+    }
+    limit = config.workers
+    if not shared:
+        # The driver's machine may offer no CPUs to Ray, as a cluster's head should not.
+        here = ray.get_runtime_context().get_node_id()
+        options |= {
+            "num_cpus": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+        }
+        limit = min(limit, os.cpu_count() or 1)
+    work.mkdir(parents=True, exist_ok=True)
+    sign = work / f"seen-{secrets.token_hex(8)}"
+    sign.touch()
+    call = ray.remote(_call).options(**options)
+    numbers: dict[Any, int] = {}
+    results: dict[int, Any] = {}
+    try:
+        started = 0
+        for number in range(len(tasks)):
+            while number not in results:
+                while len(numbers) < limit and started < len(tasks):
+                    numbers[call.remote(tasks[started], sign)] = started
+                    started += 1
+                for ref in ray.wait(list(numbers))[0]:
+                    results[numbers.pop(ref)] = _result(ref)
+            yield results.pop(number)
+    finally:
+        # What still runs is not cancelled: it ends with the driver, and a reply that crosses a
+        # cancellation aborts the driver without a word (a check in Ray 2.60's task manager).
+        if not numbers:
+            sign.unlink()
+
+
+def _call(task: Task, sign: Path) -> Any:
+    if not sign.exists():
+        raise StorageError(
+            f"{socket.gethostname()} does not see {sign.parent}: `work` must be a folder that all "
+            "machines of the cluster share; leave it out to reduce on the driver's machine alone"
+        )
+    limit_threads(1)
+    return task()
+
+
+def _result(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise error.cause from error

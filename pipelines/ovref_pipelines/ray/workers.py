@@ -1,0 +1,106 @@
+"""The actors that `ray.engine` drives, and what the driver knows of each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import ray
+
+from ovref.contract import Spec
+from ovref.errors import OvrefError
+from ovref.storage.steps import StepFolder
+from ovref_pipelines.engine.config import PoolConfig
+from ovref_pipelines.engine.ledger import Order, Outcome
+from ovref_pipelines.engine.run_steps import ShardWorker, StepRun
+
+
+class Worker:
+    """The actor. Its constructor does nothing, so that errors of loading arrive whole."""
+
+    def where(self) -> str:
+        """Ray's id of the node on which it has got its place."""
+        return ray.get_runtime_context().get_node_id()
+
+    def load(
+        self, chains: list[tuple[Sequence[Spec], StepFolder, StepFolder]], threads: int
+    ) -> OvrefError | None:
+        """Builds the stages of each step; why it failed if it did.
+
+        Args:
+            chains: the specs of each step, where it reads and where it writes.
+        """
+        self._process = psutil.Process()
+        try:
+            self._steps = [
+                (ShardWorker(specs, threads), source, target) for specs, source, target in chains
+            ]
+        except OvrefError as error:
+            return error
+        return None
+
+    def run(self, step: int, order: Order, upcoming: str | None) -> tuple[Outcome, int]:
+        """One order of one of its steps; and its resident memory afterwards, bytes."""
+        worker, source, target = self._steps[step]
+        outcome = worker.run(source, target, order, upcoming)
+        return outcome, self._process.memory_info().rss
+
+
+@dataclass(eq=False)
+class Hand:
+    """A worker as the driver knows it."""
+
+    actor: Any
+    pool: "Pool"
+    node: str | None = None
+    """Ray's id of the node it runs on; None while it waits for a place."""
+    hired_among: frozenset[str] = frozenset()
+    """The nodes that were there when it was hired."""
+    reserved: Order | None = None
+    """Of the pool's first step: fetched ahead, to be given to it next."""
+    queued: Any = None
+    """Ray's reference to the answer, if it has been given `reserved` already, to begin at once when
+    it has done what it does."""
+
+
+@dataclass
+class Task:
+    """What a worker has been asked to do."""
+
+    hand: Hand
+    started: float
+    """`time.monotonic()`."""
+    run: StepRun | None = None
+    """None while it waits for a place and while it loads its models."""
+    order: Order | None = None
+
+
+@dataclass(eq=False)
+class Pool:
+    """Equal workers, each with the models of one step or of several."""
+
+    runs: list[StepRun]
+    """In the order of the flow."""
+    config: PoolConfig
+    tasks: dict[Any, Task] = field(default_factory=dict)
+    idle: list[Hand] = field(default_factory=list)
+    """They have their models and nothing to do yet."""
+    start_deaths: int = 0
+    """Of workers in a row, before they had their models."""
+    last_seconds: float = math.inf
+    """That the shard took which was committed last."""
+    anyone_ready: bool = False
+
+    @property
+    def loading(self) -> int:
+        """Workers that do not have their models yet, with those that wait for a place."""
+        return sum(task.run is None for task in self.tasks.values())
+
+    def hands(self) -> list[Hand]:
+        """All workers, those at work first."""
+        return [*(task.hand for task in self.tasks.values()), *self.idle]
+
+    def at_work(self, run: StepRun) -> int:
+        """Shards of a step in hand."""
+        return sum(task.run is run for task in self.tasks.values())

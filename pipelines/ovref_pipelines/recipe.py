@@ -1,0 +1,381 @@
+"""The recipe of a build: from a caption corpus to a reference collection.
+
+    captions -> prompts (-> selected) -> images -> references -> collection
+
+Every step but the last has a folder of shards in the output and carries on where it was stopped.
+The folders are fingerprinted over all settings that affect their bytes, chained from step to step;
+a folder that was made with other settings is refused before anything runs.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovref.config import STRICT, dump
+from ovref.contract import Dropped, Spec
+from ovref.corpora import CorpusSpec, identify, read_captions
+from ovref.errors import MismatchError, ModelError
+from ovref.identity import spec_identity
+from ovref.ingest import IngestSummary, ingest
+from ovref.ops.vocabulary import vocabulary_report
+from ovref.records import Noun, Prompt
+from ovref.reduce.run import reduce_collection
+from ovref.reduce.spec import ReduceSpec
+from ovref.select_prompts import SelectPrompts, select_prompts
+from ovref.stages.embed import Embed
+from ovref.stages.extract_nouns import ExtractNouns
+from ovref.stages.ground import Ground
+from ovref.stages.synthesize import Synthesize
+from ovref.storage.ahead import read_ahead
+from ovref.storage.steps import StepFolder, open_step
+from ovref.storage.store import Store, check_conditional_create
+from ovref_inference.collection.retrieve import Texts
+from ovref_inference.encoders.config import TextEncoderConfig
+from ovref_inference.errors import ModelLoadError
+from ovref_pipelines.engine import reduce_tasks
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.ledger import QUARANTINE, JobError
+from ovref_pipelines.engine.progress import Seldom, duration
+from ovref_pipelines.engine.run_steps import (
+    StepRun,
+    progress_of,
+    ray_left_as_found,
+    run_steps,
+)
+from ovref_pipelines.engine.summary import StepSummary, step_line, summarise
+from ovref_pipelines.output import BUILD, COLLECTION, REPORT, REPORTS, VOCABULARY, WORK
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Everything a build needs to know. The output keeps it as `build.json`."""
+
+    __pydantic_config__ = STRICT
+
+    output: str
+    """Folder or URL (`s3://bucket/prefix`) of the steps, the report and the collection."""
+    corpus: CorpusSpec
+    """The captions."""
+    embed: Embed
+    """How regions become references."""
+    synthesize: Synthesize | None = None
+    """How prompts are drawn; or else:"""
+    ground: Ground | None = None
+    """How the nouns of captions are found in the images that the corpus has."""
+    extract_nouns: ExtractNouns = field(default_factory=ExtractNouns)
+    """How nouns are found in captions."""
+    select_prompts: SelectPrompts | None = None
+    """Draws no more prompts of common nouns than are of use; None draws all."""
+    reduce: ReduceSpec = field(default_factory=ReduceSpec)
+    """How references become a collection."""
+    shard_size: int = 64
+    """Captions per shard, the unit of work and of commit: what a kill can cost at most."""
+    images_from: str | None = None
+    """Output of an earlier build of the same corpus, nouns and images, which this one embeds in
+    another way: its steps up to the images are used, not repeated. None makes them here."""
+    collection: str | None = None
+    """Where the collection is published; None for `collection` in the output."""
+    base: str | None = None
+    """A published collection to grow: its references stay, the new ones are added. To grow it in
+    place, give its URL as `collection` too. None starts a new collection."""
+    replace: bool = False
+    """Whether a collection made with other settings may be replaced."""
+    allow_incomplete: bool = False
+    """Whether to publish a collection although shards have failed for good."""
+    licences: tuple[str, ...] = ()
+    """Of the inputs, to be stated in the collection's manifest."""
+    work: str | None = None
+    """Folder for reducing, with room for five times the embeddings, that all machines of a cluster
+    share. None for `_reduce` in a local output, and otherwise a place in the machine's temporary
+    folder; then reducing uses this machine alone."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Where the shards run; no part of any step's identity."""
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ValueError("output must name a folder or URL, found an empty text")
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1, found {self.shard_size}")
+        if (self.synthesize is None) == (self.ground is None):
+            both = "neither" if self.ground is None else "both"
+            raise ValueError(
+                f"images are either drawn (synthesize) or the corpus's own (ground), found {both}"
+            )
+        if self.ground is not None and self.corpus.draws != 1:
+            raise ValueError(
+                f"corpus.draws is of images that are drawn; with ground it must be 1, found "
+                f"{self.corpus.draws}"
+            )
+
+    @property
+    def make_images(self) -> Spec:
+        """The stage that turns prompts into images with regions."""
+        return self.synthesize or self.ground
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSummary:
+    """What a build has made; also the content of `report.json`."""
+
+    output: str
+    ingested: IngestSummary
+    steps: tuple[StepSummary, ...]
+    collection: dict[str, Any] | None
+    """What `reduce_collection` tells; None where nothing was published because shards failed."""
+    collection_url: str
+    seconds: float
+    """Of this run."""
+
+    @property
+    def quarantined(self) -> int:
+        """Shards that failed for good in this run, over all steps."""
+        return sum(len(step.quarantined) for step in self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """The steps of a build, opened."""
+
+    captions: StepFolder
+    prompts: StepFolder
+    selected: StepFolder | None
+    """None where no prompts are selected."""
+    images: StepFolder
+    references: StepFolder
+
+
+def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
+    """Builds a collection, or carries on building it.
+
+    Args:
+        say: gets a line for people whenever a step begins or ends.
+
+    Raises:
+        OvrefError, CollectionError: see `ovref.errors`; the message says what to do.
+        StoppedError: SIGTERM or SIGINT came. What is committed stays, the same call goes on.
+    """
+    started = time.monotonic()
+    output = Store.open(config.output)
+    check_conditional_create(output)
+    folders = open_steps(config)
+    output.write(BUILD, _json(dump(config)))
+
+    ingested = _ingest(config, folders.captions, say)
+    with ray_left_as_found():
+        steps = _run(config, say, (config.extract_nouns, folders.captions, folders.prompts))
+        if folders.selected is not None:
+            steps.append(_select(config.select_prompts, folders.prompts, folders.selected, say))
+        images = (config.make_images, folders.selected or folders.prompts, folders.images)
+        embed = (config.embed, folders.images, folders.references)
+        if config.engine.placement == "steps":
+            steps += _run(config, say, images) + _run(config, say, embed)
+        else:
+            steps += _run(config, say, images, embed)
+
+    failed = sum(len(step.quarantined) for step in steps)
+    collection = None
+    if failed and not config.allow_incomplete:
+        say(f"no collection yet: {failed} shards failed for good; see _quarantine in their steps")
+    else:
+        collection = reduce(config, folders.references, say)
+    summary = BuildSummary(
+        output=config.output,
+        ingested=ingested,
+        steps=tuple(steps),
+        collection=collection,
+        collection_url=collection_store(config).url,
+        seconds=round(time.monotonic() - started, 3),
+    )
+    output.write(REPORT, _json(dataclasses.asdict(summary)))
+    output.write(VOCABULARY, _json(vocabulary_report(_answers(folders.prompts))))
+    return summary
+
+
+def _answers(prompts: StepFolder) -> Iterator[Any]:
+    """The prompts of a step and, after each shard's, what was dropped from it."""
+    columns = ["key", "caption", "nouns", "source"]
+
+    def read(shard: str) -> tuple[list[dict[str, Any]], list[Dropped]]:
+        # From the sidecars: the samples hold the images of the corpus, where it has any.
+        return prompts.table(shard, columns).to_pylist(), prompts.drops(shard)
+
+    for rows, drops in read_ahead(read, prompts.committed()):
+        for row in rows:
+            yield Prompt(**row | {"nouns": tuple(Noun(**noun) for noun in row["nouns"])})
+        yield from drops
+
+
+def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
+    """Opens the folders of all steps; makes those that are new, or writes nothing.
+
+    Raises:
+        InputError: the corpus is not there.
+        MismatchError: a folder was made with other settings.
+    """
+    here = Store.open(config.output)
+    upstream = here if config.images_from is None else Store.open(config.images_from)
+    corpus = {"corpus": identify(config.corpus), "shard_size": config.shard_size}
+    if config.ground is not None:
+        corpus["with_images"] = True
+    captions = open_step(upstream, "captions", corpus, create=create)
+
+    def opened(store: Store, name: str, spec: Spec, source: StepFolder) -> StepFolder:
+        identity = {"stages": [spec_identity(spec)]}
+        return open_step(store, name, identity, [source.fingerprint], create=create)
+
+    prompts = opened(upstream, "prompts", config.extract_nouns, captions)
+    selected = None
+    if config.select_prompts is not None:
+        selected = opened(upstream, "selected", config.select_prompts, prompts)
+    images = opened(upstream, "images", config.make_images, selected or prompts)
+    try:
+        references = opened(here, "references", config.embed, images)
+    except MismatchError as error:
+        raise MismatchError(
+            f"{error}. Another output with images_from={upstream.url} embeds the same images"
+        ) from error
+    return Folders(
+        captions=captions, prompts=prompts, selected=selected, images=images, references=references
+    )
+
+
+def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, Any]:
+    """Makes and publishes the collection of finished reference shards."""
+    target = collection_store(config)
+    say(f"collection: reducing {references.store.url} to {target.url}")
+    started = time.monotonic()
+    seldom = Seldom(say, config.engine.progress_seconds)
+    work = _work_folder(config)
+    with ray_left_as_found():
+        result = reduce_collection(
+            references,
+            config.reduce,
+            embed=config.embed,
+            texts=texts_of(config),
+            output=target,
+            work=work,
+            licences=config.licences,
+            base=None if config.base is None else Store.open(config.base),
+            replace=config.replace,
+            allow_incomplete=config.allow_incomplete,
+            run_tasks=reduce_tasks.spread(config.engine, work, shared=config.work is not None),
+            report=lambda phase, done, total: seldom(f"collection: {phase}, {done}/{total}"),
+        )
+    say(f"collection: done in {duration(time.monotonic() - started)}")
+    return result
+
+
+def texts_of(config: BuildConfig) -> Texts:
+    """What encodes the vocabulary; loaded when it is first asked."""
+    return _LazyTexts(config.embed.text)
+
+
+def collection_store(config: BuildConfig) -> Store:
+    """Where the collection is, or will be."""
+    if config.collection is not None:
+        return Store.open(config.collection)
+    return Store.open(config.output).child(COLLECTION)
+
+
+def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
+    say(f"captions: reading {config.corpus.path}")
+    seldom = Seldom(say, config.engine.progress_seconds)
+    summary = ingest(
+        read_captions(config.corpus, images=config.ground is not None),
+        target,
+        config.shard_size,
+        lambda so_far: seldom(f"captions: {so_far.captions} in {so_far.shards} shards so far"),
+    )
+    dropped = f", dropped {summary.dropped}" if summary.dropped else ""
+    say(f"captions: {summary.captions} in {summary.shards} shards{dropped}")
+    return summary
+
+
+def _run(
+    config: BuildConfig, say: Say, *chain: tuple[Spec, StepFolder, StepFolder]
+) -> list[StepSummary]:
+    """Runs one step, or several at the same time: the stage, what it reads, what it makes."""
+    engine = config.engine
+    if chain[0][0].name == ExtractNouns.name:
+        # Tagging needs no GPU; asking for one would wake machines that then wait.
+        engine = dataclasses.replace(engine, gpus_per_worker=0.0)
+    pools = [engine.pool, engine.embedders if engine.placement == "pools" else engine.pool]
+    runs = [
+        StepRun(
+            specs=[spec], source=source, target=target, pool=pool,
+            progress=progress_of(target, engine),
+        )
+        for (spec, source, target), pool in zip(chain, pools, strict=False)
+    ]  # fmt: skip
+    steps = run_steps(runs, engine)
+    for step in steps:
+        Store.open(config.output).write(f"{REPORTS}/{step.step}.json", _json(step_report(step)))
+        say(step_line(step))
+    return steps
+
+
+def _select(spec: SelectPrompts, source: StepFolder, target: StepFolder, say: Say) -> StepSummary:
+    shards = source.complete()
+    if shards is None:
+        raise JobError(
+            f"shards of {source.store.url} failed for good, and prompts can be selected only when "
+            f"all are there; see {QUARANTINE} in it, and run the same command to try them again"
+        )
+    there, started = len(target.committed()), time.monotonic()
+    select_prompts(spec, source, target)
+    now, seconds = len(shards) - there, time.monotonic() - started
+    step = summarise(target, len(shards), committed_now=now, seconds=seconds)
+    say(step_line(step))
+    return step
+
+
+def step_report(step: StepSummary) -> dict[str, Any]:
+    """What `reports/<step>.json` holds: the summary, and what follows from it."""
+    wall = step.seconds if step.committed_now else None
+    return dataclasses.asdict(step) | {
+        "answered": step.outputs + sum(step.dropped.values()),
+        "outputs_per_work_second": (
+            round(step.outputs / step.work_seconds, 4) if step.work_seconds else None
+        ),
+        "shards_per_second": round(step.committed_now / wall, 4) if wall else None,
+    }
+
+
+class _LazyTexts:
+    """The text encoder, loaded when the first text is to be encoded: often none is."""
+
+    def __init__(self, encoder: TextEncoderConfig) -> None:
+        self._config = encoder
+        self._encoder: Any = None
+
+    def encode(self, texts: list[str]) -> Any:
+        if self._encoder is None:
+            from ovref_inference.encoders.load import load_text_encoder
+
+            try:
+                self._encoder = load_text_encoder(self._config)
+            except ModelLoadError as error:
+                raise ModelError(str(error)) from error
+        return self._encoder.encode(texts)
+
+
+def _work_folder(config: BuildConfig) -> Path:
+    if config.work is not None:
+        return Path(config.work).expanduser()
+    output = Store.open(config.output)
+    if output.is_local:
+        return Path(output.url.removeprefix("file://")) / WORK
+    # What one user has made there another may not write into.
+    return Path(tempfile.gettempdir()) / f"ovref_reduce_{os.getuid()}"
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,1 @@
+"""What the verbs of the command `ovref` do, one module each; `recipe` has the build itself."""

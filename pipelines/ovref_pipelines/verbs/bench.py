@@ -1,0 +1,132 @@
+"""How fast this machine makes images and references with the models of a build's configuration.
+
+Full-size architectures without their weights, parts of the UNet and the machine's limits are
+measured by `tests/benchmarks/run_bench.py` in a checkout.
+"""
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ovref.contract import Dropped
+from ovref.corpora import read_captions
+from ovref.errors import InputError
+from ovref.records import Prompt
+from ovref.storage.shards import ShardFiles
+from ovref_pipelines.engine.run_steps import limit_threads
+from ovref_pipelines.recipe import BuildConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What one batch size gave."""
+
+    batch_size: int | str
+    images: int
+    references: int
+    dropped: int
+    """Images and regions given up."""
+    seconds: dict[str, float]
+    """Wall clock of an image: `images` (drawn or grounded), `references` (embedded), `writing`."""
+    peak_memory_gb: float
+    """Of the GPU for this batch size; without one, of the process so far."""
+
+    @property
+    def images_per_second(self) -> float:
+        return 1 / sum(self.seconds.values())
+
+
+def bench(
+    config: BuildConfig,
+    images: int = 32,
+    batch_sizes: Sequence[int] = (),
+    say: Callable[[str], None] = lambda message: None,
+) -> list[Speed]:
+    """Sends the first captions of the corpus through the stages of a build; nothing is kept.
+
+    Args:
+        images: how many; a first batch, which is not counted, warms up.
+        batch_sizes: of the stage that makes images, each measured; none takes the configuration's.
+
+    Raises:
+        OvrefError: as a build would; InputError where the corpus gives no prompt.
+    """
+    limit_threads(config.engine.threads)
+    found = islice(read_captions(config.corpus, images=config.ground is not None), images)
+    captions = [caption for caption in found if not isinstance(caption, Dropped)]
+    made = list(config.extract_nouns.build()(iter(captions)))
+    prompts = [prompt for prompt in made if isinstance(prompt, Prompt)]
+    if not prompts:
+        raise InputError(f"{config.corpus.path} gives no prompt in its first {images} captions")
+    say(f"{len(prompts)} prompts; loading models")
+    embed = config.embed.build()
+    rows = []
+    for size in batch_sizes or (config.make_images.batch_size,):
+        say(f"batches of {size}")
+        spec = dataclasses.replace(config.make_images, batch_size=size)
+        rows.append(_speed(spec.build(), embed, prompts, size))
+    return rows
+
+
+def _speed(draw: Any, embed: Any, prompts: list[Prompt], size: int | str) -> Speed:
+    _run(draw, embed, prompts[: size if isinstance(size, int) else 1])
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.reset_peak_memory_stats()
+    images, references, dropped, seconds = _run(draw, embed, prompts)
+    if cuda is not None:
+        peak = cuda.max_memory_allocated() / 1e9
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return Speed(
+        batch_size=size,
+        images=images,
+        references=references,
+        dropped=dropped,
+        seconds={name: round(total / len(prompts), 6) for name, total in seconds.items()},
+        peak_memory_gb=round(peak, 3),
+    )
+
+
+def _run(draw: Any, embed: Any, prompts: list[Prompt]) -> tuple[int, int, int, dict[str, float]]:
+    """Images, references, drops, and the seconds of each part."""
+    times = [time.perf_counter()]
+    made = list(draw(iter(prompts)))
+    times.append(time.perf_counter())
+    images = [record for record in made if not isinstance(record, Dropped)]
+    embedded = list(embed(iter(images)))
+    times.append(time.perf_counter())
+    references = [record for record in embedded if not isinstance(record, Dropped)]
+    for records in (images, references):
+        with ShardFiles() as files:
+            for record in records:
+                files.add(record)
+            files.finish([])
+    times.append(time.perf_counter())
+    dropped = len(made) + len(embedded) - len(images) - len(references)
+    parts = zip(("images", "references", "writing"), times, times[1:], strict=False)
+    return len(images), len(references), dropped, {name: b - a for name, a, b in parts}
+
+
+def _cuda() -> Any:
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+
+
+def text(rows: Sequence[Speed]) -> str:
+    """For people: a line for each batch size."""
+    lines = []
+    for row in rows:
+        parts = ", ".join(f"{name} {1000 * each:.1f} ms" for name, each in row.seconds.items())
+        lines.append(
+            f"batches of {row.batch_size}: {row.images_per_second:.3g} images/s ({parts} an image; "
+            f"peak {row.peak_memory_gb:.2f} GB; {row.images} images, {row.references} references, "
+            f"{row.dropped} dropped)"
+        )
+    best = max(rows, key=lambda row: row.images_per_second)
+    return "\n".join([*lines, f"fastest: batches of {best.batch_size}"])

@@ -1,0 +1,343 @@
+"""What a build would still take: a few records go through the real stages, the rest is arithmetic.
+
+Of a step that has begun, what its committed shards took is taken instead of the probe. Nothing is
+written to the output.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from ovref.contract import Dropped, Spec
+from ovref.corpora import read_captions
+from ovref.ingest import KeySet
+from ovref.records import Caption, Reference
+from ovref.storage.shards import ShardFiles
+from ovref.storage.steps import StepFolder
+from ovref_inference.collection.format import MANIFEST
+from ovref_inference.collection.index import EXACT_BELOW
+from ovref_inference.collection.retrieve import class_embeddings
+from ovref_pipelines.engine.progress import duration
+from ovref_pipelines.engine.run_steps import limit_threads
+from ovref_pipelines.output import COLLECTION
+from ovref_pipelines.recipe import BuildConfig, collection_store, open_steps, texts_of
+
+CPU = "this machine's CPU"
+ROW_BYTES = 150
+"""Of a reference in references.parquet, about."""
+REDUCE_SECONDS = 1.5e-7
+"""Of one core, from reference shards to a collection, for each number of an embedding. Measured
+with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for indexing
+and clustering a million."""
+NOUNS_PROBED = 8
+VOCABULARY_GROWTH = 0.6
+"""Of a sample of references r times as large, the nouns are r to this power times as many (Heaps'
+law); measured on COCO's captions from 865 references (388 nouns) to 55,240 (4,840)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEstimate:
+    """What one step takes."""
+
+    step: str
+    records: float
+    """It will have read in the end."""
+    done: int
+    """Of these, in committed shards."""
+    seconds: float
+    """Of one worker for what is missing, without loading models."""
+    alone_seconds: float = 0.0
+    """Of the driver, on top of that, while workers wait."""
+    load_seconds: float
+    """Of each worker, to load its models; 0 where that was not probed."""
+    stored: float
+    """Bytes that what is missing will take."""
+    source: str
+    """What the figures come from: `probe`, `shards`, `corpus` (read once), or for the collection
+    `published` (it is there) or `arithmetic`."""
+    gpus: float
+    """Of each worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a build still takes."""
+
+    steps: tuple[StepEstimate, ...]
+    """The last one is the collection, its records references."""
+    workers: int
+    probed: int
+    """Captions drawn for the probe."""
+    device: str
+    """Where it ran."""
+    price: float | None
+    """Of a GPU-hour, or of a worker's hour where workers have no GPU."""
+
+    def hours(self, step: StepEstimate) -> float:
+        """GPU-hours, or worker-hours where its workers have no GPU."""
+        loads = self.workers * step.load_seconds if step.seconds else 0.0
+        return (step.seconds + step.alone_seconds + loads) * (step.gpus or 1.0) / 3600
+
+    def elapsed(self, step: StepEstimate) -> float:
+        """Seconds on all workers together."""
+        loads = step.load_seconds if step.seconds else 0.0
+        return loads + step.alone_seconds + step.seconds / self.workers
+
+
+def estimate(config: BuildConfig, probe: int, price: float | None = None) -> Estimate:
+    """Probes `probe` captions, drawn at random, with the models of the build, in this process.
+
+    Reads the whole corpus once, to count it. The first batch of a stage is not counted where there
+    is another: it has libraries to load and memory to get. The step that selects prompts is not
+    probed: without its shards all prompts are taken to be kept.
+
+    Args:
+        probe: at least 1; from two batches on the figures are good.
+        price: see `Estimate.price`.
+
+    Raises:
+        OvrefError: as a build would.
+    """
+    if probe < 1:
+        raise ValueError(f"probe must be at least 1, found {probe}")
+    limit_threads(config.engine.threads)
+    folders = open_steps(config, create=False)
+    first, records = _captions(config, folders.captions, probe)
+    steps, flow = [first], first.records
+    for folder, spec, batch, gpus in (
+        (folders.prompts, config.extract_nouns, probe, 0.0),
+        (folders.selected, None, 0, 0.0),
+        (folders.images, config.make_images, None, config.engine.gpus_per_worker),
+        (folders.references, config.embed, config.embed.batch_size, config.engine.gpus_per_worker),
+    ):
+        if folder is None:
+            continue
+        if batch is None:
+            batch = getattr(spec, "batch_size", 1)
+        step, records, ratio = _step(folder, spec, records, flow, probe, batch, gpus)
+        steps.append(step)
+        flow *= ratio
+    ready = all(step.done >= step.records for step in steps)
+    steps.append(_collection(config, records, flow, ready))
+    return Estimate(
+        steps=tuple(steps),
+        workers=config.engine.workers,
+        probed=probe,
+        device=_device(),
+        price=price,
+    )
+
+
+def text(found: Estimate) -> str:
+    """For people: a line for each step, and sums."""
+    priced = "GPU-hours" if any(step.gpus for step in found.steps) else "worker-hours"
+    lines = [
+        f"estimate from {found.probed} captions on {found.device}, "
+        f"for {found.workers} worker{'s' * (found.workers > 1)}:"
+    ]
+    if found.device == CPU and any(step.gpus for step in found.steps):
+        lines.append(
+            "  workers have GPUs and this machine has none: times from the probe are of its CPU, "
+            "far too long; make the dry run where there is a GPU like theirs"
+        )
+    for step in found.steps:
+        left = f"{step.records - step.done:.0f} of {step.records:.0f} records missing"
+        lines.append(
+            f"  {step.step}: {left}, {duration(found.elapsed(step))}, "
+            f"{found.hours(step):.3g} {'GPU' if step.gpus else 'worker'}-hours, "
+            f"{_size(step.stored)} ({step.source}){_cost(found, [step])}"
+        )
+    total = sum(found.elapsed(step) for step in found.steps)
+    hours = sum(found.hours(step) for step in found.steps if bool(step.gpus) == ("GPU" in priced))
+    stored = sum(step.stored for step in found.steps)
+    lines.append(
+        f"  in all {duration(total)}, {hours:.3g} {priced}, {_size(stored)}"
+        f"{_cost(found, found.steps)}"
+    )
+    return "\n".join(lines)
+
+
+def _captions(
+    config: BuildConfig, folder: StepFolder, probe: int
+) -> tuple[StepEstimate, list[Caption]]:
+    """The step `captions`, and the captions to probe."""
+    images = config.ground is not None
+    rng, seen = random.Random(0), KeySet()
+    sample: list[Caption] = []
+    count, started = 0, time.monotonic()
+    shards = folder.complete()
+    if shards is None:
+        found: Iterator[Any] = read_captions(config.corpus, images=images)
+    else:
+        found = chain.from_iterable(folder.read(shard) for shard in shards)
+    for caption in found:
+        if isinstance(caption, Dropped) or not seen.add(caption.key):
+            continue
+        count += 1
+        place = len(sample) if len(sample) < probe else rng.randrange(count)
+        if len(sample) < probe:
+            sample.append(caption)
+        elif place < probe:
+            sample[place] = caption
+    seconds = time.monotonic() - started
+    step = StepEstimate(
+        step=folder.name,
+        records=count,
+        done=0 if shards is None else count,
+        seconds=0.0,
+        alone_seconds=seconds if shards is None else 0.0,
+        load_seconds=0.0,
+        stored=_stored(sample) / max(1, len(sample)) * count if shards is None else 0.0,
+        source="corpus",
+        gpus=0.0,
+    )
+    return step, sample
+
+
+def _step(
+    folder: StepFolder,
+    spec: Spec | None,
+    records: list[Any],
+    flow: float,
+    probe: int,
+    batch: int,
+    gpus: float,
+) -> tuple[StepEstimate, list[Any], float]:
+    """The estimate of a step, some of its records, and how many it makes of one.
+
+    Args:
+        spec: of its stage; None where it is not probed.
+        flow: the records that it will read in all.
+        batch: of the stage.
+    """
+    commits = list(folder.commits().values())
+    done = sum(commit.inputs for commit in commits)
+    load_seconds = 0.0
+    if commits:
+        source, taken = "shards", max(1, done)
+        made = sum(commit.outputs for commit in commits)
+        seconds = sum(commit.seconds for commit in commits) / taken
+        stored = sum(f.size for commit in commits for f in commit.files.values()) / taken
+        some = chain.from_iterable(folder.read(commit.shard) for commit in commits)
+        outputs = list(islice(some, probe))
+        ratio = made / taken
+    elif spec is None:
+        return _nothing(folder, flow), records, 1.0
+    else:
+        source, taken = "probe", max(1, len(records))
+        started = time.monotonic()
+        stage = spec.build()
+        load_seconds = time.monotonic() - started
+        # What was asked for may have been `auto`: the stage knows.
+        outputs, seconds = _timed(stage, records, getattr(stage, "batch_size", batch))
+        stored = _stored(outputs) / taken
+        ratio = len(outputs) / taken
+    missing = max(0.0, flow - done)
+    step = StepEstimate(
+        step=folder.name,
+        records=flow,
+        done=done,
+        seconds=seconds * missing,
+        load_seconds=load_seconds,
+        stored=stored * missing,
+        source=source,
+        gpus=gpus,
+    )
+    return step, outputs, ratio
+
+
+def _nothing(folder: StepFolder, flow: float) -> StepEstimate:
+    return StepEstimate(
+        step=folder.name, records=flow, done=0, seconds=0.0, load_seconds=0.0, stored=0.0,
+        source="not probed", gpus=0.0,
+    )  # fmt: skip
+
+
+def _collection(
+    config: BuildConfig, references: list[Reference], flow: float, ready: bool
+) -> StepEstimate:
+    """Of the reduction, which nothing can be probed of but the encoding of nouns.
+
+    Args:
+        references: some of them; flow: their number in all.
+        ready: whether all of them are there.
+    """
+    there = ready and collection_store(config).exists(MANIFEST)
+    seconds = alone = stored = 0.0
+    if references and not there:
+        visual, textual = len(references[0].visual), len(references[0].textual)
+        numbers = visual + textual
+        seconds = flow * numbers * REDUCE_SECONDS
+        names = sorted({reference.noun.text for reference in references})
+        nouns = len(names) * max(1.0, flow / len(references)) ** VOCABULARY_GROWTH
+        alone = nouns * _seconds_a_noun(config, names)
+        in_index = 4 if flow < EXACT_BELOW else 2
+        stored = flow * ((2 + in_index) * numbers + ROW_BYTES)
+        # Prototypes in float16, a noun's embedding in float32.
+        stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)
+    return StepEstimate(
+        step=COLLECTION, records=flow, done=round(flow) if there else 0, seconds=seconds,
+        alone_seconds=alone, load_seconds=0.0, stored=stored,
+        source="published" if there else "arithmetic", gpus=0.0,
+    )  # fmt: skip
+
+
+def _seconds_a_noun(config: BuildConfig, names: list[str]) -> float:
+    """Of encoding a noun of the vocabulary as the reduction does; the first one loads the model."""
+    texts = texts_of(config)
+    class_embeddings(texts, names[:1], config.embed.templates)
+    again = (names * NOUNS_PROBED)[:NOUNS_PROBED]
+    started = time.monotonic()
+    for name in again:
+        class_embeddings(texts, [name], config.embed.templates)
+    return (time.monotonic() - started) / len(again)
+
+
+def _timed(stage: Any, records: list[Any], batch: int) -> tuple[list[Any], float]:
+    """The outputs, and seconds for a record: of all batches but the first, if there are more."""
+    given, outputs = iter(records), []
+    warm = batch if len(records) > batch else 0
+    outputs += _without_drops(stage(islice(given, warm)))
+    started = time.monotonic()
+    outputs += _without_drops(stage(given))
+    return outputs, (time.monotonic() - started) / max(1, len(records) - warm)
+
+
+def _without_drops(items: Iterator[Any]) -> list[Any]:
+    return [item for item in items if not isinstance(item, Dropped)]
+
+
+def _stored(records: list[Any]) -> int:
+    """Bytes of these records as the files of a shard."""
+    with ShardFiles() as files:
+        for record in records:
+            files.add(record)
+        return sum(path.stat().st_size for path in files.finish([]).values())
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return CPU
+
+
+def _cost(found: Estimate, steps: Any) -> str:
+    if found.price is None:
+        return ""
+    # Where some workers have GPUs, the price is theirs and what needs none costs nothing extra.
+    paid = [step for step in steps if step.gpus] if any(s.gpus for s in found.steps) else steps
+    cost = sum(found.hours(step) for step in paid) * found.price
+    return f", costs {cost:.2f} at {found.price:g} an hour"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,211 @@
+"""Makes one reference again from its provenance, and compares it with the one in the collection.
+
+The way back: the collection's row names the shard and the drawing; the build that the collection
+came from has the settings (`build.json`) and the prompt. The prompt is drawn alone and embedded
+alone. Kernels round differently at another batch size, so where the bits differ, the prompts that
+shared its batch are drawn with it once more, which must give the very bytes that were kept.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ovref import config as configs
+from ovref.contract import Spec, base_key
+from ovref.errors import InputError, MismatchError
+from ovref.identity import spec_identity
+from ovref.records import YES, ImageRecord, Reference
+from ovref.storage.steps import StepFolder, existing_step
+from ovref.storage.store import Store
+from ovref_inference import ReferenceCollection
+from ovref_pipelines.output import BUILD, build_config
+from ovref_pipelines.recipe import BuildConfig
+
+SAME = 0.999
+"""Cosine from which on a reference drawn alone counts as the same: rounding, not another image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regenerated:
+    """How a reference made again compares with the one in the collection."""
+
+    row: dict[str, Any]
+    """Of the collection's table."""
+    image_equal: bool
+    """Whether the image file has the bytes of the one that was kept."""
+    pixel_difference: int
+    """Largest of any pixel's channel, 0 to 255, between the two images."""
+    mask_iou: float
+    """Of the two masks; 0 where the noun's region was dropped this time."""
+    visual_cosine: float
+    textual_cosine: float
+    bits_equal: bool
+    """Whether both embeddings have the bits of the stored ones."""
+    in_company: bool | None
+    """Whether drawn and embedded in its batch it has the bytes that were kept; None where that was
+    not tried, because alone it has."""
+
+    @property
+    def same(self) -> bool:
+        """Whether it is the same reference, but for rounding."""
+        return self.bits_equal or min(self.visual_cosine, self.textual_cosine) >= SAME
+
+
+def regenerate(collection: ReferenceCollection, reference: int, build: str) -> Regenerated:
+    """Makes `reference` again with the models of the build.
+
+    Args:
+        reference: an id of the collection.
+        build: folder or URL of the build's output.
+
+    Raises:
+        InputError: the collection has no such reference or it is deleted, or the build did not make
+            it or no longer has its prompt.
+        OvrefError: a model cannot be loaded, or the build's files are damaged.
+    """
+    row = row_of(collection, reference)
+    made_by, _, shard = row["shard"].partition("/")
+    here = Store.open(build)
+    config = configs.parse(BuildConfig, _build_json(here), where=f"{build}/{BUILD}")
+    upstream = here if config.images_from is None else Store.open(config.images_from)
+    prompts = existing_step(upstream, "selected" if config.select_prompts else "prompts")
+    images = _step(upstream, "images", config.make_images)
+    references = _step(here, "references", config.embed)
+    if not references.fingerprint.startswith(made_by):
+        raise InputError(
+            f"reference {reference} was made by a step with the fingerprint {made_by}..., the one "
+            f"of {build} has {references.fingerprint[:12]}: name the build that made it with "
+            "--build"
+        )
+    key = base_key(row["key"])
+    prompt, kept = _one(prompts, shard, key), _one(images, shard, key)
+    draw, embed = _as_drawn(config.make_images, kept).build(), config.embed.build()
+    stored = collection.visual[reference], collection.textual[reference]
+
+    image = _first(draw(iter([prompt])), key, ImageRecord)
+    made = None if image is None else _first(embed(iter([image])), row["key"], Reference)
+    if made is not None and made.noun.text != row["noun"]:
+        made = None  # regions before it came or went, so the number is another's
+    visual, textual = (0.0, 0.0) if made is None else _cosines(made, stored)
+    equal = image is not None and image.image == kept.image
+    bits = made is not None and _same_bits(made, stored)
+    company = None
+    if not (equal and bits):
+        again = _first(draw(prompts.read(shard)), key, ImageRecord)
+        beside = _first(embed(images.read(shard)), row["key"], Reference)
+        company = (
+            again is not None and again.image == kept.image
+            and beside is not None and _same_bits(beside, stored)
+        )  # fmt: skip
+    return Regenerated(
+        row=row,
+        image_equal=equal,
+        pixel_difference=255 if image is None else _pixel_difference(image, kept),
+        mask_iou=0.0 if image is None else _mask_iou(image, kept, row["noun"]),
+        visual_cosine=visual,
+        textual_cosine=textual,
+        bits_equal=bits,
+        in_company=company,
+    )
+
+
+def row_of(collection: ReferenceCollection, reference: int) -> dict[str, Any]:
+    """What the collection's table has of a reference. Raises InputError where there is none."""
+    try:
+        return collection.rows([reference])[0]
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def reference_text(row: dict[str, Any]) -> str:
+    """What the collection knows of a reference, a line each."""
+    width = max(map(len, row))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in row.items())
+
+
+def text(found: Regenerated) -> str:
+    """The comparison, for people."""
+    if found.image_equal and found.bits_equal:
+        return "made again alone: the same image and the same embeddings, bit for bit"
+    image = "the same image" if found.image_equal else (
+        f"pixels differ by {found.pixel_difference} of 255 at most"
+    )  # fmt: skip
+    lines = [
+        f"made again alone: {image}, mask IoU {found.mask_iou:.4f}, cosine "
+        f"{found.visual_cosine:.6f} (visual) and {found.textual_cosine:.6f} (textual)",
+        "made again in its batch: the same bytes; a batch of another size rounds differently"
+        if found.in_company
+        else "made again in its batch: other bytes too; another machine, device or library rounds "
+        "differently",
+    ]
+    if not found.same:
+        lines.append(f"this is another reference: a cosine is below {SAME}")
+    return "\n".join(lines)
+
+
+def _as_drawn(spec: Spec, kept: ImageRecord) -> Spec:
+    """The spec with the batch size that `auto` stood for on the device that drew the record."""
+    if getattr(spec, "batch_size", None) != "auto":
+        return spec
+    return replace(spec, batch_size=kept.provenance["batch_size"])
+
+
+def _build_json(store: Store) -> dict[str, Any]:
+    config = build_config(store)
+    if not config:
+        raise InputError(
+            f"there is no {BUILD} in {store.url}: name the output of the build that made the "
+            "collection with --build"
+        )
+    return config
+
+
+def _step(store: Store, name: str, spec: Spec) -> StepFolder:
+    step = existing_step(store, name)
+    if step.identity.get("stages") != [spec_identity(spec)]:
+        raise MismatchError(f"{step.store.url} was made with other settings than {BUILD} has now")
+    return step
+
+
+def _one(step: StepFolder, shard: str, key: str) -> Any:
+    for record in step.read(shard):
+        if record.key == key:
+            return record
+    raise InputError(f"shard {shard} of {step.store.url} has no record {key}")
+
+
+def _first(items: Iterator[Any], key: str, kind: type) -> Any:
+    """The first item with this key; what comes after it is not made. None if there is none."""
+    return next((item for item in items if isinstance(item, kind) and item.key == key), None)
+
+
+def _cosines(made: Reference, stored: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    pairs = zip((made.visual, made.textual), stored, strict=True)
+    vectors = [(left.astype(np.float64), right.astype(np.float64)) for left, right in pairs]
+    visual, textual = (float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) for a, b in vectors)
+    return visual, textual
+
+
+def _same_bits(made: Reference, stored: tuple[np.ndarray, np.ndarray]) -> bool:
+    return all(
+        np.array_equal(left, right)
+        for left, right in zip((made.visual, made.textual), stored, strict=True)
+    )
+
+
+def _pixel_difference(left: ImageRecord, right: ImageRecord) -> int:
+    a, b = (image.image_hwc().astype(np.int16) for image in (left, right))
+    return 255 if a.shape != b.shape else int(np.abs(a - b).max())
+
+
+def _mask_iou(left: ImageRecord, right: ImageRecord, noun: str) -> float:
+    masks = [
+        next((r.mask_hw == YES for r in image.regions if r.noun.text == noun), None)
+        for image in (left, right)
+    ]
+    if any(mask is None for mask in masks) or masks[0].shape != masks[1].shape:
+        return 0.0
+    union = (masks[0] | masks[1]).sum()
+    return float((masks[0] & masks[1]).sum() / union) if union else 1.0

@@ -1,0 +1,235 @@
+"""Whether the output of a build is whole: every file that is named, every input, every list.
+
+Everything is read again and compared with what was committed; nothing is written.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovref.contract import Dropped, base_key
+from ovref.errors import MismatchError, StorageError
+from ovref.storage.ahead import read_ahead
+from ovref.storage.codec import is_part
+from ovref.storage.commits import Commit, StoredFile
+from ovref.storage.scratch import scratch_folder
+from ovref.storage.shards import read_drops, sha256
+from ovref.storage.steps import StepFolder, existing_step
+from ovref.storage.store import Store
+from ovref_inference import ReferenceCollection
+from ovref_inference.collection import format as fmt
+from ovref_inference.errors import CollectionError
+from ovref_pipelines.output import is_published, open_build, quarantined_in
+from ovref_pipelines.verbs.maintain import some
+
+DAMAGED = (StorageError, MismatchError, KeyError, TypeError, ValueError, pa.ArrowException)
+"""What reading a damaged file of a step raises."""
+
+
+def verify(url: str) -> list[str]:
+    """What is wrong with the output of a build, or with a collection; empty when all is well.
+
+    Of a build every file that a marker names is read and compared with its size and SHA-256, the
+    keys of every shard with those of the shard that it was made from, and the lists of shards with
+    one another; a step or collection that is not finished is wrong too. Reads all there is.
+
+    Raises:
+        InputError: there is neither a build nor a collection at `url`.
+    """
+    if Store.open(url).exists(fmt.MANIFEST):
+        return _verify_collection(url)
+    build = open_build(url)
+    problems: list[str] = []
+    source: Checked | None = None
+    for name in build.places:
+        if not build.has(name):
+            problems.append(f"{name}: there is no such step at {build.places[name].url}")
+            source = None
+            continue
+        try:
+            step = existing_step(build.places[name], name)
+        except DAMAGED as error:
+            problems.append(f"{name}: {_told(error)}")
+            source = None
+            continue
+        source = _verify_step(step, source, problems)
+    if is_published(build):
+        problems += _verify_collection(build.collection)
+    else:
+        problems.append(f"collection: there is none at {build.collection}")
+    return problems
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A verified step, for checking the next one against."""
+
+    step: StepFolder
+    keys: dict[str, pa.Array]
+    """Of the records of each shard whose sidecar could be read."""
+    shards: list[str]
+    """All shards of the step; those committed where the step is not complete."""
+
+
+def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) -> Checked:
+    def wrong(message: str) -> None:
+        problems.append(f"{step.name}: {message}")
+
+    committed = step.committed()
+    shards = committed
+    try:
+        complete = step.complete()
+        shards = committed if complete is None else complete
+        if complete is None:
+            of = "" if source is None else f" of {len(source.shards)}"
+            wrong(f"not complete: {len(committed)}{of} shards are committed")
+    except DAMAGED as error:
+        wrong(_told(error))
+    if lost := sorted(set(shards) - set(committed)):
+        wrong(f"{len(lost)} shards of its complete list have no marker: {some(lost)}")
+    if extra := sorted(set(committed) - set(shards)):
+        wrong(f"{len(extra)} shards are not in its complete list: {some(extra)}")
+    if quarantined := quarantined_in(step):
+        wrong(f"{len(quarantined)} shards failed for good: {some(quarantined)}")
+    if source is not None:
+        if step.parents != (source.step.fingerprint,):
+            wrong(f"it was made from other shards than those of {source.step.store.url}")
+        if unknown := sorted(set(committed) - set(source.shards)):
+            wrong(f"{len(unknown)} shards are not in {source.step.name}: {some(unknown)}")
+        if unmade := sorted(set(source.shards) - set(shards)):
+            wrong(f"{len(unmade)} shards of {source.step.name} are missing: {some(unmade)}")
+
+    keys: dict[str, pa.Array] = {}
+    dropped: list[str] = []
+    sound = True
+    mixed = source is not None and _mixes_shards(step)
+    check = partial(_verify_shard, step, None if mixed else source)
+    checked = read_ahead(check, committed)
+    for shard, (found, drops, complaints) in zip(committed, checked, strict=True):
+        for complaint in complaints:
+            wrong(f"shard {shard}: {complaint}")
+            sound = False
+        if found is not None:
+            keys[shard] = found
+        if mixed:
+            dropped += [drop.key for drop in drops]
+    if mixed and sound and keys.keys() == source.keys.keys() == set(shards):
+        for message in _unanswered_by_all(keys, dropped, source):
+            wrong(message)
+    return Checked(step, keys, shards)
+
+
+def _mixes_shards(step: StepFolder) -> bool:
+    """Whether a record may stand in another shard than what it answers."""
+    stages = step.identity.get("stages", [])
+    return any(stage["fields"].get("order") == "rare_first" for stage in stages)
+
+
+def _verify_shard(
+    step: StepFolder, source: Checked | None, shard: str
+) -> tuple[pa.Array | None, list[Dropped], list[str]]:
+    """The keys of the shard's records, None if they cannot be read; what was dropped from it; and
+    what is wrong with it."""
+    try:
+        commit = step.commit_of(shard)
+    except DAMAGED as error:
+        return None, [], [_told(error)]
+    if commit is None:
+        return None, [], ["its marker was deleted meanwhile"]
+    complaints: list[str] = []
+    keys, drops = None, []
+    for extension, file in commit.files.items():
+        try:
+            with step.store.local_copy(file.name) as path:
+                if complaint := _differs(path, file):
+                    complaints.append(f"{step.store.url}/{file.name} {complaint}")
+                elif extension == "parquet":
+                    keys = _keys(path)
+                elif extension == "drops.jsonl":
+                    drops = read_drops(path.read_bytes())
+        except DAMAGED as error:
+            complaints.append(_told(error))
+    if not complaints:
+        complaints = list(_unanswered(commit, keys, drops, source))
+    return keys, drops, complaints
+
+
+def _unanswered(
+    commit: Commit, keys: pa.Array | None, drops: list[Dropped], source: Checked | None
+) -> Iterator[str]:
+    """Where the counts of a marker, the keys of its files and those of its source disagree."""
+    if keys is None:
+        yield "its marker names no sidecar"
+        return
+    if len(keys) != commit.outputs:
+        yield f"its marker counts {commit.outputs} records, the sidecar holds {len(keys)}"
+    told = sum(commit.dropped.values()) + sum(commit.dropped_parts.values())
+    if told != len(drops):
+        yield f"its marker counts {told} drops, the list holds {len(drops)}"
+    if source is None:  # captions: one input is one record or one drop
+        whole = sum(not is_part(drop.key) for drop in drops)
+        if commit.inputs != len(keys) + whole:
+            yield f"{commit.inputs} inputs gave {len(keys)} records and {whole} drops"
+        return
+    given = source.keys.get(commit.shard)
+    if given is None:  # the source shard is damaged or gone, which was said already
+        return
+    if commit.inputs != len(given):
+        yield f"its marker counts {commit.inputs} inputs, {source.step.name} gave {len(given)}"
+    answered = {base_key(key) for key in keys.to_pylist()} | {base_key(drop.key) for drop in drops}
+    if missing := sorted(set(given.to_pylist()) - answered):
+        yield f"{len(missing)} inputs were not answered: {some(missing)}"
+    if unknown := sorted(answered - set(given.to_pylist())):
+        yield f"{len(unknown)} answers are to inputs it was not given: {some(unknown)}"
+
+
+def _unanswered_by_all(
+    keys: dict[str, pa.Array], dropped: list[str], source: Checked
+) -> Iterator[str]:
+    """The same of a step in which a record may stand in any shard."""
+    waiting = {key for given in source.keys.values() for key in given.to_pylist()}
+    unknown = []
+    kept = (key for made in keys.values() for key in made.to_pylist())
+    for key in itertools.chain(kept, dropped):
+        if key in waiting:
+            waiting.remove(key)
+        else:
+            unknown.append(key)
+    name = source.step.name
+    if waiting:
+        yield f"{len(waiting)} records of {name} were not answered: {some(sorted(waiting))}"
+    if unknown:
+        found = some(sorted(unknown))
+        yield f"{len(unknown)} answers are to nothing of {name}, or to what has one: {found}"
+
+
+def _differs(path: Path, file: StoredFile) -> str | None:
+    size = path.stat().st_size
+    if size != file.size:
+        return f"has {size} bytes, {file.size} were committed"
+    return None if sha256(path) == file.sha256 else "has other content than was committed"
+
+
+def _keys(path: Path) -> pa.Array:
+    with open(path, "rb") as file:
+        return pq.read_table(file, columns=["key"], use_threads=False).column(0).combine_chunks()
+
+
+def _verify_collection(url: str) -> list[str]:
+    # A fresh cache, because the copy of an earlier day says nothing of what lies there now.
+    with scratch_folder() as cache:
+        try:
+            ReferenceCollection.open(url, cache=cache, verify="full").close()
+        except CollectionError as error:
+            return [f"collection: {error}"]
+    return []
+
+
+def _told(error: Exception) -> str:
+    known = isinstance(error, StorageError | MismatchError)
+    return str(error) if known else f"{type(error).__name__}: {error}"

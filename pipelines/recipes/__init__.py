@@ -1,0 +1,1 @@
+"""Recipes that a checkout has and an installation does not: how shipped models were made."""

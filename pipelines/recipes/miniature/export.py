@@ -1,0 +1,92 @@
+"""Writes the averaged weights of the latest checkpoints as model folders.
+
+    python -m recipes.miniature.export --work DIR [--output pipelines/ovref_miniature/weights]
+
+Also while trainings go on; a model without a checkpoint is left as it is. `training.json` records
+the steps and seconds behind every folder.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from ovref_miniature import FOLDER
+from recipes.miniature.architectures import (
+    Classifier,
+    new_dino,
+    new_dinov2,
+    save_clip,
+    save_stable_diffusion,
+    save_state,
+    save_vit,
+)
+from recipes.miniature.architectures_grounding import (
+    new_grounding_dino,
+    new_maskformer,
+    new_sam,
+    save_grounding_dino,
+    save_maskformer,
+    save_sam,
+)
+from recipes.miniature.train_backbone import Probed
+from recipes.miniature.train_clip import Imitating
+from recipes.miniature.train_diffusion import Denoiser, trained_vae
+from recipes.miniature.train_grounding_dino import Told
+from recipes.miniature.train_maskformer import Layered
+from recipes.miniature.training import load_average
+
+
+def export(work, output):
+    """Exports every model with a checkpoint in `work`; returns {training: steps and seconds}."""
+    done = {}
+
+    def load(name, model):
+        if not (work / f"{name}.pt").is_file():
+            return False
+        load_average(name, work, model)
+        state = torch.load(work / f"{name}.pt", weights_only=True)
+        done[name] = {"steps": state["step"], "seconds": round(state["seconds"], 1)}
+        return True
+
+    denoiser, clip, classifier = Denoiser(), Imitating(), Classifier()
+    dinov2, dino = Probed(new_dinov2()), Probed(new_dino())
+    if load("diffusion", denoiser):
+        vae = trained_vae(work)
+        load("vae", vae)
+        save_stable_diffusion(
+            output / "stable_diffusion", vae, denoiser.unet, denoiser.text_encoder
+        )
+    if load("clip", clip):
+        save_clip(output / "clip", clip.clip)
+    for name, model in (("dinov2", dinov2), ("dino", dino)):
+        # What was trained on is the better one.
+        if load(f"{name}_refined", model) or load(name, model):
+            save_vit(output / name, model.backbone)
+    if load("classifier", classifier):
+        (output / "classifier").mkdir(parents=True, exist_ok=True)
+        save_state(output / "classifier" / "model.safetensors", classifier)
+    sam, told, layered = new_sam(), Told(new_grounding_dino()), Layered(new_maskformer())
+    if load("sam", sam):
+        save_sam(output / "sam", sam)
+    if load("grounding_dino", told):
+        save_grounding_dino(output / "grounding_dino", told.detector)
+    if load("maskformer", layered):
+        save_maskformer(output / "maskformer", layered.maskformer)
+    path = output / "training.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")
+    return done
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=FOLDER / "weights")
+    arguments = parser.parse_args()
+    print(json.dumps(export(arguments.work, arguments.output)))
+
+
+if __name__ == "__main__":
+    main()

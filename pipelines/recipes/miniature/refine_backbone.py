@@ -1,0 +1,102 @@
+"""Trains the DINOv2 and DINO backbones on, with labels that their own features give.
+
+    python -m recipes.miniature.refine_backbone --work DIR
+
+`train_backbone` leaves features that a linear probe reads far better than nearest neighbours do. So
+the probe, fitted to captions alone, labels every patch (a class that the caption names, or any
+stuff), and the backbones learn to gather each class around a prototype. No mask is seen. Needs the
+folders `dinov2` and `dino` in the work folder.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import Dinov2Model, ViTModel
+
+from ovref.miniature.shapes import CLASSES, STUFF
+from recipes.miniature.architectures import save_vit
+from recipes.miniature.data import load_pool
+from recipes.miniature.train_backbone import (
+    GRID,
+    Probed,
+    describe_pool,
+    jitter,
+    mix_blocks,
+    told_loss,
+    with_stuff,
+)
+from recipes.miniature.training import fit, images_to_torch, note, parse_arguments
+
+BATCH, PROBE_BATCH = 16, 96
+POOLS = ("single", "mixed")
+OWNED = 24
+"""A named class must own about this many of the 256 patches, to the probe."""
+
+
+def label_pools(work, steps):
+    """Class of every patch of the pools, uint8 (n, 256), by a linear probe fitted to captions."""
+    described = [describe_pool(work, name) for name in POOLS]
+    named = [torch.from_numpy(load_pool(work, name).named_nc) for name in POOLS]
+    torch.manual_seed(7)
+    probe = nn.Linear(described[0].shape[1], len(CLASSES))
+
+    def tokens_of(pool, rows):
+        return torch.from_numpy(described[pool][rows]).float().flatten(2).transpose(1, 2)
+
+    def loss_of(step, rng):
+        pool = step % len(POOLS)
+        rows = np.sort(rng.integers(len(described[pool]), size=PROBE_BATCH))
+        named_nc = named[pool][rows]
+        log_p = functional.log_softmax(probe(tokens_of(pool, rows)), -1)
+        inside = log_p.masked_fill(~with_stuff(named_nc)[:, None], -1e4)
+        owned = log_p.exp().topk(OWNED, dim=1).values.mean(1)
+        return -torch.logsumexp(inside, -1).mean() - owned.clamp_min(1e-4).log()[named_nc].mean()
+
+    fit("probe", work, probe, loss_of, steps, rate=3e-2)
+    labels = []
+    with torch.no_grad():
+        for pool, tokens in enumerate(described):
+            for start in range(0, len(tokens), 512):
+                rows = np.arange(start, min(start + 512, len(tokens)))
+                forbidden = ~with_stuff(named[pool][rows])[:, None]
+                scores = probe(tokens_of(pool, rows)).masked_fill(forbidden, -1e4)
+                labels.append(scores.argmax(-1).to(torch.uint8))
+    return torch.cat(labels)
+
+
+def refine(name, arguments, backbone, pool, labels_np, key_weight):
+    """Trains `backbone` in place; returns steps and seconds."""
+    model = Probed(backbone)
+    named = torch.from_numpy(pool.named_nc)
+    weight = torch.tensor([1.0 if name in STUFF else 2.0 for name in CLASSES])
+
+    def loss_of(step, rng):
+        rows = np.sort(rng.integers(len(pool.captions), size=BATCH))
+        images, flipped = jitter(images_to_torch(pool.images_nhwc[rows]), rng, with_flips=True)
+        labels = labels_np[rows].long().unflatten(1, (GRID, GRID))
+        labels = torch.where(flipped[:, None, None], labels.flip(-1), labels).flatten(1)
+        images, source = mix_blocks(images, rng, share=0.3)
+        labels = labels.gather(0, source)
+        *told, _ = model(images)
+        return told_loss(told, labels, named[rows][source].any(1), weight, key_weight)
+
+    return fit(name, arguments.work, model, loss_of, arguments.steps, rate=1e-3, decay=0.03)
+
+
+def main():
+    arguments = parse_arguments(__doc__, probe_steps=250, steps=500)
+    work = arguments.work
+    labels_np = label_pools(work, arguments.probe_steps)
+    pool = load_pool(work, *POOLS)
+    for name, kind, key_weight in (("dinov2", Dinov2Model, 0.0), ("dino", ViTModel, 1.0)):
+        options = {} if kind is Dinov2Model else {"add_pooling_layer": False}
+        torch.manual_seed(8)
+        backbone = kind.from_pretrained(work / name, **options).float()
+        facts = refine(f"{name}_refined", arguments, backbone, pool, labels_np, key_weight)
+        note(work, **{f"{name}_refined": facts})
+        save_vit(work / f"{name}_refined", backbone)
+
+
+if __name__ == "__main__":
+    main()

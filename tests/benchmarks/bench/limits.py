@@ -1,0 +1,165 @@
+"""What the machine and the architectures set: clocks, the ceiling, operation counts."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import presets
+from ovref.config import STRICT
+from ovref.models.diffusion import guided_steps
+from ovref.models.schedulers import SCHEDULERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSpec:
+    """What is measured."""
+
+    __pydantic_config__ = STRICT
+
+    preset: Literal["miniature", "sd15", "sd21", "sdxl"] = "miniature"
+    """Whose architectures: the miniature, or published ones in full size with random weights."""
+    batch_sizes: tuple[int, ...] = (8,)
+    """Prompts drawn together, each tried; the table says which gave most images a second."""
+    schedulers: tuple[str, ...] = ("ddim",)
+    """As in `synthesize.scheduler`, each tried."""
+    steps: int = 50
+    """As in `synthesize`, and so are the next six."""
+    guidance: float = 7.5
+    guided_share: float = 1.0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compiled: bool = False
+    cuda_graphs: bool = False
+    """What is compiled is launched as CUDA graphs where the compiler can; only with `compiled`."""
+    channels_last: bool = False
+    fused_projections: bool = False
+    device: str = ""
+    """Of torch, such as `cuda:0`; empty takes the CUDA device where there is one."""
+    repeats: int = 3
+    """Times that a part is measured; the median counts."""
+    batches: int = 3
+    """Batches that the whole worker draws, for images a second."""
+    backbones: bool = False
+    """Also measures a forward pass of DINOv2, CLIP, GroundingDINO and SAM."""
+    output: str | None = None
+    """File for the results, in JSON."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "repeats", "batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.cuda_graphs and not self.compiled:
+            raise ValueError("cuda_graphs needs compiled")
+        unknown = sorted(set(self.schedulers) - set(SCHEDULERS))
+        if unknown or not self.schedulers:
+            raise ValueError(f"schedulers must be of {', '.join(SCHEDULERS)}, found {unknown}")
+        if not 0 < self.guided_share <= 1:
+            raise ValueError(f"guided_share must be in (0, 1], found {self.guided_share}")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes must be at least 1 each, found {self.batch_sizes}")
+
+
+def ceiling(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+    """The best rate of a square matrix product of random numbers: {"size": n, "flops": FLOP/s}.
+
+    A product of two n x n matrices is 2 n^3 operations, a multiplication and an addition counted
+    each, as `torch.utils.flop_counter` counts them.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    best = min(seconds(lambda: a @ b, device) for _ in range(10))
+    return {"size": size, "flops": 2 * size**3 / best}
+
+
+def operations(spec: BenchSpec, pipeline: Any) -> dict[str, float]:
+    """Operations of one row of the UNet, one text, one decoded image, and one image in all."""
+    height, width = (side // pipeline.vae_scale_factor for side in presets.SIZES_HW[spec.preset])
+    keys = pipeline.tokenizer.model_max_length
+    # Without values there is nothing to compute: only shapes are counted.
+    with torch.device("meta"), torch.no_grad():
+        unet = type(pipeline.unet).from_config(pipeline.unet.config)
+        vae = type(pipeline.vae).from_config(pipeline.vae.config)
+        texts = [type(text)(text.config) for text in _text_encoders(pipeline)]
+        latents = torch.zeros(1, unet.config.in_channels, height, width)
+        text = torch.zeros(1, keys, unet.config.cross_attention_dim)
+        added = {}
+        if len(texts) == 2:
+            pooled = torch.zeros(1, texts[1].config.projection_dim)
+            added = {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
+        ids = torch.zeros(1, keys, dtype=torch.int64)
+        counts = {
+            "unet_row": count(lambda: unet(latents, 1, text, added_cond_kwargs=added)),
+            "text": sum(count(lambda t=t: t(ids)) for t in texts),
+            "decode": count(lambda: vae.decode(latents)),
+        }
+    counts["unet_rows_per_image"] = spec.steps + guided_steps(
+        spec.steps, spec.guidance, spec.guided_share
+    )
+    counts["texts_per_image"] = texts_per_image(spec, pipeline)
+    counts["image"] = (
+        counts["unet_rows_per_image"] * counts["unet_row"]
+        + counts["texts_per_image"] * counts["text"]
+        + counts["decode"]
+    )
+    return counts
+
+
+def alternately(
+    runs: list[Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    inside: list[Callable[[], contextlib.AbstractContextManager]] | None = None,
+) -> list[float]:
+    """Median seconds of each, run in turn so that what else the machine does meets all alike.
+
+    `inside` makes for each what it runs inside of, whose own time does not count.
+    """
+    pairs = list(zip(runs, inside or [contextlib.nullcontext] * len(runs), strict=True))
+    times = []
+    with torch.no_grad():
+        for repeat in range(repeats + 1):
+            row = []
+            for run, context in pairs:
+                with context():
+                    row.append(seconds(run, device))
+            if repeat:  # at first kernels are chosen and compiled
+                times.append(row)
+    return [float(np.median(column)) for column in zip(*times, strict=True)]
+
+
+def seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """One run: on a GPU by the wall, waiting for it to end, otherwise CPU time of the process."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+    started = time.process_time()
+    run()
+    return time.process_time() - started
+
+
+def count(run: Callable[[], Any]) -> float:
+    """Operations of one run; a multiplication and an addition count each."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def texts_per_image(spec: BenchSpec, pipeline: Any) -> int:
+    """Texts encoded: the caption, and under guidance nothing, which SDXL takes for zeros."""
+    zeros = pipeline.config.get("force_zeros_for_empty_prompt", False)
+    return 2 if spec.guidance > 1 and not zeros else 1
+
+
+def _text_encoders(pipeline: Any) -> list[Any]:
+    second = getattr(pipeline, "text_encoder_2", None)
+    return [pipeline.text_encoder] if second is None else [pipeline.text_encoder, second]

@@ -1,0 +1,138 @@
+"""Chooses OpenCut's and FOSSIL's parameters on validation scenes, one at a time.
+
+    cd tests/benchmarks && python -m paper_tables.tune COLLECTION [SCENES]
+
+Test scenes are never looked at. What is found goes into the configuration of an evaluation by hand.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from ovref.config import dump
+from ovref.evaluation.evaluate import (
+    Bench,
+    EvaluateSpec,
+    predict_fossil,
+    prepare_bench,
+    scores_of,
+)
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.encoders.load import load_visual_encoder
+from ovref_inference.proposers.config import CrfConfig, OpenCutConfig
+from ovref_inference.proposers.load import opencut_proposer
+
+OPENCUT_OPTIONS: dict[str, Sequence[Any]] = {
+    "taus": (
+        (0.2,),
+        (0.4,),
+        (0.6,),
+        (0.15, 0.2, 0.3, 0.0, -0.1, 0.8),
+        (0.3, 0.4, 0.5),
+        (0.4, 0.5, 0.6, 0.7),
+        (0.5, 0.6, 0.7, 0.8),
+        (0.6, 0.4, 0.2),
+        (0.93,),
+        (0.97, 0.93),
+        (0.98, 0.96, 0.93),
+    ),
+    "stages": (1, 2, 3, 4),
+    "eta": (8.0, 16.0, 32.0, 64.0),
+    "mu": (0.5, 0.65, 0.8),
+    "rho": (0.3, 0.5, 0.7, 0.85),
+}
+"""Values tried for each field of OpenCutConfig."""
+
+CRF_OPTIONS: dict[str, Sequence[Any]] = {
+    "appearance_weight": (5.0, 10.0, 20.0),
+    "appearance_distance": (50.0, 150.0, 300.0),
+    "appearance_colour": (5.0, 8.0, 13.0),
+    "smoothness_weight": (0.0, 3.0, 7.0),
+}
+"""Values tried for each field of CrfConfig."""
+
+FOSSIL_OPTIONS: dict[str, Sequence[Any]] = {
+    "n": (5, 10, 20, 40, 80, 150),
+    "k": (1, 3, 5, 10, 20),
+    "gamma": (0.0, 0.25, 0.5, 0.75, 1.0),
+}
+"""Values tried for each field of FossilConfig."""
+
+
+def tune(
+    spec: EvaluateSpec,
+    opencut_options: Mapping[str, Sequence[Any]] = OPENCUT_OPTIONS,
+    crf_options: Mapping[str, Sequence[Any]] = CRF_OPTIONS,
+    fossil_options: Mapping[str, Sequence[Any]] = FOSSIL_OPTIONS,
+    rounds: int = 2,
+    progress: Callable[[str], None] = print,
+    device: str | None = None,
+) -> EvaluateSpec:
+    """`spec` with the parameters of OpenCut, its CRF and FOSSIL that give the best mIoU found.
+
+    Fields are tried one after the other, the others as they stand: first FOSSIL's, then OpenCut's,
+    then the CRF's, `rounds` times.
+
+    Raises:
+        ValueError: `spec` is not on validation scenes, or has no CRF.
+    """
+    if spec.opencut.crf is None:
+        raise ValueError("opencut.crf must be given: its parameters are chosen too")
+    if spec.split != "validation":
+        raise ValueError(f"parameters are chosen on validation scenes, found split {spec.split!r}")
+    with ReferenceCollection.open(spec.collection) as collection:
+        bench = prepare_bench(spec, collection, progress, device)
+        keys = load_visual_encoder(spec.opencut.keys, device=device)
+        fossil, cut, crf = spec.fossil, spec.opencut.cut, spec.opencut.crf
+
+        def masked(cut: OpenCutConfig, crf: CrfConfig) -> Bench:
+            found = opencut_proposer(keys, cut, crf=crf, device=device)(bench.data.images)
+            return replace(bench, masks=bench.masks | {"opencut": found})
+
+        for _ in range(rounds):
+            cuts = masked(cut, crf)
+            fossil = climb(fossil, fossil_options, lambda f, b=cuts: _miou(b, f), progress)
+            cut = climb(
+                cut, opencut_options, lambda c, r=crf, f=fossil: _miou(masked(c, r), f), progress
+            )
+            crf = climb(
+                crf, crf_options, lambda r, c=cut, f=fossil: _miou(masked(c, r), f), progress
+            )
+    return replace(spec, fossil=fossil, opencut=replace(spec.opencut, cut=cut, crf=crf))
+
+
+def climb(
+    config: Any,
+    options: Mapping[str, Sequence[Any]],
+    score: Callable[[Any], float],
+    progress: Callable[[str], None],
+) -> Any:
+    """The frozen dataclass with each field of `options` in turn set to its best-scoring value.
+
+    A value replaces the present one only if it scores strictly better.
+    """
+    best = score(config)
+    for name, values in options.items():
+        for value in values:
+            if value == getattr(config, name):
+                continue
+            tried = replace(config, **{name: value})
+            found = score(tried)
+            progress(f"{name} = {value}: {100 * found:.1f} (best {100 * best:.1f})")
+            if found > best:
+                config, best = tried, found
+    return config
+
+
+def _miou(bench: Bench, fossil: Any) -> float:
+    return scores_of(bench, predict_fossil(bench, fossil, "opencut")).miou
+
+
+if __name__ == "__main__":
+    scenes = int(sys.argv[2]) if len(sys.argv) > 2 else 100
+    best = tune(EvaluateSpec(collection=sys.argv[1], output="", split="validation", scenes=scenes))
+    chosen = dump(best)
+    print(yaml.safe_dump({name: chosen[name] for name in ("fossil", "opencut")}))

@@ -1,0 +1,219 @@
+"""SAM: loading, and masks equal to those of segment-anything's own predictor and generator."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+
+from ovref_inference import ModelLoadError
+from ovref_inference.proposers.config import SamConfig, SamGridConfig
+from ovref_inference.proposers.sam import (
+    PUBLISHED,
+    SamArchitecture,
+    SamMasks,
+    build_sam,
+    config_json,
+    load_sam,
+)
+
+SMALL = SamArchitecture(
+    image_size=64,
+    patch_size=8,
+    embed_dim=16,
+    depth=2,
+    num_heads=2,
+    global_attn_indexes=(1,),
+    window_size=4,
+    out_chans=16,
+    decoder_mlp_dim=32,
+    decoder_num_heads=2,
+    iou_head_hidden_dim=16,
+)
+RNG = np.random.default_rng(0)
+IMAGES = [
+    RNG.integers(0, 256, size=(*size_hw, 3), dtype=np.uint8)
+    for size_hw in ((64, 64), (48, 80), (7, 3), (130, 40))
+]
+BOXES = [
+    np.array([[3, 4, 30.5, 40], [0, 0, 64, 64], [10, 10, 11, 11]]),
+    np.zeros((0, 4)),
+    np.array([[0, 0, 3, 7]]),
+    np.array([[1, 100, 39, 130], [5, 5, 20, 90.25]]),
+]
+
+
+@pytest.fixture(scope="module")
+def sam():
+    torch.manual_seed(2)
+    model = build_sam(SMALL)
+    with torch.no_grad():
+        # As initialised, masks are all one or all nothing; larger weights split the images.
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight *= 1.5
+        for head in model.mask_decoder.output_hypernetworks_mlps:
+            head.layers[-1].bias.zero_()
+            head.layers[-1].weight *= 20  # logits beyond the offset of stability
+        model.mask_decoder.iou_prediction_head.layers[-1].bias += 0.5
+    return model.eval().requires_grad_(False)
+
+
+def predicted(sam, image, boxes, multimask):
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    for box in boxes:
+        masks, ious, _ = predictor.predict(box=box, multimask_output=multimask)
+        yield masks[ious.argmax()], ious.max()
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_masks_of_boxes_are_those_of_the_packages_predictor(sam, multimask, at_once):
+    answers = list(
+        SamMasks(sam, batch_size=3, prompts_at_once=at_once).of_boxes(
+            IMAGES, BOXES, multimask=multimask
+        )
+    )
+    for image, boxes, (masks, ious) in zip(IMAGES, BOXES, answers, strict=True):
+        assert masks.shape == (len(boxes), *image.shape[:2]) and masks.dtype == bool
+        assert ious.shape == (len(boxes),) and ious.dtype == np.float32
+        for number, (mask, iou) in enumerate(predicted(sam, image, boxes, multimask)):
+            # Batched kernels round differently: a pixel on the very edge may flip.
+            assert np.mean(masks[number] != mask) < 0.005
+            assert ious[number] == pytest.approx(iou, abs=1e-5)
+    masks = answers[0][0]
+    assert 0 < masks[0].mean() < 1, "the comparison needs masks that are not trivial"
+    assert (masks[0] != masks[1]).any(), "and that depend on the box"
+
+
+def test_the_image_encoder_runs_once_an_image_however_many_boxes(sam):
+    seen = []
+    hook = sam.image_encoder.register_forward_hook(
+        lambda _m, inputs, _o: seen.append(len(inputs[0]))
+    )
+    many = [np.tile(boxes, (40, 1)) for boxes in BOXES]
+    answers = list(SamMasks(sam, batch_size=2, prompts_at_once=16).of_boxes(IMAGES, many))
+    hook.remove()
+    assert seen == [2, 1], "the image without boxes is not encoded"
+    assert [len(masks) for masks, _ in answers] == [120, 0, 40, 80]
+
+
+def test_large_masks_are_made_a_few_at_a_time(sam, monkeypatch):
+    whole = list(SamMasks(sam).of_boxes(IMAGES[:1], BOXES[:1]))
+    monkeypatch.setattr("ovref_inference.proposers.sam.UPSCALED_PIXELS", 1)
+    parts = list(SamMasks(sam).of_boxes(IMAGES[:1], BOXES[:1]))
+    np.testing.assert_array_equal(whole[0][0], parts[0][0])
+
+
+@pytest.mark.parametrize("thresholds", [(0.0, 0.0, 1.0), (0.25, 0.2, 0.99), (0.99, 1.0, 0.7)])
+def test_masks_of_the_grid_are_those_of_the_packages_generator(sam, thresholds):
+    predicted_iou, stability, nms_iou = thresholds
+    config = SamGridConfig(
+        sam=SamConfig(model="unused"),
+        points_per_side=5,
+        min_predicted_iou=predicted_iou,
+        min_stability=stability,
+        nms_iou=nms_iou,
+    )
+    reference = SamAutomaticMaskGenerator(
+        sam,
+        points_per_side=5,
+        pred_iou_thresh=predicted_iou,
+        stability_score_thresh=stability,
+        box_nms_thresh=nms_iou,
+    )
+    answers = SamMasks(sam, prompts_at_once=64).of_grid(IMAGES[:2], config)
+    for image, (masks, ious) in zip(IMAGES, answers, strict=False):
+        expected = [mask for mask in reference.generate(image) if mask["segmentation"].any()]
+        assert len(masks) == len(expected)
+        assert masks.shape[1:] == image.shape[:2]
+        assert len(masks) or predicted_iou == 0.99
+        assert (np.diff(ious) <= 0).all()
+        for mask, iou, other in zip(masks, ious, expected, strict=True):
+            np.testing.assert_array_equal(mask, other["segmentation"])
+            assert iou == pytest.approx(other["predicted_iou"], abs=1e-6)
+
+
+def saved(sam, folder, name):
+    state = {key: value.contiguous() for key, value in sam.state_dict().items()}
+    if name.endswith(".pth"):
+        torch.save(state, folder / name)
+    else:
+        save_file(state, folder / name)
+    (folder / "config.json").write_text(config_json(SMALL))
+    return folder / name
+
+
+def test_both_layouts_load_to_the_same_model(sam, tmp_path):
+    for name in ("any.pth", "model.safetensors"):
+        loaded = load_sam(str(saved(sam, tmp_path, name)))
+        assert not loaded.training
+        for key, value in loaded.state_dict().items():
+            assert torch.equal(value, sam.state_dict()[key]) and not value.requires_grad
+    assert load_sam(str(tmp_path)).image_encoder.img_size == 64
+
+
+def test_published_sizes_are_those_of_the_package():
+    from segment_anything import sam_model_registry
+
+    with torch.device("meta"):
+        for name, architecture in PUBLISHED.items():
+            ours, theirs = build_sam(architecture), sam_model_registry[name]()
+            assert {k: v.shape for k, v in ours.state_dict().items()} == {
+                k: v.shape for k, v in theirs.state_dict().items()
+            }
+            for mine, other in zip(
+                ours.image_encoder.blocks, theirs.image_encoder.blocks, strict=True
+            ):
+                assert mine.window_size == other.window_size
+                assert mine.attn.num_heads == other.attn.num_heads
+                assert mine.norm1.eps == other.norm1.eps
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+def test_broken_checkpoints_are_refused_and_nothing_is_unpickled(sam, tmp_path, capsys):
+    path = saved(sam, tmp_path, "model.safetensors")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps(Malicious(), protocol=2))
+    torch.save({"image_encoder.pos_embed": Malicious()}, tmp_path / "worse.pth")
+    torch.save(torch.zeros(2), tmp_path / "tensor.pth")
+    torch.save({"image_encoder.pos_embed": torch.zeros(1, 8, 8, 16)}, tmp_path / "few.pth")
+    for name in ("empty.pth", "bad.pth", "worse.pth", "tensor.pth", "few.pth", "none.pth"):
+        with pytest.raises(ModelLoadError, match="cannot load SAM"):
+            load_sam(str(tmp_path / name))
+    assert "unpickled" not in capsys.readouterr().out
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**dataclasses.asdict(SMALL), "patchsize": 1}))
+    with pytest.raises(ModelLoadError, match=r"unknown keys \['patchsize'\]"):
+        load_sam(str(path))
+    config.write_text(json.dumps({**dataclasses.asdict(SMALL), "depth": 3}))
+    with pytest.raises(ModelLoadError, match=r"blocks\.2"):
+        load_sam(str(path))
+    config.unlink()
+    with pytest.raises(ModelLoadError, match="no published SAM has an encoder of width 16"):
+        load_sam(str(path))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelLoadError, match="cannot load SAM"):
+        load_sam(str(path))
+
+
+def test_an_image_of_another_type_is_refused(sam):
+    with pytest.raises(ValueError, match=r"uint8, found \(4, 4, 3\) float32"):
+        list(SamMasks(sam).of_boxes([np.zeros((4, 4, 3), np.float32)], [np.ones((1, 4))]))
+
+
+@pytest.mark.parametrize(
+    "change", [{"points_per_side": 0}, {"min_stability": 1.5}, {"nms_iou": -0.1}]
+)
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        SamGridConfig(sam=SamConfig(model="m"), **change)

@@ -1,0 +1,51 @@
+"""Tasks of a reduction on a real Ray give what they give here."""
+
+import os
+import sys
+from functools import partial
+
+import pytest
+from task_fakes import die_once, fails, square_of
+
+from ovref.errors import StorageError
+from ovref.reduce.tasks import in_process
+from ovref_pipelines.engine import reduce_tasks
+from ovref_pipelines.engine.config import EngineConfig
+
+RAY = EngineConfig(engine="ray", workers=2)
+
+
+def test_the_local_engine_and_short_lists_need_no_ray(tmp_path):
+    assert reduce_tasks.spread(EngineConfig(engine="local"), tmp_path, shared=False) is in_process
+    run = reduce_tasks.spread(RAY, tmp_path, shared=False)
+    assert list(run([partial(square_of, 2, None), partial(os.getpid)])) == [4, os.getpid()]
+    assert list(run([])) == []
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_results_come_in_the_order_of_the_tasks(local_ray, tmp_path, shared):
+    run = reduce_tasks.spread(RAY, tmp_path, shared=shared)
+    # The first is the slowest, so that others are done before it.
+    tasks = [partial(square_of, n, 0.3 if n == 0 else 0.0) for n in range(6)]
+    assert list(run(tasks)) == [n * n for n in range(6)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_whose_worker_dies_is_run_again(local_ray, tmp_path):
+    run = reduce_tasks.spread(RAY, tmp_path / "work", shared=True)
+    tasks = [partial(die_once, tmp_path / "died"), *(partial(square_of, n, None) for n in (2, 3))]
+    assert list(run(tasks)) == ["alive", 4, 9]
+
+
+def test_what_a_task_raises_arrives_as_it_is(local_ray, tmp_path):
+    run = reduce_tasks.spread(RAY, tmp_path, shared=True)
+    tasks = [partial(square_of, 1, None), partial(fails, "no space"), partial(square_of, 3, None)]
+    for _ in range(5):  # an error must not end the driver, whatever the others are doing then
+        with pytest.raises(StorageError, match="no space"):
+            list(run(tasks))
+
+
+def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
+    ray_tasks = sys.modules["ovref_pipelines.ray.tasks"]
+    with pytest.raises(StorageError, match=r"does not see .*leave it out"):
+        ray_tasks._call(os.getpid, tmp_path / "elsewhere" / "seen-1")
