@@ -1,21 +1,30 @@
-"""The few errors ovref raises, chosen by what the caller can do about them.
+"""The errors of building, chosen by what the caller can do about them.
 
     OvrefError
     |-- ConfigError       fix the configuration (unknown key, wrong type, value out of range)
     |-- InputError        fix the input (missing, unreadable or changed corpus)
     |-- MismatchError     the output belongs to another configuration: choose another folder
     |-- StorageError      fix the storage (full disk, credentials, no conditional create)
-    |-- ModelError        a model cannot be loaded: fix its id, revision, path or files
+    |-- ModelError        fix a model's id, revision, path or files
+    |-- CollectionError   fix or replace a collection
     `-- AccountingError   a shard's inputs are not all answered: a bug in a stage
 
-`ovref_inference.CollectionError` (a collection that is missing, cut off or foreign) lives in the
-light half, which may not import this module. One bad record among millions is not an error but a
-`ovref.contract.Dropped` with its reason.
+The root, `ModelError` and `CollectionError` are those of the light half. One bad record among
+millions is not an error but a `ovref.contract.Dropped` with its reason.
 """
 
+from ovref_inference.errors import CollectionError, ModelError, OvrefError
 
-class OvrefError(Exception):
-    """Root of the errors that ovref raises on purpose."""
+__all__ = [
+    "AccountingError",
+    "CollectionError",
+    "ConfigError",
+    "InputError",
+    "MismatchError",
+    "ModelError",
+    "OvrefError",
+    "StorageError",
+]
 
 
 class ConfigError(OvrefError):
@@ -31,12 +40,8 @@ class MismatchError(OvrefError):
 
 
 class StorageError(OvrefError):
-    """A write or read of the store failed in a way that trying again does not mend."""
-
-
-class ModelError(OvrefError):
-    """A model cannot be loaded."""
+    """A write or read of the store failed in a way that a retry does not fix."""
 
 
 class AccountingError(OvrefError):
-    """A stage did not answer each of its inputs exactly; the shard is not committed."""
+    """A stage did not answer each of its inputs exactly once; the shard is not committed."""

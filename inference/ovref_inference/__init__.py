@@ -13,11 +13,11 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import class_embeddings, retrieval_embedding
 from ovref_inference.collection.support import Support
 from ovref_inference.encoders.pooling import pool_regions
-from ovref_inference.errors import CollectionError, ModelLoadError
+from ovref_inference.errors import CollectionError, ModelError
 
 __all__ = [
     "CollectionError",
-    "ModelLoadError",
+    "ModelError",
     "PrototypeConfig",
     "Prototypes",
     "ReferenceCollection",

@@ -1,9 +1,21 @@
-"""The errors of the light half. One bad query is a ValueError; these two are about files."""
+"""The errors that ovref raises on purpose, chosen by what the caller can do about them.
+
+    OvrefError
+    |-- CollectionError   a collection is missing, cut off, foreign or of another format version
+    |-- ModelError        a model cannot be loaded or used: fix its id, revision, path or files
+    `-- ...               those of building: `ovref.errors`
+
+A single bad query is a ValueError.
+"""
 
 
-class CollectionError(Exception):
+class OvrefError(Exception):
+    """Root of the errors that ovref raises on purpose."""
+
+
+class CollectionError(OvrefError):
     """A reference collection is missing, cut off, foreign or of another format version."""
 
 
-class ModelLoadError(Exception):
-    """A frozen model (encoder, proposer) cannot be loaded: its id, path or files are wrong."""
+class ModelError(OvrefError):
+    """A model cannot be loaded or used: its id, revision, path or files are wrong."""

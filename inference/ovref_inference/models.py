@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovref_inference.errors import ModelLoadError
+from ovref_inference.errors import ModelError
 
 MINIATURE = "miniature:"
 PRETRAINED_ERRORS = (
@@ -18,7 +18,7 @@ def resolve(model_id: str) -> str:
     """The folder of `miniature:<name>`; any other id (a hub id, a local path) as it is.
 
     Raises:
-        ModelLoadError: the miniature's models are not installed, or there is none of that name.
+        ModelError: the miniature's models are not installed, or there is none of that name.
     """
     if not model_id.startswith(MINIATURE):
         return model_id
@@ -27,7 +27,7 @@ def resolve(model_id: str) -> str:
     known = sorted(path.name for path in weights.iterdir()) if weights.is_dir() else []
     # A name that is not one of the folders (`../x`, an empty one) never becomes a path.
     if name not in known:
-        raise ModelLoadError(
+        raise ModelError(
             f"no miniature model {name!r} under {weights}; found: {', '.join(known) or 'none'}"
         )
     return str(weights / name)
@@ -40,11 +40,11 @@ def miniature_folder(wanted: str) -> Path:
         wanted: the model's id, for the message.
 
     Raises:
-        ModelLoadError: it is not installed.
+        ModelError: it is not installed.
     """
     spec = importlib.util.find_spec("ovref_miniature")
     if spec is None or not spec.submodule_search_locations:
-        raise ModelLoadError(
+        raise ModelError(
             f"{wanted} is one of the miniature's models, which are not installed here: in a clone "
             "of ovref's repository, run `pip install ./pipelines/ovref_miniature`; or give "
             "the path of a model folder"
@@ -70,10 +70,10 @@ def check_complete(model_id: str, report: Mapping[str, Any]) -> None:
         report: what `from_pretrained(..., output_loading_info=True)` tells.
 
     Raises:
-        ModelLoadError: weights are missing.
+        ModelError: weights are missing.
     """
     if report["missing_keys"]:
-        raise ModelLoadError(
+        raise ModelError(
             f"{model_id} lacks weights for {sorted(report['missing_keys'])[:5]}: it was saved "
             "from another architecture"
         )

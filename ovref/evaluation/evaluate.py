@@ -125,7 +125,7 @@ def evaluate(
 
     Raises:
         CollectionError: the collection cannot be opened, or does not say its encoders.
-        ModelLoadError: an encoder cannot be loaded.
+        ModelError: an encoder cannot be loaded.
         InputError: the label folder is not as it should be, or the collection is of masked crops.
     """
     started = time.monotonic()

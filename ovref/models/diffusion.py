@@ -17,7 +17,6 @@ from ovref.errors import ModelError
 from ovref.models.attribution import FACTORS, noun_weights, recording
 from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
-from ovref_inference.errors import ModelLoadError
 from ovref_inference.models import resolve
 
 logger = logging.getLogger(__name__)
@@ -55,10 +54,7 @@ def load_pipeline(
     Raises:
         ModelError: the model cannot be found, read or used for attribution.
     """
-    try:
-        path = resolve(model)
-    except ModelLoadError as error:
-        raise ModelError(str(error)) from error
+    path = resolve(model)
     named = f"the generator {model!r}" + (f" at revision {revision!r}" if revision else "")
     try:
         class_name = diffusers.DiffusionPipeline.load_config(path, revision=revision)["_class_name"]

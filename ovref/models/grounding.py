@@ -19,7 +19,7 @@ import numpy as np
 from ovref.config import STRICT
 from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.errors import ModelLoadError
+from ovref_inference.errors import ModelError
 from ovref_inference.proposers.config import GroundingDinoConfig, ProposerConfig, SamConfig
 from ovref_inference.vectors import l2_normalised
 
@@ -102,7 +102,7 @@ class Finder:
 
 
 def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
-    """Loads GroundingDINO and SAM. Raises ModelLoadError."""
+    """Loads GroundingDINO and SAM. Raises ModelError."""
     from ovref_inference.proposers.grounded_sam import load_grounded_sam
 
     models = load_grounded_sam(route.detector, route.sam, batch_size=batch_size)
@@ -148,14 +148,14 @@ def _boxes_found(grounded: Any) -> list[Found]:
 
 
 def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
-    """Loads a proposer and CLIP. Raises ModelLoadError, also when text and visual do not fit."""
+    """Loads a proposer and CLIP. Raises ModelError, also when text and visual do not fit."""
     from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 
     propose = _proposals(route.proposer, batch_size)
     visual = load_region_encoder(route.visual, batch_size=batch_size)
     texts = load_text_encoder(route.text)
     if visual.dim != texts.dim:
-        raise ModelLoadError(
+        raise ModelError(
             f"{route.visual.model} and {route.text.model} are of different CLIPs: their "
             f"embeddings have {visual.dim} and {texts.dim} numbers"
         )

@@ -4,7 +4,6 @@ import spacy
 from spacy.language import Language
 
 from ovref.errors import ModelError
-from ovref_inference.errors import ModelLoadError
 from ovref_inference.models import miniature_folder
 
 MINIATURE = "miniature:tagger"
@@ -27,8 +26,6 @@ def load_tagger(name: str = MINIATURE, version: str | None = None) -> Language:
     try:
         place = miniature_folder(name) / "tagger" if name == MINIATURE else name
         nlp = spacy.load(place, exclude=UNNEEDED)
-    except ModelLoadError as error:
-        raise ModelError(str(error)) from error
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot load the noun tagger {name!r}: {error} Expected {MINIATURE!r}, a folder "

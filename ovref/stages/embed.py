@@ -10,7 +10,6 @@ import numpy as np
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
-from ovref.errors import ModelError
 from ovref.identity import ADDED_LATER
 from ovref.images import UnusableImageError
 from ovref.ops import masks
@@ -83,13 +82,9 @@ class Embed:
             ModelError: one cannot be found, read or used.
         """
         from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
-        from ovref_inference.errors import ModelLoadError
 
-        try:
-            visual = load_region_encoder(self.visual, batch_size=self.batch_size)
-            texts = load_text_encoder(self.text)
-        except ModelLoadError as error:
-            raise ModelError(str(error)) from error
+        visual = load_region_encoder(self.visual, batch_size=self.batch_size)
+        texts = load_text_encoder(self.text)
         logger.info("embedding with %s and %s", self.visual.model, self.text.model)
         return EmbedStage(self, visual, texts)
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
-from ovref.errors import ModelError
 from ovref.images import UnusableImageError, plain_image
 from ovref.models.grounding import (
     DetectorRoute,
@@ -21,7 +20,6 @@ from ovref.models.grounding import (
 from ovref.ops.heatmaps import resized
 from ovref.ops.masks import fault
 from ovref.records import NO, YES, ImageRecord, Prompt, Region
-from ovref_inference.errors import ModelLoadError
 
 HEATMAP_STRIDE = 4
 """Pixels of the image per value of a kept heatmap, which is about what MaskFormer gives."""
@@ -67,12 +65,9 @@ class Ground:
         Raises:
             ModelError: one cannot be found, read or used.
         """
-        try:
-            if self.detector is not None:
-                return GroundStage(self, detector_finder(self.detector, self.batch_size))
-            return GroundStage(self, proposal_finder(self.proposals, self.batch_size))
-        except ModelLoadError as error:
-            raise ModelError(str(error)) from error
+        if self.detector is not None:
+            return GroundStage(self, detector_finder(self.detector, self.batch_size))
+        return GroundStage(self, proposal_finder(self.proposals, self.batch_size))
 
 
 class GroundStage:

@@ -172,7 +172,6 @@ def main(arguments: list[str] | None = None) -> int:
     _quieten()
     # Imported late, so that --help answers at once.
     from ovref.errors import OvrefError
-    from ovref_inference.errors import CollectionError, ModelLoadError
     from ovref_pipelines.engine.ledger import JobError
     from ovref_pipelines.engine.stopping import StoppedError
 
@@ -193,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     except JobError as error:
         _say(f"ovref: {error}")
         return FAILED
-    except (OvrefError, CollectionError, ModelLoadError) as error:
+    except OvrefError as error:
         _say(f"ovref: {error}")
         return MEND_FIRST
     except OSError as error:

@@ -20,7 +20,7 @@ from typing import Any
 from ovref.config import STRICT, dump
 from ovref.contract import Dropped, Spec
 from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.errors import MismatchError, ModelError
+from ovref.errors import MismatchError
 from ovref.identity import spec_identity
 from ovref.ingest import IngestSummary, ingest
 from ovref.ops.vocabulary import vocabulary_report
@@ -37,7 +37,6 @@ from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store, check_conditional_create
 from ovref_inference.collection.retrieve import Texts
 from ovref_inference.encoders.config import TextEncoderConfig
-from ovref_inference.errors import ModelLoadError
 from ovref_pipelines.engine import reduce_tasks
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.ledger import QUARANTINE, JobError
@@ -360,10 +359,7 @@ class _LazyTexts:
         if self._encoder is None:
             from ovref_inference.encoders.load import load_text_encoder
 
-            try:
-                self._encoder = load_text_encoder(self._config)
-            except ModelLoadError as error:
-                raise ModelError(str(error)) from error
+            self._encoder = load_text_encoder(self._config)
         return self._encoder.encode(texts)
 
 

@@ -11,7 +11,6 @@ import sys
 
 from ovref.config import load
 from ovref.errors import OvrefError
-from ovref_inference.errors import CollectionError, ModelLoadError
 from paper_tables import tables
 from paper_tables.builds import build_missing
 from paper_tables.spec import TablesSpec
@@ -33,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"{failed} shards failed for good; mend their cause and `ovref retry-failed`")
             return 1
         tables.make_tables(spec, say)
-    except (OvrefError, CollectionError, ModelLoadError) as error:
+    except OvrefError as error:
         say(str(error))
         return 2
     print(f"written to {spec.output}: {', '.join(sorted(os.listdir(spec.output)))}")

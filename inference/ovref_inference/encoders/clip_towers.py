@@ -8,7 +8,7 @@ import open_clip
 import torch
 from torch.nn.functional import interpolate, linear
 
-from ovref_inference.errors import ModelLoadError
+from ovref_inference.errors import ModelError
 from ovref_inference.models import resolve
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError)
@@ -25,7 +25,7 @@ def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
         revision: of a hub repository; empty for the newest.
 
     Raises:
-        ModelLoadError: it cannot be found or read, or has no safetensors.
+        ModelError: it cannot be found or read, or has no safetensors.
     """
     path = resolve(model_id)
     options: dict[str, Any] = {"require_pretrained": True, "weights_only": True}
@@ -35,21 +35,21 @@ def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
         if Path(path).is_dir():
             name = f"local-dir:{path}"
             if not list(Path(path).glob("*.safetensors")):
-                raise ModelLoadError(f"no *.safetensors in {path}")
+                raise ModelError(f"no *.safetensors in {path}")
         else:
             name, colon, tag = path.partition(":")
             if not colon:
-                raise ModelLoadError(
+                raise ModelError(
                     f"{model_id!r} is no folder; expected a folder, hf-hub:<id> or "
                     "<architecture>:<tag>"
                 )
             if revision:
-                raise ModelLoadError(f"{model_id!r} has no revisions; hf-hub:<id> has")
+                raise ModelError(f"{model_id!r} has no revisions; hf-hub:<id> has")
             known = open_clip.get_pretrained_cfg(name, tag)
             options |= {"pretrained": tag, "force_quick_gelu": known.get("quick_gelu", False)}
         model = open_clip.create_model(name, **options)
     except LOAD_ERRORS as error:
-        raise ModelLoadError(f"cannot load the CLIP model {model_id}: {error}") from error
+        raise ModelError(f"cannot load the CLIP model {model_id}: {error}") from error
     return model.eval(), name
 
 
@@ -84,14 +84,14 @@ def cell_pixels(visual: Any) -> int:
     """Pixels per side of a cell of the tower's last feature map.
 
     Raises:
-        ModelLoadError: the tower is neither a plain ViT nor a ConvNeXt.
+        ModelError: the tower is neither a plain ViT nor a ConvNeXt.
     """
     if is_vit(visual):
         size = visual.patch_size
         return size[0] if isinstance(size, tuple | list) else size
     if is_convnext(visual):
         return visual.trunk.feature_info[-1]["reduction"]
-    raise ModelLoadError(
+    raise ModelError(
         f"dense features need a plain ViT or ConvNeXt image tower, found {type(visual).__name__}"
     )
 

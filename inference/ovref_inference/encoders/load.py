@@ -21,7 +21,7 @@ from ovref_inference.encoders.clip_towers import LOAD_ERRORS
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.pooling import pool_each
-from ovref_inference.errors import ModelLoadError
+from ovref_inference.errors import ModelError
 from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, Pixels, batched
 
@@ -161,11 +161,11 @@ def load_visual_encoder(
         batch_size: images per forward pass at most.
 
     Raises:
-        ModelLoadError: the model cannot be found, read, or is neither a plain ViT nor, of
+        ModelError: the model cannot be found, read, or is neither a plain ViT nor, of
             open_clip, a ConvNeXt; or the configured features are not dense.
     """
     if config.masking:
-        raise ModelLoadError(
+        raise ModelError(
             f"features {config.features!r} are of regions, not dense; load_region_encoder has them"
         )
     load = _transformers_vit if config.library == "transformers" else _open_clip_tower
@@ -193,7 +193,7 @@ def load_text_encoder(
     try:
         tokenizer = open_clip.get_tokenizer(name)
     except LOAD_ERRORS as error:
-        raise ModelLoadError(
+        raise ModelError(
             f"cannot load the tokenizer of {config.model}: {error}; its folder must hold the "
             "tokenizer files that open_clip_config.json asks for"
         ) from error
@@ -222,7 +222,7 @@ def _transformers_vit(
         mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
         patch = settings.patch_size
     except PRETRAINED_ERRORS as error:
-        raise ModelLoadError(f"cannot load the visual encoder {config.model}: {error}") from error
+        raise ModelError(f"cannot load the visual encoder {config.model}: {error}") from error
     check_complete(config.model, report)
     model = model.to(device).eval()
     # PIL's number for bilinear is 2; ViTs are otherwise trained on bicubic resizing.
@@ -241,7 +241,7 @@ def _transformers_vit(
         tokens = model(pixel_values=pixels, **interpolation).last_hidden_state
         tokens = caught.__dict__.pop("keys") if keys else tokens
         if tokens.ndim != 3 or tokens.shape[1] != prefix + cells:
-            raise ModelLoadError(
+            raise ModelError(
                 f"{config.model} is not a plain ViT: expected {prefix} + {cells} tokens, found "
                 f"{tuple(tokens.shape)}"
             )
@@ -265,7 +265,7 @@ def _last_keys(model: Any) -> Any:
         if name.rpartition(".")[2] in ("k_proj", "key") and isinstance(module, torch.nn.Linear)
     ]
     if not layers:
-        raise ModelLoadError(f"{type(model).__name__} has no layer of keys")
+        raise ModelError(f"{type(model).__name__} has no layer of keys")
     return layers[-1]
 
 
@@ -277,10 +277,10 @@ def _open_clip_tower(
     visual, dim = model.visual, clip_towers.joint_dim(model)
     try:
         patch = clip_towers.cell_pixels(visual)
-    except ModelLoadError as error:
-        raise ModelLoadError(f"{config.model}: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{config.model}: {error}") from error
     if config.features == "values" and not clip_towers.is_vit(visual):
-        raise ModelLoadError(f"{config.model} is no ViT and has no values; features 'tokens' are")
+        raise ModelError(f"{config.model} is no ViT and has no values; features 'tokens' are")
     size_hw = _rounded(config.size_hw, patch)
     if clip_towers.is_vit(visual):
         clip_towers.resize_positions(visual, (size_hw[0] // patch, size_hw[1] // patch))

@@ -61,7 +61,7 @@ def load_grounded_sam(
         batch_size: images per forward pass at most.
 
     Raises:
-        ModelLoadError: one of them cannot be found or read.
+        ModelError: one of them cannot be found or read.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return GroundedSam(

@@ -17,7 +17,7 @@ import torch
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
 
-from ovref_inference.errors import ModelLoadError
+from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
 from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, batched
@@ -69,7 +69,7 @@ class GroundingDino:
             batch_size: images per forward pass at most.
 
         Raises:
-            ModelLoadError: the tokenizer has other ids than the model for what ends a phrase.
+            ModelError: the tokenizer has other ids than the model for what ends a phrase.
         """
         self._model, self._tokenizer, self._images = model, tokenizer, image_processor
         self._config, self._batch_size = config, BatchSize(batch_size)
@@ -78,7 +78,7 @@ class GroundingDino:
         # Between these the model lets no token see another phrase's; it has their ids built in.
         known = set(model.model.special_tokens.tolist())
         if not {self._begin, self._end, self._stop} <= known:
-            raise ModelLoadError(
+            raise ModelError(
                 f"GroundingDINO ends phrases at the ids {sorted(known)}, but its tokenizer has "
                 f"{self._begin}, {self._end} and {self._stop} for [CLS], [SEP] and '.'"
             )
@@ -212,7 +212,7 @@ def load_grounding_dino(
         batch_size: images per forward pass at most.
 
     Raises:
-        ModelLoadError: the model or its tokenizer cannot be found or read.
+        ModelError: the model or its tokenizer cannot be found or read.
     """
     path, options = pretrained(config.model, config.revision)
     try:
@@ -222,7 +222,7 @@ def load_grounding_dino(
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
     except PRETRAINED_ERRORS as error:
-        raise ModelLoadError(f"cannot load GroundingDINO from {config.model}: {error}") from error
+        raise ModelError(f"cannot load GroundingDINO from {config.model}: {error}") from error
     check_complete(config.model, report)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(where).eval()

@@ -136,7 +136,7 @@ def load_proposer(
         batch_size: images per forward pass at most.
 
     Raises:
-        ModelLoadError: a model cannot be found or read.
+        ModelError: a model cannot be found or read.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.mask_former is not None:

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
 
-from ovref_inference.errors import ModelLoadError
+from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
 from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
 from ovref_inference.pixels import BatchSize, batched
@@ -158,7 +158,7 @@ def load_mask_former(
         batch_size: images per forward pass at most.
 
     Raises:
-        ModelLoadError: the model cannot be found or read, or is another one.
+        ModelError: the model cannot be found or read, or is another one.
     """
     path, options = pretrained(config.model, config.revision)
     try:
@@ -170,7 +170,7 @@ def load_mask_former(
         )
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
     except PRETRAINED_ERRORS as error:
-        raise ModelLoadError(f"cannot load MaskFormer from {config.model}: {error}") from error
+        raise ModelError(f"cannot load MaskFormer from {config.model}: {error}") from error
     check_complete(config.model, report)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return MaskFormer(model.to(where).eval(), image_processor, config, batch_size=batch_size)

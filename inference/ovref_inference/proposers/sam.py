@@ -29,7 +29,7 @@ from segment_anything.modeling import (
 from torchvision.ops import masks_to_boxes, nms
 from torchvision.transforms.functional import resize, to_pil_image
 
-from ovref_inference.errors import ModelLoadError
+from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
 from ovref_inference.models import resolve
 from ovref_inference.pixels import BatchSize, batched
@@ -142,7 +142,7 @@ def load_sam(model: str) -> Sam:
             `model.safetensors` and `config.json`.
 
     Raises:
-        ModelLoadError: the files are missing, broken, or of another architecture.
+        ModelError: the files are missing, broken, or of another architecture.
     """
     path = Path(resolve(model))
     weights = path / "model.safetensors" if path.is_dir() else path
@@ -154,7 +154,7 @@ def load_sam(model: str) -> Sam:
         sam = build_sam(_architecture(weights.with_name("config.json"), state))
         sam.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except _LOAD_ERRORS as error:
-        raise ModelLoadError(
+        raise ModelError(
             f"cannot load SAM from {model}: {error}. Expected a checkpoint of segment-anything "
             "(.pth or .safetensors), with config.json beside it unless it is vit_b, vit_l or vit_h"
         ) from error

@@ -74,7 +74,7 @@ def make_tables(
 
     Raises:
         CollectionError: a collection cannot be opened, or does not say its encoders.
-        ModelLoadError: a model cannot be loaded.
+        ModelError: a model cannot be loaded.
         ValueError: a collection is not of the kind that its segmenter needs.
     """
     output = Path(spec.output)

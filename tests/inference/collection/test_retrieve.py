@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ovref_inference import ModelLoadError, class_embeddings, retrieval_embedding
+from ovref_inference import ModelError, class_embeddings, retrieval_embedding
 from ovref_inference.collection.retrieve import TEMPLATES
 from ovref_inference.models import resolve
 from ovref_inference.vectors import l2_normalised
@@ -82,11 +82,11 @@ def test_model_ids():
 
 @pytest.mark.parametrize("name", ["", "nothing", "../scenes.py", ".", ".."])
 def test_unknown_miniature_names_are_refused(name):
-    with pytest.raises(ModelLoadError, match="no miniature model"):
+    with pytest.raises(ModelError, match="no miniature model"):
         resolve(f"miniature:{name}")
 
 
 def test_a_missing_miniature_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelLoadError, match=r"pip install ./pipelines/ovref_miniature"):
+    with pytest.raises(ModelError, match=r"pip install ./pipelines/ovref_miniature"):
         resolve("miniature:clip")

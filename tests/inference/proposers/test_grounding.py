@@ -12,7 +12,7 @@ from detector_fakes import (
 from torchvision.ops import clip_boxes_to_image
 from transformers import GroundingDinoProcessor
 
-from ovref_inference import ModelLoadError
+from ovref_inference import ModelError
 from ovref_inference.proposers.config import GroundingDinoConfig
 from ovref_inference.proposers.grounding import GroundingDino, load_grounding_dino
 
@@ -223,12 +223,12 @@ def test_a_saved_folder_loads(model, images, tmp_path):
 
 
 def test_what_cannot_be_loaded(model, tmp_path):
-    with pytest.raises(ModelLoadError, match="cannot load GroundingDINO"):
+    with pytest.raises(ModelError, match="cannot load GroundingDINO"):
         load_grounding_dino(config(model=str(tmp_path)))
     other = tokenizer()
     other.add_tokens(["[X]"], special_tokens=True)
     other.sep_token = "[X]"
-    with pytest.raises(ModelLoadError, match="ends phrases at the ids"):
+    with pytest.raises(ModelError, match="ends phrases at the ids"):
         GroundingDino(model, other, image_processor(), config())
 
 

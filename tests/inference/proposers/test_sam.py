@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
-from ovref_inference import ModelLoadError
+from ovref_inference import ModelError
 from ovref_inference.proposers.config import SamConfig, SamGridConfig
 from ovref_inference.proposers.sam import (
     PUBLISHED,
@@ -188,21 +188,21 @@ def test_broken_checkpoints_are_refused_and_nothing_is_unpickled(sam, tmp_path, 
     torch.save(torch.zeros(2), tmp_path / "tensor.pth")
     torch.save({"image_encoder.pos_embed": torch.zeros(1, 8, 8, 16)}, tmp_path / "few.pth")
     for name in ("empty.pth", "bad.pth", "worse.pth", "tensor.pth", "few.pth", "none.pth"):
-        with pytest.raises(ModelLoadError, match="cannot load SAM"):
+        with pytest.raises(ModelError, match="cannot load SAM"):
             load_sam(str(tmp_path / name))
     assert "unpickled" not in capsys.readouterr().out
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**dataclasses.asdict(SMALL), "patchsize": 1}))
-    with pytest.raises(ModelLoadError, match=r"unknown keys \['patchsize'\]"):
+    with pytest.raises(ModelError, match=r"unknown keys \['patchsize'\]"):
         load_sam(str(path))
     config.write_text(json.dumps({**dataclasses.asdict(SMALL), "depth": 3}))
-    with pytest.raises(ModelLoadError, match=r"blocks\.2"):
+    with pytest.raises(ModelError, match=r"blocks\.2"):
         load_sam(str(path))
     config.unlink()
-    with pytest.raises(ModelLoadError, match="no published SAM has an encoder of width 16"):
+    with pytest.raises(ModelError, match="no published SAM has an encoder of width 16"):
         load_sam(str(path))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ModelLoadError, match="cannot load SAM"):
+    with pytest.raises(ModelError, match="cannot load SAM"):
         load_sam(str(path))
 
 

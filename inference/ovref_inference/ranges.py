@@ -1,0 +1,34 @@
+"""Checks of settings and arguments: one wording for every value that is out of range."""
+
+from typing import Any
+
+
+def require_at_least(name: str, value: Any, low: float) -> None:
+    """Raises ValueError unless `value >= low`; NaN and None are refused."""
+    if value is None or not value >= low:
+        raise ValueError(f"{name} must be at least {low}, found {value}")
+
+
+def require_above(name: str, value: Any, low: float) -> None:
+    """Raises ValueError unless `value > low`; NaN and None are refused."""
+    if value is None or not value > low:
+        raise ValueError(f"{name} must be above {low}, found {value}")
+
+
+def require_within(name: str, value: Any, low: float, high: float, ends: str = "[]") -> None:
+    """Raises ValueError unless value is between low and high; NaN and None are refused.
+
+    Args:
+        name: of the setting or argument, for the message.
+        ends: which ends belong to the interval, as in `[]`, `(]`, `[)` or `()`.
+    """
+    above = value is not None and (value > low if ends[0] == "(" else value >= low)
+    below = value is not None and (value < high if ends[1] == ")" else value <= high)
+    if not (above and below):
+        raise ValueError(f"{name} must be in {ends[0]}{low}, {high}{ends[1]}, found {value}")
+
+
+def require_each_at_least(name: str, values: Any, low: float) -> None:
+    """Raises ValueError unless there are values and each is `>= low`."""
+    if not values or not all(value >= low for value in values):
+        raise ValueError(f"{name} must be one or more values of at least {low}, found {values}")
