@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 FLOORS = {
     "ovref_inference": (
-        {"errors", "lazy", "vectors", "images", "models", "pixels"},
+        {"errors", "lazy", "vectors", "images", "models", "pixels", "ranges"},
         {"encoders"},
         {"collection", "proposers"},
         {"segmenters"},

@@ -43,7 +43,7 @@ def test_within(ends, inside, outside):
     for value in inside:
         require_within("share", value, 0, 1, ends)
     for value in outside:
-        with pytest.raises(ValueError, match="share must be in .0, 1., found"):
+        with pytest.raises(ValueError, match=r"share must be in .0, 1., found"):
             require_within("share", value, 0, 1, ends)
 
 
