@@ -100,3 +100,15 @@ def _as_now(grown: Base, spec: ReduceSpec, field: str) -> bool:
 def inputs_of(grown: Base | None) -> list[dict[str, Any]]:
     """The shards that it was made of, as its manifest names them."""
     return grown.manifest.build["inputs"] if grown else []
+
+
+def provenance_of(grown: Base | None, new: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the references were made from: those of the grown collection, then the new ones.
+
+    A grown collection that does not say counts as one entry that names its fingerprint alone.
+    """
+    if grown is None:
+        return [new]
+    unsaid = [{"unknown": grown.manifest.fingerprint}]
+    before = grown.manifest.build.get("provenance") or unsaid
+    return before if new in before else [*before, new]

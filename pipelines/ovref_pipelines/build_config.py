@@ -60,7 +60,8 @@ class BuildConfig:
     allow_incomplete: bool = False
     """Whether to publish a collection although shards have failed for good."""
     licences: tuple[str, ...] = ()
-    """Of the inputs, to be stated in the collection's manifest."""
+    """Licences to be stated in the collection's manifest, as `<name>: <licence>`, besides those of
+    known models: of a model by its id, of anything else in words."""
     work: str | None = None
     """Folder for reducing, with room for five times the embeddings, that all machines of a cluster
     share. None for `_reduce` in a local output, and otherwise a place in the machine's temporary

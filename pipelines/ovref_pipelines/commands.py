@@ -71,8 +71,7 @@ def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
 
 def _reduce(options: Namespace, console: Console) -> int:
     config = _build_config(options, console)
-    folders = open_steps(config)
-    result = recipe.reduce(config, folders.references, console.say)
+    result = recipe.reduce(config, open_steps(config), console.say)
     console.show(show.collection_summary(result, output_of(config).collection.url))
     return 0
 

@@ -31,7 +31,7 @@ from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store, check_conditional_create
 from ovref_inference.collection.retrieve import Texts
 from ovref_inference.encoders.config import TextEncoderConfig
-from ovref_pipelines import preflight
+from ovref_pipelines import preflight, provenance
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.engine import reduce_tasks
 from ovref_pipelines.engine.ledger import QUARANTINE
@@ -104,7 +104,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     if failed and not config.allow_incomplete:
         say(f"no collection yet: {failed} shards failed for good; see _quarantine in their steps")
     else:
-        collection = reduce(config, folders.references, say)
+        collection = reduce(config, folders, say)
     summary = BuildSummary(
         output=config.output,
         ingested=ingested,
@@ -145,9 +145,15 @@ def _answers(prompts: StepFolder) -> Iterator[Any]:
         yield from drops
 
 
-def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, Any]:
+def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
     """Makes and publishes the collection of finished reference shards."""
-    target = output_of(config).collection
+    target, references = output_of(config).collection, folders.references
+    made_from = provenance.provenance(config, folders)
+    if unknown := provenance.unknown(made_from):
+        say(
+            f"collection: WARNING: the licence of {', '.join(unknown)} is unknown; state it by "
+            "corpus.licence, or by licences=['<name>: <licence>']"
+        )
     say(f"collection: reducing {references.store.url} to {target.url}")
     started = time.monotonic()
     seldom = Seldom(say, config.engine.progress_seconds)
@@ -160,7 +166,8 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
             texts=texts_of(config),
             output=target,
             work=work,
-            licences=config.licences,
+            licences=[*config.licences, *filter(None, [config.corpus.licence])],
+            provenance=made_from | {"licences": provenance.licences(made_from)},
             base=None if config.base is None else Store.open(config.base),
             replace=config.replace,
             allow_incomplete=config.allow_incomplete,

@@ -41,3 +41,8 @@ def beside(place: str) -> str:
     if not place.startswith(PREFIX):
         return place
     return str(folder() / place.removeprefix(PREFIX))
+
+
+def is_shipped(place: str) -> bool:
+    """Whether a place is a file beside the shipped configurations."""
+    return Path(beside(place)).parent == folder()

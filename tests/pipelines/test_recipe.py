@@ -337,12 +337,12 @@ def test_a_collection_grows_in_place_by_another_corpus(config, tmp_path):
 
 def test_reducing_again_with_other_settings_needs_leave(config):
     recipe.build(config)
-    references = recipe.open_steps(config).references
+    folders = recipe.open_steps(config)
     other = dataclasses.replace(config, reduce=ReduceSpec(seed=5))
     with pytest.raises(MismatchError, match=r"holds another collection .*set replace=true"):
-        recipe.reduce(other, references, lambda message: None)
+        recipe.reduce(other, folders, lambda message: None)
     result = recipe.reduce(
-        dataclasses.replace(other, replace=True), references, lambda message: None
+        dataclasses.replace(other, replace=True), folders, lambda message: None
     )
     assert result["added"] == 12
 
@@ -568,3 +568,33 @@ def test_an_old_build_json_with_a_relative_place_is_refused_from_another_folder(
     for ask in (place_text, verify):
         with pytest.raises(InputError, match="relative to the folder in which the build was start"):
             ask(str(old))
+
+
+def test_the_manifest_says_what_the_collection_was_made_from(config, tmp_path):
+    said = []
+    first = recipe.build(config, said.append)
+    assert any("licence of captions, fake is unknown" in line for line in said)
+    with ReferenceCollection.open(first.collection_url) as collection:
+        manifest = collection.manifest
+    assert "captions: unknown" in manifest.licences and "fake: unknown" in manifest.licences
+    (made_from,) = manifest.build["provenance"]
+    assert made_from["corpus"]["corpus_id"] == "captions"
+    assert {model["step"]: model["model"] for model in made_from["models"]} == {
+        "extract_nouns": "miniature:tagger", "synthesize": "fake", "embed": "fake",
+    }  # fmt: skip
+    drawn = made_from["steps"]["images"]["identity"]["stages"][0]["fields"]
+    assert (drawn["model"], drawn["scheduler"], drawn["steps"]) == ("fake", "dpm_solver++", 25)
+
+    more = tmp_path / "more.txt"
+    more.write_text("a pink cup\n")
+    second = dataclasses.replace(
+        config, output=str(tmp_path / "second"), base=first.collection_url,
+        corpus=CorpusSpec(path=str(more), licence="CC0"), licences=("fake: MIT",),
+    )  # fmt: skip
+    said.clear()
+    grown = recipe.build(second, said.append)
+    assert not any("licence" in line for line in said)
+    with ReferenceCollection.open(grown.collection_url) as collection:
+        manifest = collection.manifest
+    assert [p["corpus"]["corpus_id"] for p in manifest.build["provenance"]] == ["captions", "more"]
+    assert {"captions: unknown", "more: CC0", "fake: MIT"} <= set(manifest.licences)
