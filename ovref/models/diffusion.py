@@ -1,7 +1,9 @@
 """Drawing captions with Stable Diffusion 1.x, 2.x and XL, with the attribution of their nouns."""
 
+import copy
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,12 +156,17 @@ class Generator:
         self._guided_steps = guided_steps(steps, guidance, guided_share)
         self._fill_up_to = fill_up_to
         self._most_at_once: int | None = None
+        # A fast tokenizer keeps padding and truncation inside itself from call to call, and the
+        # pipeline sets them while it generates, possibly in another thread.
+        self._positions_tokenizer = copy.deepcopy(pipeline.tokenizer)
+        # The pipeline's scheduler, and the UNet while it is recorded, hold the state of one batch.
+        self._pipeline_lock = threading.Lock()
 
     def positions(
         self, caption: str, spans: Sequence[Sequence[tuple[int, int]]]
     ) -> list[tuple[int, ...]]:
-        """`token_positions` in this pipeline's tokenizer."""
-        return token_positions(self._pipeline.tokenizer, caption, spans)
+        """`token_positions` in this pipeline's tokenizer. Other threads may generate meanwhile."""
+        return token_positions(self._positions_tokenizer, caption, spans)
 
     def draw(
         self,
@@ -230,9 +237,11 @@ class Generator:
         # None is the model's own notion of nothing: zeros for SDXL, an empty text for the others.
         use_negative = self._negative_prompt and self._guidance > 1
         negative_prompt = [self._negative_prompt] * len(captions) if use_negative else None
-        with recording(
-            pipeline.unet, weights_bkn, (height // factor, width // factor), self._factors
-        ) as attribution:
+        latent_hw = (height // factor, width // factor)
+        with (
+            self._pipeline_lock,
+            recording(pipeline.unet, weights_bkn, latent_hw, self._factors) as attribution,
+        ):
             images = pipeline(
                 prompt=list(captions),
                 negative_prompt=negative_prompt,

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
@@ -272,3 +274,49 @@ def test_pickled_weights_are_not_read(sd1, tmp_path):
     torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ModelError, match="cannot load the generator"):
         load_pipeline(str(folder), **OPTIONS)
+
+
+def test_positions_are_found_while_another_thread_generates(sd1):
+    """A fast tokenizer keeps the padding and truncation of its last call inside itself."""
+    pipeline = load_pipeline(sd1, **OPTIONS)
+    generator = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
+    long = "dog " * 80 + "cat"
+    found, expected = [], [[(2,)], [()]]
+    done = threading.Event()
+
+    def find_positions():
+        while not done.is_set():
+            found.append(generator.positions("a cat", [[(2, 5)]]))
+            found.append(generator.positions(long, [[(len(long) - 3, len(long))]]))
+
+    thread = threading.Thread(target=find_positions)
+    thread.start()
+    try:
+        lengths = set()
+        for _ in range(1500):
+            encoded = pipeline.tokenizer(
+                ["a cat"], padding="max_length", truncation=True, max_length=77
+            )
+            lengths.add(len(encoded["input_ids"][0]))
+            pipeline.tokenizer(["a cat"], padding="longest")
+    finally:
+        done.set()
+        thread.join()
+    assert lengths == {77}
+    assert len(found) > 100
+    assert found == expected * (len(found) // 2)
+
+
+def test_two_threads_may_generate_with_one_pipeline(sd1):
+    """The scheduler and the UNet's processors hold the state of one batch."""
+    generator = Generator(load_pipeline(sd1, **OPTIONS), steps=3, guidance=4.0, size_hw=(64, 64))
+    alone = [generator.draw(CAPTIONS[i : i + 1], POSITIONS[i : i + 1], SEEDS[i : i + 1])[0]
+             for i in range(4)]  # fmt: skip
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(
+            lambda i: generator.draw(CAPTIONS[i : i + 1], POSITIONS[i : i + 1], SEEDS[i : i + 1])[0],
+            range(4),
+        ))  # fmt: skip
+    assert differences(alone, together) == [0] * 4
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.heatmaps_nhw, other.heatmaps_nhw)
