@@ -75,9 +75,26 @@ def load_pipeline(
             f"cannot load {named}: {error}. Expected a Hugging Face id that can be reached, or a "
             "folder with model_index.json and safetensors files"
         ) from error
+    _check_text_to_image(pipeline, named)
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _check_text_to_image(pipeline: Any, named: str) -> None:
+    """Raises ModelError for a model that needs more than a text, or lacks what reads texts."""
+    channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if channels != latents:
+        raise ModelError(
+            f"{named} has a UNet of {channels} input channels, expected the {latents} of its "
+            "latents: models for inpainting, depth or editing need an image besides the text and "
+            "cannot be used"
+        )
+    if pipeline.tokenizer is None or pipeline.text_encoder is None:
+        raise ModelError(
+            f"{named} has no first text encoder (an SDXL refiner?), whose tokens attribution "
+            "refers to: use a base model"
+        )
 
 
 def quicken(
@@ -146,7 +163,26 @@ class Generator:
                 others cost half as much.
             fill_up_to: smaller batches are drawn with their last caption repeated up to this many,
                 so that a compiled UNet meets one size only; None leaves them as they are.
+
+        Raises:
+            ModelError: the pipeline cannot do what is asked for.
         """
+        # Latent consistency models (LCM) take the guidance scale as an input of the UNet.
+        if pipeline.unet.config.time_cond_proj_dim is not None:
+            if guided_share < 1:
+                raise ModelError(
+                    "this UNet is a latent consistency model, which has guidance built in at every "
+                    f"step: guided_share must be 1, found {guided_share}"
+                )
+            if negative_prompt:
+                raise ModelError(
+                    "this UNet is a latent consistency model, which ignores negative prompts: "
+                    f"negative_prompt must be empty, found {negative_prompt!r}"
+                )
+        try:
+            pipeline.scheduler.set_timesteps(steps)
+        except ValueError as error:
+            raise ModelError(f"the scheduler cannot make {steps} steps: {error}") from error
         self._pipeline = pipeline
         self._steps = steps
         self._guidance = guidance

@@ -47,8 +47,8 @@ TRAINED = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
     "prediction_type", "rescale_betas_zero_snr",
 )  # fmt: skip
-"""Fields that say which noise the model was trained on. Classes differ in their defaults, so they are
-carried over even where the model's file leaves them to its own class."""
+"""Fields that say which noise the model was trained on. Classes differ in their defaults, so they
+are carried over even where the model's file leaves them to its own class."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a model of the beta family may predict; `flow_prediction` belongs to flow matching."""
 STEPS: dict[str, Any] = {
@@ -66,9 +66,9 @@ STEPS: dict[str, Any] = {
     "sigma_min": None,
     "sigma_max": None,
 }
-"""Fields that change the noise levels of the steps -> the value that changes nothing. A scheduler that
-does not know one is refused unless it has that value; `timestep_spacing` and `steps_offset` are known
-to all."""
+"""Fields that change the noise levels of the steps -> the value that changes nothing. A scheduler
+that does not know one is refused unless it has that value; `timestep_spacing` and `steps_offset`
+are known to all."""
 
 
 def make_scheduler(name: str, config: Any) -> Any:
@@ -82,8 +82,8 @@ def make_scheduler(name: str, config: Any) -> Any:
         config: configuration of the model's scheduler object (not of its file), of any class.
 
     Raises:
-        ModelError: the model's scheduler has no betas (EDM, flow matching), or a setting that changes
-            the noise schedule and that the chosen scheduler does not have.
+        ModelError: the model's scheduler has no betas (EDM, flow matching), or a setting that
+            changes the noise schedule and that the chosen scheduler does not have.
     """
     kind, options = SCHEDULERS[name]
     if "beta_schedule" not in config and config.get("trained_betas") is None:
@@ -95,8 +95,8 @@ def make_scheduler(name: str, config: Any) -> Any:
     trained = {field: config[field] for field in TRAINED if field in config}
     if trained.get("prediction_type", "epsilon") not in PREDICTIONS:
         raise ModelError(
-            f"the model's scheduler has prediction_type {config['prediction_type']!r}, expected one "
-            f"of {', '.join(PREDICTIONS)}: a model of flow matching cannot be used"
+            f"the model's scheduler has prediction_type {config['prediction_type']!r}, expected "
+            f"one of {', '.join(PREDICTIONS)}: a model of flow matching cannot be used"
         )
     if config.get("use_flow_sigmas"):
         raise ModelError("the model's scheduler has use_flow_sigmas: flow matching cannot be used")
