@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -12,9 +12,10 @@ from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
 from ovref.images import UnusableImageError
+from ovref.models.blank import BLANK_HWC, blank_prompt
 from ovref.ops import masks
 from ovref.ops.heatmaps import resized
-from ovref.records import NO, YES, ImageRecord, Reference
+from ovref.records import NO, YES, ImageRecord, Reference, Region
 from ovref_inference.collection.retrieve import (
     TEMPLATES,
     WEIGHTS,
@@ -87,6 +88,22 @@ class Embed:
         texts = load_text_encoder(self.text)
         logger.info("embedding with %s and %s", self.visual.model, self.text.model)
         return EmbedStage(self, visual, texts)
+
+    def check(self) -> list["Reference | Dropped"]:
+        """Embeds one region of a grey image; see `ovref.check_models`."""
+        prompt = blank_prompt()
+        mask_hw = np.full(BLANK_HWC.shape[:2], YES, np.uint8)
+        mask_hw[:, 32:] = NO  # something for the background, too
+        region = Region(noun=prompt.nouns[0], mask_hw=mask_hw, score=1.0, source="blank")
+        record = ImageRecord(
+            key=prompt.key,
+            caption=prompt.caption,
+            source=prompt.source,
+            image=prompt.image,
+            regions=(region,),
+            heatmaps_nhw=np.ones((1, 8, 8), np.float16),
+        )
+        return list(replace(self, min_cells=0.0).build()(iter([record])))
 
 
 class EmbedStage:
