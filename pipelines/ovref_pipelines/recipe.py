@@ -35,7 +35,7 @@ from ovref_pipelines import preflight, provenance
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.engine import reduce_tasks
 from ovref_pipelines.engine.ledger import QUARANTINE
-from ovref_pipelines.engine.progress import Seldom, duration
+from ovref_pipelines.engine.progress import Throttle, duration
 from ovref_pipelines.engine.run_steps import (
     StepRun,
     progress_of,
@@ -156,7 +156,7 @@ def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
         )
     say(f"collection: reducing {references.store.url} to {target.url}")
     started = time.monotonic()
-    seldom = Seldom(say, config.engine.progress_seconds)
+    throttled = Throttle(say, config.engine.progress_seconds)
     work = _work_folder(config)
     with ray_left_as_found():
         result = reduce_collection(
@@ -172,7 +172,7 @@ def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
             replace=config.replace,
             allow_incomplete=config.allow_incomplete,
             run_tasks=reduce_tasks.spread(config.engine, work, shared=config.work is not None),
-            report=lambda phase, done, total: seldom(f"collection: {phase}, {done}/{total}"),
+            report=lambda phase, done, total: throttled(f"collection: {phase}, {done}/{total}"),
         )
     say(f"collection: done in {duration(time.monotonic() - started)}")
     return result
@@ -185,12 +185,12 @@ def texts_of(config: BuildConfig) -> Texts:
 
 def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
     say(f"captions: reading {config.corpus.path}")
-    seldom = Seldom(say, config.engine.progress_seconds)
+    throttled = Throttle(say, config.engine.progress_seconds)
     summary = ingest(
         read_captions(config.corpus, images=config.ground is not None),
         target,
         config.shard_size,
-        lambda so_far: seldom(f"captions: {so_far.captions} in {so_far.shards} shards so far"),
+        lambda so_far: throttled(f"captions: {so_far.captions} in {so_far.shards} shards so far"),
     )
     dropped = f", dropped {summary.dropped}" if summary.dropped else ""
     say(f"captions: {summary.captions} in {summary.shards} shards{dropped}")

@@ -194,7 +194,7 @@ class Progress:
             self._width = 0
 
 
-class Seldom:
+class Throttle:
     """Passes on at most one message every so many seconds, for work that has no shards to count."""
 
     def __init__(

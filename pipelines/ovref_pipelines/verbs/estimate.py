@@ -32,6 +32,8 @@ from ovref_pipelines.recipe import texts_of
 CPU = "this machine's CPU"
 ROW_BYTES = 150
 """Of a reference in references.parquet, about."""
+MANIFEST_BYTES = 14_000
+"""Size of collection.json, about."""
 REDUCE_SECONDS = 1.5e-7
 """Of one core, from reference shards to a collection, for each number of an embedding. Measured
 with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for indexing
@@ -289,7 +291,7 @@ def _collection(
         nouns = len(names) * max(1.0, flow / len(references)) ** VOCABULARY_GROWTH
         alone = nouns * _seconds_a_noun(config, names)
         in_index = 4 if flow < EXACT_BELOW else 2
-        stored = flow * ((2 + in_index) * numbers + ROW_BYTES)
+        stored = MANIFEST_BYTES + flow * ((2 + in_index) * numbers + ROW_BYTES)
         # Prototypes in float16, a noun's embedding in float32.
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)
     return StepEstimate(
