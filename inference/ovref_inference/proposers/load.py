@@ -145,7 +145,7 @@ def load_proposer(
     if config.sam_grid is not None:
         sam = load_sam(config.sam_grid.sam.model).to(device_of(device))
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
-    from ovref_inference.encoders.load import load_visual_encoder
+    from ovref_inference.encoders import load_visual_encoder
 
     keys = load_visual_encoder(config.opencut.keys, device=device, batch_size=batch_size)
     return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=device)
