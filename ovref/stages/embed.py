@@ -82,7 +82,7 @@ class Embed:
         Raises:
             ModelError: one cannot be found, read or used.
         """
-        from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+        from ovref_inference.encoders import load_region_encoder, load_text_encoder
 
         visual = load_region_encoder(self.visual, batch_size=self.batch_size)
         texts = load_text_encoder(self.text)

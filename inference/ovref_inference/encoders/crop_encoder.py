@@ -19,7 +19,6 @@ class CropEncoder:
         *,
         dim: int,
         size_hw: tuple[int, int],
-        patch_size: int,
         masking: Masking,
         images: Pixels,
         batch_size: int,
@@ -31,15 +30,8 @@ class CropEncoder:
         """Width of the features."""
         self.size_hw = size_hw
         """Height and width that crops are resized to, in pixels."""
-        self.patch_size = patch_size
-        """Pixels per side of a grid cell, after resizing."""
         self.masking = masking
         """What happens to what is around a region."""
-
-    @property
-    def grid_hw(self) -> tuple[int, int]:
-        """Rows and columns of the grid that a crop is seen in."""
-        return self.size_hw[0] // self.patch_size, self.size_hw[1] // self.patch_size
 
     @torch.inference_mode()
     def encode_regions(
