@@ -166,7 +166,7 @@ def _boxes_found(grounded: Any) -> list[Found]:
 
 def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
     """Loads a proposer and CLIP. Raises ModelError, also when text and visual do not fit."""
-    from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+    from ovref_inference.encoders import load_region_encoder, load_text_encoder
 
     propose = _proposals(route.proposer, batch_size)
     visual = load_region_encoder(route.visual, batch_size=batch_size)
@@ -205,7 +205,7 @@ def _proposals(
 ) -> Callable[[Sequence[np.ndarray]], Iterable[tuple[np.ndarray, np.ndarray | None]]]:
     """Images -> for each its masks (n, H, W) bool and, where there are any, their heatmaps."""
     if config.mask_former is None:
-        from ovref_inference.proposers.load import load_proposer
+        from ovref_inference.proposers import load_proposer
 
         propose = load_proposer(config, batch_size=batch_size)
         return lambda images: ((masks_nhw, None) for masks_nhw in propose(images))

@@ -82,7 +82,7 @@ class Embed:
         Raises:
             ModelError: one cannot be found, read or used.
         """
-        from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+        from ovref_inference.encoders import load_region_encoder, load_text_encoder
 
         visual = load_region_encoder(self.visual, batch_size=self.batch_size)
         texts = load_text_encoder(self.text)
@@ -160,7 +160,8 @@ class EmbedStage:
 
     def _masks(self, record: ImageRecord, size_hw: tuple[int, int]) -> list[np.ndarray | str]:
         """Of each region what is embedded, (H, W) uint8 tri-state; or why there is nothing."""
-        height, width = self._visual.grid_hw
+        grid_hw = self._visual.grid_hw
+        least_area = 0.0 if grid_hw is None else self._spec.min_cells / (grid_hw[0] * grid_hw[1])
         found: list[np.ndarray | str] = []
         for region in record.regions:
             if region.mask_hw.shape != size_hw:
@@ -172,7 +173,7 @@ class EmbedStage:
             area = masks.area(mask_hw)
             if area == 0:
                 found.append(empty)
-            elif area * height * width < self._spec.min_cells:
+            elif area < least_area:
                 found.append("small_mask")
             elif self._spec.visual.masking == "heatmap" and record.heatmaps_nhw is None:
                 found.append("no_heatmap")

@@ -256,7 +256,7 @@ class _LazyTexts:
 
     def encode(self, texts: list[str]) -> Any:
         if self._encoder is None:
-            from ovref_inference.encoders.load import load_text_encoder
+            from ovref_inference.encoders import load_text_encoder
 
             self._encoder = load_text_encoder(self._config)
         return self._encoder.encode(texts)
