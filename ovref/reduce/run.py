@@ -25,6 +25,7 @@ import numpy as np
 from ovref import config
 from ovref.errors import InputError, MismatchError
 from ovref.identity import canonical, fingerprint, spec_identity
+from ovref.places import with_absolute_models
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import Shards, gather
 from ovref.reduce.grow import Base, grown_indexes, grown_prototypes, inputs_of, open_base
@@ -163,10 +164,11 @@ def reduce_collection(
             "index": indexes,
             **vocabulary,
         }
+        placed = with_absolute_models(embed)  # whoever opens the collection is elsewhere
         manifest = fmt.Manifest(
             fingerprint=wanted,
-            visual=_encoder_info(embed.visual, gathered["dim_visual"]),
-            textual=_encoder_info(embed.text, gathered["dim_textual"]),
+            visual=_encoder_info(placed.visual, gathered["dim_visual"]),
+            textual=_encoder_info(placed.text, gathered["dim_textual"]),
             templates=tuple(embed.templates),
             weights=tuple(embed.weights),
             visual_index=fmt.IndexInfo(**indexes["visual"]),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -12,9 +12,10 @@ from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
 from ovref.images import UnusableImageError
+from ovref.models.blank import BLANK_HWC, blank_prompt
 from ovref.ops import masks
 from ovref.ops.heatmaps import resized
-from ovref.records import NO, YES, ImageRecord, Reference
+from ovref.records import NO, YES, ImageRecord, Reference, Region
 from ovref_inference.collection.retrieve import (
     TEMPLATES,
     WEIGHTS,
@@ -81,12 +82,28 @@ class Embed:
         Raises:
             ModelError: one cannot be found, read or used.
         """
-        from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+        from ovref_inference.encoders import load_region_encoder, load_text_encoder
 
         visual = load_region_encoder(self.visual, batch_size=self.batch_size)
         texts = load_text_encoder(self.text)
         logger.info("embedding with %s and %s", self.visual.model, self.text.model)
         return EmbedStage(self, visual, texts)
+
+    def check(self) -> list["Reference | Dropped"]:
+        """Embeds one region of a grey image; see `ovref.check_models`."""
+        prompt = blank_prompt()
+        mask_hw = np.full(BLANK_HWC.shape[:2], YES, np.uint8)
+        mask_hw[:, 32:] = NO  # something for the background, too
+        region = Region(noun=prompt.nouns[0], mask_hw=mask_hw, score=1.0, source="blank")
+        record = ImageRecord(
+            key=prompt.key,
+            caption=prompt.caption,
+            source=prompt.source,
+            image=prompt.image,
+            regions=(region,),
+            heatmaps_nhw=np.ones((1, 8, 8), np.float16),
+        )
+        return list(replace(self, min_cells=0.0).build()(iter([record])))
 
 
 class EmbedStage:
@@ -143,7 +160,8 @@ class EmbedStage:
 
     def _masks(self, record: ImageRecord, size_hw: tuple[int, int]) -> list[np.ndarray | str]:
         """Of each region what is embedded, (H, W) uint8 tri-state; or why there is nothing."""
-        height, width = self._visual.grid_hw
+        grid_hw = self._visual.grid_hw
+        least_area = 0.0 if grid_hw is None else self._spec.min_cells / (grid_hw[0] * grid_hw[1])
         found: list[np.ndarray | str] = []
         for region in record.regions:
             if region.mask_hw.shape != size_hw:
@@ -155,7 +173,7 @@ class EmbedStage:
             area = masks.area(mask_hw)
             if area == 0:
                 found.append(empty)
-            elif area * height * width < self._spec.min_cells:
+            elif area < least_area:
                 found.append("small_mask")
             elif self._spec.visual.masking == "heatmap" and record.heatmaps_nhw is None:
                 found.append("no_heatmap")

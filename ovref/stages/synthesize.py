@@ -14,6 +14,7 @@ from PIL import Image
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import record_seed
+from ovref.models.blank import blank_prompt
 from ovref.models.tokens import mentions
 from ovref.ops.heatmaps import BinariseRule, binarise, contrast, stretched
 from ovref.ops.masks import fault
@@ -111,33 +112,50 @@ class Synthesize:
         Raises:
             ModelError: it cannot be found, read or used.
         """
+        pipeline = self._load()
+        resolved = replace(self, batch_size=self._batch_size(pipeline))
+        self._optimize(pipeline)
+        return SynthesizeStage(self, resolved.generator(pipeline), resolved.batch_size)
+
+    def check(self) -> list["ImageRecord | Dropped"]:
+        """Generates one image in a step or two, not compiled; see `ovref.check_models`."""
+        pipeline = self._load()
+        one = replace(self, batch_size=1, compiled=False, min_area=0.0, max_area=1.0)
+        one._optimize(pipeline)
+        one.generator(pipeline)  # refuses numbers of steps that the scheduler cannot make
+        brief = replace(one, steps=2 if self.guided_share < 1 else 1)
+        return list(SynthesizeStage(brief, brief.generator(pipeline))(iter([blank_prompt()])))
+
+    def _load(self) -> Any:
         import torch
 
-        from ovref.models.diffusion import load_pipeline, quicken
+        from ovref.models.diffusion import load_pipeline
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        logger.info("drawing with %s on %s", self.model, device)
-        pipeline = load_pipeline(
+        logger.info("generating with %s on %s", self.model, device)
+        return load_pipeline(
             self.model,
             revision=self.revision,
             scheduler=self.scheduler,
             dtype=self.dtype,
             device=device,
         )
-        settled = replace(self, batch_size=self._batch_size(pipeline, device))
+
+    def _optimize(self, pipeline: Any) -> None:
+        from ovref.models.diffusion import quicken
+
         quicken(
             pipeline,
             compiled=self.compiled,
             channels_last=self.channels_last,
             fused_projections=self.fused_projections,
         )
-        return SynthesizeStage(self, settled.generator(pipeline), settled.batch_size)
 
-    def _batch_size(self, pipeline: Any, device: str) -> int:
+    def _batch_size(self, pipeline: Any) -> int:
         """The number that `auto` stands for here. Called before anything is compiled."""
         if self.batch_size != "auto":
             return self.batch_size
-        if device == "cpu":
+        if pipeline.device.type == "cpu":
             return USUAL_BATCH_SIZE
         from ovref.models.batch_size import PROBE_STEPS, automatic_batch_size
 

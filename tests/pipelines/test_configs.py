@@ -59,3 +59,12 @@ def test_the_miniature_s_captions_are_those_of_its_grammar():
 
     lines = (CONFIGS / "miniature_captions.txt").read_text().splitlines()
     assert lines == list(dict.fromkeys(text for text, _ in sample_captions(1200, seed=0)))
+
+
+def test_one_setting_of_an_evaluation_leaves_the_others_as_they_are():
+    from ovref.evaluation.evaluate import EvaluateSpec
+
+    default = load(EvaluateSpec, CONFIGS / "miniature_evaluate.yaml")
+    spec = load(EvaluateSpec, CONFIGS / "miniature_evaluate.yaml", ["fossil.k=3"])
+    assert (spec.fossil.k, spec.fossil.n, spec.fossil.windows) == (3, 20, None)
+    assert spec.opencut == default.opencut

@@ -410,6 +410,6 @@ class ReferenceCollection:
 
     @cached_property
     def _text_encoder(self) -> Any:
-        from ovref_inference.encoders.load import load_text_encoder
+        from ovref_inference.encoders import load_text_encoder
 
         return load_text_encoder(self.text_config)

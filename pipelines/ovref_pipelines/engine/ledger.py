@@ -17,6 +17,7 @@ from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.progress import Progress
+from ovref_pipelines.errors import JobError
 
 QUARANTINE = "_quarantine"
 """Folder of a step: `<shard>.json` for each shard that failed for good."""
@@ -33,10 +34,6 @@ MAX_WORKER_DEATHS = 3
 on: then it is given up."""
 MAX_NODE_LOSSES = 20
 """Times a shard may lose its node, which on spot machines is seldom the shard's fault."""
-
-
-class JobError(OvrefError):
-    """Too many shards or workers failed for the job to go on."""
 
 
 @dataclass(frozen=True, kw_only=True)

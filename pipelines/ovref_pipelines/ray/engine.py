@@ -20,9 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.errors import ModelError
 from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.engine.ledger import JobError, Order
+from ovref_pipelines.engine.ledger import Order
 from ovref_pipelines.engine.run_steps import StepRun, settle, thread_variables
-from ovref_pipelines.engine.stopping import Drain, StoppedError
+from ovref_pipelines.engine.stopping import Drain
+from ovref_pipelines.errors import JobError, StoppedError
 from ovref_pipelines.ray.cluster import (
     join,
     leaving_nodes,
