@@ -1,4 +1,4 @@
-"""How many images a device draws at once: measured on it, with a few that are thrown away."""
+"""The largest batch that a GPU generates at once, measured with a few images that are discarded."""
 
 import copy
 import logging
@@ -12,11 +12,11 @@ from ovref.models.diffusion import Generator
 logger = logging.getLogger(__name__)
 
 PROBED = (2, 4)
-"""Images drawn at once to see what they take."""
+"""Batch sizes whose memory is measured."""
 PROBE_STEPS = 2
-"""Of the scheduler, to see it: more take as much."""
+"""Scheduler steps while measuring: more take no more memory."""
 LARGEST = 32
-"""Images at once at most: a UNet at 512 pixels has filled the device long before."""
+"""Largest batch: a UNet at 512 pixels keeps the device busy with far fewer."""
 SHARE = 0.5
 """Of the free memory, for images. The rest is for encoders in the same worker, other workers on the
 device, fragments and larger captions. It costs one halving of the batch at most."""
@@ -26,11 +26,10 @@ def largest_batch(peaks: Mapping[int, int], free: int) -> int:
     """The largest power of two, up to `LARGEST`, whose images fit into `SHARE` of the free memory.
 
     Memory is taken to grow along the line through the two measurements. Without two of them,
-    nothing is known of larger batches: it is the one that was drawn, or 1.
+    nothing is known of larger batches: it is the size that was measured, or 1.
 
     Args:
-        peaks: images at once -> bytes that drawing them took, of those of `PROBED` that could be
-            drawn.
+        peaks: batch size -> bytes that it took, for those of `PROBED` that fit.
         free: bytes, with the model loaded.
     """
     most = LARGEST if len(peaks) > 1 else max(peaks, default=1)
@@ -44,7 +43,7 @@ def predicted(peaks: Mapping[int, int], size: int) -> float:
     """Bytes that `size` images at once take, on the line through the first and last measurement."""
     first, last = min(peaks), max(peaks)
     slope = (peaks[last] - peaks[first]) / (last - first) if last > first else 0.0
-    # Less memory for more images is an allocator's whim.
+    # Less memory for more images is noise of the allocator.
     return peaks[last] + max(0.0, slope) * (size - last)
 
 
@@ -73,19 +72,20 @@ def automatic_batch_size(pipeline: Any, generator: Generator) -> int:
     found = [f"{size} took {peak / 1e9:.2f} GB" for size, peak in peaks.items()]
     found += [f"{size} did not fit" for size in PROBED[len(peaks) :][:1]]
     logger.info(
-        "batch_size=auto: drawing %d at once, %g of the %.2f GB that are free being for them; %s",
+        "batch_size=auto: batches of %d, for which %g of %.2f GB free may be used; %s",
         chosen, SHARE, free / 1e9, ", ".join(found),
     )  # fmt: skip
     return chosen
 
 
 def _peak(generator: Generator, size: int) -> int | None:
-    """Bytes taken to draw so many images, beyond what is held before; None if they do not fit."""
+    """Bytes that a batch of `size` takes beyond what is held before; None if it does not fit."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()
     try:
-        generator.draw_at_once(["two dogs and a cat"] * size, [[(2,), (5,)]] * size, range(size))
+        positions = [[(2,), (5,)]] * size
+        generator.generate_at_once(["two dogs and a cat"] * size, positions, range(size))
     except torch.OutOfMemoryError:
         return None
     return torch.cuda.max_memory_reserved() - before

@@ -1,4 +1,4 @@
-"""Drawing captions with Stable Diffusion 1.x, 2.x and XL, with the attribution of their nouns."""
+"""Generates images with Stable Diffusion 1.x, 2.x and XL, and the heatmaps of their nouns."""
 
 import copy
 import logging
@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class GeneratedImage:
     """One generated image and the heatmaps of its caption's nouns."""
 
     image_hwc: np.ndarray | None
@@ -42,7 +42,7 @@ class Drawing:
 def load_pipeline(
     model: str, *, revision: str | None, scheduler: str, dtype: str, device: str
 ) -> Any:
-    """A text-to-image pipeline, ready to draw: no safety checker, no watermark, no progress bar.
+    """A text-to-image pipeline, without safety checker, watermark and progress bar.
 
     Only safetensors files are read, so nothing is unpickled.
 
@@ -97,7 +97,7 @@ def _check_text_to_image(pipeline: Any, named: str) -> None:
         )
 
 
-def quicken(
+def optimize_pipeline(
     pipeline: Any,
     *,
     compiled: bool,
@@ -105,20 +105,20 @@ def quicken(
     fused_projections: bool,
     cuda_graphs: bool = False,
 ) -> None:
-    """Makes a pipeline draw the same images faster, but for rounding.
+    """Speeds up the pipeline in place; images change only by rounding.
 
     Args:
-        pipeline: as `load_pipeline` gives it; changed in place.
-        compiled: UNet and decoder are compiled, each as one graph, for every size they are called
-            with; minutes the first time, then from the compiler's cache on the machine's disk,
-            which all processes of a user share.
-        channels_last: their convolutions work on channels-last memory.
-        fused_projections: query, key and value of self-attention are one product.
-        cuda_graphs: what is compiled for a GPU is launched as CUDA graphs where the compiler can.
+        pipeline: as `load_pipeline` gives it.
+        compiled: compile UNet and decoder, each as one graph, for every size they are called
+            with. It takes minutes the first time; later processes of the same user read the
+            compiler's cache on the disk.
+        channels_last: run their convolutions on channels-last memory.
+        fused_projections: compute query, key and value of self-attention in one product.
+        cuda_graphs: launch compiled code as CUDA graphs where the compiler can.
     """
     unet, vae = pipeline.unet, pipeline.vae
     if fused_projections:
-        # Cross-attention is left alone: its keys come from few tokens, and attribution reads it.
+        # Not cross-attention: its keys come from few tokens, and attribution reads it.
         for name, module in unet.named_modules():
             if name.endswith("attn1"):
                 module.fuse_projections()
@@ -127,7 +127,7 @@ def quicken(
         unet.to(memory_format=torch.channels_last)
         vae.to(memory_format=torch.channels_last)
     if compiled:
-        # Kernels chosen by timing them would be others in another worker, and so would the bytes.
+        # Kernels chosen by timing would differ between workers, and so would the bytes.
         options = {"deterministic": True, "triton.cudagraphs": cuda_graphs}
         known = torch._inductor.list_options()
         options = {name: value for name, value in options.items() if name in known}
@@ -136,7 +136,7 @@ def quicken(
 
 
 class Generator:
-    """Draws batches of captions, each from its own seed, with the heatmaps of their nouns."""
+    """Generates batches of captions, each from its own seed, with the heatmaps of their nouns."""
 
     def __init__(
         self,
@@ -153,16 +153,16 @@ class Generator:
         """
         Args:
             pipeline: as `load_pipeline` gives it.
-            steps: of the scheduler.
+            steps: scheduler steps per image.
             guidance: classifier-free guidance scale; at 1 or less there is no guidance.
-            size_hw: of the images, both multiples of 8.
-            negative_prompt: what guidance leads away from; empty for what the model takes for
-                nothing.
-            factors: of the layers whose attention counts (`attribution.recording`).
+            size_hw: image height and width, multiples of 8.
+            negative_prompt: what guidance leads away from; empty for the model's own empty
+                conditioning.
+            factors: down-sampling factors of the layers to record (`attribution.recording`).
             guided_share: share of the steps, from the first on, in (0, 1], that are guided; the
                 others cost half as much.
-            fill_up_to: smaller batches are drawn with their last caption repeated up to this many,
-                so that a compiled UNet meets one size only; None leaves them as they are.
+            fill_up_to: pad smaller batches to this size by repeating their last caption, so that
+                a compiled UNet sees one size only; None does not pad.
 
         Raises:
             ModelError: the pipeline cannot do what is asked for.
@@ -204,13 +204,13 @@ class Generator:
         """`token_positions` in this pipeline's tokenizer. Other threads may generate meanwhile."""
         return token_positions(self._positions_tokenizer, caption, spans)
 
-    def draw(
+    def generate(
         self,
         captions: Sequence[str],
         positions: Sequence[Sequence[Sequence[int]]],
         seeds: Sequence[int],
-    ) -> list[Drawing]:
-        """One image per caption, drawn together.
+    ) -> list[GeneratedImage]:
+        """One image per caption, generated as one batch.
 
         An image depends on its caption and seed alone, but for the rounding of kernels that add in
         another order at another batch size: equal batches give equal bytes. When the device runs
@@ -225,12 +225,12 @@ class Generator:
             torch.OutOfMemoryError: a single image does not fit.
             ModelError: the UNet's attention cannot be read.
         """
-        drawings: list[Drawing] = []
-        while len(drawings) < len(captions):
-            stop = None if self._most_at_once is None else len(drawings) + self._most_at_once
-            part = slice(len(drawings), stop)
+        images: list[GeneratedImage] = []
+        while len(images) < len(captions):
+            stop = None if self._most_at_once is None else len(images) + self._most_at_once
+            part = slice(len(images), stop)
             try:
-                drawings += self.draw_at_once(captions[part], positions[part], seeds[part])
+                images += self.generate_at_once(captions[part], positions[part], seeds[part])
                 continue
             except torch.OutOfMemoryError:
                 size = self._fill_up_to or len(captions[part])
@@ -242,21 +242,21 @@ class Generator:
                 self._fill_up_to = size // 2
             torch.cuda.empty_cache()
             logger.warning(
-                "out of memory drawing %d images at once; going on with %d", size, size // 2
+                "out of memory with batches of %d images; continuing with %d", size, size // 2
             )
-        return drawings
+        return images
 
-    def draw_at_once(
+    def generate_at_once(
         self,
         captions: Sequence[str],
         positions: Sequence[Sequence[Sequence[int]]],
         seeds: Sequence[int],
-    ) -> list[Drawing]:
-        """`draw` in one batch, whether it fits or not.
+    ) -> list[GeneratedImage]:
+        """As `generate`, in one batch, whether it fits or not.
 
         Raises:
             torch.OutOfMemoryError: it does not.
-            ModelError: as `draw`.
+            ModelError: as `generate`.
         """
         pipeline = self._pipeline
         height, width = self._size_hw
@@ -270,7 +270,7 @@ class Generator:
         weights_bkn = noun_weights(positions, pipeline.tokenizer.model_max_length)
         # On the CPU, so that a seed means the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        # None is the model's own notion of nothing: zeros for SDXL, an empty text for the others.
+        # None means the model's own empty conditioning: zeros for SDXL, else an empty text.
         use_negative = self._negative_prompt and self._guidance > 1
         negative_prompt = [self._negative_prompt] * len(captions) if use_negative else None
         latent_hw = (height // factor, width // factor)
@@ -278,7 +278,7 @@ class Generator:
             self._pipeline_lock,
             recording(pipeline.unet, weights_bkn, latent_hw, self._factors) as attribution,
         ):
-            images = pipeline(
+            pixels = pipeline(
                 prompt=list(captions),
                 negative_prompt=negative_prompt,
                 num_inference_steps=self._steps,
@@ -289,10 +289,10 @@ class Generator:
                 output_type="pt",
                 **self._partly_guided(),
             ).images
-        pixels_bhwc, finite_b = (found.cpu().numpy() for found in to_uint8(images))
+        pixels_bhwc, finite_b = (found.cpu().numpy() for found in to_uint8(pixels))
         heatmaps_bnhw = attribution.heatmaps_bnhw().cpu().numpy()
         return [
-            Drawing(
+            GeneratedImage(
                 image_hwc=image_hwc if finite else None, heatmaps_nhw=heatmaps_nhw[: len(nouns)]
             )
             for image_hwc, finite, heatmaps_nhw, nouns in zip(
@@ -314,20 +314,20 @@ class Generator:
 
 
 def guided_steps(steps: int, guidance: float, guided_share: float) -> int:
-    """How many of an image's steps are guided and so cost twice."""
+    """Guided steps of an image, each of which costs two passes of the UNet."""
     return math.ceil(guided_share * steps) if guidance > 1 else 0
 
 
 def _end_guidance_after(steps: int) -> Callable[..., dict[str, torch.Tensor]]:
-    """A callback as diffusers documents it for guidance that changes while an image is drawn."""
+    """A callback, as diffusers documents it, that switches guidance off after so many steps."""
 
     def step_ended(
-        pipeline: Any, step: int, _timestep: Any, conditions: dict[str, torch.Tensor]
+        pipeline: Any, step: int, _timestep: Any, inputs: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         if step + 1 != steps:
             return {}
         pipeline._guidance_scale = 1.0
-        return {name: tensor.chunk(2)[1] for name, tensor in conditions.items()}
+        return {name: tensor.chunk(2)[1] for name, tensor in inputs.items()}
 
     return step_ended
 
@@ -364,7 +364,7 @@ def attribute_images(
     latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     noise = torch.randn(latents.shape, generator=torch.Generator("cpu").manual_seed(seed))
     noise = noise.to(device, latents.dtype)
-    told = conditions(pipeline, captions, images_bhwc.shape[1:3])
+    conditioning = conditioning_of(pipeline, captions, images_bhwc.shape[1:3])
     # Every scheduler that can be chosen keeps the model's table of signal levels.
     signal = pipeline.scheduler.alphas_cumprod.to(device, torch.float32)
     weights_bkn = noun_weights(positions, pipeline.tokenizer.model_max_length)
@@ -372,12 +372,14 @@ def attribute_images(
         for timestep in timesteps:
             level = signal[timestep]
             noised = level.sqrt() * latents + (1 - level).sqrt() * noise
-            unet(noised.to(unet.dtype), timestep, **told)
+            unet(noised.to(unet.dtype), timestep, **conditioning)
     return attribution.heatmaps_bnhw().cpu().numpy()
 
 
-def conditions(pipeline: Any, captions: Sequence[str], size_hw: tuple[int, int]) -> dict[str, Any]:
-    """What the UNet takes beside the latents, for captions without guidance."""
+def conditioning_of(
+    pipeline: Any, captions: Sequence[str], size_hw: tuple[int, int]
+) -> dict[str, Any]:
+    """The UNet's keyword arguments for captions without guidance."""
     encoded = pipeline.encode_prompt(
         prompt=list(captions),
         device=pipeline.unet.device,
@@ -387,7 +389,7 @@ def conditions(pipeline: Any, captions: Sequence[str], size_hw: tuple[int, int])
     if isinstance(pipeline, diffusers.StableDiffusionPipeline):
         return {"encoder_hidden_states": encoded[0]}
     embeddings, _, pooled, _ = encoded
-    # SDXL is told the size before scaling, the crop's corner, and the size wanted.
+    # SDXL takes the original size, the crop's corner, and the wanted size.
     time_ids = torch.tensor([[*size_hw, 0, 0, *size_hw]] * len(captions))
     time_ids = time_ids.to(embeddings.device, embeddings.dtype)
     return {
@@ -397,8 +399,8 @@ def conditions(pipeline: Any, captions: Sequence[str], size_hw: tuple[int, int])
 
 
 def to_uint8(images_bchw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[0, 1] to [0, 255], (b, H, W, 3) uint8, where they are: bytes are a fraction of what would
-    have to be copied otherwise. And (b,) bool, which of them are finite."""
+    """Images in [0, 1], (b, 3, H, W), as uint8 (b, H, W, 3) on their own device (fewer bytes to
+    copy to the host), and which of them are finite, (b,) bool."""
     images = images_bchw.float()
     finite_b = images.isfinite().flatten(1).all(1)
     images = images.nan_to_num().mul(255).round()

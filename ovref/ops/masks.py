@@ -1,4 +1,4 @@
-"""Tri-state masks (`records.NO`, `UNSURE`, `YES`): area, box, overlap, what makes one useless."""
+"""Tri-state masks (`records.NO`, `UNSURE`, `YES`): area, box, overlap, reasons to reject one."""
 
 import numpy as np
 
@@ -32,12 +32,12 @@ def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
-def fault(mask_hw: np.ndarray, min_area: float, max_area: float) -> str | None:
-    """Why the mask is of no use as a region, as a reason for `Dropped`; None when it is.
+def reject_reason(mask_hw: np.ndarray, min_area: float, max_area: float) -> str | None:
+    """Why the mask cannot be a region, as a reason for `Dropped`; None if it can.
 
     Args:
         mask_hw: tri-state mask.
-        min_area: least fraction of YES pixels; a mask without any is at fault even at 0.
+        min_area: least fraction of YES pixels; a mask without any is rejected even at 0.
         max_area: largest fraction of YES pixels.
 
     Returns:

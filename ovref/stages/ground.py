@@ -19,7 +19,7 @@ from ovref.models.grounding import (
     proposal_finder,
 )
 from ovref.ops.heatmaps import resized
-from ovref.ops.masks import fault
+from ovref.ops.masks import reject_reason
 from ovref.records import NO, YES, ImageRecord, Prompt, Region
 
 HEATMAP_STRIDE = 4
@@ -134,7 +134,7 @@ class GroundStage:
         for answer in answers:
             number = numbers[answer.noun]
             mask_hw = np.where(answer.mask_hw, YES, NO).astype(np.uint8)
-            reason = fault(mask_hw, spec.min_area, spec.max_area)
+            reason = reject_reason(mask_hw, spec.min_area, spec.max_area)
             if reason is not None:
                 yield Dropped(f"{prompt.key}#{number}", reason)
                 continue

@@ -17,7 +17,7 @@ from ovref.identity import record_seed
 from ovref.models.blank import blank_prompt
 from ovref.models.tokens import mentions
 from ovref.ops.heatmaps import BinariseRule, binarise, contrast, stretched
-from ovref.ops.masks import fault
+from ovref.ops.masks import reject_reason
 from ovref.records import ImageRecord, Noun, Prompt, Region
 
 logger = logging.getLogger(__name__)
@@ -145,9 +145,9 @@ class Synthesize:
         )
 
     def _optimize(self, pipeline: Any) -> None:
-        from ovref.models.diffusion import quicken
+        from ovref.models.diffusion import optimize_pipeline
 
-        quicken(
+        optimize_pipeline(
             pipeline,
             compiled=self.compiled,
             channels_last=self.channels_last,
@@ -275,7 +275,7 @@ class SynthesizeStage:
         return order, dropped
 
     def _draw(self, orders: list[_Order]) -> list[Any]:
-        return self._generator.draw(
+        return self._generator.generate(
             [order.prompt.caption for order in orders],
             [order.positions for order in orders],
             [order.seed for order in orders],
@@ -305,7 +305,7 @@ class SynthesizeStage:
                 yield Dropped(f"{prompt.key}#{number}", "nonfinite_heatmap")
                 continue
             mask_hw = binarise(heatmap_hw[None], image_hwc.shape[:2], spec.binarise)[0]
-            reason = fault(mask_hw, spec.min_area, spec.max_area)
+            reason = reject_reason(mask_hw, spec.min_area, spec.max_area)
             if reason is not None:
                 yield Dropped(f"{prompt.key}#{number}", reason)
                 continue

@@ -40,7 +40,7 @@ from ovref.models.attribution import FACTORS, is_recorded, noun_weights, recordi
 from ovref.models.diffusion import (
     Generator,
     attribute_images,
-    conditions,
+    conditioning_of,
     load_pipeline,
 )
 from ovref.models.schedulers import make_scheduler
@@ -126,7 +126,7 @@ class Work:
         ).images  # fmt: skip
 
     def attributed(self):
-        return self.generator.draw(self.captions, self.positions, self.seeds)
+        return self.generator.generate(self.captions, self.positions, self.seeds)
 
     def published(self):
         maps = []
@@ -145,11 +145,11 @@ def overhead(pipeline, name, batch, arguments):
     torch.manual_seed(0)
     latents, timestep = torch.randn(twice * batch, 4, 16, 16), torch.tensor(500)
     with torch.no_grad():
-        told = conditions(pipeline, work.captions * twice, SIZE_HW)
+        conditioning = conditioning_of(pipeline, work.captions * twice, SIZE_HW)
 
     def unet():
         with torch.no_grad():
-            pipeline.unet(latents, timestep, **told, return_dict=False)
+            pipeline.unet(latents, timestep, **conditioning, return_dict=False)
 
     def recorder():
         return recording(pipeline.unet, weights_bkn, (16, 16))
@@ -280,7 +280,7 @@ def read_backs(pipeline, scheduler):
     for steps in (3, 5):
         generator = Generator(pipeline, steps=steps, guidance=4.0, size_hw=SIZE_HW)
         with ReadsBack() as watch:
-            generator.draw(["a tree"], [[(2,)]], [0])
+            generator.generate(["a tree"], [[(2,)]], [0])
         counts.append(watch.count)
     pipeline.scheduler = before
     return (counts[1] - counts[0]) / 2

@@ -100,7 +100,7 @@ def draw(orders, arguments):
         return found, time.process_time() - started, peak_bytes()
 
     def attributed(part):
-        return generator.draw(captions[part], positions[part], seeds[part])
+        return generator.generate(captions[part], positions[part], seeds[part])
 
     def bare(part):
         return list(

@@ -27,7 +27,7 @@ import torch
 
 from bench import measure, presets
 from bench.limits import BenchSpec, ceiling, operations, seconds
-from ovref.models.diffusion import DTYPES, quicken, to_uint8
+from ovref.models.diffusion import DTYPES, optimize_pipeline, to_uint8
 from ovref.stages.synthesize import Synthesize, SynthesizeStage
 
 VARIANTS = {
@@ -38,7 +38,7 @@ VARIANTS = {
     "graphs": {"compiled": True, "cuda_graphs": True},
     "all": {"compiled": True, "channels_last": True, "fused_projections": True},
 }
-"""Name -> arguments of `quicken`."""
+"""Name -> arguments of `optimize_pipeline`."""
 
 KINDS = {
     "copy": ("copy", "memcpy", "memset", "catarray", "nchwtonhwc", "nhwctonchw"),
@@ -107,7 +107,7 @@ def main():
             torch.manual_seed(0)
             pipeline = presets.pipeline(arguments.preset, arguments.scheduler, dtype, device)
             options = dict.fromkeys(("compiled", "channels_last", "fused_projections"), False)
-            quicken(pipeline, **options | VARIANTS[variant])
+            optimize_pipeline(pipeline, **options | VARIANTS[variant])
             last = variant
         if "flops" not in results and not arguments.compile_only:
             found(results, "flops", operations(spec, pipeline))
@@ -163,7 +163,7 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
     brief = replace(synthesize, steps=2, guided_share=share).generator(pipeline)
     warm = {
         "bare": seconds(lambda: bare(brief), device),
-        "recorded": seconds(lambda: brief.draw_at_once(*given), device),
+        "recorded": seconds(lambda: brief.generate_at_once(*given), device),
     }
     yield "warm-up seconds", warm
     if arguments.compile_only:
@@ -175,7 +175,7 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
     for _ in range(arguments.turns):
         times["bare"].append(seconds(lambda: bare(generator), device))
         times["recorded"].append(
-            seconds(lambda: drawn.append(generator.draw_at_once(*given)), device)
+            seconds(lambda: drawn.append(generator.generate_at_once(*given)), device)
         )
     yield "seconds a batch", times
     limit = results["flops"]["image"] / results["ceiling"]["flops"]
@@ -188,7 +188,7 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
     if device.type == "cuda":
         yield "peak GB", torch.cuda.max_memory_allocated() / 1e9
     if named in arguments.profile and device.type == "cuda":
-        yield "profile", profile(lambda: brief.draw_at_once(*given))
+        yield "profile", profile(lambda: brief.generate_at_once(*given))
     embed = None
     if named in arguments.parts + arguments.worker:
         embed = measure._embed_stage(spec.preset, DTYPES[spec.dtype], device, batch_size)

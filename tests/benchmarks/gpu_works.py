@@ -38,8 +38,8 @@ SHARPER = 6.0
 """Factor of the weights of `to_q` and `to_k` in cross-attention: random ones attend evenly."""
 
 SHARE_LEFT = 0.55
-"""Of the memory that a batch's tensors take at their peak. The allocator reserves more than that, so
-a share of what it reserved may still be enough."""
+"""Of the memory that a batch's tensors take at their peak. The allocator reserves more than that,
+so a share of what it reserved may still be enough."""
 
 
 def main():
@@ -119,7 +119,7 @@ def check(folder, dtype, arguments, device):
     latent_hw = tuple(side // factor for side in spec.size_hw)
     slow = WrittenOut(generator._pipeline.unet, given[1], latent_hw)
     with slow:
-        drawings = generator.draw_at_once(*given)
+        drawings = generator.generate_at_once(*given)
     gaps, spreads = [], []
     for drawing, expected_nhw in zip(drawings, slow.heatmaps_bnhw(), strict=True):
         for found_hw, expected_hw in zip(drawing.heatmaps_nhw, expected_nhw, strict=False):
@@ -225,14 +225,14 @@ def starved(generator, given):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
-    generator.draw_at_once(*given)
+    generator.generate_at_once(*given)
     taken = torch.cuda.max_memory_allocated() - allocated
     torch.cuda.empty_cache()
     limit = reserved + SHARE_LEFT * taken
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(limit / total)
     try:
-        drawings = generator.draw(*given)
+        drawings = generator.generate(*given)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     return {

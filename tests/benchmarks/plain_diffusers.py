@@ -23,7 +23,7 @@ from bench import presets
 from bench.limits import alternately
 from ovref.miniature.scenes import render
 from ovref.models.attribution import noun_weights, recording
-from ovref.models.diffusion import conditions
+from ovref.models.diffusion import conditioning_of
 from ovref.models.tokens import token_positions
 
 
@@ -62,7 +62,7 @@ def measure(arguments):
         pipeline.tokenizer.model_max_length,
     )
     with torch.no_grad():
-        told = conditions(pipeline, captions * 2, size_hw)  # two rows a caption, as under guidance
+        conditioning = conditioning_of(pipeline, captions * 2, size_hw)  # two rows a caption
     latents, timestep = torch.randn(2 * arguments.batch, 4, *latent_hw), torch.tensor(500)
 
     @contextlib.contextmanager
@@ -105,7 +105,7 @@ def measure(arguments):
             if recorded and name == "attention slicing":
                 continue
             names.append((name, recorded))
-            runs.append(lambda m=model: m(latents, timestep, **told, return_dict=False))
+            runs.append(lambda m=model: m(latents, timestep, **conditioning, return_dict=False))
             inside.append(both(context, model, weights_bkn, latent_hw) if recorded else context)
     for module in self_attentions:
         module.fuse_projections()  # beside the three it is made of; `fused` has it used

@@ -48,9 +48,9 @@ def test_a_full_size_unet_records(fake, monkeypatch, preset, dtype, layers, guid
     finally:
         torch.set_default_dtype(torch.float32)
     rows, side = CAPTIONS * (1 + guided), unet.config.sample_size
-    told = {}
+    conditioning = {}
     if preset == "sdxl":
-        told = {
+        conditioning = {
             "text_embeds": on_gpu(rows, 1280, dtype=dtype),
             "time_ids": on_gpu(rows, 6, dtype=dtype),
         }
@@ -59,7 +59,7 @@ def test_a_full_size_unet_records(fake, monkeypatch, preset, dtype, layers, guid
             on_gpu(rows, 4, side, side, dtype=dtype),
             on_gpu(dtype=torch.int64),
             on_gpu(rows, 77, unet.config.cross_attention_dim, dtype=dtype),
-            added_cond_kwargs=told,
+            added_cond_kwargs=conditioning,
         ).sample
     assert output.shape == (rows, 4, side, side) and output.device.type == "cuda"
     assert len(ways) == layers

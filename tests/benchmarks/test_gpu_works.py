@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gpu_works
-from ovref.models.diffusion import Drawing, Generator
+from ovref.models.diffusion import GeneratedImage, Generator
 
 GB = 10**9
 
@@ -39,14 +39,15 @@ class Card:
         if self.peak > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         image_hwc = np.zeros((8, 8, 3), np.uint8)
-        return [Drawing(image_hwc=image_hwc, heatmaps_nhw=np.zeros((1, 1, 1)))] * len(captions)
+        image = GeneratedImage(image_hwc=image_hwc, heatmaps_nhw=np.zeros((1, 1, 1)))
+        return [image] * len(captions)
 
 
 @pytest.mark.parametrize("batch", [4, 16, 32])
 def test_the_batch_cannot_fit_and_is_halved(monkeypatch, batch):
     card, generator = Card(monkeypatch), object.__new__(Generator)
     generator._most_at_once = generator._fill_up_to = None
-    generator.draw_at_once = card.generate
+    generator.generate_at_once = card.generate
     found = gpu_works.starved(generator, (["a cat"] * batch, [[(2,)]] * batch, range(batch)))
     assert found["at once"] == batch // 2
     assert found["images"] == found["finite"] == batch

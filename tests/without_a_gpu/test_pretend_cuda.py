@@ -190,15 +190,15 @@ class Memory:
 
     def __init__(self, monkeypatch, *, free, fixed, an_image):
         self.drawn, self.in_use = [], 10**9
-        whole = Generator.draw_at_once
+        whole = Generator.generate_at_once
 
-        def draw_at_once(generator, captions, positions, seeds):
+        def generate_at_once(generator, captions, positions, seeds):
             self.drawn.append(len(captions))
             if fixed + an_image * len(captions) > free:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return whole(generator, captions, positions, seeds)
 
-        monkeypatch.setattr(Generator, "draw_at_once", draw_at_once)
+        monkeypatch.setattr(Generator, "generate_at_once", generate_at_once)
         for name, function in {
             "mem_get_info": lambda: (free, 2 * free),
             "memory_reserved": lambda: self.in_use,
@@ -218,7 +218,7 @@ def test_the_automatic_batch_size_leaves_no_trace(card, monkeypatch, scheduler, 
     assert torch.equal(torch.random.get_rng_state(), before)
     assert stage.batch_size == 4 and memory.drawn == [2, 4]
     (line,) = caplog.messages
-    assert "drawing 4 at once" in line and "2 took 2.80 GB, 4 took 4.60 GB" in line
+    assert "batches of 4" in line and "2 took 2.80 GB, 4 took 4.60 GB" in line
     found = list(stage(iter(orders)))
     assert memory.drawn == [2, 4, 4, 2]
     expected = list(drawing(scheduler=scheduler, batch_size=4).build()(iter(orders)))

@@ -26,11 +26,11 @@ from ovref.miniature.scenes import render
 from ovref.models.attribution import noun_weights, recording
 from ovref.models.diffusion import (
     DTYPES,
-    Drawing,
+    GeneratedImage,
     Generator,
-    conditions,
+    conditioning_of,
     guided_steps,
-    quicken,
+    optimize_pipeline,
     to_uint8,
 )
 from ovref.ops.heatmaps import binarise, resized, stretched
@@ -74,7 +74,7 @@ def bench(spec: BenchSpec, progress: Callable[[str], None] = print) -> dict[str,
         if scheduler != spec.schedulers[0]:
             del pipeline  # two in memory at once would spoil the peak
             pipeline = presets.pipeline(spec.preset, scheduler, dtype, device)
-        quicken(
+        optimize_pipeline(
             pipeline,
             compiled=spec.compiled,
             channels_last=spec.channels_last,
@@ -125,7 +125,7 @@ def _row(
         max_area=1.0,  # what random weights draw must not be dropped
     )
     generator = synthesize.generator(pipeline)
-    draw = SynthesizeStage(synthesize, generator)
+    stage = SynthesizeStage(synthesize, generator)
     embed = _embed_stage(spec.preset, DTYPES[spec.dtype], device, batch_size)
     prompts = _prompts(batch_size * spec.batches)
 
@@ -133,9 +133,9 @@ def _row(
     parts |= _record_parts(synthesize, embed, prompts[:batch_size], spec, device)
     parts = {name: seconds / batch_size for name, seconds in parts.items()}
 
-    _whole(draw, embed, prompts[:batch_size])  # warms up what the parts have not
+    _whole(stage, embed, prompts[:batch_size])  # warms up what the parts have not
     started, cpu = time.perf_counter(), time.process_time()
-    written, dropped = _whole(draw, embed, prompts)
+    written, dropped = _whole(stage, embed, prompts)
     wall, cpu = time.perf_counter() - started, time.process_time() - cpu
     seconds = (wall if device.type == "cuda" else cpu) / len(prompts)
     unet_seconds = parts["unet"] + parts["attribution"]
@@ -181,12 +181,12 @@ def _generation_parts(
     latents = torch.randn(len(prompts), 4, *latent_hw).to(device, dtype)
 
     with torch.no_grad():
-        told = conditions(pipeline, captions, (height, width))
+        conditioning = conditioning_of(pipeline, captions, (height, width))
 
     def unet(rows: int) -> None:
         # Under guidance every caption has two rows; what stands in them does not change the time.
         twice = rows // len(prompts)
-        doubled = _doubled(told) if twice == 2 else told
+        doubled = _doubled(conditioning) if twice == 2 else conditioning
         # Called as the pipeline calls it, or what is compiled would be compiled again for that.
         pipeline.unet(
             torch.cat([latents] * twice),
@@ -229,7 +229,7 @@ def _generation_parts(
 
     (found["scheduler"],) = alternately([step_all], spec.repeats, device)
     (found["text"],) = alternately(
-        [lambda: conditions(pipeline, captions, (height, width))], spec.repeats, device
+        [lambda: conditioning_of(pipeline, captions, (height, width))], spec.repeats, device
     )
     found["text"] *= texts_per_image(spec, pipeline)
 
@@ -295,21 +295,23 @@ class _Generated:
     def positions(self, caption: str, spans: list[Any]) -> list[tuple[int, ...]]:
         return [(1,)] * len(spans)
 
-    def draw(self, captions: list[str], positions: list[Any], seeds: list[int]) -> list[Drawing]:
+    def generate(
+        self, captions: list[str], positions: list[Any], seeds: list[int]
+    ) -> list[GeneratedImage]:
         return [
-            Drawing(image_hwc=self._image_hwc, heatmaps_nhw=maps[: len(nouns)])
+            GeneratedImage(image_hwc=self._image_hwc, heatmaps_nhw=maps[: len(nouns)])
             for maps, nouns in zip(self._maps_bnhw, positions, strict=False)
         ]
 
 
-def _whole(draw: SynthesizeStage, embed: EmbedStage, prompts: list[Prompt]) -> tuple[int, int]:
-    """A worker's path: draws, keeps the images, embeds. References written, records dropped."""
+def _whole(generate: SynthesizeStage, embed: EmbedStage, prompts: list[Prompt]) -> tuple[int, int]:
+    """A worker's path: generates, keeps the images, embeds. References written, records dropped."""
     written = dropped = 0
     with ShardFiles() as images, ShardFiles() as references:
 
         def kept():
             nonlocal dropped
-            for record in draw(iter(prompts)):
+            for record in generate(iter(prompts)):
                 if isinstance(record, Dropped):
                     dropped += "#" not in record.key
                 else:
@@ -369,10 +371,10 @@ def _backbone(
     }
 
 
-def _doubled(told: dict[str, Any]) -> dict[str, Any]:
+def _doubled(conditioning: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _doubled(value) if isinstance(value, dict) else torch.cat([value, value])
-        for name, value in told.items()
+        for name, value in conditioning.items()
     }
 
 

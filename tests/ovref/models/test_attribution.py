@@ -109,7 +109,7 @@ def test_a_mixed_batch_equals_daam_done_slowly(pipelines, name, guidance, size_h
     latent_hw = (size_hw[0] // 4, size_hw[1] // 4)
     positions = positions_of(pipeline)
     generator = Generator(pipeline, steps=2, guidance=guidance, size_hw=size_hw)
-    drawn = generator.draw(CAPTIONS, positions, SEEDS)
+    drawn = generator.generate(CAPTIONS, positions, SEEDS)
 
     def bare():
         pipeline(
@@ -147,7 +147,7 @@ def test_masks_by_daams_own_order_of_clamping_are_nearly_the_same():
         positions = generator.positions(scene.caption, spans)
         maps = slow_attention(
             pipeline.unet,
-            lambda p=positions, c=scene.caption, s=seed: generator.draw_at_once([c], [p], [s]),
+            lambda p=positions, c=scene.caption, s=seed: generator.generate_at_once([c], [p], [s]),
         )
         ours, daam = (
             np.stack([slow_heatmap(maps, 1, tokens, latent_hw, each) for tokens in positions])
@@ -164,9 +164,9 @@ def test_a_batch_equals_its_captions_one_at_a_time(pipelines, name):
     pipeline = pipelines[name]
     positions = positions_of(pipeline)
     generator = Generator(pipeline, steps=3, guidance=5.0, size_hw=(64, 40))
-    together = generator.draw(CAPTIONS, positions, SEEDS)
+    together = generator.generate(CAPTIONS, positions, SEEDS)
     for b in range(len(CAPTIONS)):
-        alone = generator.draw(CAPTIONS[b : b + 1], positions[b : b + 1], SEEDS[b : b + 1])[0]
+        alone = generator.generate(CAPTIONS[b : b + 1], positions[b : b + 1], SEEDS[b : b + 1])[0]
         np.testing.assert_allclose(together[b].heatmaps_nhw, alone.heatmaps_nhw, atol=1e-6)
         assert np.abs(together[b].image_hwc.astype(int) - alone.image_hwc).max() <= 1
 
@@ -176,7 +176,7 @@ def test_a_batch_equals_its_captions_one_at_a_time(pipelines, name):
 def test_images_are_the_ones_drawn_without_attribution(pipelines, name, guidance):
     pipeline = pipelines[name]
     generator = Generator(pipeline, steps=2, guidance=guidance, size_hw=(64, 64))
-    drawn = generator.draw(CAPTIONS, positions_of(pipeline), SEEDS)
+    drawn = generator.generate(CAPTIONS, positions_of(pipeline), SEEDS)
     bare = pipeline(
         CAPTIONS, num_inference_steps=2, guidance_scale=guidance, output_type="np",
         generator=[torch.Generator().manual_seed(s) for s in SEEDS],
@@ -209,7 +209,7 @@ def test_guidance_reads_the_conditional_rows_only(pipelines):
 def test_a_repeated_noun_is_the_mean_of_its_occurrences(pipelines):
     pipeline = pipelines["sd1"]
     generator = Generator(pipeline, steps=2, guidance=1.0, size_hw=(64, 64))
-    maps = generator.draw(["dog and dog"], [[(1,), (3,), (1, 3)]], [7])[0].heatmaps_nhw
+    maps = generator.generate(["dog and dog"], [[(1,), (3,), (1, 3)]], [7])[0].heatmaps_nhw
     above = (maps > 0).all(axis=0)  # where the upsampling left nothing to clamp
     assert above.mean() > 0.9
     np.testing.assert_allclose(maps[2][above], (maps[0] + maps[1])[above] / 2, atol=1e-7)
@@ -280,8 +280,8 @@ def test_attribution_of_given_images(pipelines, name):
 
 def test_no_nouns_give_no_heatmaps(pipelines):
     generator = Generator(pipelines["sd2"], steps=1, guidance=1.0, size_hw=(64, 64))
-    assert generator.draw(["cat"], [[]], [0])[0].heatmaps_nhw.shape == (0, 16, 16)
-    mixed = generator.draw(["cat", "dog"], [[], [(1,)]], [0, 1])
+    assert generator.generate(["cat"], [[]], [0])[0].heatmaps_nhw.shape == (0, 16, 16)
+    mixed = generator.generate(["cat", "dog"], [[], [(1,)]], [0, 1])
     assert [drawing.heatmaps_nhw.shape[0] for drawing in mixed] == [0, 1]
 
 
@@ -431,9 +431,9 @@ def compiled_and_not(folder, size_hw, guidance, **options):
             torch._dynamo.reset()
             pipeline.unet.compile(fullgraph=True, dynamic=False, **options)
         generator = Generator(pipeline, steps=2, guidance=guidance, size_hw=size_hw)
-        drawn = generator.draw(CAPTIONS, positions, SEEDS)
+        drawn = generator.generate(CAPTIONS, positions, SEEDS)
         with torch._dynamo.config.patch(error_on_recompile=compiled):
-            drawn += generator.draw(CAPTIONS[::-1], positions[::-1], SEEDS)
+            drawn += generator.generate(CAPTIONS[::-1], positions[::-1], SEEDS)
         found.append(drawn)
     torch._dynamo.reset()
     return found

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ovref.ops.masks import area, box_xyxy, fault, iou
+from ovref.ops.masks import area, box_xyxy, iou, reject_reason
 from ovref.records import NO, UNSURE, YES
 
 
@@ -69,10 +69,10 @@ def test_iou():
     ],
 )
 def test_fault(rows, reason):
-    assert fault(mask(*rows), min_area=0.25, max_area=0.75) == reason
+    assert reject_reason(mask(*rows), min_area=0.25, max_area=0.75) == reason
 
 
 def test_fault_without_limits_still_wants_a_pixel():
-    assert fault(mask("."), 0, 1) == "empty_mask"
-    assert fault(mask("#"), 0, 1) is None
-    assert fault(mask("#..."), 0.3, 1) == "empty_mask"
+    assert reject_reason(mask("."), 0, 1) == "empty_mask"
+    assert reject_reason(mask("#"), 0, 1) is None
+    assert reject_reason(mask("#..."), 0.3, 1) == "empty_mask"

@@ -11,7 +11,7 @@ from ovref.config import dump, parse
 from ovref.contract import Dropped, base_key
 from ovref.errors import ConfigError, ModelError
 from ovref.identity import fingerprint, record_key, record_seed, spec_identity
-from ovref.models.diffusion import Drawing
+from ovref.models.diffusion import GeneratedImage
 from ovref.records import YES, ImageRecord, Noun, Prompt
 from ovref.stages.synthesize import USUAL_BATCH_SIZE, Synthesize, SynthesizeStage
 
@@ -43,7 +43,7 @@ class FakeGenerator:
     def positions(self, caption, spans):
         return [tuple(start for start, end in noun if end <= 40) for noun in spans]
 
-    def draw(self, captions, positions, seeds):
+    def generate(self, captions, positions, seeds):
         self.batches.append(list(captions))
         return [self._one(*order) for order in zip(captions, positions, seeds, strict=True)]
 
@@ -58,7 +58,7 @@ class FakeGenerator:
             maps[0, 0, 0] = np.nan
         if fault == "flat":
             maps[0] = 0.5
-        return Drawing(image_hwc=None if fault == "black" else image, heatmaps_nhw=maps)
+        return GeneratedImage(image_hwc=None if fault == "black" else image, heatmaps_nhw=maps)
 
 
 def run(prompts, **fields):
@@ -118,10 +118,10 @@ def test_one_batch_is_drawn_ahead_while_records_are_taken():
 
 def test_an_error_while_drawing_reaches_whoever_takes_the_records():
     class Broken(FakeGenerator):
-        def draw(self, captions, positions, seeds):
+        def generate(self, captions, positions, seeds):
             if len(self.batches) == 1:
                 raise ModelError("no more")
-            return super().draw(captions, positions, seeds)
+            return super().generate(captions, positions, seeds)
 
     found = []
     with pytest.raises(ModelError, match="no more"):
