@@ -138,59 +138,38 @@ def optimize_pipeline(
 class Generator:
     """Generates batches of captions, each from its own seed, with the heatmaps of their nouns."""
 
-    def __init__(
-        self,
-        pipeline: Any,
-        *,
-        steps: int,
-        guidance: float,
-        size_hw: tuple[int, int],
-        negative_prompt: str = "",
-        factors: Sequence[int] = FACTORS,
-        guided_share: float = 1.0,
-        fill_up_to: int | None = None,
-    ):
+    def __init__(self, pipeline: Any, settings: Any) -> None:
         """
         Args:
             pipeline: as `load_pipeline` gives it.
-            steps: scheduler steps per image.
-            guidance: classifier-free guidance scale; at 1 or less there is no guidance.
-            size_hw: image height and width, multiples of 8.
-            negative_prompt: what guidance leads away from; empty for the model's own empty
-                conditioning.
-            factors: down-sampling factors of the layers to record (`attribution.recording`).
-            guided_share: share of the steps, from the first on, in (0, 1], that are guided; the
-                others cost half as much.
-            fill_up_to: pad smaller batches to this size by repeating their last caption, so that
-                a compiled UNet sees one size only; None does not pad.
+            settings: an `ovref.stages.synthesize.Synthesize` whose `batch_size` is a number. If it
+                says `compiled`, smaller batches are padded to `batch_size` by repeating their last
+                caption, so that a compiled UNet sees one size only.
 
         Raises:
             ModelError: the pipeline cannot do what is asked for.
         """
         # Latent consistency models (LCM) take the guidance scale as an input of the UNet.
         if pipeline.unet.config.time_cond_proj_dim is not None:
-            if guided_share < 1:
+            if settings.guided_share < 1:
                 raise ModelError(
                     "this UNet is a latent consistency model, which has guidance built in at every "
-                    f"step: guided_share must be 1, found {guided_share}"
+                    f"step: guided_share must be 1, found {settings.guided_share}"
                 )
-            if negative_prompt:
+            if settings.negative_prompt:
                 raise ModelError(
                     "this UNet is a latent consistency model, which ignores negative prompts: "
-                    f"negative_prompt must be empty, found {negative_prompt!r}"
+                    f"negative_prompt must be empty, found {settings.negative_prompt!r}"
                 )
         try:
-            pipeline.scheduler.set_timesteps(steps)
+            pipeline.scheduler.set_timesteps(settings.steps)
         except ValueError as error:
-            raise ModelError(f"the scheduler cannot make {steps} steps: {error}") from error
-        self._pipeline = pipeline
-        self._steps = steps
-        self._guidance = guidance
-        self._size_hw = size_hw
-        self._negative_prompt = negative_prompt
-        self._factors = tuple(factors)
-        self._guided_steps = guided_steps(steps, guidance, guided_share)
-        self._fill_up_to = fill_up_to
+            raise ModelError(
+                f"the scheduler cannot make {settings.steps} steps: {error}"
+            ) from error
+        self._pipeline, self._settings = pipeline, settings
+        self._guided_steps = guided_steps(settings.steps, settings.guidance, settings.guided_share)
+        self._fill_up_to: int | None = settings.batch_size if settings.compiled else None
         self._most_at_once: int | None = None
         # A fast tokenizer keeps padding and truncation inside itself from call to call, and the
         # pipeline sets them while it generates, possibly in another thread.
@@ -259,7 +238,7 @@ class Generator:
             ModelError: as `generate`.
         """
         pipeline = self._pipeline
-        height, width = self._size_hw
+        height, width = self._settings.size_hw
         factor = pipeline.vae_scale_factor
         wanted = len(captions)
         if self._fill_up_to is not None:
@@ -271,18 +250,18 @@ class Generator:
         # On the CPU, so that a seed means the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         # None means the model's own empty conditioning: zeros for SDXL, else an empty text.
-        use_negative = self._negative_prompt and self._guidance > 1
-        negative_prompt = [self._negative_prompt] * len(captions) if use_negative else None
+        use_negative = self._settings.negative_prompt and self._settings.guidance > 1
+        negative_prompt = [self._settings.negative_prompt] * len(captions) if use_negative else None
         latent_hw = (height // factor, width // factor)
         with (
             self._pipeline_lock,
-            recording(pipeline.unet, weights_bkn, latent_hw, self._factors) as attribution,
+            recording(pipeline.unet, weights_bkn, latent_hw, self._settings.factors) as attribution,
         ):
             pixels = pipeline(
                 prompt=list(captions),
                 negative_prompt=negative_prompt,
-                num_inference_steps=self._steps,
-                guidance_scale=self._guidance,
+                num_inference_steps=self._settings.steps,
+                guidance_scale=self._settings.guidance,
                 height=height,
                 width=width,
                 generator=generators,
@@ -302,7 +281,7 @@ class Generator:
 
     def _partly_guided(self) -> dict[str, Any]:
         """Arguments of the pipeline that end guidance after its share of the steps."""
-        if self._guided_steps in (0, self._steps):
+        if self._guided_steps in (0, self._settings.steps):
             return {}
         names = ["prompt_embeds"]
         if isinstance(self._pipeline, diffusers.StableDiffusionXLPipeline):

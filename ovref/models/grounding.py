@@ -22,6 +22,7 @@ from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import ModelError
 from ovref_inference.proposers.config import GroundingDinoConfig, ProposerConfig, SamConfig
+from ovref_inference.ranges import require_within
 from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,7 @@ class ProposalRoute:
     def __post_init__(self) -> None:
         if not self.templates or any(text.count("{}") != 1 for text in self.templates):
             raise ValueError(f"templates must have one {{}} each, found {self.templates}")
-        if not -1 <= self.min_similarity <= 1:
-            raise ValueError(f"min_similarity must lie in [-1, 1], found {self.min_similarity}")
+        require_within("min_similarity", self.min_similarity, -1, 1)
         if self.visual.library != "open_clip":
             raise ValueError(
                 "visual must be a CLIP of library open_clip, for masks are compared with texts; "
@@ -95,11 +95,11 @@ class Finder:
     find: Callable[[Sequence[np.ndarray], Sequence[Sequence[str]]], Iterable[list[Found]]]
     """Images and the nouns of each, no noun twice -> for each image what was found."""
     source: str
-    """Of its regions: `grounded_sam`, `mask_former_clip`, ..."""
+    """Source of its regions: `grounded_sam`, `mask_former_clip`, ..."""
     missing: str
     """Why a noun has no mask, as a reason for `Dropped`."""
     provenance: dict[str, Any]
-    """Of its records: models and thresholds."""
+    """Provenance of its records: models and thresholds."""
     check: Callable[[], Any] = lambda: None
     """Feeds each model a blank input, also those that a blank image would not reach."""
 

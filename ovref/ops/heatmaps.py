@@ -23,6 +23,7 @@ from PIL import Image
 
 from ovref.config import STRICT
 from ovref.records import NO, UNSURE, YES
+from ovref_inference.ranges import require_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,7 @@ class BinariseRule:
     """Within this distance of the threshold a pixel is UNSURE; 0 for two-state masks."""
 
     def __post_init__(self):
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must be in (0, 1), found {self.threshold}")
+        require_within("threshold", self.threshold, 0, 1, "()")
         if not 0 <= self.band < min(self.threshold, 1 - self.threshold):
             raise ValueError(
                 f"band must be at least 0 and keep threshold +- band in (0, 1), found {self.band} "

@@ -8,7 +8,7 @@ images carry other nouns, and a reference that repeats another one.
 import numpy as np
 
 _ROUNDING = 1e-6
-"""Of a cosine in float32."""
+"""Rounding error of a cosine in float32."""
 
 
 def usable_rows(vectors_nd: np.ndarray, tolerance: float = 0.01) -> np.ndarray:

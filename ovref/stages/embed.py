@@ -26,6 +26,7 @@ from ovref_inference.collection.retrieve import (
     retrieval_embedding,
 )
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Embed:
     Regions are embedded as `visual.features` says: by pooling dense features over them (FOSSIL 3.2,
     RetCLIP 2.1), or as masked crops (VOCSeg 3.1).
 
-    The device is not part of it: `build` takes the CUDA device where there is one.
+    The device is not a setting: `build` takes the CUDA device where there is one.
     """
 
     name: ClassVar[str] = "embed"
@@ -60,7 +61,7 @@ class Embed:
     templates: tuple[str, ...] = TEMPLATES
     """Prompts that a noun is put into, each with one `{}`; their embeddings are averaged."""
     weights: tuple[float, float] = WEIGHTS
-    """Of the noun and of its whole caption in a textual retrieval embedding."""
+    """Weights of the noun and of its whole caption in a textual retrieval embedding."""
     min_cells: float = 0.5
     """Smallest region, in cells of the encoder's grid laid over the image; the features of a
     smaller one are mostly of what is around it. Dropped as `small_mask`."""
@@ -77,12 +78,10 @@ class Embed:
             raise ValueError(f"templates must have one {{}} each, found {self.templates}")
         if min(self.weights) < 0 or max(self.weights) <= 0:
             raise ValueError(f"weights must be at least 0, not both 0, found {self.weights}")
-        if self.min_cells < 0:
-            raise ValueError(f"min_cells must be at least 0, found {self.min_cells}")
+        require_at_least("min_cells", self.min_cells, 0)
         if self.part == "surroundings" and self.visual.masking == "heatmap":
             raise ValueError("surroundings have no heatmap: visual.features must not need one")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+        require_at_least("batch_size", self.batch_size, 1)
 
     def build(self) -> "EmbedStage":
         """Loads both encoders.
@@ -190,13 +189,13 @@ class EmbedStage:
             self._heatmaps(batch, asked),
         )
         captions_nd = self._texts.encode([record.caption for record, _ in batch])
-        for (record, _), masks_or_faults, (features, valid), caption_d in zip(
+        for (record, _), masks_or_reasons, (features, valid), caption_d in zip(
             batch, asked, found, captions_nd, strict=True
         ):
-            yield from self._references(record, masks_or_faults, features, valid, caption_d)
+            yield from self._references(record, masks_or_reasons, features, valid, caption_d)
 
     def _masks(self, record: ImageRecord, size_hw: tuple[int, int]) -> list[np.ndarray | str]:
-        """Of each region what is embedded, (H, W) uint8 tri-state; or why there is nothing."""
+        """The mask to embed of each region, (H, W) uint8 tri-state; or the reason why not."""
         grid_hw = self._visual.grid_hw
         least_area = 0.0 if grid_hw is None else self._spec.min_cells / (grid_hw[0] * grid_hw[1])
         found: list[np.ndarray | str] = []
@@ -239,14 +238,14 @@ class EmbedStage:
     def _references(
         self,
         record: ImageRecord,
-        masks_or_faults: list[np.ndarray | str],
+        masks_or_reasons: list[np.ndarray | str],
         features: np.ndarray,
         valid: np.ndarray,
         caption_d: np.ndarray,
     ) -> Iterator[Reference | Dropped]:
         row = 0
         for number, (region, mask_hw) in enumerate(
-            zip(record.regions, masks_or_faults, strict=True)
+            zip(record.regions, masks_or_reasons, strict=True)
         ):
             key = f"{record.key}#{number}"
             if isinstance(mask_hw, str):

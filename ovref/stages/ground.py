@@ -21,6 +21,7 @@ from ovref.models.grounding import (
 from ovref.ops.heatmaps import resized
 from ovref.ops.masks import reject_reason
 from ovref.records import NO, YES, ImageRecord, Prompt, Region
+from ovref_inference.ranges import require_at_least
 
 HEATMAP_STRIDE = 4
 """Pixels of the image per value of a kept heatmap, which is about what MaskFormer gives."""
@@ -30,7 +31,7 @@ HEATMAP_STRIDE = 4
 class Ground:
     """Finds the nouns of captions in their images; by exactly one of the two routes.
 
-    The device is not part of it: `build` takes the CUDA device where there is one.
+    The device is not a setting: `build` takes the CUDA device where there is one.
     """
 
     name: ClassVar[str] = "ground"
@@ -57,8 +58,7 @@ class Ground:
                 "min_area and max_area must be ordered in [0, 1], found "
                 f"{self.min_area} and {self.max_area}"
             )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+        require_at_least("batch_size", self.batch_size, 1)
 
     def build(self) -> "GroundStage":
         """Loads the models of the route.

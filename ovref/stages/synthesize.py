@@ -1,4 +1,4 @@
-"""Prompts to images: draw each caption and read where each of its nouns was drawn."""
+"""Prompts to images: generate an image for each caption, and a region for each noun."""
 
 import io
 import logging
@@ -19,20 +19,21 @@ from ovref.models.tokens import mentions
 from ovref.ops.heatmaps import BinariseRule, binarise, contrast, stretched
 from ovref.ops.masks import reject_reason
 from ovref.records import ImageRecord, Noun, Prompt, Region
+from ovref_inference.ranges import require_at_least, require_each_at_least, require_within
 
 logger = logging.getLogger(__name__)
 
 USUAL_BATCH_SIZE = 8
-"""Prompts drawn together where nothing else is asked for."""
+"""Default number of prompts in a batch."""
 FINISHERS = min(4, os.cpu_count() or 1)
-"""Threads that make records of drawn images."""
+"""Threads that make records of generated images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesize:
-    """Draws prompts with Stable Diffusion and keeps a region for each noun.
+    """Generates images from prompts with Stable Diffusion and keeps a region for each noun.
 
-    The device is not part of it: `build` takes the CUDA device where there is one.
+    The device is not a setting: `build` takes the CUDA device where there is one.
     """
 
     name: ClassVar[str] = "synthesize"
@@ -42,26 +43,26 @@ class Synthesize:
     model: str
     """`miniature:stable_diffusion`, a Hugging Face id or a folder of diffusers' layout."""
     revision: str | None = None
-    """Of the Hugging Face repository; name a commit to make the collection reproducible."""
+    """Revision on the Hugging Face hub; name a commit to make the collection reproducible."""
     scheduler: Literal[
         "ddim", "dpm_solver++", "sde_dpm_solver++", "unipc", "euler", "euler_ancestral", "lcm"
     ] = "dpm_solver++"
-    """How noise becomes an image; the signal table stays the model's."""
+    """How noise becomes an image; the noise schedule stays the model's own."""
     steps: int = 25
-    """Of the scheduler, per image."""
+    """Scheduler steps per image."""
     guidance: float = 7.5
     """Classifier-free guidance scale; at 1 or less there is no guidance and the cost halves."""
     guided_share: float = 1.0
     """Share of the steps, from the first on, that are guided; the others cost half as much. The
     first steps place things, the last ones draw what is placed."""
     negative_prompt: str = ""
-    """What guidance leads away from; empty for what the model takes for nothing."""
+    """What guidance leads away from; empty for the model's own empty conditioning."""
     size_hw: tuple[int, int] = (512, 512)
-    """Of the images, pixels; multiples of 8."""
+    """Image height and width in pixels, multiples of 8."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of weights and activations; attribution is added up in float32 in any case."""
+    """Type of weights and activations; attribution is always accumulated in float32."""
     batch_size: int | Literal["auto"] = USUAL_BATCH_SIZE
-    """Prompts drawn together. Kernels round differently at another batch size, in the last bits, so
+    """Prompts in a batch. Kernels round differently at another batch size, in the last bits, so
     it belongs to the identity of the bytes. `auto` measures on each worker's GPU how many fit into
     half of its free memory, 32 at most (8 without a GPU): the last bits then depend on the GPU."""
     compiled: bool = False
@@ -86,28 +87,23 @@ class Synthesize:
     max_area: float = 0.95
     """Regions whose YES pixels are a larger fraction of the image are dropped as `full_mask`."""
     jpeg_quality: int = 95
-    """Of the images kept, 1 to 100; colour is not sub-sampled."""
+    """JPEG quality of the images kept, 1 to 100; colour is not sub-sampled."""
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, found {self.steps}")
-        if self.guidance < 0:
-            raise ValueError(f"guidance must be at least 0, found {self.guidance}")
-        if not 0 < self.guided_share <= 1:
-            raise ValueError(f"guided_share must be in (0, 1], found {self.guided_share}")
+        require_at_least("steps", self.steps, 1)
+        require_at_least("guidance", self.guidance, 0)
+        require_within("guided_share", self.guided_share, 0, 1, "(]")
         if any(size < 8 or size % 8 for size in self.size_hw):
             raise ValueError(f"size_hw must be multiples of 8, found {self.size_hw}")
-        if not self.factors or min(self.factors) < 1:
-            raise ValueError(f"factors must be one or more, each at least 1, found {self.factors}")
-        if self.batch_size != "auto" and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1 or auto, found {self.batch_size}")
+        require_each_at_least("factors", self.factors, 1)
+        if self.batch_size != "auto":
+            require_at_least("batch_size", self.batch_size, 1)
         if not 0 <= self.min_area < self.max_area <= 1:
             raise ValueError(
                 "min_area and max_area must be ordered in [0, 1], found "
                 f"{self.min_area} and {self.max_area}"
             )
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must be in [1, 100], found {self.jpeg_quality}")
+        require_within("jpeg_quality", self.jpeg_quality, 1, 100)
 
     def build(self) -> "SynthesizeStage":
         """Loads the model.
@@ -155,7 +151,7 @@ class Synthesize:
         )
 
     def _batch_size(self, pipeline: Any) -> int:
-        """The number that `auto` stands for here. Called before anything is compiled."""
+        """The batch size; `auto` is measured, before anything is compiled."""
         if self.batch_size != "auto":
             return self.batch_size
         if pipeline.device.type == "cpu":
@@ -172,21 +168,12 @@ class Synthesize:
         """
         from ovref.models.diffusion import Generator
 
-        return Generator(
-            pipeline,
-            steps=self.steps,
-            guidance=self.guidance,
-            size_hw=self.size_hw,
-            negative_prompt=self.negative_prompt,
-            factors=self.factors,
-            guided_share=self.guided_share,
-            fill_up_to=self.batch_size if self.compiled else None,
-        )
+        return Generator(pipeline, self)
 
 
 @dataclass(frozen=True)
 class _Order:
-    """A prompt with what its drawing needs."""
+    """A prompt with what generating its image needs."""
 
     prompt: Prompt
     nouns: list[tuple[int, Noun]]
@@ -209,32 +196,32 @@ class SynthesizeStage:
         Args:
             spec: the settings.
             generator: a `models.diffusion.Generator`, or anything with its two methods.
-            batch_size: what the spec's stands for on this device; None for the spec's own.
+            batch_size: resolved value of the spec's; None takes the spec's own.
         """
         self._spec = spec
         self._generator = generator
         self.batch_size = spec.batch_size if batch_size is None else batch_size
-        """Prompts drawn together."""
+        """Prompts in a batch."""
 
     def __call__(self, prompts: Iterator[Prompt]) -> Iterator[ImageRecord | Dropped]:
-        # A thread draws one batch ahead while this one and the finishers make the records of the
-        # batch before and whoever takes them works on them, so that the device need not wait.
-        drawer, finishers = ThreadPoolExecutor(1), ThreadPoolExecutor(FINISHERS)
-        drawing: Future[list[Any]] | None = None
-        drawn: list[_Order] = []
+        # One thread generates the next batch while this one and the finishers make the records of
+        # the previous batch and the caller works on them, so that the device need not wait.
+        generating, finishers = ThreadPoolExecutor(1), ThreadPoolExecutor(FINISHERS)
+        upcoming: Future[list[Any]] | None = None
+        batch: list[_Order] = []
         try:
             for item in self._batches(prompts):
                 if isinstance(item, Dropped):
                     yield item
                     continue
-                drawings = [] if drawing is None else drawing.result()
-                drawing = drawer.submit(self._draw, item)
-                yield from self._answers(finishers, drawn, drawings)
-                drawn = item
-            if drawing is not None:
-                yield from self._answers(finishers, drawn, drawing.result())
+                images = [] if upcoming is None else upcoming.result()
+                upcoming = generating.submit(self._generate, item)
+                yield from self._answers(finishers, batch, images)
+                batch = item
+            if upcoming is not None:
+                yield from self._answers(finishers, batch, upcoming.result())
         finally:
-            drawer.shutdown(cancel_futures=True)
+            generating.shutdown(cancel_futures=True)
             finishers.shutdown(cancel_futures=True)
 
     def _batches(self, prompts: Iterator[Prompt]) -> Iterator[list[_Order] | Dropped]:
@@ -274,7 +261,7 @@ class SynthesizeStage:
         )
         return order, dropped
 
-    def _draw(self, orders: list[_Order]) -> list[Any]:
+    def _generate(self, orders: list[_Order]) -> list[Any]:
         return self._generator.generate(
             [order.prompt.caption for order in orders],
             [order.positions for order in orders],
@@ -282,16 +269,16 @@ class SynthesizeStage:
         )
 
     def _answers(
-        self, finishers: ThreadPoolExecutor, orders: list[_Order], drawings: list[Any]
+        self, finishers: ThreadPoolExecutor, orders: list[_Order], images: list[Any]
     ) -> Iterator[ImageRecord | Dropped]:
-        for answers in finishers.map(self._finished, zip(orders, drawings, strict=True)):
+        for answers in finishers.map(self._finished, zip(orders, images, strict=True)):
             yield from answers
 
-    def _finished(self, drawn: tuple[_Order, Any]) -> list[ImageRecord | Dropped]:
-        order, drawing = drawn
-        if drawing.image_hwc is None:
+    def _finished(self, generated: tuple[_Order, Any]) -> list[ImageRecord | Dropped]:
+        order, image = generated
+        if image.image_hwc is None:
             return [Dropped(order.prompt.key, "nonfinite_image")]
-        return list(self._record(order, drawing.image_hwc, drawing.heatmaps_nhw))
+        return list(self._record(order, image.image_hwc, image.heatmaps_nhw))
 
     def _record(
         self, order: _Order, image_hwc: np.ndarray, heatmaps_nhw: np.ndarray
@@ -338,7 +325,7 @@ class SynthesizeStage:
 
 
 def jpeg(image_hwc: np.ndarray, quality: int) -> bytes:
-    """(H, W, 3) uint8 RGB as the file that is kept."""
+    """(H, W, 3) uint8 RGB as a JPEG file."""
     buffer = io.BytesIO()
     # Colour at full resolution: half of it would blur the edges of small regions.
     Image.fromarray(image_hwc).save(buffer, "JPEG", quality=quality, subsampling=0)

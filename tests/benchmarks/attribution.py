@@ -47,6 +47,7 @@ from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
 from ovref.ops.heatmaps import BinariseRule, binarise, stretched
 from ovref.records import YES
+from ovref.stages.synthesize import Synthesize
 
 MODEL = "miniature:stable_diffusion"
 SIZE_HW = (64, 64)
@@ -108,7 +109,8 @@ class Work:
     def __init__(self, pipeline, name, batch, steps):
         self.pipeline, self.guidance, self.steps = pipeline, GUIDANCE[name], steps
         self.generator = Generator(
-            pipeline, steps=steps, guidance=self.guidance, size_hw=SIZE_HW
+            pipeline,
+            Synthesize(model="given", steps=steps, guidance=self.guidance, size_hw=SIZE_HW),
         )  # all layers: configs/miniature.yaml reads those of 16 x 16 alone, which costs less
         scenes = [render(seed, "validation") for seed in range(batch)]
         self.captions = [scene.caption for scene in scenes]
@@ -278,7 +280,8 @@ def read_backs(pipeline, scheduler):
     pipeline.scheduler = make_scheduler(scheduler, before.config)
     counts = []
     for steps in (3, 5):
-        generator = Generator(pipeline, steps=steps, guidance=4.0, size_hw=SIZE_HW)
+        settings = Synthesize(model="given", steps=steps, guidance=4.0, size_hw=SIZE_HW)
+        generator = Generator(pipeline, settings)
         with ReadsBack() as watch:
             generator.generate(["a tree"], [[(2,)]], [0])
         counts.append(watch.count)

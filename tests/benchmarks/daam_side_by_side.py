@@ -25,6 +25,7 @@ from torch.nn import functional
 from memory import peak_bytes, reset_peak
 from ovref.miniature.scenes import render
 from ovref.models.diffusion import Generator, load_pipeline
+from ovref.stages.synthesize import Synthesize
 from ovref_inference.models import resolve
 
 MODEL = "miniature:stable_diffusion"
@@ -79,7 +80,10 @@ def rename_for_old_transformers(path):
 def draw(orders, arguments):
     pipeline = load_pipeline(MODEL, revision=None, scheduler="ddim", dtype="float32", device="cpu")
     generator = Generator(
-        pipeline, steps=orders["steps"], guidance=orders["guidance"], size_hw=(64, 64)
+        pipeline,
+        Synthesize(
+            model="given", steps=orders["steps"], guidance=orders["guidance"], size_hw=(64, 64)
+        ),
     )
     spans = [
         [[(m, m + len(w)) for m in places(caption, w)] for w in words]

@@ -147,8 +147,8 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
     def bare(generator):
         images = pipeline(
             prompt=given[0],
-            num_inference_steps=generator._steps,
-            guidance_scale=generator._guidance,
+            num_inference_steps=generator._settings.steps,
+            guidance_scale=generator._settings.guidance,
             height=synthesize.size_hw[0],
             width=synthesize.size_hw[1],
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in given[2]],

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from generators import generator_of
 from ovref.errors import ModelError
 from ovref.miniature.scenes import render
 from ovref.models.attribution import (
@@ -17,7 +18,7 @@ from ovref.models.attribution import (
     noun_weights,
     recording,
 )
-from ovref.models.diffusion import Generator, attribute_images, load_pipeline
+from ovref.models.diffusion import attribute_images, load_pipeline
 from ovref.ops.heatmaps import BinariseRule, binarise, stretched
 from ovref.ops.masks import iou
 
@@ -97,7 +98,7 @@ def minmax(x):
 
 
 def positions_of(pipeline):
-    generator = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
+    generator = generator_of(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
     return [generator.positions(c, s) for c, s in zip(CAPTIONS, SPANS, strict=True)]
 
 
@@ -108,7 +109,7 @@ def test_a_mixed_batch_equals_daam_done_slowly(pipelines, name, guidance, size_h
     pipeline = pipelines[name]
     latent_hw = (size_hw[0] // 4, size_hw[1] // 4)
     positions = positions_of(pipeline)
-    generator = Generator(pipeline, steps=2, guidance=guidance, size_hw=size_hw)
+    generator = generator_of(pipeline, steps=2, guidance=guidance, size_hw=size_hw)
     drawn = generator.generate(CAPTIONS, positions, SEEDS)
 
     def bare():
@@ -138,7 +139,7 @@ def test_masks_by_daams_own_order_of_clamping_are_nearly_the_same():
     pipeline = load_pipeline(
         "miniature:stable_diffusion", revision=None, scheduler="ddim", dtype="float32", device="cpu"
     )
-    generator = Generator(pipeline, steps=4, guidance=4.0, size_hw=(64, 64))
+    generator = generator_of(pipeline, steps=4, guidance=4.0, size_hw=(64, 64))
     latent_hw = (64 // pipeline.vae_scale_factor,) * 2
     overlaps = []
     for seed in range(4):
@@ -163,7 +164,7 @@ def test_masks_by_daams_own_order_of_clamping_are_nearly_the_same():
 def test_a_batch_equals_its_captions_one_at_a_time(pipelines, name):
     pipeline = pipelines[name]
     positions = positions_of(pipeline)
-    generator = Generator(pipeline, steps=3, guidance=5.0, size_hw=(64, 40))
+    generator = generator_of(pipeline, steps=3, guidance=5.0, size_hw=(64, 40))
     together = generator.generate(CAPTIONS, positions, SEEDS)
     for b in range(len(CAPTIONS)):
         alone = generator.generate(CAPTIONS[b : b + 1], positions[b : b + 1], SEEDS[b : b + 1])[0]
@@ -175,7 +176,7 @@ def test_a_batch_equals_its_captions_one_at_a_time(pipelines, name):
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_images_are_the_ones_drawn_without_attribution(pipelines, name, guidance):
     pipeline = pipelines[name]
-    generator = Generator(pipeline, steps=2, guidance=guidance, size_hw=(64, 64))
+    generator = generator_of(pipeline, steps=2, guidance=guidance, size_hw=(64, 64))
     drawn = generator.generate(CAPTIONS, positions_of(pipeline), SEEDS)
     bare = pipeline(
         CAPTIONS, num_inference_steps=2, guidance_scale=guidance, output_type="np",
@@ -208,7 +209,7 @@ def test_guidance_reads_the_conditional_rows_only(pipelines):
 
 def test_a_repeated_noun_is_the_mean_of_its_occurrences(pipelines):
     pipeline = pipelines["sd1"]
-    generator = Generator(pipeline, steps=2, guidance=1.0, size_hw=(64, 64))
+    generator = generator_of(pipeline, steps=2, guidance=1.0, size_hw=(64, 64))
     maps = generator.generate(["dog and dog"], [[(1,), (3,), (1, 3)]], [7])[0].heatmaps_nhw
     above = (maps > 0).all(axis=0)  # where the upsampling left nothing to clamp
     assert above.mean() > 0.9
@@ -279,7 +280,7 @@ def test_attribution_of_given_images(pipelines, name):
 
 
 def test_no_nouns_give_no_heatmaps(pipelines):
-    generator = Generator(pipelines["sd2"], steps=1, guidance=1.0, size_hw=(64, 64))
+    generator = generator_of(pipelines["sd2"], steps=1, guidance=1.0, size_hw=(64, 64))
     assert generator.generate(["cat"], [[]], [0])[0].heatmaps_nhw.shape == (0, 16, 16)
     mixed = generator.generate(["cat", "dog"], [[], [(1,)]], [0, 1])
     assert [drawing.heatmaps_nhw.shape[0] for drawing in mixed] == [0, 1]
@@ -430,7 +431,7 @@ def compiled_and_not(folder, size_hw, guidance, **options):
         if compiled:
             torch._dynamo.reset()
             pipeline.unet.compile(fullgraph=True, dynamic=False, **options)
-        generator = Generator(pipeline, steps=2, guidance=guidance, size_hw=size_hw)
+        generator = generator_of(pipeline, steps=2, guidance=guidance, size_hw=size_hw)
         drawn = generator.generate(CAPTIONS, positions, SEEDS)
         with torch._dynamo.config.patch(error_on_recompile=compiled):
             drawn += generator.generate(CAPTIONS[::-1], positions[::-1], SEEDS)

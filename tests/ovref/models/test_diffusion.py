@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from generators import generator_of
 from ovref.errors import ModelError
 from ovref.models.attribution import noun_weights, recording
-from ovref.models.diffusion import DTYPES, Generator, load_pipeline, optimize_pipeline
+from ovref.models.diffusion import DTYPES, load_pipeline, optimize_pipeline
 from ovref.models.schedulers import SCHEDULERS
 from ovref.stages.synthesize import Synthesize
 
@@ -36,7 +37,7 @@ def differences(one, other):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_an_image_depends_on_caption_and_seed_not_on_its_batch(sd1, scheduler):
     pipeline = load_pipeline(sd1, **{**OPTIONS, "scheduler": scheduler})
-    generator = Generator(pipeline, steps=3, guidance=4.0, size_hw=(64, 48))
+    generator = generator_of(pipeline, steps=3, guidance=4.0, size_hw=(64, 48))
     together = generator.generate(CAPTIONS, POSITIONS, SEEDS)
     alone = [
         generator.generate([caption], [positions], [seed])[0]
@@ -53,7 +54,7 @@ def test_an_image_depends_on_caption_and_seed_not_on_its_batch(sd1, scheduler):
 
 
 def test_the_same_batch_gives_the_same_bytes(sd1):
-    generator = Generator(load_pipeline(sd1, **OPTIONS), steps=2, guidance=4.0, size_hw=(64, 64))
+    generator = generator_of(load_pipeline(sd1, **OPTIONS), steps=2, guidance=4.0, size_hw=(64, 64))
     one, other = (generator.generate(CAPTIONS, POSITIONS, SEEDS) for _ in range(2))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a.image_hwc, b.image_hwc)
@@ -65,7 +66,7 @@ def test_guidance_of_one_is_no_guidance(sd1):
     rows = []
     handle = pipeline.unet.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
     for guidance in (0.0, 1.0, 1.5):
-        generator = Generator(pipeline, steps=1, guidance=guidance, size_hw=(64, 64))
+        generator = generator_of(pipeline, steps=1, guidance=guidance, size_hw=(64, 64))
         generator.generate(["cat"], [[]], [0])
     handle.remove()
     assert rows == [1, 1, 2]
@@ -89,7 +90,9 @@ def test_guidance_ends_after_its_share_of_the_steps(tiny_pipelines, name):
     drawn = {}
     for share in (0.1, 0.5, 1.0):
         calls.clear()
-        generator = Generator(pipeline, steps=4, guidance=5.0, size_hw=(64, 64), guided_share=share)
+        generator = generator_of(
+            pipeline, steps=4, guidance=5.0, size_hw=(64, 64), guided_share=share
+        )
         drawn[share] = generator.generate(["cat", "a dog"], [[(1,)], [(2,)]], [0, 1])
         guided = {0.1: 1, 0.5: 2, 1.0: 4}[share]
         assert [len(args[0]) for args, _ in calls] == [4] * guided + [2] * (4 - guided)
@@ -110,8 +113,8 @@ def test_a_batch_filled_up_gives_the_same_drawings(sd1):
     pipeline = load_pipeline(sd1, **OPTIONS)
     rows = []
     handle = pipeline.unet.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
-    plain = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
-    full = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64), fill_up_to=4)
+    plain = generator_of(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
+    full = generator_of(pipeline, steps=1, guidance=1.0, size_hw=(64, 64), fill_up_to=4)
     expected = plain.generate(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
     found = full.generate(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
     handle.remove()
@@ -127,7 +130,7 @@ def test_fused_projections_and_channels_last_only_round(tiny_pipelines, name):
     for fast in (False, True):
         pipeline = load_pipeline(str(tiny_pipelines[name]), **OPTIONS)
         optimize_pipeline(pipeline, compiled=False, channels_last=fast, fused_projections=fast)
-        generator = Generator(pipeline, steps=2, guidance=5.0, size_hw=(64, 40))
+        generator = generator_of(pipeline, steps=2, guidance=5.0, size_hw=(64, 40))
         drawn.append(generator.generate(CAPTIONS, POSITIONS, SEEDS))
     used = {type(p).__name__ for p in pipeline.unet.attn_processors.values()}
     assert used == {"AttnProcessor2_0", "FusedAttnProcessor2_0"}
@@ -145,7 +148,7 @@ def test_a_compiled_pipeline_only_rounds_and_compiles_once(tiny_pipelines):
     for fast in (False, True):
         pipeline = load_pipeline(str(tiny_pipelines["sd2"]), **OPTIONS)
         optimize_pipeline(pipeline, compiled=fast, channels_last=fast, fused_projections=fast)
-        generator = Generator(pipeline, steps=2, guidance=5.0, size_hw=(64, 40), fill_up_to=4)
+        generator = generator_of(pipeline, steps=2, guidance=5.0, size_hw=(64, 40), fill_up_to=4)
         drawn.append(generator.generate(CAPTIONS, POSITIONS, SEEDS))
         with torch._dynamo.config.patch(error_on_recompile=fast):
             drawn[-1] += generator.generate(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
@@ -158,7 +161,7 @@ def test_a_compiled_pipeline_only_rounds_and_compiles_once(tiny_pipelines):
 def test_the_negative_prompt_counts_under_guidance_only(sd1):
     pipeline = load_pipeline(sd1, **OPTIONS)
     draws = {
-        (guidance, negative): Generator(
+        (guidance, negative): generator_of(
             pipeline, steps=2, guidance=guidance, size_hw=(64, 64), negative_prompt=negative
         ).generate(["cat"], [[]], [0])
         for guidance in (1.0, 6.0)
@@ -186,25 +189,24 @@ class MemoryLimit:
 
 def test_out_of_memory_halves_the_batch_for_good(sd1):
     pipeline = load_pipeline(sd1, **OPTIONS)
-    expected = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64)).generate(
+    expected = generator_of(pipeline, steps=1, guidance=1.0, size_hw=(64, 64)).generate(
         CAPTIONS, POSITIONS, SEEDS
     )
     limited = MemoryLimit(pipeline, most=1)
-    generator = Generator(limited, steps=1, guidance=1.0, size_hw=(64, 64))
+    generator = generator_of(limited, steps=1, guidance=1.0, size_hw=(64, 64))
     drawn = generator.generate(CAPTIONS, POSITIONS, SEEDS)
     assert limited.sizes == [4, 2, 1, 1, 1, 1]
     assert max(differences(drawn, expected)) <= 1
     generator.generate(CAPTIONS[:2], POSITIONS[:2], SEEDS[:2])
     assert limited.sizes[6:] == [1, 1]
     limited = MemoryLimit(pipeline, most=2)
-    full = Generator(limited, steps=1, guidance=1.0, size_hw=(64, 64), fill_up_to=4)
+    full = generator_of(limited, steps=1, guidance=1.0, size_hw=(64, 64), fill_up_to=4)
     padded = full.generate(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
     assert max(differences(padded, expected[:3])) <= 1
     assert limited.sizes == [4, 2, 2]
+    nothing = MemoryLimit(pipeline, most=0)
     with pytest.raises(torch.OutOfMemoryError):
-        Generator(MemoryLimit(pipeline, most=0), steps=1, guidance=1.0, size_hw=(64, 64)).generate(
-            ["cat"], [[]], [0]
-        )
+        generator_of(nothing, steps=1, guidance=1.0, size_hw=(64, 64)).generate(["cat"], [[]], [0])
 
 
 def test_an_image_that_is_not_finite_is_none(sd1):
@@ -216,7 +218,7 @@ def test_an_image_that_is_not_finite_is_none(sd1):
             images[1, 0, 0] = torch.nan
             return SimpleNamespace(images=images)
 
-    generator = Generator(Broken(pipeline, 9), steps=1, guidance=1.0, size_hw=(64, 64))
+    generator = generator_of(Broken(pipeline, 9), steps=1, guidance=1.0, size_hw=(64, 64))
     drawn = generator.generate(CAPTIONS[:2], POSITIONS[:2], SEEDS[:2])
     assert [drawing.image_hwc is None for drawing in drawn] == [False, True]
 
@@ -281,7 +283,7 @@ def test_pickled_weights_are_not_read(sd1, tmp_path):
 def test_positions_are_found_while_another_thread_generates(sd1):
     """A fast tokenizer keeps the padding and truncation of its last call inside itself."""
     pipeline = load_pipeline(sd1, **OPTIONS)
-    generator = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
+    generator = generator_of(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
     long = "dog " * 80 + "cat"
     found, expected = [], [[(2,)], [()]]
     done = threading.Event()
@@ -311,7 +313,7 @@ def test_positions_are_found_while_another_thread_generates(sd1):
 
 def test_two_threads_may_generate_with_one_pipeline(sd1):
     """The scheduler and the UNet's processors hold the state of one batch."""
-    generator = Generator(load_pipeline(sd1, **OPTIONS), steps=3, guidance=4.0, size_hw=(64, 64))
+    generator = generator_of(load_pipeline(sd1, **OPTIONS), steps=3, guidance=4.0, size_hw=(64, 64))
 
     def one_image(number):
         return generator.generate([CAPTIONS[number]], [POSITIONS[number]], [SEEDS[number]])[0]
@@ -357,6 +359,6 @@ def test_a_latent_consistency_model_refuses_what_it_cannot_do(sd1, options, name
     )
     settings = {"steps": 2, "guidance": 8.0, "size_hw": (64, 64)}
     with pytest.raises(ModelError, match=named):
-        Generator(pipeline, **settings, **options)
-    (image,) = Generator(pipeline, **settings).generate(["a cat"], [[(2,)]], [0])
+        generator_of(pipeline, **settings, **options)
+    (image,) = generator_of(pipeline, **settings).generate(["a cat"], [[(2,)]], [0])
     assert np.isfinite(image.heatmaps_nhw).all() and image.heatmaps_nhw.any()
