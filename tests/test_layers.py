@@ -30,7 +30,7 @@ FLOORS = {
     "ovref": (
         {"errors", "config", "contract", "identity", "images", "records"},
         {"ops", "storage"},
-        {"miniature", "models", "run_shard", "ingest"},
+        {"miniature", "models", "run_shard", "ingest", "check_models"},
         {"corpora", "select_prompts", "stages"},
         {"reduce", "evaluation"},
     ),

@@ -18,7 +18,7 @@ PROBE_STEPS = 2
 LARGEST = 32
 """Largest batch: a UNet at 512 pixels keeps the device busy with far fewer."""
 SHARE = 0.5
-"""Of the free memory, for images. The rest is for encoders in the same worker, other workers on the
+"""Share of the free memory for images. The rest is for encoders in the same worker, other workers on the
 device, fragments and larger captions. It costs one halving of the batch at most."""
 
 

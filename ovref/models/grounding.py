@@ -204,18 +204,19 @@ def _proposals(
     config: ProposerConfig, batch_size: int
 ) -> Callable[[Sequence[np.ndarray]], Iterable[tuple[np.ndarray, np.ndarray | None]]]:
     """Images -> for each its masks (n, H, W) bool and, where there are any, their heatmaps."""
-    if config.mask_former is None:
+    settings = config.mask_former
+    if settings is None:
         from ovref_inference.proposers import load_proposer
 
         propose = load_proposer(config, batch_size=batch_size)
         return lambda images: ((masks_nhw, None) for masks_nhw in propose(images))
     from ovref_inference.proposers.mask_former import exclusive_masks, load_mask_former
 
-    model = load_mask_former(config.mask_former, batch_size=batch_size)
+    model = load_mask_former(settings, batch_size=batch_size)
 
     def propose_soft(images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for proposals in model.propose(images):
-            masks_nhw, rows = exclusive_masks(proposals, config.mask_former)
+            masks_nhw, rows = exclusive_masks(proposals, settings)
             yield masks_nhw, proposals.activations_nhw[rows]
 
     return propose_soft

@@ -9,7 +9,10 @@ import torch
 from ovref.errors import ModelError
 
 
-class HostDDIM(diffusers.DDIMScheduler):
+_DDIM: Any = diffusers.DDIMScheduler  # its decorators hide its methods from type checkers
+
+
+class HostDDIM(_DDIM):
     """DDIM without a synchronisation at each step.
 
     diffusers' own reads the timestep back from the device, which then idles until the next call of
@@ -28,7 +31,7 @@ class HostDDIM(diffusers.DDIMScheduler):
         return super().step(model_output, self._remaining.pop(0), sample, **options)
 
 
-SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (HostDDIM, {}),
     "dpm_solver++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "sde_dpm_solver++": (
@@ -121,4 +124,4 @@ def make_scheduler(name: str, config: Any) -> Any:
 
 
 def _fields(name: str) -> set[str]:
-    return set(inspect.signature(SCHEDULERS[name][0].__init__).parameters)
+    return set(inspect.signature(SCHEDULERS[name][0]).parameters)

@@ -1,5 +1,7 @@
 """Loads the part-of-speech tagger that finds the nouns of captions."""
 
+from typing import Any
+
 import spacy
 from spacy.language import Language
 
@@ -38,7 +40,8 @@ def load_tagger(name: str = MINIATURE, version: str | None = None) -> Language:
             f"the noun tagger {name!r} has version {found}, expected {version}. Install that "
             f"one, or change `tagger_version` and build again under another fingerprint"
         )
-    tags = set(nlp.get_pipe("tagger").labels) if nlp.has_pipe("tagger") else set()
+    tagger: Any = nlp.get_pipe("tagger") if nlp.has_pipe("tagger") else None
+    tags = set(tagger.labels) if tagger is not None else set()
     if not {"NN", "NNS"} <= tags:
         raise ModelError(
             f"the spaCy pipeline {name!r} cannot find nouns: expected a tagger with the Penn "

@@ -15,7 +15,7 @@ from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
 from ovref.images import UnusableImageError
-from ovref.models.blank import BLANK_HWC, blank_prompt
+from ovref.models.blank import BLANK_HWC, blank_image, blank_prompt
 from ovref.ops import masks
 from ovref.ops.heatmaps import resized
 from ovref.records import NO, YES, ImageRecord, Reference, Region
@@ -106,7 +106,7 @@ class Embed:
             key=prompt.key,
             caption=prompt.caption,
             source=prompt.source,
-            image=prompt.image,
+            image=blank_image(),
             regions=(region,),
             heatmaps_nhw=np.ones((1, 8, 8), np.float16),
         )
@@ -141,7 +141,7 @@ class EmbedStage:
                     yield item
                     continue
                 before = [] if embedding is None else embedding.result()
-                embedding = embedder.submit(lambda batch=item: list(self._embed(batch)))
+                embedding = embedder.submit(self._embed_all, item)
                 yield from before
             if embedding is not None:
                 yield from embedding.result()
@@ -177,6 +177,9 @@ class EmbedStage:
         yield from decoded(leave=0)
         if batch:
             yield batch
+
+    def _embed_all(self, batch: list[_Decoded]) -> list[Reference | Dropped]:
+        return list(self._embed(batch))
 
     def _embed(self, batch: list[_Decoded]) -> Iterator[Reference | Dropped]:
         asked = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
@@ -228,7 +231,8 @@ class EmbedStage:
                 [
                     resized(record.heatmaps_nhw[number], image_hwc.shape[:2])
                     for number, mask_hw in enumerate(some)
-                    if not isinstance(mask_hw, str)
+                    # `_masks` has dropped the regions of records without heatmaps.
+                    if not isinstance(mask_hw, str) and record.heatmaps_nhw is not None
                 ],
                 image_hwc,
             )
@@ -253,7 +257,8 @@ class EmbedStage:
                 continue
             region_d, sound = features[row], valid[row]
             row += 1
-            if not sound or not region_d.any():
+            box_xyxy = masks.box_xyxy(mask_hw)
+            if box_xyxy is None or not sound or not region_d.any():
                 yield Dropped(key, "nonfinite_features")
                 continue
             textual_d = retrieval_embedding(
@@ -263,7 +268,7 @@ class EmbedStage:
                 key=key,
                 noun=region.noun,
                 caption=record.caption,
-                box_xyxy=masks.box_xyxy(mask_hw),
+                box_xyxy=box_xyxy,
                 area=masks.area(mask_hw),
                 score=region.score,
                 source=region.source,

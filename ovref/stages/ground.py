@@ -68,7 +68,9 @@ class Ground:
         """
         if self.detector is not None:
             return GroundStage(self, detector_finder(self.detector, self.batch_size))
-        return GroundStage(self, proposal_finder(self.proposals, self.batch_size))
+        if self.proposals is not None:
+            return GroundStage(self, proposal_finder(self.proposals, self.batch_size))
+        raise ValueError("name one route, detector or proposals")
 
     def check(self) -> list["ImageRecord | Dropped"]:
         """Feeds a blank image to each model, and then to the stage; see `ovref.check_models`."""
@@ -148,7 +150,8 @@ class GroundStage:
             )
             facts.append(answer.facts)
             if answer.heatmap_hw is not None:
-                small_hw = [-(-side // HEATMAP_STRIDE) for side in mask_hw.shape]
+                height, width = mask_hw.shape
+                small_hw = (-(-height // HEATMAP_STRIDE), -(-width // HEATMAP_STRIDE))
                 heatmap_hw = resized(answer.heatmap_hw, small_hw).clip(0, 1)
                 heatmaps.append(heatmap_hw.astype(np.float16))
         if not regions:

@@ -112,9 +112,10 @@ class Synthesize:
             ModelError: it cannot be found, read or used.
         """
         pipeline = self._load()
-        resolved = replace(self, batch_size=self._batch_size(pipeline))
+        batch_size = self._batch_size(pipeline)
         self._optimize(pipeline)
-        return SynthesizeStage(self, resolved.generator(pipeline), resolved.batch_size)
+        generator = replace(self, batch_size=batch_size).generator(pipeline)
+        return SynthesizeStage(self, generator, batch_size)
 
     def check(self) -> list["ImageRecord | Dropped"]:
         """Generates one image in a step or two, not compiled; see `ovref.check_models`."""

@@ -101,7 +101,7 @@ def test_a_backbone_that_fails_in_forward_is_found(tmp_path):
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"num_register_tokens": 3}))
     spec = Embed(visual=VisualEncoderConfig(model=str(tmp_path), size_hw=(32, 32)), text=CLIP)
-    with pytest.raises(ModelError, match="is not a plain ViT"):
+    with pytest.raises(ModelError, match="is not supported: for an image of 32 x 32"):
         check_models([spec])
 
 
