@@ -18,8 +18,8 @@ PROBE_STEPS = 2
 LARGEST = 32
 """Largest batch: a UNet at 512 pixels keeps the device busy with far fewer."""
 SHARE = 0.5
-"""Share of the free memory for images. The rest is for encoders in the same worker, other workers on the
-device, fragments and larger captions. It costs one halving of the batch at most."""
+"""Share of the free memory for images. The rest is for encoders in the same worker, other workers
+on the device, fragments and larger captions. It costs one halving of the batch at most."""
 
 
 def largest_batch(peaks: Mapping[int, int], free: int) -> int:

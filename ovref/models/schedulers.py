@@ -8,7 +8,6 @@ import torch
 
 from ovref.errors import ModelError
 
-
 _DDIM: Any = diffusers.DDIMScheduler  # its decorators hide its methods from type checkers
 
 
@@ -21,8 +20,9 @@ class HostDDIM(_DDIM):
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         super().set_timesteps(num_inference_steps, device="cpu")
-        self._remaining = self.timesteps.tolist()
-        self.timesteps = self.timesteps.to(device)
+        timesteps: torch.Tensor = self.timesteps
+        self._remaining = timesteps.tolist()
+        self.timesteps: torch.Tensor = timesteps.to(device)
 
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any
