@@ -74,6 +74,8 @@ class CorpusSpec:
     builds that ground captions in them, and by no others."""
     images: str | None = None
     """Folder or URL prefix of the image files that the corpus names."""
+    licence: str | None = None
+    """The licence of captions and images, for the manifest of the collection."""
     limit: int | None = None
     """Read the first so many good captions only; None reads all."""
     draws: int = 1
