@@ -38,7 +38,7 @@ OTHERS = _words(
 )
 """Function words of German, French, Spanish, Italian, Portuguese and Dutch."""
 AMBIGUOUS = _words(
-    "o e i y no lo la el le du van von au en on as au par sur due san los las al un con"
+    "o e i y no lo la el le du van von au en on as au par sur due san los las al con"
 )
 """Of these, those that English captions have too, in names above all: they prove nothing alone."""
 
@@ -54,7 +54,7 @@ def is_other_language(caption: str) -> bool:
     # An elision is as good as a word of its own: `l'herbe`, `dell'acqua`.
     others = [word for word in words if word in OTHERS or re.match(r"(l|d|qu|dell|nell|un)'", word)]
     certain = [word for word in others if word not in AMBIGUOUS]
-    if not certain:
+    if not certain and len(others) < 3:
         return False
     if len(certain) >= 2 and len(others) > 2 * english:
         return True
