@@ -1,4 +1,7 @@
-"""Stage extract_nouns: captions in, prompts out; a caption without nouns is dropped."""
+"""Stage extract_nouns: captions in, prompts out.
+
+A caption that is not in English is dropped (`other_language`), and one without nouns (`no_nouns`).
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +15,8 @@ from ovref_inference.ranges import require_at_least
 
 CAPTIONS_PER_BATCH = 256
 """Does not change results, so it is no field of the spec. Bounds memory: a batch has images too."""
+MANY_OTHER_LANGUAGE = 0.05
+"""Share of captions in another language above which the user is warned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class ExtractNouns:
     def build(self) -> Callable[[Iterator[Caption]], Iterator[Prompt | Dropped]]:
         """Loads the tagger. Raises ModelError when it cannot."""
         from ovref.models.tagger import load_tagger
+        from ovref.ops.language import is_other_language
         from ovref.ops.nouns import nouns_of, tagger_text
         from ovref.ops.word_lists import STOP_NOUNS
 
@@ -80,13 +86,33 @@ class ExtractNouns:
             while batch := list(islice(records, CAPTIONS_PER_BATCH)):
                 found = nouns_of_batch([record.text for record in batch])
                 for record, nouns in zip(batch, found, strict=True):
-                    yield _answer(record, nouns)
+                    if is_other_language(record.text):
+                        yield Dropped(record.key, "other_language")
+                    else:
+                        yield _answer(record, nouns)
 
         return stage
 
     def check(self) -> list[Prompt | Dropped]:
         """Tags one caption; see `ovref.check_models`."""
         return list(self.build()(iter([Caption(key="blank", text="a thing", source="blank")])))
+
+
+def language_warning(captions: int, dropped: dict[str, int]) -> str | None:
+    """A sentence for the user where many of the captions are not in English, otherwise None.
+
+    Args:
+        captions: number of captions that the step answered.
+        dropped: how many it dropped, by reason.
+    """
+    others = dropped.get("other_language", 0)
+    if others <= MANY_OTHER_LANGUAGE * captions:
+        return None
+    return (
+        f"warning: {others} of {captions} captions ({others / captions:.0%}) are not in English "
+        f"and were dropped (other_language): nouns are found in English captions only; translate "
+        f"them, or leave those files out"
+    )
 
 
 def _answer(record: Caption, nouns: tuple[Noun, ...]) -> Prompt | Dropped:

@@ -25,7 +25,7 @@ from ovref.ops.vocabulary import vocabulary_report
 from ovref.records import Noun, Prompt
 from ovref.reduce.run import reduce_collection
 from ovref.select_prompts import SelectPrompts, select_prompts
-from ovref.stages.extract_nouns import ExtractNouns
+from ovref.stages.extract_nouns import ExtractNouns, language_warning
 from ovref.storage.ahead import read_ahead
 from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store, check_conditional_create
@@ -217,6 +217,8 @@ def _run(
     for step in steps:
         Store.open(config.output).write(f"{REPORTS}/{step.step}.json", _json(step_report(step)))
         say(step_line(step))
+        if warning := language_warning(step.outputs + sum(step.dropped.values()), step.dropped):
+            say(warning)
     return steps
 
 

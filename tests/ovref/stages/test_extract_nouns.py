@@ -46,6 +46,20 @@ def test_a_caption_without_nouns_is_dropped(stage, text):
     assert list(stage(iter([record]))) == [Dropped(record.key, "no_nouns")]
 
 
+def test_captions_in_other_languages_are_counted_drops(stage):
+    records = [caption("ein Mann mit einem Hund neben einer Bank"), caption("a dog and a man")]
+    first, second = stage(iter(records))
+    assert first == Dropped(records[0].key, "other_language")
+    assert [noun.text for noun in second.nouns] == ["dog", "man"]
+
+
+def test_many_captions_in_other_languages_are_a_warning():
+    assert extract_nouns.language_warning(1000, {"other_language": 50, "no_nouns": 900}) is None
+    assert extract_nouns.language_warning(0, {}) is None
+    message = extract_nouns.language_warning(1000, {"other_language": 51})
+    assert message.startswith("warning: 51 of 1000 captions (5%) are not in English")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
