@@ -82,8 +82,8 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     started = time.monotonic()
     config = with_absolute_places(config)
     output = Store.open(config.output)
-    check_conditional_create(output)
     folders = open_steps(config)
+    check_conditional_create(output)
     with ray_left_as_found():
         _check_models(config, folders, say)
         create_steps(config, folders)
