@@ -1,7 +1,10 @@
 """Images with regions to references: a visual and a textual embedding of every region."""
 
 import logging
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -28,6 +31,11 @@ from ovref_inference.vectors import l2_normalised
 logger = logging.getLogger(__name__)
 
 NOUNS_REMEMBERED = 65_536
+DECODERS = min(4, os.cpu_count() or 1)
+"""Threads that decode images, and images decoded ahead."""
+
+_Decoded = tuple[ImageRecord, np.ndarray]
+"""A record with its image, (H, W, 3) uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,24 +133,53 @@ class EmbedStage:
         )
 
     def __call__(self, records: Iterator[ImageRecord]) -> Iterator[Reference | Dropped]:
-        batch: list[tuple[ImageRecord, np.ndarray]] = []
+        # A thread embeds one batch while the caller writes the batch before and reads the next.
+        embedder, decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODERS)
+        embedding: Future[list[Reference | Dropped]] | None = None
+        try:
+            for item in self._batches(records, decoders):
+                if isinstance(item, Dropped):
+                    yield item
+                    continue
+                before = [] if embedding is None else embedding.result()
+                embedding = embedder.submit(lambda batch=item: list(self._embed(batch)))
+                yield from before
+            if embedding is not None:
+                yield from embedding.result()
+        finally:
+            embedder.shutdown(cancel_futures=True)
+            decoders.shutdown(cancel_futures=True)
+
+    def _batches(
+        self, records: Iterator[ImageRecord], decoders: ThreadPoolExecutor
+    ) -> Iterator[list[_Decoded] | Dropped]:
+        """Images are decoded by threads, a few ahead; those that cannot be used fill no batch."""
+        batch: list[_Decoded] = []
+        ahead: deque[tuple[ImageRecord, Future[np.ndarray]]] = deque()
+
+        def decoded(leave: int) -> Iterator[list[_Decoded] | Dropped]:
+            nonlocal batch
+            while len(ahead) > leave:
+                record, image = ahead.popleft()
+                try:
+                    batch.append((record, image.result()))
+                except UnusableImageError as error:
+                    yield Dropped(record.key, error.reason)
+                if len(batch) == self._spec.batch_size:
+                    yield batch
+                    batch = []
+
         for record in records:
             if not record.regions:
                 yield Dropped(record.key, "no_regions")
                 continue
-            try:
-                image_hwc = record.image_hwc()
-            except UnusableImageError as error:
-                yield Dropped(record.key, error.reason)
-                continue
-            batch.append((record, image_hwc))
-            if len(batch) == self._spec.batch_size:
-                yield from self._embed(batch)
-                batch = []
+            ahead.append((record, decoders.submit(record.image_hwc)))
+            yield from decoded(leave=DECODERS)
+        yield from decoded(leave=0)
         if batch:
-            yield from self._embed(batch)
+            yield batch
 
-    def _embed(self, batch: list[tuple[ImageRecord, np.ndarray]]) -> Iterator[Reference | Dropped]:
+    def _embed(self, batch: list[_Decoded]) -> Iterator[Reference | Dropped]:
         asked = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
         found = self._visual.encode_regions(
             [image_hwc for _, image_hwc in batch],
@@ -182,7 +219,7 @@ class EmbedStage:
         return found
 
     def _heatmaps(
-        self, batch: list[tuple[ImageRecord, np.ndarray]], asked: list[list[np.ndarray | str]]
+        self, batch: list[_Decoded], asked: list[list[np.ndarray | str]]
     ) -> list[np.ndarray] | None:
         """(n, H, W) float32 of each image's embedded regions, where the strategy needs them."""
         if self._spec.visual.masking != "heatmap":

@@ -65,10 +65,13 @@ class Synthesize:
     it belongs to the identity of the bytes. `auto` measures on each worker's GPU how many fit into
     half of its free memory, 32 at most (8 without a GPU): the last bits then depend on the GPU."""
     compiled: bool = False
-    """Compiles UNet and decoder: for a GPU, and for jobs much longer than the minutes it takes at
-    the start of the first worker on a machine. Rounds differently."""
+    """Compiles UNet and decoder, for a GPU. On an H100 4.69 instead of 3.41 images a second (Stable
+    Diffusion 2.1-base, 50 steps, batches of 16); the first worker on a machine takes about 90
+    seconds to compile. Rounds differently."""
     channels_last: bool = False
-    """Convolutions on channels-last memory; for a GPU in half precision. Rounds differently."""
+    """Convolutions on channels-last memory. By itself it makes a GPU slower (an H100 in bfloat16
+    gives 2.94 instead of 3.41 images a second, because of PyTorch's group normalisation), and with
+    `compiled` the compiler chooses layouts itself. Rounds differently."""
     fused_projections: bool = False
     """Query, key and value of self-attention as one product. Rounds differently."""
     run_seed: int = 0
