@@ -90,7 +90,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
         output.write(BUILD, _json(dump(config) | {FOLDER: os.getcwd()}))
         ingested = _ingest(config, folders.captions, say)
         steps = _run(config, say, (config.extract_nouns, folders.captions, folders.prompts))
-        if folders.selected is not None:
+        if folders.selected is not None and config.select_prompts is not None:
             steps.append(_select(config.select_prompts, folders.prompts, folders.selected, say))
         images = (config.make_images, folders.selected or folders.prompts, folders.images)
         embed = (config.embed, folders.images, folders.references)

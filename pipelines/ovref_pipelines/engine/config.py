@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref.config import STRICT
+from ovref_inference.ranges import require_above, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,9 @@ class PoolConfig:
     where there is one."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, found {self.workers}")
+        require_at_least("workers", self.workers, 1)
         for name in ("cpus_per_worker", "gpus_per_worker"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 0)
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(
                 f"gpus_per_worker above 1 must be a whole number, found {self.gpus_per_worker}"
@@ -83,8 +82,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         self.pool  # noqa: B018 (checks its values)
         for name in ("threads", "attempts", "queue"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 1)
         if self.engine == "local" and self.workers != 1:
             raise ValueError(
                 "workers must be 1 with engine=local, which is this process, found "
@@ -96,11 +94,10 @@ class EngineConfig:
                 "to ray for steps that run at the same time"
             )
         for name in ("max_quarantined", "drain_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 0)
         for name in ("shard_timeout_seconds", "progress_seconds", "max_worker_gb"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"{name} must be more than 0, found {value}")
+            if (value := getattr(self, name)) is not None:
+                require_above(name, value, 0)
 
     @property
     def pool(self) -> PoolConfig:

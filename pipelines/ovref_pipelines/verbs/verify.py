@@ -118,7 +118,7 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
             keys[shard] = found
         if mixed:
             dropped += [drop.key for drop in drops]
-    if mixed and sound and keys.keys() == source.keys.keys() == set(shards):
+    if source is not None and mixed and sound and keys.keys() == source.keys.keys() == set(shards):
         for message in _unanswered_by_all(keys, dropped, source):
             wrong(message)
     return Checked(step, keys, shards)
