@@ -61,7 +61,7 @@ class BuildSummary:
     """What `reduce_collection` tells; None where nothing was published because shards failed."""
     collection_url: str
     seconds: float
-    """Of this run."""
+    """Wall clock of this run."""
 
     @property
     def quarantined(self) -> int:

@@ -42,17 +42,18 @@ class EngineConfig:
     workers: int = 1
     """Ray actors, each with all models of a step and one shard in flight; 1 with `local`."""
     address: str | None = None
-    """Of a running Ray cluster, `auto` for this machine's; None takes $RAY_ADDRESS or else starts
-    a Ray for this job alone."""
+    """Address of a running Ray cluster, `auto` for this machine's; None takes $RAY_ADDRESS or else
+    starts a Ray for this job alone."""
     cpus_per_worker: float = 1.0
     """CPU cores that Ray sets aside for a worker."""
     gpus_per_worker: float = 0.0
     """GPUs that Ray sets aside for a worker; a fraction shares one, and 0 works on the CPU even
     where there is one."""
     placement: Literal["steps", "chained", "pools"] = "steps"
-    """Of images and references. `steps`: all images first, then all references. `chained`: each
-    worker holds the models of both and embeds what it has just drawn. `pools`: `embedders` embed
-    while the `workers` draw. The last two need `ray`; the bytes are the same."""
+    """How images and references share the workers. `steps`: all images first, then all references.
+    `chained`: each worker holds the models of both and embeds the images that it has just made.
+    `pools`: `embedders` embed while the `workers` make images. The last two need `ray`; the bytes
+    are the same."""
     embedders: PoolConfig = field(default_factory=PoolConfig)
     """The workers that make references with `placement=pools`."""
     queue: int = 4

@@ -59,7 +59,7 @@ class Outcome:
     """Traceback of an application error."""
     fatal: OvrefError | None = None
     outlived: bool | None = None
-    """Of an examination: False where the shard has no record of that number."""
+    """Result of an examination: False where the shard has no record of that number."""
 
 
 @dataclass
@@ -67,9 +67,9 @@ class _Examination:
     """Which records of a shard kill their worker."""
 
     number: int = 0
-    """Of the record to be run next."""
+    """Number of the record to be run next."""
     deaths: int = 0
-    """Of workers that ran this record alone."""
+    """Number of workers that died while they ran this record alone."""
     over: bool = False
 
 

@@ -65,7 +65,7 @@ class StepRun:
     progress: Progress
     ledger: Ledger = field(init=False)
     shards: int = field(init=False)
-    """Of its source, as far as they are made."""
+    """Number of shards of its source, as far as they are made."""
 
 
 def run_step(

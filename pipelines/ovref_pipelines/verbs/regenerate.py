@@ -39,13 +39,13 @@ class Regenerated:
     """How a reference made again compares with the one in the collection."""
 
     row: dict[str, Any]
-    """Of the collection's table."""
+    """The row of the collection's table."""
     image_equal: bool
     """Whether the image file has the bytes of the one that was kept."""
     pixel_difference: int
     """Largest of any pixel's channel, 0 to 255, between the two images."""
     mask_iou: float
-    """Of the two masks; 0 where the noun's region was dropped this time."""
+    """IoU of the two masks; 0 where the noun's region was dropped this time."""
     visual_cosine: float
     textual_cosine: float
     bits_equal: bool

@@ -71,7 +71,7 @@ class Checked:
 
     step: StepFolder
     keys: dict[str, pa.Array]
-    """Of the records of each shard whose sidecar could be read."""
+    """Keys of the records of each shard whose sidecar could be read."""
     shards: list[str]
     """All shards of the step; those committed where the step is not complete."""
 
