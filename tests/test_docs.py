@@ -40,7 +40,7 @@ COMMANDS = [(name, command) for name in NAMES for command in commands_of(name)]
 @pytest.mark.parametrize(("name", "command"), COMMANDS)
 def test_every_command_parses_and_its_configuration_exists(name, command):
     words = [word for word in shlex.split(command, comments=True)[1:] if word != "..."]
-    options = cli.parser().parse_args(words)
+    options = cli.parse(words)
     if getattr(options, "config", "...") != "...":
         assert (ROOT / options.config).is_file()
 

@@ -348,9 +348,17 @@ def _sync_folder(full: str) -> None:
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
-    """What a store may raise: errors of botocore count only once it has been loaded."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
+    """What a store may raise: errors of clients count only once those have been loaded."""
+    found: list[type[Exception]] = [OSError]
+    for module, names in (
+        ("botocore.exceptions", ("BotoCoreError", "ClientError")),
+        ("aiohttp", ("ClientError",)),
+        ("httpx", ("HTTPError",)),
+        ("httpx2", ("HTTPError",)),
+    ):
+        if module in sys.modules:
+            found += [getattr(sys.modules[module], name) for name in names]
+    return tuple(found)
 
 
 def _service_code(error: BaseException) -> str:

@@ -3,9 +3,9 @@
 import dataclasses
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from ovref.config import STRICT
-from ovref.contract import Spec
 from ovref.corpora import CorpusSpec
 from ovref.corpora.spec import MINIATURE
 from ovref.places import absolute, absolute_local
@@ -15,6 +15,7 @@ from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
+from ovref_inference.ranges import require_at_least
 from ovref_pipelines import shipped
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.output import BuildOutput, layout
@@ -72,12 +73,12 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if not self.output:
             raise ValueError("output must name a folder or URL, found an empty text")
-        if self.shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1, found {self.shard_size}")
+        require_at_least("shard_size", self.shard_size, 1)
         if (self.synthesize is None) == (self.ground is None):
             both = "neither" if self.ground is None else "both"
             raise ValueError(
-                f"images are either drawn (synthesize) or the corpus's own (ground), found {both}"
+                "images are either generated (synthesize) or the corpus's own (ground), found "
+                f"{both}"
             )
         if self.ground is not None and self.corpus.draws != 1:
             raise ValueError(
@@ -86,8 +87,8 @@ class BuildConfig:
             )
 
     @property
-    def make_images(self) -> Spec:
-        """The stage that turns prompts into images with regions."""
+    def make_images(self) -> Any:
+        """The `Spec` of the stage that turns prompts into images with regions."""
         return self.synthesize or self.ground
 
 

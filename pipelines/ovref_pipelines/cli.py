@@ -11,6 +11,9 @@ from ovref_pipelines import console as consoles
 
 FAILED, MEND_FIRST, STOPPED, READER_GONE = 1, 2, 130, 141
 
+LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
+"""Verbs that the extra `cli` is enough for."""
+
 EPILOG = """\
 examples:
   ovref build --config miniature output=runs/demo
@@ -211,13 +214,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, stop) for number in numbers}
-    console = consoles.Console()
+    console, verb = consoles.Console(), ""
     try:
         consoles.prepare()
-        return _run(parse(arguments), console)
+        options = parse(arguments)
+        verb = options.verb
+        return _run(options, console)
+    except SystemExit:  # how argparse ends
+        raise
     except BaseException as error:
         # Libraries turn an interrupted import into errors of their own.
-        code = STOPPED if signals and not isinstance(error, SystemExit) else _code(error, console)
+        code = STOPPED if signals else _code(error, verb, console)
         if code is None:
             raise
         if code == STOPPED:
@@ -240,8 +247,16 @@ def _run(options: argparse.Namespace, console: consoles.Console) -> int:
     return code
 
 
-def _code(error: BaseException, console: consoles.Console) -> int | None:
+def _code(error: BaseException, verb: str, console: consoles.Console) -> int | None:
     """The exit code of an error, which is reported; None for one that nobody foresaw."""
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "ovref").startswith("ovref"):
+        extra = "build" if verb not in LIGHT_VERBS else "cli"
+        console.say(
+            f"ovref: {verb} needs the package {error.name}, which is not installed: "
+            f"`pip install 'ovref[cpu,{extra}]'`, in a clone `pip install '.[cpu,{extra}]'`",
+            "error",
+        )
+        return MEND_FIRST
     from ovref_inference.errors import OvrefError
     from ovref_pipelines.errors import JobError, StoppedError
 
@@ -254,13 +269,6 @@ def _code(error: BaseException, console: consoles.Console) -> int | None:
         return FAILED
     if isinstance(error, OvrefError):
         console.say(f"ovref: {error}", "error")
-        return MEND_FIRST
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "ovref").startswith("ovref"):
-        console.say(
-            f"ovref: this needs the package {error.name}, which is not installed: "
-            "`pip install 'ovref[cpu,build]'`, in a clone `pip install '.[cpu,build]'`",
-            "error",
-        )
         return MEND_FIRST
     if isinstance(error, OSError):
         console.say(

@@ -40,7 +40,7 @@ def open_steps(config: BuildConfig) -> Folders:
         corpus["with_images"] = True
     captions = open_step(upstream, "captions", corpus, create=False)
 
-    def opened(store: Store, name: str, spec: Spec, source: StepFolder) -> StepFolder:
+    def opened(store: Store, name: str, spec: Any, source: StepFolder) -> StepFolder:
         identity, parents = {"stages": [spec_identity(spec)]}, (source.fingerprint,)
         try:
             return open_step(store, name, identity, parents, create=False)

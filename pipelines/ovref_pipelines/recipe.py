@@ -61,7 +61,7 @@ class BuildSummary:
     """What `reduce_collection` tells; None where nothing was published because shards failed."""
     collection_url: str
     seconds: float
-    """Of this run."""
+    """Wall clock of this run."""
 
     @property
     def quarantined(self) -> int:
@@ -82,15 +82,15 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     started = time.monotonic()
     config = with_absolute_places(config)
     output = Store.open(config.output)
-    check_conditional_create(output)
     folders = open_steps(config)
+    check_conditional_create(output)
     with ray_left_as_found():
         _check_models(config, folders, say)
         create_steps(config, folders)
         output.write(BUILD, _json(dump(config) | {FOLDER: os.getcwd()}))
         ingested = _ingest(config, folders.captions, say)
         steps = _run(config, say, (config.extract_nouns, folders.captions, folders.prompts))
-        if folders.selected is not None:
+        if folders.selected is not None and config.select_prompts is not None:
             steps.append(_select(config.select_prompts, folders.prompts, folders.selected, say))
         images = (config.make_images, folders.selected or folders.prompts, folders.images)
         embed = (config.embed, folders.images, folders.references)

@@ -259,7 +259,7 @@ def test_the_job_s_command_is_one_that_ovref_understands():
     assert wrapper == f"{IN_IMAGE}cluster/run_job.sh" and program == "ovref"
     # KubeRay pastes the command into a shell line.
     assert not set(";&|$`'\"") & set(spec["entrypoint"])
-    options = cli.parser().parse_args(arguments)
+    options = cli.parse(arguments)
     assert options.verb == "build" and options.config.startswith(IN_IMAGE)
     config = load(BuildConfig, ROOT / options.config.removeprefix(IN_IMAGE), options.overrides)
     assert config.engine.engine == "ray" and config.output.startswith("s3://")
@@ -449,7 +449,7 @@ def test_a_change_of_code_rebuilds_no_layer_of_dependencies():
 
 
 def test_the_gpu_image_can_compile_the_unet_as_a_configuration_asks():
-    config = load(BuildConfig, ROOT / "configs" / "fossil_fast.yaml")
+    config = load(BuildConfig, ROOT / "configs" / "fossil_fast.yaml", ["corpus.path=captions.txt"])
     _, gpu = text_of("Dockerfile").split("AS gpu-dependencies")
     assert config.synthesize.compiled and "apt-get install" in gpu and " g++" in gpu
 
@@ -469,7 +469,7 @@ def test_what_the_image_copies_is_there_and_let_through():
 
 @pytest.mark.parametrize("name", ["Dockerfile", "ray-vms.yaml"])
 def test_the_nodes_have_the_tagger_of_the_configuration_that_is_run_on_them(name):
-    config = load(BuildConfig, ROOT / "configs" / "fossil.yaml")
+    config = load(BuildConfig, ROOT / "configs" / "fossil.yaml", ["corpus.path=captions.txt"])
     spacy = pinned("spacy").rpartition(".")[0]
     wheel = rf"\S+/{config.extract_nouns.tagger}-{re.escape(spacy)}\.\S+\.whl"
     assert re.search(rf"pip install (--quiet )?--no-deps\s+https://{wheel}", text_of(name))
@@ -512,9 +512,12 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_people_are_told_is_one_that_ovref_understands(command):
     words = [word for word in shlex.split(command, comments=True)[1:] if word != "..."]
-    options = cli.parser().parse_args(words)
+    options = cli.parse(words)
     if hasattr(options, "config"):
-        config = load(BuildConfig, ROOT / options.config, options.overrides)
+        given = options.overrides
+        if command.endswith(" ..."):  # what is left out names the corpus
+            given = [*given, "corpus.path=captions.txt"]
+        config = load(BuildConfig, ROOT / options.config, given)
         assert options.verb != "submit" or config.engine.engine == "ray"
 
 
@@ -569,7 +572,7 @@ def test_the_guide_names_every_file_and_every_setting_it_speaks_of_exists():
     for path in CLUSTER.iterdir():
         if path.suffix != ".dockerignore":
             assert f"`{path.name}`" in guide or path.name == "README.md"
-    config = load(BuildConfig, ROOT / "configs" / "fossil.yaml")
+    config = load(BuildConfig, ROOT / "configs" / "fossil.yaml", ["corpus.path=captions.txt"])
     for path in set(re.findall(r"`((?:engine|corpus|synthesize|embed)\.[a-z_.]+)", guide)):
         value = config
         for name in path.split("."):

@@ -287,16 +287,45 @@ def test_a_place_that_is_none_is_refused_by_every_verb(ovref, tmp_path, argument
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_missing_package_is_one_sentence_with_the_pip_line(ovref, monkeypatch):
-    def without_yaml(options, console):
-        raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
+HEAVY = {
+    "torch", "ray", "spacy", "diffusers", "s3fs", "psutil", "matplotlib", "transformers", "aiohttp",
+    "open_clip", "scipy", "skimage", "lemminflect", "huggingface_hub", "yaml", "pydantic",
+}  # fmt: skip
 
-    monkeypatch.setattr(cli, "_run", without_yaml)
-    code, _, error = ovref("status", "out")
-    assert code == 2 and error == (
-        "ovref: this needs the package yaml, which is not installed: "
-        "`pip install 'ovref[cpu,build]'`, in a clone `pip install '.[cpu,build]'`\n"
+
+@pytest.mark.parametrize(
+    ("verb", "missing", "extra"),
+    [
+        ("status OUT", HEAVY - {"yaml", "pydantic"}, None),
+        ("verify OUT", HEAVY - {"yaml", "pydantic"}, None),
+        ("gc OUT", HEAVY - {"yaml", "pydantic"}, None),
+        ("reference OUT/collection 0", HEAVY - {"yaml", "pydantic"}, None),
+        ("build --config miniature output=OUT/more", HEAVY - {"yaml", "pydantic"}, "cpu,build"),
+        ("status OUT", HEAVY, "cpu,cli"),
+        ("evaluate --config miniature_evaluate", HEAVY, "cpu,build"),
+    ],
+)
+def test_a_missing_package_is_one_sentence_with_the_pip_line(
+    finished_build, tmp_path, verb, missing, extra
+):
+    (tmp_path / "light.py").write_text(
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {missing}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name}', name=name)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from ovref_pipelines.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
     )
+    code, _, error = run_outside(
+        f'"$OVREF" {tmp_path}/light.py {verb.replace("OUT", str(finished_build))}'
+    )
+    if extra is None:
+        assert (code, error) == (0, "")
+    else:
+        assert code == 2 and f"`pip install 'ovref[{extra}]'`" in error
+        assert error.count("\n") == 1 + error.count("models: loading")
 
 
 def run_outside(code, **environment):

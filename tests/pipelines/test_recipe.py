@@ -419,7 +419,7 @@ def test_another_embedding_of_real_images_that_are_there(grounded, tmp_path):
 
 
 def test_images_are_drawn_or_the_corpus_s_own(config, grounded):
-    with pytest.raises(ValueError, match=r"drawn \(synthesize\) or .* \(ground\), found both"):
+    with pytest.raises(ValueError, match=r"generated \(synthesize\) or .* \(ground\), found both"):
         dataclasses.replace(grounded, synthesize=config.synthesize)
     with pytest.raises(ValueError, match="found neither"):
         dataclasses.replace(grounded, ground=None)

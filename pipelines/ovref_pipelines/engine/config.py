@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref.config import STRICT
+from ovref_inference.ranges import require_above, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,9 @@ class PoolConfig:
     where there is one."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, found {self.workers}")
+        require_at_least("workers", self.workers, 1)
         for name in ("cpus_per_worker", "gpus_per_worker"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 0)
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(
                 f"gpus_per_worker above 1 must be a whole number, found {self.gpus_per_worker}"
@@ -43,17 +42,18 @@ class EngineConfig:
     workers: int = 1
     """Ray actors, each with all models of a step and one shard in flight; 1 with `local`."""
     address: str | None = None
-    """Of a running Ray cluster, `auto` for this machine's; None takes $RAY_ADDRESS or else starts
-    a Ray for this job alone."""
+    """Address of a running Ray cluster, `auto` for this machine's; None takes $RAY_ADDRESS or else
+    starts a Ray for this job alone."""
     cpus_per_worker: float = 1.0
     """CPU cores that Ray sets aside for a worker."""
     gpus_per_worker: float = 0.0
     """GPUs that Ray sets aside for a worker; a fraction shares one, and 0 works on the CPU even
     where there is one."""
     placement: Literal["steps", "chained", "pools"] = "steps"
-    """Of images and references. `steps`: all images first, then all references. `chained`: each
-    worker holds the models of both and embeds what it has just drawn. `pools`: `embedders` embed
-    while the `workers` draw. The last two need `ray`; the bytes are the same."""
+    """How images and references share the workers. `steps`: all images first, then all references.
+    `chained`: each worker holds the models of both and embeds the images that it has just made.
+    `pools`: `embedders` embed while the `workers` make images. The last two need `ray`; the bytes
+    are the same."""
     embedders: PoolConfig = field(default_factory=PoolConfig)
     """The workers that make references with `placement=pools`."""
     queue: int = 4
@@ -83,8 +83,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         self.pool  # noqa: B018 (checks its values)
         for name in ("threads", "attempts", "queue"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 1)
         if self.engine == "local" and self.workers != 1:
             raise ValueError(
                 "workers must be 1 with engine=local, which is this process, found "
@@ -96,11 +95,10 @@ class EngineConfig:
                 "to ray for steps that run at the same time"
             )
         for name in ("max_quarantined", "drain_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 0)
         for name in ("shard_timeout_seconds", "progress_seconds", "max_worker_gb"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"{name} must be more than 0, found {value}")
+            if (value := getattr(self, name)) is not None:
+                require_above(name, value, 0)
 
     @property
     def pool(self) -> PoolConfig:

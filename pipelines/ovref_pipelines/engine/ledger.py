@@ -11,6 +11,7 @@ such shards again once the fault is mended.
 import json
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import cast
 
 from ovref.errors import OvrefError, StorageError
 from ovref.storage.commits import Commit
@@ -58,7 +59,7 @@ class Outcome:
     """Traceback of an application error."""
     fatal: OvrefError | None = None
     outlived: bool | None = None
-    """Of an examination: False where the shard has no record of that number."""
+    """Result of an examination: False where the shard has no record of that number."""
 
 
 @dataclass
@@ -66,9 +67,9 @@ class _Examination:
     """Which records of a shard kill their worker."""
 
     number: int = 0
-    """Of the record to be run next."""
+    """Number of the record to be run next."""
     deaths: int = 0
-    """Of workers that ran this record alone."""
+    """Number of workers that died while they ran this record alone."""
     over: bool = False
 
 
@@ -141,6 +142,7 @@ class Ledger:
         if outcome.outlived is not None:
             self._next_suspect(shard, more=outcome.outlived)
             return
+        commit = cast(Commit, outcome.commit)  # exactly one of the four is there
         # An object store is one place for all, so it is asked once: it answers late, and workers
         # would wait for this process.
         ask = self.target.store.is_local or not self.committed_now
@@ -151,8 +153,8 @@ class Ledger:
                 "a shared folder or an object store"
             )
         self.committed_now += 1
-        dropped = Counter(outcome.commit.dropped) + Counter(outcome.commit.dropped_parts)
-        self.progress.finished(self.records[shard], dropped, outcome.commit.outputs)
+        dropped = Counter(commit.dropped) + Counter(commit.dropped_parts)
+        self.progress.finished(self.records[shard], dropped, commit.outputs)
         for path in (f"{QUARANTINE}/{shard}.json", f"{CRASHED}/{shard}.json"):
             if path in self._told_before and not (shard in self._crashed and CRASHED in path):
                 self.target.store.delete(path)

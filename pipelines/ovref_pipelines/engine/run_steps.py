@@ -65,7 +65,7 @@ class StepRun:
     progress: Progress
     ledger: Ledger = field(init=False)
     shards: int = field(init=False)
-    """Of its source, as far as they are made."""
+    """Number of shards of its source, as far as they are made."""
 
 
 def run_step(
@@ -176,7 +176,7 @@ class ShardWorker:
         """
         try:
             if order.examine is not None:
-                return Outcome(outlived=self._examine(source, order))
+                return Outcome(outlived=self._examine(source, order.shard, order.examine))
             without = dict.fromkeys(order.without, CRASHED_WORKER)
             with self._prefetch.place(source, order.shard) as place:
                 if upcoming is not None:
@@ -206,11 +206,11 @@ class ShardWorker:
         """Removes what was fetched ahead."""
         self._prefetch.drop()
 
-    def _examine(self, source: StepFolder, order: Order) -> bool:
+    def _examine(self, source: StepFolder, shard: str, number: int) -> bool:
         """Runs one record alone; False if there is no record of that number."""
-        if self._examined != (order.shard, order.examine):
-            self._records = itertools.islice(source.read(order.shard), order.examine, None)
-        self._examined = (order.shard, order.examine + 1)
+        if self._examined != (shard, number):
+            self._records = itertools.islice(source.read(shard), number, None)
+        self._examined = (shard, number + 1)
         for record in self._records:
             # What a stage raises is for the run of the shard to say.
             with contextlib.suppress(Exception):

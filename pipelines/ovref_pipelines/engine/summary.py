@@ -15,10 +15,10 @@ class StepSummary:
     output: str
     """URL of the step's folder."""
     shards: int
-    """Of its source."""
+    """Number of shards of its source."""
     committed: int
     committed_now: int
-    """By this run."""
+    """Shards committed by this run."""
     inputs: int
     """Records, over all committed shards, like the counts below."""
     outputs: int
@@ -31,7 +31,7 @@ class StepSummary:
     trouble: dict[str, int]
     """In this run: `errors` of stages, `worker_deaths`, `node_losses`, `crashed_records`."""
     seconds: float
-    """Of this run, wall clock."""
+    """Wall clock of this run."""
     work_seconds: float
     """Spent inside shards by all workers of all runs."""
 

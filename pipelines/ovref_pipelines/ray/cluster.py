@@ -16,7 +16,7 @@ from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 START_ATTEMPTS = 3
 """Ray gives its processes half a minute to start, which a busy machine may not keep."""
 OBJECT_STORE_BYTES = 80 << 20
-"""Of a Ray of our own: only names of shards and counts pass through it."""
+"""Object store of a Ray of our own: only names of shards and counts pass through it."""
 
 
 def join(config: EngineConfig) -> None:

@@ -134,7 +134,7 @@ class _Driver:
                 "scheduling_strategy": strategy,
                 "runtime_env": {"env_vars": variables},
             }
-            actor = self._hire_class.options(**options).remote()
+            actor: Any = self._hire_class.options(**options).remote()
             among = frozenset(living_nodes() - self._leaving)
             handle = WorkerHandle(actor, pool, hired_among=among)
             pool.tasks[actor.where.remote()] = Task(handle, time.monotonic())
@@ -178,8 +178,9 @@ class _Driver:
 
     def _queue_is_full(self, pool: Pool, one: StepRun) -> bool:
         after = self._after(one)
-        apart = after is not None and after not in pool.runs
-        return apart and len(after.ledger.waiting) >= self._config.queue
+        if after is None or after in pool.runs:
+            return False
+        return len(after.ledger.waiting) >= self._config.queue
 
     def _more_may_come(self, pool: Pool) -> bool:
         """Whether the pool's steps can get shards that are not there for its workers now."""
@@ -236,15 +237,16 @@ class _Driver:
             raise ModelError(f"a worker cannot take its orders: {error.cause!r}") from error
         except RayError as error:
             self._dismiss(task.handle)
-            if task.run is None:
+            if task.run is None or task.order is None:
                 # Before it has a place nobody knows where: perhaps on a node that has gone since.
                 among = {task.handle.node} if task.handle.node else task.handle.hired_among
                 node_lost = not among <= living_nodes() - leaving_nodes()
                 self._start_failed(pool, _first_line(error), node_lost=node_lost)
             else:
-                _book_loss(task, error)
+                reason, node_lost = _loss(task, error)
+                task.run.ledger.worker_lost(task.order, reason, node_lost)
             return
-        if task.run is None:
+        if task.run is None or task.order is None:
             self._started(pool, task.handle, answer)
             return
         outcome, rss_bytes = answer
@@ -288,7 +290,8 @@ class _Driver:
             pool.idle.clear()
             left += len(pool.tasks)
         patience = self._config.drain_seconds
-        if left and time.monotonic() - self._drain.requested_at > patience:
+        asked_at = self._drain.requested_at or time.monotonic()
+        if left and time.monotonic() - asked_at > patience:
             raise StoppedError(f"abandoned {left} shards after {patience:g} s")
         return not left
 
@@ -301,7 +304,7 @@ class _Driver:
             del pool.tasks[ref]
             self._dismiss(task.handle)
             reason = f"it took longer than shard_timeout_seconds={limit:g}"
-            if task.run is None:
+            if task.run is None or task.order is None:
                 self._start_failed(pool, reason, node_lost=False)
             else:
                 task.run.ledger.worker_lost(task.order, reason, node_lost=False)
@@ -347,12 +350,13 @@ class _Driver:
                 self._say(f"no worker is ready yet; {need(pool.config)}, the cluster has {offer()}")
 
 
-def _book_loss(task: Task, error: RayError) -> None:
+def _loss(task: Task, error: RayError) -> tuple[str, bool]:
+    """Why a worker was lost, and whether its node was lost with it."""
     # A node that vanishes counts as alive for a while; its actors are unavailable, not dead.
     unavailable = isinstance(error, ActorUnavailableError)
     node_lost = unavailable or task.handle.node not in living_nodes()
     what = "its node was lost" if node_lost else "its worker died"
-    task.run.ledger.worker_lost(task.order, f"{what}: {_first_line(error)}", node_lost)
+    return f"{what}: {_first_line(error)}", node_lost
 
 
 def _first_line(error: RayError) -> str:

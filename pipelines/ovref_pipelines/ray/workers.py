@@ -57,7 +57,7 @@ class WorkerHandle:
     hired_among: frozenset[str] = frozenset()
     """The nodes that were there when it was hired."""
     reserved: Order | None = None
-    """Of the pool's first step: fetched ahead, to be given to it next."""
+    """An order of the pool's first step whose shard is fetched ahead, to be given to it next."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Pool:
     idle: list[WorkerHandle] = field(default_factory=list)
     """They have their models and nothing to do yet."""
     start_deaths: int = 0
-    """Of workers in a row, before they had their models."""
+    """Workers in a row that died before they had loaded their models."""
     anyone_ready: bool = False
 
     @property

@@ -34,7 +34,7 @@ class Speed:
     seconds: dict[str, float]
     """Wall clock of an image: `images` (drawn or grounded), `references` (embedded), `writing`."""
     peak_memory_gb: float
-    """Of the GPU for this batch size; without one, of the process so far."""
+    """Peak memory of the GPU for this batch size; without one, of the process so far."""
 
     @property
     def images_per_second(self) -> float:

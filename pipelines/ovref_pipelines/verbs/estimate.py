@@ -31,17 +31,17 @@ from ovref_pipelines.recipe import texts_of
 
 CPU = "this machine's CPU"
 ROW_BYTES = 150
-"""Of a reference in references.parquet, about."""
+"""Size of a reference in references.parquet, about."""
 MANIFEST_BYTES = 14_000
 """Size of collection.json, about."""
 REDUCE_SECONDS = 1.5e-7
-"""Of one core, from reference shards to a collection, for each number of an embedding. Measured
-with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for indexing
-and clustering a million."""
+"""Seconds of one core for each number of an embedding, from reference shards to a collection.
+Measured with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for
+indexing and clustering a million."""
 NOUNS_PROBED = 8
 VOCABULARY_GROWTH = 0.6
-"""Of a sample of references r times as large, the nouns are r to this power times as many (Heaps'
-law); measured on COCO's captions from 865 references (388 nouns) to 55,240 (4,840)."""
+"""Exponent of Heaps' law: a sample of references r times as large has r to this power times as many
+nouns; measured on COCO's captions from 865 references (388 nouns) to 55,240 (4,840)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +52,20 @@ class StepEstimate:
     records: float
     """It will have read in the end."""
     done: int
-    """Of these, in committed shards."""
+    """Those in committed shards."""
     seconds: float
-    """Of one worker for what is missing, without loading models."""
+    """Seconds of one worker for what is missing, without loading models."""
     alone_seconds: float = 0.0
-    """Of the driver, on top of that, while workers wait."""
+    """Seconds of the driver on top of that, while workers wait."""
     load_seconds: float
-    """Of each worker, to load its models; 0 where that was not probed."""
+    """Seconds that each worker takes to load its models; 0 where that was not probed."""
     stored: float
     """Bytes that what is missing will take."""
     source: str
     """What the figures come from: `probe`, `shards`, `corpus` (read once), or for the collection
     `published` (it is there) or `arithmetic`."""
     gpus: float
-    """Of each worker."""
+    """GPUs of each worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Estimate:
     device: str
     """Where it ran."""
     price: float | None
-    """Of a GPU-hour, or of a worker's hour where workers have no GPU."""
+    """Price of a GPU-hour, or of a worker's hour where workers have no GPU."""
 
     def hours(self, step: StepEstimate) -> float:
         """GPU-hours, or worker-hours where its workers have no GPU."""
@@ -275,7 +275,7 @@ def _nothing(folder: StepFolder, flow: float) -> StepEstimate:
 def _collection(
     config: BuildConfig, references: list[Reference], flow: float, ready: bool
 ) -> StepEstimate:
-    """Of the reduction, which nothing can be probed of but the encoding of nouns.
+    """The estimate of the reduction, of which only the encoding of nouns can be probed.
 
     Args:
         references: some of them; flow: their number in all.
@@ -302,7 +302,7 @@ def _collection(
 
 
 def _seconds_a_noun(config: BuildConfig, names: list[str]) -> float:
-    """Of encoding a noun of the vocabulary as the reduction does; the first one loads the model."""
+    """Seconds to encode a noun as the reduction does; the first noun loads the model."""
     texts = texts_of(config)
     class_embeddings(texts, names[:1], config.embed.templates)
     again = (names * NOUNS_PROBED)[:NOUNS_PROBED]

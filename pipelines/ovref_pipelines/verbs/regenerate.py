@@ -18,6 +18,7 @@ from ovref.errors import InputError, MismatchError
 from ovref.identity import spec_identity
 from ovref.places import with_absolute_models
 from ovref.records import YES, ImageRecord, Reference
+from ovref.stages.synthesize import Synthesize
 from ovref.storage.steps import StepFolder
 from ovref_inference import ReferenceCollection
 from ovref_pipelines.build_config import BuildConfig
@@ -38,13 +39,13 @@ class Regenerated:
     """How a reference made again compares with the one in the collection."""
 
     row: dict[str, Any]
-    """Of the collection's table."""
+    """The row of the collection's table."""
     image_equal: bool
     """Whether the image file has the bytes of the one that was kept."""
     pixel_difference: int
     """Largest of any pixel's channel, 0 to 255, between the two images."""
     mask_iou: float
-    """Of the two masks; 0 where the noun's region was dropped this time."""
+    """IoU of the two masks; 0 where the noun's region was dropped this time."""
     visual_cosine: float
     textual_cosine: float
     bits_equal: bool
@@ -93,7 +94,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
         )
     key = base_key(row["key"])
     prompt, kept = _one(prompts, shard, key), _one(images, shard, key)
-    draw = with_absolute_models(_as_drawn(config.make_images, kept), folder).build()
+    draw = with_absolute_models(_as_generated(config.make_images, kept), folder).build()
     embed = with_absolute_models(config.embed, folder).build()
     stored = collection.visual[reference], collection.textual[reference]
 
@@ -158,11 +159,11 @@ def text(found: Regenerated) -> str:
     return "\n".join(lines)
 
 
-def _as_drawn(spec: Spec, kept: ImageRecord) -> Spec:
-    """The spec with the batch size that `auto` stood for on the device that drew the record."""
-    if getattr(spec, "batch_size", None) != "auto":
-        return spec
-    return replace(spec, batch_size=kept.provenance["batch_size"])
+def _as_generated(spec: Any, kept: ImageRecord) -> Any:
+    """The spec with the batch size that `auto` stood for on the device that made the record."""
+    if isinstance(spec, Synthesize) and spec.batch_size == "auto":
+        return replace(spec, batch_size=kept.provenance["batch_size"])
+    return spec
 
 
 def _step(output: BuildOutput, name: str, spec: Spec) -> StepFolder:
@@ -179,7 +180,7 @@ def _one(step: StepFolder, shard: str, key: str) -> Any:
     raise InputError(f"shard {shard} of {step.store.url} has no record {key}")
 
 
-def _first(items: Iterator[Any], key: str, kind: type) -> Any:
+def _first(items: Iterator[Any], key: str, kind: Any) -> Any:
     """The first item with this key; what comes after it is not made. None if there is none."""
     return next((item for item in items if isinstance(item, kind) and item.key == key), None)
 
@@ -204,11 +205,11 @@ def _pixel_difference(left: ImageRecord, right: ImageRecord) -> int:
 
 
 def _mask_iou(left: ImageRecord, right: ImageRecord, noun: str) -> float:
-    masks = [
+    a, b = (
         next((r.mask_hw == YES for r in image.regions if r.noun.text == noun), None)
         for image in (left, right)
-    ]
-    if any(mask is None for mask in masks) or masks[0].shape != masks[1].shape:
+    )
+    if a is None or b is None or a.shape != b.shape:
         return 0.0
-    union = (masks[0] | masks[1]).sum()
-    return float((masks[0] & masks[1]).sum() / union) if union else 1.0
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0

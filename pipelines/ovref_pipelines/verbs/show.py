@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError
-from ovref.records import ImageRecord
 from ovref_inference import ReferenceCollection
 from ovref_pipelines.engine.ledger import CRASHED, CRASHED_WORKER, QUARANTINE
 from ovref_pipelines.engine.progress import duration
@@ -87,7 +86,7 @@ def draw_samples(url: str, path: str) -> None:
     if not build.has("images"):
         raise InputError(f"there are no images at {build.upstream.url}: build some first")
     step = build.step("images")
-    records: list[ImageRecord] = []
+    records: list[Any] = []
     for shard in step.committed():
         for record in step.read(shard):
             if len(records) < SAMPLES:

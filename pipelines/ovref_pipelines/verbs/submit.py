@@ -234,7 +234,7 @@ def latest(client: JobSubmissionClient, config: BuildConfig) -> str:
             f"the cluster knows no job of this build ({job_name(config)}): was it submitted with "
             "the same output and settings?"
         )
-    return found[-1][1].submission_id
+    return str(found[-1][1].submission_id)
 
 
 def check_known(client: JobSubmissionClient, job: str) -> None:

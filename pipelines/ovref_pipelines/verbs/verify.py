@@ -71,7 +71,7 @@ class Checked:
 
     step: StepFolder
     keys: dict[str, pa.Array]
-    """Of the records of each shard whose sidecar could be read."""
+    """Keys of the records of each shard whose sidecar could be read."""
     shards: list[str]
     """All shards of the step; those committed where the step is not complete."""
 
@@ -118,7 +118,7 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
             keys[shard] = found
         if mixed:
             dropped += [drop.key for drop in drops]
-    if mixed and sound and keys.keys() == source.keys.keys() == set(shards):
+    if source is not None and mixed and sound and keys.keys() == source.keys.keys() == set(shards):
         for message in _unanswered_by_all(keys, dropped, source):
             wrong(message)
     return Checked(step, keys, shards)

@@ -72,7 +72,8 @@ def test_another_name_gives_the_same_fingerprint_and_another_parent_does_not(sto
 
 
 def test_a_mismatch_says_which_values_differ(store):
-    open_step(store, "references", {"stages": [{"threshold": 0.45, "same": 1}], "seed": 1}, ["a"])
+    identity = {"stages": [{"threshold": 0.45, "same": 1}], "seed": 1}
+    open_step(store, "references", identity, ["a"]).commit("000000", captions(1), inputs=1)
     with pytest.raises(MismatchError) as caught:
         changed = {"stages": [{"threshold": 0.5, "same": 1}], "draws": 2}
         open_step(store, "references", changed, ["b"])
@@ -82,7 +83,19 @@ def test_a_mismatch_says_which_values_differ(store):
     assert "draws was absent and is now 2" in message
     assert "the step that it reads from has another fingerprint" in message
     assert "same" not in message.replace("same step", "")
-    assert message.endswith("It has no shard yet: delete the folder to begin it with these")
+    assert message.endswith("or set these values as they were to resume this one")
+
+
+def test_a_step_without_a_shard_is_begun_anew(store):
+    before = open_step(store, "references", {"stages": [{"threshold": 0.45}]}, ["a"])
+    changed = {"stages": [{"threshold": 0.5}]}
+    assert open_step(store, "references", changed, ["b"], create=False).parents == ("b",)
+    assert open_step(store, "references", before.identity, ["a"]) == before  # nothing was written
+    begun = open_step(store, "references", changed, ["b"])
+    assert existing_step(store, "references") == begun
+    with pytest.raises(MismatchError, match="begun anew with other settings by another build"):
+        before.commit("000000", captions(1), inputs=1)
+    assert begun.committed() == []
 
 
 def test_a_mismatch_with_what_is_committed_asks_for_another_folder(store, step):
@@ -92,7 +105,8 @@ def test_a_mismatch_with_what_is_committed_asks_for_another_folder(store, step):
 
 
 def test_a_mismatch_tells_numbers_from_truths_and_lists_of_other_lengths(store):
-    open_step(store, "a", {"flag": True, "models": ["x"]})
+    step = open_step(store, "a", {"flag": True, "models": ["x"]})
+    step.commit("000000", captions(1), inputs=1)
     with pytest.raises(
         MismatchError, match=r"flag was true and is now 1; models was \[\"x\"\] and"
     ):

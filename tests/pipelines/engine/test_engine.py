@@ -248,9 +248,9 @@ def test_a_commit_that_the_driver_cannot_see_is_an_error(run, tmp_path):
         ("workers", 0, "workers must be at least 1"),
         ("workers", 2, "workers must be 1 with engine=local"),
         ("attempts", 0, "attempts must be at least 1"),
-        ("cpus_per_worker", -1.0, "cpus_per_worker must not be negative"),
+        ("cpus_per_worker", -1.0, "cpus_per_worker must be at least 0"),
         ("gpus_per_worker", 1.5, "gpus_per_worker above 1 must be a whole number"),
-        ("shard_timeout_seconds", 0.0, "shard_timeout_seconds must be more than 0"),
+        ("shard_timeout_seconds", 0.0, "shard_timeout_seconds must be above 0"),
     ],
 )
 def test_values_out_of_range_are_refused(field, value, says):
