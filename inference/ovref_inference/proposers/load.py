@@ -47,7 +47,7 @@ def opencut_proposer(
     *,
     crf: CrfConfig | None = CrfConfig(),  # noqa: B008 (frozen)
     device: str | None = None,
-    graph_bytes: int = 2**29,
+    graph_bytes: int | None = None,
 ) -> Proposer:
     """OpenCut (FOSSIL section 3.4) on the keys of a self-supervised backbone.
 
@@ -57,7 +57,7 @@ def opencut_proposer(
         config: thresholds and refinement.
         crf: how masks are moved to the edges of the image; None leaves them on the patch grid.
         device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
-        graph_bytes: memory for graphs cut at once. It changes speed only.
+        graph_bytes: as in `opencut.opencut`.
     """
     where = device_of(device)
 
