@@ -198,7 +198,7 @@ class ReferenceCollection:
         Args:
             text_embeddings: (classes, d_textual).
             n: references retrieved for each class; k: centroids of each.
-            seed, iterations: of k-means.
+            seed: of k-means.
 
         Raises:
             ValueError: n < 1, k < 1, or as `search_text`.

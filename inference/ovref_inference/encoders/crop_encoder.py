@@ -19,6 +19,7 @@ class CropEncoder:
         *,
         dim: int,
         size_hw: tuple[int, int],
+        grid_hw: tuple[int, int] | None,
         masking: Masking,
         images: Pixels,
         batch_size: int,
@@ -30,6 +31,8 @@ class CropEncoder:
         """Width of the features."""
         self.size_hw = size_hw
         """Height and width that crops are resized to, in pixels."""
+        self.grid_hw = grid_hw
+        """Rows and columns of patches in which a crop is seen; None for towers without patches."""
         self.masking = masking
         """What happens to what is around a region."""
 

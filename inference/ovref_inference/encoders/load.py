@@ -248,11 +248,12 @@ def _open_clip_tower(
 def _crop_encoder(
     config: VisualEncoderConfig, device: torch.device, batch_size: int
 ) -> CropEncoder:
-    visual, images, _, size_hw = _open_clip_parts(config, device)
+    visual, images, patch, size_hw = _open_clip_parts(config, device)
     return CropEncoder(
         visual,
         dim=_try(config, visual, images, size_hw, None),
         size_hw=size_hw,
+        grid_hw=None if patch is None else (size_hw[0] // patch, size_hw[1] // patch),
         masking=config.masking,
         images=images,
         batch_size=batch_size,

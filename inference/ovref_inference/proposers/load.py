@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import (
@@ -149,50 +148,3 @@ def load_proposer(
 
     keys = load_visual_encoder(config.opencut.keys, device=device, batch_size=batch_size)
     return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=device)
-
-
-def label_masks(label_hw: np.ndarray, ignore: int = 255) -> np.ndarray:
-    """Oracle proposals: each connected part of each class of a true label map is one mask.
-
-    They say what the rest of a segmenter could reach if its proposals were perfect.
-
-    Args:
-        label_hw: (H, W) integer class labels.
-        ignore: label that belongs to no mask.
-
-    Returns:
-        (n, H, W) bool, by class and then from top to bottom; parts touch by a side.
-    """
-    parts = [np.zeros((0, *label_hw.shape), dtype=bool)]
-    for label in np.unique(label_hw[label_hw != ignore]):
-        numbers_hw, count = ndimage.label(label_hw == label)
-        parts.append(numbers_hw == np.arange(1, count + 1)[:, None, None])
-    return np.concatenate(parts)
-
-
-def oracle_proposer(labels: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> Proposer:
-    """Oracle proposals as a proposer, for images whose true label maps are known.
-
-    Args:
-        labels: (H, W) integer label maps, as in `label_masks`.
-        images: the images they belong to, (H, W, 3) uint8.
-
-    Returns:
-        A proposer that takes exactly these images, whole, in any order and number.
-    """
-    masks = {
-        (image.shape, image.tobytes()): label_masks(label)
-        for image, label in zip(images, labels, strict=True)
-    }
-
-    def propose(asked: Sequence[np.ndarray]) -> list[np.ndarray]:
-        keys = [(image.shape, image.tobytes()) for image in asked]
-        unknown = [index for index, key in enumerate(keys) if key not in masks]
-        if unknown:
-            raise ValueError(
-                f"oracle proposals exist for the {len(masks)} given images only; images "
-                f"{unknown[:5]} are others (sliding windows cut images: switch them off)"
-            )
-        return [masks[key] for key in keys]
-
-    return propose
