@@ -146,5 +146,7 @@ def load_proposer(
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
     from ovref_inference.encoders import load_visual_encoder
 
-    keys = load_visual_encoder(config.opencut.keys, device=device, batch_size=batch_size)
-    return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=device)
+    chosen = config.opencut
+    assert chosen is not None  # ProposerConfig has exactly one
+    keys = load_visual_encoder(chosen.keys, device=device, batch_size=batch_size)
+    return opencut_proposer(keys, chosen.cut, crf=chosen.crf, device=device)

@@ -19,7 +19,6 @@ background too. Instead, `foreground="smaller"` avoids masks of several objects 
 between them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -297,7 +296,7 @@ def _combined(weights_gkm: torch.Tensor, vectors_gkn: torch.Tensor) -> torch.Ten
     return weights_gkm.mT @ vectors_gkn
 
 
-def refine(masks_mhw: Sequence[np.ndarray], config: OpenCutConfig) -> np.ndarray:
+def refine(masks_mhw: np.ndarray, config: OpenCutConfig) -> np.ndarray:
     """Raw cuts into masks that share no patch (FOSSIL section 3.4, mask refinement).
 
     Each cut is split into connected components (patches that touch by a side). In order, a
@@ -309,13 +308,12 @@ def refine(masks_mhw: Sequence[np.ndarray], config: OpenCutConfig) -> np.ndarray
     masks as they stand, after their own subtraction.
 
     Args:
-        masks_mhw: cuts in order of importance, (h, w) bool each; empty ones are passed over.
+        masks_mhw: (m, h, w) bool, cuts in order of importance; empty ones are passed over.
         config: eta, mu and rho.
 
     Returns:
         (masks, h, w) bool, no two of them overlapping.
     """
-    masks_mhw = np.asarray(masks_mhw, dtype=bool)
     size_hw = masks_mhw.shape[1:]
     smallest = config.eta * size_hw[0] * size_hw[1] / REFERENCE_GRID
     kept: list[np.ndarray] = []
@@ -372,7 +370,9 @@ def shares(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> torch.Tensor:
 
 
 def owned(shares_nhw: torch.Tensor) -> np.ndarray:
-    """Of `shares` or the like, (masks + 1, H, W): the pixels of which each mask has the most, the
-    first of equal ones, (masks, H, W) bool."""
+    """The pixels of which each mask has the largest share, the first of equal ones.
+
+    Takes `shares` or the like, (masks + 1, H, W), and gives (masks, H, W) bool.
+    """
     count = len(shares_nhw) - 1
     return (shares_nhw.argmax(0) == torch.arange(count)[:, None, None]).numpy()
