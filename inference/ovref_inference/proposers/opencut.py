@@ -202,7 +202,8 @@ def second_eigenvectors(
     inverse_gn = degree.rsqrt()
     x_gn, mu_g = torch.zeros_like(degree), torch.zeros_like(degree[:, 0])
     left = torch.arange(graphs, device=links_gnn.device)
-    operator = _Operator(links_gnn, alive * inverse_gn, inverse_gn)
+    top_gn = normalize(degree.sqrt(), dim=1)
+    operator = _Operator(links_gnn, alive * inverse_gn, inverse_gn, top_gn)
     width = min(BASIS, n)
     # Of each new direction a trace is random: where a space is exhausted it finds another one.
     noise = _directions(width + 1, n).to(links_gnn.device)
@@ -233,9 +234,10 @@ def second_eigenvectors(
         fresh = normalize(image[:, used - 1], dim=1) + 1e-13 * noise[used - 1]
         # Where the basis spans an invariant space, the first pass leaves rounding errors and the
         # second some directions of the basis again; the third removes these too.
+        known, fresh = basis[:, :used], fresh[:, :, None]
         for _ in range(3):
-            inside = basis[:, :used] @ fresh[:, :, None]
-            fresh = normalize(fresh - _combined(inside, basis[:, :used])[:, 0], dim=1)
+            fresh = torch.baddbmm(fresh, known.mT, known @ fresh, alpha=-1)
+        fresh = (fresh / fresh.norm(dim=1, keepdim=True))[:, :, 0]
         if full:
             used = max(1, width // 3)
             basis[:, :used] = _combined(vectors[:, :, -used:], basis)
@@ -257,22 +259,23 @@ class _Operator:
     """D^-1/2 for nodes that have links, 0 for others."""
     inverse: torch.Tensor
     """D^-1/2"""
+    top: torch.Tensor
+    """The eigenvector of A that is known, of length 1."""
 
     def __call__(self, y_gn: torch.Tensor) -> torch.Tensor:
-        top = normalize(1 / self.inverse, dim=1)
         linked = self.alive * _times(self.links, self.alive * y_gn)
         anywhere = self.inverse * (self.inverse * y_gn).sum(1, keepdim=True)
-        along = 2 * (top * y_gn).sum(1, keepdim=True)
-        return (1 - WEAK_LINK) * linked + WEAK_LINK * anywhere - along * top
+        along = 2 * (self.top * y_gn).sum(1, keepdim=True)
+        return (1 - WEAK_LINK) * linked + WEAK_LINK * anywhere - along * self.top
 
     def of(self, graphs: torch.Tensor) -> "_Operator":
-        return _Operator(self.links[graphs], self.alive[graphs], self.inverse[graphs])
+        kept = (self.links, self.alive, self.inverse, self.top)
+        return _Operator(*(tensor[graphs] for tensor in kept))
 
     def matrix(self) -> torch.Tensor:
-        top = normalize(1 / self.inverse, dim=1)
         linked = self.alive[:, :, None] * self.links * self.alive[:, None, :]
         anywhere = self.inverse[:, :, None] * self.inverse[:, None, :]
-        removed = 2 * top[:, :, None] * top[:, None, :]
+        removed = 2 * self.top[:, :, None] * self.top[:, None, :]
         return (1 - WEAK_LINK) * linked + WEAK_LINK * anywhere - removed
 
 
