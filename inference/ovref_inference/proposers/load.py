@@ -5,7 +5,10 @@ array an image. Pixels in no mask are left to the segmenter, which takes the pat
 Where a model's masks overlap, a pixel goes to the mask of the higher score (`without_overlap`).
 """
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -62,10 +65,13 @@ def opencut_proposer(
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         keys_bhwd = torch.from_numpy(encoder.encode(images)).to(where)
-        cuts = zip(opencut(keys_bhwd, config, graph_bytes), images, strict=True)
+        cuts = opencut(keys_bhwd, config, graph_bytes)
         if crf is None:
-            return [upsample_masks(masks_nhw, image.shape[:2]) for masks_nhw, image in cuts]
-        return [to_edges(masks_nhw, image, crf) for masks_nhw, image in cuts]
+            sizes = [image.shape[:2] for image in images]
+            return [upsample_masks(*cut) for cut in zip(cuts, sizes, strict=True)]
+        # Each field runs on one core, most of the time without Python's lock.
+        with ThreadPoolExecutor(max(1, min(len(images), os.cpu_count() or 1))) as pool:
+            return list(pool.map(partial(to_edges, config=crf), cuts, images))
 
     return propose
 
