@@ -18,9 +18,10 @@ def check_image(image_hwc: np.ndarray) -> None:
 
 def check_images(images: Sequence[np.ndarray]) -> None:
     """`check_image` of each; one image alone is a sequence too, of its rows, and refused."""
-    if getattr(images, "ndim", 4) == 3:
+    shape = getattr(images, "shape", ())
+    if len(shape) == 3:
         raise ValueError(
-            f"images must be a list of images, found one array {tuple(images.shape)}; give [image]"
+            f"images must be a list of images, found one array {tuple(shape)}; give [image]"
         )
     for image_hwc in images:
         check_image(image_hwc)

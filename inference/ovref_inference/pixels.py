@@ -76,7 +76,7 @@ class Pixels:
         other = [name for name in actions if settings[name] and name not in FLAGS]
         if other:
             raise ModelError(f"the image processor's {', '.join(other)} is not supported")
-        mode = RESAMPLING.get(settings.get("resample"))
+        mode = RESAMPLING.get(settings.get("resample", -1))
         if mode is None:
             raise ModelError(
                 f"the image processor's resample must be one of {RESAMPLING}, found "

@@ -38,7 +38,7 @@ def announce_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
         matrix: (n, d), its rows one after another, as of `format.open_vectors`.
         rows: integers from 0 to n - 1, in any order, repeated or none at all.
     """
-    mapping = matrix
+    mapping: object = matrix
     while isinstance(mapping, np.ndarray):
         mapping = mapping.base
     if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):

@@ -15,7 +15,6 @@ The settings, in the order they are given:
 - none: each patch alone;
 - opencut: `opencut_proposer` as it is by default, but for the CRF;
 - opencut_together: the same with memory for all graphs of an image at once;
-- opencut_variant: that with the solver that `opencut.py` beside this tries, not the product's;
 - clip: text only, dense features (values) of CLIP ViT-L/14 at 448 pixels;
 - opencut_crf: the default as a whole, masks moved to the edges by the CRF, which runs on the CPU;
   one run of the first image.
@@ -55,7 +54,6 @@ if importlib.util.find_spec("segment_anything") is None:
     sys.modules |= {"segment_anything": MagicMock(), "segment_anything.modeling": MagicMock()}
 
 from bench import presets
-from opencut import solve  # the script beside this one
 from ovref_inference.collection.clustering import spherical_kmeans
 from ovref_inference.collection.prototypes import Prototypes, stacked
 from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
@@ -69,7 +67,7 @@ from ovref_inference.proposers.config import CrfConfig
 from ovref_inference.segmenters import fossil as segmenters
 from ovref_inference.segmenters.windows import WindowConfig
 
-SETTINGS = ["none", "opencut", "opencut_together", "opencut_variant", "clip", "opencut_crf"]
+SETTINGS = ["none", "opencut", "opencut_together", "clip", "opencut_crf"]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 ALL_GRAPHS = 2**34
 """Bytes for graphs: 18 of 3,600 patches, three windows and six thresholds, take 5.6e9."""
@@ -128,8 +126,7 @@ def main():
         for size_hw in sizes["images"][: 1 if once else None]:
             image_hwc = photograph(size_hw, seed=0)
             try:
-                with solver(setting):
-                    row = measured(models, segmenter, image_hwc, names, device, arguments, once)
+                row = measured(models, segmenter, image_hwc, names, device, arguments, once)
             except Exception as error:  # the other settings are worth having
                 traceback.print_exc()
                 results.setdefault("errors", []).append(f"{setting}, {size_hw}: {error!r}")
@@ -160,18 +157,6 @@ def measured(models, segmenter, image_hwc, names, device, arguments, once):
             seconds.append(clock(device) - started)
         row = seconds_by_part(models, segmenter, [image_hwc], names, device)
     return row | {"seconds": seconds, "images_a_second": 1 / statistics.median(seconds)}
-
-
-@contextlib.contextmanager
-def solver(setting):
-    """The eigenvectors' solver of a setting."""
-    own = opencut.second_eigenvectors
-    if setting == "opencut_variant":
-        opencut.second_eigenvectors = lambda w: solve(w > 0.5, links_only=True)[:2]
-    try:
-        yield
-    finally:
-        opencut.second_eigenvectors = own
 
 
 FULL = {
@@ -264,8 +249,7 @@ class Models:
                 self.clip, self.text, proposers.no_proposals, windows=self.windows
             )
         else:
-            together = setting in ("opencut_together", "opencut_variant")
-            more = {"graph_bytes": ALL_GRAPHS} if together else {}
+            more = {"graph_bytes": ALL_GRAPHS} if setting == "opencut_together" else {}
             proposer = proposers.opencut_proposer(
                 self.keys,
                 crf=CrfConfig() if setting == "opencut_crf" else None,
@@ -421,9 +405,9 @@ def seconds_by_part(models, segmenter, images, names, device):
     masks = []
     pool = segmenters.pool_regions
 
-    def counted(affinity_bnn, *args, **kwargs):
-        graphs.append(len(affinity_bnn))
-        return cut(affinity_bnn, *args, **kwargs)
+    def counted(links_gnn, *args, **kwargs):
+        graphs.append(len(links_gnn))
+        return cut(links_gnn, *args, **kwargs)
 
     def pooled(features_hwd, masks_nhw):
         masks.append(len(masks_nhw))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ovref_inference.encoders.crops import Masking
+from ovref_inference.ranges import require_each_at_least
 
 STRICT = {"extra": "forbid", "strict": True}
 """Unknown settings and values of another type are refused (see `ovref.config`)."""
@@ -16,7 +17,8 @@ class VisualEncoderConfig:
     __pydantic_config__ = STRICT
 
     model: str
-    """transformers: `miniature:<name>`, folder or hub id of any ViT (DINO, DINOv2, DINOv3, ...).
+    """transformers: `miniature:<name>`, folder or hub id of a ViT (DINO, DINOv2, DINOv3, DeiT, MAE,
+    I-JEPA, ...) or of a CLIP or SigLIP model, whose vision tower is used.
     open_clip: `miniature:clip`, folder, `hf-hub:<id>`, or `<architecture>:<tag>`."""
     library: Literal["transformers", "open_clip"] = "transformers"
     """The library that loads the model."""
@@ -28,7 +30,7 @@ class VisualEncoderConfig:
     features: Literal["tokens", "keys", "values", "crop_binary", "crop_heatmap", "crop_none"] = (
         "tokens"
     )
-    """Dense features, pooled over regions: `tokens`: last layer, after its norm; of CLIP also
+    """Dense features, pooled over regions: `tokens`: last layer, after its norm; in open_clip also
     projected into the joint space, of a ConvNeXt after pooling (FC-CLIP). `keys`: of the last
     attention layer, heads concatenated (DINO, for OpenCut). `values`: of CLIP's ViT, the last layer
     with each patch attending to itself only (MaskCLIP), in the joint space. Of regions alone:
@@ -36,13 +38,12 @@ class VisualEncoderConfig:
     by its heatmap, or kept (VOCSeg); `size_hw` is then what crops are resized to, best CLIP's own
     input size."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of weights and arithmetic; results are float32 in any case."""
+    """Type of weights and arithmetic; results are float32 in any case."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("model must name a model, found an empty text")
-        if min(self.size_hw) < 1:
-            raise ValueError(f"size_hw must be at least 1 pixel, found {self.size_hw}")
+        require_each_at_least("size_hw", self.size_hw, 1)
         clip = self.library == "open_clip"
         if self.features == "keys" if clip else self._of_clip:
             raise ValueError(
@@ -52,8 +53,12 @@ class VisualEncoderConfig:
     @property
     def masking(self) -> Masking | None:
         """The strategy of masked crops; None where dense features are pooled."""
-        name = self.features.removeprefix("crop_")
-        return name if name != self.features else None
+        masking: dict[str, Masking] = {
+            "crop_binary": "binary",
+            "crop_heatmap": "heatmap",
+            "crop_none": "none",
+        }
+        return masking.get(self.features)
 
     @property
     def _of_clip(self) -> bool:

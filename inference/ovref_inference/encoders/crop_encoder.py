@@ -54,24 +54,26 @@ class CropEncoder:
         soft = (
             heatmaps if self.masking == "heatmap" and heatmaps is not None else [None] * len(masks)
         )
-        fill = tuple(255 * value for value in self._images.mean)
-        crops, owners = [], []
+        red, green, blue = (255 * value for value in self._images.mean)
+        crops: list[np.ndarray] = []
+        owners: list[np.ndarray] = []
         for image_hwc, masks_nhw, maps_nhw in zip(images, masks, soft, strict=True):
             yes = masks_nhw == YES if masks_nhw.dtype == np.uint8 else masks_nhw
-            owners.append(yes.any((1, 2)))
+            owners.append(np.any(yes, axis=(1, 2)))
             crops += [
                 masked_crop(
                     image_hwc,
                     yes[i],
                     self.masking,
                     heatmap_hw=None if maps_nhw is None else maps_nhw[i],
-                    fill_rgb=fill,
+                    fill_rgb=(red, green, blue),
                 )
                 for i in np.flatnonzero(owners[-1])
             ]
         batches = batched(crops, self._batch_size, self._encode)
         encoded = np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
-        found, start = [], 0
+        start = 0
+        found: list[tuple[np.ndarray, np.ndarray]] = []
         for cropped in owners:
             features = np.zeros((len(cropped), self.dim), np.float32)
             features[cropped] = encoded[start : start + cropped.sum()]

@@ -17,6 +17,7 @@ import torch
 from ovref_inference.encoders import clip_towers, vit_towers
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.crop_encoder import CropEncoder
+from ovref_inference.encoders.crops import Masking
 from ovref_inference.encoders.pooling import pool_each
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors
@@ -111,7 +112,8 @@ class VisualEncoder:
         if not len(features):
             return np.zeros((0, self.dim), np.float32)
         pooled = torch.from_numpy(features).to(self._images.device, self._images.dtype)
-        return self._head(pooled).float().cpu().numpy()
+        headed = pooled if self._head is None else self._head(pooled)
+        return headed.float().cpu().numpy()
 
 
 class TextEncoder:
@@ -179,7 +181,7 @@ def load_region_encoder(
     crops need no dense features: any image tower of open_clip will do.
     """
     if config.masking:
-        return _crop_encoder(config, device_of(device), batch_size)
+        return _crop_encoder(config, config.masking, device_of(device), batch_size)
     return load_visual_encoder(config, device=device, batch_size=batch_size)
 
 
@@ -233,7 +235,9 @@ def _open_clip_tower(
             f"{type(visual).__name__}; features 'crop_binary' and the like need none"
         )
     cells = (size_hw[0] // patch) * (size_hw[1] // patch)
-    shape = {"size_hw": size_hw, "patch_size": patch, "images": images, "batch_size": batch_size}
+    shape: dict[str, Any] = {
+        "size_hw": size_hw, "patch_size": patch, "images": images, "batch_size": batch_size
+    }  # fmt: skip
     if clip_towers.is_vit(visual):
         features = clip_towers.vit_features(visual, config.features)
         return VisualEncoder(features, dim=_try(config, features, images, size_hw, cells), **shape)
@@ -246,7 +250,7 @@ def _open_clip_tower(
 
 
 def _crop_encoder(
-    config: VisualEncoderConfig, device: torch.device, batch_size: int
+    config: VisualEncoderConfig, masking: Masking, device: torch.device, batch_size: int
 ) -> CropEncoder:
     visual, images, patch, size_hw = _open_clip_parts(config, device)
     return CropEncoder(
@@ -254,7 +258,7 @@ def _crop_encoder(
         dim=_try(config, visual, images, size_hw, None),
         size_hw=size_hw,
         grid_hw=None if patch is None else (size_hw[0] // patch, size_hw[1] // patch),
-        masking=config.masking,
+        masking=masking,
         images=images,
         batch_size=batch_size,
     )
@@ -271,7 +275,7 @@ def _open_clip_parts(
     size_hw = _rounded(config.size_hw, patch or 1)
     with model_errors(f"use {config.model}"):
         images = Pixels.of_open_clip(model, device, dtype)
-        if clip_towers.is_vit(visual):
+        if patch is not None and clip_towers.is_vit(visual):
             clip_towers.resize_positions(visual, (size_hw[0] // patch, size_hw[1] // patch))
     return visual.to(device=device, dtype=dtype), images, patch, size_hw
 

@@ -40,9 +40,9 @@ def load_vit(model_id: str, revision: str, dtype: torch.dtype) -> tuple[Any, dic
                 "one size; expected a vision transformer (DINO, DINOv2, DINOv3, ViT, DeiT, MAE, "
                 "I-JEPA) or a CLIP or SigLIP model"
             )
-        architecture = MODEL_MAPPING[type(settings)]
+        architecture: Any = MODEL_MAPPING[type(settings)]
         # Nothing here reads the pooled output, and DINO's weights have no layer for it.
-        if "add_pooling_layer" in inspect.signature(architecture.__init__).parameters:
+        if "add_pooling_layer" in inspect.signature(architecture).parameters:
             options["add_pooling_layer"] = False
         model, report = architecture.from_pretrained(
             path, config=settings, dtype=dtype, output_loading_info=True, **options

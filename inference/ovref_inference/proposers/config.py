@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref_inference.encoders.config import STRICT, VisualEncoderConfig
+from ovref_inference.ranges import require_above, require_at_least, require_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +23,13 @@ class GroundingDinoConfig:
     text_threshold: float = 0.25
     """And if the mean probability of its noun's tokens is above this."""
     nms_iou: float = 0.7
-    """Of two boxes of one noun whose IoU is higher, the one of lower score is left out."""
+    """If two boxes of one noun have a higher IoU, the one of lower score is left out."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("model must name a model, found an empty text")
         for name in ("box_threshold", "text_threshold", "nms_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
+            require_within(name, getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +65,12 @@ class SamGridConfig:
     min_stability: float = 0.95
     """Least IoU of a mask at a higher and at a lower threshold."""
     nms_iou: float = 0.7
-    """Of two masks whose boxes have a higher IoU, the one of lower predicted IoU is left out."""
+    """If the boxes of two masks have a higher IoU, the mask of lower predicted IoU is left out."""
 
     def __post_init__(self) -> None:
-        if self.points_per_side < 1:
-            raise ValueError(f"points_per_side must be at least 1, found {self.points_per_side}")
+        require_at_least("points_per_side", self.points_per_side, 1)
         for name in ("min_predicted_iou", "min_stability", "nms_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
+            require_within(name, getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +97,8 @@ class MaskFormerConfig:
         if not self.model:
             raise ValueError("model must name a model, found an empty text")
         for name in ("min_score", "min_kept"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), found {getattr(self, name)}")
-        if not 0 < self.mask_threshold < 1:
-            raise ValueError(f"mask_threshold must lie in (0, 1), found {self.mask_threshold}")
+            require_within(name, getattr(self, name), 0, 1, "[)")
+        require_within("mask_threshold", self.mask_threshold, 0, 1, "()")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +129,11 @@ class OpenCutConfig:
         if not self.taus:
             raise ValueError("taus must name at least one threshold, found none")
         for tau in self.taus:
-            if not -1 < tau < 1:
-                raise ValueError(f"taus must lie in (-1, 1), found {tau}")
-        if self.stages < 1:
-            raise ValueError(f"stages must be at least 1, found {self.stages}")
-        if not self.eta >= 0:
-            raise ValueError(f"eta must be 0 or more patches of a 60 x 60 grid, found {self.eta}")
+            require_within("taus", tau, -1, 1, "()")
+        require_at_least("stages", self.stages, 1)
+        require_at_least("eta", self.eta, 0)
         for name in ("mu", "rho"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), found {getattr(self, name)}")
+            require_within(name, getattr(self, name), 0, 1, "[)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,27 +145,24 @@ class CrfConfig:
     __pydantic_config__ = STRICT
 
     appearance_weight: float = 10.0
-    """Of links between pixels that are near and of like colour."""
+    """Weight of links between pixels that are near and of similar colour."""
     appearance_distance: float = 50.0
     """Standard deviation of their distance."""
     appearance_colour: float = 5.0
     """Standard deviation of their difference in each of red, green and blue, of 255."""
     smoothness_weight: float = 7.0
-    """Of links between pixels that are near, whatever their colours; 0 leaves them out."""
+    """Weight of links between pixels that are near, whatever their colours; 0 leaves them out."""
     smoothness_distance: float = 3.0
     """Standard deviation of their distance."""
     steps: int = 10
-    """Of mean-field inference."""
+    """Steps of mean-field inference."""
 
     def __post_init__(self) -> None:
         for name in ("appearance_distance", "appearance_colour", "smoothness_distance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+            require_above(name, getattr(self, name), 0)
         for name in ("appearance_weight", "smoothness_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, found {self.steps}")
+            require_at_least(name, getattr(self, name), 0)
+        require_at_least("steps", self.steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) 
     """
     labels, height, width = unary_nhw.shape
     unit = min(height, width) / REFERENCE_SIZE
-    places_nd = np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2) / unit
+    places_nd = np.stack(tuple(np.mgrid[:height, :width]), axis=-1).reshape(-1, 2) / unit
     colours_nd = np.asarray(image_hwc, dtype=np.float64).reshape(-1, 3)
     both_nd = (places_nd / config.appearance_distance, colours_nd / config.appearance_colour)
     filters = [(config.appearance_weight, gaussian_filter(np.concatenate(both_nd, axis=1)))]

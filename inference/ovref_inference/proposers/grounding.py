@@ -84,7 +84,7 @@ class GroundingDino:
             )
         # The same nouns come again and again: a proposer asks for all its classes in every image.
         self._ids = lru_cache(NOUNS_REMEMBERED)(self._tokenised)
-        settings = model.config
+        settings: Any = model.config
         self._longest = min(settings.max_text_len, settings.text_config.max_position_embeddings)
 
     @torch.inference_mode()
@@ -163,8 +163,10 @@ class GroundingDino:
         probabilities_bql = outputs.logits.sigmoid().float().cpu()
         boxes_bq4 = outputs.pred_boxes.float().cpu()
         return [
-            (index, self._select(*row, prompt, images[index].shape[:2]))
-            for (index, prompt), *row in zip(asked, probabilities_bql, boxes_bq4, strict=True)
+            (index, self._select(probabilities_ql, boxes_q4, prompt, images[index].shape[:2]))
+            for (index, prompt), probabilities_ql, boxes_q4 in zip(
+                asked, probabilities_bql, boxes_bq4, strict=True
+            )
         ]
 
     def _select(
@@ -216,7 +218,9 @@ def load_grounding_dino(
     """
     path, options = pretrained(config.model, config.revision)
     with model_errors(f"load GroundingDINO from {config.model}"):
-        model, report = GroundingDinoForObjectDetection.from_pretrained(
+        model: Any
+        report: Any
+        model, report = GroundingDinoForObjectDetection.from_pretrained(  # type: ignore[misc]
             path, dtype=torch.float32, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)

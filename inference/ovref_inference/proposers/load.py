@@ -5,7 +5,10 @@ array an image. Pixels in no mask are left to the segmenter, which takes the pat
 Where a model's masks overlap, a pixel goes to the mask of the higher score (`without_overlap`).
 """
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -46,7 +49,7 @@ def opencut_proposer(
     *,
     crf: CrfConfig | None = CrfConfig(),  # noqa: B008 (frozen)
     device: str | None = None,
-    graph_bytes: int = 2**29,
+    graph_bytes: int | None = None,
 ) -> Proposer:
     """OpenCut (FOSSIL section 3.4) on the keys of a self-supervised backbone.
 
@@ -56,16 +59,19 @@ def opencut_proposer(
         config: thresholds and refinement.
         crf: how masks are moved to the edges of the image; None leaves them on the patch grid.
         device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
-        graph_bytes: memory for graphs cut at once. It changes speed only.
+        graph_bytes: as in `opencut.opencut`.
     """
     where = device_of(device)
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         keys_bhwd = torch.from_numpy(encoder.encode(images)).to(where)
-        cuts = zip(opencut(keys_bhwd, config, graph_bytes), images, strict=True)
+        cuts = opencut(keys_bhwd, config, graph_bytes)
         if crf is None:
-            return [upsample_masks(masks_nhw, image.shape[:2]) for masks_nhw, image in cuts]
-        return [to_edges(masks_nhw, image, crf) for masks_nhw, image in cuts]
+            sizes = [image.shape[:2] for image in images]
+            return [upsample_masks(*cut) for cut in zip(cuts, sizes, strict=True)]
+        # Each field runs on one core, most of the time without Python's lock.
+        with ThreadPoolExecutor(max(1, min(len(images), os.cpu_count() or 1))) as pool:
+            return list(pool.map(partial(to_edges, config=crf), cuts, images))
 
     return propose
 
@@ -146,5 +152,7 @@ def load_proposer(
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
     from ovref_inference.encoders import load_visual_encoder
 
-    keys = load_visual_encoder(config.opencut.keys, device=device, batch_size=batch_size)
-    return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=device)
+    chosen = config.opencut
+    assert chosen is not None  # ProposerConfig has exactly one
+    keys = load_visual_encoder(chosen.keys, device=device, batch_size=batch_size)
+    return opencut_proposer(keys, chosen.cut, crf=chosen.crf, device=device)

@@ -105,7 +105,7 @@ class MaskFormer:
 
 @dataclass(frozen=True)
 class _Queries:
-    """Of one image."""
+    """What is kept of one image until its masks are enlarged."""
 
     logits_qhw: torch.Tensor
     classes_qc: torch.Tensor
@@ -131,13 +131,15 @@ def exclusive_masks(
         (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
     """
     activations_nhw = proposals.activations_nhw
-    best_hw = np.zeros(activations_nhw.shape[1:], dtype=np.float32)
-    owner_hw = np.full(best_hw.shape, -1)
+    if proposals.trained_nc is None:
+        raise ValueError("proposals must have the proposer's own probabilities, found none")
+    highest_hw = np.zeros(activations_nhw.shape[1:], dtype=np.float32)
+    owner_hw = np.full(highest_hw.shape, -1)
     for number, activation_hw in enumerate(activations_nhw):
         weighted_hw = activation_hw * (1 - proposals.trained_nc[number, -1])
-        owner_hw[weighted_hw > best_hw] = number
-        np.maximum(best_hw, weighted_hw, out=best_hw)
-    masks, rows = [np.zeros((0, *best_hw.shape), dtype=bool)], []
+        owner_hw[weighted_hw > highest_hw] = number
+        np.maximum(highest_hw, weighted_hw, out=highest_hw)
+    masks, rows = [np.zeros((0, *highest_hw.shape), dtype=bool)], []
     for number, activation_hw in enumerate(activations_nhw):
         own_hw = activation_hw >= config.mask_threshold
         mask_hw = own_hw & (owner_hw == number)

@@ -3,23 +3,29 @@
 FOSSIL section 3.4. One image is a graph whose nodes are patches; two patches are linked when the
 cosine of their keys reaches a threshold tau (eq. 1). The second smallest eigenvector of the
 normalised cut (eq. 2) splits the graph in two (eq. 3), the side that holds its largest value is a
-mask, its patches leave the graph, and the cut is repeated (MaskCut). OpenCut does this for a list
-of thresholds, foreground first, and refines what comes out into masks that share no patch.
+mask, its patches lose their links, and the cut is repeated (MaskCut). OpenCut does this for a list
+of thresholds, foreground first, and refines the cuts into masks that share no patch.
 
-Graphs of many images and many thresholds are cut in one batch: the eigenvector comes from an
-iterative solver for a stack of dense graphs (`second_eigenvectors`), not from one factorisation per
-graph. The Conditional Random Field that the paper runs on the masks comes last, on all masks of an
-image together (`crf.to_edges`), where MaskCut has it after each cut: one field instead of many, and
-the masks still share no pixel. MaskCut's other rule for the foreground (swap the sides when three
-corners of the image are foreground) is not used: OpenCut wants the masks of the background too.
-Instead, `foreground="smaller"` avoids masks of several objects with what lies between them.
+The similarities of an image are computed once for all thresholds and stages. Eigenvectors come from
+a Lanczos iteration on a batch of dense graphs (`second_eigenvectors`). The Conditional Random Field
+that the paper runs on the masks comes last, on all masks of an image together (`crf.to_edges`),
+where MaskCut has it after each cut: one field instead of many, and the masks still share no pixel.
+
+Differences to MaskCut's code: links are `>= tau` as in eq. 1, not `> tau`; patches that were cut
+out have no links to anything at any threshold, where MaskCut, which sets their keys to zero, links
+them to every patch when tau is negative; and its other rule for the foreground (swap the sides when
+three corners of the image are foreground) is not used, for OpenCut wants the masks of the
+background too. Instead, `foreground="smaller"` avoids masks of several objects with what lies
+between them.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from scipy import ndimage
+from torch.nn.functional import normalize
 
 from ovref_inference.proposers.config import OpenCutConfig
 
@@ -29,16 +35,18 @@ WEAK_LINK = 1e-5
 REFERENCE_GRID = 60 * 60
 """Patches of the grid that the paper cuts: DINO ViT-B/8 on images of 480 x 480 pixels."""
 
-BLOCK = 4
-"""Vectors per block of the eigenvector solver: how many near-equal eigenvalues it tells apart
-without slowing down."""
+BASIS = 48
+"""Vectors of the eigenvector solver at most, before it restarts from the best third of them."""
 
-DEPTH = 16
-"""Blocks per cycle of the eigenvector solver."""
+CPU_GRAPH_BYTES = 2**26
+"""Memory for graphs that are cut at once on a CPU: more of them leave its cache."""
+
+CHECK_EVERY = 4
+"""Products after which the eigenvector solver looks whether it has finished."""
 
 
 def opencut(
-    keys_bhwd: torch.Tensor, config: OpenCutConfig, graph_bytes: int = 2**29
+    keys_bhwd: torch.Tensor, config: OpenCutConfig, graph_bytes: int | None = None
 ) -> list[np.ndarray]:
     """Masks that share no patch, for a batch of key grids of one size.
 
@@ -47,7 +55,8 @@ def opencut(
     Args:
         keys_bhwd: (images, h, w, d) keys of the last attention layer, any float type, any scale.
         config: thresholds and refinement.
-        graph_bytes: memory for the graphs cut at once. It changes speed only.
+        graph_bytes: memory for the graphs cut at once; None takes a quarter of a GPU's free memory,
+            or CPU_GRAPH_BYTES. It changes speed only.
 
     Returns:
         For every image a (masks, h, w) bool array, in order of discovery, possibly with no mask.
@@ -62,60 +71,71 @@ def opencut(
     images, height, width, _ = keys_bhwd.shape
     if images == 0:
         return []
-    keys_bnd = keys_bhwd.flatten(1, 2).float()
-    image_of_graph = torch.arange(images).repeat_interleave(len(config.taus))
-    tau_of_graph = torch.tensor(config.taus, dtype=torch.float32).repeat(images)
-    # A graph is one matrix of doubles; the solver holds two or three of them.
-    at_once = max(1, graph_bytes // (3 * 8 * (height * width) ** 2))
-    cuts = [
-        maskcut(
-            keys_bnd[image_of_graph[start : start + at_once].to(keys_bnd.device)],
-            tau_of_graph[start : start + at_once].to(keys_bnd.device),
-            config.stages,
-            config.foreground,
-        ).cpu()
-        for start in range(0, len(tau_of_graph), at_once)
-    ]
-    masks_bmhw = torch.cat(cuts).reshape(images, -1, height, width).numpy()
-    return [refine(masks_mhw, config) for masks_mhw in masks_bmhw]
+    if graph_bytes is None:
+        cuda = keys_bhwd.is_cuda
+        graph_bytes = torch.cuda.mem_get_info(keys_bhwd.device)[0] // 4 if cuda else CPU_GRAPH_BYTES
+    # A graph is one matrix of doubles; a second one is made when other graphs finish before it.
+    at_once = max(1, graph_bytes // (2 * 8 * (height * width) ** 2))
+    taus_t = torch.tensor(config.taus, dtype=torch.float32, device=keys_bhwd.device)
+    masks = []
+    for keys_bnd in keys_bhwd.flatten(1, 2).split(max(1, at_once // len(taus_t))):
+        cuts_btsn = maskcut(keys_bnd, taus_t, config.stages, config.foreground, at_once).cpu()
+        for cuts_mn in cuts_btsn.flatten(1, 2).numpy():
+            masks.append(refine(cuts_mn.reshape(-1, height, width), config))
+    return masks
 
 
 def maskcut(
-    keys_bnd: torch.Tensor, taus_b: torch.Tensor, stages: int, side: str = "peak"
+    keys_bnd: torch.Tensor,
+    taus_t: torch.Tensor,
+    stages: int,
+    side: str = "peak",
+    at_once: int | None = None,
 ) -> torch.Tensor:
-    """Up to `stages` foreground masks of every graph, by repeated normalised cuts.
+    """Up to `stages` foreground masks at every threshold, by repeated normalised cuts.
 
-    After each cut the keys of the foreground are set to zero. A graph is finished early when all
-    its weights are equal, or when the cut only found patches whose keys are zero already: the next
-    cut would find them again.
+    After each cut the patches of the foreground lose their links; patches whose keys are zero have
+    none. A graph is finished early when all its weights are equal, or when the cut only found
+    patches without links: the next cut would find them again.
 
     Args:
-        keys_bnd: (graphs, n, d) float keys.
-        taus_b: (graphs,) similarity thresholds in (-1, 1).
+        keys_bnd: (images, n, d) float keys.
+        taus_t: (taus,) similarity thresholds in (-1, 1).
         stages: masks per graph at most.
-        side: as `OpenCutConfig.foreground`.
+        side: as in `OpenCutConfig.foreground`.
+        at_once: graphs in memory at once; None for all, one for each image and threshold.
 
     Returns:
-        (graphs, stages, n) bool; the mask of a stage that was not reached is empty.
+        (images, taus, stages, n) bool; the mask of a stage that was not reached is empty.
     """
-    keys_bnd = torch.nn.functional.normalize(keys_bnd, dim=-1)
-    graphs, n, _ = keys_bnd.shape
-    masks_bsn = torch.zeros(graphs, stages, n, dtype=torch.bool, device=keys_bnd.device)
-    active = torch.arange(len(keys_bnd), device=keys_bnd.device)
-    for stage in range(stages):
-        similarity = keys_bnd[active] @ keys_bnd[active].mT
-        linked = similarity >= taus_b[active, None, None]
-        cuttable = linked.flatten(1).any(1) & ~linked.flatten(1).all(1)
-        active, linked = active[cuttable], linked[cuttable]
-        if len(active) == 0:
-            break
-        affinity = linked.double().clamp_(min=WEAK_LINK)
-        foreground = foreground_of(second_eigenvectors(affinity)[0], side)
-        new = (foreground & keys_bnd[active].any(2)).any(1)
-        active, foreground = active[new], foreground[new]
-        masks_bsn[active, stage] = foreground
-        keys_bnd[active] = keys_bnd[active].masked_fill(foreground[..., None], 0)
-    return masks_bsn
+    keys_bnd = normalize(keys_bnd.float(), dim=-1)
+    images, n, _ = keys_bnd.shape
+    similar_bnn = keys_bnd @ keys_bnd.mT
+    # Every patch is like itself, whatever the rounding.
+    similar_bnn.diagonal(dim1=1, dim2=2).fill_(1)
+    alive_bn = keys_bnd.any(2)
+    unequal = (similar_bnn.amin((1, 2))[:, None] < taus_t) | ~alive_bn.all(1, keepdim=True)
+    pairs_g2 = (unequal & alive_bn.any(1, keepdim=True)).nonzero()
+    masks_btsn = alive_bn.new_zeros(images, len(taus_t), stages, n)
+    at_once = min(at_once or len(pairs_g2), len(pairs_g2))
+    # The same memory for all, because new memory costs more than what is done with it.
+    memory_gnn = similar_bnn.new_empty(at_once, n, n, dtype=torch.float64)
+    for pairs in pairs_g2.split(at_once) if at_once else ():
+        graphs, links_gnn = pairs, memory_gnn[: len(pairs)]
+        for links_nn, (image, tau) in zip(links_gnn, pairs.tolist(), strict=True):
+            torch.ge(similar_bnn[image], taus_t[tau], out=links_nn)
+        alive_gn = alive_bn[graphs[:, 0]]
+        for stage in range(stages):
+            foreground_gn = foreground_of(second_eigenvectors(links_gnn, alive_gn)[0], side)
+            new = (foreground_gn & alive_gn).any(1)
+            masks_btsn[graphs[new, 0], graphs[new, 1], stage] = foreground_gn[new]
+            alive_gn = alive_gn & ~foreground_gn
+            left = new & alive_gn.any(1)
+            if not left.any():
+                break
+            if not left.all():
+                graphs, links_gnn, alive_gn = graphs[left], links_gnn[left], alive_gn[left]
+    return masks_btsn
 
 
 def foreground_of(x_bn: torch.Tensor, side: str = "peak") -> torch.Tensor:
@@ -141,81 +161,145 @@ def foreground_of(x_bn: torch.Tensor, side: str = "peak") -> torch.Tensor:
 
 
 def second_eigenvectors(
-    affinity_bnn: torch.Tensor, tolerance: float = 1e-9, max_cycles: int = 50
+    links_gnn: torch.Tensor,
+    alive_gn: torch.Tensor | None = None,
+    tolerance: float = 1e-9,
+    max_products: int = 1000,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Second smallest solution of (D - W) x = lambda D x for a stack of dense graphs.
+    """Second smallest solution of (D - W) x = lambda D x for a batch of dense graphs.
 
-    With y = D^1/2 x this is the symmetric problem A y = (1 - lambda) y, A = D^-1/2 W D^-1/2. The
-    top eigenvector of A is known, D^1/2 1; it is moved to the bottom of the spectrum. The next one
-    is found by restarted block Krylov iteration with Rayleigh-Ritz: a cycle builds an orthonormal
-    basis of [X, AX, A^2 X, ...], solves the small problem in it and restarts from its best vectors.
-    The start is fixed, so the same graph gives the same vector. Finished graphs leave the batch; a
-    graph that is not finished after `max_cycles` is solved densely, which is slow but exact.
+    W has the weight 1 for links and WEAK_LINK elsewhere; D has its row sums. With y = D^1/2 x this
+    is the symmetric problem A y = (1 - lambda) y, A = D^-1/2 W D^-1/2. The top eigenvector of A is
+    known, D^1/2 1; it is moved to the bottom of the spectrum. The next one is found by a Lanczos
+    iteration with full orthogonalisation and thick restarts (Wu and Simon, SIAM J. Matrix Anal.
+    Appl. 2000), in double precision, for the eigenvalues of hardly linked parts differ by weak
+    links only. The start is fixed, so the same graph gives the same vector. Finished graphs leave
+    the batch; a graph that is not finished after `max_products` is solved densely.
 
     Args:
-        affinity_bnn: (graphs, n, n) float64 W, symmetric, positive; n at least 2.
+        links_gnn: (graphs, n, n) float64, symmetric, 1 for links and 0 elsewhere; n at least 2.
+        alive_gn: (graphs, n) bool: nodes that have links; None for all.
         tolerance: bound on the norm of A y - (1 - lambda) y, for y of norm 1.
-        max_cycles: cycles before the dense solver takes over.
+        max_products: products with the matrices before the dense solver takes over.
 
     Returns:
         x (graphs, n) float64 with x' D x = 1, of arbitrary sign, and lambda (graphs,) float64 in
         [0, 2]. Where lambda is (nearly) a multiple solution, x is some vector of its eigenspace.
 
     Raises:
-        ValueError: the shape or type of `affinity_bnn` is wrong.
+        ValueError: the shape or type of `links_gnn` is wrong.
     """
-    if affinity_bnn.ndim != 3 or affinity_bnn.shape[1] != affinity_bnn.shape[2]:
-        raise ValueError(f"affinity_bnn must be (graphs, n, n), found {tuple(affinity_bnn.shape)}")
-    if affinity_bnn.dtype != torch.float64 or affinity_bnn.shape[1] < 2:
+    if links_gnn.ndim != 3 or links_gnn.shape[1] != links_gnn.shape[2]:
+        raise ValueError(f"links_gnn must be (graphs, n, n), found {tuple(links_gnn.shape)}")
+    if links_gnn.dtype != torch.float64 or links_gnn.shape[1] < 2:
         raise ValueError(
-            "affinity_bnn must be float64 with n of at least 2, found "
-            f"{affinity_bnn.dtype} with n = {affinity_bnn.shape[1]}"
+            "links_gnn must be float64 with n of at least 2, found "
+            f"{links_gnn.dtype} with n = {links_gnn.shape[1]}"
         )
-    graphs, n, _ = affinity_bnn.shape
-    root_bn = affinity_bnn.sum(2).sqrt()
-    a_bnn = affinity_bnn / root_bn[:, :, None] / root_bn[:, None, :]
-    top_bn1 = torch.nn.functional.normalize(root_bn, dim=1)[:, :, None]
-
-    def apply(a: torch.Tensor, top: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        return a @ vectors - 2 * top * (top.mT @ vectors)
-
-    # Double precision throughout: the eigenvalues of hardly linked parts differ by weak links only.
-    block = min(BLOCK, n)
-    depth = max(1, min(DEPTH, n // block))
-    start = torch.randn(n, block, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = torch.linalg.qr(start.to(a_bnn.device))[0].expand(graphs, n, block)
-    y_bn = torch.zeros(graphs, n, dtype=torch.float64, device=a_bnn.device)
-    mu_b = torch.zeros(graphs, dtype=torch.float64, device=a_bnn.device)
-    left, a, top = torch.arange(graphs, device=a_bnn.device), a_bnn, top_bn1
-    for _ in range(max_cycles):
-        if len(left) == 0:
-            break
-        basis, image = x, apply(a, top, x)
-        for _ in range(depth - 1):
-            # Where the basis already spans an invariant space, the first pass leaves rounding noise
-            # and the second some directions of the basis again; the third removes these too.
-            fresh = image[:, :, -block:]
-            for _ in range(3):
-                fresh = torch.linalg.qr(fresh - basis @ (basis.mT @ fresh))[0]
-            basis = torch.cat((basis, fresh), dim=2)
-            image = torch.cat((image, apply(a, top, fresh)), dim=2)
-        small = basis.mT @ image
-        values, vectors = torch.linalg.eigh((small + small.mT) / 2)
-        x = basis @ vectors[:, :, -block:]
-        best, value = x[:, :, -1], values[:, -1]
-        residual = ((image @ vectors[:, :, -1:])[:, :, 0] - value[:, None] * best).norm(dim=1)
-        done = residual < tolerance
-        y_bn[left[done]], mu_b[left[done]] = best[done], value[done]
-        left, x = left[~done], x[~done]
-        if done.any():
-            a, top = a[~done], top[~done]
+    graphs, n, _ = links_gnn.shape
+    alive = torch.ones_like(links_gnn[:, 0]) if alive_gn is None else alive_gn.double()
+    degree = WEAK_LINK * n + (1 - WEAK_LINK) * alive * _times(links_gnn, alive)
+    inverse_gn = degree.rsqrt()
+    x_gn, mu_g = torch.zeros_like(degree), torch.zeros_like(degree[:, 0])
+    left = torch.arange(graphs, device=links_gnn.device)
+    top_gn = normalize(degree.sqrt(), dim=1)
+    operator = _Operator(links_gnn, alive * inverse_gn, inverse_gn, top_gn)
+    width = min(BASIS, n)
+    # Of each new direction a trace is random: where a space is exhausted it finds another one.
+    noise = _directions(width + 1, n).to(links_gnn.device)
+    basis = links_gnn.new_zeros(graphs, width, n)
+    image = torch.zeros_like(basis)
+    basis[:, 0], used = noise[width], 1
+    for _ in range(max_products):
+        image[:, used - 1] = operator(basis[:, used - 1])
+        full = used == width
+        if full or used % CHECK_EVERY == 0:
+            small = basis[:, :used] @ image[:, :used].mT
+            values, vectors = torch.linalg.eigh((small + small.mT) / 2)
+            best = _combined(vectors[:, :, -1:], basis[:, :used])[:, 0]
+            value = values[:, -1:]
+            residual = _combined(vectors[:, :, -1:], image[:, :used])[:, 0] - value * best
+            done = residual.norm(dim=1) < tolerance
+            if done.any():
+                x_gn[left[done]], mu_g[left[done]] = best[done], value[done, 0]
+                if done.all():
+                    left = left[:0]
+                    break
+                left, basis, image, vectors = (
+                    kept[~done] for kept in (left, basis, image, vectors)
+                )
+                operator = operator.of(~done)
+            if used == n:
+                break
+        fresh = normalize(image[:, used - 1], dim=1) + 1e-13 * noise[used - 1]
+        # Where the basis spans an invariant space, the first pass leaves rounding errors and the
+        # second some directions of the basis again; the third removes these too.
+        known, fresh = basis[:, :used], fresh[:, :, None]
+        for _ in range(3):
+            fresh = torch.baddbmm(fresh, known.mT, known @ fresh, alpha=-1)
+        fresh = (fresh / fresh.norm(dim=1, keepdim=True))[:, :, 0]
+        if full:
+            used = max(1, width // 3)
+            basis[:, :used] = _combined(vectors[:, :, -used:], basis)
+            image[:, :used] = _combined(vectors[:, :, -used:], image)
+        basis[:, used] = fresh
+        used += 1
     if len(left):
-        values, vectors = torch.linalg.eigh(a - 2 * top * top.mT)
-        y_bn[left], mu_b[left] = vectors[:, :, -1], values[:, -1]
-    return y_bn / root_bn, 1 - mu_b
+        values, vectors = torch.linalg.eigh(operator.matrix())
+        x_gn[left], mu_g[left] = vectors[:, :, -1], values[:, -1]
+    return x_gn * inverse_gn, 1 - mu_g
 
 
-def refine(masks_mhw: Sequence[np.ndarray], config: OpenCutConfig) -> np.ndarray:
+@dataclass(frozen=True)
+class _Operator:
+    """A - 2 top top' of every graph, without making A."""
+
+    links: torch.Tensor
+    alive: torch.Tensor
+    """D^-1/2 for nodes that have links, 0 for others."""
+    inverse: torch.Tensor
+    """D^-1/2"""
+    top: torch.Tensor
+    """The eigenvector of A that is known, of length 1."""
+
+    def __call__(self, y_gn: torch.Tensor) -> torch.Tensor:
+        linked = self.alive * _times(self.links, self.alive * y_gn)
+        anywhere = self.inverse * (self.inverse * y_gn).sum(1, keepdim=True)
+        along = 2 * (self.top * y_gn).sum(1, keepdim=True)
+        return (1 - WEAK_LINK) * linked + WEAK_LINK * anywhere - along * self.top
+
+    def of(self, graphs: torch.Tensor) -> "_Operator":
+        kept = (self.links, self.alive, self.inverse, self.top)
+        return _Operator(*(tensor[graphs] for tensor in kept))
+
+    def matrix(self) -> torch.Tensor:
+        linked = self.alive[:, :, None] * self.links * self.alive[:, None, :]
+        anywhere = self.inverse[:, :, None] * self.inverse[:, None, :]
+        removed = 2 * self.top[:, :, None] * self.top[:, None, :]
+        return (1 - WEAK_LINK) * linked + WEAK_LINK * anywhere - removed
+
+
+@lru_cache(1)
+def _directions(count: int, n: int) -> torch.Tensor:
+    """(count, n) float64: random but fixed vectors of length 1."""
+    generator = torch.Generator().manual_seed(0)
+    return normalize(torch.randn(count, n, dtype=torch.float64, generator=generator), dim=1)
+
+
+def _times(matrix_gnn: torch.Tensor, vector_gn: torch.Tensor) -> torch.Tensor:
+    if matrix_gnn.is_cuda:
+        return (matrix_gnn @ vector_gn[:, :, None])[:, :, 0]
+    # On a CPU, products in a batch are several times slower than one after the other.
+    products = [matrix @ vector for matrix, vector in zip(matrix_gnn, vector_gn, strict=True)]
+    return torch.stack(products)
+
+
+def _combined(weights_gkm: torch.Tensor, vectors_gkn: torch.Tensor) -> torch.Tensor:
+    """(graphs, m, n): sums of k vectors, m times."""
+    return weights_gkm.mT @ vectors_gkn
+
+
+def refine(masks_mhw: np.ndarray, config: OpenCutConfig) -> np.ndarray:
     """Raw cuts into masks that share no patch (FOSSIL section 3.4, mask refinement).
 
     Each cut is split into connected components (patches that touch by a side). In order, a
@@ -227,13 +311,12 @@ def refine(masks_mhw: Sequence[np.ndarray], config: OpenCutConfig) -> np.ndarray
     masks as they stand, after their own subtraction.
 
     Args:
-        masks_mhw: cuts in order of importance, (h, w) bool each; empty ones are passed over.
+        masks_mhw: (m, h, w) bool, cuts in order of importance; empty ones are passed over.
         config: eta, mu and rho.
 
     Returns:
         (masks, h, w) bool, no two of them overlapping.
     """
-    masks_mhw = np.asarray(masks_mhw, dtype=bool)
     size_hw = masks_mhw.shape[1:]
     smallest = config.eta * size_hw[0] * size_hw[1] / REFERENCE_GRID
     kept: list[np.ndarray] = []
@@ -290,7 +373,9 @@ def shares(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> torch.Tensor:
 
 
 def owned(shares_nhw: torch.Tensor) -> np.ndarray:
-    """Of `shares` or the like, (masks + 1, H, W): the pixels of which each mask has the most, the
-    first of equal ones, (masks, H, W) bool."""
+    """The pixels of which each mask has the largest share, the first of equal ones.
+
+    Takes `shares` or the like, (masks + 1, H, W), and gives (masks, H, W) bool.
+    """
     count = len(shares_nhw) - 1
     return (shares_nhw.argmax(0) == torch.arange(count)[:, None, None]).numpy()

@@ -70,6 +70,6 @@ def as_proposals(found: "np.ndarray | Proposals", *, rest: bool) -> Proposals:
             f"proposals must be (n, H, W) bool masks or Proposals, found {found.shape} "
             f"{found.dtype}"
         )
-    if rest and not (covered_hw := found.any(0)).all():
+    if rest and not (covered_hw := np.any(found, axis=0)).all():
         found = np.concatenate([found, ~covered_hw[None]])
     return Proposals(activations_nhw=found.astype(np.float32))

@@ -344,6 +344,6 @@ class SamMasks:
 
 
 def _best(logits_nkhw: torch.Tensor, ious_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every prompt the mask of the highest predicted IoU: (n, h, w) and (n,)."""
+    """The mask of the highest predicted IoU for every prompt: (n, h, w) and (n,)."""
     rows, best = torch.arange(len(ious_nk), device=ious_nk.device), ious_nk.argmax(1)
     return logits_nkhw[rows, best], ious_nk[rows, best]

@@ -229,3 +229,13 @@ def test_what_cannot_be_loaded(tmp_path):
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(ValueError, match=name):
         config(**{name: 1.0})
+
+
+def test_a_model_and_an_image_processor_that_do_not_fit_are_refused_at_loading(tmp_path):
+    model, _ = maskformer()
+    model.save_pretrained(tmp_path)
+    MaskFormerImageProcessor(size=SIZE, image_mean=[0.5] * 2, image_std=[0.5] * 2).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ModelError, match="cannot use MaskFormer"):
+        load_mask_former(config(model=str(tmp_path)), device="cpu")

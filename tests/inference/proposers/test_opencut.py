@@ -23,6 +23,11 @@ def affinity(linked):
     return np.where(linked, 1.0, WEAK_LINK)
 
 
+def links_of(w):
+    """What `second_eigenvectors` takes for the weights W, with an axis for graphs."""
+    return (torch.tensor(np.atleast_3d(w).reshape(-1, *w.shape[-2:])) - WEAK_LINK) / (1 - WEAK_LINK)
+
+
 def random_links(n, rng):
     linked = rng.random((n, n)) < 0.2
     return linked | linked.T | np.eye(n, dtype=bool)
@@ -65,47 +70,48 @@ def assert_second_solution(w, x, eigenvalue):
 def test_eigenvector_matches_the_dense_solver(links, n):
     rng = np.random.default_rng(n)
     w_bnn = np.array([affinity(links(n, rng)) for _ in range(3)])
-    x_bn, eigenvalues = second_eigenvectors(torch.tensor(w_bnn))
+    x_bn, eigenvalues = second_eigenvectors(links_of(w_bnn))
     for w, x, eigenvalue in zip(w_bnn, x_bn.numpy(), eigenvalues.numpy(), strict=True):
         assert_second_solution(w, x, eigenvalue)
 
 
 def test_eigenvector_of_a_400_node_graph():
     w = affinity(feature_links(400, np.random.default_rng(0)))
-    x_bn, eigenvalues = second_eigenvectors(torch.tensor(w)[None])
+    x_bn, eigenvalues = second_eigenvectors(links_of(w))
     assert_second_solution(w, x_bn[0].numpy(), eigenvalues[0].item())
 
 
-def test_eigenvector_of_more_equal_parts_than_a_block_holds():
+def test_eigenvector_of_many_equal_parts():
     linked = np.kron(np.eye(9, dtype=bool), np.ones((7, 7), dtype=bool))
     w = affinity(linked)
-    x_bn, eigenvalues = second_eigenvectors(torch.tensor(w)[None])
+    x_bn, eigenvalues = second_eigenvectors(links_of(w))
     assert_second_solution(w, x_bn[0].numpy(), eigenvalues[0].item())
 
 
 def test_eigenvector_with_negative_second_eigenvalue_of_the_adjacency():
     w = np.full((6, 6), 1.0) - 0.9 * np.eye(6)
-    x_bn, eigenvalues = second_eigenvectors(torch.tensor(w)[None])
+    x_bn, eigenvalues = second_eigenvectors(links_of(w))
     assert eigenvalues[0] > 1
     assert_second_solution(w, x_bn[0].numpy(), eigenvalues[0].item())
 
 
 def test_eigenvector_does_not_depend_on_the_rest_of_the_batch():
     rng = np.random.default_rng(3)
-    w_bnn = torch.tensor(np.array([affinity(feature_links(40, rng)) for _ in range(4)]))
-    together = second_eigenvectors(w_bnn)[0]
-    for alone, w in zip(together, w_bnn, strict=True):
-        torch.testing.assert_close(second_eigenvectors(w[None])[0][0], alone, atol=1e-7, rtol=0)
+    w_bnn = np.array([affinity(feature_links(40, rng)) for _ in range(4)])
+    together = second_eigenvectors(links_of(w_bnn))[0]
+    for found, w in zip(together, w_bnn, strict=True):
+        alone = second_eigenvectors(links_of(w))[0][0]
+        torch.testing.assert_close(alone, found, atol=1e-7, rtol=0)
 
 
-def test_the_dense_solver_takes_over_after_the_last_cycle():
+def test_the_dense_solver_takes_over_after_the_last_product():
     w = affinity(two_rings(60, None))
-    x_bn, eigenvalues = second_eigenvectors(torch.tensor(w)[None], max_cycles=0)
+    x_bn, eigenvalues = second_eigenvectors(links_of(w), max_products=0)
     assert_second_solution(w, x_bn[0].numpy(), eigenvalues[0].item())
 
 
 def test_bad_affinities_are_refused():
-    with pytest.raises(ValueError, match=r"\(graphs, n, n\)"):
+    with pytest.raises(ValueError, match=r"links_gnn must be \(graphs, n, n\)"):
         second_eigenvectors(torch.ones(2, 3, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="float64"):
         second_eigenvectors(torch.ones(1, 3, 3))
@@ -210,10 +216,57 @@ def test_an_image_without_contrast_and_a_single_patch_have_no_masks():
 
 def test_cutting_stops_when_only_removed_patches_are_found_again():
     keys = torch.eye(4)[torch.tensor([0, 0, 0, 1, 1, 1, 1])][None]
-    masks = maskcut(keys, torch.tensor([0.5]), stages=5)[0]
+    masks = maskcut(keys, torch.tensor([0.5]), stages=5)[0, 0]
     # The cut between three removed patches and one uniform part finds the removed ones.
     assert masks.any(1).tolist() == [True, False, False, False, False]
     assert masks[0].tolist() == [True] * 3 + [False] * 4
+
+
+def test_nodes_without_links_are_as_if_their_rows_and_columns_had_none():
+    rng = np.random.default_rng(5)
+    linked = feature_links(50, rng)
+    alive = rng.random(50) < 0.7
+    w = affinity(linked & alive[:, None] & alive[None])
+    x_gn, eigenvalues = second_eigenvectors(
+        torch.tensor(linked, dtype=torch.float64)[None], torch.tensor(alive)[None]
+    )
+    assert_second_solution(w, x_gn[0].numpy(), eigenvalues[0].item())
+
+
+@pytest.mark.parametrize("graph", ["isolated", "nearly equal parts", "restarts", "one link"])
+def test_graphs_that_are_hard_for_an_iteration_equal_the_dense_solver(graph):
+    rng = np.random.default_rng(2)
+    linked = np.eye(120, dtype=bool)
+    if graph == "nearly equal parts":
+        part = np.sort(rng.integers(0, 7, 120))
+        linked = part[:, None] == part[None]
+        linked[0, -1] = linked[-1, 0] = True
+    elif graph == "restarts":
+        linked = two_rings(120, rng)
+    elif graph == "one link":
+        linked[3, 70] = linked[70, 3] = True
+    w = affinity(linked)
+    x_gn, eigenvalues = second_eigenvectors(links_of(w))
+    assert_second_solution(w, x_gn[0].numpy(), eigenvalues[0].item())
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, 0.2])
+def test_patches_that_were_cut_out_link_to_nothing_at_any_threshold(tau):
+    """Each stage against dense cuts of the graph from which the masks before it are taken out."""
+    rng = np.random.default_rng(4)
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])  # cosines of -1/3
+    keys = np.repeat(corners, (12, 14, 17, 20), axis=0) + 0.3 * rng.normal(size=(63, 3))
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    masks = maskcut(torch.tensor(keys[None]), torch.tensor([tau]), stages=3)[0, 0].numpy()
+    assert masks.any(1).sum() >= 2
+    alive = np.ones(63, bool)
+    for mask in masks[masks.any(1)]:
+        w = affinity((keys @ keys.T >= tau) & alive[:, None] & alive[None])
+        degree = w.sum(1)
+        _, vectors = scipy.linalg.eigh(np.diag(degree) - w, np.diag(degree))
+        expected = foreground_of(torch.tensor(vectors[:, 1])[None])[0].numpy()
+        np.testing.assert_array_equal(mask, expected)
+        alive &= ~mask
 
 
 def test_bad_keys_are_refused():
