@@ -111,29 +111,6 @@ def softmax(scores_nc: np.ndarray, temperature: float) -> np.ndarray:
     return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
 
 
-def labelled(
-    scores_of: Callable[[slice], np.ndarray],
-    classes: int,
-    size_hw: tuple[int, int],
-    missing: tuple[str, ...] = (),
-) -> Segmentation:
-    """Each pixel takes its best class, the first of equal ones.
-
-    Args:
-        scores_of: slice of the classes -> (classes in it, H, W) float32, no NaN; called for a few
-            classes at a time, so that memory does not grow with their number.
-        classes: how many there are, at least 1.
-        size_hw: (H, W).
-        missing: passed on.
-    """
-    labels_hw, best_hw = _nothing_yet(size_hw)
-    at_once = max(1, _VALUES_AT_ONCE // (size_hw[0] * size_hw[1]))
-    for start in range(0, classes, at_once):
-        part = slice(start, min(start + at_once, classes))
-        _keep_best(labels_hw, best_hw, scores_of(part), start)
-    return Segmentation(labels_hw=labels_hw, best_hw=best_hw, scores_of=scores_of, missing=missing)
-
-
 def semantic(regions: ScoredRegions) -> Segmentation:
     """VOCSeg eq. 5: z_j(q) = sum over regions i of M_i(q) p_ij; each pixel takes its best class.
 
