@@ -26,8 +26,8 @@ MEANINGLESS = (
 """Words that no text tower can know."""
 
 MEANINGLESS_RATIO = 0.5
-"""A class borrows only if its distance to the noun, 1 - cosine, is below this fraction of that to the
-nearest of MEANINGLESS."""
+"""A class borrows only if its distance to the noun, 1 - cosine, is below this fraction of its
+distance to the nearest of MEANINGLESS."""
 
 _NOUNS_COMPARED = 2000
 

@@ -1,4 +1,4 @@
-"""Support: own, borrowed from a near noun, or none; relative to the collection and its text tower."""
+"""Support: own, borrowed from a near noun, or none; relative to the collection and its texts."""
 
 from types import SimpleNamespace
 
@@ -82,7 +82,7 @@ def test_no_references_one_noun_and_foreign_texts():
     alone = vocabulary(["boat"], np.eye(1, 5))
     found = class_support(alone, ["x", "y"], np.stack([at(0, 0.5), at(0, 0.4)]))
     assert [one.source for one in found] == ["borrowed", "none"]
-    with pytest.raises(ValueError, match="width 5 .* found 3"):
+    with pytest.raises(ValueError, match=r"width 5 .* found 3"):
         class_support(alone, ["x"], np.eye(1, 3))
 
 
