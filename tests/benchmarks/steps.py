@@ -147,7 +147,7 @@ def build(name, folder, arguments):
         started = time.process_time()
         recipe.build(config)
         timing.write_text(json.dumps(time.process_time() - started))
-    folders = recipe.open_steps(config, create=False)
+    folders = recipe.open_steps(config)
     masks, visual = {}, {}
     for shard in folders.images.commits():
         for record in folders.images.read(shard):

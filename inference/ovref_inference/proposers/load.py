@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import (
     CrfConfig,
     MaskFormerConfig,
@@ -57,10 +58,10 @@ def opencut_proposer(
         device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
         graph_bytes: memory for graphs cut at once. It changes speed only.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device_of(device)
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        keys_bhwd = torch.from_numpy(encoder.encode(images)).to(device)
+        keys_bhwd = torch.from_numpy(encoder.encode(images)).to(where)
         cuts = zip(opencut(keys_bhwd, config, graph_bytes), images, strict=True)
         if crf is None:
             return [upsample_masks(masks_nhw, image.shape[:2]) for masks_nhw, image in cuts]
@@ -137,14 +138,13 @@ def load_proposer(
     Raises:
         ModelError: a model cannot be found or read.
     """
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.mask_former is not None:
-        model = load_mask_former(config.mask_former, device=where, batch_size=batch_size)
+        model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
-        sam = load_sam(config.sam_grid.sam.model).to(where)
+        sam = load_sam(config.sam_grid.sam.model).to(device_of(device))
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
-    from ovref_inference.encoders.load import load_visual_encoder
+    from ovref_inference.encoders import load_visual_encoder
 
-    keys = load_visual_encoder(config.opencut.keys, device=where, batch_size=batch_size)
-    return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=where)
+    keys = load_visual_encoder(config.opencut.keys, device=device, batch_size=batch_size)
+    return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=device)
