@@ -227,16 +227,15 @@ class ReferenceCollection:
     ) -> Prototypes:
         """Prototypes by noun (VOCSeg 3.1), stored ones where they serve.
 
-        A name in the vocabulary gets the clusters of its own references. A rare or unknown one
-        gets those of its neighbours in text space (`prototypes.neighbours_of`), an unknown one
-        that is not near enough to any noun gets none (`class_support`).
+        A name in the vocabulary gets the clusters of its own references, a rare or unknown one
+        those of its neighbours in text space, or none if no noun is near enough (`class_support`).
 
         Args:
             names: concepts; compared in lower case, without outer blanks.
             k: prototypes of each; None takes the collection's own number.
             text_embeddings: (names, d_textual) of the names; needed for unknown names alone. None
                 lets the collection's own text encoder make them (needs `pip install
-                'ovref[segment]'`), and compare unknown names with meaningless words.
+                'ovref[segment]'`), and compare unknown names with MEANINGLESS.
             floor: of `class_support`; None gives every name prototypes.
 
         Raises:

@@ -7,6 +7,7 @@ torch is needed here.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -39,6 +40,29 @@ class Segmentation:
         """(classes, H, W) float32; -inf for a class without support. Made at each call: for 171
         classes of 12 megapixels these are 8 GB, which neither of the other maps needs."""
         return self.scores_of(slice(None))
+
+
+class Segmenter(Protocol):
+    """Images and class names -> label maps. All segmenters of this package are of this protocol."""
+
+    def segment(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[Segmentation]:
+        """Label maps of images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+            class_names: what to look for, as text; at least one.
+
+        Returns:
+            One Segmentation an image, at the image's size. Classes that the collection has no
+            references for are named in `missing` and get no pixel.
+
+        Raises:
+            ValueError: no class names or an empty one, no support for any of them, images of
+                another kind, or features that are zero or not finite.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
