@@ -8,6 +8,7 @@ Images are encoded once; all rows reuse the features.
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,7 +166,9 @@ def evaluate(
     started = time.monotonic()
     output = Path(spec.output)
     output.mkdir(parents=True, exist_ok=True)
-    with CachedModels(device) as models:
+    with CachedModels(device) as models, warnings.catch_warnings():
+        # The result says so of every class, and each ablation would say it again.
+        warnings.filterwarnings("ignore", message=".* has no references for")
         collection = models.collection(spec.collection)
         bench = make_bench(spec, collection, models, progress)
         progress("segmenting")

@@ -233,9 +233,8 @@ class ReferenceCollection:
         Args:
             names: concepts; compared in lower case, without outer blanks.
             k: prototypes of each; None takes the collection's own number.
-            text_embeddings: (names, d_textual) of the names; needed for unknown names alone. None
-                lets the collection's own text encoder make them (needs `pip install
-                'ovref[segment]'`), and compare unknown names with MEANINGLESS.
+            text_embeddings: (names, d_textual), needed for unknown names alone. None takes the
+                collection's text encoder (`ovref[segment]`), and compares with MEANINGLESS.
             floor: of `class_support`; None gives every name prototypes.
 
         Raises:
@@ -249,9 +248,8 @@ class ReferenceCollection:
         found = self._stored(own if config == self.prototype_config else [None] * len(own))
         fresh = [i for i, stored in enumerate(found) if stored is None]
         embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
-        made = self._fresh([own[i] for i in fresh], embeddings, config)
-        for i, prototypes in zip(fresh, made, strict=True):
-            found[i] = prototypes
+        made = iter(self._fresh([own[i] for i in fresh], embeddings, config))
+        found = [next(made) if one is None else one for one in found]
         vectors_nkd, counts = stacked([vectors for vectors, _ in found], self.manifest.visual.dim)
         sources = tuple(tuple(self.nouns[i] for i in used) for _, used in found)
         texts_cd = np.zeros((len(names), self.manifest.textual.dim), dtype=np.float32)
