@@ -48,7 +48,7 @@ class FossilConfig:
     gamma: float = 0.5
     """Weight of the best prototype against the mean of all, in [0, 1] (eq. 5)."""
     seed: int = 0
-    """Of k-means."""
+    """Seed of k-means."""
     windows: WindowConfig | None = field(default_factory=WindowConfig)
     """Sliding window; null scores each image as a whole, for images of the encoder's size."""
     floor: float | None = FLOOR

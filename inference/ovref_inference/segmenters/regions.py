@@ -210,7 +210,9 @@ def panoptic(
         things: of each class, whether it is a thing.
         min_score: regions whose best score is not above this are left out first.
         overlap: a region is left out if of its pixels (activation at least 0.5) fewer than this
-            fraction are left to it.
+            fraction are left to it. Only pixels inside of its own mask count as left, as in
+            MaskFormer's paper; FC-CLIP's code counts all pixels that it owns, which keeps more
+            regions (PQ 0.203 instead of 0.206 on the same inputs).
 
     Raises:
         ValueError: `things` does not have one entry a class.

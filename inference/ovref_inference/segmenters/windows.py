@@ -90,7 +90,7 @@ class ImageScores:
     """Scores of one image, from crops that cover it."""
 
     size_hw: tuple[int, int]
-    """Of the image that was cut into crops."""
+    """Height and width of the image that was cut into crops."""
     boxes: Sequence[tuple[int, ...]]
     """(top, left, bottom, right) of each crop."""
     crops: Sequence[CropScores]
