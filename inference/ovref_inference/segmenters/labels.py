@@ -146,6 +146,8 @@ def trained_scores(
     Returns:
         (n, classes) float32 of `in_vocabulary`; and (classes,) bool, which of them were trained.
     """
+    if found.trained_nc is None:
+        raise ValueError("the proposer gives no class probabilities")
     stands_for = match_labels(
         found.trained_names,
         texts(found.trained_names),

@@ -110,7 +110,7 @@ def region_features(
     Raises:
         ValueError: features of a region are zero or not finite.
     """
-    kept = [found.chosen(found.masks(threshold).any((1, 2))) for found in proposals]
+    kept = [found.chosen(np.asarray(found.masks(threshold).any((1, 2)))) for found in proposals]
     encoded = visual.encode_regions(
         images,
         [found.masks(threshold) for found in kept],
