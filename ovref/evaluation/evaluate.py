@@ -8,6 +8,7 @@ Images are encoded once; all rows reuse the features.
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,12 +41,7 @@ from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
 from ovref_inference.proposers.load import load_proposer, no_proposals
 from ovref_inference.ranges import require_at_least
-from ovref_inference.segmenters.fossil import (
-    FossilConfig,
-    FossilSegmenter,
-    TextOnlySegmenter,
-    missing_names,
-)
+from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 
 SMALL = "The miniature's small models are trained on drawn scenes and know nothing of others."
 """Stands above tables of other images that they had a part in."""
@@ -158,8 +154,9 @@ def evaluate(
     Returns:
         What evaluation.json holds: caption, rows (name, mIoU, accuracies and, with a split of
         classes, hIoU, in [0, 1]; None where not defined), ablations, ratios, per-class IoU
-        (None for a class that does not occur), the effective specification, class list and label
-        convention, the collection's fingerprint, seconds.
+        (None for a class that does not occur), the support of each class in words
+        (`class_support`), the effective specification, class list and label convention, the
+        collection's fingerprint, seconds.
 
     Raises:
         CollectionError: the collection cannot be opened, or does not state its encoders.
@@ -169,7 +166,9 @@ def evaluate(
     started = time.monotonic()
     output = Path(spec.output)
     output.mkdir(parents=True, exist_ok=True)
-    with CachedModels(device) as models:
+    with CachedModels(device) as models, warnings.catch_warnings():
+        # The result says so of every class, and each ablation would say it again.
+        warnings.filterwarnings("ignore", message=".* has no references for")
         collection = models.collection(spec.collection)
         bench = make_bench(spec, collection, models, progress)
         progress("segmenting")
@@ -199,7 +198,12 @@ def evaluate(
                 name: _rounded(iou)
                 for name, iou in zip(bench.data.classes, rows["FOSSIL"].iou, strict=True)
             },
-            "missing": list(missing_names(bench.data.classes, best.prepare(bench.data.classes))),
+            "support": {
+                name: str(one)
+                for name, one in zip(
+                    bench.data.classes, best.prepare(bench.data.classes).support, strict=True
+                )
+            },
             "spec": dump(spec),
             "seconds": round(time.monotonic() - started, 1),
         }

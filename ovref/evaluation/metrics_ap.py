@@ -17,7 +17,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 """Recalls at which precision is read."""
 
 MAX_DETECTIONS = 100
-"""Of one class in one image, the best are judged."""
+"""The best detections of one class in one image that are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

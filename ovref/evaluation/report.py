@@ -9,6 +9,7 @@ COLUMNS = {
     "pixel_accuracy": "pixel accuracy %",
     "hiou": "hIoU %",
 }
+OWN = "own references"
 RATIOS = {"over_text_only": "the better text-only row", "over_oracle": "oracle masks"}
 
 
@@ -75,6 +76,10 @@ def _collection_line(result: dict[str, Any]) -> str:
 
 def _notes(result: dict[str, Any]) -> list[str]:
     parts = [f"{value:.2f} x {RATIOS[name]}" for name, value in result["ratios"].items()]
+    notes = ["FOSSIL's mIoU has no ratio to its bounds, which are 0 or not defined."]
     if parts:
-        return ["FOSSIL's mIoU is " + " and ".join(parts) + "."]
-    return ["FOSSIL's mIoU has no ratio to its bounds, which are 0 or not defined."]
+        notes = ["FOSSIL's mIoU is " + " and ".join(parts) + "."]
+    strange = [f"{name}: {how}" for name, how in result["support"].items() if how != OWN]
+    if strange:
+        notes.append("Classes without references of their own: " + "; ".join(strange) + ".")
+    return notes

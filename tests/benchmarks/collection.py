@@ -21,7 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import faiss
 import numpy as np
 
-from ovref_inference import PrototypeConfig, ReferenceCollection
+from ovref_inference import ReferenceCollection
+from ovref_inference.collection.prototypes import PrototypeConfig
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection import store

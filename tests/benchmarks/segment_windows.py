@@ -107,7 +107,7 @@ def main():
 
     started = time.perf_counter()
     models = Models(sizes, arguments, device)
-    names = [f"thing number {number}" for number in range(arguments.classes)]
+    names = class_names(arguments.classes)
     results["preparation"] = {"making models": time.perf_counter() - started}
     class_embeddings(models.text, names)  # warm
     now = clock(device)
@@ -143,6 +143,11 @@ def main():
     print(report(results))
     if "errors" in results:
         raise SystemExit(1)
+
+
+def class_names(count):
+    """Nouns of the collection, so that every class has references of its own."""
+    return [f"thing number {number}" for number in range(count)]
 
 
 def measured(models, segmenter, image_hwc, names, device, arguments, once):
@@ -282,6 +287,8 @@ class Collection:
 
     def __init__(self, classes, dim, references=150):
         rng = np.random.default_rng(0)
+        self.nouns = class_names(classes)
+        self.noun_counts = np.full(classes, references)
         centres = rng.standard_normal((classes, 1, dim), dtype=np.float32)
         self.made = {}
         self.of_class = centres + rng.standard_normal((classes, references, dim), dtype=np.float32)
@@ -397,9 +404,8 @@ def seconds_by_part(models, segmenter, images, names, device):
         (proposers, "to_edges", "CRF"),
         (segmenters, "pool_regions", "pooling regions"),
         (segmenters, "prototype_scores", "similarity"),
-        (segmenters, "pixel_scores", "scores to the windows' pixels"),
-        (segmenters, "sliding_scores", "averaging windows"),
-        (segmenters, "labelled", "scores to the image's pixels, best class"),
+        (segmenters, "crop_scores", "scores of patches and regions"),
+        (segmenters, "labelled", "scores to pixels, windows averaged, best class"),
     ]
     cut = opencut.second_eigenvectors
     masks = []

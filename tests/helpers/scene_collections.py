@@ -110,7 +110,7 @@ def _info(encoder, vectors):
 @pytest.fixture(scope="session")
 def collection_url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("collection")
-    publish_scenes(40, folder / "scratch", folder / "published")
+    publish_scenes(50, folder / "scratch", folder / "published")
     return str(folder / "published")
 
 

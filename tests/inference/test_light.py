@@ -37,7 +37,7 @@ print(json.dumps(found))
 
 def test_importing_loads_nothing_heavy_nor_the_builder():
     rooms = "ovref_inference, ovref_inference.encoders, ovref_inference.proposers"
-    rooms += ", ovref_inference.segmenters"
+    rooms += ", ovref_inference.segmenters, ovref_inference.collection.reference_collection"
     program = f"import sys, {rooms}; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

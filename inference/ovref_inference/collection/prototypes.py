@@ -4,10 +4,11 @@ The builder stores them and a query recomputes them by the same rules.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.collection.clustering import spherical_kmeans_many
 
 _NOUNS_AT_ONCE = 64
@@ -67,8 +68,21 @@ class Prototypes:
     counts: np.ndarray
     """(n,) int64: prototypes of each class; 0 where the collection has no support for it."""
     nouns: tuple[tuple[str, ...], ...]
-    """Of each class, the collection's nouns whose references were used, nearest first; empty
+    """The collection's nouns whose references were used for each class, nearest first; empty
     where references were retrieved by text."""
+    support: tuple[ClassSupport, ...] = ()
+    """The support of each class; empty where it was not asked for."""
+
+    def supported(self, support: tuple[ClassSupport, ...]) -> "Prototypes":
+        """The same with this support: classes without any have no prototypes."""
+        none = [one.source == "none" for one in support]
+        return replace(
+            self,
+            vectors_nkd=np.where(np.array(none)[:, None, None], 0.0, self.vectors_nkd),
+            counts=np.where(none, 0, self.counts),
+            nouns=tuple(() if gone else n for gone, n in zip(none, self.nouns, strict=True)),
+            support=support,
+        )
 
 
 def neighbours_of(

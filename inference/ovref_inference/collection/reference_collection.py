@@ -16,6 +16,7 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection import store
 from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
 from ovref_inference.collection.clustering import spherical_kmeans
 from ovref_inference.collection.nouns import Nouns
 from ovref_inference.collection.prototypes import (
@@ -222,18 +223,19 @@ class ReferenceCollection:
         k: int | None = None,
         *,
         text_embeddings: np.ndarray | None = None,
+        floor: float | None = FLOOR,
     ) -> Prototypes:
         """Prototypes by noun (VOCSeg 3.1), stored ones where they serve.
 
-        A name in the vocabulary gets the clusters of its own references. A rare or unknown one
-        gets those of its neighbours in text space (`prototypes.neighbours_of`).
+        A name in the vocabulary gets the clusters of its own references, a rare or unknown one
+        those of its neighbours in text space, or none if no noun is near enough (`class_support`).
 
         Args:
             names: concepts; compared in lower case, without outer blanks.
             k: prototypes of each; None takes the collection's own number.
-            text_embeddings: (names, d_textual) of the names; needed for unknown names alone. None
-                lets the collection's own text encoder make them (needs `pip install
-                'ovref[segment]'`).
+            text_embeddings: (names, d_textual), needed for unknown names alone. None takes the
+                collection's text encoder (`ovref[segment]`), and compares with MEANINGLESS.
+            floor: of `class_support`; None gives every name prototypes.
 
         Raises:
             ValueError: no or empty names, k < 1, embeddings of another shape.
@@ -246,12 +248,15 @@ class ReferenceCollection:
         found = self._stored(own if config == self.prototype_config else [None] * len(own))
         fresh = [i for i, stored in enumerate(found) if stored is None]
         embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
-        made = self._fresh([own[i] for i in fresh], embeddings, config)
-        for i, prototypes in zip(fresh, made, strict=True):
-            found[i] = prototypes
+        made = iter(self._fresh([own[i] for i in fresh], embeddings, config))
+        found = [next(made) if one is None else one for one in found]
         vectors_nkd, counts = stacked([vectors for vectors, _ in found], self.manifest.visual.dim)
         sources = tuple(tuple(self.nouns[i] for i in used) for _, used in found)
-        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=sources)
+        texts_cd = np.zeros((len(names), self.manifest.textual.dim), dtype=np.float32)
+        texts_cd[fresh] = embeddings
+        words = (lambda: self.embed_text(MEANINGLESS)) if text_embeddings is None else None
+        support = class_support(self, names, texts_cd, floor=floor, meaningless=words)
+        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=sources).supported(support)
 
     def embed_text(self, names: Sequence[str]) -> np.ndarray:
         """(n, d_textual) embeddings of names, by the collection's own text encoder and templates.

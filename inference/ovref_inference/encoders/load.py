@@ -51,6 +51,11 @@ class VisualEncoder:
         """Pixels per side of a grid cell, after resizing."""
 
     @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._images.device
+
+    @property
     def grid_hw(self) -> tuple[int, int]:
         """Rows and columns of the feature grid."""
         return self.size_hw[0] // self.patch_size, self.size_hw[1] // self.patch_size

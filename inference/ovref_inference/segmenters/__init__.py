@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
     from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
     from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
-    from ovref_inference.segmenters.regions import Panoptic, Segmentation, panoptic, semantic
+    from ovref_inference.segmenters.load import load_segmenter
+    from ovref_inference.segmenters.regions import (
+        Panoptic,
+        Segmentation,
+        Segmenter,
+        panoptic,
+        semantic,
+    )
     from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
     from ovref_inference.segmenters.superpixels import SuperpixelConfig
     from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
@@ -29,11 +36,13 @@ __all__ = [
     "RetClipConfig",
     "RetClipSegmenter",
     "Segmentation",
+    "Segmenter",
     "SuperpixelConfig",
     "TextOnlySegmenter",
     "VocSegConfig",
     "VocSegSegmenter",
     "WindowConfig",
+    "load_segmenter",
     "panoptic",
     "semantic",
 ]
@@ -49,11 +58,13 @@ _MODULES = {
     "RetClipConfig": "retclip",
     "RetClipSegmenter": "retclip",
     "Segmentation": "regions",
+    "Segmenter": "regions",
     "SuperpixelConfig": "superpixels",
     "TextOnlySegmenter": "fossil",
     "VocSegConfig": "vocseg",
     "VocSegSegmenter": "vocseg",
     "WindowConfig": "windows",
+    "load_segmenter": "load",
     "panoptic": "regions",
     "semantic": "regions",
 }

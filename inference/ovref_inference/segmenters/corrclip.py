@@ -11,13 +11,20 @@ from typing import ClassVar
 
 import numpy as np
 
+from ovref_inference.collection.class_support import FLOOR, ClassSupport
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import Texts
+from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.collection.support import Support
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.proposers.proposals import as_proposals
-from ovref_inference.segmenters.labels import NamedTexts
+from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.segmenters.labels import (
+    BoundedCache,
+    NamedTexts,
+    missing_names,
+    supported_classes,
+)
 from ovref_inference.segmenters.regions import (
     ScoredRegions,
     Segmentation,
@@ -47,13 +54,13 @@ class CorrClipConfig:
     rest: bool = True
     """Whether what no mask covers is one more region, as there."""
 
+    floor: float | None = FLOOR
+    """As `FossilConfig.floor`; null classifies every class by text, as CorrCLIPv2 does."""
+
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, found {self.k}")
-        if not 0 <= self.support <= 1:
-            raise ValueError(f"support must lie in [0, 1], found {self.support}")
-        if not self.tau > 0:
-            raise ValueError(f"tau must be above 0, found {self.tau}")
+        require_at_least("k", self.k, 1)
+        require_within("support", self.support, 0, 1)
+        require_above("tau", self.tau, 0)
 
 
 class CorrClipSegmenter:
@@ -86,6 +93,22 @@ class CorrClipSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
+        self._prepared: dict[tuple[str, ...], tuple[ClassSupport, ...]] = BoundedCache()
+
+    def prepare(self, class_names: Sequence[str]) -> tuple[ClassSupport, ...]:
+        """The support of these classes, cached for the next call.
+
+        Warns, once for each list of classes, about classes that the collection has nothing for.
+
+        Raises:
+            ValueError: no class names, an empty one, or no support for any of them.
+        """
+        names = checked_names(class_names)
+        if names not in self._prepared:
+            self._prepared[names] = supported_classes(
+                self.collection, names, self.texts, self.config.floor
+            )
+        return self._prepared[names]
 
     def score(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
@@ -95,6 +118,8 @@ class CorrClipSegmenter:
         Args, errors: as of `segment`.
         """
         check_images(images)
+        support = self.prepare(class_names)
+        none = np.array([one.source == "none" for one in support])
         texts_cd, config = self.texts(class_names), self.config
         proposals = [as_proposals(found, rest=config.rest) for found in self.proposer(images)]
         keyed = region_features(self.keys, images, proposals, 0.5)
@@ -110,11 +135,14 @@ class CorrClipSegmenter:
                 )
             cosines = (1 - config.support) * (own_nd @ texts_cd.T)
             if len(keys_nd):
-                support = self.collection.search_regions(keys_nd, config.k)
-                cosines += config.support * (support_embeddings(support) @ texts_cd.T)
+                retrieved = self.collection.search_regions(keys_nd, config.k)
+                cosines += config.support * (support_embeddings(retrieved) @ texts_cd.T)
+            cosines[:, none] = -np.inf
             scored.append(
                 ScoredRegions(
-                    activations_nhw=found.activations_nhw, scores_nc=softmax(cosines, config.tau)
+                    activations_nhw=found.activations_nhw,
+                    scores_nc=softmax(cosines, config.tau),
+                    missing=missing_names(class_names, support),
                 )
             )
         return scored

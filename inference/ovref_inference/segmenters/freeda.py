@@ -9,16 +9,31 @@ from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
+import torch
 
+from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import checked_names
 from ovref_inference.images import check_images
-from ovref_inference.segmenters.labels import NamedTexts, Recent, check_same_encoders
-from ovref_inference.segmenters.regions import Segmentation, labelled, with_background
+from ovref_inference.ranges import require_at_least, require_within
+from ovref_inference.segmenters.cosines import best_cosines, prototype_cosines, sigmoid
+from ovref_inference.segmenters.labels import (
+    BoundedCache,
+    NamedTexts,
+    check_same_encoders,
+    missing_names,
+    supported_classes,
+)
+from ovref_inference.segmenters.regions import Segmentation, with_background
 from ovref_inference.segmenters.superpixels import SuperpixelConfig, pool_labels, superpixels
-from ovref_inference.segmenters.windows import WindowConfig, resize_scores, sliding_scores
-from ovref_inference.vectors import l2_normalised
+from ovref_inference.segmenters.windows import (
+    CropScores,
+    ImageScores,
+    WindowConfig,
+    labelled,
+    score_images,
+)
 
 
 class DenseEncoder(Protocol):
@@ -54,14 +69,13 @@ class FreedaConfig:
     background: float | None = None
     """Pixels whose best score is below this get no class (0.4 there); null for data without
     background."""
+    floor: float | None = FLOOR
+    """As `FossilConfig.floor`."""
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, found {self.n}")
-        if self.around < 1:
-            raise ValueError(f"around must be at least 1, found {self.around}")
-        if not 0 <= self.local <= 1:
-            raise ValueError(f"local must lie in [0, 1], found {self.local}")
+        require_at_least("n", self.n, 1)
+        require_at_least("around", self.around, 1)
+        require_within("local", self.local, 0, 1)
 
 
 class FreedaSegmenter:
@@ -108,29 +122,28 @@ class FreedaSegmenter:
         self.text = text
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.config = config
-        self._prepared: dict[tuple[str, ...], tuple[np.ndarray, Prototypes | None]] = Recent()
+        self._prepared: dict[tuple[str, ...], tuple[Prototypes, Prototypes | None]] = BoundedCache()
 
-    def prepare(self, class_names: Sequence[str]) -> tuple[np.ndarray, Prototypes | None]:
-        """Prototypes of the classes, (classes, d) float32, L2-normalised, and of their
-        surroundings; made at the first call, remembered for the next.
+    def prepare(self, class_names: Sequence[str]) -> tuple[Prototypes, Prototypes | None]:
+        """One prototype for each class, and those of its surroundings, cached for the next call.
+
+        Warns, once for each list of classes, about classes that the collection has nothing for.
 
         Raises:
-            ValueError: no class names, an empty one, or a collection without references.
+            ValueError: no class names, an empty one, or no support for any of them.
         """
         names = checked_names(class_names)
         if names not in self._prepared:
-            texts_cd = self.texts(names)
+            support = supported_classes(self.collection, names, self.texts, self.config.floor)
+            texts_cd, n = self.texts(names), self.config.n
             around = None
             if self.surroundings is not None:
-                around = self.surroundings.fossil_prototypes(
-                    texts_cd, n=self.config.n, k=self.config.around
-                )
+                around = self.surroundings.fossil_prototypes(texts_cd, n=n, k=self.config.around)
                 if not around.counts.all():
                     raise ValueError(f"{self.surroundings.url} has no references")
-            self._prepared[names] = (
-                mean_prototypes(self.collection, texts_cd, self.config.n),
-                around,
-            )
+            # The centroid of one cluster is the mean.
+            means = self.collection.fossil_prototypes(texts_cd, n=n, k=1)
+            self._prepared[names] = means.supported(support), around
         return self._prepared[names]
 
     def segment(
@@ -152,83 +165,66 @@ class FreedaSegmenter:
         """
         check_images(images)
         prototypes, around = self.prepare(class_names)
-        texts_cd = self.texts(class_names)
-        windows = self.config.windows
-
-        def score(crops: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return self._score(crops, prototypes, around, texts_cd)
-
-        if windows is None:
-            maps = score(images)
-        else:
-            maps = [sliding_scores(image_hwc, score, windows) for image_hwc in images]
+        present = prototypes.counts > 0
+        score = partial(
+            self._score,
+            prototypes=prototypes,
+            around=around,
+            texts_cd=self.texts(class_names),
+            present=present,
+        )
+        found = score_images(images, score, self.config.windows)
+        missing = missing_names(class_names, prototypes.support)
         threshold = -np.inf if self.config.background is None else self.config.background
-        return [
-            with_background(
-                labelled(
-                    partial(_at_size, map_chw, len(class_names), image_hwc.shape[:2]),
-                    len(class_names),
-                    image_hwc.shape[:2],
-                ),
-                threshold,
-            )
-            for map_chw, image_hwc in zip(maps, images, strict=True)
-        ]
+        segmentations = []
+        for one, image_hwc in zip(found, images, strict=True):
+            size_hw = image_hwc.shape[:2]
+            pixels = partial(_pixels, one, size_hw, int(present.sum()), around is not None)
+            labels = labelled(pixels, present, size_hw, missing)
+            segmentations.append(with_background(labels, threshold))
+        return segmentations
 
     def _score(
         self,
         crops: Sequence[np.ndarray],
-        prototypes: np.ndarray,
+        *,
+        prototypes: Prototypes,
         around: Prototypes | None,
         texts_cd: np.ndarray,
-    ) -> list[np.ndarray]:
-        """Of each crop (classes, H, W) scores; with surroundings as many margins after them."""
-        whole_nc = self.text.encode_images(crops) @ texts_cd.T
-        maps = []
+        present: np.ndarray,
+    ) -> list[CropScores]:
+        """Scores of the present classes; with surroundings as many margins after them."""
+        device = getattr(self.visual, "device", None)
+        whole_nc = self.text.encode_images(crops) @ texts_cd[present].T
+        found = []
         for crop, features_hwd, whole_c in zip(
             crops, self.visual.encode(crops), whole_nc, strict=True
         ):
             labels_hw = superpixels(crop, self.config.superpixels)
-            pooled = l2_normalised(pool_labels(features_hwd, labels_hw))
-            near = sigmoid(pooled @ prototypes.T)
+            pooled = pool_labels(features_hwd, labels_hw)
+            near = sigmoid(best_cosines(prototype_cosines(pooled, prototypes)))[:, present]
             planes = [self.config.local * near + (1 - self.config.local) * whole_c]
             if around is not None:
-                planes.append(near - sigmoid(best_cosines(pooled, around)))
-            maps.append(np.concatenate(planes, axis=1).astype(np.float32).T[:, labels_hw])
-        return maps
+                far = sigmoid(best_cosines(prototype_cosines(pooled, around)))[:, present]
+                planes.append(near - far)
+            scores_cn = np.concatenate(planes, axis=1).T
+            found.append(
+                CropScores(
+                    region_hw=torch.as_tensor(labels_hw, device=device),
+                    regions_cn=torch.as_tensor(scores_cn, dtype=torch.float32, device=device),
+                )
+            )
+        return found
 
 
-def mean_prototypes(collection: ReferenceCollection, texts_cd: np.ndarray, n: int) -> np.ndarray:
-    """(classes, d) float32, L2-normalised: the mean of the n references nearest to each text.
-
-    Raises:
-        ValueError: the collection has no reference, or texts are of another width.
-    """
-    found = collection.fossil_prototypes(texts_cd, n=n, k=1)
-    if not found.counts.all():
-        raise ValueError(f"{collection.url} has no references")
-    return found.vectors_nkd[:, 0]
-
-
-def _at_size(
-    map_chw: np.ndarray, count: int, size_hw: tuple[int, int], classes: slice
-) -> np.ndarray:
-    """Scores of some of the `count` classes; after those of all, a map may have their margins."""
-    scores_chw = resize_scores(map_chw[:count][classes], size_hw)
-    if len(map_chw) == count:
+def _pixels(
+    scores: ImageScores, size_hw: tuple[int, int], count: int, margins: bool, classes: slice
+) -> torch.Tensor:
+    """Pixels of some of the `count` classes; -inf where the margin, which follows after the scores
+    of all classes, is negative."""
+    start, stop, _ = classes.indices(count)
+    scores_chw = scores.pixels(size_hw, slice(start, stop))
+    if not margins:
         return scores_chw
-    margins_chw = resize_scores(map_chw[count:][classes], size_hw)
-    return np.where(margins_chw >= 0, scores_chw, -np.inf)
-
-
-def best_cosines(features_nd: np.ndarray, prototypes: Prototypes) -> np.ndarray:
-    """(n, classes) float32: the cosine of L2-normalised features to each class's nearest."""
-    classes, most, dim = prototypes.vectors_nkd.shape
-    cosines = features_nd @ prototypes.vectors_nkd.reshape(-1, dim).T
-    used = np.arange(most) < prototypes.counts[:, None]
-    return np.where(used, cosines.reshape(-1, classes, most), -np.inf).max(2)
-
-
-def sigmoid(values: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-values))."""
-    return 1 / (1 + np.exp(-values))
+    margins_chw = scores.pixels(size_hw, slice(count + start, count + stop))
+    return torch.where(margins_chw >= 0, scores_chw, -torch.inf)

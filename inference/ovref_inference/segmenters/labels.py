@@ -1,10 +1,12 @@
 """Which class a noun or a trained class stands for, and what can be compared with what."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ovref_inference.collection.class_support import MEANINGLESS, ClassSupport, class_support
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import Texts, checked_names, class_embeddings
 from ovref_inference.proposers.proposals import Proposals
@@ -12,9 +14,9 @@ from ovref_inference.proposers.proposals import Proposals
 _NAMES_AT_ONCE = 65_536
 
 
-class Recent(dict):
-    """What was made for the newest lists of names; a service that is asked for any classes must not
-    keep gigabytes of prototypes."""
+class BoundedCache(dict):
+    """What was made for the newest lists of names: a service that is asked for ever new classes
+    must not keep gigabytes of prototypes."""
 
     limit = 32
 
@@ -25,11 +27,11 @@ class Recent(dict):
 
 
 class NamedTexts:
-    """Text embeddings of lists of names; each list is encoded once and remembered (`Recent`)."""
+    """Text embeddings of lists of names; each list is encoded once (`BoundedCache`)."""
 
     def __init__(self, text: Texts, templates: tuple[str, ...]) -> None:
         self._text, self._templates = text, templates
-        self._known: dict[tuple[str, ...], np.ndarray] = Recent()
+        self._known: dict[tuple[str, ...], np.ndarray] = BoundedCache()
 
     def __call__(self, names: Sequence[str]) -> np.ndarray:
         """(n, d) float32, L2-normalised: `retrieve.class_embeddings`, with its errors."""
@@ -37,6 +39,38 @@ class NamedTexts:
         if key not in self._known:
             self._known[key] = class_embeddings(self._text, list(key), self._templates)
         return self._known[key]
+
+
+def supported_classes(
+    collection: ReferenceCollection, names: Sequence[str], texts: NamedTexts, floor: float | None
+) -> tuple[ClassSupport, ...]:
+    """`class_support` of the classes by their texts; warns about classes without any.
+
+    Raises:
+        ValueError: no class has support.
+    """
+    support = class_support(
+        collection, names, texts(names), floor=floor, meaningless=lambda: texts(MEANINGLESS)
+    )
+    missing = [
+        f"{name} ({one.nouns[0]} is nearest)" if one.nouns else name
+        for name, one in zip(names, support, strict=True)
+        if one.source == "none"
+    ]
+    if len(missing) == len(names):
+        raise ValueError(f"{collection.url} has no references for any of {', '.join(missing)}")
+    if missing:
+        warnings.warn(
+            f"{collection.url} has no references for {', '.join(missing)}: these classes will "
+            "not be predicted",
+            stacklevel=3,
+        )
+    return support
+
+
+def missing_names(names: Sequence[str], support: Sequence[ClassSupport]) -> tuple[str, ...]:
+    """The classes without support."""
+    return tuple(n for n, one in zip(names, support, strict=True) if one.source == "none")
 
 
 def match_labels(
@@ -71,7 +105,9 @@ def match_labels(
     return found
 
 
-def in_vocabulary(trained_nc: np.ndarray, class_of_trained: np.ndarray, classes: int) -> np.ndarray:
+def in_vocabulary(
+    class_probs_nc: np.ndarray, class_of_trained: np.ndarray, classes: int
+) -> np.ndarray:
     """Probabilities of the asked classes by a proposer that was trained on others.
 
     A class gets the sum over the trained classes that stand for it. A class that was not trained
@@ -81,14 +117,14 @@ def in_vocabulary(trained_nc: np.ndarray, class_of_trained: np.ndarray, classes:
     it). The probability of no object is left out, and nothing is divided by what remains.
 
     Args:
-        trained_nc: (n, t + 1) probabilities, the last of no object.
+        class_probs_nc: (n, t + 1) probabilities, the last of no object.
         class_of_trained: (t,) of `match_labels`.
         classes: how many are asked.
 
     Returns:
         (n, classes) float32.
     """
-    probabilities = trained_nc[:, :-1].astype(np.float64)
+    probabilities = class_probs_nc[:, :-1].astype(np.float64)
     typical = np.exp(np.log(np.maximum(probabilities, 1e-30)).mean(1))
     found = np.repeat(typical[:, None], classes, axis=1)
     for label in np.unique(class_of_trained[class_of_trained >= 0]):
@@ -110,6 +146,8 @@ def trained_scores(
     Returns:
         (n, classes) float32 of `in_vocabulary`; and (classes,) bool, which of them were trained.
     """
+    if found.trained_nc is None:
+        raise ValueError("the proposer gives no class probabilities")
     stands_for = match_labels(
         found.trained_names,
         texts(found.trained_names),

@@ -7,6 +7,7 @@ torch is needed here.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -39,6 +40,29 @@ class Segmentation:
         """(classes, H, W) float32; -inf for a class without support. Made at each call: for 171
         classes of 12 megapixels these are 8 GB, which neither of the other maps needs."""
         return self.scores_of(slice(None))
+
+
+class Segmenter(Protocol):
+    """Images and class names -> label maps. All segmenters of this package are of this protocol."""
+
+    def segment(
+        self, images: Sequence[np.ndarray], class_names: Sequence[str]
+    ) -> list[Segmentation]:
+        """Label maps of images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+            class_names: what to look for, as text; at least one.
+
+        Returns:
+            One Segmentation an image, at the image's size. Classes that the collection has no
+            references for are named in `missing` and get no pixel.
+
+        Raises:
+            ValueError: no class names or an empty one, no support for any of them, images of
+                another kind, or features that are zero or not finite.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +110,7 @@ def region_features(
     Raises:
         ValueError: features of a region are zero or not finite.
     """
-    kept = [found.chosen(found.masks(threshold).any((1, 2))) for found in proposals]
+    kept = [found.chosen(np.asarray(found.masks(threshold).any((1, 2)))) for found in proposals]
     encoded = visual.encode_regions(
         images,
         [found.masks(threshold) for found in kept],
@@ -109,29 +133,6 @@ def softmax(scores_nc: np.ndarray, temperature: float) -> np.ndarray:
     scaled = np.asarray(scores_nc, dtype=np.float64) / temperature
     powers = np.exp(scaled - scaled.max(1, keepdims=True, initial=-np.inf))
     return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
-
-
-def labelled(
-    scores_of: Callable[[slice], np.ndarray],
-    classes: int,
-    size_hw: tuple[int, int],
-    missing: tuple[str, ...] = (),
-) -> Segmentation:
-    """Each pixel takes its best class, the first of equal ones.
-
-    Args:
-        scores_of: slice of the classes -> (classes in it, H, W) float32, no NaN; called for a few
-            classes at a time, so that memory does not grow with their number.
-        classes: how many there are, at least 1.
-        size_hw: (H, W).
-        missing: passed on.
-    """
-    labels_hw, best_hw = _nothing_yet(size_hw)
-    at_once = max(1, _VALUES_AT_ONCE // (size_hw[0] * size_hw[1]))
-    for start in range(0, classes, at_once):
-        part = slice(start, min(start + at_once, classes))
-        _keep_best(labels_hw, best_hw, scores_of(part), start)
-    return Segmentation(labels_hw=labels_hw, best_hw=best_hw, scores_of=scores_of, missing=missing)
 
 
 def semantic(regions: ScoredRegions) -> Segmentation:
@@ -209,7 +210,9 @@ def panoptic(
         things: of each class, whether it is a thing.
         min_score: regions whose best score is not above this are left out first.
         overlap: a region is left out if of its pixels (activation at least 0.5) fewer than this
-            fraction are left to it.
+            fraction are left to it. Only pixels inside of its own mask count as left, as in
+            MaskFormer's paper; FC-CLIP's code counts all pixels that it owns, which keeps more
+            regions (PQ 0.203 instead of 0.206 on the same inputs).
 
     Raises:
         ValueError: `things` does not have one entry a class.

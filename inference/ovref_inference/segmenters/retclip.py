@@ -7,14 +7,16 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.proposers.proposals import Proposals, as_proposals
+from ovref_inference.ranges import require_above, require_at_least, require_within
 from ovref_inference.segmenters.labels import (
+    BoundedCache,
     NamedTexts,
-    Recent,
     check_joint_space,
     check_same_encoders,
     match_labels,
@@ -64,18 +66,18 @@ class RetClipConfig:
     overlap: float = 0.8
     """Panoptic: least part of a region that must be left to it."""
 
+    floor: float | None = FLOOR
+    """As `FossilConfig.floor`; null classifies every class without references by text, as RetCLIP
+    does."""
+
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "gamma", "min_score", "overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, found {self.k}")
+            require_within(name, getattr(self, name), 0, 1)
+        require_at_least("k", self.k, 1)
         if self.votes not in ("best", "share"):
             raise ValueError(f"votes must be best or share, found {self.votes!r}")
-        if not self.tau > 0:
-            raise ValueError(f"tau must be above 0, found {self.tau}")
-        if not 0 <= self.mask_threshold < 1:
-            raise ValueError(f"mask_threshold must lie in [0, 1), found {self.mask_threshold}")
+        require_above("tau", self.tau, 0)
+        require_within("mask_threshold", self.mask_threshold, 0, 1, "[)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class Labelled:
     extra_classes: np.ndarray
     """(m,) int64: their classes."""
     missing: tuple[str, ...]
-    """Classes that neither collection has references for."""
+    """Classes without support in either collection."""
 
 
 class RetClipSegmenter:
@@ -131,17 +133,17 @@ class RetClipSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], Labelled] = Recent()
+        self._prepared: dict[tuple[str, ...], Labelled] = BoundedCache()
 
     def prepare(self, class_names: Sequence[str]) -> Labelled:
         """What references stand for which class; found at the first call, then remembered.
 
-        Warns, once for each list of classes, about classes without references: their text alone
-        speaks for them.
+        Warns, once for each list of classes, about classes without references. They are classified
+        by text alone where a noun is near enough (`class_support`), and are missing otherwise.
 
         Raises:
-            ValueError: no class names, an empty one, or a collection whose visual embeddings are
-                not in the space of its texts.
+            ValueError: no class names, an empty one, no support for any of them, or a collection
+                whose visual embeddings are not in the space of its texts.
         """
         names = checked_names(class_names)
         if names not in self._prepared:
@@ -160,13 +162,21 @@ class RetClipSegmenter:
             rows = np.concatenate(ids)
             announce_rows(matrix, rows)
             extra_classes = np.concatenate(classes)
-            lacking = tuple(names[i] for i in np.setdiff1d(missing, extra_classes))
-            if lacking:
-                warnings.warn(
-                    f"{self.collection.url} has no references for {', '.join(lacking)}: their text "
-                    "alone speaks for these classes",
-                    stacklevel=2,
-                )
+            without = [names[i] for i in np.setdiff1d(missing, extra_classes)]
+            lacking = self._unsupported(without)
+            if len(lacking) == len(names):
+                raise ValueError(f"{self.collection.url} has no references for any of {names}")
+            by_text = [name for name in without if name not in lacking]
+            for some, consequence in (
+                (lacking, "not be predicted"),
+                (by_text, "be classified by text alone"),
+            ):
+                if some:
+                    warnings.warn(
+                        f"{self.collection.url} has no references for {', '.join(some)}: these "
+                        f"classes will {consequence}",
+                        stacklevel=2,
+                    )
             self._prepared[names] = Labelled(
                 class_of_noun=own,
                 extra_md=np.asarray(matrix[rows], dtype=np.float32),
@@ -185,13 +195,14 @@ class RetClipSegmenter:
         check_images(images)
         labelled, texts_cd = self.prepare(class_names), self.texts(class_names)
         config = self.config
+        present = np.array([name not in labelled.missing for name in class_names])
         proposals = [as_proposals(found, rest=False) for found in self.proposer(images)]
         scored = []
         for found, features_nd in region_features(
             self.visual, images, proposals, config.mask_threshold
         ):
             scores_nc = mixed(
-                softmax(features_nd @ texts_cd.T, config.tau),
+                softmax(np.where(present, features_nd @ texts_cd.T, -np.inf), config.tau),
                 self.retrieved(features_nd, labelled, len(class_names)),
                 config.gamma,
             )
@@ -200,6 +211,7 @@ class RetClipSegmenter:
                     found, class_names, self.texts, config.label_threshold
                 )
                 scores_nc = ensemble(scores_nc, trained_nc, seen, config.alpha, config.beta)
+            scores_nc[:, ~present] = 0.0
             scored.append(
                 ScoredRegions(
                     activations_nhw=found.activations_nhw,
@@ -264,6 +276,21 @@ class RetClipSegmenter:
             classes,
             self.config.votes,
         )
+
+    def _unsupported(self, names: list[str]) -> tuple[str, ...]:
+        """Those of the classes that have no support in either collection."""
+        asked = [self.collection] if self.fallback is None else [self.collection, self.fallback]
+        for collection in asked:
+            if names:
+                support = class_support(
+                    collection,
+                    names,
+                    self.texts(names),
+                    floor=self.config.floor,
+                    meaningless=lambda: self.texts(MEANINGLESS),
+                )
+                names = [n for n, one in zip(names, support, strict=True) if one.source == "none"]
+        return tuple(names)
 
     def _classes_of(
         self, collection: ReferenceCollection, names: tuple[str, ...], texts_cd: np.ndarray

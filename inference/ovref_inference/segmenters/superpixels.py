@@ -15,7 +15,7 @@ class SuperpixelConfig:
     scale: float = 100.0
     """Larger gives larger superpixels."""
     sigma: float = 1.0
-    """Of the Gaussian that smooths the image before, in pixels."""
+    """Standard deviation of the Gaussian that smooths the image before, in pixels."""
     min_size: int = 20
     """Smaller superpixels are merged with a neighbour, in pixels."""
 

@@ -6,13 +6,23 @@ from typing import ClassVar
 
 import numpy as np
 
+from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.proposers.proposals import Proposals, as_proposals
-from ovref_inference.segmenters.labels import NamedTexts, Recent, check_joint_space, trained_scores
+from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.segmenters.cosines import best_cosines, prototype_cosines
+from ovref_inference.segmenters.labels import (
+    BoundedCache,
+    NamedTexts,
+    check_joint_space,
+    missing_names,
+    supported_classes,
+    trained_scores,
+)
 from ovref_inference.segmenters.regions import (
     ScoredRegions,
     Segmentation,
@@ -45,16 +55,15 @@ class VocSegConfig:
     rest: bool = True
     """Whether what no mask covers is one more region, so that regions cover the image (eq. 1)."""
 
+    floor: float | None = FLOOR
+    """As `FossilConfig.floor`."""
+
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
-        if not self.tau > 0:
-            raise ValueError(f"tau must be above 0, found {self.tau}")
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, found {self.k}")
-        if not 0 <= self.mask_threshold < 1:
-            raise ValueError(f"mask_threshold must lie in [0, 1), found {self.mask_threshold}")
+        require_within("alpha", self.alpha, 0, 1)
+        require_within("beta", self.beta, 0, 1)
+        require_above("tau", self.tau, 0)
+        require_at_least("k", self.k, 1)
+        require_within("mask_threshold", self.mask_threshold, 0, 1, "[)")
 
 
 class VocSegSegmenter:
@@ -84,25 +93,26 @@ class VocSegSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], Prototypes] = Recent()
+        self._prepared: dict[tuple[str, ...], Prototypes] = BoundedCache()
 
     def prepare(self, class_names: Sequence[str]) -> Prototypes:
-        """Prototypes of these classes; made at the first call, remembered for the next.
+        """Prototypes and support of these classes, cached for the next call.
+
+        Warns, once for each list of classes, about classes that the collection has nothing for.
 
         Raises:
-            ValueError: no class names, an empty one, a collection without references, or one whose
-                visual embeddings are not in the space of its texts.
+            ValueError: no class names, an empty one, no support for any of them, or a collection
+                whose visual embeddings are not in the space of its texts.
         """
         names = checked_names(class_names)
         if names not in self._prepared:
             texts_cd = self.texts(names)
+            check_joint_space(self.collection.url, self.collection.manifest.visual.dim, texts_cd)
+            support = supported_classes(self.collection, names, self.texts, self.config.floor)
             prototypes = self.collection.prototypes(
-                list(names), self.config.k, text_embeddings=texts_cd
+                list(names), self.config.k, text_embeddings=texts_cd, floor=None
             )
-            if not prototypes.counts.all():
-                raise ValueError(f"{self.collection.url} has no references for any class")
-            check_joint_space(self.collection.url, prototypes.vectors_nkd.shape[2], texts_cd)
-            self._prepared[names] = prototypes
+            self._prepared[names] = prototypes.supported(support)
         return self._prepared[names]
 
     def score(
@@ -126,7 +136,14 @@ class VocSegSegmenter:
                     found, class_names, self.texts, self.config.label_threshold
                 )
                 scores_nc = geometric_mean(scores_nc, trained_nc, self.config.beta)
-            scored.append(ScoredRegions(activations_nhw=found.activations_nhw, scores_nc=scores_nc))
+            scores_nc[:, prototypes.counts == 0] = 0.0
+            scored.append(
+                ScoredRegions(
+                    activations_nhw=found.activations_nhw,
+                    scores_nc=scores_nc,
+                    missing=missing_names(class_names, prototypes.support),
+                )
+            )
         return scored
 
     def segment(
@@ -151,39 +168,26 @@ class VocSegSegmenter:
 def prototype_similarity(features_nd: np.ndarray, prototypes: Prototypes) -> np.ndarray:
     """VOCSeg eq. 2: half the best and half the mean cosine to each class's prototypes.
 
-    Args:
-        features_nd: (n, d) of any length but zero.
-        prototypes: of c classes, each with one at least.
+    Args, errors: as `prototype_cosines`.
 
     Returns:
-        (n, c) float32 in [-1, 1].
-
-    Raises:
-        ValueError: features of another width, zero or not finite; a class without prototypes.
+        (n, c) float32 in [-1, 1]; -inf for a class without prototypes.
     """
-    classes, most, dim = prototypes.vectors_nkd.shape
-    if features_nd.shape[1:] != (dim,):
-        raise ValueError(
-            f"expected features (n, {dim}) like the prototypes, found {features_nd.shape}; use the "
-            "visual encoder that made the collection"
-        )
-    counts = prototypes.counts
-    if not counts.all():
-        raise ValueError(f"{int((counts == 0).sum())} of {classes} classes have no prototype")
-    cosines = l2_normalised(features_nd) @ prototypes.vectors_nkd.reshape(-1, dim).T
-    cosines = cosines.reshape(-1, classes, most)
-    used = np.arange(most) < counts[:, None]
-    best = np.where(used, cosines, -np.inf).max(2)
-    mean = np.where(used, cosines, 0).sum(2) / counts
-    return (best / 2 + mean / 2).astype(np.float32)
+    cosines_nck = prototype_cosines(features_nd, prototypes)
+    best = best_cosines(cosines_nck)
+    total = np.where(np.isfinite(cosines_nck), cosines_nck, 0).sum(2)
+    return (best / 2 + total / np.maximum(prototypes.counts, 1) / 2).astype(np.float32)
 
 
 def ensemble_similarity(
     features_nd: np.ndarray, prototypes: Prototypes, texts_cd: np.ndarray, alpha: float
 ) -> np.ndarray:
-    """VOCSeg eq. 3: alpha eq. 2 + (1 - alpha) cosine to the class's text; (n, c) float32."""
-    visual_nc = prototype_similarity(features_nd, prototypes)
-    return alpha * visual_nc + (1 - alpha) * (l2_normalised(features_nd) @ texts_cd.T)
+    """VOCSeg eq. 3: alpha eq. 2 + (1 - alpha) cosine to the class's text; (n, c) float32, -inf for
+    a class without prototypes."""
+    present = prototypes.counts > 0
+    visual_nc = np.where(present, prototype_similarity(features_nd, prototypes), 0.0)
+    both_nc = alpha * visual_nc + (1 - alpha) * (l2_normalised(features_nd) @ texts_cd.T)
+    return np.where(present, both_nc, -np.inf).astype(np.float32)
 
 
 def geometric_mean(clip_nc: np.ndarray, trained_nc: np.ndarray, beta: float) -> np.ndarray:

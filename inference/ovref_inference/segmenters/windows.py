@@ -1,16 +1,26 @@
-"""Sliding windows: score maps of large images from overlapping crops (TCL's protocol).
+"""Sliding windows: scores of large images from overlapping crops (TCL's protocol), pixel by pixel.
 
 An image is resized to a short side, cut into square crops at a stride, each crop is scored alone,
-scores are averaged where crops overlap, and can be brought back to the size of the image.
+scores are averaged where crops overlap, and brought back to the size of the image. Until then they
+stay as few as they are: scores of patches and of regions. Pixels of a few classes at a time are
+made of them on the encoder's device, so that all classes of a large image are never in memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
+
+from ovref_inference.ranges import require_within
+from ovref_inference.segmenters.regions import Segmentation
+
+_VALUES_AT_ONCE = 1 << 25
+"""Scores of pixels made at once, 128 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +39,8 @@ class WindowConfig:
     """Step from crop to crop, at most `crop`."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.stride <= self.crop:
-            raise ValueError(f"stride must lie in [1, crop = {self.crop}], found {self.stride}")
-        if not 1 <= self.short_side <= self.long_side:
-            raise ValueError(
-                f"short_side must lie in [1, long_side = {self.long_side}], found {self.short_side}"
-            )
+        require_within("stride", self.stride, 1, self.crop)
+        require_within("short_side", self.short_side, 1, self.long_side)
 
 
 def window_boxes(size_hw: tuple[int, int], crop: int, stride: int) -> list[tuple[int, ...]]:
@@ -56,42 +62,129 @@ def resized_size(size_hw: tuple[int, int], config: WindowConfig) -> tuple[int, i
     return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
 
 
-def sliding_scores(
-    image_hwc: np.ndarray,
-    score_crops: Callable[[list[np.ndarray]], list[np.ndarray]],
-    config: WindowConfig,
-) -> np.ndarray:
-    """Scores of every pixel of a resized image, averaged over sliding windows.
+@dataclass(frozen=True, kw_only=True)
+class CropScores:
+    """Scores of one crop of H x W pixels: of its regions, and of its patches elsewhere."""
+
+    region_hw: torch.Tensor
+    """(H, W) int64: the region of each pixel, -1 where it has none."""
+    regions_cn: torch.Tensor
+    """(classes, n) float32, finite."""
+    patches_chw: torch.Tensor | None = None
+    """(classes, h, w) float32, finite; None where regions cover every pixel."""
+
+    def pixels(self, classes: slice) -> torch.Tensor:
+        """(classes in the slice, H, W) float32; patches are interpolated bilinearly."""
+        regions_cn = self.regions_cn[classes]
+        if self.patches_chw is None:
+            return regions_cn[:, self.region_hw]
+        scores_chw = resize_scores(self.patches_chw[classes], self.region_hw.shape)
+        if not regions_cn.shape[1]:
+            return scores_chw
+        regions_chw = regions_cn[:, self.region_hw.clamp(min=0)]
+        return torch.where(self.region_hw >= 0, regions_chw, scores_chw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScores:
+    """Scores of one image, from crops that cover it."""
+
+    size_hw: tuple[int, int]
+    """Height and width of the image that was cut into crops."""
+    boxes: Sequence[tuple[int, ...]]
+    """(top, left, bottom, right) of each crop."""
+    crops: Sequence[CropScores]
+
+    def pixels(self, size_hw: tuple[int, int], classes: slice) -> torch.Tensor:
+        """(classes in the slice, *size_hw) float32: averaged over the crops, then resized."""
+        parts = [crop.pixels(classes) for crop in self.crops]
+        if len(parts) == 1:
+            return resize_scores(parts[0], size_hw)
+        total_chw = parts[0].new_zeros((len(parts[0]), *self.size_hw))
+        crops_hw = parts[0].new_zeros(self.size_hw)
+        for (top, left, bottom, right), part_chw in zip(self.boxes, parts, strict=True):
+            total_chw[:, top:bottom, left:right] += part_chw
+            crops_hw[top:bottom, left:right] += 1
+        return resize_scores(total_chw.div_(crops_hw), size_hw)
+
+
+def score_images(
+    images: Sequence[np.ndarray],
+    score_crops: Callable[[Sequence[np.ndarray]], Sequence[CropScores]],
+    windows: WindowConfig | None,
+) -> list[ImageScores]:
+    """Scores of images, as wholes or over sliding windows.
 
     Args:
-        image_hwc: (H, W, 3) uint8 RGB.
-        score_crops: maps crops (h, w, 3) of one size to scores (classes, h, w) float32, all finite.
-        config: sizes.
-
-    Returns:
-        (classes, *`resized_size`) float32. `resize_scores` brings them to the size of the image;
-        for many classes of a large one that is gigabytes.
+        images: (H, W, 3) uint8 RGB each.
+        score_crops: scores of images of one size, or, without windows, of any sizes.
+        windows: sizes; None scores each image as a whole.
     """
-    size_hw = resized_size(image_hwc.shape[:2], config)
-    resized = Image.fromarray(image_hwc).resize(size_hw[::-1], Image.Resampling.BILINEAR)
-    resized_hwc = np.asarray(resized)
-    boxes = window_boxes(size_hw, config.crop, config.stride)
-    scores = score_crops([resized_hwc[t:b, left:r] for t, left, b, r in boxes])
-    total_chw = np.zeros((scores[0].shape[0], *size_hw), dtype=np.float32)
-    crops_hw = np.zeros(size_hw, dtype=np.float32)
-    for (top, left, bottom, right), scores_chw in zip(boxes, scores, strict=True):
-        total_chw[:, top:bottom, left:right] += scores_chw
-        crops_hw[top:bottom, left:right] += 1
-    total_chw /= crops_hw
-    return total_chw
+    if windows is None:
+        sizes = [image_hwc.shape[:2] for image_hwc in images]
+        return [
+            ImageScores(size_hw=size_hw, boxes=[(0, 0, *size_hw)], crops=[crop])
+            for size_hw, crop in zip(sizes, score_crops(images), strict=True)
+        ]
+    found = []
+    for image_hwc in images:
+        size_hw = resized_size(image_hwc.shape[:2], windows)
+        resized = Image.fromarray(image_hwc).resize(size_hw[::-1], Image.Resampling.BILINEAR)
+        resized_hwc = np.asarray(resized)
+        boxes = window_boxes(size_hw, windows.crop, windows.stride)
+        crops = score_crops([resized_hwc[t:b, left:r] for t, left, b, r in boxes])
+        found.append(ImageScores(size_hw=size_hw, boxes=boxes, crops=crops))
+    return found
 
 
-def resize_scores(scores_chw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """(classes, h, w) finite scores -> (classes, *size_hw) float32, bilinear over cell centres."""
+def resize_scores(scores_chw: torch.Tensor, size_hw: Sequence[int]) -> torch.Tensor:
+    """(classes, h, w) finite scores -> (classes, *size_hw), bilinear between cell centres."""
     if scores_chw.shape[1:] == tuple(size_hw):
-        return np.asarray(scores_chw, dtype=np.float32)
-    scores = torch.from_numpy(np.ascontiguousarray(scores_chw, dtype=np.float32))[None]
-    resized = torch.nn.functional.interpolate(
-        scores, size=tuple(size_hw), mode="bilinear", align_corners=False
+        return scores_chw
+    return interpolate(scores_chw[None], size=tuple(size_hw), mode="bilinear")[0]
+
+
+def labelled(
+    pixels: Callable[[slice], torch.Tensor],
+    present: np.ndarray,
+    size_hw: tuple[int, int],
+    missing: tuple[str, ...] = (),
+) -> Segmentation:
+    """Each pixel takes its best class, the first of equal ones.
+
+    Args:
+        pixels: slice of the classes that are present -> (classes in it, H, W) float32, no NaN.
+            Called for a few classes at a time, so that memory does not grow with their number.
+        present: (classes,) bool: which classes may be predicted, at least one.
+        size_hw: (H, W).
+        missing: passed on.
+    """
+    numbers = np.flatnonzero(present)
+    at_once = max(1, _VALUES_AT_ONCE // (size_hw[0] * size_hw[1]))
+    best_hw, row_hw = pixels(slice(0, at_once)).max(0)
+    for start in range(at_once, len(numbers), at_once):
+        found_hw, number_hw = pixels(slice(start, start + at_once)).max(0)
+        row_hw = torch.where(found_hw > best_hw, number_hw + start, row_hw)
+        best_hw = torch.maximum(best_hw, found_hw)
+    return Segmentation(
+        labels_hw=numbers[row_hw.cpu().numpy()].astype(np.int32),
+        best_hw=best_hw.cpu().numpy(),
+        scores_of=partial(_scores_of, pixels, present, size_hw),
+        missing=missing,
     )
-    return resized[0].numpy()
+
+
+def _scores_of(
+    pixels: Callable[[slice], torch.Tensor],
+    present: np.ndarray,
+    size_hw: tuple[int, int],
+    classes: slice,
+) -> np.ndarray:
+    asked = present[classes]
+    rows = np.cumsum(present)[classes][asked] - 1
+    if asked.all() and len(rows):
+        return pixels(slice(rows[0], rows[-1] + 1)).cpu().numpy()
+    scores_chw = np.full((len(asked), *size_hw), -np.inf, dtype=np.float32)
+    if len(rows):
+        scores_chw[asked] = pixels(slice(rows[0], rows[-1] + 1)).cpu().numpy()
+    return scores_chw

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ovref_inference import ModelError, class_embeddings, retrieval_embedding
-from ovref_inference.collection.retrieve import TEMPLATES
+from ovref_inference import ModelError
+from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings, retrieval_embedding
 from ovref_inference.models import resolve
 from ovref_inference.vectors import l2_normalised
 

@@ -16,7 +16,7 @@ from transformers import (
     DINOv3ViTModel,
 )
 
-from ovref_inference import ModelError, pool_regions
+from ovref_inference import ModelError
 from ovref_inference.encoders.crops import masked_crop
 from ovref_inference.encoders.load import (
     TextEncoderConfig,
@@ -25,6 +25,7 @@ from ovref_inference.encoders.load import (
     load_text_encoder,
     load_visual_encoder,
 )
+from ovref_inference.encoders.pooling import pool_regions
 from ovref_inference.models import resolve
 from ovref_inference.pixels import BatchSize, batched
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from ovref_inference import pool_regions
-from ovref_inference.encoders.pooling import mask_weights
+from ovref_inference.encoders.pooling import mask_weights, pool_regions
 
 
 def slow_weights(mask, size_hw):

@@ -105,6 +105,14 @@ def test_below_the_threshold_is_background(tmp_path):
     np.testing.assert_array_equal(found.labels_hw, LABELS)
 
 
+def test_a_class_without_support_is_missing_and_gets_no_pixel(tmp_path):
+    it = segmenter(tmp_path, k=3)
+    with pytest.warns(UserWarning, match="no references for pipette"):
+        (found,) = it.segment([picture(LABELS, NAMES)], ["pipette", *NAMES])
+    assert found.missing == ("pipette",) and not found.scores_chw[0].any()
+    np.testing.assert_array_equal(found.labels_hw, LABELS + 1)
+
+
 def test_no_proposals_and_no_images(tmp_path):
     none = np.zeros((0, 4, 4), bool)
     it = segmenter(tmp_path, proposer=lambda images: [none for _ in images], rest=False)

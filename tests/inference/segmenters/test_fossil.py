@@ -13,15 +13,15 @@ from ovref_inference.collection.prototypes import Prototypes, stacked
 from ovref_inference.collection.retrieve import TEMPLATES
 from ovref_inference.proposers.load import no_proposals, opencut_proposer
 from ovref_inference.proposers.opencut import OpenCutConfig
-from ovref_inference.segmenters import regions
+from ovref_inference.segmenters import windows as module
 from ovref_inference.segmenters.fossil import (
     FossilConfig,
     FossilSegmenter,
     TextOnlySegmenter,
-    pixel_scores,
+    crop_scores,
     prototype_scores,
 )
-from ovref_inference.segmenters.labels import Recent
+from ovref_inference.segmenters.labels import BoundedCache
 from ovref_inference.segmenters.windows import WindowConfig
 from ovref_inference.vectors import l2_normalised
 
@@ -75,11 +75,24 @@ def test_features_of_another_encoder_are_refused():
         prototype_scores(np.ones((4, 5)), prototypes_of([np.ones((2, 3))], 3), 0.5)
 
 
+def pixels(features_hwd, masks_nhw):
+    """Scores of the pixels of one image whose scores are its features."""
+    size_hw = masks_nhw.shape[1:]
+    encoder = SimpleNamespace(encode=lambda crops: [features_hwd])
+    (found,) = crop_scores(
+        [np.zeros((4, *size_hw[1:], 3), np.uint8)],
+        visual=encoder,
+        proposer=lambda crops: [masks_nhw],
+        score=lambda features_nd: features_nd,
+    )
+    return found.pixels(slice(None)).numpy()
+
+
 def test_pixels_take_their_region_and_uncovered_pixels_their_patch():
     features_hwd = np.arange(1, 13, dtype=np.float32).reshape(2, 3, 2)
     mask = np.zeros((1, 4, 6), bool)
     mask[0, :2, :4] = True  # the first two patches of the first row
-    scores = pixel_scores(features_hwd, mask, lambda f: f, (4, 6))
+    scores = pixels(features_hwd, mask)
     region = (features_hwd[0, 0] + features_hwd[0, 1]) / 2
     np.testing.assert_allclose(
         scores[:, mask[0]], np.broadcast_to(region[:, None], (2, mask.sum()))
@@ -90,10 +103,9 @@ def test_pixels_take_their_region_and_uncovered_pixels_their_patch():
 
 def test_empty_masks_are_passed_over_and_foreign_sizes_refused():
     features_hwd = np.ones((2, 2, 3), np.float32)
-    scores = pixel_scores(features_hwd, np.zeros((2, 4, 4), bool), lambda f: f, (4, 4))
-    np.testing.assert_allclose(scores, 1)
-    with pytest.raises(ValueError, match=r"size \(4, 4\), found \(1, 4, 5\)"):
-        pixel_scores(features_hwd, np.zeros((1, 4, 5), bool), lambda f: f, (4, 4))
+    np.testing.assert_allclose(pixels(features_hwd, np.zeros((2, 4, 4), bool)), 1)
+    with pytest.raises(ValueError, match=r"size \(4, 4\), found \(1, 5, 4\)"):
+        pixels(features_hwd, np.zeros((1, 5, 4), bool))
 
 
 class ColourEncoder:
@@ -130,6 +142,8 @@ class ColourCollection:
         rng = np.random.default_rng(0)
         self.known = [np.array(COLOURS[c], np.float32) - 90 for c in known]
         self.references = [c + rng.normal(scale=15, size=(8, 3)) for c in self.known]
+        self.nouns, self.noun_counts = list(known), np.full(len(known), 8)
+        self.noun_embeddings = l2_normalised(np.array(self.known))
         self.asked = []
 
     def fossil_prototypes(self, text_embeddings, *, n, k, seed=0):
@@ -221,14 +235,14 @@ def test_only_the_newest_lists_of_classes_are_remembered():
     lists = [["red", f"red number {number}"] for number in range(100)]
     for names in lists:
         segmenter.prepare(names)
-    assert list(segmenter._prepared) == [tuple(names) for names in lists[-Recent.limit :]]
+    assert list(segmenter._prepared) == [tuple(names) for names in lists[-BoundedCache.limit :]]
 
 
 @pytest.mark.parametrize("at_once", [1, 1 << 22])
 @pytest.mark.parametrize("windows", [None, WindowConfig(short_side=12, crop=8, stride=4)])
 def test_a_class_without_support_is_told_and_never_predicted(windows, at_once, monkeypatch):
     # One class at a time, as of a large image, or all.
-    monkeypatch.setattr(regions, "_VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "_VALUES_AT_ONCE", at_once)
     config = FossilConfig(n=8, k=3, windows=windows)
     segmenter = fossil(config, collection=ColourCollection(["red", "blue"]))
     with pytest.warns(UserWarning, match="no references for green"):

@@ -1,6 +1,7 @@
 """FreeDA: superpixels and their pooling against slow loops, and whole on a world of colours."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,8 @@ from colour_world import GREY, Texts, collection, picture, unit
 
 from ovref_inference.collection.prototypes import Prototypes, stacked
 from ovref_inference.encoders.pooling import pool_regions
-from ovref_inference.segmenters.freeda import (
-    FreedaConfig,
-    FreedaSegmenter,
-    best_cosines,
-    mean_prototypes,
-)
+from ovref_inference.segmenters.cosines import best_cosines, prototype_cosines
+from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
 from ovref_inference.segmenters.regions import NO_CLASS
 from ovref_inference.segmenters.superpixels import SuperpixelConfig, pool_labels, superpixels
 from ovref_inference.segmenters.windows import WindowConfig
@@ -98,15 +95,16 @@ def segmenter(tmp_path, counts=COUNTS, surroundings=None, **config):
 
 
 def test_a_prototype_is_the_mean_of_the_nearest(tmp_path):
-    own = collection(tmp_path, COUNTS)
-    texts = np.stack([unit((250, 20, 20)), unit((20, 250, 20))])
-    found = mean_prototypes(own, texts, 4)
+    it = segmenter(tmp_path)
+    own, texts = it.collection, np.stack([unit((250, 20, 20)), unit((20, 250, 20))])
+    found = it.prepare(["red", "green"])[0].vectors_nkd[:, 0]
     for row, text in enumerate(texts):
         cosines = own.textual.astype(np.float32) @ text
         nearest = np.argsort(-cosines, kind="stable")[:4]
         mean = own.visual[nearest].astype(np.float32).mean(0)
         np.testing.assert_allclose(found[row], mean / np.linalg.norm(mean), atol=1e-3)
-    everything = mean_prototypes(own, texts, 350)
+    it.config = replace(it.config, n=350)
+    everything = it.prepare(["green", "red"])[0].vectors_nkd[:, 0]
     np.testing.assert_allclose(everything[0], everything[1], atol=1e-6)
 
 
@@ -129,7 +127,7 @@ def test_scores_are_the_local_and_the_global_term(tmp_path, local):
     for j, name in enumerate(NAMES):
         for y, x in ((0, 0), (3, 30), (20, 20)):
             feature = unit(image[y, x])
-            near = 1 / (1 + math.exp(-float(feature @ prototypes[j])))
+            near = 1 / (1 + math.exp(-float(feature @ prototypes.vectors_nkd[j, 0])))
             text = float(window @ it.texts([name])[0])
             expected = local * near + (1 - local) * text
             assert found.scores_chw[j, y, x] == pytest.approx(expected, abs=1e-4)
@@ -172,7 +170,8 @@ def test_of_several_background_prototypes_the_nearest_counts():
     features = l2_normalised(rng.normal(size=(6, 4)))
     per_class = [l2_normalised(rng.normal(size=(count, 4))) for count in (3, 1)]
     vectors, counts = stacked(per_class, 4)
-    found = best_cosines(features, Prototypes(vectors_nkd=vectors, counts=counts, nouns=((), ())))
+    prototypes = Prototypes(vectors_nkd=vectors, counts=counts, nouns=((), ()))
+    found = best_cosines(prototype_cosines(features, prototypes))
     for row, feature in zip(found, features, strict=True):
         expected = [max(float(feature @ vector) for vector in some) for some in per_class]
         np.testing.assert_allclose(row, expected, atol=1e-6)
@@ -188,6 +187,16 @@ def test_a_collection_of_regions_is_no_collection_of_surroundings(tmp_path):
     around.manifest.textual.settings["model"] = "another"
     with pytest.raises(ValueError, match="different textual settings"):
         segmenter(tmp_path / "c", surroundings=around)
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_a_class_without_support_is_missing_and_gets_no_pixel(tmp_path, around):
+    surroundings = collection(tmp_path / "around", {"yellow": 3}) if around else None
+    it = segmenter(tmp_path, surroundings=surroundings)
+    with pytest.warns(UserWarning, match="no references for pipette"):
+        (found,) = it.segment([picture(LABELS, NAMES)], ["pipette", *NAMES])
+    assert found.missing == ("pipette",) and np.isneginf(found.scores_chw[0]).all()
+    np.testing.assert_array_equal(found.labels_hw, LABELS + 1)
 
 
 def test_one_class_one_reference_and_no_images(tmp_path):

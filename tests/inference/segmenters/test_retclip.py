@@ -155,15 +155,26 @@ def test_missing_classes_are_found_in_the_fallback(tmp_path):
     np.testing.assert_array_equal(expected.labels_hw, found.labels_hw)
 
 
-def test_a_class_of_neither_collection_is_told_and_judged_by_its_text(tmp_path):
+def test_a_class_of_neither_collection_is_missing(tmp_path):
     it = segmenter(tmp_path, counts={"red": 6, "green": 5})
-    with pytest.warns(UserWarning, match="no references for blue: their text alone"):
+    with pytest.warns(UserWarning, match="no references for blue: these classes will not be pred"):
         (found,) = it.segment([picture(LABELS, NAMES)], NAMES)
+    assert found.missing == ("blue",) and not (found.labels_hw == 2).any()
+    np.testing.assert_array_equal(found.labels_hw[LABELS < 2], LABELS[LABELS < 2])
+
+
+@pytest.mark.parametrize("settings", [{"floor": None}, {"label_threshold": 0.9999}])
+def test_a_class_near_enough_to_a_noun_or_without_a_floor_is_classified_by_text(tmp_path, settings):
+    counts = {"red": 6, "green": 5} if "floor" in settings else {"red": 6, "green": 5, "blue": 3}
+    names = ["red", "green", "blue"] if "floor" in settings else ["crimson", "green", "blue"]
+    it = segmenter(tmp_path, counts=counts, **settings)
+    with pytest.warns(UserWarning, match="these classes will be classified by text alone"):
+        (found,) = it.segment([picture(LABELS, NAMES)], names)
     np.testing.assert_array_equal(found.labels_hw, LABELS)
-    assert found.missing == ("blue",)
+    assert found.missing == ()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        it.segment([picture(LABELS, NAMES)], NAMES)
+        it.segment([picture(LABELS, NAMES)], names)
 
 
 def test_nouns_near_a_class_count_for_it_and_others_do_not(tmp_path):

@@ -51,15 +51,38 @@ def test_similarities_match_the_paper_in_plain_python(alpha):
     assert visual[6, 2] == pytest.approx(-1, abs=1e-5)
 
 
-def test_foreign_features_and_classes_without_prototypes_are_refused():
+def test_foreign_features_are_refused():
     prototypes = prototypes_of([np.ones((2, 3))], 3)
     with pytest.raises(ValueError, match=r"expected features \(n, 3\)"):
         prototype_similarity(np.ones((4, 5)), prototypes)
     with pytest.raises(ValueError, match="zero or not finite"):
         prototype_similarity(np.full((1, 3), np.nan), prototypes)
-    with pytest.raises(ValueError, match="1 of 2 classes have no prototype"):
-        prototype_similarity(np.ones((1, 3)), prototypes_of([np.ones((1, 3)), np.zeros((0, 3))], 3))
     assert prototype_similarity(np.zeros((0, 3)), prototypes).shape == (0, 1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.35])
+def test_a_class_without_prototypes_is_never_the_best(alpha):
+    prototypes = prototypes_of([np.ones((1, 3)), np.zeros((0, 3))], 3)
+    texts = l2_normalised(np.ones((2, 3)))
+    found = ensemble_similarity(np.ones((2, 3)), prototypes, texts, alpha)
+    assert np.isneginf(found[:, 1]).all() and np.isfinite(found[:, 0]).all()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_class_without_support_is_missing_and_gets_no_pixel(tmp_path, trained):
+    """Nor by its text, nor by a proposer that was trained on it."""
+    given = masks_of(LABELS)
+    if trained:
+        given = Proposals(
+            activations_nhw=given.astype(np.float32),
+            trained_nc=np.float32([[0.0, 0.9, 0.1]] * 3),
+            trained_names=("red", "pipette"),
+        )
+    it = segmenter(tmp_path, lambda images: [given], alpha=0.0)
+    with pytest.warns(UserWarning, match="no references for pipette"):
+        (found,) = it.segment([picture(LABELS, NAMES)], ["pipette", *NAMES])
+    assert found.missing == ("pipette",) and not (found.labels_hw == 0).any()
+    assert not found.scores_chw[0].any()
 
 
 def test_fusion_is_a_weighted_geometric_mean():
@@ -179,7 +202,7 @@ def test_a_collection_whose_pictures_and_texts_are_in_two_spaces_is_refused(tmp_
 
     world = collection(tmp_path, {"red": 3})
     it = VocSegSegmenter(world, Regions(), Wide(), lambda images: [])
-    with pytest.raises(ValueError, match="expected textual embeddings"):
+    with pytest.raises(ValueError, match="texts of width 5"):
         it.segment([], ["red"])
 
 

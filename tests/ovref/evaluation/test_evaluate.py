@@ -104,7 +104,9 @@ def test_results_say_what_they_are_of(result, spec):
     assert "miniature" in result["caption"] and "nothing about the real models" in result["caption"]
     assert result["spec"] == dump(spec)
     assert result["collection"]["references"] > 0 and result["class_fingerprint"]
-    assert result["missing"] == []
+    assert set(result["support"].values()) == {"own references"}
+    some = result | {"support": {"pipette": "none (nearest: fish at cosine 0.93)"}}
+    assert "own: pipette: none (nearest: fish" in text(some)
 
 
 def test_files_are_written_and_agree(result, spec, lines):
