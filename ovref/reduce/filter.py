@@ -29,7 +29,7 @@ from ovref_inference.collection.format import (
     open_table,
     open_vectors,
 )
-from ovref_inference.collection.index import read_index, search, tune
+from ovref_inference.collection.index import Questions, read_index, search, tune
 
 DROPPED = "dropped.parquet"
 """Key, noun and reason of what was left out: for tuning thresholds, not published."""
@@ -168,13 +168,17 @@ def _agreement(
     _write_vectors(visual, rows, path)
     build_index_on_disk(path, index_path, seed=seed)
     vectors, index = Rows(path), read_index(index_path)
-    parameters, _ = tune(index, vectors, seed=seed)
     available = elsewhere(nouns, images)
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
+    nprobe = None
+    if hasattr(index, "nlist"):
+        # Tuned for as many neighbours as are asked for below, the row itself left out.
+        questions = Questions.of_rows(vectors, seed=seed, ks=[wanted - 1])
+        nprobe = tune(index, questions)[0].nprobe
     found = np.empty(len(rows))
     for start in range(0, len(rows), 4096):
         queries = np.arange(start, min(start + 4096, len(rows)))
-        _, neighbours = search(index, vectors[queries], wanted, parameters=parameters)
+        _, neighbours = search(index, vectors[queries], wanted, nprobe=nprobe)
         found[queries] = noun_agreement(
             neighbours, queries, nouns, images, available, spec.agreement_neighbours
         )

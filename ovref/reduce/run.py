@@ -1,14 +1,15 @@
-"""Reference shards to a published collection, in five phases.
+"""Reference shards to a published collection, in six phases.
 
     gather       all shards -> one table, two matrices          work/<fingerprint>/gather
     filter       leave out, number                              work/<fingerprint>/filter
     index        over visual and textual embeddings             work/<fingerprint>/index
     prototypes   vocabulary, k-means per noun                   work/<fingerprint>/prototypes
-    publish      its files, then the manifest: the collection    work/<fingerprint>/files
+    tune         recall of the indexes, nprobe for each k       work/<fingerprint>/tune
+    publish      its files, then the manifest: the collection   work/<fingerprint>/files
 
-Indexing and clustering are lists of tasks (`tasks`), which other processes may run that see the
-work folder; matrices are read by parts, whatever the number of references. A killed reduction goes
-on with the phase that was under way; two reductions of the same references give the same bytes,
+Indexing and clustering are lists of tasks (`tasks`), which other processes that see the work folder
+may run; matrices are read by parts, whatever the number of references. A killed reduction resumes
+with the phase that was interrupted; two reductions of the same references give the same bytes,
 whatever made the shards and in whatever order.
 """
 
@@ -28,7 +29,7 @@ from ovref.identity import canonical, fingerprint, spec_identity
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import Shards, gather
 from ovref.reduce.grow import Base, grown_indexes, grown_prototypes, inputs_of, open_base
-from ovref.reduce.index import build_indexes
+from ovref.reduce.index import build_indexes, tune_indexes
 from ovref.reduce.phases import Report, one_at_a_time, run_phase
 from ovref.reduce.prototypes import build_prototypes
 from ovref.reduce.spec import ReduceSpec
@@ -124,13 +125,12 @@ def reduce_collection(
                 report=report,
             ),
         )
-        indexes = run_phase(
+        built = run_phase(
             folder,
             "index",
             lambda out: build_indexes(
                 folder / "filter",
                 out,
-                recall=spec.index_recall,
                 seed=spec.seed,
                 grown=grown_indexes(grown, spec),
                 run_tasks=run_tasks,
@@ -152,6 +152,21 @@ def reduce_collection(
                 report=report,
             ),
         )
+        indexes = run_phase(
+            folder,
+            "tune",
+            lambda out: tune_indexes(
+                folder / "filter",
+                folder / "index",
+                folder / "prototypes" / fmt.FILES["nouns"],
+                built,
+                recall=spec.index_recall,
+                seed=spec.seed,
+                dead=dead,
+                run_tasks=run_tasks,
+                report=report,
+            ),
+        )
         run_phase(folder, "files", lambda out: _assemble(folder, out, grown))
 
         summary = {
@@ -169,8 +184,8 @@ def reduce_collection(
             textual=_encoder_info(embed.text, gathered["dim_textual"]),
             templates=tuple(embed.templates),
             weights=tuple(embed.weights),
-            visual_index=fmt.IndexInfo(**indexes["visual"]),
-            textual_index=fmt.IndexInfo(**indexes["textual"]),
+            visual_index=fmt.index_info(indexes["visual"]),
+            textual_index=fmt.index_info(indexes["textual"]),
             prototypes=config.dump(spec.prototypes),
             licences=tuple(identity["licences"]),
             build={

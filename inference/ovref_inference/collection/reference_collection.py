@@ -30,7 +30,8 @@ from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
-from ovref_inference.vectors import announce_rows, l2_normalised
+from ovref_inference.ranges import require_at_least
+from ovref_inference.vectors import as_float32, l2_normalised, prefetch_rows
 
 _FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
 """What `ReferenceCollection.close` lets go of."""
@@ -165,25 +166,26 @@ class ReferenceCollection:
         """
         return self._encoder_config(TextEncoderConfig, self.manifest.textual.settings)
 
-    def search_text(self, text_embeddings: np.ndarray, k: int) -> Support:
+    def search_text(self, text_embeddings: Any, k: int) -> Support:
         """The k references whose textual retrieval embeddings are nearest (FOSSIL 3.3, FreeDA).
 
         Args:
-            text_embeddings: (n, d_textual) of the collection's text encoder, e.g. `embed_text`.
-            k: references of each query, at least 1.
+            text_embeddings: (n, d_textual) array or tensor of the collection's text encoder, as
+                `embed_text` gives it.
+            k: references for each query, at least 1; capped at those that the collection holds.
 
         Raises:
             ValueError: another width, a zero or non-finite row, k < 1.
         """
         return self._search("textual", text_embeddings, k)
 
-    def search_regions(self, region_features: np.ndarray, k: int) -> Support:
+    def search_regions(self, region_features: Any, k: int) -> Support:
         """The k references whose visual embeddings are nearest (RetCLIP, CorrCLIPv2).
 
         Args:
-            region_features: (n, d_visual), pooled by `pooling.pool_regions` from the collection's
-                visual encoder; leave out the regions that it calls not valid.
-            k: references of each region, at least 1.
+            region_features: (n, d_visual) array or tensor, pooled by `pooling.pool_regions` from
+                the collection's visual encoder, without the regions that it calls not valid.
+            k: references for each region, at least 1; capped at those that the collection holds.
 
         Raises:
             ValueError: another width, a zero or non-finite row, k < 1.
@@ -191,7 +193,7 @@ class ReferenceCollection:
         return self._search("visual", region_features, k)
 
     def fossil_prototypes(
-        self, text_embeddings: np.ndarray, *, n: int, k: int, seed: int = 0, iterations: int = 20
+        self, text_embeddings: Any, *, n: int, k: int, seed: int = 0, iterations: int = 20
     ) -> Prototypes:
         """Prototypes by retrieval: the n nearest references, clustered into k (FOSSIL 3.3).
 
@@ -203,10 +205,9 @@ class ReferenceCollection:
         Raises:
             ValueError: n < 1, k < 1, or as `search_text`.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, found {n}")
+        require_at_least("n", n, 1)
         support = self.search_text(text_embeddings, n)
-        announce_rows(self.visual, support.ids[support.ids >= 0])
+        prefetch_rows(self.visual, support.ids[support.ids >= 0])
         per_class = [
             spherical_kmeans(self._vectors(ids[ids >= 0]), k, seed=seed, iterations=iterations)
             if (ids >= 0).any()
@@ -221,7 +222,7 @@ class ReferenceCollection:
         names: Sequence[str],
         k: int | None = None,
         *,
-        text_embeddings: np.ndarray | None = None,
+        text_embeddings: Any = None,
     ) -> Prototypes:
         """Prototypes by noun (VOCSeg 3.1), stored ones where they serve.
 
@@ -330,23 +331,22 @@ class ReferenceCollection:
                 f"({error}); load the encoder yourself and pass embeddings"
             ) from error
 
-    def _search(self, kind: str, queries: np.ndarray, k: int) -> Support:
-        info = getattr(self.manifest, f"{kind}_index")
+    def _search(self, kind: str, queries: Any, k: int) -> Support:
+        info: fmt.IndexInfo = getattr(self.manifest, f"{kind}_index")
         queries, k = self._checked(kind, queries), operator.index(k)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, found {k}")
+        require_at_least("k", k, 1)
         scores, ids = indexes.search(
             getattr(self, f"_{kind}_index"),
             queries,
             k,
-            parameters=info.search,
+            nprobe=indexes.nprobe_for(k, info.curve),
             excluded=self._dead,
         )
         return Support(ids=ids, scores=scores, collection=self)
 
-    def _checked(self, kind: str, vectors: np.ndarray) -> np.ndarray:
+    def _checked(self, kind: str, vectors: Any) -> np.ndarray:
         encoder: fmt.EncoderInfo = getattr(self.manifest, kind)
-        vectors = np.asarray(vectors)
+        vectors = as_float32(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != encoder.dim:
             raise ValueError(
                 f"{self.url} was built with {encoder.model}: expected {kind} embeddings "
@@ -362,10 +362,11 @@ class ReferenceCollection:
         names: Sequence[str],
         own: list[int | None],
         wanted: list[int],
-        given: np.ndarray | None,
+        given: Any,
     ) -> np.ndarray:
         """(wanted, d_textual): as given, or the stored ones, with unknown names encoded."""
         if given is not None:
+            given = as_float32(given)
             if len(given) != len(names):
                 raise ValueError(f"{len(names)} names but {len(given)} text_embeddings")
             return self._checked("textual", given)[wanted]
@@ -382,7 +383,7 @@ class ReferenceCollection:
         """Stored prototypes of nouns and the nouns they are of; None where none still hold."""
         found = [None if row is None else self._nouns.stored(row) for row in rows]
         spans = [np.arange(span.start, span.stop) for span, _ in filter(None, found)]
-        announce_rows(self._prototypes, np.concatenate([np.zeros(0, np.int64), *spans]))
+        prefetch_rows(self._prototypes, np.concatenate([np.zeros(0, np.int64), *spans]))
         return [
             stored and (np.asarray(self._prototypes[stored[0]], dtype=np.float32), stored[1])
             for stored in found
@@ -404,7 +405,7 @@ class ReferenceCollection:
             if used:
                 ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
                 sets.append(clustered_rows(ids, config))
-        announce_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
+        prefetch_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
         made = iter(make_prototypes([self._vectors(ids) for ids in sets], config))
         return [(next(made) if used else nothing, used) for nothing, used in found]
 

@@ -221,7 +221,9 @@ def _commit(
     files: dict[str, fmt.FileInfo],
     before: dict[str, fmt.FileInfo],
 ) -> fmt.Manifest:
-    complete = dataclasses.replace(manifest, counts=counts, files=files)
+    complete = dataclasses.replace(
+        manifest, counts=counts, files=files, format_version=fmt.FORMAT_VERSION
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.MANIFEST)
         path.write_bytes(fmt.manifest_bytes(complete))
