@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all lint docs install clean
 
 demo: install
 	$(BIN)/ovref build --config configs/miniature.yaml output=$(DEMO)
@@ -21,7 +21,17 @@ test-all: install
 	$(BIN)/python -m pytest
 
 lint: install
-	$(BIN)/ruff check ovref inference pipelines tests
+	$(BIN)/ruff check ovref inference pipelines tests docs
+	$(BIN)/mypy
+
+# The site, into runs/site: in an environment of its own, without PyTorch.
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+
+$(VENV)-docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 install: $(VENV)/.installed
 
@@ -31,4 +41,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-docs runs

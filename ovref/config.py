@@ -1,17 +1,23 @@
 """Strict configuration: YAML and `key=value` overrides into frozen dataclasses, nothing ignored.
 
 Config classes are plain frozen dataclasses beside their owner, marked strict with
-`__pydantic_config__ = STRICT`; a string under each field says what it means.
+`__pydantic_config__ = STRICT`; a string under each field says what it means. Settings that are
+given for a nested dataclass, in the file or by an override, change its field's default and leave
+the rest of that default as it is.
 """
 
 import dataclasses
 import json
+import re
+import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from ovref.errors import ConfigError
 
@@ -19,19 +25,22 @@ STRICT = {"extra": "forbid", "strict": True}
 """Marks a config dataclass: unknown keys and values of another type are refused."""
 
 Config = TypeVar("Config")
+_ABSENT = object()
 
 
 def load(
     cls: type[Config], path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()
 ) -> Config:
-    """Reads a YAML file into `cls`, with `a.b=value` overrides (values in YAML syntax).
+    """Reads a YAML file into `cls`, with `a.b=value` overrides.
 
-    Without a path there are the overrides alone.
+    An override's value is YAML, except for settings that are text, which take it as it is typed;
+    list items are named by their numbers (`builds.0.config=...`). Without a path there are the
+    overrides alone.
 
     Raises:
         ConfigError: the file is missing or not a YAML mapping, a key is unknown, given twice or
-            missing, or a value has the wrong type or is out of range; the message names file,
-            field and what was found.
+            missing, or a value has the wrong type or is out of range; the message names the file
+            or the override, the field and what was found.
     """
     try:
         text = "" if path is None else Path(path).read_text(encoding="utf-8")
@@ -42,22 +51,20 @@ def load(
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(tree).__name__}")
+    tree = _filled(cls, tree)
+    given: dict[tuple[str, ...], str] = {}
     for override in overrides:
-        _set(tree, override)
-    return parse(cls, tree, where="command line" if path is None else str(path))
+        keys = _set(cls, tree, override)
+        for earlier, other in given.items():
+            if earlier[: len(keys)] == keys:
+                raise ConfigError(f"{override!r} would undo {other!r}: give one of them")
+        given[keys] = override
+    return _parse(cls, tree, "command line" if path is None else str(path), given)
 
 
 def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration") -> Config:
-    """A mapping of plain values into the dataclass `cls`. Raises ConfigError like `load`."""
-    try:
-        # Through JSON, because strict validation of JSON accepts lists for tuples.
-        return TypeAdapter(cls).validate_json(json.dumps(tree, allow_nan=False))
-    except ValidationError as error:
-        told: set[tuple[Any, ...]] = set()
-        lines = [_explain(cls, item, told) for item in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
-    except (TypeError, ValueError) as error:  # a date, a NaN: no value of a setting
-        raise ConfigError(f"{where}: {error}") from error
+    """Converts a mapping of plain values to the dataclass `cls`. Raises ConfigError like `load`."""
+    return _parse(cls, tree, where, {})
 
 
 def dump(config: Any) -> dict[str, Any]:
@@ -65,29 +72,153 @@ def dump(config: Any) -> dict[str, Any]:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"an override has the form key=value, found {override!r}")
-    *parents, last = path.split(".")
-    node = tree
-    for name in parents:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"{override!r}: {name} is a single value and has no settings in it")
+def _parse(cls: Any, tree: Any, where: str, given: Mapping[tuple[str, ...], str]) -> Any:
     try:
-        node[last] = yaml.load(text, Loader=_Loader)
+        # Through JSON, because strict validation of JSON accepts lists for tuples.
+        text = json.dumps(_filled(cls, tree), allow_nan=False)
+        return TypeAdapter(cls).validate_json(text)
+    except ValidationError as error:
+        seen: set[tuple[Any, ...]] = set()
+        lines: dict[str, list[str]] = {}
+        for item in error.errors():
+            line = _explain(cls, item, seen)
+            lines.setdefault(_source(where, item, line, given), []).append(line)
+        message = "; ".join(f"{at}: {'; '.join(found)}" for at, found in lines.items())
+        raise ConfigError(message) from error
+    except (TypeError, ValueError) as error:  # a NaN, bytes: no value of a setting
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _source(where: str, item: Any, line: str, given: Mapping[tuple[str, ...], str]) -> str:
+    """What is to blame for an error: the file, overrides, or both together."""
+    place = tuple(str(part) for part in item["loc"])
+    exact = [text for keys, text in given.items() if place[: len(keys)] == keys]
+    if exact:
+        return exact[-1]
+    # A check of several settings: those below it that its message names.
+    below = [(keys, text) for keys, text in given.items() if keys[: len(place)] == place]
+    named = [text for keys, text in below if re.search(rf"\b{re.escape(keys[-1])}\b", line)]
+    return f"{where} with {' '.join(named)}" if named else where
+
+
+# -- defaults ----------------------------------------------------------------------------------
+
+
+def _filled(hint: Any, value: Any, default: Any = _ABSENT) -> Any:
+    """`value` with what it leaves out of dataclasses taken from the defaults of their fields."""
+    if isinstance(value, list):
+        return [_filled(_hint_inside(hint, value, n), item) for n, item in enumerate(value)]
+    owner = _owner(hint, value, default) if isinstance(value, dict) else None
+    if owner is None:
+        return value
+    tree, hints = dict(value), typing.get_type_hints(owner)
+    for item in dataclasses.fields(owner):
+        inner = _ABSENT
+        if type(default) is owner:
+            inner = getattr(default, item.name)
+        elif item.default is not dataclasses.MISSING:
+            inner = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            inner = item.default_factory()
+        if item.name in tree:
+            tree[item.name] = _filled(hints[item.name], tree[item.name], inner)
+        elif inner is not _ABSENT:
+            tree[item.name] = to_jsonable_python(inner)
+    return tree
+
+
+def _owner(hint: Any, value: Mapping[Any, Any], default: Any = _ABSENT) -> Any:
+    """The dataclass that a mapping stands for: of several the default's, or the one that has its
+    keys; None if it is not one alone."""
+    found = [part for part in _alternatives(hint) if dataclasses.is_dataclass(part)]
+    if len(found) > 1:
+        found = [part for part in found if value.keys() <= part.__dataclass_fields__.keys()]
+        found = [part for part in found if type(default) is part] or found
+    return found[0] if len(found) == 1 else None
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; any other hint alone."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _hint_inside(hint: Any, node: Any, key: Any) -> Any:
+    """The type of what stands under a key of a dataclass or dict, or a number of a list."""
+    if isinstance(node, dict) and (owner := _owner(hint, node)) is not None:
+        return typing.get_type_hints(owner).get(key)
+    for part in _alternatives(hint):
+        inner = [item for item in typing.get_args(part) if item is not Ellipsis]
+        if isinstance(node, list) and typing.get_origin(part) in (tuple, list):
+            return inner[min(key, len(inner) - 1)]
+        if isinstance(node, dict) and typing.get_origin(part) is dict:
+            return inner[1]
+    return None
+
+
+# -- overrides ---------------------------------------------------------------------------------
+
+
+def _set(cls: type, tree: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Puts an override into a filled tree; returns its keys."""
+    path, equals, text = override.partition("=")
+    keys = tuple(path.split("."))
+    if not equals or not all(keys):
+        raise ConfigError(f"an override has the form key=value, found {override!r}")
+    node: Any = tree
+    hint: Any = cls
+    for number, name in enumerate(keys):
+        key: Any = name
+        if isinstance(node, list):
+            if not name.isdecimal() or int(name) >= len(node):
+                raise ConfigError(
+                    f"{override!r}: there is a list of {len(node)}, which has no {name} (the first "
+                    "is 0)"
+                )
+            key = int(name)
+        hint = _hint_inside(hint, node, key)
+        if number == len(keys) - 1:
+            node[key] = _value(hint, text, override)
+            break
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{override!r}: {name} is a single value and has no settings in it")
+    return keys
+
+
+def _value(hint: Any, text: str, override: str) -> Any:
+    """The value of an override: as typed where only text is asked for, YAML elsewhere."""
+    kinds = _alternatives(hint)
+    absent = type(None) in kinds and text in ("", "null", "~")
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if {*kinds} - {type(None)} == {str} and not quoted and not absent:
+        return text
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is not YAML: {error}") from error
+    comment = "" if node is None else text[node.end_mark.index :].strip()
+    if comment.startswith("#"):
+        raise ConfigError(
+            f"{override!r}: YAML takes {comment!r} for a comment; put the value in quotation marks"
+        )
+    return value
 
 
-def _explain(cls: type, item: dict[str, Any], told: set[tuple[Any, ...]]) -> str:
-    """One error in words. At each level the known keys are told once; `told` has those levels."""
+# -- errors ------------------------------------------------------------------------------------
+
+
+def _explain(cls: type, item: Any, seen: set[tuple[Any, ...]]) -> str:
+    """One error in words. The known keys of a level are listed once; `seen` has those levels."""
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "unexpected_keyword_argument":
         level = item["loc"][:-1]
-        known = [] if level in told else _fields_at(cls, level)
-        told.add(level)
+        known = [] if level in seen else _fields_at(cls, level)
+        seen.add(level)
         hint = f" (known here: {', '.join(known)})" if known else ""
         return f"unknown key {path}{hint}"
     if item["type"] == "missing":
@@ -114,7 +245,13 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, where YAML would silently take the last."""
+    """Safe YAML that refuses a key given twice, where YAML would silently take the last; dates are
+    text, and `1e-3` is a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as in PyYAML)
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: list[Any] = []
@@ -126,3 +263,10 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.append(key)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    [*"-+0123456789"],
+)

@@ -58,7 +58,7 @@ def ingest(
     if target.complete() is not None:
         return _summary_of(target)
     committed = set(target.committed())
-    items = _first_of_each_key(captions)
+    items = first_of_each_key(captions)
     shards: list[str] = []
     kept, dropped = 0, Counter()
     following: Caption | None = None
@@ -141,7 +141,7 @@ class KeySet:
                 self._slots[self._slot(value)] = value
 
 
-def _first_of_each_key(captions: Iterable[Caption | Dropped]) -> Iterator[Caption | Dropped]:
+def first_of_each_key(captions: Iterable[Caption | Dropped]) -> Iterator[Caption | Dropped]:
     """Later captions with the same key, and those that no file can hold, come out as drops."""
     seen = KeySet()
     for item in captions:

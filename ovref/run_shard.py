@@ -39,16 +39,13 @@ def run_shard(
         return earlier
     started = time.monotonic()
     drops: list[Dropped] = []
-    # Closed at the end in any case: an unfinished read keeps its temporary copy.
+    # Closed at the end in any case: an unfinished read keeps its temporary copy, and an unfinished
+    # stage its threads.
     with contextlib.closing(source.read(shard)) as reader, ShardFiles() as files:
         inputs = _Counted(reader, without or {}, drops)
-        records: Iterable[Any] = inputs
-        for number, stage in enumerate(stages, start=1):
-            name = getattr(stage, "__name__", type(stage).__name__)
-            where = f"stage {number} of {len(stages)}, {name}, shard {shard}"
-            records = _accounted(stage, records, drops, where)
-        for record in records:
-            files.add(record)
+        with contextlib.closing(_applied(stages, inputs, drops, shard)) as records:
+            for record in records:
+                files.add(record)
         return target.publish(
             shard, files, inputs=inputs.count, drops=drops, started=started, attempt=attempt
         )
@@ -69,6 +66,17 @@ def run_alone(stages: Sequence[Stage], record: Any) -> None:
         for output in records:
             files.add(output)
         files.finish([])
+
+
+def _applied(
+    stages: Sequence[Stage], inputs: Iterable[Any], drops: list[Dropped], shard: str
+) -> Iterator[Any]:
+    records = inputs
+    for number, stage in enumerate(stages, start=1):
+        name = getattr(stage, "__name__", type(stage).__name__)
+        where = f"stage {number} of {len(stages)}, {name}, shard {shard}"
+        records = _accounted(stage, records, drops, where)
+    yield from records
 
 
 def _undropped(items: Iterable[Any]) -> Iterator[Any]:

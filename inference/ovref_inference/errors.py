@@ -3,6 +3,7 @@
     OvrefError
     |-- CollectionError   a collection is missing, cut off, foreign or of another format version
     |-- ModelError        a model cannot be loaded or used: fix its id, revision, path or files
+    |-- MissingPackageError   an extra of ovref is not installed: the message has the pip line
     `-- ...               those of building: `ovref.errors`
 
 A single bad query is a ValueError.
@@ -19,3 +20,7 @@ class CollectionError(OvrefError):
 
 class ModelError(OvrefError):
     """A model cannot be loaded or used: its id, revision, path or files are wrong."""
+
+
+class MissingPackageError(OvrefError, ImportError):
+    """A package of one of ovref's extras is not installed."""

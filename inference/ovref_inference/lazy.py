@@ -1,12 +1,25 @@
-"""Lets a package export names of modules that are slow to import, without importing them."""
+"""Lets a package export names of modules that are slow to import, without importing them; and says
+what to install where a package that they need is missing."""
 
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ovref_inference.errors import MissingPackageError
+
+EXTRAS = {
+    "segment": ("torch", "torchvision", "transformers", "open_clip", "segment_anything",
+                "safetensors", "scipy", "PIL", "skimage"),
+    "cpu": ("faiss",),
+    "build": ("ray", "diffusers", "spacy", "webdataset", "s3fs", "pydantic", "yaml"),
+}  # fmt: skip
+"""Packages that are imported when they are first needed, by the extra of ovref that brings them."""
+
 
 def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a package whose exports are imported when they are first asked for.
+
+    It raises MissingPackageError where a package of one of ovref's extras is not installed.
 
     Args:
         package: `__name__` of the package.
@@ -16,6 +29,26 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], An
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        try:
+            module = importlib.import_module(f"{package}.{modules[name]}")
+        except ModuleNotFoundError as error:
+            raise missing_package(error, f"{package}.{name}") from error
+        return getattr(module, name)
 
     return get
+
+
+def missing_package(error: ModuleNotFoundError, user: str) -> ImportError:
+    """The error to raise instead: one sentence with the pip line if an extra has the package, or
+    else the error itself.
+
+    Args:
+        user: what needs the package.
+    """
+    name = (error.name or "").partition(".")[0]
+    for extra, packages in EXTRAS.items():
+        if name in packages:
+            return MissingPackageError(
+                f"{user} needs {name}, which is not installed: pip install 'ovref[{extra}]'"
+            )
+    return error

@@ -1,17 +1,48 @@
 """Model ids: `miniature:<name>` is in the package ovref_miniature, others pass unchanged."""
 
 import importlib.util
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ovref_inference.errors import ModelError
 
 MINIATURE = "miniature:"
-PRETRAINED_ERRORS = (
-    OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError,
-)  # fmt: skip
-"""What transformers raises when a model's files are missing, broken or of another architecture."""
+LONGEST_REASON = 400
+"""Characters of a library's message that are quoted; some list everything that they know."""
+
+
+@contextmanager
+def model_errors(attempt: str, advice: str = "") -> Iterator[None]:
+    """Turns what model libraries raise for missing, broken or unfit files into a ModelError.
+
+    Args:
+        attempt: what the block does, for the message: "load the visual encoder x".
+        advice: the end of the message: what to do.
+
+    Raises:
+        ModelError: the block raised one of the libraries' errors, which is its cause.
+        torch.OutOfMemoryError: as raised; no other model would help.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        OSError, EOFError, ValueError, LookupError, RuntimeError, ImportError, TypeError,
+        AttributeError, AssertionError, SafetensorError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        reason = str(error) or type(error).__name__
+        if isinstance(error, LookupError):
+            reason = f"{type(error).__name__} {reason}"
+        if len(reason) > LONGEST_REASON:
+            reason = f"{reason[:LONGEST_REASON]} ..."
+        raise ModelError(f"cannot {attempt}: {reason}{advice}") from error
 
 
 def resolve(model_id: str) -> str:
@@ -53,10 +84,10 @@ def miniature_folder(wanted: str) -> Path:
 
 
 def pretrained(model_id: str, revision: str) -> tuple[str, dict[str, Any]]:
-    """First argument and options of a `from_pretrained` of transformers; a folder stays offline.
+    """First argument and options for `from_pretrained` of transformers; folders stay offline.
 
     Args:
-        model_id: as of `resolve`, with its errors.
+        model_id: as in `resolve`, which raises for it.
         revision: of a hub repository; empty for the newest.
     """
     path = resolve(model_id)
@@ -64,10 +95,10 @@ def pretrained(model_id: str, revision: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_complete(model_id: str, report: Mapping[str, Any]) -> None:
-    """Refuses a model for which weights were made up.
+    """Refuses a model whose missing weights were initialised at random.
 
     Args:
-        report: what `from_pretrained(..., output_loading_info=True)` tells.
+        report: the loading info from `from_pretrained(..., output_loading_info=True)`.
 
     Raises:
         ModelError: weights are missing.

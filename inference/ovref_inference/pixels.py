@@ -1,7 +1,7 @@
-"""Images as a model takes them, and batches that fit into a GPU's memory."""
+"""Images as a model takes them, the device it runs on, and batches that fit into its memory."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,26 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
 
 logger = logging.getLogger(__name__)
+
+
+RESAMPLING = {2: "bilinear", 3: "bicubic"}
+"""PIL's numbers for the interpolations that models are resized with."""
+
+FLAGS = {
+    "do_resize", "do_center_crop", "do_pad", "do_rescale", "do_normalize", "do_convert_rgb",
+    "do_reduce_labels", "do_convert_annotations",
+}  # fmt: skip
+"""Flags of an image processor that are honoured, or that concern sizes (`size_hw` sets them) and
+labels."""
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; None takes a GPU where there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @dataclass(frozen=True)
@@ -21,14 +38,59 @@ class Pixels:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mode: str
+    """Interpolation: `bilinear` or `bicubic`."""
     device: torch.device
     dtype: torch.dtype
+    divisor: float = 255.0
+    """Values from 0 to 255 are divided by this before normalisation."""
 
     @staticmethod
     def of_open_clip(model: Any, device: torch.device, dtype: torch.dtype) -> "Pixels":
+        """Preprocessing of an open_clip model; its `resize_mode` is replaced by plain resizing.
+
+        Raises:
+            ModelError: it asks for another interpolation or colour mode.
+        """
         settings = model.visual.preprocess_cfg
-        mean, std = tuple(settings["mean"]), tuple(settings["std"])
-        return Pixels(mean, std, settings["interpolation"], device, dtype)
+        mean, std, mode = settings["mean"], settings["std"], settings["interpolation"]
+        if mode not in RESAMPLING.values() or settings.get("mode", "RGB") != "RGB":
+            raise ModelError(
+                "preprocessing must be of RGB images, bilinear or bicubic, found mode "
+                f"{settings.get('mode')!r} and interpolation {mode!r}"
+            )
+        return Pixels(tuple(mean), tuple(std), mode, device, dtype)
+
+    @staticmethod
+    def of_transformers(
+        settings: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+    ) -> "Pixels":
+        """Preprocessing of an image processor of transformers, from its fields (`to_dict`).
+
+        Rescaling, normalisation and resampling are honoured. Sizes, crops and padding are replaced
+        by resizing to the size that is configured.
+
+        Raises:
+            ModelError: it does something else with images.
+        """
+        actions = [name for name in settings if name.startswith("do_") or name == "rescale_offset"]
+        other = [name for name in actions if settings[name] and name not in FLAGS]
+        if other:
+            raise ModelError(f"the image processor's {', '.join(other)} is not supported")
+        mode = RESAMPLING.get(settings.get("resample"))
+        if mode is None:
+            raise ModelError(
+                f"the image processor's resample must be one of {RESAMPLING}, found "
+                f"{settings.get('resample')!r}"
+            )
+        mean, std, divisor = (0.0,), (1.0,), 1.0
+        if settings.get("do_normalize"):
+            mean, std = (
+                tuple(np.atleast_1d(settings[name]).tolist())
+                for name in ("image_mean", "image_std")
+            )
+        if settings.get("do_rescale"):
+            divisor = 1 / settings["rescale_factor"]
+        return Pixels(mean, std, mode, device, dtype, divisor)
 
     def __call__(self, images: Sequence[np.ndarray], size_hw: tuple[int, int]) -> torch.Tensor:
         """(n, 3, *size_hw)."""
@@ -43,14 +105,14 @@ class Pixels:
             resized.append(pixels.clamp(0, 255))
         mean = torch.tensor(self.mean, device=self.device)[:, None, None]
         std = torch.tensor(self.std, device=self.device)[:, None, None]
-        return ((torch.cat(resized) / 255 - mean) / std).to(self.dtype)
+        return ((torch.cat(resized) / self.divisor - mean) / std).to(self.dtype)
 
 
 class BatchSize:
-    """How many items go into one pass at most; smaller for good once the device ran out of memory.
+    """Most items per forward pass; halved permanently when the device runs out of memory.
 
-    Kernels round differently at another batch size: what is made after that differs in the last
-    bits from what another machine makes. Where bytes matter, configure the smaller size.
+    Kernels round differently at another batch size: results after that differ in the last bits from
+    those of another machine. Where bytes matter, configure the smaller size.
     """
 
     def __init__(self, items: int) -> None:
@@ -60,10 +122,10 @@ class BatchSize:
 def batched(
     items: Sequence[Any], batch_size: int | BatchSize, run: Callable[[Sequence[Any]], Any]
 ) -> list[Any]:
-    """`run` over all items in batches; out of GPU memory, with half the batch from there on.
+    """`run` over all items in batches; out of GPU memory, the batch is halved from there on.
 
     Args:
-        batch_size: a `BatchSize` remembers the half for the calls to come.
+        batch_size: a `BatchSize` keeps the halved size for later calls.
 
     Raises:
         torch.OutOfMemoryError: a single item does not fit.
@@ -84,6 +146,6 @@ def batched(
         size.items = len(part) // 2
         torch.cuda.empty_cache()
         logger.warning(
-            "out of memory with %d items at once; going on with %d", len(part), size.items
+            "out of memory with a batch of %d; continuing with %d", len(part), size.items
         )
     return done

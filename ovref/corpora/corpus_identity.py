@@ -7,6 +7,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.image_formats import identify_miniature
+from ovref.corpora.places import find, is_local, open_place, reason, shown, store_errors
 from ovref.corpora.spec import (
     BLOCK_BYTES,
     CAPTION_FILES,
@@ -14,9 +15,6 @@ from ovref.corpora.spec import (
     CorpusSpec,
     corpus_files,
     corpus_id,
-    open_place,
-    protocols,
-    store_errors,
 )
 from ovref.errors import InputError
 
@@ -55,26 +53,26 @@ def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
     try:
         info = fs.info(name)
         identity = {"name": PurePosixPath(name).name, "size": int(info["size"])}
-        if "file" not in protocols(fs):
+        if not is_local(fs):
             return identity | {"checksum": str(info.get("ETag") or fs.checksum(name))}
         digest = hashlib.sha256()
         with fs.open(name, "rb") as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
     except store_errors() as error:
-        raise InputError(f"cannot read {name} of the corpus: {error}") from error
+        raise InputError(f"cannot read {name} of the corpus: {reason(error)}") from error
     return identity | {"sha256": digest.hexdigest()}
 
 
 def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
-    """Of the names and sizes below a folder, and of the contents of its files of captions."""
+    """Hash of the names and sizes below a folder, and of the contents of its caption files."""
     try:
         fs, root = open_place(place)
-        entries = fs.find(root, detail=True)
-    except (*store_errors(), ValueError, ImportError) as error:
-        raise InputError(f"cannot list the images at {place}: {error}") from error
+        entries = find(fs, root)
+    except (*store_errors(), ValueError) as error:
+        raise InputError(f"cannot list the images at {shown(place)}: {reason(error)}") from error
     if not entries:
-        raise InputError(f"there are no images at {place}; check `images`")
+        raise InputError(f"there are no images at {shown(place)}; check `images`")
     digest = hashlib.sha256()
     for name in sorted(entries):
         digest.update(f"{name.removeprefix(root)}\0{entries[name]['size']}\n".encode())

@@ -23,11 +23,16 @@ CAPTION_NAMES = ("caption", "text", "TEXT", "title", "sentence")
 PARQUET_ROWS, PARQUET_IMAGES = 1024, 16
 """Rows decoded at a time, without and with images."""
 PARQUET_BUFFER_BYTES = 1 << 20
-TEXT_OR_BYTES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+TEXT_OR_BYTES = (
+    pa.string(), pa.large_string(), pa.string_view(),
+    pa.binary(), pa.large_binary(), pa.binary_view(),
+)  # fmt: skip
+FIRST_BLOCK = 1 << 16
+"""Bytes in which a text's line ends are looked for."""
 OBJECTS_TO_JUDGE = 1000
 """JSON objects after which a corpus without the caption's field is refused."""
 LONGEST_MEMBER_BYTES = 1 << 28
-"""Of a file inside a tar; a longer one is a malformed record."""
+"""A file inside a tar that is longer than this is a malformed record."""
 
 
 class Row(NamedTuple):
@@ -44,21 +49,24 @@ class Row(NamedTuple):
 def _open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> io.TextIOWrapper:
     """The file as UTF-8 text; bytes that are not become lone surrogates, found per record.
 
-    Lines end by `\\n` alone by default: other separators may stand inside a caption.
+    By default lines end with `\\n` alone, since other separators may stand inside a caption; with
+    `\\r` where the text's beginning has that and no `\\n`.
     """
     file = fs.open(path, "rb", compression="gzip" if path.endswith(".gz") else None)
-    head = file.read(4)
+    head = file.read(FIRST_BLOCK)
     found = None
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         found = "UTF-16 text"
     elif head[:2] == b"\x1f\x8b":
         found = "gzip; give it a name in .gz"
-    elif head == b"PAR1":
+    elif head[:4] == b"PAR1":
         found = "Parquet; give it a name in .parquet"
     if found is not None:
         file.close()
         raise InputError(f"expected UTF-8 text in {path}, found {found}")
     file.seek(0)
+    if newline == "\n" and b"\r" in head and b"\n" not in head:
+        newline = "\r"
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
@@ -294,12 +302,30 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
 
 
 def _check_type(path: str, field: pa.Field, allowed: tuple[pa.DataType, ...], what: str) -> None:
-    if field.type not in allowed:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if kind not in allowed:
         raise InputError(f"the column {field.name!r} of {path} holds {field.type}, expected {what}")
 
 
 def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
-    """Samples are runs of members that share the name before the first dot of their last part."""
+    """Samples are runs of members that share the name before the first dot of their last part.
+
+    Raises:
+        InputError: the members of a sample do not stand together.
+    """
+    parts_by_name: dict[int, tuple[bool, bool]] = {}  # keys: hashes of names, which are smaller
+    for row in _samples(spec, fs, path):
+        parts = (row.text is not None, row.image is not None)
+        if parts_by_name.setdefault(hash(row.line), parts) != parts:
+            raise InputError(
+                f"the members of the sample {row.line} of {path} do not stand together, as a "
+                f"WebDataset's must: pack the files again in the order of their names "
+                f"(`tar --sort=name -cf ...`)"
+            )
+        yield row
+
+
+def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
     compression = "gzip" if path.endswith(".gz") else None
     with (
         fs.open(path, "rb", compression=compression) as handle,

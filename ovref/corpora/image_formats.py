@@ -12,6 +12,7 @@ from PIL import Image
 
 from ovref.corpora import formats
 from ovref.corpora.formats import Row
+from ovref.corpora.places import walk
 from ovref.corpora.spec import CAPTION_FILES, IMAGE_SUFFIXES, MINIATURE, CorpusSpec
 from ovref.errors import InputError
 from ovref.images import decode_image
@@ -31,31 +32,21 @@ def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Ite
     corpus's. Elsewhere the captions of `x.jpg` are the lines of `x.txt` that are not blank, and an
     image without any is a record with an empty caption. Images are named relative to `root`.
     """
-    yield from _folder(spec, fs, root.rstrip("/"), "")
-
-
-def _folder(spec: CorpusSpec, fs: AbstractFileSystem, root: str, inner: str) -> Iterator[Row]:
-    # One folder's listing is in memory at a time, and not that of the whole tree.
-    folder = f"{root}/{inner}".rstrip("/")
-    files, folders = set(), []
-    for item in fs.ls(folder, detail=True):
-        path = item["name"].rstrip("/")
-        name = path.rpartition("/")[2]
-        if path == folder or name.startswith("."):
-            continue  # S3 lists a folder's own marker in it
-        if item["type"] == "directory":
-            folders.append(name)
+    root = root.rstrip("/")
+    for folder, inside in walk(fs, root):
+        inner = f"{folder}/".removeprefix(f"{root}/")
+        files = [item["name"].rpartition("/")[2] for item in inside if item["type"] != "directory"]
+        metadata = [name for name in CAPTION_FILES if name in files]
+        if len(metadata) > 1:
+            raise InputError(
+                f"{folder} has {' and '.join(metadata)}; expected only one of them to hold the "
+                f"captions"
+            )
+        if metadata:
+            inside.clear()  # the folders below are not walked
+            yield from _by_metadata(spec, fs, folder, inner, metadata[0])
         else:
-            files.add(name)
-    metadata = [name for name in CAPTION_FILES if name in files]
-    if len(metadata) > 1:
-        raise InputError(f"{folder} has {' and '.join(metadata)}; one alone may tell the captions")
-    if metadata:
-        yield from _by_metadata(spec, fs, folder, inner, metadata[0])
-        return
-    yield from _by_sidecar(fs, folder, inner, sorted(files))
-    for name in sorted(folders):
-        yield from _folder(spec, fs, root, f"{inner}{name}/")
+            yield from _by_sidecar(fs, folder, inner, files)
 
 
 def _by_metadata(

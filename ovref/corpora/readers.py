@@ -20,15 +20,8 @@ from fsspec import AbstractFileSystem
 
 from ovref.contract import Dropped
 from ovref.corpora import formats, image_formats
-from ovref.corpora.spec import (
-    MINIATURE,
-    NO_IMAGE_COLUMN,
-    CorpusSpec,
-    corpus_files,
-    corpus_id,
-    open_place,
-    store_errors,
-)
+from ovref.corpora.places import open_place, reason, shown, store_errors
+from ovref.corpora.spec import MINIATURE, NO_IMAGE_COLUMN, CorpusSpec, corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import normalised, record_key
 from ovref.records import Caption
@@ -143,12 +136,15 @@ def _rows(
     try:
         yield from reader(spec, fs, path)
     except (*store_errors(), *damage) as error:
-        raise InputError(f"cannot read {path} of the corpus as {written}: {error}") from error
+        raise InputError(
+            f"cannot read {path} of the corpus as {written}: {reason(error)}"
+        ) from error
 
 
 def _caption(
     spec: CorpusSpec, corpus: str, file: str, row: formats.Row, images: bool
-) -> Dropped | list[Caption]:
+) -> Dropped | Iterator[Caption]:
+    """The captions of one row, one for each draw, or why it has none."""
     where = f"{file}:{row.line}".encode("utf-8", "backslashreplace").decode()
 
     def dropped(reason: str) -> Dropped:
@@ -172,7 +168,7 @@ def _caption(
     if images and not (isinstance(image, bytes) and image):
         return dropped("missing_image")
     digest = sha256(image).hexdigest() if images else None
-    return [
+    return (
         Caption(
             key=record_key(corpus, text, draw, digest),
             text=text,
@@ -181,7 +177,7 @@ def _caption(
             image=image,
         )
         for draw in range(spec.draws)
-    ]
+    )
 
 
 class _ImageFolder:
@@ -215,4 +211,6 @@ class _ImageFolder:
         except (FileNotFoundError, IsADirectoryError):
             return b""
         except store_errors() as error:
-            raise InputError(f"cannot read the image {name} in {self._place}: {error}") from error
+            raise InputError(
+                f"cannot read the image {name} in {shown(self._place)}: {reason(error)}"
+            ) from error

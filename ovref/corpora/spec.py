@@ -1,15 +1,15 @@
 """What a caption corpus is: where it lies, how it is written, which captions of it are wanted."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-import fsspec
 from fsspec import AbstractFileSystem
 
 from ovref.config import STRICT
+from ovref.corpora.places import MAGIC, entries, matches, open_place, reason, shown, store_errors
 from ovref.errors import InputError
+from ovref_inference.ranges import require_at_least
 
 Format = Literal[
     "auto",
@@ -57,8 +57,9 @@ class CorpusSpec:
     __pydantic_config__ = STRICT
 
     path: str
-    """A file, a folder, or a pattern with `*`; a local path or a URL such as `s3://bucket/part-*`.
-    `miniature:train` is the drawn scenes of the miniature, the first `limit` of them."""
+    """A file, a folder, or a pattern with `*`, `?`, `[...]` or `**`; a local path or a URL such as
+    `s3://bucket/part-*`. Symbolic links are followed; names that begin with a dot are left out.
+    `miniature:train` is the scenes of the miniature, the first `limit` of them."""
     format: Format = "auto"
     """`auto` goes by the file names; `coco` is the official JSON layout of COCO captions;
     `imagefolder` a folder of images, each with a .txt of captions (one a line) beside it, or with
@@ -73,6 +74,8 @@ class CorpusSpec:
     builds that ground captions in them, and by no others."""
     images: str | None = None
     """Folder or URL prefix of the image files that the corpus names."""
+    licence: str | None = None
+    """The licence of captions and images, for the manifest of the collection."""
     limit: int | None = None
     """Read the first so many good captions only; None reads all."""
     draws: int = 1
@@ -87,8 +90,8 @@ class CorpusSpec:
             raise ValueError("corpus_id must not be empty; leave it out for the default")
         for name in ("limit", "draws", "max_characters"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}")
+            if value is not None:
+                require_at_least(name, value, 1)
         for name in ("caption_column", "image_column"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 0:
@@ -128,38 +131,42 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
     """
     try:
         fs, root = open_place(spec.path)
-        if "*" in spec.path:
-            entries = fs.glob(root, detail=True)
-            names = sorted(name for name in entries if entries[name]["type"] == "file")
-        elif fs.isdir(root):
-            names = sorted(fs.find(root, maxdepth=1))
+        is_pattern = "*" in root
+        if not is_pattern and fs.isdir(root):
+            names = [item["name"] for item in entries(fs, root) if item["type"] != "directory"]
+        elif not is_pattern and fs.exists(root):
+            names = [root]
         else:
-            names = [root] if fs.exists(root) else []
+            is_pattern = any(mark in root for mark in MAGIC)
+            names = matches(fs, root) if is_pattern else []
         if spec.format == "imagefolder" and not fs.isdir(root):
-            raise InputError(f"an imagefolder is a folder, found {spec.path}")
-    except (*store_errors(), ValueError, ImportError) as error:
-        raise InputError(f"cannot look for the corpus at {spec.path}: {error}") from error
+            raise InputError(f"an imagefolder is a folder, found {shown(spec.path)}")
+    except (*store_errors(), ValueError) as error:
+        raise InputError(
+            f"cannot look for the corpus at {shown(spec.path)}: {reason(error)}"
+        ) from error
     if not names and spec.format != "imagefolder":
         raise InputError(
-            f"no caption corpus at {spec.path}: no such file, or no file in it. Check the path, "
-            f"the credentials and, for a pattern, that its files are there; for images in folders "
-            f"of this folder, name the format: imagefolder"
+            f"no caption corpus at {shown(spec.path)}: no such file, or no file in it. Check the "
+            f"path, the credentials and, for a pattern, that its files are there; for images in "
+            f"folders of this folder, name the format: imagefolder"
         )
     one_file = names == [root]
-    if _is_imagefolder(spec, one_file, names):
+    if _is_imagefolder(spec, one_file or is_pattern, names):
         return fs, [(root, "imagefolder")]
     found = []
     for name in names:
         written = SUFFIXES.get(PurePosixPath(name.removesuffix(".gz")).suffix.lower())
         if spec.format == "auto" and written:
             found.append((name, written))
-        elif spec.format != "auto" and (one_file or "*" in spec.path or written == spec.format):
+        elif spec.format != "auto" and (one_file or is_pattern or written == spec.format):
             found.append((name, spec.format))
     formats = sorted({written for _, written in found})
     if not found:
         wanted = "known" if spec.format == "auto" else spec.format
         raise InputError(
-            f"the corpus {spec.path} holds no file of a {wanted} format (first file: {names[0]}). "
+            f"the corpus {shown(spec.path)} holds no file of a {wanted} format (first file: "
+            f"{names[0]}). "
             f"Known endings are {', '.join(SUFFIXES)}, with or without .gz; name the format with "
             f"`format` if the files are called otherwise"
         )
@@ -171,24 +178,7 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
     return fs, found
 
 
-def _is_imagefolder(spec: CorpusSpec, one_file: bool, names: list[str]) -> bool:
-    if spec.format != "auto" or one_file or "*" in spec.path:
+def _is_imagefolder(spec: CorpusSpec, by_name: bool, names: list[str]) -> bool:
+    if spec.format != "auto" or by_name:
         return spec.format == "imagefolder"
     return any(PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
-
-
-def open_place(place: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a path or URL, and the path on it. Listings are never remembered."""
-    options = {"use_listings_cache": False} if "://" in place else {}
-    return fsspec.core.url_to_fs(place, **options)
-
-
-def store_errors() -> tuple[type[Exception], ...]:
-    """What reading may raise; botocore's errors are no OSErrors and count once it is loaded."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
-
-
-def protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
-    """The names of a file system, such as `file` or `s3`."""
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -5,27 +5,31 @@ looks like a bad model. So the class list, a name for its convention and its fin
 every data set and into every result.
 """
 
+import mimetypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ovref.config import STRICT
+from ovref.corpora.spec import IMAGE_SUFFIXES
 from ovref.errors import InputError
 from ovref.evaluation.metrics import IGNORE
 from ovref.evaluation.metrics_ap import TrueInstances
 from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.identity import fingerprint
+from ovref.images import FORMATS, UnusableImageError, decode_image
 from ovref.miniature import scenes
 from ovref.miniature.shapes import CLASSES, STUFF_COLOURS, THINGS
+from ovref_inference.ranges import require_at_least
 
 HELD_OUT = ("validation", "test")
 """Splits whose combinations of thing, colour and ground the miniature was not trained on."""
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
-"""Images of a label folder; label maps are always .png, for they must not be lossy."""
+LABEL_MODES = ("1", "L", "P", "I;16", "I")
+"""Pillow's modes of a label map: one integer a pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +44,15 @@ class Dataset:
     images: tuple[np.ndarray, ...]
     """(H, W, 3) uint8 RGB each."""
     labels: tuple[np.ndarray, ...]
-    """(H, W) uint8 each: positions in `classes`, or 255 for pixels that are not judged."""
+    """(H, W) uint8 each: positions in `classes`, or 255 for pixels that are not evaluated."""
     colours: dict[str, tuple[int, int, int]]
     """Classes with a colour of their own in pictures, sRGB in [0, 255]; others get any."""
     things: tuple[bool, ...] | None = None
-    """Of each class, whether it is a thing; None where that is not known."""
+    """Whether each class is a thing; None where that is not known."""
     panoptic: tuple[PanopticMap, ...] | None = None
     """True segments with instances, one map an image; None where they are not known."""
     seen: tuple[bool, ...] | None = None
-    """Of each class, whether trained parts saw its masks; None without a split."""
+    """Whether trained models saw masks of each class; None without a split."""
 
     @property
     def class_fingerprint(self) -> str:
@@ -63,25 +67,26 @@ class LabelFolder:
     __pydantic_config__ = STRICT
 
     images: str
-    """Folder of .jpg and .png images, at any depth."""
+    """Folder of images, at any depth; hidden files and folders are left out."""
     labels: str
-    """Folder of label maps: .png of 8 bits, greyscale or palette (whose indices are the labels)."""
+    """Folder of label maps of the upright images: .png, greyscale or palette (whose indices are the
+    labels)."""
     classes: str
-    """Text file, one class name a line, in the order of the labels."""
+    """Text file, one class name a line, in the order of the labels; different names, letter case
+    aside."""
     first_label: int = 0
     """Value of the first class in the maps; 1 for ADE20k, whose 0 is no class."""
     ignored: tuple[int, ...] = (255,)
-    """Values of pixels that are not judged; those below `first_label` never are."""
+    """Values of pixels that are not evaluated; those below `first_label` never are."""
     unseen: tuple[str, ...] = ()
-    """Classes that trained parts never saw, for hIoU; none means no split."""
+    """Classes whose masks trained models never saw, for hIoU; none means no split."""
     limit: int | None = None
     """The first so many images, in order of their paths; null takes all. All are kept in memory."""
 
     def __post_init__(self) -> None:
-        if self.first_label < 0:
-            raise ValueError(f"first_label must be at least 0, found {self.first_label}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, found {self.limit}")
+        require_at_least("first_label", self.first_label, 0)
+        if self.limit is not None:
+            require_at_least("limit", self.limit, 1)
 
 
 def miniature_scenes(split: str, count: int) -> Dataset:
@@ -96,8 +101,7 @@ def miniature_scenes(split: str, count: int) -> Dataset:
     """
     if split not in HELD_OUT:
         raise ValueError(f"split must be one of {HELD_OUT}, found {split!r}")
-    if count < 1:
-        raise ValueError(f"count must be at least 1, found {count}")
+    require_at_least("count", count, 1)
     drawn = [scenes.render(seed, split) for seed in range(count)]
     return Dataset(
         name=f"miniature {split}, {count} scenes",
@@ -123,13 +127,11 @@ def label_folder(folder: LabelFolder) -> Dataset:
     root = Path(folder.images)
     if not root.is_dir():
         raise InputError(f"{root} is no folder of images")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
-    if not paths:
-        raise InputError(f"{root} holds no images ({', '.join(IMAGE_ENDINGS)})")
+    paths = _image_paths(root)
     images, labels = [], []
     for path in paths[: folder.limit]:
         label_path = (Path(folder.labels) / path.relative_to(root)).with_suffix(".png")
-        images.append(_read(path, ("L", "RGB", "P", "RGBA", "CMYK"), "RGB"))
+        images.append(_image(path))
         labels.append(_label_map(label_path, folder, classes))
         if images[-1].shape[:2] != labels[-1].shape:
             raise InputError(
@@ -150,15 +152,17 @@ def label_folder(folder: LabelFolder) -> Dataset:
 
 
 def with_unseen(data: Dataset, unseen: Sequence[str]) -> Dataset:
-    """The data set with its classes split into unseen ones and the rest.
+    """The data set with its classes split into unseen ones and the rest; letter case is ignored.
 
     Raises:
         ValueError: a name is no class, or no class would be seen.
     """
-    unknown = [name for name in unseen if name not in data.classes]
+    classes = [name.casefold() for name in data.classes]
+    names = [name.strip().casefold() for name in unseen]
+    unknown = [name for name in names if name not in classes]
     if unknown:
         raise ValueError(f"unseen classes {unknown} are not among the classes {data.classes}")
-    seen = tuple(name not in unseen for name in data.classes)
+    seen = tuple(name not in names for name in classes)
     if not any(seen):
         raise ValueError("at least one class must be seen, found all of them unseen")
     return replace(data, seen=seen)
@@ -208,21 +212,56 @@ def true_instances(panoptic: PanopticMap, things: Sequence[bool]) -> TrueInstanc
 
 def _class_names(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # without a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the class list {path}: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
-    if not names or len(set(names)) < len(names) or len(names) > IGNORE:
+    different = len({name.casefold() for name in names})
+    if not names or different < len(names) or len(names) > IGNORE:
         raise InputError(
             f"{path} must hold 1 to {IGNORE} different class names, one a line, found {len(names)} "
-            f"({len(set(names))} different)"
+            f"({different} different, letter case aside)"
         )
     return names
 
 
+def _image_paths(root: Path) -> list[Path]:
+    """Files with IMAGE_SUFFIXES that are not hidden, nor in a hidden folder, sorted."""
+    paths = []
+    for path in sorted(root.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(root).parts) or path.is_dir():
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            paths.append(path)
+        elif (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
+            raise InputError(
+                f"{path} is an image of a format that is not read; convert it to one of "
+                f"{', '.join(FORMATS)}, or take it out of the folder"
+            )
+    if not paths:
+        raise InputError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
+def _image(path: Path) -> np.ndarray:
+    try:
+        return decode_image(path.read_bytes())
+    except (OSError, UnusableImageError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
 def _label_map(path: Path, folder: LabelFolder, classes: Sequence[str]) -> np.ndarray:
     """(H, W) uint8 positions in the class list, or IGNORE."""
-    values_hw = _read(path, ("L", "P"), None).astype(np.int64)
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.mode not in LABEL_MODES:
+                raise InputError(
+                    f"{path} has pixels of mode {image.mode}, expected one integer a pixel: "
+                    "greyscale or palette"
+                )
+            values_hw = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
     ignored_hw = np.isin(values_hw, folder.ignored) | (values_hw < folder.first_label)
     label_hw = np.where(ignored_hw, IGNORE, values_hw - folder.first_label)
     wrong = np.unique(values_hw[~ignored_hw & (label_hw >= len(classes))])
@@ -233,13 +272,3 @@ def _label_map(path: Path, folder: LabelFolder, classes: Sequence[str]) -> np.nd
             f"{list(folder.ignored)}); check the class list and first_label"
         )
     return label_hw.astype(np.uint8)
-
-
-def _read(path: Path, modes: Sequence[str], convert: str | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode not in modes:
-                raise InputError(f"{path} has mode {image.mode}, expected one of {modes}")
-            return np.array(image.convert(convert) if convert else image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error

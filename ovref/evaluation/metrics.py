@@ -1,4 +1,4 @@
-"""Semantic segmentation metrics from a confusion matrix that grows image by image.
+"""Semantic segmentation metrics from confusion matrices.
 
 The definitions are mmsegmentation's, which the TCL protocol and FOSSIL use: counts are summed over
 the whole data set first, then intersection over union is taken for each class; pixels labelled
@@ -6,18 +6,22 @@ the whole data set first, then intersection over union is taken for each class; 
 has no IoU (NaN) and is left out of the mean.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ovref_inference.ranges import require_at_least
+from ovref_inference.segmenters.regions import NO_CLASS
+
 IGNORE = 255
-"""Label of pixels that are not judged."""
+"""True label of pixels that are not evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Metrics of a whole data set; fractions in [0, 1], NaN where there is nothing to judge."""
+    """Metrics of a whole data set; fractions in [0, 1], NaN where nothing could be evaluated."""
 
     iou: np.ndarray
     """(classes,) float64 intersection over union; NaN for a class in neither map."""
@@ -28,7 +32,7 @@ class Scores:
     mean_accuracy: float
     """Mean of `accuracy` over the classes that have one."""
     pixel_accuracy: float
-    """Share of all judged pixels that are right."""
+    """Share of all evaluated pixels that are right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,66 +47,62 @@ class SplitScores:
     """Harmonic mean of the two; 0 if one of them is 0, NaN if one is NaN."""
 
 
-class ConfusionMatrix:
-    """Counts of (true class, predicted class) over many label maps."""
+def confusion(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of one image by true and by predicted class.
 
-    def __init__(self, classes: int) -> None:
-        """Starts from nothing. `classes` is how many there are, at least 1.
+    Args:
+        truth_hw: (H, W) integer labels in [0, classes) or IGNORE.
+        predicted_hw: (H, W) integer labels in [0, classes) or NO_CLASS; any value where the truth
+            is IGNORE.
+        classes: number of classes, at least 1.
 
-        Raises:
-            ValueError: `classes` is below 1.
-        """
-        if classes < 1:
-            raise ValueError(f"classes must be at least 1, found {classes}")
-        self.counts = np.zeros((classes, classes), dtype=np.int64)
-        """(classes, classes) pixels; row: true class, column: predicted class."""
+    Returns:
+        (classes, classes + 1) int64; row: true class, column: predicted class, the last NO_CLASS.
 
-    def add(self, truth_hw: np.ndarray, predicted_hw: np.ndarray) -> None:
-        """Counts one image.
-
-        Args:
-            truth_hw: (H, W) integer labels in [0, classes) or IGNORE.
-            predicted_hw: (H, W) integer labels in [0, classes); any value where truth is IGNORE.
-
-        Raises:
-            ValueError: shapes differ, the type is not an integer, or a label is out of range.
-        """
-        if truth_hw.shape != predicted_hw.shape:
-            raise ValueError(
-                f"truth and prediction differ in shape: {truth_hw.shape} and {predicted_hw.shape}"
-            )
-        classes = len(self.counts)
-        judged = np.asarray(truth_hw) != IGNORE
-        labels = {}
-        for name, map_hw in (("truth", truth_hw), ("prediction", predicted_hw)):
-            if not np.issubdtype(map_hw.dtype, np.integer):
-                raise ValueError(f"{name} must hold integers, found {map_hw.dtype}")
-            labels[name] = map_hw[judged].astype(np.int64)
-            wrong = labels[name][(labels[name] < 0) | (labels[name] >= classes)]
-            if len(wrong):
-                raise ValueError(
-                    f"{name} holds label {wrong[0]}, expected 0 to {classes - 1} (or {IGNORE} in "
-                    "the truth); check the label convention of the data set"
-                )
-        pairs = labels["truth"] * classes + labels["prediction"]
-        self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-    def scores(self) -> Scores:
-        """Metrics of everything added so far."""
-        right = np.diag(self.counts).astype(np.float64)
-        true, predicted = self.counts.sum(1), self.counts.sum(0)
-        # 0 / 0 is the documented NaN of a class that does not occur.
-        with np.errstate(invalid="ignore"):
-            iou = right / (true + predicted - right)
-            accuracy = right / true
-            pixel_accuracy = float(right.sum() / np.float64(true.sum()))
-        return Scores(
-            iou=iou,
-            accuracy=accuracy,
-            miou=_mean(iou),
-            mean_accuracy=_mean(accuracy),
-            pixel_accuracy=pixel_accuracy,
+    Raises:
+        ValueError: shapes differ, the type is not an integer, or a label is out of range.
+    """
+    require_at_least("classes", classes, 1)
+    if truth_hw.shape != predicted_hw.shape:
+        raise ValueError(
+            f"truth and prediction differ in shape: {truth_hw.shape} and {predicted_hw.shape}"
         )
+    evaluated_hw = np.asarray(truth_hw) != IGNORE
+    labels = {}
+    for name, map_hw, lowest in (("truth", truth_hw, 0), ("prediction", predicted_hw, NO_CLASS)):
+        if not np.issubdtype(map_hw.dtype, np.integer):
+            raise ValueError(f"{name} must hold integers, found {map_hw.dtype}")
+        found = labels[name] = map_hw[evaluated_hw].astype(np.int64)
+        wrong = found[(found < lowest) | (found >= classes)]
+        if len(wrong):
+            raise ValueError(
+                f"{name} holds label {wrong[0]}, expected {lowest} to {classes - 1} (or {IGNORE} "
+                "in the truth); check the label convention of the data set"
+            )
+    predicted = np.where(labels["prediction"] == NO_CLASS, classes, labels["prediction"])
+    pairs = labels["truth"] * (classes + 1) + predicted
+    return np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+
+
+def iou_of_counts(counts: np.ndarray) -> np.ndarray:
+    """(..., classes, classes + 1) pixels as in `confusion` -> (..., classes) float64 IoU."""
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    union = counts.sum(-1) + counts[..., :-1].sum(-2) - right
+    return np.where(union > 0, right / np.maximum(union, 1), math.nan)
+
+
+def scores_of_counts(counts: np.ndarray) -> Scores:
+    """Metrics of (classes, classes + 1) pixels: the sum of `confusion` over the images."""
+    right, true = np.diagonal(counts), counts.sum(1)
+    iou = iou_of_counts(counts)
+    accuracy = np.where(true > 0, right / np.maximum(true, 1), math.nan)
+    return Scores(
+        iou=iou,
+        accuracy=accuracy,
+        miou=mean_of_known(iou),
+        mean_accuracy=mean_of_known(accuracy),
+        pixel_accuracy=float(right.sum() / true.sum()) if true.any() else math.nan,
+    )
 
 
 def split_scores(iou: np.ndarray, seen: Sequence[bool]) -> SplitScores:
@@ -110,20 +110,20 @@ def split_scores(iou: np.ndarray, seen: Sequence[bool]) -> SplitScores:
 
     Args:
         iou: (classes,) of `Scores`, from predictions among all classes, seen and unseen.
-        seen: of each class, whether it was seen.
+        seen: whether each class was seen.
 
     Raises:
-        ValueError: `seen` is of another length.
+        ValueError: `seen` has another length.
     """
     if len(seen) != len(iou):
-        raise ValueError(f"seen must tell of {len(iou)} classes, found {len(seen)}")
+        raise ValueError(f"seen must have one value for each of {len(iou)} classes, found {seen}")
     chosen = np.asarray(seen, dtype=bool)
-    first, second = _mean(iou[chosen]), _mean(iou[~chosen])
+    first, second = mean_of_known(iou[chosen]), mean_of_known(iou[~chosen])
     harmonic = 2 * first * second / (first + second) if first + second else 0.0
     return SplitScores(seen=first, unseen=second, hiou=harmonic)
 
 
-def _mean(values: np.ndarray) -> float:
-    """Mean without NaN; NaN if nothing else is there."""
+def mean_of_known(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN if there are none."""
     known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    return float(known.mean()) if len(known) else math.nan

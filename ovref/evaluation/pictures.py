@@ -77,7 +77,7 @@ def prediction_grid(
     classes: Sequence[str],
     path: str | Path,
     truth: str = "truth",
-    palette: np.ndarray | None = None,
+    colours: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> None:
     """Draws images beside their label maps in the colours of the classes, with a legend.
 
@@ -87,12 +87,11 @@ def prediction_grid(
     Args:
         images: (H, W, 3) uint8.
         columns: name -> one (H, W) integer label map an image; `truth` names the true ones. Labels
-            at or above the number of classes are drawn white.
+            outside [0, classes) are drawn white.
         classes: class names by label.
         path: of the PNG.
         truth: key of `columns`, left out of the scores.
-        palette: (classes + 1, 3) uint8 RGB, the last one for labels without a class; None takes
-            `class_palette`.
+        colours: sRGB in [0, 255] of some classes; the others get those of `class_palette`.
 
     Raises:
         ValueError: no images, or a column of another length.
@@ -100,11 +99,12 @@ def prediction_grid(
     wrong = {name: len(maps) for name, maps in columns.items() if len(maps) != len(images)}
     if not images or wrong:
         raise ValueError(f"expected one map for each of {len(images)} images, found {wrong}")
-    if palette is None:
-        palette = class_palette(len(classes))
+    palette = class_palette(len(classes))
+    for name, colour in (colours or {}).items():
+        palette[classes.index(name)] = colour
     shown = sorted({int(v) for maps in columns.values() for m in maps for v in np.unique(m)})
-    nameless = any(label >= len(classes) for label in shown)
-    shown = [label for label in shown if label < len(classes)]
+    nameless = any(not 0 <= label < len(classes) for label in shown)
+    shown = [label for label in shown if 0 <= label < len(classes)]
     width = CELL * 1.08 * (1 + len(columns))
     per_row = max(1, int(width / 1.25))
     legend = 0.22 * -(-(len(shown) + nameless) // per_row) + 0.15
@@ -120,12 +120,13 @@ def prediction_grid(
         base = height - heading - row * row_height
         _cell(figure, 0, base, image_hwc, "")
         for column, (name, maps) in enumerate(columns.items(), start=1):
-            coloured = palette[np.minimum(maps[row], len(classes))]
+            label_hw = np.where(maps[row] < 0, len(classes), maps[row])
+            coloured = palette[np.minimum(label_hw, len(classes))]
             text = ""
             if truth in columns and name != truth:
-                judged = columns[truth][row] < len(classes)
-                right = (maps[row] == columns[truth][row])[judged]
-                text = f"{right.mean():.0%} of pixels right" if judged.any() else ""
+                known_hw = columns[truth][row] < len(classes)
+                right = (maps[row] == columns[truth][row])[known_hw]
+                text = f"{right.mean():.0%} of pixels right" if len(right) else ""
             _cell(figure, column, base, coloured, text)
     patches = [Patch(facecolor=palette[label] / 255, label=classes[label]) for label in shown]
     if nameless:

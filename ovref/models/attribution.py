@@ -14,7 +14,8 @@ upsampling every map. Three deviations from the published program:
 
 - negative values that bicubic upsampling makes are clamped once at the end, not once per map, so
   that memory does not grow with layers and heads. Beside sharp peaks DAAM's own order comes out a
-  little higher: `tests/benchmarks/results/attribution.md` has the measured difference;
+  little higher; masks of the two have an IoU of 0.97 in the mean and 0.93 at least, compared with
+  daam's own code, and of 0.98 and 0.95 on the miniature;
 - the mean is also taken over the steps, so a heatmap is in units of attention probability;
 - the conditional part of a guided batch is known from the number of captions, never guessed, so
   unguided sampling (LCM, distilled models) keeps all its heads.

@@ -1,7 +1,9 @@
 """Drawing captions with Stable Diffusion 1.x, 2.x and XL, with the attribution of their nouns."""
 
+import copy
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +75,26 @@ def load_pipeline(
             f"cannot load {named}: {error}. Expected a Hugging Face id that can be reached, or a "
             "folder with model_index.json and safetensors files"
         ) from error
+    _check_text_to_image(pipeline, named)
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _check_text_to_image(pipeline: Any, named: str) -> None:
+    """Raises ModelError for a model that needs more than a text, or lacks what reads texts."""
+    channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if channels != latents:
+        raise ModelError(
+            f"{named} has a UNet of {channels} input channels, expected the {latents} of its "
+            "latents: models for inpainting, depth or editing need an image besides the text and "
+            "cannot be used"
+        )
+    if pipeline.tokenizer is None or pipeline.text_encoder is None:
+        raise ModelError(
+            f"{named} has no first text encoder (an SDXL refiner?), whose tokens attribution "
+            "refers to: use a base model"
+        )
 
 
 def quicken(
@@ -144,7 +163,26 @@ class Generator:
                 others cost half as much.
             fill_up_to: smaller batches are drawn with their last caption repeated up to this many,
                 so that a compiled UNet meets one size only; None leaves them as they are.
+
+        Raises:
+            ModelError: the pipeline cannot do what is asked for.
         """
+        # Latent consistency models (LCM) take the guidance scale as an input of the UNet.
+        if pipeline.unet.config.time_cond_proj_dim is not None:
+            if guided_share < 1:
+                raise ModelError(
+                    "this UNet is a latent consistency model, which has guidance built in at every "
+                    f"step: guided_share must be 1, found {guided_share}"
+                )
+            if negative_prompt:
+                raise ModelError(
+                    "this UNet is a latent consistency model, which ignores negative prompts: "
+                    f"negative_prompt must be empty, found {negative_prompt!r}"
+                )
+        try:
+            pipeline.scheduler.set_timesteps(steps)
+        except ValueError as error:
+            raise ModelError(f"the scheduler cannot make {steps} steps: {error}") from error
         self._pipeline = pipeline
         self._steps = steps
         self._guidance = guidance
@@ -154,12 +192,17 @@ class Generator:
         self._guided_steps = guided_steps(steps, guidance, guided_share)
         self._fill_up_to = fill_up_to
         self._most_at_once: int | None = None
+        # A fast tokenizer keeps padding and truncation inside itself from call to call, and the
+        # pipeline sets them while it generates, possibly in another thread.
+        self._positions_tokenizer = copy.deepcopy(pipeline.tokenizer)
+        # The pipeline's scheduler, and the UNet while it is recorded, hold the state of one batch.
+        self._pipeline_lock = threading.Lock()
 
     def positions(
         self, caption: str, spans: Sequence[Sequence[tuple[int, int]]]
     ) -> list[tuple[int, ...]]:
-        """`token_positions` in this pipeline's tokenizer."""
-        return token_positions(self._pipeline.tokenizer, caption, spans)
+        """`token_positions` in this pipeline's tokenizer. Other threads may generate meanwhile."""
+        return token_positions(self._positions_tokenizer, caption, spans)
 
     def draw(
         self,
@@ -230,9 +273,11 @@ class Generator:
         # None is the model's own notion of nothing: zeros for SDXL, an empty text for the others.
         use_negative = self._negative_prompt and self._guidance > 1
         negative_prompt = [self._negative_prompt] * len(captions) if use_negative else None
-        with recording(
-            pipeline.unet, weights_bkn, (height // factor, width // factor), self._factors
-        ) as attribution:
+        latent_hw = (height // factor, width // factor)
+        with (
+            self._pipeline_lock,
+            recording(pipeline.unet, weights_bkn, latent_hw, self._factors) as attribution,
+        ):
             images = pipeline(
                 prompt=list(captions),
                 negative_prompt=negative_prompt,

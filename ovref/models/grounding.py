@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ovref.config import STRICT
+from ovref.models.blank import BLANK_HWC
 from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import ModelError
@@ -99,13 +100,28 @@ class Finder:
     """Why a noun has no mask, as a reason for `Dropped`."""
     provenance: dict[str, Any]
     """Of its records: models and thresholds."""
+    check: Callable[[], Any] = lambda: None
+    """Feeds each model a blank input, also those that a blank image would not reach."""
 
 
 def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
     """Loads GroundingDINO and SAM. Raises ModelError."""
-    from ovref_inference.proposers.grounded_sam import load_grounded_sam
+    import torch
 
-    models = load_grounded_sam(route.detector, route.sam, batch_size=batch_size)
+    from ovref_inference.proposers.grounded_sam import GroundedSam
+    from ovref_inference.proposers.grounding import load_grounding_dino
+    from ovref_inference.proposers.sam import SamMasks, load_sam
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detector = load_grounding_dino(route.detector, device=device, batch_size=batch_size)
+    sam = SamMasks(load_sam(route.sam.model).to(device), batch_size=batch_size)
+    models = GroundedSam(detector, sam, multimask=route.sam.multimask)
+
+    def check() -> None:
+        # A blank image has no boxes, so SAM would not run.
+        box_xyxy = np.array([[8, 8, 40, 40]], np.float32)
+        list(sam.of_boxes([BLANK_HWC], [box_xyxy], multimask=route.sam.multimask))
+
     logger.info("grounding with %s and %s", route.detector.model, route.sam.model)
     return Finder(
         lambda images, nouns: map(_boxes_found, models.find(images, nouns)),
@@ -120,6 +136,7 @@ def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
             "sam": route.sam.model,
             "multimask": route.sam.multimask,
         },
+        check=check,
     )
 
 
@@ -149,7 +166,7 @@ def _boxes_found(grounded: Any) -> list[Found]:
 
 def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
     """Loads a proposer and CLIP. Raises ModelError, also when text and visual do not fit."""
-    from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+    from ovref_inference.encoders import load_region_encoder, load_text_encoder
 
     propose = _proposals(route.proposer, batch_size)
     visual = load_region_encoder(route.visual, batch_size=batch_size)
@@ -159,6 +176,14 @@ def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
             f"{route.visual.model} and {route.text.model} are of different CLIPs: their "
             f"embeddings have {visual.dim} and {texts.dim} numbers"
         )
+
+    def check() -> None:
+        # A blank image may have no proposals, so CLIP would not run.
+        whole_nhw = np.ones((1, *BLANK_HWC.shape[:2]), bool)
+        heatmaps_nhw = np.ones(whole_nhw.shape, np.float32)
+        visual.encode_regions([BLANK_HWC], [whole_nhw], [heatmaps_nhw])
+        texts.encode(["a thing"])
+
     logger.info("grounding with %s and %s", route.proposer.name, route.visual.model)
     return Finder(
         Matcher(propose, visual, texts, route),
@@ -171,6 +196,7 @@ def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
             "features": route.visual.features,
             "min_similarity": route.min_similarity,
         },
+        check=check,
     )
 
 
@@ -179,7 +205,7 @@ def _proposals(
 ) -> Callable[[Sequence[np.ndarray]], Iterable[tuple[np.ndarray, np.ndarray | None]]]:
     """Images -> for each its masks (n, H, W) bool and, where there are any, their heatmaps."""
     if config.mask_former is None:
-        from ovref_inference.proposers.load import load_proposer
+        from ovref_inference.proposers import load_proposer
 
         propose = load_proposer(config, batch_size=batch_size)
         return lambda images: ((masks_nhw, None) for masks_nhw in propose(images))

@@ -1,28 +1,31 @@
-"""How noise becomes an image, step by step: diffusers' schedulers by the names of the settings."""
+"""Schedulers: diffusers' own by the names of the settings, with a model's noise schedule."""
 
+import inspect
 from typing import Any
 
 import diffusers
 import torch
 
+from ovref.errors import ModelError
+
 
 class HostDDIM(diffusers.DDIMScheduler):
-    """DDIM that knows which timestep comes.
+    """DDIM without a synchronisation at each step.
 
-    diffusers' own reads it back from the device at each step, so the device stands still until the
-    next call of the UNet is on its way. The others count their steps.
+    diffusers' own reads the timestep back from the device, which then idles until the next call of
+    the UNet is launched. The other schedulers count their steps.
     """
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         super().set_timesteps(num_inference_steps, device="cpu")
-        self._to_come = self.timesteps.tolist()
+        self._remaining = self.timesteps.tolist()
         self.timesteps = self.timesteps.to(device)
 
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any
     ) -> Any:
         """One step, in the order of `timesteps`; `timestep` is not read."""
-        return super().step(model_output, self._to_come.pop(0), sample, **options)
+        return super().step(model_output, self._remaining.pop(0), sample, **options)
 
 
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -40,12 +43,82 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
 """Name in the configuration -> class and what is set beside the model's own config."""
 
 
+TRAINED = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+    "prediction_type", "rescale_betas_zero_snr",
+)  # fmt: skip
+"""Fields that say which noise the model was trained on. Classes differ in their defaults, so they
+are carried over even where the model's file leaves them to its own class."""
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""What a model of the beta family may predict; `flow_prediction` belongs to flow matching."""
+STEPS: dict[str, Any] = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+    "use_dynamic_shifting": False,
+    "flow_shift": 1.0,
+    "snr_shift_scale": 1.0,
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+    "final_sigmas_type": "zero",
+    "sigma_min": None,
+    "sigma_max": None,
+}
+"""Fields that change the noise levels of the steps -> the value that changes nothing. A scheduler
+that does not know one is refused unless it has that value; `timestep_spacing` and `steps_offset`
+are known to all."""
+
+
 def make_scheduler(name: str, config: Any) -> Any:
-    """The scheduler of this name with a model's own signal table.
+    """The scheduler of this name with a model's own noise schedule.
+
+    Fields that the model's file states are kept. Fields that it leaves to its class have the chosen
+    class's defaults, as in diffusers, but for those of `TRAINED`.
 
     Args:
         name: a key of `SCHEDULERS`.
-        config: of the model's scheduler, of whatever class.
+        config: configuration of the model's scheduler object (not of its file), of any class.
+
+    Raises:
+        ModelError: the model's scheduler has no betas (EDM, flow matching), or a setting that
+            changes the noise schedule and that the chosen scheduler does not have.
     """
     kind, options = SCHEDULERS[name]
-    return kind.from_config(config, **options)
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise ModelError(
+            "the model's own scheduler has no betas (it belongs to EDM, flow matching or another "
+            f"family), so {name!r} would generate with a noise schedule that the model was not "
+            "trained on: use a model whose scheduler has beta_schedule or trained_betas"
+        )
+    trained = {field: config[field] for field in TRAINED if field in config}
+    if trained.get("prediction_type", "epsilon") not in PREDICTIONS:
+        raise ModelError(
+            f"the model's scheduler has prediction_type {config['prediction_type']!r}, expected "
+            f"one of {', '.join(PREDICTIONS)}: a model of flow matching cannot be used"
+        )
+    if config.get("use_flow_sigmas"):
+        raise ModelError("the model's scheduler has use_flow_sigmas: flow matching cannot be used")
+    unknown = {
+        field: config[field]
+        for field, neutral in STEPS.items()
+        if field in config and field not in _fields(name) and config[field] not in (neutral, None)
+    }
+    if unknown:
+        stated = ", ".join(f"{field}={value!r}" for field, value in unknown.items())
+        able = [other for other in SCHEDULERS if unknown.keys() <= _fields(other)]
+        advice = f"choose one of {', '.join(able)}" if able else "change the model's file"
+        raise ModelError(
+            f"the model's scheduler has {stated}, which scheduler {name!r} does not have: {advice}"
+        )
+    try:
+        return kind.from_config(config, **(trained | options))
+    except (NotImplementedError, ValueError) as error:
+        raise ModelError(
+            f"scheduler {name!r} cannot take over the model's noise schedule: {error}"
+        ) from error
+
+
+def _fields(name: str) -> set[str]:
+    return set(inspect.signature(SCHEDULERS[name][0].__init__).parameters)

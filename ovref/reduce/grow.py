@@ -1,6 +1,6 @@
 """The published collection that is grown, and what it lends to the one that takes its place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from ovref import config
 from ovref.errors import MismatchError
 from ovref.identity import spec_identity
+from ovref.places import with_absolute_models
 from ovref.reduce.index import ROLES, GrownIndex
 from ovref.reduce.prototypes import GrownPrototypes
 from ovref.reduce.spec import ReduceSpec
@@ -39,9 +40,14 @@ def open_base(store: Store, embed: Embed) -> Base:
         CollectionError: it cannot be read.
     """
     manifest, paths = collections.fetch(store.url, storage_options=store.storage_options)
+    placed, visual, textual = with_absolute_models(embed), manifest.visual, manifest.textual
+    if visual.settings != config.dump(embed.visual):  # as of a manifest with relative paths
+        embed = replace(embed, visual=placed.visual)
+    if textual.settings != config.dump(embed.text):
+        embed = replace(embed, text=placed.text)
     parts = {
-        "visual encoder": (config.dump(embed.visual), manifest.visual.settings),
-        "text encoder": (config.dump(embed.text), manifest.textual.settings),
+        "visual encoder": (config.dump(embed.visual), visual.settings),
+        "text encoder": (config.dump(embed.text), textual.settings),
         "templates": (list(embed.templates), list(manifest.templates)),
         "weights": (list(embed.weights), list(manifest.weights)),
         "part": (embed.part, manifest.build["embed"]["fields"].get("part", "region")),
@@ -94,3 +100,15 @@ def _as_now(grown: Base, spec: ReduceSpec, field: str) -> bool:
 def inputs_of(grown: Base | None) -> list[dict[str, Any]]:
     """The shards that it was made of, as its manifest names them."""
     return grown.manifest.build["inputs"] if grown else []
+
+
+def provenance_of(grown: Base | None, new: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the references were made from: those of the grown collection, then the new ones.
+
+    A grown collection that does not say counts as one entry that names its fingerprint alone.
+    """
+    if grown is None:
+        return [new]
+    unsaid = [{"unknown": grown.manifest.fingerprint}]
+    before = grown.manifest.build.get("provenance") or unsaid
+    return before if new in before else [*before, new]

@@ -16,7 +16,7 @@ whatever made the shards and in whatever order.
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,17 @@ import numpy as np
 from ovref import config
 from ovref.errors import InputError, MismatchError
 from ovref.identity import canonical, fingerprint, spec_identity
+from ovref.places import with_absolute_models
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import Shards, gather
-from ovref.reduce.grow import Base, grown_indexes, grown_prototypes, inputs_of, open_base
+from ovref.reduce.grow import (
+    Base,
+    grown_indexes,
+    grown_prototypes,
+    inputs_of,
+    open_base,
+    provenance_of,
+)
 from ovref.reduce.index import build_indexes, tune_indexes
 from ovref.reduce.phases import Report, one_at_a_time, run_phase
 from ovref.reduce.prototypes import build_prototypes
@@ -52,6 +60,7 @@ def reduce_collection(
     output: Store,
     work: str | Path,
     licences: Sequence[str] = (),
+    provenance: Mapping[str, Any] | None = None,
     base: Store | None = None,
     replace: bool = False,
     allow_incomplete: bool = False,
@@ -69,7 +78,9 @@ def reduce_collection(
         work: local folder for the phases; it needs about five times the size of the embeddings.
             What the filters dropped stays there (`<fingerprint>-dropped.parquet`), the rest is
             removed at the end.
-        licences: of the inputs, as the corpora state them.
+        licences: stated for the inputs; part of the collection's fingerprint.
+        provenance: what the references were made from, as plain values, for the manifest: corpus,
+            steps, models and, under `licences`, what follows from them.
         base: a published collection to grow. Its references keep their ids, filters are not run on
             them again, its shards are not read again, its tombstones stay; indexes get the new
             references, and nouns that they or a tombstone touch get new prototypes. Without new
@@ -95,6 +106,7 @@ def reduce_collection(
         CollectionError: `base` or what lies at `output` cannot be read.
         ValueError: a vector or a noun that cannot be encoded.
     """
+    made_from = dict(provenance or {})
     steps = [references] if isinstance(references, StepFolder) else list(references)
     before = _published(output, replace)
     grown = open_base(base, embed) if base else None
@@ -178,21 +190,23 @@ def reduce_collection(
             "index": indexes,
             **vocabulary,
         }
+        placed = with_absolute_models(embed)  # whoever opens the collection is elsewhere
         manifest = fmt.Manifest(
             fingerprint=wanted,
-            visual=_encoder_info(embed.visual, gathered["dim_visual"]),
-            textual=_encoder_info(embed.text, gathered["dim_textual"]),
+            visual=_encoder_info(placed.visual, gathered["dim_visual"]),
+            textual=_encoder_info(placed.text, gathered["dim_textual"]),
             templates=tuple(embed.templates),
             weights=tuple(embed.weights),
             visual_index=fmt.index_info(indexes["visual"]),
             textual_index=fmt.index_info(indexes["textual"]),
             prototypes=config.dump(spec.prototypes),
-            licences=tuple(identity["licences"]),
+            licences=tuple(dict.fromkeys([*identity["licences"], *made_from.get("licences", ())])),
             build={
                 "reduce": spec_identity(spec),
                 "embed": spec_identity(embed),
                 "inputs": inputs_of(grown) + identity["inputs"],
                 "base": identity["base"],
+                "provenance": provenance_of(grown, made_from),
                 "summary": summary,
             },
         )

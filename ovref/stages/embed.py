@@ -1,8 +1,11 @@
 """Images with regions to references: a visual and a textual embedding of every region."""
 
 import logging
+import os
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -12,9 +15,10 @@ from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
 from ovref.images import UnusableImageError
+from ovref.models.blank import BLANK_HWC, blank_prompt
 from ovref.ops import masks
 from ovref.ops.heatmaps import resized
-from ovref.records import NO, YES, ImageRecord, Reference
+from ovref.records import NO, YES, ImageRecord, Reference, Region
 from ovref_inference.collection.retrieve import (
     TEMPLATES,
     WEIGHTS,
@@ -27,6 +31,11 @@ from ovref_inference.vectors import l2_normalised
 logger = logging.getLogger(__name__)
 
 NOUNS_REMEMBERED = 65_536
+DECODERS = min(4, os.cpu_count() or 1)
+"""Threads that decode images, and images decoded ahead."""
+
+_Decoded = tuple[ImageRecord, np.ndarray]
+"""A record with its image, (H, W, 3) uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +90,28 @@ class Embed:
         Raises:
             ModelError: one cannot be found, read or used.
         """
-        from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+        from ovref_inference.encoders import load_region_encoder, load_text_encoder
 
         visual = load_region_encoder(self.visual, batch_size=self.batch_size)
         texts = load_text_encoder(self.text)
         logger.info("embedding with %s and %s", self.visual.model, self.text.model)
         return EmbedStage(self, visual, texts)
+
+    def check(self) -> list["Reference | Dropped"]:
+        """Embeds one region of a grey image; see `ovref.check_models`."""
+        prompt = blank_prompt()
+        mask_hw = np.full(BLANK_HWC.shape[:2], YES, np.uint8)
+        mask_hw[:, 32:] = NO  # something for the background, too
+        region = Region(noun=prompt.nouns[0], mask_hw=mask_hw, score=1.0, source="blank")
+        record = ImageRecord(
+            key=prompt.key,
+            caption=prompt.caption,
+            source=prompt.source,
+            image=prompt.image,
+            regions=(region,),
+            heatmaps_nhw=np.ones((1, 8, 8), np.float16),
+        )
+        return list(replace(self, min_cells=0.0).build()(iter([record])))
 
 
 class EmbedStage:
@@ -108,24 +133,53 @@ class EmbedStage:
         )
 
     def __call__(self, records: Iterator[ImageRecord]) -> Iterator[Reference | Dropped]:
-        batch: list[tuple[ImageRecord, np.ndarray]] = []
+        # A thread embeds one batch while the caller writes the batch before and reads the next.
+        embedder, decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODERS)
+        embedding: Future[list[Reference | Dropped]] | None = None
+        try:
+            for item in self._batches(records, decoders):
+                if isinstance(item, Dropped):
+                    yield item
+                    continue
+                before = [] if embedding is None else embedding.result()
+                embedding = embedder.submit(lambda batch=item: list(self._embed(batch)))
+                yield from before
+            if embedding is not None:
+                yield from embedding.result()
+        finally:
+            embedder.shutdown(cancel_futures=True)
+            decoders.shutdown(cancel_futures=True)
+
+    def _batches(
+        self, records: Iterator[ImageRecord], decoders: ThreadPoolExecutor
+    ) -> Iterator[list[_Decoded] | Dropped]:
+        """Images are decoded by threads, a few ahead; those that cannot be used fill no batch."""
+        batch: list[_Decoded] = []
+        ahead: deque[tuple[ImageRecord, Future[np.ndarray]]] = deque()
+
+        def decoded(leave: int) -> Iterator[list[_Decoded] | Dropped]:
+            nonlocal batch
+            while len(ahead) > leave:
+                record, image = ahead.popleft()
+                try:
+                    batch.append((record, image.result()))
+                except UnusableImageError as error:
+                    yield Dropped(record.key, error.reason)
+                if len(batch) == self._spec.batch_size:
+                    yield batch
+                    batch = []
+
         for record in records:
             if not record.regions:
                 yield Dropped(record.key, "no_regions")
                 continue
-            try:
-                image_hwc = record.image_hwc()
-            except UnusableImageError as error:
-                yield Dropped(record.key, error.reason)
-                continue
-            batch.append((record, image_hwc))
-            if len(batch) == self._spec.batch_size:
-                yield from self._embed(batch)
-                batch = []
+            ahead.append((record, decoders.submit(record.image_hwc)))
+            yield from decoded(leave=DECODERS)
+        yield from decoded(leave=0)
         if batch:
-            yield from self._embed(batch)
+            yield batch
 
-    def _embed(self, batch: list[tuple[ImageRecord, np.ndarray]]) -> Iterator[Reference | Dropped]:
+    def _embed(self, batch: list[_Decoded]) -> Iterator[Reference | Dropped]:
         asked = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
         found = self._visual.encode_regions(
             [image_hwc for _, image_hwc in batch],
@@ -143,7 +197,8 @@ class EmbedStage:
 
     def _masks(self, record: ImageRecord, size_hw: tuple[int, int]) -> list[np.ndarray | str]:
         """Of each region what is embedded, (H, W) uint8 tri-state; or why there is nothing."""
-        height, width = self._visual.grid_hw
+        grid_hw = self._visual.grid_hw
+        least_area = 0.0 if grid_hw is None else self._spec.min_cells / (grid_hw[0] * grid_hw[1])
         found: list[np.ndarray | str] = []
         for region in record.regions:
             if region.mask_hw.shape != size_hw:
@@ -155,7 +210,7 @@ class EmbedStage:
             area = masks.area(mask_hw)
             if area == 0:
                 found.append(empty)
-            elif area * height * width < self._spec.min_cells:
+            elif area < least_area:
                 found.append("small_mask")
             elif self._spec.visual.masking == "heatmap" and record.heatmaps_nhw is None:
                 found.append("no_heatmap")
@@ -164,7 +219,7 @@ class EmbedStage:
         return found
 
     def _heatmaps(
-        self, batch: list[tuple[ImageRecord, np.ndarray]], asked: list[list[np.ndarray | str]]
+        self, batch: list[_Decoded], asked: list[list[np.ndarray | str]]
     ) -> list[np.ndarray] | None:
         """(n, H, W) float32 of each image's embedded regions, where the strategy needs them."""
         if self._spec.visual.masking != "heatmap":

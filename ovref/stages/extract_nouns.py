@@ -8,6 +8,7 @@ from typing import ClassVar
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.records import Caption, Noun, Prompt
+from ovref_inference.ranges import require_at_least
 
 CAPTIONS_PER_BATCH = 256
 """Does not change results, so it is no field of the spec. Bounds memory: a batch has images too."""
@@ -20,7 +21,7 @@ class ExtractNouns:
     __pydantic_config__ = STRICT
 
     name: ClassVar[str] = "extract_nouns"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     """Raised too when the bundled tagger or the word lists change."""
 
     tagger: str = "miniature:tagger"
@@ -29,8 +30,9 @@ class ExtractNouns:
     tagger_version: str | None = None
     """Version of a spaCy package that must be installed, such as `3.8.0`; None takes any. Give it
     for a build that is resumed elsewhere: another version finds other nouns."""
-    include_proper: bool = False
-    """Count proper nouns (places, people, brands) too."""
+    include_proper: bool = True
+    """Count names of things too, each as one noun: `eiffel tower`, `porsche 356`, `frisbee`. Names
+    of the whole scene (`in Tokyo`), of authors and of what signs say do not count."""
     compounds: bool = True
     """Make adjacent nouns one noun: `brick wall`."""
     stop_nouns: tuple[str, ...] = ()
@@ -41,8 +43,8 @@ class ExtractNouns:
     def __post_init__(self) -> None:
         if not self.tagger:
             raise ValueError("tagger must name a spaCy pipeline, found an empty text")
-        if self.max_nouns is not None and self.max_nouns < 1:
-            raise ValueError(f"max_nouns must be at least 1, found {self.max_nouns}")
+        if self.max_nouns is not None:
+            require_at_least("max_nouns", self.max_nouns, 1)
         for noun in self.stop_nouns:
             if noun != noun.lower().strip() or not noun:
                 raise ValueError(
@@ -81,6 +83,10 @@ class ExtractNouns:
                     yield _answer(record, nouns)
 
         return stage
+
+    def check(self) -> list[Prompt | Dropped]:
+        """Tags one caption; see `ovref.check_models`."""
+        return list(self.build()(iter([Caption(key="blank", text="a thing", source="blank")])))
 
 
 def _answer(record: Caption, nouns: tuple[Noun, ...]) -> Prompt | Dropped:

@@ -9,6 +9,7 @@ import numpy as np
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.images import UnusableImageError, plain_image
+from ovref.models.blank import blank_prompt
 from ovref.models.grounding import (
     DetectorRoute,
     Finder,
@@ -69,6 +70,12 @@ class Ground:
             return GroundStage(self, detector_finder(self.detector, self.batch_size))
         return GroundStage(self, proposal_finder(self.proposals, self.batch_size))
 
+    def check(self) -> list["ImageRecord | Dropped"]:
+        """Feeds a blank image to each model, and then to the stage; see `ovref.check_models`."""
+        stage = self.build()
+        stage.finder.check()
+        return list(stage(iter([blank_prompt()])))
+
 
 class GroundStage:
     """`Prompt` with image in; `ImageRecord`, or `Dropped`, out.
@@ -85,7 +92,7 @@ class GroundStage:
     """
 
     def __init__(self, spec: Ground, finder: Finder) -> None:
-        self._spec, self._finder = spec, finder
+        self._spec, self.finder = spec, finder
 
     def __call__(self, prompts: Iterator[Prompt]) -> Iterator[ImageRecord | Dropped]:
         batch: list[tuple[Prompt, bytes, np.ndarray]] = []
@@ -113,14 +120,14 @@ class GroundStage:
     ) -> Iterator[ImageRecord | Dropped]:
         # A noun said twice is looked for once, under its first mention.
         firsts = [_first_mentions(prompt) for prompt, _, _ in batch]
-        found = self._finder.find([image_hwc for _, _, image_hwc in batch], [*map(list, firsts)])
+        found = self.finder.find([image_hwc for _, _, image_hwc in batch], [*map(list, firsts)])
         for (prompt, file, _), numbers, answers in zip(batch, firsts, found, strict=True):
             yield from self._record(prompt, file, list(numbers.values()), answers)
 
     def _record(
         self, prompt: Prompt, file: bytes, numbers: list[int], answers: list[Found]
     ) -> Iterator[ImageRecord | Dropped]:
-        spec, finder = self._spec, self._finder
+        spec, finder = self._spec, self.finder
         for missing in sorted(set(range(len(numbers))) - {answer.noun for answer in answers}):
             yield Dropped(f"{prompt.key}#{numbers[missing]}", finder.missing)
         regions, facts, heatmaps = [], [], []

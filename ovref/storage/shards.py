@@ -4,8 +4,11 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import tarfile
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -15,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ovref.contract import Dropped
 from ovref.errors import StorageError
+from ovref.records import ImageRecord
 from ovref.storage import codec
 from ovref.storage.codec import Record
 from ovref.storage.scratch import scratch_folder
@@ -23,6 +27,9 @@ from ovref.storage.store import FULL_DISK
 ROW_GROUP = 1024
 """Rows held before they are written; one number, so that equal records give equal bytes."""
 
+ENCODERS = min(4, os.cpu_count() or 1)
+"""Threads that encode image records, each of which takes milliseconds."""
+
 EMPTY = pa.schema([("key", pa.string())])
 """Of the sidecar of a shard without outputs, whose kind nothing tells."""
 
@@ -30,7 +37,8 @@ EMPTY = pa.schema([("key", pa.string())])
 class ShardFiles:
     """The files of a shard in the making, in a temporary folder. Use as a context manager.
 
-    Records are written as they come; a row group of metadata at most is held in memory.
+    Records are written in the order of `add`. Held in memory are a row group of metadata and a few
+    image records, which threads encode meanwhile.
     """
 
     def __init__(self) -> None:
@@ -42,6 +50,8 @@ class ShardFiles:
         self._schema: pa.Schema | None = None
         self._rows: list[dict[str, Any]] = []
         self._kind = ""
+        self._encoders: ThreadPoolExecutor | None = None
+        self._encoding: deque[tuple[str, Future[dict[str, bytes]]]] = deque()
 
     def __enter__(self) -> "ShardFiles":
         return self
@@ -52,6 +62,8 @@ class ShardFiles:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._encoders is not None:
+            self._encoders.shutdown(cancel_futures=True)
         # Whatever is open is of an unfinished file that the folder takes with it; a full disk
         # would complain once more here and hide the first error.
         with contextlib.suppress(OSError):
@@ -64,7 +76,7 @@ class ShardFiles:
         self._folder.cleanup()
 
     def add(self, record: Record) -> None:
-        """Writes one record.
+        """Writes one record. Errors of an image record may come from a later call, or `finish`.
 
         Raises:
             TypeError: it is of another kind than the records before it, or of none.
@@ -77,7 +89,9 @@ class ShardFiles:
         if kind != self._kind:
             raise TypeError(f"{record.key} is of kind {kind} in a shard of kind {self._kind}")
         with _full_disk_explained(self._folder.name):
-            if kind != "reference":
+            if kind == "image":
+                self._encode_ahead(record)
+            elif kind != "reference":
                 self._write_sample(record.key, codec.encode(record))
             self._rows.append(codec.row(record))
             if len(self._rows) == ROW_GROUP:
@@ -89,6 +103,7 @@ class ShardFiles:
         with _full_disk_explained(self._folder.name):
             if self._schema is None:
                 self._schema = EMPTY
+            self._write_encoded(leave=0)
             self._write_rows()
             self._sidecar.close()
             self._sidecar_file.close()
@@ -106,6 +121,18 @@ class ShardFiles:
 
     def _path(self, extension: str) -> Path:
         return Path(self._folder.name) / f"shard.{extension}"
+
+    def _encode_ahead(self, record: ImageRecord) -> None:
+        if self._encoders is None:
+            self._encoders = ThreadPoolExecutor(ENCODERS)
+        self._encoding.append((record.key, self._encoders.submit(codec.encode, record)))
+        self._write_encoded(leave=2 * ENCODERS)
+
+    def _write_encoded(self, leave: int) -> None:
+        """Writes what is encoded, and waits until at most so many records are not."""
+        while self._encoding and (len(self._encoding) > leave or self._encoding[0][1].done()):
+            key, sample = self._encoding.popleft()
+            self._write_sample(key, sample.result())
 
     def _write_sample(self, key: str, sample: dict[str, bytes]) -> None:
         if self._tar is None:

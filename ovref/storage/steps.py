@@ -57,6 +57,8 @@ def open_step(
 ) -> "StepFolder":
     """The folder `name` of a store, made if it is new and checked if it is not.
 
+    A folder of other settings that has no shard yet is begun anew.
+
     Args:
         identity: all values that affect the bytes of the step (`identity.spec_identity` of its
             stages, the corpus, the run seed, the shard size), of the types that
@@ -81,17 +83,17 @@ def open_step(
         return _folder(place, name, wanted)
     found = _read_step(place)
     if found["fingerprint"] != wanted["fingerprint"]:
+        if not _folder(place, name, found).committed():
+            # Left by a command that was corrected since: nothing is lost by beginning anew.
+            if create:
+                place.write(STEP, json_bytes(wanted))
+            return _folder(place, name, wanted)
         changes = identities.changes(found["identity"], wanted["identity"])
         if found["parents"] != wanted["parents"]:
             changes.append("the step that it reads from has another fingerprint")
-        folder = _folder(place, name, found)
-        advice = (
-            "Choose another output folder, or set these values as they were to go on with this one"
-            if folder.committed()
-            else "It has no shard yet: delete the folder to begin it with these"
-        )
         raise MismatchError(
-            f"{place.url} was made with other settings: {'; '.join(changes)}. {advice}"
+            f"{place.url} was made with other settings: {'; '.join(changes)}. Choose another "
+            "output folder, or set these values as they were to resume this one"
         )
     return _folder(place, name, found)
 
@@ -253,9 +255,19 @@ class StepFolder:
             seconds=0.0 if started is None else round(time.monotonic() - started, 3),
             attempt=attempt,
         )
+        self._check_still_ours()
         if self.store.create(path, json_bytes(asdict(commit))):
             return commit
         return self._required(shard)
+
+    def _check_still_ours(self) -> None:
+        """Raises MismatchError where another build has begun the step anew while it was empty."""
+        where = f"{self.store.url}/{STEP}"
+        if json_object(self.store.read(STEP), where).get("fingerprint") != self.fingerprint:
+            raise MismatchError(
+                f"{self.store.url} was begun anew with other settings by another build meanwhile: "
+                "give each build an output of its own"
+            )
 
     def orphans(self) -> list[str]:
         """Files that no marker names: left by killed attempts and lost races."""

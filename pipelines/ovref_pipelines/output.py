@@ -1,4 +1,12 @@
-"""What the output of a build looks like: its files, its steps, and where its collection is."""
+"""What the output of a build looks like: its files, its steps, and where its collection is.
+
+    build.json              the configuration, with absolute places, and the folder it was run in
+    captions/ ... references/   the steps (`STEPS`); in another build's output for `images_from`
+    collection/             the collection, unless `collection` names another place
+    report.json             the summary of the last run; reports/<step>.json one a step
+    vocabulary.json         the nouns of the prompts
+    _reduce/                work files of the reduction
+"""
 
 import json
 from dataclasses import dataclass
@@ -6,46 +14,78 @@ from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError, StorageError
-from ovref.storage.steps import STEP, StepFolder
+from ovref.places import is_relative
+from ovref.storage.steps import STEP, StepFolder, existing_step
 from ovref.storage.store import Store
 from ovref_inference.collection import format as fmt
 from ovref_pipelines.engine.ledger import QUARANTINE
 
 BUILD = "build.json"
-"""The configuration of a build, in its output."""
+FOLDER = "folder"
+"""Key of build.json: the folder that relative paths of models start from."""
 STEPS = ("captions", "prompts", "selected", "images", "references")
 REPORT, COLLECTION, WORK = "report.json", "collection", "_reduce"
 REPORTS = "reports"
-"""Folder of one report a step."""
 VOCABULARY = "vocabulary.json"
-SELECTED = f"selected/{STEP}"
-"""Tells that a build has this step, which most do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Build:
+class BuildOutput:
     """The output of a build, as far as it has come."""
 
     store: Store
-    places: dict[str, Store]
-    """Where each of its steps is, or will be, in their order; in another build's output for
-    `images_from`."""
-    collection: str
-    """URL of its collection, published or not."""
+    upstream: Store
+    """Where the steps up to the images are: here, or in the output that `images_from` names."""
+    collection: Store
+    """Where the collection is, or will be."""
+    selects: bool
+    """Whether the build has the step that selects prompts, which most do not have."""
 
-    def has(self, name: str) -> bool:
-        return self.places[name].exists(f"{name}/{STEP}")
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The names of its steps, in the order of the flow."""
+        return tuple(name for name in STEPS if name != "selected" or self.selects)
+
+    def place(self, name: str) -> Store:
+        """The output that holds a step: this one, or that of another build."""
+        return self.store if name == "references" else self.upstream
 
     def is_own(self, name: str) -> bool:
-        """Whether the step is in this output, not in that of another build."""
-        return self.places[name] == self.store
+        """Whether a step is in this output, not in that of another build."""
+        return self.place(name) == self.store
+
+    def has(self, name: str) -> bool:
+        """Whether a step has begun."""
+        return self.place(name).exists(f"{name}/{STEP}")
+
+    def step(self, name: str) -> StepFolder:
+        """A step as it was written. Raises StorageError where it has not begun or is damaged."""
+        return existing_step(self.place(name), name)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the build has a collection, of whatever age."""
+        return self.collection.exists(fmt.MANIFEST)
+
+
+def layout(
+    output: str, *, images_from: str | None, collection: str | None, selects: bool
+) -> BuildOutput:
+    """The layout of an output by the settings that decide it."""
+    store = Store.open(output)
+    return BuildOutput(
+        store=store,
+        upstream=Store.open(images_from) if images_from else store,
+        collection=Store.open(collection) if collection else store.child(COLLECTION),
+        selects=selects,
+    )
 
 
 def build_config(store: Store) -> dict[str, Any]:
-    """The configuration of the build whose output this is; empty if there is none.
+    """The content of a build's build.json; empty if there is none.
 
     Raises:
-        StorageError: its build.json is damaged.
+        StorageError: it is damaged.
     """
     if not store.exists(BUILD):
         return {}
@@ -55,11 +95,11 @@ def build_config(store: Store) -> dict[str, Any]:
         raise StorageError(f"{store.url}/{BUILD} is damaged: {error}") from error
 
 
-def open_build(url: str) -> Build:
+def open_build(url: str) -> BuildOutput:
     """The build whose output is `url`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or its images are in another output that is not there.
         StorageError: its build.json is damaged.
     """
     store = Store.open(url)
@@ -69,22 +109,28 @@ def open_build(url: str) -> Build:
             f"{url} is no output of `ovref build`: it has neither {BUILD} nor any of the steps "
             f"{', '.join(STEPS)}"
         )
-    upstream = Store.open(config["images_from"]) if config.get("images_from") else store
-    selects = config["select_prompts"] if "select_prompts" in config else store.exists(SELECTED)
-    steps = [name for name in STEPS if name != "selected" or selects]
-    return Build(
-        store=store,
-        places={name: store if name == "references" else upstream for name in steps},
-        collection=config.get("collection") or store.child(COLLECTION).url,
+    selects = config.get("select_prompts", store.exists(f"selected/{STEP}"))
+    build = layout(
+        url,
+        images_from=config.get("images_from"),
+        collection=config.get("collection"),
+        selects=bool(selects),
     )
+    if build.upstream != store and not build.has(STEPS[0]):
+        relative = is_relative(config["images_from"])
+        raise InputError(
+            f"{store.url}/{BUILD} says images_from={config['images_from']}, but there is no build "
+            + (
+                "there: it was written by an older ovref, and that is relative to the folder in "
+                "which the build was started. Run this command there, or the build once more"
+                if relative
+                else "there any more: was it moved or deleted?"
+            )
+        )
+    return build
 
 
 def quarantined_in(step: StepFolder) -> list[str]:
     """Shards that failed for good and were not made since."""
     names = (Path(path).name.removesuffix(".json") for path in step.store.list(QUARANTINE))
     return sorted(set(names) - set(step.committed()))
-
-
-def is_published(build: Build) -> bool:
-    """Whether the build has a collection, of whatever age."""
-    return Store.open(build.collection).exists(fmt.MANIFEST)

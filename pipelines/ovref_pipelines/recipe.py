@@ -2,9 +2,9 @@
 
     captions -> prompts (-> selected) -> images -> references -> collection
 
-Every step but the last has a folder of shards in the output and carries on where it was stopped.
-The folders are fingerprinted over all settings that affect their bytes, chained from step to step;
-a folder that was made with other settings is refused before anything runs.
+Every step but the last has a folder of shards in the output and resumes where it was stopped. The
+folders are fingerprinted over all settings that affect their bytes, chained from step to step; a
+folder that was made with other settings is refused before anything runs.
 """
 
 import dataclasses
@@ -13,34 +13,29 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovref.config import STRICT, dump
+from ovref.config import dump
 from ovref.contract import Dropped, Spec
-from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.errors import MismatchError
-from ovref.identity import spec_identity
+from ovref.corpora import read_captions
 from ovref.ingest import IngestSummary, ingest
 from ovref.ops.vocabulary import vocabulary_report
 from ovref.records import Noun, Prompt
 from ovref.reduce.run import reduce_collection
-from ovref.reduce.spec import ReduceSpec
 from ovref.select_prompts import SelectPrompts, select_prompts
-from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
-from ovref.stages.ground import Ground
-from ovref.stages.synthesize import Synthesize
 from ovref.storage.ahead import read_ahead
-from ovref.storage.steps import StepFolder, open_step
+from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store, check_conditional_create
 from ovref_inference.collection.retrieve import Texts
 from ovref_inference.encoders.config import TextEncoderConfig
+from ovref_pipelines import preflight, provenance
+from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.engine import reduce_tasks
-from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.engine.ledger import QUARANTINE, JobError
-from ovref_pipelines.engine.progress import Seldom, duration
+from ovref_pipelines.engine.ledger import QUARANTINE
+from ovref_pipelines.engine.progress import Throttle, duration
 from ovref_pipelines.engine.run_steps import (
     StepRun,
     progress_of,
@@ -48,76 +43,11 @@ from ovref_pipelines.engine.run_steps import (
     run_steps,
 )
 from ovref_pipelines.engine.summary import StepSummary, step_line, summarise
-from ovref_pipelines.output import BUILD, COLLECTION, REPORT, REPORTS, VOCABULARY, WORK
+from ovref_pipelines.errors import JobError
+from ovref_pipelines.folders import Folders, create_steps, open_steps, unfinished
+from ovref_pipelines.output import BUILD, FOLDER, REPORT, REPORTS, VOCABULARY, WORK
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildConfig:
-    """Everything a build needs to know. The output keeps it as `build.json`."""
-
-    __pydantic_config__ = STRICT
-
-    output: str
-    """Folder or URL (`s3://bucket/prefix`) of the steps, the report and the collection."""
-    corpus: CorpusSpec
-    """The captions."""
-    embed: Embed
-    """How regions become references."""
-    synthesize: Synthesize | None = None
-    """How prompts are drawn; or else:"""
-    ground: Ground | None = None
-    """How the nouns of captions are found in the images that the corpus has."""
-    extract_nouns: ExtractNouns = field(default_factory=ExtractNouns)
-    """How nouns are found in captions."""
-    select_prompts: SelectPrompts | None = None
-    """Draws no more prompts of common nouns than are of use; None draws all."""
-    reduce: ReduceSpec = field(default_factory=ReduceSpec)
-    """How references become a collection."""
-    shard_size: int = 64
-    """Captions per shard, the unit of work and of commit: what a kill can cost at most."""
-    images_from: str | None = None
-    """Output of an earlier build of the same corpus, nouns and images, which this one embeds in
-    another way: its steps up to the images are used, not repeated. None makes them here."""
-    collection: str | None = None
-    """Where the collection is published; None for `collection` in the output."""
-    base: str | None = None
-    """A published collection to grow: its references stay, the new ones are added. To grow it in
-    place, give its URL as `collection` too. None starts a new collection."""
-    replace: bool = False
-    """Whether a collection made with other settings may be replaced."""
-    allow_incomplete: bool = False
-    """Whether to publish a collection although shards have failed for good."""
-    licences: tuple[str, ...] = ()
-    """Of the inputs, to be stated in the collection's manifest."""
-    work: str | None = None
-    """Folder for reducing, with room for five times the embeddings, that all machines of a cluster
-    share. None for `_reduce` in a local output, and otherwise a place in the machine's temporary
-    folder; then reducing uses this machine alone."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    """Where the shards run; no part of any step's identity."""
-
-    def __post_init__(self) -> None:
-        if not self.output:
-            raise ValueError("output must name a folder or URL, found an empty text")
-        if self.shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1, found {self.shard_size}")
-        if (self.synthesize is None) == (self.ground is None):
-            both = "neither" if self.ground is None else "both"
-            raise ValueError(
-                f"images are either drawn (synthesize) or the corpus's own (ground), found {both}"
-            )
-        if self.ground is not None and self.corpus.draws != 1:
-            raise ValueError(
-                f"corpus.draws is of images that are drawn; with ground it must be 1, found "
-                f"{self.corpus.draws}"
-            )
-
-    @property
-    def make_images(self) -> Spec:
-        """The stage that turns prompts into images with regions."""
-        return self.synthesize or self.ground
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,18 +69,6 @@ class BuildSummary:
         return sum(len(step.quarantined) for step in self.steps)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Folders:
-    """The steps of a build, opened."""
-
-    captions: StepFolder
-    prompts: StepFolder
-    selected: StepFolder | None
-    """None where no prompts are selected."""
-    images: StepFolder
-    references: StepFolder
-
-
 def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     """Builds a collection, or carries on building it.
 
@@ -162,13 +80,15 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
         StoppedError: SIGTERM or SIGINT came. What is committed stays, the same call goes on.
     """
     started = time.monotonic()
+    config = with_absolute_places(config)
     output = Store.open(config.output)
     check_conditional_create(output)
     folders = open_steps(config)
-    output.write(BUILD, _json(dump(config)))
-
-    ingested = _ingest(config, folders.captions, say)
     with ray_left_as_found():
+        _check_models(config, folders, say)
+        create_steps(config, folders)
+        output.write(BUILD, _json(dump(config) | {FOLDER: os.getcwd()}))
+        ingested = _ingest(config, folders.captions, say)
         steps = _run(config, say, (config.extract_nouns, folders.captions, folders.prompts))
         if folders.selected is not None:
             steps.append(_select(config.select_prompts, folders.prompts, folders.selected, say))
@@ -184,18 +104,31 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     if failed and not config.allow_incomplete:
         say(f"no collection yet: {failed} shards failed for good; see _quarantine in their steps")
     else:
-        collection = reduce(config, folders.references, say)
+        collection = reduce(config, folders, say)
     summary = BuildSummary(
         output=config.output,
         ingested=ingested,
         steps=tuple(steps),
         collection=collection,
-        collection_url=collection_store(config).url,
+        collection_url=output_of(config).collection.url,
         seconds=round(time.monotonic() - started, 3),
     )
     output.write(REPORT, _json(dataclasses.asdict(summary)))
     output.write(VOCABULARY, _json(vocabulary_report(_answers(folders.prompts))))
     return summary
+
+
+def _check_models(config: BuildConfig, folders: Folders, say: Say) -> None:
+    """Builds and tries every model of the unfinished steps, and records their weights."""
+    stages = unfinished(config, folders)
+    if not stages:
+        return
+    say("models: loading each once, with a blank input")
+    found = preflight.check([(spec, pool) for spec, pool, _ in stages], config.engine)
+    output = output_of(config)
+    for store in [output.store] + [output.upstream] * (output.upstream != output.store):
+        names = {spec.name for spec, _, step in stages if output.place(step.name) == store}
+        preflight.remember(store, [model for model in found if model.step in names])
 
 
 def _answers(prompts: StepFolder) -> Iterator[Any]:
@@ -212,46 +145,18 @@ def _answers(prompts: StepFolder) -> Iterator[Any]:
         yield from drops
 
 
-def open_steps(config: BuildConfig, *, create: bool = True) -> Folders:
-    """Opens the folders of all steps; makes those that are new, or writes nothing.
-
-    Raises:
-        InputError: the corpus is not there.
-        MismatchError: a folder was made with other settings.
-    """
-    here = Store.open(config.output)
-    upstream = here if config.images_from is None else Store.open(config.images_from)
-    corpus = {"corpus": identify(config.corpus), "shard_size": config.shard_size}
-    if config.ground is not None:
-        corpus["with_images"] = True
-    captions = open_step(upstream, "captions", corpus, create=create)
-
-    def opened(store: Store, name: str, spec: Spec, source: StepFolder) -> StepFolder:
-        identity = {"stages": [spec_identity(spec)]}
-        return open_step(store, name, identity, [source.fingerprint], create=create)
-
-    prompts = opened(upstream, "prompts", config.extract_nouns, captions)
-    selected = None
-    if config.select_prompts is not None:
-        selected = opened(upstream, "selected", config.select_prompts, prompts)
-    images = opened(upstream, "images", config.make_images, selected or prompts)
-    try:
-        references = opened(here, "references", config.embed, images)
-    except MismatchError as error:
-        raise MismatchError(
-            f"{error}. Another output with images_from={upstream.url} embeds the same images"
-        ) from error
-    return Folders(
-        captions=captions, prompts=prompts, selected=selected, images=images, references=references
-    )
-
-
-def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, Any]:
+def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
     """Makes and publishes the collection of finished reference shards."""
-    target = collection_store(config)
+    target, references = output_of(config).collection, folders.references
+    made_from = provenance.provenance(config, folders)
+    if unknown := provenance.unknown(made_from):
+        say(
+            f"collection: WARNING: the licence of {', '.join(unknown)} is unknown; state it by "
+            "corpus.licence, or by licences=['<name>: <licence>']"
+        )
     say(f"collection: reducing {references.store.url} to {target.url}")
     started = time.monotonic()
-    seldom = Seldom(say, config.engine.progress_seconds)
+    throttled = Throttle(say, config.engine.progress_seconds)
     work = _work_folder(config)
     with ray_left_as_found():
         result = reduce_collection(
@@ -261,12 +166,13 @@ def reduce(config: BuildConfig, references: StepFolder, say: Say) -> dict[str, A
             texts=texts_of(config),
             output=target,
             work=work,
-            licences=config.licences,
+            licences=[*config.licences, *filter(None, [config.corpus.licence])],
+            provenance=made_from | {"licences": provenance.licences(made_from)},
             base=None if config.base is None else Store.open(config.base),
             replace=config.replace,
             allow_incomplete=config.allow_incomplete,
             run_tasks=reduce_tasks.spread(config.engine, work, shared=config.work is not None),
-            report=lambda phase, done, total: seldom(f"collection: {phase}, {done}/{total}"),
+            report=lambda phase, done, total: throttled(f"collection: {phase}, {done}/{total}"),
         )
     say(f"collection: done in {duration(time.monotonic() - started)}")
     return result
@@ -277,21 +183,14 @@ def texts_of(config: BuildConfig) -> Texts:
     return _LazyTexts(config.embed.text)
 
 
-def collection_store(config: BuildConfig) -> Store:
-    """Where the collection is, or will be."""
-    if config.collection is not None:
-        return Store.open(config.collection)
-    return Store.open(config.output).child(COLLECTION)
-
-
 def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
     say(f"captions: reading {config.corpus.path}")
-    seldom = Seldom(say, config.engine.progress_seconds)
+    throttled = Throttle(say, config.engine.progress_seconds)
     summary = ingest(
         read_captions(config.corpus, images=config.ground is not None),
         target,
         config.shard_size,
-        lambda so_far: seldom(f"captions: {so_far.captions} in {so_far.shards} shards so far"),
+        lambda so_far: throttled(f"captions: {so_far.captions} in {so_far.shards} shards so far"),
     )
     dropped = f", dropped {summary.dropped}" if summary.dropped else ""
     say(f"captions: {summary.captions} in {summary.shards} shards{dropped}")
@@ -357,7 +256,7 @@ class _LazyTexts:
 
     def encode(self, texts: list[str]) -> Any:
         if self._encoder is None:
-            from ovref_inference.encoders.load import load_text_encoder
+            from ovref_inference.encoders import load_text_encoder
 
             self._encoder = load_text_encoder(self._config)
         return self._encoder.encode(texts)

@@ -37,6 +37,10 @@ from ovref.storage.shards import ShardFiles, sha256
 SHARPER = 6.0
 """Factor of the weights of `to_q` and `to_k` in cross-attention: random ones attend evenly."""
 
+SHARE_LEFT = 0.55
+"""Of the memory that a batch's tensors take at their peak. The allocator reserves more than that, so
+a share of what it reserved may still be enough."""
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -217,15 +221,16 @@ class WrittenOut:
 
 
 def starved(generator, given):
-    """Draws with little more memory than a third of the batch takes."""
+    """Generates with so little memory that the batch cannot fit, and about half of it can."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_reserved()
+    reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
     generator.draw_at_once(*given)
-    taken = torch.cuda.max_memory_reserved() - held
+    taken = torch.cuda.max_memory_allocated() - allocated
     torch.cuda.empty_cache()
+    limit = reserved + SHARE_LEFT * taken
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((held + 0.6 * taken) / total)
+    torch.cuda.set_per_process_memory_fraction(limit / total)
     try:
         drawings = generator.draw(*given)
     finally:
@@ -234,6 +239,7 @@ def starved(generator, given):
         "images": len(drawings),
         "at once": generator._most_at_once,
         "GB that the batch takes": taken / 1e9,
+        "GB that it may take": (limit - allocated) / 1e9,
         "finite": sum(d.image_hwc is not None for d in drawings),
     }
 

@@ -167,7 +167,7 @@ def run_build(config: BuildConfig) -> None:
 def take_back(config: BuildConfig) -> int:
     """What `ovref retry-failed replace=true` does; how many records it takes back."""
     config = replace(config, replace=True)
-    folders = recipe.open_steps(config, create=False)
+    folders = recipe.open_steps(config)
     return retry.take_back(config, folders, retry.failed_in(config, folders))
 
 

@@ -38,7 +38,7 @@ from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_pipelines import recipe
 from ovref_pipelines.recipe import BuildConfig
-from ovref_pipelines.verbs import show
+from ovref_pipelines.verbs.status import place_text
 from ovref_pipelines.verbs.verify import verify
 
 HERE = Path(__file__).parent
@@ -213,7 +213,7 @@ def measure(config: BuildConfig, data: str) -> dict[str, Any]:
 
 
 def _records(config: BuildConfig):
-    images = recipe.open_steps(config, create=False).images
+    images = recipe.open_steps(config).images
     for shard in images.committed():
         yield from images.read(shard)
 
@@ -281,7 +281,7 @@ def main() -> None:
         (HERE / "results" / "photographs.json").write_text(json.dumps(results, indent=1) + "\n")
         (HERE / "results" / "photographs.md").write_text(document(results))
     contact_sheets(builds, arguments.output)
-    print(show.place(builds["detector"].output))
+    print(place_text(builds["detector"].output))
 
 
 if __name__ == "__main__":

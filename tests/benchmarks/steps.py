@@ -29,10 +29,10 @@ import numpy as np
 import torch
 
 from ovref.config import load
-from ovref.evaluation.evaluate import EvaluateSpec, predict_fossil, prepare_bench, scores_of
+from ovref.evaluation.cached import CachedModels
+from ovref.evaluation.evaluate import EvaluateSpec, make_bench
 from ovref.models.diffusion import guided_steps
 from ovref.records import YES
-from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.models import resolve
 from ovref_pipelines import recipe
 
@@ -147,7 +147,7 @@ def build(name, folder, arguments):
         started = time.process_time()
         recipe.build(config)
         timing.write_text(json.dumps(time.process_time() - started))
-    folders = recipe.open_steps(config, create=False)
+    folders = recipe.open_steps(config)
     masks, visual = {}, {}
     for shard in folders.images.commits():
         for record in folders.images.read(shard):
@@ -174,12 +174,13 @@ def measure(built, arguments):
     )
     rows, bench = {}, None
     for name, found in built.items():
-        with ReferenceCollection.open(found["collection"]) as collection:
+        with CachedModels() as models:
+            collection = models.collection(found["collection"])
             if bench is None:
-                bench = prepare_bench(spec, collection, print)
+                bench = make_bench(spec, collection, models, print)
             bench = dataclasses.replace(bench, collection=collection)
             scores = {
-                title: scores_of(bench, predict_fossil(bench, spec.fossil, kind)).miou
+                title: bench.scores(bench.predict(bench.fossil(spec.fossil, kind))).miou
                 for title, kind in MASKS.items()
             }
         both = found["masks"].keys() & first["masks"].keys()

@@ -3,18 +3,22 @@ the fields that KubeRay publishes, ovref's command line and the versions it is p
 
 import copy
 import json
+import os
 import re
 import shlex
+import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 
 from ovref.config import load
 from ovref_pipelines import cli
+from ovref_pipelines.ray.workers import Worker
 from ovref_pipelines.recipe import BuildConfig
 
 ROOT = Path(__file__).parents[2]
@@ -158,26 +162,103 @@ def test_workers_are_autoscaled_spot_machines_and_the_head_is_not(name):
 def test_every_pod_has_models_scratch_shared_memory_and_credentials(name):
     for group in groups_of(name):
         pod, container = pod_of(group), container_of(group)
-        assert pod["securityContext"]["runAsNonRoot"] is True
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert set(mounts.values()) == set(volumes)
         assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
         env = {item["name"]: item["value"] for item in container["env"]}
         assert env["HF_HOME"].startswith("/models/") and env["TMPDIR"] in mounts
-        # Credentials are in a secret, and nowhere else.
-        assert container["envFrom"] == [{"secretRef": {"name": "ovref-s3"}}]
+        # Access comes from a service account's role; keys, where they must be, from a secret.
+        assert pod["serviceAccountName"] == "ovref"
+        assert container["envFrom"] == [{"secretRef": {"name": "ovref-s3", "optional": True}}]
         assert not [name for name in env if "KEY" in name or "TOKEN" in name]
         # Ray's object store must fit into the shared memory.
         assert volumes["shm"]["emptyDir"]["sizeLimit"] == "1Gi"
         assert int(group["rayStartParams"]["object-store-memory"]) < 1 << 30
 
 
+def pods_and_containers(name):
+    """Every pod of a file, and every security context of a container that KubeRay makes of it."""
+    spec, cluster = read(name)["spec"], ray_cluster_of(name)
+    pods = [pod_of(group) for group in groups_of(name)]
+    if "entrypoint" in spec:
+        pods.append(spec["submitterPodTemplate"]["spec"])
+    containers = [container for pod in pods for container in pod["containers"]]
+    return pods, [*containers, cluster["autoscalerOptions"]]
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_everything_passes_the_pod_security_standard_restricted(name):
+    pods, containers = pods_and_containers(name)
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        for volume in pod.get("volumes", []):
+            assert volume.keys() & {"emptyDir", "persistentVolumeClaim"}
+    for container in containers:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_every_container_says_how_much_local_disk_it_needs(name):
+    pods, _ = pods_and_containers(name)
+    for container in (container for pod in pods for container in pod["containers"]):
+        for kind in ("requests", "limits"):
+            assert container["resources"][kind]["ephemeral-storage"].endswith("Gi")
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_a_worker_that_is_removed_has_the_time_of_a_shard_to_finish(name):
+    shard_seconds = 15 * 60  # the guide's longest
+    for group in groups_of(name)[1:]:
+        hook = container_of(group)["lifecycle"]["preStop"]["exec"]["command"]
+        assert hook[0].startswith(IN_IMAGE)
+        assert os.access(ROOT / hook[0].removeprefix(IN_IMAGE), os.X_OK)
+        patience = int(hook[1])
+        assert patience >= shard_seconds
+        assert pod_of(group)["terminationGracePeriodSeconds"] >= patience + 30
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_spot_taints_of_azure_and_google_are_tolerated(name):
+    for group in groups_of(name)[1:]:
+        taints = {(t["key"], t.get("value")) for t in pod_of(group)["tolerations"]}
+        assert ("kubernetes.azure.com/scalesetpriority", "spot") in taints
+        assert ("cloud.google.com/gke-spot", "true") in taints
+
+
+def test_the_service_account_may_change_its_own_job_and_nothing_else():
+    account, role, binding = yaml.safe_load_all(text_of("service-account.yaml"))
+    job = read("rayjob.yaml")
+    assert account["kind"] == "ServiceAccount"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account["metadata"]["name"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert role["rules"] == [
+        {
+            "apiGroups": ["ray.io"],
+            "resources": ["rayjobs"],
+            "resourceNames": [job["metadata"]["name"]],
+            "verbs": ["patch"],
+        }
+    ]
+    head, *workers = groups_of("rayjob.yaml")
+    env = {item["name"]: item["value"] for item in container_of(head)["env"]}
+    assert env["RAYJOB"] == job["metadata"]["name"]
+    assert all(pod_of(group)["automountServiceAccountToken"] is False for group in workers)
+
+
 def test_the_job_s_command_is_one_that_ovref_understands():
     spec = read("rayjob.yaml")["spec"]
     assert spec["backoffLimit"] > 0 and spec["shutdownAfterJobFinishes"] is True
-    program, *arguments = shlex.split(spec["entrypoint"])
-    assert program == "ovref"
+    wrapper, program, *arguments = shlex.split(spec["entrypoint"])
+    assert wrapper == f"{IN_IMAGE}cluster/run_job.sh" and program == "ovref"
+    # KubeRay pastes the command into a shell line.
+    assert not set(";&|$`'\"") & set(spec["entrypoint"])
     options = cli.parser().parse_args(arguments)
     assert options.verb == "build" and options.config.startswith(IN_IMAGE)
     config = load(BuildConfig, ROOT / options.config.removeprefix(IN_IMAGE), options.overrides)
@@ -185,7 +266,75 @@ def test_the_job_s_command_is_one_that_ovref_understands():
     assert config.corpus.path.startswith("s3://")
     gpu_groups = [g for g in groups_of("rayjob.yaml") if "num-gpus" in g["rayStartParams"]]
     offered = sum(group["maxReplicas"] for group in gpu_groups)
-    assert config.engine.workers * config.engine.gpus_per_worker <= offered
+    # A ceiling well above, and so not the same number a second time.
+    assert config.engine.workers * config.engine.gpus_per_worker <= offered / 2
+
+
+# -- scripts of the image ----------------------------------------------------------------------
+
+
+def run_script(tmp_path, name, *arguments, **programs):
+    """Runs a script with stand-ins for programs (name=shell text) that log how they are called."""
+    for program, text in programs.items():
+        path = tmp_path / program
+        path.write_text(f'#!/bin/sh\necho {program} "$@" >> {tmp_path}/calls\n{text}\n')
+        path.chmod(0o755)
+    for key in ("token", "namespace"):
+        (tmp_path / key).write_text(f"the-{key}")
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "RAYJOB": "ovref-fossil",
+        "ACCOUNT_DIR": str(tmp_path),
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+        "KUBERNETES_SERVICE_PORT": "443",
+    }
+    done = subprocess.run(
+        [CLUSTER / name, *arguments], env=env, capture_output=True, text=True, timeout=60
+    )
+    return done, (tmp_path / "calls").read_text().splitlines()
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_a_job_that_may_be_retried_keeps_its_retries(tmp_path, code):
+    done, calls = run_script(
+        tmp_path, "run_job.sh", "ovref", "build", "a=b c", ovref=f"exit {code}", wget=""
+    )
+    assert done.returncode == code and calls == ["ovref build a=b c"]
+
+
+def test_a_wrong_setting_takes_the_retries_from_the_job(tmp_path):
+    done, calls = run_script(tmp_path, "run_job.sh", "ovref", "build", ovref="exit 2", wget="")
+    assert done.returncode == 2 and done.stderr == ""
+    _, patch = calls
+    assert patch.startswith("wget ") and "--method=PATCH" in patch
+    assert "Authorization: Bearer the-token" in patch
+    assert json.loads(re.search(r"--body-data=(\S+)", patch)[1]) == {"spec": {"backoffLimit": 0}}
+    assert patch.endswith(
+        "https://10.0.0.1:443/apis/ray.io/v1/namespaces/the-namespace/rayjobs/ovref-fossil"
+    )
+
+
+def test_retries_that_cannot_be_taken_are_reported_and_the_exit_code_stays(tmp_path):
+    done, _ = run_script(tmp_path, "run_job.sh", "ovref", ovref="exit 2", wget="exit 8")
+    assert done.returncode == 2
+    assert "cannot stop the retries of RayJob ovref-fossil" in done.stderr
+
+
+def test_a_pod_that_is_removed_waits_for_its_worker(tmp_path):
+    # Ray calls its processes `ray::<class>`, which the test does for one that sleeps.
+    assert Worker.__name__ == "Worker"
+    working = subprocess.Popen(["bash", "-c", "exec -a ray::Worker.run sleep 2"])
+    done, (call,) = run_script(tmp_path, "drain.sh", "30", ray="")
+    assert working.poll() == 0 and done.returncode == 0
+    assert "drain-node" in call and "--deadline-remaining-seconds 30" in call
+
+
+def test_a_pod_waits_no_longer_than_it_may(tmp_path):
+    working = subprocess.Popen(["bash", "-c", "exec -a ray::Worker.run sleep 30"])
+    done, _ = run_script(tmp_path, "drain.sh", "1", ray="")
+    assert working.poll() is None and done.returncode == 0
+    working.kill()
+    working.wait()
 
 
 # -- virtual machines --------------------------------------------------------------------------
@@ -196,7 +345,8 @@ def test_the_launcher_s_file_passes_ray_s_own_checks():
 
     config = prepare_config(copy.deepcopy(read("ray-vms.yaml")))
     validate_config(config)
-    assert config["available_node_types"]["gpu_spot"]["max_workers"] == 8
+    for kind in ("gpu_spot", "cpu_spot"):  # the one ceiling of the file
+        assert config["available_node_types"][kind]["max_workers"] == config["max_workers"]
 
 
 def test_ray_s_checks_do_refuse_an_unknown_field():
@@ -220,6 +370,18 @@ def test_the_launcher_starts_the_same_kinds_of_machines():
     assert "--num-cpus=0" in start and "--dashboard-host=127.0.0.1" in start
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         assert "RAY_AUTH_MODE=token" in commands[-1]
+    # The head must be allowed to give the workers their role.
+    head = types[config["head_node_type"]]["node_config"]
+    assert head["IamInstanceProfile"] == {"Name": "ovref-head"}
+    allowed = {
+        action: statement["Resource"]
+        for statement in json.loads(text_of("aws-head-policy.json"))["Statement"]
+        for action in np.atleast_1d(statement["Action"])
+    }
+    assert "ec2:RunInstances" in allowed
+    for kind in workers.values():
+        profile = kind["node_config"]["IamInstanceProfile"]["Name"]
+        assert allowed["iam:PassRole"].endswith(f":role/{profile}")
     setup = " ".join(config["setup_commands"])
     assert "constraints.txt" in setup and "[cpu,build]" in setup
 
@@ -248,38 +410,57 @@ def instructions():
     return [tuple(line.split(maxsplit=1)) for line in joined]
 
 
-def test_the_image_is_pinned_has_two_targets_and_no_root():
+def stages_of_the_image():
+    """Name of each build stage -> the stage it starts from and its instructions."""
     stages = {}
     for instruction, arguments in instructions():
         if instruction == "FROM":
-            stage = arguments.split(" AS ")[1]
-            stages[stage] = []
+            parent, name = arguments.split(" AS ")
+            stages[name] = (parent, [])
         else:
-            stages[stage].append((instruction, arguments))
-    assert list(stages) == ["base", "cpu", "gpu"]
+            stages[name][1].append((instruction, arguments))
+    return stages
+
+
+def test_the_image_is_pinned_has_two_targets_and_no_root():
+    stages = stages_of_the_image()
+    assert list(stages) == ["base", "cpu-dependencies", "gpu-dependencies", "code", "cpu", "gpu"]
     for target in ("cpu", "gpu"):
-        run = " ".join(arguments for name, arguments in stages[target] if name == "RUN")
+        parent, own = stages[target]
+        assert parent == f"{target}-dependencies" and stages[parent][0] == "base"
+        run = " ".join(arguments for name, arguments in stages[parent][1] if name == "RUN")
         installs = [part for part in run.split("&&") if "pip install" in part]
         assert installs and all("--constraint constraints.txt" in part for part in installs)
         assert '".[cpu,build]"' in installs[-1]
-        assert ("USER", "1000") in stages[target]
-        (command,) = [json.loads(a) for name, a in stages[target] if name == "CMD"]
+        assert ("USER", "1000") in own
+        (command,) = [json.loads(a) for name, a in own if name == "CMD"]
         assert command[0] == "ovref"
+
+
+def test_a_change_of_code_rebuilds_no_layer_of_dependencies():
+    stages = stages_of_the_image()
+    for target in ("cpu", "gpu"):
+        _, own = stages[target]
+        (run,) = [arguments for name, arguments in own if name == "RUN"]
+        assert "--no-deps" in run and "--no-build-isolation" in run and "apt-get" not in run
+        for name in ("base", f"{target}-dependencies"):
+            copied = [a for instruction, a in stages[name][1] if instruction == "COPY"]
+            assert copied == (["constraints.txt pyproject.toml ./"] if name == "base" else [])
 
 
 def test_the_gpu_image_can_compile_the_unet_as_a_configuration_asks():
     config = load(BuildConfig, ROOT / "configs" / "fossil_fast.yaml")
-    _, gpu = text_of("Dockerfile").split("AS gpu")
+    _, gpu = text_of("Dockerfile").split("AS gpu-dependencies")
     assert config.synthesize.compiled and "apt-get install" in gpu and " g++" in gpu
 
 
 def test_what_the_image_copies_is_there_and_let_through():
     copied = []
     for instruction, arguments in instructions():
-        if instruction == "COPY":
+        if instruction == "COPY" and arguments != "--from=code / ./":
             *sources, target = arguments.split()
             copied += sources
-            assert target in ("./", sources[0])
+            assert target in ("./", "/", f"/{sources[0]}")
     assert all((ROOT / name).exists() for name in copied)
     ignore = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
     assert ignore[0] == "*"
@@ -355,8 +536,6 @@ def test_the_files_that_people_are_told_to_apply_are_there():
 
 
 def test_the_guide_s_numbers_of_bytes_are_those_of_the_formats():
-    import numpy as np
-
     from ovref.records import YES, ImageRecord, Noun, Region
     from ovref.storage import codec
 

@@ -325,3 +325,19 @@ def test_a_record_alone_goes_through_all_stages_and_is_encoded(source):
     assert seen == [key for n in range(6) for key in [f"k{n}"] * (1 if n == 1 else 2)]
     with pytest.raises(TypeError):
         run_alone([lambda records: (object() for _ in records)], record)
+
+
+def test_stages_are_closed_when_a_record_cannot_be_written(source, target):
+    """A stage may work ahead in threads of its own; these must not outlive the shard's attempt."""
+    closed = []
+
+    def stage(records):
+        try:
+            for record in records:
+                yield prompt(record) if record.key == "k0" else record  # another kind
+        finally:
+            closed.append("stage")
+
+    with pytest.raises(TypeError, match="of kind caption in a shard of kind prompt") as error:
+        run_shard([stage], source, target, "000000")
+    assert error.traceback and closed == ["stage"]

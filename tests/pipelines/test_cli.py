@@ -2,12 +2,21 @@
 they say."""
 
 import argparse
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
 
-from ovref_pipelines import cli
+from ovref.config import load
+from ovref.storage.store import Store
+from ovref_pipelines import cli, shipped
+from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
+from ovref_pipelines.folders import open_steps
 
 BUILD = {
     "output": "out",
@@ -45,28 +54,33 @@ def options_of(parser):
 
 def test_verbs_and_flags_are_pinned():
     (verbs,) = [a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    common = ["--config", "--help", "-h", "overrides"]
+    common = ["--config", "--help", "-h"]
+    dry_run = ["--dry-run", "--price", "--probe"]
+    place = ["--help", "--json", "--pictures", "-h", "place"]
     assert {verb: options_of(sub) for verb, sub in verbs.choices.items()} == {
-        "build": sorted([*common, "--dry-run", "--price", "--probe"]),
+        "build": sorted([*common, *dry_run, "--retry-failed"]),
+        "retry-failed": sorted([*common, *dry_run]),
         "submit": sorted(
             [*common, "--address", "--again", "--attach", "--detach", "--runtime-env"]
         ),
-        "retry-failed": sorted([*common, "--dry-run"]),
         "reduce": common,
         "evaluate": common,
         "bench": sorted([*common, "--batch-sizes", "--images"]),
-        "inspect": ["--help", "--pictures", "-h", "place"],
+        "status": place,
+        "inspect": place,
         "reference": ["--build", "--help", "--regenerate", "-h", "collection", "id"],
         "tombstone": ["--help", "--key", "--noun", "--reason", "--source", "-h", "collection"],
-        "status": ["--help", "--json", "-h", "output"],
         "verify": ["--help", "-h", "place"],
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
     }
+    shown = {action.dest for action in verbs._choices_actions}
+    assert len(shown) == 10 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_help_has_examples_and_version_has_a_number(ovref):
     code, printed, _ = ovref("--help")
     assert code == 0 and "ovref build --config" in printed and "examples:" in printed
+    assert all(re.search(rf"^  {code} +[a-z]", printed, re.M) for code in (0, 1, 2, 130, 141))
     code, printed, _ = ovref("--version")
     assert code == 0 and re.fullmatch(r"ovref \d+\.\d+\S*\n", printed)
 
@@ -97,8 +111,8 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
             "workers must be 1",
         ),
         (["build", "--config", "build.yaml", "shard_size"], "form key=value"),
-        (["build", "--config", "build.yaml", "corpus.path=gone.txt"], "no caption corpus at gone"),
-        (["build", "--config", "build.yaml", "output=nope://x"], "cannot open the store nope://x"),
+        (["build", "--config", "build.yaml", "corpus.path=gone.txt"], "gone.txt: no such file"),
+        (["build", "--config", "build.yaml", "output=nope://x"], "output: unknown protocol nope://"),
         (["reduce", "--config", "build.yaml"], "references is not complete"),
         (["inspect", "."], "no output of `ovref build`"),
         (["inspect", "nowhere"], "no output of `ovref build`"),
@@ -157,3 +171,184 @@ def test_exit_codes_of_a_build_that_ends_early(ovref, monkeypatch, raised, code,
     monkeypatch.setattr(recipe, "build", end)
     found, _, error = ovref("build", "--config", "build.yaml")
     assert found == code and says in error and "Traceback" not in error
+
+
+def commands_in_the_help():
+    text = cli.EPILOG.partition("exit codes")[0].replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("  ovref")]
+
+
+@pytest.mark.parametrize("arguments", commands_in_the_help(), ids=" ".join)
+def test_every_example_of_the_help_is_read_as_it_is_written(arguments):
+    from ovref.evaluation.evaluate import EvaluateSpec
+
+    options = cli.parse(arguments)
+    if hasattr(options, "overrides"):
+        cls = EvaluateSpec if options.verb == "evaluate" else BuildConfig
+        config = load(cls, shipped.find(options.config), options.overrides)
+        if options.verb == "submit":
+            from ovref_pipelines.verbs.submit import entrypoint
+
+            assert "ovref build" in entrypoint(config)
+
+
+def test_the_dry_run_of_the_help_s_example_accepts_its_captions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "captions.txt").write_text("a cup\n")
+    (arguments,) = [given for given in commands_in_the_help() if "--dry-run" in given]
+    options = cli.parse(arguments)
+    config = load(BuildConfig, shipped.find(options.config), options.overrides)
+    assert open_steps(with_absolute_places(config)).captions.committed() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "shard_size=3", "--config", "build.yaml", "output=there"],
+        ["build", "--config", "build.yaml", "shard_size=3", "--dry-run", "output=there"],
+        ["build", "--dry-run", "shard_size=3", "output=there", "--config", "build.yaml"],
+    ],
+)
+def test_settings_and_options_mix_in_any_order(arguments):
+    assert cli.parse(arguments).overrides == ["shard_size=3", "output=there"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["build", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry run"),
+        (["build", "--config", "build.yaml", "--price", "1"], "--price belongs to a dry run"),
+        (["retry-failed", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry"),
+        (["status", "out", "more"], "unrecognized arguments: more"),
+        (["submit"], "submit needs --config, or --attach with the name of a job"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(ovref, tmp_path, arguments, says):
+    code, _, error = ovref(*arguments)
+    assert code == 2 and says in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_attach_takes_the_name_of_a_job_or_none():
+    assert cli.parse(["submit", "--attach", "ovref-first-12"]).attach == "ovref-first-12"
+    options = cli.parse(["submit", "--config", "fossil", "--attach", "output=s3://b/x"])
+    assert options.attach == "" and options.overrides == ["output=s3://b/x"]
+
+
+@pytest.mark.parametrize("probe", ["0", "4"])
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("captions.txt", b"a \xff cup\n" * 3, "no usable caption: .*undecodable_text': 3"),
+        ("captions.txt", b"\n\n", "no usable caption|holds no record"),
+        ("captions.json", b"a red cup\n", "captions.json"),
+    ],
+)
+def test_a_dry_run_refuses_the_captions_that_a_build_refuses(
+    ovref, tmp_path, name, data, says, probe
+):
+    (tmp_path / name).write_bytes(data)
+    setting = f"corpus.path={name}"
+    code, _, error = ovref(
+        "build", "--config", "build.yaml", "--dry-run", "--probe", probe, setting
+    )
+    assert code == 2 and re.search(says, error)
+    found, _, of_build = ovref(
+        "build", "--config", "build.yaml", setting, "engine.engine=local"
+    )
+    assert found == 2 and re.search(says, of_build)
+
+
+@pytest.mark.parametrize(
+    ("setting", "folder"),
+    [("output=run #1", "run #1"), ("output=2024-01-01", "2024-01-01"), ("output=~/x", "home/x"),
+     ("output=file:x", "file:x")],
+)  # fmt: skip
+def test_an_output_is_the_folder_that_was_named(tmp_path, monkeypatch, setting, folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "build.yaml").write_text(yaml.safe_dump(BUILD))
+    config = with_absolute_places(load(BuildConfig, "build.yaml", [setting]))
+    assert config.output == str(tmp_path / folder)
+    assert output_of(config).store.url == str(tmp_path / folder)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["build", "--config", "build.yaml", "output=a::b/run"],
+    ["status", "a::b"], ["gc", "foo://x"], ["verify", "foo://x"], ["inspect", "foo://x"],
+    ["reference", "foo://x", "1"], ["tombstone", "foo://x", "--noun", "a", "--reason", "b"],
+    ["evaluate", "--config", "miniature_evaluate", "output=s3://bucket/x"],
+    ["build", "--config", "build.yaml", "output=x", "output=y"],
+])  # fmt: skip
+def test_a_place_that_is_none_is_refused_by_every_verb(ovref, tmp_path, arguments):
+    before = sorted(tmp_path.iterdir())
+    code, _, error = ovref(*arguments)
+    assert code == 2 and error.count("\n") == 1 and "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_missing_package_is_one_sentence_with_the_pip_line(ovref, monkeypatch):
+    def without_yaml(options, console):
+        raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
+
+    monkeypatch.setattr(cli, "_run", without_yaml)
+    code, _, error = ovref("status", "out")
+    assert code == 2 and error == (
+        "ovref: this needs the package yaml, which is not installed: "
+        "`pip install 'ovref[cpu,build]'`, in a clone `pip install '.[cpu,build]'`\n"
+    )
+
+
+def run_outside(code, **environment):
+    """The command in a process of its own: (exit code, stdout, stderr)."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", code], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"OVREF": sys.executable} | environment,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_closed_pipe_and_an_encoding_that_lacks_the_letters(finished_build, tmp_path):
+    for unbuffered in ("", "1"):
+        code, _, error = run_outside(
+            f'"$OVREF" -m ovref_pipelines.cli status {finished_build} | true',
+            PYTHONUNBUFFERED=unbuffered,
+        )
+        assert (code, error) == (141, "")
+    named = tmp_path / "käse"
+    shutil.copytree(finished_build, named)
+    code, printed, error = run_outside(
+        f'"$OVREF" -m ovref_pipelines.cli status {named}', PYTHONIOENCODING="ascii"
+    )
+    assert (code, error) == (0, "") and "k\\xe4se/collection" in printed
+
+
+def test_ctrl_c_while_modules_are_loaded_is_one_sentence(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, os, signal\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'ovref_pipelines.commands':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code, _, error = run_outside(
+        '"$OVREF" -m ovref_pipelines.cli status nowhere', PYTHONPATH=path
+    )
+    assert code == 130 and error.startswith("ovref: stopped;") and error.count("\n") == 1
+
+
+def test_configurations_are_found_by_name(ovref):
+    assert shipped.find("fossil") == shipped.folder() / "fossil.yaml"
+    code, _, error = ovref("build", "--config", "fosil")
+    assert code == 2 and "there is no such file" in error and "fossil, fossil_fast" in error
+
+
+@pytest.fixture(scope="module")
+def finished_build(tmp_path_factory):
+    import small_build
+
+    folder = tmp_path_factory.mktemp("finished")
+    small_build.build(Store.open(str(folder / "out")), folder / "work")
+    return folder / "out"

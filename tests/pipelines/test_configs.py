@@ -10,12 +10,24 @@ from ovref_pipelines.recipe import BuildConfig
 CONFIGS = Path(__file__).parents[2] / "configs"
 OTHERS = ("miniature_evaluate", "miniature_tables")
 BUILDS = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in OTHERS]
+CORPUS = ["corpus.path=captions.json"]
 
 
 @pytest.mark.parametrize("path", BUILDS, ids=lambda path: path.stem)
 def test_every_build_configuration_is_read(path):
-    config = load(BuildConfig, path)
+    given = ["corpus.path=captions.txt"] * ("\ncorpus:" not in path.read_text())
+    if path.stem == "own_captions":  # needs nothing but these two
+        given.append("output=runs/own_captions")
+    config = load(BuildConfig, path, given)
     assert config.output == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", BUILDS, ids=lambda path: path.stem)
+def test_no_configuration_speaks_of_a_corpus_that_may_be_another(path):
+    config = load(BuildConfig, path, ["corpus.path=mine.txt", "output=x", "corpus.format=text"])
+    if path.stem != "coco500":
+        assert config.corpus.licence is None and config.licences == ()
+        assert config.corpus.corpus_id is None
 
 
 def test_every_evaluation_is_read_and_fits_its_build():
@@ -27,14 +39,14 @@ def test_every_evaluation_is_read_and_fits_its_build():
 
 
 def test_fossil_is_as_the_paper_says():
-    config = load(BuildConfig, CONFIGS / "fossil.yaml")
+    config = load(BuildConfig, CONFIGS / "fossil.yaml", CORPUS)
     assert config.synthesize.steps == 50 and config.synthesize.binarise.threshold == 0.45
     assert config.embed.visual.size_hw == (512, 512)
     assert config.embed.weights == (0.9, 0.1) and len(config.embed.templates) == 7
 
 
 def test_retclip_is_as_the_paper_says():
-    config = load(BuildConfig, CONFIGS / "retclip.yaml")
+    config = load(BuildConfig, CONFIGS / "retclip.yaml", CORPUS)
     route = config.ground.detector
     assert config.synthesize is None and "grounding-dino-base" in route.detector.model
     assert "sam_vit_b" in route.sam.model
@@ -44,7 +56,7 @@ def test_retclip_is_as_the_paper_says():
 
 
 def test_vocseg_is_as_the_paper_says():
-    config = load(BuildConfig, CONFIGS / "vocseg.yaml")
+    config = load(BuildConfig, CONFIGS / "vocseg.yaml", CORPUS)
     route = config.ground.proposals
     assert "swin-base" in route.proposer.mask_former.model
     # One CLIP matches and embeds, on crops whose background is erased.
@@ -59,3 +71,25 @@ def test_the_miniature_s_captions_are_those_of_its_grammar():
 
     lines = (CONFIGS / "miniature_captions.txt").read_text().splitlines()
     assert lines == list(dict.fromkeys(text for text, _ in sample_captions(1200, seed=0)))
+
+
+def test_one_setting_of_an_evaluation_leaves_the_others_as_they_are():
+    from ovref.evaluation.evaluate import EvaluateSpec
+
+    default = load(EvaluateSpec, CONFIGS / "miniature_evaluate.yaml")
+    spec = load(EvaluateSpec, CONFIGS / "miniature_evaluate.yaml", ["fossil.k=3"])
+    assert (spec.fossil.k, spec.fossil.n, spec.fossil.windows) == (3, 20, None)
+    assert spec.opencut == default.opencut
+
+
+def test_the_licences_of_shipped_models_are_known():
+    from ovref.check_models import models_of
+    from ovref.licences import UNKNOWN, licence_of
+
+    for path in BUILDS:
+        config = load(BuildConfig, path, ["corpus.path=x", "output=x", "corpus.format=text"])
+        for spec in (config.extract_nouns, config.make_images, config.embed):
+            for _, model, _ in models_of(spec):
+                assert licence_of(model) != UNKNOWN, model
+    assert licence_of("somebody/else") == UNKNOWN
+    assert licence_of("/models/sam_vit_b_01ec64.pth") == "Apache-2.0"

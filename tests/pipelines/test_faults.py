@@ -3,7 +3,6 @@ answered once. Each runs in processes of its own, from captions to the published
 
 import json
 import random
-import shutil
 import time
 
 import pytest
@@ -87,9 +86,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path, undisturbed):
     child.join()
     assert child.exitcode == 2
     assert (tmp_path / "error.txt").read_text().startswith("ModelError: the model missing is not")
-    # The model is part of the identity of what is made with it: the id is mended, and so is that.
-    shutil.rmtree(tmp_path / "out" / "images")
-    shutil.rmtree(tmp_path / "out" / "references")
+    assert not (tmp_path / "out" / "captions").exists()
     fixed = fake_build(tmp_path, CAPTIONS, SHARD_SIZE)
     finish(fixed)
     check(fixed, undisturbed)

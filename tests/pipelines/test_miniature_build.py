@@ -30,7 +30,7 @@ def test_engines_and_numbers_of_workers_agree_to_the_byte(local_ray, tmp_path):
         output = f"output={tmp_path / name}"
         config = load(BuildConfig, CONFIGS / "miniature.yaml", [*SMALL, *engine, output])
         fingerprints[name] = recipe.build(config).collection["fingerprint"]
-        folders = recipe.open_steps(config, create=False)
+        folders = recipe.open_steps(config)
         steps = [getattr(folders, step) for step in STEPS]
         files[name] = {step.name: files_of(step) for step in steps if step is not None}
     assert files["local"]["references"]
@@ -49,7 +49,7 @@ def test_scenes_with_their_captions_become_a_collection(tmp_path, name, least_io
     assert summary.ingested.captions == 24 and summary.quarantined == 0
     assert summary.collection["added"] == summary.steps[-1].outputs >= 24
     ious = []
-    folders = recipe.open_steps(config, create=False)
+    folders = recipe.open_steps(config)
     for shard in folders.images.committed():
         for record in folders.images.read(shard):
             scene = render(int(record.source.rpartition(":")[2]), "train")

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from s3fs import S3FileSystem
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec
-from ovref.errors import InputError, MismatchError
+from ovref.errors import InputError, MismatchError, ModelError
 from ovref.identity import record_seed
 from ovref.images import UnusableImageError, plain_image
 from ovref.models.grounding import ProposalRoute
@@ -31,9 +32,10 @@ from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConf
 from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
 from ovref_pipelines import recipe
 from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.output import STEPS, open_build
+from ovref_pipelines.output import STEPS
 from ovref_pipelines.recipe import BuildConfig
-from ovref_pipelines.verbs import maintain, show
+from ovref_pipelines.verbs import show
+from ovref_pipelines.verbs.status import place_text
 from ovref_pipelines.verbs.verify import verify
 
 CAPTIONS = [
@@ -44,6 +46,10 @@ CAPTIONS = [
 
 
 class FakeNouns(ExtractNouns):
+    def check(self):
+        self.build()
+        return []
+
     def build(self):
         def stage(captions):
             for caption in captions:
@@ -63,6 +69,10 @@ class FakeNouns(ExtractNouns):
 
 class FakeDrawing(Synthesize):
     """Blank images of a colour that comes from the seed; captions with `broken` raise."""
+
+    def check(self):
+        self.build()
+        return []
 
     def build(self):
         def stage(prompts):
@@ -89,6 +99,10 @@ class FakeDrawing(Synthesize):
 class FakeGrounding(Ground):
     """The whole image for each noun, except in images that are not decodable."""
 
+    def check(self):
+        self.build()
+        return []
+
     def build(self):
         def stage(prompts):
             for prompt in prompts:
@@ -111,6 +125,10 @@ class FakeGrounding(Ground):
 
 
 class FakeEmbedding(Embed):
+    def check(self):
+        self.build()
+        return []
+
     def build(self):
         texts = FakeTexts()
 
@@ -177,7 +195,7 @@ def grounded(config, tmp_path):
 
 def contents(config):
     """Bytes of all shards of all steps."""
-    folders = recipe.open_steps(config, create=False)
+    folders = recipe.open_steps(config)
     steps = [getattr(folders, name) for name in STEPS]
     return {step.name: files_of(step) for step in steps if step is not None}
 
@@ -239,10 +257,8 @@ def test_an_output_of_other_settings_is_refused_before_anything_runs(config, cha
 
 def test_another_embedding_of_images_that_are_there_says_how_to_keep_them(config):
     other = FakeEmbedding(visual=config.embed.visual, text=TextEncoderConfig(model="another"))
-    folders = recipe.open_steps(config)  # a build that failed before its first reference
-    with pytest.raises(MismatchError, match=r"references .* no shard yet: delete the folder"):
-        recipe.open_steps(dataclasses.replace(config, embed=other))
     recipe.build(config)
+    folders = recipe.open_steps(config)
     upstream = folders.images.store.url.removesuffix("/images")
     with pytest.raises(MismatchError, match=f"Another output with images_from={upstream} embeds"):
         recipe.open_steps(dataclasses.replace(config, embed=other))
@@ -263,7 +279,7 @@ def test_failed_shards_hold_the_collection_back_until_they_are_allowed_to_lack(c
     assert [step.committed for step in summary.steps] == [5, 4, 4]
     text = show.build_summary(summary)
     assert "FAILED: 1 shards of images" in text and "No collection was published" in text
-    assert "quarantined 000004" in show.place(config.output)
+    assert "quarantined: 000004" in place_text(config.output)
 
     summary = recipe.build(dataclasses.replace(config, allow_incomplete=True))
     assert summary.quarantined == 1 and summary.collection["added"] == 12
@@ -276,7 +292,7 @@ def test_common_nouns_are_drawn_no_more_often_than_asked(config):
     assert summary.steps[1].dropped == {"nouns_capped": 8}
     assert summary.collection["added"] == 4
     assert [step.committed_now for step in recipe.build(capped).steps] == [0, 0, 0, 0]
-    assert "selected: 4 shards, complete" in show.place(config.output)
+    assert "selected: 4 of 4 shards committed, complete" in place_text(config.output)
 
 
 def test_another_embedding_of_images_that_are_there(config, tmp_path):
@@ -293,10 +309,10 @@ def test_another_embedding_of_images_that_are_there(config, tmp_path):
     assert not (tmp_path / "second" / "images").exists()
     with ReferenceCollection.open(summary.collection_url) as collection:
         assert collection.manifest.textual.model == "another"
-    assert f"images come from {config.output}" in show.place(second.output)
+    assert f"images come from {config.output}" in place_text(second.output)
     show.draw_samples(second.output, str(tmp_path / "new" / "samples.png"))
     assert (tmp_path / "new" / "samples.png").exists()
-    with pytest.raises(InputError, match=r"no images at .*collection: give the output"):
+    with pytest.raises(InputError, match=r"is no output of `ovref build`"):
         show.draw_samples(summary.collection_url, str(tmp_path / "samples.png"))
 
 
@@ -321,12 +337,12 @@ def test_a_collection_grows_in_place_by_another_corpus(config, tmp_path):
 
 def test_reducing_again_with_other_settings_needs_leave(config):
     recipe.build(config)
-    references = recipe.open_steps(config, create=False).references
+    folders = recipe.open_steps(config)
     other = dataclasses.replace(config, reduce=ReduceSpec(seed=5))
     with pytest.raises(MismatchError, match=r"holds another collection .*set replace=true"):
-        recipe.reduce(other, references, lambda message: None)
+        recipe.reduce(other, folders, lambda message: None)
     result = recipe.reduce(
-        dataclasses.replace(other, replace=True), references, lambda message: None
+        dataclasses.replace(other, replace=True), folders, lambda message: None
     )
     assert result["added"] == 12
 
@@ -334,13 +350,13 @@ def test_reducing_again_with_other_settings_needs_leave(config):
 def test_the_plan_counts_what_is_missing(config):
     recipe.build(config)
     other = dataclasses.replace(config, output=config.output + "2")
-    assert "4 of 4" not in show.plan(recipe.open_steps(config, create=False))
-    assert "captions: corpus to be read" in show.plan(recipe.open_steps(other, create=False))
+    assert "4 of 4" not in show.plan(recipe.open_steps(config))
+    assert "captions: corpus to be read" in show.plan(recipe.open_steps(other))
 
 
 def test_samples_are_drawn_from_finished_images(config, tmp_path):
+    recipe.create_steps(config, recipe.open_steps(config))
     with pytest.raises(InputError, match="no images"):
-        recipe.open_steps(config)
         show.draw_samples(config.output, str(tmp_path / "samples.png"))
     recipe.build(config)
     show.draw_samples(config.output, str(tmp_path / "samples.png"))
@@ -352,7 +368,7 @@ def test_a_build_from_images_with_captions(grounded, tmp_path):
     summary = recipe.build(grounded)
     assert [step.outputs for step in summary.steps] == [12, 11, 11]
     assert summary.steps[1].dropped == {"truncated_image": 1}
-    folders = recipe.open_steps(grounded, create=False)
+    folders = recipe.open_steps(grounded)
     records = [
         record for shard in folders.images.committed() for record in folders.images.read(shard)
     ]
@@ -375,13 +391,13 @@ def test_a_build_from_images_with_captions(grounded, tmp_path):
 
 def test_a_build_from_images_is_shown_checked_and_refused_like_any_other(grounded, tmp_path):
     recipe.build(grounded)
-    assert "images: 4 shards, complete; 12 records in, 11 out" in show.place(grounded.output)
+    shown = place_text(grounded.output)
+    assert "images: 4 of 4 shards committed, complete, 12 records in, 11 out" in shown
     show.draw_samples(grounded.output, str(tmp_path / "samples.png"))
     with Image.open(tmp_path / "samples.png") as image:
         assert image.width > 100
     assert verify(grounded.output) == []
-    status = maintain.status(open_build(grounded.output))
-    assert "truncated_image" in maintain.status_text(status, open_build(grounded.output))
+    assert "truncated_image" in place_text(grounded.output)
 
     route = dataclasses.replace(grounded.ground, min_area=0.5)
     with pytest.raises(MismatchError, match="images was made with other settings"):
@@ -437,8 +453,148 @@ def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
         summary = recipe.build(remote)
         assert summary.collection["added"] == 12
         assert [step.committed_now for step in recipe.build(remote).steps] == [0, 0, 0]
-        assert "collection: s3://bucket/run/collection, " in show.place("s3://bucket/run")
+        assert "collection: s3://bucket/run/collection, " in place_text("s3://bucket/run")
         recipe.build(config)
         assert contents(remote) == contents(config)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("typo", [
+    {"shard_size": 5}, {"extract_nouns": FakeNouns(max_nouns=1)},
+    {"synthesize": FakeDrawing(model="fake", steps=9)},
+])  # fmt: skip
+def test_steps_without_a_shard_do_not_block_the_corrected_command(config, typo):
+    wrong = dataclasses.replace(config, **typo)
+    recipe.create_steps(wrong, recipe.open_steps(wrong))
+    assert show.plan(recipe.open_steps(config)).count("all shards missing") == 3
+    summary = recipe.build(config)
+    assert summary.collection["added"] == 12
+    with pytest.raises(MismatchError, match="was made with other settings"):
+        recipe.open_steps(wrong)
+
+
+def test_a_build_whose_empty_step_another_one_has_begun_anew_stops(config):
+    folders = recipe.open_steps(config)
+    recipe.create_steps(config, folders)
+    other = dataclasses.replace(config, shard_size=5)
+    recipe.create_steps(other, recipe.open_steps(other))
+    with pytest.raises(MismatchError, match="begun anew with other settings by another build"):
+        folders.captions.commit("000000", [], inputs=0)
+    assert recipe.open_steps(other).captions.committed() == []
+
+
+class LaterDrawing(FakeDrawing):
+    version = FakeDrawing.version + 1
+
+
+def test_images_of_an_earlier_version_are_kept_when_asked(config):
+    recipe.build(config)
+    before = contents(config)
+    later = dataclasses.replace(config, synthesize=LaterDrawing(model="fake"))
+    with pytest.raises(MismatchError, match="accept_older=true uses it as it is, another output"):
+        recipe.build(later)
+    summary = recipe.build(dataclasses.replace(later, accept_older=True))
+    assert [step.committed_now for step in summary.steps] == [0, 0, 0]
+    assert contents(dataclasses.replace(later, accept_older=True)) == before
+    other = LaterDrawing(model="fake", steps=9)
+    with pytest.raises(MismatchError, match="steps was 25 and is now 9") as caught:
+        recipe.build(dataclasses.replace(later, synthesize=other, accept_older=True))
+    assert "accept_older" not in str(caught.value)
+
+
+def test_every_model_is_tried_before_anything_is_written(config):
+    class Unusable(FakeEmbedding):
+        def check(self):
+            raise AttributeError("this tower has no patches")
+
+    broken = Unusable(visual=config.embed.visual, text=config.embed.text)
+    with pytest.raises(ModelError, match="this tower has no patches"):
+        recipe.build(dataclasses.replace(config, embed=broken))
+    assert not (Path(config.output) / "captions").exists()
+    recipe.build(config)  # nothing is left to be tried once all shards are made
+    assert recipe.build(dataclasses.replace(config, embed=broken)).collection is not None
+
+
+def test_other_weights_under_the_same_name_are_noticed(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fake").write_bytes(b"weights")
+    with open(config.corpus.path, "a") as file:
+        file.write("a broken cup\n")
+    recipe.build(config)
+    entries = json.loads((tmp_path / "out" / "models.json").read_text())
+    assert {entry["step"] for entry in entries} == {"extract_nouns", "synthesize", "embed"}
+    assert recipe.build(config).quarantined == 1
+    (tmp_path / "fake").write_bytes(b"others")
+    with pytest.raises(MismatchError, match=r"synthesize.model=fake has other weights than before"):
+        recipe.build(config)
+
+
+def test_places_mean_the_same_from_another_folder(config, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fake").write_bytes(b"weights of all fakes")
+    first = dataclasses.replace(
+        config, output="out", corpus=dataclasses.replace(config.corpus, path="captions.txt")
+    )
+    recipe.build(first)
+    second = dataclasses.replace(
+        first, output="second", images_from="out", collection="published",
+        embed=FakeEmbedding(visual=config.embed.visual, text=TextEncoderConfig(model="another")),
+    )  # fmt: skip
+    recipe.build(second)
+    here = place_text("second")
+    monkeypatch.chdir(tmp_path / "sub")
+    assert place_text("../second") == here
+    assert verify("../second") == []
+    show.draw_samples("../second", "samples.png")
+    settings = json.loads((tmp_path / "second" / "build.json").read_text())
+    assert settings["folder"] == str(tmp_path) and settings["images_from"] == str(tmp_path / "out")
+    with ReferenceCollection.open(str(tmp_path / "published")) as collection:
+        assert collection.visual_config.model == str(tmp_path / "fake")
+        assert collection.text_config.model == "another"
+
+
+def test_an_old_build_json_with_a_relative_place_is_refused_from_another_folder(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    recipe.build(config)
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "build.json").write_text(json.dumps({"images_from": "out", "select_prompts": None}))
+    assert "images come from" in place_text(str(old))
+    monkeypatch.chdir(old)
+    for ask in (place_text, verify):
+        with pytest.raises(InputError, match="relative to the folder in which the build was start"):
+            ask(str(old))
+
+
+def test_the_manifest_says_what_the_collection_was_made_from(config, tmp_path):
+    said = []
+    first = recipe.build(config, said.append)
+    assert any("licence of captions, fake is unknown" in line for line in said)
+    with ReferenceCollection.open(first.collection_url) as collection:
+        manifest = collection.manifest
+    assert "captions: unknown" in manifest.licences and "fake: unknown" in manifest.licences
+    (made_from,) = manifest.build["provenance"]
+    assert made_from["corpus"]["corpus_id"] == "captions"
+    assert {model["step"]: model["model"] for model in made_from["models"]} == {
+        "extract_nouns": "miniature:tagger", "synthesize": "fake", "embed": "fake",
+    }  # fmt: skip
+    drawn = made_from["steps"]["images"]["identity"]["stages"][0]["fields"]
+    assert (drawn["model"], drawn["scheduler"], drawn["steps"]) == ("fake", "dpm_solver++", 25)
+
+    more = tmp_path / "more.txt"
+    more.write_text("a pink cup\n")
+    second = dataclasses.replace(
+        config, output=str(tmp_path / "second"), base=first.collection_url,
+        corpus=CorpusSpec(path=str(more), licence="CC0"), licences=("fake: MIT",),
+    )  # fmt: skip
+    said.clear()
+    grown = recipe.build(second, said.append)
+    assert not any("licence" in line for line in said)
+    with ReferenceCollection.open(grown.collection_url) as collection:
+        manifest = collection.manifest
+    assert [p["corpus"]["corpus_id"] for p in manifest.build["provenance"]] == ["captions", "more"]
+    assert {"captions: unknown", "more: CC0", "fake: MIT"} <= set(manifest.licences)

@@ -155,7 +155,9 @@ class Manifest:
     licences: tuple[str, ...] = ()
     """Of the inputs: corpora, images, model weights."""
     build: dict[str, Any] = field(default_factory=dict)
-    """Provenance as plain values: effective configuration, versions, parents' fingerprints."""
+    """Plain values: effective configuration, versions, parents' fingerprints; `provenance`, a list
+    with the corpus, the steps' settings, the models (id, revision, weights, licence) of each build
+    that contributed. Collections of earlier versions have no `provenance`."""
     counts: dict[str, int] = field(default_factory=dict)
     """references, nouns, prototypes, tombstones."""
     files: dict[str, FileInfo] = field(default_factory=dict)

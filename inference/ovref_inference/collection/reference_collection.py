@@ -200,7 +200,7 @@ class ReferenceCollection:
         Args:
             text_embeddings: (classes, d_textual).
             n: references retrieved for each class; k: centroids of each.
-            seed, iterations: of k-means.
+            seed: of k-means.
 
         Raises:
             ValueError: n < 1, k < 1, or as `search_text`.
@@ -411,6 +411,6 @@ class ReferenceCollection:
 
     @cached_property
     def _text_encoder(self) -> Any:
-        from ovref_inference.encoders.load import load_text_encoder
+        from ovref_inference.encoders import load_text_encoder
 
         return load_text_encoder(self.text_config)

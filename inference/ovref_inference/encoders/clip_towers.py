@@ -9,10 +9,7 @@ import torch
 from torch.nn.functional import interpolate, linear
 
 from ovref_inference.errors import ModelError
-from ovref_inference.models import resolve
-
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError)
-"""What the libraries raise when a model's files are missing, broken or of another architecture."""
+from ovref_inference.models import model_errors, resolve
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,7 +26,7 @@ def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
     """
     path = resolve(model_id)
     options: dict[str, Any] = {"require_pretrained": True, "weights_only": True}
-    try:
+    with model_errors(f"load the CLIP model {model_id}"):
         if path.startswith("hf-hub:"):
             path = _snapshot(path.removeprefix("hf-hub:"), revision)
         if Path(path).is_dir():
@@ -48,8 +45,6 @@ def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
             known = open_clip.get_pretrained_cfg(name, tag)
             options |= {"pretrained": tag, "force_quick_gelu": known.get("quick_gelu", False)}
         model = open_clip.create_model(name, **options)
-    except LOAD_ERRORS as error:
-        raise ModelError(f"cannot load the CLIP model {model_id}: {error}") from error
     return model.eval(), name
 
 
@@ -80,20 +75,15 @@ def is_convnext(visual: Any) -> bool:
     return type(trunk).__name__ == "ConvNeXt" and "pool" not in dict(visual.head.named_children())
 
 
-def cell_pixels(visual: Any) -> int:
-    """Pixels per side of a cell of the tower's last feature map.
-
-    Raises:
-        ModelError: the tower is neither a plain ViT nor a ConvNeXt.
-    """
+def cell_pixels(visual: Any) -> int | None:
+    """Pixels per side of a cell of the tower's last feature map; None if the tower is neither a
+    plain ViT nor a ConvNeXt."""
     if is_vit(visual):
         size = visual.patch_size
         return size[0] if isinstance(size, tuple | list) else size
     if is_convnext(visual):
         return visual.trunk.feature_info[-1]["reduction"]
-    raise ModelError(
-        f"dense features need a plain ViT or ConvNeXt image tower, found {type(visual).__name__}"
-    )
+    return None
 
 
 def vit_features(visual: Any, kind: str) -> Layer:

@@ -19,7 +19,7 @@ class CropEncoder:
         *,
         dim: int,
         size_hw: tuple[int, int],
-        patch_size: int,
+        grid_hw: tuple[int, int] | None,
         masking: Masking,
         images: Pixels,
         batch_size: int,
@@ -31,15 +31,10 @@ class CropEncoder:
         """Width of the features."""
         self.size_hw = size_hw
         """Height and width that crops are resized to, in pixels."""
-        self.patch_size = patch_size
-        """Pixels per side of a grid cell, after resizing."""
+        self.grid_hw = grid_hw
+        """Rows and columns of patches in which a crop is seen; None for towers without patches."""
         self.masking = masking
         """What happens to what is around a region."""
-
-    @property
-    def grid_hw(self) -> tuple[int, int]:
-        """Rows and columns of the grid that a crop is seen in."""
-        return self.size_hw[0] // self.patch_size, self.size_hw[1] // self.patch_size
 
     @torch.inference_mode()
     def encode_regions(

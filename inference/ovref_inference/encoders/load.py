@@ -1,29 +1,26 @@
 """Frozen encoders: images -> dense features and regions, texts (and images) -> CLIP's joint space.
 
 The builder and the segmenters load their encoders here, so that resizing, normalisation, the choice
-of features and the way from masks to regions' features agree. Weights are read as safetensors, or
-else by a loader that refuses anything but tensors; models are in evaluation mode; a local folder is
-loaded without the network.
+of features and the pooling of regions agree. Weights are read as safetensors, or else by a loader
+that refuses anything but tensors; models are in evaluation mode; a local folder is loaded without
+the network. Each visual encoder encodes one black image when it is loaded, so that a model which
+does not fit is refused then and not in the middle of a build.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-from transformers import AutoConfig, AutoModel
-from transformers.image_processing_base import ImageProcessingMixin
 
-from ovref_inference.encoders import clip_towers
-from ovref_inference.encoders.clip_towers import LOAD_ERRORS
+from ovref_inference.encoders import clip_towers, vit_towers
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.pooling import pool_each
 from ovref_inference.errors import ModelError
-from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
-from ovref_inference.pixels import BatchSize, Pixels, batched
+from ovref_inference.models import model_errors
+from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
 
 
 class VisualEncoder:
@@ -154,22 +151,23 @@ class TextEncoder:
 def load_visual_encoder(
     config: VisualEncoderConfig, *, device: str | None = None, batch_size: int = 32
 ) -> VisualEncoder:
-    """Loads a visual backbone.
+    """Loads a visual backbone and encodes one black image with it.
 
     Args:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         batch_size: images per forward pass at most.
 
     Raises:
-        ModelError: the model cannot be found, read, or is neither a plain ViT nor, of
-            open_clip, a ConvNeXt; or the configured features are not dense.
+        ModelError: the model cannot be found or read, is neither a plain ViT nor, of open_clip, a
+            ConvNeXt, or gives no finite features at the configured size; or the configured features
+            are not dense.
     """
     if config.masking:
         raise ModelError(
             f"features {config.features!r} are of regions, not dense; load_region_encoder has them"
         )
     load = _transformers_vit if config.library == "transformers" else _open_clip_tower
-    return load(config, _device(device), batch_size)
+    return load(config, device_of(device), batch_size)
 
 
 def load_region_encoder(
@@ -177,126 +175,140 @@ def load_region_encoder(
 ) -> VisualEncoder | CropEncoder:
     """Loads what embeds regions as configured: by pooling, or by masked crops.
 
-    Args and errors as `load_visual_encoder`; the batch size counts images or crops.
+    Arguments and errors as in `load_visual_encoder`; the batch size counts images or crops. Masked
+    crops need no dense features: any image tower of open_clip will do.
     """
     if config.masking:
-        return _open_clip_tower(config, _device(device), batch_size)
+        return _crop_encoder(config, device_of(device), batch_size)
     return load_visual_encoder(config, device=device, batch_size=batch_size)
 
 
 def load_text_encoder(
     config: TextEncoderConfig, *, device: str | None = None, batch_size: int = 256
 ) -> TextEncoder:
-    """Loads a CLIP model and its tokenizer. Arguments and errors as `load_visual_encoder`."""
-    where = _device(device)
+    """Loads a CLIP model and its tokenizer. Arguments and errors as in `load_visual_encoder`."""
+    where = device_of(device)
     model, name = clip_towers.load_clip(config.model, config.revision)
-    try:
+    advice = "; its folder must hold the tokenizer files that open_clip_config.json asks for"
+    with model_errors(f"load the tokenizer of {config.model}", advice):
         tokenizer = open_clip.get_tokenizer(name)
-    except LOAD_ERRORS as error:
-        raise ModelError(
-            f"cannot load the tokenizer of {config.model}: {error}; its folder must hold the "
-            "tokenizer files that open_clip_config.json asks for"
-        ) from error
-    images = Pixels.of_open_clip(model, where, torch.float32)
-    return TextEncoder(model.to(where), tokenizer, images, batch_size)
+    with model_errors(f"use {config.model}"):
+        images = Pixels.of_open_clip(model, where, torch.float32)
+        encoder = TextEncoder(model.to(where), tokenizer, images, batch_size)
+        finite = np.isfinite(encoder.encode(["a photo"])).all()
+    if not finite:
+        raise ModelError(f"{config.model} gives embeddings that are not finite: broken weights")
+    return encoder
 
 
 def _transformers_vit(
     config: VisualEncoderConfig, device: torch.device, batch_size: int
 ) -> VisualEncoder:
-    path, options = pretrained(config.model, config.revision)
     dtype = getattr(torch, config.precision)
-    try:
-        settings = AutoConfig.from_pretrained(path, **options)
-        # Nothing here reads the pooled output, and DINO's weights have no layer for it.
-        without_pooler = {"add_pooling_layer": False} if settings.model_type == "vit" else {}
-        model, report = AutoModel.from_pretrained(
-            path,
-            config=settings,
-            dtype=dtype,
-            output_loading_info=True,
-            **without_pooler,
-            **options,
-        )
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(path, **options)
-        mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
-        patch = settings.patch_size
-    except PRETRAINED_ERRORS as error:
-        raise ModelError(f"cannot load the visual encoder {config.model}: {error}") from error
-    check_complete(config.model, report)
-    model = model.to(device).eval()
-    # PIL's number for bilinear is 2; ViTs are otherwise trained on bicubic resizing.
-    mode = "bilinear" if processor.get("resample") == 2 else "bicubic"
+    model, processor = vit_towers.load_vit(config.model, config.revision, dtype)
+    with model_errors(f"use the image processor of {config.model}"):
+        images = Pixels.of_transformers(processor, device, dtype)
+    patch, prefix = model.config.patch_size, vit_towers.prefix_tokens(model)
     size_hw = _rounded(config.size_hw, patch)
     cells = (size_hw[0] // patch) * (size_hw[1] // patch)
-    prefix = 1 + (getattr(settings, "num_register_tokens", 0) or 0)
-    interpolation = {"interpolate_pos_encoding": True} if settings.model_type == "vit" else {}
-    keys = _last_keys(model) if config.features == "keys" else None
-    # Of each thread its own: several may encode at the same time.
-    caught = threading.local()
-    if keys:
-        keys.register_forward_hook(lambda *call: setattr(caught, "keys", call[2]))
-
-    def forward(pixels: torch.Tensor) -> torch.Tensor:
-        tokens = model(pixel_values=pixels, **interpolation).last_hidden_state
-        tokens = caught.__dict__.pop("keys") if keys else tokens
-        if tokens.ndim != 3 or tokens.shape[1] != prefix + cells:
-            raise ModelError(
-                f"{config.model} is not a plain ViT: expected {prefix} + {cells} tokens, found "
-                f"{tuple(tokens.shape)}"
-            )
-        return tokens[:, prefix:]
-
+    tokens = vit_towers.all_tokens(model.to(device), cells, config.features)
+    dim = _try(config, tokens, images, size_hw, prefix + cells)
     return VisualEncoder(
-        forward,
-        dim=keys.out_features if keys else settings.hidden_size,
+        lambda pixels: tokens(pixels)[:, prefix:],
+        dim=dim,
         size_hw=size_hw,
         patch_size=patch,
-        images=Pixels(mean, std, mode, device, dtype),
+        images=images,
         batch_size=batch_size,
     )
 
 
-def _last_keys(model: Any) -> Any:
-    """The linear layer that makes the keys of the last attention layer."""
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in ("k_proj", "key") and isinstance(module, torch.nn.Linear)
-    ]
-    if not layers:
-        raise ModelError(f"{type(model).__name__} has no layer of keys")
-    return layers[-1]
-
-
 def _open_clip_tower(
     config: VisualEncoderConfig, device: torch.device, batch_size: int
-) -> VisualEncoder | CropEncoder:
+) -> VisualEncoder:
+    visual, images, patch, size_hw = _open_clip_parts(config, device)
+    if patch is None:
+        raise ModelError(
+            f"{config.model}: dense features need a plain ViT or ConvNeXt image tower, found "
+            f"{type(visual).__name__}; features 'crop_binary' and the like need none"
+        )
+    cells = (size_hw[0] // patch) * (size_hw[1] // patch)
+    shape = {"size_hw": size_hw, "patch_size": patch, "images": images, "batch_size": batch_size}
+    if clip_towers.is_vit(visual):
+        features = clip_towers.vit_features(visual, config.features)
+        return VisualEncoder(features, dim=_try(config, features, images, size_hw, cells), **shape)
+    if config.features == "values":
+        raise ModelError(f"{config.model} is no ViT and has no values; features 'tokens' are")
+    trunk, head = clip_towers.convnext_features(visual)
+    _try(config, trunk, images, size_hw, cells)
+    dim = _try(config, lambda pixels: head(trunk(pixels).mean(1)), images, size_hw, None)
+    return VisualEncoder(trunk, head=head, dim=dim, **shape)
+
+
+def _crop_encoder(
+    config: VisualEncoderConfig, device: torch.device, batch_size: int
+) -> CropEncoder:
+    visual, images, patch, size_hw = _open_clip_parts(config, device)
+    return CropEncoder(
+        visual,
+        dim=_try(config, visual, images, size_hw, None),
+        size_hw=size_hw,
+        grid_hw=None if patch is None else (size_hw[0] // patch, size_hw[1] // patch),
+        masking=config.masking,
+        images=images,
+        batch_size=batch_size,
+    )
+
+
+def _open_clip_parts(
+    config: VisualEncoderConfig, device: torch.device
+) -> tuple[Any, Pixels, int | None, tuple[int, int]]:
+    """Image tower, its preprocessing, pixels per cell (None without any), and the size of images
+    as multiples of that."""
     dtype = getattr(torch, config.precision)
     model, _ = clip_towers.load_clip(config.model, config.revision)
-    visual, dim = model.visual, clip_towers.joint_dim(model)
-    try:
-        patch = clip_towers.cell_pixels(visual)
-    except ModelError as error:
-        raise ModelError(f"{config.model}: {error}") from error
-    if config.features == "values" and not clip_towers.is_vit(visual):
-        raise ModelError(f"{config.model} is no ViT and has no values; features 'tokens' are")
-    size_hw = _rounded(config.size_hw, patch)
-    if clip_towers.is_vit(visual):
-        clip_towers.resize_positions(visual, (size_hw[0] // patch, size_hw[1] // patch))
-    images = Pixels.of_open_clip(model, device, dtype)
-    visual = visual.to(device=device, dtype=dtype)
-    shape = {"size_hw": size_hw, "patch_size": patch, "images": images, "batch_size": batch_size}
-    if config.masking:
-        return CropEncoder(visual, dim=dim, masking=config.masking, **shape)
-    if clip_towers.is_vit(visual):
-        return VisualEncoder(clip_towers.vit_features(visual, config.features), dim=dim, **shape)
-    cells, head = clip_towers.convnext_features(visual)
-    return VisualEncoder(cells, head=head, dim=dim, **shape)
+    visual, patch = model.visual, clip_towers.cell_pixels(model.visual)
+    size_hw = _rounded(config.size_hw, patch or 1)
+    with model_errors(f"use {config.model}"):
+        images = Pixels.of_open_clip(model, device, dtype)
+        if clip_towers.is_vit(visual):
+            clip_towers.resize_positions(visual, (size_hw[0] // patch, size_hw[1] // patch))
+    return visual.to(device=device, dtype=dtype), images, patch, size_hw
 
 
-def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+@torch.inference_mode()
+def _try(
+    config: VisualEncoderConfig,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    images: Pixels,
+    size_hw: tuple[int, int],
+    tokens: int | None,
+) -> int:
+    """Width of what the model makes of one black image.
+
+    Args:
+        tokens: how many vectors there must be; None for one alone, without that axis.
+
+    Raises:
+        ModelError: the model fails, or gives another shape or values that are not finite.
+    """
+    size = f"{size_hw[0]} x {size_hw[1]} pixels"
+    with model_errors(f"use {config.model} on images of {size}"):
+        found = forward(images([np.zeros((*size_hw, 3), dtype=np.uint8)], size_hw))
+    wanted = (1,) if tokens is None else (1, tokens)
+    if not isinstance(found, torch.Tensor) or tuple(found.shape[:-1]) != wanted:
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ModelError(
+            f"{config.model} is not supported: for an image of {size} its output must be "
+            f"{(*wanted, 'width')}, one vector for each patch and special token, found {shape}"
+        )
+    if not torch.isfinite(found).all():
+        raise ModelError(
+            f"{config.model} gives values that are not finite for a black image in "
+            f"{config.precision}; with precision float16 try bfloat16 or float32, else its weights "
+            "are broken"
+        )
+    return found.shape[-1]
 
 
 def _pair(size: Any) -> tuple[int, int]:

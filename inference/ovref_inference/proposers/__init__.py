@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         mask_former_proposer,
         no_proposals,
         opencut_proposer,
-        oracle_proposer,
         sam_grid_proposer,
     )
     from ovref_inference.proposers.mask_former import MaskFormer, load_mask_former
@@ -60,7 +59,6 @@ __all__ = [
     "mask_former_proposer",
     "no_proposals",
     "opencut_proposer",
-    "oracle_proposer",
     "sam_grid_proposer",
 ]
 
@@ -89,7 +87,6 @@ _MODULES = {
     "mask_former_proposer": "load",
     "no_proposals": "load",
     "opencut_proposer": "load",
-    "oracle_proposer": "load",
     "sam_grid_proposer": "load",
 }
 

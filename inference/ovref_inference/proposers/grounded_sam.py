@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
 from ovref_inference.proposers.grounding import Detections, GroundingDino, load_grounding_dino
 from ovref_inference.proposers.sam import SamMasks, load_sam
@@ -63,9 +63,8 @@ def load_grounded_sam(
     Raises:
         ModelError: one of them cannot be found or read.
     """
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return GroundedSam(
-        load_grounding_dino(detector, device=where, batch_size=batch_size),
-        SamMasks(load_sam(sam.model).to(where), batch_size=batch_size),
+        load_grounding_dino(detector, device=device, batch_size=batch_size),
+        SamMasks(load_sam(sam.model).to(device_of(device)), batch_size=batch_size),
         multimask=sam.multimask,
     )

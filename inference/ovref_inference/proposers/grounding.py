@@ -19,8 +19,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObje
 
 from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
-from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
-from ovref_inference.pixels import BatchSize, batched
+from ovref_inference.models import check_complete, model_errors, pretrained
+from ovref_inference.pixels import BatchSize, batched, device_of
 from ovref_inference.proposers.config import GroundingDinoConfig
 
 NOUNS_REMEMBERED = 65_536
@@ -205,7 +205,7 @@ class GroundingDino:
 def load_grounding_dino(
     config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8
 ) -> GroundingDino:
-    """Loads a GroundingDINO, by a loader that takes nothing but tensors.
+    """Loads a GroundingDINO, by a loader that takes nothing but tensors, and tries it on one image.
 
     Args:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
@@ -215,15 +215,15 @@ def load_grounding_dino(
         ModelError: the model or its tokenizer cannot be found or read.
     """
     path, options = pretrained(config.model, config.revision)
-    try:
+    with model_errors(f"load GroundingDINO from {config.model}"):
         model, report = GroundingDinoForObjectDetection.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
-    except PRETRAINED_ERRORS as error:
-        raise ModelError(f"cannot load GroundingDINO from {config.model}: {error}") from error
     check_complete(config.model, report)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(where).eval()
-    return GroundingDino(model, tokenizer, image_processor, config, batch_size=batch_size)
+    model = model.to(device_of(device)).eval()
+    detector = GroundingDino(model, tokenizer, image_processor, config, batch_size=batch_size)
+    with model_errors(f"use GroundingDINO from {config.model}"):
+        detector.detect([np.zeros((64, 64, 3), dtype=np.uint8)], [["photo"]])
+    return detector

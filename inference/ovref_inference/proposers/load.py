@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy import ndimage
 
+from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import (
     CrfConfig,
     MaskFormerConfig,
@@ -58,10 +58,10 @@ def opencut_proposer(
         device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
         graph_bytes: memory for graphs cut at once. It changes speed only.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device_of(device)
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        keys_bhwd = torch.from_numpy(encoder.encode(images)).to(device)
+        keys_bhwd = torch.from_numpy(encoder.encode(images)).to(where)
         cuts = zip(opencut(keys_bhwd, config, graph_bytes), images, strict=True)
         if crf is None:
             return [upsample_masks(masks_nhw, image.shape[:2]) for masks_nhw, image in cuts]
@@ -138,61 +138,13 @@ def load_proposer(
     Raises:
         ModelError: a model cannot be found or read.
     """
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.mask_former is not None:
-        model = load_mask_former(config.mask_former, device=where, batch_size=batch_size)
+        model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
-        sam = load_sam(config.sam_grid.sam.model).to(where)
+        sam = load_sam(config.sam_grid.sam.model).to(device_of(device))
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
-    from ovref_inference.encoders.load import load_visual_encoder
+    from ovref_inference.encoders import load_visual_encoder
 
-    keys = load_visual_encoder(config.opencut.keys, device=where, batch_size=batch_size)
-    return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=where)
-
-
-def label_masks(label_hw: np.ndarray, ignore: int = 255) -> np.ndarray:
-    """Oracle proposals: each connected part of each class of a true label map is one mask.
-
-    They say what the rest of a segmenter could reach if its proposals were perfect.
-
-    Args:
-        label_hw: (H, W) integer class labels.
-        ignore: label that belongs to no mask.
-
-    Returns:
-        (n, H, W) bool, by class and then from top to bottom; parts touch by a side.
-    """
-    parts = [np.zeros((0, *label_hw.shape), dtype=bool)]
-    for label in np.unique(label_hw[label_hw != ignore]):
-        numbers_hw, count = ndimage.label(label_hw == label)
-        parts.append(numbers_hw == np.arange(1, count + 1)[:, None, None])
-    return np.concatenate(parts)
-
-
-def oracle_proposer(labels: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> Proposer:
-    """Oracle proposals as a proposer, for images whose true label maps are known.
-
-    Args:
-        labels: (H, W) integer label maps, as in `label_masks`.
-        images: the images they belong to, (H, W, 3) uint8.
-
-    Returns:
-        A proposer that takes exactly these images, whole, in any order and number.
-    """
-    masks = {
-        (image.shape, image.tobytes()): label_masks(label)
-        for image, label in zip(images, labels, strict=True)
-    }
-
-    def propose(asked: Sequence[np.ndarray]) -> list[np.ndarray]:
-        keys = [(image.shape, image.tobytes()) for image in asked]
-        unknown = [index for index, key in enumerate(keys) if key not in masks]
-        if unknown:
-            raise ValueError(
-                f"oracle proposals exist for the {len(masks)} given images only; images "
-                f"{unknown[:5]} are others (sliding windows cut images: switch them off)"
-            )
-        return [masks[key] for key in keys]
-
-    return propose
+    keys = load_visual_encoder(config.opencut.keys, device=device, batch_size=batch_size)
+    return opencut_proposer(keys, config.opencut.cut, crf=config.opencut.crf, device=device)

@@ -14,10 +14,9 @@ import torch
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
 
-from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
-from ovref_inference.models import PRETRAINED_ERRORS, check_complete, pretrained
-from ovref_inference.pixels import BatchSize, batched
+from ovref_inference.models import check_complete, model_errors, pretrained
+from ovref_inference.pixels import BatchSize, batched, device_of
 from ovref_inference.proposers.config import MaskFormerConfig
 from ovref_inference.proposers.proposals import Proposals
 
@@ -151,7 +150,8 @@ def exclusive_masks(
 def load_mask_former(
     config: MaskFormerConfig, *, device: str | None = None, batch_size: int = 8
 ) -> MaskFormer:
-    """Loads a MaskFormer or Mask2Former, by a loader that takes nothing but tensors.
+    """Loads a MaskFormer or Mask2Former, by a loader that takes nothing but tensors, and tries it
+    on one image.
 
     Args:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
@@ -161,7 +161,7 @@ def load_mask_former(
         ModelError: the model cannot be found or read, or is another one.
     """
     path, options = pretrained(config.model, config.revision)
-    try:
+    with model_errors(f"load MaskFormer from {config.model}"):
         settings = AutoConfig.from_pretrained(path, **options)
         if settings.model_type not in ("maskformer", "mask2former"):
             raise ValueError(f"it is a {settings.model_type}, not a maskformer or mask2former")
@@ -169,8 +169,9 @@ def load_mask_former(
             path, dtype=torch.float32, output_loading_info=True, **options
         )
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
-    except PRETRAINED_ERRORS as error:
-        raise ModelError(f"cannot load MaskFormer from {config.model}: {error}") from error
     check_complete(config.model, report)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return MaskFormer(model.to(where).eval(), image_processor, config, batch_size=batch_size)
+    model = model.to(device_of(device)).eval()
+    proposer = MaskFormer(model, image_processor, config, batch_size=batch_size)
+    with model_errors(f"use MaskFormer from {config.model}"):
+        list(proposer.propose([np.zeros((64, 64, 3), dtype=np.uint8)]))
+    return proposer

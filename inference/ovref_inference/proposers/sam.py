@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything.modeling import (
     ImageEncoderViT,
@@ -29,17 +28,10 @@ from segment_anything.modeling import (
 from torchvision.ops import masks_to_boxes, nms
 from torchvision.transforms.functional import resize, to_pil_image
 
-from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
-from ovref_inference.models import resolve
+from ovref_inference.models import model_errors, resolve
 from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposers.config import SamGridConfig
-
-_LOAD_ERRORS = (
-    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
-    SafetensorError, torch.serialization.pickle.UnpicklingError,
-)  # fmt: skip
-"""What broken files raise; the last is torch's refusal of anything but tensors."""
 
 UPSCALED_PIXELS = 2**26
 """Logits of masks brought to the image's size at once: 256 MB of float32."""
@@ -146,18 +138,17 @@ def load_sam(model: str) -> Sam:
     """
     path = Path(resolve(model))
     weights = path / "model.safetensors" if path.is_dir() else path
-    try:
+    advice = (
+        ". Expected a checkpoint of segment-anything (.pth or .safetensors), with config.json "
+        "beside it unless it is vit_b, vit_l or vit_h"
+    )
+    with model_errors(f"load SAM from {model}", advice):
         if weights.suffix == ".safetensors":
             state = load_file(weights)
         else:
             state = torch.load(weights, map_location="cpu", weights_only=True)
         sam = build_sam(_architecture(weights.with_name("config.json"), state))
         sam.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    except _LOAD_ERRORS as error:
-        raise ModelError(
-            f"cannot load SAM from {model}: {error}. Expected a checkpoint of segment-anything "
-            "(.pth or .safetensors), with config.json beside it unless it is vit_b, vit_l or vit_h"
-        ) from error
     return sam.eval().requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.progress import Progress
+from ovref_pipelines.errors import JobError
 
 QUARANTINE = "_quarantine"
 """Folder of a step: `<shard>.json` for each shard that failed for good."""
@@ -33,10 +34,6 @@ MAX_WORKER_DEATHS = 3
 on: then it is given up."""
 MAX_NODE_LOSSES = 20
 """Times a shard may lose its node, which on spot machines is seldom the shard's fault."""
-
-
-class JobError(OvrefError):
-    """Too many shards or workers failed for the job to go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +62,7 @@ class Outcome:
 
 
 @dataclass
-class _Inquest:
+class _Examination:
     """Which records of a shard kill their worker."""
 
     number: int = 0
@@ -87,7 +84,8 @@ class Ledger:
     committed_now: int = 0
     quarantined: list[str] = field(default_factory=list)
     tallies: Counter[str] = field(default_factory=Counter)
-    """Of this run: `errors`, `worker_deaths`, `node_losses`, `crashed_records`."""
+    """What went wrong in this run: `errors`, `worker_deaths`, `start_deaths` (workers that died
+    while they loaded their models), `node_losses`, `crashed_records`."""
 
     def __post_init__(self) -> None:
         self.waiting = deque(sorted(self.records))
@@ -95,7 +93,7 @@ class Ledger:
         self._errors: Counter[str] = Counter()
         self._worker_deaths: Counter[str] = Counter()
         self._node_losses: Counter[str] = Counter()
-        self._inquests: dict[str, _Inquest] = {}
+        self._examinations: dict[str, _Examination] = {}
         self._crashed: dict[str, dict[int, str]] = {}
         self._told_before = {
             path for folder in (QUARANTINE, CRASHED) for path in self.target.store.list(folder)
@@ -111,9 +109,9 @@ class Ledger:
     def take(self) -> Order:
         """What to do next; `waiting` must not be empty."""
         shard = self.waiting.popleft()
-        inquest = self._inquests.get(shard)
-        if inquest is not None and not inquest.over:
-            return Order(shard=shard, attempt=self._tries[shard], examine=inquest.number)
+        examination = self._examinations.get(shard)
+        if examination is not None and not examination.over:
+            return Order(shard=shard, attempt=self._tries[shard], examine=examination.number)
         self._tries[shard] += 1
         without = tuple(sorted(self._crashed.get(shard, ())))
         return Order(shard=shard, attempt=self._tries[shard] - 1, without=without)
@@ -137,7 +135,7 @@ class Ledger:
             raise outcome.fatal
         if outcome.error is not None:
             self._errors[shard] += 1
-            self._count("errors")
+            self.count("errors")
             self._again(shard, self._errors[shard] < self.config.attempts, outcome.error)
             return
         if outcome.outlived is not None:
@@ -163,17 +161,17 @@ class Ledger:
         """Books that a worker died or was killed before it had carried out its order."""
         shard = order.shard
         if node_lost:
-            self._count("node_losses")
+            self.count("node_losses")
             self._node_losses[shard] += 1
             self._again(shard, self._node_losses[shard] < MAX_NODE_LOSSES, reason)
             return
-        self._count("worker_deaths")
+        self.count("worker_deaths")
         if order.examine is not None:
             self._suspect_died(shard, reason)
             return
         self._worker_deaths[shard] += 1
-        if self._worker_deaths[shard] == SUSPECT_DEATHS and shard not in self._inquests:
-            self._inquests[shard] = _Inquest()
+        if self._worker_deaths[shard] == SUSPECT_DEATHS and shard not in self._examinations:
+            self._examinations[shard] = _Examination()
             self._worker_deaths[shard] = 0
             self.progress.say(
                 f"shard {shard} has killed {SUSPECT_DEATHS} workers; its records are run one by "
@@ -185,18 +183,18 @@ class Ledger:
         self._again(shard, self._worker_deaths[shard] < MAX_WORKER_DEATHS, reason)
 
     def _suspect_died(self, shard: str, reason: str) -> None:
-        inquest = self._inquests[shard]
-        inquest.deaths += 1
-        if inquest.deaths < CONVICTING_DEATHS:
+        examination = self._examinations[shard]
+        examination.deaths += 1
+        if examination.deaths < CONVICTING_DEATHS:
             self.waiting.appendleft(shard)
             return
         crashed = self._crashed.setdefault(shard, {})
-        crashed[inquest.number] = reason
-        self._count("crashed_records")
+        crashed[examination.number] = reason
+        self.count("crashed_records")
         self.progress.say(
-            f"record {inquest.number} of shard {shard} kills its worker even alone; it is dropped "
-            f"as {CRASHED_WORKER}: {_last_line(reason)}",
-            event="crashed_record", shard=shard, record=inquest.number,
+            f"record {examination.number} of shard {shard} kills its worker even alone; it is "
+            f"dropped as {CRASHED_WORKER}: {_last_line(reason)}",
+            event="crashed_record", shard=shard, record=examination.number,
         )  # fmt: skip
         # Written before the shard can be committed, so that its drop never lacks a reason.
         self._tell(
@@ -210,8 +208,9 @@ class Ledger:
         self._next_suspect(shard, more=True)
 
     def _next_suspect(self, shard: str, *, more: bool) -> None:
-        inquest = self._inquests[shard]
-        inquest.number, inquest.deaths, inquest.over = inquest.number + 1, 0, not more
+        examination = self._examinations[shard]
+        examination.number += 1
+        examination.deaths, examination.over = 0, not more
         if not more and shard not in self._crashed:
             self.progress.say(f"no record of shard {shard} kills its worker when run alone")
         self.waiting.appendleft(shard)
@@ -246,7 +245,8 @@ class Ledger:
             f"and {CRASHED}"
         )
 
-    def _count(self, what: str) -> None:
+    def count(self, what: str) -> None:
+        """Counts one of `tallies`."""
         self.tallies[what] += 1
         self.progress.failed(what)
 

@@ -6,13 +6,13 @@ count, and there is no estimate before the first shard is finished. For programs
 one object a line (`json_line`); a `Meter` passes it on to where metrics are collected.
 """
 
-import datetime
-import json
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
+
+from ovref_pipelines.console import json_line
 
 RECENT_SHARDS = 20
 """The rate is measured over this many of the latest shards (and at least two per worker)."""
@@ -194,14 +194,7 @@ class Progress:
             self._width = 0
 
 
-def json_line(step: str | None, event: str, message: str, fields: dict[str, Any]) -> str:
-    """One line of a structured log: `time` (UTC, ISO 8601), `step`, `event`, `message`, fields."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    head = {"time": now, "step": step, "event": event, "message": message}
-    return json.dumps(head | fields, ensure_ascii=False)
-
-
-class Seldom:
+class Throttle:
     """Passes on at most one message every so many seconds, for work that has no shards to count."""
 
     def __init__(

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovref_pipelines.engine.progress import Progress
-
-
-class StoppedError(BaseException):
-    """The job was asked to stop; what is committed stays.
-
-    Like KeyboardInterrupt no Exception: a second signal comes in the midst of a stage, and nobody
-    shall take it for an error of the shard.
-    """
+from ovref_pipelines.errors import StoppedError
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Runs the shards of steps on Ray actors.
 
 Actors are built from the specs and hold the models; the driver gives each one shard at a time and
-waits for any of them. Ray's own retries are off: the driver knows what a lost worker had in hand,
+waits for any of them. Ray's own retries are off: the driver knows what a lost worker had in handle,
 gives that shard to another worker and hires a replacement, so that attempts are counted in one
 place. Images never travel: an actor reads its shard from the store and commits it there.
 
@@ -20,9 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.errors import ModelError
 from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.engine.ledger import JobError, Order
+from ovref_pipelines.engine.ledger import Order
 from ovref_pipelines.engine.run_steps import StepRun, settle, thread_variables
-from ovref_pipelines.engine.stopping import Drain, StoppedError
+from ovref_pipelines.engine.stopping import Drain
+from ovref_pipelines.errors import JobError, StoppedError
 from ovref_pipelines.ray.cluster import (
     join,
     leaving_nodes,
@@ -32,14 +33,11 @@ from ovref_pipelines.ray.cluster import (
     offer,
 )
 from ovref_pipelines.ray.metrics import RayMeter
-from ovref_pipelines.ray.workers import Hand, Pool, Task, Worker
+from ovref_pipelines.ray.workers import Pool, Task, Worker, WorkerHandle
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 2.0
 """Between two looks at which nodes are about to go, and at where there is room."""
-SHORT_SECONDS = 1.0
-"""Shards that take less are queued at their workers, or these would wait for the driver in between:
-a few milliseconds, but some percent of such a shard."""
 MAX_START_DEATHS = 3
 """Workers that may die one after another while they load their models, before the job gives up."""
 
@@ -48,7 +46,7 @@ def run(runs: Sequence[StepRun], config: EngineConfig, drain: Drain) -> None:
     """Runs the shards of all ledgers to the end, or until a drain is over; see `run_steps`."""
     join(config)
     for one in runs:
-        one.progress.meter_to(RayMeter(one.target.name))
+        one.progress.meter_to(RayMeter(one.target.name, one.target.store.url.rpartition("/")[0]))
     driver = _Driver(runs, config, drain)
     try:
         driver.drive()
@@ -85,12 +83,12 @@ class _Driver:
             for pool in self._pools:
                 self._replace_hung(pool)
                 for one in pool.runs:
-                    ready_hands = len(pool.tasks) - pool.loading + len(pool.idle)
-                    one.progress.stands(len(one.ledger.waiting), ready_hands)
-            self._complain_of_waiting()
+                    ready_handles = len(pool.tasks) - pool.loading + len(pool.idle)
+                    one.progress.stands(len(one.ledger.waiting), ready_handles)
+            self._report_waiting()
             tasks = {ref: pool for pool in self._pools for ref in pool.tasks}
             if not tasks:
-                held = any(hand.reserved for pool in self._pools for hand in pool.idle)
+                held = any(handle.reserved for pool in self._pools for handle in pool.idle)
                 if not held and not any(one.ledger.waiting for one in self._runs):
                     return
                 time.sleep(POLL_SECONDS)  # a place for a worker is awaited
@@ -101,8 +99,8 @@ class _Driver:
 
     def dismiss_all(self) -> None:
         for pool in self._pools:
-            for hand in pool.hands():
-                ray.kill(hand.actor)
+            for handle in pool.handles():
+                ray.kill(handle.actor)
             pool.idle.clear()
             pool.tasks.clear()
 
@@ -137,8 +135,9 @@ class _Driver:
                 "runtime_env": {"env_vars": variables},
             }
             actor = self._hire_class.options(**options).remote()
-            hand = Hand(actor, pool, hired_among=frozenset(living_nodes() - self._leaving))
-            pool.tasks[actor.where.remote()] = Task(hand, time.monotonic())
+            among = frozenset(living_nodes() - self._leaving)
+            handle = WorkerHandle(actor, pool, hired_among=among)
+            pool.tasks[actor.where.remote()] = Task(handle, time.monotonic())
 
     def _starvable(self, pool: Pool) -> Pool | None:
         """A pool with GPUs that could wait for ever for CPUs that this one would take."""
@@ -149,29 +148,28 @@ class _Driver:
 
     def _occupy(self, pool: Pool) -> None:
         """Gives idle workers something to do, and dismisses those for whom nothing will come."""
-        for hand in list(pool.idle):
-            pool.idle.remove(hand)
-            if hand.node in self._leaving:
-                self._dismiss(hand)
-            elif (found := self._next_for(hand)) is not None:
-                self._give(hand, *found)
-            elif hand.reserved or self._more_may_come(pool):
-                pool.idle.append(hand)
+        for handle in list(pool.idle):
+            pool.idle.remove(handle)
+            if handle.node in self._leaving:
+                self._dismiss(handle)
+            elif (found := self._next_for(handle)) is not None:
+                self._give(handle, *found)
+            elif handle.reserved or self._more_may_come(pool):
+                pool.idle.append(handle)
             else:
-                self._dismiss(hand)
+                self._dismiss(handle)
         if not self._more_may_come(pool):
             self._dismiss_loading(pool)
 
-    def _next_for(self, hand: Hand) -> tuple[StepRun, Order] | None:
+    def _next_for(self, handle: WorkerHandle) -> tuple[StepRun, Order] | None:
         # The last step first: what is begun is finished, and little waits in between.
-        for one in reversed(hand.pool.runs):
-            if self._queue_is_full(hand.pool, one):
+        for one in reversed(handle.pool.runs):
+            if self._queue_is_full(handle.pool, one):
                 continue
-            if one is hand.pool.runs[0]:
-                for holder in (hand, *hand.pool.hands()):
+            if one is handle.pool.runs[0]:
+                for holder in (handle, *handle.pool.handles()):
                     # A busy worker's, where there is nothing else: rather now than after its shard.
-                    idle = not one.ledger.waiting and holder.queued is None
-                    if holder.reserved and (holder is hand or idle):
+                    if holder.reserved and (holder is handle or not one.ledger.waiting):
                         order, holder.reserved = holder.reserved, None
                         return one, order
             if one.ledger.waiting:
@@ -188,9 +186,9 @@ class _Driver:
         earlier = self._runs[: self._runs.index(pool.runs[-1])]
         return (
             any(one.ledger.waiting for one in pool.runs)
-            or any(hand.reserved for hand in pool.hands())
+            or any(handle.reserved for handle in pool.handles())
             or any(
-                one.ledger.waiting or other.at_work(one) or any(h.reserved for h in other.hands())
+                one.ledger.waiting or other.at_work(one) or any(h.reserved for h in other.handles())
                 for one in earlier
                 for other in self._pools
             )
@@ -200,39 +198,33 @@ class _Driver:
         place = self._runs.index(one) + 1
         return self._runs[place] if place < len(self._runs) else None
 
-    def _give(self, hand: Hand, one: StepRun, order: Order) -> None:
-        step = hand.pool.runs.index(one)
-        first = one is hand.pool.runs[0]
-        queued, hand.queued = hand.queued, None
-        if first and hand.reserved is None and self._worth_reserving(hand, one):
-            hand.reserved = one.ledger.take()
-            if hand.reserved.examine is not None:
-                one.ledger.give_back(hand.reserved)
-                hand.reserved = None
-        upcoming = hand.reserved.shard if first and hand.reserved else None
-        ref = queued or hand.actor.run.remote(step, order, upcoming)
-        hand.pool.tasks[ref] = Task(hand, time.monotonic(), one, order)
-        if hand.reserved is not None and one.source.store.is_local:
-            hand.queued = hand.actor.run.remote(step, hand.reserved, None)
+    def _give(self, handle: WorkerHandle, one: StepRun, order: Order) -> None:
+        step = handle.pool.runs.index(one)
+        first = one is handle.pool.runs[0]
+        if first and handle.reserved is None and self._worth_fetching_ahead(one):
+            handle.reserved = one.ledger.take()
+            if handle.reserved.examine is not None:
+                one.ledger.give_back(handle.reserved)
+                handle.reserved = None
+        upcoming = handle.reserved.shard if first and handle.reserved else None
+        ref = handle.actor.run.remote(step, order, upcoming)
+        handle.pool.tasks[ref] = Task(handle, time.monotonic(), one, order)
 
-    def _worth_reserving(self, hand: Hand, one: StepRun) -> bool:
-        """Whether there is something to fetch or to queue ahead, and enough for everybody."""
-        if len(one.ledger.waiting) <= sum(pool.config.workers for pool in self._pools):
-            return False
-        if not one.source.store.is_local:
-            return True
-        return len(self._runs) == 1 and hand.pool.last_seconds < SHORT_SECONDS
+    def _worth_fetching_ahead(self, one: StepRun) -> bool:
+        """Whether shards have to be fetched, and there are enough of them for every worker."""
+        enough = len(one.ledger.waiting) > sum(pool.config.workers for pool in self._pools)
+        return enough and not one.source.store.is_local
 
-    def _dismiss(self, hand: Hand) -> None:
-        ray.kill(hand.actor)
-        if hand.reserved is not None:
-            hand.pool.runs[0].ledger.give_back(hand.reserved)
-            hand.reserved = hand.queued = None
+    def _dismiss(self, handle: WorkerHandle) -> None:
+        ray.kill(handle.actor)
+        if handle.reserved is not None:
+            handle.pool.runs[0].ledger.give_back(handle.reserved)
+            handle.reserved = None
 
     def _dismiss_loading(self, pool: Pool) -> None:
         """Those without their models too; some may wait for a place that never comes."""
         for ref in [ref for ref, task in pool.tasks.items() if task.run is None]:
-            self._dismiss(pool.tasks.pop(ref).hand)
+            self._dismiss(pool.tasks.pop(ref).handle)
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -243,42 +235,40 @@ class _Driver:
         except RayTaskError as error:  # not the shard: the worker cannot even be called
             raise ModelError(f"a worker cannot take its orders: {error.cause!r}") from error
         except RayError as error:
-            self._dismiss(task.hand)
+            self._dismiss(task.handle)
             if task.run is None:
                 # Before it has a place nobody knows where: perhaps on a node that has gone since.
-                among = {task.hand.node} if task.hand.node else task.hand.hired_among
-                pool.start_deaths += among <= living_nodes() - leaving_nodes()
-                self._complain_of_start(pool, _first_line(error))
+                among = {task.handle.node} if task.handle.node else task.handle.hired_among
+                node_lost = not among <= living_nodes() - leaving_nodes()
+                self._start_failed(pool, _first_line(error), node_lost=node_lost)
             else:
                 _book_loss(task, error)
             return
         if task.run is None:
-            self._started(pool, task.hand, answer)
+            self._started(pool, task.handle, answer)
             return
         outcome, rss_bytes = answer
         settle(task.run, self._after(task.run), task.order, outcome)
-        if outcome.commit is not None:
-            pool.last_seconds = outcome.commit.seconds
         if outcome.error is not None:
             # An error of CUDA spoils its process for every later shard: take a new one.
-            self._dismiss(task.hand)
+            self._dismiss(task.handle)
         elif self._config.max_worker_gb and rss_bytes > self._config.max_worker_gb * 1e9:
             task.run.progress.say(
                 f"a worker has grown to {rss_bytes / 1e9:.3g} GB, more than max_worker_gb="
                 f"{self._config.max_worker_gb:g}; another takes its place",
                 event="recycle", rss_bytes=rss_bytes,
             )  # fmt: skip
-            self._dismiss(task.hand)
+            self._dismiss(task.handle)
         else:
-            pool.idle.append(task.hand)
+            pool.idle.append(task.handle)
 
-    def _started(self, pool: Pool, hand: Hand, answer: Any) -> None:
+    def _started(self, pool: Pool, handle: WorkerHandle, answer: Any) -> None:
         """A worker has got its place, and shall load its models; or it has them."""
-        if hand.node is None:
-            hand.node = answer
+        if handle.node is None:
+            handle.node = answer
             chains = [(one.specs, one.source, one.target) for one in pool.runs]
-            ref = hand.actor.load.remote(chains, self._config.threads)
-            pool.tasks[ref] = Task(hand, time.monotonic())
+            ref = handle.actor.load.remote(chains, self._config.threads)
+            pool.tasks[ref] = Task(handle, time.monotonic())
             return
         if answer is not None:
             raise answer
@@ -286,15 +276,15 @@ class _Driver:
             for one in pool.runs:
                 one.progress.working(pool.config.workers)
         pool.start_deaths, pool.anyone_ready = 0, True
-        pool.idle.append(hand)
+        pool.idle.append(handle)
 
     def _drained(self) -> bool:
         """Lets go of workers without a shard; whether none, or no time, is left."""
         left = 0
         for pool in self._pools:
             self._dismiss_loading(pool)
-            for hand in pool.idle:
-                self._dismiss(hand)
+            for handle in pool.idle:
+                self._dismiss(handle)
             pool.idle.clear()
             left += len(pool.tasks)
         patience = self._config.drain_seconds
@@ -306,14 +296,13 @@ class _Driver:
         now, limit = time.monotonic(), self._config.shard_timeout_seconds
         for ref, task in list(pool.tasks.items()):
             # A place may be waited for without end: machines come when the cloud has some.
-            if task.hand.node is None or now - task.started <= limit:
+            if task.handle.node is None or now - task.started <= limit:
                 continue
             del pool.tasks[ref]
-            self._dismiss(task.hand)
+            self._dismiss(task.handle)
             reason = f"it took longer than shard_timeout_seconds={limit:g}"
             if task.run is None:
-                pool.start_deaths += 1
-                self._complain_of_start(pool, reason)
+                self._start_failed(pool, reason, node_lost=False)
             else:
                 task.run.ledger.worker_lost(task.order, reason, node_lost=False)
 
@@ -323,9 +312,9 @@ class _Driver:
             return
         self._looked_at = time.monotonic()
         found = leaving_nodes()
-        hands = [task.hand for pool in self._pools for task in pool.tasks.values()]
+        handles = [task.handle for pool in self._pools for task in pool.tasks.values()]
         for node in found - self._leaving:
-            there = [hand for hand in hands if hand.node == node]
+            there = [handle for handle in handles if handle.node == node]
             if there:
                 self._say(
                     f"node {node[:12]} is about to go: its {len(there)} workers finish what they "
@@ -333,12 +322,15 @@ class _Driver:
                     event="node_leaving", node=node,
                 )  # fmt: skip
         self._leaving = found
-        for hand in hands:
-            if hand.node in found and hand.reserved is not None and hand.queued is None:
-                hand.pool.runs[0].ledger.give_back(hand.reserved)
-                hand.reserved = None
+        for handle in handles:
+            if handle.node in found and handle.reserved is not None:
+                handle.pool.runs[0].ledger.give_back(handle.reserved)
+                handle.reserved = None
 
-    def _complain_of_start(self, pool: Pool, reason: str) -> None:
+    def _start_failed(self, pool: Pool, reason: str, *, node_lost: bool) -> None:
+        """Books a worker that was lost before it had its models."""
+        pool.runs[0].ledger.count("node_losses" if node_lost else "start_deaths")
+        pool.start_deaths += not node_lost
         if pool.start_deaths > MAX_START_DEATHS:
             raise JobError(
                 f"{pool.start_deaths} workers in a row died while they loaded their models (out of "
@@ -346,7 +338,7 @@ class _Driver:
             )
         self._say(f"a worker died while it loaded its models, hiring another: {reason}")
 
-    def _complain_of_waiting(self) -> None:
+    def _report_waiting(self) -> None:
         if time.monotonic() - self._waiting_since <= 30:
             return
         self._waiting_since = time.monotonic()
@@ -358,7 +350,7 @@ class _Driver:
 def _book_loss(task: Task, error: RayError) -> None:
     # A node that vanishes counts as alive for a while; its actors are unavailable, not dead.
     unavailable = isinstance(error, ActorUnavailableError)
-    node_lost = unavailable or task.hand.node not in living_nodes()
+    node_lost = unavailable or task.handle.node not in living_nodes()
     what = "its node was lost" if node_lost else "its worker died"
     task.run.ledger.worker_lost(task.order, f"{what}: {_first_line(error)}", node_lost)
 

@@ -16,17 +16,19 @@ class RayMeter:
     """A `progress.Meter`. In Prometheus, images a second are
     `rate(ray_ovref_output_records_total{step="images"}[30m])`; references likewise."""
 
-    def __init__(self, step: str) -> None:
-        """All metrics have the tag `step`. Ray must have been joined."""
+    def __init__(self, step: str, build: str) -> None:
+        """All metrics have the tags `step` and `build` (URL of the build's output). Ray must have
+        been joined."""
+        tags_of_all = {"step": step, "build": build}
 
         def counter(name: str, description: str, *tags: str) -> Counter:
-            made = Counter(name.removesuffix("_total"), description, tag_keys=("step", *tags))
-            made.set_default_tags({"step": step})
+            made = Counter(name.removesuffix("_total"), description, tag_keys=(*tags_of_all, *tags))
+            made.set_default_tags(tags_of_all)
             return made
 
         def gauge(name: str, description: str) -> Gauge:
-            made = Gauge(name, description, tag_keys=("step",))
-            made.set_default_tags({"step": step})
+            made = Gauge(name, description, tag_keys=tuple(tags_of_all))
+            made.set_default_tags(tags_of_all)
             return made
 
         self._shards = counter(SHARDS, "Shards committed.")

@@ -3,17 +3,17 @@
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ovref.errors import StorageError
+from ovref.errors import ModelError, StorageError
 from ovref.reduce.tasks import Task
-from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, thread_variables
 from ovref_pipelines.ray.cluster import join
 
@@ -64,6 +64,36 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
         # cancellation aborts the driver without a word (a check in Ray 2.60's task manager).
         if not numbers:
             sign.unlink()
+
+
+def run_once(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) -> Any:
+    """Runs one call on a worker like those of `pool`, in a process that ends with it.
+
+    Raises:
+        ModelError: the process died: its models need more memory than it has.
+        Exception: whatever the call raises.
+    """
+    join(config)
+    variables = thread_variables(config.threads)
+    if pool.gpus_per_worker == 0:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    options = {
+        "num_cpus": pool.cpus_per_worker,
+        "num_gpus": pool.gpus_per_worker,
+        "max_calls": 1,
+        "max_retries": 0,
+        "runtime_env": {"env_vars": variables},
+    }
+    try:
+        return _result(ray.remote(_apply).options(**options).remote(call))
+    except RayError as error:
+        raise ModelError(
+            f"the worker that loaded the models died (out of memory? see Ray's logs): {error}"
+        ) from error
+
+
+def _apply(call: Callable[[], Any]) -> Any:
+    return call()
 
 
 def _call(task: Task, sign: Path) -> Any:

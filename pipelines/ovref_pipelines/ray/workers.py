@@ -1,6 +1,5 @@
 """The actors that `ray.engine` drives, and what the driver knows of each."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +47,7 @@ class Worker:
 
 
 @dataclass(eq=False)
-class Hand:
+class WorkerHandle:
     """A worker as the driver knows it."""
 
     actor: Any
@@ -59,16 +58,13 @@ class Hand:
     """The nodes that were there when it was hired."""
     reserved: Order | None = None
     """Of the pool's first step: fetched ahead, to be given to it next."""
-    queued: Any = None
-    """Ray's reference to the answer, if it has been given `reserved` already, to begin at once when
-    it has done what it does."""
 
 
 @dataclass
 class Task:
     """What a worker has been asked to do."""
 
-    hand: Hand
+    handle: WorkerHandle
     started: float
     """`time.monotonic()`."""
     run: StepRun | None = None
@@ -84,12 +80,10 @@ class Pool:
     """In the order of the flow."""
     config: PoolConfig
     tasks: dict[Any, Task] = field(default_factory=dict)
-    idle: list[Hand] = field(default_factory=list)
+    idle: list[WorkerHandle] = field(default_factory=list)
     """They have their models and nothing to do yet."""
     start_deaths: int = 0
     """Of workers in a row, before they had their models."""
-    last_seconds: float = math.inf
-    """That the shard took which was committed last."""
     anyone_ready: bool = False
 
     @property
@@ -97,10 +91,10 @@ class Pool:
         """Workers that do not have their models yet, with those that wait for a place."""
         return sum(task.run is None for task in self.tasks.values())
 
-    def hands(self) -> list[Hand]:
+    def handles(self) -> list[WorkerHandle]:
         """All workers, those at work first."""
-        return [*(task.hand for task in self.tasks.values()), *self.idle]
+        return [*(task.handle for task in self.tasks.values()), *self.idle]
 
     def at_work(self, run: StepRun) -> int:
-        """Shards of a step in hand."""
+        """The number of shards of a step that its workers have."""
         return sum(task.run is run for task in self.tasks.values())

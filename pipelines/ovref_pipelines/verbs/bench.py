@@ -18,8 +18,8 @@ from ovref.corpora import read_captions
 from ovref.errors import InputError
 from ovref.records import Prompt
 from ovref.storage.shards import ShardFiles
+from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.engine.run_steps import limit_threads
-from ovref_pipelines.recipe import BuildConfig
 
 
 @dataclass(frozen=True, kw_only=True)

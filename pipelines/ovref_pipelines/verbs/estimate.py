@@ -7,6 +7,7 @@ written to the output.
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,21 +15,25 @@ from typing import Any
 
 from ovref.contract import Dropped, Spec
 from ovref.corpora import read_captions
-from ovref.ingest import KeySet
+from ovref.ingest import first_of_each_key
 from ovref.records import Caption, Reference
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
-from ovref_inference.collection.format import MANIFEST
 from ovref_inference.collection.index import EXACT_BELOW
 from ovref_inference.collection.retrieve import class_embeddings
+from ovref_pipelines.build_config import BuildConfig, output_of
 from ovref_pipelines.engine.progress import duration
 from ovref_pipelines.engine.run_steps import limit_threads
+from ovref_pipelines.folders import open_steps
 from ovref_pipelines.output import COLLECTION
-from ovref_pipelines.recipe import BuildConfig, collection_store, open_steps, texts_of
+from ovref_pipelines.preflight import no_usable_caption
+from ovref_pipelines.recipe import texts_of
 
 CPU = "this machine's CPU"
 ROW_BYTES = 150
 """Of a reference in references.parquet, about."""
+MANIFEST_BYTES = 14_000
+"""Size of collection.json, about."""
 REDUCE_SECONDS = 1.5e-7
 """Of one core, from reference shards to a collection, for each number of an embedding. Measured
 with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for indexing
@@ -105,8 +110,9 @@ def estimate(config: BuildConfig, probe: int, price: float | None = None) -> Est
     if probe < 1:
         raise ValueError(f"probe must be at least 1, found {probe}")
     limit_threads(config.engine.threads)
-    folders = open_steps(config, create=False)
-    first, records = _captions(config, folders.captions, probe)
+    folders = open_steps(config)
+    first, sample = _captions(config, folders.captions, probe)
+    records: list[Any] = list(sample)
     steps, flow = [first], first.records
     for folder, spec, batch, gpus in (
         (folders.prompts, config.extract_nouns, probe, 0.0),
@@ -126,7 +132,7 @@ def estimate(config: BuildConfig, probe: int, price: float | None = None) -> Est
     return Estimate(
         steps=tuple(steps),
         workers=config.engine.workers,
-        probed=probe,
+        probed=len(sample),
         device=_device(),
         price=price,
     )
@@ -151,6 +157,11 @@ def text(found: Estimate) -> str:
             f"{found.hours(step):.3g} {'GPU' if step.gpus else 'worker'}-hours, "
             f"{_size(step.stored)} ({step.source}){_cost(found, [step])}"
         )
+    if (last := found.steps[-2]).records == 0:
+        lines.append(
+            f"  NOTHING came out of the step before {last.step} for the captions of this probe: "
+            "look at them, or probe more"
+        )
     total = sum(found.elapsed(step) for step in found.steps)
     hours = sum(found.hours(step) for step in found.steps if bool(step.gpus) == ("GPU" in priced))
     stored = sum(step.stored for step in found.steps)
@@ -166,16 +177,18 @@ def _captions(
 ) -> tuple[StepEstimate, list[Caption]]:
     """The step `captions`, and the captions to probe."""
     images = config.ground is not None
-    rng, seen = random.Random(0), KeySet()
+    rng = random.Random(0)
     sample: list[Caption] = []
+    dropped: Counter[str] = Counter()
     count, started = 0, time.monotonic()
     shards = folder.complete()
     if shards is None:
-        found: Iterator[Any] = read_captions(config.corpus, images=images)
+        found: Iterator[Any] = first_of_each_key(read_captions(config.corpus, images=images))
     else:
         found = chain.from_iterable(folder.read(shard) for shard in shards)
     for caption in found:
-        if isinstance(caption, Dropped) or not seen.add(caption.key):
+        if isinstance(caption, Dropped):
+            dropped[caption.reason] += 1
             continue
         count += 1
         place = len(sample) if len(sample) < probe else rng.randrange(count)
@@ -183,6 +196,8 @@ def _captions(
             sample.append(caption)
         elif place < probe:
             sample[place] = caption
+    if not count:
+        raise no_usable_caption(dict(dropped))
     seconds = time.monotonic() - started
     step = StepEstimate(
         step=folder.name,
@@ -266,7 +281,7 @@ def _collection(
         references: some of them; flow: their number in all.
         ready: whether all of them are there.
     """
-    there = ready and collection_store(config).exists(MANIFEST)
+    there = ready and output_of(config).is_published
     seconds = alone = stored = 0.0
     if references and not there:
         visual, textual = len(references[0].visual), len(references[0].textual)
@@ -276,7 +291,7 @@ def _collection(
         nouns = len(names) * max(1.0, flow / len(references)) ** VOCABULARY_GROWTH
         alone = nouns * _seconds_a_noun(config, names)
         in_index = 4 if flow < EXACT_BELOW else 2
-        stored = flow * ((2 + in_index) * numbers + ROW_BYTES)
+        stored = MANIFEST_BYTES + flow * ((2 + in_index) * numbers + ROW_BYTES)
         # Prototypes in float16, a noun's embedding in float32.
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)
     return StepEstimate(

@@ -16,12 +16,18 @@ from ovref import config as configs
 from ovref.contract import Spec, base_key
 from ovref.errors import InputError, MismatchError
 from ovref.identity import spec_identity
+from ovref.places import with_absolute_models
 from ovref.records import YES, ImageRecord, Reference
-from ovref.storage.steps import StepFolder, existing_step
-from ovref.storage.store import Store
+from ovref.storage.steps import StepFolder
 from ovref_inference import ReferenceCollection
-from ovref_pipelines.output import BUILD, build_config
-from ovref_pipelines.recipe import BuildConfig
+from ovref_pipelines.build_config import BuildConfig
+from ovref_pipelines.output import (
+    BUILD,
+    FOLDER,
+    BuildOutput,
+    build_config,
+    open_build,
+)
 
 SAME = 0.999
 """Cosine from which on a reference drawn alone counts as the same: rounding, not another image."""
@@ -67,12 +73,18 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
     """
     row = row_of(collection, reference)
     made_by, _, shard = row["shard"].partition("/")
-    here = Store.open(build)
-    config = configs.parse(BuildConfig, _build_json(here), where=f"{build}/{BUILD}")
-    upstream = here if config.images_from is None else Store.open(config.images_from)
-    prompts = existing_step(upstream, "selected" if config.select_prompts else "prompts")
-    images = _step(upstream, "images", config.make_images)
-    references = _step(here, "references", config.embed)
+    output = open_build(build)
+    settings = build_config(output.store)
+    folder = settings.pop(FOLDER, None)
+    if not settings:
+        raise InputError(
+            f"there is no {BUILD} in {output.store.url}: name the output of the build that made "
+            "the collection with --build"
+        )
+    config = configs.parse(BuildConfig, settings, where=f"{output.store.url}/{BUILD}")
+    prompts = output.step("selected" if output.selects else "prompts")
+    images = _step(output, "images", config.make_images)
+    references = _step(output, "references", config.embed)
     if not references.fingerprint.startswith(made_by):
         raise InputError(
             f"reference {reference} was made by a step with the fingerprint {made_by}..., the one "
@@ -81,7 +93,8 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
         )
     key = base_key(row["key"])
     prompt, kept = _one(prompts, shard, key), _one(images, shard, key)
-    draw, embed = _as_drawn(config.make_images, kept).build(), config.embed.build()
+    draw = with_absolute_models(_as_drawn(config.make_images, kept), folder).build()
+    embed = with_absolute_models(config.embed, folder).build()
     stored = collection.visual[reference], collection.textual[reference]
 
     image = _first(draw(iter([prompt])), key, ImageRecord)
@@ -152,18 +165,8 @@ def _as_drawn(spec: Spec, kept: ImageRecord) -> Spec:
     return replace(spec, batch_size=kept.provenance["batch_size"])
 
 
-def _build_json(store: Store) -> dict[str, Any]:
-    config = build_config(store)
-    if not config:
-        raise InputError(
-            f"there is no {BUILD} in {store.url}: name the output of the build that made the "
-            "collection with --build"
-        )
-    return config
-
-
-def _step(store: Store, name: str, spec: Spec) -> StepFolder:
-    step = existing_step(store, name)
+def _step(output: BuildOutput, name: str, spec: Spec) -> StepFolder:
+    step = output.step(name)
     if step.identity.get("stages") != [spec_identity(spec)]:
         raise MismatchError(f"{step.store.url} was made with other settings than {BUILD} has now")
     return step

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from ovref.errors import ConfigError
 from ovref.storage.steps import StepFolder
-from ovref.storage.store import Store
+from ovref_pipelines.build_config import BuildConfig, output_of
 from ovref_pipelines.engine.ledger import CRASHED_WORKER
+from ovref_pipelines.folders import Folders
 from ovref_pipelines.output import quarantined_in
-from ovref_pipelines.recipe import BuildConfig, Folders, collection_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,10 @@ class Failed:
 
 def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
     """What failed for good in each step of a build, from its markers."""
-    found = []
+    found, output = [], output_of(config)
     given = folders.captions.commits()
     for step in _steps(folders):
-        commits, own = step.commits(), _is_own(config, step)
+        commits, own = step.commits(), output.is_own(step.name)
         crashed = {
             shard: commit.dropped[CRASHED_WORKER]
             for shard, commit in commits.items()
@@ -86,11 +86,11 @@ def take_back(config: BuildConfig, folders: Folders, failed: list[Failed]) -> in
     }
     if not any(to_free.values()):
         return 0
-    target = collection_store(config)
-    if not config.replace and target.exists("collection.json"):
+    output = output_of(config)
+    if not config.replace and output.is_published:
         raise ConfigError(
-            f"the collection at {target.url} will change when what failed is made again: give "
-            "replace=true to allow it"
+            f"the collection at {output.collection.url} will change when what failed is made "
+            "again: give replace=true to allow it"
         )
     steps = _steps(folders)
     for first, step in enumerate(steps):
@@ -119,7 +119,3 @@ def failed_text(failed: list[Failed]) -> str:
 def _steps(folders: Folders) -> list[StepFolder]:
     steps = [folders.prompts, folders.selected, folders.images, folders.references]
     return [step for step in steps if step is not None]
-
-
-def _is_own(config: BuildConfig, step: StepFolder) -> bool:
-    return step.store == Store.open(config.output).child(step.name)

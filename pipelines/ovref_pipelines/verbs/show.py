@@ -1,24 +1,20 @@
-"""What people are shown: a plan before a build, a summary after it, what lies at a place."""
+"""What people are shown of a build: a plan before it, a summary after it, pictures."""
 
 from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError
 from ovref.records import ImageRecord
-from ovref.storage.steps import STEP, StepFolder, existing_step
-from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
-from ovref_inference.collection import format as fmt
 from ovref_pipelines.engine.ledger import CRASHED, CRASHED_WORKER, QUARANTINE
 from ovref_pipelines.engine.progress import duration
-from ovref_pipelines.engine.summary import counts_text, step_line, summarise
-from ovref_pipelines.output import STEPS, build_config
-from ovref_pipelines.recipe import BuildSummary, Folders
+from ovref_pipelines.engine.summary import counts_text, step_line
+from ovref_pipelines.folders import Folders
+from ovref_pipelines.output import open_build
+from ovref_pipelines.recipe import BuildSummary
 
 SAMPLES = 6
 """Images in a picture of samples."""
-NOUNS = 12
-"""Nouns named of a collection."""
 
 
 def build_summary(summary: BuildSummary) -> str:
@@ -79,49 +75,18 @@ def plan(folders: Folders) -> str:
     return "\n".join(lines)
 
 
-def place(url: str) -> str:
-    """What lies at a URL: the output of a build, one of its steps, or a collection.
-
-    Raises:
-        InputError: none of these.
-    """
-    store = Store.open(url)
-    if store.exists(fmt.MANIFEST):
-        return _collection(url)
-    if store.exists(STEP):
-        parent, _, name = store.url.rpartition("/")
-        return _step(existing_step(Store.open(parent or "."), name))
-    found = [name for name in STEPS if store.exists(f"{name}/{STEP}")]
-    if not found:
-        raise InputError(
-            f"{url} is no output of `ovref build`, no step of one and no reference collection: "
-            f"it has neither build steps, nor {STEP}, nor {fmt.MANIFEST}"
-        )
-    blocks = [_step(existing_step(store, name)) for name in found]
-    if config := build_config(store):
-        if config.get("images_from"):
-            blocks.insert(0, f"images come from {config['images_from']}")
-        collection = config.get("collection") or f"{store.url}/collection"
-        if Store.open(collection).exists(fmt.MANIFEST):
-            blocks.append(_collection(collection))
-        else:
-            blocks.append(f"collection: none yet at {collection}")
-    return "\n".join(blocks)
-
-
 def draw_samples(url: str, path: str) -> None:
-    """A PNG of some images of a build, with the heatmaps and masks of their nouns.
+    """Writes a PNG of some images of a build, with the heatmaps and masks of their nouns.
 
     Raises:
         InputError: `url` is no output of a build, or there are no images yet.
     """
     from ovref.evaluation.pictures import generation_grid
 
-    store = Store.open(url)
-    store = Store.open(build_config(store).get("images_from") or url)
-    if not store.exists(f"images/{STEP}"):
-        raise InputError(f"there are no images at {store.url}: give the output of a build")
-    step = existing_step(store, "images")
+    build = open_build(url)
+    if not build.has("images"):
+        raise InputError(f"there are no images at {build.upstream.url}: build some first")
+    step = build.step("images")
     records: list[ImageRecord] = []
     for shard in step.committed():
         for record in step.read(shard):
@@ -133,40 +98,3 @@ def draw_samples(url: str, path: str) -> None:
         raise InputError(f"no images are finished in {step.store.url}; build some first")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     generation_grid(records, path)
-
-
-def _step(step: StepFolder) -> str:
-    state = "not complete" if step.complete() is None else "complete"
-    quarantined = [Path(name).stem for name in step.store.list(QUARANTINE)]
-    summary = summarise(step, 0)
-    parts = [f"{step.name}: {summary.committed} shards, {state}"]
-    if summary.inputs:
-        parts.append(f"{summary.inputs} records in, {summary.outputs} out")
-    for what, counts in (("dropped", summary.dropped), ("parts dropped", summary.dropped_parts)):
-        if counts:
-            parts.append(f"{what} {counts_text(counts)}")
-    if summary.work_seconds:
-        parts.append(f"{duration(summary.work_seconds)} of work")
-    if quarantined:
-        parts.append(f"quarantined {', '.join(quarantined)}")
-    return "; ".join(parts)
-
-
-def _collection(url: str) -> str:
-    with ReferenceCollection.open(url) as collection:
-        manifest = collection.manifest
-        names = collection.nouns
-        most = sorted(
-            ((len(collection.references_of(name)), name) for name in names), reverse=True
-        )[:NOUNS]
-    return "\n".join(
-        [
-            f"collection: {url}, {counts_text(manifest.counts)}",
-            f"  visual: {manifest.visual.model}, {manifest.visual.dim} wide, "
-            f"index {manifest.visual_index.factory}",
-            f"  textual: {manifest.textual.model}, {manifest.textual.dim} wide, "
-            f"index {manifest.textual_index.factory}",
-            "  most frequent nouns: " + ", ".join(f"{name} ({count})" for count, name in most),
-            f"  fingerprint: {manifest.fingerprint}",
-        ]
-    )

@@ -23,12 +23,17 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
 
 from ovref.config import dump
+from ovref.corpora.spec import MINIATURE
 from ovref.errors import ConfigError
 from ovref.identity import fingerprint
-from ovref_pipelines.recipe import BuildConfig
+from ovref.places import is_relative
+from ovref_pipelines.build_config import BuildConfig
+from ovref_pipelines.shipped import PREFIX
 
-NOT_IDENTITY = ("engine", "work", "replace", "allow_incomplete")
+NOT_IDENTITY = ("engine", "work", "replace", "accept_older", "allow_incomplete")
 """Settings that do not make it another build, only say how it is run."""
+NOWHERE = (MINIATURE, PREFIX)
+"""How places begin that mean the same on every machine with ovref."""
 END = "END_OF_CONFIGURATION"
 
 STOPPED = 130
@@ -113,7 +118,7 @@ def entrypoint(config: BuildConfig) -> str:
     relative = [
         f"{name}={place}"
         for name, place in places.items()
-        if place is not None and "://" not in place and not place.startswith("/")
+        if place is not None and is_relative(place) and not place.startswith(NOWHERE)
     ]
     if relative:
         raise ConfigError(
@@ -230,6 +235,14 @@ def latest(client: JobSubmissionClient, config: BuildConfig) -> str:
             "the same output and settings?"
         )
     return found[-1][1].submission_id
+
+
+def check_known(client: JobSubmissionClient, job: str) -> None:
+    """Raises ConfigError where the cluster knows no job of this name."""
+    try:
+        client.get_job_info(job)
+    except (RuntimeError, RayError) as error:
+        raise ConfigError(f"the cluster knows no job {job}: {error}") from error
 
 
 def follow(

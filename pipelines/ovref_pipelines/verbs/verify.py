@@ -19,13 +19,13 @@ from ovref.storage.codec import is_part
 from ovref.storage.commits import Commit, StoredFile
 from ovref.storage.scratch import scratch_folder
 from ovref.storage.shards import read_drops, sha256
-from ovref.storage.steps import StepFolder, existing_step
+from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError
-from ovref_pipelines.output import is_published, open_build, quarantined_in
-from ovref_pipelines.verbs.maintain import some
+from ovref_pipelines.output import open_build, quarantined_in
+from ovref_pipelines.verbs.status import some
 
 DAMAGED = (StorageError, MismatchError, KeyError, TypeError, ValueError, pa.ArrowException)
 """What reading a damaged file of a step raises."""
@@ -46,22 +46,22 @@ def verify(url: str) -> list[str]:
     build = open_build(url)
     problems: list[str] = []
     source: Checked | None = None
-    for name in build.places:
+    for name in build.steps:
         if not build.has(name):
-            problems.append(f"{name}: there is no such step at {build.places[name].url}")
+            problems.append(f"{name}: there is no such step at {build.place(name).url}")
             source = None
             continue
         try:
-            step = existing_step(build.places[name], name)
+            step = build.step(name)
         except DAMAGED as error:
             problems.append(f"{name}: {_told(error)}")
             source = None
             continue
         source = _verify_step(step, source, problems)
-    if is_published(build):
-        problems += _verify_collection(build.collection)
+    if build.is_published:
+        problems += _verify_collection(build.collection.url)
     else:
-        problems.append(f"collection: there is none at {build.collection}")
+        problems.append(f"collection: there is none at {build.collection.url}")
     return problems
 
 

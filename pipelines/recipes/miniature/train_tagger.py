@@ -38,7 +38,7 @@ from spacy.training import Example
 from spacy.vectors import Vectors
 from thinc.api import Adam, Config, Model, fix_random_seed, use_ops
 
-from ovref.ops.nouns import NOUN_TAGS
+from ovref.ops.words import NOUN_TAGS
 from recipes.miniature.treebank import Sentence, noun_phrases, read_conllu
 
 START = "en_core_web_md"

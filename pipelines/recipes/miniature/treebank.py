@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovref.ops.nouns import NOUN_TAGS
+from ovref.ops.words import NOUN_TAGS
 
 PHRASE_WORDS = (3, 16)
 """Fewest and most words of the noun phrases that are cut out of the trees."""

@@ -33,7 +33,7 @@ from ovref.models.diffusion import (
     quicken,
     to_uint8,
 )
-from ovref.ops.heatmaps import binarise, stretched
+from ovref.ops.heatmaps import binarise, resized, stretched
 from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
 from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg
@@ -253,8 +253,8 @@ def _record_parts(
     rng = np.random.default_rng(0)
     size_hw = presets.SIZES_HW[spec.preset]
     image_hwc = rng.integers(0, 256, (*size_hw, 3), dtype=np.uint8)
-    maps = rng.random((len(prompts), 8, size_hw[0] // 8, size_hw[1] // 8), dtype=np.float32)
-    made = SynthesizeStage(synthesize, _Drawn(image_hwc, maps))(iter(prompts))
+    maps = smooth_heatmaps(len(prompts), size_hw)
+    made = SynthesizeStage(synthesize, _Generated(image_hwc, maps))(iter(prompts))
     records = [record for record in made if not isinstance(record, Dropped)]
 
     def binarise_all() -> None:
@@ -277,8 +277,17 @@ def _record_parts(
     return dict(zip(runs, alternately(list(runs.values()), spec.repeats, device), strict=True))
 
 
-class _Drawn:
-    """A generator that has drawn already."""
+def smooth_heatmaps(count: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """(count, 8, H / 8, W / 8) float32 >= 0: as smooth as attention of a trained model; masks of
+    random weights are noise, which takes longer to encode."""
+    rng = np.random.default_rng(0)
+    latent_hw = (size_hw[0] // 8, size_hw[1] // 8)
+    maps = [resized(coarse_hw, latent_hw) for coarse_hw in rng.random((count * 8, 8, 8))]
+    return np.stack(maps).clip(min=0).reshape(count, 8, *latent_hw)
+
+
+class _Generated:
+    """A generator that has generated already."""
 
     def __init__(self, image_hwc: np.ndarray, maps_bnhw: np.ndarray) -> None:
         self._image_hwc, self._maps_bnhw = image_hwc, maps_bnhw
@@ -344,7 +353,8 @@ def _backbone(
     build, inputs = presets.backbones()[name]
     batch_size = max(spec.batch_sizes)
     with torch.device(device):
-        model = build().eval().to(dtype)
+        # Some models make buffers from NumPy arrays, which stay on the CPU until they are moved.
+        model = build().eval().to(device, dtype)
         given = inputs(batch_size)
     given = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given.items()}
     with torch.no_grad():

@@ -23,7 +23,7 @@ def build_missing(builds: Sequence[BuildFirst], say: Callable[[str], None]) -> i
     # Read first, so that a mistake in the last is told before the first has taken its time.
     configs = [load(recipe.BuildConfig, first.config, first.overrides) for first in builds]
     for config in configs:
-        store = recipe.collection_store(config)
+        store = recipe.output_of(config).collection
         if store.exists(fmt.MANIFEST):
             continue
         say(f"ovref: building {store.url}")

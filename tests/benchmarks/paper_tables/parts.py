@@ -1,25 +1,16 @@
-"""The segmenters of the papers' tables, made of shared parts: each model is loaded once, when it is
-first needed, and answers each question once.
-"""
+"""The segmenters of the papers' tables over cached models (`ovref.evaluation.cached`)."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from ovref.evaluation.cached import CachedModels, Proposer, cached_proposer
 from ovref.evaluation.datasets import Dataset
-from ovref.evaluation.judge import Prediction, prediction_of_pixels
 from ovref.evaluation.metrics_panoptic import PanopticMap
-from ovref.evaluation.remember import (
-    Proposer,
-    RememberingEncoder,
-    RememberingTexts,
-    remembering_proposer,
-)
+from ovref.evaluation.oracle import oracle_proposer
+from ovref.evaluation.predictions import Prediction, prediction_of_pixels
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.grounded_sam import load_grounded_sam
 from ovref_inference.proposers.load import (
@@ -47,8 +38,8 @@ PROPOSALS = {
 """Names of proposals and how people write them."""
 
 
-class Parts:
-    """Collections, encoders and proposers of a specification; use as a context."""
+class Parts(CachedModels):
+    """Collections, encoders and proposers of a specification. Use as a context manager."""
 
     def __init__(
         self, spec: TablesSpec, datasets: Sequence[Dataset], device: str | None = None
@@ -56,47 +47,22 @@ class Parts:
         """
         Args:
             spec: names the parts.
-            datasets: whose images may be asked about, of the same classes, with panoptic truth.
+            datasets: whose images may be segmented, of the same classes, with panoptic truth.
             device: "cpu", "cuda", ...; None takes a GPU where there is one.
         """
-        self.spec, self._device = spec, device
+        super().__init__(device)
+        self.spec = spec
         self._datasets = datasets
-        self._open = ExitStack()
-        self._collections: dict[str, ReferenceCollection] = {}
-        self._encoders: dict[VisualEncoderConfig, RememberingEncoder] = {}
-        self._texts: dict[TextEncoderConfig, RememberingTexts] = {}
         self._proposers: dict[str, Proposer] = {}
 
-    def __enter__(self) -> "Parts":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._open.close()
-
-    def collection(self, name: str) -> ReferenceCollection:
-        """The collection of a field of `Collections`, open."""
-        if name not in self._collections:
-            url = getattr(self.spec.collections, name)
-            self._collections[name] = self._open.enter_context(ReferenceCollection.open(url))
-        return self._collections[name]
-
-    def encoder(self, config: VisualEncoderConfig) -> RememberingEncoder:
-        """A visual encoder: dense, or of regions."""
-        if config not in self._encoders:
-            encoder = load_region_encoder(config, device=self._device)
-            self._encoders[config] = RememberingEncoder(encoder)
-        return self._encoders[config]
-
-    def text(self, config: TextEncoderConfig) -> RememberingTexts:
-        """A text encoder."""
-        if config not in self._texts:
-            self._texts[config] = RememberingTexts(load_text_encoder(config, device=self._device))
-        return self._texts[config]
+    def named(self, name: str) -> ReferenceCollection:
+        """The open collection of a field of `Collections`."""
+        return self.collection(getattr(self.spec.collections, name))
 
     def proposer(self, name: str) -> Proposer:
         """One of PROPOSALS."""
         if name not in self._proposers:
-            self._proposers[name] = remembering_proposer(self._load_proposer(name))
+            self._proposers[name] = cached_proposer(self._load_proposer(name))
         return self._proposers[name]
 
     def _load_proposer(self, name: str) -> Proposer:
@@ -106,19 +72,19 @@ class Parts:
         if name == "truth":
             return truth_proposer(self._datasets)
         if name == "trained":
-            model = load_mask_former(config.mask_former, device=self._device)
+            model = load_mask_former(config.mask_former, device=self.device)
             return lambda images: list(model.propose(images))
         if name == "grounded_sam":
-            found = load_grounded_sam(config.detector, config.sam, device=self._device)
+            found = load_grounded_sam(config.detector, config.sam, device=self.device)
             return grounded_sam_proposer(found, self._datasets[0].classes)
         asked = ProposerConfig(**{name: getattr(config, name)})  # opencut, sam_grid
-        return load_proposer(asked, device=self._device)
+        return load_proposer(asked, device=self.device)
 
     # Each of these predicts all images of a data set.
 
     def fossil(self, data: Dataset, config: FossilConfig, proposals: str) -> list[Prediction]:
         """FOSSIL, whose pixels outside of masks take their patch."""
-        own = self.collection("fossil")
+        own = self.named("fossil")
         segmenter = FossilSegmenter(
             own,
             self.encoder(own.visual_config),
@@ -130,7 +96,7 @@ class Parts:
 
     def text_only(self, data: Dataset, proposals: str) -> list[Prediction]:
         """Dense CLIP features against the texts of the classes, without a collection."""
-        own = self.collection("fossil")
+        own = self.named("fossil")
         segmenter = TextOnlySegmenter(
             self.encoder(self.spec.clip),
             self.text(own.text_config),
@@ -142,7 +108,7 @@ class Parts:
 
     def freeda(self, data: Dataset, config: FreedaConfig) -> list[Prediction]:
         """FreeDA, whose superpixels need no proposer."""
-        own = self.collection("fossil")
+        own = self.named("fossil")
         segmenter = FreedaSegmenter(
             own, self.encoder(own.visual_config), self.text(own.text_config), config
         )
@@ -150,7 +116,7 @@ class Parts:
 
     def corrclip(self, data: Dataset, config: CorrClipConfig, proposals: str) -> list[Prediction]:
         """CorrCLIPv2's region queries."""
-        own = self.collection("fossil")
+        own = self.named("fossil")
         segmenter = CorrClipSegmenter(
             own,
             self.encoder(own.visual_config),
@@ -165,7 +131,7 @@ class Parts:
         self, data: Dataset, config: VocSegConfig, proposals: str, masking: str = "binary"
     ) -> list[Prediction]:
         """VOCSeg with the collection and the crops of a masking strategy."""
-        own = self.collection(f"vocseg_{masking}")
+        own = self.named(f"vocseg_{masking}")
         segmenter = VocSegSegmenter(
             own,
             self.encoder(own.visual_config),
@@ -177,7 +143,7 @@ class Parts:
 
     def retclip(self, data: Dataset, config: RetClipConfig, proposals: str) -> list[Prediction]:
         """RetCLIP; training-free unless proposals are `trained`."""
-        own = self.collection("retclip")
+        own = self.named("retclip")
         segmenter = RetClipSegmenter(
             own,
             self.encoder(own.visual_config),
@@ -190,13 +156,13 @@ class Parts:
 
 def truth_proposer(datasets: Sequence[Dataset]) -> Proposer:
     """The true segments as proposals, for exactly the images of these data sets."""
-    known = {
-        (image.shape, image.tobytes()): segments.ids_hw
-        == np.array(list(segments.labels))[:, None, None]
+    images = [image for data in datasets for image in data.images]
+    masks = [
+        segments.ids_hw == np.array(list(segments.labels))[:, None, None]
         for data in datasets
-        for image, segments in zip(data.images, data.panoptic or (), strict=True)
-    }
-    return lambda images: [known[image.shape, image.tobytes()] for image in images]
+        for segments in data.panoptic or ()
+    ]
+    return oracle_proposer(images, masks)
 
 
 def _of_pixels(segmenter: Any, data: Dataset) -> list[Prediction]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ovref.evaluation.datasets import Dataset
-from ovref.evaluation.judge import Judgement, Prediction, judge
+from ovref.evaluation.predictions import Evaluation, Prediction, evaluate_predictions
 from paper_tables.parts import PROPOSALS, Parts
 from paper_tables.report import Ordering, table
 from paper_tables.spec import Segmenters
@@ -19,7 +19,7 @@ PANOPTIC = ("pq", "sq", "rq", "ap", "miou")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class TableBench:
     """What a table is measured on and with."""
 
     parts: Parts
@@ -39,15 +39,17 @@ class Bench:
         """RetCLIP with some of its parameters changed."""
         return self.parts.retclip(self.data, replace(self.chosen.retclip, **changes), proposals)
 
-    def judged(self, rows: Mapping[str, list[Prediction]]) -> dict[str, Judgement]:
+    def evaluated(self, rows: Mapping[str, list[Prediction]]) -> dict[str, Evaluation]:
         """The rows of a table."""
-        return {name: judge(self.data, predictions) for name, predictions in rows.items()}
+        return {
+            name: evaluate_predictions(self.data, predictions) for name, predictions in rows.items()
+        }
 
 
-Measure = Callable[[Bench], dict[str, Any]]
+Measure = Callable[[TableBench], dict[str, Any]]
 
 
-def vocseg_masking(bench: Bench) -> dict[str, Any]:
+def vocseg_masking(bench: TableBench) -> dict[str, Any]:
     """VOCSeg, table 1."""
     rows = {
         f"{masking}{_with(proposals)}": bench.vocseg(proposals, masking)
@@ -59,7 +61,7 @@ def vocseg_masking(bench: Bench) -> dict[str, Any]:
         "VOCSeg: masking strategies",
         "VOCSeg, table 1. What is around a region before CLIP sees its crop: kept, attenuated, or "
         "erased. Each strategy asks a collection embedded with the same.",
-        bench.judged(rows),
+        bench.evaluated(rows),
         PIXELS,
         [
             Ordering(
@@ -82,7 +84,7 @@ def vocseg_masking(bench: Bench) -> dict[str, Any]:
     )
 
 
-def vocseg_ensemble(bench: Bench) -> dict[str, Any]:
+def vocseg_ensemble(bench: TableBench) -> dict[str, Any]:
     """VOCSeg, table 2."""
     alpha = bench.chosen.vocseg.alpha
     weights = {"text": 0.0, "visual": 1.0, "ensemble": alpha}
@@ -99,7 +101,7 @@ def vocseg_ensemble(bench: Bench) -> dict[str, Any]:
         "vocseg_ensemble",
         "VOCSeg: text, prototypes, and both",
         f"VOCSeg, table 2. The ensemble has alpha = {alpha}, chosen on validation scenes.",
-        bench.judged(rows),
+        bench.evaluated(rows),
         PIXELS,
         [
             Ordering(
@@ -115,7 +117,7 @@ def vocseg_ensemble(bench: Bench) -> dict[str, Any]:
     )
 
 
-def vocseg_alpha(bench: Bench) -> dict[str, Any]:
+def vocseg_alpha(bench: TableBench) -> dict[str, Any]:
     """VOCSeg, figure 3."""
     alphas = [step / 10 for step in range(11)]
     return table(
@@ -123,19 +125,19 @@ def vocseg_alpha(bench: Bench) -> dict[str, Any]:
         "VOCSeg: weight of the prototypes",
         "VOCSeg, figure 3, whose best alpha is 0.35 on ADE-150 and 0.8 on PAS-20. Chosen on "
         f"validation scenes: {bench.chosen.vocseg.alpha}.",
-        bench.judged({f"alpha = {alpha}": bench.vocseg(alpha=alpha) for alpha in alphas}),
+        bench.evaluated({f"alpha = {alpha}": bench.vocseg(alpha=alpha) for alpha in alphas}),
         PIXELS,
     )
 
 
-def vocseg_k(bench: Bench) -> dict[str, Any]:
+def vocseg_k(bench: TableBench) -> dict[str, Any]:
     """VOCSeg, figure 4."""
     rows = {f"K = {k}": bench.vocseg(k=k) for k in (1, 2, 3, 5, 10, 20, 30)}
     return table(
         "vocseg_k",
         "VOCSeg: prototypes of a class",
         f"VOCSeg, figure 4. Chosen on validation scenes: {bench.chosen.vocseg.k}.",
-        bench.judged(rows),
+        bench.evaluated(rows),
         PIXELS,
         [
             Ordering(
@@ -149,7 +151,7 @@ def vocseg_k(bench: Bench) -> dict[str, Any]:
     )
 
 
-def retclip_parts(bench: Bench) -> dict[str, Any]:
+def retclip_parts(bench: TableBench) -> dict[str, Any]:
     """RetCLIP, table 2."""
     gamma = bench.chosen.retclip.gamma
     weights = {"CLIP": 0.0, "retrieval": 1.0, "both": gamma}
@@ -180,13 +182,13 @@ def retclip_parts(bench: Bench) -> dict[str, Any]:
         "RetCLIP, training-free: CLIP, retrieval, and both",
         "RetCLIP, table 2, with GroundingDINO + SAM as there, and with true masks. `both` has "
         f"gamma = {gamma}, chosen on validation scenes.",
-        bench.judged(rows),
+        bench.evaluated(rows),
         PANOPTIC,
         orderings,
     )
 
 
-def retclip_proposals(bench: Bench) -> dict[str, Any]:
+def retclip_proposals(bench: TableBench) -> dict[str, Any]:
     """RetCLIP, table 3."""
     names = {"truth": "true masks", "sam_grid": "grid", "grounded_sam": "GroundingDINO + SAM"}
     rows = {names[proposals]: bench.retclip(proposals) for proposals in names}
@@ -198,7 +200,7 @@ def retclip_proposals(bench: Bench) -> dict[str, Any]:
         "retclip_proposals",
         "RetCLIP, training-free: quality of the proposals",
         "RetCLIP, table 3.",
-        bench.judged(rows),
+        bench.evaluated(rows),
         PANOPTIC,
         [
             Ordering(
@@ -221,7 +223,7 @@ RETCLIP_WEIGHTS = (
 """Alpha, beta and gamma of RetCLIP's table 4."""
 
 
-def retclip_weights(bench: Bench) -> dict[str, Any]:
+def retclip_weights(bench: TableBench) -> dict[str, Any]:
     """RetCLIP, table 4."""
 
     def name(weights: Sequence[float]) -> str:
@@ -244,7 +246,7 @@ def retclip_weights(bench: Bench) -> dict[str, Any]:
         "RetCLIP with a trained proposer: alpha, beta, gamma",
         "RetCLIP, table 4, with MaskFormer as the proposer and the in-vocabulary classifier; it "
         "never saw the unseen classes.",
-        bench.judged(rows),
+        bench.evaluated(rows),
         ("pq", "miou", "seen", "unseen", "hiou"),
         [
             Ordering(
@@ -263,7 +265,7 @@ WITH_TRAINED_CLASSES = ("VOCSeg", "RetCLIP, trained proposer")
 """Rows with a part that was trained on masks of some of the classes."""
 
 
-def side_by_side(bench: Bench) -> dict[str, Any]:
+def side_by_side(bench: TableBench) -> dict[str, Any]:
     """Every segmenter, with its own proposals and with true masks."""
     return table(
         "segmenters",
@@ -272,8 +274,8 @@ def side_by_side(bench: Bench) -> dict[str, Any]:
         "alone. A segmenter without instances of its own has the connected parts of its label map. "
         "hIoU is of those with a part that was trained on some of the classes.",
         {
-            name: judgement if name in WITH_TRAINED_CLASSES else _without_split(judgement)
-            for name, judgement in bench.judged(all_segmenters(bench)).items()
+            name: evaluation if name in WITH_TRAINED_CLASSES else _without_split(evaluation)
+            for name, evaluation in bench.evaluated(all_segmenters(bench)).items()
         },
         ("miou", "pixel_accuracy", "pq", "sq", "rq", "ap", "hiou"),
         [
@@ -288,7 +290,7 @@ def side_by_side(bench: Bench) -> dict[str, Any]:
     )
 
 
-def all_segmenters(bench: Bench) -> dict[str, list[Prediction]]:
+def all_segmenters(bench: TableBench) -> dict[str, list[Prediction]]:
     """Predictions of every segmenter by name."""
     parts, data, chosen = bench.parts, bench.data, bench.chosen
     truth = _with("truth")
@@ -309,7 +311,7 @@ def all_segmenters(bench: Bench) -> dict[str, list[Prediction]]:
     }
 
 
-def unseen_classes(bench: Bench) -> dict[str, Any]:
+def unseen_classes(bench: TableBench) -> dict[str, Any]:
     """What the trained proposer's classes do to those that it never saw."""
     rows = {
         "VOCSeg, MaskFormer's masks alone": bench.vocseg(beta=1.0),
@@ -325,7 +327,7 @@ def unseen_classes(bench: Bench) -> dict[str, Any]:
         "Seen and unseen classes",
         f"MaskFormer was trained without {', '.join(names)}, neither labelled nor shown. hIoU is "
         "the harmonic mean of the two mIoU.",
-        bench.judged(rows),
+        bench.evaluated(rows),
         ("seen", "unseen", "hiou", "miou", "pq"),
     )
 
@@ -344,9 +346,9 @@ TABLES: dict[str, Measure] = {
 """All tables, in the order of the document."""
 
 
-def _without_split(judgement: Judgement) -> Judgement:
-    kept = {n: v for n, v in judgement.metrics.items() if n not in ("seen", "unseen", "hiou")}
-    return replace(judgement, metrics=kept)
+def _without_split(evaluation: Evaluation) -> Evaluation:
+    kept = {n: v for n, v in evaluation.metrics.items() if n not in ("seen", "unseen", "hiou")}
+    return replace(evaluation, metrics=kept)
 
 
 def _with(proposals: str) -> str:

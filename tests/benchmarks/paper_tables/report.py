@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ovref.evaluation.judge import METRICS, Judgement, difference
+from ovref.evaluation.predictions import METRICS, Evaluation, difference
+from ovref.evaluation.report import markdown_table, percent
 
 VERDICTS = ("as in the paper", "undecided", "the other way")
 """An interval above zero, one that holds zero, one below."""
@@ -36,7 +37,7 @@ def table(
     key: str,
     title: str,
     source: str,
-    rows: Mapping[str, Judgement],
+    rows: Mapping[str, Evaluation],
     columns: Sequence[str],
     orderings: Sequence[Ordering] = (),
     notes: Sequence[str] = (),
@@ -77,8 +78,8 @@ def table(
         "source": source,
         "columns": list(columns),
         "rows": [
-            {"name": name} | {m: _rounded(judgement.metrics.get(m)) for m in columns}
-            for name, judgement in rows.items()
+            {"name": name} | {m: _rounded(evaluation.metrics.get(m)) for m in columns}
+            for name, evaluation in rows.items()
         ],
         "orderings": judged,
         "notes": list(notes),
@@ -126,17 +127,11 @@ def _rows(item: Mapping[str, Any]) -> list[str]:
     }
 
     def cell(row: Mapping[str, Any], metric: str) -> str:
-        value = row[metric]
-        if value is None:
-            return ""
-        text = f"{100 * value:.1f}"
-        return f"**{text}**" if value == best[metric] and len(item["rows"]) > 1 else text
+        text, is_best = percent(row[metric]), row[metric] == best[metric]
+        return f"**{text}**" if text and is_best and len(item["rows"]) > 1 else text
 
-    lines = ["| | " + " | ".join(f"{METRICS[m]} %" for m in columns) + " |"]
-    lines.append("|---" + "|---:" * len(columns) + "|")
-    for row in item["rows"]:
-        lines.append("| " + " | ".join([row["name"], *(cell(row, m) for m in columns)]) + " |")
-    return lines
+    rows = [[row["name"], *(cell(row, m) for m in columns)] for row in item["rows"]]
+    return markdown_table(["", *(f"{METRICS[m]} %" for m in columns)], rows)
 
 
 def _orderings(orderings: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> list[str]:

@@ -13,20 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ovref.config import dump, parse
 from ovref.evaluation.datasets import Dataset, miniature_scenes, with_unseen
-from ovref.evaluation.judge import Prediction, metric_of
-from ovref.evaluation.pictures import class_palette, prediction_grid
+from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.predictions import Prediction, single_metric
 from ovref.identity import fingerprint
 from ovref.miniature.shapes import UNSEEN
 from ovref_inference.models import MINIATURE, resolve
 from paper_tables.parts import Parts
-from paper_tables.published import TABLES, Bench, all_segmenters
+from paper_tables.published import TABLES, TableBench, all_segmenters
 from paper_tables.report import markdown
 from paper_tables.spec import Segmenters, TablesSpec
-from paper_tables.tune import climb
+from paper_tables.tune import coordinate_search
 
 CAPTION = (
     "Measured on the miniature: small models trained on drawn scenes. These numbers show whether "
@@ -91,7 +89,7 @@ def make_tables(
         if tuning:
             plain = done("chosen", None, lambda: dump(choose(parts, tuning[0], progress)))
             chosen = parse(Segmenters, plain)
-        bench = Bench(parts=parts, data=test, chosen=chosen)
+        bench = TableBench(parts=parts, data=test, chosen=chosen)
         tables = [
             done(name, [spec.scenes, dump(chosen)], lambda measure=measure: measure(bench))
             for name, measure in TABLES.items()
@@ -135,10 +133,10 @@ def choose(
         *fields: str,
     ) -> Any:
         options = {field: OPTIONS[name][field] for field in fields or OPTIONS[name]}
-        found = climb(
+        found = coordinate_search(
             config,
             options,
-            lambda tried: metric_of(data, predict(tried), metric),
+            lambda tried: single_metric(data, predict(tried), metric),
             lambda line: None,
         )
         shown = {field: getattr(found, field) for field in options}
@@ -163,27 +161,19 @@ def choose(
     )
 
 
-def draw(bench: Bench, count: int, path: Path) -> dict[str, Any]:
+def draw(bench: TableBench, count: int, path: Path) -> dict[str, Any]:
     """Draws what every segmenter says of some scenes; returns which scenes."""
     data = bench.data
     step = max(1, len(data.images) // count)
     chosen = list(range(0, len(data.images), step))[:count]
-    palette = class_palette(len(data.classes))
-    for name, colour in data.colours.items():
-        palette[data.classes.index(name)] = colour
     own = {n: found for n, found in all_segmenters(bench).items() if "true masks" not in n}
-
-    def maps(predictions: Sequence[Prediction]) -> list[np.ndarray]:
-        # Pixels without a class are drawn like labels beyond the last one: white.
-        found = [predictions[i].labels_hw for i in chosen]
-        return [np.where(labels_hw < 0, len(data.classes), labels_hw) for labels_hw in found]
-
     prediction_grid(
         [data.images[i] for i in chosen],
-        {"truth": [data.labels[i] for i in chosen]} | {n: maps(found) for n, found in own.items()},
+        {"truth": [data.labels[i] for i in chosen]}
+        | {name: [found[i].labels_hw for i in chosen] for name, found in own.items()},
         data.classes,
         path,
-        palette=palette,
+        colours=data.colours,
     )
     return {"scenes": chosen}
 
@@ -209,7 +199,7 @@ def _identity(spec: TablesSpec, parts: Parts) -> list[Any]:
     """Everything that numbers depend on, but for the scenes and parameters of a table."""
     settings = dump(replace(spec, output="", builds=(), reasons={}, pictures=0, scenes=1))
     collections = {
-        name: parts.collection(name).manifest.fingerprint for name in settings.pop("collections")
+        name: parts.named(name).manifest.fingerprint for name in settings.pop("collections")
     }
     models = sorted(set(_models(settings)) | set(_encoders(parts, collections)))
     return [settings, collections, {model: _checksum(model) for model in models}]
@@ -224,7 +214,7 @@ def _models(settings: Any) -> Iterable[str]:
 
 def _encoders(parts: Parts, names: Iterable[str]) -> Iterable[str]:
     for name in names:
-        collection = parts.collection(name)
+        collection = parts.named(name)
         yield from (collection.visual_config.model, collection.text_config.model)
 
 
@@ -241,7 +231,7 @@ def _checksum(model: str) -> str:
 
 def _facts(spec: TablesSpec, parts: Parts, test: Dataset, chosen: Segmenters) -> list[str]:
     counts = {
-        name: len(parts.collection(name))
+        name: len(parts.named(name))
         for name in ("fossil", "vocseg_binary", "vocseg_heatmap", "vocseg_none", "retclip")
     }
     where = "left as configured"

@@ -37,7 +37,7 @@ def built(tmp_path, monkeypatch):
         outputs.append(config.output)
         if config.output == "broken":
             return Built(2)
-        recipe.collection_store(config).write("collection.json", b"{}")
+        recipe.output_of(config).collection.write("collection.json", b"{}")
         return Built(0)
 
     monkeypatch.setattr(recipe, "build", build)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ovref.evaluation.datasets import miniature_scenes
-from ovref.evaluation.judge import metric_of
+from ovref.evaluation.predictions import single_metric
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_inference.proposers.load import no_proposals
@@ -74,7 +74,7 @@ def test_retclip_is_the_segmenter_with_its_instances(parts, data, clip_collectio
 
 
 def test_text_alone_has_the_templates_of_the_collection(parts, data, embed, monkeypatch):
-    collection, templates = parts.collection("fossil"), ("a drawing of nothing but a {}",)
+    collection, templates = parts.named("fossil"), ("a drawing of nothing but a {}",)
     manifest = replace(collection.manifest, templates=templates)
     monkeypatch.setattr(collection, "manifest", manifest)
     text, dense = load_text_encoder(embed.text), load_region_encoder(parts.spec.clip)
@@ -107,12 +107,12 @@ def test_every_segmenter_knows_more_than_chance(parts, data):
         "corrclip": parts.corrclip(data, parts.spec.segmenters.corrclip, "truth"),
         "freeda": parts.freeda(data, FreedaConfig(n=6, windows=None)),
     }
-    scores = {name: metric_of(data, predictions, "pq") for name, predictions in found.items()}
+    scores = {name: single_metric(data, predictions, "pq") for name, predictions in found.items()}
     assert min(scores.values()) > 2 / 27, scores
 
 
 def test_models_are_loaded_and_asked_once(parts, data):
-    config = parts.collection("fossil").visual_config
+    config = parts.named("fossil").visual_config
     assert parts.encoder(config) is parts.encoder(config)
     assert parts.proposer("opencut") is parts.proposer("opencut")
     first = parts.proposer("opencut")(data.images)

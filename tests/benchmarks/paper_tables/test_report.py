@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ovref.evaluation.datasets import miniature_scenes
-from ovref.evaluation.judge import Judgement, Prediction, judge
 from ovref.evaluation.metrics_panoptic import panoptic_of_labels
+from ovref.evaluation.predictions import Evaluation, Prediction, evaluate_predictions
 from paper_tables.report import Ordering, markdown, table
 
 
@@ -17,7 +17,7 @@ def rows():
     """Three segmenters that rename none, some and most of the pixels' classes."""
     data = miniature_scenes("validation", 10)
 
-    def judged(share, seed):
+    def evaluated(share, seed):
         rng = np.random.default_rng(seed)
         predictions = []
         for label_hw in data.labels:
@@ -28,9 +28,9 @@ def rows():
             panoptic = panoptic_of_labels(labels_hw, data.things)
             scores = dict.fromkeys(panoptic.labels, 1.0)
             predictions.append(Prediction(labels_hw=labels_hw, panoptic=panoptic, scores=scores))
-        return judge(data, predictions)
+        return evaluate_predictions(data, predictions)
 
-    return {"good": judged(0.1, 0), "other": judged(0.5, 1), "like it": judged(0.5, 4)}
+    return {"good": evaluated(0.1, 0), "other": evaluated(0.5, 1), "like it": evaluated(0.5, 4)}
 
 
 def ordering(better, worse, metric="miou"):
@@ -88,7 +88,7 @@ def test_the_page_has_every_number_and_every_reason(rows):
 
 
 def test_what_is_not_defined_is_an_empty_cell():
-    judged = Judgement(
+    judged = Evaluation(
         metrics={"miou": 0.25, "ap": math.nan},
         per_class_iou=np.zeros(1),
         confusion=np.zeros((1, 1, 1)),

@@ -175,7 +175,7 @@ def test_parameters_come_from_the_values_offered_and_are_no_worse(spec):
         found = choose(parts, data)
 
         def miou(config):
-            return tables.metric_of(data, parts.vocseg(data, config, "trained"), "miou")
+            return tables.single_metric(data, parts.vocseg(data, config, "trained"), "miou")
 
         assert miou(found.vocseg) >= miou(start.vocseg)
     assert found.vocseg.alpha in (0.0, 0.5, start.vocseg.alpha)

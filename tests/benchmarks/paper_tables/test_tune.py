@@ -8,7 +8,7 @@ from ovref.evaluation.evaluate import EvaluateSpec
 from ovref.evaluation.miniature import OPENCUT
 from ovref_inference.proposers.opencut import OpenCutConfig
 from ovref_inference.segmenters.fossil import FossilConfig
-from paper_tables.tune import climb, tune
+from paper_tables.tune import coordinate_search, tune
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Point:
 
 def test_climbing_takes_the_best_value_of_each_field():
     lines = []
-    best = climb(
+    best = coordinate_search(
         Point(0), {"x": (0, 3, 5), "y": (1, 2)}, lambda p: -((p.x - 4) ** 2) - p.y, lines.append
     )
     # 3 and 5 are equally good: the first stays. No value of y is better than its own.

@@ -13,14 +13,9 @@ from typing import Any
 import yaml
 
 from ovref.config import dump
-from ovref.evaluation.evaluate import (
-    Bench,
-    EvaluateSpec,
-    predict_fossil,
-    prepare_bench,
-    scores_of,
-)
-from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref.evaluation.cached import CachedModels
+from ovref.evaluation.evaluate import Bench, EvaluateSpec, make_bench
+from ovref.evaluation.oracle import oracle_proposer
 from ovref_inference.encoders.load import load_visual_encoder
 from ovref_inference.proposers.config import CrfConfig, OpenCutConfig
 from ovref_inference.proposers.load import opencut_proposer
@@ -83,28 +78,31 @@ def tune(
         raise ValueError("opencut.crf must be given: its parameters are chosen too")
     if spec.split != "validation":
         raise ValueError(f"parameters are chosen on validation scenes, found split {spec.split!r}")
-    with ReferenceCollection.open(spec.collection) as collection:
-        bench = prepare_bench(spec, collection, progress, device)
+    with CachedModels(device) as models:
+        bench = make_bench(spec, models.collection(spec.collection), models, progress)
         keys = load_visual_encoder(spec.opencut.keys, device=device)
         fossil, cut, crf = spec.fossil, spec.opencut.cut, spec.opencut.crf
 
         def masked(cut: OpenCutConfig, crf: CrfConfig) -> Bench:
             found = opencut_proposer(keys, cut, crf=crf, device=device)(bench.data.images)
-            return replace(bench, masks=bench.masks | {"opencut": found})
+            proposer = oracle_proposer(bench.data.images, found)
+            return replace(bench, proposers=bench.proposers | {"opencut": proposer})
 
         for _ in range(rounds):
             cuts = masked(cut, crf)
-            fossil = climb(fossil, fossil_options, lambda f, b=cuts: _miou(b, f), progress)
-            cut = climb(
+            fossil = coordinate_search(
+                fossil, fossil_options, lambda f, b=cuts: _miou(b, f), progress
+            )
+            cut = coordinate_search(
                 cut, opencut_options, lambda c, r=crf, f=fossil: _miou(masked(c, r), f), progress
             )
-            crf = climb(
+            crf = coordinate_search(
                 crf, crf_options, lambda r, c=cut, f=fossil: _miou(masked(c, r), f), progress
             )
     return replace(spec, fossil=fossil, opencut=replace(spec.opencut, cut=cut, crf=crf))
 
 
-def climb(
+def coordinate_search(
     config: Any,
     options: Mapping[str, Sequence[Any]],
     score: Callable[[Any], float],
@@ -128,7 +126,7 @@ def climb(
 
 
 def _miou(bench: Bench, fossil: Any) -> float:
-    return scores_of(bench, predict_fossil(bench, fossil, "opencut")).miou
+    return bench.scores(bench.predict(bench.fossil(fossil, "opencut"))).miou
 
 
 if __name__ == "__main__":

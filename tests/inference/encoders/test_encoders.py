@@ -157,6 +157,7 @@ def test_class_and_register_tokens_are_left_out(family, tmp_path):
         model = DINOv3ViTModel(settings)
     model.save_pretrained(tmp_path)
     plain = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    plain["image_processor_type"] = "ViTImageProcessor"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(plain))
     encoder = load(model=str(tmp_path), size_hw=(32, 48))
     image = np.zeros((32, 48, 3), dtype=np.uint8)
@@ -436,6 +437,52 @@ def test_heatmap_crops_need_heatmaps_and_crops_are_not_dense():
         load_visual_encoder(config, device="cpu")
     assert config.masking == "heatmap"
     assert VisualEncoderConfig(model="x").masking is None
+
+
+def resnet_clip(folder):
+    """A CLIP with a small ResNet, whose features are not dense, in open_clip's layout."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    settings = json.loads(Path(resolve("miniature:clip"), "open_clip_config.json").read_text())
+    shutil.copytree(resolve("miniature:clip"), folder, dirs_exist_ok=True)
+    settings["model_cfg"]["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**settings["model_cfg"]).eval()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return str(folder)
+
+
+def test_crops_need_no_dense_features(tmp_path):
+    model = resnet_clip(tmp_path)
+    options = {"model": model, "library": "open_clip", "features": "crop_none"}
+    encoder = load_region_encoder(VisualEncoderConfig(size_hw=(64, 64), **options), device="cpu")
+    ((features, valid),) = encoder.encode_regions(IMAGES[:1], [whole(IMAGES[0])])
+    text = load_text_encoder(TextEncoderConfig(model=model), device="cpu")
+    assert valid.all() and encoder.dim == text.dim
+    unit = features / np.linalg.norm(features)
+    np.testing.assert_allclose(unit, text.encode_images(IMAGES[:1]), atol=1e-5)
+    with pytest.raises(ModelError, match="ModifiedResNet; features 'crop_binary'"):
+        load(model=model, library="open_clip")
+    # Its attention pool is for one size alone: seen at once, not in the middle of a build.
+    with pytest.raises(ModelError, match="on images of 96 x 96 pixels"):
+        load_region_encoder(VisualEncoderConfig(size_hw=(96, 96), **options), device="cpu")
+
+
+@pytest.mark.parametrize("changes", [{"interpolation": "random"}, {"mode": "BGR"}], ids=str)
+def test_preprocessing_of_open_clip_that_is_not_supported_is_refused(changes, tmp_path):
+    folder = tmp_path / "clip"
+    shutil.copytree(resolve("miniature:clip"), folder)
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings.setdefault("preprocess_cfg", {}).update(changes)
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="RGB"):
+        load_text_encoder(TextEncoderConfig(model=str(folder)), device="cpu")
+    with pytest.raises(ModelError, match="RGB"):
+        load(model=str(folder), library="open_clip")
 
 
 def test_a_convnext_has_no_values(convnext):

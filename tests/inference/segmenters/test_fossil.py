@@ -7,15 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ovref.evaluation.oracle import label_masks, oracle_proposer
 from ovref_inference.collection.clustering import spherical_kmeans
 from ovref_inference.collection.prototypes import Prototypes, stacked
 from ovref_inference.collection.retrieve import TEMPLATES
-from ovref_inference.proposers.load import (
-    label_masks,
-    no_proposals,
-    opencut_proposer,
-    oracle_proposer,
-)
+from ovref_inference.proposers.load import no_proposals, opencut_proposer
 from ovref_inference.proposers.opencut import OpenCutConfig
 from ovref_inference.segmenters import regions
 from ovref_inference.segmenters.fossil import (
@@ -164,7 +160,7 @@ def fossil(config=WHOLE, proposer=no_proposals, collection=None):
 @pytest.mark.parametrize("oracle", [False, True])
 def test_fossil_finds_the_colours_of_an_image_that_is_not_square(oracle):
     image = picture(LABELS)
-    proposer = oracle_proposer([LABELS], [image]) if oracle else no_proposals
+    proposer = oracle_proposer([image], [label_masks(LABELS)]) if oracle else no_proposals
     (result,) = fossil(proposer=proposer).segment([image], CLASSES)
     np.testing.assert_array_equal(result.labels_hw, LABELS)
     assert result.labels_hw.dtype == np.int32 and result.missing == ()
@@ -273,19 +269,3 @@ def test_opencut_as_a_proposer_gives_masks_of_each_image_s_size():
         assert (
             len(np.unique(label_hw[masks_nhw[0]])) == len(np.unique(label_hw[~masks_nhw[0]])) == 1
         )
-
-
-def test_oracle_masks_are_the_connected_parts_of_each_class():
-    label_hw = np.array([[0, 1, 0], [0, 1, 255], [1, 0, 0]])
-    masks = label_masks(label_hw)
-    assert masks.shape == (5, 3, 3)
-    np.testing.assert_array_equal(masks.sum(0), label_hw != 255)
-    for mask in masks:
-        assert len(np.unique(label_hw[mask])) == 1
-    assert label_masks(np.full((2, 2), 255)).shape == (0, 2, 2)
-
-
-def test_oracle_proposals_of_another_image_are_refused():
-    propose = oracle_proposer([LABELS], [picture(LABELS)])
-    with pytest.raises(ValueError, match=r"images \[1\] are others"):
-        propose([picture(LABELS), picture(LABELS.T)])

@@ -283,7 +283,7 @@ def test_bad_rows_of_a_metadata_file(tmp_path):
         (
             {"metadata.csv": b"file_name,text\n", "metadata.jsonl": b""},
             {},
-            "metadata.jsonl and metadata.csv; one alone",
+            "metadata.jsonl and metadata.csv; expected only one",
         ),
         ({"readme.md": b""}, {}, "holds no record"),
         ({"a.jpg": b"1"}, {"path": "a.jpg"}, "an imagefolder is a folder"),

@@ -557,3 +557,106 @@ def test_the_identity_of_a_corpus_on_s3_follows_its_contents(bucket):
 def test_a_missing_corpus_on_s3_is_an_input_error(bucket, path):
     with pytest.raises(InputError, match="s3://"):
         read(path)
+
+
+# -- line ends, column types, order of members, sizes --------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("c.txt", ["a cat", "a dog", "a bird"]),
+        ("c.csv", ["caption,x", "a cat,1", '"a dog",2', "a bird,3"]),
+        ("c.tsv", ["caption\tx", "a cat\t1", "a dog\t2", "a bird\t3"]),
+        ("c.jsonl", [f'{{"caption": "{text}"}}' for text in ("a cat", "a dog", "a bird")]),
+        ("c.txt.gz", ["a cat", "a dog", "a bird"]),
+    ],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_lines_end_as_on_any_system(tmp_path, end, name, lines, last):
+    data = (end.join(lines) + (end if last else "")).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert texts(tmp_path / name, corpus_id="c") == ["a cat", "a dog", "a bird"]
+
+
+def test_a_carriage_return_inside_a_line_ends_no_line(tmp_path):
+    (tmp_path / "c.txt").write_bytes(b"a cat\ron a mat\na dog\n")
+    assert texts(tmp_path / "c.txt") == ["a cat on a mat", "a dog"]
+
+
+TEXTS = ["a cat", None, "a dog", "a cat"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array(TEXTS, pa.string_view()),
+        pa.array([text and text.encode() for text in TEXTS], pa.binary_view()),
+        pa.array(TEXTS).dictionary_encode(),
+        pa.array(TEXTS, pa.large_string()).dictionary_encode(),
+        pa.array([text and text.encode() for text in TEXTS]).dictionary_encode(),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_every_parquet_type_of_text_is_read(tmp_path, images, array):
+    pq.write_table(pa.table({"caption": array}), tmp_path / "c.parquet")
+    assert reasons(tmp_path / "c.parquet") == ["a cat", "<malformed_record>", "a dog", "a cat"]
+    names = pa.array([f"{0:012d}.jpg", None]).cast(pa.string())
+    if pa.types.is_dictionary(array.type):
+        names = names.dictionary_encode()
+    elif array.type == pa.string_view():
+        names = names.cast(array.type)
+    pq.write_table(pa.table({"caption": ["a", "b"], "image": names}), tmp_path / "i.parquet")
+    options = {"image_column": "image", "images": str(images), "with_images": True}
+    first, second = read(tmp_path / "i.parquet", **options)
+    assert (first.image, second.reason) == (b"image 0", "missing_image")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1.jpg", "2.jpg", "1.txt", "2.txt"],
+        ["1.txt", "2.txt", "1.jpg", "2.jpg"],
+        ["1.jpg", "1.txt", "2.txt", "1.json"],
+    ],
+)
+def test_members_of_a_sample_that_are_apart_are_an_error_about_their_order(tmp_path, names):
+    (tmp_path / "c.tar").write_bytes(tar_bytes([(name, b"a cat") for name in names]))
+    message = r"members of the sample 1 .*do not stand together.*--sort=name"
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "c.tar", with_images=True)
+
+
+def test_whole_samples_of_one_name_are_different_samples(tmp_path):
+    members = [("1.txt", b"a cat"), ("1.jpg", b"1"), ("2.txt", b"a dog"), ("2.jpg", b"2")]
+    (tmp_path / "c.tar").write_bytes(tar_bytes([*members, ("1.txt", b"a bird"), ("1.jpg", b"3")]))
+    assert [(r.text, r.image) for r in read(tmp_path / "c.tar", with_images=True)] == [
+        ("a cat", b"1"),
+        ("a dog", b"2"),
+        ("a bird", b"3"),
+    ]
+    (tmp_path / "t.tar").write_bytes(tar_bytes([("1.txt", b"a"), ("2.txt", b"b"), ("1.txt", b"c")]))
+    assert texts(tmp_path / "t.tar") == ["a", "b", "c"]
+
+
+def test_ids_beyond_64_bits_are_read(tmp_path):
+    annotations = [{"image_id": 2**70, "id": 2**80, "caption": "a cat"}]
+    tree = {"images": [{"id": 2**70, "file_name": "x.jpg"}], "annotations": annotations}
+    (tmp_path / "c.json").write_text(json.dumps(tree))
+    (record,) = read(tmp_path / "c.json")
+    assert record.source == f"c.json:image {2**70}:caption {2**80}"
+    (tmp_path / "c.jsonl").write_text(f'{{"caption": "a cat", "id": {2**70}}}\n')
+    assert texts(tmp_path / "c.jsonl") == ["a cat"]
+    (tmp_path / "d.jsonl").write_text('{"caption": "a cat"}\n{"id": ' + "9" * 5000 + "}\n")
+    assert reasons(tmp_path / "d.jsonl") == ["a cat", "<malformed_record>"]
+
+
+def test_huge_counts_are_taken_one_by_one(tmp_path):
+    (tmp_path / "c.txt").write_text("a cat\n")
+    spec = CorpusSpec(path=str(tmp_path / "c.txt"), draws=10**12, limit=10**30)
+    records = read_captions(spec)
+    assert [next(records).draw for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match="has a column"):
+        (tmp_path / "c.tsv").write_text("a cat\n")
+        read(tmp_path / "c.tsv", caption_column=10**30)

@@ -3,7 +3,6 @@
 import itertools
 import json
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,24 +11,22 @@ from PIL import Image
 
 from ovref.config import dump, parse
 from ovref.errors import ConfigError, InputError
+from ovref.evaluation import cached
+from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import LabelFolder
 from ovref.evaluation.evaluate import (
     EvaluateSpec,
     evaluate,
-    markdown,
-    predict_fossil,
-    predict_text,
-    prepare_bench,
-    scores_of,
-    table,
+    make_bench,
 )
 from ovref.evaluation.miniature import OPENCUT
-from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref.evaluation.oracle import label_masks, oracle_proposer
+from ovref.evaluation.report import markdown, text
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.encoders.load import load_text_encoder, load_visual_encoder
 from ovref_inference.errors import CollectionError
 from ovref_inference.proposers.config import ProposerConfig
-from ovref_inference.proposers.load import load_proposer, no_proposals, oracle_proposer
+from ovref_inference.proposers.load import load_proposer, no_proposals
 from ovref_inference.proposers.opencut import OpenCutConfig
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 
@@ -51,19 +48,20 @@ def spec(collection_url, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told():
+def lines():
     return []
 
 
 @pytest.fixture(scope="module")
-def result(spec, told):
-    return evaluate(spec, told.append, device="cpu")
+def result(spec, lines):
+    return evaluate(spec, lines.append, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def bench(spec, collection_url):
-    with ReferenceCollection.open(collection_url) as collection:
-        yield prepare_bench(spec, collection, lambda line: None, device="cpu")
+    with CachedModels(device="cpu") as models:
+        collection = models.collection(collection_url)
+        yield make_bench(spec, collection, models, lambda line: None)
 
 
 def test_all_rows_and_ablations_are_there_with_fractions(result):
@@ -86,11 +84,10 @@ def test_all_rows_and_ablations_are_there_with_fractions(result):
 
 
 def test_every_row_is_of_the_masks_that_it_names(result, bench, spec):
-    ours, text = partial(predict_fossil, bench, spec.fossil), partial(predict_text, bench)
-    expected = [ours("opencut"), ours("none"), ours("oracle")]
-    expected += [text("none"), text("opencut"), text("oracle")]
+    expected = [bench.fossil(spec.fossil, name) for name in ("opencut", "none", "oracle")]
+    expected += [bench.text_only(name) for name in ("none", "opencut", "oracle")]
     mious = [row["miou"] for row in result["rows"]]
-    assert mious == [round(scores_of(bench, maps).miou, 4) for maps in expected]
+    assert mious == [round(bench.scores(bench.predict(one)).miou, 4) for one in expected]
     assert len(set(mious)) == 6
     assert result["ratios"] == {
         "over_text_only": pytest.approx(mious[0] / max(mious[3:5]), abs=0.01),
@@ -110,7 +107,7 @@ def test_results_say_what_they_are_of(result, spec):
     assert result["missing"] == []
 
 
-def test_files_are_written_and_agree(result, spec, told):
+def test_files_are_written_and_agree(result, spec, lines):
     folder = spec.output
     with open(f"{folder}/evaluation.json") as file:
         assert json.load(file) == result
@@ -120,13 +117,19 @@ def test_files_are_written_and_agree(result, spec, told):
     assert result["caption"] in page and "| FOSSIL with oracle masks |" in page
     with Image.open(f"{folder}/predictions.png") as picture:
         assert picture.format == "PNG"
-    assert told[-1] == table(result)
+    assert lines[-1] == text(result)
 
 
 def test_ablations_that_nobody_asked_for_have_no_table(result):
     without = result | {"ablations": result["ablations"] | {"k": []}}
     assert "FOSSIL, K" in markdown(result) and "FOSSIL, K" not in markdown(without)
-    assert "FOSSIL, K" in table(result) and "FOSSIL, K" not in table(without)
+    assert "FOSSIL, K" in text(result) and "FOSSIL, K" not in text(without)
+
+
+def test_bounds_of_zero_have_no_ratio(result):
+    without = result | {"ratios": {}}
+    for page in (markdown(without), text(without)):
+        assert "mIoU is ." not in page and "no ratio to its bounds" in page
 
 
 def test_a_collection_of_masked_crops_is_refused(spec):
@@ -134,33 +137,49 @@ def test_a_collection_of_masked_crops_is_refused(spec):
         model="miniature:clip", library="open_clip", features="crop_binary", size_hw=(64, 64)
     )
     with pytest.raises(InputError, match=r"masked crops \(crop_binary\)"):
-        prepare_bench(spec, SimpleNamespace(visual_config=crops), print)
+        make_bench(spec, SimpleNamespace(visual_config=crops), CachedModels(), print)
 
 
 def test_the_table_is_aligned(result):
-    lines = [line for line in table(result).splitlines() if line.startswith(("method", "FOSSIL "))]
+    lines = [line for line in text(result).splitlines() if line.startswith(("method", "FOSSIL "))]
     main = [line for line in lines if "mIoU %" not in line and not line.endswith(".")][:3]
     assert len({len(line) for line in main}) == 1
 
 
-def test_cached_features_give_what_the_segmenters_give(bench, spec, embed):
+def test_cached_models_give_what_the_segmenters_give(bench, spec, embed):
     visual, clip = load_visual_encoder(embed.visual), load_visual_encoder(spec.clip)
-    text = load_text_encoder(embed.text)
+    texts = load_text_encoder(embed.text)
+    masks = [label_masks(label_hw) for label_hw in bench.data.labels]
     proposers = {
         "none": no_proposals,
         "opencut": load_proposer(ProposerConfig(opencut=spec.opencut)),
-        "oracle": oracle_proposer(bench.data.labels, bench.data.images),
+        "oracle": oracle_proposer(bench.data.images, masks),
     }
-    for masks, proposer in proposers.items():
-        fossil = FossilSegmenter(bench.collection, visual, text, proposer, spec.fossil)
-        text_only = TextOnlySegmenter(clip, text, proposer, windows=None)
-        for segmenter, predicted in (
-            (fossil, predict_fossil(bench, spec.fossil, masks)),
-            (text_only, predict_text(bench, masks)),
+    for name, proposer in proposers.items():
+        fossil = FossilSegmenter(bench.collection, visual, texts, proposer, spec.fossil)
+        text_only = TextOnlySegmenter(clip, texts, proposer, windows=None)
+        for plain, over_cache in (
+            (fossil, bench.fossil(spec.fossil, name)),
+            (text_only, bench.text_only(name)),
         ):
-            results = segmenter.segment(bench.data.images, bench.data.classes)
-            for segmentation, label_hw in zip(results, predicted, strict=True):
-                np.testing.assert_array_equal(segmentation.labels_hw, label_hw)
+            results = plain.segment(bench.data.images, bench.data.classes)
+            for found, label_hw in zip(results, bench.predict(over_cache), strict=True):
+                np.testing.assert_array_equal(found.labels_hw, label_hw)
+
+
+def test_models_run_once_for_all_rows_and_ablations(spec, monkeypatch, tmp_path):
+    """Each encoder sees each image once, although some twelve rows are measured."""
+    seen = []
+
+    def counted(config, device=None):
+        encoder = load_visual_encoder(config, device=device)
+        encode = encoder.encode
+        encoder.encode = lambda images: seen.append(len(images)) or encode(images)
+        return encoder
+
+    monkeypatch.setattr(cached, "load_region_encoder", counted)
+    evaluate(replace(spec, output=str(tmp_path), pictures=0), lambda line: None, device="cpu")
+    assert seen == [5, 5]
 
 
 @pytest.fixture

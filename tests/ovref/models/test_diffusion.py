@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
@@ -272,3 +274,87 @@ def test_pickled_weights_are_not_read(sd1, tmp_path):
     torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ModelError, match="cannot load the generator"):
         load_pipeline(str(folder), **OPTIONS)
+
+
+def test_positions_are_found_while_another_thread_generates(sd1):
+    """A fast tokenizer keeps the padding and truncation of its last call inside itself."""
+    pipeline = load_pipeline(sd1, **OPTIONS)
+    generator = Generator(pipeline, steps=1, guidance=1.0, size_hw=(64, 64))
+    long = "dog " * 80 + "cat"
+    found, expected = [], [[(2,)], [()]]
+    done = threading.Event()
+
+    def find_positions():
+        while not done.is_set():
+            found.append(generator.positions("a cat", [[(2, 5)]]))
+            found.append(generator.positions(long, [[(len(long) - 3, len(long))]]))
+
+    thread = threading.Thread(target=find_positions)
+    thread.start()
+    try:
+        lengths = set()
+        for _ in range(1500):
+            encoded = pipeline.tokenizer(
+                ["a cat"], padding="max_length", truncation=True, max_length=77
+            )
+            lengths.add(len(encoded["input_ids"][0]))
+            pipeline.tokenizer(["a cat"], padding="longest")
+    finally:
+        done.set()
+        thread.join()
+    assert lengths == {77}
+    assert len(found) > 100
+    assert found == expected * (len(found) // 2)
+
+
+def test_two_threads_may_generate_with_one_pipeline(sd1):
+    """The scheduler and the UNet's processors hold the state of one batch."""
+    generator = Generator(load_pipeline(sd1, **OPTIONS), steps=3, guidance=4.0, size_hw=(64, 64))
+
+    def one_image(number):
+        return generator.draw([CAPTIONS[number]], [POSITIONS[number]], [SEEDS[number]])[0]
+
+    alone = [one_image(number) for number in range(4)]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(one_image, range(4)))
+    assert differences(alone, together) == [0] * 4
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.heatmaps_nhw, other.heatmaps_nhw)
+
+
+def test_a_model_that_needs_an_image_besides_the_text_is_refused(sd1, tmp_path):
+    folder = tmp_path / "inpainting"
+    shutil.copytree(sd1, folder)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    unet = type(load_pipeline(sd1, **OPTIONS).unet).from_config(config | {"in_channels": 9})
+    unet.save_pretrained(folder / "unet")
+    with pytest.raises(ModelError, match=r"inpainting' has a UNet of 9 input .* the 4 of its lat"):
+        load_pipeline(str(folder), **OPTIONS)
+
+
+def test_an_sdxl_refiner_is_refused(tiny_pipelines, tmp_path):
+    folder = tmp_path / "refiner"
+    shutil.copytree(tiny_pipelines["sdxl"], folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    empty = {"text_encoder": [None, None], "tokenizer": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index | empty))
+    with pytest.raises(ModelError, match="has no first text encoder"):
+        load_pipeline(str(folder), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"guided_share": 0.5}, r"guided_share must be 1, found 0\.5"),
+     ({"negative_prompt": "dog"}, "negative_prompt must be empty, found 'dog'")],
+    ids=str,
+)  # fmt: skip
+def test_a_latent_consistency_model_refuses_what_it_cannot_do(sd1, options, named):
+    pipeline = load_pipeline(sd1, **{**OPTIONS, "scheduler": "lcm"})
+    pipeline.unet = type(pipeline.unet).from_config(
+        {**pipeline.unet.config, "time_cond_proj_dim": 8}
+    )
+    settings = {"steps": 2, "guidance": 8.0, "size_hw": (64, 64)}
+    with pytest.raises(ModelError, match=named):
+        Generator(pipeline, **settings, **options)
+    (image,) = Generator(pipeline, **settings).draw(["a cat"], [[(2,)]], [0])
+    assert np.isfinite(image.heatmaps_nhw).all() and image.heatmaps_nhw.any()

@@ -7,7 +7,8 @@ import spacy
 from spacy.tokens import Doc
 
 from ovref.corpora import CorpusSpec, read_captions
-from ovref.ops.nouns import nouns_of, singular, tagger_text
+from ovref.ops.nouns import nouns_of, tagger_text
+from ovref.ops.singular import singular
 from ovref.ops.word_lists import COLOURS, COMPOUNDS, INVARIANT, IRREGULAR, STOP_NOUNS
 from ovref.records import Caption
 from ovref.stages.extract_nouns import ExtractNouns
@@ -88,10 +89,10 @@ def test_max_nouns_keeps_the_first():
 # -- which words --------------------------------------------------------------------------------
 
 
-def test_only_common_nouns_unless_proper_ones_are_wanted():
+def test_names_count_unless_they_are_not_wanted():
     tagged = "a/DT red/JJ Boeing/NNP flies/VBZ over/IN London/NNP with/IN pilots/NNS"
-    assert texts(tagged) == ["pilot"]
-    assert texts(tagged, include_proper=True) == ["boeing", "london", "pilot"]
+    assert texts(tagged, include_proper=False) == ["pilot"]
+    assert texts(tagged) == ["boeing", "london", "pilot"]
 
 
 @pytest.mark.parametrize("word", ["left", "right", "middle", "photo", "group", "front", "view"])
@@ -173,7 +174,8 @@ def test_verbs_that_taggers_take_for_nouns(tagged, expected):
         ("two/CD traffic/NN lights/NNS", ["traffic light"]),
         ("a/DT stainless/JJ steel/NN sink/NN", ["stainless steel", "sink"]),
         ("a/DT kitchen/NN counter/NN sink/NN", ["kitchen counter sink"]),
-        ("one/CD two/NN three/NN four/NN five/NN", ["two", "three four five"]),
+        ("big/JJ one/NN glass/NN brick/NN wall/NN", ["glass brick wall"]),
+        ("a/DT metal/NN city/NN park/NN street/NN", ["metal", "city park street"]),
         ("a/DT man/NN skateboard/NN", ["man", "skateboard"]),
         ("people/NNS kites/NNS", ["person", "kite"]),
         ("sports/NNS ball/NN", ["sports ball"]),
@@ -243,7 +245,65 @@ fishes fish, moose moose, aircraft aircraft, series series, pants pants, jeans j
 scissors scissors, sunglasses sunglasses, clothes clothes, stairs stairs, pajamas pajamas,
 t-shirts t-shirt, x-rays x-ray, passers-by passer-by, zebras zebra, giraffes giraffe,
 elephants elephant, bras bra, causes cause, couches couch, peaches peach, sandwiches sandwich,
-wine-glasses wine-glasses, police-men police-man, specimens specimen
+wine-glasses wine-glasses, police-men police-man, specimens specimen,
+menus menu, emus emu, safaris safari, alibis alibi, gurus guru, tofus tofu, haikus haiku,
+bijous bijou, caribous caribou, thesauruses thesaurus, gnus gnu, flus flu, tutus tutu, zebus zebu,
+bayous bayou, plateaus plateau, chapeaux chapeau, bureaux bureau, gateaux gateau, tableaux tableau,
+beaux beau, kiwis kiwi, saris sari, salamis salami, tsunamis tsunami, origamis origami,
+graffitis graffiti, yetis yeti, jacuzzis jacuzzi, zucchinis zucchini, chilis chili,
+martinis martini, paparazzi paparazzo, spermatozoa spermatozoon, oases oasis, crises crisis,
+bases base, analyses analysis, theses thesis, ellipses ellipse, diagnoses diagnosis,
+metropolises metropolis, thermoses thermos, rhinoceroses rhinoceros, triceratopses triceratops,
+platypuses platypus, hippopotamuses hippopotamus, crocuses crocus, circuses circus, campuses campus,
+abacuses abacus, fetuses fetus, mongooses mongoose, lice louse, dice dice, dormice dormouse,
+oxen ox, sheaves sheaf, dwarves dwarf, wharves wharf, hooves hoof, roofs roof, chefs chef,
+reefs reef, cliffs cliff, handkerchiefs handkerchief, handkerchieves handkerchief, staves staff,
+turves turf, beehives beehive, caves cave, graves grave, doves dove, hives hive, archives archive,
+valves valve, alcoves alcove, groves grove, coves cove, avocados avocado, flamingos flamingo,
+flamingoes flamingo, mangoes mango, mangos mango, volcanoes volcano, volcanos volcano,
+mosquitoes mosquito, buffaloes buffalo, dominoes domino, tornadoes tornado, torpedoes torpedo,
+cargoes cargo, echoes echo, embargoes embargo, oboes oboe, tiptoes tiptoe, hoes hoe, aloes aloe,
+floes floe, does doe, roes roe, igloos igloo, tattoos tattoo, bamboos bamboo, cockatoos cockatoo,
+pixies pixie, genies genie, zombies zombie, hoodies hoodie, selfies selfie, smoothies smoothie,
+birdies birdie, prairies prairie, sorties sortie, pies pie, magpies magpie, collies collie,
+eyries eyrie, calories calorie, aeries aerie, lassies lassie, budgies budgie, huskies husky,
+trolleys trolley, cherries cherry, spies spy, libraries library, butterflies butterfly, lilies lily,
+pansies pansy, daisies daisy, poppies poppy, ponies pony, waltzes waltz, topazes topaz, buzzes buzz,
+blitzes blitz, gases gas, yeses yes, pluses plus, irises iris, canvases canvas, atlases atlas,
+trellises trellis, pancreases pancreas, aliases alias, cosmoses cosmos, cases case,
+suitcases suitcase, hoses hose, mouses mouse, cheeses cheese, phrases phrase, bruises bruise,
+cruises cruise, fuses fuse, excuses excuse, muses muse, glimpses glimpse, corpses corpse,
+sunrises sunrise, franchises franchise, warehouses warehouse, lighthouses lighthouse,
+tortoises tortoise, porpoises porpoise, mayonnaises mayonnaise, matrices matrix, vertices vertex,
+indices index, appendices appendix, fungi fungus, octopi octopus, nuclei nucleus, stimuli stimulus,
+alumni alumnus, larvae larva, algae alga, formulae formula, antennae antenna, nebulae nebula,
+vertebrae vertebra, bacteria bacterium, aquaria aquarium, stadia stadium, criteria criterion,
+phenomena phenomenon, ganglia ganglion, media medium, strata stratum, errata erratum,
+memoranda memorandum, curricula curriculum, candelabra candelabrum, graffiti graffiti,
+confetti confetti, spaghetti spaghetti, passersby passerby, caches cache, aches ache,
+moustaches moustache, avalanches avalanche, quiches quiche, creches creche, niches niche,
+brioches brioche, stomachs stomach, monarchs monarch, epochs epoch, axolotls axolotl,
+xylophones xylophone, scarfs scarf, halves half, elves elf, thieves thief, penknives penknife,
+midwives midwife, housewives housewife, lives life, werewolves werewolf, mermen merman,
+policewomen policewoman, humans human, germans german, talismans talisman, ottomans ottoman,
+romans roman, brahmans brahman, sea-lions sea-lion, drones drone, bikinis bikini, rabbis rabbi,
+khakis khakis, binoculars binoculars, trousers trousers, species species, jellyfish jellyfish,
+goldfish goldfish, reindeer reindeer, swordfish swordfish, hovercraft hovercraft, salmon salmon,
+bison bison, elk elk, swine swine, dinosaurs dinosaur, stegosauruses stegosaurus,
+pterodactyls pterodactyl, velociraptors velociraptor, waffles waffle, croissants croissant,
+macarons macaron, baguettes baguette, burritos burrito, tacos taco, sushis sushi,
+dumplings dumpling, samosas samosa, lassos lasso, rhinos rhino, hippos hippo, dingos dingo,
+geckos gecko, armadillos armadillo, stilettos stiletto, kimonos kimono, casinos casino, silos silo,
+torsos torso, cellos cello, banjos banjo, ponchos poncho, gazebos gazebo, studios studio,
+patios patio, radios radio, videos video, rodeos rodeo, cameos cameo, embryos embryo,
+portfolios portfolio, trios trio, yo-yos yo-yo, lynxes lynx, sphinxes sphinx, phoenixes phoenix,
+ibexes ibex, suffixes suffix, complexes complex, duplexes duplex, saxes sax, waxes wax, faxes fax,
+taxes tax, climaxes climax, thoraxes thorax, syntaxes syntax, orchids orchid, chassis chassis,
+cobras cobra, pandas panda, koalas koala, llamas llama, alpacas alpaca, gorillas gorilla,
+chinchillas chinchilla, hyenas hyena, iguanas iguana, tarantulas tarantula, sofas sofa,
+pizzas pizza, umbrellas umbrella, tiaras tiara, marinas marina, pagodas pagoda, arenas arena,
+villas villa, verandas veranda, sodas soda, bananas banana, papayas papaya, tortillas tortilla,
+lasagnas lasagna, bonsais bonsai, samurais samurai, mais mai, dais dais
 """
 
 
@@ -332,3 +392,149 @@ def test_nouns_of_real_captions_agree_with_those_labelled_by_hand(part):
         gold = set(labels[caption.source.rpartition(" ")[2]])
         found, right, expected = found + len(mine), right + len(mine & gold), expected + len(gold)
     assert 2 * right / (found + expected) > 0.88
+
+
+@pytest.mark.parametrize("part", ["looked_at", "held_out"])
+def test_nouns_of_prompts_for_generators_agree_with_those_labelled_by_hand(part):
+    """100 captions in the manner of prompts, written and labelled before the rules were made.
+
+    Mistakes on those of `looked_at` have since led to changes of the rules; the others have not.
+    """
+    items = json.loads((Path(__file__).parent / "data" / "prompt_nouns.json").read_text())[part]
+    stage = ExtractNouns().build()
+    captions = [
+        Caption(key=str(i), text=item["caption"], source="") for i, item in enumerate(items)
+    ]
+    found = right = expected = 0
+    for item, answer in zip(items, stage(iter(captions)), strict=True):
+        mine = {noun.text for noun in getattr(answer, "nouns", ())}
+        gold = {*item["nouns"], *item["proper"]}
+        found, right, expected = found + len(mine), right + len(mine & gold), expected + len(gold)
+    assert right / found > 0.94
+    assert right / expected > 0.94
+
+
+# -- what shows no region -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tagged", "expected"),
+    [
+        ("a/DT watercolor/NN painting/NN of/IN a/DT fox/NN", ["fox"]),
+        ("a/DT pencil/NN drawing/NN of/IN a/DT hand/NN", ["hand"]),
+        ("an/DT ink/NN wash/NN painting/NN of/IN a/DT crane/NN", ["crane"]),
+        ("a/DT diagram/NN of/IN a/DT steam/NN engine/NN", ["steam engine"]),
+        ("pixel/NN art/NN corgi/NN pizza/NN", ["corgi pizza"]),
+        ("a/DT castle/NN ,/, digital/JJ painting/NN", ["castle"]),
+        ("a/DT castle/NN ,/, concept/NN art/NN", ["castle"]),
+        ("a/DT dog/NN illustration/NN", ["dog"]),
+        ("a/DT painting/NN above/IN a/DT sofa/NN", ["painting", "sofa"]),
+        ("a/DT pencil/NN on/IN a/DT drawing/NN", ["pencil", "drawing"]),
+        ("a/DT movie/NN poster/NN", ["movie poster"]),
+        ("a/DT herd/NN of/IN elephants/NNS", ["elephant"]),
+        ("a/DT series/NN of/IN doors/NNS", ["door"]),
+        ("a/DT steampunk/NN version/NN of/IN a/DT phone/NN", ["phone"]),
+        ("a/DT school/NN of/IN fish/NN", ["fish"]),
+        ("a/DT school/NN with/IN a/DT flag/NN", ["school", "flag"]),
+        ("a/DT close/NN up/RP of/IN a/DT bee/NN", ["bee"]),
+    ],
+)
+def test_media_and_amounts_are_no_nouns(tagged, expected):
+    assert texts(tagged) == expected
+
+
+@pytest.mark.parametrize(
+    ("tagged", "expected"),
+    [
+        ("a/DT house/NN with/IN no/DT windows/NNS", ["house"]),
+        ("a/DT street/NN without/IN people/NNS or/CC cars/NNS", ["street"]),
+        ("a/DT street/NN without/IN any/DT parked/VBN cars/NNS", ["street"]),
+        ("a/DT room/NN without/IN a/DT door/NN and/CC a/DT bed/NN", ["room", "bed"]),
+        ("a/DT street/NN free/JJ of/IN cars/NNS", ["street"]),
+        ("not/RB a/DT cloud/NN over/IN the/DT sea/NN", ["sea"]),
+        ("no/DT text/NN ,/, a/DT blue/JJ car/NN", ["car"]),
+        ("a/DT no/DT parking/NN sign/NN", ["no parking sign"]),
+        ("wolves/NNS without/IN fur/NN in/IN snow/NN", ["wolf", "snow"]),
+    ],
+)
+def test_what_is_not_there_is_no_noun(tagged, expected):
+    assert texts(tagged) == expected
+
+
+@pytest.mark.parametrize(
+    ("tagged", "expected"),
+    [
+        ("a/DT two/CD lane/NN road/NN", ["road"]),
+        ("a/DT 3/CD story/NN building/NN", ["building"]),
+        ("two/CD stop/NN signs/NNS", ["stop sign"]),
+        ("one/CD street/NN lamp/NN", ["street lamp"]),
+        ("a/DT black/JJ hole/NN", ["black hole"]),
+        ("a/DT rocking/VBG chair/NN", ["rocking chair"]),
+        ("a/DT stained/VBN glass/NN window/NN", ["stained glass window"]),
+        ("a/DT snowy/NN forest/NN", ["forest"]),
+    ],
+)
+def test_measures_and_compounds_of_adjectives(tagged, expected):
+    assert texts(tagged) == expected
+
+
+@pytest.mark.parametrize(
+    ("tagged", "expected"),
+    [
+        ("a/DT rhinoceros/NNS and/CC a/DT triceratops/NNS", ["rhinoceros", "triceratops"]),
+        ("a/DT brachiosaurops/NNS", ["brachiosaurops"]),
+        ("a/DT thermos/NNS and/CC two/CD menus/NNS", ["thermos", "menu"]),
+        ("an/DT oasis/NNS", ["oasis"]),
+        ("two/CD emus/NN", ["emu"]),
+        ("ramen/NNS", ["ramen"]),
+    ],
+)
+def test_singulars_whatever_the_tagger_calls_them(tagged, expected):
+    assert texts(tagged) == expected
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tagged", "expected"),
+    [
+        ("a/DT Ferrari/NNP Testarossa/NNP in/IN the/DT snow/NN", ["ferrari testarossa", "snow"]),
+        ("a/DT view/NN of/IN Ha/NNP Long/NNP Bay/NNP", ["ha long bay"]),
+        ("the/DT Eiffel/NNP tower/NN", ["eiffel tower"]),
+        ("a/DT red/JJ Porsche/NNP 356/CD by/IN a/DT lake/NN", ["porsche 356", "lake"]),
+        ("a/DT boeing/NN 747/CD", ["boeing 747"]),
+        ("an/DT F/NN _-/HYPH _16/CD above/IN clouds/NNS", ["f-16", "cloud"]),
+        ("the/DT Statue/NNP of/IN Liberty/NNP", ["statue of liberty"]),
+        ("the/DT Great/JJ Wall/NN of/IN China/NNP", ["great wall of china"]),
+        ("St./NNP Paul/NNP _'s/POS Cathedral/NNP", ["st. paul's cathedral"]),
+        ("an/DT Apple/NNP laptop/NN", ["laptop"]),
+        ("a/DT Volkswagen/NNP van/NN", ["van"]),
+        ("a/DT Victorian/NNP house/NN", ["house"]),
+        ("a/DT street/NN in/IN Tokyo/NNP", ["street"]),
+        ("a/DT bench/NN in/IN Central/NNP Park/NNP", ["bench", "central park"]),
+        ("a/DT bridge/NN in/IN Sydney/NNP ,/, Australia/NNP", ["bridge"]),
+        ("a/DT hill/NN by/IN Thomas/NNP Kinkade/NNP", ["hill"]),
+        ("a/DT cat/NN in/IN the/DT style/NN of/IN Van/NNP Gogh/NNP", ["cat"]),
+        ("a/DT sign/NN that/WDT says/VBZ Othello/NNP", ["sign"]),
+        ("a/DT corner/NN of/IN Lynn/NNP and/CC Bigelow/NNP", []),
+        ("a/DT Madison/NNP Avenue/NNP bus/NN", ["bus"]),
+        ("Giraffes/NNPS eat/VBP leaves/NNS", ["giraffe", "leaf"]),
+        ("the/DT Moon/NNP and/CC the/DT Sun/NNP", ["moon", "sun"]),
+        ("a/DT sandy/NNP beach/NN", ["beach"]),
+        ("two/CD Frisbees/NNPS", ["frisbee"]),
+        ("a/DT flat/JJ screen/NN TV/NN", ["flat screen tv"]),
+        ("a/DT dog/NN without/IN Santa/NNP", ["dog"]),
+        ("a/DT tree/NN at/IN Christmas/NNP", ["tree"]),
+    ],
+)
+def test_names_are_one_noun_each_where_they_show_a_region(tagged, expected):
+    assert texts(tagged) == expected
+
+
+def test_names_have_the_span_of_what_the_caption_says():
+    tagged = doc("near/IN St./NNP Paul/NNP _'s/POS Cathedral/NNP ,/, a/DT Boeing/NNP 747/CD")
+    assert [tagged.text[noun.start : noun.end] for noun in nouns_of(tagged)] == [
+        "St. Paul's Cathedral",
+        "Boeing 747",
+    ]

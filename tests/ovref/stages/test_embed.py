@@ -2,6 +2,7 @@ import io
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -350,3 +351,44 @@ def test_real_encoders_and_storage(tmp_path, visual):
         assert np.linalg.norm(one.visual.astype(float)) == pytest.approx(1, abs=2e-3)
         np.testing.assert_allclose(one.visual, four.visual, atol=2e-3)
         np.testing.assert_allclose(one.textual, four.textual, atol=2e-3)
+
+
+def test_a_batch_is_embedded_while_the_one_before_is_written():
+    """Undecodable images do not fill a batch, although others are decoded ahead of it."""
+    visual = FakeVisual()
+    stage = EmbedStage(spec(), visual, FakeTexts())
+    second = threading.Event()
+    encode = visual.encode_regions
+
+    def noted(images, masks, heatmaps=None):
+        if visual.batches:
+            second.set()
+        return encode(images, masks, heatmaps)
+
+    visual.encode_regions = noted
+    records = [record(f"k{n}", [region()]) for n in range(6)]
+    records.insert(1, record("bad", [region()], image=b"no image"))
+    out = stage(iter(records))
+    answers = [next(out) for _ in range(2)]
+    assert second.wait(20)  # nobody has asked for the second batch yet
+    answers += list(out)
+    assert [answer.key for answer in answers if isinstance(answer, Reference)] == [
+        f"k{n}#0" for n in range(6)
+    ]
+    assert visual.batches == [2, 2, 2]
+
+
+def test_an_error_of_an_encoder_reaches_whoever_takes_the_references():
+    class Broken(FakeVisual):
+        def encode_regions(self, images, masks, heatmaps=None):
+            if self.batches:
+                raise ModelError("no more")
+            return super().encode_regions(images, masks, heatmaps)
+
+    found = []
+    with pytest.raises(ModelError, match="no more"):
+        for reference in EmbedStage(spec(), Broken(), FakeTexts())(
+            iter([record(f"k{n}", [region()]) for n in range(6)])
+        ):
+            found.append(reference.key)
+    assert found == ["k0#0", "k1#0"]

@@ -185,6 +185,7 @@ def test_ray_replaces_a_worker_that_hangs(run):
 
 def test_ray_hires_again_when_a_worker_dies_while_loading(run):
     summary, _, printed = run(PLAIN, RAY, load="die once")
+    assert summary.trouble == {"start_deaths": 1}
     assert summary.committed == 7
     assert "a worker died while it loaded its models" in printed.getvalue()
 

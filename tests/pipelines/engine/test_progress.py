@@ -2,7 +2,7 @@
 
 import io
 
-from ovref_pipelines.engine.progress import Progress, Seldom, duration
+from ovref_pipelines.engine.progress import Progress, Throttle, duration
 
 
 class Clock:
@@ -77,7 +77,7 @@ def test_a_log_gets_a_line_every_so_often_and_a_terminal_one_line():
 
 def test_work_without_shards_is_spoken_of_seldom():
     clock, said = Clock(), []
-    seldom = Seldom(said.append, 10, clock)
+    seldom = Throttle(said.append, 10, clock)
     for clock.now in range(25):
         seldom(f"at {clock.now}")
     assert said == ["at 10", "at 20"]

@@ -15,8 +15,8 @@ from ovref.storage.steps import existing_step
 from ovref.storage.store import Store
 from ovref_pipelines import cli
 from ovref_pipelines.output import STEPS, open_build
-from ovref_pipelines.verbs import maintain
-from ovref_pipelines.verbs.maintain import collect_garbage, status, status_json, status_text
+from ovref_pipelines.verbs.garbage import collect_garbage, garbage_text
+from ovref_pipelines.verbs.status import place_json, place_text, status
 from ovref_pipelines.verbs.verify import verify
 
 DAY = 86400.0
@@ -85,7 +85,7 @@ def test_status_of_a_finished_build(output):
     assert [(step.inputs, step.outputs) for step in steps] == [(15, 12), (12, 9), (9, 9), (9, 6)]
     assert steps[1].dropped == {"no_nouns": 3} and steps[3].dropped_parts == {"empty_mask": 3}
     assert all(0 <= step.last_commit_age_s < 3600 for step in steps)
-    tree = json.loads(status_json(steps, build))
+    tree = json.loads(place_json(output.url))
     assert tree["collection"] == f"{output.url}/collection"
     assert [step["committed"] for step in tree["steps"]] == [3, 3, 3, 3]
 
@@ -113,13 +113,13 @@ def test_status_of_a_build_half_done(tmp_path):
     assert (images.begun, images.committed, images.missing) == (True, 0, 3)
     assert images.last_commit_age_s is None
     assert (references.begun, references.missing) == (False, 3)
-    text = status_text(status(build), build)
+    text = place_text(store.url)
     assert "prompts: 2 of 3 shards committed, 1 missing, 1 quarantined, 8 records in, 6 out" in text
     assert "  dropped: 2 no_nouns" in text
     assert "  quarantined: 000002; tracebacks are in" in text
     assert "references: not begun" in text
     assert f"collection: none yet at {store.url}/collection" in text
-    assert json.loads(status_json(status(build), build))["collection"] is None
+    assert json.loads(place_json(store.url))["collection"] is None
 
 
 def test_status_of_a_build_that_uses_another_one_s_images(whole, tmp_path):
@@ -129,7 +129,7 @@ def test_status_of_a_build_that_uses_another_one_s_images(whole, tmp_path):
     steps = status(build)
     assert [step.begun for step in steps] == [True, True, True, False]
     assert steps[2].output == f"{whole.url}/images"
-    assert build.collection == f"{other.url}/collection"
+    assert build.collection.url == f"{other.url}/collection"
     whole.write("images/000000-0123.tar", b"left by a killed attempt")
     assert collect_garbage(build, 0, dry_run=False) == []  # it is not this build's to delete
     assert verify(other.url)[0] == f"references: there is no such step at {other.url}"
@@ -187,10 +187,10 @@ def test_unfinished_files_of_a_killed_writer_are_garbage(whole, tmp_path):
     found = collect_garbage(open_build(whole.url), DAY, dry_run=False)
     assert [(item.url, item.size) for item in found] == [(str(partial), 4)]
     assert not partial.exists()
-    text = maintain.garbage_text(found, dry_run=False)
+    text = garbage_text(found, dry_run=False)
     assert text.splitlines()[0].startswith(f"{partial}  4 bytes, ")
     assert text.splitlines()[1] == "1 files of 4 bytes deleted"
-    assert maintain.garbage_text([], dry_run=True) == "0 files of 0 bytes would be deleted"
+    assert garbage_text([], dry_run=True) == "0 files of 0 bytes would be deleted"
 
 
 def test_files_of_a_killed_publishing_are_garbage_and_the_collection_is_not(whole, tmp_path):

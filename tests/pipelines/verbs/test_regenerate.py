@@ -25,7 +25,8 @@ SETTINGS = (
 
 
 def config_of(output, *more):
-    return load(BuildConfig, CONFIGS / "miniature.yaml", [*SETTINGS, f"output={output}", *more])
+    given = {text.partition("=")[0]: text for text in (*SETTINGS, f"output={output}", *more)}
+    return load(BuildConfig, CONFIGS / "miniature.yaml", list(given.values()))
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +78,26 @@ def test_another_reference_is_told_from_the_same(built, collection, monkeypatch)
 
 
 def test_a_build_that_did_not_make_it_is_refused(built, collection, tmp_path):
+    with pytest.raises(InputError, match="is no output of `ovref build`"):
+        regenerate(collection, 0, str(tmp_path))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "step.json").write_text("{}")
     with pytest.raises(InputError, match="name the output of the build"):
         regenerate(collection, 0, str(tmp_path))
     with pytest.raises(InputError, match="has no references"):
         regenerate(collection, 10**6, str(built[0]))
 
 
-def test_the_command_shows_and_makes_again(built, capsys):
+def test_the_command_shows_and_makes_again(built, capsys, monkeypatch):
     place = str(built[0] / "collection")
     assert cli.main(["reference", place, "0"]) == 0
     assert "caption" in capsys.readouterr().out
     assert cli.main(["reference", place, "0", "--regenerate"]) == 0
     assert "made again alone" in capsys.readouterr().out
     assert cli.main(["reference", place, "-7"]) == cli.MEND_FIRST
+    monkeypatch.chdir(place)
+    assert cli.main(["reference", ".", "0", "--regenerate"]) == 0
+    assert "made again alone" in capsys.readouterr().out
 
 
 def test_an_estimate_of_a_build_that_has_not_begun(built, tmp_path):

@@ -48,7 +48,7 @@ def test_it_is_found_taken_back_and_made_again(tmp_path, name):
     recipe.build(dataclasses.replace(config, replace=True))
     assert content_of(config) != wanted
 
-    folders = recipe.open_steps(config, create=False)
+    folders = recipe.open_steps(config)
     failed = retry.failed_in(config, folders)
     assert {one.step: one.crashed for one in failed if one.crashed} == {name: {"000001": 1}}
     assert retry.failed_text(failed) == (
@@ -68,7 +68,7 @@ def test_it_is_found_taken_back_and_made_again(tmp_path, name):
 def test_nothing_has_failed(tmp_path):
     config = fake_build(tmp_path, 8, 4)
     recipe.build(config)
-    folders = recipe.open_steps(config, create=False)
+    folders = recipe.open_steps(config)
     failed = retry.failed_in(config, folders)
     assert retry.failed_text(failed) == "nothing has failed for good"
     assert retry.take_back(config, folders, failed) == 0
@@ -110,7 +110,7 @@ def test_what_was_made_of_selected_prompts_is_made_again(tmp_path, name, order):
     recipe.build(config)
     assert content_of(config) != wanted
 
-    folders = recipe.open_steps(config, create=False)
+    folders = recipe.open_steps(config)
     failed = retry.failed_in(config, folders)
     assert {one.step: one.crashed for one in failed if one.crashed} == {name: {"000000": 1}}
     assert not any(one.outdated for one in failed)

@@ -81,7 +81,10 @@ class FakeCluster:
         self.jobs.append(details)
 
     def get_job_info(self, job):
-        return next(details for details in self.jobs if details.submission_id == job)
+        for details in self.jobs:
+            if details.submission_id == job:
+                return details
+        raise RuntimeError(f"Job {job} does not exist")
 
     async def tail_job_logs(self, job):
         cut = self.cuts.pop(0) if self.cuts else None
@@ -347,6 +350,8 @@ def test_submit_detach_attach(cluster, ovref):
     code, printed, error = ovref("--attach")
     assert (code, printed) == (1, cluster.log)
     assert error == f"ovref: job {name} failed: the message\n"
+    assert cli.main(["submit", "--attach", name]) == 1
+    assert cli.main(["submit", "--attach", "ovref-another"]) == 2
 
 
 def test_leaving_the_log_leaves_the_job(cluster, ovref, monkeypatch):
@@ -355,7 +360,7 @@ def test_leaving_the_log_leaves_the_job(cluster, ovref, monkeypatch):
 
     monkeypatch.setattr(submit, "follow", leave)
     code, _, error = ovref()
-    assert code == 130 and "goes on; --attach follows it" in error
+    assert code == 130 and f"keeps running; --attach {submit.job_name(CONFIG)} follows" in error
     assert len(cluster.jobs) == 1
 
 

@@ -23,7 +23,7 @@ def reordered(tmp_path, monkeypatch):
     select = SelectPrompts(max_per_noun=4, order="rare_first")
     config = fake_build(tmp_path, 24, 8, select_prompts=select)
     recipe.build(config)
-    return config.output, recipe.open_steps(config, create=False)
+    return config.output, recipe.open_steps(config)
 
 
 def rewrite(step, shard, change):

@@ -1,4 +1,4 @@
-"""Judging: the metrics of their modules, and intervals that tell a difference from chance."""
+"""All metrics agree with their modules; intervals tell a significant difference from chance."""
 
 from dataclasses import replace
 
@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from ovref.evaluation.datasets import miniature_scenes, with_unseen
-from ovref.evaluation.judge import (
+from ovref.evaluation.metrics import confusion, scores_of_counts
+from ovref.evaluation.metrics_panoptic import PanopticQuality
+from ovref.evaluation.predictions import (
     METRICS,
     Prediction,
     difference,
-    judge,
-    metric_of,
+    evaluate_predictions,
     prediction_of_pixels,
+    single_metric,
 )
-from ovref.evaluation.metrics import ConfusionMatrix
-from ovref.evaluation.metrics_panoptic import PanopticQuality
 
 
 @pytest.fixture(scope="module")
@@ -53,36 +53,39 @@ def damaged(data, share, seed):
 
 
 def test_the_truth_is_perfect_in_every_metric(data):
-    judged = judge(data, truth(data))
-    assert set(judged.metrics) == set(METRICS)
-    assert judged.metrics == pytest.approx(dict.fromkeys(METRICS, 1.0))
+    found = evaluate_predictions(data, truth(data))
+    assert set(found.metrics) == set(METRICS)
+    assert found.metrics == pytest.approx(dict.fromkeys(METRICS, 1.0))
 
 
 def test_metrics_are_of_the_whole_data_set_not_means_of_images(data):
     predictions = damaged(data, 0.4, 0)
-    judged = judge(data, predictions)
+    found = evaluate_predictions(data, predictions)
     quality = PanopticQuality(data.things)
     for panoptic, predicted in zip(data.panoptic, predictions, strict=True):
         quality.add(panoptic, predicted.panoptic)
-    assert judged.metrics["pq"] == pytest.approx(quality.scores().all.pq)
+    assert found.metrics["pq"] == pytest.approx(quality.scores().all.pq)
     right = sum(
         (p.labels_hw == label).sum() for p, label in zip(predictions, data.labels, strict=True)
     )
-    assert judged.metrics["pixel_accuracy"] == pytest.approx(right / (12 * 64 * 64))
-    assert 0 < judged.metrics["miou"] < 1 and 0 < judged.metrics["hiou"] < 1
+    assert found.metrics["pixel_accuracy"] == pytest.approx(right / (12 * 64 * 64))
+    assert 0 < found.metrics["miou"] < 1 and 0 < found.metrics["hiou"] < 1
 
 
-def test_what_a_data_set_lacks_is_not_judged(data):
+def test_what_a_data_set_lacks_is_not_evaluated(data):
     plain = replace(data, panoptic=None, things=None, seen=None)
-    judged = judge(plain, truth(data))
-    assert set(judged.metrics) == {"miou", "pixel_accuracy"}
+    found = evaluate_predictions(plain, truth(data))
+    assert set(found.metrics) == {"miou", "pixel_accuracy"}
     with pytest.raises(ValueError, match="PQ needs a data set with panoptic truth"):
-        difference(judged, judged, "pq")
+        difference(found, found, "pq")
 
 
 @pytest.mark.parametrize("metric", ["miou", "pq"])
 def test_a_large_difference_is_certain_and_none_is_none(data, metric):
-    good, bad = judge(data, damaged(data, 0.1, 1)), judge(data, damaged(data, 0.9, 2))
+    good, bad = (
+        evaluate_predictions(data, damaged(data, 0.1, 1)),
+        evaluate_predictions(data, damaged(data, 0.9, 2)),
+    )
     found = difference(good, bad, metric)
     assert found.value == good.metrics[metric] - bad.metrics[metric]
     assert 0 < found.low < found.value < found.high
@@ -97,7 +100,9 @@ def test_a_large_difference_is_certain_and_none_is_none(data, metric):
 @pytest.mark.parametrize("metric", ["miou", "pq"])
 def test_two_equally_damaged_predictions_do_not_differ_for_certain(data, metric):
     found = difference(
-        judge(data, damaged(data, 0.5, 3)), judge(data, damaged(data, 0.5, 4)), metric
+        evaluate_predictions(data, damaged(data, 0.5, 3)),
+        evaluate_predictions(data, damaged(data, 0.5, 4)),
+        metric,
     )
     assert found.low < 0 < found.high
 
@@ -107,19 +112,19 @@ def test_an_interval_is_made_of_the_metric_of_drawn_images(data, metric):
     """With one image there is one data set to draw, and it has the metric itself."""
     one = replace(data, images=data.images[:1], labels=data.labels[:1], panoptic=data.panoptic[:1])
     first, second = damaged(data, 0.0, 0)[:1], damaged(data, 1.0, 5)[:1]
-    found = difference(judge(one, first), judge(one, second), metric)
+    found = difference(evaluate_predictions(one, first), evaluate_predictions(one, second), metric)
     assert found.low == pytest.approx(found.value) and found.high == pytest.approx(found.value)
 
 
 def test_one_metric_alone_is_the_same(data):
     predictions = damaged(data, 0.4, 0)
-    judged = judge(data, predictions)
+    found = evaluate_predictions(data, predictions)
     for metric in ("miou", "pq"):
-        assert metric_of(data, predictions, metric) == judged.metrics[metric]
+        assert single_metric(data, predictions, metric) == found.metrics[metric]
     with pytest.raises(ValueError, match="metric must be miou or pq"):
-        metric_of(data, predictions, "ap")
+        single_metric(data, predictions, "ap")
     with pytest.raises(ValueError, match="PQ needs a data set with panoptic truth"):
-        metric_of(replace(data, panoptic=None), predictions, "pq")
+        single_metric(replace(data, panoptic=None), predictions, "pq")
 
 
 def test_pixels_without_a_class_are_missed_and_nothing_else(data):
@@ -129,15 +134,19 @@ def test_pixels_without_a_class_are_missed_and_nothing_else(data):
     none = [
         replace(p, labels_hw=np.where(m < 7, -1, m)) for p, m in zip(perfect, maps, strict=True)
     ]
-    judged = judge(data, none)
-    matrix = ConfusionMatrix(len(data.classes) + 1)
-    for label_hw, predicted in zip(data.labels, none, strict=True):
-        matrix.add(label_hw, np.where(predicted.labels_hw < 0, len(data.classes), label_hw))
-    expected = matrix.scores()
-    np.testing.assert_allclose(judged.per_class_iou, expected.iou[:-1])
-    assert judged.metrics["miou"] == pytest.approx(np.nanmean(expected.iou[:-1]))
-    assert judged.metrics["pixel_accuracy"] == pytest.approx(expected.pixel_accuracy)
-    assert difference(judge(data, perfect), judged, "miou").low > 0
+    found = evaluate_predictions(data, none)
+    # One class more, which is in no truth, in place of "no class".
+    more = len(data.classes) + 1
+    expected = scores_of_counts(
+        sum(
+            confusion(label_hw, np.where(p.labels_hw < 0, more - 1, label_hw).astype(int), more)
+            for label_hw, p in zip(data.labels, none, strict=True)
+        )
+    )
+    np.testing.assert_allclose(found.per_class_iou, expected.iou[:-1])
+    assert found.metrics["miou"] == pytest.approx(np.nanmean(expected.iou[:-1]))
+    assert found.metrics["pixel_accuracy"] == pytest.approx(expected.pixel_accuracy)
+    assert difference(evaluate_predictions(data, perfect), found, "miou").low > 0
 
 
 def test_pixels_become_segments_with_the_mean_score_of_their_class():
@@ -153,14 +162,14 @@ def test_pixels_become_segments_with_the_mean_score_of_their_class():
 
 def test_mistakes_are_refused(data):
     with pytest.raises(ValueError, match="11 predictions for 12 images"):
-        judge(data, truth(data)[:-1])
-    judged = judge(data, truth(data))
+        evaluate_predictions(data, truth(data)[:-1])
+    found = evaluate_predictions(data, truth(data))
     with pytest.raises(ValueError, match="metric must be miou or pq, found 'ap'"):
-        difference(judged, judged, "ap")
-    other = replace(judged, confusion=judged.confusion[1:])
+        difference(found, found, "ap")
+    other = replace(found, confusion=found.confusion[1:])
     with pytest.raises(ValueError, match="the same images"):
-        difference(judged, other, "miou")
+        difference(found, other, "miou")
     # One too many, as of a data set that counts its classes from 1: not a class, and not ignored.
     labels = (np.full_like(data.labels[0], len(data.classes)), *data.labels[1:])
     with pytest.raises(ValueError, match=f"truth holds label {len(data.classes)}, expected 0 to"):
-        judge(replace(data, labels=labels), truth(data))
+        evaluate_predictions(replace(data, labels=labels), truth(data))

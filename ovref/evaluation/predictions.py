@@ -1,7 +1,7 @@
-"""Predictions against the truth: all metrics at once, and whether a difference is more than chance.
+"""Predictions against the truth: all metrics at once, and whether a difference is significant.
 
-Counts are kept image by image. A metric of the data set is made of their sums, and a confidence
-interval of the difference of two segmenters by drawing images anew, the same ones for both.
+Counts are kept image by image. A metric of the data set comes from their sums, and a confidence
+interval of the difference of two segmenters from a paired bootstrap over the images.
 """
 
 import math
@@ -11,9 +11,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ovref.evaluation.datasets import Dataset, true_instances
-from ovref.evaluation.metrics import ConfusionMatrix, split_scores
+from ovref.evaluation.metrics import (
+    confusion,
+    iou_of_counts,
+    scores_of_counts,
+    split_scores,
+)
 from ovref.evaluation.metrics_ap import AveragePrecision, Detections
 from ovref.evaluation.metrics_panoptic import PanopticMap, PanopticQuality, panoptic_of_labels
+from ovref_inference.segmenters.regions import NO_CLASS
 
 METRICS = {
     "miou": "mIoU",
@@ -28,18 +34,17 @@ METRICS = {
     "unseen": "mIoU unseen",
     "hiou": "hIoU",
 }
-"""Keys of `Judgement.metrics` and how people write them."""
+"""Keys of `Evaluation.metrics` and their names in tables."""
 
-DRAWS = 1000
-"""Bootstrap samples of a confidence interval."""
+BOOTSTRAP_SAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a segmenter says about one image."""
+    """What a segmenter predicts for one image."""
 
     labels_hw: np.ndarray
-    """(H, W) integers: positions in the class list, -1 for pixels that no class was given to."""
+    """(H, W) integers: positions in the class list, or NO_CLASS."""
     panoptic: PanopticMap
     """The same as segments, with instances of things."""
     scores: Mapping[int, float]
@@ -47,16 +52,15 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """Counts of n judged images, and the metrics of all of them."""
+class Evaluation:
+    """Counts of n images, and the metrics of all of them."""
 
     metrics: dict[str, float]
     """Fractions in [0, 1] by the keys of METRICS; those that do not apply are left out."""
     per_class_iou: np.ndarray
     """(classes,) float64; NaN for a class in neither truth nor prediction."""
     confusion: np.ndarray
-    """(n, classes, classes + 1) int64 pixels; row: true class, column: predicted class, the last
-    for none."""
+    """(n, classes, classes + 1) int64 pixels, as in `metrics.confusion`."""
     ious: np.ndarray | None
     """(n, classes) float64: sum of the IoU of matched segments; None without panoptic truth."""
     segments: np.ndarray | None
@@ -68,10 +72,10 @@ class Difference:
     """How much better one segmenter is than another, on one metric."""
 
     value: float
-    """Of the whole data set; positive where the first is better."""
+    """Difference on the whole data set; positive where the first is better."""
     low: float
     high: float
-    """Between them lie 95 % of the differences of data sets drawn anew from the same images."""
+    """Ends of the 95 % bootstrap interval."""
 
 
 def prediction_of_pixels(
@@ -83,11 +87,11 @@ def prediction_of_pixels(
     their confidence is the mean score of their class in them.
 
     Args:
-        labels_hw: (H, W) integers: positions in the class list, or -1.
+        labels_hw: (H, W) integers: positions in the class list, or NO_CLASS.
         scores_chw: (classes, H, W), finite where its class was given.
-        things: of each class, whether it is a thing; None where that is not known.
+        things: whether each class is a thing; None where that is not known.
     """
-    panoptic = panoptic_of_labels(labels_hw, things or [False] * len(scores_chw), ignore=-1)
+    panoptic = panoptic_of_labels(labels_hw, things or [False] * len(scores_chw), ignore=NO_CLASS)
     scores = {
         i: float(scores_chw[label][panoptic.ids_hw == i].mean())
         for i, label in panoptic.labels.items()
@@ -95,8 +99,8 @@ def prediction_of_pixels(
     return Prediction(labels_hw=labels_hw, panoptic=panoptic, scores=scores)
 
 
-def judge(data: Dataset, predictions: Sequence[Prediction]) -> Judgement:
-    """Judges the predictions of all images of a data set.
+def evaluate_predictions(data: Dataset, predictions: Sequence[Prediction]) -> Evaluation:
+    """Metrics of the predictions of all images of a data set.
 
     PQ and AP need the panoptic truth of the data set, hIoU its split of classes.
 
@@ -105,56 +109,51 @@ def judge(data: Dataset, predictions: Sequence[Prediction]) -> Judgement:
     """
     if len(predictions) != len(data.images):
         raise ValueError(f"{len(predictions)} predictions for {len(data.images)} images")
-    confusion = _confusion(data, predictions)
-    iou = _iou(confusion.sum(0)[None])[0]
-    judged = confusion.sum()
-    right = np.trace(confusion.sum(0)[:, :-1])
-    metrics = {
-        "miou": _mean(iou),
-        "pixel_accuracy": float(right / judged) if judged else math.nan,
-    }
+    counts = _confusion(data, predictions)
+    found = scores_of_counts(counts.sum(0))
+    metrics = {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy}
     ious = segments = None
     if data.panoptic is not None and data.things is not None:
         ious, segments = _segments(data.panoptic, data.things, predictions)
         metrics |= _quality(data.things, ious, segments)
         metrics["ap"] = _ap(data.panoptic, data.things, predictions)
     if data.seen is not None:
-        metrics |= asdict(split_scores(iou, data.seen))
-    return Judgement(
-        metrics=metrics, per_class_iou=iou, confusion=confusion, ious=ious, segments=segments
+        metrics |= asdict(split_scores(found.iou, data.seen))
+    return Evaluation(
+        metrics=metrics, per_class_iou=found.iou, confusion=counts, ious=ious, segments=segments
     )
 
 
-def metric_of(data: Dataset, predictions: Sequence[Prediction], metric: str) -> float:
-    """`judge(...).metrics[metric]` for `miou` or `pq`, without the work for all the others."""
+def single_metric(data: Dataset, predictions: Sequence[Prediction], metric: str) -> float:
+    """One metric of `evaluate_predictions`, `miou` or `pq`, without computing the others."""
     _check_metric(metric)
     if metric == "miou":
-        return _mean(_iou(_confusion(data, predictions).sum(0)[None])[0])
+        return scores_of_counts(_confusion(data, predictions).sum(0)).miou
     if data.panoptic is None or data.things is None:
         raise ValueError("PQ needs a data set with panoptic truth")
-    counted = _segments(data.panoptic, data.things, predictions)
-    return _quality(data.things, *counted)["pq"]
+    return _quality(data.things, *_segments(data.panoptic, data.things, predictions))["pq"]
 
 
-def difference(first: Judgement, second: Judgement, metric: str, seed: int = 0) -> Difference:
+def difference(first: Evaluation, second: Evaluation, metric: str, seed: int = 0) -> Difference:
     """How much better `first` is than `second`, with a paired bootstrap over the images.
 
     Args:
-        first, second: of the same images in the same order.
+        first, second: evaluations of the same images in the same order.
         metric: `miou` or `pq`.
-        seed: of the drawing.
+        seed: of the resampling.
 
     Raises:
         ValueError: another metric, or other images.
     """
     _check_metric(metric)
     if len(first.confusion) != len(second.confusion):
-        raise ValueError("both judgements must be of the same images")
+        raise ValueError("both evaluations must be of the same images")
     images = len(first.confusion)
     rng = np.random.default_rng(seed)
-    times = rng.multinomial(images, np.full(images, 1 / images), size=DRAWS).astype(np.float64)
-    drawn = _resampled(first, metric, times) - _resampled(second, metric, times)
-    low, high = np.quantile(drawn[np.isfinite(drawn)], (0.025, 0.975))
+    times = rng.multinomial(images, np.full(images, 1 / images), size=BOOTSTRAP_SAMPLES)
+    times = times.astype(np.float64)
+    sampled = _resampled(first, metric, times) - _resampled(second, metric, times)
+    low, high = np.quantile(sampled[np.isfinite(sampled)], (0.025, 0.975))
     value = first.metrics[metric] - second.metrics[metric]
     return Difference(value=float(value), low=float(low), high=float(high))
 
@@ -165,28 +164,19 @@ def _check_metric(metric: str) -> None:
 
 
 def _confusion(data: Dataset, predictions: Sequence[Prediction]) -> np.ndarray:
-    """(n, classes, classes + 1) as in `Judgement`."""
-    classes, counts = len(data.classes), []
-    for label_hw, predicted in zip(data.labels, predictions, strict=True):
-        matrix = ConfusionMatrix(classes + 1)
-        matrix.add(label_hw, np.where(predicted.labels_hw < 0, classes, predicted.labels_hw))
-        if matrix.counts[classes].any():  # the class of none, which a prediction alone may have
-            raise ValueError(f"truth holds label {classes}, expected 0 to {classes - 1}")
-        counts.append(matrix.counts[:classes])
-    return np.stack(counts)
-
-
-def _iou(counts: np.ndarray) -> np.ndarray:
-    """(m, classes, classes + 1) pixels -> (m, classes) IoU, NaN for a class in neither map."""
-    hits = np.diagonal(counts, axis1=1, axis2=2)
-    wholes = counts.sum(2) + counts[:, :, :-1].sum(1) - hits
-    return np.where(wholes > 0, hits / np.maximum(wholes, 1), math.nan)
+    """(n, classes, classes + 1) as in `Evaluation`."""
+    return np.stack(
+        [
+            confusion(label_hw, predicted.labels_hw, len(data.classes))
+            for label_hw, predicted in zip(data.labels, predictions, strict=True)
+        ]
+    )
 
 
 def _segments(
     truth: Sequence[PanopticMap], things: Sequence[bool], predictions: Sequence[Prediction]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n, classes) sums of matched IoU and (n, 3, classes) segments, as in `Judgement`."""
+    """(n, classes) sums of matched IoU and (n, 3, classes) segments, as in `Evaluation`."""
     ious, segments = [], []
     for true, predicted in zip(truth, predictions, strict=True):
         one = PanopticQuality(things)
@@ -222,23 +212,17 @@ def _ap(
     return average.scores().ap
 
 
-def _resampled(judged: Judgement, metric: str, times: np.ndarray) -> np.ndarray:
-    """(draws,) the metric of data sets that hold image i `times[:, i]` times."""
-    draws, images = times.shape
+def _resampled(evaluation: Evaluation, metric: str, times: np.ndarray) -> np.ndarray:
+    """(samples,) the metric of data sets that hold image i `times[:, i]` times."""
+    samples, images = times.shape
     if metric == "miou":
-        counts = times @ judged.confusion.reshape(images, -1)
-        shares = _iou(counts.reshape(draws, *judged.confusion.shape[1:]))
+        counts = times @ evaluation.confusion.reshape(images, -1)
+        shares = iou_of_counts(counts.reshape(samples, *evaluation.confusion.shape[1:]))
     else:
-        if judged.ious is None or judged.segments is None:
+        if evaluation.ious is None or evaluation.segments is None:
             raise ValueError("PQ needs a data set with panoptic truth")
-        wholes = times @ np.einsum("nkc,k->nc", judged.segments, [1.0, 0.5, 0.5])
-        shares = np.where(wholes > 0, times @ judged.ious / np.maximum(wholes, 0.5), math.nan)
+        wholes = times @ np.einsum("nkc,k->nc", evaluation.segments, [1.0, 0.5, 0.5])
+        shares = np.where(wholes > 0, times @ evaluation.ious / np.maximum(wholes, 0.5), math.nan)
     known = ~np.isnan(shares)
     total = np.where(known, shares, 0).sum(1)
     return np.where(known.any(1), total / np.maximum(known.sum(1), 1), math.nan)
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean without NaN; NaN if nothing else is there."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan

@@ -1,9 +1,9 @@
-"""Remembering changes how often a model is asked, and nothing that it answers."""
+"""Caches change how often a model runs, and nothing of its results."""
 
 import numpy as np
 import pytest
 
-from ovref.evaluation.remember import RememberingEncoder, RememberingTexts, remembering_proposer
+from ovref.evaluation.cached import CachedEncoder, CachedTexts, cached_proposer
 
 
 class Model:
@@ -39,7 +39,7 @@ def images():
 
 def test_each_image_is_encoded_once(images):
     model = Model()
-    encoder = RememberingEncoder(model)
+    encoder = CachedEncoder(model)
     first = encoder.encode([images[0], images[1], images[0]])
     again = encoder.encode([images[1], images[2]])
     assert model.asked == 3 and encoder.dim == 3
@@ -50,7 +50,7 @@ def test_each_image_is_encoded_once(images):
 
 def test_regions_are_known_by_image_mask_and_heatmap(images):
     model = Model()
-    encoder = RememberingEncoder(model)
+    encoder = CachedEncoder(model)
     small, large = np.zeros((2, 4, 4), bool), np.ones((2, 4, 4), bool)
     image = images[0]
     asked = [
@@ -69,7 +69,7 @@ def test_regions_are_known_by_image_mask_and_heatmap(images):
 
 def test_each_image_is_proposed_for_once(images):
     model = Model()
-    proposer = remembering_proposer(model.propose)
+    proposer = cached_proposer(model.propose)
     for _ in range(2):
         for found, expected in zip(proposer(images), Model().propose(images), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -79,7 +79,7 @@ def test_each_image_is_proposed_for_once(images):
 def test_images_of_equal_bytes_and_another_shape_are_others():
     model = Model()
     flat = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    RememberingEncoder(model).encode([flat, flat.reshape(4, 2, 3)])
+    CachedEncoder(model).encode([flat, flat.reshape(4, 2, 3)])
     assert model.asked == 2
 
 
@@ -96,7 +96,7 @@ def test_each_list_of_texts_and_each_image_is_encoded_once():
             return np.array([[image.mean()] for image in images], np.float32)
 
     encoder = Lengths()
-    texts = RememberingTexts(encoder)
+    texts = CachedTexts(encoder)
     for _ in range(2):
         np.testing.assert_array_equal(texts.encode(["a", "bcd"]), [[1], [3]])
         np.testing.assert_array_equal(texts.encode(["bcd"]), [[3]])

@@ -1,0 +1,165 @@
+"""Opens the places where corpora lie, and lists them with symbolic links followed."""
+
+import os
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from ovref.errors import InputError
+
+MAGIC = "*?["
+"""Characters that make a part of a path a pattern."""
+
+
+def open_place(place: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path on it. Listings are never cached.
+
+    Raises:
+        InputError: the URL's protocol is unknown, or its package is not installed.
+    """
+    if "://" not in place:  # never as a chain of URLs: `a::b` is a file's name
+        local = fsspec.filesystem("file")
+        return local, local._strip_protocol(place)
+    protocol = place.rpartition("::")[2].partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(place, use_listings_cache=False)
+    except ImportError as error:
+        raise InputError(
+            f"cannot open {place}: the package for {protocol}:// is not installed. {error}: "
+            f"`pip install 'fsspec[{protocol}]'`"
+        ) from error
+    except ValueError as error:
+        if protocol in fsspec.available_protocols():
+            raise InputError(f"cannot open {place}: {error}") from error
+        raise InputError(
+            f"cannot open {place}: unknown protocol {protocol}://; expected a local path, or a URL "
+            f"that fsspec knows, such as s3://, gs://, hf:// or https://"
+        ) from error
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """The exceptions that reading may raise.
+
+    Those of botocore and of the HTTP clients are no OSErrors, and count once they are loaded.
+    """
+    found: list[type[Exception]] = [OSError]
+    for module, names in (
+        ("botocore.exceptions", ("BotoCoreError", "ClientError")),
+        ("aiohttp", ("ClientError",)),
+        ("httpx", ("HTTPError",)),
+        ("httpx2", ("HTTPError",)),
+    ):
+        if module in sys.modules:
+            found += [getattr(sys.modules[module], name) for name in names]
+    return tuple(found)
+
+
+def reason(error: Exception) -> str:
+    """What a store's error says, with a hint where it comes from the network."""
+    network = isinstance(error, ConnectionError) or not isinstance(error, OSError)
+    hint = "; check the network, the address and the credentials" if network else ""
+    return f"{str(error) or type(error).__name__}{hint}"
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Whether the files lie on this machine's disks."""
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def shown(place: str) -> str:
+    """The place for a message: a relative path with the absolute one that it stands for."""
+    expanded = os.path.expanduser(place)
+    if "://" in place or os.path.isabs(expanded):
+        return place
+    return f"{place} (relative to the current folder: {os.path.abspath(expanded)})"
+
+
+def entries(fs: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    """What lies directly in a folder, hidden names left out, as fsspec's dicts sorted by name.
+
+    A symbolic link has the type and size of what it leads to; one that leads nowhere is a file, so
+    that reading it fails and says so.
+    """
+    found = []
+    for item in fs.ls(folder, detail=True):
+        path = item["name"].rstrip("/")
+        if path == folder or path.rpartition("/")[2].startswith("."):
+            continue  # S3 lists a folder's own marker in it
+        kind = item["type"]
+        if item.get("islink"):
+            kind = "directory" if os.path.isdir(path) else "file"
+        found.append(item | {"name": path, "type": kind})
+    return sorted(found, key=lambda item: item["name"])
+
+
+def walk(
+    fs: AbstractFileSystem, folder: str, above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Each folder from `folder` downwards, with what lies in it (`entries`).
+
+    The caller may remove folders from what it is given, and they are not walked. A link back to a
+    folder that is being walked (`above`) is not followed: its files are found without it.
+    """
+    folder = folder.rstrip("/")
+    inside = entries(fs, folder)
+    yield folder, inside
+    if is_local(fs):
+        above = (*above, os.path.realpath(folder))
+    for item in inside:
+        if item["type"] == "directory" and not leads_back(item, above):
+            yield from walk(fs, item["name"], above)
+
+
+def find(fs: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
+    """All files below a folder by their paths, hidden ones left out; local links are followed."""
+    if is_local(fs):
+        inside = [item for _, items in walk(fs, folder) for item in items]
+        return {item["name"]: item for item in inside if item["type"] != "directory"}
+    found = fs.find(folder, detail=True)
+    return {name: found[name] for name in found if "/." not in name.removeprefix(folder)}
+
+
+def leads_back(item: dict[str, Any], above: tuple[str, ...]) -> bool:
+    """Whether an entry is a link to one of these folders (real paths)."""
+    return bool(item.get("islink")) and os.path.realpath(item["name"]) in above
+
+
+def matches(fs: AbstractFileSystem, pattern: str) -> list[str]:
+    """The files that a pattern with `*`, `?`, `[...]` or `**` matches, in order of their names.
+
+    A part of the path that exists as it is written is no pattern: `photos [2019]/*.txt`.
+    """
+    parts = pattern.split("/")
+    plain = next(at for at, part in enumerate(parts) if any(mark in part for mark in MAGIC))
+    found = _matches(fs, "/".join(parts[:plain]), parts[plain:])
+    return sorted(set(found))
+
+
+def _matches(fs: AbstractFileSystem, folder: str, parts: list[str]) -> Iterator[str]:
+    part, *rest = parts
+    literal = f"{folder}/{part}" if folder or fs.root_marker else part
+    is_plain = "*" not in part and (not any(mark in part for mark in MAGIC) or fs.exists(literal))
+    if is_plain and rest:
+        yield from _matches(fs, literal, rest)
+    elif is_plain:
+        if fs.isfile(literal):
+            yield literal
+    elif part == "**":
+        for below, inside in walk(fs, folder or fs.root_marker):
+            if rest:
+                yield from _matches(fs, below, rest)
+            else:
+                yield from (item["name"] for item in inside if item["type"] != "directory")
+    else:
+        for item in entries(fs, folder or fs.root_marker):
+            if not fnmatchcase(PurePosixPath(item["name"]).name, part):
+                continue
+            if rest and item["type"] == "directory":
+                yield from _matches(fs, item["name"], rest)
+            elif not rest and item["type"] != "directory":
+                yield item["name"]

@@ -1,0 +1,80 @@
+"""Tables of an evaluation, as aligned text and as Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+COLUMNS = {
+    "miou": "mIoU %",
+    "mean_accuracy": "class accuracy %",
+    "pixel_accuracy": "pixel accuracy %",
+    "hiou": "hIoU %",
+}
+RATIOS = {"over_text_only": "the better text-only row", "over_oracle": "oracle masks"}
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result of `evaluate` as aligned text for a terminal."""
+    blocks = [result["caption"], f"{result['data']}; {_collection_line(result)}", ""]
+    for rows in _tables(result):
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        for row in rows:
+            numbers = [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+            blocks.append("  ".join([row[0].ljust(widths[0]), *numbers]).rstrip())
+        blocks.append("")
+    return "\n".join([*blocks, *_notes(result)])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result of `evaluate` as a Markdown page."""
+    lines = ["# Evaluation", "", f"*{result['caption']}*", ""]
+    lines += [f"{result['data']}; {_collection_line(result)}.", ""]
+    for header, *rows in _tables(result):
+        lines += [*markdown_table(header, rows), ""]
+    for note in _notes(result):
+        lines += [note, ""]
+    lines += ["Labels: " + result["convention"] + f" ({result['class_fingerprint']}).", ""]
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table: the first column is text, the others are numbers."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with one decimal; empty for None."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _tables(result: dict[str, Any]) -> list[list[list[str]]]:
+    """Rows of cells of each table, its header first."""
+    metrics = [metric for metric in COLUMNS if metric in result["rows"][0]]
+
+    def rows(title: str, named: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
+        header = [title, *(COLUMNS[metric] for metric in metrics)]
+        return [header, *([name, *(percent(row[m]) for m in metrics)] for name, row in named)]
+
+    tables = [rows("method", [(row["name"], row) for row in result["rows"]])]
+    used = result["spec"]["fossil"]
+    for name, found in result["ablations"].items():
+        if found:
+            title = f"FOSSIL, {name if name == 'gamma' else name.upper()}"
+            marks = [f"{row[name]}{' (as above)' * (row[name] == used[name])}" for row in found]
+            tables.append(rows(title, list(zip(marks, found, strict=True))))
+    return tables
+
+
+def _collection_line(result: dict[str, Any]) -> str:
+    fossil = result["spec"]["fossil"]
+    return (
+        f"{result['collection']['references']} references, N = {fossil['n']}, K = {fossil['k']}, "
+        f"gamma = {fossil['gamma']}"
+    )
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    parts = [f"{value:.2f} x {RATIOS[name]}" for name, value in result["ratios"].items()]
+    if parts:
+        return ["FOSSIL's mIoU is " + " and ".join(parts) + "."]
+    return ["FOSSIL's mIoU has no ratio to its bounds, which are 0 or not defined."]

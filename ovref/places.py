@@ -1,0 +1,72 @@
+"""One reading of the places that people name: local paths, and URLs of object stores."""
+
+import dataclasses
+import os
+from typing import Any
+
+import fsspec
+
+from ovref.errors import ConfigError
+
+LOCAL = ("file", "local")
+"""Protocols of this machine's files."""
+
+
+def absolute(place: str, name: str = "place") -> str:
+    """The place in the form that means the same from every folder, without a slash at its end.
+
+    A local path becomes absolute, with `~` expanded, and `file://` is left out; a URL stays as it
+    is.
+
+    Args:
+        name: of the setting or argument, for the message.
+
+    Raises:
+        ConfigError: the text is empty, holds `::` (fsspec would take it for several places), or is
+            a URL of an unknown protocol.
+    """
+    if not place.strip():
+        raise ConfigError(f"{name} must name a folder or URL, found an empty text")
+    if "::" in place:
+        raise ConfigError(f"{name} must be one place, found {place!r}: '::' joins several")
+    protocol, separator, path = place.partition("://")
+    if not separator or protocol in LOCAL:
+        return os.path.abspath(os.path.expanduser(path if separator else place))
+    if protocol not in fsspec.available_protocols():
+        raise ConfigError(
+            f"{name}: unknown protocol {protocol}:// in {place!r}; give a local path or a URL such "
+            "as s3://bucket/prefix"
+        )
+    return place.rstrip("/")
+
+
+def absolute_local(place: str, name: str = "place") -> str:
+    """Like `absolute`, for what can only be a file or folder of this machine.
+
+    Raises:
+        ConfigError: as of `absolute`, or the place is a URL.
+    """
+    found = absolute(place, name)
+    if "://" in found:
+        raise ConfigError(f"{name} must be on this machine, found {place!r}")
+    return found
+
+
+def is_relative(place: str) -> bool:
+    """Whether a place means something else in another folder (or to another person)."""
+    return "://" not in place and not os.path.isabs(place)
+
+
+def with_absolute_models(spec: Any, folder: str | None = None) -> Any:
+    """A stage's spec whose models that are relative paths are made absolute, as seen from `folder`
+    (the current one if None). Ids and paths of nothing stay as they are."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if dataclasses.is_dataclass(value):
+            changed[field.name] = with_absolute_models(value, folder)
+        elif field.name in ("model", "tagger") and is_relative(value):
+            path = os.path.join(folder or os.getcwd(), os.path.expanduser(value))
+            if os.path.exists(path):
+                changed[field.name] = os.path.normpath(path)
+    return dataclasses.replace(spec, **changed)

@@ -1,0 +1,211 @@
+"""The verbs of the command `ovref`: each takes its arguments and returns an exit code."""
+
+import dataclasses
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ovref.config import load
+from ovref.errors import InputError
+from ovref.places import absolute, absolute_local
+from ovref_inference import ReferenceCollection
+from ovref_pipelines import recipe, shipped
+from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
+from ovref_pipelines.cli import FAILED, STOPPED
+from ovref_pipelines.console import Console
+from ovref_pipelines.folders import open_steps, unfinished
+from ovref_pipelines.output import open_build
+from ovref_pipelines.verbs import show
+
+Config = TypeVar("Config")
+PROBE = 16
+"""Captions that a dry run sends through the models unless told otherwise."""
+
+
+def _config(cls: type[Config], options: Namespace) -> Config:
+    return load(cls, shipped.find(options.config), options.overrides)
+
+
+def _build_config(options: Namespace, console: Console) -> BuildConfig:
+    config = with_absolute_places(_config(BuildConfig, options))
+    if config.engine.log == "json":
+        console.use_json()
+    return config
+
+
+def _build(options: Namespace, console: Console) -> int:
+    config = _build_config(options, console)
+    if options.retry_failed:
+        from ovref_pipelines.verbs import retry
+
+        open_build(config.output)  # a wrong name would begin a build
+        folders = open_steps(config)
+        failed = retry.failed_in(config, folders)
+        console.show(retry.failed_text(failed))
+        if not options.dry_run:
+            retry.take_back(config, folders, failed)
+    if options.dry_run:
+        return _dry_run(config, options, console)
+    summary = recipe.build(config, console.say)
+    console.show(show.build_summary(summary))
+    return FAILED if summary.quarantined else 0
+
+
+def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
+    from ovref_pipelines import preflight
+    from ovref_pipelines.verbs import estimate
+
+    folders = open_steps(config)
+    console.show(show.plan(folders))
+    if folders.captions.complete() is None:
+        preflight.check_corpus(config.corpus, images=config.ground is not None)
+    here = dataclasses.replace(config.engine, engine="local", placement="steps", workers=1)
+    stages = unfinished(config, folders)
+    preflight.check([(spec, pool) for spec, pool, _ in stages], here)
+    probe = PROBE if options.probe is None else options.probe
+    if probe:
+        console.show(estimate.text(estimate.estimate(config, probe, options.price)))
+    return 0
+
+
+def _reduce(options: Namespace, console: Console) -> int:
+    config = _build_config(options, console)
+    result = recipe.reduce(config, open_steps(config), console.say)
+    console.show(show.collection_summary(result, output_of(config).collection.url))
+    return 0
+
+
+def _evaluate(options: Namespace, console: Console) -> int:
+    from ovref.evaluation.evaluate import EvaluateSpec, evaluate
+
+    spec = _config(EvaluateSpec, options)
+    spec = dataclasses.replace(
+        spec,
+        collection=absolute(spec.collection, "collection"),
+        output=absolute_local(spec.output, "output"),
+    )
+    evaluate(spec, console.show)
+    console.show(f"written to {spec.output}: {', '.join(sorted(os.listdir(spec.output)))}")
+    return 0
+
+
+def _bench(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import bench
+
+    config = _build_config(options, console)
+    console.show(bench.text(bench.bench(config, options.images, options.batch_sizes, console.say)))
+    return 0
+
+
+def _status(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import status
+
+    place = absolute(options.place)
+    console.show((status.place_json if options.json else status.place_text)(place))
+    if options.pictures:
+        pictures = absolute_local(options.pictures, "--pictures")
+        show.draw_samples(place, pictures)
+        console.show(f"pictures: {pictures}")
+    return 0
+
+
+def _reference(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import regenerate
+
+    place = absolute(options.collection, "collection")
+    with ReferenceCollection.open(place) as collection:
+        if not options.regenerate:
+            row = regenerate.row_of(collection, options.id)
+            console.show(regenerate.reference_text(row))
+            return 0
+        build = absolute(options.build or place.rpartition("/")[0] or "/", "--build")
+        found = regenerate.regenerate(collection, options.id, build)
+    console.show(regenerate.reference_text(found.row))
+    console.show(regenerate.text(found))
+    return 0 if found.same else FAILED
+
+
+def _tombstone(options: Namespace, console: Console) -> int:
+    from ovref_inference.collection import store
+
+    place = absolute(options.collection, "collection")
+    named = {"keys": options.key, "sources": options.source, "nouns": options.noun}
+    if not any(named.values()):
+        raise InputError("say what is to be deleted, by --key, --source or --noun")
+    with ReferenceCollection.open(place) as collection:
+        ids = collection.ids_of(**named).tolist()
+    if not ids:
+        asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
+        raise InputError(f"{place} has no reference of the {asked}")
+    store.tombstone(place, ids, options.reason)
+    console.show(
+        f"{len(ids)} references deleted; reducing again with base={place} makes the prototypes "
+        "without them, until then whoever opens the collection does"
+    )
+    return 0
+
+
+def _submit(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import submit
+
+    environment = submit.read_runtime_env(options.runtime_env)
+    if options.attach:
+        client, job = submit.connect(options.address), options.attach
+        submit.check_known(client, job)
+    else:
+        config = _config(BuildConfig, options)
+        client = submit.connect(options.address)
+        if options.attach is None:
+            job = submit.submit(
+                client, config, environment, again=options.again, say=console.say
+            )
+            console.say(f"ovref: submitted as job {job}")
+        else:
+            job = submit.latest(client, config)
+    if options.detach:
+        return 0
+    try:
+        code, details = submit.follow(client, job, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        console.say(
+            f"ovref: job {job} keeps running; --attach {job} follows it, "
+            f"`ray job stop {job}` ends it"
+        )
+        return STOPPED
+    reason = f": {details.message}" if code and details.message else ""
+    console.say(f"ovref: job {job} {details.status.value.lower()}{reason}")
+    return code
+
+
+def _verify(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs.verify import verify
+
+    problems = verify(absolute(options.place))
+    console.show("\n".join(problems) if problems else f"{options.place} is whole")
+    return FAILED if problems else 0
+
+
+def _gc(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import garbage
+
+    build = open_build(absolute(options.output, "output"))
+    found = garbage.collect_garbage(build, options.older_than * 3600, dry_run=options.dry_run)
+    console.show(garbage.garbage_text(found, options.dry_run))
+    return 0
+
+
+VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
+    "build": _build,
+    "retry-failed": _build,
+    "submit": _submit,
+    "reduce": _reduce,
+    "bench": _bench,
+    "evaluate": _evaluate,
+    "status": _status,
+    "inspect": _status,
+    "reference": _reference,
+    "tombstone": _tombstone,
+    "verify": _verify,
+    "gc": _gc,
+}

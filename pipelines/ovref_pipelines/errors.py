@@ -1,0 +1,15 @@
+"""How a job ends early, besides the errors of `ovref.errors`."""
+
+from ovref_inference.errors import OvrefError
+
+
+class JobError(OvrefError):
+    """Too many shards or workers failed for the job to go on."""
+
+
+class StoppedError(BaseException):
+    """The job was asked to stop; what is committed stays.
+
+    Like KeyboardInterrupt not an Exception: a second signal arrives in the middle of a stage, where
+    it must not be taken for an error of the shard.
+    """

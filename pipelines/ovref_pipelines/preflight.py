@@ -1,0 +1,92 @@
+"""What is checked before the first shard of a build is run, and in a dry run: corpus and models."""
+
+import dataclasses
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from ovref.check_models import CheckedModel, changed_models, check_models
+from ovref.contract import Dropped, Spec
+from ovref.corpora import CorpusSpec, read_captions
+from ovref.errors import InputError, MismatchError
+from ovref.ingest import first_of_each_key
+from ovref.storage.store import Store
+from ovref_pipelines.engine.config import EngineConfig, PoolConfig
+from ovref_pipelines.engine.run_steps import limit_threads, ray_module
+
+MODELS = "models.json"
+"""In an output: the models of its steps, with what tells their weights from others."""
+
+
+def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
+    """Reads a corpus up to its first usable caption.
+
+    Raises:
+        InputError: it cannot be read, or has none.
+    """
+    dropped: dict[str, int] = {}
+    for item in first_of_each_key(read_captions(corpus, images=images)):
+        if not isinstance(item, Dropped):
+            return
+        dropped[item.reason] = dropped.get(item.reason, 0) + 1
+    raise no_usable_caption(dropped)
+
+
+def no_usable_caption(dropped: dict[str, int]) -> InputError:
+    """The error of a corpus that would give no shard."""
+    return InputError(
+        f"the corpus has no usable caption: it is empty or all of it was dropped {dropped}"
+    )
+
+
+def check(specs: Sequence[tuple[Spec, PoolConfig]], engine: EngineConfig) -> list[CheckedModel]:
+    """Builds every stage, on a worker like those that will run it, and feeds it one blank input.
+
+    Raises:
+        ModelError: a model cannot be loaded or used.
+    """
+    found: list[CheckedModel] = []
+    for spec, pool in specs:
+        call = partial(_check_here, spec, engine.threads)
+        if engine.engine == "ray":
+            found += ray_module(engine, "tasks").run_once(call, engine, pool)
+        else:
+            found += call()
+    return found
+
+
+def _check_here(spec: Spec, threads: int) -> tuple[CheckedModel, ...]:
+    limit_threads(threads)
+    found = check_models([spec])
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
+
+
+def remembered(store: Store) -> list[CheckedModel]:
+    """The models that the steps of an output were begun with, as far as they were recorded."""
+    if not store.exists(MODELS):
+        return []
+    return [CheckedModel(**entry) for entry in json.loads(store.read(MODELS))]
+
+
+def remember(store: Store, found: Sequence[CheckedModel]) -> None:
+    """Records the models of an output's unfinished steps.
+
+    Raises:
+        MismatchError: a step was begun with other weights under the same name.
+    """
+    before = remembered(store)
+    if changed := changed_models(before, found):
+        raise MismatchError(
+            f"{'; '.join(changed)}. Bring the old weights back, name a revision, or choose another "
+            "output"
+        )
+    names = {(model.step, model.setting) for model in found}
+    kept = [model for model in before if (model.step, model.setting) not in names]
+    entries = [dataclasses.asdict(model) for model in [*kept, *found]]
+    store.write(MODELS, (json.dumps(entries, indent=1) + "\n").encode())

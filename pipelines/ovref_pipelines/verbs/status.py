@@ -1,0 +1,192 @@
+"""What lies at a place: a build and how far it has come, one of its steps, or a collection.
+
+Read from listings, markers and manifests alone, so it can be asked from any machine, while a build
+runs or long after.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ovref.storage.steps import COMMITS, STEP, StepFolder, existing_step
+from ovref.storage.store import Store
+from ovref_inference import ReferenceCollection
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import store as collections
+from ovref_pipelines.engine.ledger import QUARANTINE
+from ovref_pipelines.engine.progress import duration
+from ovref_pipelines.engine.summary import counts_text, summarise
+from ovref_pipelines.output import BuildOutput, open_build, quarantined_in
+
+NAMED = 5
+"""Keys or shards named in one line."""
+NOUNS = 12
+"""Nouns named of a collection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStatus:
+    """Where one step stands."""
+
+    step: str
+    output: str
+    """URL of the step's folder."""
+    begun: bool
+    complete: bool
+    shards: int | None
+    """In the end; None while the step before it does not know."""
+    committed: int
+    missing: int | None
+    """Shards not committed, with those in quarantine."""
+    quarantined: tuple[str, ...]
+    """Shards that failed for good in the last run; the next run tries them again."""
+    inputs: int
+    outputs: int
+    dropped: dict[str, int]
+    """Whole records given up, by reason."""
+    dropped_parts: dict[str, int]
+    """Regions given up, by reason."""
+    last_commit_age_s: float | None
+    work_seconds: float
+
+
+def place_text(url: str) -> str:
+    """What lies at a URL, for people.
+
+    Raises:
+        InputError: neither the output of a build, nor one of its steps, nor a collection.
+    """
+    store = Store.open(url)
+    if store.exists(fmt.MANIFEST):
+        return _collection_text(store)
+    if store.exists(STEP):
+        return "\n".join(_lines_of(_lone_step(store)))
+    build = open_build(url)
+    lines = [line for step in status(build) for line in _lines_of(step)]
+    if build.upstream != build.store:
+        lines.insert(0, f"images come from {build.upstream.url}")
+    if not build.is_published:
+        return "\n".join([*lines, f"collection: none yet at {build.collection.url}"])
+    return "\n".join([*lines, *_manifest_lines(build.collection)])
+
+
+def place_json(url: str) -> str:
+    """What lies at a URL, for programs. Raises InputError like `place_text`."""
+    store = Store.open(url)
+    tree: dict[str, Any]
+    if store.exists(fmt.MANIFEST):
+        tree = {"collection": store.url, "counts": _manifest(store).counts}
+    elif store.exists(STEP):
+        tree = {"steps": [asdict(_lone_step(store))]}
+    else:
+        build = open_build(url)
+        tree = {
+            "output": build.store.url,
+            "steps": [asdict(step) for step in status(build)],
+            "collection": build.collection.url if build.is_published else None,
+        }
+    return json.dumps(tree, indent=1, ensure_ascii=False)
+
+
+def status(build: BuildOutput) -> list[StepStatus]:
+    """Where each step stands, from listings and markers alone."""
+    found, shards = [], None
+    for name in build.steps:
+        if not build.has(name):
+            place = build.place(name).child(name)
+            found.append(_not_begun(name, place.url, shards))
+            continue
+        step = build.step(name)
+        complete = step.complete()
+        if complete is not None:
+            shards = len(complete)
+        found.append(_status_of(step, shards, complete is not None))
+    return found
+
+
+def _lone_step(store: Store) -> StepStatus:
+    parent, _, name = store.url.rpartition("/")
+    step = existing_step(Store.open(parent or "/"), name)
+    complete = step.complete()
+    return _status_of(step, None if complete is None else len(complete), complete is not None)
+
+
+def _status_of(step: StepFolder, shards: int | None, complete: bool) -> StepStatus:
+    counts = summarise(step, 0)
+    ages = [details.age_s for details in step.store.details(COMMITS).values()]
+    return StepStatus(
+        step=step.name,
+        output=step.store.url,
+        begun=True,
+        complete=complete,
+        shards=shards,
+        committed=counts.committed,
+        missing=None if shards is None else shards - counts.committed,
+        quarantined=tuple(quarantined_in(step)),
+        inputs=counts.inputs,
+        outputs=counts.outputs,
+        dropped=counts.dropped,
+        dropped_parts=counts.dropped_parts,
+        last_commit_age_s=round(min(ages), 1) if ages else None,
+        work_seconds=counts.work_seconds,
+    )
+
+
+def _not_begun(name: str, url: str, shards: int | None) -> StepStatus:
+    return StepStatus(
+        step=name, output=url, begun=False, complete=False, shards=shards, committed=0,
+        missing=shards, quarantined=(), inputs=0, outputs=0, dropped={}, dropped_parts={},
+        last_commit_age_s=None, work_seconds=0.0,
+    )  # fmt: skip
+
+
+def _lines_of(step: StepStatus) -> Iterator[str]:
+    if not step.begun:
+        yield f"{step.step}: not begun"
+        return
+    parts = [f"{step.committed} of {'?' if step.shards is None else step.shards} shards committed"]
+    if step.missing:
+        parts.append(f"{step.missing} missing")
+    if step.quarantined:
+        parts.append(f"{len(step.quarantined)} quarantined")
+    if step.complete:
+        parts.append("complete")
+    parts.append(f"{step.inputs} records in, {step.outputs} out")
+    if step.last_commit_age_s is not None:
+        parts.append(f"last commit {duration(step.last_commit_age_s)} ago")
+    yield f"{step.step}: {', '.join(parts)}"
+    for what, counts in (("dropped", step.dropped), ("parts dropped", step.dropped_parts)):
+        if counts:
+            yield f"  {what}: {', '.join(f'{n} {reason}' for reason, n in counts.items())}"
+    if step.quarantined:
+        yield (
+            f"  quarantined: {some(step.quarantined)}; tracebacks are in {step.output}/"
+            f"{QUARANTINE}, the next build tries them again"
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names in one line."""
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _manifest(store: Store) -> fmt.Manifest:
+    return collections.read_manifest(store.url, storage_options=store.storage_options)
+
+
+def _manifest_lines(store: Store) -> list[str]:
+    manifest = _manifest(store)
+    lines = [f"collection: {store.url}, {counts_text(manifest.counts)}"]
+    for name in ("visual", "textual"):
+        encoder, index = getattr(manifest, name), getattr(manifest, f"{name}_index")
+        lines.append(f"  {name}: {encoder.model}, {encoder.dim} wide, index {index.factory}")
+    return [*lines, f"  fingerprint: {manifest.fingerprint}"]
+
+
+def _collection_text(store: Store) -> str:
+    with ReferenceCollection.open(store.url) as collection:
+        counts = {name: len(collection.references_of(name)) for name in collection.nouns}
+    most = sorted(counts, key=lambda name: (counts[name], name), reverse=True)[:NOUNS]
+    nouns = ", ".join(f"{name} ({counts[name]})" for name in most)
+    return "\n".join([*_manifest_lines(store), f"  most frequent nouns: {nouns}"])
