@@ -87,11 +87,11 @@ def filter_references(
         apply("area", lambda rows: (area[rows] >= spec.min_area) & (area[rows] <= spec.max_area))
     if spec.min_score is not None:
         apply("score", lambda rows: score[rows] >= spec.min_score)
-    if spec.duplicate_cosine is not None:
+    if (cosine := spec.duplicate_cosine) is not None:
         apply(
             "near_duplicate",
             lambda rows: _without_near_duplicates(
-                visual, rows, nouns[rows], alive[rows], spec.duplicate_cosine, settled
+                visual, rows, nouns[rows], alive[rows], cosine, settled
             ),
         )
     agreement: dict[str, Any] = {}

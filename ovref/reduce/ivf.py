@@ -174,7 +174,7 @@ def part_of_index(path: Path, rows: int, out: Path) -> Part:
             size = lists.list_size(number)
             if not size:
                 continue
-            found = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            found: np.ndarray = faiss.rev_swig_ptr(lists.get_ids(number), size)
             kept = int(np.searchsorted(found, rows))  # of one list, ids ascend
             sizes[number] = kept
             if kept:
@@ -192,7 +192,7 @@ def merge(index: Any, parts: Sequence[Part], path: Path) -> None:
     the order of their ids.
     """
     faiss = faiss_module()
-    sizes = np.sum([part.sizes for part in parts], axis=0, dtype=np.int64)
+    sizes = np.stack([part.sizes for part in parts]).sum(axis=0, dtype=np.int64)
     index.ntotal = int(sizes.sum())
     header = faiss.serialize_index(index).tobytes()
     # An index without entries ends in: fourcc, lists, code size, "sprs" and no (list, size) pairs.

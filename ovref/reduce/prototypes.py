@@ -1,6 +1,7 @@
 """Phase 4: the vocabulary, and every noun's prototypes."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,6 @@ from ovref_inference.collection.prototypes import (
 from ovref_inference.collection.retrieve import Texts, class_embeddings
 
 NOUNS_A_TASK = 2048
-_SETS_BYTES = 128 << 20
-"""Embeddings that a task holds before it clusters them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,8 @@ def build_prototypes(
     with VectorWriter(out / FILES["prototypes"], int(stops[-1]), width) as writer:
         for noun, size in enumerate(sizes.tolist()):
             if size:
-                writer.append(made.next(size) if kept[noun] is None else kept[noun])
+                stored = kept[noun]
+                writer.append(made.next(size) if stored is None else stored)
     with TableWriter(out / FILES["nouns"], NOUN_SCHEMA) as table:
         table.append(
             {
@@ -220,19 +220,14 @@ def _cluster(folder: Path, config: PrototypeConfig, nouns: list[int], used: list
     """Prototypes of these nouns, one after another, in a file; its name."""
     rows = NounRows(folder)
     dead = np.load(folder / "dead.npy", allow_pickle=False)
-    sets: list[np.ndarray] = []
-    found: list[np.ndarray] = []
-    held = 0
-    with one_thread():
+
+    def of_each() -> Iterator[np.ndarray]:
         for of_noun in used:
             ids = np.sort(np.concatenate([rows.ids(other) for other in of_noun]))
-            ids = clustered_rows(ids[~np.isin(ids, dead)], config)
-            sets.append(rows.vectors(of_noun, ids))
-            held += sets[-1].nbytes
-            if held > _SETS_BYTES:
-                found += make_prototypes(sets, config)
-                sets, held = [], 0
-        found += make_prototypes(sets, config)
+            yield rows.vectors(of_noun, clustered_rows(ids[~np.isin(ids, dead)], config))
+
+    with one_thread():
+        found = make_prototypes(of_each(), config)
     path = folder / f"clustered_{nouns[0]:09d}.npy"
     write_vectors(path, np.concatenate(found))
     return path.name

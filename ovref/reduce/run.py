@@ -196,7 +196,7 @@ def reduce_collection(
             visual=_encoder_info(placed.visual, gathered["dim_visual"]),
             textual=_encoder_info(placed.text, gathered["dim_textual"]),
             templates=tuple(embed.templates),
-            weights=tuple(embed.weights),
+            weights=(embed.weights[0], embed.weights[1]),
             visual_index=fmt.index_info(indexes["visual"]),
             textual_index=fmt.index_info(indexes["textual"]),
             prototypes=config.dump(spec.prototypes),

@@ -78,7 +78,7 @@ def spherical_kmeans_many(
     Raises:
         ValueError: as `spherical_kmeans`.
     """
-    found: list[np.ndarray | None] = [None] * len(sets)
+    found: dict[int, np.ndarray] = {}
     small: dict[int, list[int]] = {}
     for number, vectors in enumerate(sets):
         if 1 <= k < len(vectors) <= BATCHED_UP_TO and vectors.ndim == 2:
@@ -95,7 +95,7 @@ def spherical_kmeans_many(
                 batch, _kmeans_of_batch(points_bnd, k, seed, iterations), strict=True
             ):
                 found[number] = centroids
-    return found
+    return [found[number] for number in range(len(sets))]
 
 
 def _kmeans_of_batch(points_bnd: np.ndarray, k: int, seed: int, iterations: int) -> np.ndarray:

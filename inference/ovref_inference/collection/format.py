@@ -316,7 +316,7 @@ def write_vectors(path: str | Path, vectors: np.ndarray) -> None:
             writer.append(vectors[start : start + ROW_GROUP])
 
 
-def open_vectors(path: str | Path) -> np.ndarray:
+def open_vectors(path: str | Path) -> np.memmap:
     """The (rows, dim) float16 matrix, memory-mapped read-only.
 
     Raises:

@@ -3,14 +3,17 @@
 The builder stores them and a query recomputes them by the same rules.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ovref_inference.collection.clustering import spherical_kmeans_many
+from ovref_inference.ranges import require_at_least
 
 _NOUNS_AT_ONCE = 64
+_SETS_BYTES = 128 << 20
+"""Embeddings that are held before they are clustered."""
 
 STRICT = {"extra": "forbid", "strict": True}
 """Unknown settings and values of another type are refused (see `ovref.config`)."""
@@ -38,10 +41,11 @@ class PrototypeConfig:
 
     def __post_init__(self) -> None:
         for name in ("k", "min_references", "neighbours", "max_references", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 1)
         if self.max_references < self.k:
-            raise ValueError(f"max_references must be at least k, found {self.max_references}")
+            raise ValueError(
+                f"k must be at most max_references, found {self.k} and {self.max_references}"
+            )
 
     @property
     def needed(self) -> int:
@@ -144,10 +148,24 @@ def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
     return np.sort(rng.choice(rows, config.max_references, replace=False))
 
 
-def make_prototypes(sets: Sequence[np.ndarray], config: PrototypeConfig) -> list[np.ndarray]:
+def make_prototypes(sets: Iterable[np.ndarray], config: PrototypeConfig) -> list[np.ndarray]:
     """(n_i, d) visual embeddings of each noun -> its (min(k, n_i), d) float32 prototypes,
-    L2-normalised. What a noun gets does not depend on the others."""
-    return spherical_kmeans_many(sets, config.k, seed=config.seed, iterations=config.iterations)
+    L2-normalised. What a noun gets does not depend on the others.
+
+    Args:
+        sets: read one after another; at most `_SETS_BYTES` and one set more are held at a time.
+    """
+    found: list[np.ndarray] = []
+    held: list[np.ndarray] = []
+    size = 0
+    options: dict[str, int] = {"seed": config.seed, "iterations": config.iterations}
+    for vectors in sets:
+        held.append(vectors)
+        size += vectors.nbytes
+        if size > _SETS_BYTES:
+            found += spherical_kmeans_many(held, config.k, **options)
+            held, size = [], 0
+    return found + spherical_kmeans_many(held, config.k, **options)
 
 
 def stacked(per_class: list[np.ndarray], dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -231,25 +231,26 @@ class ReferenceCollection:
 
         Args:
             names: concepts; compared in lower case, without outer blanks.
-            k: prototypes of each; None takes the collection's own number.
+            k: prototypes of each, at most `max_references` of `prototype_config`; None takes the
+                collection's own number.
             text_embeddings: (names, d_textual) of the names; needed for unknown names alone. None
                 lets the collection's own text encoder make them (needs `pip install
                 'ovref[segment]'`).
 
         Raises:
-            ValueError: no or empty names, k < 1, embeddings of another shape.
+            ValueError: no or empty names, k out of range, embeddings of another shape.
         """
         names = checked_names(names)
         config = self.prototype_config
         if k is not None and k != config.k:
-            config = dataclasses.replace(config, k=k, max_references=max(k, config.max_references))
+            config = dataclasses.replace(config, k=k)
         own = [self._nouns.row.get(name.strip().lower()) for name in names]
-        found = self._stored(own if config == self.prototype_config else [None] * len(own))
-        fresh = [i for i, stored in enumerate(found) if stored is None]
+        stored = self._stored(own if config == self.prototype_config else [None] * len(own))
+        fresh = [i for i, prototypes in enumerate(stored) if prototypes is None]
         embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
         made = self._fresh([own[i] for i in fresh], embeddings, config)
-        for i, prototypes in zip(fresh, made, strict=True):
-            found[i] = prototypes
+        recomputed = dict(zip(fresh, made, strict=True))
+        found = [prototypes or recomputed[i] for i, prototypes in enumerate(stored)]
         vectors_nkd, counts = stacked([vectors for vectors, _ in found], self.manifest.visual.dim)
         sources = tuple(tuple(self.nouns[i] for i in used) for _, used in found)
         return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=sources)
@@ -371,10 +372,10 @@ class ReferenceCollection:
                 raise ValueError(f"{len(names)} names but {len(given)} text_embeddings")
             return self._checked("textual", given)[wanted]
         embeddings = np.zeros((len(wanted), self.manifest.textual.dim), dtype=np.float32)
-        unknown = [at for at, i in enumerate(wanted) if own[i] is None]
-        known = [at for at, i in enumerate(wanted) if own[i] is not None]
-        if known:
-            embeddings[known] = self.noun_embeddings[[own[wanted[at]] for at in known]]
+        rows = {at: row for at, i in enumerate(wanted) if (row := own[i]) is not None}
+        unknown = [at for at in range(len(wanted)) if at not in rows]
+        if rows:
+            embeddings[list(rows)] = self.noun_embeddings[list(rows.values())]
         if unknown:
             embeddings[unknown] = self.embed_text([names[wanted[at]] for at in unknown])
         return embeddings
@@ -406,7 +407,7 @@ class ReferenceCollection:
                 ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
                 sets.append(clustered_rows(ids, config))
         prefetch_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
-        made = iter(make_prototypes([self._vectors(ids) for ids in sets], config))
+        made = iter(make_prototypes((self._vectors(ids) for ids in sets), config))
         return [(next(made) if used else nothing, used) for nothing, used in found]
 
     @cached_property

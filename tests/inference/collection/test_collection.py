@@ -267,6 +267,7 @@ def test_k_above_all_references_takes_every_noun(collection, built):
         (["cat", " "], {}, "one or more non-empty"),
         ("cat", {}, "must be a list of .*found 'cat'"),
         (["cat"], {"k": 0}, "k must be at least 1"),
+        (["cat"], {"k": 10**9}, "k must be at most max_references, found 1000000000 and 50000"),
         (["cat"], {"text_embeddings": np.ones((2, 12))}, "1 names but 2"),
         (["cat"], {"text_embeddings": np.ones((1, 3))}, "expected textual"),
     ],
