@@ -1,4 +1,4 @@
-"""Phase 2: leaves out what is unusable or unwanted, and gives the rest its ids.
+"""Phase 2: leaves out what is unusable or unwanted, and numbers the rest.
 
 Each filter sees what the one before it left, and its counts before and after go into the manifest.
 References of a collection that is being grown are settled: they stay, with their ids, but the new

@@ -41,7 +41,7 @@ class Shards:
 
     step: StepFolder
     commits: dict[str, Commit]
-    """By shard, in the order of the names."""
+    """Commits by shard, in the order of the names."""
 
     @property
     def rows(self) -> int:
@@ -56,7 +56,7 @@ class Shards:
 class _Part:
     label: str
     columns: dict[str, Any]
-    """Of REFERENCE_SCHEMA without `id`."""
+    """Columns of REFERENCE_SCHEMA without `id`."""
     visual: np.ndarray
     textual: np.ndarray
 

@@ -158,7 +158,7 @@ def _plan(vectors: Path, path: Path, seed: int, grown: GrownIndex | None) -> _Pl
     count, of = training_rows(n, factory)
     kept = 0
     if grown and grown.info.factory == factory and grown.info.train_rows == count:
-        # The last block of the old rows was not full: its rows are assigned again, in company.
+        # The last block of the old rows was not full: its rows are assigned again in a full one.
         kept = grown.rows // ivf.BLOCK * ivf.BLOCK
     old = grown.path if grown and kept else None
     parts: list[Task] = []

@@ -1,14 +1,14 @@
 """An inverted-file index of any size in bounded memory: train, assign by parts, merge on disk.
 
 Codes are the stored float16 embeddings themselves, so the lists are the matrix in another order:
-faiss trains and searches, and which list a row belongs to is all that has to be computed. Both the
+faiss trains and searches, and only the list of each row has to be computed. Both the
 training and the assignment take two levels, cells of centroids first, which costs about a tenth of
 comparing with every centroid; a row may so end in its second-best list, for which `nprobe`, being
 tuned on the finished index, makes up.
 
 Everything goes in blocks of `BLOCK` rows counted from row 0, because a matrix product may round a
-row otherwise in other company: the same rows give the same index, in however many parts it was
-made, and a grown collection has that of one built at once.
+row differently in a different batch: the same rows give the same index, in however many parts it
+was made, and a grown collection has the index of one built at once.
 """
 
 import os

@@ -64,9 +64,9 @@ def build_prototypes(
 
     A noun with `config.needed` references or more is clustered alone, a rarer one together with
     its neighbours in text space (VOCSeg 3.1), by the functions that queries use too. Of a grown
-    collection, nouns keep their prototypes unless references of theirs, or of a neighbour, came or
-    went. Memory: the noun of every reference, the vocabulary's text embeddings; in a task one
-    partition of `by_noun`, or one noun's visual embeddings.
+    collection, nouns keep their prototypes unless references of theirs or of a neighbour were
+    added or deleted. Memory: the noun of every reference and the vocabulary's text embeddings; in a
+    task one partition of `by_noun`, or one noun's visual embeddings.
 
     Args:
         dead: sorted ids of deleted references; they are counted but make no prototypes.
@@ -177,7 +177,7 @@ def _neighbours(out: Path, config: PrototypeConfig, rows: list[int]) -> list[lis
 
 
 def _touched(vocabulary: Vocabulary, grown: GrownPrototypes | None, dead: np.ndarray) -> np.ndarray:
-    """(nouns,) bool: nouns of which a reference came or went since the grown collection."""
+    """(nouns,) bool: nouns with a reference added or deleted since the grown collection."""
     if grown is None:
         return np.ones(len(vocabulary.nouns), dtype=bool)
     changed = vocabulary.order >= grown.references
@@ -186,7 +186,7 @@ def _touched(vocabulary: Vocabulary, grown: GrownPrototypes | None, dead: np.nda
 
 
 class _Old:
-    """What a grown collection knows of its nouns; nothing where there is none."""
+    """The nouns of a grown collection; empty where none is grown."""
 
     def __init__(self, grown: GrownPrototypes | None) -> None:
         self.row: dict[str, int] = {}
@@ -203,7 +203,7 @@ class _Old:
     def kept(
         self, nouns: list[str], used: list[list[int]], touched: np.ndarray
     ) -> list[np.ndarray | None]:
-        """Of each noun the prototypes that still hold, or None."""
+        """The prototypes of each noun that are still valid, or None."""
         found: list[np.ndarray | None] = [None] * len(nouns)
         for noun, of_noun in enumerate(used):
             row = self.row.get(nouns[noun])

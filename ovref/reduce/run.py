@@ -89,7 +89,7 @@ def reduce_collection(
         allow_incomplete: whether steps may lack shards.
         run_tasks: runs the work of indexing and clustering, in this process or on others that see
             `work`; it does not change a byte.
-        report: told about the progress.
+        report: called with the progress.
 
     Returns:
         Plain values: `fingerprint`; `references`, `nouns`, `rare_nouns` and `prototypes`, counted;

@@ -25,8 +25,8 @@ class FilterSpec:
     max_area: float = 1.0
     """Largest mask kept, as a fraction of the image."""
     duplicate_cosine: float | None = None
-    """Of references of one noun whose visual embeddings have this cosine or more, only the first
-    is kept; None keeps all."""
+    """Cosine of two visual embeddings of one noun from which only the first is kept; None keeps
+    all."""
     min_noun_agreement: float | None = None
     """Lowest `ops.quality.noun_agreement` kept, in [0, 1]; None does not measure it."""
     agreement_neighbours: int = 10
@@ -74,7 +74,7 @@ class ReduceSpec:
     for the error of measuring it: at 10 to 350 neighbours, by class names over the textual
     embeddings and by held-out references over the visual ones."""
     seed: int = 0
-    """Of the samples for training and measuring an index."""
+    """Seed of the samples for training and measuring an index."""
 
     name: ClassVar[str] = "reduce"
     version: ClassVar[int] = 4

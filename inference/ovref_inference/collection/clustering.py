@@ -17,13 +17,13 @@ def spherical_kmeans(
 ) -> np.ndarray:
     """Centroids of `vectors` by cosine similarity (FOSSIL 3.3, VOCSeg 3.1).
 
-    k-means++ start, then Lloyd's steps until nothing moves. Equal input and seed give equal
-    centroids. A cluster that runs empty takes the vector farthest from its own centroid.
+    k-means++ initialisation, then Lloyd's steps until nothing moves. Equal input and seed give
+    equal centroids. An empty cluster takes the vector farthest from its own centroid.
 
     Args:
         vectors: (n, d), n >= 1; normalised here.
         k: centroids wanted, >= 1.
-        seed: of the start.
+        seed: of the initialisation.
         iterations: at most this many steps.
 
     Returns:

@@ -142,18 +142,18 @@ class Manifest:
     """collection.json. `publish` fills in `counts`, `files` and `settled_tombstones`."""
 
     fingerprint: str
-    """Of everything that affected the collection's bytes."""
+    """Hash of everything that affected the collection's bytes."""
     visual: EncoderInfo
     textual: EncoderInfo
     templates: tuple[str, ...]
     weights: tuple[float, float]
-    """Of noun and caption in the textual retrieval embeddings."""
+    """Weights of noun and caption in the textual retrieval embeddings."""
     visual_index: IndexInfo
     textual_index: IndexInfo
     prototypes: dict[str, Any]
     """Fields of `prototypes.PrototypeConfig`."""
     licences: tuple[str, ...] = ()
-    """Of the inputs: corpora, images, model weights."""
+    """Licences of the inputs: corpora, images, model weights."""
     build: dict[str, Any] = field(default_factory=dict)
     """Plain values: effective configuration, versions, parents' fingerprints; `provenance`, a list
     with the corpus, the steps' settings, the models (id, revision, weights, licence) of each build

@@ -33,11 +33,11 @@ class PrototypeConfig:
     """Nouns nearest in text space, itself included, whose references a rare noun starts with; of a
     small vocabulary fewer, see `neighbours_among`."""
     max_references: int = 50_000
-    """Of one noun's references at most this many, drawn at random, are clustered."""
+    """References of one noun that are clustered at most; of more, a random sample is taken."""
     iterations: int = 20
     """Steps of k-means at most."""
     seed: int = 0
-    """Of k-means and of the draw."""
+    """Seed of k-means and of the sample."""
 
     def __post_init__(self) -> None:
         for name in ("k", "min_references", "neighbours", "max_references", "iterations"):
@@ -71,7 +71,7 @@ class Prototypes:
     counts: np.ndarray
     """(n,) int64: prototypes of each class; 0 where the collection has no support for it."""
     nouns: tuple[tuple[str, ...], ...]
-    """Of each class, the collection's nouns whose references were used, nearest first; empty
+    """For each class, the collection's nouns whose references were used, nearest first; empty
     where references were retrieved by text."""
 
 
@@ -84,8 +84,8 @@ def neighbours_of(
 ) -> list[int]:
     """The nouns whose references stand for a rare or unknown one (VOCSeg 3.1, rare nouns).
 
-    Starts with the `config.neighbours_among` nouns most similar in text space and goes on, one noun
-    at a time, until together they have `config.needed` references or there are no more nouns.
+    Starts with the `config.neighbours_among` nouns most similar in text space and adds one noun
+    at a time until together they have `config.needed` references or there are no more nouns.
 
     Args:
         embedding: (d,) text embedding of the noun, L2-normalised.
@@ -141,7 +141,7 @@ def neighbours_of_many(
 
 
 def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
-    """Of these reference ids, those to cluster: all, or a fixed random `max_references` of them."""
+    """The reference ids to cluster: all, or a fixed random sample of `max_references` of them."""
     if len(rows) <= config.max_references:
         return rows
     rng = np.random.default_rng(config.seed)

@@ -1,4 +1,4 @@
-"""`ReferenceCollection`: open a published collection and ask it by text, by noun or by region."""
+"""`ReferenceCollection`: open a published collection; query it by text, noun or region."""
 
 import dataclasses
 import operator
@@ -34,11 +34,11 @@ from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import as_float32, l2_normalised, prefetch_rows
 
 _FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
-"""What `ReferenceCollection.close` lets go of."""
+"""Attributes that `ReferenceCollection.close` removes."""
 
 
 class ReferenceCollection:
-    """A published collection, memory-mapped and read-only; safe to ask from several threads.
+    """A published collection, memory-mapped and read-only; safe to query from several threads.
 
     with ReferenceCollection.open("s3://bucket/coco-fossil") as collection:
         support = collection.search_text(collection.embed_text(["red panda"]), k=150)
@@ -119,15 +119,15 @@ class ReferenceCollection:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the files; once more does nothing. Arrays already returned stay valid. What is
-        asked for after that raises ValueError, also the vectors of a `Support`."""
+        """Closes the files. Idempotent. Arrays already returned stay valid; later requests raise
+        ValueError, also for the vectors of a `Support`."""
         self._table.close()
         for name in _FILES:
             self.__dict__.pop(name, None)
 
     def __getattr__(self, name: str) -> Any:
         if name in _FILES:
-            raise ValueError(f"{self.url} is closed; ask before that, or open it again")
+            raise ValueError(f"{self.url} is closed; query it before that, or open it again")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
@@ -224,7 +224,7 @@ class ReferenceCollection:
         *,
         text_embeddings: Any = None,
     ) -> Prototypes:
-        """Prototypes by noun (VOCSeg 3.1), stored ones where they serve.
+        """Prototypes by noun (VOCSeg 3.1), stored ones where they apply.
 
         A name in the vocabulary gets the clusters of its own references. A rare or unknown one
         gets those of its neighbours in text space (`prototypes.neighbours_of`).
