@@ -1,19 +1,41 @@
-"""L2 normalisation, which every embedding here passes through, offline and online; and reading
-many embeddings of a file at once."""
+"""Embeddings as arrays: conversion, L2 normalisation (offline and online the same), prefetching."""
 
 import mmap
+from typing import Any, Protocol
 
 import numpy as np
 
 
-def l2_normalised(vectors: np.ndarray) -> np.ndarray:
+class Vectors(Protocol):
+    """(n, d) vectors in memory or in a file, read by slices or by arrays of row numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> np.ndarray: ...
+
+
+def as_float32(vectors: Any) -> np.ndarray:
+    """An array or a tensor as a float32 array; a tensor may be of any dtype, lie on any device and
+    require gradients."""
+    if hasattr(vectors, "detach"):
+        vectors = vectors.detach().cpu().float().numpy()
+    return np.asarray(vectors, dtype=np.float32)
+
+
+def l2_normalised(vectors: Any) -> np.ndarray:
     """(..., d) real vectors -> (..., d) float32 of length 1.
+
+    Args:
+        vectors: array or tensor, see `as_float32`.
 
     Raises:
         ValueError: a vector is zero or not finite; it has no direction, and a NaN in an index
             would spoil every search.
     """
-    vectors = np.asarray(vectors, dtype=np.float32)
+    vectors = as_float32(vectors)
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.
     largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
     bad = ~(np.isfinite(largest) & (largest > 0))
@@ -26,13 +48,12 @@ def l2_normalised(vectors: np.ndarray) -> np.ndarray:
     return scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
 
 
-def announce_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
-    """Has the system load rows of a memory-mapped matrix together, before they are read in turn.
+def prefetch_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
+    """Asks the system to load rows of a memory-mapped matrix together, before they are read.
 
-    Else each row that is not in memory yet is one page fault, which waits for the disk alone, and
-    reads many of its neighbours too. This changes how long reading takes and nothing else; it
-    returns at once, and does nothing where the matrix is no memory map or the platform takes no
-    advice.
+    Otherwise each row that is not in memory yet is one page fault, which waits for the disk by
+    itself and reads many of its neighbours too. Returns at once; does nothing where the matrix is
+    no memory map or the platform has no `madvise`.
 
     Args:
         matrix: (n, d), its rows one after another, as of `format.open_vectors`.
@@ -56,5 +77,5 @@ def announce_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
         try:
             mapping.madvise(mmap.MADV_WILLNEED, first, min(last, len(mapping)) - first)
         except OSError:
-            # Some file systems take no advice; the rows are read without.
+            # Some file systems do not support it; the rows are read without.
             return

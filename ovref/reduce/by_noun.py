@@ -107,7 +107,7 @@ class NounRows:
 
     def vectors(self, nouns: Sequence[int], ids: np.ndarray) -> np.ndarray:
         """(len(ids), d) float16: the references `ids`, ascending, all of them of these nouns."""
-        found: np.ndarray | None = None
+        found = np.zeros((0, 0), dtype=np.float16)
         for noun in nouns:
             at = np.searchsorted(ids, own := self.ids(noun))
             here = np.flatnonzero(at < len(ids))
@@ -116,7 +116,7 @@ class NounRows:
             if partition not in self._files:
                 self._files[partition] = Rows(_partition_file(self._folder, partition))
             rows = self._files[partition][int(self._begins[noun]) + here]
-            if found is None:
+            if not found.size:
                 found = np.empty((len(ids), rows.shape[1]), dtype=np.float16)
             found[at[here]] = rows
         return found

@@ -11,7 +11,7 @@ class Coverage:
 
     name: str
     references: int
-    """Of the noun itself, without deleted ones; 0 if it is not in the vocabulary."""
+    """References of the noun itself, without deleted ones; 0 if it is not in the vocabulary."""
     needed: int
     """References from which a noun stands alone."""
     neighbours: tuple[str, ...]
@@ -24,7 +24,7 @@ class Coverage:
 
 
 def coverage(collection: ReferenceCollection, names: list[str]) -> list[Coverage]:
-    """For every class name, in order, whether the collection has references enough for it.
+    """For every class name, in order, whether the collection has enough references for it.
 
     Names are compared in lower case and without outer blanks, as `prototypes` does.
     """

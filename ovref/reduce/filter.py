@@ -1,4 +1,4 @@
-"""Phase 2: leaves out what is unusable or unwanted, and gives the rest its ids.
+"""Phase 2: leaves out what is unusable or unwanted, and numbers the rest.
 
 Each filter sees what the one before it left, and its counts before and after go into the manifest.
 References of a collection that is being grown are settled: they stay, with their ids, but the new
@@ -29,7 +29,7 @@ from ovref_inference.collection.format import (
     open_table,
     open_vectors,
 )
-from ovref_inference.collection.index import read_index, search, tune
+from ovref_inference.collection.index import Questions, read_index, search, tune
 
 DROPPED = "dropped.parquet"
 """Key, noun and reason of what was left out: for tuning thresholds, not published."""
@@ -87,11 +87,11 @@ def filter_references(
         apply("area", lambda rows: (area[rows] >= spec.min_area) & (area[rows] <= spec.max_area))
     if spec.min_score is not None:
         apply("score", lambda rows: score[rows] >= spec.min_score)
-    if spec.duplicate_cosine is not None:
+    if (cosine := spec.duplicate_cosine) is not None:
         apply(
             "near_duplicate",
             lambda rows: _without_near_duplicates(
-                visual, rows, nouns[rows], alive[rows], spec.duplicate_cosine, settled
+                visual, rows, nouns[rows], alive[rows], cosine, settled
             ),
         )
     agreement: dict[str, Any] = {}
@@ -168,13 +168,17 @@ def _agreement(
     _write_vectors(visual, rows, path)
     build_index_on_disk(path, index_path, seed=seed)
     vectors, index = Rows(path), read_index(index_path)
-    parameters, _ = tune(index, vectors, seed=seed)
     available = elsewhere(nouns, images)
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
+    nprobe = None
+    if hasattr(index, "nlist"):
+        # Tuned for as many neighbours as are asked for below, the row itself left out.
+        questions = Questions.of_rows(vectors, seed=seed, ks=[wanted - 1])
+        nprobe = tune(index, questions)[0].nprobe
     found = np.empty(len(rows))
     for start in range(0, len(rows), 4096):
         queries = np.arange(start, min(start + 4096, len(rows)))
-        _, neighbours = search(index, vectors[queries], wanted, parameters=parameters)
+        _, neighbours = search(index, vectors[queries], wanted, nprobe=nprobe)
         found[queries] = noun_agreement(
             neighbours, queries, nouns, images, available, spec.agreement_neighbours
         )

@@ -3,6 +3,7 @@
 A collection that is grown comes before them, row by row as it is, so its ids stay what they are.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Shards:
 
     step: StepFolder
     commits: dict[str, Commit]
-    """By shard, in the order of the names."""
+    """Commits by shard, in the order of the names."""
 
     @property
     def rows(self) -> int:
@@ -55,7 +56,7 @@ class Shards:
 class _Part:
     label: str
     columns: dict[str, Any]
-    """Of REFERENCE_SCHEMA without `id`."""
+    """Columns of REFERENCE_SCHEMA without `id`."""
     visual: np.ndarray
     textual: np.ndarray
 
@@ -77,8 +78,8 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
             "what the steps before dropped say why"
         )
     parts = _parts(base, inputs)
-    part: _Part | None = next(parts)
-    widths = (part.visual.shape[1], part.textual.shape[1])
+    first = next(parts)
+    widths = (first.visual.shape[1], first.textual.shape[1])
     usable = np.zeros(rows, dtype=bool)
     with (
         TableWriter(out / FILES["references"], REFERENCE_SCHEMA) as references,
@@ -86,7 +87,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
         VectorWriter(out / FILES["textual"], rows, widths[1]) as textual,
     ):
         start = 0
-        while part is not None:
+        for part in itertools.chain([first], parts):
             found = (part.visual.shape[1], part.textual.shape[1])
             if found != widths:
                 raise InputError(
@@ -101,7 +102,6 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
             references.append({**part.columns, "id": np.arange(start, stop)})
             start = stop
             report("gather", start, rows)
-            part = next(parts, None)
     np.save(out / USABLE, usable, allow_pickle=False)
     return {
         "settled": settled,
@@ -125,8 +125,8 @@ def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Part]:
         full = [shard for shard, commit in shards.commits.items() if commit.outputs]
         for shard, table in zip(full, read_ahead(shards.step.table, full), strict=True):
             label = shards.label(shard)
-            visual, textual = (codec.matrix(table, name) for name in ("visual", "textual"))
-            yield _Part(label, _columns(table, label), visual, textual)
+            matrices = [codec.matrix(table, name) for name in ("visual", "textual")]
+            yield _Part(label, _columns(table, label), *matrices)
 
 
 def _columns(table: pa.Table, label: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The published collection that is grown, and what it lends to the one that takes its place."""
+"""The published collection that is grown, and what the new one reuses of it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,8 +62,8 @@ def open_base(store: Store, embed: Embed) -> Base:
 
 
 def grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]:
-    """By role; none where centroids of another seed or version would not be those of building at
-    once."""
+    """The base's indexes by role; none if another seed or version would give other centroids than
+    building at once."""
     if grown is None or not _as_now(grown, spec, "seed"):
         return {}
     return {

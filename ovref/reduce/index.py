@@ -1,16 +1,25 @@
-"""Phase 3: an index over each kind of embedding, chosen by their number, its recall measured."""
+"""Phases 3 and 5: an index over each kind of embedding, chosen by their number, and its recall."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ovref.reduce import ivf
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
 from ovref.reduce.tasks import RunTasks, Task, one_thread
-from ovref_inference.collection.format import FILES, IndexInfo
+from ovref_inference.collection.format import (
+    FILES,
+    IndexInfo,
+    SearchPoint,
+    read_noun_embeddings,
+)
 from ovref_inference.collection.index import (
+    RECALL_QUERIES,
+    Questions,
     build_index,
     choose_index,
     read_index,
@@ -20,8 +29,10 @@ from ovref_inference.collection.index import (
     write_index,
 )
 
-RECALL_K = 10
 ROLES = ("visual", "textual")
+QUERIES = {"visual": "held-out rows", "textual": "class names"}
+"""What each index is asked in use, and measured with: regions, which stored rows stand for, and
+class names, for which there are the collection's own nouns."""
 PART_ROWS = 4 * ivf.BLOCK
 """Rows of one task: 200 MB of codes at a width of 768."""
 
@@ -39,13 +50,13 @@ def build_indexes(
     filtered: Path,
     out: Path,
     *,
-    recall: float,
     seed: int,
     grown: dict[str, GrownIndex],
     run_tasks: RunTasks,
     report: Report,
 ) -> dict[str, Any]:
-    """Writes visual.faiss and textual.faiss into `out`; the summary holds an IndexInfo for each.
+    """Writes visual.faiss and textual.faiss into `out`; the summary holds an IndexInfo for each,
+    without a curve, which `tune_indexes` measures.
 
     An inverted file is trained, filled by parts and merged on disk (`ivf`); memory is that of the
     training sample or of one part a task. A grown collection keeps the centroids and the entries
@@ -53,37 +64,68 @@ def build_indexes(
     once, since the centroids are trained on the first rows alone (`training_rows`).
 
     Args:
-        recall: recall@10 against exact search that the search parameters are chosen to reach; what
-            was reached is in the summary.
-        seed: of the samples for training and measuring; the same that `grown` was built with.
+        seed: of the training samples; the same that `grown` was built with.
         grown: by role, where a collection is grown.
     """
     plans = [
         _plan(filtered / FILES[role], out / FILES[f"{role}_index"], seed, grown.get(role))
         for role in ROLES
     ]
-    tuning: list[Task] = [partial(_tuned, plan.vectors, plan.path, seed, recall) for plan in plans]
-    done, total = 0, sum(map(len, [*_stages(plans), tuning]))
-    results: list[Any] = []
-    for stage in [*_stages(plans), tuning]:
-        results = []
-        for result in run_tasks(stage):
-            results.append(result)
+    done, total = 0, sum(map(len, _stages(plans)))
+    for stage in _stages(plans):
+        for _ in run_tasks(stage):
             done += 1
             report("index", done, total)
     _remove_scratch(plans)
     return {
-        role: asdict(
-            IndexInfo(
-                factory=plan.factory,
-                search=search,
-                recall=measured,
-                recall_k=RECALL_K if search else 0,
-                train_rows=plan.train_rows,
-            )
-        )
-        for role, plan, (search, measured) in zip(ROLES, plans, results, strict=True)
+        role: asdict(IndexInfo(factory=plan.factory, train_rows=plan.train_rows))
+        for role, plan in zip(ROLES, plans, strict=True)
     }
+
+
+def tune_indexes(
+    filtered: Path,
+    built: Path,
+    nouns: Path,
+    indexes: dict[str, Any],
+    *,
+    recall: float,
+    seed: int,
+    dead: np.ndarray,
+    run_tasks: RunTasks,
+    report: Report,
+) -> dict[str, Any]:
+    """Measures recall for queries like those of later use, and chooses `nprobe` for each k.
+
+    Args:
+        filtered, built: the folders of the phases `filter` and `index`.
+        nouns: nouns.parquet, whose text embeddings are the class names that are asked for.
+        indexes: by role, what `build_indexes` returned.
+        recall: mean recall against exact search to reach at each k.
+        seed: of the samples of queries.
+        dead: sorted ids of deleted references, which no search returns.
+
+    Returns:
+        By role, the IndexInfo as plain values.
+    """
+    tasks = [
+        partial(
+            _tuned,
+            filtered / FILES[role],
+            built / FILES[f"{role}_index"],
+            nouns if role == "textual" else None,
+            dead,
+            seed,
+            recall,
+        )
+        for role in ROLES
+    ]
+    found: dict[str, Any] = {}
+    for role, curve in zip(ROLES, run_tasks(tasks), strict=True):
+        queries = QUERIES[role] if curve else ""
+        found[role] = indexes[role] | {"curve": [asdict(at) for at in curve], "queries": queries}
+        report("tune", len(found), len(ROLES))
+    return found
 
 
 def build_index_on_disk(vectors: Path, path: Path, *, seed: int) -> None:
@@ -109,14 +151,14 @@ class _Plan:
 def _plan(vectors: Path, path: Path, seed: int, grown: GrownIndex | None) -> _Plan:
     n, dim = Rows(vectors).shape
     factory = choose_index(n, dim)
-    common = {"vectors": vectors, "path": path, "factory": factory}
     if not factory.startswith("IVF"):
-        return _Plan(**common, finish=partial(_whole, vectors, factory, path))
+        finish = partial(_whole, vectors, factory, path)
+        return _Plan(vectors=vectors, path=path, factory=factory, finish=finish)
     trained, part = _scratch(path)
     count, of = training_rows(n, factory)
     kept = 0
     if grown and grown.info.factory == factory and grown.info.train_rows == count:
-        # The last block of the old rows was not full: its rows are assigned again, in company.
+        # The last block of the old rows was not full: its rows are assigned again in a full one.
         kept = grown.rows // ivf.BLOCK * ivf.BLOCK
     old = grown.path if grown and kept else None
     parts: list[Task] = []
@@ -129,7 +171,9 @@ def _plan(vectors: Path, path: Path, seed: int, grown: GrownIndex | None) -> _Pl
         stop = min(start + PART_ROWS, n)
         parts.append(partial(_part, vectors, trained, start, stop, names[-1]))
     return _Plan(
-        **common,
+        vectors=vectors,
+        path=path,
+        factory=factory,
         train_rows=count,
         train=partial(_train, vectors, factory, count, of, seed, old, trained),
         parts=tuple(parts),
@@ -179,11 +223,20 @@ def _merge(trained: Path, parts: list[Path], path: Path) -> None:
     ivf.merge(index, [ivf.read_part(part) for part in parts], path)
 
 
-def _tuned(vectors: Path, path: Path, seed: int, recall: float) -> tuple[dict[str, int], float]:
+def _tuned(
+    vectors: Path, path: Path, nouns: Path | None, dead: np.ndarray, seed: int, recall: float
+) -> tuple[SearchPoint, ...]:
     rows = Rows(vectors)
     with one_thread():
         index = read_index(path, rows=len(rows), dim=rows.shape[1])
-        return tune(index, rows, k=RECALL_K, seed=seed, target=recall)
+        if not hasattr(index, "nlist") or len(dead) == len(rows):
+            return ()
+        if nouns is None:
+            questions = Questions.of_rows(rows, seed=seed, excluded=dead)
+        else:
+            names = sample(read_noun_embeddings(nouns), RECALL_QUERIES, seed)
+            questions = Questions(rows, names, excluded=dead)
+        return tune(index, questions, target=recall)
 
 
 def _scratch(path: Path) -> tuple[Path, str]:

@@ -1,14 +1,14 @@
 """An inverted-file index of any size in bounded memory: train, assign by parts, merge on disk.
 
 Codes are the stored float16 embeddings themselves, so the lists are the matrix in another order:
-faiss trains and searches, and which list a row belongs to is all that has to be computed. Both the
+faiss trains and searches, and only the list of each row has to be computed. Both the
 training and the assignment take two levels, cells of centroids first, which costs about a tenth of
 comparing with every centroid; a row may so end in its second-best list, for which `nprobe`, being
 tuned on the finished index, makes up.
 
 Everything goes in blocks of `BLOCK` rows counted from row 0, because a matrix product may round a
-row otherwise in other company: the same rows give the same index, in however many parts it was
-made, and a grown collection has that of one built at once.
+row differently in a different batch: the same rows give the same index, in however many parts it
+was made, and a grown collection has the index of one built at once.
 """
 
 import os
@@ -174,7 +174,7 @@ def part_of_index(path: Path, rows: int, out: Path) -> Part:
             size = lists.list_size(number)
             if not size:
                 continue
-            found = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            found: np.ndarray = faiss.rev_swig_ptr(lists.get_ids(number), size)
             kept = int(np.searchsorted(found, rows))  # of one list, ids ascend
             sizes[number] = kept
             if kept:
@@ -192,7 +192,7 @@ def merge(index: Any, parts: Sequence[Part], path: Path) -> None:
     the order of their ids.
     """
     faiss = faiss_module()
-    sizes = np.sum([part.sizes for part in parts], axis=0, dtype=np.int64)
+    sizes = np.stack([part.sizes for part in parts]).sum(axis=0, dtype=np.int64)
     index.ntotal = int(sizes.sum())
     header = faiss.serialize_index(index).tobytes()
     # An index without entries ends in: fourcc, lists, code size, "sprs" and no (list, size) pairs.

@@ -1,6 +1,7 @@
 """Phase 4: the vocabulary, and every noun's prototypes."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,6 @@ from ovref_inference.collection.prototypes import (
 from ovref_inference.collection.retrieve import Texts, class_embeddings
 
 NOUNS_A_TASK = 2048
-_SETS_BYTES = 128 << 20
-"""Embeddings that a task holds before it clusters them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +64,9 @@ def build_prototypes(
 
     A noun with `config.needed` references or more is clustered alone, a rarer one together with
     its neighbours in text space (VOCSeg 3.1), by the functions that queries use too. Of a grown
-    collection, nouns keep their prototypes unless references of theirs, or of a neighbour, came or
-    went. Memory: the noun of every reference, the vocabulary's text embeddings; in a task one
-    partition of `by_noun`, or one noun's visual embeddings.
+    collection, nouns keep their prototypes unless references of theirs or of a neighbour were
+    added or deleted. Memory: the noun of every reference and the vocabulary's text embeddings; in a
+    task one partition of `by_noun`, or one noun's visual embeddings.
 
     Args:
         dead: sorted ids of deleted references; they are counted but make no prototypes.
@@ -107,7 +106,8 @@ def build_prototypes(
     with VectorWriter(out / FILES["prototypes"], int(stops[-1]), width) as writer:
         for noun, size in enumerate(sizes.tolist()):
             if size:
-                writer.append(made.next(size) if kept[noun] is None else kept[noun])
+                stored = kept[noun]
+                writer.append(made.next(size) if stored is None else stored)
     with TableWriter(out / FILES["nouns"], NOUN_SCHEMA) as table:
         table.append(
             {
@@ -177,7 +177,7 @@ def _neighbours(out: Path, config: PrototypeConfig, rows: list[int]) -> list[lis
 
 
 def _touched(vocabulary: Vocabulary, grown: GrownPrototypes | None, dead: np.ndarray) -> np.ndarray:
-    """(nouns,) bool: nouns of which a reference came or went since the grown collection."""
+    """(nouns,) bool: nouns with a reference added or deleted since the grown collection."""
     if grown is None:
         return np.ones(len(vocabulary.nouns), dtype=bool)
     changed = vocabulary.order >= grown.references
@@ -186,7 +186,7 @@ def _touched(vocabulary: Vocabulary, grown: GrownPrototypes | None, dead: np.nda
 
 
 class _Old:
-    """What a grown collection knows of its nouns; nothing where there is none."""
+    """The nouns of a grown collection; empty where none is grown."""
 
     def __init__(self, grown: GrownPrototypes | None) -> None:
         self.row: dict[str, int] = {}
@@ -203,7 +203,7 @@ class _Old:
     def kept(
         self, nouns: list[str], used: list[list[int]], touched: np.ndarray
     ) -> list[np.ndarray | None]:
-        """Of each noun the prototypes that still hold, or None."""
+        """The prototypes of each noun that are still valid, or None."""
         found: list[np.ndarray | None] = [None] * len(nouns)
         for noun, of_noun in enumerate(used):
             row = self.row.get(nouns[noun])
@@ -220,19 +220,14 @@ def _cluster(folder: Path, config: PrototypeConfig, nouns: list[int], used: list
     """Prototypes of these nouns, one after another, in a file; its name."""
     rows = NounRows(folder)
     dead = np.load(folder / "dead.npy", allow_pickle=False)
-    sets: list[np.ndarray] = []
-    found: list[np.ndarray] = []
-    held = 0
-    with one_thread():
+
+    def of_each() -> Iterator[np.ndarray]:
         for of_noun in used:
             ids = np.sort(np.concatenate([rows.ids(other) for other in of_noun]))
-            ids = clustered_rows(ids[~np.isin(ids, dead)], config)
-            sets.append(rows.vectors(of_noun, ids))
-            held += sets[-1].nbytes
-            if held > _SETS_BYTES:
-                found += make_prototypes(sets, config)
-                sets, held = [], 0
-        found += make_prototypes(sets, config)
+            yield rows.vectors(of_noun, clustered_rows(ids[~np.isin(ids, dead)], config))
+
+    with one_thread():
+        found = make_prototypes(of_each(), config)
     path = folder / f"clustered_{nouns[0]:09d}.npy"
     write_vectors(path, np.concatenate(found))
     return path.name

@@ -1,14 +1,15 @@
-"""Reference shards to a published collection, in five phases.
+"""Reference shards to a published collection, in six phases.
 
     gather       all shards -> one table, two matrices          work/<fingerprint>/gather
     filter       leave out, number                              work/<fingerprint>/filter
     index        over visual and textual embeddings             work/<fingerprint>/index
     prototypes   vocabulary, k-means per noun                   work/<fingerprint>/prototypes
-    publish      its files, then the manifest: the collection    work/<fingerprint>/files
+    tune         recall of the indexes, nprobe for each k       work/<fingerprint>/tune
+    publish      its files, then the manifest: the collection   work/<fingerprint>/files
 
-Indexing and clustering are lists of tasks (`tasks`), which other processes may run that see the
-work folder; matrices are read by parts, whatever the number of references. A killed reduction goes
-on with the phase that was under way; two reductions of the same references give the same bytes,
+Indexing and clustering are lists of tasks (`tasks`), which other processes that see the work folder
+may run; matrices are read by parts, whatever the number of references. A killed reduction resumes
+with the phase that was interrupted; two reductions of the same references give the same bytes,
 whatever made the shards and in whatever order.
 """
 
@@ -36,7 +37,7 @@ from ovref.reduce.grow import (
     open_base,
     provenance_of,
 )
-from ovref.reduce.index import build_indexes
+from ovref.reduce.index import build_indexes, tune_indexes
 from ovref.reduce.phases import Report, one_at_a_time, run_phase
 from ovref.reduce.prototypes import build_prototypes
 from ovref.reduce.spec import ReduceSpec
@@ -88,7 +89,7 @@ def reduce_collection(
         allow_incomplete: whether steps may lack shards.
         run_tasks: runs the work of indexing and clustering, in this process or on others that see
             `work`; it does not change a byte.
-        report: told about the progress.
+        report: called with the progress.
 
     Returns:
         Plain values: `fingerprint`; `references`, `nouns`, `rare_nouns` and `prototypes`, counted;
@@ -136,13 +137,12 @@ def reduce_collection(
                 report=report,
             ),
         )
-        indexes = run_phase(
+        built = run_phase(
             folder,
             "index",
             lambda out: build_indexes(
                 folder / "filter",
                 out,
-                recall=spec.index_recall,
                 seed=spec.seed,
                 grown=grown_indexes(grown, spec),
                 run_tasks=run_tasks,
@@ -164,6 +164,21 @@ def reduce_collection(
                 report=report,
             ),
         )
+        indexes = run_phase(
+            folder,
+            "tune",
+            lambda out: tune_indexes(
+                folder / "filter",
+                folder / "index",
+                folder / "prototypes" / fmt.FILES["nouns"],
+                built,
+                recall=spec.index_recall,
+                seed=spec.seed,
+                dead=dead,
+                run_tasks=run_tasks,
+                report=report,
+            ),
+        )
         run_phase(folder, "files", lambda out: _assemble(folder, out, grown))
 
         summary = {
@@ -181,9 +196,9 @@ def reduce_collection(
             visual=_encoder_info(placed.visual, gathered["dim_visual"]),
             textual=_encoder_info(placed.text, gathered["dim_textual"]),
             templates=tuple(embed.templates),
-            weights=tuple(embed.weights),
-            visual_index=fmt.IndexInfo(**indexes["visual"]),
-            textual_index=fmt.IndexInfo(**indexes["textual"]),
+            weights=(embed.weights[0], embed.weights[1]),
+            visual_index=fmt.index_info(indexes["visual"]),
+            textual_index=fmt.index_info(indexes["textual"]),
             prototypes=config.dump(spec.prototypes),
             licences=tuple(dict.fromkeys([*identity["licences"], *made_from.get("licences", ())])),
             build={

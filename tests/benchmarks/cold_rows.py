@@ -5,7 +5,7 @@
 With the sizes of a million references over 50,000 nouns: the stored prototypes of 171 nouns (171
 slices of 10 rows out of 500,000 x 768 float16), and what FOSSIL clusters for 171 classes (150 rows
 each, anywhere in 1,000,000 x 768). Files are full of random numbers, written once, and thrown out
-of the page cache before each reading; with and without `announce_rows` take turns. Then the same
+of the page cache before each reading; with and without `prefetch_rows` take turns. Then the same
 from the cache. Needs Linux. Writes results/cold_rows.json.
 """
 
@@ -23,7 +23,7 @@ from statistics import median
 import numpy as np
 
 from ovref_inference.collection.format import VectorWriter, open_vectors
-from ovref_inference.vectors import announce_rows
+from ovref_inference.vectors import prefetch_rows
 
 HERE = Path(__file__).parent
 WIDTH, CLASSES, K, N = 768, 171, 10, 150
@@ -53,7 +53,7 @@ def measured(path: Path, rows_of: Callable, announced: bool, cold: bool, turn: i
     parts = rows_of(np.random.default_rng(turn), len(matrix))
     before, began = _read_mb(), time.perf_counter()
     if announced:
-        announce_rows(matrix, np.concatenate(parts))
+        prefetch_rows(matrix, np.concatenate(parts))
     for rows in parts:
         np.asarray(matrix[rows], dtype=np.float32)
     return time.perf_counter() - began, _read_mb() - before

@@ -53,11 +53,11 @@ def main(n: int, dim: int) -> None:
         index = indexes.build_index(vectors)
         report["build_index_s"] = time.process_time() - start
         start = time.process_time()
-        search, recall = indexes.tune(index, vectors)
+        curve = indexes.tune(index, indexes.Questions.of_rows(vectors))
         report["tune_s"] = time.process_time() - start
         factory = indexes.choose_index(n, dim)
-        report |= {"factory": factory, "search": search, "recall_at_10": recall}
-        info = fmt.IndexInfo(factory=factory, search=search, recall=recall, recall_k=10)
+        report |= {"factory": factory, "curve": [asdict(point) for point in curve]}
+        info = fmt.IndexInfo(factory=factory, curve=curve)
         start = time.process_time()
         prototypes = make_prototypes([vectors[noun_of == row] for row in range(len(nouns))], config)
         report["prototypes_ms_per_noun"] = 1e3 * (time.process_time() - start) / len(nouns)

@@ -94,7 +94,8 @@ def make(folder: Path, references: int, nouns: int, width: int) -> None:
         folder / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, fmt.tombstone_columns([], "")
     )
     encoder = fmt.EncoderInfo(model="synthetic", revision="", dim=width)
-    info = fmt.IndexInfo(factory=factory, search={"nprobe": 8}, recall=1.0, recall_k=10)
+    curve = (fmt.SearchPoint(k=10, nprobe=8, recall=1.0, worst_tenth=1.0),)
+    info = fmt.IndexInfo(factory=factory, curve=curve)
     files = {}
     for role, name in fmt.FILES.items():
         size = (folder / name).stat().st_size

@@ -9,7 +9,7 @@ import pytest
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import reference_collection as module
 from ovref_inference.collection.format import open_vectors, write_vectors
-from ovref_inference.vectors import announce_rows
+from ovref_inference.vectors import prefetch_rows
 
 PAGE = mmap.PAGESIZE
 
@@ -68,32 +68,32 @@ def test_the_pages_of_the_rows_are_announced_once_each(mapped, dim):
     mapping, matrix = mapped(41, dim)
     for rows in ([0], [40], [0, 40], [7, 7, 3], list(range(41)), [39, 40, 5, 6, 20]):
         mapping.__dict__.clear()
-        announce_rows(matrix, np.array(rows))
+        prefetch_rows(matrix, np.array(rows))
         assert pages(mapping) == slow_pages(mapping, matrix, rows)
 
 
 def test_rows_on_neighbouring_pages_are_one_range(mapped):
     mapping, matrix = mapped(100, PAGE // 4)  # half a page each
-    announce_rows(matrix, np.array([50, 0, 1, 2, 51, 52]))
+    prefetch_rows(matrix, np.array([50, 0, 1, 2, 51, 52]))
     assert len(mapping.told) == 2
 
 
 def test_a_part_of_a_mapping_is_announced_where_it_lies(mapped):
     mapping, matrix = mapped(60, 768)
-    announce_rows(matrix[50:], np.array([4]))
+    prefetch_rows(matrix[50:], np.array([4]))
     assert pages(mapping) == slow_pages(mapping, matrix, [54])
 
 
 def test_what_cannot_be_announced_is_left_alone(mapped):
     mapping, matrix = mapped(60, 8)
-    announce_rows(matrix, np.zeros(0, np.int64))
-    announce_rows(matrix[:0], np.zeros(0, np.int64))
-    announce_rows(matrix[:, ::2], np.array([3]))
+    prefetch_rows(matrix, np.zeros(0, np.int64))
+    prefetch_rows(matrix[:0], np.zeros(0, np.int64))
+    prefetch_rows(matrix[:, ::2], np.array([3]))
     assert not mapping.__dict__
-    announce_rows(np.ones((5, 3), np.float16), np.array([1, 4]))
-    announce_rows(np.ones((5, 3), np.float16)[1:], np.array([1]))
+    prefetch_rows(np.ones((5, 3), np.float16), np.array([1, 4]))
+    prefetch_rows(np.ones((5, 3), np.float16)[1:], np.array([1]))
     mapping.fails = True
-    announce_rows(matrix, np.array([3]))
+    prefetch_rows(matrix, np.array([3]))
     assert len(mapping.told) == 1
 
 
@@ -102,7 +102,7 @@ def test_a_file_opened_as_a_collection_does_is_a_mapping_that_can_be_announced(t
     write_vectors(path, np.ones((5000, 8)))
     vectors = open_vectors(path)
     assert isinstance(vectors.base, mmap.mmap)
-    announce_rows(vectors, np.array([0, 4999]))
+    prefetch_rows(vectors, np.array([0, 4999]))
     assert (vectors == 1).all()
 
 
@@ -112,7 +112,7 @@ def test_a_collection_announces_what_it_reads_before_it_reads(published, built, 
     def record(matrix, rows):
         announced.append((matrix is opened.visual, np.unique(rows).tolist()))
 
-    monkeypatch.setattr(module, "announce_rows", record)
+    monkeypatch.setattr(module, "prefetch_rows", record)
     with ReferenceCollection.open(published) as opened:
         opened.prototypes(["dog", "cat"])
         first, second = (built.nouns.index(noun) for noun in ("cat", "dog"))

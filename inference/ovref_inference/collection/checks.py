@@ -1,4 +1,4 @@
-"""Whether the files of a collection belong together: asked before publishing and when opening."""
+"""Checks that the files of a collection belong together, before publishing and when opening."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +37,7 @@ def check_counts(
         if shapes[role][0] != rows["references"]:
             raise CollectionError(
                 f"{paths[role]} has {shapes[role][0]} rows, {paths['references']} has "
-                f"{rows['references']}: they are not of one collection"
+                f"{rows['references']}: they do not belong to one collection"
             )
     for role, encoder in (
         ("visual", manifest.visual),
@@ -55,7 +55,7 @@ def check_counts(
 
 
 def _check_ids(path: Path) -> None:
-    """By the statistics of each row group, so that no column is read."""
+    """Checks ids through the statistics of each row group, so that no column is read."""
     start = 0
     with fmt.open_table(path, fmt.REFERENCE_SCHEMA) as table:
         for number in range(table.num_row_groups):
@@ -72,8 +72,8 @@ def _check_ids(path: Path) -> None:
 def _check_nouns(path: Path, table: dict[str, Any], rows: Mapping[str, int], dim: int) -> None:
     nouns, known = table["noun"], set(table["noun"])
     starts, stops = table["prototype_start"].tolist(), table["prototype_stop"].tolist()
-    faults = {
-        # A list that is in order is sorted in a glance, a set is not.
+    problems = {
+        # Sorting a list that is in order already is fast.
         "nouns are not sorted, each once": nouns != sorted(nouns) or len(nouns) != len(known),
         f"counts do not add up to {rows['references']} references": (
             table["count"].sum() != rows["references"]
@@ -86,6 +86,6 @@ def _check_nouns(path: Path, table: dict[str, Any], rows: Mapping[str, int], dim
             table["neighbours"].flatten().unique().to_pylist()
         ),
     }
-    for fault, found in faults.items():
+    for problem, found in problems.items():
         if found:
-            raise CollectionError(f"{path}: {fault}; reduce the collection again")
+            raise CollectionError(f"{path}: {problem}; reduce the collection again")

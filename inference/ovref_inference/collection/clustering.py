@@ -17,13 +17,13 @@ def spherical_kmeans(
 ) -> np.ndarray:
     """Centroids of `vectors` by cosine similarity (FOSSIL 3.3, VOCSeg 3.1).
 
-    k-means++ start, then Lloyd's steps until nothing moves. Equal input and seed give equal
-    centroids. A cluster that runs empty takes the vector farthest from its own centroid.
+    k-means++ initialisation, then Lloyd's steps until nothing moves. Equal input and seed give
+    equal centroids. An empty cluster takes the vector farthest from its own centroid.
 
     Args:
         vectors: (n, d), n >= 1; normalised here.
         k: centroids wanted, >= 1.
-        seed: of the start.
+        seed: of the initialisation.
         iterations: at most this many steps.
 
     Returns:
@@ -78,7 +78,7 @@ def spherical_kmeans_many(
     Raises:
         ValueError: as `spherical_kmeans`.
     """
-    found: list[np.ndarray | None] = [None] * len(sets)
+    found: dict[int, np.ndarray] = {}
     small: dict[int, list[int]] = {}
     for number, vectors in enumerate(sets):
         if 1 <= k < len(vectors) <= BATCHED_UP_TO and vectors.ndim == 2:
@@ -95,7 +95,7 @@ def spherical_kmeans_many(
                 batch, _kmeans_of_batch(points_bnd, k, seed, iterations), strict=True
             ):
                 found[number] = centroids
-    return found
+    return [found[number] for number in range(len(sets))]
 
 
 def _kmeans_of_batch(points_bnd: np.ndarray, k: int, seed: int, iterations: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The reference collection on disk, format version 1. Nothing else writes or reads these files.
+"""The reference collection on disk, format version 2. Nothing else writes or reads these files.
 
     collection.json         the manifest (`Manifest`); written last, it is the commit
     references.parquet      one row a reference (`REFERENCE_SCHEMA`), row i is id i
@@ -30,7 +30,9 @@ import pyarrow.parquet as pq
 
 from ovref_inference.errors import CollectionError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has one search setting an index, tuned for one k, where version 2 has a curve."""
 MANIFEST = "collection.json"
 FILES = {
     "references": "references.parquet",
@@ -98,17 +100,30 @@ class EncoderInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchPoint:
+    """The search setting for one number of neighbours, and the recall measured with it."""
+
+    k: int
+    """Neighbours asked for."""
+    nprobe: int
+    """Inverted lists searched."""
+    recall: float
+    """Mean recall@k over the queries against exact search, in [0, 1]."""
+    worst_tenth: float | None
+    """Mean recall@k of the tenth of the queries with the lowest; None in version 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class IndexInfo:
     """How an index was built and how it must be searched."""
 
     factory: str
     """faiss factory string, by inner product."""
-    search: dict[str, int] = field(default_factory=dict)
-    """Search parameter and value (`nprobe` or `efSearch`); empty when the search is exact."""
-    recall: float = 1.0
-    """Recall measured against exact search by rows that are not their own neighbours, in [0, 1]."""
-    recall_k: int = 0
-    """Neighbours asked for in that measurement; 0 when the search is exact."""
+    curve: tuple[SearchPoint, ...] = ()
+    """Ascending in k; empty when the search is exact."""
+    queries: str = ""
+    """What the recall was measured with: `class names` (the collection's nouns in its templates)
+    or `held-out rows` (stored rows, each without itself); empty when the search is exact."""
     train_rows: int = 0
     """References that the lists' centroids were trained on; 0 for an index without lists."""
 
@@ -127,18 +142,18 @@ class Manifest:
     """collection.json. `publish` fills in `counts`, `files` and `settled_tombstones`."""
 
     fingerprint: str
-    """Of everything that affected the collection's bytes."""
+    """Hash of everything that affected the collection's bytes."""
     visual: EncoderInfo
     textual: EncoderInfo
     templates: tuple[str, ...]
     weights: tuple[float, float]
-    """Of noun and caption in the textual retrieval embeddings."""
+    """Weights of noun and caption in the textual retrieval embeddings."""
     visual_index: IndexInfo
     textual_index: IndexInfo
     prototypes: dict[str, Any]
     """Fields of `prototypes.PrototypeConfig`."""
     licences: tuple[str, ...] = ()
-    """Of the inputs: corpora, images, model weights."""
+    """Licences of the inputs: corpora, images, model weights."""
     build: dict[str, Any] = field(default_factory=dict)
     """Plain values: effective configuration, versions, parents' fingerprints; `provenance`, a list
     with the corpus, the steps' settings, the models (id, revision, weights, licence) of each build
@@ -174,9 +189,10 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if not isinstance(tree, dict) or "format_version" not in tree:
         raise CollectionError(f"{where} is not the manifest of a reference collection")
     version = tree["format_version"]
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise CollectionError(
-            f"{where} has format version {version!r}, this program reads {FORMAT_VERSION}; "
+            f"{where} has format version {version!r}, this program reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; "
             "use the version of ovref that wrote it, or build the collection again"
         )
     try:
@@ -185,8 +201,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
                 **tree,
                 "visual": EncoderInfo(**tree["visual"]),
                 "textual": EncoderInfo(**tree["textual"]),
-                "visual_index": IndexInfo(**tree["visual_index"]),
-                "textual_index": IndexInfo(**tree["textual_index"]),
+                "visual_index": index_info(tree["visual_index"]),
+                "textual_index": index_info(tree["textual_index"]),
                 "templates": tuple(tree["templates"]),
                 "weights": tuple(tree["weights"]),
                 "licences": tuple(tree["licences"]),
@@ -204,6 +220,16 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         if Path(info.path).name != info.path or info.path in ("", ".", ".."):
             raise CollectionError(f"{where} names a file outside its folder: {info.path!r}")
     return manifest
+
+
+def index_info(tree: Mapping[str, Any]) -> IndexInfo:
+    """An IndexInfo from its JSON; one of version 1 becomes a curve of one point."""
+    fields = dict(tree)
+    if "search" in fields:
+        k, recall, search = (fields.pop(name) for name in ("recall_k", "recall", "search"))
+        curve = [{"k": k, "recall": recall, "worst_tenth": None, **search}] if search else []
+        fields |= {"curve": curve, "queries": "held-out rows" if search else ""}
+    return IndexInfo(**{**fields, "curve": tuple(SearchPoint(**at) for at in fields["curve"])})
 
 
 class VectorWriter:
@@ -290,7 +316,7 @@ def write_vectors(path: str | Path, vectors: np.ndarray) -> None:
             writer.append(vectors[start : start + ROW_GROUP])
 
 
-def open_vectors(path: str | Path) -> np.ndarray:
+def open_vectors(path: str | Path) -> np.memmap:
     """The (rows, dim) float16 matrix, memory-mapped read-only.
 
     Raises:
@@ -353,7 +379,7 @@ def read_noun_embeddings(path: str | Path) -> np.ndarray:
         CollectionError: they are not all of one width.
     """
     with open_table(path, NOUN_SCHEMA) as file:
-        parts = []
+        parts: list[np.ndarray] = []
         for group in range(file.num_row_groups):
             column = file.read_row_group(group, columns=["embedding"]).column("embedding")
             lists = column.combine_chunks()

@@ -1,24 +1,35 @@
-"""Nearest neighbours by cosine: which faiss index, built how, and how good it measured."""
+"""Nearest neighbours by cosine: which faiss index, how it is built, searched and measured.
 
-from dataclasses import dataclass
+How many inverted lists a search must look into depends on k and on the kind of query: a class name
+has its 350 nearest references in many more lists than a region has its 10 nearest. So recall is
+measured at several k, with queries like those that the index will get, and every search takes the
+`nprobe` for its own k.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ovref_inference.collection.format import SearchPoint
 from ovref_inference.errors import CollectionError
+from ovref_inference.vectors import Vectors
 
 EXACT_BELOW = 20_000
 TRAIN_PER_LIST = 39
-"""What faiss' k-means asks for at least; twice as many did not find more neighbours."""
+"""Training rows of one list: faiss' minimum; twice as many did not improve the recall."""
+MEASURED_K = (10, 20, 70, 150, 350)
+"""Neighbours that recall is measured for: of RetCLIP and CorrCLIPv2 (10, 20), FOSSIL (70, 150) and
+FreeDA (350)."""
 TARGET_RECALL = 0.95
 RECALL_QUERIES = 512
-"""The recall of a search is measured with so many, to about 0.01."""
+"""Queries of one measurement, which gives the mean recall to about 0.01."""
 _ONE_SIDED_95 = 1.645
 _CHUNK_ROWS = 65_536
 _TIE = 1e-6
 """Rounding of a cosine in float32. References of one noun in equal captions tie; in others their
-cosines differ by less than 1e-3, so that a wider tolerance would count nearly any as found."""
+cosines differ by up to 1e-3, so that a wider tolerance would count nearly any as found."""
 
 
 def faiss_module() -> Any:
@@ -72,7 +83,7 @@ def training_rows(n: int, factory: str) -> tuple[int, int]:
     return min(TRAIN_PER_LIST * lists, among), among
 
 
-def build_index(vectors: np.ndarray, factory: str | None = None, *, seed: int = 0) -> Any:
+def build_index(vectors: Vectors, factory: str | None = None, *, seed: int = 0) -> Any:
     """A trained and filled faiss index by inner product, in memory; row i gets id i.
 
     On one thread, so that equal input gives an equal index.
@@ -100,121 +111,214 @@ def build_index(vectors: np.ndarray, factory: str | None = None, *, seed: int = 
     return index
 
 
+def nprobe_for(k: int, curve: Sequence[SearchPoint]) -> int | None:
+    """Lists to search for the k nearest, from the curve in the manifest; None without a curve.
+
+    The setting of the next larger k that was measured. Beyond the largest one nothing was
+    measured, and lists are searched in proportion to k.
+    """
+    if not curve:
+        return None
+    for point in curve:
+        if k <= point.k:
+            return point.nprobe
+    return -(-curve[-1].nprobe * k // curve[-1].k)
+
+
 def search(
     index: Any,
     queries: np.ndarray,
     k: int,
     *,
-    parameters: dict[str, int] | None = None,
+    nprobe: int | None = None,
     excluded: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of each query.
+    """The k nearest rows of each query, or all rows where there are fewer.
+
+    A query whose lists hold fewer than k rows is searched again in twice as many, until it has k
+    or all lists were searched.
 
     Args:
         queries: (m, d) L2-normalised.
-        k: >= 1.
-        parameters: `{"nprobe": ...}` or `{"efSearch": ...}`, as kept in the manifest.
-        excluded: sorted ids never to be returned.
+        k: at least 1.
+        nprobe: inverted lists to search at first; None for an exact index.
+        excluded: sorted ids that are never returned.
 
     Returns:
-        scores (m, k) float32, highest first, and ids (m, k) int64; where there are fewer than k
-        rows the rest is -inf and -1.
+        scores (m, min(k, rows)) float32, highest first, and ids of the same shape, int64; where
+        exclusions leave fewer rows, the rest is -inf and -1.
     """
-    faiss = faiss_module()
-    settings: dict[str, Any] = dict(parameters or {})
-    if excluded is not None and len(excluded):
-        settings["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
-    if "nprobe" in settings:
-        options = faiss.SearchParametersIVF(**settings)
-    elif "efSearch" in settings:
-        options = faiss.SearchParametersHNSW(**settings)
-    else:
-        options = faiss.SearchParameters(**settings)
+    excluded = np.zeros(0, dtype=np.int64) if excluded is None else excluded
+    k = min(k, index.ntotal)
+    there = min(k, index.ntotal - len(excluded))
     queries = np.ascontiguousarray(queries, dtype=np.float32)
+    nprobe = None if nprobe is None else min(nprobe, index.nlist)
+    scores, ids = _search(index, queries, k, nprobe, excluded)
+    while nprobe is not None and nprobe < index.nlist and there:
+        short = np.flatnonzero(ids[:, there - 1] < 0)
+        if not len(short):
+            break
+        nprobe = min(2 * nprobe, index.nlist)
+        scores[short], ids[short] = _search(index, queries[short], k, nprobe, excluded)
+    return scores, ids
+
+
+def _search(
+    index: Any, queries: np.ndarray, k: int, nprobe: int | None, excluded: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    faiss = faiss_module()
+    settings: dict[str, Any] = {}
+    if len(excluded):
+        settings["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
+    if nprobe is None:
+        options = faiss.SearchParameters(**settings)
+    else:
+        options = faiss.SearchParametersIVF(nprobe=nprobe, **settings)
     scores, ids = index.search(queries, k, params=options)
     scores[ids < 0] = -np.inf
     return scores, ids
 
 
-def exact_search(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like `search`, by comparing with every row, in chunks; of equals the lowest row comes first.
+def exact_search(
+    vectors: Vectors, queries: np.ndarray, k: int, *, excluded: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of each query, by comparing with every row, some of them at a time.
 
     Args:
-        vectors: (n, d), anything that gives rows by slices.
+        vectors: (n, d).
+        queries: (m, d).
+        excluded: ids that are never returned.
+
+    Returns:
+        scores (m, k) float32, highest first, and ids (m, k) int64; -inf and -1 beyond the rows.
     """
+    faiss = faiss_module()
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
     ids = np.full((len(queries), k), -1, dtype=np.int64)
     for start in range(0, len(vectors), _CHUNK_ROWS):
-        scores = queries @ np.asarray(vectors[start : start + _CHUNK_ROWS], dtype=np.float32).T
-        if scores.shape[1] > k:
-            # Rows as good as the k-th are all kept, since which of them comes first is not chance.
-            lowest = np.partition(scores, -k, axis=1)[:, -k]
-            rows = np.flatnonzero((scores >= np.maximum(lowest, best[:, -1])[:, None]).any(axis=0))
-            scores = scores[:, rows]
-        else:
-            rows = np.arange(scores.shape[1])
-        every = np.broadcast_to(start + rows, scores.shape)
-        scores, every = np.concatenate([best, scores], axis=1), np.concatenate([ids, every], axis=1)
+        chunk = np.asarray(vectors[start : start + _CHUNK_ROWS], dtype=np.float32)
+        rows = np.arange(start, start + len(chunk))
+        if excluded is not None and len(excluded):
+            kept = ~np.isin(rows, excluded)
+            rows, chunk = rows[kept], chunk[kept]
+        if not len(rows):
+            continue
+        count = min(k, len(rows))
+        scores, found = faiss.knn(queries, chunk, count, metric=faiss.METRIC_INNER_PRODUCT)
+        scores = np.concatenate([best, scores], axis=1)
+        every = np.concatenate([ids, rows[found]], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(scores, order, axis=1)
         ids = np.take_along_axis(every, order, axis=1)
     return best, ids
 
 
-def measure_recall(
-    index: Any,
-    vectors: np.ndarray,
-    *,
-    k: int = 10,
-    queries: int = RECALL_QUERIES,
-    seed: int = 0,
-    parameters: dict[str, int] | None = None,
-) -> float:
-    """Recall@k against exact search, in [0, 1], over some of the rows as queries.
+class Questions:
+    """Queries for measuring recall, with the scores that true neighbours have at each k."""
 
-    Queries stand for regions and texts that the collection has not seen, so a row is not its own
-    neighbour: it asks for the k nearest others. A returned row counts when it scores no worse than
-    the k-th of those (but for rounding): references of one noun tie often, and any of the tied is
-    as right as another.
-    """
-    return float(_recalls(index, vectors, _ask(vectors, k, queries, seed), parameters).mean())
+    def __init__(
+        self,
+        vectors: Vectors,
+        queries: np.ndarray,
+        *,
+        ks: Sequence[int] = MEASURED_K,
+        own: np.ndarray | None = None,
+        excluded: np.ndarray | None = None,
+    ) -> None:
+        """
+        Args:
+            vectors: (n, d), all rows of the index.
+            queries: (m, d) L2-normalised, m >= 1.
+            ks: neighbours to measure for; more than there are rows count as all rows.
+            own: (m,) the row that each query is, which is not its own neighbour; None for queries
+                that are no rows.
+            excluded: sorted ids of deleted rows, which are nobody's neighbours.
+        """
+        gone = 0 if excluded is None else len(excluded)
+        others = len(vectors) - gone - (own is not None)
+        self.ks = sorted({min(k, others) for k in ks})
+        self.own, self.excluded = own, excluded
+        self.queries = np.ascontiguousarray(queries, dtype=np.float32)
+        # Nothing is nearer to a row than the row itself.
+        first = int(own is not None)
+        wanted = self.ks[-1] + first
+        exact, _ = exact_search(vectors, self.queries, wanted, excluded=excluded)
+        self._lowest = {k: exact[:, k - 1 + first] for k in self.ks if k}
+
+    @classmethod
+    def of_rows(
+        cls,
+        vectors: Vectors,
+        *,
+        count: int = RECALL_QUERIES,
+        seed: int = 0,
+        ks: Sequence[int] = MEASURED_K,
+        excluded: np.ndarray | None = None,
+    ) -> "Questions":
+        """Some of the rows as queries: they stand for regions that the index has not seen."""
+        rows = np.arange(len(vectors))
+        if excluded is not None:
+            rows = np.setdiff1d(rows, excluded)
+        rows = rows[_drawn(len(rows), count, seed)]
+        queries = np.asarray(vectors[rows], dtype=np.float32)
+        return cls(vectors, queries, ks=ks, own=rows, excluded=excluded)
+
+    def recalls(self, index: Any, nprobe: int | None = None) -> dict[int, np.ndarray]:
+        """k -> (queries,) recall@k.
+
+        A returned row counts when it scores no worse than the k-th true neighbour, but for
+        rounding: references of one noun tie often, and any of the tied is as right as another.
+        """
+        excluded = np.zeros(0, dtype=np.int64) if self.excluded is None else self.excluded
+        k = self.ks[-1] + (self.own is not None)
+        scores, ids = _search(index, self.queries, k, nprobe, excluded)
+        if self.own is not None:
+            left_out = ids == self.own[:, None]
+            left_out[:, -1] |= ~left_out.any(axis=1)  # not found, so one is too many
+            scores = scores[~left_out].reshape(len(self.queries), k - 1)
+        return {
+            k: (scores[:, :k] >= self._lowest[k][:, None] - _TIE).mean(axis=1)
+            if k
+            else np.ones(len(self.queries))
+            for k in self.ks
+        }
 
 
 def tune(
-    index: Any,
-    vectors: np.ndarray,
-    *,
-    k: int = 10,
-    queries: int = RECALL_QUERIES,
-    seed: int = 0,
-    target: float = TARGET_RECALL,
-) -> tuple[dict[str, int], float]:
-    """The smallest power-of-two `nprobe` (IVF) or `efSearch` (HNSW) that reaches `target` recall@k.
+    index: Any, questions: Questions, *, target: float = TARGET_RECALL
+) -> tuple[SearchPoint, ...]:
+    """The smallest power-of-two `nprobe` that reaches `target` recall, for each k of `questions`.
 
     It is reached when the lower end of the recall's 95% confidence interval (one-sided, over
     queries) is: the smallest setting whose measurement happens to be high enough would else be
     taken, and other queries would find less.
 
     Returns:
-        The search parameters, `{}` for an exact index, and the recall measured with them, as by
-        `measure_recall`. The recall is below the target only when no setting reaches it.
+        One point for each k, none for an exact index. A recall is below the target only when all
+        lists were searched.
     """
-    if hasattr(index, "nlist"):
-        name, largest = "nprobe", index.nlist
-    elif hasattr(index, "hnsw"):
-        name, largest = "efSearch", len(vectors)
-    else:
-        return {}, 1.0
-    asked = _ask(vectors, k, queries, seed)
-    value = 1 if name == "nprobe" else k
+    if not hasattr(index, "nlist"):
+        return ()
+    found: list[SearchPoint] = []
+    nprobe = 1
     while True:
-        value = min(value, largest)
-        recalls = _recalls(index, vectors, asked, {name: value})
-        low = recalls.mean() - _ONE_SIDED_95 * recalls.std() / np.sqrt(len(recalls))
-        if low >= target or value == largest:
-            return {name: value}, float(recalls.mean())
-        value *= 2
+        for k, recalls in list(questions.recalls(index, nprobe).items())[len(found) :]:
+            low = recalls.mean() - _ONE_SIDED_95 * recalls.std() / np.sqrt(len(recalls))
+            if low < target and nprobe < index.nlist:
+                break
+            worst = np.sort(recalls)[: -(-len(recalls) // 10)]
+            found.append(
+                SearchPoint(
+                    k=k,
+                    nprobe=nprobe,
+                    recall=round(float(recalls.mean()), 4),
+                    worst_tenth=round(float(worst.mean()), 4),
+                )
+            )
+        if len(found) == len(questions.ks):
+            return tuple(found)
+        nprobe = min(2 * nprobe, index.nlist)
 
 
 def write_index(index: Any, path: str | Path) -> None:
@@ -245,41 +349,7 @@ def read_index(path: str | Path, *, rows: int | None = None, dim: int | None = N
     return index
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """Rows as queries, and what the k nearest others of each score."""
-
-    rows: np.ndarray
-    queries: np.ndarray
-    k: int
-    threshold: np.ndarray
-    """(queries,) float32: the score of the k-th nearest other."""
-
-
-def _ask(vectors: np.ndarray, k: int, queries: int, seed: int) -> _Asked:
-    rows = _drawn(len(vectors), queries, seed)
-    asked = np.asarray(vectors[rows], dtype=np.float32)
-    k = min(k, len(vectors) - 1)
-    exact, _ = exact_search(vectors, asked, k + 1)  # nothing is nearer than the row itself
-    return _Asked(rows=rows, queries=asked, k=k, threshold=exact[:, -1])
-
-
-def _recalls(
-    index: Any, vectors: np.ndarray, asked: _Asked, parameters: dict[str, int] | None
-) -> np.ndarray:
-    """(queries,) the recall of each."""
-    if asked.k == 0:
-        return np.ones(len(asked.rows))
-    _, ids = search(index, asked.queries, asked.k + 1, parameters=parameters)
-    left_out = ids == asked.rows[:, None]
-    left_out[:, -1] |= ~left_out.any(axis=1)  # the row itself was not found, so one is too many
-    ids = ids[~left_out].reshape(-1, asked.k)
-    found = np.asarray(vectors[np.maximum(ids, 0).ravel()], dtype=np.float32)
-    scores = np.einsum("qd,qkd->qk", asked.queries, found.reshape(*ids.shape, -1))
-    return ((ids >= 0) & (scores >= asked.threshold[:, None] - _TIE)).mean(axis=1)
-
-
-def sample(vectors: np.ndarray, count: int, seed: int, *, of: int | None = None) -> np.ndarray:
+def sample(vectors: Vectors, count: int, seed: int, *, of: int | None = None) -> np.ndarray:
     """`count` of the rows (all, where there are fewer), float32, in their order.
 
     Args:

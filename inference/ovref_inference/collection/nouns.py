@@ -1,4 +1,4 @@
-"""The vocabulary of an open collection, and which references are of which noun."""
+"""The vocabulary of an open collection, and the noun of each reference."""
 
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ class Nouns:
             paths: role -> local file.
             table: `format.read_nouns`.
             dead: (t,) sorted ids of deleted references.
-            settled: so many of the tombstones, the first, the stored prototypes leave out.
+            settled: number of leading tombstones that the stored prototypes already leave out.
         """
         self.names: list[str] = table["noun"]
         """Sorted."""
@@ -64,12 +64,12 @@ class Nouns:
         return ids[~np.isin(ids, self._dead)] if self._dead_counts[row] else ids
 
     def neighbours(self, row: int) -> list[int]:
-        """Rows of the other nouns whose references the stored prototypes of a noun are of."""
+        """Rows of the other nouns whose references went into a noun's stored prototypes."""
         return [self.row[noun] for noun in self._table["neighbours"][row].as_py()]
 
     def stored(self, row: int) -> tuple[slice, list[int]] | None:
-        """Where a noun's stored prototypes are, and the nouns they are of; None if none still
-        hold."""
+        """Where a noun's stored prototypes are, and the nouns that they were made from; None if
+        none are still valid."""
         start, stop = (int(self._table[f"prototype_{end}"][row]) for end in ("start", "stop"))
         used = [row, *self.neighbours(row)]
         if stop == start or any(self._unsettled[i] for i in used):
@@ -90,7 +90,7 @@ class Nouns:
 
     @cached_property
     def _unsettled(self) -> np.ndarray:
-        """(nouns,) int64: those of them that the stored prototypes do not leave out yet."""
+        """(nouns,) int64: deleted references that the stored prototypes still contain."""
         return self._count(fmt.read_tombstones(self._paths["tombstones"], skip=self._settled))
 
     def _count(self, ids: np.ndarray) -> np.ndarray:

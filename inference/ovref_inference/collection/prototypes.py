@@ -3,15 +3,18 @@
 The builder stores them and a query recomputes them by the same rules.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.collection.clustering import spherical_kmeans_many
+from ovref_inference.ranges import require_at_least
 
 _NOUNS_AT_ONCE = 64
+_SETS_BYTES = 128 << 20
+"""Embeddings that are held before they are clustered."""
 
 STRICT = {"extra": "forbid", "strict": True}
 """Unknown settings and values of another type are refused (see `ovref.config`)."""
@@ -31,18 +34,19 @@ class PrototypeConfig:
     """Nouns nearest in text space, itself included, whose references a rare noun starts with; of a
     small vocabulary fewer, see `neighbours_among`."""
     max_references: int = 50_000
-    """Of one noun's references at most this many, drawn at random, are clustered."""
+    """References of one noun that are clustered at most; of more, a random sample is taken."""
     iterations: int = 20
     """Steps of k-means at most."""
     seed: int = 0
-    """Of k-means and of the draw."""
+    """Seed of k-means and of the sample."""
 
     def __post_init__(self) -> None:
         for name in ("k", "min_references", "neighbours", "max_references", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 1)
         if self.max_references < self.k:
-            raise ValueError(f"max_references must be at least k, found {self.max_references}")
+            raise ValueError(
+                f"k must be at most max_references, found {self.k} and {self.max_references}"
+            )
 
     @property
     def needed(self) -> int:
@@ -68,7 +72,7 @@ class Prototypes:
     counts: np.ndarray
     """(n,) int64: prototypes of each class; 0 where the collection has no support for it."""
     nouns: tuple[tuple[str, ...], ...]
-    """The collection's nouns whose references were used for each class, nearest first; empty
+    """For each class, the collection's nouns whose references were used, nearest first; empty
     where references were retrieved by text."""
     support: tuple[ClassSupport, ...] = ()
     """The support of each class; empty where it was not asked for."""
@@ -94,8 +98,8 @@ def neighbours_of(
 ) -> list[int]:
     """The nouns whose references stand for a rare or unknown one (VOCSeg 3.1, rare nouns).
 
-    Starts with the `config.neighbours_among` nouns most similar in text space and goes on, one noun
-    at a time, until together they have `config.needed` references or there are no more nouns.
+    Starts with the `config.neighbours_among` nouns most similar in text space and adds one noun
+    at a time until together they have `config.needed` references or there are no more nouns.
 
     Args:
         embedding: (d,) text embedding of the noun, L2-normalised.
@@ -151,17 +155,31 @@ def neighbours_of_many(
 
 
 def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
-    """Of these reference ids, those to cluster: all, or a fixed random `max_references` of them."""
+    """The reference ids to cluster: all, or a fixed random sample of `max_references` of them."""
     if len(rows) <= config.max_references:
         return rows
     rng = np.random.default_rng(config.seed)
     return np.sort(rng.choice(rows, config.max_references, replace=False))
 
 
-def make_prototypes(sets: Sequence[np.ndarray], config: PrototypeConfig) -> list[np.ndarray]:
+def make_prototypes(sets: Iterable[np.ndarray], config: PrototypeConfig) -> list[np.ndarray]:
     """(n_i, d) visual embeddings of each noun -> its (min(k, n_i), d) float32 prototypes,
-    L2-normalised. What a noun gets does not depend on the others."""
-    return spherical_kmeans_many(sets, config.k, seed=config.seed, iterations=config.iterations)
+    L2-normalised. What a noun gets does not depend on the others.
+
+    Args:
+        sets: read one after another; at most `_SETS_BYTES` and one set more are held at a time.
+    """
+    found: list[np.ndarray] = []
+    held: list[np.ndarray] = []
+    size = 0
+    options: dict[str, int] = {"seed": config.seed, "iterations": config.iterations}
+    for vectors in sets:
+        held.append(vectors)
+        size += vectors.nbytes
+        if size > _SETS_BYTES:
+            found += spherical_kmeans_many(held, config.k, **options)
+            held, size = [], 0
+    return found + spherical_kmeans_many(held, config.k, **options)
 
 
 def stacked(per_class: list[np.ndarray], dim: int) -> tuple[np.ndarray, np.ndarray]:

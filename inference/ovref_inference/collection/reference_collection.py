@@ -1,4 +1,4 @@
-"""`ReferenceCollection`: open a published collection and ask it by text, by noun or by region."""
+"""`ReferenceCollection`: open a published collection; query it by text, noun or region."""
 
 import dataclasses
 import operator
@@ -31,14 +31,15 @@ from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
-from ovref_inference.vectors import announce_rows, l2_normalised
+from ovref_inference.ranges import require_at_least
+from ovref_inference.vectors import as_float32, l2_normalised, prefetch_rows
 
 _FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
-"""What `ReferenceCollection.close` lets go of."""
+"""Attributes that `ReferenceCollection.close` removes."""
 
 
 class ReferenceCollection:
-    """A published collection, memory-mapped and read-only; safe to ask from several threads.
+    """A published collection, memory-mapped and read-only; safe to query from several threads.
 
     with ReferenceCollection.open("s3://bucket/coco-fossil") as collection:
         support = collection.search_text(collection.embed_text(["red panda"]), k=150)
@@ -119,15 +120,15 @@ class ReferenceCollection:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the files; once more does nothing. Arrays already returned stay valid. What is
-        asked for after that raises ValueError, also the vectors of a `Support`."""
+        """Closes the files. Idempotent. Arrays already returned stay valid; later requests raise
+        ValueError, also for the vectors of a `Support`."""
         self._table.close()
         for name in _FILES:
             self.__dict__.pop(name, None)
 
     def __getattr__(self, name: str) -> Any:
         if name in _FILES:
-            raise ValueError(f"{self.url} is closed; ask before that, or open it again")
+            raise ValueError(f"{self.url} is closed; query it before that, or open it again")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
@@ -166,25 +167,26 @@ class ReferenceCollection:
         """
         return self._encoder_config(TextEncoderConfig, self.manifest.textual.settings)
 
-    def search_text(self, text_embeddings: np.ndarray, k: int) -> Support:
+    def search_text(self, text_embeddings: Any, k: int) -> Support:
         """The k references whose textual retrieval embeddings are nearest (FOSSIL 3.3, FreeDA).
 
         Args:
-            text_embeddings: (n, d_textual) of the collection's text encoder, e.g. `embed_text`.
-            k: references of each query, at least 1.
+            text_embeddings: (n, d_textual) array or tensor of the collection's text encoder, as
+                `embed_text` gives it.
+            k: references for each query, at least 1; capped at those that the collection holds.
 
         Raises:
             ValueError: another width, a zero or non-finite row, k < 1.
         """
         return self._search("textual", text_embeddings, k)
 
-    def search_regions(self, region_features: np.ndarray, k: int) -> Support:
+    def search_regions(self, region_features: Any, k: int) -> Support:
         """The k references whose visual embeddings are nearest (RetCLIP, CorrCLIPv2).
 
         Args:
-            region_features: (n, d_visual), pooled by `pooling.pool_regions` from the collection's
-                visual encoder; leave out the regions that it calls not valid.
-            k: references of each region, at least 1.
+            region_features: (n, d_visual) array or tensor, pooled by `pooling.pool_regions` from
+                the collection's visual encoder, without the regions that it calls not valid.
+            k: references for each region, at least 1; capped at those that the collection holds.
 
         Raises:
             ValueError: another width, a zero or non-finite row, k < 1.
@@ -192,7 +194,7 @@ class ReferenceCollection:
         return self._search("visual", region_features, k)
 
     def fossil_prototypes(
-        self, text_embeddings: np.ndarray, *, n: int, k: int, seed: int = 0, iterations: int = 20
+        self, text_embeddings: Any, *, n: int, k: int, seed: int = 0, iterations: int = 20
     ) -> Prototypes:
         """Prototypes by retrieval: the n nearest references, clustered into k (FOSSIL 3.3).
 
@@ -204,10 +206,9 @@ class ReferenceCollection:
         Raises:
             ValueError: n < 1, k < 1, or as `search_text`.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, found {n}")
+        require_at_least("n", n, 1)
         support = self.search_text(text_embeddings, n)
-        announce_rows(self.visual, support.ids[support.ids >= 0])
+        prefetch_rows(self.visual, support.ids[support.ids >= 0])
         per_class = [
             spherical_kmeans(self._vectors(ids[ids >= 0]), k, seed=seed, iterations=iterations)
             if (ids >= 0).any()
@@ -222,34 +223,36 @@ class ReferenceCollection:
         names: Sequence[str],
         k: int | None = None,
         *,
-        text_embeddings: np.ndarray | None = None,
+        text_embeddings: Any = None,
         floor: float | None = FLOOR,
     ) -> Prototypes:
-        """Prototypes by noun (VOCSeg 3.1), stored ones where they serve.
+        """Prototypes by noun (VOCSeg 3.1), stored ones where they apply.
 
         A name in the vocabulary gets the clusters of its own references, a rare or unknown one
         those of its neighbours in text space, or none if no noun is near enough (`class_support`).
 
         Args:
             names: concepts; compared in lower case, without outer blanks.
-            k: prototypes of each; None takes the collection's own number.
+            k: prototypes of each, at most `max_references` of `prototype_config`; None takes the
+                collection's own number.
             text_embeddings: (names, d_textual), needed for unknown names alone. None takes the
                 collection's text encoder (`ovref[segment]`), and compares with MEANINGLESS.
             floor: of `class_support`; None gives every name prototypes.
 
         Raises:
-            ValueError: no or empty names, k < 1, embeddings of another shape.
+            ValueError: no or empty names, k out of range, embeddings of another shape.
         """
         names = checked_names(names)
         config = self.prototype_config
         if k is not None and k != config.k:
-            config = dataclasses.replace(config, k=k, max_references=max(k, config.max_references))
+            config = dataclasses.replace(config, k=k)
         own = [self._nouns.row.get(name.strip().lower()) for name in names]
-        found = self._stored(own if config == self.prototype_config else [None] * len(own))
-        fresh = [i for i, stored in enumerate(found) if stored is None]
+        stored = self._stored(own if config == self.prototype_config else [None] * len(own))
+        fresh = [i for i, prototypes in enumerate(stored) if prototypes is None]
         embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
-        made = iter(self._fresh([own[i] for i in fresh], embeddings, config))
-        found = [next(made) if one is None else one for one in found]
+        made = self._fresh([own[i] for i in fresh], embeddings, config)
+        recomputed = dict(zip(fresh, made, strict=True))
+        found = [prototypes or recomputed[i] for i, prototypes in enumerate(stored)]
         vectors_nkd, counts = stacked([vectors for vectors, _ in found], self.manifest.visual.dim)
         sources = tuple(tuple(self.nouns[i] for i in used) for _, used in found)
         texts_cd = np.zeros((len(names), self.manifest.textual.dim), dtype=np.float32)
@@ -335,23 +338,22 @@ class ReferenceCollection:
                 f"({error}); load the encoder yourself and pass embeddings"
             ) from error
 
-    def _search(self, kind: str, queries: np.ndarray, k: int) -> Support:
-        info = getattr(self.manifest, f"{kind}_index")
+    def _search(self, kind: str, queries: Any, k: int) -> Support:
+        info: fmt.IndexInfo = getattr(self.manifest, f"{kind}_index")
         queries, k = self._checked(kind, queries), operator.index(k)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, found {k}")
+        require_at_least("k", k, 1)
         scores, ids = indexes.search(
             getattr(self, f"_{kind}_index"),
             queries,
             k,
-            parameters=info.search,
+            nprobe=indexes.nprobe_for(k, info.curve),
             excluded=self._dead,
         )
         return Support(ids=ids, scores=scores, collection=self)
 
-    def _checked(self, kind: str, vectors: np.ndarray) -> np.ndarray:
+    def _checked(self, kind: str, vectors: Any) -> np.ndarray:
         encoder: fmt.EncoderInfo = getattr(self.manifest, kind)
-        vectors = np.asarray(vectors)
+        vectors = as_float32(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != encoder.dim:
             raise ValueError(
                 f"{self.url} was built with {encoder.model}: expected {kind} embeddings "
@@ -367,18 +369,19 @@ class ReferenceCollection:
         names: Sequence[str],
         own: list[int | None],
         wanted: list[int],
-        given: np.ndarray | None,
+        given: Any,
     ) -> np.ndarray:
         """(wanted, d_textual): as given, or the stored ones, with unknown names encoded."""
         if given is not None:
+            given = as_float32(given)
             if len(given) != len(names):
                 raise ValueError(f"{len(names)} names but {len(given)} text_embeddings")
             return self._checked("textual", given)[wanted]
         embeddings = np.zeros((len(wanted), self.manifest.textual.dim), dtype=np.float32)
-        unknown = [at for at, i in enumerate(wanted) if own[i] is None]
-        known = [at for at, i in enumerate(wanted) if own[i] is not None]
-        if known:
-            embeddings[known] = self.noun_embeddings[[own[wanted[at]] for at in known]]
+        rows = {at: row for at, i in enumerate(wanted) if (row := own[i]) is not None}
+        unknown = [at for at in range(len(wanted)) if at not in rows]
+        if rows:
+            embeddings[list(rows)] = self.noun_embeddings[list(rows.values())]
         if unknown:
             embeddings[unknown] = self.embed_text([names[wanted[at]] for at in unknown])
         return embeddings
@@ -387,7 +390,7 @@ class ReferenceCollection:
         """Stored prototypes of nouns and the nouns they are of; None where none still hold."""
         found = [None if row is None else self._nouns.stored(row) for row in rows]
         spans = [np.arange(span.start, span.stop) for span, _ in filter(None, found)]
-        announce_rows(self._prototypes, np.concatenate([np.zeros(0, np.int64), *spans]))
+        prefetch_rows(self._prototypes, np.concatenate([np.zeros(0, np.int64), *spans]))
         return [
             stored and (np.asarray(self._prototypes[stored[0]], dtype=np.float32), stored[1])
             for stored in found
@@ -409,8 +412,8 @@ class ReferenceCollection:
             if used:
                 ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
                 sets.append(clustered_rows(ids, config))
-        announce_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
-        made = iter(make_prototypes([self._vectors(ids) for ids in sets], config))
+        prefetch_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
+        made = iter(make_prototypes((self._vectors(ids) for ids in sets), config))
         return [(next(made) if used else nothing, used) for nothing, used in found]
 
     @cached_property

@@ -22,7 +22,7 @@ TEMPLATES = (
 """The seven zero-shot templates that CLIP's authors picked; `{}` stands for the name."""
 
 WEIGHTS = (0.9, 0.1)
-"""Of the noun in its templates and of its caption (FOSSIL 4)."""
+"""Weights of the noun in its templates and of its caption (FOSSIL 4)."""
 
 
 class Texts(Protocol):
@@ -35,8 +35,7 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names as they are.
 
     Raises:
-        ValueError: none, one that is empty or no text, or a text alone, which is a sequence too: of
-            its letters.
+        ValueError: no name, a name that is empty or not a string, or one string in place of a list.
     """
     found = () if isinstance(names, str) else tuple(names)
     if not found or not all(isinstance(name, str) and name.strip() for name in found):

@@ -128,7 +128,7 @@ def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) ->
             f"no reference collection at {url}: {fmt.MANIFEST} is missing there; {hint}"
         ) from error
     except _errors() as error:
-        raise CollectionError(f"cannot read {path}: {_told(error)}") from error
+        raise CollectionError(f"cannot read {path}: {_describe(error)}") from error
     return fmt.parse_manifest(content, path)
 
 
@@ -159,9 +159,9 @@ def fetch(
     for role, info in manifest.files.items():
         if isinstance(fs, LocalFileSystem):
             path = Path(root, info.path)
-            fault = _fault(path, info, full=verify == "full")
-            if fault:
-                raise CollectionError(f"{path} {fault}; publish the collection again")
+            problem = _problem(path, info, full=verify == "full")
+            if problem:
+                raise CollectionError(f"{path} {problem}; publish the collection again")
         else:
             path = _cached(fs, f"{root}/{info.path}", info, cache, full=verify == "full")
         paths[role] = path
@@ -190,8 +190,8 @@ def _errors() -> tuple[type[Exception], ...]:
     return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
 
 
-def _told(error: Exception) -> str:
-    """The error, and what to do about it where it has to do with credentials."""
+def _describe(error: Exception) -> str:
+    """The error, with what to do about it where credentials are concerned."""
     kind = type(error).__name__
     if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
         return f"{error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
@@ -209,7 +209,7 @@ def _files_before(fs: Any, root: str) -> dict[str, fmt.FileInfo]:
     try:
         return fmt.parse_manifest(fs.cat_file(path), path).files
     except CollectionError:
-        # Publishing again is how a cut-off or outdated collection is mended.
+        # Publishing again is how a cut-off or outdated collection is repaired.
         return {}
 
 
@@ -221,7 +221,9 @@ def _commit(
     files: dict[str, fmt.FileInfo],
     before: dict[str, fmt.FileInfo],
 ) -> fmt.Manifest:
-    complete = dataclasses.replace(manifest, counts=counts, files=files)
+    complete = dataclasses.replace(
+        manifest, counts=counts, files=files, format_version=fmt.FORMAT_VERSION
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.MANIFEST)
         path.write_bytes(fmt.manifest_bytes(complete))
@@ -256,17 +258,17 @@ def _put(fs: Any, path: Path, target: str) -> None:
 def _cached(fs: Any, source: str, info: fmt.FileInfo, cache: str | Path | None, full: bool) -> Path:
     folder = Path(cache) if cache is not None else cache_folder()
     path = folder / f"{info.sha256}-{info.path}"
-    if path.exists() and _fault(path, info, full=full) is None:
+    if path.exists() and _problem(path, info, full=full) is None:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=folder, suffix=".tmp")
     os.close(handle)
     try:
         fs.get_file(source, scratch)
-        fault = _fault(Path(scratch), info, full=True)
-        if fault:
+        problem = _problem(Path(scratch), info, full=True)
+        if problem:
             raise CollectionError(
-                f"{source} {fault}; open the collection again if it is being published just now, "
+                f"{source} {problem}; open the collection again if it is being published just now, "
                 "or else publish it again"
             )
         os.replace(scratch, path)
@@ -276,13 +278,13 @@ def _cached(fs: Any, source: str, info: fmt.FileInfo, cache: str | Path | None, 
             "or else publish it again"
         ) from error
     except _errors() as error:
-        raise CollectionError(f"cannot copy {source} to {folder}: {_told(error)}") from error
+        raise CollectionError(f"cannot copy {source} to {folder}: {_describe(error)}") from error
     finally:
         Path(scratch).unlink(missing_ok=True)
     return path
 
 
-def _fault(path: Path, info: fmt.FileInfo, full: bool) -> str | None:
+def _problem(path: Path, info: fmt.FileInfo, full: bool) -> str | None:
     """What is wrong with a local file, or None."""
     if not path.is_file():
         return "is missing"

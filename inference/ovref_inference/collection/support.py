@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ovref_inference.vectors import announce_rows
+from ovref_inference.vectors import prefetch_rows
 
 
 class References(Protocol):
@@ -27,7 +27,7 @@ class Support:
     """References found for n queries, nearest first."""
 
     ids: np.ndarray
-    """(n, k) int64; -1 where the collection has fewer than k references."""
+    """(n, min(k, stored references)) int64; -1 at the end where deletions leave fewer."""
     scores: np.ndarray
     """(n, k) float32 cosine similarities; -inf where the id is -1."""
     collection: References = field(repr=False)
@@ -56,7 +56,7 @@ class Support:
         return [[words[i] if i >= 0 else None for i in row] for row in self.noun_rows.tolist()]
 
     def _vectors(self, matrix: np.ndarray) -> np.ndarray:
-        announce_rows(matrix, self.ids[self.ids >= 0])
+        prefetch_rows(matrix, self.ids[self.ids >= 0])
         vectors = np.asarray(matrix[np.maximum(self.ids, 0)], dtype=np.float32)
         vectors[self.ids < 0] = 0.0
         return vectors

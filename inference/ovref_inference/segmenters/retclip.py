@@ -31,7 +31,7 @@ from ovref_inference.segmenters.regions import (
     semantic,
     softmax,
 )
-from ovref_inference.vectors import announce_rows
+from ovref_inference.vectors import prefetch_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class RetClipSegmenter:
                         classes.append(np.full(len(ids[-1]), label))
             matrix = (self.collection if self.fallback is None else self.fallback).visual
             rows = np.concatenate(ids)
-            announce_rows(matrix, rows)
+            prefetch_rows(matrix, rows)
             extra_classes = np.concatenate(classes)
             without = [names[i] for i in np.setdiff1d(missing, extra_classes)]
             lacking = self._unsupported(without)

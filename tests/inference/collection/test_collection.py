@@ -50,19 +50,94 @@ def test_an_inverted_index_is_searched_with_its_own_parameters(built, tmp_path):
     fmt.write_table(folder / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, columns)
     ids, _ = brute_force(built.textual, built.noun_embeddings, len(built.textual))
     alive = [row[~np.isin(row, dead)][:9] for row in ids]
-    for nprobe, recall in ((4, 1.0), (1, 0.5)):
-        info = fmt.IndexInfo(
-            factory="IVF4,SQfp16", search={"nprobe": nprobe}, recall=recall, recall_k=10
+    curve = (
+        fmt.SearchPoint(k=9, nprobe=1, recall=0.5, worst_tenth=0.5),
+        fmt.SearchPoint(k=50, nprobe=4, recall=1.0, worst_tenth=1.0),
+    )
+    info = fmt.IndexInfo(factory="IVF4,SQfp16", curve=curve, queries="class names")
+    manifest = dataclasses.replace(built.manifest(), textual_index=info)
+    store.publish(folder, str(tmp_path / "published"), manifest)
+    asked = []
+    with ReferenceCollection.open(tmp_path / "published") as opened:
+        assert opened.manifest == store.read_manifest(str(tmp_path / "published"))
+        search = opened._textual_index.search
+        opened._textual_index.search = lambda queries, k, params: (
+            asked.append(params.nprobe), search(queries, k, params=params),
+        )[1]  # fmt: skip
+        np.testing.assert_array_equal(
+            opened.search_text(built.noun_embeddings, k=10).ids[:, :9], alive
         )
-        manifest = dataclasses.replace(built.manifest(), textual_index=info)
-        store.publish(folder, str(tmp_path / str(nprobe)), manifest)
-    with ReferenceCollection.open(tmp_path / "4") as every:
-        found = every.search_text(built.noun_embeddings, k=9)
-        np.testing.assert_array_equal(found.ids, alive)
-    with ReferenceCollection.open(tmp_path / "1") as first:
-        found = first.search_text(built.noun_embeddings, k=len(built.textual))
-        # One list of four does not hold everything.
-        assert (found.ids[:, -1] == -1).all() and (found.ids[:, 0] == np.array(alive)[:, 0]).all()
+        np.testing.assert_array_equal(
+            opened.search_text(built.noun_embeddings, k=3).ids, [row[:3] for row in alive]
+        )
+    assert asked[:2] == [4, 1]
+
+
+def test_a_collection_of_format_version_1_opens(built, tmp_path):
+    """Its one search setting, tuned for one k, becomes the first point of the curve."""
+    folder = built.write(tmp_path / "scratch")
+    index = indexes.build_index(built.textual, "IVF4,SQfp16")
+    indexes.write_index(index, folder / fmt.FILES["textual_index"])
+    store.publish(folder, str(tmp_path / "old"), built.manifest())
+    path = tmp_path / "old" / fmt.MANIFEST
+    tree = json.loads(path.read_text())
+    tree["format_version"] = 1
+    flat = {"factory": "Flat", "search": {}, "recall": 1.0, "recall_k": 0, "train_rows": 0}
+    tree["visual_index"] = flat
+    tree["textual_index"] = flat | {
+        "factory": "IVF4,SQfp16", "search": {"nprobe": 2}, "recall": 0.96, "recall_k": 10,
+    }  # fmt: skip
+    path.write_text(json.dumps(tree))
+    with ReferenceCollection.open(tmp_path / "old") as opened:
+        (point,) = opened.manifest.textual_index.curve
+        assert point == fmt.SearchPoint(k=10, nprobe=2, recall=0.96, worst_tenth=None)
+        assert opened.manifest.visual_index.curve == ()
+        assert (opened.search_text(built.noun_embeddings, k=len(built.textual)).ids >= 0).all()
+    # What is written to it is of the present version.
+    store.tombstone(str(tmp_path / "old"), [3], "opt-out")
+    assert json.loads(path.read_text())["format_version"] == fmt.FORMAT_VERSION
+    with ReferenceCollection.open(tmp_path / "old") as opened:
+        assert opened.manifest.textual_index.curve == (point,)
+
+
+class Tensor:
+    """What torch's tensors refuse and offer: they turn into arrays on the CPU, detached, float."""
+
+    def __init__(self, values, ready=frozenset()):
+        self._values, self._ready = values, ready
+
+    def _with(self, step):
+        return Tensor(self._values, self._ready | {step})
+
+    def detach(self):
+        return self._with("detach")
+
+    def cpu(self):
+        return self._with("cpu")
+
+    def float(self):
+        return self._with("float")
+
+    def numpy(self):
+        assert self._ready == {"detach", "cpu", "float"}
+        return self._values
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert a tensor that requires grad, is bfloat16, or on a device")
+
+
+def test_tensors_of_any_kind_are_queries(collection, built):
+    for search, queries in (
+        (collection.search_text, built.noun_embeddings),
+        (collection.search_regions, built.visual[:4].astype(np.float32)),
+    ):
+        np.testing.assert_array_equal(search(Tensor(queries), k=5).ids, search(queries, k=5).ids)
+    texts = built.noun_embeddings
+    for ask in (
+        lambda it: collection.fossil_prototypes(it, n=9, k=2),
+        lambda it: collection.prototypes(["an oak"] * len(texts), text_embeddings=it),
+    ):
+        np.testing.assert_array_equal(ask(Tensor(texts)).vectors_nkd, ask(texts).vectors_nkd)
 
 
 def test_queries_need_not_be_normalised(collection, built):
@@ -78,14 +153,25 @@ def test_support_reads_vectors_and_nouns(collection, built):
     assert support.nouns == [[built.nouns[built.noun_of[i]] for i in row] for row in support.ids]
 
 
-def test_asking_for_more_than_there_is_pads_with_minus_one(collection, built):
+@pytest.mark.parametrize("more", [5, 10**9, 2**62])
+def test_asking_for_more_than_there_is_gives_all(collection, built, more):
     n = len(built.visual)
-    support = collection.search_regions(np.ones((2, 16)), k=n + 5)
-    assert sorted(support.ids[0][:n]) == list(range(n))
-    assert (support.ids[:, n:] == -1).all() and np.isneginf(support.scores[:, n:]).all()
-    assert (support.visual[:, n:] == 0).all()
-    assert support.nouns[0][n:] == [None] * 5
-    assert (support.noun_rows[:, n:] == -1).all()
+    support = collection.search_regions(np.ones((2, 16)), k=n + more)
+    assert support.ids.shape == (2, n)
+    assert sorted(support.ids[0]) == list(range(n))
+    found = collection.fossil_prototypes(built.noun_embeddings[:1], n=n + more, k=3)
+    assert found.counts.tolist() == [3]
+
+
+def test_deleted_references_leave_minus_one_at_the_end(published, built):
+    store.tombstone(str(published), list(range(0, len(built.visual), 2)), "opt-out")
+    with ReferenceCollection.open(published) as collection:
+        n = len(collection)
+        support = collection.search_regions(np.ones((2, 16)), k=n + 5)
+        assert (support.ids[:, :n] >= 0).all() and (support.ids[:, n:] == -1).all()
+        assert np.isneginf(support.scores[:, n:]).all() and (support.visual[:, n:] == 0).all()
+        assert support.nouns[0][n:] == [None] * 5
+        assert (support.noun_rows[:, n:] == -1).all()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +267,7 @@ def test_k_above_all_references_takes_every_noun(collection, built):
         (["cat", " "], {}, "one or more non-empty"),
         ("cat", {}, "must be a list of .*found 'cat'"),
         (["cat"], {"k": 0}, "k must be at least 1"),
+        (["cat"], {"k": 10**9}, "k must be at most max_references, found 1000000000 and 50000"),
         (["cat"], {"text_embeddings": np.ones((2, 12))}, "1 names but 2"),
         (["cat"], {"text_embeddings": np.ones((1, 3))}, "expected textual"),
     ],
@@ -378,7 +465,7 @@ def rewrite(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tree: tree.update(format_version=2), "format version 2, this program reads 1"),
+        (lambda tree: tree.update(format_version=3), "version 3, this program reads 1 and 2"),
         (lambda tree: tree.pop("format_version"), "not the manifest"),
         (lambda tree: tree.update(surprise=1), "surprise"),
         (lambda tree: tree.pop("visual"), "visual"),

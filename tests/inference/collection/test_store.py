@@ -106,7 +106,7 @@ def test_publishing_needs_every_file(built, tmp_path, name):
 def test_publishing_files_that_disagree_is_refused(built, tmp_path):
     folder = built.write(tmp_path / "scratch")
     fmt.write_vectors(folder / fmt.FILES["textual"], built.textual[:-1])
-    with pytest.raises(CollectionError, match="not of one collection"):
+    with pytest.raises(CollectionError, match="not belong to one collection"):
         store.publish(folder, str(tmp_path / "target"), built.manifest())
     built.write(folder)
     indexes.write_index(indexes.build_index(built.visual[:-1]), folder / fmt.FILES["visual_index"])

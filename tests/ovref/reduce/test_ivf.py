@@ -113,7 +113,7 @@ def test_merged_on_disk_is_what_faiss_would_have_written(stored, vectors, tmp_pa
     faiss.write_index(in_memory, str(tmp_path / "reference"))
     assert (tmp_path / "merged").read_bytes() == (tmp_path / "reference").read_bytes()
     found = indexes.read_index(tmp_path / "merged", rows=ROWS, dim=DIM)
-    _, ids = indexes.search(found, x[:20], 5, parameters={"nprobe": lists})
+    _, ids = indexes.search(found, x[:20], 5, nprobe=lists)
     exact = np.argsort(-(x[:20] @ x.T), axis=1, kind="stable")[:, :5]
     assert (ids == exact).mean() > 0.97  # but for ties
 
@@ -124,7 +124,8 @@ def test_an_hnsw_quantiser(stored, centroids, vectors, tmp_path):
     ivf.merge(index, parts, tmp_path / "merged")
     found = indexes.read_index(tmp_path / "merged", rows=ROWS, dim=DIM)
     np.testing.assert_array_equal(ivf.centroids_of(found), centroids)
-    assert indexes.measure_recall(found, vectors, parameters={"nprobe": LISTS}) > 0.99
+    recalls = indexes.Questions.of_rows(vectors, ks=[10]).recalls(found, LISTS)
+    assert recalls[10].mean() > 0.99
 
 
 def test_entries_of_an_index_come_back_as_a_part(stored, centroids, tmp_path):

@@ -140,7 +140,7 @@ def test_indexes_find_what_exact_search_finds(place, reduced):
     references = in_gathered_order(make_references())
     target, summary = reduced(place(make_references()), SPEC)
     assert summary["index"]["visual"] == {
-        "factory": "Flat", "search": {}, "recall": 1.0, "recall_k": 0, "train_rows": 0,
+        "factory": "Flat", "curve": [], "queries": "", "train_rows": 0,
     }  # fmt: skip
     queries = np.stack([direction(noun, 12) for noun in COUNTS]).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
@@ -151,21 +151,28 @@ def test_indexes_find_what_exact_search_finds(place, reduced):
     assert np.mean([len(set(a) & set(b)) for a, b in zip(support.ids, exact, strict=True)]) > 9.7
 
 
-def test_an_approximate_index_has_its_recall_measured(place, reduced, monkeypatch):
-    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF4,SQfp16")
-    references = make_references({"cat": 200, "dog": 200}, noise=0.5)
+def test_approximate_indexes_are_measured_by_what_they_will_be_asked(place, reduced, monkeypatch):
+    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF16,SQfp16")
+    references = make_references({"cat": 200, "dog": 200, "tree": 9, "boat": 20}, noise=0.5)
     target, summary = reduced(place(references), SPEC)
-    info = summary["index"]["visual"]
-    assert info["factory"] == "IVF4,SQfp16"
-    assert info["search"]["nprobe"] in (1, 2, 4)
-    assert info["recall_k"] == 10
+    curves = {}
+    for role, queries in (("visual", "held-out rows"), ("textual", "class names")):
+        info = summary["index"][role]
+        assert (info["factory"], info["queries"]) == ("IVF16,SQfp16", queries)
+        assert [point["k"] for point in info["curve"]] == [10, 20, 70, 150, 350]
+        assert all(point["recall"] >= 0.95 for point in info["curve"])
+        curves[role] = [point["nprobe"] for point in info["curve"]]
+    assert curves["textual"] != curves["visual"]
     with ReferenceCollection.open(target) as collection:
-        visual = np.asarray(collection.visual, np.float32)
-        support = collection.search_regions(visual[:100], 10)
-    exact = np.sort(visual[:100] @ visual.T, axis=1)[:, -10]
-    recall = (support.scores >= exact[:, None] - 1e-3).mean()
-    assert info["recall"] >= 0.95
-    assert recall == pytest.approx(info["recall"], abs=0.05)
+        stored = [point.nprobe for point in collection.manifest.textual_index.curve]
+        assert stored == curves["textual"]
+        textual = np.asarray(collection.textual, np.float32)
+        names = collection.noun_embeddings
+        for point in collection.manifest.textual_index.curve:
+            support = collection.search_text(names, point.k)
+            exact = np.sort(names @ textual.T, axis=1)[:, -point.k]
+            recall = (support.scores >= exact[:, None] - 1e-6).mean()
+            assert recall == pytest.approx(point.recall, abs=1e-3)
 
 
 def test_equal_references_give_equal_bytes_whatever_made_them(place, reduced):
@@ -384,7 +391,7 @@ def small_parts(monkeypatch):
     monkeypatch.setattr("ovref.reduce.by_noun.SPAN_ROWS", 30)
     monkeypatch.setattr("ovref.reduce.by_noun.PARTITION_BYTES", 40 * 12 * 2)
     monkeypatch.setattr("ovref.reduce.prototypes.NOUNS_A_TASK", 2)
-    monkeypatch.setattr("ovref.reduce.prototypes._SETS_BYTES", 1)
+    monkeypatch.setattr("ovref_inference.collection.prototypes._SETS_BYTES", 1)
 
 
 def test_spread_over_tasks_in_any_order_gives_equal_bytes(place, reduced, small_parts, tmp_path):
@@ -399,8 +406,8 @@ def test_spread_over_tasks_in_any_order_gives_equal_bytes(place, reduced, small_
     many, second = reduced(step, SPEC, "many", run_tasks=counted)
     assert first == second
     assert content(one) == content(many)
-    # Training, parts, merging, tuning; neighbours, spans, partitions, clusters.
-    assert tasks_of == [2, 8, 2, 2, 1, 4, 3, 3]
+    # Training, parts, merging; neighbours, spans, partitions, clusters; tuning.
+    assert tasks_of == [2, 8, 2, 1, 4, 3, 3, 2]
     assert not (tmp_path / "many_work" / second["fingerprint"][:16]).exists()
 
 
@@ -600,11 +607,11 @@ def test_coverage_of_a_class_list(place, reduced):
     assert (gnu.references, gnu.enough, gnu.neighbours) == (0, False, ())
 
 
-def test_progress_is_told_for_every_phase(place, reduced):
+def test_progress_is_reported_for_every_phase(place, reduced):
     told = []
     reduced(place(make_references()), SPEC, report=lambda *event: told.append(event))
     last = {phase: (done, total) for phase, done, total in told}
-    assert list(last) == ["gather", "filter", "index", "prototypes", "publish"]
+    assert list(last) == ["gather", "filter", "index", "prototypes", "tune", "publish"]
     assert all(done == total for done, total in last.values())
 
 
