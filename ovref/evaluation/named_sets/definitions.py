@@ -382,6 +382,30 @@ _CITYSCAPES = NamedSet(
     images={"train": 2975, "val": 500},
 )
 
+# Zero-shot splits: SPNet's of VOC and COCO-Stuff, the ten unseen classes of ZS3Net of Context, as
+# ZegFormer, ZegCLIP and CLIP-RC report them. Context counts background among the seen classes.
+_VOC_15_5 = replace(
+    _VOC20,
+    name="voc_15_5",
+    unseen=("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+_STUFF_156_15 = replace(
+    _STUFF,
+    name="coco_stuff_156_15",
+    unseen=(
+        "cow", "giraffe", "suitcase", "frisbee", "skateboard", "carrot", "scissors", "cardboard",
+        "clouds", "grass", "playingfield", "river", "road", "tree", "wall-concrete",
+    ),
+)  # fmt: skip
+_CONTEXT_50_10 = replace(
+    _CONTEXT60,
+    name="context_50_10",
+    unseen=(
+        "cow", "motorbike", "sofa", "cat", "boat", "fence", "bird", "tvmonitor", "keyboard",
+        "aeroplane",
+    ),
+)  # fmt: skip
+
 _ALL = (
     _VOC21,
     _VOC20,
@@ -394,6 +418,9 @@ _ALL = (
     _ADE150,
     _ADE847,
     _CITYSCAPES,
+    _VOC_15_5,
+    _STUFF_156_15,
+    _CONTEXT_50_10,
 )
 SETS: dict[str, NamedSet] = {each.name: each for each in _ALL}
 """Every set by its name."""

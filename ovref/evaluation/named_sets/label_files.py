@@ -20,6 +20,7 @@ _TWO_BYTES = ("I;16", "I;16B", "I;16L", "I")
 _DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error,
     zlib.error, NotImplementedError, Image.DecompressionBombError,
+    scipy.io.matlab.MatReadError,
 )  # fmt: skip
 """What Pillow and SciPy raise for files that are damaged or of another kind."""
 
