@@ -36,13 +36,15 @@ class Layout:
     """The values of the label files, for messages."""
     listed_by: str = "images"
     """What lists the images of a split: `images` or `labels` (all files there are), or the path of
-    a text file of ids, one a line."""
+    a text file of ids, one a line, or of a panoptic JSON file."""
     not_labels: tuple[str, ...] = ()
     """Ends of file names that match `labels` and are of another layout."""
     splits: Mapping[str, str] = field(default_factory=lambda: {name: name for name in SPLITS})
     """What {split} becomes."""
-    reader: Literal["index", "ade_full", "mat", "panoptic", "ade_panoptic"] = "index"
+    reader: Literal["index", "ade_full", "mat", "panoptic", "ade_instances"] = "index"
     """How a label file is read."""
+    instances: str = ""
+    """Path of an image's instances, for `ade_instances`."""
     short_side: int | None = None
     """Images and labels with a longer short side are made smaller, as the set's protocol has it."""
 
@@ -298,8 +300,44 @@ _COCO80 = NamedSet(
     ),
     images={"train": 118287, "val": 5000},
 )
+_PANOPTIC = bundled("coco_panoptic", "panopticapi")
+_PANOPTIC_PUBLISHED = Layout(
+    what="COCO panoptic as published",
+    bases=_COCO,
+    images=_COCO_IMAGES,
+    labels="annotations/panoptic_{split}/{id}.png",
+    listed_by="annotations/panoptic_{split}.json",
+    splits=COCO_SPLITS,
+    rule=listed(_PANOPTIC["ids"]),
+    ids="segment ids as colours, of 133 categories numbered 1-200",
+    reader="panoptic",
+)
+_COCO_PANOPTIC = NamedSet(
+    name="coco_panoptic",
+    classes="coco_panoptic",
+    lists=("panopticapi", "fcclip"),
+    layouts=(
+        _PANOPTIC_PUBLISHED,
+        replace(_PANOPTIC_PUBLISHED, labels="panoptic_{split}/{id}.png"),
+        Layout(
+            what="COCO panoptic prepared by Mask2Former or FC-CLIP",
+            bases=_COCO,
+            images=_COCO_IMAGES,
+            labels="panoptic_semseg_{split}/{id}.png",
+            splits=COCO_SPLITS,
+            rule=shifted(133, ignored=[255]),
+            ids="COCO's 133 classes: 0-132, 255 void",
+        ),
+    ),
+    images={"train": 118287, "val": 5000},
+    things=frozenset(
+        index for index, (name,) in enumerate(_PANOPTIC["classes"]) if name in _PANOPTIC["things"]
+    ),
+)
 
 _ADE = ("", "ADEChallengeData2016", "ade/ADEChallengeData2016")
+ADE_INSTANCES: tuple[int, ...] = tuple(v - 1 for v in bundled("ade150", "mmseg")["instances"])
+"""Class of each of the 100 categories of ADE20k's instance files, whose ids start at 1."""
 _ADE_PUBLISHED = Layout(
     what="ADE20k (SceneParse150) as published",
     bases=_ADE,
@@ -324,7 +362,36 @@ _ADE150 = NamedSet(
         ),
     ),
     images={"train": 20210, "val": 2000},
-    things=frozenset(value - 1 for value in bundled("ade150", "mmseg")["instances"]),
+    things=frozenset(ADE_INSTANCES),
+)
+_ADE_PANOPTIC_JSON = Layout(
+    what="ADE20k panoptic prepared by Mask2Former or FC-CLIP",
+    bases=_ADE,
+    images=("images/validation/{id}.jpg",),
+    labels="ade20k_panoptic_{split}/{id}.png",
+    listed_by="ade20k_panoptic_{split}.json",
+    splits={"val": "val"},
+    rule=shifted(150),
+    ids="segment ids as colours, of 150 categories numbered 0-149",
+    reader="panoptic",
+)
+_ADE_PANOPTIC = replace(
+    _ADE150,
+    name="ade_panoptic",
+    layouts=(
+        replace(
+            _ADE_PUBLISHED,
+            what="ADE20k (SceneParse150 and its instances) as published",
+            instances="annotations_instance/{split}/{id}.png",
+            reader="ade_instances",
+        ),
+        _ADE_PANOPTIC_JSON,
+        replace(
+            _ADE_PANOPTIC_JSON,
+            images=("images/training/{id}.jpg",),
+            splits={"train": "train"},
+        ),
+    ),
 )
 _ADE_FULL = ("", "ADE20K_2021_17_01", "ade/ADE20K_2021_17_01")
 _ADE847 = NamedSet(
@@ -415,7 +482,9 @@ _ALL = (
     _STUFF,
     _OBJECT,
     _COCO80,
+    _COCO_PANOPTIC,
     _ADE150,
+    _ADE_PANOPTIC,
     _ADE847,
     _CITYSCAPES,
     _VOC_15_5,

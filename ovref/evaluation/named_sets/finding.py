@@ -1,11 +1,13 @@
 """Finding a set's files below a folder, in the first of its layouts that is there."""
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.definitions import Layout, NamedSet
+from ovref.evaluation.named_sets.panoptic import Segments, read_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class Found:
     """The one of the layout's image paths that is there."""
     ids: tuple[str, ...]
     """Ids of the images, sorted, or in the order of the split file."""
+    segments: Mapping[str, Segments] | None = None
+    """Segments of each image, of a panoptic JSON file."""
 
     @property
     def folder(self) -> Path:
@@ -34,6 +38,10 @@ class Found:
     def label(self, image_id: str) -> Path:
         """The label file of an image."""
         return self.base / self.layout.labels.format(split=self.split, id=image_id)
+
+    def instances(self, image_id: str) -> Path:
+        """The file of instances of an image."""
+        return self.base / self.layout.instances.format(split=self.split, id=image_id)
 
 
 def find_files(named: NamedSet, root: Path, split: str) -> Found:
@@ -55,6 +63,8 @@ def find_files(named: NamedSet, root: Path, split: str) -> Found:
         text = f"{images} with {layout.labels.format(split=split_name, id='*')}"
         if layout.listed_by not in ("images", "labels"):
             text += f" and {layout.listed_by.format(split=split_name)}"
+        if layout.instances:
+            text += f" and {layout.instances.format(split=split_name, id='*')}"
         looked_for.append(f"- {layout.what}: {text}")
     bases = ", ".join(dict.fromkeys(b or "." for each in named.layouts for b in each.bases))
     lines = "\n".join(looked_for)
@@ -65,7 +75,8 @@ def find_files(named: NamedSet, root: Path, split: str) -> Found:
 
 
 def _is_there(layout: Layout, base: Path, split: str, images: str) -> bool:
-    if not (base / _folder(images, split)).is_dir():
+    folders = [images, layout.instances] if layout.instances else [images]
+    if not all((base / _folder(each, split)).is_dir() for each in folders):
         return False
     if layout.listed_by not in ("images", "labels"):
         return (base / _folder(layout.labels, split)).is_dir() and (
@@ -76,6 +87,7 @@ def _is_there(layout: Layout, base: Path, split: str, images: str) -> bool:
 
 def _listed(layout: Layout, base: Path, split: str, images: str) -> Found:
     """The layout with its ids, each of which has both files."""
+    segments = None
     if layout.listed_by in ("images", "labels"):
         image_ids = set(_ids(base, images, split, ()))
         label_ids = set(_ids(base, layout.labels, split, layout.not_labels))
@@ -84,12 +96,16 @@ def _listed(layout: Layout, base: Path, split: str, images: str) -> Found:
         ids = tuple(sorted(kept))
     else:
         path = base / layout.listed_by.format(split=split)
-        ids = _ids_of_file(path)
+        if layout.reader == "panoptic":
+            segments = read_index(path, layout.rule.classes)
+            ids = tuple(segments)
+        else:
+            ids = _ids_of_file(path)
         # The folders hold other images too.
         folder_images = set(_ids(base, images, split, ()))
         folder_labels = set(_ids(base, layout.labels, split, ()))
         bad = {each for each in ids if each not in folder_images or each not in folder_labels}
-    found = Found(layout=layout, base=base, split=split, images=images, ids=ids)
+    found = Found(layout=layout, base=base, split=split, images=images, ids=ids, segments=segments)
     if bad:
         example = min(bad)
         lacks = found.image(example) if found.label(example).exists() else found.label(example)
@@ -100,7 +116,7 @@ def _listed(layout: Layout, base: Path, split: str, images: str) -> Found:
     return found
 
 
-def _ids(base: Path, template: str, split: str, excluded: tuple[str, ...]):
+def _ids(base: Path, template: str, split: str, excluded: tuple[str, ...]) -> Iterator[str]:
     """Ids of the files that match a path; hidden files, such as macOS leaves, are no ids."""
     folder = base / _folder(template, split)
     end = template.rsplit("{id}", 1)[1]

@@ -126,6 +126,7 @@ def mat_map(path: Path, bits: int) -> np.ndarray:
 
 READERS: dict[str, Callable[[Path, int], np.ndarray]] = {
     "index": index_map,
+    "ade_instances": index_map,
     "ade_full": ade_full_map,
     "mat": mat_map,
 }

@@ -15,10 +15,21 @@ import numpy as np
 
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import PanopticMap
-from ovref.evaluation.named_sets.definitions import SETS, SPLITS, Layout, NamedSet
+from ovref.evaluation.named_sets.definitions import (
+    ADE_INSTANCES,
+    SETS,
+    SPLITS,
+    Layout,
+    NamedSet,
+)
 from ovref.evaluation.named_sets.finding import Found, find_files
 from ovref.evaluation.named_sets.label_files import READERS
 from ovref.evaluation.named_sets.names import ClassList, bundled_list, list_of_file
+from ovref.evaluation.named_sets.panoptic import (
+    ade_instances,
+    labels_of_segments,
+    panoptic_file,
+)
 from ovref.evaluation.named_sets.resizing import within_short_side
 from ovref.evaluation.named_sets.rules import labels_of_values, spans
 from ovref.identity import fingerprint
@@ -131,21 +142,45 @@ class _Reader:
         self._table = found.layout.rule.table()
 
     def read(self, image_id: str) -> Example:
-        layout = self._found.layout
+        """The image and its labels."""
         path, label_path = self._found.image(image_id), self._found.label(image_id)
         try:
             image_hwc = decode_image(path.read_bytes())
         except (OSError, UnusableImageError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
-        values_hw = READERS[layout.reader](label_path, layout.rule.bits)
+        panoptic = self._panoptic(image_id, label_path)
+        label_hw = labels_of_segments(panoptic) if panoptic else self._labels(label_path)
+        check_sizes(path, image_hwc, label_path, label_hw)
+        if self._found.layout.short_side is not None:
+            image_hwc, label_hw = within_short_side(
+                image_hwc, label_hw, self._found.layout.short_side
+            )
+        return Example(
+            id=image_id,
+            image_path=path,
+            image_hwc=image_hwc,
+            label_hw=label_hw,
+            panoptic=panoptic,
+        )
+
+    def _panoptic(self, image_id: str, label_path: Path) -> PanopticMap | None:
+        if self._found.segments is not None:
+            return panoptic_file(label_path, self._found.segments[image_id])
+        if self._found.layout.instances:
+            label_hw = self._labels(label_path)
+            return ade_instances(self._found.instances(image_id), label_hw, ADE_INSTANCES)
+        return None
+
+    def _values(self, label_path: Path) -> np.ndarray:
+        layout = self._found.layout
+        return READERS[layout.reader](label_path, layout.rule.bits)
+
+    def _labels(self, label_path: Path) -> np.ndarray:
+        values_hw = self._values(label_path)
         try:
-            label_hw = labels_of_values(values_hw, self._table)
+            return labels_of_values(values_hw, self._table)
         except ValueError as error:
             raise InputError(self._foreign(label_path, str(error))) from error
-        check_sizes(path, image_hwc, label_path, label_hw)
-        if layout.short_side is not None:
-            image_hwc, label_hw = within_short_side(image_hwc, label_hw, layout.short_side)
-        return Example(id=image_id, image_path=path, image_hwc=image_hwc, label_hw=label_hw)
 
     def _foreign(self, label_path: Path, wrong: str) -> str:
         """The message for values that the rule does not know, with the set they would fit."""
@@ -153,11 +188,11 @@ class _Reader:
         seen: set[int] = set()
         for image_id in ids[:: max(1, len(ids) // _SAMPLE)]:
             try:
-                values_hw = READERS[layout.reader](self._found.label(image_id), layout.rule.bits)
+                values_hw = self._values(self._found.label(image_id))
             except InputError:  # the file at hand is the one to report
                 continue
             seen.update(np.unique(values_hw).tolist())
-        seen.update(np.unique(READERS[layout.reader](label_path, layout.rule.bits)).tolist())
+        seen.update(np.unique(self._values(label_path)).tolist())
         message = (
             f"{label_path} holds the values {wrong}, which {self._named.name} does not have: "
             f"{layout.what} has {layout.ids}. Values found in {self._found.folder}: {spans(seen)}"
