@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.definitions import Layout, NamedSet
+from ovref.evaluation.named_sets.layouts import Layout, NamedSet
 from ovref.evaluation.named_sets.panoptic import Segments, read_index
 
 

@@ -15,15 +15,10 @@ import numpy as np
 
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import PanopticMap
-from ovref.evaluation.named_sets.definitions import (
-    ADE_INSTANCES,
-    SETS,
-    SPLITS,
-    Layout,
-    NamedSet,
-)
+from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.finding import Found, find_files
 from ovref.evaluation.named_sets.label_files import READERS
+from ovref.evaluation.named_sets.layouts import SPLITS, Layout, NamedSet
 from ovref.evaluation.named_sets.names import ClassList, bundled_list, list_of_file
 from ovref.evaluation.named_sets.panoptic import (
     ade_instances,
@@ -32,6 +27,7 @@ from ovref.evaluation.named_sets.panoptic import (
 )
 from ovref.evaluation.named_sets.resizing import within_short_side
 from ovref.evaluation.named_sets.rules import labels_of_values, spans
+from ovref.evaluation.named_sets.sets_scenes import ADE_INSTANCES
 from ovref.identity import fingerprint
 from ovref.images import UnusableImageError, decode_image
 
