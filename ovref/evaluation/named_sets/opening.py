@@ -140,10 +140,7 @@ class _Reader:
     def read(self, image_id: str) -> Example:
         """The image and its labels."""
         path, label_path = self._found.image(image_id), self._found.label(image_id)
-        try:
-            image_hwc = decode_image(path.read_bytes())
-        except (OSError, UnusableImageError) as error:
-            raise InputError(f"cannot read {path}: {error}") from error
+        image_hwc = read_image(path)
         panoptic = self._panoptic(image_id, label_path)
         label_hw = labels_of_segments(panoptic) if panoptic else self._labels(label_path)
         check_sizes(path, image_hwc, label_path, label_hw)
@@ -195,6 +192,14 @@ class _Reader:
         )
         better = likely(seen, layout)
         return f"{message}. These look like {better}" if better else message
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a photograph, upright. Raises InputError if it cannot be read."""
+    try:
+        return decode_image(path.read_bytes())
+    except (OSError, UnusableImageError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def likely(values: set[int], other_than: Layout) -> str:
