@@ -4,6 +4,7 @@ Palette images give their indices. A palette that was resolved to colours, or ma
 where a set has more classes, are refused, for they look like labels and are none.
 """
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -25,12 +26,13 @@ _DAMAGED = (
 """What Pillow and SciPy raise for files that are damaged or of another kind."""
 
 
-def index_map(path: Path, bits: int) -> np.ndarray:
+def index_map(path: Path, bits: int, file: bytes | None = None) -> np.ndarray:
     """Values of a greyscale or palette PNG or TIFF.
 
     Args:
         path: the file; its own EXIF orientation is applied.
         bits: 8, or 16 for sets whose values do not fit into eight bits.
+        file: its content where that is at hand; `path` is then its name in messages.
 
     Returns:
         (H, W) int32, in [0, 65535].
@@ -38,7 +40,7 @@ def index_map(path: Path, bits: int) -> np.ndarray:
     Raises:
         InputError: not readable, not one integer a pixel, or eight bits where 16 are needed.
     """
-    image = _opened(path)
+    image = _opened(path, file)
     if image.mode in ("RGB", "RGBA"):
         raise InputError(
             f"{path} holds colours ({image.mode}), expected one class index a pixel: the palette "
@@ -133,10 +135,11 @@ READERS: dict[str, Callable[[Path, int], np.ndarray]] = {
 """How a layout's label files are read."""
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path, file: bytes | None = None) -> Image.Image:
     """The upright image, in memory."""
     try:
-        with Image.open(path, formats=("PNG", "TIFF")) as image:
+        content = path if file is None else io.BytesIO(file)
+        with Image.open(content, formats=("PNG", "TIFF")) as image:
             return ImageOps.exif_transpose(image)
     except _DAMAGED as error:
         raise InputError(f"cannot read the label map {path}: {error}") from error

@@ -1,5 +1,8 @@
 """Opening any set: class lists, splits, sizes and orientation, and what is refused."""
 
+import tracemalloc
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -99,6 +102,21 @@ def test_images_are_read_when_they_are_asked_for(ade, tmp_path, monkeypatch):
     assert len(data) == 5 and not read
     next(examples)
     assert len(read) == 1
+
+
+def test_memory_does_not_grow_with_the_number_of_images(ade, tmp_path):
+    def peak(count):
+        tracemalloc.start()
+        for _ in islice(open_set("ade150", tmp_path), count):
+            pass
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    for number in range(24):
+        ade(f"{number:02d}", (200, 300))
+    peak(1)
+    assert peak(24) < peak(3) + 100_000  # one image with its labels has 420,000
 
 
 @pytest.mark.parametrize(
