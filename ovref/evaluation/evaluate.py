@@ -34,6 +34,8 @@ from ovref.evaluation.datasets import (
     miniature_scenes,
 )
 from ovref.evaluation.metrics import Scores, confusion, scores_of_counts, split_scores
+from ovref.evaluation.named_sets.in_memory import in_memory
+from ovref.evaluation.named_sets.opening import open_set
 from ovref.evaluation.oracle import label_masks, oracle_proposer
 from ovref.evaluation.pictures import prediction_grid
 from ovref_inference.collection.reference_collection import ReferenceCollection
@@ -67,6 +69,14 @@ class EvaluateSpec:
     """Held-out scenes: `validation` to choose parameters, `test` to report."""
     scenes: int = 200
     """Scenes evaluated."""
+    dataset: str = ""
+    """A set of the field by its name (`ade150`, `voc21`, ...), evaluated instead of scenes."""
+    root: str = ""
+    """Folder that holds `dataset`, as published or in a usual converted layout."""
+    names: str = ""
+    """Class list of `dataset`: `mmseg`, `fcclip`, `corrclip`, ... or the path of a text file."""
+    limit: int | None = None
+    """The first so many images of `dataset`; null takes all. All are kept in memory."""
     folder: LabelFolder | None = None
     """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
     should then name models for them. Each image is brought to the encoders' sizes as a whole."""
@@ -91,6 +101,10 @@ class EvaluateSpec:
         if self.split not in HELD_OUT:
             raise ValueError(f"split must be one of {HELD_OUT}, found {self.split!r}")
         require_at_least("scenes", self.scenes, 1)
+        if bool(self.dataset) != bool(self.root) or (self.dataset and self.folder):
+            raise ValueError("give dataset with root, or folder, or neither")
+        if self.limit is not None:
+            require_at_least("limit", self.limit, 1)
         if self.fossil.windows is not None:
             raise ValueError("fossil.windows must be null: images are encoded once and whole")
         require_at_least("pictures", self.pictures, 0)
@@ -183,7 +197,7 @@ def evaluate(
         }
         rows = {name: bench.scores(maps) for name, maps in predictions.items()}
         result = {
-            "caption": CAPTION if spec.folder is None else _folder_caption(spec, collection),
+            "caption": _caption(spec, collection),
             "data": bench.data.name,
             "convention": bench.data.convention,
             "class_fingerprint": bench.data.class_fingerprint,
@@ -233,7 +247,7 @@ def make_bench(
             f"({collection.visual_config.features}), and FOSSIL compares dense features with it: "
             "give a collection of dense features"
         )
-    data = label_folder(spec.folder) if spec.folder else miniature_scenes(spec.split, spec.scenes)
+    data = _data(spec)
     opencut = load_proposer(ProposerConfig(opencut=spec.opencut), device=models.device)
     bench = Bench(
         data=data,
@@ -254,6 +268,12 @@ def make_bench(
     progress("proposing masks")
     bench.proposers["opencut"](data.images)
     return bench
+
+
+def _data(spec: EvaluateSpec) -> Dataset:
+    if spec.dataset:
+        return in_memory(open_set(spec.dataset, spec.root, names=spec.names), spec.limit)
+    return label_folder(spec.folder) if spec.folder else miniature_scenes(spec.split, spec.scenes)
 
 
 def _ablations(spec: EvaluateSpec, bench: Bench) -> dict[str, list[dict[str, Any]]]:
@@ -295,7 +315,9 @@ def _ratios(rows: dict[str, Scores]) -> dict[str, float]:
     }
 
 
-def _folder_caption(spec: EvaluateSpec, collection: ReferenceCollection) -> str:
+def _caption(spec: EvaluateSpec, collection: ReferenceCollection) -> str:
+    if not spec.folder and not spec.dataset:
+        return CAPTION
     models = (collection.visual_config.model, spec.opencut.keys.model, spec.clip.model)
     caption = f"Measured on labelled images with {', '.join(dict.fromkeys(models))}."
     return f"{caption} {SMALL}" if any(m.startswith("miniature:") for m in models) else caption

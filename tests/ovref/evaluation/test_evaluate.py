@@ -218,6 +218,41 @@ def test_a_label_folder_is_evaluated_like_scenes(spec, folder, tmp_path):
         assert row["miou"] == same["miou"] and "hiou" not in same
 
 
+def test_a_named_set_scores_what_the_same_files_score_as_a_folder(spec, bench, tmp_path):
+    voc = tmp_path / "VOC2010"
+    for folder in ("JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext"):
+        (voc / folder).mkdir(parents=True)
+    for index in range(2):
+        # Without loss, so that the pixels are those of the scenes; decoders go by the content.
+        Image.fromarray(bench.data.images[index]).save(voc / f"JPEGImages/{index}.jpg", "PNG")
+        Image.fromarray(bench.data.labels[index]).save(
+            voc / f"SegmentationClassContext/{index}.png"
+        )
+    (voc / "ImageSets/SegmentationContext/val.txt").write_text("0\n1\n")
+    names = [*bench.data.classes, *(f"nothing {n}" for n in range(60 - len(bench.data.classes)))]
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(names))
+    folder = LabelFolder(
+        images=str(voc / "JPEGImages"),
+        labels=str(voc / "SegmentationClassContext"),
+        classes=str(classes),
+    )
+    spec = replace(spec, output=str(tmp_path / "out"), ablate_n=(6,), ablate_k=(2,), pictures=0)
+    named = replace(spec, dataset="context60", root=str(tmp_path), names=str(classes))
+    found = evaluate(named, lambda line: None, device="cpu")
+    same = evaluate(replace(spec, folder=folder), lambda line: None, device="cpu")
+    assert found["rows"] == same["rows"] and found["data"] == "context60 val, 2 of 5104 images"
+    assert "know nothing of others" in found["caption"] and "Pascal Context" in found["convention"]
+
+
+def test_a_named_set_needs_its_root_and_no_folder(spec, folder):
+    for wrong in ({"dataset": "voc21"}, {"root": "/data"}):
+        with pytest.raises(ValueError, match="give dataset with root, or folder, or neither"):
+            replace(spec, **wrong)
+    with pytest.raises(ValueError, match="give dataset with root, or folder, or neither"):
+        replace(spec, dataset="voc21", root="/data", folder=folder)
+
+
 def test_a_specification_comes_from_plain_values_and_refuses_mistakes(spec):
     assert parse(EvaluateSpec, dump(spec)) == spec
     with pytest.raises(ConfigError, match="unknown key scene"):

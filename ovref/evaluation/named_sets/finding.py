@@ -1,0 +1,143 @@
+"""Finding a set's files below a folder, in the first of its layouts that is there."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovref.errors import InputError
+from ovref.evaluation.named_sets.layouts import Layout, NamedSet
+from ovref.evaluation.named_sets.panoptic import Segments, read_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A layout and where it was found."""
+
+    layout: Layout
+    base: Path
+    """Folder that the layout's paths start from."""
+    split: str
+    """The layout's name of the split."""
+    images: str
+    """The one of the layout's image paths that is there."""
+    ids: tuple[str, ...]
+    """Ids of the images, sorted, or in the order of the split file."""
+    segments: Mapping[str, Segments] | None = None
+    """Segments of each image, of a panoptic JSON file."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the label files."""
+        return self.base / _folder(self.layout.labels, self.split)
+
+    def image(self, image_id: str) -> Path:
+        """The file of an image."""
+        return self.base / self.images.format(split=self.split, id=image_id)
+
+    def label(self, image_id: str) -> Path:
+        """The label file of an image."""
+        return self.base / self.layout.labels.format(split=self.split, id=image_id)
+
+    def instances(self, image_id: str) -> Path:
+        """The file of instances of an image."""
+        return self.base / self.layout.instances.format(split=self.split, id=image_id)
+
+
+def find_files(named: NamedSet, root: Path, split: str) -> Found:
+    """Finds the files of a split.
+
+    Raises:
+        InputError: no layout is there, or an image or label file of it is missing.
+    """
+    looked_for = []
+    for layout in named.layouts:
+        if split not in layout.splits:
+            continue
+        split_name = layout.splits[split]
+        for base in dict.fromkeys(root / each for each in layout.bases):
+            for images in layout.images:
+                if _is_there(layout, base, split_name, images):
+                    return _listed(layout, base, split_name, images)
+        images = " or ".join(each.format(split=split_name, id="*") for each in layout.images)
+        text = f"{images} with {layout.labels.format(split=split_name, id='*')}"
+        if layout.listed_by not in ("images", "labels"):
+            text += f" and {layout.listed_by.format(split=split_name)}"
+        if layout.instances:
+            text += f" and {layout.instances.format(split=split_name, id='*')}"
+        looked_for.append(f"- {layout.what}: {text}")
+    bases = ", ".join(dict.fromkeys(b or "." for each in named.layouts for b in each.bases))
+    lines = "\n".join(looked_for)
+    raise InputError(
+        f"{root} holds no {named.name}, split {split}; looked in it and in its folders {bases} "
+        f"for\n{lines}"
+    )
+
+
+def _is_there(layout: Layout, base: Path, split: str, images: str) -> bool:
+    folders = [images, layout.instances] if layout.instances else [images]
+    if not all((base / _folder(each, split)).is_dir() for each in folders):
+        return False
+    if layout.listed_by not in ("images", "labels"):
+        return (base / _folder(layout.labels, split)).is_dir() and (
+            base / layout.listed_by.format(split=split)
+        ).is_file()
+    return any(True for _ in _ids(base, layout.labels, split, layout.not_labels))
+
+
+def _listed(layout: Layout, base: Path, split: str, images: str) -> Found:
+    """The layout with its ids, each of which has both files."""
+    segments = None
+    if layout.listed_by in ("images", "labels"):
+        image_ids = set(_ids(base, images, split, ()))
+        label_ids = set(_ids(base, layout.labels, split, layout.not_labels))
+        kept = image_ids if layout.listed_by == "images" else label_ids
+        bad = label_ids - image_ids if layout.listed_by == "labels" else label_ids ^ image_ids
+        ids = tuple(sorted(kept))
+    else:
+        path = base / layout.listed_by.format(split=split)
+        if layout.reader == "panoptic":
+            segments = read_index(path, layout.rule.classes)
+            ids = tuple(segments)
+        else:
+            ids = _ids_of_file(path)
+        # The folders hold other images too.
+        folder_images = set(_ids(base, images, split, ()))
+        folder_labels = set(_ids(base, layout.labels, split, ()))
+        bad = {each for each in ids if each not in folder_images or each not in folder_labels}
+    found = Found(layout=layout, base=base, split=split, images=images, ids=ids, segments=segments)
+    if bad:
+        example = min(bad)
+        lacks = found.image(example) if found.label(example).exists() else found.label(example)
+        raise InputError(
+            f"{len(bad)} images of {layout.what} in {base} lack their image or label file, for "
+            f"one {lacks}"
+        )
+    return found
+
+
+def _ids(base: Path, template: str, split: str, excluded: tuple[str, ...]) -> Iterator[str]:
+    """Ids of the files that match a path; hidden files, such as macOS leaves, are no ids."""
+    folder = base / _folder(template, split)
+    end = template.rsplit("{id}", 1)[1]
+    for path in folder.rglob(f"*{end}"):
+        relative = path.relative_to(folder).as_posix()
+        if not re.search(r"(^|/)\.", relative) and not relative.endswith(excluded or ("\0",)):
+            yield relative[: -len(end)]
+
+
+def _ids_of_file(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the split file {path}: {error}") from error
+    if not lines:
+        raise InputError(f"the split file {path} is empty")
+    if len(set(lines)) < len(lines):
+        raise InputError(f"the split file {path} names an image twice")
+    return tuple(lines)
+
+
+def _folder(template: str, split: str) -> str:
+    """The fixed folder of a path."""
+    return template.split("{id}")[0].format(split=split)

@@ -1,0 +1,154 @@
+"""A folder of the Hugging Face `datasets` library as a labelled set, read with pyarrow alone.
+
+Read are what `save_to_disk` writes (Arrow files with `state.json`), and folders of Parquet files
+named `<split>-00000-of-00001.parquet`. Rows are read when they are asked for.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovref.errors import InputError
+from ovref.evaluation.named_sets.definitions import SETS
+from ovref.evaluation.named_sets.label_files import index_map
+from ovref.evaluation.named_sets.layouts import Layout
+from ovref.evaluation.named_sets.names import bundled_list
+from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, likely
+from ovref.evaluation.named_sets.rules import labels_of_values
+from ovref.images import UnusableImageError, decode_image
+
+_Row = Callable[[int], dict[str, Any]]
+
+
+def open_huggingface(
+    folder: str | Path, split: str, name: str, image: str = "image", label: str = "annotation"
+) -> LabelledSet:
+    """Opens a split whose label column holds files with the values of a named set.
+
+    Args:
+        folder: of the data set on disk.
+        split: as the data set calls it (`validation`, ...).
+        name: the set of `SETS` whose published values the label files hold.
+        image: column of the photographs.
+        label: column of the label files.
+
+    Raises:
+        InputError: no such folder, split, column or set.
+    """
+    layouts = (
+        [each for each in SETS[name].layouts if each.reader == "index"] if name in SETS else []
+    )
+    if not layouts:
+        known = (k for k, v in SETS.items() if any(each.reader == "index" for each in v.layouts))
+        raise InputError(f"name must be one of {', '.join(known)}, found {name!r}")
+    root = Path(folder)
+    schema, count, row = _rows(root, split)
+    for column in (image, label):
+        if column not in schema.names:
+            raise InputError(
+                f"{root}, split {split}, has no column {column!r}, only {', '.join(schema.names)}"
+            )
+    layout = layouts[0]
+    table = layout.rule.table()
+
+    def read(row_id: str) -> Example:
+        where = root / split / row_id
+        cells = row(int(row_id))
+        image_file, label_file = (_file(cells[each], root, where) for each in (image, label))
+        try:
+            image_hwc = decode_image(image_file)
+        except UnusableImageError as error:
+            raise InputError(f"cannot read the image of {where}: {error}") from error
+        values_hw = index_map(where, layout.rule.bits, label_file)
+        try:
+            label_hw = labels_of_values(values_hw, table)
+        except ValueError as error:
+            raise InputError(_foreign(where, str(error), set(values_hw.flat), layout)) from error
+        check_sizes(where, image_hwc, where, label_hw)
+        return Example(id=row_id, image_path=where, image_hwc=image_hwc, label_hw=label_hw)
+
+    return LabelledSet(
+        name=f"{name} of {root.name}, {split}, {count} images",
+        class_list=bundled_list(SETS[name].classes, SETS[name].lists[0]),
+        convention=f"{name} in a folder of Hugging Face datasets; {layout.ids}",
+        ids=tuple(str(number) for number in range(count)),
+        read=read,
+    )
+
+
+def _foreign(where: Path, wrong: str, values: set[int], layout: Layout) -> str:
+    message = f"{where} holds the values {wrong}, expected {layout.ids}"
+    better = likely({int(value) for value in values}, layout)
+    return f"{message}. These look like {better}" if better else message
+
+
+def _file(cell: Any, root: Path, where: Path) -> bytes:
+    """The file in a cell of an image column: its bytes, or those at its path."""
+    if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+        raise InputError(
+            f"{where} holds no image file, expected bytes or a path, found {cell!r:.80}"
+        )
+    if cell["bytes"]:
+        return cell["bytes"]
+    try:
+        return (root / cell["path"]).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read an image of {where}: {error}") from error
+
+
+def _rows(root: Path, split: str) -> tuple[pa.Schema, int, _Row]:
+    """Columns, number of rows and the reader of one."""
+    folder = root / split if (root / split / "state.json").is_file() else root
+    state = folder / "state.json"
+    try:
+        if state.is_file():
+            return _arrow(state)
+        paths = sorted(root.glob(f"{split}-*.parquet")) or sorted(
+            root.glob(f"data/{split}-*.parquet")
+        )
+        if paths:
+            return _parquet(paths)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise InputError(f"cannot read the data set {root}: {error}") from error
+    raise InputError(
+        f"{root} holds no split {split!r} of Hugging Face datasets; looked for "
+        f"{split}/state.json, state.json, {split}-*.parquet and data/{split}-*.parquet"
+    )
+
+
+def _arrow(state: Path) -> tuple[pa.Schema, int, _Row]:
+    content = json.loads(state.read_text(encoding="utf-8"))
+    if content.get("_indices_files") or content.get("_indices_data_files"):
+        raise InputError(
+            f"{state.parent} was saved with a selection of rows; save `flatten_indices()` of it"
+        )
+    # Mapped, not read: only the pages of the rows asked for come into memory.
+    tables = [
+        pa.ipc.open_stream(pa.memory_map(str(state.parent / each["filename"]))).read_all()
+        for each in content["_data_files"]
+    ]
+    table = pa.concat_tables(tables)
+    return table.schema, len(table), lambda number: table.slice(number, 1).to_pylist()[0]
+
+
+def _parquet(paths: list[Path]) -> tuple[pa.Schema, int, _Row]:
+    files = [pq.ParquetFile(path) for path in paths]
+    groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+    starts = [0]
+    for file, group in groups:
+        starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+    kept: dict[int, pa.Table] = {}  # the row group that was read last
+
+    def row(number: int) -> dict[str, Any]:
+        index = next(i for i, start in enumerate(starts[1:]) if number < start)
+        if index not in kept:
+            kept.clear()
+            file, group = groups[index]
+            kept[index] = file.read_row_group(group)
+        return kept[index].slice(number - starts[index], 1).to_pylist()[0]
+
+    return files[0].schema_arrow, starts[-1], row
