@@ -24,7 +24,7 @@ ROW_GROUP = 1024
 """Rows held before they are written; one number, so that equal records give equal bytes."""
 
 EMPTY = pa.schema([("key", pa.string())])
-"""Of the sidecar of a shard without outputs, whose kind nothing tells."""
+"""Schema of the sidecar of a shard without outputs, whose kind is unknown."""
 
 
 class ShardFiles:

@@ -259,7 +259,7 @@ def test_the_job_s_command_is_one_that_ovref_understands():
     assert wrapper == f"{IN_IMAGE}cluster/run_job.sh" and program == "ovref"
     # KubeRay pastes the command into a shell line.
     assert not set(";&|$`'\"") & set(spec["entrypoint"])
-    options = cli.parser().parse_args(arguments)
+    options = cli.parse(arguments)
     assert options.verb == "build" and options.config.startswith(IN_IMAGE)
     config = load(BuildConfig, ROOT / options.config.removeprefix(IN_IMAGE), options.overrides)
     assert config.engine.engine == "ray" and config.output.startswith("s3://")
@@ -512,7 +512,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_people_are_told_is_one_that_ovref_understands(command):
     words = [word for word in shlex.split(command, comments=True)[1:] if word != "..."]
-    options = cli.parser().parse_args(words)
+    options = cli.parse(words)
     if hasattr(options, "config"):
         config = load(BuildConfig, ROOT / options.config, options.overrides)
         assert options.verb != "submit" or config.engine.engine == "ray"
