@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/ovref build --config configs/miniature.yaml output=$(DEMO)
 	$(BIN)/ovref evaluate --config configs/miniature_evaluate.yaml \
 	    collection=$(DEMO)/collection output=$(DEMO)/evaluation
-	$(BIN)/ovref inspect $(DEMO) --pictures $(DEMO)/samples.png
+	$(BIN)/ovref status $(DEMO) --pictures $(DEMO)/samples.png
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

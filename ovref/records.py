@@ -83,7 +83,7 @@ class ImageRecord:
     """(regions, h, w) float16 attribution heatmaps, before binarisation, each in [0, 1] of its own
     range; None where the source makes none."""
     seed: int | None = None
-    """Of the generator that drew it; None for a real image."""
+    """Seed of the generator that made the image; None for a real image."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Plain JSON values: model id and revision, scheduler, steps, guidance, ..."""
 
@@ -104,7 +104,7 @@ class Reference:
     noun: Noun
     caption: str
     box_xyxy: tuple[int, int, int, int]
-    """Of the mask's YES pixels; right and bottom exclusive."""
+    """Bounding box of the mask's YES pixels; right and bottom exclusive."""
     area: float
     """YES pixels as a fraction of the image, in (0, 1]."""
     score: float

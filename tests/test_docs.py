@@ -47,7 +47,7 @@ def test_every_command_parses_and_its_configuration_exists(name, command):
 
 def test_there_are_such_commands():
     assert {command.split()[1] for _, command in COMMANDS} >= {
-        "build", "status", "verify", "gc", "evaluate", "inspect",
+        "build", "status", "verify", "gc", "evaluate",
     }  # fmt: skip
 
 

@@ -11,7 +11,11 @@ EXTRAS = {
     "segment": ("torch", "torchvision", "transformers", "open_clip", "segment_anything",
                 "safetensors", "scipy", "PIL", "skimage"),
     "cpu": ("faiss",),
-    "build": ("ray", "diffusers", "spacy", "webdataset", "s3fs", "pydantic", "yaml"),
+    "s3": ("s3fs",),
+    "http": ("aiohttp", "requests"),
+    "hf": ("huggingface_hub",),
+    "cli": ("pydantic", "yaml"),
+    "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
 }  # fmt: skip
 """Packages that are imported when they are first needed, by the extra of ovref that brings them."""
 

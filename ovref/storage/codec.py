@@ -161,7 +161,7 @@ def decode(key: str, sample: dict[str, bytes]) -> Caption | Prompt | ImageRecord
 
 
 def schema(record: Record) -> pa.Schema:
-    """Of the sidecar that can hold `record`; a reference fixes the lengths of the embeddings."""
+    """The schema of a sidecar that can hold `record`; a reference fixes the embeddings' lengths."""
     kind = kind_of(record)
     columns = dict(COLUMNS[kind])
     if isinstance(record, Reference):

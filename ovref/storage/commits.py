@@ -28,7 +28,7 @@ class Commit:
 
     shard: str
     fingerprint: str
-    """Of the step."""
+    """Fingerprint of the step."""
     files: dict[str, StoredFile]
     """By extension: `parquet` always, `tar` and `drops.jsonl` where there is something in them."""
     inputs: int

@@ -31,7 +31,7 @@ ENCODERS = min(4, os.cpu_count() or 1)
 """Threads that encode image records, each of which takes milliseconds."""
 
 EMPTY = pa.schema([("key", pa.string())])
-"""Of the sidecar of a shard without outputs, whose kind nothing tells."""
+"""Schema of the sidecar of a shard without outputs, whose kind is unknown."""
 
 
 class ShardFiles:

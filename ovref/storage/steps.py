@@ -41,7 +41,8 @@ from ovref.storage.shards import ShardFiles, read_drops, read_tar, sha256
 from ovref.storage.store import Store, is_unfinished
 
 FORMAT_VERSION = 1
-"""Of step.json, the markers and the shards; raised when older readers could not read them."""
+"""Version of step.json, the markers and the shards; raised when older readers could not read
+them."""
 
 STEP, COMPLETE = "step.json", "complete.json"
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")

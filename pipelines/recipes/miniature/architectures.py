@@ -30,7 +30,7 @@ IMAGE_SIZE = 64
 IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 TEXT_WIDTH = 96
 VIT_WIDTH = 96
-"""Of the patch features of DINOv2 and DINO."""
+"""Width of the patch features of DINOv2 and DINO."""
 
 CLIP_CONFIG = {
     "embed_dim": 64,

@@ -23,7 +23,7 @@ from recipes.miniature.masks_data import boxes_of, regions
 from recipes.miniature.measure import parameters_of, run
 
 FOLDERS = ("sam", "grounding_dino", "maskformer")
-"""Of the shipped models, those that are measured here."""
+"""The shipped models that are measured here."""
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 GRID = SamGridConfig(
     sam=SamConfig(model="miniature:sam"),

@@ -34,7 +34,7 @@ STRIDES = (4, 8, 16)
 NEAREST = (3, 3, 2)
 """Cells per level that stand for one region when queries are picked."""
 NAMED_SHARE, PLURAL_SHARE = 0.85, 0.15
-"""Of the classes of a scene, those that the prompt names; of names, those in the plural."""
+"""Shares of a scene's classes that the prompt names, and of names that are in the plural."""
 
 
 class Told(nn.Module):

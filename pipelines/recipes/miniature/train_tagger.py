@@ -60,12 +60,12 @@ LAST_WORDS_PER_BATCH = 1500
 WORD_DROPOUT = 0.25
 """A word seen n times in training loses its identity with probability a / (a + n)."""
 LOWER_SHARE = 0.35
-"""Of the examples without proper nouns that are put in lower case."""
+"""Share of the examples without proper nouns that are put in lower case."""
 LOWER_SHARE_WITH_NAMES = 0.12
 NO_STOP_SHARE = 0.5
-"""Of the examples that lose their final punctuation."""
+"""Share of the examples that lose their final punctuation."""
 PHRASE_SHARE = 0.35
-"""Of the noun phrases that are seen in one epoch."""
+"""Share of the noun phrases that are seen in one epoch."""
 NOTICE = """# Notice
 
 The model in this folder was trained on the Universal Dependencies English Web Treebank (UD English
