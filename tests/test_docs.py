@@ -53,7 +53,8 @@ def test_there_are_such_commands():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_paths_in_backticks_exist(name):
-    for path in set(re.findall(r"`((?:configs|tests|docs|cluster|pipelines)/[\w./]+)`", text_of(name))):
+    pattern = r"`((?:configs|tests|docs|cluster|pipelines)/[\w./]+)`"
+    for path in set(re.findall(pattern, text_of(name))):
         assert (ROOT / path).exists(), path
 
 
@@ -105,10 +106,10 @@ def test_no_docstring_begins_with_of(package):
     for path in sorted((ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             # Docstrings of attributes are bare strings too.
-            text = node.value if isinstance(node, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                if text.value.lstrip().startswith("Of "):
-                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+            constant = getattr(node, "value", None) if isinstance(node, ast.Expr) else None
+            text = getattr(constant, "value", None)
+            if isinstance(text, str) and text.lstrip().startswith("Of "):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert found == []
 
 

@@ -28,13 +28,24 @@ FLOORS = {
         {"segmenters"},
     ),
     "ovref": (
-        {"errors", "config", "contract", "identity", "images", "records"},
+        {"errors", "config", "contract", "identity", "images", "records", "places", "licences"},
         {"ops", "storage"},
         {"miniature", "models", "run_shard", "ingest", "check_models"},
         {"corpora", "select_prompts", "stages"},
         {"reduce", "evaluation"},
     ),
-    "ovref_pipelines": ({"engine"}, {"ray", "output"}, {"recipe"}, {"verbs"}, {"cli"}),
+    "ovref_pipelines": (
+        {"errors", "console", "shipped"},
+        {"engine"},
+        {"ray", "output", "preflight"},
+        {"build_config"},
+        {"folders"},
+        {"provenance"},
+        {"recipe"},
+        {"verbs"},
+        {"commands"},
+        {"cli"},
+    ),
 }
 """The rooms of each package, from the ground floor up; those of one floor do not import each other,
 but for the single modules of the ground floor."""

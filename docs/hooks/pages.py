@@ -1,8 +1,9 @@
 """Pages that mkdocs makes of other files of the repository.
 
-`<!-- settings: package.module.Class -->` becomes tables of the settings of a frozen dataclass and of
-those that it contains, from their docstrings. `<!-- fence yaml: path -->` becomes the text of a file,
-`<!-- docstring: path -->` the docstring of a module. The results of benchmarks, and the cluster's guide, become pages.
+`<!-- settings: package.module.Class -->` becomes tables of the settings of a frozen dataclass and
+of those that it contains, from their docstrings. `<!-- fence yaml: path -->` becomes the text of a
+file, `<!-- docstring: path -->` the docstring of a module. The results of benchmarks and the guide
+of the cluster become pages.
 """
 
 import ast

@@ -1,7 +1,6 @@
 """Model ids: `miniature:<name>` is in the package ovref_miniature, others pass unchanged."""
 
 import importlib.util
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,8 @@ def model_errors(attempt: str, advice: str = "") -> Iterator[None]:
         raise
     except (
         OSError, EOFError, ValueError, LookupError, RuntimeError, ImportError, TypeError,
-        AttributeError, AssertionError, SafetensorError, pickle.UnpicklingError,
+        AttributeError, AssertionError, SafetensorError,
+        torch.serialization.pickle.UnpicklingError,  # of a file that is more than tensors
     ) as error:  # fmt: skip
         reason = str(error) or type(error).__name__
         if isinstance(error, LookupError):

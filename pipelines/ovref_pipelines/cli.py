@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ovref_pipelines import console as consoles
-
-FAILED, MEND_FIRST, STOPPED, READER_GONE = 1, 2, 130, 141
+from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs that the extra `cli` is enough for."""

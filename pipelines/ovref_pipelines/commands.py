@@ -12,8 +12,8 @@ from ovref.places import absolute, absolute_local
 from ovref_inference import ReferenceCollection
 from ovref_pipelines import recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
-from ovref_pipelines.cli import FAILED, STOPPED
 from ovref_pipelines.console import Console
+from ovref_pipelines.errors import FAILED, STOPPED
 from ovref_pipelines.folders import open_steps, unfinished
 from ovref_pipelines.output import open_build
 from ovref_pipelines.verbs import show

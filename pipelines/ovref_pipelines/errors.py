@@ -1,6 +1,9 @@
-"""How a job ends early, besides the errors of `ovref.errors`."""
+"""How a job ends early, besides the errors of `ovref.errors`, and the command's exit codes."""
 
 from ovref_inference.errors import OvrefError
+
+FAILED, MEND_FIRST, STOPPED, READER_GONE = 1, 2, 130, 141
+"""Exit codes of the command `ovref`; its help says what each means."""
 
 
 class JobError(OvrefError):

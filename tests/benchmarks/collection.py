@@ -22,11 +22,10 @@ import faiss
 import numpy as np
 
 from ovref_inference import ReferenceCollection
-from ovref_inference.collection.prototypes import PrototypeConfig
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection import store
-from ovref_inference.collection.prototypes import make_prototypes
+from ovref_inference.collection.prototypes import PrototypeConfig, make_prototypes
 from ovref_inference.vectors import l2_normalised
 
 PER_NOUN = 100

@@ -27,9 +27,9 @@ os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 import numpy as np
 
-from ovref_inference.collection.prototypes import PrototypeConfig
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
+from ovref_inference.collection.prototypes import PrototypeConfig
 from ovref_inference.vectors import l2_normalised
 
 HERE = Path(__file__).parent
