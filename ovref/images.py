@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are decoded. Pillow knows more; some of them start other programs (EPS)."""
 
 MAX_PIXELS = 1 << 26
-"""Of an image: 64 Mi pixels are 192 MiB decoded. A file of more is not decoded at all."""
+"""Most pixels of an image: 64 Mi are 192 MiB decoded. A larger file is not decoded at all."""
 MAX_ASPECT = 20.0
 """Longer side over shorter; beyond it (rulers, banners) resizing leaves nothing to recognise."""
 MAX_SIDE = 2048

@@ -183,7 +183,7 @@ def _rare_first(
 def _ranks(
     spec: SelectPrompts, source: StepFolder, shards: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of all prompts in their order the new place, -1 if not kept; and where each shard begins."""
+    """The new place of every prompt in order, -1 if not kept; and where each shard begins."""
     kept: Counter[str] = Counter()
     turns = array("i")
     begins = [0]

@@ -40,7 +40,7 @@ OTHERS = _words(
 AMBIGUOUS = _words(
     "o e i y no lo la el le du van von au en on as au par sur due san los las al con"
 )
-"""Of these, those that English captions have too, in names above all: they prove nothing alone."""
+"""Words of these lists that English captions have too, above all in names: no proof alone."""
 
 
 def is_other_language(caption: str) -> bool:

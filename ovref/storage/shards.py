@@ -176,7 +176,7 @@ def read_drops(data: bytes) -> list[Dropped]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes: 64 hexadecimal digits."""
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

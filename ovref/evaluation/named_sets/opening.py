@@ -62,7 +62,7 @@ class LabelledSet:
     convention: str
     """Layout and meaning of the label files, for results."""
     ids: tuple[str, ...]
-    """Of each image, in order."""
+    """Ids of the images, in order."""
     read: Callable[[str], Example]
     """Reads the image and labels of an id.
 
