@@ -77,7 +77,7 @@ def test_a_deleted_noun_leaves_those_that_leant_on_it(place, reduced):
     with ReferenceCollection.open(target) as collection:
         assert len(collection) == ALL - len(dead)
         assert collection.nouns == sorted(COUNTS)
-        found = collection.prototypes(["cat", "lion"])
+        found = collection.prototypes(["cat", "lion"], floor=None)
         assert found.counts.tolist() == [4, 4]
         assert all("cat" not in nouns[1:] for nouns in found.nouns)
         support = collection.search_regions(np.eye(12, dtype=np.float32), ALL)
