@@ -33,7 +33,7 @@ class Segmentation:
     scores_of: Callable[[slice], np.ndarray] = field(repr=False)
     """Makes the scores of a slice of the classes, as `scores_chw`."""
     missing: tuple[str, ...] = ()
-    """Classes that the collection has no references for: without text they cannot be predicted."""
+    """Classes whose support in the collection is below the floor; no pixel has one of them."""
 
     @property
     def scores_chw(self) -> np.ndarray:
@@ -55,8 +55,8 @@ class Segmenter(Protocol):
             class_names: what to look for, as text; at least one.
 
         Returns:
-            One Segmentation an image, at the image's size. Classes that the collection has no
-            references for are named in `missing` and get no pixel.
+            One Segmentation an image, at the image's size. Classes without support in the
+            collection are named in `missing` and get no pixel.
 
         Raises:
             ValueError: no class names or an empty one, no support for any of them, images of

@@ -35,4 +35,4 @@ def test_an_image_is_segmented(demo):
     exec(compile(SNIPPETS[1], "README.md", "exec"), found)
     assert found["labels_hw"].shape == found["image_hwc"].shape[:2]
     assert set(found["labels_hw"].ravel()) <= {0, 1, 2}
-    found["collection"].close()
+    found["segmenter"].collection.close()
