@@ -80,12 +80,12 @@ def run_once(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) ->
     options = {
         "num_cpus": pool.cpus_per_worker,
         "num_gpus": pool.gpus_per_worker,
-        "max_calls": 1,
         "max_retries": 0,
         "runtime_env": {"env_vars": variables},
     }
     try:
-        return _result(ray.remote(_apply).options(**options).remote(call))
+        # Only the decorator takes `max_calls`, which ends the process after the call.
+        return _result(ray.remote(max_calls=1)(_apply).options(**options).remote(call))
     except RayError as error:
         raise ModelError(
             f"the worker that loaded the models died (out of memory? see Ray's logs): {error}"
