@@ -240,7 +240,8 @@ def _fields_at(cls: Any, path: tuple[Any, ...]) -> list[str]:
 
 def _dataclass_in(hint: Any) -> type | None:
     """The one dataclass in `Inner`, `Inner | None`, `tuple[Inner, ...]`; None if not one alone."""
-    found = {part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)}
+    parts = (hint, *typing.get_args(hint))
+    found = {part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)}
     return found.pop() if len(found) == 1 else None
 
 

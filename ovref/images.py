@@ -161,7 +161,7 @@ def _pixels(image: Image.Image) -> tuple[np.ndarray, bool]:
         raise UnusableImageError("image_too_large", str(error)) from error
     except _DAMAGED as error:
         raise UnusableImageError("truncated_image", repr(error)) from error
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(_orientation(image) or 1)
     rgb = _rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)

@@ -60,7 +60,7 @@ def ingest(
     committed = set(target.committed())
     items = first_of_each_key(captions)
     shards: list[str] = []
-    kept, dropped = 0, Counter()
+    kept, dropped = 0, Counter[str]()
     following: Caption | None = None
     with ThreadPoolExecutor(UPLOADS) as pool:
         uploads: deque[Future[None]] = deque()
@@ -77,12 +77,13 @@ def ingest(
                         f"{dict(dropped)}"
                     )
                 if files is None:
-                    work = (target, shard, keys, len(keys) + len(drops))
-                    checks.append(pool.submit(_check_unchanged, *work))
+                    inputs = len(keys) + len(drops)
+                    checks.append(pool.submit(_check_unchanged, target, shard, keys, inputs))
                 else:
                     _wait_for(checks, 0)  # of a corpus that has changed nothing is added
-                    work = (opened.pop_all(), target, shard, files, len(keys) + len(drops), drops)
-                    uploads.append(pool.submit(_publish, *work))
+                    inputs = len(keys) + len(drops)
+                    held = opened.pop_all()
+                    uploads.append(pool.submit(_publish, held, target, shard, files, inputs, drops))
             for futures in (uploads, checks):
                 _wait_for(futures, UPLOADS)
             shards.append(shard)
@@ -204,7 +205,7 @@ def _publish(
 
 
 def _check_unchanged(target: StepFolder, shard: str, keys: list[str], inputs: int) -> None:
-    commit = target.commit_of(shard)
+    commit = target.required(shard)
     if commit.inputs != inputs or target.table(shard, ["key"])["key"].to_pylist() != keys:
         raise InputError(
             f"the corpus has changed since the build began: shard {shard} of {target.store.url} "

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ovref.contract import Dropped, Stage, base_key
@@ -70,7 +70,7 @@ def run_alone(stages: Sequence[Stage], record: Any) -> None:
 
 def _applied(
     stages: Sequence[Stage], inputs: Iterable[Any], drops: list[Dropped], shard: str
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     records = inputs
     for number, stage in enumerate(stages, start=1):
         name = getattr(stage, "__name__", type(stage).__name__)

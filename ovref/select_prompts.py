@@ -107,9 +107,9 @@ def _in_place(
 
 
 def _under_the_cap(spec: SelectPrompts, kept_before: Counter[str]) -> Stage:
-    def select(prompts: Iterator[Prompt]) -> Iterator[Prompt | Dropped]:
+    def select(records: Iterator[Prompt]) -> Iterator[Prompt | Dropped]:
         kept = kept_before.copy()
-        for prompt in prompts:
+        for prompt in records:
             if _turn(spec, kept, [noun.text for noun in prompt.nouns]) is None:
                 yield Dropped(prompt.key, "nouns_capped")
             else:
@@ -144,7 +144,7 @@ def _rare_first(
     done = set(target.committed())
     for shard in done & set(shards):
         if on_progress is not None:
-            on_progress(target.commit_of(shard))
+            on_progress(target.required(shard))
     with scratch_folder() as folder:
         spools = [Path(folder, f"{at:06d}") for at in range(0, len(shards), together)]
         wanted = [
@@ -161,7 +161,7 @@ def _rare_first(
                     ranks[begins[number] : begins[number + 1]], source.read(shard), strict=True
                 ):
                     file = files[rank // size // together] if rank >= 0 else None
-                    if file is not None:
+                    if file is not None and isinstance(prompt, Prompt):
                         file.write(_line(int(rank), prompt))
         for group, path in enumerate(spools):
             if not wanted[group]:

@@ -69,7 +69,7 @@ def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
     try:
         fs, root = open_place(place)
         entries = find(fs, root)
-    except (*store_errors(), ValueError) as error:
+    except store_errors(ValueError) as error:
         raise InputError(f"cannot list the images at {shown(place)}: {reason(error)}") from error
     if not entries:
         raise InputError(f"there are no images at {shown(place)}; check `images`")

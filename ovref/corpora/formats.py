@@ -122,10 +122,11 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
 def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
     # Published caption TSVs (CC3M, CC12M) have no quoting: a quotation mark is a quotation mark.
     tabs = PurePosixPath(path.removesuffix(".gz")).suffix.lower() == ".tsv" or spec.format == "tsv"
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     with _open_text(fs, path, newline="") as file:
         lines = _Lines(file)
-        rows = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting)
+        rows = (
+            csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines)
+        )
         caption, image = spec.caption_column, spec.image_column
         if not isinstance(caption, int):
             header = next(rows, [])
@@ -172,7 +173,7 @@ class _Lines:
     """The lines of a table, of which a record that turns out broken keeps its first alone."""
 
     def __init__(self, file: io.TextIOWrapper) -> None:
-        self._file, self._again = file, deque()
+        self._file, self._again = file, deque[str]()
         self.taken: list[str] = []
         """Those of the record in hand."""
         self.number = 0
@@ -262,13 +263,13 @@ class _FieldJudge:
             )
 
 
-def _field(spec: CorpusSpec, item: dict[str, Any]) -> Any:
+def _field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
     if spec.caption_column is not None:
         return item.get(spec.caption_column)
     return next((item[name] for name in CAPTION_NAMES if name in item), None)
 
 
-def _image_field(spec: CorpusSpec, item: dict[str, Any]) -> Any:
+def _image_field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
     return None if spec.image_column is None else item.get(spec.image_column)
 
 
@@ -279,7 +280,7 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
         pq.ParquetFile(handle, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as file,
     ):
         columns = file.schema_arrow.names
-        wanted = [_caption_name(spec, path, columns)]
+        wanted: list[str | int] = [_caption_name(spec, path, columns)]
         # A caption column of bytes is decoded record by record, so that one bad text is one drop.
         _check_type(path, file.schema_arrow.field(wanted[0]), TEXT_OR_BYTES, "text")
         if spec.image_column is not None:
@@ -331,7 +332,7 @@ def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Ro
         fs.open(path, "rb", compression=compression) as handle,
         tarfile.open(fileobj=handle, mode="r|") as tar,
     ):
-        name, parts = None, {}
+        name, parts = "", dict[str, bytes | None]()
         for member in tar:
             if not member.isfile():
                 continue
@@ -341,14 +342,14 @@ def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Ro
                 continue  # `.DS_Store` and its kind are no samples
             sample = f"{folder}/{stem}" if folder else stem
             if sample != name:
-                if name is not None:
+                if name:
                     yield _sample(spec, name, parts)
                 name, parts = sample, {}
             suffix = f".{suffix.lower()}"
             if suffix in (".txt", ".json", *IMAGE_SUFFIXES):
-                too_long = member.size > LONGEST_MEMBER_BYTES
-                parts[suffix] = None if too_long else tar.extractfile(member).read()
-        if name is not None:
+                file = tar.extractfile(member) if member.size <= LONGEST_MEMBER_BYTES else None
+                parts[suffix] = file.read() if file is not None else None
+        if name:
             yield _sample(spec, name, parts)
 
 

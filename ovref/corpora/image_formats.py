@@ -60,7 +60,7 @@ def _by_metadata(
 
 
 def _by_sidecar(fs: AbstractFileSystem, folder: str, inner: str, files: list[str]) -> Iterator[Row]:
-    images, texts = {}, []
+    images, texts = dict[str, str](), []
     for name in files:
         path = PurePosixPath(name)
         if path.suffix.lower() in IMAGE_SUFFIXES:

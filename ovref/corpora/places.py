@@ -42,12 +42,12 @@ def open_place(place: str) -> tuple[AbstractFileSystem, str]:
         ) from error
 
 
-def store_errors() -> tuple[type[Exception], ...]:
-    """The exceptions that reading may raise.
+def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """The exceptions that reading may raise, and `more`.
 
     Those of botocore and of the HTTP clients are no OSErrors, and count once they are loaded.
     """
-    found: list[type[Exception]] = [OSError]
+    found: list[type[Exception]] = [OSError, *more]
     for module, names in (
         ("botocore.exceptions", ("BotoCoreError", "ClientError")),
         ("aiohttp", ("ClientError",)),

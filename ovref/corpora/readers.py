@@ -100,7 +100,7 @@ def _check_has_images(spec: CorpusSpec, path: str, written: str) -> None:
 def _with_images(rows: Iterator[formats.Row], folder: "_ImageFolder") -> Iterator[formats.Row]:
     """The rows with the files that they name in place of the names, read some rows ahead."""
     with ThreadPoolExecutor(IMAGES_AHEAD) as pool:
-        ahead = deque()
+        ahead = deque[tuple[formats.Row, Future[bytes] | None]]()
         for row in rows:
             named = isinstance(row.image, str)
             ahead.append((row, pool.submit(folder.read, row.image) if named else None))
@@ -135,7 +135,7 @@ def _rows(
     damage = (EOFError, zlib.error, tarfile.TarError, pa.ArrowException, csv.Error)
     try:
         yield from reader(spec, fs, path)
-    except (*store_errors(), *damage) as error:
+    except store_errors(*damage) as error:
         raise InputError(
             f"cannot read {path} of the corpus as {written}: {reason(error)}"
         ) from error
@@ -167,7 +167,7 @@ def _caption(
     image = row.image if images else None
     if images and not (isinstance(image, bytes) and image):
         return dropped("missing_image")
-    digest = sha256(image).hexdigest() if images else None
+    digest = sha256(image).hexdigest() if isinstance(image, bytes) else None
     return (
         Caption(
             key=record_key(corpus, text, draw, digest),

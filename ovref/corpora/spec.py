@@ -141,7 +141,7 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
             names = matches(fs, root) if is_pattern else []
         if spec.format == "imagefolder" and not fs.isdir(root):
             raise InputError(f"an imagefolder is a folder, found {shown(spec.path)}")
-    except (*store_errors(), ValueError) as error:
+    except store_errors(ValueError) as error:
         raise InputError(
             f"cannot look for the corpus at {shown(spec.path)}: {reason(error)}"
         ) from error

@@ -15,7 +15,7 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 
-Proposer = Callable[[Sequence[np.ndarray]], Sequence[Any]]
+Proposer = Callable[[Sequence[np.ndarray]], list[Any]]
 """Images -> masks or `Proposals`, one answer an image."""
 
 
@@ -82,8 +82,8 @@ class CachedEncoder:
         heatmaps: Sequence[np.ndarray] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """As `RegionEncoder.encode_regions`."""
-        maps = heatmaps or [None] * len(masks)
-        keys = [array_key(*arrays) for arrays in zip(images, masks, maps, strict=True)]
+        given = [images, masks] if heatmaps is None else [images, masks, heatmaps]
+        keys = [array_key(*arrays) for arrays in zip(*given, strict=True)]
 
         def encode(new: list[int]) -> Any:
             some = None if heatmaps is None else [heatmaps[i] for i in new]

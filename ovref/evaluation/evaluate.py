@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,7 +153,7 @@ class Bench:
         """Metrics of label maps of all images."""
         classes = len(self.data.classes)
         pairs = zip(self.data.labels, predictions, strict=True)
-        return scores_of_counts(sum(confusion(*pair, classes) for pair in pairs))
+        return scores_of_counts(reduce(np.add, (confusion(*pair, classes) for pair in pairs)))
 
 
 def evaluate(
@@ -281,7 +282,8 @@ def _ablations(spec: EvaluateSpec, bench: Bench) -> dict[str, list[dict[str, Any
     grids = {"n": spec.ablate_n, "k": spec.ablate_k, "gamma": spec.ablate_gamma}
 
     def row(name: str, value: float) -> dict[str, Any]:
-        segmenter = bench.fossil(replace(spec.fossil, **{name: value}), "opencut")
+        changed: dict[str, Any] = {name: value}
+        segmenter = bench.fossil(replace(spec.fossil, **changed), "opencut")
         scores = bench.scores(bench.predict(segmenter))
         return {name: value, **_row("FOSSIL", scores, bench.data)}
 

@@ -108,7 +108,10 @@ class PanopticQuality:
                 matched.add(id_)
         crowd_of = {label: id_ for id_, label in truth.labels.items() if id_ in truth.crowd}
         for id_, label in predicted.labels.items():
-            excused = overlap.get((VOID, id_), 0) + overlap.get((crowd_of.get(label), id_), 0)
+            crowd = crowd_of.get(label, VOID)
+            excused = overlap.get((VOID, id_), 0)
+            if crowd != VOID:
+                excused += overlap.get((crowd, id_), 0)
             if id_ not in matched and excused / area[id_] <= 0.5:
                 self.counts[1, label] += 1
         for id_, label in truth.labels.items():
@@ -118,7 +121,7 @@ class PanopticQuality:
     def scores(self) -> PanopticScores:
         """Metrics of everything added so far."""
         hits, wrong, missed = self.counts.astype(np.float64)
-        occurs = self.counts.any(0)
+        occurs = np.asarray(self.counts.any(0))
         total = np.where(occurs, hits + 0.5 * wrong + 0.5 * missed, np.nan)
         pq, rq = self.ious / total, hits / total
         sq = np.where(occurs, self.ious / np.maximum(hits, 1), np.nan)

@@ -116,7 +116,7 @@ def encode(record: Caption | Prompt | ImageRecord) -> dict[str, bytes]:
     meta, sample = _metadata(record), {}
     if isinstance(record, ImageRecord):
         if record.heatmaps_nhw is not None:
-            sample["heatmaps.npy"] = _encode_heatmaps(record)
+            sample["heatmaps.npy"] = _encode_heatmaps(record, record.heatmaps_nhw)
             meta["heatmaps_nhw"] = list(record.heatmaps_nhw.shape)
         if record.regions:
             sample["masks.png"] = _encode_masks(record)
@@ -142,6 +142,8 @@ def decode(key: str, sample: dict[str, bytes]) -> Caption | Prompt | ImageRecord
         if kind == "prompt":
             return Prompt(key=key, nouns=nouns, image=image, **meta)
         if kind == "image":
+            if image is None:
+                raise ValueError("it has no image")
             masks = _decode_masks(sample, len(nouns), meta.pop("mask_hw", None))
             return ImageRecord(
                 key=key,
@@ -177,7 +179,7 @@ def row(record: Record) -> dict[str, Any]:
         ValueError: the key is no safe name.
     """
     check_key(record.key)
-    values = {"key": record.key, "source": record.source}
+    values: dict[str, Any] = {"key": record.key, "source": record.source}
     if isinstance(record, Caption):
         return {**values, "text": record.text, "draw": record.draw}
     values["caption"] = record.caption
@@ -259,8 +261,8 @@ def _vectors(rows: list[dict[str, Any]], column: pa.Field) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat_nd), size)
 
 
-def _encode_heatmaps(record: ImageRecord) -> bytes:
-    heatmaps_nhw, regions = record.heatmaps_nhw, len(record.regions)
+def _encode_heatmaps(record: ImageRecord, heatmaps_nhw: np.ndarray) -> bytes:
+    regions = len(record.regions)
     if (
         heatmaps_nhw.ndim != 3
         or heatmaps_nhw.dtype != np.float16
@@ -300,6 +302,8 @@ def _decode_masks(
 ) -> list[np.ndarray]:
     if not regions:
         return []
+    if mask_hw is None:
+        raise ValueError(f"json has {regions} regions and no mask_hw")
     height, width = mask_hw
     # The plug-in and not Image.open, whose limit on pixels is for images of unknown origin: many
     # masks below one another exceed it, and this file's checksum and size are known.

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ovref.contract import Dropped
 from ovref.errors import StorageError
-from ovref.records import ImageRecord
+from ovref.records import ImageRecord, Reference
 from ovref.storage import codec
 from ovref.storage.codec import Record
 from ovref.storage.scratch import scratch_folder
@@ -89,9 +89,9 @@ class ShardFiles:
         if kind != self._kind:
             raise TypeError(f"{record.key} is of kind {kind} in a shard of kind {self._kind}")
         with _full_disk_explained(self._folder.name):
-            if kind == "image":
+            if isinstance(record, ImageRecord):
                 self._encode_ahead(record)
-            elif kind != "reference":
+            elif not isinstance(record, Reference):
                 self._write_sample(record.key, codec.encode(record))
             self._rows.append(codec.row(record))
             if len(self._rows) == ROW_GROUP:
@@ -104,9 +104,9 @@ class ShardFiles:
             if self._schema is None:
                 self._schema = EMPTY
             self._write_encoded(leave=0)
-            self._write_rows()
-            self._sidecar.close()
-            self._sidecar_file.close()
+            sidecar, file = self._write_rows()
+            sidecar.close()
+            file.close()
             files = {"parquet": self._path("parquet")}
             if self._tar is not None:
                 self._tar.close()
@@ -114,9 +114,9 @@ class ShardFiles:
             lines = sorted((drop.key, drop.reason) for drop in drops)
             if lines:
                 files["drops.jsonl"] = self._path("drops.jsonl")
-                with open(files["drops.jsonl"], "w", encoding="utf-8") as file:
+                with open(files["drops.jsonl"], "w", encoding="utf-8") as text:
                     for key, reason in lines:
-                        file.write(json.dumps({"key": key, "reason": reason}) + "\n")
+                        text.write(json.dumps({"key": key, "reason": reason}) + "\n")
         return files
 
     def _path(self, extension: str) -> Path:
@@ -143,10 +143,11 @@ class ShardFiles:
             member = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid and gid are 0
             member.size = len(data)
             self._tar.addfile(member, io.BytesIO(data))
-        self._tar.members.clear()  # a list that only reading needs
+        _forget_members(self._tar)
 
-    def _write_rows(self) -> None:
-        if self._sidecar is None:
+    def _write_rows(self) -> tuple[pq.ParquetWriter, BinaryIO]:
+        """Writes the rows held; the sidecar and its file, opened by the first call."""
+        if self._sidecar is None or self._sidecar_file is None:
             self._sidecar_file = open(self._path("parquet"), "wb")  # noqa: SIM115 (likewise)
             self._sidecar = pq.ParquetWriter(
                 self._sidecar_file, self._schema, compression="zstd", version="2.6"
@@ -154,6 +155,7 @@ class ShardFiles:
         if self._rows:
             self._sidecar.write_table(codec.table(self._rows, self._schema), ROW_GROUP)
         self._rows.clear()
+        return self._sidecar, self._sidecar_file
 
 
 def read_tar(path: Path, name: str) -> Iterator[Record]:
@@ -182,20 +184,26 @@ def sha256(path: Path) -> str:
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-    key, sample = None, {}
+    key, sample = "", dict[str, bytes]()
     while (member := tar.next()) is not None:
-        tar.members.clear()  # the list of all members would grow beside the loop
+        _forget_members(tar)
         name, _, extension = member.name.partition(".")
-        if not member.isreg():
+        file = tar.extractfile(member) if member.isreg() else None
+        if file is None:
             raise ValueError(f"member {member.name!r} is not a regular file")
         codec.check_key(name)
         if name != key:
-            if key is not None:
+            if key:
                 yield key, sample
             key, sample = name, {}
-        sample[extension] = tar.extractfile(member).read()
-    if key is not None:
+        sample[extension] = file.read()
+    if key:
         yield key, sample
+
+
+def _forget_members(tar: tarfile.TarFile) -> None:
+    """Empties the list of members that tarfile keeps, which would grow with every sample."""
+    tar.members.clear()  # type: ignore[attr-defined]  # the stubs lack it
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class StepFolder:
                 f"committed, the first is {missing[0]}"
             )
         if not self.store.create(COMPLETE, json_bytes({"shards": list(shards)})):
-            declared = self.complete()
+            declared = self.complete() or []
             if declared != list(shards):
                 raise StorageError(
                     f"{self.store.url} was declared complete with {len(declared)} shards, now "
@@ -174,13 +174,13 @@ class StepFolder:
             return None
         return json_object(self.store.read(COMPLETE), f"{self.store.url}/{COMPLETE}")["shards"]
 
-    def read(self, shard: str) -> Iterator[Record]:
+    def read(self, shard: str) -> Generator[Record, None, None]:
         """The records of a committed shard, in order; checksums are compared before the first.
 
         Raises:
             StorageError: the shard is not committed, or a file is missing, cut off or another's.
         """
-        commit = self._required(shard)
+        commit = self.required(shard)
         if "tar" in commit.files:
             with self._verified(commit.files["tar"]) as path:
                 yield from read_tar(path, f"{self.store.url}/{commit.files['tar'].name}")
@@ -192,7 +192,7 @@ class StepFolder:
 
         A shard without outputs gives the column `key` alone and no rows.
         """
-        commit = self._required(shard)
+        commit = self.required(shard)
         wanted = list(columns) if columns and commit.outputs else None
         # As an open file, because pyarrow would read columns out of a path that has '=' in it.
         with self._verified(commit.files["parquet"]) as path, open(path, "rb") as file:
@@ -200,7 +200,7 @@ class StepFolder:
 
     def drops(self, shard: str) -> list[Dropped]:
         """What was dropped from a committed shard, sorted by key. Raises StorageError."""
-        commit = self._required(shard)
+        commit = self.required(shard)
         if "drops.jsonl" not in commit.files:
             return []
         with self._verified(commit.files["drops.jsonl"]) as path:
@@ -259,7 +259,7 @@ class StepFolder:
         self._check_still_ours()
         if self.store.create(path, json_bytes(asdict(commit))):
             return commit
-        return self._required(shard)
+        return self.required(shard)
 
     def _check_still_ours(self) -> None:
         """Raises MismatchError where another build has begun the step anew while it was empty."""
@@ -295,7 +295,8 @@ class StepFolder:
                 deleted.append(path)
         return deleted
 
-    def _required(self, shard: str) -> Commit:
+    def required(self, shard: str) -> Commit:
+        """The marker of a shard. Raises StorageError if the shard is not committed."""
         commit = self.commit_of(shard)
         if commit is None:
             raise StorageError(
@@ -333,7 +334,7 @@ def copy_shard(source: StepFolder, shard: str, target: StepFolder) -> None:
     Raises:
         StorageError: the shard is not committed, or a file is missing, cut off or another's.
     """
-    files = source._required(shard).files
+    files = source.required(shard).files
     file = files["tar" if "tar" in files else "parquet"]
     with source._verified(file) as path:
         target.store.upload(path, file.name)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+from ovref_inference.encoders.load import VisualEncoder, load_region_encoder, load_text_encoder
 from ovref_inference.proposers.load import opencut_proposer
 from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter
@@ -75,7 +75,8 @@ def load_segmenter(
     config = config or fitting(config_kind(), collection)
     if method == "freeda":
         return kind(collection, visual, text, config)
-    proposer = proposer or opencut_proposer(visual, device=device)
+    if proposer is None and isinstance(visual, VisualEncoder):
+        proposer = opencut_proposer(visual, device=device)
     encoders = (visual, visual, text) if method == "corrclip" else (visual, text)
     return kind(collection, *encoders, proposer, config)
 

@@ -211,6 +211,13 @@ def test_a_sample_of_something_else_is_refused(changes):
         codec.decode("0a1b", {name: data for name, data in sample.items() if name not in changes})
 
 
+def test_an_image_record_without_its_image_is_refused():
+    sample = codec.encode(image_record())
+    images = [name for name in sample if name in codec.IMAGE_EXTENSIONS]
+    with pytest.raises(ValueError, match=r"sample '0a1b' is .*no image"):
+        codec.decode("0a1b", {name: data for name, data in sample.items() if name not in images})
+
+
 class _Bomb:
     def __reduce__(self):
         return (pytest.fail, ("something was unpickled",))
