@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 CARD = torch.device("cuda", 0)
+FREE_BYTES = 1 << 30
+"""Memory of the card that is free, as far as anybody asks; it is not enforced."""
 TAKES_HOST_INDICES = ("aten::index", "aten::index_put", "aten::index_put_")
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")
 READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal")
@@ -152,6 +154,7 @@ def pretend_cuda(patch: Any) -> Iterator[Card]:
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
     patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     patch.setattr(torch.cuda, "empty_cache", lambda: None)
+    patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (FREE_BYTES, 2 * FREE_BYTES))
     # Or a module would keep its parameters, of another class, and take over what they hold.
     patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     torch._C._ensureCUDADeviceGuardSet()
