@@ -20,7 +20,7 @@ from ovref_pipelines.verbs import show
 
 Config = TypeVar("Config")
 PROBE = 16
-"""Captions that a dry run sends through the models unless told otherwise."""
+"""Captions that a dry run sends through the models unless `--probe` says otherwise."""
 
 
 def _config(cls: type[Config], options: Namespace) -> Config:

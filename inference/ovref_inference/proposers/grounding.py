@@ -4,7 +4,7 @@ All nouns of an image are asked for in one prompt, "noun. noun. ...", and images
 prompts run in one batch. Which noun a box shows is read from the tokens: a box scores for a noun
 with the mean probability of *that* noun's tokens, and belongs to the noun it scores highest for.
 Nouns of several tokens, nouns that contain one another ("light", "traffic light") and any number of
-nouns are thus told apart, where joining the words above a threshold gives "traffic light light".
+nouns are thus kept apart, where joining the words above a threshold gives "traffic light light".
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 Whatever the engine, a shard is run by `ShardWorker` and accounted for by `Ledger`; `engine=local`
 does so in this process, `engine=ray` on actors (`ray.engine`). The committed shards are the whole
-state: a step that was stopped in any way goes on where it was when it is run again.
+state: a step that was stopped in any way resumes where it stopped when it is run again.
 
 What can go wrong, and what is done about it:
 
@@ -193,7 +193,7 @@ class ShardWorker:
         self, source: StepFolder, target: StepFolder, order: Order, without: dict[int, str]
     ) -> Commit:
         arguments = (self._stages, source, target, order.shard, order.attempt, without)
-        # A store that has never answered has a wrong address, which is told at once.
+        # A store that has never answered has a wrong address, which is reported at once.
         for wait_s in OUTAGE_SECONDS if self._committed else ():
             try:
                 return run_shard(*arguments)

@@ -363,8 +363,8 @@ def _first_line(error: RayError) -> str:
     """Ray's errors run over many lines of ids; the last sentence says what happened, and what the
     process itself had to say is in its log."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = f"{type(error).__name__}: {lines[-1][:200] if lines else 'no details'}"
+    message = f"{type(error).__name__}: {lines[-1][:200] if lines else 'no details'}"
     ids = dict(line.split(": ", 1) for line in lines if line.startswith(("pid: ", "ip: ")))
     if len(ids) < 2:
-        return told
-    return f"{told} (its stderr: worker-*-{ids['pid']}.err in Ray's logs on {ids['ip']})"
+        return message
+    return f"{message} (its stderr: worker-*-{ids['pid']}.err in Ray's logs on {ids['ip']})"

@@ -142,7 +142,7 @@ def submit(
     """Submits a build and returns the id of its job.
 
     An earlier job of the same build that has failed or was stopped is no obstacle: the new one
-    gets its name with a number, and goes on where that one ended. A head that has just started is
+    gets its name with a number, and resumes where that one ended. A head that has just started is
     waited for.
 
     Args:

@@ -168,9 +168,9 @@ def _unanswered(
         return
     if len(keys) != commit.outputs:
         yield f"its marker counts {commit.outputs} records, the sidecar holds {len(keys)}"
-    told = sum(commit.dropped.values()) + sum(commit.dropped_parts.values())
-    if told != len(drops):
-        yield f"its marker counts {told} drops, the list holds {len(drops)}"
+    counted = sum(commit.dropped.values()) + sum(commit.dropped_parts.values())
+    if counted != len(drops):
+        yield f"its marker counts {counted} drops, the list holds {len(drops)}"
     if source is None:  # captions: one input is one record or one drop
         whole = sum(not is_part(drop.key) for drop in drops)
         if commit.inputs != len(keys) + whole:
