@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from ovref_inference.errors import MissingPackageError
+from ovref_inference import ReferenceCollection
+from ovref_inference.errors import CollectionError, MissingPackageError
 from ovref_inference.lazy import missing_package
 
 PROGRAM = """
@@ -42,6 +43,20 @@ def test_the_first_use_of_what_is_missing_names_the_extra(package, statement, fo
     (line,) = done.stdout.splitlines()
     assert found in line
     assert line.endswith(f"needs {package}, which is not installed: pip install 'ovref[segment]'")
+
+
+def test_a_store_whose_client_is_missing_names_the_extra():
+    statement = "import ovref_inference as o; o.ReferenceCollection.open('s3://bucket/collection')"
+    program = PROGRAM.format(package="s3fs", statement=statement)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == (
+        "s3://bucket/collection needs s3fs, which is not installed: pip install 'ovref[s3]'\n"
+    ), done.stderr
+
+
+def test_an_unknown_protocol_is_an_error_of_the_collection():
+    with pytest.raises(CollectionError, match="nope://bucket/x cannot be opened"):
+        ReferenceCollection.open("nope://bucket/x")
 
 
 def test_other_missing_modules_are_errors_as_they_are():

@@ -14,6 +14,7 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.errors import CollectionError
+from ovref_inference.lazy import missing_package
 
 Verify = Literal["quick", "full"]
 _SMALL_BYTES = 8 << 20
@@ -180,7 +181,16 @@ def cache_folder() -> Path:
 
 
 def _open_store(url: str, storage_options: dict[str, Any] | None) -> tuple[Any, str]:
-    fs, root = fsspec.core.url_to_fs(str(url), **(storage_options or {}))
+    try:
+        fs, root = fsspec.core.url_to_fs(str(url), **(storage_options or {}))
+    except ImportError as error:
+        # fsspec hides which package is missing behind a sentence of its own.
+        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        if isinstance(cause, ModuleNotFoundError):
+            raise missing_package(cause, str(url)) from error
+        raise
+    except ValueError as error:
+        raise CollectionError(f"{url} cannot be opened: {error}") from error
     return fs, root.rstrip("/")
 
 
