@@ -61,9 +61,11 @@ def parser() -> argparse.ArgumentParser:
 
     def add_configured(verb: str, text: str) -> argparse.ArgumentParser:
         usage = f"ovref {verb} --config NAME [options] [key=value ...]"
+        if verb == "evaluate":  # whose settings all have defaults but the collection and the output
+            usage = usage.replace("--config NAME", "[--config NAME]")
         sub = add(verb, text, usage=usage, epilog=OVERRIDE_HELP)
         sub.add_argument(
-            "--config", required=verb != "submit", metavar="NAME",
+            "--config", required=verb not in ("submit", "evaluate"), metavar="NAME",
             help="settings in YAML: a file, or the name of a configuration that comes with ovref",
         )  # fmt: skip
         sub.set_defaults(overrides=[])

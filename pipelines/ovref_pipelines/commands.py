@@ -24,7 +24,8 @@ PROBE = 16
 
 
 def _config(cls: type[Config], options: Namespace) -> Config:
-    return load(cls, shipped.find(options.config), options.overrides)
+    config = None if options.config is None else shipped.find(options.config)
+    return load(cls, config, options.overrides)
 
 
 def _build_config(options: Namespace, console: Console) -> BuildConfig:

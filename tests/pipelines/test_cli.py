@@ -381,3 +381,9 @@ def finished_build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     small_build.build(Store.open(str(folder / "out")), folder / "work")
     return folder / "out"
+
+
+def test_an_evaluation_needs_no_configuration(capsys):
+    assert cli.main(["evaluate", "collection=nowhere", "output=x", "scenes=0"]) == 2
+    said = capsys.readouterr().err
+    assert "scenes" in said and "--config" not in said
