@@ -58,6 +58,21 @@ class ApScores:
     """The same at IoU 0.75 alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The detections of one class in one image, best first."""
+
+    label: int
+    truths: int
+    """True instances that are not crowd."""
+    scores: np.ndarray
+    """(d,) float."""
+    right: np.ndarray
+    """(thresholds, d) bool: the detection is right at that IoU."""
+    ignored: np.ndarray
+    """(thresholds, d) bool: a crowd explains it."""
+
+
 class AveragePrecision:
     """Judged detections over many images."""
 
@@ -83,14 +98,13 @@ class AveragePrecision:
                 differ, a label is no class, or a score is not finite.
         """
         self._check(truth, found)
-        for label in np.union1d(truth.labels, found.labels).tolist():
-            true, chosen = truth.labels == label, np.flatnonzero(found.labels == label)
-            order = np.argsort(-found.scores[chosen], kind="stable")[:MAX_DETECTIONS]
-            chosen = chosen[order]
-            ious = _ious(found.masks_nhw[chosen], truth.masks_nhw[true], truth.crowd[true])
-            right, ignored = _match(ious, truth.crowd[true])
-            self.truths[label] += int((~truth.crowd[true]).sum())
-            self._judged[label].append((found.scores[chosen], right, ignored))
+        for judged in judge(truth, found):
+            self.add_judged(judged)
+
+    def add_judged(self, judged: "Judged") -> None:
+        """Counts one class of one image, in the order of the images."""
+        self.truths[judged.label] += judged.truths
+        self._judged[judged.label].append((judged.scores, judged.right, judged.ignored))
 
     def scores(self) -> ApScores:
         """Metrics of everything added so far."""
@@ -137,6 +151,27 @@ class AveragePrecision:
             raise ValueError(f"truth and detections must have one size, found {sorted(sizes)}")
         if not np.isfinite(found.scores).all():
             raise ValueError("scores must be finite")
+
+
+def judge(truth: TrueInstances, found: Detections) -> list[Judged]:
+    """Which detections of one image are right, class by class."""
+    judged = []
+    for label in np.union1d(truth.labels, found.labels).tolist():
+        true, chosen = truth.labels == label, np.flatnonzero(found.labels == label)
+        order = np.argsort(-found.scores[chosen], kind="stable")[:MAX_DETECTIONS]
+        chosen = chosen[order]
+        ious = _ious(found.masks_nhw[chosen], truth.masks_nhw[true], truth.crowd[true])
+        right, ignored = _match(ious, truth.crowd[true])
+        judged.append(
+            Judged(
+                label=int(label),
+                truths=int((~truth.crowd[true]).sum()),
+                scores=found.scores[chosen],
+                right=right,
+                ignored=ignored,
+            )
+        )
+    return judged
 
 
 def _ious(masks_dhw: np.ndarray, true_ghw: np.ndarray, crowd_g: np.ndarray) -> np.ndarray:
