@@ -17,7 +17,8 @@ from ovref_pipelines.engine.summary import step_line
 from ovref_pipelines.errors import JobError
 
 
-def _here() -> EngineConfig:
+def this_process() -> EngineConfig:
+    """All cores of this machine, without Ray."""
     return EngineConfig(engine="local", threads=os.cpu_count() or 1)
 
 
@@ -25,7 +26,7 @@ def _here() -> EngineConfig:
 class EvaluateConfig(EvaluateSpec):
     """What is evaluated and where it runs."""
 
-    engine: EngineConfig = field(default_factory=_here)
+    engine: EngineConfig = field(default_factory=this_process)
     """Where images are segmented: in this process on all cores, or (`engine.engine=ray`) on the
     workers of a Ray cluster, which must all see the data set, the collection and the output."""
 
