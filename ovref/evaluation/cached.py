@@ -115,8 +115,8 @@ class Kept:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = tuple(file[name] for name in file.files)
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
+                arrays = tuple(kept[name] for name in kept.files)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise StorageError(f"{path} is damaged ({error}): delete it to make it anew") from error
         return arrays[0] if len(arrays) == 1 else arrays

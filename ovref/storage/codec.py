@@ -263,8 +263,8 @@ def matrix(of: pa.Table, name: str) -> np.ndarray:
 
 def _metadata(record: Sample) -> dict[str, Any]:
     if isinstance(record, LabelledImage | ScoredImage):
-        meta = {"name": record.name}
-    elif isinstance(record, Caption):
+        return {"kind": kind_of(record), "name": record.name}
+    if isinstance(record, Caption):
         meta = {"text": record.text, "source": record.source, "draw": record.draw}
     elif isinstance(record, Prompt):
         meta = {"caption": record.caption, "source": record.source, "draw": record.draw}

@@ -94,7 +94,10 @@ def seen_of(classes: Sequence[str], unseen: Sequence[str]) -> tuple[bool, ...]:
     names = [name.strip().casefold() for name in unseen]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"unseen classes {unknown} are not among the classes {tuple(classes)}")
+        first = f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+        raise ValueError(
+            f"unseen classes {unknown} are not among the {len(classes)} classes ({first})"
+        )
     seen = tuple(name not in names for name in known)
     if not any(seen):
         raise ValueError("at least one class must be seen, found all of them unseen")
