@@ -97,9 +97,11 @@ def test_detectors_take_views_and_images_of_any_height():
     for height in (1, 3):
         low = np.repeat(IMAGE[:1], height, axis=0)
         (found,) = former.propose([low])
-        assert found.activations_nhw.shape[1:] == (height, 9) and len(found.trained_nc)
+        assert found.activations_nhw.shape[1:] == (height, 9) and len(found.class_probs_nc)
         (boxes,) = detector.detect([low], [["boat"]])
         assert (boxes.boxes_xyxy[:, 3] <= height).all()
         # Rows that are all equal are the same image, whatever their number.
         (twice,) = former.propose([np.repeat(low, 2, axis=0)])
-        np.testing.assert_allclose(found.trained_nc[:, -1], twice.trained_nc[:, -1], atol=1e-4)
+        np.testing.assert_allclose(
+            found.class_probs_nc[:, -1], twice.class_probs_nc[:, -1], atol=1e-4
+        )

@@ -98,7 +98,7 @@ class MaskFormer:
             activations_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
         return Proposals(
             activations_nhw=activations_nhw,
-            trained_nc=queries.classes_qc.cpu().numpy(),
+            class_probs_nc=queries.classes_qc.cpu().numpy(),
             trained_names=self._names,
         )
 
@@ -131,12 +131,12 @@ def exclusive_masks(
         (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
     """
     activations_nhw = proposals.activations_nhw
-    if proposals.trained_nc is None:
+    if proposals.class_probs_nc is None:
         raise ValueError("proposals must have the proposer's own probabilities, found none")
     highest_hw = np.zeros(activations_nhw.shape[1:], dtype=np.float32)
     owner_hw = np.full(highest_hw.shape, -1)
     for number, activation_hw in enumerate(activations_nhw):
-        weighted_hw = activation_hw * (1 - proposals.trained_nc[number, -1])
+        weighted_hw = activation_hw * (1 - proposals.class_probs_nc[number, -1])
         owner_hw[weighted_hw > highest_hw] = number
         np.maximum(highest_hw, weighted_hw, out=highest_hw)
     masks, rows = [np.zeros((0, *highest_hw.shape), dtype=bool)], []

@@ -11,7 +11,7 @@ class Proposals:
 
     activations_nhw: np.ndarray
     """(n, H, W) float32 in [0, 1]: how sure each pixel is to belong to the region; n may be 0."""
-    trained_nc: np.ndarray | None = None
+    class_probs_nc: np.ndarray | None = None
     """(n, trained classes + 1) float32: the proposer's own probabilities, the last of `no object`;
     None for a proposer that knows no classes."""
     trained_names: tuple[str, ...] = ()
@@ -26,16 +26,18 @@ class Proposals:
         # Not (found >= 0) & (found <= 1), whose arrays are nearly as large; NaN fails as well.
         if found.size and not (found.min() >= 0 and found.max() <= 1):
             raise ValueError("activations_nhw must lie in [0, 1] and be finite")
-        if self.trained_nc is None:
+        if self.class_probs_nc is None:
             return
         wanted = (len(found), len(self.trained_names) + 1)
-        if self.trained_nc.shape != wanted or len(self.trained_names) == 0:
+        if self.class_probs_nc.shape != wanted or len(self.trained_names) == 0:
             raise ValueError(
-                f"trained_nc must be {wanted}, a column for each trained class and one for no "
-                f"object, found {self.trained_nc.shape}"
+                f"class_probs_nc must be {wanted}, a column for each trained class and one for no "
+                f"object, found {self.class_probs_nc.shape}"
             )
-        if not (np.isfinite(self.trained_nc) & (self.trained_nc >= 0)).all():
-            raise ValueError("trained_nc must be probabilities, found negative or not finite ones")
+        if not (np.isfinite(self.class_probs_nc) & (self.class_probs_nc >= 0)).all():
+            raise ValueError(
+                "class_probs_nc must be probabilities, found negative or not finite ones"
+            )
 
     def masks(self, threshold: float) -> np.ndarray:
         """(n, H, W) bool: the pixels whose activation is above the threshold."""
@@ -47,7 +49,7 @@ class Proposals:
             return self
         return Proposals(
             activations_nhw=self.activations_nhw[rows],
-            trained_nc=None if self.trained_nc is None else self.trained_nc[rows],
+            class_probs_nc=None if self.class_probs_nc is None else self.class_probs_nc[rows],
             trained_names=self.trained_names,
         )
 

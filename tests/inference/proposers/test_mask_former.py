@@ -100,18 +100,18 @@ def test_proposals_are_the_models_own_masks_and_classes(loaded):
         outputs.masks_queries_logits, (64, 64), mode="bilinear"
     )[0].sigmoid()
     np.testing.assert_allclose(found.activations_nhw, large[order].numpy(), atol=1e-5)
-    np.testing.assert_allclose(found.trained_nc, classes[order].numpy(), atol=1e-6)
+    np.testing.assert_allclose(found.class_probs_nc, classes[order].numpy(), atol=1e-6)
     assert found.trained_names == ("cat", "dog", "sky") and len(found.activations_nhw) == 12
 
 
 def test_queries_that_show_no_object_are_left_out(loaded):
     model, processor = loaded
     everything = list(MaskFormer(model, processor, config(min_score=0.0)).propose(IMAGES))
-    objects = np.sort(1 - everything[0].trained_nc[:, -1])
+    objects = np.sort(1 - everything[0].class_probs_nc[:, -1])
     threshold = float(objects[5:7].mean())
     some = list(MaskFormer(model, processor, config(min_score=threshold)).propose(IMAGES))
-    assert len(some[0].trained_nc) == 6
-    np.testing.assert_allclose(some[0].trained_nc, everything[0].trained_nc[:6], atol=1e-6)
+    assert len(some[0].class_probs_nc) == 6
+    np.testing.assert_allclose(some[0].class_probs_nc, everything[0].class_probs_nc[:6], atol=1e-6)
     surely = MaskFormer(model, processor, config(min_score=0.999))
     assert [found.activations_nhw.shape for found in surely.propose(IMAGES)] == [
         (0, 64, 64), (0, 50, 75), (0, 64, 64),
@@ -166,7 +166,7 @@ def slow_exclusive(proposals, threshold, min_kept):
     for y in range(height):
         for x in range(width):
             weights = [
-                proposals.activations_nhw[n, y, x] * (1 - proposals.trained_nc[n, -1])
+                proposals.activations_nhw[n, y, x] * (1 - proposals.class_probs_nc[n, -1])
                 for n in range(count)
             ]
             owner[y, x] = max(range(count), key=lambda n: (weights[n], -n))
@@ -185,7 +185,9 @@ def test_exclusive_masks_are_those_of_the_obvious_loop(threshold, min_kept):
         classes = rng.dirichlet(np.ones(3), count).astype(np.float32)
         soft = rng.random((count, 1, 1)) * rng.random((count, 6, 7)) ** 0.3
         proposals = Proposals(
-            activations_nhw=soft.astype(np.float32), trained_nc=classes, trained_names=("a", "b")
+            activations_nhw=soft.astype(np.float32),
+            class_probs_nc=classes,
+            trained_names=("a", "b"),
         )
         settings = config(mask_threshold=threshold, min_kept=min_kept)
         masks, rows = exclusive_masks(proposals, settings)
@@ -199,7 +201,7 @@ def test_exclusive_masks_are_those_of_the_obvious_loop(threshold, min_kept):
 def test_no_proposals_make_no_masks():
     none = Proposals(
         activations_nhw=np.zeros((0, 4, 5), np.float32),
-        trained_nc=np.zeros((0, 3), np.float32),
+        class_probs_nc=np.zeros((0, 3), np.float32),
         trained_names=("a", "b"),
     )
     masks, rows = exclusive_masks(none, config())

@@ -90,7 +90,7 @@ def test_mask_former():
             masks, _ = overlapping(image.shape[:2])
             yield Proposals(
                 activations_nhw=masks[::-1] * np.float32(0.9),
-                trained_nc=np.array([[0.9, 0.1], [0.8, 0.2]], np.float32),
+                class_probs_nc=np.array([[0.9, 0.1], [0.8, 0.2]], np.float32),
                 trained_names=("thing",),
             )
 

@@ -211,9 +211,12 @@ def test_masks_become_proposals_and_the_rest_one_more():
         ({"activations_nhw": np.zeros((1, 2, 3))}, "float32"),
         ({"activations_nhw": np.full((1, 2, 3), np.nan, np.float32)}, "finite"),
         ({"activations_nhw": np.full((1, 2, 3), 1.5, np.float32)}, r"\[0, 1\]"),
-        ({"trained_nc": np.zeros((1, 2), np.float32)}, "trained_nc"),
-        ({"trained_nc": np.zeros((1, 2), np.float32), "trained_names": ("a", "b")}, "trained_nc"),
-        ({"trained_nc": np.float32([[np.nan, 1]]), "trained_names": ("a",)}, "probabilities"),
+        ({"class_probs_nc": np.zeros((1, 2), np.float32)}, "class_probs_nc"),
+        (
+            {"class_probs_nc": np.zeros((1, 2), np.float32), "trained_names": ("a", "b")},
+            "class_probs_nc",
+        ),
+        ({"class_probs_nc": np.float32([[np.nan, 1]]), "trained_names": ("a",)}, "probabilities"),
     ],
 )
 def test_what_is_no_proposal_is_refused(changes, message):
@@ -233,14 +236,14 @@ def test_empty_regions_are_left_out_and_spoilt_ones_refused():
     activations[1:] = 0.45
     found = Proposals(
         activations_nhw=activations,
-        trained_nc=np.float32([[0, 1], [0.5, 0.5], [1, 0]]),
+        class_probs_nc=np.float32([[0, 1], [0.5, 0.5], [1, 0]]),
         trained_names=("a",),
     )
     image = np.zeros((2, 2, 3), np.uint8)
     with pytest.raises(ValueError, match="image 0: features of 1 of 2 regions are not finite"):
         region_features(Spoilt(), [image], [found], 0.4)
     ((kept, features),) = region_features(Spoilt(), [image], [found.chosen(np.array([1]))], 0.4)
-    assert kept.trained_nc.tolist() == [[0.5, 0.5]]
+    assert kept.class_probs_nc.tolist() == [[0.5, 0.5]]
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-6)
     ((kept, features),) = region_features(Spoilt(), [image], [found], 0.45)
     assert len(kept.activations_nhw) == 0 == len(features)

@@ -122,7 +122,7 @@ def test_whole_against_a_comparison_with_every_reference(tmp_path):
     trained = np.float32([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])
     given = Proposals(
         activations_nhw=rng.random((3, 4, 4), dtype=np.float32),
-        trained_nc=trained,
+        class_probs_nc=trained,
         trained_names=("green", "yellow"),
     )
     it = segmenter(tmp_path, lambda images: [given], k=7, tau=0.2)

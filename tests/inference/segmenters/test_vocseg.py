@@ -75,7 +75,7 @@ def test_a_class_without_support_is_missing_and_gets_no_pixel(tmp_path, trained)
     if trained:
         given = Proposals(
             activations_nhw=given.astype(np.float32),
-            trained_nc=np.float32([[0.0, 0.9, 0.1]] * 3),
+            class_probs_nc=np.float32([[0.0, 0.9, 0.1]] * 3),
             trained_names=("red", "pipette"),
         )
     it = segmenter(tmp_path, lambda images: [given], alpha=0.0)
@@ -121,7 +121,7 @@ def test_whole_against_a_slow_loop_over_soft_overlapping_masks(tmp_path):
     trained = np.float32([[0.7, 0.1, 0.1, 0.1], [0.1, 0.6, 0.1, 0.2], [0.02, 0.02, 0.01, 0.95]])
     given = Proposals(
         activations_nhw=activations,
-        trained_nc=trained,
+        class_probs_nc=trained,
         trained_names=("crimson", "green", "yellow"),
     )
     it = segmenter(tmp_path, lambda images: [given], alpha=0.3, beta=0.6, tau=0.1, k=2)
