@@ -217,7 +217,7 @@ def _proposals(
     def propose_soft(images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for proposals in model.propose(images):
             masks_nhw, rows = exclusive_masks(proposals, settings)
-            yield masks_nhw, proposals.activations_nhw[rows]
+            yield masks_nhw, proposals.mask_probs_nhw[rows]
 
     return propose_soft
 

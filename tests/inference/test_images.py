@@ -91,13 +91,13 @@ def test_detectors_take_views_and_images_of_any_height():
     )
     for view, copy in views():
         (one,), (other,) = former.propose([view]), former.propose([copy])
-        np.testing.assert_array_equal(one.activations_nhw, other.activations_nhw)
+        np.testing.assert_array_equal(one.mask_probs_nhw, other.mask_probs_nhw)
         (one,), (other,) = (detector.detect([image], [["boat"]]) for image in (view, copy))
         np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
     for height in (1, 3):
         low = np.repeat(IMAGE[:1], height, axis=0)
         (found,) = former.propose([low])
-        assert found.activations_nhw.shape[1:] == (height, 9) and len(found.class_probs_nc)
+        assert found.mask_probs_nhw.shape[1:] == (height, 9) and len(found.class_probs_nc)
         (boxes,) = detector.detect([low], [["boat"]])
         assert (boxes.boxes_xyxy[:, 3] <= height).all()
         # Rows that are all equal are the same image, whatever their number.

@@ -60,7 +60,7 @@ class RetClipConfig:
     label_threshold: float = 0.95
     """A noun stands for a class if the cosine of their texts is above this."""
     mask_threshold: float = 0.5
-    """A pixel belongs to a region's mask if its activation is above this."""
+    """A pixel belongs to a region's mask if its probability is above this."""
     min_score: float = 0.0
     """Panoptic: regions whose best score is not above this are left out."""
     overlap: float = 0.8
@@ -214,7 +214,7 @@ class RetClipSegmenter:
             scores_nc[:, ~present] = 0.0
             scored.append(
                 ScoredRegions(
-                    activations_nhw=found.activations_nhw,
+                    mask_probs_nhw=found.mask_probs_nhw,
                     scores_nc=scores_nc,
                     missing=labelled.missing,
                 )

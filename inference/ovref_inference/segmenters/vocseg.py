@@ -49,7 +49,7 @@ class VocSegConfig:
     k: int = 10
     """Prototypes of a class, at least 1."""
     mask_threshold: float = 0.4
-    """A pixel is cut out with its region if its activation is above this."""
+    """A pixel is cut out with its region if its probability is above this."""
     label_threshold: float = 0.95
     """A trained class stands for an asked one if the cosine of their texts is above this."""
     rest: bool = True
@@ -139,7 +139,7 @@ class VocSegSegmenter:
             scores_nc[:, prototypes.counts == 0] = 0.0
             scored.append(
                 ScoredRegions(
-                    activations_nhw=found.activations_nhw,
+                    mask_probs_nhw=found.mask_probs_nhw,
                     scores_nc=scores_nc,
                     missing=missing_names(class_names, prototypes.support),
                 )

@@ -59,7 +59,7 @@ def half_sure(masks_nhw):
     trained = np.full((len(masks_nhw), len(SEEN) + 1), 0.5 / len(SEEN), np.float32)
     trained[:, -1] = 0.5
     return Proposals(
-        activations_nhw=masks_nhw.astype(np.float32), class_probs_nc=trained, trained_names=SEEN
+        mask_probs_nhw=masks_nhw.astype(np.float32), class_probs_nc=trained, trained_names=SEEN
     )
 
 
