@@ -568,7 +568,7 @@ def test_growing_by_nothing_settles_tombstones_and_changes_prototypes(place, red
         ({"text": TextEncoderConfig(model="another")}, "text"),
         ({"templates": ("a {}",)}, "templates"),
         ({"weights": (1.0, 0.0)}, "weights"),
-        ({"part": "surroundings"}, "part"),
+        ({"part": "background"}, "part"),
     ],
 )
 def test_embeddings_of_other_encoders_are_refused(place, tmp_path, change, field):
@@ -582,11 +582,11 @@ def test_embeddings_of_other_encoders_are_refused(place, tmp_path, change, field
         reduce_into(tmp_path / "new", others, SPEC, embed=other, base=Store.open(str(collection)))
 
 
-def test_a_collection_of_regions_does_not_grow_by_surroundings(place, reduced, tmp_path):
+def test_a_collection_of_regions_does_not_grow_by_backgrounds(place, reduced, tmp_path):
     target, _ = reduced(place(make_references()), SPEC)
-    before, around = content(target), dataclasses.replace(EMBED, part="surroundings")
+    before, around = content(target), dataclasses.replace(EMBED, part="background")
     others = commit_step(tmp_path / "others", make_references(seed=1), embed=around)
-    with pytest.raises(MismatchError, match=r"its part is region, theirs surroundings"):
+    with pytest.raises(MismatchError, match=r"its part is region, theirs background"):
         reduce_into(target, others, SPEC, embed=around, base=Store.open(str(target)))
     assert content(target) == before
 
