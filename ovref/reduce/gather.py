@@ -69,8 +69,8 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
     Raises:
         InputError: there is no reference at all, or shards differ in the width of a vector.
     """
-    settled = base.rows if base else 0
-    rows = settled + sum(shards.rows for shards in inputs)
+    existing = base.rows if base else 0
+    rows = existing + sum(shards.rows for shards in inputs)
     if rows == 0:
         steps = ", ".join(shards.step.store.url for shards in inputs)
         raise InputError(
@@ -104,7 +104,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
             report("gather", start, rows)
     np.save(out / USABLE, usable, allow_pickle=False)
     return {
-        "settled": settled,
+        "existing": existing,
         "references": rows,
         "dim_visual": widths[0],
         "dim_textual": widths[1],
