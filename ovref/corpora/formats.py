@@ -1,4 +1,4 @@
-"""The file formats of caption corpora: each reader yields the records of one file, unjudged."""
+"""The file formats of caption corpora: each reader yields all records of one file, valid or not."""
 
 import csv
 import io
@@ -86,7 +86,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                         names[item.get("id")] = item.get("file_name")
         seen = []
         caption = spec.caption_column or "caption"
-        judge = _FieldJudge(path, (caption,))
+        check = _FieldCheck(path, (caption,))
         with _open_text(fs, path) as file:
             number = 0
             for kind, item in stream_members(file, "annotations"):
@@ -97,7 +97,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                 if not isinstance(item, dict):
                     yield Row(number, None)
                     continue
-                judge.see(item)
+                check.see(item)
                 image = item.get("image_id")
                 name = names.get(image) if isinstance(image, int | str) else None
                 yield Row(
@@ -116,7 +116,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
             f"{path} is not a COCO caption file: expected the member `annotations`, found "
             f"{', '.join(seen) or 'none'}"
         )
-    judge.finish()
+    check.finish()
 
 
 def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
@@ -217,7 +217,7 @@ def _listed(columns: list[str]) -> str:
 
 def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
     named = CAPTION_NAMES if spec.caption_column is None else (spec.caption_column,)
-    lines, judge = 0, _FieldJudge(path, named)
+    lines, check = 0, _FieldCheck(path, named)
     with _open_text(fs, path) as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
@@ -230,14 +230,14 @@ def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
             if not isinstance(item, dict):
                 yield Row(line, None)
                 continue
-            judge.see(item)
+            check.see(item)
             yield Row(line, _field(spec, item), _image_field(spec, item))
-    if lines and not judge.objects:
+    if lines and not check.objects:
         raise InputError(f"{path} is not JSON Lines: none of its {lines} lines is a JSON object")
-    judge.finish()
+    check.finish()
 
 
-class _FieldJudge:
+class _FieldCheck:
     """Refuses a file of JSON objects of which none has the caption's field."""
 
     def __init__(self, path: str, named: tuple[str | int, ...]) -> None:

@@ -95,11 +95,11 @@ def filter_references(
             ),
         )
     agreement: dict[str, Any] = {}
-    judges = rows[alive[rows]]
-    if spec.min_noun_agreement is not None and len(judges):
+    live_rows = rows[alive[rows]]
+    if spec.min_noun_agreement is not None and len(live_rows):
         agreement_n = np.full(len(rows), np.nan)
         agreement_n[alive[rows]] = _agreement(
-            visual, judges, nouns[judges], images[judges], spec, seed, out
+            visual, live_rows, nouns[live_rows], images[live_rows], spec, seed, out
         )
         judged = ~np.isnan(agreement_n)
         fine = ~judged | (agreement_n >= spec.min_noun_agreement)

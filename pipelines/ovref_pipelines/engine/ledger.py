@@ -96,7 +96,7 @@ class Ledger:
         self._node_losses: Counter[str] = Counter()
         self._examinations: dict[str, _Examination] = {}
         self._crashed: dict[str, dict[int, str]] = {}
-        self._told_before = {
+        self._reported_before = {
             path for folder in (QUARANTINE, CRASHED) for path in self.target.store.list(folder)
         }
 
@@ -156,7 +156,7 @@ class Ledger:
         dropped = Counter(commit.dropped) + Counter(commit.dropped_parts)
         self.progress.finished(self.records[shard], dropped, commit.outputs)
         for path in (f"{QUARANTINE}/{shard}.json", f"{CRASHED}/{shard}.json"):
-            if path in self._told_before and not (shard in self._crashed and CRASHED in path):
+            if path in self._reported_before and not (shard in self._crashed and CRASHED in path):
                 self.target.store.delete(path)
 
     def worker_lost(self, order: Order, reason: str, node_lost: bool) -> None:

@@ -608,9 +608,9 @@ def test_coverage_of_a_class_list(place, reduced):
 
 
 def test_progress_is_reported_for_every_phase(place, reduced):
-    told = []
-    reduced(place(make_references()), SPEC, report=lambda *event: told.append(event))
-    last = {phase: (done, total) for phase, done, total in told}
+    events = []
+    reduced(place(make_references()), SPEC, report=lambda *event: events.append(event))
+    last = {phase: (done, total) for phase, done, total in events}
     assert list(last) == ["gather", "filter", "index", "prototypes", "tune", "publish"]
     assert all(done == total for done, total in last.values())
 
