@@ -45,7 +45,7 @@ def oracle_proposer(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -
         if unknown:
             raise ValueError(
                 f"oracle masks exist for the {len(known)} given images only, found others at "
-                f"positions {unknown[:5]} (sliding windows crop images: switch them off)"
+                f"positions {unknown[:5]} (windows of an image are images of their own)"
             )
         return [known[key] for key in keys]
 
