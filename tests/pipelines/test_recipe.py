@@ -585,8 +585,8 @@ def test_the_manifest_says_what_the_collection_was_made_from(config, tmp_path):
     assert {model["step"]: model["model"] for model in made_from["models"]} == {
         "extract_nouns": "miniature:tagger", "synthesize": "fake", "embed": "fake",
     }  # fmt: skip
-    generated = made_from["steps"]["images"]["identity"]["stages"][0]["fields"]
-    assert (generated["model"], generated["scheduler"], generated["steps"]) == ("fake", "dpm_solver++", 25)
+    fields = made_from["steps"]["images"]["identity"]["stages"][0]["fields"]
+    assert (fields["model"], fields["scheduler"], fields["steps"]) == ("fake", "dpm_solver++", 25)
 
     more = tmp_path / "more.txt"
     more.write_text("a pink cup\n")
