@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.reduce.by_noun import NounRows, Vocabulary, partition_by_noun, read_vocabulary
+from ovref.reduce.by_noun import NounRows, NounTable, partition_by_noun, read_vocabulary
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
 from ovref.reduce.tasks import RunTasks, Task, one_thread
@@ -177,7 +177,7 @@ def _neighbours(out: Path, config: PrototypeConfig, rows: list[int]) -> list[lis
 
 
 def _touched(
-    vocabulary: Vocabulary, grown: GrownPrototypes | None, deleted: np.ndarray
+    vocabulary: NounTable, grown: GrownPrototypes | None, deleted: np.ndarray
 ) -> np.ndarray:
     """(nouns,) bool: nouns with a reference added or deleted since the grown collection."""
     if grown is None:

@@ -346,7 +346,7 @@ def test_a_drain_lets_shards_in_hand_finish_and_nothing_is_begun(on, tmp_path):
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
-    """Notes for every shard how many orders its worker has got that it has not yet begun; dies
+    """Notes for every shard how many tasks its worker has got that it has not yet begun; dies
     where it is told to, once."""
 
     name: ClassVar[str] = "obedient"
@@ -382,7 +382,7 @@ class Watched:
 
 
 def watched_run(folder, fake, config, **fields):
-    """(summary, files, orders that each shard had waiting behind it)."""
+    """(summary, files, tasks that each shard had waiting behind it)."""
     watched = Watched(fake=fake, ahead=[], deaths=[], **fields)
     run, _ = two_steps(folder, first=watched)
     (summary,) = run_steps([run], config)
