@@ -27,7 +27,7 @@ from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import load_proposer, opencut_proposer
 
-Proposer = Callable[[Sequence[np.ndarray]], list[Any]]
+RegionProposer = Callable[[Sequence[np.ndarray]], list[Any]]
 """Images -> masks or `Proposals`, one answer an image."""
 
 
@@ -214,7 +214,7 @@ class CachedTexts:
 class CachedProposer:
     """A proposer that keeps its results."""
 
-    def __init__(self, proposer: Proposer, kept: Kept | None = None) -> None:
+    def __init__(self, proposer: RegionProposer, kept: Kept | None = None) -> None:
         self._proposer, self._kept = proposer, kept
         self._known: dict[bytes, Any] = {}
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ovref.errors import InputError
-from ovref.evaluation.cached import CachedEncoder, CachedModels, Proposer
+from ovref.evaluation.cached import CachedEncoder, CachedModels, RegionProposer
 from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.oracle import label_masks, oracle_proposer
@@ -101,7 +101,7 @@ class Methods:
             )
         self.spec, self.data, self.protocol = spec, data, spec.chosen_protocol()
         self._models = models
-        self._oracle: Proposer = oracle_proposer([], [])
+        self._oracle: RegionProposer = oracle_proposer([], [])
         self._segmenters: dict[Row, Any] = {}
         self.names, self._class_of = _asked(data, spec)
         seen = data.seen
@@ -113,7 +113,7 @@ class Methods:
         return self._models.encoder(self.collection.visual_config)
 
     @property
-    def proposers(self) -> dict[str, Callable[[], Proposer]]:
+    def proposers(self) -> dict[str, Callable[[], RegionProposer]]:
         """What makes proposals, by the names in PROPOSALS."""
         opencut = ProposerConfig(opencut=self.spec.opencut)
         return {
@@ -210,7 +210,7 @@ class Methods:
             return Prediction(labels_hw=labels_hw, panoptic=empty, scores={})
         things = self.data.things or [False] * len(self.data.class_names)
         own = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
-        scores = {id_: float(found.best_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
+        scores = {id_: float(found.max_score_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
         return Prediction(labels_hw=labels_hw, panoptic=own, scores=scores)
 
     def labels(self, row: Row, image_hwc: np.ndarray) -> np.ndarray:
@@ -275,11 +275,11 @@ def _resized(
     labels = class_of[:-1]
     scores_nc = np.full((len(regions.scores_nc), labels.max() + 1), -np.inf, dtype=np.float32)
     np.maximum.at(scores_nc, (slice(None), labels), regions.scores_nc)
-    activations_nhw = regions.activations_nhw
-    if activations_nhw.shape[1:] != size_hw and len(activations_nhw):
-        activations = torch.from_numpy(np.ascontiguousarray(activations_nhw))
+    mask_probs_nhw = regions.mask_probs_nhw
+    if mask_probs_nhw.shape[1:] != size_hw and len(mask_probs_nhw):
+        activations = torch.from_numpy(np.ascontiguousarray(mask_probs_nhw))
         resized = interpolate(activations[None].float(), size=size_hw, mode="bilinear")
-        activations_nhw = resized[0].numpy()
-    elif not len(activations_nhw):
-        activations_nhw = np.zeros((0, *size_hw), dtype=np.float32)
-    return replace(regions, activations_nhw=activations_nhw, scores_nc=scores_nc)
+        mask_probs_nhw = resized[0].numpy()
+    elif not len(mask_probs_nhw):
+        mask_probs_nhw = np.zeros((0, *size_hw), dtype=np.float32)
+    return replace(regions, mask_probs_nhw=mask_probs_nhw, scores_nc=scores_nc)

@@ -18,7 +18,7 @@ from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.finding import Found, find_files
 from ovref.evaluation.named_sets.label_files import READERS
-from ovref.evaluation.named_sets.layouts import SPLITS, Layout, NamedSet
+from ovref.evaluation.named_sets.layouts import SPLITS, FolderLayout, NamedSet
 from ovref.evaluation.named_sets.names import ClassList, bundled_list, list_of_file
 from ovref.evaluation.named_sets.panoptic import (
     ade_instances,
@@ -210,7 +210,7 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def likely(values: set[int], other_than: Layout) -> str:
+def likely(values: set[int], other_than: FolderLayout) -> str:
     """The ids, and the sets that have them, that label values fit most tightly; empty if none."""
     fits: dict[str, tuple[int, list[str]]] = {}
     for named in SETS.values():
