@@ -22,7 +22,7 @@ from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.methods import Methods, rows_of
 from ovref.evaluation.metrics import boundary_pixels, confused
-from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, Judged, judge
+from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, MatchedDetections, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticQuality
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
@@ -123,34 +123,36 @@ def counts_of(
     chosen = [id_ for id_, label in found.panoptic.labels.items() if data.things[label]]
     scores = np.array([found.scores[id_] for id_ in chosen], dtype=np.float64)
     detections = Detections(masks_nhw=own.masks_nhw, labels=own.labels, scores=scores)
-    judged = judge(true_instances(example.panoptic, data.things), detections)
+    matched = match_detections(true_instances(example.panoptic, data.things), detections)
     tables["instances"] = np.array(
-        [(one.label, one.truths) for one in judged], dtype=np.int64
+        [(one.label, one.truths) for one in matched], dtype=np.int64
     ).reshape(-1, 2)
-    tables["detections"] = np.concatenate([np.zeros((0, 4)), *(_packed(one) for one in judged)])
+    tables["detections"] = np.concatenate([np.zeros((0, 4)), *(_packed(one) for one in matched)])
     return tables
 
 
-def judged_of(instances_nc: np.ndarray, detections_nc: np.ndarray) -> list[Judged]:
+def matched_of(instances_nc: np.ndarray, detections_nc: np.ndarray) -> list[MatchedDetections]:
     """What `counts_of` packed, of one row and image: the tables with their column of the row."""
     found = []
     for _, label, truths in instances_nc.tolist():
         own = detections_nc[detections_nc[:, 1] == label]
         right, ignored = (_bits(own[:, column]) for column in (3, 4))
         found.append(
-            Judged(label=label, truths=truths, scores=own[:, 2], right=right, ignored=ignored)
+            MatchedDetections(
+                label=label, truths=truths, scores=own[:, 2], right=right, ignored=ignored
+            )
         )
     return found
 
 
-def _packed(judged: Judged) -> np.ndarray:
+def _packed(matched: MatchedDetections) -> np.ndarray:
     """(d, 4) float64: class, score, bits of the thresholds at which it is right, and ignored."""
     powers = 2.0 ** np.arange(len(THRESHOLDS))
     columns = (
-        np.full(len(judged.scores), judged.label, dtype=np.float64),
-        judged.scores,
-        powers @ judged.right,
-        powers @ judged.ignored,
+        np.full(len(matched.scores), matched.label, dtype=np.float64),
+        matched.scores,
+        powers @ matched.right,
+        powers @ matched.ignored,
     )
     return np.stack(columns, axis=1)
 

@@ -141,11 +141,13 @@ def boundary_pixels(
     Returns:
         (n, 3) int64: class, pixels in both boundaries, pixels in either; of the classes that occur.
     """
-    judged_hw = np.where(truth_hw == IGNORE, NO_CLASS, predicted_hw)
-    found = np.union1d(truth_hw, judged_hw)
+    evaluated_hw = np.where(truth_hw == IGNORE, NO_CLASS, predicted_hw)
+    found = np.union1d(truth_hw, evaluated_hw)
     rows = []
     for label in found[(found >= 0) & (found < classes)].tolist():
-        true_hw, own_hw = (boundary_hw(map_hw == label, ratio) for map_hw in (truth_hw, judged_hw))
+        true_hw, own_hw = (
+            boundary_hw(map_hw == label, ratio) for map_hw in (truth_hw, evaluated_hw)
+        )
         rows.append((label, int((true_hw & own_hw).sum()), int((true_hw | own_hw).sum())))
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 

@@ -1,7 +1,7 @@
 """Mask average precision as COCO defines it (Lin et al., ECCV 2014, and its detection evaluation).
 
 Precision is interpolated at 101 recalls for each class and each of ten IoU thresholds, 0.50 to
-0.95; AP is the mean over all of them. At most 100 detections of a class are judged in an image.
+0.95; AP is the mean over all of them. At most 100 detections of a class are evaluated in an image.
 A detection that is best explained by a crowd instance counts neither as right nor as wrong.
 """
 
@@ -59,7 +59,7 @@ class ApScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class MatchedDetections:
     """The detections of one class in one image, best first."""
 
     label: int
@@ -74,7 +74,7 @@ class Judged:
 
 
 class AveragePrecision:
-    """Judged detections over many images."""
+    """Matched detections over many images."""
 
     def __init__(self, classes: int) -> None:
         """Starts from nothing. `classes` is how many there are, at least 1.
@@ -86,9 +86,9 @@ class AveragePrecision:
             raise ValueError(f"classes must be at least 1, found {classes}")
         self.truths = np.zeros(classes, dtype=np.int64)
         """(classes,) true instances that are not crowd."""
-        self._judged: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+        self._matched: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
         # Of each class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
-        self._judged = [[] for _ in range(classes)]
+        self._matched = [[] for _ in range(classes)]
 
     def add(self, truth: TrueInstances, found: Detections) -> None:
         """Judges one image. Of equal scores, the earlier detection and image comes first.
@@ -98,23 +98,23 @@ class AveragePrecision:
                 differ, a label is no class, or a score is not finite.
         """
         self._check(truth, found)
-        for judged in judge(truth, found):
-            self.add_judged(judged)
+        for matched in match_detections(truth, found):
+            self.add_matched(matched)
 
-    def add_judged(self, judged: "Judged") -> None:
+    def add_matched(self, matched: "MatchedDetections") -> None:
         """Counts one class of one image, in the order of the images."""
-        self.truths[judged.label] += judged.truths
-        self._judged[judged.label].append((judged.scores, judged.right, judged.ignored))
+        self.truths[matched.label] += matched.truths
+        self._matched[matched.label].append((matched.scores, matched.right, matched.ignored))
 
     def scores(self) -> ApScores:
         """Metrics of everything added so far."""
         table = np.full((len(self.truths), len(THRESHOLDS)), np.nan)
-        for label, judged in enumerate(self._judged):
+        for label, matched in enumerate(self._matched):
             if not self.truths[label]:
                 continue
-            scores = np.concatenate([s for s, _, _ in judged])
-            right = np.concatenate([r for _, r, _ in judged], axis=1)
-            ignored = np.concatenate([i for _, _, i in judged], axis=1)
+            scores = np.concatenate([s for s, _, _ in matched])
+            right = np.concatenate([r for _, r, _ in matched], axis=1)
+            ignored = np.concatenate([i for _, _, i in matched], axis=1)
             order = np.argsort(-scores, kind="stable")
             for t in range(len(THRESHOLDS)):
                 kept = order[~ignored[t, order]]
@@ -153,17 +153,17 @@ class AveragePrecision:
             raise ValueError("scores must be finite")
 
 
-def judge(truth: TrueInstances, found: Detections) -> list[Judged]:
+def match_detections(truth: TrueInstances, found: Detections) -> list[MatchedDetections]:
     """Which detections of one image are right, class by class."""
-    judged = []
+    matched = []
     for label in np.union1d(truth.labels, found.labels).tolist():
         true, chosen = truth.labels == label, np.flatnonzero(found.labels == label)
         order = np.argsort(-found.scores[chosen], kind="stable")[:MAX_DETECTIONS]
         chosen = chosen[order]
         ious = _ious(found.masks_nhw[chosen], truth.masks_nhw[true], truth.crowd[true])
         right, ignored = _match(ious, truth.crowd[true])
-        judged.append(
-            Judged(
+        matched.append(
+            MatchedDetections(
                 label=int(label),
                 truths=int((~truth.crowd[true]).sum()),
                 scores=found.scores[chosen],
@@ -171,7 +171,7 @@ def judge(truth: TrueInstances, found: Detections) -> list[Judged]:
                 ignored=ignored,
             )
         )
-    return judged
+    return matched
 
 
 def _ious(masks_dhw: np.ndarray, true_ghw: np.ndarray, crowd_g: np.ndarray) -> np.ndarray:

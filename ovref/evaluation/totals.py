@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.evaluation.counting import judged_of
+from ovref.evaluation.counting import matched_of
 from ovref.evaluation.metrics import mean_of_known, scores_of_counts, split_scores
 from ovref.evaluation.metrics_ap import AveragePrecision
 from ovref.evaluation.metrics_panoptic import PanopticQuality
@@ -128,8 +128,8 @@ def _add_segments(
     instances, detections = image.tables["instances"], image.tables["detections"]
     for row in range(len(average)):
         own = instances[instances[:, 0] == row]
-        for judged in judged_of(own, detections[detections[:, 0] == row]):
-            average[row].add_judged(judged)
+        for matched in matched_of(own, detections[detections[:, 0] == row]):
+            average[row].add_matched(matched)
 
 
 def overlaps_of(images: Iterable[ScoredImage], rows: Sequence[int], classes: int) -> list[Overlaps]:
