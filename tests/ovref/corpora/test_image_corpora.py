@@ -330,7 +330,7 @@ def test_a_corpus_without_images_is_refused_where_they_are_needed(
 
 def test_a_plain_text_has_no_images(tmp_path):
     write(tmp_path, {"c.txt": b"a cat\n"})
-    with pytest.raises(InputError, match="captions alone"):
+    with pytest.raises(InputError, match="captions only"):
         read(CorpusSpec(path=str(tmp_path / "c.txt")))
 
 

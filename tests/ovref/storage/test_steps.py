@@ -93,7 +93,7 @@ def test_a_step_without_a_shard_is_begun_anew(store):
     assert open_step(store, "references", before.identity, ["a"]) == before  # nothing was written
     begun = open_step(store, "references", changed, ["b"])
     assert existing_step(store, "references") == begun
-    with pytest.raises(MismatchError, match="begun anew with other settings by another build"):
+    with pytest.raises(MismatchError, match="started over with other settings by another build"):
         before.commit("000000", captions(1), inputs=1)
     assert begun.committed() == []
 
