@@ -31,7 +31,7 @@ A build that was stopped or killed resumes where it stopped: run the same comman
 
 exit codes:
   0    done
-  1    shards failed for good, something is damaged, or an unforeseen error
+  1    shards failed permanently, something is damaged, or an unforeseen error
   2    the arguments, the configuration, an input, a model or the store must be mended first
   130  stopped by Ctrl-C or SIGTERM; nothing committed is lost
   141  what reads the output was closed

@@ -160,7 +160,7 @@ def run_build(config: BuildConfig) -> None:
         error_txt.write_text(f"{type(error).__name__}: {error}\n")
         raise SystemExit(GAVE_UP) from error
     if summary.collection is None:
-        error_txt.write_text(f"{summary.quarantined} shards failed for good\n")
+        error_txt.write_text(f"{summary.quarantined} shards failed permanently\n")
         raise SystemExit(GAVE_UP)
 
 

@@ -15,7 +15,7 @@ def build_missing(builds: Sequence[BuildFirst], say: Callable[[str], None]) -> i
     delete it, or its build's output, to have it made again.
 
     Returns:
-        Shards that failed for good, over all builds; after a build with any, no other is begun.
+        Shards that failed permanently, over all builds; after a build with any, no other is begun.
 
     Raises:
         OvrefError, CollectionError, JobError, StoppedError: of a build, see `recipe.build`.

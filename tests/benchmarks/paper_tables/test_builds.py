@@ -81,7 +81,7 @@ def test_the_command_builds_first_and_then_measures(built, tmp_path, monkeypatch
     assert built == ["a"] and asked == [load(TablesSpec, "tables.yaml", ["scenes=7"])]
     assert run_paper_tables.main(["--config", "tables.yaml", "builds=[{config: build.yaml, "
                      "overrides: [output=broken]}]"]) == 1  # fmt: skip
-    assert len(asked) == 1 and "failed for good" in capsys.readouterr().err
+    assert len(asked) == 1 and "failed permanently" in capsys.readouterr().err
 
 
 def test_the_shipped_recipe_builds_the_collections_that_it_asks():

@@ -313,7 +313,7 @@ def test_the_identity_of_an_image_folder_follows_captions_and_names(tmp_path):
 @pytest.mark.parametrize(
     ("layout", "changes", "message"),
     [
-        ("coco.json", {"images": None}, "set `images` to the folder"),
+        ("coco.json", {"images": None}, "set `images` to the image folder"),
         ("pairs.csv", {"image_column": None}, "with `image_column`"),
         ("pairs.jsonl", {"image_column": None}, "with `image_column`"),
         ("paths.parquet", {"image_column": None}, "with `image_column`"),

@@ -306,7 +306,7 @@ def test_what_is_not_finished_is_wrong(tmp_path):
     problems = verify(store.url)
     assert problems[:3] == [
         "prompts: not complete: 1 of 3 shards are committed",
-        "prompts: 1 shards failed for good: 000001",
+        "prompts: 1 shards failed permanently: 000001",
         "prompts: 2 shards of captions are missing: 000001, 000002",
     ]
     assert problems[-1] == f"collection: there is none at {store.url}/collection"
