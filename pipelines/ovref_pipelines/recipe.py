@@ -102,7 +102,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     failed = sum(len(step.quarantined) for step in steps)
     collection = None
     if failed and not config.allow_incomplete:
-        say(f"no collection yet: {failed} shards failed permanently; see _quarantine in their steps")
+        say(f"no collection yet: {failed} shards failed permanently; see _quarantine in the steps")
     else:
         collection = reduce(config, folders, say)
     summary = BuildSummary(
@@ -226,8 +226,8 @@ def _select(spec: SelectPrompts, source: StepFolder, target: StepFolder, say: Sa
     shards = source.complete()
     if shards is None:
         raise JobError(
-            f"shards of {source.store.url} failed permanently, and prompts can be selected only when "
-            f"all are there; see {QUARANTINE} in it, and run the same command to try them again"
+            f"shards of {source.store.url} failed permanently, but selecting prompts needs all "
+            f"shards; see {QUARANTINE} in it, and run the same command to retry them"
         )
     there, started = len(target.committed()), time.monotonic()
     select_prompts(spec, source, target)

@@ -150,7 +150,7 @@ def test_an_error_of_a_record_alone_is_left_to_the_shard(on, tmp_path):
 def test_too_many_such_records_end_the_job(on, tmp_path):
     on(a=Node(cpus=2))
     texts = [[f"die {n}" for n in range(4)]]
-    with pytest.raises(JobError, match=r"0 shards and 3 records of prompts failed permanently, more"):
+    with pytest.raises(JobError, match=r"0 shards and 3 records of prompts failed permanently"):
         run(tmp_path, texts, EngineConfig(workers=1, max_quarantined=2))
 
 
