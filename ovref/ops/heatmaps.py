@@ -11,8 +11,8 @@ values, so the question is only which values are compared with 0.45. There are t
   -sqrt(a / (1 - a)) for a thing of area a, with a sigmoid above 0.45 for a below 4 percent.
 
 Measured against the true masks of synthetic scenes (`tests/benchmarks/binarisation.py`), `minmax`
-gives the better masks, at 0.45 and at the best threshold of each. The default leaves a band around 0.45
-UNSURE: only YES is pooled, so its purity matters.
+gives the better masks, at 0.45 and at the best threshold of each. The default leaves a band around
+0.45 UNSURE: only YES is pooled, so its purity matters.
 """
 
 from dataclasses import dataclass

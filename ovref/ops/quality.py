@@ -33,7 +33,8 @@ def noun_agreement(
     (so a reference never supports itself, nor two regions of one image each other).
     The count of those with the query's noun is divided by its maximum, the smaller of k and the
     number of references with this noun on other images, so that rare nouns are not penalised.
-    The idea is SegRAG's intra-class consistency check, which keeps a support feature when it retrieves its own class in other supports.
+    The idea is SegRAG's intra-class consistency check, which keeps a support
+    feature when it retrieves its own class in other supports.
 
     Args:
         neighbours_qm: (q, m) int rows nearest first, -1 where the search found fewer. Pass m

@@ -252,7 +252,7 @@ def test_all_that_is_wrong_is_said_at_once(written):
         assert name in str(caught.value)
 
 
-def test_the_known_keys_of_a_level_are_told_once(written):
+def test_the_known_keys_of_a_level_are_listed_once(written):
     with pytest.raises(ConfigError) as caught:
         load(Build, written("{output: x, a: 1, b: 1, heatmap: {c: 1}}"))
     assert str(caught.value).count("known here: output") == 1

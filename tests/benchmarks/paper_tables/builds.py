@@ -20,7 +20,7 @@ def build_missing(builds: Sequence[BuildFirst], say: Callable[[str], None]) -> i
     Raises:
         OvrefError, CollectionError, JobError, StoppedError: of a build, see `recipe.build`.
     """
-    # Read first, so that a mistake in the last is told before the first has taken its time.
+    # Read first, so that a mistake in the last is reported before the first has run.
     configs = [load(recipe.BuildConfig, first.config, first.overrides) for first in builds]
     for config in configs:
         store = recipe.output_of(config).collection

@@ -58,7 +58,7 @@ def test_nothing_follows_a_build_that_failed(built):
     assert build_missing([of("broken"), of("a")], print) == 2 and built == ["broken"]
 
 
-def test_a_wrong_setting_is_told_before_anything_is_built(built):
+def test_a_wrong_setting_is_reported_before_anything_is_built(built):
     with pytest.raises(ConfigError, match="unknown key shard_sise"):
         build_missing(
             [of("a"), BuildFirst(config="build.yaml", overrides=("shard_sise=3",))], print

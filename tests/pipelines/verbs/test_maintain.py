@@ -312,7 +312,7 @@ def test_what_is_not_finished_is_wrong(tmp_path):
     assert problems[-1] == f"collection: there is none at {store.url}/collection"
 
 
-def test_steps_that_do_not_belong_together_are_told(whole, tmp_path):
+def test_steps_that_do_not_belong_together_are_reported(whole, tmp_path):
     for path in whole.list("captions"):
         whole.delete(path)
     captions = small_build.open_step(whole, "captions", {"another": "corpus"})
