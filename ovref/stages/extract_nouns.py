@@ -47,7 +47,7 @@ class ExtractNouns:
 
     def __post_init__(self) -> None:
         if not self.tagger:
-            raise ValueError("tagger must name a spaCy pipeline, found an empty text")
+            raise ValueError("tagger must name a spaCy pipeline, found an empty string")
         if self.max_nouns is not None:
             require_at_least("max_nouns", self.max_nouns, 1)
         for noun in self.stop_nouns:

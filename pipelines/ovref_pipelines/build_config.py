@@ -72,7 +72,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         if not self.output:
-            raise ValueError("output must name a folder or URL, found an empty text")
+            raise ValueError("output must name a folder or URL, found an empty string")
         require_at_least("shard_size", self.shard_size, 1)
         if (self.synthesize is None) == (self.ground is None):
             both = "neither" if self.ground is None else "both"
