@@ -41,7 +41,7 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 
 __all__ = ["EvaluateSpec", "evaluate"]
 
-SMALL = "The miniature's small models are trained on drawn scenes and know nothing of others."
+SMALL = "The miniature's small models are trained on synthetic scenes and know nothing of others."
 """Stands above tables of other images that they had a part in."""
 
 CAPTION = (
