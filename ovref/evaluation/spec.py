@@ -78,8 +78,8 @@ class EvaluateSpec:
     """Configuration from which the ablations start; its `windows`, in place of a protocol, are slid
     for every row. N is far below the paper's, for a small collection has few dozen references of a
     class, and whatever is retrieved beyond them is of other classes."""
-    freeda: FreedaConfig = field(default_factory=FreedaConfig)
-    """Of the row `freeda`."""
+    freeda: FreedaConfig = FreedaConfig(windows=None)
+    """Of the row `freeda`; its `windows` must be null, for those of a protocol are slid."""
     vocseg: VocSegConfig = field(default_factory=VocSegConfig)
     """Of the row `vocseg`."""
     retclip: RetClipConfig = field(default_factory=RetClipConfig)
@@ -122,6 +122,8 @@ class EvaluateSpec:
             raise ValueError(f"rows must name one or more rows, each once, found {self.rows}")
         if self.protocol and self.fossil.windows is not None:
             raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
+        if self.freeda.windows is not None:
+            raise ValueError("freeda.windows must be null; protocol or fossil.windows slides some")
         self.chosen_protocol()
         require_at_least("pictures", self.pictures, 0)
         for name in ("limit", "shard_size", "batch_size"):
