@@ -33,6 +33,9 @@ TITLES = {
 }
 """Rows of the table and how people write them."""
 
+FREEDA = FreedaConfig(windows=None)
+"""FreeDA's own settings without windows."""
+
 RowName = Literal[
     "fossil", "fossil_no_proposals", "fossil_oracle", "text_only", "text_only_opencut",
     "text_only_oracle", "freeda", "vocseg", "retclip", "corrclip",
@@ -78,14 +81,14 @@ class EvaluateSpec:
     """Configuration from which the ablations start; its `windows`, in place of a protocol, are slid
     for every row. N is far below the paper's, for a small collection has few dozen references of a
     class, and whatever is retrieved beyond them is of other classes."""
-    freeda: FreedaConfig = FreedaConfig(windows=None)
-    """Of the row `freeda`; its `windows` must be null, for those of a protocol are slid."""
+    freeda: FreedaConfig = FREEDA
+    """FreeDA's settings; their `windows` must be null, for those of a protocol are slid."""
     vocseg: VocSegConfig = field(default_factory=VocSegConfig)
-    """Of the row `vocseg`."""
+    """VOCSeg's settings."""
     retclip: RetClipConfig = field(default_factory=RetClipConfig)
-    """Of the row `retclip`."""
+    """RetCLIP's settings."""
     corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
-    """Of the row `corrclip`."""
+    """CorrCLIPv2's settings."""
     opencut: OpenCutProposerConfig = miniature.OPENCUT
     """Proposals."""
     proposer: ProposerConfig | None = None
