@@ -233,7 +233,7 @@ def _per_class(
             "class": name,
             "iou": _rounded(iou[label]),
             "pixels": int(true[label]),
-            "references": sum(references.get(each, 0) for each in own),
+            "references": sum(references.get(each.strip().lower(), 0) for each in own),
             "support": support.get(name, ""),
             "most_confused_with": names[worst] if wrong[worst] else "",
             "confused_share": _rounded(wrong[worst] / true[label]) if true[label] else None,
