@@ -96,9 +96,8 @@ def evaluate(
         images, scores = open_steps(spec, data, collection)
         meter = _Meter(len(data), progress)
         list_images(data, images, spec.shard_size, lambda done: meter.tell("checked", done))
-        (run_shards or _run_here(progress))(
-            ScoreImages(evaluate=spec, device=device), images, scores
-        )
+        run = run_shards or _run_here(progress, models)
+        run(ScoreImages(evaluate=spec, device=device), images, scores)
         shards = images.complete() or []
         scores.finish(shards)
         rows = rows_of(spec)
