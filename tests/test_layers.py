@@ -28,7 +28,10 @@ FLOORS = {
         {"segmenters"},
     ),
     "ovref": (
-        {"errors", "config", "contract", "identity", "images", "records", "places", "licences"},
+        {
+            "ahead", "errors", "config", "contract", "identity", "images", "records", "places",
+            "licences",
+        },
         {"ops", "storage"},
         {"miniature", "models", "run_shard", "ingest", "check_models"},
         {"corpora", "select_prompts", "stages"},

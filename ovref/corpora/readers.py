@@ -8,9 +8,7 @@ import csv
 import re
 import tarfile
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import PurePosixPath
@@ -18,6 +16,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
+from ovref.ahead import map_ahead
 from ovref.contract import Dropped
 from ovref.corpora import formats, image_formats
 from ovref.corpora.places import open_place, reason, shown, store_errors
@@ -99,19 +98,11 @@ def _check_has_images(spec: CorpusSpec, path: str, written: str) -> None:
 
 def _with_images(rows: Iterator[formats.Row], folder: "_ImageFolder") -> Iterator[formats.Row]:
     """The rows with the files that they name in place of the names, read some rows ahead."""
-    with ThreadPoolExecutor(IMAGES_AHEAD) as pool:
-        ahead = deque[tuple[formats.Row, Future[bytes] | None]]()
-        for row in rows:
-            named = isinstance(row.image, str)
-            ahead.append((row, pool.submit(folder.read, row.image) if named else None))
-            if len(ahead) > IMAGES_AHEAD:
-                yield _filled(*ahead.popleft())
-        while ahead:
-            yield _filled(*ahead.popleft())
 
+    def filled(row: formats.Row) -> formats.Row:
+        return row._replace(image=folder.read(row.image)) if isinstance(row.image, str) else row
 
-def _filled(row: formats.Row, reading: Future[bytes] | None) -> formats.Row:
-    return row if reading is None else row._replace(image=reading.result())
+    return map_ahead(filled, rows, IMAGES_AHEAD)
 
 
 def _rows(

@@ -98,7 +98,12 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
     to_come = 0
     for before, run in zip([None, *runs], runs, strict=False):
         sources, done = run.source.commits(), set(run.target.committed())
-        records = {shard: sources[shard].outputs for shard in sources if shard not in done}
+        # The order of a step that is complete is that of its list, which may be a chosen one.
+        records = {
+            shard: sources[shard].outputs
+            for shard in run.source.complete() or sources
+            if shard in sources and shard not in done
+        }
         run.ledger = Ledger(records, run.target, config, run.progress)
         run.shards = len(sources)
         total = len(sources) + to_come

@@ -44,13 +44,11 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
             for shard, commit in commits.items()
             if CRASHED_WORKER in commit.dropped
         }
-        # Of selected prompts a shard is not made of one shard; and prompts are then never retried.
         outdated = tuple(
             shard
             for shard, commit in commits.items()
-            if own and step is not folders.selected and shard in given
-            and commit.inputs != given[shard].outputs
-        )  # fmt: skip
+            if own and shard in given and commit.inputs != given[shard].outputs
+        )
         given = commits
         kept = None
         if not own:
