@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 FLOORS = {
     "ovref_inference": (
-        {"errors", "lazy", "vectors", "images", "models", "pixels", "ranges"},
+        {"errors", "lazy", "vectors", "images", "models", "pixels", "places", "ranges"},
         {"encoders"},
         {"collection", "proposers"},
         {"segmenters"},

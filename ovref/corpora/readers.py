@@ -19,11 +19,12 @@ from fsspec import AbstractFileSystem
 from ovref.ahead import map_ahead
 from ovref.contract import Dropped
 from ovref.corpora import formats, image_formats
-from ovref.corpora.places import open_place, reason, shown, store_errors
+from ovref.corpora.places import open_place, shown
 from ovref.corpora.spec import MINIATURE, NO_IMAGE_COLUMN, CorpusSpec, corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import normalised, record_key
 from ovref.records import Caption
+from ovref_inference.places import describe, store_errors
 
 DROP_REASONS = (
     "undecodable_text",
@@ -128,7 +129,7 @@ def _rows(
         yield from reader(spec, fs, path)
     except store_errors(*damage) as error:
         raise InputError(
-            f"cannot read {path} of the corpus as {written}: {reason(error)}"
+            f"cannot read {path} of the corpus as {written}: {describe(error)}"
         ) from error
 
 
@@ -203,5 +204,5 @@ class _ImageFolder:
             return b""
         except store_errors() as error:
             raise InputError(
-                f"cannot read the image {name} in {shown(self._place)}: {reason(error)}"
+                f"cannot read the image {name} in {shown(self._place)}: {describe(error)}"
             ) from error

@@ -37,6 +37,7 @@ from ovref.run_shard import run_alone, run_shard
 from ovref.storage.commits import Commit
 from ovref.storage.scratch import remove_abandoned
 from ovref.storage.steps import StepFolder
+from ovref_inference.errors import MissingPackageError
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.ledger import CRASHED_WORKER, Ledger, Order, Outcome
 from ovref_pipelines.engine.prefetch import Prefetch
@@ -44,7 +45,7 @@ from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.stopping import Drain, draining
 from ovref_pipelines.engine.summary import StepSummary, summarise
 
-FATAL = (ConfigError, MismatchError, ModelError, StorageError)
+FATAL = (ConfigError, MismatchError, MissingPackageError, ModelError, StorageError)
 """Trying another shard would end the same way."""
 OUTAGE_SECONDS = (5.0, 30.0, 120.0, 300.0)
 """Waited before a shard is tried again for which the store did not answer. Without waiting all

@@ -17,12 +17,13 @@ from ovref.errors import MismatchError, StorageError
 from ovref.storage.codec import is_part
 from ovref.storage.commits import Commit, StoredFile
 from ovref.storage.scratch import scratch_folder
-from ovref.storage.shards import read_drops, sha256
+from ovref.storage.shards import read_drops
 from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError
+from ovref_inference.places import sha256_of
 from ovref_pipelines.output import open_build, quarantined_in
 from ovref_pipelines.verbs.status import some
 
@@ -175,7 +176,7 @@ def _differs(path: Path, file: StoredFile) -> str | None:
     size = path.stat().st_size
     if size != file.size:
         return f"has {size} bytes, {file.size} were committed"
-    return None if sha256(path) == file.sha256 else "has other content than was committed"
+    return None if sha256_of(path) == file.sha256 else "has other content than was committed"
 
 
 def _keys(path: Path) -> pa.Array:
