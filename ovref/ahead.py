@@ -1,4 +1,4 @@
-"""One way to work ahead: the next items are seen to in threads while the caller uses the last."""
+"""Lookahead: threads process the next items while the caller uses the last result."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,17 +9,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 READERS = 8
-"""Reads at a time: an object store answers late, but many at once."""
+"""Concurrent reads: object stores have high latency but serve many requests at once."""
 
 
 def map_ahead(
     call: Callable[[Item], Result], items: Iterable[Item], threads: int = READERS
 ) -> Iterator[Result]:
-    """`call(item)` of each item in turn, the next `threads` being made meanwhile in threads.
+    """`call(item)` for each item, in order, while threads process the next `threads` items.
 
-    What `call` raises is raised here, in its turn; what has not begun by then, or when the iterator
-    is closed, is not begun any more. No more than `threads + 1` results are held. `items` are taken
-    in the caller's thread.
+    Exceptions of `call` are raised in their turn. After an exception, or when the iterator is
+    closed, no further call begins. At most `threads + 1` results are held. `items` are consumed in
+    the caller's thread.
     """
     pool = ThreadPoolExecutor(threads)
     try:

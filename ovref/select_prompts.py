@@ -1,12 +1,12 @@
-"""An optional step between nouns and images: no more prompts of common nouns than are of use.
+"""An optional step between nouns and images that limits the number of prompts per noun.
 
-Captions speak of men, tables and streets thousands of times as often as of cactuses, and generating
-images is nearly all of a build's cost. This step must look at its shards in order, since what it
-keeps depends on what it has kept; it reads text alone and is quick.
+Captions mention men, tables and streets thousands of times as often as cactuses, and image
+generation is nearly all of a build's cost. This is the only step that considers its shards in
+order, because each decision depends on earlier ones; it reads only text and is fast.
 
-On request it also chooses the order in which the later steps work at its shards, so that a build
-that is stopped half-way has references of as many nouns as it can. The order is that of the list in
-the step's `complete.json`; a shard holds the same prompts in any order.
+It can also choose the order in which the later steps process the shards, so that a build that is
+stopped half-way has references of as many nouns as possible. This order is that of the list in the
+step's `complete.json`; a shard holds the same prompts in any order.
 """
 
 import heapq
@@ -26,12 +26,12 @@ from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
 
 COUNTED = 1 << 16
-"""References of a noun up to which another one is worth anything when shards are put in order."""
+"""Prompts of a noun beyond which further ones have no value when shards are ordered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectPrompts:
-    """What the step's identity is made of (`identity.spec_identity`)."""
+    """Settings of the step, and its identity (`identity.spec_identity`)."""
 
     __pydantic_config__ = STRICT
     name: ClassVar[str] = "select_prompts"
@@ -41,10 +41,10 @@ class SelectPrompts:
     """A prompt is kept while one of its nouns has been kept fewer times than this; None keeps
     all."""
     order: Literal["corpus", "rare_first"] = "corpus"
-    """Order in which images are made of the shards. `corpus` is that of the captions. `rare_first`
-    takes the shards first whose nouns have had the fewest prompts so far, so that a build stopped
-    early has more nouns, and more prompts of rare ones. Prompts stay in their shards: smaller
-    shards (`shard_size`) can be put in a better order."""
+    """Order in which the later steps process the shards. `corpus` keeps that of the captions.
+    `rare_first` starts with the shards whose nouns have had the fewest prompts so far, so that a
+    build that is stopped early has more nouns, and more references of rare ones. Prompts stay in
+    their shards; with smaller shards (`shard_size`) the effect is greater."""
 
     def __post_init__(self) -> None:
         if self.max_per_noun is None and self.order == "corpus":
@@ -61,12 +61,12 @@ def select_prompts(
 ) -> None:
     """Selects from the prompts of every shard of `source`, until `target` is complete.
 
-    Prompts not kept are dropped (`nouns_capped`), and so are those without a noun. Done again after
-    an interruption it makes the missing shards. In memory: a count for each noun, 8 bytes for each
-    prompt that is dropped and, to choose an order, 8 bytes for each noun of each shard.
+    Prompts that are not kept, or have no noun, are dropped (`nouns_capped`). After an interruption,
+    the next call makes the missing shards. Memory: a count for each noun, 8 bytes for each dropped
+    prompt and, to choose an order, 8 bytes for each noun of each shard.
 
     Args:
-        on_progress: called after every shard, made or found.
+        on_progress: called after every shard, whether written now or found.
 
     Raises:
         InputError: the shards of `source` are not complete, so the order is not known.
@@ -124,32 +124,31 @@ def _choose(spec: SelectPrompts, source: StepFolder, shards: list[str]) -> _Choi
 
 
 def _rare_first(choice: _Choice) -> list[str]:
-    """The shards, always next the one that is worth most for each of its prompts.
+    """Greedy order of the shards by value per prompt, where a noun's n-th prompt has value 1 / n.
 
-    The n-th prompt of a noun is worth 1 / n. Such a value is monotone and submodular, so this
-    greedy choice is near the best one for every number of shards (Nemhauser, Wolsey and Fisher
-    1978), and a shard's worth only ever falls: its last known worth is an upper bound, and only the
-    shards at the top need be asked again (Minoux 1978). Worths are whole numbers, so that every
-    machine finds the same order.
+    The total value is monotone and submodular, so the greedy choice is near the best one for every
+    number of shards (Nemhauser, Wolsey and Fisher 1978), and a shard's value never rises: its last
+    known value is an upper bound, and only the shards at the top are evaluated again (Minoux 1978).
+    Values are whole numbers, so that every machine finds the same order.
     """
-    worth_of = np.zeros(COUNTED + 1, dtype=np.int64)
-    worth_of[1:] = np.cumsum((1 << 32) // np.arange(1, COUNTED + 1))
+    total = np.zeros(COUNTED + 1, dtype=np.int64)
+    total[1:] = np.cumsum((1 << 32) // np.arange(1, COUNTED + 1))
     nouns = 1 + max((int(ids.max()) for ids, _ in choice.nouns.values() if ids.size), default=-1)
     had = np.zeros(nouns, dtype=np.int64)
 
-    def worth(shard: str) -> float:
+    def value(shard: str) -> float:
         ids, counts = choice.nouns[shard]
-        before = worth_of[np.minimum(had[ids], COUNTED)]
-        after = worth_of[np.minimum(had[ids] + counts, COUNTED)]
+        before = total[np.minimum(had[ids], COUNTED)]
+        after = total[np.minimum(had[ids] + counts, COUNTED)]
         return int((after - before).sum()) / max(1, choice.kept[shard])
 
-    # Of equal ones the first in the corpus.
-    waiting = [(-worth(shard), place, shard) for place, shard in enumerate(choice.nouns)]
+    # Ties go to the first in the corpus.
+    waiting = [(-value(shard), place, shard) for place, shard in enumerate(choice.nouns)]
     heapq.heapify(waiting)
     order = []
     while waiting:
         _, place, shard = waiting[0]
-        now = (-worth(shard), place, shard)
+        now = (-value(shard), place, shard)
         heapq.heapreplace(waiting, now)
         if waiting[0] == now:
             heapq.heappop(waiting)
