@@ -44,10 +44,12 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
             for shard, commit in commits.items()
             if CRASHED_WORKER in commit.dropped
         }
+        # What is selected from a shard depends on the shards before it, so it is never retried.
+        retried = own and step is not folders.selected
         outdated = tuple(
             shard
             for shard, commit in commits.items()
-            if own and shard in given and commit.inputs != given[shard].outputs
+            if retried and shard in given and commit.inputs != given[shard].outputs
         )
         given = commits
         kept = None

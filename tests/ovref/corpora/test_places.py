@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from ovref.corpora import CorpusSpec, identify, read_captions
 from ovref.corpora.spec import corpus_files
@@ -188,6 +189,8 @@ def test_unknown_and_uninstalled_protocols_say_what_to_do(tmp_path, monkeypatch,
     error = InputError if url.startswith("foo") else MissingPackageError
     for module in ("gcsfs", "adlfs", "s3fs", "aiohttp", "huggingface_hub"):
         monkeypatch.setitem(sys.modules, module, None)
+    # fsspec remembers the classes of protocols that other tests have used.
+    monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
     (tmp_path / "c.json").write_text('{"images": [], "annotations": [{"caption": "a cat"}]}')
     with pytest.raises(error, match=message):
         texts(url)
