@@ -96,7 +96,8 @@ def one_layer(config, side):
     kind = transformers.Dinov2Model if config.model_type == "dinov2" else transformers.ViTModel
     settings = {name: value for name, value in config.to_dict().items() if "out_" not in name}
     one = type(config)(**settings | {"num_hidden_layers": 1, "stage_names": None})
-    layer = kind(one).eval().requires_grad_(False).encoder.layer[0]
+    model = kind(one).eval().requires_grad_(False)
+    layer = next(m for m in model.modules() if type(m).__name__ in ("Dinov2Layer", "ViTLayer"))
     tokens_nld = torch.randn(1, 1 + (side // config.patch_size) ** 2, config.hidden_size)
     seconds = []
     with torch.inference_mode():
