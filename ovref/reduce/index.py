@@ -10,7 +10,7 @@ import numpy as np
 from ovref.reduce import ivf
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task, one_thread
+from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import (
     FILES,
     IndexInfo,
@@ -22,6 +22,7 @@ from ovref_inference.collection.index import (
     Questions,
     build_index,
     choose_index,
+    one_thread,
     read_index,
     sample,
     training_rows,

@@ -17,7 +17,6 @@ from ovref_inference.collection import index as indexes
 from ovref_inference.collection import store
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
-from ovref_inference.collection.clustering import spherical_kmeans
 from ovref_inference.collection.nouns import Nouns
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
@@ -25,6 +24,7 @@ from ovref_inference.collection.prototypes import (
     clustered_rows,
     make_prototypes,
     neighbours_of,
+    retrieved_prototypes,
     stacked,
 )
 from ovref_inference.collection.retrieve import checked_names, class_embeddings
@@ -201,22 +201,18 @@ class ReferenceCollection:
         Args:
             text_embeddings: (classes, d_textual).
             n: references retrieved for each class; k: centroids of each.
-            seed: of k-means.
+            seed, iterations: of k-means, which starts `prototypes.STARTS` times.
 
         Raises:
-            ValueError: n < 1, k < 1, or as `search_text`.
+            ValueError: an argument out of range, or as `search_text`.
         """
         require_at_least("n", n, 1)
         support = self.search_text(text_embeddings, n)
         prefetch_rows(self.visual, support.ids[support.ids >= 0])
-        per_class = [
-            spherical_kmeans(self._vectors(ids[ids >= 0]), k, seed=seed, iterations=iterations)
-            if (ids >= 0).any()
-            else np.zeros((0, self.manifest.visual.dim), dtype=np.float32)
-            for ids in support.ids
-        ]
-        vectors_nkd, counts = stacked(per_class, self.manifest.visual.dim)
-        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=((),) * len(counts))
+        sets = (self._vectors(ids[ids >= 0]) for ids in support.ids)
+        return retrieved_prototypes(
+            sets, self.manifest.visual.dim, k=k, seed=seed, iterations=iterations
+        )
 
     def prototypes(
         self,
@@ -413,7 +409,7 @@ class ReferenceCollection:
                 ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
                 sets.append(clustered_rows(ids, config))
         prefetch_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
-        made = iter(make_prototypes((self._vectors(ids) for ids in sets), config))
+        made = (make_prototypes(self._vectors(ids), config) for ids in sets)
         return [(next(made) if used else nothing, used) for nothing, used in found]
 
     @cached_property
