@@ -29,18 +29,15 @@ import argparse
 import collections
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 import traceback
 import types
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import open_clip
@@ -48,10 +45,6 @@ import torch
 import transformers
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-
-if importlib.util.find_spec("segment_anything") is None:
-    # The proposers import it for SAM, which is not measured here; a lent machine may not have it.
-    sys.modules |= {"segment_anything": MagicMock(), "segment_anything.modeling": MagicMock()}
 
 from bench import presets
 from ovref_inference.collection.clustering import spherical_kmeans
