@@ -88,17 +88,17 @@ class MaskFormer:
 
     def _proposals(self, queries: "_Queries") -> Proposals:
         count = len(queries.logits_qhw)
-        activations_nhw = np.empty((count, *queries.size_hw), dtype=np.float32)
+        mask_probs_nhw = np.empty((count, *queries.size_hw), dtype=np.float32)
         # One query at a time: enlarging all at once takes gigabytes for a photograph.
         for number, logits_hw in enumerate(queries.logits_qhw):
             # Images of different sizes were padded below and to the right to be one batch.
             seen = interpolate(logits_hw[None, None], queries.padded_hw, mode="bilinear")
             seen = seen[..., : queries.valid_hw[0], : queries.valid_hw[1]]
             large = interpolate(seen, queries.size_hw, mode="bilinear")
-            activations_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
+            mask_probs_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
         return Proposals(
-            activations_nhw=activations_nhw,
-            trained_nc=queries.classes_qc.cpu().numpy(),
+            mask_probs_nhw=mask_probs_nhw,
+            class_probs_nc=queries.classes_qc.cpu().numpy(),
             trained_names=self._names,
         )
 
@@ -129,10 +129,10 @@ def exclusive_masks(
     Returns:
         (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
     """
-    if proposals.trained_nc is None:
+    if proposals.class_probs_nc is None:
         raise ValueError("proposals must have the proposer's own probabilities, found none")
-    object_n = 1 - proposals.trained_nc[:, -1]
-    masks_nhw, areas_n = owned_masks(proposals.activations_nhw, object_n, config.mask_threshold)
+    object_n = 1 - proposals.class_probs_nc[:, -1]
+    masks_nhw, areas_n = owned_masks(proposals.mask_probs_nhw, object_n, config.mask_threshold)
     left_n = np.count_nonzero(masks_nhw, axis=(1, 2))
     rows = np.flatnonzero((left_n > 0) & (left_n > config.min_kept * areas_n))
     return masks_nhw[rows], rows

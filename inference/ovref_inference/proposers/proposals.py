@@ -9,59 +9,61 @@ import numpy as np
 class Proposals:
     """Class-agnostic regions of one image; they may overlap, and pixels may be in none."""
 
-    activations_nhw: np.ndarray
+    mask_probs_nhw: np.ndarray
     """(n, H, W) float32 in [0, 1]: how sure each pixel is to belong to the region; n may be 0."""
-    trained_nc: np.ndarray | None = None
+    class_probs_nc: np.ndarray | None = None
     """(n, trained classes + 1) float32: the proposer's own probabilities, the last of `no object`;
     None for a proposer that knows no classes."""
     trained_names: tuple[str, ...] = ()
     """The classes that it was trained on."""
 
     def __post_init__(self) -> None:
-        found = self.activations_nhw
+        found = self.mask_probs_nhw
         if found.ndim != 3 or found.dtype != np.float32:
             raise ValueError(
-                f"activations_nhw must be (n, H, W) float32, found {found.shape} {found.dtype}"
+                f"mask_probs_nhw must be (n, H, W) float32, found {found.shape} {found.dtype}"
             )
         # Not (found >= 0) & (found <= 1), whose arrays are nearly as large; NaN fails as well.
         if found.size and not (found.min() >= 0 and found.max() <= 1):
-            raise ValueError("activations_nhw must lie in [0, 1] and be finite")
-        if self.trained_nc is None:
+            raise ValueError("mask_probs_nhw must lie in [0, 1] and be finite")
+        if self.class_probs_nc is None:
             return
         wanted = (len(found), len(self.trained_names) + 1)
-        if self.trained_nc.shape != wanted or len(self.trained_names) == 0:
+        if self.class_probs_nc.shape != wanted or len(self.trained_names) == 0:
             raise ValueError(
-                f"trained_nc must be {wanted}, a column for each trained class and one for no "
-                f"object, found {self.trained_nc.shape}"
+                f"class_probs_nc must be {wanted}, a column for each trained class and one for no "
+                f"object, found {self.class_probs_nc.shape}"
             )
-        if not (np.isfinite(self.trained_nc) & (self.trained_nc >= 0)).all():
-            raise ValueError("trained_nc must be probabilities, found negative or not finite ones")
+        if not (np.isfinite(self.class_probs_nc) & (self.class_probs_nc >= 0)).all():
+            raise ValueError(
+                "class_probs_nc must be probabilities, found negative or not finite ones"
+            )
 
     def masks(self, threshold: float) -> np.ndarray:
-        """(n, H, W) bool: the pixels whose activation is above the threshold."""
-        return self.activations_nhw > threshold
+        """(n, H, W) bool: the pixels whose probability is above the threshold."""
+        return self.mask_probs_nhw > threshold
 
     def chosen(self, rows: np.ndarray) -> "Proposals":
         """Those of the rows, given by a bool or integer index; these themselves if they are all."""
         if rows.dtype == bool and rows.all():
             return self
         return Proposals(
-            activations_nhw=self.activations_nhw[rows],
-            trained_nc=None if self.trained_nc is None else self.trained_nc[rows],
+            mask_probs_nhw=self.mask_probs_nhw[rows],
+            class_probs_nc=None if self.class_probs_nc is None else self.class_probs_nc[rows],
             trained_names=self.trained_names,
         )
 
 
 def owned_masks(
-    activations_nhw: np.ndarray, weights_n: np.ndarray, threshold: float
+    mask_probs_nhw: np.ndarray, weights_n: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Masks that share no pixel, as in MaskFormer's panoptic inference (its section 3.4).
 
-    A pixel belongs to the region of the highest product of weight and activation, the first of
-    equal ones, and is in that region's mask if its activation reaches the threshold.
+    A pixel belongs to the region of the highest product of weight and probability, the first of
+    equal ones, and is in that region's mask if its probability reaches the threshold.
 
     Args:
-        activations_nhw: (n, H, W) float32 in [0, 1]; n may be 0.
+        mask_probs_nhw: (n, H, W) float32 in [0, 1]; n may be 0.
         weights_n: (n,) at least 0; a region of weight 0 has no pixel.
         threshold: in [0, 1].
 
@@ -69,17 +71,17 @@ def owned_masks(
         (n, H, W) bool masks; and (n,) int64, how many pixels of each region reach the threshold,
         whoever has them.
     """
-    highest_hw = np.zeros(activations_nhw.shape[1:], dtype=np.float32)
+    highest_hw = np.zeros(mask_probs_nhw.shape[1:], dtype=np.float32)
     owner_hw = np.full(highest_hw.shape, -1, dtype=np.int32)
     # Many times faster than argmax over the first axis.
-    for number, activation_hw in enumerate(activations_nhw):
-        weighted_hw = activation_hw * weights_n[number]
+    for number, probs_hw in enumerate(mask_probs_nhw):
+        weighted_hw = probs_hw * weights_n[number]
         np.copyto(owner_hw, number, where=weighted_hw > highest_hw)
         np.maximum(highest_hw, weighted_hw, out=highest_hw)
-    masks_nhw = np.zeros(activations_nhw.shape, dtype=bool)
-    areas_n = np.zeros(len(activations_nhw), dtype=np.int64)
-    for number, activation_hw in enumerate(activations_nhw):
-        whole_hw = activation_hw >= threshold
+    masks_nhw = np.zeros(mask_probs_nhw.shape, dtype=bool)
+    areas_n = np.zeros(len(mask_probs_nhw), dtype=np.int64)
+    for number, probs_hw in enumerate(mask_probs_nhw):
+        whole_hw = probs_hw >= threshold
         areas_n[number] = np.count_nonzero(whole_hw)
         np.logical_and(whole_hw, owner_hw == number, out=masks_nhw[number])
     return masks_nhw, areas_n
@@ -105,4 +107,4 @@ def as_proposals(found: "np.ndarray | Proposals", *, rest: bool) -> Proposals:
         )
     if rest and not (covered_hw := np.any(found, axis=0)).all():
         found = np.concatenate([found, ~covered_hw[None]])
-    return Proposals(activations_nhw=found.astype(np.float32))
+    return Proposals(mask_probs_nhw=found.astype(np.float32))
