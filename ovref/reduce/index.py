@@ -15,7 +15,6 @@ from ovref_inference.collection.format import (
     FILES,
     IndexInfo,
     SearchPoint,
-    read_noun_embeddings,
 )
 from ovref_inference.collection.index import (
     RECALL_QUERIES,
@@ -29,6 +28,7 @@ from ovref_inference.collection.index import (
     tune,
     write_index,
 )
+from ovref_inference.collection.nouns import read_noun_embeddings
 
 ROLES = ("visual", "textual")
 QUERIES = {"visual": "held-out rows", "textual": "class names"}

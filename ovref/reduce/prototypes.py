@@ -19,10 +19,9 @@ from ovref_inference.collection.format import (
     TableWriter,
     VectorWriter,
     open_vectors,
-    read_noun_embeddings,
-    read_nouns,
     write_vectors,
 )
+from ovref_inference.collection.nouns import read_noun_embeddings, read_nouns
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
     clustered_rows,

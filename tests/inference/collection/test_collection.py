@@ -239,7 +239,7 @@ def test_what_is_stored_needs_no_text_embeddings(collection, built, monkeypatch)
     def read(path):
         raise AssertionError("not needed")
 
-    monkeypatch.setattr(fmt, "read_noun_embeddings", read)
+    monkeypatch.setattr("ovref_inference.collection.nouns.read_noun_embeddings", read)
     found = collection.prototypes(built.nouns)
     assert found.counts.tolist() == [len(vectors) for vectors, _ in built.prototypes]
     with pytest.raises(AssertionError, match="not needed"):
