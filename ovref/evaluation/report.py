@@ -71,7 +71,8 @@ def _collection_line(result: dict[str, Any]) -> str:
     fossil = result["spec"]["fossil"]
     return (
         f"{result['collection']['references']} references, N = {fossil['n']}, K = {fossil['k']}, "
-        f"gamma = {fossil['gamma']}"
+        f"gamma = {fossil['gamma']}, "
+        + ("no floor" if fossil["floor"] is None else f"floor of support {fossil['floor']}")
     )
 
 

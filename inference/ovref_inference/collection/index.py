@@ -24,8 +24,8 @@ MEASURED_K = (10, 20, 70, 150, 350)
 FreeDA (350)."""
 TARGET_RECALL = 0.95
 TAIL = 4
-"""How much more than the mean the worst tenth of the queries may miss, as a multiple. Rare nouns have
-their references in lists of frequent ones; at a mean of 0.95 they keep a recall of 0.8."""
+"""How many times as much as the mean the worst tenth of the queries may miss. Rare nouns have their
+references in lists of frequent ones; at a mean of 0.95 they keep a recall of 0.8."""
 RECALL_QUERIES = 512
 """Queries of one measurement, which gives the mean recall to about 0.01."""
 _ONE_SIDED_95 = 1.645
