@@ -1,7 +1,7 @@
 """Runs the shards of steps on Ray actors.
 
 Actors are built from the specs and hold the models; the driver gives each one shard at a time and
-waits for any of them. Ray's own retries are off: the driver knows what a lost worker had in handle,
+waits for any of them. Ray's own retries are off: the driver knows what a lost worker had in hand,
 gives that shard to another worker and hires a replacement, so that attempts are counted in one
 place. Images never travel: an actor reads its shard from the store and commits it there.
 
