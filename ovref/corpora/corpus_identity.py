@@ -1,4 +1,4 @@
-"""What a corpus adds to a fingerprint: its contents and how it is read, not where it lies."""
+"""A corpus's part of a fingerprint: its contents and how they are read, not its location."""
 
 import hashlib
 from pathlib import PurePosixPath
@@ -7,9 +7,8 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.image_formats import identify_miniature
-from ovref.corpora.places import find, is_local, open_place, reason, shown, store_errors
+from ovref.corpora.places import find, open_place, shown
 from ovref.corpora.spec import (
-    BLOCK_BYTES,
     CAPTION_FILES,
     MINIATURE,
     CorpusSpec,
@@ -17,15 +16,16 @@ from ovref.corpora.spec import (
     corpus_id,
 )
 from ovref.errors import InputError
+from ovref_inference.places import describe, is_local, sha256_of, store_errors
 
 
 def identify(spec: CorpusSpec) -> dict[str, Any]:
-    """What the corpus contributes to a fingerprint: its contents and how it is read, not its place.
+    """The corpus's part of a fingerprint: its contents and how they are read, not its location.
 
-    Local files are read once and hashed (SHA-256). Remote ones count by size and the store's own
-    checksum (ETag), without a download; so the same corpus has another identity on S3 than here.
-    Images named by the corpus are not hashed one by one: the listing of `images` (names and sizes)
-    is; of a folder of images the captions are hashed, too. Raises InputError like `corpus_files`.
+    Local files are hashed (SHA-256). Remote files are identified by size and the store's checksum
+    (ETag) without a download, so the same corpus has a different identity on S3. Of images that
+    the corpus names, only the listing of `images` (names and sizes) is hashed; of an image folder
+    the caption files are hashed too. Raises InputError like `corpus_files`.
     """
     if spec.path.startswith(MINIATURE):
         written, identities = "miniature", [identify_miniature(spec)]
@@ -55,13 +55,9 @@ def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
         identity = {"name": PurePosixPath(name).name, "size": int(info["size"])}
         if not is_local(fs):
             return identity | {"checksum": str(info.get("ETag") or fs.checksum(name))}
-        digest = hashlib.sha256()
-        with fs.open(name, "rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
+        return identity | {"sha256": sha256_of(name)}
     except store_errors() as error:
-        raise InputError(f"cannot read {name} of the corpus: {reason(error)}") from error
-    return identity | {"sha256": digest.hexdigest()}
+        raise InputError(f"cannot read {name} of the corpus: {describe(error)}") from error
 
 
 def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
@@ -70,7 +66,7 @@ def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
         fs, root = open_place(place)
         entries = find(fs, root)
     except store_errors(ValueError) as error:
-        raise InputError(f"cannot list the images at {shown(place)}: {reason(error)}") from error
+        raise InputError(f"cannot list the images at {shown(place)}: {describe(error)}") from error
     if not entries:
         raise InputError(f"there are no images at {shown(place)}; check `images`")
     digest = hashlib.sha256()
@@ -78,7 +74,7 @@ def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
         digest.update(f"{name.removeprefix(root)}\0{entries[name]['size']}\n".encode())
         path = PurePosixPath(name)
         if captions and (path.suffix.lower() == ".txt" or path.name in CAPTION_FILES):
-            # An object store's listing has the checksum; asking for each file would take hours.
+            # An object store's listing has the checksums; a request per file would take hours.
             contents = entries[name].get("ETag") or _identify_file(fs, name)
             digest.update(f"{contents}\n".encode())
     kind = "captions_names_and_sizes_sha256" if captions else "names_and_sizes_sha256"

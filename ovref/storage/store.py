@@ -1,8 +1,8 @@
-"""One place that holds objects by relative path: a local folder or an object store, through fsspec.
+"""A local folder or an object store, addressed by relative paths, through fsspec.
 
-Every write is whole or absent for readers. Errors that trying again does not mend (no such bucket,
-no permission, full disk) become `StorageError` with what to do; a network that fails for the
-moment stays a `ConnectionError` or another `OSError`, which the engine retries.
+Readers see a write completely or not at all. Permanent errors (no such bucket, no permission, full
+disk) become `StorageError` with a remedy; transient network errors stay `ConnectionError` or
+another `OSError`, which the engine retries.
 """
 
 import contextlib
@@ -11,28 +11,30 @@ import errno
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
-
 from ovref.errors import StorageError
 from ovref.storage.scratch import scratch_folder
+from ovref_inference.places import (
+    is_local,
+    lasting_remedy,
+    open_place,
+    service_code,
+    store_errors,
+)
 
-LOCAL_PROTOCOLS = ("file", "local")
 TEMPORARY = ".partial-"
-"""How the names of unfinished local files begin."""
+"""Prefix of the names of unfinished local files."""
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CREATE_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What a listing tells of one object."""
+    """Size and age of one object."""
 
     size: int
     """Bytes."""
@@ -42,10 +44,10 @@ class Details:
 
 @dataclass(frozen=True)
 class Store:
-    """A root URL and relative paths under it. Cheap to make, picklable, safe to share."""
+    """A root URL and relative paths under it. Cheap to create, picklable, thread-safe."""
 
     url: str
-    """`/data/run7`, `s3://bucket/prefix`, ... without a slash at its end."""
+    """`/data/run7`, `s3://bucket/prefix`, ... without a trailing slash."""
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """For fsspec: `endpoint_url`, `key`, `secret`, `profile`, ... Never printed or stored."""
 
@@ -54,10 +56,11 @@ class Store:
         """A store at `url`; nothing is read or written yet.
 
         Raises:
-            StorageError: the URL's protocol is unknown or its library is not installed.
+            StorageError: the URL's protocol is unknown.
+            MissingPackageError: its package is not installed.
         """
         store = cls(url.rstrip("/") or "/", storage_options)
-        # Absolute, because a worker that gets the store may stand in another folder.
+        # Absolute, because a worker may run in another folder.
         return cls(store._root, storage_options) if store.is_local else store
 
     def child(self, prefix: str) -> "Store":
@@ -67,7 +70,7 @@ class Store:
     @property
     def is_local(self) -> bool:
         """Whether paths are files of this machine (or of a file system mounted on it)."""
-        return self._fs_and_root[0].protocol[0] in LOCAL_PROTOCOLS
+        return is_local(self._fs)
 
     def read(self, path: str) -> bytes:
         """The whole object. Raises StorageError if it does not exist."""
@@ -76,10 +79,10 @@ class Store:
             return self._fs.cat_file(full)
 
     def read_many(self, paths: list[str]) -> dict[str, bytes]:
-        """Many small objects, at once where the store can. Raises StorageError if one is absent."""
+        """Many small objects, concurrently if possible. Raises StorageError if one is absent."""
         full = [self._full(path) for path in paths]
         with self._explained("read", f"{len(paths)} objects"):
-            # Not `cat`, which takes a path with brackets in it for a pattern.
+            # Not `cat`, which interprets brackets in a path as a pattern.
             found = self._fs.cat_ranges(full, None, None, on_error="return")
         for path, data in zip(paths, found, strict=True):
             if isinstance(data, Exception):
@@ -88,7 +91,7 @@ class Store:
         return dict(zip(paths, found, strict=True))
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes or replaces one object; readers see the old or the new one, never a part."""
+        """Writes or replaces one object; readers see the old or the new one."""
         full = self._full(path)
         with self._explained("write", path):
             if self.is_local:
@@ -114,9 +117,9 @@ class Store:
                 self._fs.put_file(str(local_path), full)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Writes one object only if there is none: of any number of callers, one gets True.
+        """Writes one object unless it exists: exactly one of any number of callers gets True.
 
-        Locally a hard link, on S3 a conditional PUT. The object is never half-visible.
+        Locally a hard link, on S3 a conditional PUT; never partially visible.
         """
         full = self._full(path)
         with self._explained("create", path):
@@ -138,7 +141,7 @@ class Store:
         """Paths of all objects under the folder `prefix`, at any depth, sorted.
 
         Args:
-            unfinished: also the local files that a running or killed write has not completed.
+            unfinished: include local files of running or killed writes.
         """
         full = self._full(prefix) if prefix else self._root
         start = len(self._root.rstrip("/")) + 1
@@ -150,7 +153,7 @@ class Store:
         return sorted(name for name in names if unfinished or not is_unfinished(name))
 
     def details(self, prefix: str = "", unfinished: bool = False) -> dict[str, "Details"]:
-        """Size and age of all objects that `list` names, by path: one listing, no more."""
+        """Size and age of all objects that `list` names, by path, from one listing."""
         full = self._full(prefix) if prefix else self._root
         start, now = len(self._root.rstrip("/")) + 1, datetime.datetime.now(datetime.UTC)
         with self._explained("list", prefix):
@@ -160,7 +163,7 @@ class Store:
                 return {}
         details = {}
         for name, info in sorted(found.items()):
-            # Local file systems give seconds, S3 a date under a name of its own.
+            # Local file systems give seconds, S3 a date under another key.
             modified = info.get("LastModified", info.get("mtime"))
             if isinstance(modified, float | int):
                 modified = datetime.datetime.fromtimestamp(modified, datetime.UTC)
@@ -184,18 +187,18 @@ class Store:
         return (datetime.datetime.now(datetime.UTC) - modified).total_seconds()
 
     def delete(self, path: str) -> None:
-        """Removes one object; one that is gone already is no error."""
+        """Removes one object. Idempotent."""
         full = self._full(path)
         with self._explained("delete", path), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(full)
 
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
-        """The object as a local file for the time of the block: itself, or a temporary copy."""
+        """The object as a local file inside the block: itself, or a temporary copy."""
         full = self._full(path)
         if self.is_local:
             if not os.path.isfile(full):
-                raise StorageError(f"{self.url}/{path} is missing; {_MISSING}")
+                raise StorageError(f"{self.url}/{path} is missing: it was deleted or never written")
             yield Path(full)
             return
         with scratch_folder() as folder:
@@ -204,18 +207,16 @@ class Store:
                 self._fs.get_file(full, str(local))
             yield local
 
-    # -- how it is done ------------------------------------------------------------------------
-
     @property
     def _fs_and_root(self) -> tuple[Any, str]:
-        # fsspec keeps its instances, so asking each time is cheap, and a Store pickles as data.
+        # fsspec caches its instances, so this is cheap, and a Store pickles as plain data.
         options = dict(self.storage_options)
         if not self.url.startswith("/") and "://" in self.url:
-            # Other workers write at the same time: a remembered listing would hide their commits.
+            # Other workers write at the same time: a cached listing would hide their commits.
             options.setdefault("use_listings_cache", False)
         try:
-            return fsspec.core.url_to_fs(self.url, **options)
-        except (ImportError, ValueError) as error:
+            return open_place(self.url, **options)
+        except ValueError as error:
             raise StorageError(
                 f"cannot open the store {self.url}: {error}; give a local path or s3://bucket/prefix"
             ) from error
@@ -238,10 +239,10 @@ class Store:
             except FileExistsError:
                 return False
             except OSError as error:
-                code = _service_code(error)
+                code = service_code(error)
                 if code == "PreconditionFailed":  # stores that leave out the Condition element
                     return False
-                if code == "ConditionalRequestConflict":  # two at the same moment: ask again
+                if code == "ConditionalRequestConflict":  # a concurrent write: retry
                     continue
                 raise
             return True
@@ -251,18 +252,18 @@ class Store:
     def _explained(self, action: str, path: str) -> Iterator[None]:
         try:
             yield
-        except _store_errors() as error:
+        except store_errors() as error:
             place = f"{self.url}/{path}" if path else self.url
             raise _explain(error, f"cannot {action} {place}") from error
 
 
 def is_unfinished(path: str) -> bool:
-    """Whether `path` is that of a local file whose writing was not completed."""
+    """Whether `path` is an unfinished local file."""
     return path.rpartition("/")[2].startswith(TEMPORARY)
 
 
 def check_conditional_create(store: Store) -> None:
-    """Probes that `create` is exclusive here; call it once before a job.
+    """Checks that `create` is exclusive in this store; call it once before a job.
 
     Raises:
         StorageError: the store ignores conditional writes (some S3 look-alikes do), so that two
@@ -278,16 +279,13 @@ def check_conditional_create(store: Store) -> None:
             store.delete(path)
         raise
     store.delete(path)
-    # Not `first`: where its answer is lost on the way, asking again finds the object there.
+    # Not the first result: if its answer is lost, the client's retry finds the object present.
     if second or kept != b"first":
         raise StorageError(
             f"{store.url} ignores conditional writes (If-None-Match): a second create of an object "
             "replaced the first, so two workers could commit the same shard; use AWS S3, a store "
             "that supports them, or a folder"
         )
-
-
-_MISSING = "it was deleted or never written"
 
 
 def _relative(path: str) -> str:
@@ -299,7 +297,7 @@ def _relative(path: str) -> str:
 
 @contextlib.contextmanager
 def _partial(full: str) -> Iterator[str]:
-    """A free name beside `full` for the unfinished file, which is gone afterwards in any case."""
+    """A free name beside `full` for the unfinished file, which is always removed afterwards."""
     folder, name = os.path.split(full)
     os.makedirs(folder, exist_ok=True)
     partial = os.path.join(folder, f"{TEMPORARY}{secrets.token_hex(6)}-{name}")
@@ -314,7 +312,7 @@ def _create_local(full: str, data: bytes) -> bool:
     with _partial(full) as partial:
         _write_synced(partial, data)
         try:
-            os.link(partial, full)  # fails if `full` exists, and shows all of the file or none
+            os.link(partial, full)  # atomic; fails if `full` exists
         except FileExistsError:
             return False
         except OSError as error:
@@ -347,45 +345,10 @@ def _sync_folder(full: str) -> None:
         os.close(descriptor)
 
 
-def _store_errors() -> tuple[type[Exception], ...]:
-    """What a store may raise: errors of clients count only once those have been loaded."""
-    found: list[type[Exception]] = [OSError]
-    for module, names in (
-        ("botocore.exceptions", ("BotoCoreError", "ClientError")),
-        ("aiohttp", ("ClientError",)),
-        ("httpx", ("HTTPError",)),
-        ("httpx2", ("HTTPError",)),
-    ):
-        if module in sys.modules:
-            found += [getattr(sys.modules[module], name) for name in names]
-    return tuple(found)
-
-
-def _service_code(error: BaseException) -> str:
-    """The S3 error code behind an error of s3fs, or an empty string."""
-    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
-    return response.get("Error", {}).get("Code", "")
-
-
 def _explain(error: Exception, what: str) -> Exception:
-    code, kind = _service_code(error), type(error).__name__
-    found = f"{what}: {error or kind}"
-    if code == "NoSuchBucket":
-        return StorageError(f"{found}; there is no such bucket: create it or correct the URL")
-    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return StorageError(
-            f"{found}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
-        )
-    if isinstance(error, PermissionError):
-        return StorageError(f"{found}; check the permissions of the folder or the credentials")
-    if isinstance(error, FileNotFoundError):
-        return StorageError(f"{found}; {_MISSING}")
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return StorageError(f"{found}; the disk or quota is full: free space and start again")
-    if isinstance(error, OSError) and error.errno == errno.EROFS:
-        return StorageError(f"{found}; the file system is mounted read-only")
-    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
-        return StorageError(f"{found}; a file stands where a folder is needed, or the reverse")
+    found = f"{what}: {error or type(error).__name__}"
+    if remedy := lasting_remedy(error):
+        return StorageError(f"{found}; {remedy}")
     if isinstance(error, OSError):
         return error
     return ConnectionError(f"{found}; check the endpoint and the network")

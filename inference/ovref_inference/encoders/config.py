@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ovref_inference.encoders.crops import Masking
-from ovref_inference.ranges import require_each_at_least
-
-STRICT = {"extra": "forbid", "strict": True}
-"""Unknown settings and values of another type are refused (see `ovref.config`)."""
+from ovref_inference.ranges import STRICT, require_each_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ class VisualEncoderConfig:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("model must name a model, found an empty text")
+            raise ValueError("model must name a model, found an empty string")
         require_each_at_least("size_hw", self.size_hw, 1)
         clip = self.library == "open_clip"
         if self.features == "keys" if clip else self._of_clip:
@@ -79,4 +76,4 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("model must name a model, found an empty text")
+            raise ValueError("model must name a model, found an empty string")

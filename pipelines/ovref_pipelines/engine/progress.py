@@ -1,9 +1,13 @@
-"""What a person sees of a running step: shards done, records a second, an honest time to go.
+"""Progress of a running step: shards done, records per second, remaining time.
 
-On a terminal one line that rewrites itself, elsewhere (a log, a cluster job) one line every so many
-seconds. The rate is that of the last few shards of this run; shards that were done before do not
-count, and there is no estimate before the first shard is finished. For programs the same as JSON,
-one object a line (`json_line`); a `Meter` passes it on to where metrics are collected.
+On a terminal a bar for each step, drawn by rich, with `line()` beside it; elsewhere (a log, a
+cluster job) `line()` at intervals; for programs the same as one JSON object per line (`json_line`).
+The rate is that of the last few shards of this run, so there is no estimate before the first one is
+finished. A `Meter` exports the counts to a metrics system.
+
+Whoever runs a step calls `begin` once, then `finished`, `set_aside`, `more` and `failed` as things
+happen, `tick` often and `close` at the end. All three outputs come from `line`, `_counts` and the
+share done that `_bar` gives, so a finer count needs a change there and nowhere else.
 """
 
 import sys
@@ -19,7 +23,7 @@ RECENT_SHARDS = 20
 
 
 class Meter(Protocol):
-    """Where the counts of a step go besides."""
+    """Receives the counts of a step as well."""
 
     def finished(self, inputs: int, outputs: int, dropped: dict[str, int]) -> None:
         """A shard is committed."""
@@ -28,11 +32,11 @@ class Meter(Protocol):
         """One of `Ledger.tallies` has grown."""
 
     def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
-        """Where the step stands now."""
+        """Current state of the step."""
 
 
 class Progress:
-    """Counts one step's shards and prints where it stands."""
+    """Counts one step's shards and prints its progress."""
 
     def __init__(
         self,
@@ -44,7 +48,7 @@ class Progress:
         log: str = "text",
         meter: Meter | None = None,
     ) -> None:
-        """`stream` is stderr where None; `clock` gives seconds and only ever grows; `log` is
+        """`stream` defaults to stderr; `clock` is monotonic, in seconds; `log` is
         `text` or `json`."""
         self._step = step
         self._every_seconds = every_seconds
@@ -53,13 +57,14 @@ class Progress:
         self._json = log == "json"
         self._live = self._stream.isatty() and not self._json
         self._meter = meter
-        self._beside: list[Progress] = []
+        self._shown: list[Progress] = [self]
+        self._leader = self
         self._total = self._done = self._to_go = self._set_aside = 0
         self._announced = 0
         self._dropped: Counter[str] = Counter()
         self._recent: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=RECENT_SHARDS + 1)
         self._printed = clock()
-        self._width = 0
+        self._bars: Any = None
 
     def begin(self, total: int, done: int, records_to_go: int, workers: int) -> None:
         """`done` of `total` shards were finished by earlier runs; the rest hold the records."""
@@ -69,25 +74,26 @@ class Progress:
             self.say(f"{total - done} of {total} shards to do, {records_to_go} records")
 
     def meter_to(self, meter: Meter) -> None:
-        """Passes counts on to `meter` from now on."""
+        """Sends counts to `meter` from now on."""
         self._meter = meter
 
     def beside(self, other: "Progress") -> None:
-        """Shows `other`, of a step that runs at the same time, in the same line."""
-        self._beside.append(other)
+        """Shows `other`, of a concurrent step, together with this one."""
+        self._leader._shown.append(other)
+        other._leader = self._leader
 
     def still_to_come(self, shards: int) -> None:
-        """So many shards of the step before are not made yet: `more` announces each. Till then
-        nobody knows how many records there are, and there is no estimate."""
+        """The previous step still has this many shards to make; `more` adds each. Until then the
+        number of records is unknown, and there is no estimate."""
         self._announced = shards
 
     def more(self, inputs: int) -> None:
-        """A shard of `inputs` records has come."""
+        """A shard of `inputs` records was added."""
         self._to_go += inputs
         self._announced -= 1
 
     def working(self, workers: int) -> None:
-        """The first worker has its models: rates are measured from here."""
+        """The first worker has loaded its models: rates are measured from here."""
         span = max(RECENT_SHARDS, 2 * workers) + 1
         self._recent = deque([(self._clock(), 0)], maxlen=span)
 
@@ -108,53 +114,58 @@ class Progress:
         self._to_go -= inputs
 
     def failed(self, what: str) -> None:
-        """Something went wrong that has a tally: a retry, a worker that was lost."""
+        """Counts an event that has a tally: a retry, a lost worker."""
         if self._meter is not None:
             self._meter.failed(what)
 
     def stands(self, shards_waiting: int, workers: int) -> None:
-        """For the meter: shards that nobody works at, and workers that have their models."""
+        """For the meter: unassigned shards, and workers with loaded models."""
         if self._meter is not None:
             self._meter.stands(shards_waiting, workers, self.records_per_second() or 0.0)
 
     def tick(self) -> None:
-        """Prints if it is time; call it often."""
+        """Prints if the interval has passed; call it often."""
+        if self._leader is not self:
+            self._leader.tick()
+            return
         now = self._clock()
         if now - self._printed < (0.2 if self._live else self._every_seconds):
             return
         self._printed = now
-        if not self._json:
-            self._show("; ".join(progress.line() for progress in (self, *self._beside)))
-            return
-        for progress in (self, *self._beside):
-            self._show(json_line(progress._step, "progress", progress.line(), progress._counts()))
+        if self._live:
+            self._draw()
+        elif self._json:
+            for progress in self._shown:
+                line = progress.line()
+                self._print(json_line(progress._step, "progress", line, progress._counts()))
+        else:
+            self._print("; ".join(progress.line() for progress in self._shown))
 
     def say(self, message: str, event: str = "note", **fields: Any) -> None:
-        """A line of its own: a shard that failed, a worker that was lost.
+        """Prints a separate line: a failed shard, a lost worker.
 
         Args:
             event: what kind of message it is, for programs; with `fields` about it.
         """
-        self._clear()
         line = f"{self._step}: {message}"
-        if self._json:
-            line = json_line(self._step, event, message, fields)
-        print(line, file=self._stream, flush=True)
+        self._leader._print(json_line(self._step, event, message, fields) if self._json else line)
 
     def close(self) -> None:
-        """Leaves the terminal's line clean."""
-        self._clear()
+        """Removes the bars from the terminal."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
     def records_per_second(self) -> float | None:
         """Input records a second over the recent shards; None before the first is finished."""
         if len(self._recent) < 2:
             return None
         seconds = self._clock() - self._recent[0][0]
-        # The first entry only opens the window: its records were done before it.
+        # The first entry only starts the window: its records were done before it.
         return sum(count for _, count in list(self._recent)[1:]) / seconds if seconds > 0 else None
 
     def line(self) -> str:
-        """Where the step stands now."""
+        """Current state of the step."""
         rate = self.records_per_second()
         parts = [f"{self._step}: {self._done}/{self._total} shards"]
         if rate:
@@ -179,23 +190,40 @@ class Progress:
             "dropped": dict(sorted(self._dropped.items())),
         }
 
-    def _show(self, line: str) -> None:
-        if self._live:
-            self._stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+    def _bar(self) -> tuple[int, int]:
+        """How much is done, and of how much."""
+        return self._done, self._total
 
-    def _clear(self) -> None:
-        if self._live and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
-            self._width = 0
+    def _draw(self) -> None:
+        if self._bars is None:
+            from rich import console, progress, table  # only a terminal needs it
+
+            one_line = table.Column(no_wrap=True)
+            self._bars = progress.Progress(
+                progress.BarColumn(bar_width=20),
+                progress.TextColumn("{task.description}", markup=False, table_column=one_line),
+                progress.TimeElapsedColumn(),
+                console=console.Console(file=self._stream),
+                refresh_per_second=2,
+                transient=True,
+            )
+            self._bars.start()
+        for number, step in enumerate(self._shown):
+            done, total = step._bar()
+            if number == len(self._bars.task_ids):
+                self._bars.add_task(step.line(), total=total)
+            task = self._bars.task_ids[number]
+            self._bars.update(task, description=step.line(), completed=done, total=total)
+
+    def _print(self, line: str) -> None:
+        if self._bars is None:
+            print(line, file=self._stream, flush=True)
+        else:  # above the bars
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Throttle:
-    """Passes on at most one message every so many seconds, for work that has no shards to count."""
+    """Passes on at most one message per interval, for work without shards to count."""
 
     def __init__(
         self,

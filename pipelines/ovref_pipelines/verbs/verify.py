@@ -1,9 +1,8 @@
-"""Whether the output of a build is whole: every file that is named, every input, every list.
+"""Verifies the output of a build: every file, every input, every list.
 
-Everything is read again and compared with what was committed; nothing is written.
+Everything is read and compared with what was committed; nothing is written.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,31 +11,32 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovref.ahead import map_ahead
 from ovref.contract import Dropped, base_key
 from ovref.errors import MismatchError, StorageError
-from ovref.storage.ahead import read_ahead
 from ovref.storage.codec import is_part
 from ovref.storage.commits import Commit, StoredFile
 from ovref.storage.scratch import scratch_folder
-from ovref.storage.shards import read_drops, sha256
+from ovref.storage.shards import read_drops
 from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError
+from ovref_inference.places import sha256_of
 from ovref_pipelines.output import open_build, quarantined_in
 from ovref_pipelines.verbs.status import some
 
 DAMAGED = (StorageError, MismatchError, KeyError, TypeError, ValueError, pa.ArrowException)
-"""What reading a damaged file of a step raises."""
+"""Exceptions that reading a damaged file of a step raises."""
 
 
 def verify(url: str) -> list[str]:
-    """What is wrong with the output of a build, or with a collection; empty when all is well.
+    """Problems of a build's output, or of a collection; empty if there are none.
 
-    Of a build every file that a marker names is read and compared with its size and SHA-256, the
-    keys of every shard with those of the shard that it was made from, and the lists of shards with
-    one another; a step or collection that is not finished is wrong too. Reads all there is.
+    Compares every file that a marker names with its size and SHA-256, the keys of every shard with
+    those of its source shard, and the lists of shards with each other; an unfinished step or
+    collection is a problem too. Reads everything.
 
     Raises:
         InputError: there is neither a build nor a collection at `url`.
@@ -71,9 +71,9 @@ class Checked:
 
     step: StepFolder
     keys: dict[str, pa.Array]
-    """Keys of the records of each shard whose sidecar could be read."""
+    """Keys of the records of each readable shard."""
     shards: list[str]
-    """All shards of the step; those committed where the step is not complete."""
+    """All shards of the step; the committed ones if the step is not complete."""
 
 
 def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) -> Checked:
@@ -95,7 +95,7 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
     if extra := sorted(set(committed) - set(shards)):
         wrong(f"{len(extra)} shards are not in its complete list: {some(extra)}")
     if quarantined := quarantined_in(step):
-        wrong(f"{len(quarantined)} shards failed for good: {some(quarantined)}")
+        wrong(f"{len(quarantined)} shards failed permanently: {some(quarantined)}")
     if source is not None:
         if step.parents != (source.step.fingerprint,):
             wrong(f"it was made from other shards than those of {source.step.store.url}")
@@ -105,44 +105,28 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
             wrong(f"{len(unmade)} shards of {source.step.name} are missing: {some(unmade)}")
 
     keys: dict[str, pa.Array] = {}
-    dropped: list[str] = []
-    sound = True
-    mixed = source is not None and _mixes_shards(step)
-    check = partial(_verify_shard, step, None if mixed else source)
-    checked = read_ahead(check, committed)
-    for shard, (found, drops, complaints) in zip(committed, checked, strict=True):
+    checked = map_ahead(partial(_verify_shard, step, source), committed)
+    for shard, (found, complaints) in zip(committed, checked, strict=True):
         for complaint in complaints:
             wrong(f"shard {shard}: {complaint}")
-            sound = False
         if found is not None:
             keys[shard] = found
-        if mixed:
-            dropped += [drop.key for drop in drops]
-    if source is not None and mixed and sound and keys.keys() == source.keys.keys() == set(shards):
-        for message in _unanswered_by_all(keys, dropped, source):
-            wrong(message)
     return Checked(step, keys, shards)
-
-
-def _mixes_shards(step: StepFolder) -> bool:
-    """Whether a record may stand in another shard than what it answers."""
-    stages = step.identity.get("stages", [])
-    return any(stage["fields"].get("order") == "rare_first" for stage in stages)
 
 
 def _verify_shard(
     step: StepFolder, source: Checked | None, shard: str
-) -> tuple[pa.Array | None, list[Dropped], list[str]]:
-    """The keys of the shard's records, None if they cannot be read; what was dropped from it; and
-    what is wrong with it."""
+) -> tuple[pa.Array | None, list[str]]:
+    """The keys of the shard's records, None if they cannot be read; and what is wrong with it."""
     try:
         commit = step.commit_of(shard)
     except DAMAGED as error:
-        return None, [], [_describe(error)]
+        return None, [_describe(error)]
     if commit is None:
-        return None, [], ["its marker was deleted meanwhile"]
+        return None, ["its marker was deleted meanwhile"]
     complaints: list[str] = []
-    keys, drops = None, []
+    keys: pa.Array | None = None
+    drops: list[Dropped] = []
     for extension, file in commit.files.items():
         try:
             with step.store.local_copy(file.name) as path:
@@ -156,13 +140,13 @@ def _verify_shard(
             complaints.append(_describe(error))
     if not complaints:
         complaints = list(_unanswered(commit, keys, drops, source))
-    return keys, drops, complaints
+    return keys, complaints
 
 
 def _unanswered(
     commit: Commit, keys: pa.Array | None, drops: list[Dropped], source: Checked | None
 ) -> Iterator[str]:
-    """Where the counts of a marker, the keys of its files and those of its source disagree."""
+    """Contradictions between a marker's counts, the keys of its files and those of its source."""
     if keys is None:
         yield "its marker names no sidecar"
         return
@@ -177,7 +161,7 @@ def _unanswered(
             yield f"{commit.inputs} inputs gave {len(keys)} records and {whole} drops"
         return
     given = source.keys.get(commit.shard)
-    if given is None:  # the source shard is damaged or gone, which was said already
+    if given is None:  # the source shard is damaged or missing, which was reported already
         return
     if commit.inputs != len(given):
         yield f"its marker counts {commit.inputs} inputs, {source.step.name} gave {len(given)}"
@@ -188,31 +172,11 @@ def _unanswered(
         yield f"{len(unknown)} answers are to inputs it was not given: {some(unknown)}"
 
 
-def _unanswered_by_all(
-    keys: dict[str, pa.Array], dropped: list[str], source: Checked
-) -> Iterator[str]:
-    """The same of a step in which a record may stand in any shard."""
-    waiting = {key for given in source.keys.values() for key in given.to_pylist()}
-    unknown = []
-    kept = (key for made in keys.values() for key in made.to_pylist())
-    for key in itertools.chain(kept, dropped):
-        if key in waiting:
-            waiting.remove(key)
-        else:
-            unknown.append(key)
-    name = source.step.name
-    if waiting:
-        yield f"{len(waiting)} records of {name} were not answered: {some(sorted(waiting))}"
-    if unknown:
-        found = some(sorted(unknown))
-        yield f"{len(unknown)} answers are to nothing of {name}, or to what has one: {found}"
-
-
 def _differs(path: Path, file: StoredFile) -> str | None:
     size = path.stat().st_size
     if size != file.size:
         return f"has {size} bytes, {file.size} were committed"
-    return None if sha256(path) == file.sha256 else "has other content than was committed"
+    return None if sha256_of(path) == file.sha256 else "has other content than was committed"
 
 
 def _keys(path: Path) -> pa.Array:
@@ -221,7 +185,7 @@ def _keys(path: Path) -> pa.Array:
 
 
 def _verify_collection(url: str) -> list[str]:
-    # A fresh cache, because the copy of an earlier day says nothing of what lies there now.
+    # A fresh cache, because an earlier copy says nothing about the current files.
     with scratch_folder() as cache:
         try:
             ReferenceCollection.open(url, cache=cache, verify="full").close()
