@@ -10,7 +10,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 
 def prepare() -> None:
@@ -44,7 +44,7 @@ class Console:
         self.json = True
         os.environ["TQDM_DISABLE"] = "1"
         self._streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = (_JsonLines(stream) for stream in self._streams)
+        sys.stdout, sys.stderr = map(_json_lines, self._streams)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(_JsonFormatter())
         logging.captureWarnings(True)
@@ -79,6 +79,10 @@ class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = {} if record.exc_info is None else {"traceback": super().format(record)}
         return json_line(None, "log", f"{record.name}: {record.getMessage()}", fields)
+
+
+def _json_lines(stream: TextIO) -> TextIO:
+    return cast(TextIO, _JsonLines(stream))
 
 
 class _JsonLines:
