@@ -230,9 +230,9 @@ def main(arguments: list[str] | None = None) -> int:
         signals.append(number)
         raise KeyboardInterrupt
 
+    console, verb = consoles.Console(), ""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, stop) for number in numbers}
-    console, verb = consoles.Console(), ""
     try:
         consoles.prepare()
         options = parse(arguments)
@@ -244,7 +244,10 @@ def main(arguments: list[str] | None = None) -> int:
         # Libraries turn an interrupted import into their own errors.
         code = STOPPED if signals else _code(error, verb, console)
         if code is None:
-            raise
+            if not console.json:
+                raise
+            console.unforeseen(error)
+            return FAILED
         if code == STOPPED:
             reason = str(error) if type(error).__name__ == "StoppedError" else "stopped"
             console.say(
@@ -252,6 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         return code
     finally:
+        console.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 

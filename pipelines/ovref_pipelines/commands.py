@@ -30,8 +30,10 @@ def _config(cls: type[Config], options: Namespace) -> Config:
 
 
 def _build_config(options: Namespace, console: Console) -> BuildConfig:
+    if "engine.log=json" in options.overrides:
+        console.use_json()  # what is wrong with the configuration is told in JSON too
     config = with_absolute_places(_config(BuildConfig, options))
-    if config.engine.log == "json":
+    if config.engine.log == "json" and not console.json:
         console.use_json()
     return config
 

@@ -2,12 +2,16 @@
 they say."""
 
 import argparse
+import json
+import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import warnings
 
 import pytest
 import yaml
@@ -343,32 +347,74 @@ def run_outside(code, **environment):
 def test_a_closed_pipe_and_an_encoding_that_lacks_the_letters(finished_build, tmp_path):
     for unbuffered in ("", "1"):
         code, _, error = run_outside(
-            f'"$OVREF" -m ovref_pipelines.cli status {finished_build} | true',
+            f'"$OVREF" -m ovref_pipelines status {finished_build} | true',
             PYTHONUNBUFFERED=unbuffered,
         )
         assert (code, error) == (141, "")
     named = tmp_path / "käse"
     shutil.copytree(finished_build, named)
     code, printed, error = run_outside(
-        f'"$OVREF" -m ovref_pipelines.cli status {named}', PYTHONIOENCODING="ascii"
+        f'"$OVREF" -m ovref_pipelines status {named}', PYTHONIOENCODING="ascii"
     )
     assert (code, error) == (0, "") and "k\\xe4se/collection" in printed
 
 
-def test_ctrl_c_while_modules_are_loaded_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("module", ["argparse", "ovref_pipelines.cli", "ovref_pipelines.commands"])
+def test_ctrl_c_while_modules_are_loaded_is_one_sentence(tmp_path, module):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, os, signal\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'ovref_pipelines.commands':\n"
+        f"        if name == {module!r}:\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    code, _, error = run_outside(
-        '"$OVREF" -m ovref_pipelines.cli status nowhere', PYTHONPATH=path
-    )
+    code, _, error = run_outside('"$OVREF" -m ovref_pipelines status nowhere', PYTHONPATH=path)
     assert code == 130 and error.startswith("ovref: stopped;") and error.count("\n") == 1
+
+
+def test_every_line_of_the_json_log_is_json(ovref, monkeypatch):
+    library = logging.getLogger("a_library_with_a_handler_of_its_own")
+
+    def noisy(config, say):
+        say("captions: reading")
+        print("printed\n\nin two lines")
+        print("a line without an end", end="")
+        warnings.warn("a warning", UserWarning, stacklevel=1)
+        logging.getLogger("library").warning("two\nlines")
+        handler = logging.StreamHandler()
+        library.addHandler(handler)
+        library.propagate = False
+        library.error("by a handler")
+        library.removeHandler(handler)
+        threads = [threading.Thread(target=say, args=(f"thread: {i}",)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr("ovref_pipelines.recipe.build", noisy)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+    streams = sys.stdout, sys.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(sys, "warnoptions", ["always"])
+        code, printed, error = ovref("build", "--config", "build.yaml", "engine.log=json")
+    assert code == 1 and (sys.stdout, sys.stderr) == streams
+    lines = [json.loads(line) for line in (printed + error).splitlines()]
+    assert all({"time", "step", "event", "message"} <= set(line) for line in lines)
+    said = [line["message"] for line in lines]
+    assert {"printed", "in two lines", "a line without an end", "by a handler"} <= set(said)
+    assert "library: two\nlines" in said
+    assert any("UserWarning: a warning" in text for text in said)
+    assert sum(text.startswith("thread: ") for text in said) == 8
+    assert lines[-1]["event"] == "error" and "in noisy" in lines[-1]["traceback"]
+
+    for wrong in ("shard_size=0", "nothing=1"):
+        code, printed, error = ovref("build", "--config", "build.yaml", "engine.log=json", wrong)
+        assert code == 2 and json.loads(error)["event"] == "error" and not printed
 
 
 def test_configurations_are_found_by_name(ovref):
