@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 FLOORS = {
     "ovref_inference": (
-        {"errors", "lazy", "vectors", "images", "models", "pixels", "ranges"},
+        {"errors", "lazy", "vectors", "images", "models", "pictures", "pixels", "ranges"},
         {"encoders"},
         {"collection", "proposers"},
         {"segmenters"},
@@ -33,9 +33,10 @@ FLOORS = {
         {"miniature", "models", "run_shard", "ingest", "check_models"},
         {"corpora", "select_prompts", "stages"},
         {"reduce", "evaluation"},
+        {"exchange"},
     ),
     "ovref_pipelines": (
-        {"errors", "console", "shipped"},
+        {"errors", "console", "shipped", "tool_arguments", "bar"},
         {"engine"},
         {"ray", "output", "preflight"},
         {"build_config"},
@@ -43,7 +44,7 @@ FLOORS = {
         {"provenance"},
         {"recipe"},
         {"verbs"},
-        {"commands"},
+        {"commands", "tool_commands"},
         {"cli"},
     ),
 }

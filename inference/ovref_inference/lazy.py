@@ -14,7 +14,8 @@ EXTRAS = {
     "s3": ("s3fs",),
     "http": ("aiohttp", "requests"),
     "hf": ("huggingface_hub",),
-    "cli": ("pydantic", "yaml"),
+    "cli": ("pydantic", "yaml", "rich"),
+    "formats": ("pycocotools", "supervision", "pandas"),
     "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
 }  # fmt: skip
 """Packages that are imported when they are first needed, by the extra of ovref that brings them."""

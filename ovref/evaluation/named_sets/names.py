@@ -58,12 +58,12 @@ def bundled_list(set_name: str, list_name: str) -> ClassList:
     )
 
 
-def list_of_file(path: Path, count: int) -> ClassList:
+def list_of_file(path: Path, count: int | None) -> ClassList:
     """Reads a class list: UTF-8 text, one class a line, its names separated by SYNONYMS.
 
     Args:
         path: the file.
-        count: classes that the set has.
+        count: classes that the set has; None takes any number.
 
     Raises:
         InputError: the file cannot be read, has another number of classes, or two classes have
@@ -78,7 +78,7 @@ def list_of_file(path: Path, count: int) -> ClassList:
         for line in lines
         if line.strip(f"{SYNONYMS} \t")
     ]
-    if len(classes) != count:
+    if count is not None and len(classes) != count:
         raise InputError(
             f"{path} has {len(classes)} classes, the data set {count}; give one class a line, its "
             f"synonyms separated by {SYNONYMS!r}"
