@@ -15,7 +15,8 @@ EXTRAS = {
     "http": ("aiohttp", "requests"),
     "hf": ("huggingface_hub",),
     "cli": ("pydantic", "yaml", "rich"),
-    "formats": ("pycocotools", "supervision", "pandas"),
+    "formats": ("pycocotools", "supervision"),
+    "pandas": ("pandas",),
     "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
 }  # fmt: skip
 """Packages that are imported when they are first needed, by the extra of ovref that brings them."""

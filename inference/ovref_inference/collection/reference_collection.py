@@ -270,7 +270,7 @@ class ReferenceCollection(CollectionHandle):
             inside = np.unique(wanted[group_of == group])
             with self._table_lock:
                 table = self._table.read_row_group(group)
-            rows = table.take(_arrow(inside - self._group_starts[group])).to_pylist()
+            rows = table.take(pa.array(inside - self._group_starts[group])).to_pylist()
             found.update(zip(inside.tolist(), rows, strict=True))
         return [found[i] for i in wanted.tolist()]
 
@@ -394,9 +394,3 @@ class ReferenceCollection(CollectionHandle):
         from ovref_inference.encoders import load_text_encoder
 
         return load_text_encoder(self.text_config)
-
-
-def _arrow(numbers: np.ndarray) -> pa.Array:
-    """Not pa.array, which imports pandas where that is installed, for half a second."""
-    values = np.ascontiguousarray(numbers, dtype=np.int64)
-    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])

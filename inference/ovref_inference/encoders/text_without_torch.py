@@ -80,6 +80,14 @@ class TextTower:
         return x @ weight.T + bias
 
 
+def _special_tokens(folder: Path) -> list[str]:
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = [settings.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad")]
+    texts = [each.get("content") if isinstance(each, dict) else each for each in found]
+    return [text for text in dict.fromkeys(texts) if text]
+
+
 def _erf(x: np.ndarray) -> np.ndarray:
     """The error function to 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
     t = 1 / (1 + 0.3275911 * np.abs(x))
@@ -119,6 +127,8 @@ def load_without_torch(config: TextEncoderConfig) -> TextTower | None:
             end_of_word_suffix="</w>", unk_token="<|endoftext|>",
         )
     )  # fmt: skip
+    # Found before anything else, as in transformers; CLIP's padding is an exclamation mark.
+    tokenizer.add_special_tokens(_special_tokens(folder))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

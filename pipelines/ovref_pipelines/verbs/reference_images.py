@@ -1,4 +1,4 @@
-"""Where the images of a collection's references are: published with it, or in the build's output."""
+"""The images of a collection's references: published with it, or in the output of its build."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

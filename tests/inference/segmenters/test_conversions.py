@@ -1,4 +1,4 @@
-"""A segmentation as tensors and as supervision's detections; features and backbones of one's own."""
+"""Segmentations as tensors and as supervision's detections; modules; backbones of one's own."""
 
 import numpy as np
 import pytest
@@ -121,7 +121,7 @@ class Colours:
 
 def test_a_backbone_of_ones_own_is_found_by_its_name():
     config = VisualEncoderConfig(model="own:colours", size_hw=(8, 8))
-    with pytest.raises(ModelError, match="register_backbone.'colours', load"):
+    with pytest.raises(ModelError, match=r"register_backbone\('colours', load"):
         load_visual_encoder(config)
     ovref_inference.register_backbone("colours", lambda config, device: Colours())
     encoder = load_visual_encoder(config)
