@@ -44,6 +44,7 @@ FLOORS = {
         {"provenance"},
         {"recipe"},
         {"verbs"},
+        {"api"},
         {"commands", "tool_commands"},
         {"cli"},
     ),

@@ -65,6 +65,36 @@ def evaluate(
     return run(spec, say, device)
 
 
+def publish(
+    collection: str,
+    target: str,
+    *,
+    title: str = "",
+    images: bool = True,
+    build: str | None = None,
+    evaluation: str | None = None,
+    replace: bool = False,
+) -> dict[str, int]:
+    """Publishes a collection at a folder, an object store or the Hub: `ovref publish`.
+
+    Args:
+        title: of its card; empty takes the last part of `target`.
+        images: whether the images of the references go with it.
+        build: output of the build that made it; None takes the folder that the collection is in.
+        evaluation: path of an evaluation.json for the card; None takes the build's, if any.
+
+    Returns, raises: as of `ovref.exchange.publishing.publish`.
+    """
+    from ovref_pipelines.verbs import publish as verb
+
+    place = target.rstrip("/") if target.startswith("hf://") else absolute(target, "target")
+    return verb.publish(
+        absolute(collection, "collection"), place,
+        title=title or place.rpartition("/")[2].partition("@")[0], images=images,
+        build=absolute(build, "build") if build else None, evaluation=evaluation, replace=replace,
+    )  # fmt: skip
+
+
 def configured(kind: Any, config: Any, settings: Settings | None) -> Any:
     """The configuration of a verb with its changes. Raises ConfigError like `ovref.config.load`."""
     if isinstance(config, kind):

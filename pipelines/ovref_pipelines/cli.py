@@ -13,7 +13,7 @@ from ovref_pipelines.tool_arguments import add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs that the extra `cli` is enough for."""
-EXTRAS = {"segment": "cli,segment,formats", "search": "cli,segment,formats"}
+EXTRAS = dict.fromkeys(("segment", "search", "publish", "export"), "cli,segment,formats,hf")
 """Extras that verbs need which do not build."""
 
 EPILOG = """\
@@ -26,6 +26,7 @@ examples:
   ovref evaluate --config miniature_evaluate collection=runs/demo/collection
   ovref search runs/demo/collection red boat --sheet boats.png
   ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
+  ovref publish runs/demo/collection hf://user/name
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
   ovref bench --config own_captions --batch-sizes 8,16 corpus.path=captions.txt output=runs/first

@@ -6,6 +6,9 @@ from collections.abc import Callable
 METHODS = ("fossil", "freeda", "vocseg", "retclip", "corrclip")
 FORMATS = ("overlay", "labels", "coco", "panoptic")
 
+LAYOUTS = ("prototypes", "segrag", "corrclip", "coco", "exemplars")
+SOURCES = ("arrays", "freeda", "corrclip")
+
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -57,6 +60,51 @@ def add_tools(add: Add) -> None:
         "collection, or the folder that it is in",
     )  # fmt: skip
     search.add_argument("--json", action="store_true", help="for programs")
+    publish = add("publish", "publish a collection, with a card, for others to open")
+    publish.add_argument("collection", help="folder or URL")
+    publish.add_argument("target", help="folder, s3://bucket/name or hf://user/name")
+    publish.add_argument("--title", default="", help="of the card; default: the target's name")
+    publish.add_argument(
+        "--no-images", action="store_true", help="embeddings only, without the references' images"
+    )
+    publish.add_argument("--build", metavar="URL", help="output of the build that made it")
+    publish.add_argument(
+        "--evaluation", metavar="FILE", help="evaluation.json for the card; default: the build's"
+    )
+    publish.add_argument("--replace", action="store_true", help="even if another one is there")
+    export = add("export", "write a collection in the layout of another program")
+    export.add_argument("collection", help="folder or URL")
+    export.add_argument("layout", choices=LAYOUTS)
+    export.add_argument("output", metavar="FOLDER")
+    export.add_argument("-k", type=_positive, default=5, metavar="N", help="exemplars; default: 5")
+    export.add_argument("--nouns", metavar="LIST", help="with commas; default: the vocabulary")
+    export.add_argument("--name", default="ovref", help="of a CorrCLIPv2 bank; default: ovref")
+    _add_models(export)
+    export.add_argument("--build", metavar="URL", help="output of the build that made the images")
+    imported = add("import", "make a collection of vectors, or of another program's bank")
+    imported.add_argument("layout", choices=SOURCES)
+    imported.add_argument(
+        "files", nargs="+", metavar="FILE",
+        help="arrays: VISUAL.npy TABLE.parquet [TEXTUAL.npy]; freeda: prototype_embeddings.tar "
+        "knn.index; corrclip: the folder memory_bank",
+    )  # fmt: skip
+    imported.add_argument("--output", required=True, metavar="URL", help="of the collection")
+    imported.add_argument(
+        "--visual", required=True, metavar="MODEL",
+        help="what made the visual vectors: a model of transformers, open_clip:MODEL, or own:NAME",
+    )  # fmt: skip
+    imported.add_argument("--size", type=_positive, default=518, metavar="PIXELS")
+    imported.add_argument("--text", required=True, metavar="MODEL", help="the CLIP model")
+    imported.add_argument("--classes", metavar="LIST", help="names for a bank, as of segment")
+    imported.add_argument("--name", default="own", help="of the bank, or of the source")
+    _add_models(imported)
+    imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")
+    imported.add_argument("--replace", action="store_true", help="even if another one is there")
+
+
+def _add_models(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--clip-name", default="metaclip_l", help="CorrCLIPv2's name of its CLIP")
+    sub.add_argument("--vfm-name", default="dinov2", help="and of its vision model")
 
 
 def _formats(text: str) -> list[str]:

@@ -55,7 +55,56 @@ def _search(options: Namespace, console: Console) -> int:
     return 0
 
 
+def _publish(options: Namespace, console: Console) -> int:
+    from ovref_pipelines import api
+
+    found = api.publish(
+        options.collection, options.target, title=options.title, images=not options.no_images,
+        build=options.build, evaluation=options.evaluation, replace=options.replace,
+    )  # fmt: skip
+    size = f"{found['bytes'] / 1e6:.1f} MB"
+    console.show(f"published at {options.target}: {found['files']} files, {size}")
+    return 0
+
+
+def _export(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import exchange
+
+    found = exchange.export(
+        absolute(options.collection, "collection"), options.layout,
+        absolute_local(options.output, "output"), k=options.k,
+        nouns=[noun.strip() for noun in options.nouns.split(",")] if options.nouns else None,
+        name=options.name, clip=options.clip_name, vfm=options.vfm_name,
+        build=absolute(options.build, "--build") if options.build else None,
+    )  # fmt: skip
+    counts = ", ".join(f"{count} {what}" for what, count in found.counts.items())
+    console.show(f"written to {found.folder}: {counts}")
+    for reason in found.left_out[:5]:
+        console.say(f"left out: {reason}")
+    if len(found.left_out) > 5:
+        console.say(f"left out: {len(found.left_out)} in all")
+    return 0
+
+
+def _import(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import exchange
+
+    found = exchange.import_bank(
+        options.layout, options.files, absolute(options.output, "--output"),
+        visual=options.visual, size=options.size, text=options.text, classes=options.classes,
+        name=options.name, clip=options.clip_name, vfm=options.vfm_name, licences=options.licence,
+        replace=options.replace,
+    )  # fmt: skip
+    console.show(
+        f"collection: {options.output}, {found['references']} references of {found['nouns']} nouns"
+    )
+    return 0
+
+
 TOOLS: dict[str, Callable[[Namespace, Console], Any]] = {
     "segment": _segment,
     "search": _search,
+    "publish": _publish,
+    "export": _export,
+    "import": _import,
 }

@@ -93,7 +93,7 @@ class ReferenceCollection(CollectionHandle):
         """Opens a local collection in place, or a remote one through a local cache.
 
         Args:
-            url: folder, or fsspec URL such as s3://bucket/name.
+            url: folder, fsspec URL such as s3://bucket/name, or hf://user/name@revision.
             cache: folder for copies of remote files; None takes $OVREF_CACHE, or else the
                 platform's cache folder.
             verify: "quick" checks all sizes and small files' checksums, "full" all checksums.

@@ -29,11 +29,12 @@ def reference_pictures(
     if build is None and store.exists(INDEX):
         found = dict(PublishedPictures(store).pictures(keys))
         return [found.get(key) for key in keys]
-    found = dict(_of_build(_build_of(collection_url, build), rows))
+    found = dict(_of_build(build_of(collection_url, build), rows))
     return [found.get(key) for key in keys]
 
 
-def _build_of(collection_url: str, build: str | None) -> str:
+def build_of(collection_url: str, build: str | None) -> str:
+    """The build that is named, or else the folder that the collection is in."""
     return build or collection_url.rstrip("/").rpartition("/")[0] or "/"
 
 
