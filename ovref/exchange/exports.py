@@ -5,8 +5,9 @@ Each `.pt` file is one tensor, which `torch.load(..., weights_only=True)` reads.
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from ovref_inference.vectors import l2_normalised
 Pictures = Callable[[Sequence[dict[str, Any]]], list[Picture | None]]
 """Rows of the collection -> their images and masks; None where one is gone."""
 
-ROWS = 65_536
+IMAGES_AT_ONCE = 256
+"""Images asked for together: they are read from files that hold many."""
 PQ_ROWS = 10_000
 """References from which on CorrCLIPv2's index is compressed, as its builder makes it; below, there
 is too little to train it on, and its loader takes a flat one."""
@@ -133,19 +135,10 @@ def export_corrclip(
         folder / f"manifests/{name}.images.tsv",
     )
     with open(regions, "w", encoding="utf-8") as keys, open(heads, "w", encoding="utf-8") as tsv:
-        for stem in sorted(images):
+        for stem, masks_nhw in _masks_of_images(collection, pictures, images):
             ids = images[stem]
-            found = pictures(collection.rows(ids))
-            known = [
-                each.mask_hw for each in found if each is not None and each.mask_hw is not None
-            ]
-            if len(known) != len(ids):
-                raise InputError(
-                    f"{len(ids) - len(known)} of {len(ids)} masks of the image {stem} are gone; a "
-                    "bank needs them all"
-                )
             np.savez_compressed(
-                folder / f"masks/{name}/{masks}/{stem}.npz", instance_mask=np.stack(known)
+                folder / f"masks/{name}/{masks}/{stem}.npz", instance_mask=masks_nhw
             )
             tsv.write(f"{stem}\t{len(order)}\t{len(ids)}\n")
             keys.writelines(f"{stem}#{number}\n" for number in range(len(ids)))
@@ -166,6 +159,25 @@ def export_corrclip(
     index.add_with_ids(visual, np.arange(len(visual), dtype=np.int64))
     faiss.write_index(index, str(folder / f"vfm_embeddings/{name}_{vfm}.faiss"))
     return Exported(folder=folder, counts={"images": len(images), "references": len(order)})
+
+
+def _masks_of_images(
+    collection: ReferenceCollection, pictures: Pictures, images: dict[str, list[int]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each image by its key, in order, with the (n, H, W) bool masks of its references."""
+    stems = sorted(images)
+    for start in range(0, len(stems), IMAGES_AT_ONCE):
+        part = stems[start : start + IMAGES_AT_ONCE]
+        found = iter(pictures(collection.rows([i for stem in part for i in images[stem]])))
+        for stem in part:
+            own = list(islice(found, len(images[stem])))
+            known = [one.mask_hw for one in own if one is not None and one.mask_hw is not None]
+            if len(known) != len(own):
+                raise InputError(
+                    f"{len(own) - len(known)} of {len(own)} masks of the image {stem} are gone; a "
+                    "bank needs them all"
+                )
+            yield stem, np.stack(known)
 
 
 def export_exemplars(
@@ -195,9 +207,11 @@ def export_exemplars(
     tree: dict[str, list[dict[str, Any]]] = {}
     files: dict[str, tuple[int, int]] = {}
     left_out = []
-    for noun, ids in chosen.items():
-        rows = collection.rows(ids)
-        for row, picture in zip(rows, pictures(rows), strict=True):
+    asked = [(noun, number) for noun, ids in chosen.items() for number in ids]
+    for start in range(0, len(asked), IMAGES_AT_ONCE):
+        part = asked[start : start + IMAGES_AT_ONCE]
+        rows = collection.rows([number for _, number in part])
+        for (noun, _), row, picture in zip(part, rows, pictures(rows), strict=True):
             if picture is None or picture.mask_hw is None:
                 left_out.append(f"{noun}: reference {row['id']} has no image")
                 continue

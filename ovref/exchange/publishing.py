@@ -64,9 +64,9 @@ def publish(
     if on_hub and hub.hub_place(target).revision:
         raise InputError(f"publish to a repository, not to a revision of it: {target}")
     manifest, paths = store.fetch(collection_url, verify="full", storage_options=storage_options)
-    if evaluation is not None and evaluation["collection"] != manifest.fingerprint:
+    if evaluation is not None and measured_of(evaluation) != manifest.fingerprint:
         raise InputError(
-            f"the evaluation is of the collection {evaluation['collection'][:12]}, this one is "
+            f"the evaluation is of the collection {measured_of(evaluation)[:12]}, this one is "
             f"{manifest.fingerprint[:12]}: evaluate it again"
         )
     if not on_hub:
@@ -92,6 +92,12 @@ def publish(
                 place.upload(folder / name, name)
         size = sum((folder / name).stat().st_size for name in names)
     return {"files": len(names), "bytes": size}
+
+
+def measured_of(evaluation: dict[str, Any]) -> str:
+    """The fingerprint of the collection that an evaluation.json is of; empty for other files."""
+    collection = evaluation.get("collection")
+    return collection.get("fingerprint", "") if isinstance(collection, dict) else ""
 
 
 def card(

@@ -18,17 +18,18 @@ class CollectionHandle:
     url: str
     manifest: Any
     noun_counts: np.ndarray
-    _dead: np.ndarray
+    _deleted: np.ndarray
     _table: Any
     _table_lock: Any
     _opened: dict[str, Any]
     """How it was opened, for another process to do the same."""
 
     def __repr__(self) -> str:
-        counts, manifest = self.manifest.counts, self.manifest
+        manifest = self.manifest
+        living = manifest.counts["references"] - len(self._deleted)
         return (
-            f"ReferenceCollection({self.url!r}: {counts['references'] - len(self._dead)} references"
-            f" of {int((self.noun_counts > 0).sum())} nouns, {manifest.visual.model} "
+            f"ReferenceCollection({self.url!r}: {living} references "
+            f"of {int((self.noun_counts > 0).sum())} nouns, {manifest.visual.model} "
             f"{manifest.visual.dim} wide, {manifest.textual.model} {manifest.textual.dim} wide)"
         )
 
@@ -70,7 +71,7 @@ class CollectionHandle:
         with self._table_lock:
             table = self._table.read(columns=columns)
         kept = np.ones(len(table), dtype=bool)
-        kept[self._dead] = False
+        kept[self._deleted] = False
         return table if kept.all() else table.filter(pa.array(kept))
 
     def to_pandas(self, columns: list[str] | None = None) -> Any:

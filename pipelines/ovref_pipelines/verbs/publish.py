@@ -12,6 +12,7 @@ from ovref.exchange.exemplars import best_references
 from ovref.exchange.picture_files import write_pictures
 from ovref.records import ImageRecord
 from ovref.storage.store import Store
+from ovref_inference.collection import store as collections
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_pipelines.output import BuildOutput, open_build
 from ovref_pipelines.verbs.reference_images import build_of, reference_pictures
@@ -55,7 +56,11 @@ def _evaluation(collection_url: str, build: str | None, path: str | None) -> Any
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read the evaluation {path}: {error}") from error
     store = Store.open(build_of(collection_url, build))
-    return json.loads(store.read(EVALUATION)) if store.exists(EVALUATION) else None
+    if not store.exists(EVALUATION):
+        return None
+    found = json.loads(store.read(EVALUATION))
+    manifest = collections.read_manifest(collection_url)
+    return found if publishing.measured_of(found) == manifest.fingerprint else None
 
 
 def _records(output: BuildOutput) -> Iterator[ImageRecord]:
