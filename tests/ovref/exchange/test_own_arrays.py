@@ -6,24 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import ovref
+from array_fakes import EMBED, FakeTexts
 from ovref.errors import InputError
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays, read_arrays
-from ovref.stages.embed import Embed
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection.retrieve import class_embeddings, retrieval_embedding
-from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
-
-EMBED = Embed(
-    visual=VisualEncoderConfig(model="own:mine", size_hw=(8, 8)),
-    text=TextEncoderConfig(model="fake"),
-    templates=("a {}.",),
-)
-
-
-class FakeTexts:
-    def encode(self, texts):
-        rows = [np.random.default_rng(list(text.encode())).normal(size=6) for text in texts]
-        return np.float32([row / np.linalg.norm(row) for row in rows])
 
 
 @pytest.fixture(scope="module")
