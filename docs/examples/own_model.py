@@ -26,8 +26,8 @@ class Model(torch.nn.Module):
 
 def main(collection: str) -> tuple[torch.Tensor, torch.Tensor]:
     """One step of training, and the frozen segmenter as a module; returns both outputs."""
-    classes = ["tree", "grass", "sky"]
     opened = ovref_inference.open(collection)
+    classes = opened.nouns[:3]
     width = opened.manifest.visual.dim
     prototypes = opened.prototypes(classes)
     model = Model(prototypes, width)

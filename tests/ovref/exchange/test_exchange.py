@@ -119,7 +119,7 @@ def test_a_pickle_that_does_things_is_refused(tmp_path):
 
     for name in ("vfm_embeddings/b_dinov2.pt", "clip_embeddings/b_metaclip_l.pt"):
         (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(pickle.dumps(Shell()))
+        (tmp_path / name).write_bytes(pickle.dumps(Shell(), protocol=2))
     with pytest.raises(InputError, match="cannot read the tensor"):
         imports.read_corrclip(tmp_path, "b", "metaclip_l", "dinov2", NOUNS, FakeTexts())
 
