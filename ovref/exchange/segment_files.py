@@ -37,12 +37,12 @@ class Segments:
     """Segment id -> mean score of its pixels."""
 
 
-def segments_of(labels_hw: np.ndarray, best_hw: np.ndarray, classes: Classes) -> Segments:
+def segments_of(labels_hw: np.ndarray, max_score_hw: np.ndarray, classes: Classes) -> Segments:
     """Segments of a label map: each connected part of a thing, and all pixels of other classes."""
     things = [i in (classes.things or ()) for i in range(len(classes.names))]
     found = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
     ids = np.array(list(found.labels), dtype=np.int64)
-    means = ndimage.mean(best_hw, found.ids_hw, ids) if len(ids) else np.zeros(0)
+    means = ndimage.mean(max_score_hw, found.ids_hw, ids) if len(ids) else np.zeros(0)
     scores = {int(i): round(float(mean), 5) for i, mean in zip(ids, means, strict=True)}
     return Segments(found=found, scores=scores)
 

@@ -56,7 +56,7 @@ class Segmentation:
         masks_nhw, classes = self.masks()
         return {
             "labels": torch.as_tensor(self.labels_hw, dtype=torch.int64, device=device),
-            "scores": torch.as_tensor(self.best_hw, device=device),
+            "scores": torch.as_tensor(self.max_score_hw, device=device),
             "masks": torch.as_tensor(masks_nhw, device=device),
             "classes": torch.as_tensor(classes, device=device),
         }
@@ -81,7 +81,7 @@ class Segmentation:
         return supervision.Detections(
             xyxy=np.array([box_of(mask_hw) for mask_hw in masks_nhw], dtype=np.float64),
             mask=masks_nhw,
-            confidence=np.array([self.best_hw[mask_hw].mean() for mask_hw in masks_nhw]),
+            confidence=np.array([self.max_score_hw[mask_hw].mean() for mask_hw in masks_nhw]),
             class_id=classes,
             data={"class_name": np.array([class_names[label] for label in classes])},
         )

@@ -214,7 +214,7 @@ class Worker:
         coco: list[dict[str, Any]] = []
         panoptic: list[dict[str, Any]] = []
         if {"coco", "panoptic"} & set(job.formats):
-            segments = files.segments_of(labels_hw, found.best_hw, classes)
+            segments = files.segments_of(labels_hw, found.max_score_hw, classes)
             if "coco" in job.formats:
                 coco = files.coco_annotations(segments, 0)
             if "panoptic" in job.formats:

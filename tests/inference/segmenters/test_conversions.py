@@ -18,8 +18,8 @@ from ovref_inference.segmenters.regions import box_of
 def segmentation():
     labels_hw = np.array([[0, 0, 2], [-1, 2, 2]], dtype=np.int32)
     scores_chw = np.stack([np.full((2, 3), value, np.float32) for value in (0.6, 0.1, 0.8)])
-    best_hw = np.array([[0.6, 0.4, 0.8], [-np.inf, 0.6, 0.7]], dtype=np.float32)
-    return Segmentation(labels_hw=labels_hw, best_hw=best_hw, scores_of=scores_chw.__getitem__)
+    max_score_hw = np.array([[0.6, 0.4, 0.8], [-np.inf, 0.6, 0.7]], dtype=np.float32)
+    return Segmentation(labels_hw=labels_hw, max_score_hw=max_score_hw, scores_of=scores_chw.__getitem__)
 
 
 def test_masks_and_tensors(segmentation):
@@ -44,7 +44,7 @@ def test_detections_are_those_of_supervision(segmentation):
 @pytest.mark.filterwarnings("ignore:OpenCV")
 def test_an_image_without_a_class_has_no_detections():
     labels_hw = np.full((2, 2), -1, np.int32)
-    empty = Segmentation(labels_hw=labels_hw, best_hw=np.zeros((2, 2), np.float32), scores_of=list)
+    empty = Segmentation(labels_hw=labels_hw, max_score_hw=np.zeros((2, 2), np.float32), scores_of=list)
     assert len(empty.to_supervision(["cat"])) == 0
 
 
@@ -86,7 +86,7 @@ class Halves:
             found.append(
                 Segmentation(
                     labels_hw=scores_chw.argmax(0).astype(np.int32),
-                    best_hw=scores_chw.max(0),
+                    max_score_hw=scores_chw.max(0),
                     scores_of=scores_chw.__getitem__,
                 )
             )

@@ -48,8 +48,8 @@ def test_an_overlay_keeps_what_has_no_class(labels_hw):
 
 
 def test_coco_reads_what_is_written(labels_hw, tmp_path):
-    best_hw = np.linspace(0, 1, labels_hw.size, dtype=np.float32).reshape(labels_hw.shape)
-    segments = files.segments_of(labels_hw, best_hw, CLASSES)
+    max_score_hw = np.linspace(0, 1, labels_hw.size, dtype=np.float32).reshape(labels_hw.shape)
+    segments = files.segments_of(labels_hw, max_score_hw, CLASSES)
     output = files.CocoFile(files.categories(CLASSES))
     for number in (1, 2):
         annotations = files.coco_annotations(segments, number)
@@ -61,7 +61,7 @@ def test_coco_reads_what_is_written(labels_hw, tmp_path):
     assert sorted(coco.getImgIds()) == [1, 2] and len(coco.getAnnIds()) == 6
     (sky,) = coco.loadAnns(coco.getAnnIds(imgIds=2, catIds=coco.getCatIds(catNms=["sky"])))
     assert np.array_equal(coco.annToMask(sky).astype(bool), labels_hw == 1)
-    assert sky["score"] == pytest.approx(best_hw[labels_hw == 1].mean(), abs=1e-4)
+    assert sky["score"] == pytest.approx(max_score_hw[labels_hw == 1].mean(), abs=1e-4)
     trees = coco.loadAnns(coco.getAnnIds(imgIds=1, catIds=coco.getCatIds(catNms=["tree"])))
     assert sorted(tree["area"] for tree in trees) == [6, 9]  # each part by itself
     for tree in trees:
