@@ -158,7 +158,9 @@ def _submit(options: Namespace, console: Console) -> int:
         config = _config(BuildConfig, options)
         client = submit.connect(options.address)
         if options.attach is None:
-            job = submit.submit(client, config, environment, again=options.again, say=console.say)
+            job = submit.submit(
+                client, config, environment, again=options.again, say=console.say
+            )
             console.say(f"ovref: submitted as job {job}")
         else:
             job = submit.latest(client, config)

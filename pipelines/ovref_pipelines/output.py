@@ -1,11 +1,11 @@
 """Layout of a build's output: its files, its steps, and the place of its collection.
 
-build.json              the configuration, with absolute places, and the folder it was run in
-captions/ ... references/   the steps (`STEPS`); in another build's output for `images_from`
-collection/             the collection, unless `collection` names another place
-report.json             the summary of the last run; reports/<step>.json one a step
-vocabulary.json         the nouns of the prompts
-_reduce/                work files of the reduction
+    build.json              the configuration, with absolute places, and the folder it was run in
+    captions/ ... references/   the steps (`STEPS`); in another build's output for `images_from`
+    collection/             the collection, unless `collection` names another place
+    report.json             the summary of the last run; reports/<step>.json one a step
+    vocabulary.json         the nouns of the prompts
+    _reduce/                work files of the reduction
 """
 
 import json

@@ -34,7 +34,9 @@ def provenance(config: BuildConfig, folders: Folders) -> dict[str, Any]:
     return {
         "corpus": {
             "corpus_id": name,
-            "licence": config.corpus.licence or stated.get(name) or (OURS if is_ours else UNKNOWN),
+            "licence": config.corpus.licence
+            or stated.get(name)
+            or (OURS if is_ours else UNKNOWN),
             "identity": folders.captions.identity["corpus"],
         },
         "models": models,

@@ -18,8 +18,10 @@ from ovref_inference.segmenters.regions import box_of
 def segmentation():
     labels_hw = np.array([[0, 0, 2], [-1, 2, 2]], dtype=np.int32)
     scores_chw = np.stack([np.full((2, 3), value, np.float32) for value in (0.6, 0.1, 0.8)])
-    max_score_hw = np.array([[0.6, 0.4, 0.8], [-np.inf, 0.6, 0.7]], dtype=np.float32)
-    return Segmentation(labels_hw=labels_hw, max_score_hw=max_score_hw, scores_of=scores_chw.__getitem__)
+    scores_hw = np.array([[0.6, 0.4, 0.8], [-np.inf, 0.6, 0.7]], dtype=np.float32)
+    return Segmentation(
+        labels_hw=labels_hw, max_score_hw=scores_hw, scores_of=scores_chw.__getitem__
+    )
 
 
 def test_masks_and_tensors(segmentation):
@@ -43,8 +45,8 @@ def test_detections_are_those_of_supervision(segmentation):
 
 @pytest.mark.filterwarnings("ignore:OpenCV")
 def test_an_image_without_a_class_has_no_detections():
-    labels_hw = np.full((2, 2), -1, np.int32)
-    empty = Segmentation(labels_hw=labels_hw, max_score_hw=np.zeros((2, 2), np.float32), scores_of=list)
+    labels_hw, scores_hw = np.full((2, 2), -1, np.int32), np.zeros((2, 2), np.float32)
+    empty = Segmentation(labels_hw=labels_hw, max_score_hw=scores_hw, scores_of=list)
     assert len(empty.to_supervision(["cat"])) == 0
 
 
