@@ -1,6 +1,6 @@
 """Images of a published collection with the masks of its references, in a few large files.
 
-    pictures.json               the files with rows, sizes, checksums and the first key of each
+    pictures.json               the files with their rows, sizes and checksums
     pictures-00000.parquet      one row an image, sorted by key (`SCHEMA`)
 
 They are no part of the collection's manifest: opening it does not fetch them. The column `image` is
@@ -10,6 +10,7 @@ laid out as the Hugging Face Hub shows images.
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from ovref.images import decode_image
 from ovref.ops.run_lengths import mask_of_rle, rle
 from ovref.records import YES, ImageRecord
 from ovref.storage.store import Store
+from ovref_inference.collection import hub
 from ovref_inference.collection.format import sha256_of
+from ovref_inference.errors import CollectionError
 from ovref_inference.segmenters.regions import box_of
 
 INDEX = "pictures.json"
@@ -103,16 +106,22 @@ def write_pictures(
 class PublishedPictures:
     """The images of a collection that was published with them."""
 
-    def __init__(self, store: Store) -> None:
-        """Raises StorageError where there are none, or of another version."""
-        self._store = store
-        tree = json.loads(store.read(INDEX))
+    def __init__(self, url: str) -> None:
+        """Raises StorageError or CollectionError where there are none, or of another version."""
+        self._url = url
+        with self._local(INDEX) as path:
+            tree = json.loads(path.read_text(encoding="utf-8"))
         if tree.get("version") != VERSION:
             raise StorageError(
-                f"{store.url}/{INDEX} has version {tree.get('version')!r}, expected {VERSION}: use "
-                "the version of ovref that wrote it"
+                f"{url}/{INDEX} has version {tree.get('version')!r}, expected {VERSION}: use the "
+                "version of ovref that wrote it"
             )
         self._files = tree["files"]
+
+    def _local(self, name: str) -> AbstractContextManager[Path]:
+        if self._url.startswith(hub.PREFIX):
+            return nullcontext(hub.download(self._url, name))
+        return Store.open(self._url).local_copy(name)
 
     def pictures(self, keys: Iterable[str]) -> Iterator[tuple[str, Picture]]:
         """The pictures of these references, as far as they are there, file by file."""
@@ -120,7 +129,7 @@ class PublishedPictures:
         for key in keys:
             wanted.setdefault(base_key(key), []).append(key)
         for file in self._files:
-            with self._store.local_copy(file["path"]) as path, open(path, "rb") as opened:
+            with self._local(file["path"]) as path, open(path, "rb") as opened:
                 parquet = pq.ParquetFile(opened)
                 for group in _groups(parquet, wanted):
                     for row in parquet.read_row_group(group).to_pylist():
@@ -130,10 +139,21 @@ class PublishedPictures:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every image as a row of SCHEMA."""
         for file in self._files:
-            with self._store.local_copy(file["path"]) as path, open(path, "rb") as opened:
+            with self._local(file["path"]) as path, open(path, "rb") as opened:
                 parquet = pq.ParquetFile(opened)
                 for group in range(parquet.num_row_groups):
                     yield from parquet.read_row_group(group).to_pylist()
+
+
+def has_pictures(url: str) -> bool:
+    """Whether a collection was published with its images."""
+    if not url.startswith(hub.PREFIX):
+        return Store.open(url).exists(INDEX)
+    try:
+        hub.download(url, INDEX)
+    except CollectionError:
+        return False
+    return True
 
 
 def picture_of(record: ImageRecord, key: str) -> Picture:

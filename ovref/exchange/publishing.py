@@ -1,10 +1,12 @@
 """Publishing a collection for others: its files, a card that says what it is, checksums, images.
 
-README.md           the card, of the manifest (with the Hub's front matter)
-SHA256SUMS          of every other file, as `sha256sum -c` reads them
-samples.png         crops of some references with their masks
-pictures.json, pictures-*.parquet       the images, unless they are left out
-collection.json     and the files it names; written last, it is the commit
+    README.md           the card, of the manifest (with the Hub's front matter)
+    SHA256SUMS          of every other file, as `sha256sum -c` reads them
+    samples.png         crops of some references with their masks
+    pictures.json, pictures-*.parquet       the images, unless they are left out
+    collection.json     and the files it names; written last, it is the commit
+
+Files that opening a collection does not need are not named by its manifest.
 """
 
 import json
@@ -142,7 +144,7 @@ def card(
         ), "",
     ]  # fmt: skip
     lines.append(
-        f"The images are in {len(pictures)} Parquet files, with the mask of every reference."
+        "The images are in `pictures-*.parquet`, with the mask of every reference."
         if pictures
         else "Embeddings only: the images are not part of it."
     )

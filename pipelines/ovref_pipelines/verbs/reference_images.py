@@ -5,8 +5,7 @@ from typing import Any
 
 from ovref.contract import base_key
 from ovref.errors import InputError
-from ovref.exchange.picture_files import INDEX, Picture, PublishedPictures, picture_of
-from ovref.storage.store import Store
+from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures, picture_of
 from ovref_pipelines.output import open_build
 
 
@@ -25,9 +24,8 @@ def reference_pictures(
         StorageError: they are damaged.
     """
     keys = [row["key"] for row in rows]
-    store = Store.open(collection_url)
-    if build is None and store.exists(INDEX):
-        found = dict(PublishedPictures(store).pictures(keys))
+    if build is None and has_pictures(collection_url):
+        found = dict(PublishedPictures(collection_url).pictures(keys))
         return [found.get(key) for key in keys]
     found = dict(_of_build(build_of(collection_url, build), rows))
     return [found.get(key) for key in keys]

@@ -6,7 +6,7 @@
     panoptic.json, panoptic/<name>.png      the same in COCO's panoptic format
     segment.json            what was asked, pixels of each class, what was left out and why
 
-One image is in memory in each process; the next is read and the last one written meanwhile.
+One image is segmented at a time in each process; the next is read meanwhile.
 """
 
 import json

@@ -11,9 +11,8 @@ from hub_server import Hub
 from ovref.errors import InputError, MismatchError
 from ovref.exchange import publishing
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
-from ovref.exchange.picture_files import PublishedPictures, write_pictures
+from ovref.exchange.picture_files import PublishedPictures, has_pictures, write_pictures
 from ovref.records import NO, YES, ImageRecord, Noun, Region
-from ovref.storage.store import Store
 from ovref_inference.collection import hub
 from ovref_inference.errors import CollectionError
 
@@ -81,7 +80,7 @@ def test_a_folder_with_its_images_card_and_checksums(collection, tmp_path):
     for line in (target / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((target / name).read_bytes()).hexdigest() == digest
-    pictures = PublishedPictures(Store.open(str(target)))
+    pictures = PublishedPictures(str(target))
     found = dict(pictures.pictures(["image07#1", "image20#0", "imageXX#0"]))
     assert list(found) == ["image07#1"]  # image 20 has no reference
     picture = found["image07#1"]
@@ -116,14 +115,24 @@ def the_hub(monkeypatch):
     server.close()
 
 
-def test_the_hub_and_its_cache(collection, the_hub, tmp_path):
-    publishing.publish(collection, "hf://me/cats", title="Cats")
+def test_the_hub_and_its_cache(collection, the_hub, tmp_path, monkeypatch):
+    keys = frozenset(["image03#0"])
+
+    def images(folder):
+        write_pictures([record(3)], keys, folder)
+
+    publishing.publish(collection, "hf://me/cats", title="Cats", write_pictures=images)
     first, tree = the_hub.repositories["me/cats"][-1]
     assert {"README.md", "SHA256SUMS", "collection.json", "visual.faiss"} <= tree.keys()
     cache = tmp_path / "cache"
     with ovref_inference.open("hf://me/cats", cache=cache, verify="full") as opened:
         assert len(opened) == 40 and "hf://me/cats" in repr(opened)
     assert (cache / "datasets--me--cats" / "snapshots" / first).is_dir()  # the library's layout
+    assert "pictures-00000.parquet" not in the_hub.fetched
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    assert has_pictures("hf://me/cats") and not has_pictures("hf://me/none")
+    ((key, picture),) = PublishedPictures("hf://me/cats").pictures(keys)
+    assert key == "image03#0" and picture.mask_hw[:, :3].all()
     fetched = len(the_hub.fetched)
     with ovref_inference.open(f"hf://me/cats@{first}", cache=cache):
         assert len(the_hub.fetched) == fetched  # nothing is fetched twice
