@@ -10,7 +10,7 @@ from ovref.exchange.picture_files import Picture
 
 CELL, TEXT, GAP, COLUMNS = 168, 30, 8, 6
 MARGIN = 0.25
-"""Of a box, added around it so that its surroundings are seen."""
+"""Part of a box's side that is added around it, so that its surroundings are seen."""
 EDGE_RGB = (66, 214, 110)
 
 

@@ -25,7 +25,7 @@ from ovref_inference.segmenters.regions import NO_CLASS, box_of
 NO_LABEL_8, NO_LABEL_16 = 255, 65535
 """Pixels without a class in label maps of 8 and of 16 bits."""
 OPACITY = 0.55
-"""Of the class's colour in an overlay."""
+"""Weight of the class's colour in an overlay, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
