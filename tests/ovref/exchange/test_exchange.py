@@ -204,14 +204,15 @@ def test_the_best_references_show_different_looks():
     class Collection:
         nouns = ("cat",)
         noun_embeddings = np.ones((1, 2), np.float32)
-        visual = np.array([[1, 0], [0.9, 0.1], [0.95, 0.05], [0, 1], [0.1, 0.9]], np.float16)
+        angles = np.array([0.0, 0.2, 0.1, 1.57, 1.4])
+        visual = np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
         def references_of(self, noun):
             return np.arange(5)
 
         def prototypes(self, names, k, **options):
             class Found:
-                vectors_nkd = np.array([[[0, 1], [0.95, 0.05]]], np.float32)
+                vectors_nkd = np.array([[[0, 1], [np.cos(0.1), np.sin(0.1)]]])
                 counts = np.array([2])
 
             return Found
