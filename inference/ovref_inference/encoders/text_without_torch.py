@@ -18,6 +18,7 @@ from ovref_inference.vectors import l2_normalised
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _KNOWN = {"context_length", "vocab_size", "hf_tokenizer_name", "width", "heads", "layers"}
 """Settings of a text tower that are understood here; one with others is left to open_clip."""
+_START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
@@ -138,12 +139,11 @@ def load_without_torch(config: TextEncoderConfig) -> TextTower | None:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    ids = {name: tokenizer.token_to_id(name) for name in (start, end)}
-    if None in ids.values():
+    start, end = (tokenizer.token_to_id(name) for name in (_START, _END))
+    if start is None or end is None:
         return None
     tokenizer.post_processor = processors.RobertaProcessing(
-        (end, ids[end]), (start, ids[start]), trim_offsets=False, add_prefix_space=False
+        (_END, end), (_START, start), trim_offsets=False, add_prefix_space=False
     )
     settings = {"context_length": 77} | settings | {"quick_gelu": bool(model.get("quick_gelu"))}
     return TextTower(weights, tokenizer, settings)
