@@ -23,6 +23,7 @@ from ovref.storage.store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub, store
 from ovref_inference.collection.format import sha256_of
+from ovref_inference.collection.nouns import read_nouns
 
 CARD, SUMS, SAMPLES = "README.md", "SHA256SUMS", "samples.png"
 NOUNS = 20
@@ -181,7 +182,7 @@ def _measured(evaluation: dict[str, Any] | None) -> list[str]:
 
 
 def _most_frequent(paths: dict[str, Path]) -> list[tuple[str, int]]:
-    nouns = fmt.read_nouns(paths["nouns"])
+    nouns = read_nouns(paths["nouns"])
     pairs = zip(nouns["noun"], nouns["count"].tolist(), strict=True)
     return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:NOUNS]
 

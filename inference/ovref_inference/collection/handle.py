@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
 from ovref_inference.lazy import missing_package
@@ -19,8 +20,7 @@ class CollectionHandle:
     manifest: Any
     noun_counts: np.ndarray
     _deleted: np.ndarray
-    _table: Any
-    _table_lock: Any
+    _table: ReferenceTable
     _opened: dict[str, Any]
     """How it was opened, for another process to do the same."""
 
@@ -64,12 +64,11 @@ class CollectionHandle:
         Raises:
             ValueError: there is no such column.
         """
-        known = self._table.schema_arrow.names
+        known = self._table.columns
         unknown = sorted(set(columns or ()) - set(known))
         if unknown:
             raise ValueError(f"{self.url} has the columns {', '.join(known)}, not {unknown}")
-        with self._table_lock:
-            table = self._table.read(columns=columns)
+        table = self._table.read(columns)
         kept = np.ones(len(table), dtype=bool)
         kept[self._deleted] = False
         return table if kept.all() else table.filter(pa.array(kept))
