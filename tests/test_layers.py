@@ -23,8 +23,9 @@ MAY_IMPORT = {
 FLOORS = {
     "ovref_inference": (
         {
-            "errors", "lazy", "vectors", "images", "models", "pictures", "pixels", "places", "ranges",
-        },
+            "errors", "lazy", "vectors", "images", "models", "pictures", "pixels", "places",
+            "ranges",
+        },  # fmt: skip
         {"encoders"},
         {"collection", "proposers"},
         {"segmenters"},

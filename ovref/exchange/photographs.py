@@ -6,10 +6,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from ovref.corpora.places import MAGIC, find, matches, open_place, reason, shown, store_errors
+from ovref.corpora.places import MAGIC, find, matches, open_place, shown
 from ovref.corpora.spec import IMAGE_SUFFIXES
 from ovref.errors import InputError
 from ovref.images import decode_image
+from ovref_inference.places import describe, store_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Photograph:
         try:
             file = fs.cat_file(path)
         except store_errors() as error:
-            raise InputError(f"cannot read {self.place}: {reason(error)}") from error
+            raise InputError(f"cannot read {self.place}: {describe(error)}") from error
         return decode_image(file)
 
 
@@ -79,7 +80,7 @@ def _photographs(place: str) -> list[Photograph]:
     except FileNotFoundError:
         return []
     except store_errors() as error:
-        raise InputError(f"cannot list {shown(place)}: {reason(error)}") from error
+        raise InputError(f"cannot list {shown(place)}: {describe(error)}") from error
     root = path
     if pattern:
         parts = path.split("/")

@@ -26,8 +26,8 @@ from ovref.ops.run_lengths import mask_of_rle, rle
 from ovref.records import YES, ImageRecord
 from ovref.storage.store import Store
 from ovref_inference.collection import hub
-from ovref_inference.collection.format import sha256_of
 from ovref_inference.errors import CollectionError
+from ovref_inference.places import sha256_of
 from ovref_inference.segmenters.regions import box_of
 
 INDEX = "pictures.json"

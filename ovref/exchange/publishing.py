@@ -22,8 +22,8 @@ from ovref.exchange.picture_files import INDEX
 from ovref.storage.store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub, store
-from ovref_inference.collection.format import sha256_of
 from ovref_inference.collection.nouns import read_nouns
+from ovref_inference.places import sha256_of
 
 CARD, SUMS, SAMPLES = "README.md", "SHA256SUMS", "samples.png"
 NOUNS = 20
