@@ -25,7 +25,7 @@ FLOORS = {
         {
             "errors", "lazy", "vectors", "images", "models", "pictures", "pixels", "places",
             "ranges",
-        },  # fmt: skip
+        },
         {"encoders"},
         {"collection", "proposers"},
         {"segmenters"},
