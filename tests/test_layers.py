@@ -22,7 +22,10 @@ MAY_IMPORT = {
 }
 FLOORS = {
     "ovref_inference": (
-        {"errors", "lazy", "vectors", "images", "models", "pixels", "places", "ranges"},
+        {
+            "errors", "lazy", "vectors", "images", "models", "pictures", "pixels", "places",
+            "ranges",
+        },
         {"encoders"},
         {"collection", "proposers"},
         {"segmenters"},
@@ -36,9 +39,10 @@ FLOORS = {
         {"miniature", "models", "run_shard", "ingest", "check_models"},
         {"corpora", "select_prompts", "stages"},
         {"reduce", "evaluation"},
+        {"exchange"},
     ),
     "ovref_pipelines": (
-        {"errors", "console", "shipped"},
+        {"errors", "console", "shipped", "tool_arguments", "bar"},
         {"engine"},
         {"ray", "output", "preflight"},
         {"build_config"},
@@ -46,7 +50,8 @@ FLOORS = {
         {"provenance"},
         {"recipe"},
         {"verbs"},
-        {"commands"},
+        {"api"},
+        {"commands", "tool_commands"},
         {"cli"},
     ),
 }

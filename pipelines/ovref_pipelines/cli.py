@@ -9,9 +9,12 @@ from typing import Any
 
 from ovref_pipelines import console as consoles
 from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
+from ovref_pipelines.tool_arguments import add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs that the extra `cli` is enough for."""
+EXTRAS = dict.fromkeys(("segment", "search", "publish", "export"), "cli,segment,formats,hf")
+"""Extras that verbs need which do not build."""
 
 EPILOG = """\
 examples:
@@ -22,6 +25,9 @@ examples:
   ovref reduce --config miniature output=runs/demo replace=true reduce.prototypes.k=3
   ovref evaluate --config miniature_evaluate collection=runs/demo/collection
   ovref compare runs/first runs/second --output runs/compared
+  ovref search runs/demo/collection red boat --sheet boats.png
+  ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
+  ovref publish runs/demo/collection hf://user/name
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
   ovref bench --config own_captions --batch-sizes 8,16 corpus.path=captions.txt output=runs/first
@@ -137,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
     }.items():
         tombstone.add_argument(f"--{name}", action="append", default=[], metavar="TEXT", help=text)
     tombstone.add_argument("--reason", required=True, metavar="TEXT", help="kept in the collection")
+    add_tools(add)
     verify = add("verify", "check every file of a build or a collection")
     verify.add_argument("place", help="folder or URL")
     garbage = add("gc", "delete what killed attempts have left in a build's output")
@@ -262,9 +269,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, console: consoles.Console) -> int:
     # Imported late, so that --help answers at once.
-    from ovref_pipelines import commands
+    from ovref_pipelines.tool_commands import TOOLS
 
-    code = commands.VERBS[options.verb](options, console)
+    if options.verb in TOOLS:
+        code = TOOLS[options.verb](options, console)
+    else:
+        from ovref_pipelines import commands
+
+        code = commands.VERBS[options.verb](options, console)
     sys.stdout.flush()
     return code
 
@@ -272,7 +284,7 @@ def _run(options: argparse.Namespace, console: consoles.Console) -> int:
 def _code(error: BaseException, verb: str, console: consoles.Console) -> int | None:
     """Reports an error and returns its exit code; None for an unexpected error."""
     if isinstance(error, ModuleNotFoundError) and not (error.name or "ovref").startswith("ovref"):
-        extra = "build" if verb not in LIGHT_VERBS else "cli"
+        extra = "cli" if verb in LIGHT_VERBS else EXTRAS.get(verb, "build")
         console.say(
             f"ovref: {verb} needs the package {error.name}, which is not installed: "
             f"`pip install 'ovref[cpu,{extra}]'`, in a clone `pip install '.[cpu,{extra}]'`",

@@ -54,3 +54,24 @@ def on(monkeypatch):
         return fake
 
     return put
+
+
+@pytest.fixture(scope="session")
+def tiny_build(tmp_path_factory):
+    """Output of a build of a dozen captions with the miniature's models and two steps of drawing:
+    enough to search, segment and publish, but nothing to look at."""
+    import ovref
+
+    output = tmp_path_factory.mktemp("tiny")
+    ovref.build(
+        "miniature",
+        {
+            "output": output,
+            "corpus.limit": 12,
+            "shard_size": 6,
+            "synthesize": {"steps": 2, "batch_size": 6},
+            "engine": {"engine": "local", "workers": 1},
+        },
+        say=lambda message: None,
+    )
+    return output

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection import hub
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.nouns import read_nouns
@@ -115,6 +116,8 @@ def tombstone(
 
 def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) -> fmt.Manifest:
     """The manifest of the collection at `url`. Raises CollectionError like `fetch`."""
+    if url.startswith(hub.PREFIX):
+        return _hub_manifest(url, None)
     fs, root = _open_store(url, storage_options)
     path = f"{root}/{fmt.MANIFEST}"
     try:
@@ -144,7 +147,8 @@ def fetch(
     the name of its content's hash, so that only what has changed is ever copied again.
 
     Args:
-        cache: folder; None takes $OVREF_CACHE, or else the platform's cache folder.
+        cache: folder; None takes $OVREF_CACHE, or else the platform's cache folder; for `hf://` it
+            is huggingface_hub's, and None its own.
         verify: "quick" checks all sizes and the checksums of files up to 8 MiB, "full" all.
 
     Raises:
@@ -152,6 +156,8 @@ def fetch(
     """
     if verify not in ("quick", "full"):
         raise ValueError(f'verify must be "quick" or "full", found {verify!r}')
+    if url.startswith(hub.PREFIX):
+        return _fetch_from_hub(url, cache, full=verify == "full")
     manifest = read_manifest(url, storage_options=storage_options)
     fs, root = _open_store(url, storage_options)
     paths = {}
@@ -164,6 +170,24 @@ def fetch(
         else:
             path = _cached(fs, f"{root}/{info.path}", info, cache, full=verify == "full")
         paths[role] = path
+    return manifest, paths
+
+
+def _hub_manifest(url: str, cache: str | Path | None) -> fmt.Manifest:
+    path = hub.download(url, fmt.MANIFEST, cache)
+    return fmt.parse_manifest(path.read_bytes(), f"{url}/{fmt.MANIFEST}")
+
+
+def _fetch_from_hub(
+    url: str, cache: str | Path | None, full: bool
+) -> tuple[fmt.Manifest, dict[str, Path]]:
+    manifest, paths = _hub_manifest(url, cache), {}
+    for role, info in manifest.files.items():
+        paths[role] = hub.download(url, info.path, cache)
+        if problem := _problem(paths[role], info, full=full):
+            raise CollectionError(
+                f"{info.path} of {url} {problem}; delete {paths[role]} and open it again"
+            )
     return manifest, paths
 
 
