@@ -37,7 +37,7 @@ FLOORS = {
     "ovref_pipelines": (
         {"errors", "console", "shipped"},
         {"engine"},
-        {"ray", "output", "preflight"},
+        {"ray", "output", "preflight", "live"},
         {"build_config"},
         {"folders"},
         {"provenance"},

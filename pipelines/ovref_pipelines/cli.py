@@ -144,7 +144,7 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--price", type=_number(float), metavar="AMOUNT",
-        help="price of a GPU-hour (of a worker's hour, without GPUs), for a dry run's estimate",
+        help="price of a GPU-hour (of a worker's hour, without GPUs): what it costs is told too",
     )  # fmt: skip
 
 
@@ -192,10 +192,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if hasattr(options, "overrides"):
         options.overrides = rest
-    if options.verb in ("build", "retry-failed") and not options.dry_run:
-        given = [name for name in ("probe", "price") if getattr(options, name) is not None]
-        if given:
-            top.error(f"--{given[0]} belongs to a dry run: give --dry-run too, or leave it out")
+    if getattr(options, "probe", None) is not None and not options.dry_run:
+        top.error("--probe belongs to a dry run: give --dry-run too, or leave it out")
     if options.verb == "submit":
         if options.attach and "=" in options.attach:  # a setting after a bare --attach
             options.overrides.insert(0, options.attach)

@@ -29,6 +29,8 @@ def _config(cls: type[Config], options: Namespace) -> Config:
 
 
 def _build_config(options: Namespace, console: Console) -> BuildConfig:
+    if getattr(options, "price", None) is not None:
+        options.overrides.append(f"engine.price_per_hour={options.price}")
     config = with_absolute_places(_config(BuildConfig, options))
     if config.engine.log == "json":
         console.use_json()
@@ -66,7 +68,7 @@ def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
     preflight.check([(spec, pool) for spec, pool, _ in stages], here)
     probe = PROBE if options.probe is None else options.probe
     if probe:
-        console.show(estimate.text(estimate.estimate(config, probe, options.price)))
+        console.show(estimate.text(estimate.estimate(config, probe, config.engine.price_per_hour)))
     return 0
 
 

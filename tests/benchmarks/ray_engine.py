@@ -122,8 +122,10 @@ class Clock(Progress):
         if self._working_calls == 2:  # the first is of `begin`
             self.first_ready = time.monotonic()
 
-    def finished(self, inputs: int, dropped: dict[str, int], outputs: int = 0) -> None:
-        super().finished(inputs, dropped, outputs)
+    def finished(
+        self, shard: str, inputs: int, dropped: dict[str, int], outputs: int = 0
+    ) -> None:
+        super().finished(shard, inputs, dropped, outputs)
         self.finished_at.append(time.monotonic())
 
     def stands(self, shards_waiting: int, workers: int) -> None:

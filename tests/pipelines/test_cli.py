@@ -217,7 +217,6 @@ def test_settings_and_options_mix_in_any_order(arguments):
     ("arguments", "says"),
     [
         (["build", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry run"),
-        (["build", "--config", "build.yaml", "--price", "1"], "--price belongs to a dry run"),
         (["retry-failed", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry"),
         (["status", "out", "more"], "unrecognized arguments: more"),
         (["submit"], "submit needs --config, or --attach with the name of a job"),

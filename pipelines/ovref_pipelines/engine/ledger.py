@@ -135,6 +135,7 @@ class Ledger:
         if outcome.fatal is not None:
             raise outcome.fatal
         if outcome.error is not None:
+            self.progress.lost(shard)
             self._errors[shard] += 1
             self.count("errors")
             self._again(shard, self._errors[shard] < self.config.attempts, outcome.error)
@@ -154,7 +155,7 @@ class Ledger:
             )
         self.committed_now += 1
         dropped = Counter(commit.dropped) + Counter(commit.dropped_parts)
-        self.progress.finished(self.records[shard], dropped, commit.outputs)
+        self.progress.finished(shard, self.records[shard], dropped, commit.outputs)
         for path in (f"{QUARANTINE}/{shard}.json", f"{CRASHED}/{shard}.json"):
             if path in self._told_before and not (shard in self._crashed and CRASHED in path):
                 self.target.store.delete(path)
@@ -162,6 +163,7 @@ class Ledger:
     def worker_lost(self, order: Order, reason: str, node_lost: bool) -> None:
         """Books that a worker died or was killed before it had carried out its order."""
         shard = order.shard
+        self.progress.lost(shard)
         if node_lost:
             self.count("node_losses")
             self._node_losses[shard] += 1
@@ -227,7 +229,7 @@ class Ledger:
             self.waiting.append(shard)
             return
         self.quarantined.append(shard)
-        self.progress.set_aside(self.records[shard])
+        self.progress.set_aside(shard, self.records[shard])
         self.progress.say(
             f"shard {shard} is quarantined: {_last_line(reason)}", event="quarantine", shard=shard
         )

@@ -1,5 +1,6 @@
 """The actors that `ray.engine` drives, and what the driver knows of each."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.config import PoolConfig
 from ovref_pipelines.engine.ledger import Order, Outcome
 from ovref_pipelines.engine.run_steps import ShardWorker, StepRun
+from ovref_pipelines.ray.reports import teller
 
 
 class Worker:
@@ -39,10 +41,16 @@ class Worker:
             return error
         return None
 
-    def run(self, step: int, order: Order, upcoming: str | None) -> tuple[Outcome, int]:
-        """One order of one of its steps; and its resident memory afterwards, bytes."""
+    def run(
+        self, step: int, order: Order, upcoming: str | None, channel: str
+    ) -> tuple[Outcome, int]:
+        """One order of one of its steps; and its resident memory afterwards, bytes.
+
+        Args:
+            channel: see `WorkerHandle`.
+        """
         worker, source, target = self._steps[step]
-        outcome = worker.run(source, target, order, upcoming)
+        outcome = worker.run(source, target, order, upcoming, teller(channel, step))
         return outcome, self._process.memory_info().rss
 
 
@@ -56,6 +64,8 @@ class WorkerHandle:
     """Ray's id of the node it runs on; None while it waits for a place."""
     hired_among: frozenset[str] = frozenset()
     """The nodes that were there when it was hired."""
+    channel: str = field(default_factory=lambda: secrets.token_hex(8))
+    """What its reports are found by (`ray.reports`)."""
     reserved: Order | None = None
     """An order of the pool's first step whose shard is fetched ahead, to be given to it next."""
 
