@@ -9,7 +9,7 @@ DEMO ?= runs/demo
 .PHONY: demo test test-all lint docs install clean
 
 demo: install
-	$(BIN)/ovref build --config configs/miniature.yaml output=$(DEMO)
+	$(BIN)/ovref build --config configs/miniature_fast.yaml output=$(DEMO)
 	$(BIN)/ovref evaluate --config configs/miniature_evaluate.yaml \
 	    collection=$(DEMO)/collection output=$(DEMO)/evaluation
 	$(BIN)/ovref status $(DEMO) --pictures $(DEMO)/samples.png

@@ -43,6 +43,7 @@ FLOORS = {
         {"provenance"},
         {"recipe"},
         {"verbs"},
+        {"explore"},
         {"commands"},
         {"cli"},
     ),

@@ -10,7 +10,7 @@ from typing import Any
 from ovref_pipelines import console as consoles
 from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
 
-LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
+LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone", "explore")
 """Verbs that the extra `cli` is enough for."""
 
 EPILOG = """\
@@ -23,6 +23,7 @@ examples:
   ovref evaluate --config miniature_evaluate collection=runs/demo/collection
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
+  ovref explore runs/demo
   ovref bench --config own_captions --batch-sizes 8,16 corpus.path=captions.txt output=runs/first
   ovref submit --config own_captions --address http://HEAD:8265 engine.workers=8 \\
       corpus.path=s3://bucket/captions.txt output=s3://bucket/first
@@ -119,7 +120,32 @@ def parser() -> argparse.ArgumentParser:
         "noun": "noun of the vocabulary",
     }.items():
         tombstone.add_argument(f"--{name}", action="append", default=[], metavar="TEXT", help=text)
-    tombstone.add_argument("--reason", required=True, metavar="TEXT", help="kept in the collection")
+    tombstone.add_argument(
+        "--ids", metavar="FILE", help="numbers of references, separated by white space or commas"
+    )
+    tombstone.add_argument("--reason", metavar="TEXT", help="kept in the collection")
+    instead = tombstone.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="show what is deleted, and why")
+    instead.add_argument("--undo", action="store_true", help="take deletions back")
+    tombstone.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    tombstone.add_argument("--json", action="store_true", help="with --list, for programs")
+    explore = add("explore", "look at a build or a collection in the browser")
+    explore.add_argument("place", help="folder or URL")
+    explore.add_argument(
+        "--build", metavar="URL",
+        help="output of the build that made a collection, for its images; default: the folder "
+        "that the collection is in",
+    )  # fmt: skip
+    explore.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS",
+        help="address to listen at; default: this machine alone",
+    )  # fmt: skip
+    explore.add_argument(
+        "--port", type=_number(int), default=0, help="port to listen at; default: any free one"
+    )
+    explore.add_argument(
+        "--no-browser", action="store_true", help="only print the address, with its secret token"
+    )
     verify = add("verify", "check every file of a build or a collection")
     verify.add_argument("place", help="folder or URL")
     garbage = add("gc", "delete what killed attempts have left in a build's output")

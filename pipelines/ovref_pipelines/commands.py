@@ -130,22 +130,33 @@ def _reference(options: Namespace, console: Console) -> int:
 
 
 def _tombstone(options: Namespace, console: Console) -> int:
-    from ovref_inference.collection import store
+    from ovref_pipelines.verbs import tombstone
 
     place = absolute(options.collection, "collection")
-    named = {"keys": options.key, "sources": options.source, "nouns": options.noun}
-    if not any(named.values()):
-        raise InputError("say what is to be deleted, by --key, --source or --noun")
-    with ReferenceCollection.open(place) as collection:
-        ids = collection.ids_of(**named).tolist()
-    if not ids:
-        asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
-        raise InputError(f"{place} has no reference of the {asked}")
-    store.tombstone(place, ids, options.reason)
-    console.show(
-        f"{len(ids)} references deleted; reducing again with base={place} makes the prototypes "
-        "without them, until then whoever opens the collection does"
-    )
+    if options.list:
+        console.show((tombstone.listed_json if options.json else tombstone.listed)(place))
+        return 0
+    if not options.undo and not options.dry_run and not options.reason:
+        raise InputError("say why they are deleted, by --reason: it is kept in the collection")
+    ids = tombstone.wanted(
+        place,
+        ids=None if options.ids is None else tombstone.read_ids(options.ids),
+        keys=options.key, sources=options.source, nouns=options.noun, deleted=options.undo,
+    )  # fmt: skip
+    change = tombstone.undo if options.undo else tombstone.delete
+    console.show(change(place, ids, options.reason or "", dry_run=options.dry_run))
+    return 0
+
+
+def _explore(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.explore import serve
+
+    place = absolute(options.place)
+    build = None if options.build is None else absolute(options.build, "--build")
+    serve.serve(
+        place, build, host=options.host, port=options.port, say=console.say,
+        browser=not options.no_browser,
+    )  # fmt: skip
     return 0
 
 
@@ -209,6 +220,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "inspect": _status,
     "reference": _reference,
     "tombstone": _tombstone,
+    "explore": _explore,
     "verify": _verify,
     "gc": _gc,
 }

@@ -119,7 +119,7 @@ class Clock(Progress):
     def working(self, workers: int) -> None:
         super().working(workers)
         self._working_calls += 1
-        if self._working_calls == 2:  # the first is of `begin`
+        if self._working_calls == 1:
             self.first_ready = time.monotonic()
 
     def finished(

@@ -293,14 +293,16 @@ class ReferenceCollection:
         return [found[i] for i in wanted.tolist()]
 
     def ids_of(
-        self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = ()
-    ) -> np.ndarray:
+        self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = (),
+        deleted: bool = False,
+    ) -> np.ndarray:  # fmt: skip
         """Ids of references by where they come from, ascending, without deleted ones.
 
         Args:
             keys: of references, or of images (without `#`), which are all references of the image.
             sources: of masks, as `daam`; nouns: as in `nouns`. A reference that any of the three
                 names is in.
+            deleted: gives those that are deleted instead.
         """
         found = [np.zeros(0, dtype=np.int64)]
         for group in range(self._table.num_row_groups):
@@ -316,7 +318,8 @@ class ReferenceCollection:
                     values = pa.array(list(wanted), type=pa.string())
                     named |= pc.is_in(column, value_set=values).to_numpy()
             found.append(np.flatnonzero(named) + self._group_starts[group])
-        return np.setdiff1d(np.concatenate(found), self._dead)
+        ids = np.concatenate(found)
+        return ids[np.isin(ids, self._dead) == deleted]
 
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
         """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""

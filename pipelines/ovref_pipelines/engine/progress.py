@@ -71,6 +71,7 @@ class Progress:
         self._total = self._done = self._to_go = self._set_aside = 0
         self._records_before = self._records_now = 0
         self._announced = 0
+        self._ready = False
         self._dropped: Counter[str] = Counter()
         self._reports: dict[str, Report] = {}
         self._rate = Rate(clock)
@@ -85,7 +86,7 @@ class Progress:
         hold the records to go."""
         self._total, self._done, self._to_go = total, done, records_to_go
         self._records_before = records_done
-        self.working(workers)
+        self._rate.begin(workers)
         if done < total:
             self.say(f"{total - done} of {total} shards to do, {records_to_go} records")
 
@@ -112,6 +113,7 @@ class Progress:
         """The first worker has its models: rates are measured from here."""
         with self._lock:
             self._rate.begin(workers)
+            self._ready = True
 
     def report(self, report: Report) -> None:
         """A worker tells how far it is in its shard; may be called from any thread."""
@@ -212,11 +214,12 @@ class Progress:
             parts.append(f"{rate:.3g} records/s")
         if self._announced <= 0:
             seconds = self._rate.to_go(total - done)
-            parts.append(
-                "time to go unknown until the first batch is done"
-                if seconds is None
-                else f"{duration(seconds)} to go"
-            )
+            if seconds is not None:
+                parts.append(f"{duration(seconds)} to go")
+            elif self._ready:
+                parts.append("time to go unknown until the first batch is done")
+            else:
+                parts.append("workers load their models")
         dropped = sum(self._dropped.values()) + sum(r.dropped for r in self._reports.values())
         if dropped:
             parts.append(f"{dropped} drops")

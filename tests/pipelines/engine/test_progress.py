@@ -29,10 +29,11 @@ def begun(clock, records=400, stream=None, **options):
 def test_no_estimate_before_the_first_batch_and_what_was_done_before_does_not_count():
     clock = Clock()
     progress = begun(clock)
+    assert progress.line() == "images: 600/1000 records, workers load their models"
+    clock.now = 100
+    progress.working(1)
     unknown = "time to go unknown until the first batch is done"
     assert progress.line() == f"images: 600/1000 records, {unknown}"
-    clock.now = 100  # the models load
-    progress.working(1)
     clock.now = 110
     progress.report(Report(shard="6", done=50, dropped=1))
     assert progress.line() == "images: 650/1000 records, 5 records/s, 70 s to go, 1 drops"
