@@ -69,12 +69,16 @@ def test_verbs_and_flags_are_pinned():
         "status": place,
         "inspect": place,
         "reference": ["--build", "--help", "--regenerate", "-h", "collection", "id"],
-        "tombstone": ["--help", "--key", "--noun", "--reason", "--source", "-h", "collection"],
+        "tombstone": [
+            "--dry-run", "--help", "--ids", "--json", "--key", "--list", "--noun", "--reason",
+            "--source", "--undo", "-h", "collection",
+        ],
+        "explore": ["--build", "--help", "--host", "--no-browser", "--port", "-h", "place"],
         "verify": ["--help", "-h", "place"],
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
     }
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 10 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 11 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_help_has_examples_and_version_has_a_number(ovref):
@@ -118,7 +122,7 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
         (["inspect", "nowhere"], "no output of `ovref build`"),
         (["evaluate", "--config", "build.yaml"], "unknown key"),
         (["retry-failed", "--config", "build.yaml"], "out is no output of `ovref build`"),
-        (["tombstone", "nowhere", "--reason", "x"], "by --key, --source or --noun"),
+        (["tombstone", "nowhere", "--reason", "x"], "by --ids, --key, --source or --noun"),
     ],
 )
 def test_what_has_to_be_mended_is_one_message_and_exit_code_2(ovref, arguments, says):

@@ -21,7 +21,8 @@ def class_names(text: str) -> list[str]:
         InputError: there is none, or more than `MOST`.
     """
     lines = text.splitlines() if "\n" in text.strip() else text.split(",")
-    names = list(dict.fromkeys(line.strip().rstrip(",") for line in lines if line.strip(" ,")))
+    stripped = (line.strip(" ,\t\r\n") for line in lines)
+    names = list(dict.fromkeys(name for name in stripped if name))
     if not 1 <= len(names) <= MOST:
         raise InputError(f"give 1 to {MOST} classes, one a line, found {len(names)}")
     return names

@@ -70,7 +70,8 @@ export async function change(ids, body, said) {
 
 async function about() {
   state.about = await ask("/api/about");
-  $("place").textContent = state.about.url;
+  $("place").textContent = state.about.url.split("/").slice(-2).join("/");
+  $("place").title = state.about.url;
   document.title = `${state.about.url.replace(/\/+$/, "").split("/").pop()} · ovref`;
   for (const link of document.querySelectorAll("nav a")) {
     const page = link.hash.slice(2);

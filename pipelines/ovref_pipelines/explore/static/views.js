@@ -49,7 +49,7 @@ function tile(one, { fact, marks = true } = {}) {
     one.suspicious ? el("span", { className: "badge" }, "suspicious") : null,
     el("div", { className: "text" },
       el("div", { className: "caption" }, captionOf(one.caption, [{ span: one.span }])),
-      el("div", { className: "facts" }, el("span", {}, fact ?? one.noun), el("span", {}, `score ${one.score}`))));
+      el("div", { className: "facts" }, el("span", {}, fact ?? one.noun), el("span", {}, `score ${one.score.toFixed(2)}`))));
   if (marks) {
     card.append(el("button", {
       className: "pick", title: "Mark as bad (x)", "aria-label": "Mark as bad", tabIndex: -1,
@@ -134,7 +134,7 @@ async function gallery(root, name) {
   async function fill() {
     const query = new URLSearchParams({ noun: name, order: kept.gallery, start: shown, count: PAGE });
     const found = await ask(`/api/noun?${query}`);
-    grid.append(...found.references.map((one) => tile(one, { fact: `agreement ${one.agreement}` })));
+    grid.append(...found.references.map((one) => tile(one, { fact: `agreement ${one.agreement.toFixed(2)}` })));
     shown += found.references.length;
     rest.hidden = shown >= found.compared;
     rest.textContent = `More (${number(found.compared - shown)})`;
@@ -164,7 +164,7 @@ async function showPrototypes(root, name) {
     const own = found.length ? found[0].made_of.join(", ") : "";
     root.replaceChildren(el("h2", {}, `${found.length} prototypes`), el("small", {}, own ? `made of the references of: ${own}` : "none"),
       ...found.map((one) => el("div", {}, el("p", { className: "muted" }, `prototype ${one.prototype + 1}: its nearest references`),
-        el("div", { className: "grid small" }, one.references.map((near) => tile(near, { fact: `${near.noun} ${near.cosine}` }))))),
+        el("div", { className: "grid small" }, one.references.map((near) => tile(near, { fact: `${near.noun} ${near.cosine.toFixed(2)}` }))))),
       el("h2", {}, "References"));
   } catch (error) {
     note(error.message);
@@ -189,7 +189,7 @@ export async function showReference(id) {
       el("button", { className: "danger", onclick: () => { mark(id, document.querySelector(`main .tile[data-id="${id}"]`)); sheet.close(); document.getElementById("reason").focus(); } },
         state.marked.has(id) ? "Take the mark back" : "Mark as bad")),
     el("h2", {}, found.neighbours.length ? `Looks like: ${found.same_noun} of ${found.neighbours.length} are of the same noun` : "No neighbours"),
-    el("div", { className: "grid small" }, found.neighbours.map((near) => tile(near, { fact: `${near.noun} ${near.cosine}`, marks: false }))),
+    el("div", { className: "grid small" }, found.neighbours.map((near) => tile(near, { fact: `${near.noun} ${near.cosine.toFixed(2)}`, marks: false }))),
     el("h2", {}, "Provenance"),
     el("div", { className: "scroll" }, el("table", {}, facts.map(([key, value]) => el("tr", {}, el("th", {}, key), el("td", {}, String(value)))))));
   if (!sheet.open) sheet.showModal();
@@ -295,9 +295,9 @@ function resultOf(method, result, { colours, size_hw: [height, width] }) {
     why.replaceChildren(
       el("h2", {}, el("span", { className: "dot", style: { background: colours[region.name] } }), `${region.name}, ${percent(region.area)} of the image`),
       el("small", {}, "references of this class that look most like the region"),
-      el("div", { className: "grid small" }, region.references.map((one) => tile(one, { fact: `${one.noun} ${one.cosine}`, marks: false }))),
+      el("div", { className: "grid small" }, region.references.map((one) => tile(one, { fact: `${one.noun} ${one.cosine.toFixed(2)}`, marks: false }))),
       el("p", {}, el("small", {}, contested ? `contested: ${contested} of the ${region.others.length} nearest of all references are of other nouns` : "the nearest of all references agree")),
-      contested ? el("div", { className: "grid small" }, region.others.map((one) => tile(one, { fact: `${one.noun} ${one.cosine}`, marks: false }))) : null);
+      contested ? el("div", { className: "grid small" }, region.others.map((one) => tile(one, { fact: `${one.noun} ${one.cosine.toFixed(2)}`, marks: false }))) : null);
   }
   const seen = [...new Set(result.regions.map((region) => region.name))];
   const figure = el("figure", {}, el("h2", {}, method), overlay,
