@@ -83,6 +83,14 @@ def parser() -> argparse.ArgumentParser:
     _add_dry_run(retry)
     retry.set_defaults(overrides=[], retry_failed=True)
     _add_submit_options(add_configured("submit", "send a build to a Ray cluster as a job"))
+    jobs = add("jobs", "list the builds that run on a Ray cluster")
+    jobs.add_argument("--all", action="store_true", help="with those that have ended")
+    jobs.add_argument("--json", action="store_true", help="for programs")
+    cancel = add("cancel", "end a build on a Ray cluster; it finishes the shards in hand")
+    cancel.add_argument("job", help="name of the job, or the output of its build")
+    cancel.add_argument("--detach", action="store_true", help="do not wait until it has ended")
+    for sub in (jobs, cancel):
+        _add_address(sub)
     add_configured("reduce", "make the collection again from a build's finished references")
     bench = add_configured("bench", "measure how fast a build's models are on this machine")
     bench.add_argument(
@@ -175,9 +183,7 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_submit_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--address", metavar="URL", help="the cluster's dashboard, such as http://HEAD:8265"
-    )
+    _add_address(sub)
     sub.add_argument("--runtime-env", metavar="FILE", help="Ray runtime environment, in YAML")
     sub.add_argument("--again", action="store_true", help="even if the build has succeeded before")
     waiting = sub.add_mutually_exclusive_group()
@@ -186,6 +192,12 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
         "--attach", nargs="?", const="", metavar="JOB",
         help="follow a job submitted before: the one named, or the last one of this configuration",
     )  # fmt: skip
+
+
+def _add_address(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--address", metavar="URL", help="the cluster's dashboard, such as http://HEAD:8265"
+    )
 
 
 def _number(kind: type) -> Callable[[str], Any]:

@@ -184,12 +184,30 @@ def _submit(options: Namespace, console: Console) -> int:
     except KeyboardInterrupt:
         console.say(
             f"ovref: job {job} keeps running; --attach {job} follows it, "
-            f"`ray job stop {job}` ends it"
+            f"`ovref cancel {job}` ends it"
         )
         return STOPPED
     reason = f": {details.message}" if code and details.message else ""
     console.say(f"ovref: job {job} {details.status.value.lower()}{reason}")
     return code
+
+
+def _jobs(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import jobs, submit
+
+    found = jobs.jobs(submit.connect(options.address), every=options.all)
+    text = jobs.jobs_json(found) if options.json else jobs.jobs_text(found, every=options.all)
+    console.show(text)
+    return 0
+
+
+def _cancel(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import jobs, submit
+
+    client = submit.connect(options.address)
+    job = jobs.cancel(client, options.job, wait=not options.detach, say=console.say)
+    console.show(f"job {job.name} {'is told to end' if options.detach else job.status}")
+    return 0
 
 
 def _verify(options: Namespace, console: Console) -> int:
@@ -213,6 +231,8 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "build": _build,
     "retry-failed": _build,
     "submit": _submit,
+    "jobs": _jobs,
+    "cancel": _cancel,
     "reduce": _reduce,
     "bench": _bench,
     "evaluate": _evaluate,

@@ -14,6 +14,7 @@ from typing import Any
 
 from ovref.errors import OvrefError
 from ovref.storage.store import Store
+from ovref_pipelines.engine.progress import duration
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,17 @@ def read(store: Store) -> dict[str, Any] | None:
     if tree["state"] == "running" and age > STALE_SECONDS:
         tree["state"] = "gone"
     return tree | {"age_seconds": round(age, 1)}
+
+
+def text(now: dict[str, Any]) -> str:
+    """How far a build is, of what `read` gives: the steps that are at work, or what it does."""
+    unfinished = [
+        f"{name} {step['records_done']} of {step['records'] or '?'} records"
+        + (f", {duration(step['seconds_to_go'])} to go" if step["seconds_to_go"] else "")
+        for name, step in now["steps"].items()
+        if step["records"] != step["records_done"]
+    ]
+    return "; ".join(unfinished) or now["doing"]
 
 
 def _now() -> str:

@@ -63,6 +63,8 @@ def test_verbs_and_flags_are_pinned():
         "submit": sorted(
             [*common, "--address", "--again", "--attach", "--detach", "--runtime-env"]
         ),
+        "jobs": ["--address", "--all", "--help", "--json", "-h"],
+        "cancel": ["--address", "--detach", "--help", "-h", "job"],
         "reduce": common,
         "evaluate": common,
         "bench": sorted([*common, "--batch-sizes", "--images"]),
@@ -78,7 +80,7 @@ def test_verbs_and_flags_are_pinned():
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
     }
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 11 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 13 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_help_has_examples_and_version_has_a_number(ovref):

@@ -66,7 +66,7 @@ def place_text(url: str) -> str:
     build = open_build(url)
     lines = [line for step in status(build) for line in _lines_of(step)]
     if (now := live.read(build.store)) is not None and now["state"] == "running":
-        lines.insert(0, f"running, {duration(now['age_seconds'])} ago: {_live_text(now)}")
+        lines.insert(0, f"running, {duration(now['age_seconds'])} ago: {live.text(now)}")
     if build.upstream != build.store:
         lines.insert(0, f"images come from {build.upstream.url}")
     if not build.is_published:
@@ -168,16 +168,6 @@ def _lines_of(step: StepStatus) -> Iterator[str]:
             f"  quarantined: {some(step.quarantined)}; tracebacks are in {step.output}/"
             f"{QUARANTINE}, the next build tries them again"
         )
-
-
-def _live_text(now: dict[str, Any]) -> str:
-    unfinished = [
-        f"{name} {step['records_done']} of {step['records'] or '?'} records"
-        + (f", {duration(step['seconds_to_go'])} to go" if step["seconds_to_go"] else "")
-        for name, step in now["steps"].items()
-        if step["records"] != step["records_done"]
-    ]
-    return "; ".join(unfinished) or now["doing"]
 
 
 def some(names: Sequence[str]) -> str:
