@@ -1,4 +1,4 @@
-"""The file formats of caption corpora: each reader yields the records of one file, unjudged."""
+"""The file formats of caption corpora: each reader yields all records of one file, valid or not."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec
 from ovref.errors import InputError
 
 CAPTION_NAMES = ("caption", "text", "TEXT", "title", "sentence")
-"""Where a caption is looked for when no column is named."""
+"""Columns that may hold the caption if none is named."""
 
 PARQUET_ROWS, PARQUET_IMAGES = 1024, 16
 """Rows decoded at a time, without and with images."""
@@ -28,29 +28,29 @@ TEXT_OR_BYTES = (
     pa.binary(), pa.large_binary(), pa.binary_view(),
 )  # fmt: skip
 FIRST_BLOCK = 1 << 16
-"""Bytes in which a text's line ends are looked for."""
-OBJECTS_TO_JUDGE = 1000
-"""JSON objects after which a corpus without the caption's field is refused."""
+"""Bytes of a text in which line ends are detected."""
+OBJECTS_TO_CHECK = 1000
+"""A corpus is refused if none of its first JSON objects, this many, has the caption's field."""
 LONGEST_MEMBER_BYTES = 1 << 28
-"""A file inside a tar that is longer than this is a malformed record."""
+"""A longer file inside a tar is a malformed record."""
 
 
-class Row(NamedTuple):
-    """One record as found in a file; `text` of None says that it has no usable caption field."""
+class CorpusRow(NamedTuple):
+    """One record as found in a file; its `text` is None if there is no usable caption field."""
 
     line: int | str
     text: Any
     image: Any = None
     """None, the encoded image, or the name of its file."""
     source: str = ""
-    """Added to the file's name when set; else the line is."""
+    """Appended to the file's name instead of the line, if set."""
 
 
 def _open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> io.TextIOWrapper:
-    """The file as UTF-8 text; bytes that are not become lone surrogates, found per record.
+    """The file as UTF-8 text; invalid bytes become lone surrogates, checked for per record.
 
-    By default lines end with `\\n` alone, since other separators may stand inside a caption; with
-    `\\r` where the text's beginning has that and no `\\n`.
+    By default only `\\n` ends a line, since captions may contain other separators; if the first
+    block has `\\r` and no `\\n`, `\\r` does.
     """
     file = fs.open(path, "rb", compression="gzip" if path.endswith(".gz") else None)
     head = file.read(FIRST_BLOCK)
@@ -70,13 +70,13 @@ def _open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") ->
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
-def read_text(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_text(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     with _open_text(fs, path) as file:
         for line, text in enumerate(file, start=1):
-            yield Row(line, text)
+            yield CorpusRow(line, text)
 
 
-def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     names = {}
     try:
         if spec.images is not None:
@@ -86,7 +86,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                         names[item.get("id")] = item.get("file_name")
         seen = []
         caption = spec.caption_column or "caption"
-        judge = _FieldJudge(path, (caption,))
+        check = _FieldCheck(path, (caption,))
         with _open_text(fs, path) as file:
             number = 0
             for kind, item in stream_members(file, "annotations"):
@@ -95,12 +95,12 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                     continue
                 number += 1
                 if not isinstance(item, dict):
-                    yield Row(number, None)
+                    yield CorpusRow(number, None)
                     continue
-                judge.see(item)
+                check.see(item)
                 image = item.get("image_id")
                 name = names.get(image) if isinstance(image, int | str) else None
-                yield Row(
+                yield CorpusRow(
                     line=number,
                     text=item.get(caption),
                     image=None if spec.images is None else name or b"",
@@ -116,10 +116,10 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
             f"{path} is not a COCO caption file: expected the member `annotations`, found "
             f"{', '.join(seen) or 'none'}"
         )
-    judge.finish()
+    check.finish()
 
 
-def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     # Published caption TSVs (CC3M, CC12M) have no quoting: a quotation mark is a quotation mark.
     tabs = PurePosixPath(path.removesuffix(".gz")).suffix.lower() == ".tsv" or spec.format == "tsv"
     with _open_text(fs, path, newline="") as file:
@@ -148,20 +148,20 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
             try:
                 row = next(rows, None)
                 if len(lines.taken) > 1:
-                    # An open quotation takes in line after line; one that is meant is well-formed.
+                    # An unclosed quotation swallows lines; an intended one is well-formed.
                     next(csv.reader(lines.taken, strict=True))
             except csv.Error:
                 lines.give_back()
-                yield Row(lines.number, None)
+                yield CorpusRow(lines.number, None)
                 continue
             if row is None:
                 break
             line = lines.number
             if len(row) > widest:
                 too_narrow = False
-                yield Row(line, row[caption], None if image is None else row[image])
+                yield CorpusRow(line, row[caption], None if image is None else row[image])
             else:
-                yield Row(line, None)
+                yield CorpusRow(line, None)
         if line and too_narrow:
             raise InputError(
                 f"no line of {path} has a column {widest} (counted from 0); expected "
@@ -170,12 +170,12 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
 
 
 class _Lines:
-    """The lines of a table, of which a record that turns out broken keeps its first alone."""
+    """The lines of a table; a malformed record uses up only its first line."""
 
     def __init__(self, file: io.TextIOWrapper) -> None:
         self._file, self._again = file, deque[str]()
         self.taken: list[str] = []
-        """Those of the record in hand."""
+        """Lines of the current record."""
         self.number = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -187,7 +187,7 @@ class _Lines:
         return self.taken[-1]
 
     def give_back(self) -> None:
-        """All but the record's first line are read again."""
+        """Returns all but the record's first line, to be read again."""
         self._again.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
 
@@ -215,9 +215,9 @@ def _listed(columns: list[str]) -> str:
     return ", ".join(repr(name[:40]) for name in columns[:20]) or "no columns"
 
 
-def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     named = CAPTION_NAMES if spec.caption_column is None else (spec.caption_column,)
-    lines, judge = 0, _FieldJudge(path, named)
+    lines, check = 0, _FieldCheck(path, named)
     with _open_text(fs, path) as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
@@ -228,17 +228,17 @@ def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
             except (ValueError, RecursionError):
                 item = None
             if not isinstance(item, dict):
-                yield Row(line, None)
+                yield CorpusRow(line, None)
                 continue
-            judge.see(item)
-            yield Row(line, _field(spec, item), _image_field(spec, item))
-    if lines and not judge.objects:
+            check.see(item)
+            yield CorpusRow(line, _field(spec, item), _image_field(spec, item))
+    if lines and not check.objects:
         raise InputError(f"{path} is not JSON Lines: none of its {lines} lines is a JSON object")
-    judge.finish()
+    check.finish()
 
 
-class _FieldJudge:
-    """Refuses a file of JSON objects of which none has the caption's field."""
+class _FieldCheck:
+    """Refuses a file in which no JSON object has the caption's field."""
 
     def __init__(self, path: str, named: tuple[str | int, ...]) -> None:
         self._path, self._named = path, named
@@ -251,7 +251,7 @@ class _FieldJudge:
         if not self._found:
             self._fields |= dict.fromkeys(item)
             self._found = any(name in item for name in self._named)
-        if self.objects == OBJECTS_TO_JUDGE:
+        if self.objects == OBJECTS_TO_CHECK:
             self.finish()
 
     def finish(self) -> None:
@@ -273,15 +273,15 @@ def _image_field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
     return None if spec.image_column is None else item.get(spec.image_column)
 
 
-def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
-    # Buffered and unhurried, or a row group of images would be read into memory as a whole.
+def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
+    # Buffered and without pre_buffer; otherwise a whole row group of images is read into memory.
     with (
         fs.open(path, "rb") as handle,
         pq.ParquetFile(handle, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as file,
     ):
         columns = file.schema_arrow.names
         wanted: list[str | int] = [_caption_name(spec, path, columns)]
-        # A caption column of bytes is decoded record by record, so that one bad text is one drop.
+        # A bytes column is decoded record by record, so that one bad text is one drop.
         _check_type(path, file.schema_arrow.field(wanted[0]), TEXT_OR_BYTES, "text")
         if spec.image_column is not None:
             if spec.image_column not in columns:
@@ -292,14 +292,14 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
                 _check_type(path, field, TEXT_OR_BYTES, "encoded images, or names of their files")
         row, rows = 0, PARQUET_ROWS if len(wanted) == 1 else PARQUET_IMAGES
         for batch in file.iter_batches(batch_size=rows, columns=wanted):
-            # As bytes, because Arrow does not check that its strings are UTF-8.
+            # As bytes, because Arrow does not verify UTF-8.
             texts = batch.column(wanted[0]).cast(pa.large_binary()).to_pylist()
             images = batch.column(wanted[1]).to_pylist() if len(wanted) > 1 else [None] * len(texts)
             for text, image in zip(texts, images, strict=True):
                 row += 1
                 if isinstance(image, dict):  # Hugging Face's image feature: {bytes, path}
                     image = image.get("bytes") or image.get("path")
-                yield Row(row, text, image)
+                yield CorpusRow(row, text, image)
 
 
 def _check_type(path: str, field: pa.Field, allowed: tuple[pa.DataType, ...], what: str) -> None:
@@ -308,25 +308,25 @@ def _check_type(path: str, field: pa.Field, allowed: tuple[pa.DataType, ...], wh
         raise InputError(f"the column {field.name!r} of {path} holds {field.type}, expected {what}")
 
 
-def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
-    """Samples are runs of members that share the name before the first dot of their last part.
+def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
+    """A sample is a run of members whose base names are equal up to the first dot.
 
     Raises:
-        InputError: the members of a sample do not stand together.
+        InputError: the members of a sample are not adjacent.
     """
-    parts_by_name: dict[int, tuple[bool, bool]] = {}  # keys: hashes of names, which are smaller
+    parts_by_name: dict[int, tuple[bool, bool]] = {}  # by hash of the name, which is smaller
     for row in _samples(spec, fs, path):
         parts = (row.text is not None, row.image is not None)
         if parts_by_name.setdefault(hash(row.line), parts) != parts:
             raise InputError(
-                f"the members of the sample {row.line} of {path} do not stand together, as a "
-                f"WebDataset's must: pack the files again in the order of their names "
+                f"the members of the sample {row.line} of {path} are not adjacent, as a "
+                f"WebDataset requires: pack the files again in the order of their names "
                 f"(`tar --sort=name -cf ...`)"
             )
         yield row
 
 
-def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     compression = "gzip" if path.endswith(".gz") else None
     with (
         fs.open(path, "rb", compression=compression) as handle,
@@ -339,7 +339,7 @@ def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Ro
             folder, _, base = member.name.rpartition("/")
             stem, _, suffix = base.partition(".")
             if not stem:
-                continue  # `.DS_Store` and its kind are no samples
+                continue  # `.DS_Store` and the like are not samples
             sample = f"{folder}/{stem}" if folder else stem
             if sample != name:
                 if name:
@@ -353,7 +353,7 @@ def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Ro
             yield _sample(spec, name, parts)
 
 
-def _sample(spec: CorpusSpec, name: str, parts: dict[str, bytes | None]) -> Row:
+def _sample(spec: CorpusSpec, name: str, parts: dict[str, bytes | None]) -> CorpusRow:
     text = parts.get(".txt")
     if text is None or spec.caption_column is not None:
         try:
@@ -362,4 +362,4 @@ def _sample(spec: CorpusSpec, name: str, parts: dict[str, bytes | None]) -> Row:
             fields = None
         text = _field(spec, fields) if isinstance(fields, dict) else None
     image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
-    return Row(name, text, image)
+    return CorpusRow(name, text, image)

@@ -1,4 +1,4 @@
-"""Corpora that are made of images: folders of images with captions, and the miniature's scenes."""
+"""Image corpora: folders of images with captions, and the miniature's scenes."""
 
 import hashlib
 import io
@@ -11,26 +11,26 @@ from fsspec import AbstractFileSystem
 from PIL import Image
 
 from ovref.corpora import formats
-from ovref.corpora.formats import Row
+from ovref.corpora.formats import CorpusRow
 from ovref.corpora.places import walk
 from ovref.corpora.spec import CAPTION_FILES, IMAGE_SUFFIXES, MINIATURE, CorpusSpec
 from ovref.errors import InputError
 from ovref.images import decode_image
 
 FILE_NAME = "file_name"
-"""Column of a metadata file that names the image, relative to the file (Hugging Face's layout)."""
+"""Column of a metadata file with the image's path relative to it (Hugging Face's layout)."""
 
 FIRST_SCENE = 4_000_000
-"""Seed of a miniature corpus's first scene; none of the miniature's models was trained on these."""
+"""Seed of a miniature corpus's first scene; no model was trained on these scenes."""
 
 
-def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Iterator[Row]:
-    """The images below a folder, each with its captions, folder by folder in order of names.
+def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Iterator[CorpusRow]:
+    """The images below a folder, each with its captions, folder by folder in order of name.
 
     A metadata file (`metadata.jsonl`, `.csv` or `.parquet`, with `file_name` and the caption's
-    column) speaks for its folder and all below it; images that it does not name are none of the
-    corpus's. Elsewhere the captions of `x.jpg` are the lines of `x.txt` that are not blank, and an
-    image without any is a record with an empty caption. Images are named relative to `root`.
+    column) covers its folder and all folders below; images that it does not name are not part of
+    the corpus. Elsewhere the captions of `x.jpg` are the non-blank lines of `x.txt`, and an image
+    without any is a record with an empty caption. Image names are relative to `root`.
     """
     root = root.rstrip("/")
     for folder, inside in walk(fs, root):
@@ -51,20 +51,24 @@ def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Ite
 
 def _by_metadata(
     spec: CorpusSpec, fs: AbstractFileSystem, folder: str, inner: str, metadata: str
-) -> Iterator[Row]:
+) -> Iterator[CorpusRow]:
     read = {"jsonl": formats.read_jsonl, "csv": formats.read_table, "parquet": formats.read_parquet}
     spec = replace(spec, format="auto", image_column=FILE_NAME)
     for row in read[metadata.rpartition(".")[2]](spec, fs, f"{folder}/{metadata}"):
         named = isinstance(row.image, str) and row.image != ""
-        yield Row(f"{inner}{metadata}:{row.line}", row.text, inner + row.image if named else b"")
+        yield CorpusRow(
+            f"{inner}{metadata}:{row.line}", row.text, inner + row.image if named else b""
+        )
 
 
-def _by_sidecar(fs: AbstractFileSystem, folder: str, inner: str, files: list[str]) -> Iterator[Row]:
+def _by_sidecar(
+    fs: AbstractFileSystem, folder: str, inner: str, files: list[str]
+) -> Iterator[CorpusRow]:
     images, texts = dict[str, str](), []
     for name in files:
         path = PurePosixPath(name)
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            # Of `x.jpg` and `x.png` the first is taken; both show what `x.txt` says.
+            # If there are both `x.jpg` and `x.png`, `x.txt` belongs to the first.
             images.setdefault(path.stem, name)
         elif path.suffix.lower() == ".txt":
             texts.append(name)
@@ -73,16 +77,16 @@ def _by_sidecar(fs: AbstractFileSystem, folder: str, inner: str, files: list[str
         lines = fs.cat_file(f"{folder}/{name}").removeprefix(b"\xef\xbb\xbf").splitlines()
         captions = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
         for number, line in captions or [(1, b"")]:
-            yield Row(f"{inner}{name}:{number}", line, image and inner + image)
+            yield CorpusRow(f"{inner}{name}:{number}", line, image and inner + image)
     for name in sorted(images.values()):
-        yield Row(inner + name, "", inner + name)
+        yield CorpusRow(inner + name, "", inner + name)
 
 
-def read_miniature(spec: CorpusSpec) -> Iterator[Row]:
-    """Scenes of a split of the miniature, drawn as they are read: PNG files and their captions.
+def read_miniature(spec: CorpusSpec) -> Iterator[CorpusRow]:
+    """Scenes of a split of the miniature, rendered as they are read: PNG files and captions.
 
     Raises:
-        InputError: there is no such split, or no `limit`: there are scenes without end.
+        InputError: there is no such split, or no `limit` (the number of scenes is unlimited).
     """
     from ovref.miniature.scenes import SPLITS, render
 
@@ -96,11 +100,11 @@ def read_miniature(spec: CorpusSpec) -> Iterator[Row]:
         scene = render(FIRST_SCENE + number, split)
         file = io.BytesIO()
         Image.fromarray(scene.image_hwc).save(file, "PNG")
-        yield Row(FIRST_SCENE + number, scene.caption, file.getvalue())
+        yield CorpusRow(FIRST_SCENE + number, scene.caption, file.getvalue())
 
 
 def identify_miniature(spec: CorpusSpec, scenes: int = 3) -> dict[str, Any]:
-    """What the drawing of scenes adds to an identity: the first ones' pixels and captions.
+    """Identity of rendered scenes: a hash of the pixels and captions of the first ones.
 
     Raises InputError as `read_miniature`.
     """

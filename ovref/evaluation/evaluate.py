@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from ovref.evaluation.cached import (
     CachedEncoder,
     CachedModels,
     CachedTexts,
-    Proposer,
+    RegionProposer,
     cached_proposer,
 )
 from ovref.evaluation.datasets import (
@@ -35,10 +35,19 @@ from ovref.evaluation.datasets import (
     miniature_scenes,
 )
 from ovref.evaluation.metrics import Scores, confusion, scores_of_counts, split_scores
+from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.in_memory import in_memory
 from ovref.evaluation.named_sets.opening import open_set
 from ovref.evaluation.oracle import label_masks, oracle_proposer
 from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.protocols import (
+    Protocol,
+    label_windows_of,
+    protocol_of,
+    protocol_of_windows,
+    segment_with_protocol,
+    windows_of,
+)
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
@@ -46,7 +55,7 @@ from ovref_inference.proposers.load import load_proposer, no_proposals
 from ovref_inference.ranges import require_at_least
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 
-SMALL = "The miniature's small models are trained on drawn scenes and know nothing of others."
+SMALL = "The miniature's small models are trained on synthetic scenes and know nothing of others."
 """Stands above tables of other images that they had a part in."""
 
 CAPTION = (
@@ -75,16 +84,20 @@ class EvaluateSpec:
     root: str = ""
     """Folder that holds `dataset`, as published or in a usual converted layout."""
     names: str = ""
-    """Class list of `dataset`: `mmseg`, `fcclip`, `corrclip`, ... or the path of a text file."""
+    """Class list of `dataset`: `mmseg`, `fcclip`, `corrclip`, ... or the path of a text file; empty
+    takes the protocol's."""
+    protocol: str = ""
+    """How images are resized and cut into windows and background is found: `tcl`, `corrclip`,
+    `retclip`, `vocseg` or `zs3`; empty takes each image as it is, as a whole."""
     limit: int | None = None
     """The first so many images of `dataset`; null takes all. All are kept in memory."""
     folder: LabelFolder | None = None
     """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
-    should then name models for them. Each image is brought to the encoders' sizes as a whole."""
+    should then name models for them."""
     fossil: FossilConfig = miniature.FOSSIL
-    """Configuration from which the ablations start; `windows` must be null here, for images
-    are encoded once and whole. N is far below the paper's, for a small collection has few dozen
-    references of a class, and whatever is retrieved beyond them is of other classes."""
+    """Configuration from which the ablations start; its `windows`, in place of a protocol, are slid
+    for every row. N is far below the paper's, for a small collection has few dozen references of a
+    class, and whatever is retrieved beyond them is of other classes."""
     opencut: OpenCutProposerConfig = miniature.OPENCUT
     """Proposals."""
     clip: VisualEncoderConfig = miniature.CLIP
@@ -106,9 +119,20 @@ class EvaluateSpec:
             raise ValueError("give dataset with root, or folder, or neither")
         if self.limit is not None:
             require_at_least("limit", self.limit, 1)
-        if self.fossil.windows is not None:
-            raise ValueError("fossil.windows must be null: images are encoded once and whole")
+        if self.protocol and self.fossil.windows is not None:
+            raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
+        self.chosen_protocol()
         require_at_least("pictures", self.pictures, 0)
+
+    def chosen_protocol(self) -> Protocol | None:
+        """The protocol, with its settings for `dataset`; None takes images as they are.
+
+        Raises:
+            ConfigError: there is no protocol of that name.
+        """
+        if self.fossil.windows is not None:
+            return protocol_of_windows(self.fossil.windows)
+        return protocol_of(self.protocol, self.dataset) if self.protocol else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +147,14 @@ class Bench:
     """Dense CLIP features."""
     text: CachedTexts
     """The collection's text encoder."""
-    proposers: dict[str, Proposer]
+    proposers: dict[str, RegionProposer]
     """`none`, `opencut`, `oracle`."""
+    protocol: Protocol | None = field(default=None)
+    """How images come to the segmenters; None for images as they are."""
 
     def fossil(self, config: FossilConfig, proposer: str) -> FossilSegmenter:
-        """FOSSIL with one of the proposers."""
+        """FOSSIL with one of the proposers; windows are the protocol's."""
+        config = replace(config, windows=None)
         return FossilSegmenter(
             self.collection, self.visual, self.text, self.proposers[proposer], config
         )
@@ -144,9 +171,12 @@ class Bench:
 
     def predict(self, segmenter: FossilSegmenter | TextOnlySegmenter) -> list[np.ndarray]:
         """(H, W) int32 label maps of all images, one image at a time to bound memory."""
+        data, protocol = self.data, self.protocol
+        if protocol is None:
+            return [segmenter.segment([one], data.classes)[0].labels_hw for one in data.images]
         return [
-            segmenter.segment([image_hwc], self.data.classes)[0].labels_hw
-            for image_hwc in self.data.images
+            segment_with_protocol(segmenter, one, data.classes, protocol, data.seen).labels_hw
+            for one in data.images
         ]
 
     def scores(self, predictions: Sequence[np.ndarray]) -> Scores:
@@ -167,9 +197,9 @@ def evaluate(
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
 
     Returns:
-        What evaluation.json holds: caption, rows (name, mIoU, accuracies and, with a split of
-        classes, hIoU, in [0, 1]; None where not defined), ablations, ratios, per-class IoU
-        (None for a class that does not occur), the support of each class in words
+        What evaluation.json holds: caption, protocol, rows (name, mIoU, accuracies and, with a
+        split of classes, hIoU, in [0, 1]; None where not defined), ablations, ratios, per-class
+        IoU (None for a class that does not occur), the support of each class in words
         (`class_support`), the effective specification, class list and label convention, the
         collection's fingerprint, seconds.
 
@@ -200,6 +230,9 @@ def evaluate(
         result = {
             "caption": _caption(spec, collection),
             "data": bench.data.name,
+            "protocol": "images as they are"
+            if bench.protocol is None
+            else bench.protocol.described(),
             "convention": bench.data.convention,
             "class_fingerprint": bench.data.class_fingerprint,
             "collection": {
@@ -248,7 +281,12 @@ def make_bench(
             f"({collection.visual_config.features}), and FOSSIL compares dense features with it: "
             "give a collection of dense features"
         )
-    data = _data(spec)
+    protocol = spec.chosen_protocol()
+    data = _data(spec, protocol)
+    images, labels = list(data.images), list(data.labels)
+    if protocol is not None:
+        images = [part for one in images for part in windows_of(one, protocol)]
+        labels = [part for one in labels for part in label_windows_of(one, protocol)]
     opencut = load_proposer(ProposerConfig(opencut=spec.opencut), device=models.device)
     bench = Bench(
         data=data,
@@ -259,21 +297,26 @@ def make_bench(
         proposers={
             "none": no_proposals,
             "opencut": cached_proposer(opencut),
-            "oracle": oracle_proposer(data.images, [label_masks(label) for label in data.labels]),
+            "oracle": oracle_proposer(images, [label_masks(label) for label in labels]),
         },
+        protocol=protocol,
     )
     # All at once, in full batches; the segmenters then find each image in the cache.
     progress(f"encoding {data.name}")
     for encoder in (bench.visual, bench.clip):
-        encoder.encode(data.images)
+        encoder.encode(images)
     progress("proposing masks")
-    bench.proposers["opencut"](data.images)
+    bench.proposers["opencut"](images)
     return bench
 
 
-def _data(spec: EvaluateSpec) -> Dataset:
+def _data(spec: EvaluateSpec, protocol: Protocol | None) -> Dataset:
     if spec.dataset:
-        return in_memory(open_set(spec.dataset, spec.root, names=spec.names), spec.limit)
+        names = spec.names
+        if not names and protocol is not None:
+            known = SETS[spec.dataset].lists if spec.dataset in SETS else ()
+            names = protocol.names if protocol.names in known else ""
+        return in_memory(open_set(spec.dataset, spec.root, names=names), spec.limit)
     return label_folder(spec.folder) if spec.folder else miniature_scenes(spec.split, spec.scenes)
 
 

@@ -15,7 +15,8 @@ RATIOS = {"over_text_only": "the better text-only row", "over_oracle": "oracle m
 
 def text(result: dict[str, Any]) -> str:
     """The result of `evaluate` as aligned text for a terminal."""
-    blocks = [result["caption"], f"{result['data']}; {_collection_line(result)}", ""]
+    blocks = [result["caption"], f"{result['data']}; {_collection_line(result)}"]
+    blocks += [f"Protocol {result['protocol']}", ""]
     for rows in _tables(result):
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         for row in rows:
@@ -28,7 +29,7 @@ def text(result: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """The result of `evaluate` as a Markdown page."""
     lines = ["# Evaluation", "", f"*{result['caption']}*", ""]
-    lines += [f"{result['data']}; {_collection_line(result)}.", ""]
+    lines += [f"{result['data']}; {_collection_line(result)}. Protocol {result['protocol']}.", ""]
     for header, *rows in _tables(result):
         lines += [*markdown_table(header, rows), ""]
     for note in _notes(result):

@@ -1,4 +1,4 @@
-"""Measures of how far a reference can be trusted, on plain arrays.
+"""Measures of the reliability of references, on plain arrays.
 
 A collection of generated or self-labelled references holds masks that missed their noun. Two
 measures find most of them without any annotation: a reference whose visual neighbours on *other*
@@ -29,12 +29,12 @@ def noun_agreement(
 ) -> np.ndarray:
     """How well a reference's visual neighbours on other images share its noun, in [0, 1].
 
-    Of the m candidates of each query the first k that lie on another image than the query are
-    asked (so a reference never vouches for itself, nor two regions of one image for each other).
-    The count of those with the query's noun is divided by the most it could be: the smaller of k
-    and the number of references with this noun on other images. A rare noun is thereby not
-    punished for being rare. The idea is SegRAG's intra-class consistency check, which keeps a
-    support feature when it retrieves its own class in other supports.
+    Of the m candidates of each query the first k that lie on another image than the query count
+    (so a reference never supports itself, nor two regions of one image each other).
+    The count of those with the query's noun is divided by its maximum, the smaller of k and the
+    number of references with this noun on other images, so that rare nouns are not penalised.
+    The idea is SegRAG's intra-class consistency check, which keeps a support
+    feature when it retrieves its own class in other supports.
 
     Args:
         neighbours_qm: (q, m) int rows nearest first, -1 where the search found fewer. Pass m
@@ -42,10 +42,10 @@ def noun_agreement(
         query_rows_q: (q,) int, the rows that were searched for.
         nouns_n, images_n: (n,) int codes of every row's noun and image.
         elsewhere_n: (n,) int, `elsewhere(nouns_n, images_n)`.
-        k: neighbours to ask, at least 1.
+        k: neighbours to consider, at least 1.
 
     Returns:
-        (q,) float64; NaN where no other image shows the noun, so that nothing can be said.
+        (q,) float64; NaN where no other image shows the noun.
     """
     other_image = images_n[neighbours_qm] != images_n[query_rows_q][:, None]
     asked = other_image & (neighbours_qm >= 0)
@@ -67,7 +67,7 @@ def elsewhere(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
 
 
 def first_of_near_duplicates(
-    vectors_nd: np.ndarray, min_cosine: float, settled: int = 0, block: int = 1024
+    vectors_nd: np.ndarray, min_cosine: float, existing: int = 0, block: int = 1024
 ) -> np.ndarray:
     """(n,) bool: the rows to keep so that no two kept rows have a cosine of `min_cosine` or more.
 
@@ -77,7 +77,7 @@ def first_of_near_duplicates(
     Args:
         vectors_nd: (n, d) float, rows not zero.
         min_cosine: in (-1, 1]; 1 for rows that are equal but for rounding.
-        settled: so many rows at the beginning stay in any case, near to each other or not.
+        existing: number of leading rows that are always kept, duplicates or not.
         block: rows compared at a time; does not change the result.
     """
     # Float16 rows are of unit length within 1e-3 only, and cosines near 1 are what is asked here.
@@ -92,9 +92,9 @@ def first_of_near_duplicates(
         if len(kept_before):
             alive = (rows @ kept_before.T).max(axis=1) < min_cosine
         near = rows @ rows.T >= min_cosine
-        settled_here = max(settled - start, 0)
-        alive[:settled_here] = True
-        near[:, :settled_here] = False
+        existing_here = max(existing - start, 0)
+        alive[:existing_here] = True
+        near[:, :existing_here] = False
         for row in range(len(rows)):
             if alive[row]:
                 alive[row + 1 :] &= ~near[row, row + 1 :]

@@ -17,7 +17,7 @@ def spherical_kmeans(
 ) -> np.ndarray:
     """Centroids of `vectors` by cosine similarity (FOSSIL 3.3, VOCSeg 3.1).
 
-    k-means++ initialisation, then Lloyd's steps until nothing moves. Equal input and seed give
+    k-means++ initialisation, then Lloyd's iterations until convergence. Equal input and seed give
     equal centroids. An empty cluster takes the vector farthest from its own centroid.
 
     Args:
@@ -137,7 +137,7 @@ def _kmeans_of_batch(points_bnd: np.ndarray, k: int, seed: int, iterations: int)
 def _spread_start_of_batch(cosines: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     """`_spread_start` of each (n, n) matrix of cosines: (b, k) indices.
 
-    Sets of one size draw the same numbers, each as if it were alone.
+    Sets of one size use the same random numbers, as if each were alone.
     """
     batch, count = cosines.shape[:2]
     rows = np.arange(batch)
@@ -148,8 +148,8 @@ def _spread_start_of_batch(cosines: np.ndarray, k: int, rng: np.random.Generator
         distance = np.clip(distance, 0.0, None)
         np.put_along_axis(distance, chosen[:, :number], 0.0, axis=1)
         cumulative = np.cumsum(distance, axis=1, dtype=np.float64)
-        drawn = rng.random() * cumulative[:, -1:]
-        pick = np.minimum((cumulative <= drawn).sum(axis=1), count - 1)
+        sampled = rng.random() * cumulative[:, -1:]
+        pick = np.minimum((cumulative <= sampled).sum(axis=1), count - 1)
         # Only duplicates are left.
         for row in np.flatnonzero(cumulative[:, -1] <= 1e-6):
             pick[row] = np.setdiff1d(np.arange(count), chosen[row, :number])[0]
@@ -159,7 +159,7 @@ def _spread_start_of_batch(cosines: np.ndarray, k: int, rng: np.random.Generator
 
 
 def _spread_start(points: np.ndarray, k: int, rng: np.random.Generator) -> list[int]:
-    """Indices of k points, each drawn in proportion to its distance from those before."""
+    """Indices of k points, each sampled in proportion to its distance from those before."""
     chosen = [int(rng.integers(len(points)))]
     distance = 1.0 - points @ points[chosen[0]]
     for _ in range(k - 1):

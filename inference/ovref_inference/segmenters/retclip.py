@@ -1,4 +1,4 @@
-"""RetCLIP at inference: regions ask the collection for regions like them (section 2.2)."""
+"""RetCLIP at inference: regions retrieve similar regions from the collection (section 2.2)."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -56,11 +56,12 @@ class RetClipConfig:
     `k` references."""
     tau: float = 0.01
     """Temperature of the softmax over CLIP's cosines, above 0: CLIP's own, as in FC-CLIP, on which
-    RetCLIP is built. Choose it with gamma: the surer the text, the less retrieval weighs."""
+    RetCLIP is built. Tune it with gamma: the more peaked the text scores, the less retrieval
+    counts."""
     label_threshold: float = 0.95
     """A noun stands for a class if the cosine of their texts is above this."""
     mask_threshold: float = 0.5
-    """A pixel belongs to a region's mask if its activation is above this."""
+    """A pixel belongs to a region's mask if its probability is above this."""
     min_score: float = 0.0
     """Panoptic: regions whose best score is not above this are left out."""
     overlap: float = 0.8
@@ -136,7 +137,7 @@ class RetClipSegmenter:
         self._prepared: dict[tuple[str, ...], Labelled] = BoundedCache()
 
     def prepare(self, class_names: Sequence[str]) -> Labelled:
-        """What references stand for which class; found at the first call, then remembered.
+        """Which references stand for which class; cached after the first call.
 
         Warns, once for each list of classes, about classes without references. They are classified
         by text alone where a noun is near enough (`class_support`), and are missing otherwise.
@@ -206,15 +207,15 @@ class RetClipSegmenter:
                 self.retrieved(features_nd, labelled, len(class_names)),
                 config.gamma,
             )
-            if found.trained_nc is not None:
-                trained_nc, seen = trained_scores(
+            if found.class_probs_nc is not None:
+                trained_scores_nc, seen = trained_scores(
                     found, class_names, self.texts, config.label_threshold
                 )
-                scores_nc = ensemble(scores_nc, trained_nc, seen, config.alpha, config.beta)
+                scores_nc = ensemble(scores_nc, trained_scores_nc, seen, config.alpha, config.beta)
             scores_nc[:, ~present] = 0.0
             scored.append(
                 ScoredRegions(
-                    activations_nhw=found.activations_nhw,
+                    mask_probs_nhw=found.mask_probs_nhw,
                     scores_nc=scores_nc,
                     missing=labelled.missing,
                 )
@@ -244,8 +245,7 @@ class RetClipSegmenter:
     ) -> list[Panoptic]:
         """Panoptic maps of images, by `regions.panoptic`.
 
-        Args, errors: as of `segment`; `things` says of each class whether its instances are told
-        apart.
+        Args, errors: as of `segment`; `things` says of each class whether it is a thing.
         """
         return [
             panoptic(
@@ -355,17 +355,17 @@ def mixed(clip_nc: np.ndarray, retrieved_nc: np.ndarray, gamma: float) -> np.nda
 
 
 def ensemble(
-    open_nc: np.ndarray, trained_nc: np.ndarray, seen: np.ndarray, alpha: float, beta: float
+    open_nc: np.ndarray, trained_scores_nc: np.ndarray, seen: np.ndarray, alpha: float, beta: float
 ) -> np.ndarray:
     """RetCLIP's last equations: w s_oov + (1 - w) s_iv, w = alpha for seen classes, else beta.
 
     Args:
         open_nc: (n, c) of `mixed`.
-        trained_nc: (n, c) of the in-vocabulary classifier.
+        trained_scores_nc: (n, c) of the in-vocabulary classifier.
         seen: (c,) bool, which classes it was trained on.
 
     Returns:
         (n, c) float32.
     """
     weight = np.where(seen, alpha, beta)
-    return (weight * open_nc + (1 - weight) * trained_nc).astype(np.float32)
+    return (weight * open_nc + (1 - weight) * trained_scores_nc).astype(np.float32)

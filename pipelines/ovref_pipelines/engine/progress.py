@@ -1,10 +1,9 @@
-"""What a person sees of a running step: records done, records a second, an honest time to go.
+"""Progress of a running step: records done, records per second, remaining time.
 
 On a terminal a bar for each step, drawn by rich, with `line()` beside it; elsewhere (a log, a
-cluster job) `line()` every so many seconds; for programs the same as JSON, one object a line
-(`json_line`). The rate is that of the last few batches of this run; what was done before does not
-count, and there is no estimate before the first batch is done. A `Meter` passes the counts on to
-where metrics are collected, a `Watcher` to whoever looks at the build from outside.
+cluster job) `line()` at intervals; `json_line` gives the same as one JSON object per line. The rate
+is that of the last few batches of this run, so there is no estimate before the first one is
+finished. A `Meter` exports the counts to a metrics system, a `Watcher` to `progress.json`.
 
 Whoever runs a step calls `begin` once, then `report`, `finished`, `set_aside`, `more` and `failed`
 as things happen, `tick` often and `close` at the end. All outputs come from `line`, `counts` and
@@ -28,7 +27,7 @@ Watcher = Callable[[list[dict[str, Any]]], None]
 
 
 class Meter(Protocol):
-    """Where the counts of a step go besides."""
+    """Receives the counts of a step as well."""
 
     def finished(self, inputs: int, outputs: int, dropped: dict[str, int]) -> None:
         """A shard is committed."""
@@ -37,11 +36,11 @@ class Meter(Protocol):
         """One of `Ledger.tallies` has grown."""
 
     def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
-        """Where the step stands now."""
+        """Current state of the step."""
 
 
 class Progress:
-    """Counts one step's shards and prints where it stands."""
+    """Counts one step's records and prints its progress."""
 
     def __init__(
         self,
@@ -55,8 +54,8 @@ class Progress:
         bill: Bill | None = None,
         watcher: Watcher | None = None,
     ) -> None:
-        """`stream` is stderr where None; `clock` gives seconds and only ever grows; `log` is
-        `text` or `json`; `bill` is that of the build, which whoever holds workers tells."""
+        """`stream` defaults to stderr; `clock` is monotonic, in seconds; `log` is `text` or `json`;
+        `bill` is the build's, updated by whoever starts workers."""
         self._step = step
         self._every_seconds = every_seconds
         self._stream = sys.stderr if stream is None else stream
@@ -91,39 +90,39 @@ class Progress:
             self.say(f"{total - done} of {total} shards to do, {records_to_go} records")
 
     def meter_to(self, meter: Meter) -> None:
-        """Passes counts on to `meter` from now on."""
+        """Sends counts to `meter` from now on."""
         self._meter = meter
 
     def beside(self, other: "Progress") -> None:
-        """Shows `other`, of a step that runs at the same time, together with this one."""
+        """Shows `other`, of a concurrent step, together with this one."""
         self._leader._shown.append(other)
         other._leader, other._lock = self._leader, self._lock
 
     def still_to_come(self, shards: int) -> None:
-        """So many shards of the step before are not made yet: `more` announces each. Till then
-        nobody knows how many records there are, and there is no estimate."""
+        """The previous step still has this many shards to make; `more` adds each. Until then the
+        number of records is unknown, and there is no estimate."""
         self._announced = shards
 
     def more(self, inputs: int) -> None:
-        """A shard of `inputs` records has come."""
+        """A shard of `inputs` records was added."""
         self._to_go += inputs
         self._announced -= 1
 
     def working(self, workers: int) -> None:
-        """The first worker has its models: rates are measured from here."""
+        """The first worker has loaded its models: rates are measured from here."""
         with self._lock:
             self._rate.begin(workers)
             self._ready = True
 
     def report(self, report: Report) -> None:
-        """A worker tells how far it is in its shard; may be called from any thread."""
+        """Progress of a worker within its shard; may be called from any thread."""
         with self._lock:
             self._reports[report.shard] = report
             self._rate.at(self._records())
             self.tick()
 
     def lost(self, shard: str) -> None:
-        """What a worker had done of a shard is lost."""
+        """A worker's progress within a shard is lost."""
         with self._lock:
             self._reports.pop(shard, None)
             self._rate.at(self._records())
@@ -152,17 +151,17 @@ class Progress:
             self._to_go -= inputs
 
     def failed(self, what: str) -> None:
-        """Something went wrong that has a tally: a retry, a worker that was lost."""
+        """Counts an event that has a tally: a retry, a lost worker."""
         if self._meter is not None:
             self._meter.failed(what)
 
     def stands(self, shards_waiting: int, workers: int) -> None:
-        """For the meter: shards that nobody works at, and workers that have their models."""
+        """For the meter: unassigned shards, and workers with loaded models."""
         if self._meter is not None:
             self._meter.stands(shards_waiting, workers, self.records_per_second() or 0.0)
 
     def tick(self) -> None:
-        """Prints if it is time; call it often."""
+        """Prints if the interval has passed; call it often."""
         if self._leader is not self:
             self._leader.tick()
             return
@@ -183,7 +182,7 @@ class Progress:
                 self._print("; ".join(progress.line() for progress in self._shown))
 
     def say(self, message: str, event: str = "note", **fields: Any) -> None:
-        """A line of its own: a shard that failed, a worker that was lost.
+        """Prints a separate line: a failed shard, a lost worker.
 
         Args:
             event: what kind of message it is, for programs; with `fields` about it.
@@ -195,7 +194,7 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Takes the bars off the terminal."""
+        """Removes the bars from the terminal."""
         if self._leader is self and self._watcher is not None:
             self._watcher([progress.counts() for progress in self._shown])
         if self._bars is not None:
@@ -203,11 +202,11 @@ class Progress:
             self._bars = None
 
     def records_per_second(self) -> float | None:
-        """Input records a second over the recent batches; None before the first is done."""
+        """Input records per second over the recent batches; None before the first is finished."""
         return self._rate.per_second()
 
     def line(self) -> str:
-        """Where the step stands now."""
+        """Current state of the step."""
         done, total = self._bar()
         parts = [f"{self._step}: {done}/{'?' if self._announced > 0 else total} records"]
         if rate := self.records_per_second():
@@ -217,9 +216,9 @@ class Progress:
             if seconds is not None:
                 parts.append(f"{duration(seconds)} to go")
             elif self._ready:
-                parts.append("time to go unknown until the first batch is done")
+                parts.append("time to go unknown until the first batch is finished")
             else:
-                parts.append("workers load their models")
+                parts.append("workers are loading their models")
         dropped = sum(self._dropped.values()) + sum(r.dropped for r in self._reports.values())
         if dropped:
             parts.append(f"{dropped} drops")
@@ -230,7 +229,7 @@ class Progress:
             parts.append(f"GPU{busy} {used['used_bytes'] / 1e9:.3g} of "
                          f"{used['total_bytes'] / 1e9:.3g} GB")
         if (cost := self.bill.amount) is not None:
-            parts.append(f"cost {cost:.2f} so far")
+            parts.append(f"cost so far {cost:.2f}")
         return ", ".join(parts)
 
     def counts(self) -> dict[str, Any]:

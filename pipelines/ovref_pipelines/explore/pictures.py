@@ -83,7 +83,7 @@ def palette(count: int) -> np.ndarray:
     hues = (np.arange(count) * 0.61803398875) % 1
     levels = 0.62 + 0.38 * ((np.arange(count) // 3) % 2)
     ramp = np.clip(np.abs((hues[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
-    return np.uint8(255 * levels[:, None] * (0.25 + 0.75 * ramp))
+    return (255 * levels[:, None] * (0.25 + 0.75 * ramp)).astype(np.uint8)
 
 
 def resized(image_hwc: np.ndarray, side: int) -> np.ndarray:

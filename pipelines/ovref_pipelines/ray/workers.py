@@ -1,4 +1,4 @@
-"""The actors that `ray.engine` drives, and what the driver knows of each."""
+"""The actors of `ray.engine`, and the driver's view of each."""
 
 import secrets
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from ovref.contract import Spec
 from ovref.errors import OvrefError
 from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.config import PoolConfig
-from ovref_pipelines.engine.ledger import Order, Outcome
+from ovref_pipelines.engine.ledger import Outcome, ShardTask
 from ovref_pipelines.engine.run_steps import ShardWorker, StepRun
 from ovref_pipelines.ray.reports import teller
 
 
 class Worker:
-    """The actor. Its constructor does nothing, so that errors of loading arrive whole."""
+    """The actor. Its constructor does nothing, so that loading errors arrive unchanged."""
 
     def where(self) -> str:
-        """Ray's id of the node on which it has got its place."""
+        """Ray's id of the node that it runs on."""
         return ray.get_runtime_context().get_node_id()
 
     def load(
         self, chains: list[tuple[Sequence[Spec], StepFolder, StepFolder]], threads: int
     ) -> OvrefError | None:
-        """Builds the stages of each step; why it failed if it did.
+        """Builds the stages of each step; returns the error, if any.
 
         Args:
             chains: the specs of each step, where it reads and where it writes.
@@ -42,44 +42,44 @@ class Worker:
         return None
 
     def run(
-        self, step: int, order: Order, upcoming: str | None, channel: str
+        self, step: int, task: ShardTask, upcoming: str | None, channel: str
     ) -> tuple[Outcome, int]:
-        """One order of one of its steps; and its resident memory afterwards, bytes.
+        """Runs one task of one of its steps; also returns the resident memory afterwards, bytes.
 
         Args:
             channel: see `WorkerHandle`.
         """
         worker, source, target = self._steps[step]
-        outcome = worker.run(source, target, order, upcoming, teller(channel, step))
+        outcome = worker.run(source, target, task, upcoming, teller(channel, step))
         return outcome, self._process.memory_info().rss
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker as the driver knows it."""
+    """The driver's view of a worker."""
 
     actor: Any
     pool: "Pool"
     node: str | None = None
     """Ray's id of the node it runs on; None while it waits for a place."""
     hired_among: frozenset[str] = frozenset()
-    """The nodes that were there when it was hired."""
+    """The live nodes when it was started."""
     channel: str = field(default_factory=lambda: secrets.token_hex(8))
-    """What its reports are found by (`ray.reports`)."""
-    reserved: Order | None = None
-    """An order of the pool's first step whose shard is fetched ahead, to be given to it next."""
+    """Where its reports are found (`ray.reports`)."""
+    reserved: ShardTask | None = None
+    """A task of the pool's first step whose shard it prefetches, to be given to it next."""
 
 
 @dataclass
-class Task:
-    """What a worker has been asked to do."""
+class PendingCall:
+    """A pending call of a worker."""
 
     handle: WorkerHandle
     started: float
     """`time.monotonic()`."""
     run: StepRun | None = None
-    """None while it waits for a place and while it loads its models."""
-    order: Order | None = None
+    """None while the worker waits for a place or loads its models."""
+    task: ShardTask | None = None
 
 
 @dataclass(eq=False)
@@ -89,22 +89,22 @@ class Pool:
     runs: list[StepRun]
     """In the order of the flow."""
     config: PoolConfig
-    tasks: dict[Any, Task] = field(default_factory=dict)
+    calls: dict[Any, PendingCall] = field(default_factory=dict)
     idle: list[WorkerHandle] = field(default_factory=list)
-    """They have their models and nothing to do yet."""
+    """Workers with loaded models and without a task."""
     start_deaths: int = 0
-    """Workers in a row that died before they had loaded their models."""
+    """Number of consecutive workers that died before they had loaded their models."""
     anyone_ready: bool = False
 
     @property
     def loading(self) -> int:
-        """Workers that do not have their models yet, with those that wait for a place."""
-        return sum(task.run is None for task in self.tasks.values())
+        """Number of workers without models, including those that wait for a place."""
+        return sum(call.run is None for call in self.calls.values())
 
     def handles(self) -> list[WorkerHandle]:
-        """All workers, those at work first."""
-        return [*(task.handle for task in self.tasks.values()), *self.idle]
+        """All workers, busy ones first."""
+        return [*(call.handle for call in self.calls.values()), *self.idle]
 
     def at_work(self, run: StepRun) -> int:
-        """The number of shards of a step that its workers have."""
-        return sum(task.run is run for task in self.tasks.values())
+        """Number of a step's shards that its workers are processing."""
+        return sum(call.run is run for call in self.calls.values())

@@ -58,13 +58,13 @@ def wanted(
         raise InputError("say which references, by --ids, --key, --source or --noun")
     dead = store.read_tombstones(place)["id"]
     with ReferenceCollection.open(place) as collection:
-        found = collection.ids_of(**named, deleted=deleted) if any(named.values()) else []
+        found = collection.ids_of(**named, deleted=deleted)
         total = len(collection.visual)
     given = np.unique(np.asarray([] if ids is None else ids, dtype=np.int64))
     if len(bad := given[given >= total]):
         raise InputError(f"{place} has references 0 to {total - 1}, not {bad[:10].tolist()}")
     given = given[np.isin(given, dead) == deleted]
-    chosen = np.union1d(given, np.asarray(found, dtype=np.int64)).tolist()
+    chosen = np.union1d(given, found).tolist()
     if not chosen:
         asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
         kind = "deleted reference" if deleted else "reference"

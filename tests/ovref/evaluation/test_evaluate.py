@@ -29,6 +29,7 @@ from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import load_proposer, no_proposals
 from ovref_inference.proposers.opencut import OpenCutConfig
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
+from ovref_inference.segmenters.windows import WindowConfig
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +264,37 @@ def test_a_specification_comes_from_plain_values_and_refuses_mistakes(spec):
         replace(spec, pictures=-1)
     with pytest.raises(ValueError, match="split must be one of"):
         replace(spec, split="train")
-    with pytest.raises(ValueError, match=r"fossil\.windows must be null"):
-        replace(spec, fossil=FossilConfig())
+    with pytest.raises(ValueError, match="windows would slide twice"):
+        replace(spec, fossil=FossilConfig(), protocol="tcl")
+    with pytest.raises(ConfigError, match="no protocol 'tlc'"):
+        replace(spec, protocol="tlc")
+
+
+def test_windows_of_the_bench_are_those_that_a_segmenter_slides_itself(spec, collection_url):
+    windows = WindowConfig(short_side=64, long_side=200, crop=48, stride=16)
+    config = replace(spec.fossil, windows=windows)
+    with CachedModels(device="cpu") as models:
+        collection = models.collection(collection_url)
+        bench = make_bench(
+            replace(spec, fossil=config, scenes=2), collection, models, lambda line: None
+        )
+        whole = make_bench(replace(spec, scenes=2), collection, models, lambda line: None)
+        found = bench.predict(bench.fossil(config, "opencut"))
+        own = FossilSegmenter(
+            collection, bench.visual, bench.text, bench.proposers["opencut"], config
+        )
+        expected = [one.labels_hw for one in own.segment(bench.data.images, bench.data.classes)]
+        # Rounding differs, where two classes are nearly equal.
+        agree = [np.mean(a == b) for a, b in zip(found, expected, strict=True)]
+        assert min(agree) > 0.999
+        different = [
+            np.mean(a == b)
+            for a, b in zip(found, whole.predict(whole.fossil(config, "opencut")), strict=True)
+        ]
+        assert max(different) < 0.999
+        oracle = bench.scores(bench.predict(bench.fossil(config, "oracle")))
+        assert oracle.pixel_accuracy > 0.5
+    assert "windows of 48 at stride 16" in bench.protocol.described()
 
 
 def test_a_collection_that_is_not_there_is_a_clear_error(spec, tmp_path):

@@ -13,7 +13,7 @@ from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
 from ovref.errors import ConfigError, ModelError, StorageError
 from ovref.storage.store import Store
 from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.engine.ledger import JobError, Ledger, Order, Outcome
+from ovref_pipelines.engine.ledger import JobError, Ledger, Outcome, ShardTask
 from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.run_steps import OUTAGE_SECONDS, run_step
 from ovref_pipelines.ray import cluster as ray_cluster
@@ -32,7 +32,7 @@ def _ray_if_wanted(request):
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs shards of orders in a fresh folder: (summary, target, what was printed)."""
+    """Runs shards of tasks in a fresh folder: (summary, target, what was printed)."""
 
     def start(shards, config, name="run", **spec_fields):
         folder = tmp_path / name
@@ -58,7 +58,7 @@ def test_every_shard_is_run_and_counted_once(run, config):
     assert target.committed() == [f"{n:06d}" for n in range(7)] == target.complete()
     assert (summary.shards, summary.committed, summary.committed_now) == (7, 7, 7)
     assert (summary.inputs, summary.outputs) == (28, 21)
-    assert summary.dropped == {"told_to_drop": 7}
+    assert summary.dropped == {"asked_to_drop": 7}
     assert summary.quarantined == ()
 
     before = target.store.list()
@@ -90,8 +90,8 @@ def test_an_error_is_tried_again_then_quarantined_and_the_job_goes_on(run, confi
     assert target.committed() == ["000000", "000002"] and target.complete() is None
     assert target.commit_of("000000").attempt == 1
     reason = quarantined_reason(target, "000001")
-    assert reason.startswith("Traceback") and "told to raise by 'raise x'" in reason
-    assert "shard 000000 will be tried again: ValueError: told to raise" in printed.getvalue()
+    assert reason.startswith("Traceback") and "asked to raise by 'raise x'" in reason
+    assert "shard 000000 will be tried again: ValueError: asked to raise" in printed.getvalue()
     assert "shard 000001 is quarantined: ValueError" in printed.getvalue()
 
 
@@ -141,7 +141,7 @@ def test_a_quarantined_shard_gets_another_chance_in_the_next_run(run):
 
 def test_too_many_quarantined_shards_end_the_job(run):
     few = EngineConfig(engine="local", attempts=1, max_quarantined=1)
-    with pytest.raises(JobError, match=r"more than max_quarantined=1; .*told to raise"):
+    with pytest.raises(JobError, match=r"more than max_quarantined=1; .*asked to raise"):
         run([[f"raise {n}"] for n in range(4)], few)
 
 
@@ -205,7 +205,7 @@ def test_ray_says_so_when_workers_cannot_import_the_stage(run, local_ray, tmp_pa
     monkeypatch.setitem(sys.modules, module.__name__, module)
     source = caption_step(str(tmp_path), [["plain"]])
     target = prompt_step(str(tmp_path), source, Nowhere(scratch=""))
-    with pytest.raises(ModelError, match=r"cannot take its orders: .*module_of_the_driver_alone"):
+    with pytest.raises(ModelError, match=r"cannot take its tasks: .*module_of_the_driver_alone"):
         run_step([Nowhere(scratch="")], source, target, RAY, Progress("x", stream=io.StringIO()))
 
 
@@ -236,10 +236,10 @@ def test_a_commit_that_the_driver_cannot_see_is_an_error(run, tmp_path):
     source = caption_step(str(tmp_path / "here"), [["plain"]])
     target = prompt_step(str(tmp_path / "here"), source, ObedientSpec(scratch=""))
     ledger = Ledger({"000000": 1}, target, LOCAL, Progress("prompts", stream=io.StringIO()))
-    order = ledger.take()
-    assert order == Order(shard="000000", attempt=0)
+    task = ledger.take()
+    assert task == ShardTask(shard="000000", attempt=0)
     with pytest.raises(StorageError, match="a shared folder or an object store"):
-        ledger.settle(order, Outcome(commit=commit))
+        ledger.settle(task, Outcome(commit=commit))
 
 
 @pytest.mark.parametrize(

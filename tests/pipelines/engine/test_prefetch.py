@@ -75,14 +75,14 @@ def run(url, folder, config):
     return files_of(target)
 
 
-def test_workers_are_told_what_is_next_and_nothing_is_run_twice(remote, tmp_path, on):
+def test_workers_are_given_what_is_next_and_nothing_is_run_twice(remote, tmp_path, on):
     wanted = run(str(tmp_path / "local"), tmp_path, EngineConfig(engine="local"))
     assert run(remote, tmp_path, EngineConfig(engine="local")) == wanted
     fsspec.filesystem("memory").store.clear()
     fake = on(a=Node(cpus=3))
     assert run(remote, tmp_path, EngineConfig(workers=3)) == wanted
     calls = [arguments for actor in fake.hired for name, arguments in actor.calls if name == "run"]
-    assert sorted(order.shard for _, order, *_ in calls) == [f"{n:06d}" for n in range(12)]
+    assert sorted(task.shard for _, task, *_ in calls) == [f"{n:06d}" for n in range(12)]
     for actor in fake.hired:
         runs = [arguments for name, arguments in actor.calls if name == "run"]
         for (*_, upcoming, _), (_, after, *_) in itertools.pairwise(runs):

@@ -29,10 +29,10 @@ def begun(clock, records=400, stream=None, **options):
 def test_no_estimate_before_the_first_batch_and_what_was_done_before_does_not_count():
     clock = Clock()
     progress = begun(clock)
-    assert progress.line() == "images: 600/1000 records, workers load their models"
+    assert progress.line() == "images: 600/1000 records, workers are loading their models"
     clock.now = 100
     progress.working(1)
-    unknown = "time to go unknown until the first batch is done"
+    unknown = "time to go unknown until the first batch is finished"
     assert progress.line() == f"images: 600/1000 records, {unknown}"
     clock.now = 110
     progress.report(Report(shard="6", done=50, dropped=1))
@@ -71,7 +71,7 @@ def test_gpus_and_cost_are_told():
     gpu = {"gpu_total_bytes": 80 * 10**9}
     progress.report(Report(shard="6", done=4, dropped=0, gpu_used_bytes=10**10, gpu_busy=1, **gpu))
     progress.report(Report(shard="7", done=4, dropped=0, gpu_used_bytes=2 * 10**10, **gpu))
-    assert progress.line().endswith("GPU 100% busy, 20 of 80 GB, cost 3.00 so far")
+    assert progress.line().endswith("GPU 100% busy, 20 of 80 GB, cost so far 3.00")
     assert progress.counts()["gpu"] == {
         "used_bytes": 2 * 10**10, "total_bytes": 80 * 10**9, "busy": 1.0,
     }  # fmt: skip

@@ -115,7 +115,8 @@ def shot(page, name):
     """Waits for the pictures in view, and keeps what is seen where that was asked for."""
     until(
         page,
-        "[...document.images].every(i => i.complete || i.getBoundingClientRect().top > innerHeight)",
+        "[...document.images].every("
+        "image => image.complete || image.getBoundingClientRect().top > innerHeight)",
     )
     page.wait_for_timeout(400)
     if SCREENSHOTS:

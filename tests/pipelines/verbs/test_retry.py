@@ -25,10 +25,10 @@ def _no_models(monkeypatch):
 def crash(config, name, shard, number):
     """Makes a shard, and what is made of it, as if a record of it had killed its workers."""
     folders = recipe.open_steps(config)
-    drawn = folders.selected or folders.prompts
+    input_of_images = folders.selected or folders.prompts
     chain = [
         ("prompts", config.extract_nouns, folders.captions, folders.prompts),
-        ("images", config.synthesize, drawn, folders.images),
+        ("images", config.synthesize, input_of_images, folders.images),
         ("references", config.embed, folders.images, folders.references),
     ]
     first = [step for step, *_ in chain].index(name)
@@ -70,7 +70,7 @@ def test_nothing_has_failed(tmp_path):
     recipe.build(config)
     folders = recipe.open_steps(config)
     failed = retry.failed_in(config, folders)
-    assert retry.failed_text(failed) == "nothing has failed for good"
+    assert retry.failed_text(failed) == "nothing has failed permanently"
     assert retry.take_back(config, folders, failed) == 0
     assert folders.references.committed() == SHARDS
 
