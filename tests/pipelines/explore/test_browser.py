@@ -93,7 +93,7 @@ def pages(output, tmp_path):
                 "request", lambda r: None if r.url.startswith(own) else trouble.append(r.url)
             )
             page.goto(explorer.url)
-            page.wait_for_selector(".tile")
+            page.wait_for_selector(".list a")
             assert "token" not in page.url
             return page, explorer
 
@@ -128,6 +128,7 @@ def shot(page, name):
 
 def test_nouns_references_and_marks(pages):
     page, explorer = pages()
+    page.wait_for_selector(".tile")
     collection = explorer.library.open().collection
     shot(page, "nouns")
     page.keyboard.press("/")
@@ -204,6 +205,7 @@ def test_coverage_and_a_photograph_with_its_reasons(pages, tmp_path):
     why = page.inner_text(".results > figure >> nth=0 >> .why h2")
     assert why.split(",")[0] in nouns and "of the image" in why
     assert page.locator(".results > figure >> nth=0 >> .why .tile").count() >= 6
+    page.evaluate("document.querySelector('.results').scrollIntoView()")
     shot(page, "segment")
     page.keyboard.press("?")
     page.wait_for_selector("#sheet[open] >> text=mark as bad")

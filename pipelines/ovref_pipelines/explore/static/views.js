@@ -316,7 +316,7 @@ async function deleted(main) {
   for (const one of found.references) groups.set(one.reason, [...(groups.get(one.reason) || []), one]);
   main.replaceChildren(el("h1", {}, "Deleted references"),
     el("p", { className: "muted" }, found.total
-      ? `${number(found.total)} are deleted: nobody who opens the collection gets them. Reducing it again makes the prototypes without them.`
+      ? `${number(found.total)} deleted. Whoever opens the collection does not get them; the prototypes are made without them when it is reduced again.`
       : "None. Mark references as bad in a noun’s gallery (x), and delete them with a reason."),
     ...[...groups].flatMap(([reason, ones]) => [
       el("div", { className: "tools" }, el("h2", {}, `${reason} (${ones.length})`),
