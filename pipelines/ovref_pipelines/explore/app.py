@@ -10,6 +10,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ovref.errors import InputError, OvrefError
 from ovref.images import UnusableImageError, decode_image
 from ovref_inference.collection import store as collections
 from ovref_inference.errors import ModelError
+from ovref_pipelines.explore import filtered
 from ovref_pipelines.explore.classes import class_names, coverage
 from ovref_pipelines.explore.library import Library
 from ovref_pipelines.explore.pictures import LAYERS, picture
@@ -111,10 +113,12 @@ def make_app(library: Library, token: str, *, hosts: tuple[str, ...], port: int)
         "/api/prototypes": pages.prototypes,
         "/api/reference/{id:int}": pages.reference,
         "/api/tombstones": pages.tombstones,
+        "/api/filtered": pages.filtered,
     }.items():
         routes.append(Route(path, _json(answer)))
     routes += [
         Route("/api/picture/{id:int}/{layer}", pages.picture),
+        Route("/api/filtered/{id:int}/{layer}", pages.filtered_picture),
         Route("/api/result/{name}", pages.result),
         Route("/api/coverage", pages.coverage, methods=["POST"]),
         Route("/api/segment", pages.segment, methods=["POST"]),
@@ -175,14 +179,25 @@ class Pages:
             ][::-1],
         }
 
+    def filtered(self, request: Request) -> Any:
+        """What the filters left out."""
+        return filtered.filtered(self._library)
+
     async def picture(self, request: Request) -> Response:
         """A picture of a reference."""
+        return await self._picture(request, self._library.image)
+
+    async def filtered_picture(self, request: Request) -> Response:
+        """A picture of a reference that was left out."""
+        return await self._picture(request, partial(filtered.dropped_image, self._library))
+
+    async def _picture(self, request: Request, find: Callable[[int], Any]) -> Response:
         layer, side = request.path_params["layer"], _number(request, "side", 192, 1024)
         if layer not in LAYERS:
             raise InputError(f"layers are {', '.join(LAYERS)}, found {layer}")
 
         def draw() -> bytes:
-            record, region = self._library.image(request.path_params["id"])
+            record, region = find(request.path_params["id"])
             return picture(record, region, layer, side)
 
         return _image(await asyncio.to_thread(draw))

@@ -260,10 +260,13 @@ class Library:
         opened = self.open()
         self._check_id(opened, number)
         (row,) = opened.table.rows([number])
-        made_by, _, shard = row["shard"].partition("/")
-        samples = self._images(made_by)
-        record = samples.get(shard, base_key(row["key"]))
-        region = int(row["key"].rpartition("#")[2])
+        return self.image_of(row["shard"], row["key"])
+
+    def image_of(self, made_in: str, key: str) -> tuple[ImageRecord, int]:
+        """The image of a reference by its columns `shard` and `key`. Errors like `image`."""
+        made_by, _, shard = made_in.partition("/")
+        record = self._images(made_by).get(shard, base_key(key))
+        region = int(key.rpartition("#")[2])
         if not isinstance(record, ImageRecord) or region >= len(record.regions):
             raise StorageError(f"shard {shard} has no region {region} of {record.key}")
         return record, region

@@ -1,5 +1,6 @@
 """The explorer's HTTP interface, asked by real requests."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 from explorer_server import TOKEN, served
 from PIL import Image
+from recipe_fakes import FakeTexts, fake_build
 
 from ovref.errors import InputError
+from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref_inference import ReferenceCollection
+from ovref_pipelines import recipe
 from ovref_pipelines.explore.library import Library
 from ovref_pipelines.output import open_build
 
@@ -209,3 +213,27 @@ def test_what_cannot_be_segmented_is_explained(explorer, data, classes, methods,
     if files is None:
         files = {"other": ("a.jpg", b"x")}
     refused(explorer.client.post("/api/segment", data=fields, files=files), 422, says)
+
+
+def test_what_the_filters_left_out_is_counted_and_shown(build_output, tmp_path):
+    config = fake_build(tmp_path, captions=60, shard_size=16)
+    strict = ReduceSpec(filter=FilterSpec(min_score=0.5, duplicate_cosine=0.2))
+    config = dataclasses.replace(config, reduce=strict)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "_LazyTexts", FakeTexts)
+        recipe.build(config)
+    with served(Library(config.output)) as explorer:
+        found = get(explorer, "/api/filtered")
+        steps = {step["filter"]: step for step in found["steps"]}
+        lost = steps["near_duplicate"]["before"] - steps["near_duplicate"]["after"]
+        assert steps["score"]["before"] == steps["score"]["after"] == 60 and lost > 0
+        shown = found["dropped"]["near_duplicate"]
+        assert found["dropped"].keys() == {"near_duplicate"} and len(shown) == min(24, lost)
+        kept = explorer.library.open().collection
+        keys = {row["key"] for row in kept.rows(np.arange(len(kept)))}
+        assert len(keys) == 60 - lost and not keys & {one["key"] for one in shown}
+        answer = explorer.client.get(f"/api/filtered/{shown[0]['row']}/image?side=8")
+        assert answer.headers["content-type"] == "image/webp"
+        refused(explorer.client.get("/api/filtered/999/image"), 422, "under the number 999")
+    with served(Library(f"{config.output}/collection", str(build_output))) as elsewhere:
+        assert get(elsewhere, "/api/filtered")["dropped"] is None

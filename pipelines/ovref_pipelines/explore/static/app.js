@@ -123,7 +123,7 @@ $("theme").addEventListener("click", () =>
 const KEYS = [
   ["/", "search the vocabulary"], ["← → ↑ ↓", "move between pictures"], ["Enter", "open a reference"],
   ["x", "mark as bad"], ["1 2 3 4", "image, mask, heatmap, crop"], ["n p", "next and previous noun"],
-  ["g n, g c, g s, g d, g b", "nouns, coverage, segment, deleted, build"], ["t", "light or dark"],
+  ["g n, g c, g s, g f, g d, g b", "nouns, coverage, segment, filtered, deleted, build"], ["t", "light or dark"],
   ["Esc", "close, or clear marks"],
 ];
 function help() {
@@ -143,7 +143,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const last = before;
   before = event.key;
-  const pages = { n: "nouns", c: "coverage", s: "segment", d: "deleted", b: "build" };
+  const pages = { n: "nouns", c: "coverage", s: "segment", f: "filtered", d: "deleted", b: "build" };
   if (last === "g" && pages[event.key]) {
     location.hash = `#/${pages[event.key]}`;
   } else if (event.key === "/") {

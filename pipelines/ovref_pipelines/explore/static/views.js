@@ -6,7 +6,7 @@ const METHODS = ["fossil", "freeda", "vocseg", "retclip", "corrclip"];
 const sheet = document.getElementById("sheet");
 const kept = { search: "", order: "count", gallery: "suspicious", classes: "" };
 
-export const views = { nouns, coverage, segment, deleted, build };
+export const views = { nouns, coverage, segment, filtered, deleted, build };
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
 const number = (count) => count.toLocaleString("en");
@@ -30,9 +30,9 @@ function captionOf(text, spans) {
   return [...parts, text.slice(at)];
 }
 
-function picture(id, layer, side = 192) {
+function picture(id, layer, side = 192, kind = "picture") {
   if (!state.about.has_images) return el("div", { className: "noimage" }, "no image here");
-  const image = el("img", { loading: "lazy", alt: `${layer} of reference ${id}`, src: `/api/picture/${id}/${layer}?side=${side}` });
+  const image = el("img", { loading: "lazy", alt: `${layer} of reference ${id}`, src: `/api/${kind}/${id}/${layer}?side=${side}` });
   image.onerror = () => image.replaceWith(el("div", { className: "noimage" }, "no image here"));
   return image;
 }
@@ -306,6 +306,28 @@ function resultOf(method, result, { colours, size_hw: [height, width] }) {
   const first = overlay.querySelector("button");
   if (first) explain(result.regions[0], first);
   return figure;
+}
+
+// -- filtered ----------------------------------------------------------------------------------
+
+async function filtered(main) {
+  const { steps, dropped } = await ask("/api/filtered");
+  const words = {
+    unusable_vectors: "embedding not finite or not of unit length", repeated_key: "occurs twice", area: "min_area, max_area",
+    score: "min_score", near_duplicate: "duplicate_cosine", noun_agreement: "min_noun_agreement",
+  };
+  main.replaceChildren(el("h1", {}, "Filtered"),
+    el("p", { className: "muted" }, "What the filters of the reduction left out. Their thresholds are the settings reduce.filter.*; `ovref reduce` applies others in a moment."),
+    el("div", { className: "scroll" }, el("table", {},
+      el("tr", {}, ["filter", "setting", "before", "after", "left out"].map((head, at) => el("th", { className: at > 1 ? "number" : "" }, head))),
+      steps.map(({ filter, before, after }) => el("tr", {}, el("td", {}, filter), el("td", { className: "muted" }, words[filter] || ""),
+        [before, after, before - after].map((count) => el("td", { className: "number" }, number(count))))))),
+    dropped === null ? el("p", { className: "muted" }, "The list of what was left out is not here: it stays where the collection was reduced.") : null,
+    dropped && Object.keys(dropped).length ? el("div", { className: "tools" }, layers(main)) : null,
+    ...Object.entries(dropped || {}).flatMap(([reason, ones]) => [el("h2", {}, `${reason}: some of them`),
+      el("div", { className: "grid" }, ones.map((one) => el("article", { className: "tile", tabIndex: 0 }, picture(one.row, state.layer, 192, "filtered"),
+        el("div", { className: "text" }, el("div", { className: "caption" }, one.caption),
+          el("div", { className: "facts" }, el("span", {}, `${one.noun}, ${percent(one.area)}`), el("span", {}, `score ${one.score.toFixed(2)}`))))))]));
 }
 
 // -- deleted -----------------------------------------------------------------------------------
