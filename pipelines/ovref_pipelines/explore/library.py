@@ -2,6 +2,7 @@
 
 import bisect
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,9 +35,9 @@ class Opened:
 
     collection: ReferenceCollection
     table: ReferenceTable
-    by_count: np.ndarray
+    by_count: list[int]
     """Rows of nouns, those of most references first."""
-    ranked: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    ranked: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Library:
@@ -89,7 +90,7 @@ class Library:
         _, paths = collections.fetch(self.collection_url)
         counts = collection.noun_counts
         order = np.lexsort((np.arange(len(counts)), -counts))
-        opened = Opened(collection, ReferenceTable(paths["references"]), order)
+        opened = Opened(collection, ReferenceTable(paths["references"]), order.tolist())
         collection.noun_rows(np.zeros(1, np.int64))  # which reads the noun of every reference
         if collection.nouns:
             collection.references_of(collection.nouns[0])
@@ -130,11 +131,13 @@ class Library:
         opened = self.open()
         names, counts = opened.collection.nouns, opened.collection.noun_counts
         text = text.strip().lower()
-        rows = opened.by_count.tolist() if order == "count" else range(len(names))
+        rows: Sequence[int] = range(len(names))
+        if order == "count":
+            rows = opened.by_count
         if text:
             rows = [row for row in rows if text in names[row]]
             rows.sort(key=lambda row: not names[row].startswith(text))
-        page = list(rows)[start : start + count]
+        page = rows[start : start + count]
         return {
             "total": len(rows),
             "nouns": [{"noun": names[row], "count": int(counts[row])} for row in page],
@@ -166,7 +169,7 @@ class Library:
             "compared": len(ids),
             "suspicious": int(ranked["odd"].sum()),
             "tightness": float(agreement.mean()) if len(ids) else None,
-            "neighbours": self._noun_neighbours(collection, name),
+            "neighbours": ranked["neighbours"],
             "references": self.references(
                 ids[page].tolist(),
                 agreement={int(ids[i]): float(agreement[i]) for i in page},
@@ -292,26 +295,16 @@ class Library:
         if not 0 <= number < len(opened.collection.visual):
             raise InputError(f"the collection has no reference {number}")
 
-    def _ranked(self, opened: Opened, name: str) -> dict[str, np.ndarray]:
-        """Ids of a noun's references, their agreement, and which are suspicious.
-
-        The agreement is the cosine of a reference to the mean of the others of its noun.
-        """
+    def _ranked(self, opened: Opened, name: str) -> dict[str, Any]:
+        """Ids of a noun's references, their agreement, and which are suspicious; its neighbours."""
         if name in opened.ranked:
             return opened.ranked[name]
         ids = opened.collection.references_of(name)
         if len(ids) > COMPARED:
             ids = ids[np.linspace(0, len(ids) - 1, COMPARED).astype(int)]
-        vectors_nd = np.asarray(opened.collection.visual[ids], np.float32)
-        agreement = np.ones(len(ids), np.float32)
-        if len(ids) > 1:
-            others_nd = vectors_nd.sum(0) - vectors_nd
-            norms = np.linalg.norm(others_nd, axis=1) * np.linalg.norm(vectors_nd, axis=1)
-            agreement = (others_nd * vectors_nd).sum(1) / np.maximum(norms, 1e-12)
-        middle = np.median(agreement) if len(ids) else 0.0
-        deviation = np.median(np.abs(agreement - middle)) if len(ids) else 0.0
-        odd = (agreement < middle - ODD * 1.4826 * deviation) & (len(ids) > 4)
-        found = {"ids": ids, "agreement": agreement, "odd": odd}
+        agreement, odd = agreement_of(np.asarray(opened.collection.visual[ids], np.float32))
+        near = self._noun_neighbours(opened.collection, name)
+        found = {"ids": ids, "agreement": agreement, "odd": odd, "neighbours": near}
         if len(opened.ranked) > 256:
             opened.ranked.clear()
         opened.ranked[name] = found
@@ -329,6 +322,28 @@ class Library:
              "count": int(counts[i])}
             for i in near.tolist() if i != row
         ]  # fmt: skip
+
+
+def agreement_of(vectors_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How well each of a noun's references agrees with the others.
+
+    Args:
+        vectors_nd: (n, d) float32 visual embeddings.
+
+    Returns:
+        (n,) cosines to the mean of the others, 1 for a single one; and (n,) bool, which are
+        suspicious: more than `ODD` median deviations below the median.
+    """
+    count = len(vectors_nd)
+    if count < 2:
+        return np.ones(count), np.zeros(count, bool)
+    others_nd = vectors_nd.sum(0) - vectors_nd
+    norms = np.linalg.norm(others_nd, axis=1) * np.linalg.norm(vectors_nd, axis=1)
+    agreement = (others_nd * vectors_nd).sum(1) / np.maximum(norms, 1e-12)
+    middle = np.median(agreement)
+    # 1.4826 makes the median deviation of a normal distribution its standard deviation.
+    limit = middle - ODD * 1.4826 * np.median(np.abs(agreement - middle))
+    return agreement, (agreement < limit) & (count > 4)
 
 
 def _row(collection: ReferenceCollection, name: str) -> int:

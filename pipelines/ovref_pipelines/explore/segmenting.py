@@ -69,7 +69,7 @@ class Photographs:
                 warnings.simplefilter("ignore")  # of missing classes, which are told below
                 (found,) = self._segmenters[method].segment([image_hwc], names)
         except ValueError as error:
-            return {"error": str(error)}
+            return {"error": str(error).replace(self._collection.url, "this collection")}
         return {
             "picture": webp(labelled(image_hwc, found.labels_hw, colours)),
             "missing": list(found.missing),

@@ -16,7 +16,7 @@ from ovref.errors import InputError
 from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref_inference import ReferenceCollection
 from ovref_pipelines import recipe
-from ovref_pipelines.explore.library import Library
+from ovref_pipelines.explore.library import Library, agreement_of
 from ovref_pipelines.output import open_build
 
 
@@ -94,20 +94,14 @@ def test_a_noun_s_references_come_by_their_agreement_with_each_other(explorer):
 
 
 def test_one_that_is_unlike_the_others_is_suspicious():
-    library = object.__new__(Library)
     rng = np.random.default_rng(0)
-    vectors = rng.normal([1, 0, 0, 0], 0.05, (40, 4)).astype(np.float16)
-    vectors[7] = [0, 1, 0, 0]
-
-    class Collection:
-        visual = vectors
-
-        def references_of(self, name):
-            return np.arange(40)
-
-    opened = type("Opened", (), {"collection": Collection(), "ranked": {}})()
-    ranked = library._ranked(opened, "cup")
-    assert ranked["odd"][7] and ranked["odd"].sum() <= 4 and ranked["agreement"].argmin() == 7
+    vectors_nd = rng.normal([1, 0, 0, 0], 0.05, (40, 4)).astype(np.float32)
+    vectors_nd[7] = [0, 1, 0, 0]
+    agreement, odd = agreement_of(vectors_nd)
+    assert odd[7] and odd.sum() <= 4 and agreement.argmin() == 7
+    agreement, odd = agreement_of(np.zeros((6, 4), np.float32))  # of a file of holes
+    assert not agreement.any() and not odd.any()
+    assert agreement_of(vectors_nd[:1])[0].tolist() == [1.0]
 
 
 def test_a_reference_with_its_neighbours_and_the_nouns_of_its_image(explorer):
