@@ -91,9 +91,11 @@ class Library:
         counts = collection.noun_counts
         order = np.lexsort((np.arange(len(counts)), -counts))
         opened = Opened(collection, ReferenceTable(paths["references"]), order.tolist())
-        collection.noun_rows(np.zeros(1, np.int64))  # which reads the noun of every reference
-        if collection.nouns:
-            collection.references_of(collection.nouns[0])
+        # What is read when it is first needed is read now, so that no page waits for it.
+        collection.noun_rows(np.zeros(1, np.int64))
+        for name in collection.nouns[:1]:
+            collection.references_of(name)
+            self._noun_neighbours(collection, name)
         return opened
 
     # -- what is there -------------------------------------------------------------------------

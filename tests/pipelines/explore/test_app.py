@@ -14,7 +14,7 @@ from recipe_fakes import FakeTexts, fake_build
 
 from ovref.errors import InputError
 from ovref.reduce.spec import FilterSpec, ReduceSpec
-from ovref_inference import ReferenceCollection
+from ovref_inference import ModelError, ReferenceCollection
 from ovref_pipelines import recipe
 from ovref_pipelines.explore.library import Library, agreement_of
 from ovref_pipelines.output import open_build
@@ -160,13 +160,17 @@ def test_a_build_without_its_collection_shows_how_far_it_is(build_output, tmp_pa
         Library(str(tmp_path))
 
 
-def test_coverage_of_a_list_of_classes(explorer):
+def test_coverage_of_a_list_of_classes(explorer, monkeypatch):
     answer = explorer.client.post("/api/coverage", content="Cup, boat")
     assert [(one["name"], one["verdict"], one["count"]) for one in answer.json()["classes"]] == [
         ("Cup", "few", 9), ("boat", "few", 9),
     ]  # fmt: skip
     refused(explorer.client.post("/api/coverage", content=" \n "), 422, "1 to 2000 classes")
-    # A class that is no noun needs the collection's own text encoder, which is a fake here.
+    # A class that is no noun needs the collection's own text encoder.
+    def missing(self, names):
+        raise ModelError("the model fake is not here")
+
+    monkeypatch.setattr(ReferenceCollection, "embed_text", missing)
     refused(explorer.client.post("/api/coverage", content="goblet"), 503, "fake")
 
 
