@@ -91,6 +91,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
         say(message)
         live.message(message)
 
+    tell(f"build: {config.corpus.path} to {config.output}")
     with live.during():
         return _build(config, output, folders, tell, live)
 
