@@ -17,7 +17,7 @@ from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 from ovref_pipelines import live
-from ovref_pipelines.explore.table import ReferenceTable
+from ovref_pipelines.explore.row_cache import RowCache
 from ovref_pipelines.output import BuildOutput, open_build
 from ovref_pipelines.verbs.status import status
 
@@ -34,7 +34,7 @@ class Opened:
     """A collection that is open, with what is kept of it. Replaced as a whole when it changes."""
 
     collection: ReferenceCollection
-    table: ReferenceTable
+    table: RowCache
     by_count: list[int]
     """Rows of nouns, those of most references first."""
     ranked: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Library:
         _, paths = collections.fetch(self.collection_url)
         counts = collection.noun_counts
         order = np.lexsort((np.arange(len(counts)), -counts))
-        opened = Opened(collection, ReferenceTable(paths["references"]), order.tolist())
+        opened = Opened(collection, RowCache(paths["references"]), order.tolist())
         # What is read when it is first needed is read now, so that no page waits for it.
         collection.noun_rows(np.zeros(1, np.int64))
         for name in collection.nouns[:1]:

@@ -17,7 +17,7 @@ READERS = 4
 """Threads that read them."""
 
 
-class ReferenceTable:
+class RowCache:
     """The table of a collection. Unlike `ReferenceCollection.rows` it keeps what it has read and
     has deleted references too. Safe for use by several threads."""
 
