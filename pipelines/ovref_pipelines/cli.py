@@ -10,7 +10,7 @@ from typing import Any
 from ovref_pipelines import console as consoles
 from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
 
-LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone", "explore")
+LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs that the extra `cli` is enough for."""
 
 EPILOG = """\
@@ -287,7 +287,7 @@ def _run(options: argparse.Namespace, console: consoles.Console) -> int:
 def _code(error: BaseException, verb: str, console: consoles.Console) -> int | None:
     """Reports an error and returns its exit code; None for an unexpected error."""
     if isinstance(error, ModuleNotFoundError) and not (error.name or "ovref").startswith("ovref"):
-        extra = "build" if verb not in LIGHT_VERBS else "cli"
+        extra = "cli" if verb in LIGHT_VERBS else "explore" if verb == "explore" else "build"
         console.say(
             f"ovref: {verb} needs the package {error.name}, which is not installed: "
             f"`pip install 'ovref[cpu,{extra}]'`, in a clone `pip install '.[cpu,{extra}]'`",

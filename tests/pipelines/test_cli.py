@@ -307,6 +307,7 @@ HEAVY = {
         ("reference OUT/collection 0", HEAVY - {"yaml", "pydantic"}, None),
         ("build --config miniature output=OUT/more", HEAVY - {"yaml", "pydantic"}, "cpu,build"),
         ("status OUT", HEAVY, "cpu,cli"),
+        ("explore OUT", HEAVY | {"starlette"}, "cpu,explore"),
         ("evaluate --config miniature_evaluate", HEAVY, "cpu,build"),
     ],
 )
@@ -330,7 +331,7 @@ def test_a_missing_package_is_one_sentence_with_the_pip_line(
         assert (code, error) == (0, "")
     else:
         assert code == 2 and f"`pip install 'ovref[{extra}]'`" in error
-        assert error.count("\n") == 1 + error.count("models: loading")
+        assert error.count("\n") == 1 + error.count("models: loading") + error.count("build: ")
 
 
 def run_outside(code, **environment):
