@@ -67,6 +67,8 @@ def test_verbs_and_flags_are_pinned():
         "submit": sorted(
             [*common, "--address", "--again", "--attach", "--detach", "--runtime-env"]
         ),
+        "jobs": ["--address", "--all", "--help", "--json", "-h"],
+        "cancel": ["--address", "--detach", "--help", "-h", "job"],
         "reduce": common,
         "evaluate": common,
         "compare": sorted(
@@ -76,7 +78,11 @@ def test_verbs_and_flags_are_pinned():
         "status": place,
         "inspect": place,
         "reference": ["--build", "--help", "--regenerate", "-h", "collection", "id"],
-        "tombstone": ["--help", "--key", "--noun", "--reason", "--source", "-h", "collection"],
+        "tombstone": [
+            "--dry-run", "--help", "--ids", "--json", "--key", "--list", "--noun", "--reason",
+            "--source", "--undo", "-h", "collection",
+        ],
+        "explore": ["--build", "--help", "--host", "--no-browser", "--port", "-h", "place"],
         "verify": ["--help", "-h", "place"],
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
         "segment": sorted(
@@ -101,7 +107,7 @@ def test_verbs_and_flags_are_pinned():
         ),
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 16 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 19 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_help_has_examples_and_version_has_a_number(ovref):
@@ -145,7 +151,7 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
         (["inspect", "nowhere"], "no output of `ovref build`"),
         (["evaluate", "--config", "build.yaml"], "unknown key"),
         (["retry-failed", "--config", "build.yaml"], "out is no output of `ovref build`"),
-        (["tombstone", "nowhere", "--reason", "x"], "by --key, --source or --noun"),
+        (["tombstone", "nowhere", "--reason", "x"], "by --ids, --key, --source or --noun"),
     ],
 )
 def test_what_has_to_be_mended_is_one_message_and_exit_code_2(ovref, arguments, says):
@@ -244,7 +250,6 @@ def test_settings_and_options_mix_in_any_order(arguments):
     ("arguments", "says"),
     [
         (["build", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry run"),
-        (["build", "--config", "build.yaml", "--price", "1"], "--price belongs to a dry run"),
         (["retry-failed", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry"),
         (["status", "out", "more"], "unrecognized arguments: more"),
         (["submit"], "submit needs --config, or --attach with the name of a job"),
@@ -329,6 +334,7 @@ HEAVY = {
         ("reference OUT/collection 0", HEAVY - {"yaml", "pydantic"}, None),
         ("build --config miniature output=OUT/more", HEAVY - {"yaml", "pydantic"}, "cpu,build"),
         ("status OUT", HEAVY, "cpu,cli"),
+        ("explore OUT", HEAVY | {"starlette"}, "cpu,explore"),
         ("evaluate --config miniature_evaluate", HEAVY, "cpu,build"),
     ],
 )
@@ -352,7 +358,7 @@ def test_a_missing_package_is_one_sentence_with_the_pip_line(
         assert (code, error) == (0, "")
     else:
         assert code == 2 and f"`pip install 'ovref[{extra}]'`" in error
-        assert error.count("\n") == 1 + error.count("models: loading")
+        assert error.count("\n") == 1 + error.count("models: loading") + error.count("build: ")
 
 
 def run_outside(code, **environment):
