@@ -53,6 +53,7 @@ FLOORS = {
         {"api", "explore"},
         {"commands", "tool_commands"},
         {"cli"},
+        {"__main__"},
     ),
 }
 """The rooms of each package, from the ground floor up; those of one floor do not import each other,
