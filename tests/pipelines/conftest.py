@@ -33,16 +33,18 @@ def local_ray():
 @pytest.fixture
 def on(monkeypatch):
     """Puts the driver on a stand-in for Ray with these nodes."""
-    from fake_ray import FakeRay
+    from fake_ray import FakeRay, FakeTable
 
     from ovref_pipelines.ray import cluster as ray_cluster
     from ovref_pipelines.ray import engine as ray_engine
+    from ovref_pipelines.ray import reports as ray_reports
     from ovref_pipelines.ray import workers as ray_workers
 
     def put(**nodes):
         fake = FakeRay(**nodes)
         for module in (ray_engine, ray_workers):
             monkeypatch.setattr(module, "ray", fake)
+        monkeypatch.setattr(ray_reports, "internal_kv", FakeTable())
         monkeypatch.setattr(ray_engine, "join", lambda config: None)
         monkeypatch.setattr(ray_engine, "NOTICE_SECONDS", 0.02)
         monkeypatch.setattr(ray_engine, "POLL_SECONDS", 0.01)

@@ -256,16 +256,19 @@ class ReferenceCollection(CollectionHandle):
         return self._table.rows(wanted)
 
     def ids_of(
-        self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = ()
-    ) -> np.ndarray:
+        self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = (),
+        deleted: bool = False,
+    ) -> np.ndarray:  # fmt: skip
         """Ids of references by where they come from, ascending, without deleted ones.
 
         Args:
             keys: of references, or of images (without `#`), which are all references of the image.
             sources: of masks, as `daam`; nouns: as in `nouns`. A reference that any of the three
                 names is in.
+            deleted: gives those that are deleted instead.
         """
-        return np.setdiff1d(self._table.ids_of(keys, sources, nouns), self._deleted)
+        ids = self._table.ids_of(keys, sources, nouns)
+        return ids[np.isin(ids, self._deleted) == deleted]
 
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
         """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""

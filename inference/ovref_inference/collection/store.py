@@ -90,19 +90,63 @@ def tombstone(
         CollectionError: there is no readable collection at `url`.
         ValueError: an id that the collection does not have.
     """
-    fs, root = _open_store(url, storage_options)
     manifest = read_manifest(url, storage_options=storage_options)
     total = manifest.counts["references"]
     unknown = [i for i in ids if not 0 <= i < total]
     if unknown:
         raise ValueError(f"{url} has references 0 to {total - 1}, not {unknown[:10]}")
+    old = read_tombstones(url, storage_options=storage_options)
+    new = fmt.tombstone_columns(set(ids) - set(old["id"]), reason)
+    columns = {name: old[name] + new[name] for name in fmt.TOMBSTONE_SCHEMA.names}
+    return _replace_tombstones(url, manifest, columns, storage_options)
+
+
+def untombstone(
+    url: str, ids: list[int], *, storage_options: dict[str, Any] | None = None
+) -> fmt.Manifest:
+    """Takes deletions back: the references are returned again. One writer at a time.
+
+    Prototypes that were made without them stay so until the collection is reduced again.
+
+    Raises:
+        CollectionError: there is no readable collection at `url`.
+        ValueError: an id that is not deleted.
+    """
+    manifest = read_manifest(url, storage_options=storage_options)
+    old = read_tombstones(url, storage_options=storage_options)
+    back = set(ids)
+    if not back <= set(old["id"]):
+        raise ValueError(f"{url}: references {sorted(back - set(old['id']))[:10]} are not deleted")
+    kept = [row for row, reference in enumerate(old["id"]) if reference not in back]
+    columns = {name: [old[name][row] for row in kept] for name in fmt.TOMBSTONE_SCHEMA.names}
+    settled = sum(row < manifest.settled_tombstones for row in kept)
+    manifest = dataclasses.replace(manifest, settled_tombstones=settled)
+    return _replace_tombstones(url, manifest, columns, storage_options)
+
+
+def read_tombstones(
+    url: str, *, storage_options: dict[str, Any] | None = None
+) -> dict[str, list[Any]]:
+    """The deleted references of the collection at `url`, in the order of their deletion: columns
+    `id` and `reason`. Raises CollectionError like `read_manifest`."""
+    fs, root = _open_store(url, storage_options)
+    manifest = read_manifest(url, storage_options=storage_options)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.FILES["tombstones"])
         fs.get_file(f"{root}/{manifest.files['tombstones'].path}", str(path))
         with fmt.open_table(path, fmt.TOMBSTONE_SCHEMA) as table:
-            old = table.read().to_pydict()
-        new = fmt.tombstone_columns(set(ids) - set(old["id"]), reason)
-        columns = {name: old[name] + new[name] for name in fmt.TOMBSTONE_SCHEMA.names}
+            return table.read().to_pydict()
+
+
+def _replace_tombstones(
+    url: str,
+    manifest: fmt.Manifest,
+    columns: dict[str, list[Any]],
+    storage_options: dict[str, Any] | None,
+) -> fmt.Manifest:
+    fs, root = _open_store(url, storage_options)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, fmt.FILES["tombstones"])
         fmt.write_table(path, fmt.TOMBSTONE_SCHEMA, columns)
         sha256 = sha256_of(path)
         info = fmt.FileInfo(
