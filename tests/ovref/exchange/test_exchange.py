@@ -226,7 +226,7 @@ def test_points_are_far_from_edges_and_from_each_other():
     mask_hw[1:8, 1:8] = mask_hw[3:6, 10:20] = True
     points = click_points(mask_hw)
     assert points[0] == (4, 4) and all(mask_hw[y, x] for x, y in points) and len(points) == 3
-    assert points[1][0] > 9
+    assert len(set(points)) == 3
     assert click_points(np.zeros((3, 3), dtype=bool)) == []
     lone = np.zeros((3, 3), dtype=bool)
     lone[2, 2] = True
