@@ -33,6 +33,7 @@ FLOORS = {
         {"miniature", "models", "run_shard", "ingest", "check_models"},
         {"corpora", "select_prompts", "stages"},
         {"reduce", "evaluation"},
+        {"labelled_corpora"},
     ),
     "ovref_pipelines": (
         {"errors", "console", "shipped"},

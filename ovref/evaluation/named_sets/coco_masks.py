@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from ovref.errors import InputError
+from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
 from ovref.evaluation.named_sets.names import ClassList
 from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, read_image
+from ovref.evaluation.named_sets.panoptic import labels_of_segments
 from ovref.evaluation.named_sets.rules import IGNORE
 
 _SCALE = 5
@@ -23,7 +25,8 @@ def open_coco_masks(
     """Opens COCO instance annotations as a set of label maps.
 
     Classes are the file's categories in the order of their ids. Where masks overlap, the smaller
-    one is on top. Crowd regions are not evaluated.
+    one is on top. Crowd regions are not evaluated. Each annotation is a segment of its own, a thing
+    unless its category says `"isthing": 0`.
 
     Args:
         images: folder of the images that the file names.
@@ -36,7 +39,10 @@ def open_coco_masks(
     path, root = Path(annotations), Path(images)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        categories = sorted((int(each["id"]), str(each["name"])) for each in content["categories"])
+        categories = sorted(
+            (int(each["id"]), str(each["name"]), bool(each.get("isthing", 1)))
+            for each in content["categories"]
+        )
         files = {int(each["id"]): each for each in content["images"]}
         masks: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
         for each in content["annotations"]:
@@ -45,7 +51,7 @@ def open_coco_masks(
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"cannot read the COCO annotations {path}: {error!r}") from error
     first = 1 if background else 0
-    classes = {number: index + first for index, (number, _) in enumerate(categories)}
+    classes = {number: index + first for index, (number, *_) in enumerate(categories)}
     if len(classes) < len(categories) or not categories:
         raise InputError(f"{path} has no categories, or two of one id")
     if len(names) < len(files) or not files:
@@ -59,11 +65,19 @@ def open_coco_masks(
         size = (int(entry["height"]), int(entry["width"]))
         image_hwc = read_image(root / name)
         try:
-            label_hw = _label_map(masks[names[name]], size, classes, 0 if background else IGNORE)
+            panoptic = _segments(masks[names[name]], size, classes, 0 if background else None)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise InputError(f"{path}, image {name}: {error!r}") from error
+        crowd_hw = np.isin(panoptic.ids_hw, list(panoptic.crowd))
+        label_hw = np.where(crowd_hw, IGNORE, labels_of_segments(panoptic)).astype(np.int32)
         check_sizes(root / name, image_hwc, path, label_hw)
-        return Example(id=name, image_path=root / name, image_hwc=image_hwc, label_hw=label_hw)
+        return Example(
+            id=name,
+            image_path=root / name,
+            image_hwc=image_hwc,
+            label_hw=label_hw,
+            panoptic=panoptic,
+        )
 
     own = [(background,)] if background else []
     return LabelledSet(
@@ -71,28 +85,40 @@ def open_coco_masks(
         class_list=ClassList(
             name=path.name,
             source=str(path),
-            classes=(*own, *((name,) for _, name in categories)),
+            classes=(*own, *((name,) for _, name, _ in categories)),
         ),
         convention="COCO JSON masks, smaller over larger, crowds ignored",
         ids=tuple(names),
         read=read,
+        things=(*(False for _ in own), *(thing for *_, thing in categories)),
+        folders=(root,),
     )
 
 
-def _label_map(
+def _segments(
     annotations: Sequence[Mapping[str, Any]],
     size_hw: tuple[int, int],
     classes: Mapping[int, int],
-    rest: int,
-) -> np.ndarray:
-    """(H, W) int32 classes, IGNORE, or `rest` where no mask is."""
-    label_hw = np.full(size_hw, rest, dtype=np.int32)
+    rest: int | None,
+) -> PanopticMap:
+    """The segments in the order they are drawn; where no mask is one of class `rest`, or void."""
+    ids_hw = np.full(size_hw, VOID, dtype=np.int32)
+    labels: dict[int, int] = {}
+    crowd = set()
     drawn = [(mask_of(each["segmentation"], size_hw), each) for each in annotations]
     # Crowds first: what is annotated singly lies on them.
     drawn.sort(key=lambda pair: (not pair[1].get("iscrowd", 0), -int(pair[0].sum())))
-    for mask_hw, each in drawn:
-        label_hw[mask_hw] = IGNORE if each.get("iscrowd", 0) else classes[int(each["category_id"])]
-    return label_hw
+    for id_, (mask_hw, each) in enumerate(drawn, start=1):
+        ids_hw[mask_hw] = id_
+        labels[id_] = classes[int(each["category_id"])]
+        if each.get("iscrowd", 0):
+            crowd.add(id_)
+    if rest is not None:
+        labels[len(drawn) + 1] = rest
+        ids_hw[ids_hw == VOID] = len(drawn) + 1
+    present = set(np.unique(ids_hw).tolist())  # without what is wholly covered
+    labels = {id_: label for id_, label in labels.items() if id_ in present}
+    return PanopticMap(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd & present))
 
 
 def mask_of(segmentation: Any, size_hw: tuple[int, int]) -> np.ndarray:

@@ -31,6 +31,12 @@ class Found:
         """Folder of the label files."""
         return self.base / _folder(self.layout.labels, self.split)
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders of everything that is read of an image, each once."""
+        paths = (self.images, self.layout.labels, self.layout.instances)
+        return tuple(dict.fromkeys(self.base / _folder(p, self.split) for p in paths if p))
+
     def image(self, image_id: str) -> Path:
         """The file of an image."""
         return self.base / self.images.format(split=self.split, id=image_id)

@@ -77,6 +77,7 @@ def open_huggingface(
         convention=f"{name} in a folder of Hugging Face datasets; {layout.ids}",
         ids=tuple(str(number) for number in range(count)),
         read=read,
+        folders=(root,),
     )
 
 

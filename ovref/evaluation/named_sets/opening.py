@@ -72,6 +72,8 @@ class LabelledSet:
     """Whether a zero-shot method may have seen masks of each class; None without a split."""
     things: tuple[bool, ...] | None = None
     """Whether each class is a thing; None where the set does not say."""
+    folders: tuple[Path, ...] = ()
+    """Folders of the images and of the label files; none where they are not files."""
     colours: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     """Classes with a colour of their own in pictures, sRGB in [0, 255]; others get any."""
 
@@ -135,6 +137,7 @@ def open_set(name: str, root: str | Path, split: str = "val", names: str = "") -
         read=_Reader(named, found).read,
         seen=tuple(own[i] not in named.unseen for i in every) if named.unseen else None,
         things=None if named.things is None else tuple(i in named.things for i in every),
+        folders=found.folders,
     )
 
 
