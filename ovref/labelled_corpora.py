@@ -21,7 +21,6 @@ from ovref.corpora.places import shown
 from ovref.corpora.readers import draws_of
 from ovref.corpora.spec import corpus_files, corpus_id
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.rules import IGNORE
 from ovref.identity import fingerprint
 from ovref.images import decode_image
 from ovref.records import Caption, Segments
@@ -139,6 +138,8 @@ def _segments(example: "Example") -> tuple[np.ndarray, list[int]]:
     Segments are instances and stuff where the set has them, otherwise one for each class; those
     that stand for many things at once are none.
     """
+    from ovref.evaluation.named_sets.rules import IGNORE
+
     panoptic = example.panoptic
     if panoptic is None:
         ids_hw = example.label_hw

@@ -26,7 +26,7 @@ def write_ade(root, seeds, split="train"):
         Image.fromarray(values_hw).save(root / "annotations" / folder / f"{name}.png")
     names = root / "names.txt"
     others = [f"unused {number}" for number in range(150 - len(CLASSES))]
-    known = [f"{name};{name} seen" if name == "tree" else name for name in CLASSES]
+    known = [f"{name};{name} seen" if name == "sky" else name for name in CLASSES]
     names.write_text("\n".join([*known, *others]) + "\n")
     return names
 

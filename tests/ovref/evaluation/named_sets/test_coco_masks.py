@@ -97,6 +97,21 @@ def test_label_maps_of_instances(coco):
         np.testing.assert_array_equal(example.label_hw, expected_hw)
 
 
+def test_each_mask_is_a_segment(coco):
+    images, path, content = coco
+    content["categories"][2]["isthing"] = 0
+    path.write_text(json.dumps(content))
+    data = open_coco_masks(images, path)
+    assert data.things == (True, False, True)
+    first, *_, last = data
+    panoptic = first.panoptic
+    areas = {panoptic.labels[i]: int((panoptic.ids_hw == i).sum()) for i in panoptic.labels}
+    assert len(panoptic.labels) == 3 and len(panoptic.crowd) == 1
+    (crowd,) = panoptic.crowd
+    assert panoptic.labels[crowd] == 2 and (panoptic.ids_hw == crowd).sum() == 12 * 12 - 8 * 9
+    assert areas[0] == 9 and last.panoptic.labels == {}
+
+
 def test_background_is_a_class_where_it_is_named(coco):
     images, path, _ = coco
     data = open_coco_masks(images, path, background="background")
