@@ -8,14 +8,14 @@ from typing import Any
 from ovref_inference.errors import MissingPackageError
 
 EXTRAS = {
-    "segment": ("torch", "torchvision", "transformers", "open_clip", "segment_anything",
+    "segment": ("torch", "torchvision", "transformers", "open_clip",
                 "safetensors", "scipy", "PIL", "skimage"),
     "cpu": ("faiss",),
     "s3": ("s3fs",),
     "http": ("aiohttp", "requests"),
     "hf": ("huggingface_hub",),
     "cli": ("pydantic", "yaml"),
-    "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
+    "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil", "rich"),
 }  # fmt: skip
 """Packages that are imported when they are first needed, by the extra of ovref that brings them."""
 

@@ -9,12 +9,13 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.formats import CorpusRow, open_text
-from ovref.corpora.places import open_place, shown, store_errors, walk
+from ovref.corpora.places import open_place, shown, walk
 from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec, LabelSpec
 from ovref.errors import InputError
 from ovref.identity import normalised
 from ovref.ingest import KeySet
 from ovref.records import Noun
+from ovref_inference.places import store_errors
 
 SYNONYMS = ";"
 """Separates the names of one label, as in the class lists of `ovref evaluate`."""

@@ -422,7 +422,7 @@ def test_another_embedding_of_real_images_that_are_there(grounded, tmp_path):
 
 
 def test_images_are_generated_or_the_corpus_s_own(config, grounded):
-    with pytest.raises(ValueError, match="generated .* own .*, found synthesize and ground"):
+    with pytest.raises(ValueError, match=r"generated .* own .*, found synthesize and ground"):
         dataclasses.replace(grounded, synthesize=config.synthesize)
     with pytest.raises(ValueError, match="found none"):
         dataclasses.replace(grounded, ground=None)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ovref_inference.encoders.config import STRICT, VisualEncoderConfig
-from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class SamConfig:
     __pydantic_config__ = STRICT
 
     model: str
-    """`miniature:sam`, a `.pth` or `.safetensors` checkpoint in segment-anything's own layout, or a
-    folder with `model.safetensors` and `config.json`."""
+    """`miniature:sam`, a published `.pth` checkpoint of segment-anything (or the same tensors as
+    `.safetensors`), or a folder of transformers' SamModel."""
     multimask: bool = False
     """False: the decoder's single mask, which its authors advise for prompts that are not
     ambiguous, as boxes are. True: of its three masks the one of the highest predicted IoU."""

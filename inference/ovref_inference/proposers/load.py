@@ -25,7 +25,8 @@ from ovref_inference.proposers.crf import to_edges
 from ovref_inference.proposers.grounded_sam import GroundedSam
 from ovref_inference.proposers.mask_former import MaskFormer, exclusive_masks, load_mask_former
 from ovref_inference.proposers.opencut import OpenCutConfig, opencut, upsample_masks
-from ovref_inference.proposers.sam import SamMasks, load_sam
+from ovref_inference.proposers.sam import SamMasks
+from ovref_inference.proposers.sam_model import load_sam
 
 
 class Encoder(Protocol):
