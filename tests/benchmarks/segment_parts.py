@@ -60,12 +60,13 @@ def main():
     if arguments.photograph:
         image_hwc = np.asarray(Image.open(arguments.photograph).convert("RGB"))
     cpu = torch.device("cpu")
+    layers = [one_layer(config, side) for _, config, side in BACKBONES]
     parts, masks = rest(image_hwc, cpu)
     windows = parts.calls["scores of patches and regions of a window"]
     print({name: round(s, 2) for name, s in by_size(parts.seconds)}, flush=True)
     floor = {
-        f"{name}, {side} pixels": windows * config.num_hidden_layers * one_layer(config, side)
-        for name, config, side in BACKBONES
+        f"{name}, {side} pixels": windows * config.num_hidden_layers * seconds
+        for (name, config, side), seconds in zip(BACKBONES, layers, strict=True)
     }
     tera = {
         f"{name}, {side} pixels": windows * operations(config, side) / 1e12
@@ -93,8 +94,10 @@ def main():
 def one_layer(config, side):
     """CPU seconds of one layer for one image, the better of two runs."""
     kind = transformers.Dinov2Model if config.model_type == "dinov2" else transformers.ViTModel
-    one = type(config)(**config.to_dict() | {"num_hidden_layers": 1})
-    layer = kind(one).eval().requires_grad_(False).encoder.layer[0]
+    settings = {name: value for name, value in config.to_dict().items() if "out_" not in name}
+    one = type(config)(**settings | {"num_hidden_layers": 1, "stage_names": None})
+    model = kind(one).eval().requires_grad_(False)
+    layer = next(m for m in model.modules() if type(m).__name__ in ("Dinov2Layer", "ViTLayer"))
     tokens_nld = torch.randn(1, 1 + (side // config.patch_size) ** 2, config.hidden_size)
     seconds = []
     with torch.inference_mode():

@@ -65,7 +65,9 @@ def test_verbs_and_flags_are_pinned():
         ),
         "reduce": common,
         "evaluate": common,
-        "compare": "--help --output --pictures --row --second-row -h first second".split(),
+        "compare": sorted(
+            ["--help", "--output", "--pictures", "--row", "--second-row", "-h", "first", "second"]
+        ),
         "bench": sorted([*common, "--batch-sizes", "--images"]),
         "status": place,
         "inspect": place,
