@@ -1,6 +1,6 @@
 """Collections of a labelled set beside a generated one, on the miniature.
 
-    python tests/benchmarks/labelled_sets.py GENERATED [--scenes 400] [--output tests/benchmarks/results]
+    python tests/benchmarks/labelled_sets.py GENERATED [--scenes 400] [--output FOLDER]
 
 GENERATED is a collection of generated images with the same encoders (that of `make demo`). Training
 scenes that no model saw are written in ADE20k's layout; collections are built of them by
@@ -21,7 +21,7 @@ from ovref_pipelines import recipe
 from ovref_pipelines.recipe import BuildConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from labelled_scenes import write_ade  # noqa: E402
+from labelled_scenes import write_ade
 
 FIRST = 4_000_000
 ROWS = ("fossil", "fossil_no_proposals", "fossil_oracle")
@@ -97,9 +97,10 @@ def report(results):
     lines = [
         "# Labelled sets as corpora, on the miniature",
         "",
-        f"Command: `python tests/benchmarks/labelled_sets.py GENERATED --scenes {results['scenes']}`",
-        "(`labelled_sets.py`). mIoU of FOSSIL on 200 held-out scenes, in percent; the encoders are the",
-        "same. Numbers of the miniature say nothing about the real models.",
+        f"Command: `python tests/benchmarks/labelled_sets.py GENERATED --scenes "
+        f"{results['scenes']}`. mIoU of",
+        "FOSSIL on 200 held-out scenes, in percent; the encoders are the same. Numbers of the",
+        "miniature say nothing about the real models.",
         "",
         "| collection | references | nouns | FOSSIL | without proposals | oracle masks |",
         "|---|---:|---:|---:|---:|---:|",

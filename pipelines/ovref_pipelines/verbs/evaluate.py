@@ -43,10 +43,9 @@ class EvaluateConfig(EvaluateSpec):
 
 def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
     """The configuration with every place as it is seen from any folder."""
-    changes: dict[str, Any] = {
-        "collection": absolute(config.collection, "collection"),
-        "output": absolute_local(config.output, "output"),
-    }
+    changes: dict[str, Any] = {"output": absolute_local(config.output, "output")}
+    if config.collection:
+        changes["collection"] = absolute(config.collection, "collection")
     for name in ("root", "features"):
         if value := getattr(config, name):
             changes[name] = absolute_local(value, name)
