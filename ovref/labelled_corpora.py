@@ -64,7 +64,10 @@ def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:
         raise ValueError(f"{spec.labels.dataset} is a labelled set")
     return {
         "corpus_id": corpus_id(spec),
-        "files": [identify_folder(str(folder)) for folder in data.folders],
+        "files": [
+            identify_folder(str(place)) if place.is_dir() else [place.name, place.stat().st_size]
+            for place in data.folders
+        ],
         "images": fingerprint(list(data.ids)),
         "set": data.convention,
         "class_list": data.class_list.fingerprint,
@@ -81,11 +84,11 @@ def _labelled_set(spec: CorpusSpec) -> "LabelledSet | None":
         return None
     # Imported here, because reading MATLAB files takes SciPy, which builds load late.
     from ovref.evaluation.named_sets.coco_masks import open_coco_masks
-    from ovref.evaluation.named_sets.opening import open_set
+    from ovref.evaluation.named_sets.huggingface import open_any_set
 
     if spec.labels.dataset:
         root = _local(spec.path)
-        return open_set(spec.labels.dataset, root, spec.labels.split, spec.labels.names)
+        return open_any_set(spec.labels.dataset, root, spec.labels.split, spec.labels.names)
     _, files = corpus_files(spec)
     if files[0][1] != "coco":
         return None

@@ -7,8 +7,9 @@ from ovref.config import STRICT
 from ovref.evaluation import miniature
 from ovref.evaluation.datasets import HELD_OUT, open_scenes, training_scenes
 from ovref.evaluation.named_sets.definitions import SETS
+from ovref.evaluation.named_sets.huggingface import open_any_set
 from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
-from ovref.evaluation.named_sets.opening import LabelledSet, open_set
+from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
@@ -98,7 +99,8 @@ class EvaluateSpec:
     dataset: str = ""
     """A set of the field by its name (`ade150`, `voc21`, ...), evaluated instead of scenes."""
     root: str = ""
-    """Folder that holds `dataset`, as published or in a usual converted layout."""
+    """Folder that holds `dataset`, as published, in a usual converted layout, or as a data set of
+    Hugging Face's `datasets` with the columns `image` and `annotation`."""
     names: str = ""
     """Class list of `dataset`: `mmseg`, `fcclip`, `corrclip`, ... or the path of a text file; empty
     takes the protocol's."""
@@ -197,7 +199,7 @@ class EvaluateSpec:
             return open_label_folder(self.knn.folder).first(self.knn.images)
         if not self.dataset:
             return training_scenes(self.knn.images or 400)
-        found = open_set(self.dataset, self.root, "train", self.names)
+        found = open_any_set(self.dataset, self.root, "train", self.names)
         return found.first(self.knn.images)
 
     def open_data(self) -> LabelledSet:
@@ -214,4 +216,4 @@ class EvaluateSpec:
         if not names and protocol is not None:
             known = SETS[self.dataset].lists if self.dataset in SETS else ()
             names = protocol.names if protocol.names in known else ""
-        return open_set(self.dataset, self.root, names=names).first(self.limit)
+        return open_any_set(self.dataset, self.root, names=names).first(self.limit)
