@@ -99,7 +99,7 @@ def changed_models(before: Iterable[CheckedModel], now: Iterable[CheckedModel]) 
 
 def models_of(spec: Any) -> Iterator[tuple[str, str, str]]:
     """The models that settings name: path of the setting, model id, revision or an empty text."""
-    if hasattr(spec, "tagger"):
+    if hasattr(spec, "tagger") and spec.source == "text":
         yield "tagger", spec.tagger, spec.tagger_version or ""
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)

@@ -27,6 +27,17 @@ class Noun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Segments:
+    """The true masks of a labelled image: each pixel belongs to one segment or to none."""
+
+    nouns: tuple[tuple[int, ...], ...]
+    """Numbers of the labels that name each segment, as they stand in the record; from 0."""
+    map_png: bytes
+    """PNG file of 16 bits, of the upright image or smaller: 0 is no segment, others follow from 1
+    in the order of `nouns`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Caption:
     """One caption of a corpus, and its image where the corpus has one."""
 
@@ -37,6 +48,10 @@ class Caption:
     draw: int = 0
     image: bytes | None = None
     """The encoded image file, as the corpus holds it."""
+    labels: tuple[Noun, ...] = ()
+    """What a labelled set says is in the image, each where `text` names it."""
+    segments: Segments | None = None
+    """The masks of the labels, where the set has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +64,8 @@ class Prompt:
     source: str
     draw: int = 0
     image: bytes | None = None
+    segments: Segments | None = None
+    """The true masks of the nouns, where a labelled set has them."""
 
 
 @dataclass(frozen=True, kw_only=True)

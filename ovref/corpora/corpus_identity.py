@@ -1,5 +1,6 @@
 """A corpus's part of a fingerprint: its contents and how they are read, not its location."""
 
+import dataclasses
 import hashlib
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,8 +11,10 @@ from ovref.corpora.image_formats import identify_miniature
 from ovref.corpora.places import find, open_place, shown
 from ovref.corpora.spec import (
     CAPTION_FILES,
+    FOLDERS,
     MINIATURE,
     CorpusSpec,
+    LabelSpec,
     corpus_files,
     corpus_id,
 )
@@ -32,21 +35,33 @@ def identify(spec: CorpusSpec) -> dict[str, Any]:
     else:
         fs, files = corpus_files(spec)
         written = files[0][1]
-        if written == "imagefolder":
-            identities = [_identify_folder(spec.path, captions=True)]
+        if written in FOLDERS:
+            identities = [identify_folder(spec.path, captions=written == "imagefolder")]
         else:
             identities = [_identify_file(fs, name) for name, _ in files]
-    return {
+    identity = {
         "corpus_id": corpus_id(spec),
         "format": written,
         "files": identities,
-        "images": None if spec.images is None else _identify_folder(spec.images),
+        "images": None if spec.images is None else identify_folder(spec.images),
         "caption_column": spec.caption_column,
         "image_column": spec.image_column,
         "limit": spec.limit,
         "draws": spec.draws,
         "max_characters": spec.max_characters,
     }
+    if spec.labels is None:
+        return identity
+    return identity | {"labels": identify_labels(spec.labels)}
+
+
+def identify_labels(labels: LabelSpec) -> dict[str, Any]:
+    """How labels are read; a file of names by its contents."""
+    found = dataclasses.asdict(labels)
+    if labels.names and not labels.dataset:
+        fs, path = open_place(labels.names)
+        found["names"] = _identify_file(fs, path)
+    return found
 
 
 def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
@@ -60,7 +75,7 @@ def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
         raise InputError(f"cannot read {name} of the corpus: {describe(error)}") from error
 
 
-def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
+def identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
     """Hash of the names and sizes below a folder, and of the contents of its caption files."""
     try:
         fs, root = open_place(place)

@@ -36,7 +36,8 @@ LONGEST_MEMBER_BYTES = 1 << 28
 
 
 class CorpusRow(NamedTuple):
-    """One record as found in a file; its `text` is None if there is no usable caption field."""
+    """One record as found in a file; its `text` is None if there is no usable caption field, and a
+    list where it holds labels."""
 
     line: int | str
     text: Any
@@ -46,7 +47,7 @@ class CorpusRow(NamedTuple):
     """Appended to the file's name instead of the line, if set."""
 
 
-def _open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> io.TextIOWrapper:
+def open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> io.TextIOWrapper:
     """The file as UTF-8 text; invalid bytes become lone surrogates, checked for per record.
 
     By default only `\\n` ends a line, since captions may contain other separators; if the first
@@ -71,7 +72,7 @@ def _open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") ->
 
 
 def read_text(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
-    with _open_text(fs, path) as file:
+    with open_text(fs, path) as file:
         for line, text in enumerate(file, start=1):
             yield CorpusRow(line, text)
 
@@ -80,14 +81,14 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
     names = {}
     try:
         if spec.images is not None:
-            with _open_text(fs, path) as file:
+            with open_text(fs, path) as file:
                 for kind, item in stream_members(file, "images"):
                     if kind == "item" and isinstance(item, dict):
                         names[item.get("id")] = item.get("file_name")
         seen = []
         caption = spec.caption_column or "caption"
         check = _FieldCheck(path, (caption,))
-        with _open_text(fs, path) as file:
+        with open_text(fs, path) as file:
             number = 0
             for kind, item in stream_members(file, "annotations"):
                 if kind == "member":
@@ -122,7 +123,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
 def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     # Published caption TSVs (CC3M, CC12M) have no quoting: a quotation mark is a quotation mark.
     tabs = PurePosixPath(path.removesuffix(".gz")).suffix.lower() == ".tsv" or spec.format == "tsv"
-    with _open_text(fs, path, newline="") as file:
+    with open_text(fs, path, newline="") as file:
         lines = _Lines(file)
         rows = (
             csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines)
@@ -218,7 +219,7 @@ def _listed(columns: list[str]) -> str:
 def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     named = CAPTION_NAMES if spec.caption_column is None else (spec.caption_column,)
     lines, check = 0, _FieldCheck(path, named)
-    with _open_text(fs, path) as file:
+    with open_text(fs, path) as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
                 continue
@@ -282,7 +283,13 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
         columns = file.schema_arrow.names
         wanted: list[str | int] = [_caption_name(spec, path, columns)]
         # A bytes column is decoded record by record, so that one bad text is one drop.
-        _check_type(path, file.schema_arrow.field(wanted[0]), TEXT_OR_BYTES, "text")
+        texts_field = file.schema_arrow.field(wanted[0])
+        lists = spec.labels is not None and pa.types.is_list(texts_field.type)
+        if lists:
+            _check_type(path, texts_field.type.value_field, TEXT_OR_BYTES, "lists of text")
+        else:
+            _check_type(path, texts_field, TEXT_OR_BYTES, "text")
+        raw = pa.list_(pa.large_binary()) if lists else pa.large_binary()
         if spec.image_column is not None:
             if spec.image_column not in columns:
                 raise InputError(_no_column(spec.image_column, path, columns))
@@ -293,7 +300,7 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
         row, rows = 0, PARQUET_ROWS if len(wanted) == 1 else PARQUET_IMAGES
         for batch in file.iter_batches(batch_size=rows, columns=wanted):
             # As bytes, because Arrow does not verify UTF-8.
-            texts = batch.column(wanted[0]).cast(pa.large_binary()).to_pylist()
+            texts = batch.column(wanted[0]).cast(raw).to_pylist()
             images = batch.column(wanted[1]).to_pylist() if len(wanted) > 1 else [None] * len(texts)
             for text, image in zip(texts, images, strict=True):
                 row += 1

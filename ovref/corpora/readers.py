@@ -18,12 +18,19 @@ from fsspec import AbstractFileSystem
 
 from ovref.ahead import map_ahead
 from ovref.contract import Dropped
-from ovref.corpora import formats, image_formats
+from ovref.corpora import formats, image_formats, labels
 from ovref.corpora.places import open_place, shown
-from ovref.corpora.spec import MINIATURE, NO_IMAGE_COLUMN, CorpusSpec, corpus_files, corpus_id
+from ovref.corpora.spec import (
+    FOLDERS,
+    MINIATURE,
+    NO_IMAGE_COLUMN,
+    CorpusSpec,
+    corpus_files,
+    corpus_id,
+)
 from ovref.errors import InputError
 from ovref.identity import normalised, record_key
-from ovref.records import Caption
+from ovref.records import Caption, Noun, Segments
 from ovref_inference.places import describe, store_errors
 
 DROP_REASONS = (
@@ -32,7 +39,11 @@ DROP_REASONS = (
     "caption_too_long",
     "malformed_record",
     "missing_image",
+    "no_labels",
 )
+
+COLUMNS_OF_LABELS = ("csv", "tsv", "jsonl", "parquet", "webdataset")
+"""Formats whose labels have a column that must be named."""
 
 NO_TEXT = re.compile("[\x00-\x1f\x7f\ufffd]")
 """Control characters, and the replacement character that a failed decoding leaves."""
@@ -62,7 +73,7 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
     if not spec.path.startswith(MINIATURE):
         fs, found = corpus_files(spec)
         files = [(fs, path, written) for path, written in found]
-        if found[0][1] == "imagefolder":
+        if found[0][1] in FOLDERS:
             place = spec.path
     name = corpus_id(spec)
     records = good = 0
@@ -89,7 +100,7 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
 def _check_has_images(spec: CorpusSpec, path: str, written: str) -> None:
     if written == "text":
         raise InputError(f"images are required, but the text file {path} has captions only")
-    if written == "coco" and spec.images is None:
+    if written in ("coco", "open_images") and spec.images is None:
         raise InputError(f"images are required: set `images` to the image folder of {path}")
     if written in ("csv", "tsv", "jsonl", "parquet") and spec.image_column is None:
         raise InputError(f"images are required: name their column in {path} with `image_column`")
@@ -121,7 +132,11 @@ def _rows(
         "text": formats.read_text,
         "webdataset": formats.read_webdataset,
         "imagefolder": image_formats.read_imagefolder,
+        "class_folders": labels.read_class_folders,
+        "open_images": labels.read_open_images,
     }[written]
+    if spec.labels is not None and spec.caption_column is None and written in COLUMNS_OF_LABELS:
+        raise InputError(f"name the column of labels in {path} with `caption_column`")
     if spec.image_column is not None and written in NO_IMAGE_COLUMN:
         raise InputError(f"image_column has no meaning in the format {written} of {path}")
     damage = (EOFError, zlib.error, tarfile.TarError, pa.ArrowException, csv.Error)
@@ -142,11 +157,18 @@ def _caption(
     def dropped(reason: str) -> Dropped:
         return Dropped(f"line:{where}".replace("#", "%23"), reason)  # `#` would name a part
 
-    if not isinstance(row.text, str | bytes):
-        return dropped("malformed_record")
+    nouns: tuple[Noun, ...] = ()
     try:
-        text = row.text.decode("utf-8") if isinstance(row.text, bytes) else row.text
-        text = normalised(text)
+        if spec.labels is not None:
+            found = labels.labels_of_value(row.text, spec.labels)
+            if not found:
+                return dropped("malformed_record" if found is None else "no_labels")
+            text, nouns, _ = labels.text_of_labels(found)
+        elif isinstance(row.text, str | bytes):
+            text = row.text.decode("utf-8") if isinstance(row.text, bytes) else row.text
+            text = normalised(text)
+        else:
+            return dropped("malformed_record")
         text.encode("utf-8")  # fails for lone surrogates, from JSON escapes or undecodable bytes
     except UnicodeError:
         return dropped("undecodable_text")
@@ -159,17 +181,31 @@ def _caption(
     image = row.image if images else None
     if images and not (isinstance(image, bytes) and image):
         return dropped("missing_image")
+    source = f"{file}:{row.source}" if row.source else where
+    return draws_of(spec, corpus, text, source, image, nouns)
+
+
+def draws_of(
+    spec: CorpusSpec,
+    corpus: str,
+    text: str,
+    source: str,
+    image: bytes | None,
+    nouns: tuple[Noun, ...] = (),
+    segments: Segments | None = None,
+) -> Iterator[Caption]:
+    """`spec.draws` captions of one text."""
     digest = sha256(image).hexdigest() if isinstance(image, bytes) else None
-    return (
-        Caption(
+    for draw in range(spec.draws):
+        yield Caption(
             key=record_key(corpus, text, draw, digest),
             text=text,
-            source=f"{file}:{row.source}" if row.source else where,
+            source=source,
             draw=draw,
             image=image,
+            labels=nouns,
+            segments=segments,
         )
-        for draw in range(spec.draws)
-    )
 
 
 class _ImageFolder:

@@ -22,6 +22,8 @@ Format = Literal[
     "text",
     "webdataset",
     "imagefolder",
+    "class_folders",
+    "open_images",
     "miniature",
 ]
 
@@ -41,14 +43,52 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Names of the metadata file that holds the captions of an image folder."""
 
+LABELLED = ("class_folders", "open_images")
+"""Formats of labelled sets alone."""
+
 MINIATURE = "miniature:"
 """Prefix of the path of a corpus of the miniature's scenes; the split follows."""
 
 BLOCK_BYTES = 1 << 20
 
 
-NO_IMAGE_COLUMN = ("coco", "text", "webdataset", "imagefolder", "miniature")
+NO_IMAGE_COLUMN = (
+    "coco", "text", "webdataset", "imagefolder", "class_folders", "open_images", "miniature",
+)  # fmt: skip
 """Formats without an image column."""
+FOLDERS = ("imagefolder", "class_folders")
+"""Formats of a folder of images, read with the folders below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSpec:
+    """What the labels of a labelled set are. They take the place of captions."""
+
+    __pydantic_config__ = STRICT
+
+    dataset: str = ""
+    """A set of the field by its name (`ade150`, `ade_panoptic`, `coco_stuff`, ..., as `evaluate`
+    reads them); `path` is then the folder that holds it, and its label maps are the masks of the
+    labels. Empty for another labelled set."""
+    split: Literal["train", "val"] = "train"
+    """Images of `dataset`."""
+    names: str = ""
+    """Names of the classes: of `dataset` one of its class lists or a text file, as for `evaluate`;
+    of `open_images` the file of class descriptions."""
+    separator: str = ","
+    """Between the labels in one cell of a table. A list in JSON or Parquet needs none."""
+    synonyms: bool = False
+    """Whether all names of a class, separated by `;`, are nouns of its regions. False takes the
+    first alone."""
+    min_confidence: float = 1.0
+    """Of `open_images`: labels below it are left out. 1.0 takes those that people verified, and
+    none that people found wrong; 0.7 also takes a machine's guesses of that confidence."""
+
+    def __post_init__(self) -> None:
+        if not self.separator.strip():
+            raise ValueError("separator must have a character that is not blank")
+        if not 0 < self.min_confidence <= 1:
+            raise ValueError(f"min_confidence must be in (0, 1], found {self.min_confidence}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +115,11 @@ class CorpusSpec:
     that ground captions."""
     images: str | None = None
     """Folder or URL prefix of the image files that the corpus names."""
+    labels: LabelSpec | None = None
+    """Reads a labelled set, whose labels are the nouns: with `labels.dataset` a set of the field,
+    with the format `coco` the categories and masks of an instances file, with `open_images` the
+    CSV file of image-level labels of Open Images, with `class_folders` a folder of images for each
+    class; of other formats, `caption_column` is then the column of the labels."""
     licence: str | None = None
     """The licence of captions and images, for the manifest of the collection."""
     limit: int | None = None
@@ -97,11 +142,31 @@ class CorpusSpec:
             value = getattr(self, name)
             if isinstance(value, int) and value < 0:
                 raise ValueError(f"{name} counts columns from 0, found {value}")
+        self._check_labels()
         if self.image_column is not None and self.format in NO_IMAGE_COLUMN:
             raise ValueError(f"image_column has no meaning in the format {self.format}")
-        if self.images is not None and self.format in ("webdataset", "imagefolder", "miniature"):
+        if self.images is not None and self.format in ("webdataset", *FOLDERS, "miniature"):
             raise ValueError(
                 f"images has no meaning in the format {self.format}, which has its own"
+            )
+
+
+    def _check_labels(self) -> None:
+        labels = self.labels
+        if labels is None:
+            if self.format in LABELLED:
+                raise ValueError(f"the format {self.format} has labels and no captions: set labels")
+            return
+        if labels.dataset and (self.format != "auto" or self.images or self.caption_column):
+            raise ValueError(
+                "with labels.dataset, path is the folder of the set: leave out format, images and "
+                "caption_column"
+            )
+        if self.format in ("text", "miniature"):
+            raise ValueError(f"the format {self.format} has no labels")
+        if (self.format == "open_images") != bool(labels.names) and not labels.dataset:
+            raise ValueError(
+                "labels.names is for labels.dataset, and for the format open_images, which needs it"
             )
 
 
@@ -111,6 +176,8 @@ def corpus_id(spec: CorpusSpec) -> str:
         return spec.corpus_id
     if spec.path.startswith(MINIATURE):
         return spec.path.replace(":", "_")
+    if spec.labels is not None and spec.labels.dataset:
+        return f"{spec.labels.dataset}_{spec.labels.split}"
     path = PurePosixPath(spec.path.partition("://")[2] or spec.path)
     while "*" in path.name:
         path = path.parent
@@ -140,12 +207,16 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
         else:
             is_pattern = any(mark in root for mark in MAGIC)
             names = matches(fs, root) if is_pattern else []
-        if spec.format == "imagefolder" and not fs.isdir(root):
-            raise InputError(f"an imagefolder is a folder, found {shown(spec.path)}")
+        if spec.format in FOLDERS and not fs.isdir(root):
+            raise InputError(
+                f"the format {spec.format} reads a folder, found {shown(spec.path)}"
+            )
     except store_errors(ValueError) as error:
         raise InputError(
             f"cannot look for the corpus at {shown(spec.path)}: {describe(error)}"
         ) from error
+    if spec.format == "class_folders":
+        return fs, [(root, spec.format)]
     if not names and spec.format != "imagefolder":
         raise InputError(
             f"no caption corpus at {shown(spec.path)}: no such file, or no file in it. Check the "

@@ -20,6 +20,7 @@ from ovref.config import dump
 from ovref.contract import Stage
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
+from ovref.evaluation.knn import KnnMethod, memory_identity, open_training
 from ovref.evaluation.methods import Methods, rows_of
 from ovref.evaluation.metrics import boundary_pixels, confused
 from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, MatchedDetections, match_detections
@@ -76,7 +77,7 @@ class ImageScorer:
         """`models` are loaded when a row first needs them, and forget each batch after it."""
         self._spec, self._models = spec, models
         self._data = spec.open_data()
-        self._methods = Methods(spec, self._data, models)
+        self._methods = methods_of(spec, self._data, models)
         self._rows = rows_of(spec)
 
     def __call__(self, records: Iterator[LabelledImage]) -> Iterator[ScoredImage]:
@@ -104,6 +105,11 @@ class ImageScorer:
                 maps[number] = png_of_labels(found.labels_hw)
         whole = {name: np.concatenate(parts) for name, parts in tables.items() if parts}
         return ScoredImage(key=record.key, name=record.name, tables=whole, maps=maps)
+
+
+def methods_of(spec: EvaluateSpec, data: LabelledSet, models: CachedModels) -> Methods | KnnMethod:
+    """What makes the rows' predictions. Raises InputError as `Methods`."""
+    return (KnnMethod if spec.method == "knn" else Methods)(spec, data, models)
 
 
 def counts_of(
@@ -179,9 +185,10 @@ def labels_of_png(png: bytes) -> np.ndarray:
 
 
 def open_steps(
-    spec: EvaluateSpec, data: LabelledSet, collection: ReferenceCollection
+    spec: EvaluateSpec, data: LabelledSet, collection: ReferenceCollection | None
 ) -> tuple[StepFolder, StepFolder]:
-    """The steps of names and of counts, made if they are new.
+    """The steps of names and of counts, made if they are new; without a collection those of
+    `method=knn`.
 
     Raises:
         MismatchError: the output is of another evaluation; the message says what differs.
@@ -193,16 +200,22 @@ def open_steps(
         tree = settings[part] if part else settings
         for name in names if tree is not None else ():
             del tree[name]
-    identity = {
+    parts: list[Any] = [spec]
+    identity: dict[str, Any] = {
         "version": ScoreImages.version,
         "settings": settings,
         "classes": data.class_fingerprint,
-        "collection": {"fingerprint": collection.manifest.fingerprint, "rows": len(collection)},
-        "models": {
-            name: weights_fingerprint(name, revision)
-            for part in (spec, collection.visual_config, collection.text_config)
-            for _, name, revision in models_of(part)
-        },
+    }
+    if collection is None:
+        identity["memory"] = memory_identity(spec, open_training(spec, data))
+    else:
+        found = {"fingerprint": collection.manifest.fingerprint, "rows": len(collection)}
+        identity["collection"] = found
+        parts += [collection.visual_config, collection.text_config]
+    identity["models"] = {
+        name: weights_fingerprint(name, revision)
+        for part in parts
+        for _, name, revision in models_of(part)
     }
     return images, open_step(output, SCORES, identity, [images.fingerprint])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ovref.corpora.image_formats import FIRST_SCENE
 from ovref.evaluation.metrics import IGNORE
 from ovref.evaluation.metrics_ap import TrueInstances
 from ovref.evaluation.metrics_panoptic import PanopticMap
@@ -68,7 +69,16 @@ def open_scenes(split: str, count: int) -> LabelledSet:
     if split not in HELD_OUT:
         raise ValueError(f"split must be one of {HELD_OUT}, found {split!r}")
     require_at_least("count", count, 1)
+    return _scenes(split, range(count))
 
+
+def training_scenes(count: int) -> LabelledSet:
+    """The first `count` training scenes that no model was trained on, for what needs training
+    images beside those to judge."""
+    return _scenes("train", range(FIRST_SCENE, FIRST_SCENE + count))
+
+
+def _scenes(split: str, seeds: range) -> LabelledSet:
     def read(name: str) -> Example:
         scene = scenes.render(int(name), split)
         return Example(
@@ -80,14 +90,14 @@ def open_scenes(split: str, count: int) -> LabelledSet:
         )
 
     return LabelledSet(
-        name=f"miniature {split}, {count} scenes",
+        name=f"miniature {split}, {len(seeds)} scenes",
         class_list=ClassList(
             name="miniature",
             source="ovref/miniature/shapes.py",
             classes=tuple((name,) for name in CLASSES),
         ),
         convention="miniature-1: position in the class list from 0, all pixels labelled",
-        ids=tuple(str(seed) for seed in range(count)),
+        ids=tuple(map(str, seeds)),
         read=read,
         things=tuple(name in THINGS for name in CLASSES),
         colours={name: next(iter(colours.values())) for name, colours in STUFF_COLOURS.items()},

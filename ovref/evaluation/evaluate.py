@@ -11,7 +11,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from ovref.evaluation.counting import (
     ScoreImages,
     labels_of_png,
     list_images,
+    methods_of,
     open_steps,
 )
+from ovref.evaluation.knn import make_memory, memory_identity, open_training
 from ovref.evaluation.methods import DENSE, Methods, Row, rows_of
 from ovref.evaluation.metrics import scores_of_counts
 from ovref.evaluation.named_sets.opening import LabelledSet
@@ -91,11 +94,12 @@ def evaluate(
     data = spec.open_data()
     with CachedModels(device, spec.features) as models, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* has no references for")
-        collection = models.collection(spec.collection)
-        methods = Methods(spec, data, models)  # refuses what does not fit before anything is read
+        collection = models.collection(spec.collection) if spec.collection else None
+        methods = methods_of(spec, data, models)  # refuses what does not fit before all else
         images, scores = open_steps(spec, data, collection)
         meter = _Meter(len(data), progress)
         list_images(data, images, spec.shard_size, lambda done: meter.tell("checked", done))
+        compared = _memory(spec, data, models, progress) if collection is None else _of(collection)
         run = run_shards or _run_here(progress, models)
         run(ScoreImages(evaluate=spec, device=device), images, scores)
         shards = images.complete() or []
@@ -103,12 +107,50 @@ def evaluate(
         rows = rows_of(spec)
         totals = add_up(scored_images(scores), len(rows), len(data.class_names), data.things)
         fossil = [name for name in spec.rows if name in DENSE and name != "freeda"]
-        support = methods.support() if fossil else {}
-        result = _result(spec, data, collection, totals, support)
+        support = methods.support() if isinstance(methods, Methods) and fossil else {}
+        result = _result(spec, data, compared, totals, support)
     result["seconds"] = round(time.monotonic() - started, 1)
     _write(spec, data, totals, scores, result, output)
     progress(report.text(result))
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared:
+    """What images are compared with: the references of a collection, or remembered patches."""
+
+    fingerprint: str
+    size: int
+    counts: Mapping[str, int]
+    """References by noun, or patches by class in lower case."""
+    model: str
+    """The visual encoder's."""
+
+
+def _of(collection: ReferenceCollection) -> _Compared:
+    return _Compared(
+        fingerprint=collection.manifest.fingerprint,
+        size=len(collection),
+        counts=dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True)),
+        model=collection.visual_config.model,
+    )
+
+
+def _memory(
+    spec: EvaluateSpec, data: LabelledSet, models: CachedModels, progress: Say
+) -> _Compared:
+    """Remembers the training images, before any worker needs them."""
+    training = open_training(spec, data)
+    meter = _Meter(len(training), progress)
+    memory = make_memory(spec, training, models, lambda done: meter.tell("remembered", done))
+    patches = np.bincount(memory.shares_nc.indices, minlength=len(data.class_names)).tolist()
+    names = [name.strip().lower() for name in data.class_names]
+    return _Compared(
+        fingerprint=fingerprint(memory_identity(spec, training)),
+        size=len(memory.features_nd),
+        counts=dict(zip(names, patches, strict=True)),
+        model=spec.knn.encoder.model,
+    )
 
 
 def _run_here(progress: Say, models: CachedModels) -> RunShards:
@@ -166,7 +208,7 @@ class _Meter:
 def _result(
     spec: EvaluateSpec,
     data: LabelledSet,
-    collection: ReferenceCollection,
+    compared: _Compared,
     totals: Totals,
     support: dict[str, str],
 ) -> dict[str, Any]:
@@ -181,7 +223,7 @@ def _result(
     described = "images as they are" if protocol is None else protocol.described()
     settings = dump(protocol) if protocol is not None else None
     return {
-        "caption": _caption(spec, collection),
+        "caption": _caption(spec, compared),
         "data": data.name,
         "protocol": described,
         "protocol_fingerprint": fingerprint(settings)[:16],
@@ -191,14 +233,14 @@ def _result(
         "classes": list(data.class_names),
         "images": len(totals.names),
         "collection": {
-            "fingerprint": collection.manifest.fingerprint,
-            "references": len(collection),
+            "fingerprint": compared.fingerprint,
+            "references": compared.size,
         },
         "rows": main,
         "ratios": _ratios(by_name),
         "ablations": _ablations(rows, found),
         "details_of": main[0]["name"],
-        "per_class": _per_class(data, totals, collection, support),
+        "per_class": _per_class(data, totals, compared, support),
         "support": support,
         "spec": dump(spec),
     }
@@ -215,12 +257,11 @@ def _ablations(
 
 
 def _per_class(
-    data: LabelledSet, totals: Totals, collection: ReferenceCollection, support: dict[str, str]
+    data: LabelledSet, totals: Totals, compared: _Compared, support: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Each class in the first row: its IoU, and what it is taken for most often."""
     counts = totals.confusion[0]
     iou, true = scores_of_counts(counts).iou, counts.sum(1)
-    references = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
     names = [*data.class_names, "no class"]
     table = []
     for label, name in enumerate(data.class_names):
@@ -232,7 +273,7 @@ def _per_class(
             "class": name,
             "iou": _rounded(iou[label]),
             "pixels": int(true[label]),
-            "references": sum(references.get(each.strip().lower(), 0) for each in own),
+            "references": sum(compared.counts.get(each.strip().lower(), 0) for each in own),
             "support": support.get(name, ""),
             "most_confused_with": names[worst] if wrong[worst] else "",
             "confused_share": _rounded(wrong[worst] / true[label]) if true[label] else None,
@@ -254,13 +295,15 @@ def _ratios(miou: dict[str, float | None]) -> dict[str, float]:
     return {f"over_{k}": round(own / bound, 3) for k, bound in bounds.items() if bound > 0}
 
 
-def _caption(spec: EvaluateSpec, collection: ReferenceCollection) -> str:
+def _caption(spec: EvaluateSpec, compared: _Compared) -> str:
     if not spec.folder and not spec.dataset:
         return CAPTION
-    models = [collection.visual_config.model]
-    if any("opencut" in name or name == "fossil" for name in spec.rows):
+    models = [compared.model]
+    if spec.method == "collection" and any(
+        "opencut" in name or name == "fossil" for name in spec.rows
+    ):
         models.append(spec.opencut.keys.model)
-    if any(name.startswith("text_only") for name in spec.rows):
+    if spec.method == "collection" and any(n.startswith("text_only") for n in spec.rows):
         models.append(spec.clip.model)
     caption = f"Measured on labelled images with {', '.join(dict.fromkeys(models))}."
     return f"{caption} {SMALL}" if any(m.startswith("miniature:") for m in models) else caption

@@ -59,6 +59,8 @@ class Row:
 def rows_of(spec: EvaluateSpec) -> tuple[Row, ...]:
     """The rows that are asked for, and then those of the ablations, one parameter at a time from
     the best configuration (FOSSIL section 4.3)."""
+    if spec.method == "knn":
+        return (Row(name="knn"),)
     grids = {"n": spec.ablate_n, "k": spec.ablate_k, "gamma": spec.ablate_gamma}
     ablations = [
         Row(name="fossil", changes=((name, value),))

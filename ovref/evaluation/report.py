@@ -104,6 +104,12 @@ def _class_table(classes: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def _collection_line(result: dict[str, Any]) -> str:
     references, fossil = result["collection"]["references"], result["spec"]["fossil"]
+    if result["spec"]["method"] == "knn":
+        settings = result["spec"]["knn"]
+        return (
+            f"{references} patches of training images, {settings['neighbours']} neighbours, "
+            f"temperature {settings['temperature']}"
+        )
     if not any(name.startswith("fossil") for name in result["spec"]["rows"]):
         return f"{references} references"
     return (
@@ -116,7 +122,7 @@ def _collection_line(result: dict[str, Any]) -> str:
 def _notes(result: dict[str, Any]) -> list[str]:
     parts = [f"{value:.2f} x {RATIOS[name]}" for name, value in result["ratios"].items()]
     notes = []
-    if "fossil" in result["spec"]["rows"]:
+    if "fossil" in result["spec"]["rows"] and result["spec"]["method"] == "collection":
         notes = ["FOSSIL's mIoU has no ratio to its bounds, which are 0 or not defined."]
     if parts:
         notes = ["FOSSIL's mIoU is " + " and ".join(parts) + "."]

@@ -5,10 +5,11 @@ from typing import Literal
 
 from ovref.config import STRICT
 from ovref.evaluation import miniature
-from ovref.evaluation.datasets import HELD_OUT, open_scenes
+from ovref.evaluation.datasets import HELD_OUT, open_scenes, training_scenes
 from ovref.evaluation.named_sets.definitions import SETS
+from ovref.evaluation.named_sets.huggingface import open_any_set
 from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
-from ovref.evaluation.named_sets.opening import LabelledSet, open_set
+from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
@@ -30,6 +31,7 @@ TITLES = {
     "vocseg": "VOCSeg",
     "retclip": "RetCLIP",
     "corrclip": "CorrCLIPv2",
+    "knn": "nearest patches",
 }
 """Rows of the table and how people write them."""
 
@@ -43,13 +45,50 @@ RowName = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnnConfig:
+    """Nearest patches of training images (`ovref.evaluation.knn`)."""
+
+    __pydantic_config__ = STRICT
+
+    encoder: VisualEncoderConfig = miniature.OPENCUT.keys
+    """The backbone, of dense features; it resizes images to its own size."""
+    neighbours: int = 30
+    """Remembered patches that a patch attends to."""
+    temperature: float = 0.02
+    """Cosines are divided by it before the softmax."""
+    memory: int = 102_400
+    """Patches that are remembered, as many of each training image. The published tables have
+    1,024,000 and 10,240,000, for which a GPU should compare them."""
+    images: int | None = None
+    """The first so many training images; null takes all, of scenes of the miniature 400."""
+    folder: LabelFolder | None = None
+    """Training images beside `folder`; those of `dataset` are its split `train`."""
+    seed: int = 0
+    """Of the choice of patches."""
+
+    def __post_init__(self) -> None:
+        for name in ("neighbours", "memory", "images"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, found {self.temperature}")
+        if self.encoder.masking is not None:
+            raise ValueError("encoder must give dense features, not masked crops")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateSpec:
     """What is evaluated, on what, and which variations are tried."""
 
     __pydantic_config__ = STRICT
 
-    collection: str
-    """Folder or URL of the collection; its own encoders are loaded."""
+    method: Literal["collection", "knn"] = "collection"
+    """`knn` asks how good a backbone is, without any collection: each patch takes the classes of
+    the nearest patches of training images. Then `rows` and their settings do not matter."""
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    """Settings of `method=knn`."""
+    collection: str = ""
+    """Folder or URL of the collection; its own encoders are loaded. Not for `method=knn`."""
     output: str
     """Folder for evaluation.json, evaluation.md, tables and pictures, and for what is counted image
     by image, with which the same command resumes; made if it is missing."""
@@ -60,7 +99,8 @@ class EvaluateSpec:
     dataset: str = ""
     """A set of the field by its name (`ade150`, `voc21`, ...), evaluated instead of scenes."""
     root: str = ""
-    """Folder that holds `dataset`, as published or in a usual converted layout."""
+    """Folder that holds `dataset`, as published, in a usual converted layout, or as a data set of
+    Hugging Face's `datasets` with the columns `image` and `annotation`."""
     names: str = ""
     """Class list of `dataset`: `mmseg`, `fcclip`, `corrclip`, ... or the path of a text file; empty
     takes the protocol's."""
@@ -116,6 +156,15 @@ class EvaluateSpec:
     takes some 60 MB an image."""
 
     def __post_init__(self) -> None:
+        if bool(self.collection) == (self.method == "knn"):
+            raise ValueError(
+                "name the collection that is evaluated" if not self.collection
+                else "method=knn has no collection: leave it out"
+            )  # fmt: skip
+        if self.method == "knn" and (self.protocol or self.fossil.windows is not None):
+            raise ValueError("method=knn takes images as they are: leave out protocol and windows")
+        if bool(self.folder) != bool(self.knn.folder) and self.method == "knn":
+            raise ValueError("method=knn on a folder needs knn.folder, its training images, too")
         if self.split not in HELD_OUT:
             raise ValueError(f"split must be one of {HELD_OUT}, found {self.split!r}")
         require_at_least("scenes", self.scenes, 1)
@@ -143,6 +192,16 @@ class EvaluateSpec:
             return protocol_of_windows(self.fossil.windows)
         return protocol_of(self.protocol, self.dataset) if self.protocol else None
 
+    def open_training(self) -> LabelledSet:
+        """The training images of `method=knn`; nothing of them is read yet. Raises as
+        `open_data`."""
+        if self.knn.folder:
+            return open_label_folder(self.knn.folder).first(self.knn.images)
+        if not self.dataset:
+            return training_scenes(self.knn.images or 400)
+        found = open_any_set(self.dataset, self.root, "train", self.names)
+        return found.first(self.knn.images)
+
     def open_data(self) -> LabelledSet:
         """The data set; nothing of it is read yet.
 
@@ -157,4 +216,4 @@ class EvaluateSpec:
         if not names and protocol is not None:
             known = SETS[self.dataset].lists if self.dataset in SETS else ()
             names = protocol.names if protocol.names in known else ""
-        return open_set(self.dataset, self.root, names=names).first(self.limit)
+        return open_any_set(self.dataset, self.root, names=names).first(self.limit)

@@ -1,15 +1,17 @@
 """Stage extract_nouns: captions in, prompts out.
 
 A caption that is not in English is dropped (`other_language`), and one without nouns (`no_nouns`).
+The labels of a labelled set are nouns as they are, without a tagger and in any language.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
+from ovref.identity import ADDED_LATER
 from ovref.records import Caption, Noun, Prompt
 from ovref_inference.ranges import require_at_least
 
@@ -44,12 +46,19 @@ class ExtractNouns:
     """Additional singular, lower-case nouns to exclude, besides the built-in ones."""
     max_nouns: int | None = None
     """Maximum number of nouns per caption; the first are kept. None keeps all."""
+    source: Literal["text", "labels"] = field(default="text", metadata=ADDED_LATER)
+    """Where nouns are found: in the captions, or in `labels`, those of a labelled set
+    (`corpus.labels`). Then the tagger is not loaded, and its settings do not matter."""
 
     def __post_init__(self) -> None:
         if not self.tagger:
             raise ValueError("tagger must name a spaCy pipeline, found an empty string")
         if self.max_nouns is not None:
             require_at_least("max_nouns", self.max_nouns, 1)
+        if self.source == "labels" and (self.stop_nouns or self.max_nouns is not None):
+            raise ValueError(
+                "with source=labels every label is a noun: leave out stop_nouns and max_nouns"
+            )
         for noun in self.stop_nouns:
             if noun != noun.lower().strip() or not noun:
                 raise ValueError(
@@ -57,7 +66,9 @@ class ExtractNouns:
                 )
 
     def build(self) -> Callable[[Iterator[Caption]], Iterator[Prompt | Dropped]]:
-        """Loads the tagger. Raises ModelError when it cannot."""
+        """Loads the tagger, if nouns are found in text. Raises ModelError when it cannot."""
+        if self.source == "labels":
+            return _labels_as_nouns
         from ovref.models.tagger import load_tagger
         from ovref.ops.language import is_other_language
         from ovref.ops.nouns import nouns_of, tagger_text
@@ -95,6 +106,8 @@ class ExtractNouns:
 
     def check(self) -> list[Prompt | Dropped]:
         """Tags one caption; see `ovref.check_models`."""
+        if self.source == "labels":
+            return []
         return list(self.build()(iter([Caption(key="blank", text="a thing", source="blank")])))
 
 
@@ -115,6 +128,10 @@ def language_warning(captions: int, dropped: dict[str, int]) -> str | None:
     )
 
 
+def _labels_as_nouns(records: Iterator[Caption]) -> Iterator[Prompt | Dropped]:
+    return (_answer(record, record.labels) for record in records)
+
+
 def _answer(record: Caption, nouns: tuple[Noun, ...]) -> Prompt | Dropped:
     if not nouns:
         return Dropped(record.key, "no_nouns")
@@ -125,4 +142,5 @@ def _answer(record: Caption, nouns: tuple[Noun, ...]) -> Prompt | Dropped:
         source=record.source,
         draw=record.draw,
         image=record.image,
+        segments=record.segments,
     )

@@ -6,6 +6,7 @@ A caption, prompt or image record is one sample of a tar, members named `<key>.<
     jpg|png|...     the encoded image as read, if there is one (`bin` for an unknown format)
     heatmaps.npy    image records with heatmaps: (regions, h, w) float16
     masks.png       image records with regions: 8-bit grey, the tri-state masks stacked vertically
+    segments.png    captions and prompts of a labelled set with masks: `records.Segments.map_png`
     <table>.npy     images of an evaluation: one of `ScoredImage.tables`
     map<row>.png    images of an evaluation: one of `ScoredImage.maps`
 
@@ -35,6 +36,7 @@ from ovref.records import (
     Reference,
     Region,
     ScoredImage,
+    Segments,
 )
 
 Record = Caption | Prompt | ImageRecord | Reference | LabelledImage | ScoredImage
@@ -142,6 +144,9 @@ def encode(record: Sample) -> dict[str, bytes]:
         if record.regions:
             sample["masks.png"] = _encode_masks(record)
             meta["mask_hw"] = list(record.regions[0].mask_hw.shape)
+    if isinstance(record, Caption | Prompt) and record.segments is not None:
+        meta["segments"] = [list(nouns) for nouns in record.segments.nouns]
+        sample["segments.png"] = record.segments.map_png
     if isinstance(record, Caption | Prompt | ImageRecord) and record.image is not None:
         sample[_image_extension(record.image)] = record.image
     return {"json": _json(meta), **dict(sorted(sample.items()))}
@@ -161,11 +166,14 @@ def decode(key: str, sample: dict[str, bytes]) -> Sample:
         if kind == "scored_image":
             return ScoredImage(key=key, **meta, **_decode_scored(sample))
         image = next((sample[name] for name in IMAGE_EXTENSIONS if name in sample), None)
+        if kind in ("caption", "prompt"):
+            segments = _decode_segments(sample, meta.pop("segments", None))
         if kind == "caption":
-            return Caption(key=key, image=image, **meta)
+            labels = tuple(Noun(**noun) for noun in meta.pop("labels", ()))
+            return Caption(key=key, image=image, labels=labels, segments=segments, **meta)
         nouns = tuple(Noun(**noun) for noun in meta.pop("nouns"))
         if kind == "prompt":
-            return Prompt(key=key, nouns=nouns, image=image, **meta)
+            return Prompt(key=key, nouns=nouns, image=image, segments=segments, **meta)
         if kind == "image":
             if image is None:
                 raise ValueError("it has no image")
@@ -265,6 +273,8 @@ def _metadata(record: Sample) -> dict[str, Any]:
         return {"kind": kind_of(record), "name": record.name}
     if isinstance(record, Caption):
         meta = {"text": record.text, "source": record.source, "draw": record.draw}
+        if record.labels:
+            meta["labels"] = [asdict(label) for label in record.labels]
     elif isinstance(record, Prompt):
         meta = {"caption": record.caption, "source": record.source, "draw": record.draw}
         meta["nouns"] = [asdict(noun) for noun in record.nouns]
@@ -322,6 +332,12 @@ def _decode_scored(sample: dict[str, bytes]) -> dict[str, Any]:
         if name.startswith("map")
     }
     return {"tables": tables, "maps": maps}
+
+
+def _decode_segments(sample: dict[str, bytes], nouns: list[list[int]] | None) -> Segments | None:
+    if nouns is None:
+        return None
+    return Segments(nouns=tuple(map(tuple, nouns)), map_png=sample["segments.png"])
 
 
 def _decode_heatmaps(sample: dict[str, bytes], shape_nhw: list[int] | None) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
+from ovref.stages.true_masks import TrueMasks
 from ovref_inference.ranges import require_at_least
 from ovref_pipelines import shipped
 from ovref_pipelines.engine.config import EngineConfig
@@ -36,7 +37,9 @@ class BuildConfig:
     synthesize: Synthesize | None = None
     """How images are generated from prompts; or instead:"""
     ground: Ground | None = None
-    """How the nouns of captions are located in the corpus's images."""
+    """How the nouns of captions are located in the corpus's images; or instead:"""
+    true_masks: TrueMasks | None = None
+    """How regions are made of the masks that a labelled set comes with (`corpus.labels`)."""
     extract_nouns: ExtractNouns = field(default_factory=ExtractNouns)
     """How nouns are extracted from captions."""
     select_prompts: SelectPrompts | None = None
@@ -74,22 +77,35 @@ class BuildConfig:
         if not self.output:
             raise ValueError("output must name a folder or URL, found an empty string")
         require_at_least("shard_size", self.shard_size, 1)
-        if (self.synthesize is None) == (self.ground is None):
-            both = "neither" if self.ground is None else "both"
+        names = ("synthesize", "ground", "true_masks")
+        found = [name for name in names if getattr(self, name) is not None]
+        if len(found) != 1:
             raise ValueError(
-                "images are either generated (synthesize) or the corpus's own (ground), found "
-                f"{both}"
+                "images are either generated (synthesize) or the corpus's own (ground, or "
+                f"true_masks of a labelled set), found {' and '.join(found) or 'none of them'}"
             )
-        if self.ground is not None and self.corpus.draws != 1:
+        if self.uses_images and self.corpus.draws != 1:
             raise ValueError(
-                f"corpus.draws applies to generated images; with ground it must be 1, found "
+                f"corpus.draws applies to generated images; with {found[0]} it must be 1, found "
                 f"{self.corpus.draws}"
             )
+        if (self.corpus.labels is None) != (self.extract_nouns.source == "text"):
+            raise ValueError(
+                "extract_nouns.source=labels takes the nouns of a corpus with `corpus.labels`, and "
+                "such a corpus has no other nouns: set both, or neither"
+            )
+        if self.true_masks is not None and self.corpus.labels is None:
+            raise ValueError("true_masks needs a labelled set: set corpus.labels")
 
     @property
     def make_images(self) -> Any:
         """The `Spec` of the stage that turns prompts into images with regions."""
-        return self.synthesize or self.ground
+        return self.synthesize or self.ground or self.true_masks
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether the images are the corpus's own."""
+        return self.synthesize is None
 
 
 def with_absolute_places(config: BuildConfig) -> BuildConfig:
@@ -104,6 +120,10 @@ def with_absolute_places(config: BuildConfig) -> BuildConfig:
         return None if place is None else absolute(place, name)
 
     corpus = dataclasses.replace(config.corpus, path=shipped.beside(config.corpus.path))
+    labels = corpus.labels
+    if labels is not None and (corpus.format == "open_images" or "/" in labels.names):
+        labels = dataclasses.replace(labels, names=_absolute_files(labels.names))
+        corpus = dataclasses.replace(corpus, labels=labels)
     if not corpus.path.startswith(MINIATURE):
         corpus = dataclasses.replace(
             corpus,

@@ -65,7 +65,7 @@ def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
     folders = open_steps(config)
     console.show(show.plan(folders))
     if folders.captions.complete() is None:
-        preflight.check_corpus(config.corpus, images=config.ground is not None)
+        preflight.check_corpus(config.corpus, images=config.uses_images)
     here = dataclasses.replace(config.engine, engine="local", placement="steps", workers=1)
     stages = unfinished(config, folders)
     preflight.check([(spec, pool) for spec, pool, _ in stages], here)

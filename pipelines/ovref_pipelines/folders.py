@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovref.contract import Spec
-from ovref.corpora import identify
 from ovref.errors import MismatchError
 from ovref.identity import canonical, spec_identity
+from ovref.labelled_corpora import identify_corpus
 from ovref.storage.steps import STEP, StepFolder, existing_step, open_step
 from ovref.storage.store import Store
 from ovref_pipelines.build_config import BuildConfig, output_of
@@ -35,8 +35,8 @@ def open_steps(config: BuildConfig) -> Folders:
     """
     output = output_of(config)
     here, upstream = output.store, output.upstream
-    corpus = {"corpus": identify(config.corpus), "shard_size": config.shard_size}
-    if config.ground is not None:
+    corpus = {"corpus": identify_corpus(config.corpus), "shard_size": config.shard_size}
+    if config.uses_images:
         corpus["with_images"] = True
     captions = open_step(upstream, "captions", corpus, create=False)
 

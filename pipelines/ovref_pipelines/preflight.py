@@ -9,9 +9,10 @@ from functools import partial
 
 from ovref.check_models import CheckedModel, changed_models, check_models
 from ovref.contract import Dropped, Spec
-from ovref.corpora import CorpusSpec, read_captions
+from ovref.corpora import CorpusSpec
 from ovref.errors import InputError, MismatchError
 from ovref.ingest import first_of_each_key
+from ovref.labelled_corpora import read_corpus
 from ovref.storage.store import Store
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, ray_module
@@ -27,7 +28,7 @@ def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
         InputError: it cannot be read, or has none.
     """
     dropped: dict[str, int] = {}
-    for item in first_of_each_key(read_captions(corpus, images=images)):
+    for item in first_of_each_key(read_corpus(corpus, images=images)):
         if not isinstance(item, Dropped):
             return
         dropped[item.reason] = dropped.get(item.reason, 0) + 1

@@ -20,8 +20,8 @@ from typing import Any
 from ovref.ahead import map_ahead
 from ovref.config import dump
 from ovref.contract import Dropped, Spec
-from ovref.corpora import read_captions
 from ovref.ingest import IngestSummary, ingest
+from ovref.labelled_corpora import read_corpus
 from ovref.ops.vocabulary import vocabulary_report
 from ovref.records import Noun, Prompt
 from ovref.reduce.run import reduce_collection
@@ -208,7 +208,7 @@ def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
     say(f"captions: reading {config.corpus.path}")
     throttled = Throttle(say, config.engine.progress_seconds)
     summary = ingest(
-        read_captions(config.corpus, images=config.ground is not None),
+        read_corpus(config.corpus, images=config.uses_images),
         target,
         config.shard_size,
         lambda so_far: throttled(f"captions: {so_far.captions} in {so_far.shards} shards so far"),

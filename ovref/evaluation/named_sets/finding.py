@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovref.errors import InputError
+from ovref.evaluation.named_sets.context_json import ContextMasks, read_context
 from ovref.evaluation.named_sets.layouts import FolderLayout, NamedSet
 from ovref.evaluation.named_sets.panoptic import Segments, read_index
 
@@ -25,11 +26,19 @@ class Found:
     """Ids of the images, sorted, or in the order of the split file."""
     segments: Mapping[str, Segments] | None = None
     """Segments of each image, of a panoptic JSON file."""
+    masks: Mapping[str, ContextMasks] | None = None
+    """Masks of each image, of Pascal Context's JSON file."""
 
     @property
     def folder(self) -> Path:
         """Folder of the label files."""
         return self.base / _folder(self.layout.labels, self.split)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders, or single files, of everything that is read of an image, each once."""
+        paths = (self.images, self.layout.labels, self.layout.instances)
+        return tuple(dict.fromkeys(self.base / _folder(p, self.split) for p in paths if p))
 
     def image(self, image_id: str) -> Path:
         """The file of an image."""
@@ -61,7 +70,7 @@ def find_files(named: NamedSet, root: Path, split: str) -> Found:
                     return _listed(layout, base, split_name, images)
         images = " or ".join(each.format(split=split_name, id="*") for each in layout.images)
         text = f"{images} with {layout.labels.format(split=split_name, id='*')}"
-        if layout.listed_by not in ("images", "labels"):
+        if layout.listed_by not in ("images", "labels", layout.labels):
             text += f" and {layout.listed_by.format(split=split_name)}"
         if layout.instances:
             text += f" and {layout.instances.format(split=split_name, id='*')}"
@@ -78,6 +87,8 @@ def _is_there(layout: FolderLayout, base: Path, split: str, images: str) -> bool
     folders = [images, layout.instances] if layout.instances else [images]
     if not all((base / _folder(each, split)).is_dir() for each in folders):
         return False
+    if layout.reader == "context_json":
+        return (base / layout.labels).is_file()
     if layout.listed_by not in ("images", "labels"):
         return (base / _folder(layout.labels, split)).is_dir() and (
             base / layout.listed_by.format(split=split)
@@ -87,7 +98,7 @@ def _is_there(layout: FolderLayout, base: Path, split: str, images: str) -> bool
 
 def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> Found:
     """The layout with its ids, each of which has both files."""
-    segments = None
+    segments = masks = None
     if layout.listed_by in ("images", "labels"):
         image_ids = set(_ids(base, images, split, ()))
         label_ids = set(_ids(base, layout.labels, split, layout.not_labels))
@@ -99,13 +110,24 @@ def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> Found:
         if layout.reader == "panoptic":
             segments = read_index(path, layout.rule.classes)
             ids = tuple(segments)
+        elif layout.reader == "context_json":
+            masks = read_context(path, split)
+            ids = tuple(masks)
         else:
             ids = _ids_of_file(path)
         # The folders hold other images too.
         folder_images = set(_ids(base, images, split, ()))
-        folder_labels = set(_ids(base, layout.labels, split, ()))
+        folder_labels = set(masks or _ids(base, layout.labels, split, ()))
         bad = {each for each in ids if each not in folder_images or each not in folder_labels}
-    found = Found(layout=layout, base=base, split=split, images=images, ids=ids, segments=segments)
+    found = Found(
+        layout=layout,
+        base=base,
+        split=split,
+        images=images,
+        ids=ids,
+        segments=segments,
+        masks=masks,
+    )
     if bad:
         example = min(bad)
         lacks = found.image(example) if found.label(example).exists() else found.label(example)

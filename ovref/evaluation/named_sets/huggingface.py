@@ -16,16 +16,46 @@ from ovref.errors import InputError
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.label_files import index_map
 from ovref.evaluation.named_sets.layouts import FolderLayout
-from ovref.evaluation.named_sets.names import bundled_list
-from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, likely
+from ovref.evaluation.named_sets.opening import (
+    Example,
+    LabelledSet,
+    check_sizes,
+    class_list_of,
+    likely,
+    open_set,
+)
 from ovref.evaluation.named_sets.rules import labels_of_values
 from ovref.images import UnusableImageError, decode_image
 
 _Row = Callable[[int], dict[str, Any]]
 
 
+_SPLITS = {"train": ("train", "training"), "val": ("validation", "val")}
+"""Names that data sets give to the splits of `open_set`."""
+
+
+def open_any_set(name: str, root: str | Path, split: str = "val", names: str = "") -> LabelledSet:
+    """A set as `open_set` finds it, or in a folder of Hugging Face `datasets` (`root` is the folder
+    of the data set, whose columns are `image` and `annotation`)."""
+    for known in _SPLITS.get(split, ()):
+        if has_split(Path(root), known):
+            return open_huggingface(root, known, name, names)
+    return open_set(name, root, split, names)
+
+
+def has_split(root: Path, split: str) -> bool:
+    """Whether a folder has the files of a split."""
+    patterns = (f"{split}/state.json", f"{split}-*.parquet", f"data/{split}-*.parquet")
+    return any(next(root.glob(pattern), None) is not None for pattern in patterns)
+
+
 def open_huggingface(
-    folder: str | Path, split: str, name: str, image: str = "image", label: str = "annotation"
+    folder: str | Path,
+    split: str,
+    name: str,
+    names: str = "",
+    image: str = "image",
+    label: str = "annotation",
 ) -> LabelledSet:
     """Opens a split whose label column holds files with the values of a named set.
 
@@ -33,6 +63,7 @@ def open_huggingface(
         folder: of the data set on disk.
         split: as the data set calls it (`validation`, ...).
         name: the set of `SETS` whose published values the label files hold.
+        names: a class list, as for `open_set`.
         image: column of the photographs.
         label: column of the label files.
 
@@ -73,10 +104,11 @@ def open_huggingface(
 
     return LabelledSet(
         name=f"{name} of {root.name}, {split}, {count} images",
-        class_list=bundled_list(SETS[name].classes, SETS[name].lists[0]),
+        class_list=class_list_of(SETS[name], names),
         convention=f"{name} in a folder of Hugging Face datasets; {layout.ids}",
         ids=tuple(str(number) for number in range(count)),
         read=read,
+        folders=(root,),
     )
 
 

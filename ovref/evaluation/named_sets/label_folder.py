@@ -2,7 +2,7 @@
 
 import mimetypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from ovref.config import STRICT
 from ovref.corpora.spec import IMAGE_SUFFIXES
 from ovref.errors import InputError
 from ovref.evaluation.metrics import IGNORE
+from ovref.evaluation.named_sets.coco_masks import open_coco_masks
 from ovref.evaluation.named_sets.label_files import index_map
 from ovref.evaluation.named_sets.names import list_of_file
 from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, read_image
@@ -21,7 +22,8 @@ from ovref_inference.ranges import require_at_least
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFolder:
-    """Images and label maps in two folders: `images/x/a.jpg` belongs to `labels/x/a.png`."""
+    """Images and label maps in two folders: `images/x/a.jpg` belongs to `labels/x/a.png`; or images
+    and the masks of a COCO JSON file."""
 
     __pydantic_config__ = STRICT
 
@@ -29,10 +31,13 @@ class LabelFolder:
     """Folder of images, at any depth; hidden files and folders are left out."""
     labels: str
     """Folder of label maps of the upright images: .png, greyscale or palette (whose indices are the
-    labels)."""
-    classes: str
+    labels); or a .json file of COCO annotations, whose categories are the classes."""
+    classes: str = ""
     """Text file, one class a line, in the order of the labels, its synonyms separated by `;`;
-    different names, letter case aside."""
+    different names, letter case aside. Not for COCO annotations."""
+    background: str = ""
+    """Of COCO annotations: name of a first class that all pixels without a mask have; empty does
+    not evaluate them."""
     first_label: int = 0
     """Value of the first class in the maps; 1 for ADE20k, whose 0 is no class."""
     ignored: tuple[int, ...] = (255,)
@@ -42,6 +47,18 @@ class LabelFolder:
 
     def __post_init__(self) -> None:
         require_at_least("first_label", self.first_label, 0)
+        if self.is_coco == bool(self.classes):
+            raise ValueError(
+                "classes must name the list of the classes of label maps; COCO annotations have "
+                f"their own: found labels {self.labels!r} with classes {self.classes!r}"
+            )
+        if self.background and not self.is_coco:
+            raise ValueError("background is for COCO annotations; label maps have it in classes")
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether the labels are COCO annotations."""
+        return self.labels.lower().endswith(".json")
 
 
 def open_label_folder(folder: LabelFolder) -> LabelledSet:
@@ -51,6 +68,9 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
         InputError: a folder or the class list is missing or unreadable, there are no images, an
             image has no label map, or an unseen class is not in the list.
     """
+    if folder.is_coco:
+        found = open_coco_masks(folder.images, folder.labels, folder.background)
+        return replace(found, seen=_seen(found.class_names, folder, folder.labels))
     classes = list_of_file(Path(folder.classes))
     root, labels = Path(folder.images), Path(folder.labels)
     if not root.is_dir():
@@ -63,10 +83,7 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
             f"{len(missing)} of {len(paths)} images in {root} have no label map, for one there is "
             f"no {missing[0]}"
         )
-    try:
-        seen = seen_of(classes.names, folder.unseen) if folder.unseen else None
-    except ValueError as error:
-        raise InputError(f"{folder.classes}: {error}") from error
+    seen = _seen(classes.names, folder, folder.classes)
 
     def read(name: str) -> Example:
         image_hwc = read_image(paths[name])
@@ -82,6 +99,13 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
         read=read,
         seen=seen,
     )
+
+
+def _seen(classes: Sequence[str], folder: LabelFolder, source: str) -> tuple[bool, ...] | None:
+    try:
+        return seen_of(classes, folder.unseen) if folder.unseen else None
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def seen_of(classes: Sequence[str], unseen: Sequence[str]) -> tuple[bool, ...]:

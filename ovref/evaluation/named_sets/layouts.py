@@ -25,7 +25,7 @@ class FolderLayout:
     images: tuple[str, ...]
     """Paths of an image, in the order they are tried."""
     labels: str
-    """Path of an image's labels."""
+    """Path of an image's labels, or of the one file that has those of all."""
     rule: LabelRule
     ids: str
     """The values of the label files, for messages."""
@@ -36,7 +36,9 @@ class FolderLayout:
     """Ends of file names that match `labels` and are of another layout."""
     splits: Mapping[str, str] = field(default_factory=lambda: {name: name for name in SPLITS})
     """What {split} becomes."""
-    reader: Literal["index", "ade_full", "mat", "panoptic", "ade_instances"] = "index"
+    reader: Literal["index", "ade_full", "mat", "panoptic", "ade_instances", "context_json"] = (
+        "index"
+    )
     """How a label file is read."""
     instances: str = ""
     """Path of an image's instances, for `ade_instances`."""

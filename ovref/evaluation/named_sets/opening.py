@@ -15,6 +15,7 @@ import numpy as np
 
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.named_sets.context_json import context_values
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.finding import Found, find_files
 from ovref.evaluation.named_sets.label_files import READERS
@@ -72,6 +73,8 @@ class LabelledSet:
     """Whether a zero-shot method may have seen masks of each class; None without a split."""
     things: tuple[bool, ...] | None = None
     """Whether each class is a thing; None where the set does not say."""
+    folders: tuple[Path, ...] = ()
+    """Folders, or single files, of the images and labels; none where they are not files."""
     colours: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     """Classes with a colour of their own in pictures, sRGB in [0, 255]; others get any."""
 
@@ -120,7 +123,7 @@ def open_set(name: str, root: str | Path, split: str = "val", names: str = "") -
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
     named = SETS[name]
-    class_list = _class_list(named, names)
+    class_list = class_list_of(named, names)
     found = find_files(named, Path(root), split)
     published = named.images.get(split)
     count = len(found.ids)
@@ -135,6 +138,7 @@ def open_set(name: str, root: str | Path, split: str = "val", names: str = "") -
         read=_Reader(named, found).read,
         seen=tuple(own[i] not in named.unseen for i in every) if named.unseen else None,
         things=None if named.things is None else tuple(i in named.things for i in every),
+        folders=found.folders,
     )
 
 
@@ -150,7 +154,7 @@ class _Reader:
         path, label_path = self._found.image(image_id), self._found.label(image_id)
         image_hwc = read_image(path)
         panoptic = self._panoptic(image_id, label_path)
-        label_hw = labels_of_segments(panoptic) if panoptic else self._labels(label_path)
+        label_hw = labels_of_segments(panoptic) if panoptic else self._labels(image_id)
         check_sizes(path, image_hwc, label_path, label_hw)
         if self._found.layout.short_side is not None:
             image_hwc, label_hw = within_short_side(
@@ -168,34 +172,37 @@ class _Reader:
         if self._found.segments is not None:
             return panoptic_file(label_path, self._found.segments[image_id])
         if self._found.layout.instances:
-            label_hw = self._labels(label_path)
+            label_hw = self._labels(image_id)
             return ade_instances(self._found.instances(image_id), label_hw, ADE_INSTANCES)
         return None
 
-    def _values(self, label_path: Path) -> np.ndarray:
-        layout = self._found.layout
+    def _values(self, image_id: str) -> np.ndarray:
+        layout, label_path = self._found.layout, self._found.label(image_id)
+        if self._found.masks is not None:
+            return context_values(label_path, self._found.masks[image_id])
         return READERS[layout.reader](label_path, layout.rule.bits)
 
-    def _labels(self, label_path: Path) -> np.ndarray:
-        values_hw = self._values(label_path)
+    def _labels(self, image_id: str) -> np.ndarray:
+        values_hw = self._values(image_id)
         try:
             return labels_of_values(values_hw, self._table)
         except ValueError as error:
-            raise InputError(self._foreign(label_path, str(error))) from error
+            raise InputError(self._foreign(image_id, str(error))) from error
 
-    def _foreign(self, label_path: Path, wrong: str) -> str:
+    def _foreign(self, bad_id: str, wrong: str) -> str:
         """The message for values that the rule does not know, with the set they would fit."""
         layout, ids = self._found.layout, self._found.ids
         seen: set[int] = set()
         for image_id in ids[:: max(1, len(ids) // _SAMPLE)]:
             try:
-                values_hw = self._values(self._found.label(image_id))
+                values_hw = self._values(image_id)
             except InputError:  # the file at hand is the one to report
                 continue
             seen.update(np.unique(values_hw).tolist())
-        seen.update(np.unique(self._values(label_path)).tolist())
+        seen.update(np.unique(self._values(bad_id)).tolist())
         message = (
-            f"{label_path} holds the values {wrong}, which {self._named.name} does not have: "
+            f"{self._found.label(bad_id)} holds the values {wrong}, which {self._named.name} does "
+            f"not have: "
             f"{layout.what} has {layout.ids}. Values found in {self._found.folder}: {spans(seen)}"
         )
         better = likely(seen, layout)
@@ -245,7 +252,8 @@ def check_sizes(path: Path, image_hwc: np.ndarray, label_path: Path, label_hw: n
     raise InputError(message)
 
 
-def _class_list(named: NamedSet, names: str) -> ClassList:
+def class_list_of(named: NamedSet, names: str) -> ClassList:
+    """One of a set's own class lists, or that of a file. Raises InputError as `open_set`."""
     if not names or names in named.lists:
         return bundled_list(named.classes, names or named.lists[0])
     if "/" not in names and PurePosixPath(names).suffix == "":

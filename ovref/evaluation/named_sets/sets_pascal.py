@@ -93,11 +93,27 @@ _CONTEXT_CATSEG = replace(
     listed_by="labels",
     splits={"val": "val"},
 )
+CONTEXT60_IDS = (
+    0, 2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113,
+    115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326,
+    347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+)  # fmt: skip
+"""Ids of the 459 classes that the 60 are, 0 for background."""
+_CONTEXT_JSON = FolderLayout(
+    what="Pascal Context as published for PASCAL in Detail",
+    bases=_CONTEXT,
+    images=("JPEGImages/{id}.jpg",),
+    labels="trainval_merged.json",
+    listed_by="trainval_merged.json",
+    rule=listed(CONTEXT60_IDS, bits=16),
+    ids="60 of Context's 459 ids: 0 background, 2, 9, 18, ... 458",
+    reader="context_json",
+)
 _CONTEXT60 = NamedSet(
     name="context60",
     classes="context60",
     lists=("mmseg", "corrclip"),
-    layouts=(_CONTEXT_MMSEG,),
+    layouts=(_CONTEXT_MMSEG, _CONTEXT_JSON),
     images={"val": 5104},
 )
 _CONTEXT59 = NamedSet(
@@ -108,6 +124,7 @@ _CONTEXT59 = NamedSet(
         replace(_CONTEXT_MMSEG, rule=shifted(59, 1, ignored=[0])),
         _CONTEXT_FCCLIP,
         _CONTEXT_CATSEG,
+        replace(_CONTEXT_JSON, rule=listed(CONTEXT60_IDS[1:], ignored=[0], bits=16)),
     ),
     images={"val": 5104},
 )

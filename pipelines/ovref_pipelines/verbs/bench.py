@@ -14,8 +14,8 @@ from itertools import islice
 from typing import Any
 
 from ovref.contract import Dropped
-from ovref.corpora import read_captions
 from ovref.errors import InputError
+from ovref.labelled_corpora import read_corpus
 from ovref.records import Prompt
 from ovref.storage.shards import ShardFiles
 from ovref_pipelines.build_config import BuildConfig
@@ -57,7 +57,7 @@ def bench(
         OvrefError: as a build; InputError if the corpus yields no prompt.
     """
     limit_threads(config.engine.threads)
-    found = islice(read_captions(config.corpus, images=config.ground is not None), images)
+    found = islice(read_corpus(config.corpus, images=config.uses_images), images)
     captions = [caption for caption in found if not isinstance(caption, Dropped)]
     made = list(config.extract_nouns.build()(iter(captions)))
     prompts = [prompt for prompt in made if isinstance(prompt, Prompt)]

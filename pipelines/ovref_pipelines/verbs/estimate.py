@@ -14,8 +14,8 @@ from itertools import chain, islice
 from typing import Any
 
 from ovref.contract import Dropped, Spec
-from ovref.corpora import read_captions
 from ovref.ingest import first_of_each_key
+from ovref.labelled_corpora import read_corpus
 from ovref.records import Caption, Reference
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
@@ -176,14 +176,14 @@ def _captions(
     config: BuildConfig, folder: StepFolder, probe: int
 ) -> tuple[StepEstimate, list[Caption]]:
     """The step `captions`, and the captions to probe."""
-    images = config.ground is not None
+    images = config.uses_images
     rng = random.Random(0)
     sample: list[Caption] = []
     dropped: Counter[str] = Counter()
     count, started = 0, time.monotonic()
     shards = folder.complete()
     if shards is None:
-        found: Iterator[Any] = first_of_each_key(read_captions(config.corpus, images=images))
+        found: Iterator[Any] = first_of_each_key(read_corpus(config.corpus, images=images))
     else:
         found = chain.from_iterable(folder.read(shard) for shard in shards)
     for caption in found:

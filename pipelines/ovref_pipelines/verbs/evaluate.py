@@ -6,6 +6,7 @@ from typing import Any
 
 from ovref.evaluation import evaluate as evaluation
 from ovref.evaluation.counting import ScoreImages
+from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.places import absolute, absolute_local, with_absolute_models
 from ovref.storage.steps import StepFolder
@@ -43,22 +44,26 @@ class EvaluateConfig(EvaluateSpec):
 
 def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
     """The configuration with every place as it is seen from any folder."""
-    changes: dict[str, Any] = {
-        "collection": absolute(config.collection, "collection"),
-        "output": absolute_local(config.output, "output"),
-    }
+    changes: dict[str, Any] = {"output": absolute_local(config.output, "output")}
+    if config.collection:
+        changes["collection"] = absolute(config.collection, "collection")
     for name in ("root", "features"):
         if value := getattr(config, name):
             changes[name] = absolute_local(value, name)
     if "/" in config.names or config.names.endswith(".txt"):
         changes["names"] = absolute_local(config.names, "names")
     if config.folder is not None:
-        places = ("images", "labels", "classes")
-        changes["folder"] = dataclasses.replace(
-            config.folder,
-            **{one: absolute_local(getattr(config.folder, one), one) for one in places},
-        )
+        changes["folder"] = _absolute_folder(config.folder)
+    if config.knn.folder is not None:
+        folder = _absolute_folder(config.knn.folder)
+        changes["knn"] = dataclasses.replace(config.knn, folder=folder)
     return dataclasses.replace(with_absolute_models(config), **changes)
+
+
+def _absolute_folder(folder: LabelFolder) -> LabelFolder:
+    places = [one for one in ("images", "labels", "classes") if getattr(folder, one)]
+    changes = {one: absolute_local(getattr(folder, one), one) for one in places}
+    return dataclasses.replace(folder, **changes)
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:

@@ -286,8 +286,8 @@ def test_bad_rows_of_a_metadata_file(tmp_path):
             "metadata.jsonl and metadata.csv; expected only one",
         ),
         ({"readme.md": b""}, {}, "holds no record"),
-        ({"a.jpg": b"1"}, {"path": "a.jpg"}, "an imagefolder is a folder"),
-        ({}, {"path": "nowhere"}, "an imagefolder is a folder"),
+        ({"a.jpg": b"1"}, {"path": "a.jpg"}, "the format imagefolder reads a folder"),
+        ({}, {"path": "nowhere"}, "the format imagefolder reads a folder"),
     ],
 )
 def test_a_bad_image_folder_says_what_is_wrong(tmp_path, files, options, message):

@@ -6,11 +6,12 @@ import sys
 import pytest
 
 from ovref import config
+from ovref.check_models import check_models
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, ModelError
-from ovref.identity import fingerprint, record_key, spec_identity
+from ovref.identity import canonical, fingerprint, record_key, spec_identity
 from ovref.miniature.scenes import sample_captions
-from ovref.records import Caption, Prompt
+from ovref.records import Caption, Noun, Prompt, Segments
 from ovref.stages import extract_nouns
 from ovref.stages.extract_nouns import ExtractNouns
 
@@ -187,3 +188,28 @@ def test_importing_the_spec_loads_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_labels_are_nouns_as_they_are():
+    labels = (Noun(text="Mauer", start=0, end=5), Noun(text="traffic light", start=7, end=20))
+    segments = Segments(nouns=((1,), (0,)), map_png=b"png")
+    caption = Caption(
+        key="a", text="Mauer, Traffic light", source="x", image=b"1", labels=labels,
+        segments=segments,
+    )  # fmt: skip
+    spec = ExtractNouns(source="labels", tagger="no_such_tagger")
+    bare = Caption(key="b", text="a cat", source="x")
+    prompt, dropped = spec.build()(iter([caption, bare]))
+    assert prompt.nouns == labels and prompt.segments == segments and prompt.image == b"1"
+    assert prompt.caption == caption.text and dropped == Dropped("b", "no_nouns")
+    assert check_models([spec]) == ()
+
+
+def test_labels_are_not_filtered():
+    with pytest.raises(ValueError, match="every label is a noun"):
+        ExtractNouns(source="labels", stop_nouns=("sky",))
+
+
+def test_the_source_of_nouns_is_no_news_to_earlier_builds():
+    assert "source" not in canonical(ExtractNouns())
+    assert canonical(ExtractNouns(source="labels"))["source"] == "labels"

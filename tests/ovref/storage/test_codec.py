@@ -18,6 +18,7 @@ from ovref.records import (
     Reference,
     Region,
     ScoredImage,
+    Segments,
 )
 from ovref.storage import codec
 
@@ -95,6 +96,15 @@ SAMPLES = {
         key="0a", text="", source="", draw=3, image=encoded("png")
     ),
     "caption_with_broken_image": Caption(key="0a", text="x", source="", image=b"not an image"),
+    "labels_with_masks": Caption(
+        key="0a", text="cat, mat", source="a:1", image=encoded("png"), labels=(CAT, MAT),
+        segments=Segments(nouns=((1,), (0, 1)), map_png=encoded("png")),
+    ),
+    "labels": Caption(key="0a", text="cat, mat", source="a:1", labels=(CAT,)),
+    "prompt_with_masks": Prompt(
+        key="0a", caption="cat", nouns=(CAT,), source="", image=encoded("jpeg"),
+        segments=Segments(nouns=((0,),), map_png=encoded("png")),
+    ),
     "prompt": Prompt(key="0a", caption="a cat on a mat", nouns=(CAT, MAT), source="a:1"),
     "prompt_without_nouns": Prompt(key="0a", caption="", nouns=(), source="", image=b""),
     "image": image_record(),

@@ -7,7 +7,9 @@ import pytest
 from pycocotools import mask as reference
 
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.coco_masks import mask_of, open_coco_masks
+from ovref.evaluation.named_sets.coco_drawing import mask_of
+from ovref.evaluation.named_sets.coco_masks import open_coco_masks
+from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 """pycocotools hands arrays to NumPy 2 in a way that it deprecates."""
@@ -97,6 +99,21 @@ def test_label_maps_of_instances(coco):
         np.testing.assert_array_equal(example.label_hw, expected_hw)
 
 
+def test_each_mask_is_a_segment(coco):
+    images, path, content = coco
+    content["categories"][2]["isthing"] = 0
+    path.write_text(json.dumps(content))
+    data = open_coco_masks(images, path)
+    assert data.things == (True, False, True)
+    first, *_, last = data
+    panoptic = first.panoptic
+    areas = {panoptic.labels[i]: int((panoptic.ids_hw == i).sum()) for i in panoptic.labels}
+    assert len(panoptic.labels) == 3 and len(panoptic.crowd) == 1
+    (crowd,) = panoptic.crowd
+    assert panoptic.labels[crowd] == 2 and (panoptic.ids_hw == crowd).sum() == 12 * 12 - 8 * 9
+    assert areas[0] == 9 and last.panoptic.labels == {}
+
+
 def test_background_is_a_class_where_it_is_named(coco):
     images, path, _ = coco
     data = open_coco_masks(images, path, background="background")
@@ -124,3 +141,19 @@ def test_files_that_do_not_fit_are_refused(coco, spoil, message):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         list(open_coco_masks(images, path))
+
+
+def test_annotations_are_the_labels_of_a_folder(coco):
+    images, path, _ = coco
+    folder = LabelFolder(
+        images=str(images), labels=str(path), background="rest", unseen=("cow",)
+    )  # fmt: skip
+    data = open_label_folder(folder)
+    assert data.class_names == ("rest", "cat", "cow", "dog")
+    assert data.seen == (True, True, False, True) and data.things == (False, True, True, True)
+    with pytest.raises(ValueError, match="have their own"):
+        LabelFolder(images="a", labels="b.json", classes="c")
+    with pytest.raises(ValueError, match="must name the list"):
+        LabelFolder(images="a", labels="b")
+    with pytest.raises(ValueError, match="background is for COCO"):
+        LabelFolder(images="a", labels="b", classes="c", background="rest")

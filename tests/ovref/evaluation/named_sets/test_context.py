@@ -1,12 +1,18 @@
 """Pascal Context with 60, 59 and 459 classes, where 255 is a class of the last."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.io
+from pycocotools import mask as coco
 
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.names import bundled_list
 from ovref.evaluation.named_sets.opening import open_set
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+"""pycocotools hands arrays to NumPy 2 in a way that it deprecates."""
 
 IDS_60 = (
     0, 2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113,
@@ -145,3 +151,68 @@ def test_a_matlab_file_without_the_variable_is_named(maps459, tmp_path):
     scipy.io.savemat(path, {"LabelMap": np.ones((4, 4))})
     with pytest.raises(InputError, match=r"LabelMap of float64 .*expected \(H, W\) integers"):
         list(open_set("context459", tmp_path))
+
+
+def run_lengths(mask_hw):
+    """COCO's run lengths by pycocotools, as the published file has them."""
+    encoded = coco.encode(np.asfortranarray(mask_hw.astype(np.uint8)))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+@pytest.fixture
+def merged(tmp_path, photo, rng):
+    """`trainval_merged.json` with six images to judge and one of training; the maps of ids."""
+    base, maps, images, masks = tmp_path / "VOCdevkit/VOC2010", {}, [], []
+    for number in range(7):
+        name, phase = f"2008_{number + 3:06d}", "train" if number == 6 else "val"
+        ids_hw = rng.choice(IDS_60, (14, 11 + number))
+        photo(base / f"JPEGImages/{name}.jpg", ids_hw.shape)
+        image = {"file_name": f"{name}.jpg", "image_id": 2008000003 + number, "phase": phase}
+        images.append(image | {"height": 14, "width": 11 + number})
+        # A mask below all others, which later ones cover.
+        masks.append((image["image_id"], 72, np.ones(ids_hw.shape)))
+        for label in np.unique(ids_hw[ids_hw > 0]).tolist():
+            masks.append((image["image_id"], label, ids_hw == label))
+        if phase == "val":
+            maps[name] = np.where(ids_hw == 0, 72, ids_hw)
+            maps[name][0, 0] = 0
+            masks.append((image["image_id"], 0, np.indices(ids_hw.shape).sum(0) == 0))
+    content = {
+        "info": {},
+        "images": images,
+        "annos_boundary": [{"boundary_map": [1, 2]}],
+        "annos_segmentation": [
+            {"image_id": image, "category_id": label, "segmentation": run_lengths(mask_hw)}
+            for image, label, mask_hw in masks
+        ],
+    }
+    path = base / "trainval_merged.json"
+    path.write_text(json.dumps(content))
+    return maps, path, content
+
+
+def test_published_masks_of_60_classes(merged, tmp_path, check):
+    maps, *_ = merged
+    data = check("context60", tmp_path, maps, IDS_60.index)
+    assert "PASCAL in Detail" in data.convention
+    check("context59", tmp_path, maps, lambda value: IDS_60.index(value) - 1)
+    assert len(open_set("context_50_10", tmp_path, "train")) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.pop("annos_segmentation"), "cannot read .*annos_segmentation"),
+        (lambda c: c["images"][0].pop("phase"), "cannot read .*phase"),
+        (lambda c: c["images"].clear(), "no masks of the phase val"),
+        (lambda c: c["annos_segmentation"][1].update(category_id=3), "holds the values 3"),
+        (lambda c: c["annos_segmentation"][1]["segmentation"].update(size=[3, 3]), "broken mask"),
+        (lambda c: c["images"][0].update(file_name="2007_1.jpg"), "lack their image"),
+    ],
+)
+def test_other_masks_are_refused(merged, tmp_path, spoil, message):
+    _, path, content = merged
+    spoil(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        list(open_set("context60", tmp_path))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.huggingface import open_huggingface
+from ovref.evaluation.named_sets.huggingface import open_any_set, open_huggingface
 
 
 def encoded(pixels, form="PNG"):
@@ -102,3 +102,14 @@ def test_damaged_files_are_named(tmp_path, table):
     (tmp_path / "validation/data-00001-of-00002.arrow").write_bytes(b"ARROW")
     with pytest.raises(InputError, match="cannot read the data set"):
         open_huggingface(tmp_path, "validation", "ade150")
+
+
+@pytest.mark.parametrize("saved", ["validation", "val"])
+def test_a_set_is_found_as_published_or_as_hugging_face_saves_it(tmp_path, maps, table, saved):
+    save_to_disk(tmp_path / "saved" / saved, table)
+    check(open_any_set("ade150", tmp_path / "saved"), maps)
+    with pytest.raises(InputError, match="holds no ade150, split train"):
+        open_any_set("ade150", tmp_path / "saved", "train")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"class {number}" for number in range(150)))
+    assert open_any_set("ade150", tmp_path / "saved", names=str(names)).class_names[3] == "class 3"

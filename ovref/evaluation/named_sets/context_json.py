@@ -1,0 +1,82 @@
+"""Masks of Pascal Context as the challenge PASCAL in Detail has them: `trainval_merged.json`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovref.corpora.json_stream import stream_members
+from ovref.errors import InputError
+from ovref.evaluation.named_sets.coco_drawing import mask_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextMasks:
+    """The masks of one image."""
+
+    size_hw: tuple[int, int]
+    masks: tuple[tuple[int, Mapping[str, Any]], ...]
+    """Category, of the 459 classes, and run lengths; in the file's order."""
+
+
+def read_context(path: Path, phase: str) -> dict[str, ContextMasks]:
+    """Reads the masks of a phase, `train` or `val`, by the stem of the image's file.
+
+    The file has hundreds of megabytes, most of them not used here; it is streamed, twice.
+
+    Raises:
+        InputError: not readable, not of this form, or without images of the phase.
+    """
+    sizes: dict[int, tuple[str, tuple[int, int]]] = {}
+    masks: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
+    try:
+        for each in _items(path, "images"):
+            if each["phase"] == phase:
+                size_hw = (int(each["height"]), int(each["width"]))
+                sizes[int(each["image_id"])] = (Path(each["file_name"]).stem, size_hw)
+        for each in _items(path, "annos_segmentation"):
+            if int(each["image_id"]) in sizes:
+                mask = (int(each["category_id"]), each["segmentation"])
+                masks.setdefault(int(each["image_id"]), []).append(mask)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"cannot read the masks of Pascal Context in {path}: {error!r}; expected `images` and "
+            "`annos_segmentation`"
+        ) from error
+    if not masks:
+        raise InputError(f"{path} has no masks of the phase {phase}")
+    found = {
+        name: ContextMasks(size_hw=size_hw, masks=tuple(masks[number]))
+        for number, (name, size_hw) in sizes.items()
+        if number in masks
+    }
+    return dict(sorted(found.items()))
+
+
+def context_values(path: Path, image: ContextMasks) -> np.ndarray:
+    """(H, W) int32 ids of the 459 classes, 0 where no mask is; later masks over earlier ones.
+
+    Raises:
+        InputError: run lengths that are broken or of another size.
+    """
+    values_hw = np.zeros(image.size_hw, dtype=np.int32)
+    for category, segmentation in image.masks:
+        try:
+            values_hw[mask_of(segmentation, image.size_hw)] = category
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise InputError(f"{path} has a broken mask of category {category}: {error}") from error
+    return values_hw
+
+
+def _items(path: Path, member: str) -> Any:
+    with open(path, encoding="utf-8-sig") as file:
+        seen = False
+        for kind, item in stream_members(file, member):
+            if kind == "item":
+                yield item
+            else:
+                seen = seen or item == member
+        if not seen:
+            raise KeyError(member)

@@ -1,0 +1,172 @@
+"""Corpora of every kind: captions, labels, and the labelled sets that `ovref evaluate` also reads.
+
+Of a labelled set the labels of an image are its caption, and its label map comes along as the true
+masks of the labels (`records.Segments`).
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ovref.contract import Dropped
+from ovref.corpora import CorpusSpec, identify, read_captions
+from ovref.corpora.corpus_identity import identify_folder, identify_labels
+from ovref.corpora.labels import SYNONYMS, names_of_label, text_of_labels
+from ovref.corpora.places import shown
+from ovref.corpora.readers import draws_of
+from ovref.corpora.spec import corpus_files, corpus_id
+from ovref.errors import InputError
+from ovref.identity import fingerprint
+from ovref.images import decode_image
+from ovref.records import Caption, Segments
+
+if TYPE_CHECKING:
+    from ovref.evaluation.named_sets.opening import Example, LabelledSet
+
+
+def read_corpus(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption | Dropped]:
+    """The captions of a corpus as `ovref.corpora.read_captions`; those of a labelled set, whose
+    text are its labels, with the labels as nouns and with its masks.
+
+    An image without labels is dropped as `no_labels`.
+
+    Raises:
+        InputError: as `read_captions`; or the labelled set is not as it should be.
+    """
+    data = _labelled_set(spec)
+    if data is None:
+        yield from read_captions(spec, images=images)
+        return
+    corpus, good = corpus_id(spec), 0
+    for example in data:
+        answer = _captions(spec, corpus, data, example, images)
+        if isinstance(answer, Dropped):
+            yield answer
+            continue
+        yield from answer
+        good += 1
+        if good == spec.limit:
+            return
+
+
+def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:
+    """The corpus's part of a fingerprint, as `ovref.corpora.identify`. Of a set of the field, the
+    names and sizes of all files in its folders are hashed, not their contents."""
+    if spec.labels is None or not spec.labels.dataset:
+        return identify(spec)
+    data = _labelled_set(spec)
+    if data is None:
+        raise ValueError(f"{spec.labels.dataset} is a labelled set")
+    return {
+        "corpus_id": corpus_id(spec),
+        "files": [
+            identify_folder(str(place)) if place.is_dir() else [place.name, place.stat().st_size]
+            for place in data.folders
+        ],
+        "images": fingerprint(list(data.ids)),
+        "set": data.convention,
+        "class_list": data.class_list.fingerprint,
+        "labels": identify_labels(dataclasses.replace(spec.labels, names="")),
+        "limit": spec.limit,
+        "draws": spec.draws,
+        "max_characters": spec.max_characters,
+    }
+
+
+def _labelled_set(spec: CorpusSpec) -> "LabelledSet | None":
+    """The labelled set that a corpus is; None for one of rows."""
+    if spec.labels is None:
+        return None
+    # Imported here, because reading MATLAB files takes SciPy, which builds load late.
+    from ovref.evaluation.named_sets.coco_masks import open_coco_masks
+    from ovref.evaluation.named_sets.huggingface import open_any_set
+
+    if spec.labels.dataset:
+        root = _local(spec.path)
+        return open_any_set(spec.labels.dataset, root, spec.labels.split, spec.labels.names)
+    _, files = corpus_files(spec)
+    if files[0][1] != "coco":
+        return None
+    if spec.images is None:
+        raise InputError(f"set `images` to the image folder of {spec.path}")
+    if len(files) > 1:
+        raise InputError(f"expected one file of annotations at {spec.path}, found {len(files)}")
+    return open_coco_masks(_local(spec.images), _local(files[0][0]))
+
+
+def _local(place: str) -> Path:
+    if "://" in place:
+        raise InputError(
+            f"a labelled set with masks is read from the local disk, found {shown(place)}"
+        )
+    return Path(place).expanduser()
+
+
+def _captions(
+    spec: CorpusSpec, corpus: str, data: "LabelledSet", example: "Example", images: bool
+) -> Dropped | Iterator[Caption]:
+    """`spec.draws` captions of one image, or the reason why it is dropped."""
+    if spec.labels is None:
+        raise ValueError("a labelled set has labels")
+    place = f"{corpus}:{example.id}"
+    dropped_key = f"line:{place}".replace("#", "%23")
+    segments_hw, classes = _segments(example)
+    if not classes:
+        return Dropped(dropped_key, "no_labels")
+    present = sorted(set(classes))
+    names = [
+        names_of_label(SYNONYMS.join(data.class_list.classes[each]), spec.labels.synonyms)
+        for each in present
+    ]
+    text, nouns, owners = text_of_labels(names)
+    if len(text) > spec.max_characters:
+        return Dropped(dropped_key, "caption_too_long")
+    if not images:
+        return draws_of(spec, corpus, text, place, None, nouns)
+    of_class = dict(zip(present, owners, strict=True))
+    segments = Segments(
+        nouns=tuple(tuple(of_class[each]) for each in classes), map_png=_png(segments_hw)
+    )
+    return draws_of(spec, corpus, text, place, _image_file(example), nouns, segments)
+
+
+def _segments(example: "Example") -> tuple[np.ndarray, list[int]]:
+    """(H, W) uint16, 0 where no segment is, and the class of each segment, the first of which is 1.
+
+    Segments are instances and stuff where the set has them, otherwise one for each class; those
+    that stand for many things at once are none.
+    """
+    from ovref.evaluation.named_sets.rules import IGNORE
+
+    panoptic = example.panoptic
+    if panoptic is None:
+        ids_hw = example.label_hw
+        known = {label: label for label in np.unique(ids_hw).tolist() if label != IGNORE}
+    else:
+        ids_hw = panoptic.ids_hw
+        present = set(np.unique(ids_hw).tolist()) - panoptic.crowd
+        known = {id_: label for id_, label in sorted(panoptic.labels.items()) if id_ in present}
+    segments_hw = np.zeros(ids_hw.shape, dtype=np.uint16)
+    for number, id_ in enumerate(known, start=1):
+        segments_hw[ids_hw == id_] = number
+    return segments_hw, list(known.values())
+
+
+def _png(values_hw: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(values_hw).save(file, "PNG")
+    return file.getvalue()
+
+
+def _image_file(example: "Example") -> bytes:
+    """The image's file, or another one where the set's protocol resizes its images."""
+    if example.image_path.is_file():
+        file = example.image_path.read_bytes()
+        if decode_image(file).shape == example.image_hwc.shape:
+            return file
+    return _png(example.image_hwc)
