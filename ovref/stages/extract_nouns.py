@@ -4,12 +4,13 @@ A caption that is not in English is dropped (`other_language`), and one without 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
+from ovref.identity import ADDED_LATER
 from ovref.records import Caption, Noun, Prompt
 from ovref_inference.ranges import require_at_least
 
@@ -42,6 +43,9 @@ class ExtractNouns:
     """Make adjacent nouns one noun: `brick wall`."""
     stop_nouns: tuple[str, ...] = ()
     """Further singular, lower-case nouns that never count, besides the built-in ones."""
+    built_in_stop_nouns: bool = field(default=True, metadata=ADDED_LATER)
+    """Whether views, media, quantities and the like count as no nouns; false keeps every noun that
+    the tagger finds, as FOSSIL and VOCSeg, which name no such list, may have."""
     max_nouns: int | None = None
     """Keep the first so many nouns of a caption; None keeps all."""
 
@@ -64,7 +68,7 @@ class ExtractNouns:
         from ovref.ops.word_lists import STOP_NOUNS
 
         nlp = load_tagger(self.tagger, self.tagger_version)
-        stop_nouns = STOP_NOUNS | set(self.stop_nouns)
+        stop_nouns = (STOP_NOUNS if self.built_in_stop_nouns else set()) | set(self.stop_nouns)
 
         def nouns_of_batch(texts: list[str]) -> list[tuple[Noun, ...]]:
             # spaCy keeps every word it has met; within a zone it forgets them again, so that an

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,22 @@ import torch
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import (
     CrfConfig,
+    GroundedSamConfig,
     MaskFormerConfig,
     ProposerConfig,
     SamGridConfig,
 )
-from ovref_inference.proposers.crf import to_edges
-from ovref_inference.proposers.grounded_sam import GroundedSam
-from ovref_inference.proposers.mask_former import MaskFormer, exclusive_masks, load_mask_former
-from ovref_inference.proposers.opencut import OpenCutConfig, opencut, upsample_masks
+from ovref_inference.proposers.crf import cut_to_edges, to_edges
+from ovref_inference.proposers.grounded_sam import GroundedSam, load_grounded_sam
+from ovref_inference.proposers.mask_former import MaskFormer, load_mask_former, masks_of
+from ovref_inference.proposers.opencut import (
+    OpenCutConfig,
+    opencut,
+    raw_cuts,
+    refine,
+    upsample_masks,
+)
+from ovref_inference.proposers.proposals import Proposals
 from ovref_inference.proposers.sam import SamMasks, load_sam
 
 
@@ -48,6 +56,7 @@ def opencut_proposer(
     config: OpenCutConfig = OpenCutConfig(),  # noqa: B008 (frozen)
     *,
     crf: CrfConfig | None = CrfConfig(),  # noqa: B008 (frozen)
+    crf_at: Literal["masks", "cuts"] = "masks",
     device: str | None = None,
     graph_bytes: int | None = None,
 ) -> Proposer:
@@ -58,6 +67,7 @@ def opencut_proposer(
             are resized to (480 pixels in the paper).
         config: thresholds and refinement.
         crf: how masks are moved to the edges of the image; None leaves them on the patch grid.
+        crf_at: as of `OpenCutProposerConfig`.
         device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
         graph_bytes: as in `opencut.opencut`.
     """
@@ -65,13 +75,17 @@ def opencut_proposer(
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         keys_bhwd = torch.from_numpy(encoder.encode(images)).to(where)
-        cuts = opencut(keys_bhwd, config, graph_bytes)
+        find = raw_cuts if crf_at == "cuts" else opencut
+        cuts = find(keys_bhwd, config, graph_bytes)
         if crf is None:
             sizes = [image.shape[:2] for image in images]
             return [upsample_masks(*cut) for cut in zip(cuts, sizes, strict=True)]
         # Each field runs on one core, most of the time without Python's lock.
         with ThreadPoolExecutor(max(1, min(len(images), os.cpu_count() or 1))) as pool:
-            return list(pool.map(partial(to_edges, config=crf), cuts, images))
+            if crf_at == "masks":
+                return list(pool.map(partial(to_edges, config=crf), cuts, images))
+            edged = pool.map(partial(cut_to_edges, config=crf), cuts, images)
+            return list(pool.map(partial(refine, config=config), edged))
 
     return propose
 
@@ -106,11 +120,11 @@ def sam_grid_proposer(sam: SamMasks, config: SamGridConfig) -> Proposer:
 
 
 def mask_former_proposer(model: MaskFormer, config: MaskFormerConfig) -> Proposer:
-    """The masks of a MaskFormer or Mask2Former, without its classes; overlaps go to the higher
-    product of probabilities (`mask_former.exclusive_masks`)."""
+    """The masks of a MaskFormer or Mask2Former, without its classes (`mask_former.masks_of`); they
+    overlap only if that is configured."""
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [exclusive_masks(found, config)[0] for found in model.propose(images)]
+        return [masks_of(found, config)[0] for found in model.propose(images)]
 
     return propose
 
@@ -132,18 +146,62 @@ def grounded_sam_proposer(model: GroundedSam, class_names: Sequence[str]) -> Pro
     return propose
 
 
+def grounded_sam_proposals(
+    model: GroundedSam, class_names: Sequence[str], config: GroundedSamConfig
+) -> Callable[[Sequence[np.ndarray]], list[Proposals]]:
+    """As `grounded_sam_proposer`, with what was found of the classes in each image, and with masks
+    that overlap if that is configured."""
+
+    def propose(images: Sequence[np.ndarray]) -> list[Proposals]:
+        proposals = []
+        for found in model.find(images, [class_names] * len(images)):
+            masks_nhw = found.masks_nhw
+            if config.exclusive:
+                masks_nhw = without_overlap(masks_nhw, found.detections.scores)
+            numbers = sorted(set(found.detections.nouns.tolist()))
+            proposals.append(
+                Proposals(
+                    activations_nhw=masks_nhw.astype(np.float32),
+                    found_names=tuple(class_names[number] for number in numbers),
+                )
+            )
+        return proposals
+
+    return propose
+
+
 def load_proposer(
-    config: ProposerConfig, *, device: str | None = None, batch_size: int = 8
-) -> Proposer:
+    config: ProposerConfig,
+    *,
+    class_names: Sequence[str] = (),
+    device: str | None = None,
+    batch_size: int = 8,
+) -> Callable[[Sequence[np.ndarray]], list[Any]]:
     """Loads the models of a proposer.
 
     Args:
+        class_names: what `grounded_sam` is asked for; of no use to others.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         batch_size: images per forward pass at most.
 
+    Returns:
+        A `Proposer`; of `grounded_sam` one that gives `Proposals`.
+
     Raises:
         ModelError: a model cannot be found or read.
+        ValueError: `grounded_sam` without class names.
     """
+    if config.grounded_sam is not None:
+        if not class_names:
+            raise ValueError(
+                "grounded_sam needs class names to look for, found none; in a build use "
+                "ground.detector"
+            )
+        grounded = config.grounded_sam
+        found = load_grounded_sam(
+            grounded.detector, grounded.sam, device=device, batch_size=batch_size
+        )
+        return grounded_sam_proposals(found, class_names, grounded)
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return mask_former_proposer(model, config.mask_former)
@@ -155,4 +213,4 @@ def load_proposer(
     chosen = config.opencut
     assert chosen is not None  # ProposerConfig has exactly one
     keys = load_visual_encoder(chosen.keys, device=device, batch_size=batch_size)
-    return opencut_proposer(keys, chosen.cut, crf=chosen.crf, device=device)
+    return opencut_proposer(keys, chosen.cut, crf=chosen.crf, crf_at=chosen.crf_at, device=device)

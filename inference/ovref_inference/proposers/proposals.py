@@ -16,6 +16,9 @@ class Proposals:
     None for a proposer that knows no classes."""
     trained_names: tuple[str, ...] = ()
     """The classes that it was trained on."""
+    found_names: tuple[str, ...] | None = None
+    """Of the names that the proposer was asked for, those that it found in the image; None for a
+    proposer that is asked for none."""
 
     def __post_init__(self) -> None:
         found = self.activations_nhw
@@ -49,6 +52,26 @@ class Proposals:
             activations_nhw=self.activations_nhw[rows],
             trained_nc=None if self.trained_nc is None else self.trained_nc[rows],
             trained_names=self.trained_names,
+            found_names=self.found_names,
+        )
+
+    def with_rest(self, threshold: float) -> "Proposals":
+        """These and one more region of all pixels that no mask at this threshold has, if there are
+        any (VOCSeg eq. 1). The proposer's own classes are all equally probable there."""
+        rest_hw = ~np.any(self.masks(threshold), axis=0)
+        if not rest_hw.any():
+            return self
+        trained_nc = self.trained_nc
+        if trained_nc is not None:
+            even_c = np.full((1, trained_nc.shape[1]), 1 / trained_nc.shape[1], dtype=np.float32)
+            trained_nc = np.concatenate([trained_nc, even_c])
+        return Proposals(
+            activations_nhw=np.concatenate(
+                [self.activations_nhw, rest_hw[None].astype(np.float32)]
+            ),
+            trained_nc=trained_nc,
+            trained_names=self.trained_names,
+            found_names=self.found_names,
         )
 
 
