@@ -1,4 +1,4 @@
-"""The file formats of caption corpora: each reader yields the records of one file, unjudged."""
+"""The file formats of caption corpora: each reader yields all records of one file, valid or not."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ LONGEST_MEMBER_BYTES = 1 << 28
 """A file inside a tar that is longer than this is a malformed record."""
 
 
-class Row(NamedTuple):
+class CorpusRow(NamedTuple):
     """One record as found in a file; `text` of None says that it has no usable caption field."""
 
     line: int | str
@@ -70,13 +70,13 @@ def _open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") ->
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
-def read_text(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_text(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     with _open_text(fs, path) as file:
         for line, text in enumerate(file, start=1):
-            yield Row(line, text)
+            yield CorpusRow(line, text)
 
 
-def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     names = {}
     try:
         if spec.images is not None:
@@ -86,7 +86,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                         names[item.get("id")] = item.get("file_name")
         seen = []
         caption = spec.caption_column or "caption"
-        judge = _FieldJudge(path, (caption,))
+        check = _FieldCheck(path, (caption,))
         with _open_text(fs, path) as file:
             number = 0
             for kind, item in stream_members(file, "annotations"):
@@ -95,12 +95,12 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
                     continue
                 number += 1
                 if not isinstance(item, dict):
-                    yield Row(number, None)
+                    yield CorpusRow(number, None)
                     continue
-                judge.see(item)
+                check.see(item)
                 image = item.get("image_id")
                 name = names.get(image) if isinstance(image, int | str) else None
-                yield Row(
+                yield CorpusRow(
                     line=number,
                     text=item.get(caption),
                     image=None if spec.images is None else name or b"",
@@ -116,10 +116,10 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[R
             f"{path} is not a COCO caption file: expected the member `annotations`, found "
             f"{', '.join(seen) or 'none'}"
         )
-    judge.finish()
+    check.finish()
 
 
-def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     # Published caption TSVs (CC3M, CC12M) have no quoting: a quotation mark is a quotation mark.
     tabs = PurePosixPath(path.removesuffix(".gz")).suffix.lower() == ".tsv" or spec.format == "tsv"
     with _open_text(fs, path, newline="") as file:
@@ -152,16 +152,16 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
                     next(csv.reader(lines.taken, strict=True))
             except csv.Error:
                 lines.give_back()
-                yield Row(lines.number, None)
+                yield CorpusRow(lines.number, None)
                 continue
             if row is None:
                 break
             line = lines.number
             if len(row) > widest:
                 too_narrow = False
-                yield Row(line, row[caption], None if image is None else row[image])
+                yield CorpusRow(line, row[caption], None if image is None else row[image])
             else:
-                yield Row(line, None)
+                yield CorpusRow(line, None)
         if line and too_narrow:
             raise InputError(
                 f"no line of {path} has a column {widest} (counted from 0); expected "
@@ -215,9 +215,9 @@ def _listed(columns: list[str]) -> str:
     return ", ".join(repr(name[:40]) for name in columns[:20]) or "no columns"
 
 
-def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     named = CAPTION_NAMES if spec.caption_column is None else (spec.caption_column,)
-    lines, judge = 0, _FieldJudge(path, named)
+    lines, check = 0, _FieldCheck(path, named)
     with _open_text(fs, path) as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
@@ -228,16 +228,16 @@ def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
             except (ValueError, RecursionError):
                 item = None
             if not isinstance(item, dict):
-                yield Row(line, None)
+                yield CorpusRow(line, None)
                 continue
-            judge.see(item)
-            yield Row(line, _field(spec, item), _image_field(spec, item))
-    if lines and not judge.objects:
+            check.see(item)
+            yield CorpusRow(line, _field(spec, item), _image_field(spec, item))
+    if lines and not check.objects:
         raise InputError(f"{path} is not JSON Lines: none of its {lines} lines is a JSON object")
-    judge.finish()
+    check.finish()
 
 
-class _FieldJudge:
+class _FieldCheck:
     """Refuses a file of JSON objects of which none has the caption's field."""
 
     def __init__(self, path: str, named: tuple[str | int, ...]) -> None:
@@ -273,7 +273,7 @@ def _image_field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
     return None if spec.image_column is None else item.get(spec.image_column)
 
 
-def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     # Buffered and unhurried, or a row group of images would be read into memory as a whole.
     with (
         fs.open(path, "rb") as handle,
@@ -299,7 +299,7 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
                 row += 1
                 if isinstance(image, dict):  # Hugging Face's image feature: {bytes, path}
                     image = image.get("bytes") or image.get("path")
-                yield Row(row, text, image)
+                yield CorpusRow(row, text, image)
 
 
 def _check_type(path: str, field: pa.Field, allowed: tuple[pa.DataType, ...], what: str) -> None:
@@ -308,7 +308,7 @@ def _check_type(path: str, field: pa.Field, allowed: tuple[pa.DataType, ...], wh
         raise InputError(f"the column {field.name!r} of {path} holds {field.type}, expected {what}")
 
 
-def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     """Samples are runs of members that share the name before the first dot of their last part.
 
     Raises:
@@ -326,7 +326,7 @@ def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iter
         yield row
 
 
-def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     compression = "gzip" if path.endswith(".gz") else None
     with (
         fs.open(path, "rb", compression=compression) as handle,
@@ -353,7 +353,7 @@ def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Ro
             yield _sample(spec, name, parts)
 
 
-def _sample(spec: CorpusSpec, name: str, parts: dict[str, bytes | None]) -> Row:
+def _sample(spec: CorpusSpec, name: str, parts: dict[str, bytes | None]) -> CorpusRow:
     text = parts.get(".txt")
     if text is None or spec.caption_column is not None:
         try:
@@ -362,4 +362,4 @@ def _sample(spec: CorpusSpec, name: str, parts: dict[str, bytes | None]) -> Row:
             fields = None
         text = _field(spec, fields) if isinstance(fields, dict) else None
     image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
-    return Row(name, text, image)
+    return CorpusRow(name, text, image)

@@ -11,7 +11,7 @@ from fsspec import AbstractFileSystem
 from PIL import Image
 
 from ovref.corpora import formats
-from ovref.corpora.formats import Row
+from ovref.corpora.formats import CorpusRow
 from ovref.corpora.places import walk
 from ovref.corpora.spec import CAPTION_FILES, IMAGE_SUFFIXES, MINIATURE, CorpusSpec
 from ovref.errors import InputError
@@ -24,7 +24,7 @@ FIRST_SCENE = 4_000_000
 """Seed of a miniature corpus's first scene; none of the miniature's models was trained on these."""
 
 
-def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Iterator[Row]:
+def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Iterator[CorpusRow]:
     """The images below a folder, each with its captions, folder by folder in order of names.
 
     A metadata file (`metadata.jsonl`, `.csv` or `.parquet`, with `file_name` and the caption's
@@ -51,15 +51,19 @@ def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Ite
 
 def _by_metadata(
     spec: CorpusSpec, fs: AbstractFileSystem, folder: str, inner: str, metadata: str
-) -> Iterator[Row]:
+) -> Iterator[CorpusRow]:
     read = {"jsonl": formats.read_jsonl, "csv": formats.read_table, "parquet": formats.read_parquet}
     spec = replace(spec, format="auto", image_column=FILE_NAME)
     for row in read[metadata.rpartition(".")[2]](spec, fs, f"{folder}/{metadata}"):
         named = isinstance(row.image, str) and row.image != ""
-        yield Row(f"{inner}{metadata}:{row.line}", row.text, inner + row.image if named else b"")
+        yield CorpusRow(
+            f"{inner}{metadata}:{row.line}", row.text, inner + row.image if named else b""
+        )
 
 
-def _by_sidecar(fs: AbstractFileSystem, folder: str, inner: str, files: list[str]) -> Iterator[Row]:
+def _by_sidecar(
+    fs: AbstractFileSystem, folder: str, inner: str, files: list[str]
+) -> Iterator[CorpusRow]:
     images, texts = dict[str, str](), []
     for name in files:
         path = PurePosixPath(name)
@@ -73,12 +77,12 @@ def _by_sidecar(fs: AbstractFileSystem, folder: str, inner: str, files: list[str
         lines = fs.cat_file(f"{folder}/{name}").removeprefix(b"\xef\xbb\xbf").splitlines()
         captions = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
         for number, line in captions or [(1, b"")]:
-            yield Row(f"{inner}{name}:{number}", line, image and inner + image)
+            yield CorpusRow(f"{inner}{name}:{number}", line, image and inner + image)
     for name in sorted(images.values()):
-        yield Row(inner + name, "", inner + name)
+        yield CorpusRow(inner + name, "", inner + name)
 
 
-def read_miniature(spec: CorpusSpec) -> Iterator[Row]:
+def read_miniature(spec: CorpusSpec) -> Iterator[CorpusRow]:
     """Scenes of a split of the miniature, drawn as they are read: PNG files and their captions.
 
     Raises:
@@ -96,7 +100,7 @@ def read_miniature(spec: CorpusSpec) -> Iterator[Row]:
         scene = render(FIRST_SCENE + number, split)
         file = io.BytesIO()
         Image.fromarray(scene.image_hwc).save(file, "PNG")
-        yield Row(FIRST_SCENE + number, scene.caption, file.getvalue())
+        yield CorpusRow(FIRST_SCENE + number, scene.caption, file.getvalue())
 
 
 def identify_miniature(spec: CorpusSpec, scenes: int = 3) -> dict[str, Any]:

@@ -97,10 +97,12 @@ def _check_has_images(spec: CorpusSpec, path: str, written: str) -> None:
         raise InputError(f"images are asked for: name their column of {path} with `image_column`")
 
 
-def _with_images(rows: Iterator[formats.Row], folder: "_ImageFolder") -> Iterator[formats.Row]:
+def _with_images(
+    rows: Iterator[formats.CorpusRow], folder: "_ImageFolder"
+) -> Iterator[formats.CorpusRow]:
     """The rows with the files that they name in place of the names, read some rows ahead."""
     with ThreadPoolExecutor(IMAGES_AHEAD) as pool:
-        ahead = deque[tuple[formats.Row, Future[bytes] | None]]()
+        ahead = deque[tuple[formats.CorpusRow, Future[bytes] | None]]()
         for row in rows:
             named = isinstance(row.image, str)
             ahead.append((row, pool.submit(folder.read, row.image) if named else None))
@@ -110,13 +112,13 @@ def _with_images(rows: Iterator[formats.Row], folder: "_ImageFolder") -> Iterato
             yield _filled(*ahead.popleft())
 
 
-def _filled(row: formats.Row, reading: Future[bytes] | None) -> formats.Row:
+def _filled(row: formats.CorpusRow, reading: Future[bytes] | None) -> formats.CorpusRow:
     return row if reading is None else row._replace(image=reading.result())
 
 
 def _rows(
     spec: CorpusSpec, fs: AbstractFileSystem | None, path: str, written: str
-) -> Iterator[formats.Row]:
+) -> Iterator[formats.CorpusRow]:
     if written == "miniature":
         yield from image_formats.read_miniature(spec)
         return
@@ -142,7 +144,7 @@ def _rows(
 
 
 def _caption(
-    spec: CorpusSpec, corpus: str, file: str, row: formats.Row, images: bool
+    spec: CorpusSpec, corpus: str, file: str, row: formats.CorpusRow, images: bool
 ) -> Dropped | Iterator[Caption]:
     """The captions of one row, one for each draw, or why it has none."""
     where = f"{file}:{row.line}".encode("utf-8", "backslashreplace").decode()

@@ -15,7 +15,7 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 
-Proposer = Callable[[Sequence[np.ndarray]], list[Any]]
+RegionProposer = Callable[[Sequence[np.ndarray]], list[Any]]
 """Images -> masks or `Proposals`, one answer an image."""
 
 
@@ -118,7 +118,7 @@ class CachedTexts:
         return np.stack(found) if found else self._encoder.encode_images([])
 
 
-def cached_proposer(proposer: Proposer) -> Proposer:
+def cached_proposer(proposer: RegionProposer) -> RegionProposer:
     """A proposer that keeps its results."""
     known: dict[bytes, Any] = {}
 

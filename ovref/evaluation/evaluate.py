@@ -24,7 +24,7 @@ from ovref.evaluation.cached import (
     CachedEncoder,
     CachedModels,
     CachedTexts,
-    Proposer,
+    RegionProposer,
     cached_proposer,
 )
 from ovref.evaluation.datasets import (
@@ -147,7 +147,7 @@ class Bench:
     """Dense CLIP features."""
     text: CachedTexts
     """The collection's text encoder."""
-    proposers: dict[str, Proposer]
+    proposers: dict[str, RegionProposer]
     """`none`, `opencut`, `oracle`."""
     protocol: Protocol | None = field(default=None)
     """How images come to the segmenters; None for images as they are."""

@@ -1,7 +1,7 @@
 """Mask average precision as COCO defines it (Lin et al., ECCV 2014, and its detection evaluation).
 
 Precision is interpolated at 101 recalls for each class and each of ten IoU thresholds, 0.50 to
-0.95; AP is the mean over all of them. At most 100 detections of a class are judged in an image.
+0.95; AP is the mean over all of them. At most 100 detections of a class are evaluated in an image.
 A detection that is best explained by a crowd instance counts neither as right nor as wrong.
 """
 
@@ -71,9 +71,9 @@ class AveragePrecision:
             raise ValueError(f"classes must be at least 1, found {classes}")
         self.truths = np.zeros(classes, dtype=np.int64)
         """(classes,) true instances that are not crowd."""
-        self._judged: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+        self._evaluated: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
         # Of each class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
-        self._judged = [[] for _ in range(classes)]
+        self._evaluated = [[] for _ in range(classes)]
 
     def add(self, truth: TrueInstances, found: Detections) -> None:
         """Judges one image. Of equal scores, the earlier detection and image comes first.
@@ -90,17 +90,17 @@ class AveragePrecision:
             ious = _ious(found.masks_nhw[chosen], truth.masks_nhw[true], truth.crowd[true])
             right, ignored = _match(ious, truth.crowd[true])
             self.truths[label] += int((~truth.crowd[true]).sum())
-            self._judged[label].append((found.scores[chosen], right, ignored))
+            self._evaluated[label].append((found.scores[chosen], right, ignored))
 
     def scores(self) -> ApScores:
         """Metrics of everything added so far."""
         table = np.full((len(self.truths), len(THRESHOLDS)), np.nan)
-        for label, judged in enumerate(self._judged):
+        for label, evaluated in enumerate(self._evaluated):
             if not self.truths[label]:
                 continue
-            scores = np.concatenate([s for s, _, _ in judged])
-            right = np.concatenate([r for _, r, _ in judged], axis=1)
-            ignored = np.concatenate([i for _, _, i in judged], axis=1)
+            scores = np.concatenate([s for s, _, _ in evaluated])
+            right = np.concatenate([r for _, r, _ in evaluated], axis=1)
+            ignored = np.concatenate([i for _, _, i in evaluated], axis=1)
             order = np.argsort(-scores, kind="stable")
             for t in range(len(THRESHOLDS)):
                 kept = order[~ignored[t, order]]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from ovref.evaluation.cached import Proposer, array_key
+from ovref.evaluation.cached import RegionProposer, array_key
 from ovref.evaluation.metrics import IGNORE
 
 
@@ -26,7 +26,7 @@ def label_masks(label_hw: np.ndarray, ignore: int = IGNORE) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def oracle_proposer(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Proposer:
+def oracle_proposer(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> RegionProposer:
     """Known masks as a proposer.
 
     Args:

@@ -333,10 +333,10 @@ def _with_background(
 ) -> Segmentation:
     """Labels among all classes, `first` of which were not asked; background below the threshold."""
     labels_hw = (found.labels_hw + first).astype(np.int32)
-    labels_hw[found.best_hw == -np.inf] = NO_CLASS
+    labels_hw[found.max_score_hw == -np.inf] = NO_CLASS
     if threshold is None:
         return replace(found, labels_hw=labels_hw)
-    labels_hw[found.best_hw < threshold] = 0
+    labels_hw[found.max_score_hw < threshold] = 0
     plane_hw = np.full(labels_hw.shape, threshold, dtype=np.float32)
     scores_of = (
         partial(_scores_with_plane, scores_of=found.scores_of, plane_hw=plane_hw, count=classes)

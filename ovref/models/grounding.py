@@ -75,7 +75,7 @@ class ProposalRoute:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class GroundedNoun:
     """One mask of one noun."""
 
     noun: int
@@ -94,7 +94,7 @@ class Found:
 class Finder:
     """A route with its models loaded."""
 
-    find: Callable[[Sequence[np.ndarray], Sequence[Sequence[str]]], Iterable[list[Found]]]
+    find: Callable[[Sequence[np.ndarray], Sequence[Sequence[str]]], Iterable[list[GroundedNoun]]]
     """Images and the nouns of each, no noun twice -> for each image what was found."""
     source: str
     """Source of its regions: `grounded_sam`, `mask_former_clip`, ..."""
@@ -142,11 +142,11 @@ def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
     )
 
 
-def _boxes_found(grounded: Any) -> list[Found]:
+def _boxes_found(grounded: Any) -> list[GroundedNoun]:
     """What a `GroundedMasks` holds."""
     detections = grounded.detections
     return [
-        Found(
+        GroundedNoun(
             noun=int(noun),
             mask_hw=mask_hw,
             score=float(score),
@@ -219,7 +219,7 @@ def _proposals(
     def propose_soft(images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for proposals in model.propose(images):
             masks_nhw, rows = masks_of(proposals, settings)
-            yield masks_nhw, proposals.activations_nhw[rows]
+            yield masks_nhw, proposals.mask_probs_nhw[rows]
 
     return propose_soft
 
@@ -242,7 +242,7 @@ class Matcher:
 
     def __call__(
         self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]
-    ) -> Iterator[list[Found]]:
+    ) -> Iterator[list[GroundedNoun]]:
         masks, heatmaps = zip(*self._propose(images), strict=True)
         soft = None if heatmaps[0] is None else heatmaps
         encoded = self._visual.encode_regions(images, masks, soft)
@@ -261,7 +261,7 @@ class Matcher:
         heatmaps_nhw: np.ndarray | None,
         features_nd: np.ndarray,
         texts: Sequence[str],
-    ) -> list[Found]:
+    ) -> list[GroundedNoun]:
         if not len(masks_nhw):
             return []
         texts_cd = np.stack([self._noun_embedding(text) for text in texts])
@@ -269,7 +269,7 @@ class Matcher:
         best = similarity_cn.argmax(1)
         scores = similarity_cn[np.arange(len(best)), best]
         return [
-            Found(
+            GroundedNoun(
                 noun=noun,
                 mask_hw=masks_nhw[chosen],
                 score=float(score),

@@ -67,7 +67,7 @@ def elsewhere(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
 
 
 def first_of_near_duplicates(
-    vectors_nd: np.ndarray, min_cosine: float, settled: int = 0, block: int = 1024
+    vectors_nd: np.ndarray, min_cosine: float, existing: int = 0, block: int = 1024
 ) -> np.ndarray:
     """(n,) bool: the rows to keep so that no two kept rows have a cosine of `min_cosine` or more.
 
@@ -77,7 +77,7 @@ def first_of_near_duplicates(
     Args:
         vectors_nd: (n, d) float, rows not zero.
         min_cosine: in (-1, 1]; 1 for rows that are equal but for rounding.
-        settled: so many rows at the beginning stay in any case, near to each other or not.
+        existing: number of leading rows that are always kept, duplicates or not.
         block: rows compared at a time; does not change the result.
     """
     # Float16 rows are of unit length within 1e-3 only, and cosines near 1 are what is asked here.
@@ -92,9 +92,9 @@ def first_of_near_duplicates(
         if len(kept_before):
             alive = (rows @ kept_before.T).max(axis=1) < min_cosine
         near = rows @ rows.T >= min_cosine
-        settled_here = max(settled - start, 0)
-        alive[:settled_here] = True
-        near[:, :settled_here] = False
+        existing_here = max(existing - start, 0)
+        alive[:existing_here] = True
+        near[:, :existing_here] = False
         for row in range(len(rows)):
             if alive[row]:
                 alive[row + 1 :] &= ~near[row, row + 1 :]

@@ -23,7 +23,7 @@ PARTITION_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class NounTable:
     """The nouns of a table of references, and whose reference is which."""
 
     nouns: list[str]
@@ -39,7 +39,7 @@ class Vocabulary:
         return np.diff(self.starts)
 
 
-def read_vocabulary(path: Path) -> Vocabulary:
+def read_vocabulary(path: Path) -> NounTable:
     """The vocabulary of references.parquet."""
     with pq.ParquetFile(path, read_dictionary=["noun"]) as file:
         column = file.read(columns=["noun"]).column("noun")
@@ -51,11 +51,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
     codes = rank[encoded.indices.to_numpy()]
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(len(words) + 1))
-    return Vocabulary([words[i] for i in in_order], starts, order)
+    return NounTable([words[i] for i in in_order], starts, order)
 
 
 def partition_by_noun(
-    vectors: Path, vocabulary: Vocabulary, wanted: np.ndarray, out: Path, run_tasks: RunTasks
+    vectors: Path, vocabulary: NounTable, wanted: np.ndarray, out: Path, run_tasks: RunTasks
 ) -> int:
     """Writes `by_noun_<p>.npy`, the rows of each partition's nouns, with what `NounRows` needs.
 

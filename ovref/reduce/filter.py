@@ -1,7 +1,7 @@
 """Phase 2: leaves out what is unusable or unwanted, and numbers the rest.
 
 Each filter sees what the one before it left, and its counts before and after go into the manifest.
-References of a collection that is being grown are settled: they stay, with their ids, but the new
+References of a collection that is being grown are existing: they stay, with their ids, but the new
 ones are compared with them. Of deleted ones only the keys are, so that they do not come back.
 """
 
@@ -42,8 +42,8 @@ def filter_references(
     out: Path,
     spec: FilterSpec,
     *,
-    settled: int,
-    dead: np.ndarray,
+    existing: int,
+    deleted: np.ndarray,
     seed: int,
     report: Report,
 ) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def filter_references(
     the noun agreement what making an index on disk takes (`index.build_indexes`).
 
     Args:
-        settled: the first rows, which stay in any case.
-        dead: sorted ids of those of them that are deleted.
+        existing: number of leading rows that are always kept.
+        deleted: sorted ids of the deleted ones among them.
         seed: of the index that the noun agreement searches.
 
     Raises:
@@ -68,13 +68,13 @@ def filter_references(
     area, score = table.column("area").to_numpy(), table.column("score").to_numpy()
 
     rows = np.arange(len(visual))
-    alive = ~np.isin(rows, dead)
+    alive = ~np.isin(rows, deleted)
     reasons = np.full(len(visual), "", dtype=object)
     steps: list[dict[str, Any]] = []
 
     def apply(reason: str, keep_of: Callable[[np.ndarray], np.ndarray]) -> None:
         nonlocal rows
-        keep = keep_of(rows) | (rows < settled)
+        keep = keep_of(rows) | (rows < existing)
         reasons[rows[~keep]] = reason
         steps.append({"filter": reason, "before": len(rows), "after": int(keep.sum())})
         rows = rows[keep]
@@ -91,15 +91,15 @@ def filter_references(
         apply(
             "near_duplicate",
             lambda rows: _without_near_duplicates(
-                visual, rows, nouns[rows], alive[rows], cosine, settled
+                visual, rows, nouns[rows], alive[rows], cosine, existing
             ),
         )
     agreement: dict[str, Any] = {}
-    judges = rows[alive[rows]]
-    if spec.min_noun_agreement is not None and len(judges):
+    live_rows = rows[alive[rows]]
+    if spec.min_noun_agreement is not None and len(live_rows):
         agreement_n = np.full(len(rows), np.nan)
         agreement_n[alive[rows]] = _agreement(
-            visual, judges, nouns[judges], images[judges], spec, seed, out
+            visual, live_rows, nouns[live_rows], images[live_rows], spec, seed, out
         )
         judged = ~np.isnan(agreement_n)
         fine = ~judged | (agreement_n >= spec.min_noun_agreement)
@@ -142,15 +142,15 @@ def _without_near_duplicates(
     nouns: np.ndarray,
     alive: np.ndarray,
     min_cosine: float,
-    settled: int,
+    existing: int,
 ) -> np.ndarray:
     keep = ~alive
     order = np.flatnonzero(alive)
     order = order[np.argsort(nouns[order], kind="stable")]
     for of_noun in np.split(order, np.flatnonzero(np.diff(nouns[order])) + 1):
         ids = rows[of_noun]
-        before = int((ids < settled).sum())
-        keep[of_noun] = first_of_near_duplicates(visual[ids], min_cosine, settled=before)
+        before = int((ids < existing).sum())
+        keep[of_noun] = first_of_near_duplicates(visual[ids], min_cosine, existing=before)
     return keep
 
 

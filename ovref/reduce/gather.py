@@ -53,7 +53,7 @@ class Shards:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Batch:
     label: str
     columns: dict[str, Any]
     """Columns of REFERENCE_SCHEMA without `id`."""
@@ -69,8 +69,8 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
     Raises:
         InputError: there is no reference at all, or shards differ in the width of a vector.
     """
-    settled = base.rows if base else 0
-    rows = settled + sum(shards.rows for shards in inputs)
+    existing = base.rows if base else 0
+    rows = existing + sum(shards.rows for shards in inputs)
     if rows == 0:
         steps = ", ".join(shards.step.store.url for shards in inputs)
         raise InputError(
@@ -104,7 +104,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
             report("gather", start, rows)
     np.save(out / USABLE, usable, allow_pickle=False)
     return {
-        "settled": settled,
+        "existing": existing,
         "references": rows,
         "dim_visual": widths[0],
         "dim_textual": widths[1],
@@ -112,7 +112,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
     }
 
 
-def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Part]:
+def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
     if base:
         visual, textual = open_vectors(base.paths["visual"]), open_vectors(base.paths["textual"])
         with open_table(base.paths["references"], REFERENCE_SCHEMA) as file:
@@ -120,13 +120,13 @@ def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Part]:
                 table = file.read_row_group(group)
                 here = slice(group * ROW_GROUP, group * ROW_GROUP + len(table))
                 columns = {name: table.column(name) for name in table.column_names}
-                yield _Part("of the grown collection", columns, visual[here], textual[here])
+                yield _Batch("of the grown collection", columns, visual[here], textual[here])
     for shards in inputs:
         full = [shard for shard, commit in shards.commits.items() if commit.outputs]
         for shard, table in zip(full, read_ahead(shards.step.table, full), strict=True):
             label = shards.label(shard)
             matrices = [codec.matrix(table, name) for name in ("visual", "textual")]
-            yield _Part(label, _columns(table, label), *matrices)
+            yield _Batch(label, _columns(table, label), *matrices)
 
 
 def _columns(table: pa.Table, label: str) -> dict[str, Any]:

@@ -81,12 +81,12 @@ def grown_prototypes(grown: Base | None, spec: ReduceSpec) -> GrownPrototypes | 
     if grown is None:
         return None
     tombstones = grown.paths["tombstones"]
-    unsettled = fmt.read_tombstones(tombstones, skip=grown.manifest.settled_tombstones)
+    not_applied = fmt.read_tombstones(tombstones, skip=grown.manifest.settled_tombstones)
     return GrownPrototypes(
         nouns=grown.paths["nouns"],
         prototypes=grown.paths["prototypes"],
         references=grown.rows,
-        settled=np.setdiff1d(fmt.read_tombstones(tombstones), unsettled),
+        excluded=np.setdiff1d(fmt.read_tombstones(tombstones), not_applied),
         same_settings=_as_now(grown, spec, "prototypes"),
     )
 

@@ -91,7 +91,7 @@ def tune_indexes(
     *,
     recall: float,
     seed: int,
-    dead: np.ndarray,
+    deleted: np.ndarray,
     run_tasks: RunTasks,
     report: Report,
 ) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def tune_indexes(
         indexes: by role, what `build_indexes` returned.
         recall: mean recall against exact search to reach at each k.
         seed: of the samples of queries.
-        dead: sorted ids of deleted references, which no search returns.
+        deleted: sorted ids of deleted references, which no search returns.
 
     Returns:
         By role, the IndexInfo as plain values.
@@ -114,7 +114,7 @@ def tune_indexes(
             filtered / FILES[role],
             built / FILES[f"{role}_index"],
             nouns if role == "textual" else None,
-            dead,
+            deleted,
             seed,
             recall,
         )
@@ -224,18 +224,18 @@ def _merge(trained: Path, parts: list[Path], path: Path) -> None:
 
 
 def _tuned(
-    vectors: Path, path: Path, nouns: Path | None, dead: np.ndarray, seed: int, recall: float
+    vectors: Path, path: Path, nouns: Path | None, deleted: np.ndarray, seed: int, recall: float
 ) -> tuple[SearchPoint, ...]:
     rows = Rows(vectors)
     with one_thread():
         index = read_index(path, rows=len(rows), dim=rows.shape[1])
-        if not hasattr(index, "nlist") or len(dead) == len(rows):
+        if not hasattr(index, "nlist") or len(deleted) == len(rows):
             return ()
         if nouns is None:
-            questions = Questions.of_rows(rows, seed=seed, excluded=dead)
+            questions = Questions.of_rows(rows, seed=seed, excluded=deleted)
         else:
             names = sample(read_noun_embeddings(nouns), RECALL_QUERIES, seed)
-            questions = Questions(rows, names, excluded=dead)
+            questions = Questions(rows, names, excluded=deleted)
         return tune(index, questions, target=recall)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.reduce.by_noun import NounRows, Vocabulary, partition_by_noun, read_vocabulary
+from ovref.reduce.by_noun import NounRows, NounTable, partition_by_noun, read_vocabulary
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
 from ovref.reduce.tasks import RunTasks, Task, one_thread
@@ -42,7 +42,7 @@ class GrownPrototypes:
     prototypes: Path
     references: int
     """Ids from here on are new."""
-    settled: np.ndarray
+    excluded: np.ndarray
     """Sorted ids of deleted references that its prototypes leave out."""
     same_settings: bool
     """Whether prototypes made now would be made in the same way."""
@@ -54,7 +54,7 @@ def build_prototypes(
     *,
     config: PrototypeConfig,
     grown: GrownPrototypes | None,
-    dead: np.ndarray,
+    deleted: np.ndarray,
     texts: Texts,
     templates: tuple[str, ...],
     run_tasks: RunTasks,
@@ -69,18 +69,18 @@ def build_prototypes(
     task one partition of `by_noun`, or one noun's visual embeddings.
 
     Args:
-        dead: sorted ids of deleted references; they are counted but make no prototypes.
+        deleted: sorted ids of deleted references; they are counted but make no prototypes.
         texts, templates: encode the nouns as queries encode class names.
     """
     vocabulary = read_vocabulary(filtered / FILES["references"])
     nouns, counts = vocabulary.nouns, vocabulary.counts
     old = _Old(grown)
     embeddings = _embeddings(nouns, old, texts, templates)
-    gone = np.isin(vocabulary.order, dead).astype(np.int64)
-    live_counts = counts - np.add.reduceat(gone, vocabulary.starts[:-1])
+    is_deleted = np.isin(vocabulary.order, deleted).astype(np.int64)
+    live_counts = counts - np.add.reduceat(is_deleted, vocabulary.starts[:-1])
     used = _used(embeddings, live_counts, config, out, run_tasks)
 
-    kept = old.kept(nouns, used, _touched(vocabulary, grown, dead))
+    kept = old.kept(nouns, used, _touched(vocabulary, grown, deleted))
     fresh = [
         noun
         for noun in range(len(nouns))
@@ -89,7 +89,7 @@ def build_prototypes(
     wanted = np.zeros(len(nouns), dtype=bool)
     wanted[[other for noun in fresh for other in used[noun]]] = True
     partition_by_noun(filtered / FILES["visual"], vocabulary, wanted, out, run_tasks)
-    np.save(out / "dead.npy", dead, allow_pickle=False)
+    np.save(out / "deleted.npy", deleted, allow_pickle=False)
     tasks: list[Task] = []
     for start in range(0, len(fresh), NOUNS_A_TASK):
         some = fresh[start : start + NOUNS_A_TASK]
@@ -176,12 +176,14 @@ def _neighbours(out: Path, config: PrototypeConfig, rows: list[int]) -> list[lis
     return neighbours_of_many(np.array(rows, dtype=np.int64), embeddings, live_counts, config)
 
 
-def _touched(vocabulary: Vocabulary, grown: GrownPrototypes | None, dead: np.ndarray) -> np.ndarray:
+def _touched(
+    vocabulary: NounTable, grown: GrownPrototypes | None, deleted: np.ndarray
+) -> np.ndarray:
     """(nouns,) bool: nouns with a reference added or deleted since the grown collection."""
     if grown is None:
         return np.ones(len(vocabulary.nouns), dtype=bool)
     changed = vocabulary.order >= grown.references
-    changed |= np.isin(vocabulary.order, np.setdiff1d(dead, grown.settled))
+    changed |= np.isin(vocabulary.order, np.setdiff1d(deleted, grown.excluded))
     return np.logical_or.reduceat(changed, vocabulary.starts[:-1])
 
 
@@ -219,12 +221,12 @@ class _Old:
 def _cluster(folder: Path, config: PrototypeConfig, nouns: list[int], used: list[list[int]]) -> str:
     """Prototypes of these nouns, one after another, in a file; its name."""
     rows = NounRows(folder)
-    dead = np.load(folder / "dead.npy", allow_pickle=False)
+    deleted = np.load(folder / "deleted.npy", allow_pickle=False)
 
     def of_each() -> Iterator[np.ndarray]:
         for of_noun in used:
             ids = np.sort(np.concatenate([rows.ids(other) for other in of_noun]))
-            yield rows.vectors(of_noun, clustered_rows(ids[~np.isin(ids, dead)], config))
+            yield rows.vectors(of_noun, clustered_rows(ids[~np.isin(ids, deleted)], config))
 
     with one_thread():
         found = make_prototypes(of_each(), config)

@@ -121,8 +121,8 @@ def reduce_collection(
     with one_at_a_time(folder.with_name(f"{folder.name}.lock"), report):
         if (summary := standing()) is not None:  # made while this process waited
             return summary
-        settled = grown.rows if grown else 0
-        dead = fmt.read_tombstones(grown.paths["tombstones"]) if grown else np.zeros(0, np.int64)
+        existing = grown.rows if grown else 0
+        deleted = fmt.read_tombstones(grown.paths["tombstones"]) if grown else np.zeros(0, np.int64)
         gathered = run_phase(folder, "gather", lambda out: gather(grown, inputs, out, report))
         filtered = run_phase(
             folder,
@@ -131,8 +131,8 @@ def reduce_collection(
                 folder / "gather",
                 out,
                 spec.filter,
-                settled=settled,
-                dead=dead,
+                existing=existing,
+                deleted=deleted,
                 seed=spec.seed,
                 report=report,
             ),
@@ -157,7 +157,7 @@ def reduce_collection(
                 out,
                 config=spec.prototypes,
                 grown=grown_prototypes(grown, spec),
-                dead=dead,
+                deleted=deleted,
                 texts=texts,
                 templates=embed.templates,
                 run_tasks=run_tasks,
@@ -174,7 +174,7 @@ def reduce_collection(
                 built,
                 recall=spec.index_recall,
                 seed=spec.seed,
-                dead=dead,
+                deleted=deleted,
                 run_tasks=run_tasks,
                 report=report,
             ),
@@ -183,7 +183,7 @@ def reduce_collection(
 
         summary = {
             "references": filtered["references"],
-            "added": filtered["references"] - settled,
+            "added": filtered["references"] - existing,
             "dropped_before": _dropped_before(inputs),
             "filter": filtered["steps"],
             "noun_agreement": filtered["noun_agreement"],

@@ -65,10 +65,11 @@ class Embed:
     min_cells: float = 0.5
     """Smallest region, in cells of the encoder's grid laid over the image; the features of a
     smaller one are mostly of what is around it. Dropped as `small_mask`."""
-    part: Literal["region", "surroundings"] = field(default="region", metadata=ADDED_LATER)
-    """`surroundings` embeds, in place of each region, what of its image shows the noun nowhere: a
-    collection of it, beside the one of regions, gives each class its background prototypes
-    (`ovref_inference.segmenters.freeda`). Where nothing is left: `no_surroundings`."""
+    part: Literal["region", "background"] = field(default="region", metadata=ADDED_LATER)
+    """`background` embeds, instead of each region, the part of its image that shows the noun
+    nowhere. Such a collection, beside the one of regions, gives each class its background
+    prototypes (`ovref_inference.segmenters.freeda`). Dropped as `no_background` where nothing is
+    left."""
     batch_size: int = 16
     """Images, or crops, per forward pass. Kernels round differently at another batch size, in the
     last bits, so it belongs to the identity of the bytes."""
@@ -79,8 +80,8 @@ class Embed:
         if min(self.weights) < 0 or max(self.weights) <= 0:
             raise ValueError(f"weights must be at least 0, not both 0, found {self.weights}")
         require_at_least("min_cells", self.min_cells, 0)
-        if self.part == "surroundings" and self.visual.masking == "heatmap":
-            raise ValueError("surroundings have no heatmap: visual.features must not need one")
+        if self.part == "background" and self.visual.masking == "heatmap":
+            raise ValueError("the background has no heatmap: visual.features must not need one")
         require_at_least("batch_size", self.batch_size, 1)
 
     def build(self) -> "EmbedStage":
@@ -118,7 +119,7 @@ class EmbedStage:
 
     Dropped records: `no_regions` (it came without any), and `ovref.images.REASONS` for images
     that cannot be decoded. Dropped regions, under the key the reference would have had:
-    `empty_mask`, `small_mask`, `wrong_mask_size`, `no_surroundings`, `no_heatmap`,
+    `empty_mask`, `small_mask`, `wrong_mask_size`, `no_background`, `no_heatmap`,
     `nonfinite_features` (also features that are all zero, which have no direction).
     """
 
@@ -207,8 +208,8 @@ class EmbedStage:
                 found.append("wrong_mask_size")
                 continue
             mask_hw, empty = region.mask_hw, "empty_mask"
-            if self._spec.part == "surroundings" and mask_hw.any():
-                mask_hw, empty = _surroundings(record, region.noun.text, size_hw), "no_surroundings"
+            if self._spec.part == "background" and mask_hw.any():
+                mask_hw, empty = _background(record, region.noun.text, size_hw), "no_background"
             area = masks.area(mask_hw)
             if area == 0:
                 found.append(empty)
@@ -278,7 +279,7 @@ class EmbedStage:
             )
 
 
-def _surroundings(record: ImageRecord, noun: str, size_hw: tuple[int, int]) -> np.ndarray:
+def _background(record: ImageRecord, noun: str, size_hw: tuple[int, int]) -> np.ndarray:
     """(H, W) uint8, YES where no region of the noun is, nor may be."""
     mask_hw = np.full(size_hw, YES, np.uint8)
     for region in record.regions:

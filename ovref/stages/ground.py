@@ -13,7 +13,7 @@ from ovref.models.blank import blank_prompt
 from ovref.models.grounding import (
     DetectorRoute,
     Finder,
-    Found,
+    GroundedNoun,
     ProposalRoute,
     detector_finder,
     proposal_finder,
@@ -127,7 +127,7 @@ class GroundStage:
             yield from self._record(prompt, file, list(numbers.values()), answers)
 
     def _record(
-        self, prompt: Prompt, file: bytes, numbers: list[int], answers: list[Found]
+        self, prompt: Prompt, file: bytes, numbers: list[int], answers: list[GroundedNoun]
     ) -> Iterator[ImageRecord | Dropped]:
         spec, finder = self._spec, self.finder
         for missing in sorted(set(range(len(numbers))) - {answer.noun for answer in answers}):

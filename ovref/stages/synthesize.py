@@ -173,7 +173,7 @@ class Synthesize:
 
 
 @dataclass(frozen=True)
-class _Order:
+class _Request:
     """A prompt with what generating its image needs."""
 
     prompt: Prompt
@@ -209,7 +209,7 @@ class SynthesizeStage:
         # the previous batch and the caller works on them, so that the device need not wait.
         generating, finishers = ThreadPoolExecutor(1), ThreadPoolExecutor(FINISHERS)
         upcoming: Future[list[Any]] | None = None
-        batch: list[_Order] = []
+        batch: list[_Request] = []
         try:
             for item in self._batches(prompts):
                 if isinstance(item, Dropped):
@@ -225,20 +225,20 @@ class SynthesizeStage:
             generating.shutdown(cancel_futures=True)
             finishers.shutdown(cancel_futures=True)
 
-    def _batches(self, prompts: Iterator[Prompt]) -> Iterator[list[_Order] | Dropped]:
-        orders: list[_Order] = []
+    def _batches(self, prompts: Iterator[Prompt]) -> Iterator[list[_Request] | Dropped]:
+        requests: list[_Request] = []
         for prompt in prompts:
-            order, dropped = self._order(prompt)
+            request, dropped = self._request(prompt)
             yield from dropped
-            if order is not None:
-                orders.append(order)
-            if len(orders) == self.batch_size:
-                yield orders
-                orders = []
-        if orders:
-            yield orders
+            if request is not None:
+                requests.append(request)
+            if len(requests) == self.batch_size:
+                yield requests
+                requests = []
+        if requests:
+            yield requests
 
-    def _order(self, prompt: Prompt) -> tuple[_Order | None, list[Dropped]]:
+    def _request(self, prompt: Prompt) -> tuple[_Request | None, list[Dropped]]:
         if not prompt.nouns:
             return None, [Dropped(prompt.key, "no_nouns")]
         # A noun said twice is one region: its mentions are averaged, as in DAAM.
@@ -254,42 +254,42 @@ class SynthesizeStage:
         kept = [(n, found) for n, found in zip(firsts, positions, strict=True) if found]
         if not kept:
             return None, [*dropped, Dropped(prompt.key, "no_regions")]
-        order = _Order(
+        request = _Request(
             prompt=prompt,
             nouns=[(number, prompt.nouns[number]) for number, _ in kept],
             positions=[found for _, found in kept],
             seed=record_seed(self._spec.run_seed, prompt.key),
         )
-        return order, dropped
+        return request, dropped
 
-    def _generate(self, orders: list[_Order]) -> list[Any]:
+    def _generate(self, requests: list[_Request]) -> list[Any]:
         return self._generator.generate(
-            [order.prompt.caption for order in orders],
-            [order.positions for order in orders],
-            [order.seed for order in orders],
+            [request.prompt.caption for request in requests],
+            [request.positions for request in requests],
+            [request.seed for request in requests],
         )
 
     def _answers(
-        self, finishers: ThreadPoolExecutor, orders: list[_Order], images: list[Any]
+        self, finishers: ThreadPoolExecutor, requests: list[_Request], images: list[Any]
     ) -> Iterator[ImageRecord | Dropped]:
-        for answers in finishers.map(self._finished, zip(orders, images, strict=True)):
+        for answers in finishers.map(self._finished, zip(requests, images, strict=True)):
             yield from answers
 
-    def _finished(self, generated: tuple[_Order, Any]) -> list[ImageRecord | Dropped]:
-        order, image = generated
+    def _finished(self, generated: tuple[_Request, Any]) -> list[ImageRecord | Dropped]:
+        request, image = generated
         if image.image_hwc is None:
-            return [Dropped(order.prompt.key, "nonfinite_image")]
-        return list(self._record(order, image.image_hwc, image.heatmaps_nhw))
+            return [Dropped(request.prompt.key, "nonfinite_image")]
+        return list(self._record(request, image.image_hwc, image.heatmaps_nhw))
 
     def _record(
-        self, order: _Order, image_hwc: np.ndarray, heatmaps_nhw: np.ndarray
+        self, request: _Request, image_hwc: np.ndarray, heatmaps_nhw: np.ndarray
     ) -> Iterator[ImageRecord | Dropped]:
-        spec, prompt = self._spec, order.prompt
+        spec, prompt = self._spec, request.prompt
         measured = {"batch_size": self.batch_size} if spec.batch_size == "auto" else {}
         kept_maps, regions = [], []
         # Masks come from the heatmaps as they are kept, so they can be made again from the record.
         kept_nhw = stretched(flattened(heatmaps_nhw, spec.binarise))
-        for (number, noun), heatmap_hw in zip(order.nouns, kept_nhw, strict=True):
+        for (number, noun), heatmap_hw in zip(request.nouns, kept_nhw, strict=True):
             if not np.isfinite(heatmap_hw).all():
                 yield Dropped(f"{prompt.key}#{number}", "nonfinite_heatmap")
                 continue
@@ -311,7 +311,7 @@ class SynthesizeStage:
             image=jpeg(image_hwc, spec.jpeg_quality),
             regions=tuple(regions),
             heatmaps_nhw=np.stack(kept_maps),
-            seed=order.seed,
+            seed=request.seed,
             provenance={
                 "generator": spec.model,
                 "revision": spec.revision,

@@ -207,13 +207,13 @@ def resources(capability: int, dtype: str, depth: int, block: int) -> dict[str, 
         source = Path(folder) / "kernel.ptx"
         source.write_text(kernel.asm["ptx"])
         arch = re.search(r"\.target (\w+)", kernel.asm["ptx"])[1]
-        told = subprocess.run(
+        output = subprocess.run(
             [get_ptxas(capability).path, "-v", f"--gpu-name={arch}", source, "-o", f"{folder}/out"],
             check=True, capture_output=True, text=True,
         ).stderr  # fmt: skip
     return {
-        "registers": int(re.search(r"Used (\d+) registers", told)[1]),
-        "spilled": int(re.search(r"(\d+) bytes spill stores", told)[1]),
+        "registers": int(re.search(r"Used (\d+) registers", output)[1]),
+        "spilled": int(re.search(r"(\d+) bytes spill stores", output)[1]),
         "shared": kernel.metadata.shared,
         "threads": 32 * _launch(block)["num_warps"],
     }

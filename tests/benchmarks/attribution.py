@@ -3,19 +3,19 @@
 With the miniature, batches of different captions, with and without guidance:
 
 - a call of the UNet, bare and recorded;
-- a batch drawn whole, from captions to images, bare by the pipeline and by `Generator`, whose time
-  also has what is done once a batch (weights, exchanging processors, heatmaps, 8-bit images).
+- a whole batch, from captions to images, by the bare pipeline and by `Generator`, whose time
+  includes what is done once a batch (weights, exchanging processors, heatmaps, 8-bit images).
 
 Each is run bare, recorded, recorded, bare, and so on while there is time. Every four runs give one
 ratio, in which a machine that slowly gets faster or slower cancels out; the median of the ratios
 counts, with a bootstrap interval of 95 %. CPU time and wall are both taken.
 
 DAAM's own procedure (explicit softmax, one dictionary entry per layer, head and token, every map
-upsampled and clamped by itself) draws the first batch one caption at a time. Figures are of the
+upsampled and clamped by itself) generates the first batch one caption at a time. Figures are of the
 miniature on a CPU and say nothing about real models on a GPU.
 
 Beside that, what it costs in quality to read fewer layers or steps: mean IoU of binarised heatmaps
-of real drawn scenes, noised as in training, with their true masks.
+of real generated scenes, noised as in training, with their true masks.
 
     python tests/benchmarks/attribution.py [--seconds 25] [--only overhead]
 """
@@ -104,7 +104,7 @@ def main():
 
 
 class Work:
-    """A batch of captions of scenes, drawn bare, with attribution, or by the published DAAM."""
+    """A batch of captions of scenes, generated bare, with attribution, or by the published DAAM."""
 
     def __init__(self, pipeline, name, batch, steps):
         self.pipeline, self.guidance, self.steps = pipeline, GUIDANCE[name], steps
@@ -212,11 +212,11 @@ def published(pipeline, name, batch, steps):
     work, times = Work(pipeline, name, batch, steps), {"published": [], "ours": []}
     for _ in range(3):
         daam = timed(times["published"], work.published)
-        drawn = timed(times["ours"], work.attributed)
+        generated = timed(times["ours"], work.attributed)
     deviations = [
         np.abs(minmax(ours) - minmax(theirs))
-        for drawing, maps in zip(drawn, daam, strict=True)
-        for ours, theirs in zip(drawing.heatmaps_nhw, maps, strict=True)
+        for one, maps in zip(generated, daam, strict=True)
+        for ours, theirs in zip(one.heatmaps_nhw, maps, strict=True)
     ]
     return {
         "nouns": len(deviations),

@@ -1,9 +1,9 @@
 """Stable Diffusion 1.5 in full size beside castorini/daam as released, on the CPU.
 
 The architecture has random weights, written to a folder that both load: values do not matter for
-speed, and heatmaps of the same weights and seed can be compared all the same. One caption is drawn
-at 512 x 512 with guidance, up to the latent: decoding is the same for all. Each environment draws
-bare and with attribution in turn, in a process of its own.
+speed, and heatmaps of the same weights and seed can be compared all the same. One image is
+generated at 512 x 512 with guidance, up to the latent: decoding is the same for all. Each
+environment runs with and without attribution in turn, in a process of its own.
 
     python tests/benchmarks/daam_full_size.py PYTHON_WITH_DAAM [--steps 1] [--turns 2] [--threads 2]
 
@@ -39,10 +39,10 @@ def main():
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--turns", type=int, default=2, help="of each kind")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--draw", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--generate", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.draw:
-        draw(*arguments.draw)
+    if arguments.generate:
+        generate(*arguments.generate)
         return
     orders = {
         "threads": arguments.threads,
@@ -64,7 +64,7 @@ def main():
         write_old_tokenizer(weights / "tokenizer")
         here = Path(__file__).parent
         runs = {
-            "ovref": [sys.executable, Path(__file__), arguments.python, "--draw"],
+            "ovref": [sys.executable, Path(__file__), arguments.python, "--generate"],
             "daam": [arguments.python, here / "daam_released.py"],
         }
         for name, command in runs.items():
@@ -91,7 +91,7 @@ def write_old_tokenizer(folder):
     (folder / "merges.txt").write_text(text, encoding="utf-8")
 
 
-def draw(given, output):
+def generate(given, output):
     """Draws with ovref, in the order asked for; what daam_released.py does with daam."""
     orders = json.loads(given.read_text())
     torch.set_num_threads(orders["threads"])
@@ -116,12 +116,12 @@ def draw(given, output):
     for kind in orders["turns"]:
         reset_peak()
         cpu, wall = time.process_time(), time.perf_counter()
-        drawn = bare() if kind == "bare" else attributed()
+        generated = bare() if kind == "bare" else attributed()
         found[f"{kind}_cpu"].append(time.process_time() - cpu)
         found[f"{kind}_wall"].append(time.perf_counter() - wall)
         found[f"{kind}_peak"].append(peak_bytes())
         if kind == "ovref":
-            images, maps = drawn
+            images, maps = generated
     np.savez(output, images=images.numpy(), maps=maps[0].numpy(), **found)
 
 

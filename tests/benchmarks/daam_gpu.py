@@ -152,7 +152,7 @@ def measure(arguments, dtype):
     traced = own_loop if arguments.own_loop else with_daam
     jobs = list(CAPTIONS.items())
 
-    def draw(kind, number, steps):
+    def generate(kind, number, steps):
         caption, words = jobs[number % len(jobs)]
 
         def bare():
@@ -166,31 +166,31 @@ def measure(arguments, dtype):
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         with torch.no_grad():
-            told = {}
+            outcome = {}
             if kind == "bare":
                 bare()
             else:
-                told = traced(pipeline, bare, caption, words)
+                outcome = traced(pipeline, bare, caption, words)
             if cuda:
                 torch.cuda.synchronize()
         seconds[kind].append(time.perf_counter() - start)
         if cuda:
-            told["peak"] = torch.cuda.max_memory_allocated()
-        return told
+            outcome["peak"] = torch.cuda.max_memory_allocated()
+        return outcome
 
     kinds = ("bare", "traced")
     seconds = {kind: [] for kind in kinds}
     for kind in kinds:
-        draw(kind, 0, min(3, arguments.steps))
+        generate(kind, 0, min(3, arguments.steps))
     warm_seconds, ready = {k: s.pop() for k, s in seconds.items()}, time.perf_counter()
     print(f"{dtype}: ready after {ready - began:.1f} s, of which {warm_seconds}", flush=True)
-    peaks, told = {}, {}
+    peaks, outcome = {}, {}
     for number in range(arguments.images):
         if time.perf_counter() - ready > arguments.seconds:
             break
         for kind in kinds[:: -1 if number % 2 else 1]:
-            told |= draw(kind, number, arguments.steps)
-            peaks[kind] = max(peaks.get(kind, 0), told.get("peak", 0))
+            outcome |= generate(kind, number, arguments.steps)
+            peaks[kind] = max(peaks.get(kind, 0), outcome.get("peak", 0))
             print(f"{dtype} {kind} {seconds[kind][-1]:.3f} s", flush=True)
         medians = {kind: statistics.median(times) for kind, times in seconds.items()}
         yield {
@@ -199,7 +199,7 @@ def measure(arguments, dtype):
             "attribution_percent": 100 * (medians["traced"] / medians["bare"] - 1),
             "every_image": {kind: list(times) for kind, times in seconds.items()},
             "peak_bytes": peaks,
-            **{name: value for name, value in told.items() if name != "peak"},
+            **{name: value for name, value in outcome.items() if name != "peak"},
         }
 
 

@@ -1,9 +1,10 @@
 """castorini/daam as released beside ovref, on the same weights, captions and seeds.
 
 daam 0.2.0 pins diffusers 0.21.2 and transformers 4.30.2, so it runs in an environment of its own,
-whose Python is given. It draws one caption at a time; ovref a batch. Each is timed in CPU time of
-its own process, without loading, in turn with bare drawing; every turn draws all captions and the
-median of a kind's turns counts. Its heatmaps are compared with ours, enlarged to its size.
+whose Python is given. It generates one caption at a time; ovref a batch. Each is timed in CPU
+time of its own process, without loading, alternating with plain generation; every run generates all
+captions, and the median of the runs counts. Its heatmaps are compared with ours,
+enlarged to its size.
 
     python tests/benchmarks/daam_side_by_side.py PYTHON_WITH_DAAM [--captions 16] [--steps 10]
 """
@@ -54,7 +55,7 @@ def main():
         "words": [[s.caption[n.start : n.end] for n in s.nouns] for s in scenes],
         "seeds": list(range(arguments.captions)),
     }
-    ours = draw(orders, arguments)
+    ours = generate(orders, arguments)
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "orders.json", Path(folder) / "daam.npz"
         weights = Path(folder) / "weights"
@@ -77,7 +78,7 @@ def rename_for_old_transformers(path):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def draw(orders, arguments):
+def generate(orders, arguments):
     pipeline = load_pipeline(MODEL, revision=None, scheduler="ddim", dtype="float32", device="cpu")
     generator = Generator(
         pipeline,

@@ -11,7 +11,7 @@ read and written counted.
     python tests/benchmarks/gpu_generation.py --output OUT plain:16 plain:32 compiled:16
 
 The results are written after each figure, so a run that is cut off leaves what it had.
-`--compile-only` draws one short batch of each variant, to fill the compiler's cache on the disk.
+`--compile-only` runs one short batch of each variant, to fill the compiler's cache on the disk.
 """
 
 import argparse
@@ -171,11 +171,11 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times = {"bare": [], "recorded": []}
-    drawn = []
+    generated = []
     for _ in range(arguments.turns):
         times["bare"].append(seconds(lambda: bare(generator), device))
         times["recorded"].append(
-            seconds(lambda: drawn.append(generator.generate_at_once(*given)), device)
+            seconds(lambda: generated.append(generator.generate_at_once(*given)), device)
         )
     yield "seconds a batch", times
     limit = results["flops"]["image"] / results["ceiling"]["flops"]
@@ -184,7 +184,7 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
         yield f"images/s {kind}", rate
         yield f"share of ceiling {kind}", rate * limit
     yield "attribution percent", [100 * (r / b - 1) for b, r in zip(*times.values(), strict=True)]
-    yield "sha256 of the images", hashes(drawn)
+    yield "sha256 of the images", hashes(generated)
     if device.type == "cuda":
         yield "peak GB", torch.cuda.max_memory_allocated() / 1e9
     if named in arguments.profile and device.type == "cuda":
@@ -208,12 +208,12 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
         yield "worker: share of ceiling", len(prompts) / wall * limit
 
 
-def hashes(drawn):
-    """One hash for each time that the batch was drawn: they should be equal."""
+def hashes(generated):
+    """One hash for each time that the batch was generated: they should be equal."""
     return [
         hashlib.sha256(b"".join(d.image_hwc.tobytes() for d in batch if d.image_hwc is not None))
         .hexdigest()[:16]
-        for batch in drawn
+        for batch in generated
     ]  # fmt: skip
 
 

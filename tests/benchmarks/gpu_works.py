@@ -5,7 +5,7 @@ stage itself, in each half precision. Queries and keys of cross-attention are sc
 attention is as uneven as in a trained model. For each precision:
 
 - a batch goes through both stages twice: are all numbers finite, are the shards' bytes equal;
-- the same batch is drawn with hooks on `to_q` and `to_k` that write out the softmax of every
+- the same batch is generated with hooks on `to_q` and `to_k` that write out the softmax of every
   recorded layer at every step in float32: how far are the heatmaps from these;
 - `batch_size=auto`: what it chooses on this device;
 - with less memory than the batch takes: is it halved, and are all images there.
@@ -119,14 +119,14 @@ def check(folder, dtype, arguments, device):
     latent_hw = tuple(side // factor for side in spec.size_hw)
     slow = WrittenOut(generator._pipeline.unet, given[1], latent_hw)
     with slow:
-        drawings = generator.generate_at_once(*given)
+        generated = generator.generate_at_once(*given)
     gaps, spreads = [], []
-    for drawing, expected_nhw in zip(drawings, slow.heatmaps_bnhw(), strict=True):
-        for found_hw, expected_hw in zip(drawing.heatmaps_nhw, expected_nhw, strict=False):
+    for one, expected_nhw in zip(generated, slow.heatmaps_bnhw(), strict=True):
+        for found_hw, expected_hw in zip(one.heatmaps_nhw, expected_nhw, strict=False):
             spread = np.ptp(expected_hw)
             gaps.append(float(np.abs(found_hw - expected_hw).max() / spread))
             spreads.append(float(spread / expected_hw.mean()))
-    yield "finite heatmaps", bool(all(np.isfinite(d.heatmaps_nhw).all() for d in drawings))
+    yield "finite heatmaps", bool(all(np.isfinite(d.heatmaps_nhw).all() for d in generated))
     yield "heatmaps", len(gaps)
     yield "largest gap to the written-out softmax, of a heatmap's range", max(gaps)
     yield "median of a heatmap's range by its mean", float(np.median(spreads))
@@ -232,15 +232,15 @@ def starved(generator, given):
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(limit / total)
     try:
-        drawings = generator.generate(*given)
+        generated = generator.generate(*given)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     return {
-        "images": len(drawings),
+        "images": len(generated),
         "at once": generator._most_at_once,
         "GB that the batch takes": taken / 1e9,
         "GB that it may take": (limit - allocated) / 1e9,
-        "finite": sum(d.image_hwc is not None for d in drawings),
+        "finite": sum(d.image_hwc is not None for d in generated),
     }
 
 

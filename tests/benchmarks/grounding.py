@@ -59,7 +59,7 @@ def main():
     )
     found = grounded(models, "validation", arguments.scenes)
     by_threshold = {
-        round(float(threshold), 2): judge(found, float(threshold)) for threshold in THRESHOLDS
+        round(float(threshold), 2): evaluate(found, float(threshold)) for threshold in THRESHOLDS
     }
     chosen = max(by_threshold, key=lambda threshold: by_threshold[threshold]["f1"])
     commit = subprocess.run(
@@ -76,7 +76,7 @@ def main():
         "scenes": arguments.scenes,
         "threshold": chosen,
         "validation_f1": {value: row["f1"] for value, row in by_threshold.items()},
-        "test": judge(grounded(models, "test", arguments.scenes), chosen),
+        "test": evaluate(grounded(models, "test", arguments.scenes), chosen),
         "sam": sam_times(arguments.sam, arguments.repeats),
         "grounding_dino": detector_times(arguments.detector, arguments.repeats),
     }
@@ -112,7 +112,7 @@ def true_masks(scene, name):
     return np.array([mask for mask in masks if mask.sum() >= SMALLEST]).reshape(-1, *of_class.shape)
 
 
-def judge(rows, threshold):
+def evaluate(rows, threshold):
     """IoU of the paired masks, recall and precision."""
     ious, things, found = [], [], 0
     for is_thing, truth, masks, scores in rows:

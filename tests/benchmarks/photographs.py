@@ -31,7 +31,7 @@ from pycocotools import mask as rle
 from ovref.config import load
 from ovref.evaluation.pictures import generation_grid
 from ovref.images import decode_image
-from ovref.models.grounding import Finder, Found, Matcher
+from ovref.models.grounding import Finder, GroundedNoun, Matcher
 from ovref.records import YES, ImageRecord
 from ovref.stages.ground import Ground, GroundStage
 from ovref_inference import ReferenceCollection
@@ -130,7 +130,7 @@ def _by_name(instances: dict[str, Instances]):
         for image_hwc, texts in zip(images, nouns, strict=True):
             own = instances[_digest(image_hwc)]
             yield [
-                Found(noun=number, mask_hw=mask_hw, score=1.0, facts={})
+                GroundedNoun(noun=number, mask_hw=mask_hw, score=1.0, facts={})
                 for number, text in enumerate(texts)
                 for mask_hw, name in zip(own.masks_nhw, own.names, strict=True)
                 if names_it(text, name)

@@ -70,7 +70,7 @@ def main() -> None:
     overhead.add_argument("--limits", type=int, nargs=2, default=(16000, 384), metavar="N",
                           help="captions for `prompts`, and for the other two")  # fmt: skip
     overhead.add_argument("--shard-size", type=int, nargs=2, default=(64, 32))
-    overhead.add_argument("--drawing-steps", type=int, default=6)
+    overhead.add_argument("--generation-steps", type=int, default=6)
     workers = commands.add_parser("workers")
     workers.add_argument("--workers", type=int, default=64)
     workers.add_argument("--rounds", type=int, default=8, help="shards for each worker")
@@ -81,7 +81,7 @@ def main() -> None:
     arm.add_argument("folder")
     arm.add_argument("step", choices=STEPS)
     arm.add_argument("engine", choices=("local", "ray"))
-    arm.add_argument("drawing_steps", type=int)
+    arm.add_argument("generation_steps", type=int)
     arm.add_argument("--name", help="of the output; without, the next step can read it")
     options = parser.parse_args()
     # Before a library of numbers starts its threads; workers inherit both.
@@ -139,27 +139,27 @@ class Clock(Progress):
 
 
 def measure_overhead(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    nouns, drawn = options.limits
-    sizes = dict(zip(("nouns", "drawn"), options.shard_size, strict=True))
+    nouns, generated = options.limits
+    sizes = dict(zip(("nouns", "generated"), options.shard_size, strict=True))
     coco = CorpusSpec(path=options.captions, limit=nouns)
     make_captions(Store.open(str(scratch)), "captions", coco, sizes["nouns"])
-    own = CorpusSpec(path=str(ROOT / "configs" / "miniature_captions.txt"), limit=drawn)
-    make_captions(Store.open(str(scratch / "drawn")), "captions", own, sizes["drawn"])
-    steps = options.drawing_steps
+    own = CorpusSpec(path=str(ROOT / "configs" / "miniature_captions.txt"), limit=generated)
+    make_captions(Store.open(str(scratch / "generated")), "captions", own, sizes["generated"])
+    steps = options.generation_steps
     # What the measured steps read, made once.
     for step in STEPS[: STEPS.index(max(options.steps, key=STEPS.index))]:
-        call_arm(scratch / "drawn", step, "local", steps)
+        call_arm(scratch / "generated", step, "local", steps)
     result = {
-        "drawing_steps": steps,
-        "captions": {"prompts": nouns, "images and references": drawn},
-        "shard_size": {"prompts": sizes["nouns"], "images and references": sizes["drawn"]},
+        "generation_steps": steps,
+        "captions": {"prompts": nouns, "images and references": generated},
+        "shard_size": {"prompts": sizes["nouns"], "images and references": sizes["generated"]},
         "steps": {},
     }
     for step in options.steps:
         runs: dict[str, list[dict[str, Any]]] = {"local": [], "ray": []}
         for turn in range(options.turns):
             for engine in ("local", "ray") if turn % 2 == 0 else ("ray", "local"):
-                folder = scratch if step == "prompts" else scratch / "drawn"
+                folder = scratch if step == "prompts" else scratch / "generated"
                 runs[engine].append(call_arm(folder, step, engine, steps, f"{engine}{turn}"))
                 print(step, engine, runs[engine][-1], flush=True)
         over = {name: [run["shards_s"] for run in runs[name]] for name in runs}
@@ -175,10 +175,10 @@ def measure_overhead(options: argparse.Namespace, scratch: Path) -> dict[str, An
 
 
 def call_arm(
-    folder: Path, step: str, engine: str, drawing_steps: int, name: str | None = None
+    folder: Path, step: str, engine: str, generation_steps: int, name: str | None = None
 ) -> dict[str, Any]:
     """One run in a process of its own."""
-    call = [sys.executable, __file__, "arm", str(folder), step, engine, str(drawing_steps)]
+    call = [sys.executable, __file__, "arm", str(folder), step, engine, str(generation_steps)]
     if name is not None:
         call += ["--name", name]
     done = subprocess.run(call, capture_output=True, text=True)
@@ -190,7 +190,7 @@ def call_arm(
 def run_arm(options: argparse.Namespace) -> dict[str, Any]:
     step, engine, name = options.step, options.engine, options.name
     overrides = [
-        f"output={options.folder}", f"synthesize.steps={options.drawing_steps}",
+        f"output={options.folder}", f"synthesize.steps={options.generation_steps}",
         f"corpus.path={ROOT}/configs/miniature_captions.txt",
     ]  # fmt: skip
     config = load(BuildConfig, ROOT / "configs" / "miniature.yaml", overrides)

@@ -133,14 +133,14 @@ def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
         )
         times["index_s"] = time.monotonic() - began
         summary = build_prototypes(
-            folder, phases[1], config=config, grown=None, dead=np.zeros(0, np.int64),
+            folder, phases[1], config=config, grown=None, deleted=np.zeros(0, np.int64),
             texts=Texts(np.load(folder / "texts.npy")), templates=("{}",), run_tasks=run,
             report=report,
         )  # fmt: skip
         at = time.monotonic()
         indexes = tune_indexes(
             folder, phases[0], phases[1] / fmt.FILES["nouns"], indexes, recall=TARGET, seed=0,
-            dead=np.zeros(0, np.int64), run_tasks=run, report=report,
+            deleted=np.zeros(0, np.int64), run_tasks=run, report=report,
         )  # fmt: skip
         times["tune_s"] = time.monotonic() - at
     times["wall_s"] = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""How fast a worker draws: `python tests/benchmarks/run_bench.py key=value ...`, see `bench`."""
+"""A worker's images a second: `python tests/benchmarks/run_bench.py key=value ...`; see `bench`."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Fewer steps: what a cheaper sampling does to heatmaps, references and FOSSIL's mIoU.
 
-Every setting draws the same captions with the same seeds; all else is configs/miniature.yaml. Cost
+Every setting uses the same captions and seeds; all else is configs/miniature.yaml. Cost
 is counted in UNet rows an image (a guided step costs two) and measured in CPU time of the process.
 The first setting, 50 guided DDIM steps as in the paper, is what the others are compared with:
 
@@ -104,7 +104,7 @@ def main():
         "captions": arguments.captions,
         "scenes": arguments.scenes,
         "split": arguments.split,
-        "clock": "CPU time of the process, while drawing, embedding and reducing",
+        "clock": "CPU time of the process, while generating, embedding and reducing",
         "torch": torch.__version__,
         "rows": rows,
     }

@@ -89,8 +89,8 @@ with FakeTensorMode():
         output = compiled(query, key, value, weights, sums)
         print(output.device.type, output.dtype, *output.shape, *output.stride())
 """
-    told = output_of(program, tmp_path)
-    assert told == 2 * "cuda torch.bfloat16 4 5 4096 64 1310720 64 320 1\n"
+    output = output_of(program, tmp_path)
+    assert output == 2 * "cuda torch.bfloat16 4 5 4096 64 1310720 64 320 1\n"
 
 
 def test_it_compiles_for_cards_and_stays_in_their_registers(tmp_path):

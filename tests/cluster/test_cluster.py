@@ -532,9 +532,9 @@ def test_there_are_such_commands_and_those_of_docker_name_a_target():
 
 
 def test_the_files_that_people_are_told_to_apply_are_there():
-    told = [c for name in FILES for c in commands_in(name) if re.search("cluster/[a-z]", c)]
-    assert len(told) > 5
-    for path in re.findall(r"cluster/[\w.-]+", " ".join(told)):
+    commands = [c for name in FILES for c in commands_in(name) if re.search("cluster/[a-z]", c)]
+    assert len(commands) > 5
+    for path in re.findall(r"cluster/[\w.-]+", " ".join(commands)):
         assert (ROOT / path).is_file(), path
 
 

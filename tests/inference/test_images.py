@@ -91,15 +91,17 @@ def test_detectors_take_views_and_images_of_any_height():
     )
     for view, copy in views():
         (one,), (other,) = former.propose([view]), former.propose([copy])
-        np.testing.assert_array_equal(one.activations_nhw, other.activations_nhw)
+        np.testing.assert_array_equal(one.mask_probs_nhw, other.mask_probs_nhw)
         (one,), (other,) = (detector.detect([image], [["boat"]]) for image in (view, copy))
         np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
     for height in (1, 3):
         low = np.repeat(IMAGE[:1], height, axis=0)
         (found,) = former.propose([low])
-        assert found.activations_nhw.shape[1:] == (height, 9) and len(found.trained_nc)
+        assert found.mask_probs_nhw.shape[1:] == (height, 9) and len(found.class_probs_nc)
         (boxes,) = detector.detect([low], [["boat"]])
         assert (boxes.boxes_xyxy[:, 3] <= height).all()
         # Rows that are all equal are the same image, whatever their number.
         (twice,) = former.propose([np.repeat(low, 2, axis=0)])
-        np.testing.assert_allclose(found.trained_nc[:, -1], twice.trained_nc[:, -1], atol=1e-4)
+        np.testing.assert_allclose(
+            found.class_probs_nc[:, -1], twice.class_probs_nc[:, -1], atol=1e-4
+        )

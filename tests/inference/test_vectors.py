@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(
 
 
 class Recorded(mmap.mmap):
-    """A mapping that remembers what it was told, and passes it on."""
+    """A mapping that records the advice it is given, and passes it on."""
 
     fails = False
 
     def madvise(self, option, start, length):
-        self.__dict__.setdefault("told", []).append((option, start, length))
+        self.__dict__.setdefault("advice", []).append((option, start, length))
         if self.fails:
             raise OSError(22, "no advice here")
         super().madvise(option, start, length)
@@ -46,9 +46,9 @@ def mapped(tmp_path: Path):
 
 
 def pages(mapping: Recorded) -> list[int]:
-    """Of all that was told, the pages, each range checked."""
+    """The pages of all advice given; checks each range."""
     found = []
-    for option, start, length in mapping.__dict__.get("told", []):
+    for option, start, length in mapping.__dict__.get("advice", []):
         assert option == mmap.MADV_WILLNEED and start % PAGE == 0
         assert length > 0 and start + length <= len(mapping)
         assert (start + length) % PAGE == 0 or start + length == len(mapping)
@@ -75,7 +75,7 @@ def test_the_pages_of_the_rows_are_announced_once_each(mapped, dim):
 def test_rows_on_neighbouring_pages_are_one_range(mapped):
     mapping, matrix = mapped(100, PAGE // 4)  # half a page each
     prefetch_rows(matrix, np.array([50, 0, 1, 2, 51, 52]))
-    assert len(mapping.told) == 2
+    assert len(mapping.advice) == 2
 
 
 def test_a_part_of_a_mapping_is_announced_where_it_lies(mapped):
@@ -94,7 +94,7 @@ def test_what_cannot_be_announced_is_left_alone(mapped):
     prefetch_rows(np.ones((5, 3), np.float16)[1:], np.array([1]))
     mapping.fails = True
     prefetch_rows(matrix, np.array([3]))
-    assert len(mapping.told) == 1
+    assert len(mapping.advice) == 1
 
 
 def test_a_file_opened_as_a_collection_does_is_a_mapping_that_can_be_announced(tmp_path):

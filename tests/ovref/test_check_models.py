@@ -57,7 +57,7 @@ SPECS = {
         guided_share=0.5, channels_last=True, fused_projections=True, compiled=True,
     ),
     "embed": Embed(visual=DINO, text=CLIP),
-    "background": Embed(visual=DINO, text=CLIP, part="surroundings"),
+    "background": Embed(visual=DINO, text=CLIP, part="background"),
     "crops": Embed(visual=CROPS, text=CLIP),
     "detector": Ground(
         detector=DetectorRoute(

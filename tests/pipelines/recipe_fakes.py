@@ -67,7 +67,7 @@ class FakeNouns(ExtractNouns):
         return stage
 
 
-class FakeDrawing(Synthesize):
+class FakeSynthesize(Synthesize):
     """An image of one colour, which comes from the seed."""
 
     def check(self):
@@ -140,7 +140,7 @@ def fake_build(folder: Path, captions: int, shard_size: int, **fields) -> BuildC
         output=fields.pop("output", str(folder / "out")),
         corpus=CorpusSpec(path=str(corpus)),
         extract_nouns=FakeNouns(),
-        synthesize=FakeDrawing(model=model),
+        synthesize=FakeSynthesize(model=model),
         embed=FakeEmbedding(
             visual=VisualEncoderConfig(model="fake"), text=TextEncoderConfig(model="fake")
         ),

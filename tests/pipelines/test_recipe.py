@@ -67,7 +67,7 @@ class FakeNouns(ExtractNouns):
         return stage
 
 
-class FakeDrawing(Synthesize):
+class FakeSynthesize(Synthesize):
     """Blank images of a colour that comes from the seed; captions with `broken` raise."""
 
     def check(self):
@@ -161,7 +161,7 @@ def config(tmp_path, monkeypatch):
         output=str(tmp_path / "out"),
         corpus=CorpusSpec(path=str(corpus)),
         extract_nouns=FakeNouns(),
-        synthesize=FakeDrawing(model="fake"),
+        synthesize=FakeSynthesize(model="fake"),
         embed=FakeEmbedding(
             visual=VisualEncoderConfig(model="fake"), text=TextEncoderConfig(model="fake")
         ),
@@ -245,7 +245,10 @@ def test_two_builds_of_one_config_are_the_same_bytes(config, tmp_path):
     ("change", "says"),
     [
         ({"shard_size": 4}, "captions was made with other settings: shard_size"),
-        ({"synthesize": FakeDrawing(model="fake", steps=9)}, "images was made with other settings"),
+        (
+            {"synthesize": FakeSynthesize(model="fake", steps=9)},
+            "images was made with other settings",
+        ),
         ({"extract_nouns": FakeNouns(max_nouns=1)}, "prompts was made with other settings"),
     ],
 )
@@ -285,7 +288,7 @@ def test_failed_shards_hold_the_collection_back_until_they_are_allowed_to_lack(c
     assert summary.quarantined == 1 and summary.collection["added"] == 12
 
 
-def test_common_nouns_are_drawn_no_more_often_than_asked(config):
+def test_common_nouns_are_generated_no_more_often_than_asked(config):
     capped = dataclasses.replace(config, select_prompts=SelectPrompts(max_per_noun=1))
     summary = recipe.build(capped)
     assert [step.step for step in summary.steps] == ["prompts", "selected", "images", "references"]
@@ -402,9 +405,9 @@ def test_a_build_from_images_is_shown_checked_and_refused_like_any_other(grounde
     route = dataclasses.replace(grounded.ground, min_area=0.5)
     with pytest.raises(MismatchError, match="images was made with other settings"):
         recipe.build(dataclasses.replace(grounded, ground=route))
-    drawing = FakeDrawing(model="fake")
+    synthesize = FakeSynthesize(model="fake")
     with pytest.raises(MismatchError, match="captions was made with other settings: with_images"):
-        recipe.build(dataclasses.replace(grounded, ground=None, synthesize=drawing))
+        recipe.build(dataclasses.replace(grounded, ground=None, synthesize=synthesize))
 
 
 def test_another_embedding_of_real_images_that_are_there(grounded, tmp_path):
@@ -418,7 +421,7 @@ def test_another_embedding_of_real_images_that_are_there(grounded, tmp_path):
     assert [step.committed_now for step in recipe.build(second).steps] == [0, 0, 4]
 
 
-def test_images_are_drawn_or_the_corpus_s_own(config, grounded):
+def test_images_are_generated_or_the_corpus_s_own(config, grounded):
     with pytest.raises(ValueError, match=r"generated \(synthesize\) or .* \(ground\), found both"):
         dataclasses.replace(grounded, synthesize=config.synthesize)
     with pytest.raises(ValueError, match="found neither"):
@@ -462,7 +465,7 @@ def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("typo", [
     {"shard_size": 5}, {"extract_nouns": FakeNouns(max_nouns=1)},
-    {"synthesize": FakeDrawing(model="fake", steps=9)},
+    {"synthesize": FakeSynthesize(model="fake", steps=9)},
 ])  # fmt: skip
 def test_steps_without_a_shard_do_not_block_the_corrected_command(config, typo):
     wrong = dataclasses.replace(config, **typo)
@@ -484,20 +487,20 @@ def test_a_build_whose_empty_step_another_one_has_begun_anew_stops(config):
     assert recipe.open_steps(other).captions.committed() == []
 
 
-class LaterDrawing(FakeDrawing):
-    version = FakeDrawing.version + 1
+class LaterSynthesize(FakeSynthesize):
+    version = FakeSynthesize.version + 1
 
 
 def test_images_of_an_earlier_version_are_kept_when_asked(config):
     recipe.build(config)
     before = contents(config)
-    later = dataclasses.replace(config, synthesize=LaterDrawing(model="fake"))
+    later = dataclasses.replace(config, synthesize=LaterSynthesize(model="fake"))
     with pytest.raises(MismatchError, match="accept_older=true uses it as it is, another output"):
         recipe.build(later)
     summary = recipe.build(dataclasses.replace(later, accept_older=True))
     assert [step.committed_now for step in summary.steps] == [0, 0, 0]
     assert contents(dataclasses.replace(later, accept_older=True)) == before
-    other = LaterDrawing(model="fake", steps=9)
+    other = LaterSynthesize(model="fake", steps=9)
     with pytest.raises(MismatchError, match="steps was 25 and is now 9") as caught:
         recipe.build(dataclasses.replace(later, synthesize=other, accept_older=True))
     assert "accept_older" not in str(caught.value)
@@ -582,8 +585,8 @@ def test_the_manifest_says_what_the_collection_was_made_from(config, tmp_path):
     assert {model["step"]: model["model"] for model in made_from["models"]} == {
         "extract_nouns": "miniature:tagger", "synthesize": "fake", "embed": "fake",
     }  # fmt: skip
-    drawn = made_from["steps"]["images"]["identity"]["stages"][0]["fields"]
-    assert (drawn["model"], drawn["scheduler"], drawn["steps"]) == ("fake", "dpm_solver++", 25)
+    fields = made_from["steps"]["images"]["identity"]["stages"][0]["fields"]
+    assert (fields["model"], fields["scheduler"], fields["steps"]) == ("fake", "dpm_solver++", 25)
 
     more = tmp_path / "more.txt"
     more.write_text("a pink cup\n")

@@ -74,7 +74,7 @@ def test_waits_for_the_card_are_noted(card):
     ]  # fmt: skip
 
 
-def drawing(**changes):
+def synthesis(**changes):
     return Synthesize(
         **{
             "model": "miniature:stable_diffusion", "steps": 2, "guidance": 4.0, "size_hw": (64, 64),
@@ -102,12 +102,12 @@ def assert_same_images(expected, found):
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "lcm"])
-def test_drawing(card, scheduler):
-    assert_same_images(*on_both(drawing(scheduler=scheduler), prompts(3), card))
+def test_generation(card, scheduler):
+    assert_same_images(*on_both(synthesis(scheduler=scheduler), prompts(3), card))
 
 
-def test_drawing_in_half_precision(card):
-    spec = drawing(dtype="float16", channels_last=True, fused_projections=True, guided_share=0.5)
+def test_generation_in_half_precision(card):
+    spec = synthesis(dtype="float16", channels_last=True, fused_projections=True, guided_share=0.5)
     found = list(spec.build()(iter(prompts(2))))
     assert [type(item) for item in found] == [ImageRecord] * 2
 
@@ -117,7 +117,7 @@ def test_no_step_waits_for_the_card(card, scheduler):
     """Nor does attribution: what is waited for does not grow with the steps."""
     counts = []
     for steps in (2, 4):
-        stage = drawing(scheduler=scheduler, steps=steps).build()
+        stage = synthesis(scheduler=scheduler, steps=steps).build()
         before = len(card.waits)
         list(stage(iter(prompts(2))))
         counts.append(len(card.waits) - before)
@@ -139,14 +139,14 @@ VISUALS = {
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def generated():
     """Images that the CPU drew."""
-    return list(drawing().build()(iter(prompts(2))))
+    return list(synthesis().build()(iter(prompts(2))))
 
 
 @pytest.mark.parametrize("visual", VISUALS)
-def test_embedding(drawn, card, visual):
-    expected, found = on_both(Embed(visual=VISUALS[visual], text=CLIP), drawn, card)
+def test_embedding(generated, card, visual):
+    expected, found = on_both(Embed(visual=VISUALS[visual], text=CLIP), generated, card)
     assert len(found) > 2 and [item.key for item in found] == [item.key for item in expected]
     for one, other in zip(expected, found, strict=True):
         assert isinstance(other, Reference)
@@ -186,14 +186,14 @@ def test_grounding(card, route):
 
 
 class Memory:
-    """Of a card on which drawing takes so many bytes and so many an image."""
+    """Of a card on which generation takes so many bytes and so many an image."""
 
     def __init__(self, monkeypatch, *, free, fixed, an_image):
-        self.drawn, self.in_use = [], 10**9
+        self.generated, self.in_use = [], 10**9
         whole = Generator.generate_at_once
 
         def generate_at_once(generator, captions, positions, seeds):
-            self.drawn.append(len(captions))
+            self.generated.append(len(captions))
             if fixed + an_image * len(captions) > free:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return whole(generator, captions, positions, seeds)
@@ -203,7 +203,7 @@ class Memory:
             "mem_get_info": lambda: (free, 2 * free),
             "memory_reserved": lambda: self.in_use,
             "reset_peak_memory_stats": lambda: None,
-            "max_memory_reserved": lambda: self.in_use + fixed + an_image * self.drawn[-1],
+            "max_memory_reserved": lambda: self.in_use + fixed + an_image * self.generated[-1],
         }.items():
             monkeypatch.setattr(torch.cuda, name, function)
 
@@ -214,14 +214,14 @@ def test_the_automatic_batch_size_leaves_no_trace(card, monkeypatch, scheduler, 
     orders = prompts(6)
     caplog.set_level("INFO", "ovref.models.batch_size")
     before = torch.random.get_rng_state()
-    stage = drawing(scheduler=scheduler, batch_size="auto").build()
+    stage = synthesis(scheduler=scheduler, batch_size="auto").build()
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert stage.batch_size == 4 and memory.drawn == [2, 4]
+    assert stage.batch_size == 4 and memory.generated == [2, 4]
     (line,) = caplog.messages
     assert "batches of 4" in line and "2 took 2.80 GB, 4 took 4.60 GB" in line
     found = list(stage(iter(orders)))
-    assert memory.drawn == [2, 4, 4, 2]
-    expected = list(drawing(scheduler=scheduler, batch_size=4).build()(iter(orders)))
+    assert memory.generated == [2, 4, 4, 2]
+    expected = list(synthesis(scheduler=scheduler, batch_size=4).build()(iter(orders)))
     assert [item.image for item in found] == [item.image for item in expected]
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_array_equal(one.heatmaps_nhw, other.heatmaps_nhw)
@@ -236,10 +236,10 @@ def test_probes_that_do_not_fit_bound_the_batch(card, monkeypatch, free, expecte
     compiled = []
 
     def note(module, **options):
-        compiled.append((type(module).__name__, list(memory.drawn)))
+        compiled.append((type(module).__name__, list(memory.generated)))
 
     monkeypatch.setattr(torch.nn.Module, "compile", note)
-    stage = drawing(batch_size="auto", compiled=True, steps=1, guidance=1.0).build()
+    stage = synthesis(batch_size="auto", compiled=True, steps=1, guidance=1.0).build()
     assert stage.batch_size == expected
     # Nothing is compiled before the batch size is known, which is then the only one.
     assert compiled == [("UNet2DConditionModel", tried), ("Decoder", tried)]

@@ -148,8 +148,8 @@ def _spread_start_of_batch(cosines: np.ndarray, k: int, rng: np.random.Generator
         distance = np.clip(distance, 0.0, None)
         np.put_along_axis(distance, chosen[:, :number], 0.0, axis=1)
         cumulative = np.cumsum(distance, axis=1, dtype=np.float64)
-        drawn = rng.random() * cumulative[:, -1:]
-        pick = np.minimum((cumulative <= drawn).sum(axis=1), count - 1)
+        sampled = rng.random() * cumulative[:, -1:]
+        pick = np.minimum((cumulative <= sampled).sum(axis=1), count - 1)
         # Only duplicates are left.
         for row in np.flatnonzero(cumulative[:, -1] <= 1e-6):
             pick[row] = np.setdiff1d(np.arange(count), chosen[row, :number])[0]
@@ -159,7 +159,7 @@ def _spread_start_of_batch(cosines: np.ndarray, k: int, rng: np.random.Generator
 
 
 def _spread_start(points: np.ndarray, k: int, rng: np.random.Generator) -> list[int]:
-    """Indices of k points, each drawn in proportion to its distance from those before."""
+    """Indices of k points, each sampled in proportion to its distance from those before."""
     chosen = [int(rng.integers(len(points)))]
     distance = 1.0 - points @ points[chosen[0]]
     for _ in range(k - 1):

@@ -260,7 +260,7 @@ class Questions:
         rows = np.arange(len(vectors))
         if excluded is not None:
             rows = np.setdiff1d(rows, excluded)
-        rows = rows[_drawn(len(rows), count, seed)]
+        rows = rows[_sampled(len(rows), count, seed)]
         queries = np.asarray(vectors[rows], dtype=np.float32)
         return cls(vectors, queries, ks=ks, own=rows, excluded=excluded)
 
@@ -356,14 +356,14 @@ def sample(vectors: Vectors, count: int, seed: int, *, of: int | None = None) ->
         of: only the first so many rows are drawn from.
     """
     among = len(vectors) if of is None else min(of, len(vectors))
-    rows = _drawn(among, count, seed)
+    rows = _sampled(among, count, seed)
     found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
     for start in range(0, len(rows), _CHUNK_ROWS):  # so that it is in memory once
         found[start : start + _CHUNK_ROWS] = vectors[rows[start : start + _CHUNK_ROWS]]
     return found
 
 
-def _drawn(among: int, count: int, seed: int) -> np.ndarray:
+def _sampled(among: int, count: int, seed: int) -> np.ndarray:
     """Numbers of `count` of the rows, ascending."""
     rows = np.random.default_rng(seed).choice(among, min(count, among), replace=False)
     return np.sort(rows)

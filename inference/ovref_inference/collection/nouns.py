@@ -15,25 +15,29 @@ class Nouns:
     """nouns.parquet; embeddings and the nouns of references are read when they are asked for."""
 
     def __init__(
-        self, paths: dict[str, Path], table: dict[str, Any], dead: np.ndarray, settled: int
+        self,
+        paths: dict[str, Path],
+        table: dict[str, Any],
+        deleted: np.ndarray,
+        applied_tombstones: int,
     ) -> None:
         """
         Args:
             paths: role -> local file.
             table: `format.read_nouns`.
-            dead: (t,) sorted ids of deleted references.
-            settled: number of leading tombstones that the stored prototypes already leave out.
+            deleted: (t,) sorted ids of deleted references.
+            applied_tombstones: how many of the first tombstones the stored prototypes leave out.
         """
         self.names: list[str] = table["noun"]
         """Sorted."""
         self.row: dict[str, int] = {noun: row for row, noun in enumerate(self.names)}
         self._table = table
-        self._paths, self._dead, self._settled = paths, dead, settled
+        self._paths, self._deleted, self._applied_tombstones = paths, deleted, applied_tombstones
 
     @property
     def counts(self) -> np.ndarray:
         """(nouns,) int64: references of each that are not deleted."""
-        return self._table["count"] - self._dead_counts
+        return self._table["count"] - self._deleted_counts
 
     @cached_property
     def embeddings(self) -> np.ndarray:
@@ -61,7 +65,7 @@ class Nouns:
         """Ids of a noun's references, ascending, without deleted ones."""
         order, starts = self._by_noun
         ids = order[starts[row] : starts[row + 1]]
-        return ids[~np.isin(ids, self._dead)] if self._dead_counts[row] else ids
+        return ids[~np.isin(ids, self._deleted)] if self._deleted_counts[row] else ids
 
     def neighbours(self, row: int) -> list[int]:
         """Rows of the other nouns whose references went into a noun's stored prototypes."""
@@ -72,7 +76,7 @@ class Nouns:
         none are still valid."""
         start, stop = (int(self._table[f"prototype_{end}"][row]) for end in ("start", "stop"))
         used = [row, *self.neighbours(row)]
-        if stop == start or any(self._unsettled[i] for i in used):
+        if stop == start or any(self._not_applied[i] for i in used):
             return None
         return slice(start, stop), used
 
@@ -84,14 +88,16 @@ class Nouns:
         return order, starts
 
     @cached_property
-    def _dead_counts(self) -> np.ndarray:
+    def _deleted_counts(self) -> np.ndarray:
         """(nouns,) int64: deleted references of each noun."""
-        return self._count(self._dead)
+        return self._count(self._deleted)
 
     @cached_property
-    def _unsettled(self) -> np.ndarray:
+    def _not_applied(self) -> np.ndarray:
         """(nouns,) int64: deleted references that the stored prototypes still contain."""
-        return self._count(fmt.read_tombstones(self._paths["tombstones"], skip=self._settled))
+        return self._count(
+            fmt.read_tombstones(self._paths["tombstones"], skip=self._applied_tombstones)
+        )
 
     def _count(self, ids: np.ndarray) -> np.ndarray:
         if not len(ids):

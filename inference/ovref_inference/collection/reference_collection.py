@@ -68,8 +68,8 @@ class ReferenceCollection:
             paths["textual_index"], rows=rows, dim=manifest.textual.dim
         )
         self._prototypes = fmt.open_vectors(paths["prototypes"])
-        self._dead = fmt.read_tombstones(paths["tombstones"])
-        self._nouns = Nouns(paths, nouns, self._dead, manifest.settled_tombstones)
+        self._deleted = fmt.read_tombstones(paths["tombstones"])
+        self._nouns = Nouns(paths, nouns, self._deleted, manifest.settled_tombstones)
         self._table = fmt.open_table(paths["references"], fmt.REFERENCE_SCHEMA)
         self._table_lock = threading.Lock()
         groups = [
@@ -111,7 +111,7 @@ class ReferenceCollection:
 
     def __len__(self) -> int:
         """References that are not deleted."""
-        return len(self.visual) - len(self._dead)
+        return len(self.visual) - len(self._deleted)
 
     def __enter__(self) -> "ReferenceCollection":
         return self
@@ -277,7 +277,7 @@ class ReferenceCollection:
             ValueError: an id that the collection does not have, or that is deleted.
         """
         wanted = np.asarray(ids, dtype=np.int64).ravel()
-        bad = wanted[(wanted < 0) | (wanted >= len(self.visual)) | np.isin(wanted, self._dead)]
+        bad = wanted[(wanted < 0) | (wanted >= len(self.visual)) | np.isin(wanted, self._deleted)]
         if len(bad):
             raise ValueError(
                 f"{self.url} has no references {bad[:10].tolist()}, or they are deleted"
@@ -316,7 +316,7 @@ class ReferenceCollection:
                     values = pa.array(list(wanted), type=pa.string())
                     named |= pc.is_in(column, value_set=values).to_numpy()
             found.append(np.flatnonzero(named) + self._group_starts[group])
-        return np.setdiff1d(np.concatenate(found), self._dead)
+        return np.setdiff1d(np.concatenate(found), self._deleted)
 
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
         """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""
@@ -347,7 +347,7 @@ class ReferenceCollection:
             queries,
             k,
             nprobe=indexes.nprobe_for(k, info.curve),
-            excluded=self._dead,
+            excluded=self._deleted,
         )
         return Support(ids=ids, scores=scores, collection=self)
 

@@ -71,8 +71,8 @@ def publish(
                 name = f"{stem}.{sha256[:12]}.{suffix}"
             _put(fs, path, f"{root}/{name}")
         files[role] = fmt.FileInfo(path=name, bytes=path.stat().st_size, sha256=sha256)
-    settled = dataclasses.replace(manifest, settled_tombstones=counts["tombstones"])
-    return _commit(fs, root, settled, counts, files, before)
+    complete = dataclasses.replace(manifest, settled_tombstones=counts["tombstones"])
+    return _commit(fs, root, complete, counts, files, before)
 
 
 def tombstone(

@@ -7,7 +7,7 @@ import numpy as np
 
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
-from ovref_inference.proposers.grounding import Detections, GroundingDino, load_grounding_dino
+from ovref_inference.proposers.grounding import DetectedBoxes, GroundingDino, load_grounding_dino
 from ovref_inference.proposers.sam import SamMasks, load_sam
 
 
@@ -15,7 +15,7 @@ from ovref_inference.proposers.sam import SamMasks, load_sam
 class GroundedMasks:
     """What was found in one image, by falling score of the detector."""
 
-    detections: Detections
+    detections: DetectedBoxes
     """Boxes, nouns and scores."""
     masks_nhw: np.ndarray
     """(n, H, W) bool, the mask of each box; masks may overlap or be empty."""

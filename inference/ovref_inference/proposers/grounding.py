@@ -27,7 +27,7 @@ NOUNS_REMEMBERED = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detections:
+class DetectedBoxes:
     """The boxes found in one image, by falling score."""
 
     boxes_xyxy: np.ndarray
@@ -90,7 +90,7 @@ class GroundingDino:
     @torch.inference_mode()
     def detect(
         self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]
-    ) -> list[Detections]:
+    ) -> list[DetectedBoxes]:
         """Boxes of the nouns of every image.
 
         A noun given twice is asked for once and found under its first number. Nouns that the
@@ -193,11 +193,11 @@ class GroundingDino:
         left = batched_nms(boxes, scores, best, config.nms_iou)
         return boxes[left], torch.tensor(prompt.nouns)[best[left]], scores[left]
 
-    def _detections(self, parts: list[tuple[torch.Tensor, ...]]) -> Detections:
+    def _detections(self, parts: list[tuple[torch.Tensor, ...]]) -> DetectedBoxes:
         none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
         boxes, nouns, scores = (torch.cat(group) for group in zip(none, *parts, strict=True))
         order = scores.argsort(descending=True, stable=True)
-        return Detections(
+        return DetectedBoxes(
             boxes_xyxy=boxes[order].numpy(),
             nouns=nouns[order].numpy(),
             scores=scores[order].numpy(),

@@ -161,7 +161,7 @@ def grounded_sam_proposals(
             numbers = sorted(set(found.detections.nouns.tolist()))
             proposals.append(
                 Proposals(
-                    activations_nhw=masks_nhw.astype(np.float32),
+                    mask_probs_nhw=masks_nhw.astype(np.float32),
                     found_names=tuple(class_names[number] for number in numbers),
                 )
             )

@@ -88,17 +88,17 @@ class MaskFormer:
 
     def _proposals(self, queries: "_Queries") -> Proposals:
         count = len(queries.logits_qhw)
-        activations_nhw = np.empty((count, *queries.size_hw), dtype=np.float32)
+        mask_probs_nhw = np.empty((count, *queries.size_hw), dtype=np.float32)
         # One query at a time: enlarging all at once takes gigabytes for a photograph.
         for number, logits_hw in enumerate(queries.logits_qhw):
             # Images of different sizes were padded below and to the right to be one batch.
             seen = interpolate(logits_hw[None, None], queries.padded_hw, mode="bilinear")
             seen = seen[..., : queries.valid_hw[0], : queries.valid_hw[1]]
             large = interpolate(seen, queries.size_hw, mode="bilinear")
-            activations_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
+            mask_probs_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
         return Proposals(
-            activations_nhw=activations_nhw,
-            trained_nc=queries.classes_qc.cpu().numpy(),
+            mask_probs_nhw=mask_probs_nhw,
+            class_probs_nc=queries.classes_qc.cpu().numpy(),
             trained_names=self._names,
         )
 
@@ -119,7 +119,7 @@ def masks_of(proposals: Proposals, config: MaskFormerConfig) -> tuple[np.ndarray
     proposal that has one; result as there."""
     if config.exclusive:
         return exclusive_masks(proposals, config)
-    masks_nhw = proposals.activations_nhw >= config.mask_threshold
+    masks_nhw = proposals.mask_probs_nhw >= config.mask_threshold
     rows = np.flatnonzero(masks_nhw.any((1, 2)))
     return masks_nhw[rows], rows
 
@@ -140,18 +140,18 @@ def exclusive_masks(
     Returns:
         (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
     """
-    activations_nhw = proposals.activations_nhw
-    if proposals.trained_nc is None:
+    mask_probs_nhw = proposals.mask_probs_nhw
+    if proposals.class_probs_nc is None:
         raise ValueError("proposals must have the proposer's own probabilities, found none")
-    highest_hw = np.zeros(activations_nhw.shape[1:], dtype=np.float32)
+    highest_hw = np.zeros(mask_probs_nhw.shape[1:], dtype=np.float32)
     owner_hw = np.full(highest_hw.shape, -1)
-    for number, activation_hw in enumerate(activations_nhw):
-        weighted_hw = activation_hw * (1 - proposals.trained_nc[number, -1])
+    for number, mask_hw in enumerate(mask_probs_nhw):
+        weighted_hw = mask_hw * (1 - proposals.class_probs_nc[number, -1])
         owner_hw[weighted_hw > highest_hw] = number
         np.maximum(highest_hw, weighted_hw, out=highest_hw)
     masks, rows = [np.zeros((0, *highest_hw.shape), dtype=bool)], []
-    for number, activation_hw in enumerate(activations_nhw):
-        own_hw = activation_hw >= config.mask_threshold
+    for number, mask_hw in enumerate(mask_probs_nhw):
+        own_hw = mask_hw >= config.mask_threshold
         mask_hw = own_hw & (owner_hw == number)
         if mask_hw.any() and mask_hw.sum() > config.min_kept * own_hw.sum():
             masks.append(mask_hw[None])

@@ -9,9 +9,9 @@ import numpy as np
 class Proposals:
     """Class-agnostic regions of one image; they may overlap, and pixels may be in none."""
 
-    activations_nhw: np.ndarray
+    mask_probs_nhw: np.ndarray
     """(n, H, W) float32 in [0, 1]: how sure each pixel is to belong to the region; n may be 0."""
-    trained_nc: np.ndarray | None = None
+    class_probs_nc: np.ndarray | None = None
     """(n, trained classes + 1) float32: the proposer's own probabilities, the last of `no object`;
     None for a proposer that knows no classes."""
     trained_names: tuple[str, ...] = ()
@@ -21,36 +21,38 @@ class Proposals:
     proposer that is asked for none."""
 
     def __post_init__(self) -> None:
-        found = self.activations_nhw
+        found = self.mask_probs_nhw
         if found.ndim != 3 or found.dtype != np.float32:
             raise ValueError(
-                f"activations_nhw must be (n, H, W) float32, found {found.shape} {found.dtype}"
+                f"mask_probs_nhw must be (n, H, W) float32, found {found.shape} {found.dtype}"
             )
         # Not (found >= 0) & (found <= 1), whose arrays are nearly as large; NaN fails as well.
         if found.size and not (found.min() >= 0 and found.max() <= 1):
-            raise ValueError("activations_nhw must lie in [0, 1] and be finite")
-        if self.trained_nc is None:
+            raise ValueError("mask_probs_nhw must lie in [0, 1] and be finite")
+        if self.class_probs_nc is None:
             return
         wanted = (len(found), len(self.trained_names) + 1)
-        if self.trained_nc.shape != wanted or len(self.trained_names) == 0:
+        if self.class_probs_nc.shape != wanted or len(self.trained_names) == 0:
             raise ValueError(
-                f"trained_nc must be {wanted}, a column for each trained class and one for no "
-                f"object, found {self.trained_nc.shape}"
+                f"class_probs_nc must be {wanted}, a column for each trained class and one for no "
+                f"object, found {self.class_probs_nc.shape}"
             )
-        if not (np.isfinite(self.trained_nc) & (self.trained_nc >= 0)).all():
-            raise ValueError("trained_nc must be probabilities, found negative or not finite ones")
+        if not (np.isfinite(self.class_probs_nc) & (self.class_probs_nc >= 0)).all():
+            raise ValueError(
+                "class_probs_nc must be probabilities, found negative or not finite ones"
+            )
 
     def masks(self, threshold: float) -> np.ndarray:
-        """(n, H, W) bool: the pixels whose activation is above the threshold."""
-        return self.activations_nhw > threshold
+        """(n, H, W) bool: the pixels whose probability is above the threshold."""
+        return self.mask_probs_nhw > threshold
 
     def chosen(self, rows: np.ndarray) -> "Proposals":
         """Those of the rows, given by a bool or integer index; these themselves if they are all."""
         if rows.dtype == bool and rows.all():
             return self
         return Proposals(
-            activations_nhw=self.activations_nhw[rows],
-            trained_nc=None if self.trained_nc is None else self.trained_nc[rows],
+            mask_probs_nhw=self.mask_probs_nhw[rows],
+            class_probs_nc=None if self.class_probs_nc is None else self.class_probs_nc[rows],
             trained_names=self.trained_names,
             found_names=self.found_names,
         )
@@ -61,15 +63,15 @@ class Proposals:
         rest_hw = ~np.any(self.masks(threshold), axis=0)
         if not rest_hw.any():
             return self
-        trained_nc = self.trained_nc
-        if trained_nc is not None:
-            even_c = np.full((1, trained_nc.shape[1]), 1 / trained_nc.shape[1], dtype=np.float32)
-            trained_nc = np.concatenate([trained_nc, even_c])
+        class_probs_nc = self.class_probs_nc
+        if class_probs_nc is not None:
+            even_c = np.full(
+                (1, class_probs_nc.shape[1]), 1 / class_probs_nc.shape[1], dtype=np.float32
+            )
+            class_probs_nc = np.concatenate([class_probs_nc, even_c])
         return Proposals(
-            activations_nhw=np.concatenate(
-                [self.activations_nhw, rest_hw[None].astype(np.float32)]
-            ),
-            trained_nc=trained_nc,
+            mask_probs_nhw=np.concatenate([self.mask_probs_nhw, rest_hw[None].astype(np.float32)]),
+            class_probs_nc=class_probs_nc,
             trained_names=self.trained_names,
             found_names=self.found_names,
         )
@@ -95,4 +97,4 @@ def as_proposals(found: "np.ndarray | Proposals", *, rest: bool) -> Proposals:
         )
     if rest and not (covered_hw := np.any(found, axis=0)).all():
         found = np.concatenate([found, ~covered_hw[None]])
-    return Proposals(activations_nhw=found.astype(np.float32))
+    return Proposals(mask_probs_nhw=found.astype(np.float32))

@@ -140,7 +140,7 @@ class CorrClipSegmenter:
             cosines[:, none] = -np.inf
             scored.append(
                 ScoredRegions(
-                    activations_nhw=found.activations_nhw,
+                    mask_probs_nhw=found.mask_probs_nhw,
                     scores_nc=softmax(cosines, config.tau),
                     missing=missing_names(class_names, support),
                 )

@@ -35,6 +35,9 @@ from ovref_inference.segmenters.windows import (
     score_images,
 )
 
+BACKGROUND_PARTS = ("background", "surroundings")
+"""`Embed.part` in the manifest of a background collection: the value now and its former name."""
+
 
 class DenseEncoder(Protocol):
     """Whatever encodes images to (n, h, w, d) float32: `encoders.VisualEncoder`."""
@@ -63,9 +66,9 @@ class FreedaConfig:
     """How windows are cut into superpixels."""
     windows: WindowConfig | None = field(default_factory=WindowConfig)
     """Sliding window; null takes each image as a whole, for images of the encoder's size."""
-    around: int = 10
-    """Background prototypes of a class, at least 1: clusters of its n references' surroundings,
-    which are many things at once. Used with a collection of surroundings alone."""
+    background_prototypes: int = 10
+    """Background prototypes of a class, at least 1: clusters of the backgrounds of its n
+    references, which show many things. Used only with a background collection."""
     background: float | None = None
     """Pixels whose best score is below this get no class (0.4 there); null for data without
     background."""
@@ -74,7 +77,7 @@ class FreedaConfig:
 
     def __post_init__(self) -> None:
         require_at_least("n", self.n, 1)
-        require_at_least("around", self.around, 1)
+        require_at_least("background_prototypes", self.background_prototypes, 1)
         require_within("local", self.local, 0, 1)
 
 
@@ -87,8 +90,8 @@ class FreedaSegmenter:
     Score of a class at a superpixel: local sigmoid(cos(mean feature, prototype)) + (1 - local)
     cos(CLIP embedding of the window, text).
 
-    With `surroundings`, a collection of what was around the references (`Embed.part`), a class
-    counts at a superpixel only if its prototype is at least as near as those of its surroundings.
+    With a background collection, built from the background of every region (`Embed.part`), a class
+    counts at a superpixel only if its prototype is at least as near as its background prototypes.
     A pixel where no class counts gets none. OVDiff (Karazija et al., ECCV 2024) has background
     prototypes too, but lets those of all classes compete with every class: then the grass around
     cows suppresses the class grass.
@@ -101,23 +104,23 @@ class FreedaSegmenter:
         text: ImageTexts,
         config: FreedaConfig = FreedaConfig(),
         *,
-        surroundings: ReferenceCollection | None = None,
+        background_collection: ReferenceCollection | None = None,
     ) -> None:
         """The encoders must be the ones that both collections were built with.
 
         Raises:
-            ValueError: `surroundings` was built with other encoders, or of regions.
+            ValueError: `background_collection` was built with other encoders, or from regions.
         """
-        if surroundings is not None:
-            check_same_encoders(collection, surroundings)
-            embed = surroundings.manifest.build.get("embed")
-            if embed is not None and embed["fields"].get("part") != "surroundings":
+        if background_collection is not None:
+            check_same_encoders(collection, background_collection)
+            embed = background_collection.manifest.build.get("embed")
+            if embed is not None and embed["fields"].get("part") not in BACKGROUND_PARTS:
                 raise ValueError(
-                    f"{surroundings.url} holds regions, not what is around them; build it with "
-                    "embed.part=surroundings"
+                    f"{background_collection.url} holds regions, not their backgrounds; build it "
+                    "with embed.part=background"
                 )
         self.collection = collection
-        self.surroundings = surroundings
+        self.background_collection = background_collection
         self.visual = visual
         self.text = text
         self.texts = NamedTexts(text, collection.manifest.templates)
@@ -125,7 +128,7 @@ class FreedaSegmenter:
         self._prepared: dict[tuple[str, ...], tuple[Prototypes, Prototypes | None]] = BoundedCache()
 
     def prepare(self, class_names: Sequence[str]) -> tuple[Prototypes, Prototypes | None]:
-        """One prototype for each class, and those of its surroundings, cached for the next call.
+        """One prototype for each class, and its background prototypes, cached for the next call.
 
         Warns, once for each list of classes, about classes that the collection has nothing for.
 
@@ -136,14 +139,16 @@ class FreedaSegmenter:
         if names not in self._prepared:
             support = supported_classes(self.collection, names, self.texts, self.config.floor)
             texts_cd, n = self.texts(names), self.config.n
-            around = None
-            if self.surroundings is not None:
-                around = self.surroundings.fossil_prototypes(texts_cd, n=n, k=self.config.around)
-                if not around.counts.all():
-                    raise ValueError(f"{self.surroundings.url} has no references")
+            background = None
+            if self.background_collection is not None:
+                background = self.background_collection.fossil_prototypes(
+                    texts_cd, n=n, k=self.config.background_prototypes
+                )
+                if not background.counts.all():
+                    raise ValueError(f"{self.background_collection.url} has no references")
             # The centroid of one cluster is the mean.
             means = self.collection.fossil_prototypes(texts_cd, n=n, k=1)
-            self._prepared[names] = means.supported(support), around
+            self._prepared[names] = means.supported(support), background
         return self._prepared[names]
 
     def segment(
@@ -164,12 +169,12 @@ class FreedaSegmenter:
                 not finite.
         """
         check_images(images)
-        prototypes, around = self.prepare(class_names)
+        prototypes, background = self.prepare(class_names)
         present = prototypes.counts > 0
         score = partial(
             self._score,
             prototypes=prototypes,
-            around=around,
+            background=background,
             texts_cd=self.texts(class_names),
             present=present,
         )
@@ -179,7 +184,7 @@ class FreedaSegmenter:
         segmentations = []
         for one, image_hwc in zip(found, images, strict=True):
             size_hw = image_hwc.shape[:2]
-            pixels = partial(_pixels, one, size_hw, int(present.sum()), around is not None)
+            pixels = partial(_pixels, one, size_hw, int(present.sum()), background is not None)
             labels = labelled(pixels, present, size_hw, missing)
             segmentations.append(with_background(labels, threshold))
         return segmentations
@@ -189,11 +194,11 @@ class FreedaSegmenter:
         crops: Sequence[np.ndarray],
         *,
         prototypes: Prototypes,
-        around: Prototypes | None,
+        background: Prototypes | None,
         texts_cd: np.ndarray,
         present: np.ndarray,
     ) -> list[CropScores]:
-        """Scores of the present classes; with surroundings as many margins after them."""
+        """Scores of the present classes; with background prototypes, as many margins after them."""
         device = getattr(self.visual, "device", None)
         whole_nc = self.text.encode_images(crops) @ texts_cd[present].T
         found = []
@@ -204,8 +209,8 @@ class FreedaSegmenter:
             pooled = pool_labels(features_hwd, labels_hw)
             near = sigmoid(best_cosines(prototype_cosines(pooled, prototypes)))[:, present]
             planes = [self.config.local * near + (1 - self.config.local) * whole_c]
-            if around is not None:
-                far = sigmoid(best_cosines(prototype_cosines(pooled, around)))[:, present]
+            if background is not None:
+                far = sigmoid(best_cosines(prototype_cosines(pooled, background)))[:, present]
                 planes.append(near - far)
             scores_cn = np.concatenate(planes, axis=1).T
             found.append(

@@ -49,13 +49,13 @@ def instances(regions: ScoredRegions, things: Sequence[bool], *, most: int = 100
     rows, labels = best // classes, best % classes
     thing = np.asarray(things, dtype=bool)[labels]
     rows, labels, scores = rows[thing], labels[thing], flat[best][thing]
-    masks_nhw = np.zeros((len(rows), *regions.activations_nhw.shape[1:]), dtype=bool)
+    masks_nhw = np.zeros((len(rows), *regions.mask_probs_nhw.shape[1:]), dtype=bool)
     sure = np.zeros(count, dtype=np.float32)
     for row in np.unique(rows):
-        whole_hw = regions.activations_nhw[row] > 0.5
+        whole_hw = regions.mask_probs_nhw[row] > 0.5
         masks_nhw[rows == row] = whole_hw
         if whole_hw.any():
-            sure[row] = regions.activations_nhw[row][whole_hw].mean()
+            sure[row] = regions.mask_probs_nhw[row][whole_hw].mean()
     return Instances(
         masks_nhw=masks_nhw,
         labels=labels.astype(np.int64),

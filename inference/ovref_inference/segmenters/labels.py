@@ -146,7 +146,7 @@ def trained_scores(
     Returns:
         (n, classes) float32 of `in_vocabulary`; and (classes,) bool, which of them were trained.
     """
-    if found.trained_nc is None:
+    if found.class_probs_nc is None:
         raise ValueError("the proposer gives no class probabilities")
     stands_for = match_labels(
         found.trained_names,
@@ -155,7 +155,7 @@ def trained_scores(
         texts(class_names),
         threshold,
     )
-    scores_nc = in_vocabulary(found.trained_nc, stands_for, len(class_names))
+    scores_nc = in_vocabulary(found.class_probs_nc, stands_for, len(class_names))
     return scores_nc, np.isin(np.arange(len(class_names)), stands_for)
 
 

@@ -28,7 +28,7 @@ class Segmentation:
 
     labels_hw: np.ndarray
     """(H, W) int32: index into the class names, or NO_CLASS."""
-    best_hw: np.ndarray
+    max_score_hw: np.ndarray
     """(H, W) float32: the highest score that any class has there; -inf where none has support."""
     scores_of: Callable[[slice], np.ndarray] = field(repr=False)
     """Makes the scores of a slice of the classes, as `scores_chw`."""
@@ -69,7 +69,7 @@ class Segmenter(Protocol):
 class ScoredRegions:
     """Proposals of one image with a score for each class. They may overlap."""
 
-    activations_nhw: np.ndarray
+    mask_probs_nhw: np.ndarray
     """(n, H, W) float32 in [0, 1]: how sure each pixel is to belong to the region."""
     scores_nc: np.ndarray
     """(n, classes) float32 in [0, 1]."""
@@ -101,7 +101,7 @@ def region_features(
         visual: embeds regions.
         images: (H, W, 3) uint8 RGB each.
         proposals: of each image.
-        threshold: a pixel is in a region's mask if its activation is above this.
+        threshold: a pixel is in a region's mask if its probability is above this.
 
     Returns:
         Of each image the proposals that have a pixel, and their features (n, d) float32,
@@ -114,7 +114,7 @@ def region_features(
     encoded = visual.encode_regions(
         images,
         [found.masks(threshold) for found in kept],
-        [found.activations_nhw for found in kept],
+        [found.mask_probs_nhw for found in kept],
     )
     features = []
     for number, (_, valid) in enumerate(encoded):
@@ -140,29 +140,29 @@ def semantic(regions: ScoredRegions) -> Segmentation:
 
     A pixel for which every sum is zero gets NO_CLASS, for no region says anything about it.
     """
-    height, width = regions.activations_nhw.shape[1:]
-    labels_hw, best_hw = _nothing_yet((height, width))
+    height, width = regions.mask_probs_nhw.shape[1:]
+    labels_hw, max_score_hw = _nothing_yet((height, width))
     at_once = max(1, _VALUES_AT_ONCE // (width * max(1, regions.scores_nc.shape[1])))
     for top in range(0, height, at_once):
         rows = slice(top, top + at_once)
-        sums_chw = _sums(regions.scores_nc, regions.activations_nhw[:, rows])
-        _keep_best(labels_hw[rows], best_hw[rows], sums_chw, 0)
+        sums_chw = _sums(regions.scores_nc, regions.mask_probs_nhw[:, rows])
+        _keep_best(labels_hw[rows], max_score_hw[rows], sums_chw, 0)
     found = Segmentation(
         labels_hw=labels_hw,
-        best_hw=best_hw,
+        max_score_hw=max_score_hw,
         scores_of=partial(_scores_of, regions),
         missing=regions.missing,
     )
-    return _where(found, best_hw > 0)
+    return _where(found, max_score_hw > 0)
 
 
 def _scores_of(regions: ScoredRegions, classes: slice) -> np.ndarray:
-    return _sums(regions.scores_nc[:, classes], regions.activations_nhw)
+    return _sums(regions.scores_nc[:, classes], regions.mask_probs_nhw)
 
 
-def _sums(scores_nc: np.ndarray, activations_nhw: np.ndarray) -> np.ndarray:
-    n, height, width = activations_nhw.shape
-    sums = scores_nc.T @ activations_nhw.reshape(n, height * width)
+def _sums(scores_nc: np.ndarray, mask_probs_nhw: np.ndarray) -> np.ndarray:
+    n, height, width = mask_probs_nhw.shape
+    sums = scores_nc.T @ mask_probs_nhw.reshape(n, height * width)
     return sums.reshape(-1, height, width).astype(np.float32, copy=False)
 
 
@@ -171,18 +171,18 @@ def _nothing_yet(size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _keep_best(
-    labels_hw: np.ndarray, best_hw: np.ndarray, scores: Iterable[np.ndarray], first: int
+    labels_hw: np.ndarray, max_score_hw: np.ndarray, scores: Iterable[np.ndarray], first: int
 ) -> None:
     """Where one of these (H, W) scores is above the best so far, it is the best, and its number,
     counted from `first`, the label. Many times faster than argmax over the first axis."""
     for label, scores_hw in enumerate(scores, first):
-        np.copyto(labels_hw, label, where=scores_hw > best_hw)
-        np.maximum(best_hw, scores_hw, out=best_hw)
+        np.copyto(labels_hw, label, where=scores_hw > max_score_hw)
+        np.maximum(max_score_hw, scores_hw, out=max_score_hw)
 
 
 def with_background(found: Segmentation, threshold: float) -> Segmentation:
     """The same with NO_CLASS where no class's score reaches the threshold, nor is above -inf."""
-    return _where(found, (found.best_hw >= threshold) & (found.best_hw > -np.inf))
+    return _where(found, (found.max_score_hw >= threshold) & (found.max_score_hw > -np.inf))
 
 
 def _where(found: Segmentation, given_hw: np.ndarray) -> Segmentation:
@@ -201,7 +201,7 @@ def panoptic(
     """Regions to segments that do not overlap, as MaskFormer does (its section 3.4).
 
     Each region takes its best class. Each pixel goes to the region of the highest product of score
-    and activation, and is its own if its activation is at least 0.5. A region that loses too much
+    and probability, and is its own if its probability is at least 0.5. A region that loses too much
     of itself to others is left out, its pixels stay without a segment. Stuff of one class is one
     segment; every thing is a segment of its own, which is its instance id.
 
@@ -209,7 +209,7 @@ def panoptic(
         regions: of one image.
         things: of each class, whether it is a thing.
         min_score: regions whose best score is not above this are left out first.
-        overlap: a region is left out if of its pixels (activation at least 0.5) fewer than this
+        overlap: a region is left out if of its pixels (probability at least 0.5) fewer than this
             fraction are left to it. Only pixels inside of its own mask count as left, as in
             MaskFormer's paper; FC-CLIP's code counts all pixels that it owns, which keeps more
             regions (PQ 0.203 instead of 0.206 on the same inputs).
@@ -217,7 +217,7 @@ def panoptic(
     Raises:
         ValueError: `things` does not have one entry a class.
     """
-    height, width = regions.activations_nhw.shape[1:]
+    height, width = regions.mask_probs_nhw.shape[1:]
     classes = regions.scores_nc.shape[1]
     if len(things) != classes:
         raise ValueError(f"things must have one entry for each of {classes} classes: {things!r}")
@@ -227,12 +227,12 @@ def panoptic(
     if not len(kept):
         return Panoptic(ids_hw=ids_hw)
     owner_hw, highest_hw = _nothing_yet((height, width))
-    _keep_best(owner_hw, highest_hw, (best[i] * regions.activations_nhw[i] for i in kept), 0)
+    _keep_best(owner_hw, highest_hw, (best[i] * regions.mask_probs_nhw[i] for i in kept), 0)
     labels: dict[int, int] = {}
     scores: dict[int, float] = {}
     stuff: dict[int, int] = {}
     for row, index in enumerate(kept):
-        whole_hw = regions.activations_nhw[index] >= 0.5
+        whole_hw = regions.mask_probs_nhw[index] >= 0.5
         own_hw = (owner_hw == row) & whole_hw
         if not own_hw.any() or own_hw.sum() < overlap * whole_hw.sum():
             continue

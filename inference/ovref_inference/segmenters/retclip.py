@@ -66,7 +66,7 @@ class RetClipConfig:
     """Whether a class that the proposer did not find in an image is pruned from it (section 2.2),
     where the proposer says what it found; else every region is scored against every class."""
     mask_threshold: float = 0.5
-    """A pixel belongs to a region's mask if its activation is above this."""
+    """A pixel belongs to a region's mask if its probability is above this."""
     min_score: float = 0.0
     """Panoptic: regions whose best score is not above this are left out."""
     overlap: float = 0.8
@@ -213,17 +213,17 @@ class RetClipSegmenter:
                 self.retrieved(features_nd, labelled, len(class_names)),
                 config.gamma,
             )
-            if found.trained_nc is not None:
-                trained_nc, seen = trained_scores(
+            if found.class_probs_nc is not None:
+                trained_scores_nc, seen = trained_scores(
                     found, class_names, self.texts, config.label_threshold
                 )
-                scores_nc = ensemble(scores_nc, trained_nc, seen, config.alpha, config.beta)
+                scores_nc = ensemble(scores_nc, trained_scores_nc, seen, config.alpha, config.beta)
             scores_nc[:, ~present] = 0.0
             if config.prune and found.found_names is not None:
                 scores_nc[:, [name not in found.found_names for name in class_names]] = 0.0
             scored.append(
                 ScoredRegions(
-                    activations_nhw=found.activations_nhw,
+                    mask_probs_nhw=found.mask_probs_nhw,
                     scores_nc=scores_nc,
                     missing=labelled.missing,
                 )
@@ -363,17 +363,17 @@ def mixed(clip_nc: np.ndarray, retrieved_nc: np.ndarray, gamma: float) -> np.nda
 
 
 def ensemble(
-    open_nc: np.ndarray, trained_nc: np.ndarray, seen: np.ndarray, alpha: float, beta: float
+    open_nc: np.ndarray, trained_scores_nc: np.ndarray, seen: np.ndarray, alpha: float, beta: float
 ) -> np.ndarray:
     """RetCLIP's last equations: w s_oov + (1 - w) s_iv, w = alpha for seen classes, else beta.
 
     Args:
         open_nc: (n, c) of `mixed`.
-        trained_nc: (n, c) of the in-vocabulary classifier.
+        trained_scores_nc: (n, c) of the in-vocabulary classifier.
         seen: (c,) bool, which classes it was trained on.
 
     Returns:
         (n, c) float32.
     """
     weight = np.where(seen, alpha, beta)
-    return (weight * open_nc + (1 - weight) * trained_nc).astype(np.float32)
+    return (weight * open_nc + (1 - weight) * trained_scores_nc).astype(np.float32)

@@ -49,7 +49,7 @@ class VocSegConfig:
     k: int = 10
     """Prototypes of a class, at least 1."""
     mask_threshold: float = 0.4
-    """A pixel is cut out with its region if its activation is above this."""
+    """A pixel is cut out with its region if its probability is above this."""
     label_threshold: float = 0.95
     """A trained class stands for an asked one if the cosine of their texts is above this."""
     rest: bool = True
@@ -136,15 +136,15 @@ class VocSegSegmenter:
         ):
             similarity = ensemble_similarity(features_nd, prototypes, texts_cd, self.config.alpha)
             scores_nc = softmax(similarity, self.config.tau)
-            if found.trained_nc is not None:
-                trained_nc, _ = trained_scores(
+            if found.class_probs_nc is not None:
+                trained_scores_nc, _ = trained_scores(
                     found, class_names, self.texts, self.config.label_threshold
                 )
-                scores_nc = geometric_mean(scores_nc, trained_nc, self.config.beta)
+                scores_nc = geometric_mean(scores_nc, trained_scores_nc, self.config.beta)
             scores_nc[:, prototypes.counts == 0] = 0.0
             scored.append(
                 ScoredRegions(
-                    activations_nhw=found.activations_nhw,
+                    mask_probs_nhw=found.mask_probs_nhw,
                     scores_nc=scores_nc,
                     missing=missing_names(class_names, prototypes.support),
                 )
@@ -195,6 +195,6 @@ def ensemble_similarity(
     return np.where(present, both_nc, -np.inf).astype(np.float32)
 
 
-def geometric_mean(clip_nc: np.ndarray, trained_nc: np.ndarray, beta: float) -> np.ndarray:
+def geometric_mean(clip_nc: np.ndarray, trained_scores_nc: np.ndarray, beta: float) -> np.ndarray:
     """VOCSeg eq. 4: clip ** beta * trained ** (1 - beta), of non-negative (n, c) arrays."""
-    return (clip_nc**beta * trained_nc ** (1 - beta)).astype(np.float32)
+    return (clip_nc**beta * trained_scores_nc ** (1 - beta)).astype(np.float32)

@@ -169,14 +169,14 @@ def labelled(
     """
     numbers = np.flatnonzero(present)
     at_once = max(1, _VALUES_AT_ONCE // (size_hw[0] * size_hw[1]))
-    best_hw, row_hw = pixels(slice(0, at_once)).max(0)
+    max_score_hw, row_hw = pixels(slice(0, at_once)).max(0)
     for start in range(at_once, len(numbers), at_once):
         found_hw, number_hw = pixels(slice(start, start + at_once)).max(0)
-        row_hw = torch.where(found_hw > best_hw, number_hw + start, row_hw)
-        best_hw = torch.maximum(best_hw, found_hw)
+        row_hw = torch.where(found_hw > max_score_hw, number_hw + start, row_hw)
+        max_score_hw = torch.maximum(max_score_hw, found_hw)
     return Segmentation(
         labels_hw=numbers[row_hw.cpu().numpy()].astype(np.int32),
-        best_hw=best_hw.cpu().numpy(),
+        max_score_hw=max_score_hw.cpu().numpy(),
         scores_of=partial(_scores_of, pixels, present, size_hw),
         missing=missing,
     )

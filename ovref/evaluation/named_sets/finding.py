@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.layouts import Layout, NamedSet
+from ovref.evaluation.named_sets.layouts import FolderLayout, NamedSet
 from ovref.evaluation.named_sets.panoptic import Segments, read_index
 
 
@@ -14,7 +14,7 @@ from ovref.evaluation.named_sets.panoptic import Segments, read_index
 class Found:
     """A layout and where it was found."""
 
-    layout: Layout
+    layout: FolderLayout
     base: Path
     """Folder that the layout's paths start from."""
     split: str
@@ -74,7 +74,7 @@ def find_files(named: NamedSet, root: Path, split: str) -> Found:
     )
 
 
-def _is_there(layout: Layout, base: Path, split: str, images: str) -> bool:
+def _is_there(layout: FolderLayout, base: Path, split: str, images: str) -> bool:
     folders = [images, layout.instances] if layout.instances else [images]
     if not all((base / _folder(each, split)).is_dir() for each in folders):
         return False
@@ -85,7 +85,7 @@ def _is_there(layout: Layout, base: Path, split: str, images: str) -> bool:
     return any(True for _ in _ids(base, layout.labels, split, layout.not_labels))
 
 
-def _listed(layout: Layout, base: Path, split: str, images: str) -> Found:
+def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> Found:
     """The layout with its ids, each of which has both files."""
     segments = None
     if layout.listed_by in ("images", "labels"):

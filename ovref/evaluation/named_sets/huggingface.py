@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.label_files import index_map
-from ovref.evaluation.named_sets.layouts import Layout
+from ovref.evaluation.named_sets.layouts import FolderLayout
 from ovref.evaluation.named_sets.names import bundled_list
 from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, likely
 from ovref.evaluation.named_sets.rules import labels_of_values
@@ -80,7 +80,7 @@ def open_huggingface(
     )
 
 
-def _foreign(where: Path, wrong: str, values: set[int], layout: Layout) -> str:
+def _foreign(where: Path, wrong: str, values: set[int], layout: FolderLayout) -> str:
     message = f"{where} holds the values {wrong}, expected {layout.ids}"
     better = likely({int(value) for value in values}, layout)
     return f"{message}. These look like {better}" if better else message

@@ -14,7 +14,7 @@ COCO_SPLITS = {"train": "train2017", "val": "val2017"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FolderLayout:
     """One way in which a set lies on disk. In paths, {split} and {id} are put in; an id may have
     folders in it."""
 
@@ -53,7 +53,7 @@ class NamedSet:
     """Stem of its class-list files."""
     lists: tuple[str, ...]
     """Class lists that come with ovref; the first is the default."""
-    layouts: tuple[Layout, ...]
+    layouts: tuple[FolderLayout, ...]
     """Ways to lie on disk, in the order they are tried."""
     images: Mapping[str, int]
     """Published number of images of a split, where known."""

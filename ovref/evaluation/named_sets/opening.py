@@ -18,7 +18,7 @@ from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.finding import Found, find_files
 from ovref.evaluation.named_sets.label_files import READERS
-from ovref.evaluation.named_sets.layouts import SPLITS, Layout, NamedSet
+from ovref.evaluation.named_sets.layouts import SPLITS, FolderLayout, NamedSet
 from ovref.evaluation.named_sets.names import ClassList, bundled_list, list_of_file
 from ovref.evaluation.named_sets.panoptic import (
     ade_instances,
@@ -60,7 +60,7 @@ class LabelledSet:
     class_list: ClassList
     """Names and synonyms of the classes."""
     convention: str
-    """Layout and meaning of the label files, for results."""
+    """FolderLayout and meaning of the label files, for results."""
     ids: tuple[str, ...]
     """Ids of the images, in order."""
     read: Callable[[str], Example]
@@ -202,7 +202,7 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def likely(values: set[int], other_than: Layout) -> str:
+def likely(values: set[int], other_than: FolderLayout) -> str:
     """The ids, and the sets that have them, that label values fit most tightly; empty if none."""
     fits: dict[str, tuple[int, list[str]]] = {}
     for named in SETS.values():

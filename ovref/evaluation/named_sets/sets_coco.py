@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ovref.evaluation.named_sets.layouts import COCO_SPLITS, Layout, NamedSet
+from ovref.evaluation.named_sets.layouts import COCO_SPLITS, FolderLayout, NamedSet
 from ovref.evaluation.named_sets.names import bundled
 from ovref.evaluation.named_sets.rules import LabelRule, listed, shifted
 
@@ -12,7 +12,7 @@ STUFF_IDS: tuple[int, ...] = tuple(bundled("coco_stuff", "mmseg")["ids"])
 """Values of the published stuff-and-thing maps, in the order of the classes: 171 of 0-181."""
 _OBJECTS = 80
 _RAW_STUFF = "raw COCO-Stuff ids: 0-181, 11 of them absent, 255 void"
-_STUFF_RAW = Layout(
+_STUFF_RAW = FolderLayout(
     what="COCO-Stuff 164k as published",
     bases=_COCO,
     images=_COCO_IMAGES,
@@ -92,7 +92,7 @@ _COCO80 = NamedSet(
     images={"train": 118287, "val": 5000},
 )
 _PANOPTIC = bundled("coco_panoptic", "panopticapi")
-_PANOPTIC_PUBLISHED = Layout(
+_PANOPTIC_PUBLISHED = FolderLayout(
     what="COCO panoptic as published",
     bases=_COCO,
     images=_COCO_IMAGES,
@@ -110,7 +110,7 @@ _COCO_PANOPTIC = NamedSet(
     layouts=(
         _PANOPTIC_PUBLISHED,
         replace(_PANOPTIC_PUBLISHED, labels="panoptic_{split}/{id}.png"),
-        Layout(
+        FolderLayout(
             what="COCO panoptic prepared by Mask2Former or FC-CLIP",
             bases=_COCO,
             images=_COCO_IMAGES,

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from ovref.evaluation.named_sets.layouts import TRAINING, Layout, NamedSet
+from ovref.evaluation.named_sets.layouts import TRAINING, FolderLayout, NamedSet
 from ovref.evaluation.named_sets.rules import listed, shifted
 
 _VOC = ("", "VOC2012", "VOCdevkit/VOC2012")
-_VOC_PUBLISHED = Layout(
+_VOC_PUBLISHED = FolderLayout(
     what="VOC 2012 as published",
     bases=_VOC,
     images=("JPEGImages/{id}.jpg",),
@@ -15,7 +15,7 @@ _VOC_PUBLISHED = Layout(
     rule=shifted(21, ignored=[255]),
     ids="VOC's indices: 0 background, 1-20, 255 void",
 )
-_VOC_FCCLIP = Layout(
+_VOC_FCCLIP = FolderLayout(
     what="VOC 2012 prepared by FC-CLIP",
     bases=("", "pascal_voc_d2"),
     images=("images/{split}/{id}.jpg",),
@@ -24,7 +24,7 @@ _VOC_FCCLIP = Layout(
     rule=shifted(21, ignored=[255]),
     ids="VOC's indices: 0 background, 1-20, 255 void",
 )
-_VOC_CATSEG = Layout(
+_VOC_CATSEG = FolderLayout(
     what="VOC 2012 prepared by CAT-Seg, background last",
     bases=_VOC,
     images=("JPEGImages/{id}.jpg",),
@@ -66,7 +66,7 @@ _VOC20 = NamedSet(
 )
 
 _CONTEXT = ("", "VOC2010", "VOCdevkit/VOC2010")
-_CONTEXT_MMSEG = Layout(
+_CONTEXT_MMSEG = FolderLayout(
     what="Pascal Context converted by mmsegmentation",
     bases=_CONTEXT,
     images=("JPEGImages/{id}.jpg",),
@@ -75,7 +75,7 @@ _CONTEXT_MMSEG = Layout(
     rule=shifted(60),
     ids="mmsegmentation's Context ids: 0 background, 1-59",
 )
-_CONTEXT_FCCLIP = Layout(
+_CONTEXT_FCCLIP = FolderLayout(
     what="Pascal Context prepared by FC-CLIP",
     bases=("", "pascal_ctx_d2"),
     images=("images/{split}/{id}.jpg",),
@@ -111,7 +111,7 @@ _CONTEXT59 = NamedSet(
     ),
     images={"val": 5104},
 )
-_CONTEXT459_MAT = Layout(
+_CONTEXT459_MAT = FolderLayout(
     what="Pascal Context as published",
     bases=_CONTEXT,
     images=("JPEGImages/{id}.jpg",),
@@ -121,7 +121,7 @@ _CONTEXT459_MAT = Layout(
     ids="Context's 459 ids: 1-459, 0 unlabelled",
     reader="mat",
 )
-_CONTEXT459_TIF = Layout(
+_CONTEXT459_TIF = FolderLayout(
     what="Pascal Context prepared by FC-CLIP",
     bases=("", "pascal_ctx_d2"),
     images=("images/{split}/{id}.jpg",),

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from ovref.evaluation.named_sets.layouts import TRAINING, Layout, NamedSet
+from ovref.evaluation.named_sets.layouts import TRAINING, FolderLayout, NamedSet
 from ovref.evaluation.named_sets.names import bundled
 from ovref.evaluation.named_sets.rules import listed, shifted
 
 _ADE = ("", "ADEChallengeData2016", "ade/ADEChallengeData2016")
 ADE_INSTANCES: tuple[int, ...] = tuple(v - 1 for v in bundled("ade150", "mmseg")["instances"])
 """Class of each of the 100 categories of ADE20k's instance files, whose ids start at 1."""
-_ADE_PUBLISHED = Layout(
+_ADE_PUBLISHED = FolderLayout(
     what="ADE20k (SceneParse150) as published",
     bases=_ADE,
     images=("images/{split}/{id}.jpg",),
@@ -35,7 +35,7 @@ _ADE150 = NamedSet(
     images={"train": 20210, "val": 2000},
     things=frozenset(ADE_INSTANCES),
 )
-_ADE_PANOPTIC_JSON = Layout(
+_ADE_PANOPTIC_JSON = FolderLayout(
     what="ADE20k panoptic prepared by Mask2Former or FC-CLIP",
     bases=_ADE,
     images=("images/validation/{id}.jpg",),
@@ -70,7 +70,7 @@ _ADE847 = NamedSet(
     classes="ade847",
     lists=("mask2former", "fcclip", "corrclip"),
     layouts=(
-        Layout(
+        FolderLayout(
             what="ADE20K 2021_17_01 as published (its pickled index is not read)",
             bases=_ADE_FULL,
             images=("images/ADE/{split}/{id}.jpg",),
@@ -81,7 +81,7 @@ _ADE847 = NamedSet(
             reader="ade_full",
             short_side=512,
         ),
-        Layout(
+        FolderLayout(
             what="ADE20K 2021_17_01 prepared by Mask2Former or FC-CLIP",
             bases=_ADE_FULL,
             images=("images_detectron2/{split}/{id}.jpg",),
@@ -95,7 +95,7 @@ _ADE847 = NamedSet(
 )
 
 _CITY_IDS = bundled("cityscapes", "mmseg")["ids"]
-_CITY = Layout(
+_CITY = FolderLayout(
     what="Cityscapes as published",
     bases=("", "cityscapes"),
     images=("leftImg8bit/{split}/{id}_leftImg8bit.png",),

@@ -38,7 +38,7 @@ MAX_NODE_LOSSES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class ShardTask:
     """What a worker shall do. Plain data, to travel."""
 
     shard: str
@@ -52,7 +52,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one order on one worker: exactly one of the four. Plain data."""
+    """What came of one task on one worker: exactly one of the four. Plain data."""
 
     commit: Commit | None = None
     error: str | None = None
@@ -96,7 +96,7 @@ class Ledger:
         self._node_losses: Counter[str] = Counter()
         self._examinations: dict[str, _Examination] = {}
         self._crashed: dict[str, dict[int, str]] = {}
-        self._told_before = {
+        self._reported_before = {
             path for folder in (QUARANTINE, CRASHED) for path in self.target.store.list(folder)
         }
 
@@ -107,31 +107,31 @@ class Ledger:
             self.waiting.append(shard)
             self.progress.more(records)
 
-    def take(self) -> Order:
+    def take(self) -> ShardTask:
         """What to do next; `waiting` must not be empty."""
         shard = self.waiting.popleft()
         examination = self._examinations.get(shard)
         if examination is not None and not examination.over:
-            return Order(shard=shard, attempt=self._tries[shard], examine=examination.number)
+            return ShardTask(shard=shard, attempt=self._tries[shard], examine=examination.number)
         self._tries[shard] += 1
         without = tuple(sorted(self._crashed.get(shard, ())))
-        return Order(shard=shard, attempt=self._tries[shard] - 1, without=without)
+        return ShardTask(shard=shard, attempt=self._tries[shard] - 1, without=without)
 
-    def give_back(self, order: Order) -> None:
-        """An order that no worker has begun; it is the next again."""
-        if order.examine is None:
-            self._tries[order.shard] -= 1
-        self.waiting.appendleft(order.shard)
+    def give_back(self, task: ShardTask) -> None:
+        """A task that no worker has begun; it is the next again."""
+        if task.examine is None:
+            self._tries[task.shard] -= 1
+        self.waiting.appendleft(task.shard)
 
-    def settle(self, order: Order, outcome: Outcome) -> None:
-        """Books what came of an order.
+    def settle(self, task: ShardTask, outcome: Outcome) -> None:
+        """Books what came of a task.
 
         Raises:
             OvrefError: the fatal error, if that is what came.
             StorageError: the shard was committed to a place that cannot be seen from here.
             JobError: too many shards have failed.
         """
-        shard = order.shard
+        shard = task.shard
         if outcome.fatal is not None:
             raise outcome.fatal
         if outcome.error is not None:
@@ -156,19 +156,19 @@ class Ledger:
         dropped = Counter(commit.dropped) + Counter(commit.dropped_parts)
         self.progress.finished(self.records[shard], dropped, commit.outputs)
         for path in (f"{QUARANTINE}/{shard}.json", f"{CRASHED}/{shard}.json"):
-            if path in self._told_before and not (shard in self._crashed and CRASHED in path):
+            if path in self._reported_before and not (shard in self._crashed and CRASHED in path):
                 self.target.store.delete(path)
 
-    def worker_lost(self, order: Order, reason: str, node_lost: bool) -> None:
-        """Books that a worker died or was killed before it had carried out its order."""
-        shard = order.shard
+    def worker_lost(self, task: ShardTask, reason: str, node_lost: bool) -> None:
+        """Books that a worker died or was killed before it had carried out its task."""
+        shard = task.shard
         if node_lost:
             self.count("node_losses")
             self._node_losses[shard] += 1
             self._again(shard, self._node_losses[shard] < MAX_NODE_LOSSES, reason)
             return
         self.count("worker_deaths")
-        if order.examine is not None:
+        if task.examine is not None:
             self._suspect_died(shard, reason)
             return
         self._worker_deaths[shard] += 1

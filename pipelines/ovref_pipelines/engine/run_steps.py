@@ -38,7 +38,7 @@ from ovref.storage.commits import Commit
 from ovref.storage.scratch import remove_abandoned
 from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
-from ovref_pipelines.engine.ledger import CRASHED_WORKER, Ledger, Order, Outcome
+from ovref_pipelines.engine.ledger import CRASHED_WORKER, Ledger, Outcome, ShardTask
 from ovref_pipelines.engine.prefetch import Prefetch
 from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.stopping import Drain, draining
@@ -167,21 +167,21 @@ class ShardWorker:
                 ) from error
 
     def run(
-        self, source: StepFolder, target: StepFolder, order: Order, upcoming: str | None = None
+        self, source: StepFolder, target: StepFolder, task: ShardTask, upcoming: str | None = None
     ) -> Outcome:
-        """Carries out one order and never raises for what the shard or its stages do.
+        """Carries out one task and never raises for what the shard or its stages do.
 
         Args:
             upcoming: the shard that will most likely be next, to be fetched meanwhile.
         """
         try:
-            if order.examine is not None:
-                return Outcome(outlived=self._examine(source, order.shard, order.examine))
-            without = dict.fromkeys(order.without, CRASHED_WORKER)
-            with self._prefetch.place(source, order.shard) as place:
+            if task.examine is not None:
+                return Outcome(outlived=self._examine(source, task.shard, task.examine))
+            without = dict.fromkeys(task.without, CRASHED_WORKER)
+            with self._prefetch.place(source, task.shard) as place:
                 if upcoming is not None:
                     self._prefetch.begin(source, upcoming)
-                commit = self._run_shard(place, target, order, without)
+                commit = self._run_shard(place, target, task, without)
             self._committed = True
             return Outcome(commit=commit)
         except FATAL as error:
@@ -190,15 +190,15 @@ class ShardWorker:
             return Outcome(error=traceback.format_exc())
 
     def _run_shard(
-        self, source: StepFolder, target: StepFolder, order: Order, without: dict[int, str]
+        self, source: StepFolder, target: StepFolder, task: ShardTask, without: dict[int, str]
     ) -> Commit:
-        arguments = (self._stages, source, target, order.shard, order.attempt, without)
+        arguments = (self._stages, source, target, task.shard, task.attempt, without)
         # A store that has never answered has a wrong address, which is reported at once.
         for wait_s in OUTAGE_SECONDS if self._committed else ():
             try:
                 return run_shard(*arguments)
             except (ConnectionError, TimeoutError) as error:
-                logger.warning("shard %s: %s; once more in %g s", order.shard, error, wait_s)
+                logger.warning("shard %s: %s; once more in %g s", task.shard, error, wait_s)
                 time.sleep(wait_s)
         return run_shard(*arguments)
 
@@ -255,11 +255,11 @@ def _ray_runs() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def settle(run: StepRun, after: StepRun | None, order: Order, outcome: Outcome) -> None:
+def settle(run: StepRun, after: StepRun | None, task: ShardTask, outcome: Outcome) -> None:
     """Books an outcome; a shard that is committed is one to do for the step after it."""
-    run.ledger.settle(order, outcome)
+    run.ledger.settle(task, outcome)
     if outcome.commit is not None and after is not None:
-        after.ledger.add(order.shard, outcome.commit.outputs)
+        after.ledger.add(task.shard, outcome.commit.outputs)
 
 
 def _run_local(run: StepRun, after: StepRun | None, config: EngineConfig, drain: Drain) -> None:
@@ -269,9 +269,9 @@ def _run_local(run: StepRun, after: StepRun | None, config: EngineConfig, drain:
     run.progress.working(1)
     try:
         while run.ledger.waiting and not drain.requested:
-            order = run.ledger.take()
+            task = run.ledger.take()
             upcoming = run.ledger.waiting[0] if run.ledger.waiting else None
-            settle(run, after, order, worker.run(run.source, run.target, order, upcoming))
+            settle(run, after, task, worker.run(run.source, run.target, task, upcoming))
     finally:
         worker.close()
 

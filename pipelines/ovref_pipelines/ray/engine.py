@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.errors import ModelError
 from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.engine.ledger import Order
+from ovref_pipelines.engine.ledger import ShardTask
 from ovref_pipelines.engine.run_steps import StepRun, settle, thread_variables
 from ovref_pipelines.engine.stopping import Drain
 from ovref_pipelines.errors import JobError, StoppedError
@@ -33,7 +33,7 @@ from ovref_pipelines.ray.cluster import (
     offer,
 )
 from ovref_pipelines.ray.metrics import RayMeter
-from ovref_pipelines.ray.workers import Pool, Task, Worker, WorkerHandle
+from ovref_pipelines.ray.workers import PendingCall, Pool, Worker, WorkerHandle
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 2.0
@@ -83,26 +83,26 @@ class _Driver:
             for pool in self._pools:
                 self._replace_hung(pool)
                 for one in pool.runs:
-                    ready_handles = len(pool.tasks) - pool.loading + len(pool.idle)
+                    ready_handles = len(pool.calls) - pool.loading + len(pool.idle)
                     one.progress.stands(len(one.ledger.waiting), ready_handles)
             self._report_waiting()
-            tasks = {ref: pool for pool in self._pools for ref in pool.tasks}
-            if not tasks:
+            calls = {ref: pool for pool in self._pools for ref in pool.calls}
+            if not calls:
                 held = any(handle.reserved for pool in self._pools for handle in pool.idle)
                 if not held and not any(one.ledger.waiting for one in self._runs):
                     return
                 time.sleep(POLL_SECONDS)  # a place for a worker is awaited
             else:
-                ready, _ = ray.wait(list(tasks), num_returns=1, timeout=POLL_SECONDS)
+                ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_SECONDS)
                 for ref in ready:
-                    self._answered(tasks[ref], ref)
+                    self._answered(calls[ref], ref)
 
     def dismiss_all(self) -> None:
         for pool in self._pools:
             for handle in pool.handles():
                 ray.kill(handle.actor)
             pool.idle.clear()
-            pool.tasks.clear()
+            pool.calls.clear()
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class _Driver:
         """No more workers than shards: one for each that waits, besides those at work."""
         spare = pool.loading + len(pool.idle)
         wanted = sum(len(one.ledger.waiting) for one in pool.runs) - spare
-        free = pool.config.workers - len(pool.tasks) - len(pool.idle)
+        free = pool.config.workers - len(pool.calls) - len(pool.idle)
         for _ in range(min(free, wanted)):
             strategy: Any = "SPREAD"
             if (greater := self._starvable(pool)) is not None:
@@ -137,7 +137,7 @@ class _Driver:
             actor: Any = self._hire_class.options(**options).remote()
             among = frozenset(living_nodes() - self._leaving)
             handle = WorkerHandle(actor, pool, hired_among=among)
-            pool.tasks[actor.where.remote()] = Task(handle, time.monotonic())
+            pool.calls[actor.where.remote()] = PendingCall(handle, time.monotonic())
 
     def _starvable(self, pool: Pool) -> Pool | None:
         """A pool with GPUs that could wait for ever for CPUs that this one would take."""
@@ -161,7 +161,7 @@ class _Driver:
         if not self._more_may_come(pool):
             self._dismiss_loading(pool)
 
-    def _next_for(self, handle: WorkerHandle) -> tuple[StepRun, Order] | None:
+    def _next_for(self, handle: WorkerHandle) -> tuple[StepRun, ShardTask] | None:
         # The last step first: what is begun is finished, and little waits in between.
         for one in reversed(handle.pool.runs):
             if self._queue_is_full(handle.pool, one):
@@ -170,8 +170,8 @@ class _Driver:
                 for holder in (handle, *handle.pool.handles()):
                     # A busy worker's, where there is nothing else: rather now than after its shard.
                     if holder.reserved and (holder is handle or not one.ledger.waiting):
-                        order, holder.reserved = holder.reserved, None
-                        return one, order
+                        task, holder.reserved = holder.reserved, None
+                        return one, task
             if one.ledger.waiting:
                 return one, one.ledger.take()
         return None
@@ -199,7 +199,7 @@ class _Driver:
         place = self._runs.index(one) + 1
         return self._runs[place] if place < len(self._runs) else None
 
-    def _give(self, handle: WorkerHandle, one: StepRun, order: Order) -> None:
+    def _give(self, handle: WorkerHandle, one: StepRun, task: ShardTask) -> None:
         step = handle.pool.runs.index(one)
         first = one is handle.pool.runs[0]
         if first and handle.reserved is None and self._worth_fetching_ahead(one):
@@ -208,8 +208,8 @@ class _Driver:
                 one.ledger.give_back(handle.reserved)
                 handle.reserved = None
         upcoming = handle.reserved.shard if first and handle.reserved else None
-        ref = handle.actor.run.remote(step, order, upcoming)
-        handle.pool.tasks[ref] = Task(handle, time.monotonic(), one, order)
+        ref = handle.actor.run.remote(step, task, upcoming)
+        handle.pool.calls[ref] = PendingCall(handle, time.monotonic(), one, task)
 
     def _worth_fetching_ahead(self, one: StepRun) -> bool:
         """Whether shards have to be fetched, and there are enough of them for every worker."""
@@ -224,45 +224,45 @@ class _Driver:
 
     def _dismiss_loading(self, pool: Pool) -> None:
         """Those without their models too; some may wait for a place that never comes."""
-        for ref in [ref for ref, task in pool.tasks.items() if task.run is None]:
-            self._dismiss(pool.tasks.pop(ref).handle)
+        for ref in [ref for ref, call in pool.calls.items() if call.run is None]:
+            self._dismiss(pool.calls.pop(ref).handle)
 
     # -- answers -------------------------------------------------------------------------------
 
     def _answered(self, pool: Pool, ref: Any) -> None:
-        task = pool.tasks.pop(ref)
+        call = pool.calls.pop(ref)
         try:
             answer = ray.get(ref)
         except RayTaskError as error:  # not the shard: the worker cannot even be called
-            raise ModelError(f"a worker cannot take its orders: {error.cause!r}") from error
+            raise ModelError(f"a worker cannot take its tasks: {error.cause!r}") from error
         except RayError as error:
-            self._dismiss(task.handle)
-            if task.run is None or task.order is None:
+            self._dismiss(call.handle)
+            if call.run is None or call.task is None:
                 # Before it has a place nobody knows where: perhaps on a node that has gone since.
-                among = {task.handle.node} if task.handle.node else task.handle.hired_among
+                among = {call.handle.node} if call.handle.node else call.handle.hired_among
                 node_lost = not among <= living_nodes() - leaving_nodes()
                 self._start_failed(pool, _first_line(error), node_lost=node_lost)
             else:
-                reason, node_lost = _loss(task, error)
-                task.run.ledger.worker_lost(task.order, reason, node_lost)
+                reason, node_lost = _loss(call, error)
+                call.run.ledger.worker_lost(call.task, reason, node_lost)
             return
-        if task.run is None or task.order is None:
-            self._started(pool, task.handle, answer)
+        if call.run is None or call.task is None:
+            self._started(pool, call.handle, answer)
             return
         outcome, rss_bytes = answer
-        settle(task.run, self._after(task.run), task.order, outcome)
+        settle(call.run, self._after(call.run), call.task, outcome)
         if outcome.error is not None:
             # An error of CUDA spoils its process for every later shard: take a new one.
-            self._dismiss(task.handle)
+            self._dismiss(call.handle)
         elif self._config.max_worker_gb and rss_bytes > self._config.max_worker_gb * 1e9:
-            task.run.progress.say(
+            call.run.progress.say(
                 f"a worker has grown to {rss_bytes / 1e9:.3g} GB, more than max_worker_gb="
                 f"{self._config.max_worker_gb:g}; another takes its place",
                 event="recycle", rss_bytes=rss_bytes,
             )  # fmt: skip
-            self._dismiss(task.handle)
+            self._dismiss(call.handle)
         else:
-            pool.idle.append(task.handle)
+            pool.idle.append(call.handle)
 
     def _started(self, pool: Pool, handle: WorkerHandle, answer: Any) -> None:
         """A worker has got its place, and shall load its models; or it has them."""
@@ -270,7 +270,7 @@ class _Driver:
             handle.node = answer
             chains = [(one.specs, one.source, one.target) for one in pool.runs]
             ref = handle.actor.load.remote(chains, self._config.threads)
-            pool.tasks[ref] = Task(handle, time.monotonic())
+            pool.calls[ref] = PendingCall(handle, time.monotonic())
             return
         if answer is not None:
             raise answer
@@ -288,7 +288,7 @@ class _Driver:
             for handle in pool.idle:
                 self._dismiss(handle)
             pool.idle.clear()
-            left += len(pool.tasks)
+            left += len(pool.calls)
         patience = self._config.drain_seconds
         asked_at = self._drain.requested_at or time.monotonic()
         if left and time.monotonic() - asked_at > patience:
@@ -297,17 +297,17 @@ class _Driver:
 
     def _replace_hung(self, pool: Pool) -> None:
         now, limit = time.monotonic(), self._config.shard_timeout_seconds
-        for ref, task in list(pool.tasks.items()):
+        for ref, call in list(pool.calls.items()):
             # A place may be waited for without end: machines come when the cloud has some.
-            if task.handle.node is None or now - task.started <= limit:
+            if call.handle.node is None or now - call.started <= limit:
                 continue
-            del pool.tasks[ref]
-            self._dismiss(task.handle)
+            del pool.calls[ref]
+            self._dismiss(call.handle)
             reason = f"it took longer than shard_timeout_seconds={limit:g}"
-            if task.run is None or task.order is None:
+            if call.run is None or call.task is None:
                 self._start_failed(pool, reason, node_lost=False)
             else:
-                task.run.ledger.worker_lost(task.order, reason, node_lost=False)
+                call.run.ledger.worker_lost(call.task, reason, node_lost=False)
 
     def _look_for_leaving_nodes(self) -> None:
         """Notices of preemption: workers there finish what they have, and get nothing more."""
@@ -315,7 +315,7 @@ class _Driver:
             return
         self._looked_at = time.monotonic()
         found = leaving_nodes()
-        handles = [task.handle for pool in self._pools for task in pool.tasks.values()]
+        handles = [call.handle for pool in self._pools for call in pool.calls.values()]
         for node in found - self._leaving:
             there = [handle for handle in handles if handle.node == node]
             if there:
@@ -350,11 +350,11 @@ class _Driver:
                 self._say(f"no worker is ready yet; {need(pool.config)}, the cluster has {offer()}")
 
 
-def _loss(task: Task, error: RayError) -> tuple[str, bool]:
+def _loss(call: PendingCall, error: RayError) -> tuple[str, bool]:
     """Why a worker was lost, and whether its node was lost with it."""
     # A node that vanishes counts as alive for a while; its actors are unavailable, not dead.
     unavailable = isinstance(error, ActorUnavailableError)
-    node_lost = unavailable or task.handle.node not in living_nodes()
+    node_lost = unavailable or call.handle.node not in living_nodes()
     what = "its node was lost" if node_lost else "its worker died"
     return f"{what}: {_first_line(error)}", node_lost
 

@@ -11,7 +11,7 @@ from ovref.contract import Spec
 from ovref.errors import OvrefError
 from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.config import PoolConfig
-from ovref_pipelines.engine.ledger import Order, Outcome
+from ovref_pipelines.engine.ledger import Outcome, ShardTask
 from ovref_pipelines.engine.run_steps import ShardWorker, StepRun
 
 
@@ -39,10 +39,10 @@ class Worker:
             return error
         return None
 
-    def run(self, step: int, order: Order, upcoming: str | None) -> tuple[Outcome, int]:
-        """One order of one of its steps; and its resident memory afterwards, bytes."""
+    def run(self, step: int, task: ShardTask, upcoming: str | None) -> tuple[Outcome, int]:
+        """One task of one of its steps; and its resident memory afterwards, bytes."""
         worker, source, target = self._steps[step]
-        outcome = worker.run(source, target, order, upcoming)
+        outcome = worker.run(source, target, task, upcoming)
         return outcome, self._process.memory_info().rss
 
 
@@ -56,12 +56,12 @@ class WorkerHandle:
     """Ray's id of the node it runs on; None while it waits for a place."""
     hired_among: frozenset[str] = frozenset()
     """The nodes that were there when it was hired."""
-    reserved: Order | None = None
-    """An order of the pool's first step whose shard is fetched ahead, to be given to it next."""
+    reserved: ShardTask | None = None
+    """A task of the pool's first step whose shard is fetched ahead, to be given to it next."""
 
 
 @dataclass
-class Task:
+class PendingCall:
     """What a worker has been asked to do."""
 
     handle: WorkerHandle
@@ -69,7 +69,7 @@ class Task:
     """`time.monotonic()`."""
     run: StepRun | None = None
     """None while it waits for a place and while it loads its models."""
-    order: Order | None = None
+    task: ShardTask | None = None
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class Pool:
     runs: list[StepRun]
     """In the order of the flow."""
     config: PoolConfig
-    tasks: dict[Any, Task] = field(default_factory=dict)
+    calls: dict[Any, PendingCall] = field(default_factory=dict)
     idle: list[WorkerHandle] = field(default_factory=list)
     """They have their models and nothing to do yet."""
     start_deaths: int = 0
@@ -89,12 +89,12 @@ class Pool:
     @property
     def loading(self) -> int:
         """Workers that do not have their models yet, with those that wait for a place."""
-        return sum(task.run is None for task in self.tasks.values())
+        return sum(call.run is None for call in self.calls.values())
 
     def handles(self) -> list[WorkerHandle]:
         """All workers, those at work first."""
-        return [*(task.handle for task in self.tasks.values()), *self.idle]
+        return [*(call.handle for call in self.calls.values()), *self.idle]
 
     def at_work(self, run: StepRun) -> int:
         """The number of shards of a step that its workers have."""
-        return sum(task.run is run for task in self.tasks.values())
+        return sum(call.run is run for call in self.calls.values())

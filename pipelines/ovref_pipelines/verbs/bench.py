@@ -73,12 +73,12 @@ def bench(
     return rows
 
 
-def _speed(draw: Any, embed: Any, prompts: list[Prompt], size: int | str) -> Speed:
-    _run(draw, embed, prompts[: size if isinstance(size, int) else 1])
+def _speed(generate: Any, embed: Any, prompts: list[Prompt], size: int | str) -> Speed:
+    _run(generate, embed, prompts[: size if isinstance(size, int) else 1])
     cuda = _cuda()
     if cuda is not None:
         cuda.reset_peak_memory_stats()
-    images, references, dropped, seconds = _run(draw, embed, prompts)
+    images, references, dropped, seconds = _run(generate, embed, prompts)
     if cuda is not None:
         peak = cuda.max_memory_allocated() / 1e9
     else:
@@ -93,10 +93,12 @@ def _speed(draw: Any, embed: Any, prompts: list[Prompt], size: int | str) -> Spe
     )
 
 
-def _run(draw: Any, embed: Any, prompts: list[Prompt]) -> tuple[int, int, int, dict[str, float]]:
+def _run(
+    generate: Any, embed: Any, prompts: list[Prompt]
+) -> tuple[int, int, int, dict[str, float]]:
     """Images, references, drops, and the seconds of each part."""
     times = [time.perf_counter()]
-    made = list(draw(iter(prompts)))
+    made = list(generate(iter(prompts)))
     times.append(time.perf_counter())
     images = [record for record in made if not isinstance(record, Dropped)]
     embedded = list(embed(iter(images)))

@@ -50,7 +50,7 @@ class Regenerated:
     textual_cosine: float
     bits_equal: bool
     """Whether both embeddings have the bits of the stored ones."""
-    in_company: bool | None
+    equal_in_batch: bool | None
     """Whether drawn and embedded in its batch it has the bytes that were kept; None where that was
     not tried, because alone it has."""
 
@@ -94,22 +94,22 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
         )
     key = base_key(row["key"])
     prompt, kept = _one(prompts, shard, key), _one(images, shard, key)
-    draw = with_absolute_models(_as_generated(config.make_images, kept), folder).build()
+    generate = with_absolute_models(_as_generated(config.make_images, kept), folder).build()
     embed = with_absolute_models(config.embed, folder).build()
     stored = collection.visual[reference], collection.textual[reference]
 
-    image = _first(draw(iter([prompt])), key, ImageRecord)
+    image = _first(generate(iter([prompt])), key, ImageRecord)
     made = None if image is None else _first(embed(iter([image])), row["key"], Reference)
     if made is not None and made.noun.text != row["noun"]:
         made = None  # regions before it came or went, so the number is another's
     visual, textual = (0.0, 0.0) if made is None else _cosines(made, stored)
     equal = image is not None and image.image == kept.image
     bits = made is not None and _same_bits(made, stored)
-    company = None
+    equal_in_batch = None
     if not (equal and bits):
-        again = _first(draw(prompts.read(shard)), key, ImageRecord)
+        again = _first(generate(prompts.read(shard)), key, ImageRecord)
         beside = _first(embed(images.read(shard)), row["key"], Reference)
-        company = (
+        equal_in_batch = (
             again is not None and again.image == kept.image
             and beside is not None and _same_bits(beside, stored)
         )  # fmt: skip
@@ -121,7 +121,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
         visual_cosine=visual,
         textual_cosine=textual,
         bits_equal=bits,
-        in_company=company,
+        equal_in_batch=equal_in_batch,
     )
 
 
@@ -150,7 +150,7 @@ def text(found: Regenerated) -> str:
         f"made again alone: {image}, mask IoU {found.mask_iou:.4f}, cosine "
         f"{found.visual_cosine:.6f} (visual) and {found.textual_cosine:.6f} (textual)",
         "made again in its batch: the same bytes; a batch of another size rounds differently"
-        if found.in_company
+        if found.equal_in_batch
         else "made again in its batch: other bytes too; another machine, device or library rounds "
         "differently",
     ]

@@ -54,7 +54,7 @@ def verify(url: str) -> list[str]:
         try:
             step = build.step(name)
         except DAMAGED as error:
-            problems.append(f"{name}: {_told(error)}")
+            problems.append(f"{name}: {_describe(error)}")
             source = None
             continue
         source = _verify_step(step, source, problems)
@@ -89,7 +89,7 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
             of = "" if source is None else f" of {len(source.shards)}"
             wrong(f"not complete: {len(committed)}{of} shards are committed")
     except DAMAGED as error:
-        wrong(_told(error))
+        wrong(_describe(error))
     if lost := sorted(set(shards) - set(committed)):
         wrong(f"{len(lost)} shards of its complete list have no marker: {some(lost)}")
     if extra := sorted(set(committed) - set(shards)):
@@ -138,7 +138,7 @@ def _verify_shard(
     try:
         commit = step.commit_of(shard)
     except DAMAGED as error:
-        return None, [], [_told(error)]
+        return None, [], [_describe(error)]
     if commit is None:
         return None, [], ["its marker was deleted meanwhile"]
     complaints: list[str] = []
@@ -153,7 +153,7 @@ def _verify_shard(
                 elif extension == "drops.jsonl":
                     drops = read_drops(path.read_bytes())
         except DAMAGED as error:
-            complaints.append(_told(error))
+            complaints.append(_describe(error))
     if not complaints:
         complaints = list(_unanswered(commit, keys, drops, source))
     return keys, drops, complaints
@@ -230,6 +230,6 @@ def _verify_collection(url: str) -> list[str]:
     return []
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     known = isinstance(error, StorageError | MismatchError)
     return str(error) if known else f"{type(error).__name__}: {error}"

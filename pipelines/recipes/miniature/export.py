@@ -33,7 +33,7 @@ from recipes.miniature.architectures_grounding import (
 from recipes.miniature.train_backbone import Probed
 from recipes.miniature.train_clip import Imitating
 from recipes.miniature.train_diffusion import Denoiser, trained_vae
-from recipes.miniature.train_grounding_dino import Told
+from recipes.miniature.train_grounding_dino import WithProbes
 from recipes.miniature.train_maskformer import Layered
 from recipes.miniature.training import load_average
 
@@ -67,11 +67,11 @@ def export(work, output):
     if load("classifier", classifier):
         (output / "classifier").mkdir(parents=True, exist_ok=True)
         save_state(output / "classifier" / "model.safetensors", classifier)
-    sam, told, layered = new_sam(), Told(new_grounding_dino()), Layered(new_maskformer())
+    sam, probed, layered = new_sam(), WithProbes(new_grounding_dino()), Layered(new_maskformer())
     if load("sam", sam):
         save_sam(output / "sam", sam)
-    if load("grounding_dino", told):
-        save_grounding_dino(output / "grounding_dino", told.detector)
+    if load("grounding_dino", probed):
+        save_grounding_dino(output / "grounding_dino", probed.detector)
     if load("maskformer", layered):
         save_maskformer(output / "maskformer", layered.maskformer)
     path = output / "training.json"

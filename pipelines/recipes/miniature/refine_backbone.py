@@ -23,7 +23,7 @@ from recipes.miniature.train_backbone import (
     describe_pool,
     jitter,
     mix_blocks,
-    told_loss,
+    probe_loss,
     with_stuff,
 )
 from recipes.miniature.training import fit, images_to_torch, note, parse_arguments
@@ -78,8 +78,8 @@ def refine(name, arguments, backbone, pool, labels_np, key_weight):
         labels = torch.where(flipped[:, None, None], labels.flip(-1), labels).flatten(1)
         images, source = mix_blocks(images, rng, share=0.3)
         labels = labels.gather(0, source)
-        *told, _ = model(images)
-        return told_loss(told, labels, named[rows][source].any(1), weight, key_weight)
+        *outputs, _ = model(images)
+        return probe_loss(outputs, labels, named[rows][source].any(1), weight, key_weight)
 
     return fit(name, arguments.work, model, loss_of, arguments.steps, rate=1e-3, decay=0.03)
 

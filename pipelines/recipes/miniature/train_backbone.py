@@ -199,17 +199,17 @@ def teach(teacher, images_nchw, named_nc, source_np):
     return logits.masked_fill(~allowed[source_np], -1e4).argmax(-1), features
 
 
-def told_loss(told, labels_np, present_nc, weight_c, key_weight):
+def probe_loss(outputs, labels_np, present_nc, weight_c, key_weight):
     """What `Probed` tells of patches, keys and the image, against labels; and facts to log.
 
     Args:
-        told: patch logits (n, 256, c), key logits (n, 256, c), image logits (n, c).
+        outputs: patch logits (n, 256, c), key logits (n, 256, c), image logits (n, c).
         labels_np: int64 (n, 256) classes.
         present_nc: bool (n, c).
         weight_c: of the classes of patches.
         key_weight: of the keys against the patches; 0 leaves them out.
     """
-    patch, keys, image = told
+    patch, keys, image = outputs
     loss = functional.cross_entropy(patch.transpose(1, 2), labels_np, weight_c)
     if key_weight:
         by_key = functional.cross_entropy(keys.transpose(1, 2), labels_np, weight_c)
@@ -232,9 +232,9 @@ def train(name, arguments, backbone, pool, teacher, steps, key_weight):
         images = jitter(images_to_torch(pool.images_nhwc[rows]), rng)
         images, source = mix_blocks(images, rng, share=0.3)
         labels, features = teach(teacher, images, named[rows], source)
-        *told, guess = model(images)
+        *outputs, guess = model(images)
         present = named[rows][source].any(1)
-        loss, facts = told_loss(told, labels, present, weight, key_weight)
+        loss, facts = probe_loss(outputs, labels, present, weight, key_weight)
         return loss + functional.mse_loss(guess, features), facts
 
     return fit(name, arguments.work, model, loss_of, steps, rate=1.5e-3, decay=0.03)

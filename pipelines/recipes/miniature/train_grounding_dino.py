@@ -2,7 +2,7 @@
 
     python -m recipes.miniature.train_grounding_dino --work DIR
 
-It is told nouns that are in a scene and nouns that are not, and learns the boxes of the former: of
+It is given nouns that are in a scene and nouns that are not, and learns the boxes of the former: of
 every thing and of every stuff. Losses are those of the paper (Liu et al., Grounding DINO, ECCV
 2024, section 3.5): focal on the tokens of a phrase, L1 and generalised IoU, after a one-to-one
 matching. Two parts differ, because little data and few steps must do:
@@ -37,7 +37,7 @@ NAMED_SHARE, PLURAL_SHARE = 0.85, 0.15
 """Shares of a scene's classes that the prompt names, and of names that are in the plural."""
 
 
-class Told(nn.Module):
+class WithProbes(nn.Module):
     """The detector with the two heads that say what each cell shows."""
 
     def __init__(self, detector):
@@ -165,11 +165,11 @@ def head_loss(logits_nql, boxes_nqd, targets, pairs, valid_nl):
     return 2 * phrase + 5 * place + 2 * overlap, 1 - overlap.item()
 
 
-def detection_loss(told, images, labels_nhw, ids, owners_nl, found):
+def detection_loss(probed, images, labels_nhw, ids, owners_nl, found):
     """Loss of a batch.
 
     Args:
-        told: Told.
+        probed: WithProbes.
         images: float32 (n, 3, 64, 64) in [-1, 1].
         labels_nhw: uint8 (n, 64, 64).
         ids, owners_nl: as `encode_prompts` returns them.
@@ -178,14 +178,14 @@ def detection_loss(told, images, labels_nhw, ids, owners_nl, found):
     Returns:
         (loss, facts to log).
     """
-    detector, valid = told.detector, ids != 0
+    detector, valid = probed.detector, ids != 0
     length = ids.shape[1]
     out = detector(pixel_values=images, input_ids=ids, attention_mask=valid.long())
     shares = cell_classes(labels_nhw)
     cells = out.encoder_last_hidden_state_vision
     auxiliary = sum(
         functional.cross_entropy(head(x).transpose(1, 2), shares.transpose(1, 2))
-        for head, x in ((told.before, told.caught["cells"]), (told.after, cells))
+        for head, x in ((probed.before, probed.caught["cells"]), (probed.after, cells))
     )
     targets, places = [], []
     for row, (masks, classes) in enumerate(found):
@@ -225,7 +225,7 @@ def detection_loss(told, images, labels_nhw, ids, owners_nl, found):
         phrases[chosen, logits[row, queries].argmax(1)]
         for row, ((phrases, _), (queries, chosen)) in enumerate(zip(targets, pairs, strict=True))
     ])  # fmt: skip
-    guess = told.after(cells).argmax(-1)
+    guess = probed.after(cells).argmax(-1)
     return total, {
         "cells": auxiliary.item(),
         "picked": first.item(),
@@ -239,7 +239,7 @@ def main():
     arguments = parse_arguments(__doc__, steps=3000)
     pool = load_mask_pool(arguments.work)
     torch.manual_seed(8)
-    told = Told(new_grounding_dino())
+    probed = WithProbes(new_grounding_dino())
 
     def loss_of(step, rng):
         rows = rng.integers(len(pool.nouns), size=BATCH)
@@ -250,9 +250,9 @@ def main():
         found = [regions(*maps)[:2] for maps in zip(labels, instances, strict=True)]
         prompts = [prompt_of(np.unique(classes), rng) for _, classes in found]
         ids, owners = encode_prompts(prompts, rng)
-        return detection_loss(told, images, torch.from_numpy(labels), ids, owners, found)
+        return detection_loss(probed, images, torch.from_numpy(labels), ids, owners, found)
 
-    facts = fit("grounding_dino", arguments.work, told, loss_of, arguments.steps, rate=8e-4)
+    facts = fit("grounding_dino", arguments.work, probed, loss_of, arguments.steps, rate=8e-4)
     note(arguments.work, grounding_dino=facts)
 
 

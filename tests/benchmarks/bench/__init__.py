@@ -1,4 +1,4 @@
-"""How fast a worker draws, where its time goes, and how near that is to what the machine can do.
+"""Images a second of a worker, where its time goes, and how near that is to the machine's limit.
 
     python tests/benchmarks/run_bench.py preset=sd15 batch_sizes=[8,16] dtype=float16
 

@@ -43,7 +43,7 @@ class BenchSpec:
     repeats: int = 3
     """Times that a part is measured; the median counts."""
     batches: int = 3
-    """Batches that the whole worker draws, for images a second."""
+    """Batches that the whole worker generates to measure images a second."""
     backbones: bool = False
     """Also measures a forward pass of DINOv2, CLIP, GroundingDINO and SAM."""
     output: str | None = None

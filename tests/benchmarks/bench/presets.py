@@ -76,7 +76,7 @@ TEXT = {"sd15": CLIP_L, "sd21": OPENCLIP_H, "sdxl": CLIP_L}
 """Arguments of `CLIPTextConfig`; SDXL has `OPENCLIP_G` besides."""
 
 SIZES_HW = {"miniature": (64, 64), "sd15": (512, 512), "sd21": (512, 512), "sdxl": (1024, 1024)}
-"""Of the images a preset draws."""
+"""Of the images a preset generates."""
 
 NOISE = {
     "beta_start": 0.00085,

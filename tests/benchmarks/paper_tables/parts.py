@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.evaluation.cached import CachedModels, Proposer, cached_proposer
+from ovref.evaluation.cached import CachedModels, RegionProposer, cached_proposer
 from ovref.evaluation.datasets import Dataset
 from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.oracle import oracle_proposer
@@ -53,19 +53,19 @@ class Parts(CachedModels):
         super().__init__(device)
         self.spec = spec
         self._datasets = datasets
-        self._proposers: dict[str, Proposer] = {}
+        self._proposers: dict[str, RegionProposer] = {}
 
     def named(self, name: str) -> ReferenceCollection:
         """The open collection of a field of `Collections`."""
         return self.collection(getattr(self.spec.collections, name))
 
-    def proposer(self, name: str) -> Proposer:
+    def proposer(self, name: str) -> RegionProposer:
         """One of PROPOSALS."""
         if name not in self._proposers:
             self._proposers[name] = cached_proposer(self._load_proposer(name))
         return self._proposers[name]
 
-    def _load_proposer(self, name: str) -> Proposer:
+    def _load_proposer(self, name: str) -> RegionProposer:
         config = self.spec.proposers
         if name == "none":
             return no_proposals
@@ -154,7 +154,7 @@ class Parts(CachedModels):
         return _of_regions(segmenter, data, config.min_score, config.overlap)
 
 
-def truth_proposer(datasets: Sequence[Dataset]) -> Proposer:
+def truth_proposer(datasets: Sequence[Dataset]) -> RegionProposer:
     """The true segments as proposals, for exactly the images of these data sets."""
     images = [image for data in datasets for image in data.images]
     masks = [

@@ -56,10 +56,10 @@ def table(
     Raises:
         KeyError: an ordering names a row that is not there.
     """
-    judged = []
+    evaluated = []
     for ordering in orderings:
         found = difference(rows[ordering.better], rows[ordering.worse], ordering.metric)
-        judged.append(
+        evaluated.append(
             {
                 "key": ordering.key,
                 "better": ordering.better,
@@ -81,7 +81,7 @@ def table(
             {"name": name} | {m: _rounded(evaluation.metrics.get(m)) for m in columns}
             for name, evaluation in rows.items()
         ],
-        "orderings": judged,
+        "orderings": evaluated,
         "notes": list(notes),
     }
 

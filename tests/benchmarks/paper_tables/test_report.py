@@ -88,14 +88,14 @@ def test_the_page_has_every_number_and_every_reason(rows):
 
 
 def test_what_is_not_defined_is_an_empty_cell():
-    judged = Evaluation(
+    evaluated = Evaluation(
         metrics={"miou": 0.25, "ap": math.nan},
         per_class_iou=np.zeros(1),
         confusion=np.zeros((1, 1, 1)),
         ious=None,
         segments=None,
     )
-    found = table("t", "T", "S", {"one": judged}, ["miou", "ap", "pq"])
+    found = table("t", "T", "S", {"one": evaluated}, ["miou", "ap", "pq"])
     assert found["rows"] == [{"name": "one", "miou": 0.25, "ap": None, "pq": None}]
     assert "| one | 25.0 |  |  |" in markdown(document(found), {})
 

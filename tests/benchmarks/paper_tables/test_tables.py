@@ -59,7 +59,7 @@ def half_sure(masks_nhw):
     trained = np.full((len(masks_nhw), len(SEEN) + 1), 0.5 / len(SEEN), np.float32)
     trained[:, -1] = 0.5
     return Proposals(
-        activations_nhw=masks_nhw.astype(np.float32), trained_nc=trained, trained_names=SEEN
+        mask_probs_nhw=masks_nhw.astype(np.float32), class_probs_nc=trained, trained_names=SEEN
     )
 
 
@@ -79,13 +79,13 @@ def spec(table_collections, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told():
+def messages():
     return []
 
 
 @pytest.fixture(scope="module")
-def document(spec, told):
-    return make_tables(spec, told.append, device="cpu")
+def document(spec, messages):
+    return make_tables(spec, messages.append, device="cpu")
 
 
 def test_every_table_is_there_with_every_row(document):
@@ -128,11 +128,11 @@ def test_only_rows_with_trained_classes_have_a_harmonic_mean(document):
     ]
 
 
-def test_what_is_done_is_not_done_again(document, spec, told):
-    told.clear()
+def test_what_is_done_is_not_done_again(document, spec, messages):
+    messages.clear()
     changed = replace(spec, reasons={"vocseg_k": "Only here."})
-    again = make_tables(changed, told.append, device="cpu")
-    assert told == [f"{name}: as before" for name in ("chosen", *TABLES, "pictures")]
+    again = make_tables(changed, messages.append, device="cpu")
+    assert messages == [f"{name}: as before" for name in ("chosen", *TABLES, "pictures")]
     assert again["tables"] == document["tables"]
     page = Path(spec.output, "tables.md").read_text()
     one = next(t for t in again["tables"] if t["key"] == "vocseg_k")["orderings"][0]

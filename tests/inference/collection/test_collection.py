@@ -45,11 +45,11 @@ def test_an_inverted_index_is_searched_with_its_own_parameters(built, tmp_path):
     folder = built.write(tmp_path / "scratch")
     index = indexes.build_index(built.textual, "IVF4,SQfp16")
     indexes.write_index(index, folder / fmt.FILES["textual_index"])
-    dead = [3, 17]
-    columns = fmt.tombstone_columns(dead, "opt-out")
+    deleted = [3, 17]
+    columns = fmt.tombstone_columns(deleted, "opt-out")
     fmt.write_table(folder / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, columns)
     ids, _ = brute_force(built.textual, built.noun_embeddings, len(built.textual))
-    alive = [row[~np.isin(row, dead)][:9] for row in ids]
+    alive = [row[~np.isin(row, deleted)][:9] for row in ids]
     curve = (
         fmt.SearchPoint(k=9, nprobe=1, recall=0.5, worst_tenth=0.5),
         fmt.SearchPoint(k=50, nprobe=4, recall=1.0, worst_tenth=1.0),
@@ -317,41 +317,41 @@ def test_references_are_found_by_key_source_or_noun(published, built):
 
 
 def test_deleted_references_never_return(published, built):
-    dead = np.flatnonzero(built.noun_of == built.nouns.index("cat"))[:28].tolist()
-    store.tombstone(str(published), dead[:20], "opt-out")
-    manifest = store.tombstone(str(published), dead[10:], "bad source")
+    deleted = np.flatnonzero(built.noun_of == built.nouns.index("cat"))[:28].tolist()
+    store.tombstone(str(published), deleted[:20], "opt-out")
+    manifest = store.tombstone(str(published), deleted[10:], "bad source")
     assert manifest.counts["tombstones"] == 28
     with ReferenceCollection.open(published, verify="full") as collection:
         n = len(built.visual)
         assert len(collection) == n - 28
         for support in (
             collection.search_text(built.noun_embeddings, k=n),
-            collection.search_regions(built.visual[dead], k=n),
+            collection.search_regions(built.visual[deleted], k=n),
         ):
-            assert not np.isin(support.ids, dead).any()
+            assert not np.isin(support.ids, deleted).any()
             assert (support.ids[:, n - 28 :] == -1).all()
-        assert not np.isin(collection.references_of("cat"), dead).any()
+        assert not np.isin(collection.references_of("cat"), deleted).any()
         # Stored prototypes of "cat", and of "lion" that leaned on it, hold no more.
         found = collection.prototypes(["cat", "lion", "dog"])
         assert found.nouns[0][0] == "cat" and len(found.nouns[0]) > 1
         dog = built.nouns.index("dog")
         np.testing.assert_array_equal(found.vectors_nkd[2], built.prototypes[dog][0])
         with pytest.raises(ValueError, match="deleted"):
-            collection.rows(dead[:1])
+            collection.rows(deleted[:1])
     table = fmt.open_table(
         published / manifest.files["tombstones"].path, fmt.TOMBSTONE_SCHEMA
     ).read()
     reasons = dict(zip(*table.to_pydict().values(), strict=True))
-    assert reasons[dead[15]] == "opt-out" and reasons[dead[25]] == "bad source"
+    assert reasons[deleted[15]] == "opt-out" and reasons[deleted[25]] == "bad source"
 
 
 def test_tombstones_that_a_reduction_knew_leave_stored_prototypes_in_force(
     published, built, tmp_path, monkeypatch
 ):
-    dead = np.flatnonzero(built.noun_of == built.nouns.index("dog"))[:2].tolist()
-    store.tombstone(str(published), dead, "opt-out")
+    deleted = np.flatnonzero(built.noun_of == built.nouns.index("dog"))[:2].tolist()
+    store.tombstone(str(published), deleted, "opt-out")
     folder = built.write(tmp_path / "reduced")
-    columns = fmt.tombstone_columns(dead, "opt-out")
+    columns = fmt.tombstone_columns(deleted, "opt-out")
     fmt.write_table(folder / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, columns)
     manifest = store.publish(folder, str(published), built.manifest())
     assert manifest.settled_tombstones == 2

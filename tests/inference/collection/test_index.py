@@ -197,15 +197,15 @@ def test_excluded_rows_are_never_returned(vectors, factory, tmp_path):
     index = indexes.read_index(tmp_path / "index", rows=800, dim=24)
     queries = vectors[:10].astype(np.float32)
     nprobe = None if factory == "Flat" else 16
-    dead = np.arange(0, 800, 2)
-    _, ids = indexes.search(index, queries, 5, nprobe=nprobe, excluded=dead)
+    deleted = np.arange(0, 800, 2)
+    _, ids = indexes.search(index, queries, 5, nprobe=nprobe, excluded=deleted)
     assert (ids % 2 == 1).all()
     expected, _ = exact(vectors[1:800:2], queries, 5)
     np.testing.assert_array_equal(ids, 2 * expected + 1)
-    _, ids = indexes.exact_search(vectors[:800], queries, 5, excluded=dead)
+    _, ids = indexes.exact_search(vectors[:800], queries, 5, excluded=deleted)
     np.testing.assert_array_equal(ids, 2 * expected + 1)
     # What is deleted is nobody's neighbour when recall is measured either.
-    questions = indexes.Questions.of_rows(vectors[:800], ks=(10, 1000), excluded=dead)
+    questions = indexes.Questions.of_rows(vectors[:800], ks=(10, 1000), excluded=deleted)
     assert questions.ks == [10, 399]
     assert all((found == 1).all() for found in questions.recalls(index, nprobe).values())
 
@@ -241,17 +241,17 @@ def test_class_names_find_what_is_promised_at_every_k(textual):
 
 def test_a_search_returns_k_rows_where_there_are_k(textual):
     nouns, _, index = textual
-    dead = np.arange(0, 8000, 4)
+    deleted = np.arange(0, 8000, 4)
     for k in (350, 6000, 7000, 10**9):
-        scores, ids = indexes.search(index, nouns[:5], k, nprobe=1, excluded=dead)
+        scores, ids = indexes.search(index, nouns[:5], k, nprobe=1, excluded=deleted)
         assert ids.shape == scores.shape == (5, min(k, 8000))
         there = min(k, 6000)
         assert (ids[:, :there] >= 0).all() and (ids[:, there:] == -1).all()
         assert (np.diff(scores[:, :there]) <= 1e-6).all() and np.isneginf(scores[:, there:]).all()
         assert all(len(set(row)) == there for row in ids[:, :there].tolist())
     # A query that needs more lists changes nothing for the others.
-    all_at_once = indexes.search(index, nouns, 10, nprobe=1, excluded=dead)[1]
-    alone = [indexes.search(index, noun[None], 10, nprobe=1, excluded=dead)[1] for noun in nouns]
+    all_at_once = indexes.search(index, nouns, 10, nprobe=1, excluded=deleted)[1]
+    alone = [indexes.search(index, noun[None], 10, nprobe=1, excluded=deleted)[1] for noun in nouns]
     np.testing.assert_array_equal(all_at_once, np.concatenate(alone))
 
 

@@ -57,10 +57,10 @@ def test_a_noun_comes_before_others_with_its_embedding():
 
 def test_of_very_many_references_some_of_all_are_clustered():
     rows, config = np.arange(100, 1100) * 3, PrototypeConfig(k=4, max_references=200)
-    drawn = clustered_rows(rows, config)
-    assert len(drawn) == 200 and (np.diff(drawn) > 0).all() and np.isin(drawn, rows).all()
-    assert 70 < (drawn < rows[500]).sum() < 130  # as many of the first half as of the second
-    np.testing.assert_array_equal(drawn, clustered_rows(rows, config))
+    sampled = clustered_rows(rows, config)
+    assert len(sampled) == 200 and (np.diff(sampled) > 0).all() and np.isin(sampled, rows).all()
+    assert 70 < (sampled < rows[500]).sum() < 130  # as many of the first half as of the second
+    np.testing.assert_array_equal(sampled, clustered_rows(rows, config))
     other = PrototypeConfig(k=4, max_references=200, seed=1)
-    assert (drawn != clustered_rows(rows, other)).any()
+    assert (sampled != clustered_rows(rows, other)).any()
     np.testing.assert_array_equal(clustered_rows(rows[:200], config), rows[:200])

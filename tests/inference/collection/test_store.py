@@ -211,7 +211,7 @@ def test_tombstones_of_unknown_ids_are_refused(published, built):
     for bad in (-1, len(built.visual)):
         with pytest.raises(ValueError, match="has references 0 to"):
             store.tombstone(str(published), [0, bad], "x")
-    assert ReferenceCollection.open(published)._dead.tolist() == []
+    assert ReferenceCollection.open(published)._deleted.tolist() == []
 
 
 def test_full_verification_finds_what_quick_cannot(built, published, monkeypatch):

@@ -99,21 +99,21 @@ def test_proposals_are_the_models_own_masks_and_classes(loaded):
     large = torch.nn.functional.interpolate(
         outputs.masks_queries_logits, (64, 64), mode="bilinear"
     )[0].sigmoid()
-    np.testing.assert_allclose(found.activations_nhw, large[order].numpy(), atol=1e-5)
-    np.testing.assert_allclose(found.trained_nc, classes[order].numpy(), atol=1e-6)
-    assert found.trained_names == ("cat", "dog", "sky") and len(found.activations_nhw) == 12
+    np.testing.assert_allclose(found.mask_probs_nhw, large[order].numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.class_probs_nc, classes[order].numpy(), atol=1e-6)
+    assert found.trained_names == ("cat", "dog", "sky") and len(found.mask_probs_nhw) == 12
 
 
 def test_queries_that_show_no_object_are_left_out(loaded):
     model, processor = loaded
     everything = list(MaskFormer(model, processor, config(min_score=0.0)).propose(IMAGES))
-    objects = np.sort(1 - everything[0].trained_nc[:, -1])
+    objects = np.sort(1 - everything[0].class_probs_nc[:, -1])
     threshold = float(objects[5:7].mean())
     some = list(MaskFormer(model, processor, config(min_score=threshold)).propose(IMAGES))
-    assert len(some[0].trained_nc) == 6
-    np.testing.assert_allclose(some[0].trained_nc, everything[0].trained_nc[:6], atol=1e-6)
+    assert len(some[0].class_probs_nc) == 6
+    np.testing.assert_allclose(some[0].class_probs_nc, everything[0].class_probs_nc[:6], atol=1e-6)
     surely = MaskFormer(model, processor, config(min_score=0.999))
-    assert [found.activations_nhw.shape for found in surely.propose(IMAGES)] == [
+    assert [found.mask_probs_nhw.shape for found in surely.propose(IMAGES)] == [
         (0, 64, 64), (0, 50, 75), (0, 64, 64),
     ]  # fmt: skip
 
@@ -122,11 +122,11 @@ def test_a_batch_of_different_sizes_gives_each_image_its_own_size(loaded):
     model, processor = loaded
     proposer = MaskFormer(model, processor, config(min_score=0.0), batch_size=3)
     together = list(proposer.propose(IMAGES))
-    assert [found.activations_nhw.shape[1:] for found in together] == [(64, 64), (50, 75), (64, 64)]
+    assert [found.mask_probs_nhw.shape[1:] for found in together] == [(64, 64), (50, 75), (64, 64)]
     same = list(proposer.propose([IMAGES[0], IMAGES[2]]))
     for pair, single in zip(same, (IMAGES[0], IMAGES[2]), strict=True):
         alone = next(proposer.propose([single]))
-        np.testing.assert_allclose(alone.activations_nhw, pair.activations_nhw, atol=1e-4)
+        np.testing.assert_allclose(alone.mask_probs_nhw, pair.mask_probs_nhw, atol=1e-4)
     assert list(proposer.propose([])) == []
 
 
@@ -161,17 +161,17 @@ def test_padding_is_cut_away_before_masks_are_enlarged():
 
 def slow_exclusive(proposals, threshold, min_kept):
     """Pixel by pixel."""
-    count, height, width = proposals.activations_nhw.shape
+    count, height, width = proposals.mask_probs_nhw.shape
     owner = {}
     for y in range(height):
         for x in range(width):
             weights = [
-                proposals.activations_nhw[n, y, x] * (1 - proposals.trained_nc[n, -1])
+                proposals.mask_probs_nhw[n, y, x] * (1 - proposals.class_probs_nc[n, -1])
                 for n in range(count)
             ]
             owner[y, x] = max(range(count), key=lambda n: (weights[n], -n))
     for number in range(count):
-        own = [(y, x) for (y, x) in owner if proposals.activations_nhw[number, y, x] >= threshold]
+        own = [(y, x) for (y, x) in owner if proposals.mask_probs_nhw[number, y, x] >= threshold]
         kept = [place for place in own if owner[place] == number]
         if kept and len(kept) > min_kept * len(own):
             yield number, set(kept)
@@ -185,7 +185,9 @@ def test_exclusive_masks_are_those_of_the_obvious_loop(threshold, min_kept):
         classes = rng.dirichlet(np.ones(3), count).astype(np.float32)
         soft = rng.random((count, 1, 1)) * rng.random((count, 6, 7)) ** 0.3
         proposals = Proposals(
-            activations_nhw=soft.astype(np.float32), trained_nc=classes, trained_names=("a", "b")
+            mask_probs_nhw=soft.astype(np.float32),
+            class_probs_nc=classes,
+            trained_names=("a", "b"),
         )
         settings = config(mask_threshold=threshold, min_kept=min_kept)
         masks, rows = exclusive_masks(proposals, settings)
@@ -198,8 +200,8 @@ def test_exclusive_masks_are_those_of_the_obvious_loop(threshold, min_kept):
 
 def test_no_proposals_make_no_masks():
     none = Proposals(
-        activations_nhw=np.zeros((0, 4, 5), np.float32),
-        trained_nc=np.zeros((0, 3), np.float32),
+        mask_probs_nhw=np.zeros((0, 4, 5), np.float32),
+        class_probs_nc=np.zeros((0, 3), np.float32),
         trained_names=("a", "b"),
     )
     masks, rows = exclusive_masks(none, config())
@@ -214,7 +216,7 @@ def test_a_saved_folder_loads(loaded, tmp_path):
     ours = list(load_mask_former(settings, device="cpu").propose(IMAGES[:2]))
     direct = list(MaskFormer(model, processor, settings).propose(IMAGES[:2]))
     for found, expected in zip(ours, direct, strict=True):
-        np.testing.assert_allclose(found.activations_nhw, expected.activations_nhw, atol=1e-4)
+        np.testing.assert_allclose(found.mask_probs_nhw, expected.mask_probs_nhw, atol=1e-4)
 
 
 def test_what_cannot_be_loaded(tmp_path):

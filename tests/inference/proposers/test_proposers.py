@@ -118,8 +118,8 @@ def test_mask_former():
         for image in images:
             masks, _ = overlapping(image.shape[:2])
             yield Proposals(
-                activations_nhw=masks[::-1] * np.float32(0.9),
-                trained_nc=np.array([[0.9, 0.1], [0.8, 0.2]], np.float32),
+                mask_probs_nhw=masks[::-1] * np.float32(0.9),
+                class_probs_nc=np.array([[0.9, 0.1], [0.8, 0.2]], np.float32),
                 trained_names=("thing",),
             )
 

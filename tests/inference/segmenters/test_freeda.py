@@ -83,14 +83,14 @@ class Clip(Texts):
 COUNTS = {"red": 6, "green": 5, "blue": 4}
 
 
-def segmenter(tmp_path, counts=COUNTS, surroundings=None, **config):
+def segmenter(tmp_path, counts=COUNTS, background_collection=None, **config):
     return FreedaSegmenter(
         collection(tmp_path / "own", counts),
         Dense(),
         Clip(),
         # At 0.8 the colour of most of a window would speak for all of it: this world has no shapes.
         FreedaConfig(**({"n": 4, "local": 0.95} | WHOLE | config)),
-        surroundings=surroundings,
+        background_collection=background_collection,
     )
 
 
@@ -149,18 +149,18 @@ def test_below_the_threshold_is_background(tmp_path):
     np.testing.assert_array_equal(found.labels_hw, np.where(LABELS == 2, NO_CLASS, LABELS))
 
 
-def test_surroundings_make_background_of_what_is_nearer_to_them(tmp_path):
+def test_what_is_nearer_to_background_prototypes_gets_no_class(tmp_path):
     """Around red and green things it was blue; nothing is known of what was around yellow ones."""
     around = collection(tmp_path / "around", {"red": 3, "green": 3})
     blue = np.broadcast_to(unit((20, 20, 250)), around.visual.shape)
     around.visual = l2_normalised(blue).astype(np.float16)
-    it = segmenter(tmp_path, surroundings=around)
+    it = segmenter(tmp_path, background_collection=around)
     (found,) = it.segment([picture(LABELS, NAMES)], ["red", "green"])
     np.testing.assert_array_equal(found.labels_hw, np.where(LABELS == 2, NO_CLASS, LABELS))
     assert np.isneginf(found.scores_chw[:, LABELS == 2]).all()
     assert np.isfinite(found.scores_chw[0][LABELS == 0]).all()
     windows = WindowConfig(short_side=24, long_side=60, crop=16, stride=8)
-    sliding = segmenter(tmp_path / "s", surroundings=around, windows=windows)
+    sliding = segmenter(tmp_path / "s", background_collection=around, windows=windows)
     (found,) = sliding.segment([picture(LABELS, NAMES)], ["red", "green"])
     np.testing.assert_array_equal(found.labels_hw, np.where(LABELS == 2, NO_CLASS, LABELS))
 
@@ -177,22 +177,23 @@ def test_of_several_background_prototypes_the_nearest_counts():
         np.testing.assert_allclose(row, expected, atol=1e-6)
 
 
-def test_a_collection_of_regions_is_no_collection_of_surroundings(tmp_path):
+def test_a_collection_of_regions_is_no_background_collection(tmp_path):
     around = collection(tmp_path / "around", COUNTS)
     around.manifest.build["embed"] = {"fields": {}}
-    with pytest.raises(ValueError, match=r"holds regions.*embed.part=surroundings"):
-        segmenter(tmp_path, surroundings=around)
-    around.manifest.build["embed"]["fields"]["part"] = "surroundings"
-    segmenter(tmp_path / "b", surroundings=around)
+    with pytest.raises(ValueError, match=r"holds regions.*embed.part=background"):
+        segmenter(tmp_path, background_collection=around)
+    for part in ("background", "surroundings"):  # the name before, in collections of that time
+        around.manifest.build["embed"]["fields"]["part"] = part
+        segmenter(tmp_path / part, background_collection=around)
     around.manifest.textual.settings["model"] = "another"
     with pytest.raises(ValueError, match="different textual settings"):
-        segmenter(tmp_path / "c", surroundings=around)
+        segmenter(tmp_path / "c", background_collection=around)
 
 
-@pytest.mark.parametrize("around", [False, True])
-def test_a_class_without_support_is_missing_and_gets_no_pixel(tmp_path, around):
-    surroundings = collection(tmp_path / "around", {"yellow": 3}) if around else None
-    it = segmenter(tmp_path, surroundings=surroundings)
+@pytest.mark.parametrize("with_background", [False, True])
+def test_a_class_without_support_is_missing_and_gets_no_pixel(tmp_path, with_background):
+    around = collection(tmp_path / "around", {"yellow": 3}) if with_background else None
+    it = segmenter(tmp_path, background_collection=around)
     with pytest.warns(UserWarning, match="no references for pipette"):
         (found,) = it.segment([picture(LABELS, NAMES)], ["pipette", *NAMES])
     assert found.missing == ("pipette",) and np.isneginf(found.scores_chw[0]).all()
@@ -218,7 +219,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
         it.segment([picture(LABELS, NAMES)], NAMES)
 
 
-@pytest.mark.parametrize("settings", [{"n": 0}, {"local": 1.2}, {"around": 0}])
+@pytest.mark.parametrize("settings", [{"n": 0}, {"local": 1.2}, {"background_prototypes": 0}])
 def test_parameters_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         FreedaConfig(**settings)

@@ -16,9 +16,9 @@ def slow_instances(regions, things, most):
     for negative, _, row, label in sorted(pairs)[:most]:
         if not things[label]:
             continue
-        inside = [float(a) for a in regions.activations_nhw[row].ravel() if a > 0.5]
+        inside = [float(a) for a in regions.mask_probs_nhw[row].ravel() if a > 0.5]
         sure = sum(inside) / len(inside) if inside else 0.0
-        yield regions.activations_nhw[row] > 0.5, label, -negative * sure
+        yield regions.mask_probs_nhw[row] > 0.5, label, -negative * sure
 
 
 @pytest.mark.parametrize("most", [1, 7, 100])
@@ -27,7 +27,7 @@ def test_pairs_are_those_of_a_slow_loop(most):
     activations = rng.random((6, 5, 4), dtype=np.float32)
     activations[3] = 0.2  # no pixel is surely its own
     regions = ScoredRegions(
-        activations_nhw=activations, scores_nc=rng.random((6, 3), dtype=np.float32)
+        mask_probs_nhw=activations, scores_nc=rng.random((6, 3), dtype=np.float32)
     )
     things = [True, False, True]
     found = instances(regions, things, most=most)
@@ -39,7 +39,7 @@ def test_pairs_are_those_of_a_slow_loop(most):
 
 def test_no_regions_and_things_of_another_number():
     none = ScoredRegions(
-        activations_nhw=np.zeros((0, 5, 4), np.float32), scores_nc=np.zeros((0, 2), np.float32)
+        mask_probs_nhw=np.zeros((0, 5, 4), np.float32), scores_nc=np.zeros((0, 2), np.float32)
     )
     assert instances(none, [True, True]).masks_nhw.shape == (0, 5, 4)
     with pytest.raises(ValueError, match="one entry for each of 2 classes"):

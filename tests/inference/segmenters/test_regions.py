@@ -25,7 +25,7 @@ from ovref_inference.vectors import l2_normalised
 def random_regions(n=6, classes=4, size=(5, 7), seed=0):
     rng = np.random.default_rng(seed)
     return ScoredRegions(
-        activations_nhw=rng.random((n, *size), dtype=np.float32),
+        mask_probs_nhw=rng.random((n, *size), dtype=np.float32),
         scores_nc=softmax(rng.normal(size=(n, classes)), 0.5),
     )
 
@@ -37,7 +37,7 @@ def test_semantic_scores_are_sums_over_the_regions_of_each_pixel():
         for x in range(7):
             sums = [
                 sum(
-                    float(regions.activations_nhw[i, y, x]) * float(regions.scores_nc[i, j])
+                    float(regions.mask_probs_nhw[i, y, x]) * float(regions.scores_nc[i, j])
                     for i in range(6)
                 )
                 for j in range(4)
@@ -48,12 +48,12 @@ def test_semantic_scores_are_sums_over_the_regions_of_each_pixel():
 
 
 def test_pixels_without_a_region_have_no_class_and_ties_go_to_the_first():
-    activations = np.zeros((1, 2, 2), np.float32)
-    activations[0, 0] = 1
-    regions = ScoredRegions(activations_nhw=activations, scores_nc=np.float32([[0.5, 0.5, 0]]))
+    mask_probs = np.zeros((1, 2, 2), np.float32)
+    mask_probs[0, 0] = 1
+    regions = ScoredRegions(mask_probs_nhw=mask_probs, scores_nc=np.float32([[0.5, 0.5, 0]]))
     assert semantic(regions).labels_hw.tolist() == [[0, 0], [NO_CLASS, NO_CLASS]]
     none = ScoredRegions(
-        activations_nhw=np.zeros((0, 2, 2), np.float32), scores_nc=np.zeros((0, 3), np.float32)
+        mask_probs_nhw=np.zeros((0, 2, 2), np.float32), scores_nc=np.zeros((0, 3), np.float32)
     )
     assert (semantic(none).labels_hw == NO_CLASS).all()
     assert semantic(none).scores_chw.shape == (3, 2, 2)
@@ -64,9 +64,9 @@ def test_the_best_class_is_found_some_rows_at_a_time(monkeypatch, at_once):
     monkeypatch.setattr(module, "_VALUES_AT_ONCE", at_once)
     regions = random_regions(n=4, classes=5, size=(9, 4))
     found = semantic(regions)
-    sums = np.einsum("nc,nhw->chw", regions.scores_nc, regions.activations_nhw)
+    sums = np.einsum("nc,nhw->chw", regions.scores_nc, regions.mask_probs_nhw)
     np.testing.assert_array_equal(found.labels_hw, sums.argmax(0))
-    np.testing.assert_allclose(found.best_hw, sums.max(0), rtol=1e-5)
+    np.testing.assert_allclose(found.max_score_hw, sums.max(0), rtol=1e-5)
 
 
 def test_labels_of_many_classes_take_no_memory_for_all_their_scores():
@@ -90,13 +90,13 @@ def test_a_segmentation_can_be_sent_to_another_process():
 
 def slow_panoptic(regions, things, min_score, overlap):
     """Pixel by pixel, from the paper's words, as (label, score, pixels) of each segment."""
-    n, height, width = regions.activations_nhw.shape
+    n, height, width = regions.mask_probs_nhw.shape
     kept = [i for i in range(n) if max(regions.scores_nc[i]) > min_score]
     owned = {i: set() for i in kept}
     for y in range(height):
         for x in range(width):
             products = [
-                float(max(regions.scores_nc[i]) * regions.activations_nhw[i, y, x]) for i in kept
+                float(max(regions.scores_nc[i]) * regions.mask_probs_nhw[i, y, x]) for i in kept
             ]
             if kept:
                 owned[kept[int(np.argmax(products))]].add((y, x))
@@ -106,7 +106,7 @@ def slow_panoptic(regions, things, min_score, overlap):
             (y, x)
             for y in range(height)
             for x in range(width)
-            if regions.activations_nhw[i, y, x] >= 0.5
+            if regions.mask_probs_nhw[i, y, x] >= 0.5
         }
         own = owned[i] & whole
         if not own or len(own) < overlap * len(whole):
@@ -132,7 +132,7 @@ def test_panoptic_matches_a_slow_loop(seed, min_score, overlap):
     for i in range(n):
         inside[i, ys[i] : ys[i] + 3, xs[i] : xs[i] + 4] = True
     regions = ScoredRegions(
-        activations_nhw=blobs * inside, scores_nc=softmax(rng.normal(size=(n, 3)), 0.4)
+        mask_probs_nhw=blobs * inside, scores_nc=softmax(rng.normal(size=(n, 3)), 0.4)
     )
     things = [True, False, True]
     found = panoptic(regions, things, min_score=min_score, overlap=overlap)
@@ -150,12 +150,12 @@ def test_things_are_told_apart_and_stuff_is_merged():
     for i in range(4):
         masks[i, :, 2 * i : 2 * i + 2] = 1
     scores = np.float32([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
-    found = panoptic(ScoredRegions(activations_nhw=masks, scores_nc=scores), [True, False])
+    found = panoptic(ScoredRegions(mask_probs_nhw=masks, scores_nc=scores), [True, False])
     assert found.ids_hw[0].tolist() == [1, 1, 2, 2, 3, 3, 3, 3]
     assert found.labels == {1: 0, 2: 0, 3: 1}
     assert found.scores == {1: pytest.approx(0.9), 2: pytest.approx(0.8), 3: pytest.approx(0.7)}
     with pytest.raises(ValueError, match="one entry for each of 2 classes"):
-        panoptic(ScoredRegions(activations_nhw=masks, scores_nc=scores), [True])
+        panoptic(ScoredRegions(mask_probs_nhw=masks, scores_nc=scores), [True])
 
 
 def test_softmax_is_stable_and_of_one_class_is_one():
@@ -193,12 +193,12 @@ def test_masks_become_proposals_and_the_rest_one_more():
     masks = np.zeros((1, 2, 3), bool)
     masks[0, 0] = True
     plain, covering = as_proposals(masks, rest=False), as_proposals(masks, rest=True)
-    assert plain.activations_nhw.tolist() == masks.astype(float).tolist()
-    assert covering.activations_nhw.tolist() == [masks[0].tolist(), (~masks[0]).tolist()]
+    assert plain.mask_probs_nhw.tolist() == masks.astype(float).tolist()
+    assert covering.mask_probs_nhw.tolist() == [masks[0].tolist(), (~masks[0]).tolist()]
     whole = np.ones((1, 2, 3), bool)
-    assert len(as_proposals(whole, rest=True).activations_nhw) == 1
+    assert len(as_proposals(whole, rest=True).mask_probs_nhw) == 1
     nothing = as_proposals(masks[:0], rest=True)
-    assert nothing.activations_nhw.all() and nothing.activations_nhw.shape == (1, 2, 3)
+    assert nothing.mask_probs_nhw.all() and nothing.mask_probs_nhw.shape == (1, 2, 3)
     assert as_proposals(plain, rest=True) is plain
     with pytest.raises(ValueError, match="bool masks or Proposals"):
         as_proposals(masks.astype(np.uint8), rest=True)
@@ -207,18 +207,21 @@ def test_masks_become_proposals_and_the_rest_one_more():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activations_nhw": np.zeros((2, 3), np.float32)}, "activations_nhw"),
-        ({"activations_nhw": np.zeros((1, 2, 3))}, "float32"),
-        ({"activations_nhw": np.full((1, 2, 3), np.nan, np.float32)}, "finite"),
-        ({"activations_nhw": np.full((1, 2, 3), 1.5, np.float32)}, r"\[0, 1\]"),
-        ({"trained_nc": np.zeros((1, 2), np.float32)}, "trained_nc"),
-        ({"trained_nc": np.zeros((1, 2), np.float32), "trained_names": ("a", "b")}, "trained_nc"),
-        ({"trained_nc": np.float32([[np.nan, 1]]), "trained_names": ("a",)}, "probabilities"),
+        ({"mask_probs_nhw": np.zeros((2, 3), np.float32)}, "mask_probs_nhw"),
+        ({"mask_probs_nhw": np.zeros((1, 2, 3))}, "float32"),
+        ({"mask_probs_nhw": np.full((1, 2, 3), np.nan, np.float32)}, "finite"),
+        ({"mask_probs_nhw": np.full((1, 2, 3), 1.5, np.float32)}, r"\[0, 1\]"),
+        ({"class_probs_nc": np.zeros((1, 2), np.float32)}, "class_probs_nc"),
+        (
+            {"class_probs_nc": np.zeros((1, 2), np.float32), "trained_names": ("a", "b")},
+            "class_probs_nc",
+        ),
+        ({"class_probs_nc": np.float32([[np.nan, 1]]), "trained_names": ("a",)}, "probabilities"),
     ],
 )
 def test_what_is_no_proposal_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Proposals(**({"activations_nhw": np.zeros((1, 2, 3), np.float32)} | changes))
+        Proposals(**({"mask_probs_nhw": np.zeros((1, 2, 3), np.float32)} | changes))
 
 
 class Spoilt:
@@ -229,21 +232,21 @@ class Spoilt:
 
 
 def test_empty_regions_are_left_out_and_spoilt_ones_refused():
-    activations = np.zeros((3, 2, 2), np.float32)
-    activations[1:] = 0.45
+    mask_probs = np.zeros((3, 2, 2), np.float32)
+    mask_probs[1:] = 0.45
     found = Proposals(
-        activations_nhw=activations,
-        trained_nc=np.float32([[0, 1], [0.5, 0.5], [1, 0]]),
+        mask_probs_nhw=mask_probs,
+        class_probs_nc=np.float32([[0, 1], [0.5, 0.5], [1, 0]]),
         trained_names=("a",),
     )
     image = np.zeros((2, 2, 3), np.uint8)
     with pytest.raises(ValueError, match="image 0: features of 1 of 2 regions are not finite"):
         region_features(Spoilt(), [image], [found], 0.4)
     ((kept, features),) = region_features(Spoilt(), [image], [found.chosen(np.array([1]))], 0.4)
-    assert kept.trained_nc.tolist() == [[0.5, 0.5]]
+    assert kept.class_probs_nc.tolist() == [[0.5, 0.5]]
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-6)
     ((kept, features),) = region_features(Spoilt(), [image], [found], 0.45)
-    assert len(kept.activations_nhw) == 0 == len(features)
+    assert len(kept.mask_probs_nhw) == 0 == len(features)
 
 
 def test_segmenters_of_proposals_need_no_torch():

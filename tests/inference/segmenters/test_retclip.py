@@ -121,14 +121,14 @@ def test_whole_against_a_comparison_with_every_reference(tmp_path):
     image = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     trained = np.float32([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])
     given = Proposals(
-        activations_nhw=rng.random((3, 4, 4), dtype=np.float32),
-        trained_nc=trained,
+        mask_probs_nhw=rng.random((3, 4, 4), dtype=np.float32),
+        class_probs_nc=trained,
         trained_names=("green", "yellow"),
     )
     it = segmenter(tmp_path, lambda images: [given], k=7, tau=0.2)
     (found,) = it.score([image], NAMES)
     for i in range(3):
-        region = unit(image[given.activations_nhw[i] > 0.5].astype(float).mean(0))
+        region = unit(image[given.mask_probs_nhw[i] > 0.5].astype(float).mean(0))
         oov = slow_region(it, region, NAMES, 7, 0.3, 0.2)
         typical = math.sqrt(float(trained[i, 0]) * float(trained[i, 1]))
         iv = [typical, float(trained[i, 0]), typical]
@@ -253,7 +253,7 @@ def test_parameters_out_of_range_are_refused(settings):
 def test_classes_that_the_proposer_did_not_find_are_pruned(tmp_path):
     def proposer(found):
         return lambda images: [
-            Proposals(activations_nhw=masks_of(LABELS).astype(np.float32), found_names=found)
+            Proposals(mask_probs_nhw=masks_of(LABELS).astype(np.float32), found_names=found)
         ]
 
     image, found = picture(LABELS, NAMES), ("green", "blue")

@@ -74,8 +74,8 @@ def test_a_class_without_support_is_missing_and_gets_no_pixel(tmp_path, trained)
     given = masks_of(LABELS)
     if trained:
         given = Proposals(
-            activations_nhw=given.astype(np.float32),
-            trained_nc=np.float32([[0.0, 0.9, 0.1]] * 3),
+            mask_probs_nhw=given.astype(np.float32),
+            class_probs_nc=np.float32([[0.0, 0.9, 0.1]] * 3),
             trained_names=("red", "pipette"),
         )
     it = segmenter(tmp_path, lambda images: [given], alpha=0.0)
@@ -117,11 +117,11 @@ def test_whole_against_a_slow_loop_over_soft_overlapping_masks(tmp_path):
     """Eqs. 2 to 5 by hand, trained branch included: `blue` was not trained, `crimson` is `red`."""
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    activations = rng.random((3, 4, 4), dtype=np.float32)
+    mask_probs = rng.random((3, 4, 4), dtype=np.float32)
     trained = np.float32([[0.7, 0.1, 0.1, 0.1], [0.1, 0.6, 0.1, 0.2], [0.02, 0.02, 0.01, 0.95]])
     given = Proposals(
-        activations_nhw=activations,
-        trained_nc=trained,
+        mask_probs_nhw=mask_probs,
+        class_probs_nc=trained,
         trained_names=("crimson", "green", "yellow"),
     )
     it = segmenter(tmp_path, lambda images: [given], alpha=0.3, beta=0.6, tau=0.1, k=2)
@@ -130,7 +130,7 @@ def test_whole_against_a_slow_loop_over_soft_overlapping_masks(tmp_path):
     texts = it.texts(NAMES)
     z = np.zeros((3, 4, 4))
     for i in range(3):
-        inside = activations[i] > 0.4
+        inside = mask_probs[i] > 0.4
         region = (image[inside].astype(float) - 90).mean(0)
         similarity = []
         for j in range(3):
@@ -142,7 +142,7 @@ def test_whole_against_a_slow_loop_over_soft_overlapping_masks(tmp_path):
         seen = [float(trained[i, 0]), float(trained[i, 1]), typical]
         for j in range(3):
             p = (powers[j] / sum(powers)) ** 0.6 * seen[j] ** 0.4
-            z[j] += activations[i] * p
+            z[j] += mask_probs[i] * p
     np.testing.assert_allclose(found.scores_chw, z, rtol=1e-3)
     np.testing.assert_array_equal(found.labels_hw, z.argmax(0))
 
@@ -228,16 +228,16 @@ def test_the_rest_of_soft_masks_is_a_region_of_its_own(tmp_path):
     activations[0, :2], activations[1, 2:, :2] = 0.9, 0.5
     activations[0, 2:, 2:] = 0.05  # so faint that no mask has it
     given = Proposals(
-        activations_nhw=activations,
-        trained_nc=np.float32([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]]),
+        mask_probs_nhw=activations,
+        class_probs_nc=np.float32([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]]),
         trained_names=("red", "green"),
     )
     whole = given.with_rest(0.4)
     rest = np.array(
         [[all(a[y, x] <= 0.4 for a in activations) for x in range(4)] for y in range(4)]
     )
-    np.testing.assert_array_equal(whole.activations_nhw, [*activations, rest])
-    np.testing.assert_allclose(whole.trained_nc[2], 1 / 3)
+    np.testing.assert_array_equal(whole.mask_probs_nhw, [*activations, rest])
+    np.testing.assert_allclose(whole.class_probs_nc[2], 1 / 3)
     assert whole.with_rest(0.4) is whole
     labels_hw = np.where(rest, 2, np.where(activations[0] > 0.4, 0, 1))
     image, plain = picture(labels_hw, NAMES), segmenter(tmp_path / "a", lambda images: [given])

@@ -103,7 +103,7 @@ def test_labels_equal_those_of_the_slow_reference(size_hw, at_once, monkeypatch)
     assert clear.mean() > 0.99 and found.labels_hw.dtype == np.int32
     numbers = np.flatnonzero(present)
     np.testing.assert_array_equal(found.labels_hw[clear], numbers[expected.argmax(0)][clear])
-    np.testing.assert_allclose(found.best_hw, expected.max(0), atol=1e-5)
+    np.testing.assert_allclose(found.max_score_hw, expected.max(0), atol=1e-5)
     np.testing.assert_allclose(found.scores_chw[present], expected, atol=1e-5)
     assert np.isneginf(found.scores_of(slice(0, 3))[1]).all()
     np.testing.assert_allclose(found.scores_of(slice(2, 4)), expected[1:3], atol=1e-5)
@@ -125,7 +125,7 @@ def test_the_first_of_equal_classes_wins_and_few_are_in_memory(monkeypatch, at_o
     found = labelled(pixels, np.ones(7, bool), (5, 6))
     assert sum(asked) == 7 and max(asked) == min(7, max(1, at_once // 30))
     np.testing.assert_array_equal(found.labels_hw, scores_chw.argmax(0))
-    np.testing.assert_array_equal(found.best_hw, scores_chw.max(0))
+    np.testing.assert_array_equal(found.max_score_hw, scores_chw.max(0))
     sure = with_background(found, 2.0)
     np.testing.assert_array_equal(
         sure.labels_hw, np.where(scores_chw.max(0) >= 2, found.labels_hw, NO_CLASS)

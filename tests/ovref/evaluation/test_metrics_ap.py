@@ -59,11 +59,11 @@ def official(images):
     }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-        judged = COCOeval(coco, coco.loadRes(found), "segm")
-        judged.evaluate()
-        judged.accumulate()
+        evaluated = COCOeval(coco, coco.loadRes(found), "segm")
+        evaluated.evaluate()
+        evaluated.accumulate()
     # (thresholds, recalls, classes) of all areas and at most 100 detections.
-    precision = judged.eval["precision"][:, :, :, 0, 2]
+    precision = evaluated.eval["precision"][:, :, :, 0, 2]
     precision = np.where(precision < 0, np.nan, precision)
     known = ~np.isnan(precision[0, 0])
     if not known.any():
@@ -73,10 +73,10 @@ def official(images):
 
 
 def assert_official(images):
-    judged = AveragePrecision(CLASSES)
+    evaluated = AveragePrecision(CLASSES)
     for pair in images:
-        judged.add(*pair)
-    scores = judged.scores()
+        evaluated.add(*pair)
+    scores = evaluated.scores()
     ap, ap50, ap75, per_class = official(images)
     np.testing.assert_allclose(scores.per_class, per_class, rtol=1e-12)
     np.testing.assert_allclose((scores.ap, scores.ap50, scores.ap75), (ap, ap50, ap75), rtol=1e-12)
@@ -199,7 +199,7 @@ def test_at_most_a_hundred_detections_an_image_and_class_are_judged():
 
 
 def test_bad_input_is_refused():
-    judged = AveragePrecision(CLASSES)
+    evaluated = AveragePrecision(CLASSES)
     good_truth, good = truth(SQUARE, [0, 1]), detections(SQUARE, [0, 1], [1, 1])
     for true, found, message in (
         (good_truth, detections(SQUARE[:, :4], [0, 1], [1, 1]), "must have one size"),
@@ -209,7 +209,7 @@ def test_bad_input_is_refused():
         (truth(SQUARE[0], [0, 1]), good, r"truth: masks must be \(n, H, W\) bool"),
     ):
         with pytest.raises(ValueError, match=message):
-            judged.add(true, found)
-    assert judged.truths.sum() == 0
+            evaluated.add(true, found)
+    assert evaluated.truths.sum() == 0
     with pytest.raises(ValueError, match="classes must be at least 1"):
         AveragePrecision(0)

@@ -43,7 +43,7 @@ class Channels:
             scores_chw[number] = -np.inf
         return Segmentation(
             labels_hw=scores_chw.argmax(0).astype(np.int32),
-            best_hw=scores_chw.max(0),
+            max_score_hw=scores_chw.max(0),
             scores_of=lambda classes: scores_chw[classes],
             missing=self.missing,
         )
@@ -96,7 +96,7 @@ def test_an_image_goes_through_windows_as_plain_loops_take_it(size_hw):
     found = segment_with_protocol(Channels(), image_hwc, NAMES, SMALL)
     expected_chw = slow_scores(image_hwc, SMALL)
     np.testing.assert_allclose(found.scores_chw, expected_chw, atol=1e-5)
-    np.testing.assert_allclose(found.best_hw, expected_chw.max(0), atol=1e-5)
+    np.testing.assert_allclose(found.max_score_hw, expected_chw.max(0), atol=1e-5)
     ordered = np.sort(expected_chw, axis=0)
     clear = ordered[-1] - ordered[-2] > 1e-4
     assert (found.labels_hw == expected_chw.argmax(0))[clear].all() and clear.mean() > 0.98
@@ -191,7 +191,7 @@ def test_a_window_that_knows_a_class_decides_where_others_do_not():
             scores_chw = np.zeros((3, *images[0].shape[:2]), np.float32)
             scores_chw[0] = next(answers)
             return [Segmentation(
-                labels_hw=scores_chw.argmax(0), best_hw=scores_chw.max(0),
+                labels_hw=scores_chw.argmax(0), max_score_hw=scores_chw.max(0),
                 scores_of=lambda part: scores_chw[part],
             )]  # fmt: skip
 

@@ -29,8 +29,8 @@ def test_things_are_instances_and_stuff_is_not(scenes):
 def test_label_map_holds_exactly_what_the_layout_says(scenes):
     for scene in scenes["validation"]:
         layout = scene.layout
-        told = {g.thing for g in layout.groups} | {layout.lower} | ({layout.upper} - {None})
-        assert {CLASSES[i] for i in np.unique(scene.label_hw)} == told
+        described = {g.thing for g in layout.groups} | {layout.lower} | ({layout.upper} - {None})
+        assert {CLASSES[i] for i in np.unique(scene.label_hw)} == described
         assert scene.instance_hw.max() == sum(g.count for g in layout.groups)
 
 

@@ -20,7 +20,7 @@ GB = 10**9
         ({2: 2, 4: 4}, 0, 1),
         ({2: 5, 4: 5}, 12, LARGEST),
         ({2: 5, 4: 4.9}, 10, LARGEST),
-        ({2: 5}, 12, 2),  # four could not be drawn
+        ({2: 5}, 12, 2),  # four could not be generated
         ({2: 5}, 9, 1),
         ({}, 80, 1),  # not even two could
     ],

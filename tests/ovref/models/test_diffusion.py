@@ -87,13 +87,13 @@ def test_guidance_ends_after_its_share_of_the_steps(tiny_pipelines, name):
     handle = unet.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
-    drawn = {}
+    generated = {}
     for share in (0.1, 0.5, 1.0):
         calls.clear()
         generator = generator_of(
             pipeline, steps=4, guidance=5.0, size_hw=(64, 64), guided_share=share
         )
-        drawn[share] = generator.generate(["cat", "a dog"], [[(1,)], [(2,)]], [0, 1])
+        generated[share] = generator.generate(["cat", "a dog"], [[(1,)], [(2,)]], [0, 1])
         guided = {0.1: 1, 0.5: 2, 1.0: 4}[share]
         assert [len(args[0]) for args, _ in calls] == [4] * guided + [2] * (4 - guided)
         # Attribution saw the captions' own rows in every step, guided or not.
@@ -103,10 +103,10 @@ def test_guidance_ends_after_its_share_of_the_steps(tiny_pipelines, name):
             for args, kwargs in made:
                 unet(*(conditional_rows(a, 2) for a in args), **conditional_rows(kwargs, 2))
         expected = attribution.heatmaps_bnhw().numpy()
-        for drawing, heatmaps in zip(drawn[share], expected, strict=True):
-            np.testing.assert_allclose(drawing.heatmaps_nhw, heatmaps, atol=1e-5)
+        for one, heatmaps in zip(generated[share], expected, strict=True):
+            np.testing.assert_allclose(one.heatmaps_nhw, heatmaps, atol=1e-5)
     handle.remove()
-    assert max(differences(drawn[0.1], drawn[1.0])) > 0
+    assert max(differences(generated[0.1], generated[1.0])) > 0
 
 
 def test_a_batch_filled_up_gives_the_same_drawings(sd1):
@@ -126,49 +126,49 @@ def test_a_batch_filled_up_gives_the_same_drawings(sd1):
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_fused_projections_and_channels_last_only_round(tiny_pipelines, name):
-    drawn = []
+    generated = []
     for fast in (False, True):
         pipeline = load_pipeline(str(tiny_pipelines[name]), **OPTIONS)
         optimize_pipeline(pipeline, compiled=False, channels_last=fast, fused_projections=fast)
         generator = generator_of(pipeline, steps=2, guidance=5.0, size_hw=(64, 40))
-        drawn.append(generator.generate(CAPTIONS, POSITIONS, SEEDS))
+        generated.append(generator.generate(CAPTIONS, POSITIONS, SEEDS))
     used = {type(p).__name__ for p in pipeline.unet.attn_processors.values()}
     assert used == {"AttnProcessor2_0", "FusedAttnProcessor2_0"}
-    assert max(differences(*drawn)) <= 1
-    for a, b in zip(*drawn, strict=True):
+    assert max(differences(*generated)) <= 1
+    for a, b in zip(*generated, strict=True):
         np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler itself
 def test_a_compiled_pipeline_only_rounds_and_compiles_once(tiny_pipelines):
-    """UNet and decoder, with all the rest that makes drawing faster."""
-    drawn = []
+    """UNet and decoder, with all the rest that makes generation faster."""
+    generated = []
     torch._dynamo.reset()
     for fast in (False, True):
         pipeline = load_pipeline(str(tiny_pipelines["sd2"]), **OPTIONS)
         optimize_pipeline(pipeline, compiled=fast, channels_last=fast, fused_projections=fast)
         generator = generator_of(pipeline, steps=2, guidance=5.0, size_hw=(64, 40), fill_up_to=4)
-        drawn.append(generator.generate(CAPTIONS, POSITIONS, SEEDS))
+        generated.append(generator.generate(CAPTIONS, POSITIONS, SEEDS))
         with torch._dynamo.config.patch(error_on_recompile=fast):
-            drawn[-1] += generator.generate(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
+            generated[-1] += generator.generate(CAPTIONS[:3], POSITIONS[:3], SEEDS[:3])
     torch._dynamo.reset()
-    assert max(differences(*drawn)) <= 1
-    for a, b in zip(*drawn, strict=True):
+    assert max(differences(*generated)) <= 1
+    for a, b in zip(*generated, strict=True):
         np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-5)
 
 
 def test_the_negative_prompt_counts_under_guidance_only(sd1):
     pipeline = load_pipeline(sd1, **OPTIONS)
-    draws = {
+    variants = {
         (guidance, negative): generator_of(
             pipeline, steps=2, guidance=guidance, size_hw=(64, 64), negative_prompt=negative
         ).generate(["cat"], [[]], [0])
         for guidance in (1.0, 6.0)
         for negative in ("", "dog")
     }
-    assert max(differences(draws[1.0, ""], draws[1.0, "dog"])) == 0
-    assert max(differences(draws[6.0, ""], draws[6.0, "dog"])) > 0
+    assert max(differences(variants[1.0, ""], variants[1.0, "dog"])) == 0
+    assert max(differences(variants[6.0, ""], variants[6.0, "dog"])) > 0
 
 
 class MemoryLimit:
@@ -194,9 +194,9 @@ def test_out_of_memory_halves_the_batch_for_good(sd1):
     )
     limited = MemoryLimit(pipeline, most=1)
     generator = generator_of(limited, steps=1, guidance=1.0, size_hw=(64, 64))
-    drawn = generator.generate(CAPTIONS, POSITIONS, SEEDS)
+    generated = generator.generate(CAPTIONS, POSITIONS, SEEDS)
     assert limited.sizes == [4, 2, 1, 1, 1, 1]
-    assert max(differences(drawn, expected)) <= 1
+    assert max(differences(generated, expected)) <= 1
     generator.generate(CAPTIONS[:2], POSITIONS[:2], SEEDS[:2])
     assert limited.sizes[6:] == [1, 1]
     limited = MemoryLimit(pipeline, most=2)
@@ -219,8 +219,8 @@ def test_an_image_that_is_not_finite_is_none(sd1):
             return SimpleNamespace(images=images)
 
     generator = generator_of(Broken(pipeline, 9), steps=1, guidance=1.0, size_hw=(64, 64))
-    drawn = generator.generate(CAPTIONS[:2], POSITIONS[:2], SEEDS[:2])
-    assert [drawing.image_hwc is None for drawing in drawn] == [False, True]
+    generated = generator.generate(CAPTIONS[:2], POSITIONS[:2], SEEDS[:2])
+    assert [one.image_hwc is None for one in generated] == [False, True]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -56,23 +56,23 @@ def test_elsewhere_counts_other_images():
     assert elsewhere(nouns, images).tolist() == [2, 2, 3, 0, 3]
 
 
-def slow_first_of_near_duplicates(vectors, min_cosine, settled):
+def slow_first_of_near_duplicates(vectors, min_cosine, existing):
     kept = []
     for row in range(len(vectors)):
-        if row < settled or all(vectors[row] @ vectors[other] < min_cosine for other in kept):
+        if row < existing or all(vectors[row] @ vectors[other] < min_cosine for other in kept):
             kept.append(row)
     return kept
 
 
-@pytest.mark.parametrize("settled", [0, 5, 20, 60])
+@pytest.mark.parametrize("existing", [0, 5, 20, 60])
 @pytest.mark.parametrize("block", [1, 7, 1000])
-def test_near_duplicates_are_dropped_greedily_in_order(block, settled):
+def test_near_duplicates_are_dropped_greedily_in_order(block, existing):
     rng = np.random.default_rng(1)
     vectors = unit(rng.standard_normal((60, 3)))
-    keep = first_of_near_duplicates(vectors, 0.9, settled=settled, block=block)
-    assert np.flatnonzero(keep).tolist() == slow_first_of_near_duplicates(vectors, 0.9, settled)
-    assert keep.sum() >= settled
-    assert keep.sum() < 60 or settled == 60
+    keep = first_of_near_duplicates(vectors, 0.9, existing=existing, block=block)
+    assert np.flatnonzero(keep).tolist() == slow_first_of_near_duplicates(vectors, 0.9, existing)
+    assert keep.sum() >= existing
+    assert keep.sum() < 60 or existing == 60
 
 
 def test_near_duplicates_of_nothing_and_of_equal_rows():

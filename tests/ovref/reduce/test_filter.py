@@ -153,7 +153,7 @@ def test_the_noun_agreement_by_an_inverted_file_on_disk(place, reduced, monkeypa
         folder.mkdir()
     gather(None, [Shards(step, step.commits())], found, report)
     limits = FilterSpec(min_noun_agreement=0.5)
-    summary = filter_references(found, out, limits, settled=0, dead=NONE, seed=0, report=report)
+    summary = filter_references(found, out, limits, existing=0, deleted=NONE, seed=0, report=report)
     assert summary["noun_agreement"] == exact["noun_agreement"]
     assert counts_of({"filter": summary["steps"]}) == counts_of(exact)
     kept = {fmt.FILES[role] for role in ("visual", "textual", "references")} | {DROPPED}
@@ -200,8 +200,8 @@ def test_vectors_that_cannot_be_indexed_never_are(place, tmp_path, name, value):
         tmp_path / "gather",
         tmp_path / "filter",
         FilterSpec(),
-        settled=0,
-        dead=NONE,
+        existing=0,
+        deleted=NONE,
         seed=0,
         report=report,
     )

@@ -70,18 +70,18 @@ def test_a_deleted_noun_leaves_those_that_leant_on_it(place, reduced):
         assert collection._nouns.neighbours(collection.nouns.index("lion")) == [
             collection.nouns.index("cat")
         ]
-    dead = delete(target, "cat")
+    deleted = delete(target, "cat")
     summary = grow(target)
     assert summary["nouns_clustered"] == 2  # what stands for cats now, and the lion
     assert same_as_queries_make(target)
     with ReferenceCollection.open(target) as collection:
-        assert len(collection) == ALL - len(dead)
+        assert len(collection) == ALL - len(deleted)
         assert collection.nouns == sorted(COUNTS)
         found = collection.prototypes(["cat", "lion"], floor=None)
         assert found.counts.tolist() == [4, 4]
         assert all("cat" not in nouns[1:] for nouns in found.nouns)
         support = collection.search_regions(np.eye(12, dtype=np.float32), ALL)
-        assert not np.isin(dead, support.ids).any()
+        assert not np.isin(deleted, support.ids).any()
 
 
 def test_all_references_deleted(place, reduced):
@@ -104,11 +104,11 @@ def test_all_references_deleted(place, reduced):
 def test_what_is_deleted_does_not_come_back_with_its_key(place, reduced, tmp_path):
     references = make_references()
     target, _ = reduced(place(references), SPEC)
-    dead = delete(target, "boat")
+    deleted = delete(target, "boat")
     again = commit_step(tmp_path / "again", references, run=1)
     assert grow(target, again)["added"] == 0
     with ReferenceCollection.open(target) as collection:
-        assert len(collection) == ALL - len(dead)
+        assert len(collection) == ALL - len(deleted)
         assert collection.noun_counts[collection.nouns.index("boat")] == 0
 
 
@@ -120,11 +120,11 @@ def test_deleted_between_two_tries_to_grow(place, reduced, monkeypatch):
         patch.setattr("ovref.reduce.run._assemble", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             grow(target, new)
-    dead = delete(target, "cat")
+    deleted = delete(target, "cat")
     assert grow(target, new)["added"] == 12
     assert same_as_queries_make(target)
     with ReferenceCollection.open(target) as collection:
-        assert len(collection) == ALL + 12 - len(dead)
+        assert len(collection) == ALL + 12 - len(deleted)
 
 
 def meanwhile(monkeypatch, call):
@@ -144,13 +144,13 @@ def test_deleted_while_it_grows(place, reduced, monkeypatch):
     """What was deleted must not come back with the collection that takes its place."""
     target, _ = reduced(place(make_references()), SPEC)
     new = place(make_references({"owl": 12}, seed=1), run=1)
-    dead = []
-    meanwhile(monkeypatch, lambda: dead.extend(delete(target, "cat")))
+    deleted = []
+    meanwhile(monkeypatch, lambda: deleted.extend(delete(target, "cat")))
     with pytest.raises(MismatchError, match=r"was changed while .* run the same command again"):
         grow(target, new)
     assert grow(target, new)["added"] == 12
     with ReferenceCollection.open(target) as collection:
-        assert len(collection) == ALL + 12 - len(dead) and dead
+        assert len(collection) == ALL + 12 - len(deleted) and deleted
 
 
 def test_grown_by_two_at_the_same_time(place, reduced, monkeypatch, tmp_path):
@@ -169,16 +169,16 @@ def test_grown_by_two_at_the_same_time(place, reduced, monkeypatch, tmp_path):
 def test_grown_by_another_machine_at_the_same_time(place, reduced, monkeypatch, tmp_path):
     target, _ = reduced(place(make_references()), SPEC)
     owls = place(make_references({"owl": 12}, seed=1), run=1)
-    dead = []
+    deleted = []
 
     def other():
         grow(target, owls, work=tmp_path / "elsewhere")
-        dead.extend(delete(target, "cat"))
+        deleted.extend(delete(target, "cat"))
 
     meanwhile(monkeypatch, other)
     assert grow(target, owls)["added"] == 12
     with ReferenceCollection.open(target) as collection:
-        assert len(collection) == ALL + 12 - len(dead) and dead
+        assert len(collection) == ALL + 12 - len(deleted) and deleted
 
 
 def test_shards_of_the_same_names_with_other_contents_are_another_collection(reduced, tmp_path):

@@ -421,20 +421,20 @@ def test_parts_do_not_change_prototypes(place, reduced, request):
     assert summary["index"]["visual"]["train_rows"] == 60
 
 
-@pytest.mark.parametrize("dead", [[], [3, 4, 5]])
+@pytest.mark.parametrize("deleted", [[], [3, 4, 5]])
 def test_growing_does_only_what_is_new_and_gives_the_bytes_of_building_at_once(
-    place, reduced, small_parts, monkeypatch, dead
+    place, reduced, small_parts, monkeypatch, deleted
 ):
     old = place(make_references(seed=0), run=0)
     new = place(make_references({"cat": 9, "owl": 12}, seed=1), run=1)
     at_once, whole = reduced([old, new], SPEC, "at_once")
     grown, _ = reduced(old, SPEC, "grown")
     with ReferenceCollection.open(grown) as collection:
-        gone = {row["noun"] for row in collection.rows(dead)}
+        gone = {row["noun"] for row in collection.rows(deleted)}
     for target in (at_once, grown):
-        if dead:
-            collections.tombstone(str(target), dead, "opt-out")
-    if dead:  # settled by growing by nothing
+        if deleted:
+            collections.tombstone(str(target), deleted, "opt-out")
+    if deleted:  # applied by growing with nothing new
         _, whole = reduced([old, new], SPEC, "at_once", base=Store.open(str(at_once)))
     encoded = []
     monkeypatch.setattr(
@@ -511,8 +511,8 @@ def test_growing_keeps_tombstones_and_leaves_them_out_of_prototypes(place, reduc
     old, new = place(make_references(), run=0), place(make_references({"owl": 20}, seed=1), run=1)
     target, _ = reduced(old, SPEC)
     with ReferenceCollection.open(target) as collection:
-        dead = collection.references_of("boat")[:35].tolist()
-    collections.tombstone(str(target), dead, "opt-out")
+        deleted = collection.references_of("boat")[:35].tolist()
+    collections.tombstone(str(target), deleted, "opt-out")
     reduced(new, SPEC, base=Store.open(str(target)))
     with ReferenceCollection.open(target) as collection:
         assert len(collection) == 118 + 20 - 35
@@ -568,7 +568,7 @@ def test_growing_by_nothing_settles_tombstones_and_changes_prototypes(place, red
         ({"text": TextEncoderConfig(model="another")}, "text"),
         ({"templates": ("a {}",)}, "templates"),
         ({"weights": (1.0, 0.0)}, "weights"),
-        ({"part": "surroundings"}, "part"),
+        ({"part": "background"}, "part"),
     ],
 )
 def test_embeddings_of_other_encoders_are_refused(place, tmp_path, change, field):
@@ -582,11 +582,11 @@ def test_embeddings_of_other_encoders_are_refused(place, tmp_path, change, field
         reduce_into(tmp_path / "new", others, SPEC, embed=other, base=Store.open(str(collection)))
 
 
-def test_a_collection_of_regions_does_not_grow_by_surroundings(place, reduced, tmp_path):
+def test_a_collection_of_regions_does_not_grow_by_backgrounds(place, reduced, tmp_path):
     target, _ = reduced(place(make_references()), SPEC)
-    before, around = content(target), dataclasses.replace(EMBED, part="surroundings")
+    before, around = content(target), dataclasses.replace(EMBED, part="background")
     others = commit_step(tmp_path / "others", make_references(seed=1), embed=around)
-    with pytest.raises(MismatchError, match=r"its part is region, theirs surroundings"):
+    with pytest.raises(MismatchError, match=r"its part is region, theirs background"):
         reduce_into(target, others, SPEC, embed=around, base=Store.open(str(target)))
     assert content(target) == before
 
@@ -608,9 +608,9 @@ def test_coverage_of_a_class_list(place, reduced):
 
 
 def test_progress_is_reported_for_every_phase(place, reduced):
-    told = []
-    reduced(place(make_references()), SPEC, report=lambda *event: told.append(event))
-    last = {phase: (done, total) for phase, done, total in told}
+    events = []
+    reduced(place(make_references()), SPEC, report=lambda *event: events.append(event))
+    last = {phase: (done, total) for phase, done, total in events}
     assert list(last) == ["gather", "filter", "index", "prototypes", "tune", "publish"]
     assert all(done == total for done, total in last.values())
 

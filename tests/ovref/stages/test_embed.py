@@ -199,11 +199,11 @@ def test_features_without_a_direction_are_dropped():
     assert found == [Dropped("aa#0", "nonfinite_features")]
 
 
-def test_surroundings_are_what_shows_the_noun_nowhere():
+def test_the_background_is_what_shows_the_noun_nowhere():
     left, right = region("cat", (0, 0, 4, 16)), region("cat", (12, 0, 16, 16), value=UNSURE)
     dog = region("dog", (4, 0, 8, 16))
     image = record("aa", [left, right, dog])
-    found, _, _ = embed([image], part="surroundings")
+    found, _, _ = embed([image], part="background")
     cells = FakeVisual().one(image.image_hwc())
     for number, columns in ((0, [1, 2]), (1, [1, 2]), (2, [0, 2, 3])):
         reference = found[number]
@@ -213,10 +213,10 @@ def test_surroundings_are_what_shows_the_noun_nowhere():
     assert found[0].area == 0.5 and found[0].box_xyxy == (4, 0, 12, 16)
 
 
-def test_where_the_noun_is_everywhere_or_nowhere_there_are_no_surroundings():
+def test_where_the_noun_is_everywhere_or_nowhere_there_is_no_background():
     full, empty = region(box=(0, 0, 16, 16)), region(value=NO)
-    found, _, _ = embed([record("aa", [full]), record("bb", [empty])], part="surroundings")
-    assert found == [Dropped("aa#0", "no_surroundings"), Dropped("bb#0", "empty_mask")]
+    found, _, _ = embed([record("aa", [full]), record("bb", [empty])], part="background")
+    assert found == [Dropped("aa#0", "no_background"), Dropped("bb#0", "empty_mask")]
 
 
 def test_heatmap_crops_get_the_heatmaps_of_the_regions_that_are_embedded():
@@ -234,7 +234,7 @@ def test_heatmap_crops_get_the_heatmaps_of_the_regions_that_are_embedded():
 
 def test_the_default_part_leaves_the_identity_as_it_was():
     assert "part" not in spec_identity(spec())["fields"]
-    assert spec_identity(spec(part="surroundings"))["fields"]["part"] == "surroundings"
+    assert spec_identity(spec(part="background"))["fields"]["part"] == "background"
 
 
 def test_results_do_not_depend_on_the_batch_size():
@@ -282,12 +282,12 @@ def test_what_the_encoders_see_of_a_shard_does_not_depend_on_earlier_shards():
         ({"batch_size": 0}, "batch_size"),
         (
             {
-                "part": "surroundings",
+                "part": "background",
                 "visual": VisualEncoderConfig(
                     model="fake", library="open_clip", features="crop_heatmap"
                 ),
             },
-            "surroundings have no heatmap",
+            "the background has no heatmap",
         ),
     ],
 )

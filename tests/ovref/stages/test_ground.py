@@ -12,7 +12,7 @@ from ovref.config import dump, parse
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, ModelError
 from ovref.identity import record_key
-from ovref.models.grounding import DetectorRoute, Finder, Found, ProposalRoute
+from ovref.models.grounding import DetectorRoute, Finder, GroundedNoun, ProposalRoute
 from ovref.records import YES, ImageRecord, Noun, Prompt
 from ovref.stages.ground import Ground, GroundStage
 from ovref.storage.codec import decode, encode
@@ -78,7 +78,9 @@ class Written:
         mask_hw.reshape(-1)[: round(share * mask_hw.size)] = True
         heatmap = mask_hw.astype(np.float32) if self.heatmaps else None
         facts = {"predicted_iou": share}
-        return Found(noun=number, mask_hw=mask_hw, score=share, facts=facts, heatmap_hw=heatmap)
+        return GroundedNoun(
+            noun=number, mask_hw=mask_hw, score=share, facts=facts, heatmap_hw=heatmap
+        )
 
 
 def run(find, prompts, **changes):

@@ -90,12 +90,12 @@ def test_every_prompt_is_answered_and_batches_keep_their_order():
     prompts.insert(2, prompt("nothing here"))
     out, generator = run(prompts)
     assert {base_key(r.key) for r in out} == {p.key for p in prompts}
-    drawn = [p for p in prompts if p.nouns]
-    assert [r.key for r in out if isinstance(r, ImageRecord)] == [p.key for p in drawn]
+    generated = [p for p in prompts if p.nouns]
+    assert [r.key for r in out if isinstance(r, ImageRecord)] == [p.key for p in generated]
     assert [len(batch) for batch in generator.batches] == [2, 2, 1]
 
 
-def test_one_batch_is_drawn_ahead_while_records_are_taken():
+def test_one_batch_is_generated_ahead_while_records_are_taken():
     generator = FakeGenerator()
     stage = SynthesizeStage(spec(), generator)
     taken = []
@@ -107,7 +107,7 @@ def test_one_batch_is_drawn_ahead_while_records_are_taken():
 
     out = stage(feed())
     assert next(out).caption == "a dog number 0"
-    assert len(taken) == 4  # the next batch has been handed to the thread that draws
+    assert len(taken) == 4  # the next batch has been handed to the thread that generates
     assert next(out).caption == "a dog number 1"
     assert len(taken) == 4
     assert next(out).caption == "a dog number 2"

@@ -13,7 +13,7 @@ from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
 from ovref.errors import ConfigError, ModelError, StorageError
 from ovref.storage.store import Store
 from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.engine.ledger import JobError, Ledger, Order, Outcome
+from ovref_pipelines.engine.ledger import JobError, Ledger, Outcome, ShardTask
 from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.run_steps import OUTAGE_SECONDS, run_step
 from ovref_pipelines.ray import cluster as ray_cluster
@@ -32,7 +32,7 @@ def _ray_if_wanted(request):
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs shards of orders in a fresh folder: (summary, target, what was printed)."""
+    """Runs shards of tasks in a fresh folder: (summary, target, what was printed)."""
 
     def start(shards, config, name="run", **spec_fields):
         folder = tmp_path / name
@@ -205,7 +205,7 @@ def test_ray_says_so_when_workers_cannot_import_the_stage(run, local_ray, tmp_pa
     monkeypatch.setitem(sys.modules, module.__name__, module)
     source = caption_step(str(tmp_path), [["plain"]])
     target = prompt_step(str(tmp_path), source, Nowhere(scratch=""))
-    with pytest.raises(ModelError, match=r"cannot take its orders: .*module_of_the_driver_alone"):
+    with pytest.raises(ModelError, match=r"cannot take its tasks: .*module_of_the_driver_alone"):
         run_step([Nowhere(scratch="")], source, target, RAY, Progress("x", stream=io.StringIO()))
 
 
@@ -236,10 +236,10 @@ def test_a_commit_that_the_driver_cannot_see_is_an_error(run, tmp_path):
     source = caption_step(str(tmp_path / "here"), [["plain"]])
     target = prompt_step(str(tmp_path / "here"), source, ObedientSpec(scratch=""))
     ledger = Ledger({"000000": 1}, target, LOCAL, Progress("prompts", stream=io.StringIO()))
-    order = ledger.take()
-    assert order == Order(shard="000000", attempt=0)
+    task = ledger.take()
+    assert task == ShardTask(shard="000000", attempt=0)
     with pytest.raises(StorageError, match="a shared folder or an object store"):
-        ledger.settle(order, Outcome(commit=commit))
+        ledger.settle(task, Outcome(commit=commit))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_workers_are_told_what_is_next_and_nothing_is_run_twice(remote, tmp_path
     fake = on(a=Node(cpus=3))
     assert run(remote, tmp_path, EngineConfig(workers=3)) == wanted
     calls = [arguments for actor in fake.hired for name, arguments in actor.calls if name == "run"]
-    assert sorted(order.shard for _, order, _ in calls) == [f"{n:06d}" for n in range(12)]
+    assert sorted(task.shard for _, task, _ in calls) == [f"{n:06d}" for n in range(12)]
     for actor in fake.hired:
         runs = [arguments for name, arguments in actor.calls if name == "run"]
         for (*_, upcoming), (_, after, _) in itertools.pairwise(runs):

@@ -119,7 +119,7 @@ def test_ray_itself_gives_them_too(config, local_ray, tmp_path, undisturbed):
     check(runs, undisturbed)
 
 
-def test_a_chained_worker_embeds_what_it_has_drawn_before_it_draws_more(on, tmp_path):
+def test_a_chained_worker_embeds_what_it_has_generated_before_it_generates_more(on, tmp_path):
     fake = on(a=Node(cpus=1))
     runs = two_steps(tmp_path)
     run_steps(runs, EngineConfig(placement="chained", workers=1))
@@ -138,8 +138,8 @@ def test_drawing_pauses_when_too_much_waits_for_embedders(on, tmp_path, undistur
 
             def slow(records):
                 nonlocal most
-                drawn, embedded = (len(run.target.committed()) for run in runs)
-                most = max(most, drawn - embedded)
+                generated, embedded = (len(run.target.committed()) for run in runs)
+                most = max(most, generated - embedded)
                 time.sleep(0.03)
                 yield from stage(records)
 
@@ -149,11 +149,11 @@ def test_drawing_pauses_when_too_much_waits_for_embedders(on, tmp_path, undistur
     runs = two_steps(tmp_path, second=Slow(), pools=(config.pool, config.embedders))
     run_steps(runs, config)
     check(runs, undisturbed)
-    # Two wait, one is embedded, and each of the two at drawing may add the shard it has in hand.
+    # Two wait, one is embedded, and each of the two that generate may add the shard it has in hand.
     assert 3 <= most <= 5
 
 
-def test_what_an_earlier_run_has_drawn_is_embedded_first(on, tmp_path, undisturbed):
+def test_what_an_earlier_run_has_generated_is_embedded_first(on, tmp_path, undisturbed):
     runs = two_steps(tmp_path)
     run_steps(runs[:1], EngineConfig(engine="local"))
     on(a=Node(cpus=4))
@@ -163,7 +163,7 @@ def test_what_an_earlier_run_has_drawn_is_embedded_first(on, tmp_path, undisturb
     check(runs, undisturbed)
 
 
-def test_embedders_on_cpus_leave_the_drawers_the_cpus_that_their_gpus_need(on, tmp_path):
+def test_embedders_on_cpus_leave_the_generators_the_cpus_that_their_gpus_need(on, tmp_path):
     # Two nodes, each with a GPU and one CPU; nothing but a third is for embedders. The second GPU
     # comes late, and its only CPU must still be there.
     fake = on(a=Node(cpus=1, gpus=1), b=Node(cpus=1, gpus=1, alive=False), c=Node(cpus=1))
@@ -184,8 +184,8 @@ def test_embedders_on_cpus_leave_the_drawers_the_cpus_that_their_gpus_need(on, t
 
     runs = two_steps(tmp_path, second=Late(), pools=(config.pool, config.embedders))
     run_steps(runs, config)
-    drawers = [actor for actor in fake.hired if actor.options["num_gpus"]]
-    assert {actor.node_name for actor in drawers} == {"a", "b"}
+    generators = [actor for actor in fake.hired if actor.options["num_gpus"]]
+    assert {actor.node_name for actor in generators} == {"a", "b"}
     first_embedder = next(actor for actor in fake.hired if not actor.options["num_gpus"])
     assert first_embedder.node_name == "c"
 
@@ -346,7 +346,7 @@ def test_a_drain_lets_shards_in_hand_finish_and_nothing_is_begun(on, tmp_path):
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
-    """Notes for every shard how many orders its worker has got that it has not yet begun; dies
+    """Notes for every shard how many tasks its worker has got that it has not yet begun; dies
     where it is told to, once."""
 
     name: ClassVar[str] = "obedient"
@@ -382,7 +382,7 @@ class Watched:
 
 
 def watched_run(folder, fake, config, **fields):
-    """(summary, files, orders that each shard had waiting behind it)."""
+    """(summary, files, tasks that each shard had waiting behind it)."""
     watched = Watched(fake=fake, ahead=[], deaths=[], **fields)
     run, _ = two_steps(folder, first=watched)
     (summary,) = run_steps([run], config)

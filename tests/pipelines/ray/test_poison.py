@@ -79,8 +79,8 @@ def check(summary, target, printed, spared):
     # Two deaths of the shard, two of the record alone.
     assert summary.trouble == {"crashed_records": 1, "worker_deaths": 4}
     assert "record 1 of shard 000001 kills its worker even alone" in printed
-    (told,) = json.loads(target.store.read(f"{CRASHED}/000001.json"))["records"]
-    assert told["number"] == 1 and "its worker died" in told["reason"]
+    (crashed,) = json.loads(target.store.read(f"{CRASHED}/000001.json"))["records"]
+    assert crashed["number"] == 1 and "its worker died" in crashed["reason"]
 
 
 def test_ray_finds_the_record_leaves_it_out_and_makes_everything_else(local_ray, tmp_path, spared):

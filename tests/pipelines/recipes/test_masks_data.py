@@ -41,7 +41,7 @@ def test_boxes_hold_the_first_and_end_after_the_last_pixel():
     assert boxes_of(mask[:0]).shape == (0, 4)
 
 
-def test_the_pool_is_drawn_once_and_shows_train_scenes(tmp_path):
+def test_the_pool_is_generated_once_and_shows_train_scenes(tmp_path):
     pool = load_mask_pool(tmp_path, count=6)
     again = load_mask_pool(tmp_path, count=6)
     np.testing.assert_array_equal(pool.images_nhwc, again.images_nhwc)

@@ -36,15 +36,15 @@ def test_stable_diffusion_draws_the_same_image_from_the_same_seed():
     )
     pipeline.set_progress_bar_config(disable=True)
 
-    def draw(seed):
+    def generate(seed):
         generator = torch.Generator().manual_seed(seed)
         return pipeline("a red boat on the water", num_inference_steps=3, height=64, width=64,
                         generator=generator, output_type="np").images[0]  # fmt: skip
 
-    image = draw(1)
+    image = generate(1)
     assert image.shape == (64, 64, 3) and np.isfinite(image).all()
-    np.testing.assert_array_equal(image, draw(1))
-    assert not np.array_equal(image, draw(2))
+    np.testing.assert_array_equal(image, generate(1))
+    assert not np.array_equal(image, generate(2))
 
 
 def test_tokenizers_agree_and_encode_anything():
@@ -68,9 +68,9 @@ def test_clip_embeds_images_and_texts(images):
     model, _ = open_clip.create_model_from_pretrained(name)
     ids = open_clip.get_tokenizer(name)(["a photo of a tree", "a tree on the grass"])
     assert ids.shape == (2, 77)
-    seen, told = model.encode_image(images), model.encode_text(ids)
-    assert seen.shape == told.shape and seen.dtype == told.dtype == torch.float32
-    assert torch.isfinite(seen).all() and torch.isfinite(told).all()
+    seen, textual = model.encode_image(images), model.encode_text(ids)
+    assert seen.shape == textual.shape and seen.dtype == textual.dtype == torch.float32
+    assert torch.isfinite(seen).all() and torch.isfinite(textual).all()
 
 
 @torch.no_grad()

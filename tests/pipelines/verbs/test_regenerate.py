@@ -48,7 +48,7 @@ def test_a_reference_made_again_alone_is_the_same(built, collection):
     assert found.same
     assert found.mask_iou > 0.99 and found.pixel_difference <= 3
     # Either the bits are equal, or they are in the batch that it was made in.
-    assert (found.image_equal and found.bits_equal) or found.in_company is True
+    assert (found.image_equal and found.bits_equal) or found.equal_in_batch is True
 
 
 def test_a_batch_size_that_was_measured_is_taken_from_the_record(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_another_reference_is_told_from_the_same(built, collection, monkeypatch)
     output, _ = built
     monkeypatch.setattr(collection, "visual", -np.asarray(collection.visual))
     found = regenerate(collection, 0, str(output))
-    assert not found.same and not found.bits_equal and found.in_company is False
+    assert not found.same and not found.bits_equal and found.equal_in_batch is False
     assert found.visual_cosine < -0.99 and found.textual_cosine > 0.99
 
 

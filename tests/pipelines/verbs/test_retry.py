@@ -25,10 +25,10 @@ def _no_models(monkeypatch):
 def crash(config, name, shard, number):
     """Makes a shard, and what is made of it, as if a record of it had killed its workers."""
     folders = recipe.open_steps(config)
-    drawn = folders.selected or folders.prompts
+    input_of_images = folders.selected or folders.prompts
     chain = [
         ("prompts", config.extract_nouns, folders.captions, folders.prompts),
-        ("images", config.synthesize, drawn, folders.images),
+        ("images", config.synthesize, input_of_images, folders.images),
         ("references", config.embed, folders.images, folders.references),
     ]
     first = [step for step, *_ in chain].index(name)
