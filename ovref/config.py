@@ -42,15 +42,35 @@ def load(
             missing, or a value has the wrong type or is out of range; the message names the file
             or the override, the field and what was found.
     """
+    where = "command line" if path is None else str(path)
+    return load_tree(cls, read_tree(path), where, overrides)
+
+
+def read_tree(path: str | Path | None) -> dict[str, Any]:
+    """The mapping of a YAML file; empty without a path.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or no mapping, or gives a key twice.
+    """
     try:
         text = "" if path is None else Path(path).read_text(encoding="utf-8")
         tree = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if tree is None:
-        tree = {}
+        return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(tree).__name__}")
+    return tree
+
+
+def load_tree(
+    cls: type[Config],
+    tree: dict[str, Any],
+    where: str,
+    overrides: list[str] | tuple[str, ...] = (),
+) -> Config:
+    """As `load`, of a mapping that was read from `where`."""
     tree = _filled(cls, tree)
     given: dict[tuple[str, ...], str] = {}
     for override in overrides:
@@ -59,7 +79,7 @@ def load(
             if earlier[: len(keys)] == keys:
                 raise ConfigError(f"{override!r} would undo {other!r}: give one of them")
         given[keys] = override
-    return _parse(cls, tree, "command line" if path is None else str(path), given)
+    return _parse(cls, tree, where, given)
 
 
 def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration") -> Config:
