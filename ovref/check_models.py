@@ -111,7 +111,7 @@ def models_of(spec: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def weights_fingerprint(model: str, revision: str = "") -> str:
-    """What tells these weights from others of the same name.
+    """What distinguishes these weights from others of the same name.
 
     Args:
         model: `miniature:<name>`, a folder or file, a Hugging Face id (`hf-hub:` before it or not),

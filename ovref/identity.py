@@ -14,7 +14,7 @@ at its default, which must do what was done before, it is left out of them."""
 
 
 def record_key(corpus_id: str, caption: str, draw: int = 0, image: str | None = None) -> str:
-    """Key of one drawing of one caption: 24 hexadecimal digits.
+    """Key of one draw of one caption: 24 hexadecimal digits.
 
     Of a caption that comes with its image, the image's SHA-256 (`image`) is part of what it is:
     the same words tell of many images.

@@ -1,10 +1,10 @@
 """Image files to pixels. Every real image that enters a build is decoded here, and only here.
 
-Orientation, decided once: pixels are always those of the *upright* image, EXIF orientation applied,
-and every mask and box refers to them. The ground stage stores `plain_image(file)` in its
-`ImageRecord`s: the file itself where any decoder reads the same pixels from it and they are not
-too many, and otherwise a JPEG of the decoded pixels. So whoever opens the kept file without a
-thought for EXIF, alpha or depth sees what the masks were made for.
+Pixels are always those of the *upright* image, with EXIF orientation applied, and every mask and
+box refers to them. The ground stage stores `plain_image(file)` in its `ImageRecord`s: the file
+itself if every decoder reads the same pixels from it and it is small enough, otherwise a JPEG of
+the decoded pixels. So any program that opens the stored file, even one that ignores EXIF, alpha or
+bit depth, sees the pixels that the masks belong to.
 
     try:
         file, image_hwc = plain_image(prompt.image)
@@ -12,7 +12,7 @@ thought for EXIF, alpha or depth sees what the masks were made for.
         yield Dropped(prompt.key, error.reason)
     ... ImageRecord(image=file, regions=...)        # masks of image_hwc.shape[:2]
 
-Colour profiles are not applied: pixels are taken for sRGB, as the models' training did.
+Colour profiles are not applied: pixels are read as sRGB, as in the models' training.
 """
 
 import io
@@ -24,17 +24,17 @@ import numpy as np
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats that are decoded. Pillow knows more; some of them start other programs (EPS)."""
+"""Formats that are decoded. Pillow knows more, some of which start other programs (EPS)."""
 
 MAX_PIXELS = 1 << 26
-"""Most pixels of an image: 64 Mi are 192 MiB decoded. A larger file is not decoded at all."""
+"""Maximum number of pixels: 64 Mi take 192 MiB decoded. Larger files are not decoded."""
 MAX_ASPECT = 20.0
-"""Longer side over shorter; beyond it (rulers, banners) resizing leaves nothing to recognise."""
+"""Maximum aspect ratio; beyond it (rulers, banners) nothing is recognisable after resizing."""
 MAX_SIDE = 2048
-"""Longer side in pixels of an image that is kept. No model looks at more, and the masks of a larger
-photograph take gigabytes of memory."""
+"""Longest side of a stored image, in pixels. No model uses more, and masks of a larger photograph
+take gigabytes of memory."""
 BACKGROUND_RGB = (255, 255, 255)
-"""What transparent pixels show: white, the page that images with alpha are made to lie on."""
+"""Colour of transparent pixels: white, the page that images with alpha are made for."""
 JPEG_QUALITY = 95
 
 REASONS = (
@@ -45,15 +45,15 @@ REASONS = (
     "extreme_aspect",
     "unsupported_pixels",
 )
-"""Why an image is of no use: no bytes; no image of a known format, or one of no size; a good header
-but missing or damaged pixels; more pixels than MAX_PIXELS; longer than MAX_ASPECT; pixels without
-an agreed meaning as 8-bit RGB (floats, integers of 32 bits)."""
+"""Why an image is unusable, in this order: no bytes; unknown format or zero size; valid header but
+missing or damaged pixels; more pixels than MAX_PIXELS; aspect ratio above MAX_ASPECT; pixels with
+no agreed meaning as 8-bit RGB (floats, 32-bit integers)."""
 
 _DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError,
     NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
-"""What Pillow raises for bytes that are no image, or a damaged one."""
+"""Exceptions that Pillow raises for bytes that are not an image, or for a damaged image."""
 
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -67,13 +67,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image of each EXIF orientation upright (Exif 2.32, tag 0x0112)."""
+"""Operation that turns each EXIF orientation upright (Exif 2.32, tag 0x0112)."""
 
 _PLAIN_FORMATS, _PLAIN_MODES = ("JPEG", "PNG", "WEBP"), ("RGB", "L")
 
 
 class UnusableImageError(ValueError):
-    """An image file that gives no pixels to work with."""
+    """An image file that cannot be decoded to usable pixels."""
 
     reason: str
     """One of REASONS, for `Dropped`."""
@@ -86,12 +86,12 @@ class UnusableImageError(ValueError):
 def decode_image(file: bytes) -> np.ndarray:
     """The pixels of an image file.
 
-    Orientation by EXIF is applied; grey becomes RGB; palettes are looked up; CMYK is converted
-    without a profile; 16 bits become 8 by rounding of the full range; transparency is laid over
-    BACKGROUND_RGB; of an animation the first frame counts.
+    Applies the EXIF orientation; converts grey, palettes and CMYK (without a profile) to RGB;
+    rescales 16 bits to 8; composites transparency over BACKGROUND_RGB; takes the first frame of an
+    animation.
 
     Returns:
-        (H, W, 3) uint8 RGB, the caller's own.
+        (H, W, 3) uint8 RGB, a new array.
 
     Raises:
         UnusableImageError: its `reason` is one of REASONS.
@@ -100,12 +100,12 @@ def decode_image(file: bytes) -> np.ndarray:
 
 
 def plain_image(file: bytes) -> tuple[bytes, np.ndarray]:
-    """The file to keep of an image, and its pixels.
+    """The file to store for an image, and its pixels.
 
     Returns:
-        The file: `file` itself where it is an upright, opaque, still JPEG, PNG or WebP of 8-bit
-        RGB or grey and of MAX_SIDE at most, and else a JPEG of `decode_image(file)`, made as much
-        smaller as it must be. And `decode_image` of the file to keep: (H, W, 3) uint8 RGB.
+        The file: `file` itself if it is an upright, opaque, still JPEG, PNG or WebP of 8-bit RGB
+        or grey and of at most MAX_SIDE, otherwise a JPEG of `decode_image(file)`, downscaled to
+        MAX_SIDE if it is larger. And `decode_image` of that file: (H, W, 3) uint8 RGB.
 
     Raises:
         UnusableImageError: as `decode_image`.
@@ -126,11 +126,11 @@ def plain_image(file: bytes) -> tuple[bytes, np.ndarray]:
 
 
 def _decode(file: bytes) -> tuple[np.ndarray, bool]:
-    """The pixels, and whether any decoder reads the same ones from the file."""
+    """The pixels, and whether every decoder reads the same ones from the file."""
     if not file:
         raise UnusableImageError("empty_image", "the file has no bytes")
     with warnings.catch_warnings():
-        # Pillow warns of damaged metadata, which is no one's concern here, and of bombs.
+        # Pillow warns of damaged metadata, which does not matter here, and of bombs.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -165,7 +165,7 @@ def _pixels(image: Image.Image) -> tuple[np.ndarray, bool]:
     rgb = _rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
-    # Copied, because what Pillow lends cannot be written to, of which PyTorch warns.
+    # Copied, because Pillow's array is read-only, about which PyTorch warns.
     return np.array(rgb), plain and turn is None
 
 
@@ -173,7 +173,7 @@ def _orientation(image: Image.Image) -> int | None:
     try:
         value = image.getexif().get(_ORIENTATION_TAG)
     except _DAMAGED:
-        return None  # as browsers do: metadata that cannot be read turns nothing
+        return None  # as in browsers: unreadable metadata rotates nothing
     return value if isinstance(value, int) else None
 
 

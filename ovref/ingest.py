@@ -16,19 +16,19 @@ from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
 
 UPLOADS = 8
-"""Shards on their way to the store, or compared with it, at a time: an object store answers late
-but many at once."""
+"""Shards uploaded, or compared with the store, at a time: object stores have high latency but serve
+many requests at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSummary:
-    """How far a pass over a corpus has come, or what it gave in the end."""
+    """Progress, or the result, of a pass over a corpus."""
 
     shards: int
     captions: int
-    """Kept."""
+    """Number kept."""
     dropped: dict[str, int]
-    """Given up, by reason."""
+    """Number dropped, by reason."""
     finished: bool
 
 
@@ -38,16 +38,16 @@ def ingest(
     shard_size: int,
     on_progress: Callable[[IngestSummary], None] | None = None,
 ) -> IngestSummary:
-    """Cuts a corpus into caption shards `000000`, `000001`, ... of `shard_size`, in its order.
+    """Cuts a corpus into caption shards `000000`, `000001`, ... of `shard_size`, in order.
 
-    A caption whose key was seen before is dropped (`duplicate_caption`), one that is not Unicode
-    text likewise (`undecodable_text`), and so is each `Dropped` of the reader. Done again after an
-    interruption it reads the corpus from its beginning and writes only the missing shards; once
-    `target.complete()` is known it returns without reading. The identity of `target` must hold the
-    corpus's identity and `shard_size`.
+    Drops captions whose key was seen before (`duplicate_caption`) and captions that are not
+    Unicode text (`undecodable_text`), and passes on each `Dropped` of the reader. After an
+    interruption, the next call reads the corpus from the beginning and writes only missing
+    shards; if `target` is complete it returns without reading. The identity of `target` must hold
+    the corpus's identity and `shard_size`.
 
     Args:
-        on_progress: called after every shard, cut or found.
+        on_progress: called after every shard, whether written now or found.
 
     Raises:
         InputError: the corpus has no usable caption, or differs from the one that the committed
@@ -80,7 +80,7 @@ def ingest(
                     inputs = len(keys) + len(drops)
                     checks.append(pool.submit(_check_unchanged, target, shard, keys, inputs))
                 else:
-                    _wait_for(checks, 0)  # of a corpus that has changed nothing is added
+                    _wait_for(checks, 0)  # nothing is added from a corpus that has changed
                     inputs = len(keys) + len(drops)
                     held = opened.pop_all()
                     uploads.append(pool.submit(_publish, held, target, shard, files, inputs, drops))
@@ -103,10 +103,10 @@ def ingest(
 
 
 class KeySet:
-    """A set of keys at 11 to 22 bytes each, whatever their length: for a whole corpus in memory.
+    """A set of keys in 11 to 22 bytes each, whatever their length, so that a corpus fits in memory.
 
-    Open addressing over 64-bit hashes. Two keys with one hash count as one: for n keys the chance
-    that this happens at all is n**2 / 2**65, one in a hundred thousand for 20 million.
+    Open addressing over 64-bit hashes. Two keys with the same hash count as one; the probability
+    of any collision among n keys is n**2 / 2**65, one in a hundred thousand for 20 million.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class KeySet:
         self._count = 0
 
     def add(self, key: str) -> bool:
-        """Puts `key` in; False if it was there."""
+        """Adds `key`; False if it was present."""
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         value = int.from_bytes(digest, "big") or 1  # 0 marks a free slot
         slot = self._slot(value)
@@ -127,7 +127,7 @@ class KeySet:
         return True
 
     def _slot(self, value: int) -> int:
-        """Where `value` is, or would be put."""
+        """Slot of `value`, or the free slot where it belongs."""
         mask = len(self._slots) - 1
         slot = value & mask
         while self._slots[slot] not in (0, value):
@@ -143,7 +143,7 @@ class KeySet:
 
 
 def first_of_each_key(captions: Iterable[Caption | Dropped]) -> Iterator[Caption | Dropped]:
-    """Later captions with the same key, and those that no file can hold, come out as drops."""
+    """Replaces later captions with the same key, and text that cannot be encoded, by drops."""
     seen = KeySet()
     for item in captions:
         if isinstance(item, Dropped):
@@ -171,7 +171,7 @@ def _fill(
     first: Caption | None,
     shard_size: int,
 ) -> tuple[list[str], list[Dropped], Caption | None]:
-    """Takes one shard's items, into `files` if given; the caption that no longer fits is last."""
+    """Takes one shard's items, into `files` if given; also returns the caption that did not fit."""
     keys: list[str] = []
     drops: list[Dropped] = []
     for item in items if first is None else chain([first], items):
@@ -187,7 +187,7 @@ def _fill(
 
 
 def _wait_for(futures: deque[Future[None]], but: int) -> None:
-    """Waits for the first ones, until `but` are left; raises what they raise."""
+    """Waits for the oldest futures until `but` are left; raises what they raise."""
     while len(futures) > but:
         futures.popleft().result()
 

@@ -26,7 +26,7 @@ def absolute(place: str, name: str = "place") -> str:
             a URL of an unknown protocol.
     """
     if not place.strip():
-        raise ConfigError(f"{name} must name a folder or URL, found an empty text")
+        raise ConfigError(f"{name} must name a folder or URL, found an empty string")
     if "::" in place:
         raise ConfigError(f"{name} must be one place, found {place!r}: '::' joins several")
     protocol, separator, path = place.partition("://")

@@ -1,6 +1,6 @@
 """The records that flow through the builder. Frozen; arrays are checked once, when they are made.
 
-A record's `key` names the drawing of a caption it comes from (`identity.record_key`) and stays the
+A record's `key` identifies the caption and draw it comes from (`identity.record_key`) and stays the
 same from caption to image; a reference's key is `<image key>#<region number>`.
 """
 
@@ -40,7 +40,7 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A caption with its nouns, ready to draw or to ground."""
+    """A caption with its nouns, ready for generation or grounding."""
 
     key: str
     caption: str

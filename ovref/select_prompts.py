@@ -1,11 +1,11 @@
-"""An optional step between nouns and images: no more prompts of common nouns than are of use.
+"""An optional step between nouns and images that limits the number of prompts per noun.
 
-Captions speak of men, tables and streets thousands of times as often as of cactuses, and drawing
-is nearly all of a build's cost. This step is the one that must look at its shards in order, since
-what it keeps depends on what it has kept; it reads text alone and is quick.
+Captions mention men, tables and streets thousands of times as often as cactuses, and image
+generation is nearly all of a build's cost. This is the only step that processes its shards in
+order, because each decision depends on earlier ones; it reads only text and is fast.
 
-On request it also puts the prompts in another order, in which nouns take turns, so that a build
-that is stopped half-way has references of all of them.
+It can also reorder the prompts so that nouns take turns, and a build that is stopped half-way has
+references of all of them.
 """
 
 import base64
@@ -31,12 +31,12 @@ from ovref.storage.scratch import scratch_folder
 from ovref.storage.steps import StepFolder
 
 SPOOLS = 128
-"""Files that a re-ordering deals the prompts out to; one of them at a time is held in memory."""
+"""Files that reordering distributes the prompts to; one at a time is held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectPrompts:
-    """What the step's identity is made of (`identity.spec_identity`)."""
+    """Settings of the step, and its identity (`identity.spec_identity`)."""
 
     __pydantic_config__ = STRICT
     name: ClassVar[str] = "select_prompts"
@@ -46,9 +46,10 @@ class SelectPrompts:
     """A prompt is kept while one of its nouns has been kept fewer times than this; None keeps
     all."""
     order: Literal["corpus", "rare_first"] = "corpus"
-    """`corpus` leaves prompts where they are. `rare_first` sorts those that are kept by the turn of
-    their rarest noun: first a prompt for every noun, then a second one, and so on, so that a noun
-    of three captions is not drawn after the thousandth of the most frequent one."""
+    """`corpus` keeps the order of the corpus. `rare_first` takes a first prompt for every noun,
+    then a second one, and so on, so that a noun with three captions does not come after the
+    thousandth
+    caption of the most frequent noun."""
 
     def __post_init__(self) -> None:
         if self.max_per_noun is None and self.order == "corpus":
@@ -65,12 +66,12 @@ def select_prompts(
 ) -> None:
     """Selects from the prompts of `source`, shard by shard in order, until `target` is complete.
 
-    Prompts not kept are dropped (`nouns_capped`). Done again after an interruption it goes on
-    with the missing shards. In memory: a count for each noun and, to re-order, at most 20 bytes for
-    each prompt and the lines of one spool.
+    Prompts that are not kept are dropped (`nouns_capped`). After an interruption, the next call
+    resumes with the missing shards. Memory: a count for each noun and, to reorder, at most 20
+    bytes for each prompt and the lines of one spool.
 
     Args:
-        on_progress: called after every shard, made or found.
+        on_progress: called after every shard, whether written now or found.
 
     Raises:
         InputError: the shards of `source` are not complete, so the order is not known.
@@ -98,7 +99,7 @@ def _in_place(
     kept: Counter[str] = Counter()
     for shard in shards:
         commit = run_shard([_under_the_cap(spec, kept)], source, target, shard)
-        # From what stands in the shard, since it may be of an earlier run or of a faster one.
+        # Counted from the committed shard, which an earlier or a concurrent run may have written.
         if commit.outputs:
             nouns_of_prompts = target.table(shard, ["nouns"])["nouns"].to_pylist()
             kept.update(noun["text"] for nouns in nouns_of_prompts for noun in nouns)
@@ -119,7 +120,7 @@ def _under_the_cap(spec: SelectPrompts, kept_before: Counter[str]) -> Stage:
 
 
 def _turn(spec: SelectPrompts, kept: Counter[str], nouns: list[str]) -> int | None:
-    """How often the rarest of these nouns has been kept, None if it was often enough; counts."""
+    """How often the rarest of these nouns was kept, and counts them; None if it reached the cap."""
     turn = min((kept[noun] for noun in nouns), default=None)
     if turn is None or (spec.max_per_noun is not None and turn >= spec.max_per_noun):
         return None
@@ -134,9 +135,9 @@ def _rare_first(
     shards: list[str],
     on_progress: Callable[[Commit], None] | None,
 ) -> None:
-    """Shards of the size of the source's, under the source's names; the last ones may be empty.
+    """Writes shards of the source's size, under the source's names; the last ones may be empty.
 
-    A prompt that is not kept is dropped in the shard of the name that it was in.
+    A prompt that is not kept is dropped in the shard that it came from.
     """
     ranks, begins = _ranks(spec, source, shards)
     size = max(int(np.diff(begins).max(initial=0)), 1)
@@ -183,7 +184,7 @@ def _rare_first(
 def _ranks(
     spec: SelectPrompts, source: StepFolder, shards: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The new place of every prompt in order, -1 if not kept; and where each shard begins."""
+    """New position of every prompt, -1 if it is not kept; and the start of each shard."""
     kept: Counter[str] = Counter()
     turns = array("i")
     begins = [0]
@@ -213,7 +214,7 @@ def _line(rank: int, prompt: Prompt) -> str:
 
 
 def _of_spool(path: Path) -> dict[int, str]:
-    """Lines by rank; as text, which takes less than half of what prompts do."""
+    """Lines by rank, as text, which takes less than half the memory of prompts."""
     found = {}
     with open(path, encoding="utf-8") as file:
         for line in file:

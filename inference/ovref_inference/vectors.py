@@ -33,7 +33,7 @@ def l2_normalised(vectors: Any) -> np.ndarray:
 
     Raises:
         ValueError: a vector is zero or not finite; it has no direction, and a NaN in an index
-            would spoil every search.
+            would break every search.
     """
     vectors = as_float32(vectors)
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.
@@ -51,12 +51,12 @@ def l2_normalised(vectors: Any) -> np.ndarray:
 def prefetch_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
     """Asks the system to load rows of a memory-mapped matrix together, before they are read.
 
-    Otherwise each row that is not in memory yet is one page fault, which waits for the disk by
-    itself and reads many of its neighbours too. Returns at once; does nothing where the matrix is
-    no memory map or the platform has no `madvise`.
+    Otherwise each row that is not in memory is one page fault, which waits for the disk and reads
+    many neighbouring pages too. Returns at once; does nothing if the matrix is not a memory map or
+    the platform has no `madvise`.
 
     Args:
-        matrix: (n, d), its rows one after another, as of `format.open_vectors`.
+        matrix: (n, d), contiguous rows, as of `format.open_vectors`.
         rows: integers from 0 to n - 1, in any order, repeated or none at all.
     """
     mapping: object = matrix

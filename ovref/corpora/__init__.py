@@ -2,7 +2,7 @@
 
 spec = CorpusSpec(path="s3://bucket/captions/*.parquet", caption_column="TEXT")
 for record in read_captions(spec): ...      # Caption, or Dropped with its reason
-identify(spec)                              # what the corpus adds to a fingerprint
+identify(spec)                              # the corpus's part of a fingerprint
 """
 
 from ovref.corpora.corpus_identity import identify

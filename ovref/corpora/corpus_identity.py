@@ -1,4 +1,4 @@
-"""What a corpus adds to a fingerprint: its contents and how it is read, not where it lies."""
+"""A corpus's part of a fingerprint: its contents and how they are read, not its location."""
 
 import hashlib
 from pathlib import PurePosixPath
@@ -20,12 +20,12 @@ from ovref.errors import InputError
 
 
 def identify(spec: CorpusSpec) -> dict[str, Any]:
-    """What the corpus contributes to a fingerprint: its contents and how it is read, not its place.
+    """The corpus's part of a fingerprint: its contents and how they are read, not its location.
 
-    Local files are read once and hashed (SHA-256). Remote ones count by size and the store's own
-    checksum (ETag), without a download; so the same corpus has another identity on S3 than here.
-    Images named by the corpus are not hashed one by one: the listing of `images` (names and sizes)
-    is; of a folder of images the captions are hashed, too. Raises InputError like `corpus_files`.
+    Local files are hashed (SHA-256). Remote files are identified by size and the store's checksum
+    (ETag) without a download, so the same corpus has a different identity on S3. Of images that
+    the corpus names, only the listing of `images` (names and sizes) is hashed; of an image folder
+    the caption files are hashed too. Raises InputError like `corpus_files`.
     """
     if spec.path.startswith(MINIATURE):
         written, identities = "miniature", [identify_miniature(spec)]
@@ -78,7 +78,7 @@ def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
         digest.update(f"{name.removeprefix(root)}\0{entries[name]['size']}\n".encode())
         path = PurePosixPath(name)
         if captions and (path.suffix.lower() == ".txt" or path.name in CAPTION_FILES):
-            # An object store's listing has the checksum; asking for each file would take hours.
+            # An object store's listing has the checksums; a request per file would take hours.
             contents = entries[name].get("ETag") or _identify_file(fs, name)
             digest.update(f"{contents}\n".encode())
     kind = "captions_names_and_sizes_sha256" if captions else "names_and_sizes_sha256"

@@ -18,7 +18,7 @@ from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec
 from ovref.errors import InputError
 
 CAPTION_NAMES = ("caption", "text", "TEXT", "title", "sentence")
-"""Where a caption is looked for when no column is named."""
+"""Columns that may hold the caption if none is named."""
 
 PARQUET_ROWS, PARQUET_IMAGES = 1024, 16
 """Rows decoded at a time, without and with images."""
@@ -28,29 +28,29 @@ TEXT_OR_BYTES = (
     pa.binary(), pa.large_binary(), pa.binary_view(),
 )  # fmt: skip
 FIRST_BLOCK = 1 << 16
-"""Bytes in which a text's line ends are looked for."""
-OBJECTS_TO_JUDGE = 1000
-"""JSON objects after which a corpus without the caption's field is refused."""
+"""Bytes of a text in which line ends are detected."""
+OBJECTS_TO_CHECK = 1000
+"""A corpus is refused if none of its first JSON objects, this many, has the caption's field."""
 LONGEST_MEMBER_BYTES = 1 << 28
-"""A file inside a tar that is longer than this is a malformed record."""
+"""A longer file inside a tar is a malformed record."""
 
 
 class CorpusRow(NamedTuple):
-    """One record as found in a file; `text` of None says that it has no usable caption field."""
+    """One record as found in a file; its `text` is None if there is no usable caption field."""
 
     line: int | str
     text: Any
     image: Any = None
     """None, the encoded image, or the name of its file."""
     source: str = ""
-    """Added to the file's name when set; else the line is."""
+    """Appended to the file's name instead of the line, if set."""
 
 
 def _open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> io.TextIOWrapper:
-    """The file as UTF-8 text; bytes that are not become lone surrogates, found per record.
+    """The file as UTF-8 text; invalid bytes become lone surrogates, checked for per record.
 
-    By default lines end with `\\n` alone, since other separators may stand inside a caption; with
-    `\\r` where the text's beginning has that and no `\\n`.
+    By default only `\\n` ends a line, since captions may contain other separators; if the first
+    block has `\\r` and no `\\n`, `\\r` does.
     """
     file = fs.open(path, "rb", compression="gzip" if path.endswith(".gz") else None)
     head = file.read(FIRST_BLOCK)
@@ -148,7 +148,7 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
             try:
                 row = next(rows, None)
                 if len(lines.taken) > 1:
-                    # An open quotation takes in line after line; one that is meant is well-formed.
+                    # An unclosed quotation swallows lines; an intended one is well-formed.
                     next(csv.reader(lines.taken, strict=True))
             except csv.Error:
                 lines.give_back()
@@ -170,12 +170,12 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
 
 
 class _Lines:
-    """The lines of a table, of which a record that turns out broken keeps its first alone."""
+    """The lines of a table; a malformed record uses up only its first line."""
 
     def __init__(self, file: io.TextIOWrapper) -> None:
         self._file, self._again = file, deque[str]()
         self.taken: list[str] = []
-        """Those of the record in hand."""
+        """Lines of the current record."""
         self.number = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -187,7 +187,7 @@ class _Lines:
         return self.taken[-1]
 
     def give_back(self) -> None:
-        """All but the record's first line are read again."""
+        """Returns all but the record's first line, to be read again."""
         self._again.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
 
@@ -238,7 +238,7 @@ def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
 
 
 class _FieldCheck:
-    """Refuses a file of JSON objects of which none has the caption's field."""
+    """Refuses a file in which no JSON object has the caption's field."""
 
     def __init__(self, path: str, named: tuple[str | int, ...]) -> None:
         self._path, self._named = path, named
@@ -251,7 +251,7 @@ class _FieldCheck:
         if not self._found:
             self._fields |= dict.fromkeys(item)
             self._found = any(name in item for name in self._named)
-        if self.objects == OBJECTS_TO_JUDGE:
+        if self.objects == OBJECTS_TO_CHECK:
             self.finish()
 
     def finish(self) -> None:
@@ -274,14 +274,14 @@ def _image_field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
 
 
 def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
-    # Buffered and unhurried, or a row group of images would be read into memory as a whole.
+    # Buffered and without pre_buffer; otherwise a whole row group of images is read into memory.
     with (
         fs.open(path, "rb") as handle,
         pq.ParquetFile(handle, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as file,
     ):
         columns = file.schema_arrow.names
         wanted: list[str | int] = [_caption_name(spec, path, columns)]
-        # A caption column of bytes is decoded record by record, so that one bad text is one drop.
+        # A bytes column is decoded record by record, so that one bad text is one drop.
         _check_type(path, file.schema_arrow.field(wanted[0]), TEXT_OR_BYTES, "text")
         if spec.image_column is not None:
             if spec.image_column not in columns:
@@ -292,7 +292,7 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
                 _check_type(path, field, TEXT_OR_BYTES, "encoded images, or names of their files")
         row, rows = 0, PARQUET_ROWS if len(wanted) == 1 else PARQUET_IMAGES
         for batch in file.iter_batches(batch_size=rows, columns=wanted):
-            # As bytes, because Arrow does not check that its strings are UTF-8.
+            # As bytes, because Arrow does not verify UTF-8.
             texts = batch.column(wanted[0]).cast(pa.large_binary()).to_pylist()
             images = batch.column(wanted[1]).to_pylist() if len(wanted) > 1 else [None] * len(texts)
             for text, image in zip(texts, images, strict=True):
@@ -309,18 +309,18 @@ def _check_type(path: str, field: pa.Field, allowed: tuple[pa.DataType, ...], wh
 
 
 def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
-    """Samples are runs of members that share the name before the first dot of their last part.
+    """A sample is a run of members whose base names are equal up to the first dot.
 
     Raises:
-        InputError: the members of a sample do not stand together.
+        InputError: the members of a sample are not adjacent.
     """
-    parts_by_name: dict[int, tuple[bool, bool]] = {}  # keys: hashes of names, which are smaller
+    parts_by_name: dict[int, tuple[bool, bool]] = {}  # by hash of the name, which is smaller
     for row in _samples(spec, fs, path):
         parts = (row.text is not None, row.image is not None)
         if parts_by_name.setdefault(hash(row.line), parts) != parts:
             raise InputError(
-                f"the members of the sample {row.line} of {path} do not stand together, as a "
-                f"WebDataset's must: pack the files again in the order of their names "
+                f"the members of the sample {row.line} of {path} are not adjacent, as a "
+                f"WebDataset requires: pack the files again in the order of their names "
                 f"(`tar --sort=name -cf ...`)"
             )
         yield row
@@ -339,7 +339,7 @@ def _samples(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[Co
             folder, _, base = member.name.rpartition("/")
             stem, _, suffix = base.partition(".")
             if not stem:
-                continue  # `.DS_Store` and its kind are no samples
+                continue  # `.DS_Store` and the like are not samples
             sample = f"{folder}/{stem}" if folder else stem
             if sample != name:
                 if name:

@@ -1,4 +1,4 @@
-"""Corpora that are made of images: folders of images with captions, and the miniature's scenes."""
+"""Image corpora: folders of images with captions, and the miniature's scenes."""
 
 import hashlib
 import io
@@ -18,19 +18,19 @@ from ovref.errors import InputError
 from ovref.images import decode_image
 
 FILE_NAME = "file_name"
-"""Column of a metadata file that names the image, relative to the file (Hugging Face's layout)."""
+"""Column of a metadata file with the image's path relative to it (Hugging Face's layout)."""
 
 FIRST_SCENE = 4_000_000
-"""Seed of a miniature corpus's first scene; none of the miniature's models was trained on these."""
+"""Seed of a miniature corpus's first scene; no model was trained on these scenes."""
 
 
 def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Iterator[CorpusRow]:
-    """The images below a folder, each with its captions, folder by folder in order of names.
+    """The images below a folder, each with its captions, folder by folder in order of name.
 
     A metadata file (`metadata.jsonl`, `.csv` or `.parquet`, with `file_name` and the caption's
-    column) speaks for its folder and all below it; images that it does not name are none of the
-    corpus's. Elsewhere the captions of `x.jpg` are the lines of `x.txt` that are not blank, and an
-    image without any is a record with an empty caption. Images are named relative to `root`.
+    column) covers its folder and all folders below; images that it does not name are not part of
+    the corpus. Elsewhere the captions of `x.jpg` are the non-blank lines of `x.txt`, and an image
+    without any is a record with an empty caption. Image names are relative to `root`.
     """
     root = root.rstrip("/")
     for folder, inside in walk(fs, root):
@@ -68,7 +68,7 @@ def _by_sidecar(
     for name in files:
         path = PurePosixPath(name)
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            # Of `x.jpg` and `x.png` the first is taken; both show what `x.txt` says.
+            # If there are both `x.jpg` and `x.png`, `x.txt` belongs to the first.
             images.setdefault(path.stem, name)
         elif path.suffix.lower() == ".txt":
             texts.append(name)
@@ -83,10 +83,10 @@ def _by_sidecar(
 
 
 def read_miniature(spec: CorpusSpec) -> Iterator[CorpusRow]:
-    """Scenes of a split of the miniature, drawn as they are read: PNG files and their captions.
+    """Scenes of a split of the miniature, rendered as they are read: PNG files and captions.
 
     Raises:
-        InputError: there is no such split, or no `limit`: there are scenes without end.
+        InputError: there is no such split, or no `limit` (the number of scenes is unlimited).
     """
     from ovref.miniature.scenes import SPLITS, render
 
@@ -104,7 +104,7 @@ def read_miniature(spec: CorpusSpec) -> Iterator[CorpusRow]:
 
 
 def identify_miniature(spec: CorpusSpec, scenes: int = 3) -> dict[str, Any]:
-    """What the drawing of scenes adds to an identity: the first ones' pixels and captions.
+    """Identity of rendered scenes: a hash of the pixels and captions of the first ones.
 
     Raises InputError as `read_miniature`.
     """

@@ -1,4 +1,4 @@
-"""Reads arrays out of one large JSON object without holding the object in memory."""
+"""Streams the arrays of one large JSON object without holding the object in memory."""
 
 import json
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ _DECODER = json.JSONDecoder()
 _BLANKS = " \t\n\r"
 FIRST_READ = 1 << 16
 LONGEST_VALUE = 1 << 28
-"""Characters; a single value longer than this is taken for a broken file."""
+"""Characters; a longer value means that the file is broken."""
 
 
 def stream_members(file: TextIO, wanted: str) -> Iterator[tuple[str, Any]]:
-    """Walks the top-level object of a JSON text, one array element at a time.
+    """Iterates over the top-level object of a JSON text, one array element at a time.
 
     Args:
         file: the text, read in blocks from its current position.
@@ -20,10 +20,10 @@ def stream_members(file: TextIO, wanted: str) -> Iterator[tuple[str, Any]]:
 
     Yields:
         ("member", name) when a member begins, and ("item", value) for each element of the wanted
-        member's array. Memory stays at one value of the file's (other arrays go by element too).
+        member's array. At most one value is in memory (other arrays are streamed too).
 
     Raises:
-        ValueError: the text is not a JSON object, ends early, or the wanted member is no array.
+        ValueError: the text is not a JSON object, ends early, or the wanted member is not an array.
     """
     window = _Window(file)
     if window.peek() != "{":
@@ -64,7 +64,7 @@ def _elements(window: "_Window") -> Iterator[Any]:
 
 
 class _Window:
-    """The part of the text that has been read and not yet used."""
+    """The part of the text that has been read and not yet consumed."""
 
     def __init__(self, file: TextIO):
         self._file, self._text, self._at, self._ended = file, "", 0, False
@@ -100,7 +100,7 @@ class _Window:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                # A number near the end of the window may go on in the next block: `-6`, `e-`, `3`.
+                # A number at the end of the window may continue in the next block: `-6`, `e-`, `3`.
                 if end + 2 < len(self._text) or self._ended or self._text[end - 1] in '"]}':
                     self._at = end
                     return value

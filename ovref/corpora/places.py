@@ -1,4 +1,4 @@
-"""Opens the places where corpora lie, and lists them with symbolic links followed."""
+"""Opens the locations of corpora, and lists them, following symbolic links."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from ovref.errors import InputError
 
 MAGIC = "*?["
-"""Characters that make a part of a path a pattern."""
+"""Characters that make a path component a pattern."""
 
 
 def open_place(place: str) -> tuple[AbstractFileSystem, str]:
@@ -22,7 +22,7 @@ def open_place(place: str) -> tuple[AbstractFileSystem, str]:
     Raises:
         InputError: the URL's protocol is unknown, or its package is not installed.
     """
-    if "://" not in place:  # never as a chain of URLs: `a::b` is a file's name
+    if "://" not in place:  # not parsed as chained URLs: `a::b` is a file name
         local = fsspec.filesystem("file")
         return local, local._strip_protocol(place)
     protocol = place.rpartition("::")[2].partition("://")[0]
@@ -45,7 +45,8 @@ def open_place(place: str) -> tuple[AbstractFileSystem, str]:
 def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """The exceptions that reading may raise, and `more`.
 
-    Those of botocore and of the HTTP clients are no OSErrors, and count once they are loaded.
+    botocore and the HTTP clients raise exceptions that are no OSErrors; they are included once the
+    packages are loaded.
     """
     found: list[type[Exception]] = [OSError, *more]
     for module, names in (
@@ -60,19 +61,19 @@ def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
 
 
 def reason(error: Exception) -> str:
-    """What a store's error says, with a hint where it comes from the network."""
+    """A store error's message, with a hint if it comes from the network."""
     network = isinstance(error, ConnectionError) or not isinstance(error, OSError)
     hint = "; check the network, the address and the credentials" if network else ""
     return f"{str(error) or type(error).__name__}{hint}"
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
-    """Whether the files lie on this machine's disks."""
+    """Whether this is the local file system."""
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def shown(place: str) -> str:
-    """The place for a message: a relative path with the absolute one that it stands for."""
+    """The place for a message: a relative path together with its absolute path."""
     expanded = os.path.expanduser(place)
     if "://" in place or os.path.isabs(expanded):
         return place
@@ -80,16 +81,16 @@ def shown(place: str) -> str:
 
 
 def entries(fs: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
-    """What lies directly in a folder, hidden names left out, as fsspec's dicts sorted by name.
+    """The entries of a folder without hidden ones, as fsspec's dicts sorted by name.
 
-    A symbolic link has the type and size of what it leads to; one that leads nowhere is a file, so
-    that reading it fails and says so.
+    A symbolic link has the type and size of its target; a broken link counts as a file, so that
+    reading it fails with a message.
     """
     found = []
     for item in fs.ls(folder, detail=True):
         path = item["name"].rstrip("/")
         if path == folder or path.rpartition("/")[2].startswith("."):
-            continue  # S3 lists a folder's own marker in it
+            continue  # S3 lists a folder's marker inside the folder
         kind = item["type"]
         if item.get("islink"):
             kind = "directory" if os.path.isdir(path) else "file"
@@ -100,10 +101,10 @@ def entries(fs: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
 def walk(
     fs: AbstractFileSystem, folder: str, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Each folder from `folder` downwards, with what lies in it (`entries`).
+    """Each folder from `folder` downwards, with its `entries`.
 
-    The caller may remove folders from what it is given, and they are not walked. A link back to a
-    folder that is being walked (`above`) is not followed: its files are found without it.
+    Folders that the caller removes from the list are not walked. Links back to a folder that is
+    being walked (`above`) are not followed.
     """
     folder = folder.rstrip("/")
     inside = entries(fs, folder)
@@ -116,7 +117,7 @@ def walk(
 
 
 def find(fs: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
-    """All files below a folder by their paths, hidden ones left out; local links are followed."""
+    """All files below a folder by path, without hidden ones; local links are followed."""
     if is_local(fs):
         inside = [item for _, items in walk(fs, folder) for item in items]
         return {item["name"]: item for item in inside if item["type"] != "directory"}
@@ -130,9 +131,9 @@ def leads_back(item: dict[str, Any], above: tuple[str, ...]) -> bool:
 
 
 def matches(fs: AbstractFileSystem, pattern: str) -> list[str]:
-    """The files that a pattern with `*`, `?`, `[...]` or `**` matches, in order of their names.
+    """The files that a pattern with `*`, `?`, `[...]` or `**` matches, in order of name.
 
-    A part of the path that exists as it is written is no pattern: `photos [2019]/*.txt`.
+    A path component that exists literally is not a pattern: `photos [2019]/*.txt`.
     """
     parts = pattern.split("/")
     plain = next(at for at, part in enumerate(parts) if any(mark in part for mark in MAGIC))

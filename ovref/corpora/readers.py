@@ -35,28 +35,26 @@ DROP_REASONS = (
 )
 
 NO_TEXT = re.compile("[\x00-\x1f\x7f\ufffd]")
-"""Control characters, and the mark that an earlier decoding has failed."""
+"""Control characters, and the replacement character that a failed decoding leaves."""
 
 
 IMAGES_AHEAD = 16
-"""Image files on their way at a time: an object store answers late but many at once."""
+"""Image files read ahead: object stores have high latency but serve many requests at once."""
 
 
 def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption | Dropped]:
-    """The captions of a corpus in its own order, one for each draw; bad records as drops.
+    """The captions of a corpus in its order, `spec.draws` of each; bad records as drops.
 
-    Texts are normalised (NFC, single blanks), so equal keys mean equal texts. Equal captions are
-    all passed on; finding duplicates is the ingest's work. Memory stays bounded: one record, one
-    block of a Parquet file, IMAGES_AHEAD images.
+    Texts are normalised (NFC, single spaces), so equal keys mean equal texts. Duplicates are passed
+    on; `ingest` drops them. Memory: one record, one block of a Parquet file, IMAGES_AHEAD images.
 
     Args:
-        images: whether every caption comes with its image, which then is part of its key, and is
-            dropped as `missing_image` where it has none; images are not decoded here. Otherwise no
-            image is read.
+        images: whether to read the image of every caption. It becomes part of the key but is not
+            decoded here; a caption without one is dropped as `missing_image`.
 
     Raises:
-        InputError: the corpus is missing, unreadable, of another format, lacks the named column,
-            has no images where they are asked for, or holds no record at all.
+        InputError: the corpus is missing, unreadable or of another format, lacks the named column
+            or the requested images, or holds no record.
     """
     if not images:
         spec = replace(spec, images=None, image_column=None)
@@ -90,17 +88,17 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
 
 def _check_has_images(spec: CorpusSpec, path: str, written: str) -> None:
     if written == "text":
-        raise InputError(f"images are asked for, and the text {path} has captions alone")
+        raise InputError(f"images are required, but the text file {path} has captions only")
     if written == "coco" and spec.images is None:
-        raise InputError(f"images are asked for: set `images` to the folder of those of {path}")
+        raise InputError(f"images are required: set `images` to the image folder of {path}")
     if written in ("csv", "tsv", "jsonl", "parquet") and spec.image_column is None:
-        raise InputError(f"images are asked for: name their column of {path} with `image_column`")
+        raise InputError(f"images are required: name their column in {path} with `image_column`")
 
 
 def _with_images(
     rows: Iterator[formats.CorpusRow], folder: "_ImageFolder"
 ) -> Iterator[formats.CorpusRow]:
-    """The rows with the files that they name in place of the names, read some rows ahead."""
+    """Replaces the file names in rows by the files' bytes, which are read ahead."""
     with ThreadPoolExecutor(IMAGES_AHEAD) as pool:
         ahead = deque[tuple[formats.CorpusRow, Future[bytes] | None]]()
         for row in rows:
@@ -146,7 +144,7 @@ def _rows(
 def _caption(
     spec: CorpusSpec, corpus: str, file: str, row: formats.CorpusRow, images: bool
 ) -> Dropped | Iterator[Caption]:
-    """The captions of one row, one for each draw, or why it has none."""
+    """`spec.draws` captions of one row, or the reason why it is dropped."""
     where = f"{file}:{row.line}".encode("utf-8", "backslashreplace").decode()
 
     def dropped(reason: str) -> Dropped:
@@ -157,7 +155,7 @@ def _caption(
     try:
         text = row.text.decode("utf-8") if isinstance(row.text, bytes) else row.text
         text = normalised(text)
-        text.encode("utf-8")  # lone surrogates, from JSON escapes or undecodable bytes, cannot
+        text.encode("utf-8")  # fails for lone surrogates, from JSON escapes or undecodable bytes
     except UnicodeError:
         return dropped("undecodable_text")
     if NO_TEXT.search(text):
@@ -191,7 +189,7 @@ class _ImageFolder:
             self._fs, self._root = open_place(place)
 
     def read(self, name: str) -> bytes:
-        """The file's bytes; empty when it is not there. Threads may call it together.
+        """The file's bytes; empty if there is no such file. Thread-safe.
 
         Raises:
             InputError: the corpus names images and `images` does not say where they are, or the

@@ -1,4 +1,4 @@
-"""What a caption corpus is: where it lies, how it is written, which captions of it are wanted."""
+"""Settings of a caption corpus: its place, its format, and which of its captions to read."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -34,20 +34,20 @@ SUFFIXES = {
     ".txt": "text",
     ".tar": "webdataset",
 }
-"""Which format a file name means; `.gz` may follow for all but Parquet."""
+"""Format of a file by its suffix; `.gz` may follow for all but Parquet."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-"""Names of the file that tells the captions of a folder of images."""
+"""Names of the metadata file that holds the captions of an image folder."""
 
 MINIATURE = "miniature:"
-"""What the path of a corpus of the miniature's scenes begins with; the split follows."""
+"""Prefix of the path of a corpus of the miniature's scenes; the split follows."""
 
 BLOCK_BYTES = 1 << 20
 
 
 NO_IMAGE_COLUMN = ("coco", "text", "webdataset", "imagefolder", "miniature")
-"""Formats without columns of images."""
+"""Formats without an image column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,33 +59,33 @@ class CorpusSpec:
     path: str
     """A file, a folder, or a pattern with `*`, `?`, `[...]` or `**`; a local path or a URL such as
     `s3://bucket/part-*`. Symbolic links are followed; names that begin with a dot are left out.
-    `miniature:train` is the scenes of the miniature, the first `limit` of them."""
+    `miniature:train` is the first `limit` scenes of the miniature."""
     format: Format = "auto"
-    """`auto` goes by the file names; `coco` is the official JSON layout of COCO captions;
+    """`auto` decides by the file names; `coco` is the official JSON layout of COCO captions;
     `imagefolder` a folder of images, each with a .txt of captions (one a line) beside it, or with
     `metadata.jsonl`, `.csv` or `.parquet` that has the columns `file_name` and the caption's."""
     corpus_id: str | None = None
-    """Goes into every key. Default: the name of the file, or of the folder that holds the files."""
+    """Part of every key. Default: name of the file, or of the folder that holds the files."""
     caption_column: str | int | None = None
-    """Name of the caption's column or JSON field; a number (from 0) for a CSV or TSV file without a
-    header line. Default: the first of `caption`, `text`, `TEXT`, `title`, `sentence` there is."""
+    """Column or JSON field of the caption; a number (from 0) for a CSV or TSV file without a header
+    line. Default: the first of `caption`, `text`, `TEXT`, `title`, `sentence` that exists."""
     image_column: str | int | None = None
-    """Column of the image: its encoded bytes, or a path relative to `images`. Images are read by
-    builds that ground captions in them, and by no others."""
+    """Column of the image: its encoded bytes, or a path relative to `images`. Read only by builds
+    that ground captions."""
     images: str | None = None
     """Folder or URL prefix of the image files that the corpus names."""
     licence: str | None = None
     """The licence of captions and images, for the manifest of the collection."""
     limit: int | None = None
-    """Read the first so many good captions only; None reads all."""
+    """Read only this many usable captions; None reads all."""
     draws: int = 1
-    """How many images to draw of each caption, each with its own key."""
+    """How many images to generate for each caption, each with its own key."""
     max_characters: int = 1000
     """Longer captions are dropped as `caption_too_long`."""
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise ValueError("path must name a file, a folder or a pattern, found an empty text")
+            raise ValueError("path must name a file, a folder or a pattern, found an empty string")
         if self.corpus_id == "":
             raise ValueError("corpus_id must not be empty; leave it out for the default")
         for name in ("limit", "draws", "max_characters"):
@@ -105,7 +105,7 @@ class CorpusSpec:
 
 
 def corpus_id(spec: CorpusSpec) -> str:
-    """The id that goes into the keys: the one given, or the name of the file or folder."""
+    """The id in the keys: `spec.corpus_id`, or the name of the file or folder."""
     if spec.corpus_id is not None:
         return spec.corpus_id
     if spec.path.startswith(MINIATURE):
@@ -120,14 +120,14 @@ def corpus_id(spec: CorpusSpec) -> str:
 
 
 def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, str]]]:
-    """The corpus's files in order of their names, each with its format.
+    """The corpus's files in order of name, each with its format.
 
     Returns:
         The file system, and (path on it, format) of each file.
 
     Raises:
-        InputError: nothing is there, it cannot be listed, it holds no file of the format, or its
-            files have several formats.
+        InputError: nothing exists there, it cannot be listed, or it holds no file of the format or
+            files of several formats.
     """
     try:
         fs, root = open_place(spec.path)

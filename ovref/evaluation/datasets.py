@@ -81,7 +81,7 @@ class LabelFolder:
     unseen: tuple[str, ...] = ()
     """Classes whose masks trained models never saw, for hIoU; none means no split."""
     limit: int | None = None
-    """The first so many images, in order of their paths; null takes all. All are kept in memory."""
+    """Number of images, the first in order of path; null takes all. All are kept in memory."""
 
     def __post_init__(self) -> None:
         require_at_least("first_label", self.first_label, 0)

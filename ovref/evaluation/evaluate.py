@@ -55,7 +55,7 @@ from ovref_inference.proposers.load import load_proposer, no_proposals
 from ovref_inference.ranges import require_at_least
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 
-SMALL = "The miniature's small models are trained on drawn scenes and know nothing of others."
+SMALL = "The miniature's small models are trained on synthetic scenes and know nothing of others."
 """Stands above tables of other images that they had a part in."""
 
 CAPTION = (

@@ -1,4 +1,4 @@
-"""The captions of the miniature world: a small grammar that tells the truth about a layout.
+"""The captions of the miniature world: a small grammar that describes a layout truthfully.
 
 A layout says what stands where; `caption_of` puts it into words and returns the nouns with their
 character spans. Colours, stuff and the second thing are sometimes left unsaid, as people do.

@@ -1,10 +1,10 @@
-"""Attribution heatmaps: where a noun's tokens were attended to while an image was drawn (DAAM).
+"""Attribution heatmaps: where an image attends to a noun's tokens while it is generated (DAAM).
 
 DAAM (Tang et al., "What the DAAM", ACL 2023, section 3) reads the cross-attention of a diffusion
 UNet: for a word, the mean over layers, heads and steps of the attention that each image position
 pays to the word's tokens, every layer's map first upsampled to the size of the latent. Here that
-mean is accumulated while the pipeline draws a batch of different captions, in one float32 buffer
-per resolution:
+mean is accumulated while the pipeline generates a batch of different captions, in one float32
+buffer per resolution:
 
     buffer[image, noun, position] += sum over heads of weights @ softmax(k q^T / sqrt(d))
 
@@ -12,24 +12,24 @@ where `weights` (image, noun, key) is 1 / (number of the noun's tokens) at the n
 elsewhere. Summing, averaging and upsampling are linear, so upsampling each buffer once equals
 upsampling every map. Three deviations from the published program:
 
-- negative values that bicubic upsampling makes are clamped once at the end, not once per map, so
-  that memory does not grow with layers and heads. Beside sharp peaks DAAM's own order comes out a
-  little higher; masks of the two have an IoU of 0.97 in the mean and 0.93 at least, compared with
-  daam's own code, and of 0.98 and 0.95 on the miniature;
-- the mean is also taken over the steps, so a heatmap is in units of attention probability;
-- the conditional part of a guided batch is known from the number of captions, never guessed, so
-  unguided sampling (LCM, distilled models) keeps all its heads.
+- negative values from bicubic upsampling are clamped once at the end, not once per map, so that
+  memory does not grow with layers and heads. Next to sharp peaks, DAAM's order gives slightly
+  higher values; the mean IoU with the masks of daam's own code is 0.97 (minimum 0.93), and 0.98
+  (0.95) on the miniature;
+- the mean is also taken over the steps, so heatmaps are attention probabilities;
+- the conditional half of a guided batch follows from the number of captions, so unguided sampling
+  (LCM, distilled models) keeps all its heads.
 
 The output of the attention stays the fused `scaled_dot_product_attention` on the same inputs:
-images are bit for bit the ones drawn without attribution. The softmax is never written out:
+images are bit-identical to those generated without attribution. The softmax is never materialised:
 
-- on a CPU the fused kernel also gives the logarithm of each softmax's denominator, so that
-  exp(q k - log denominator) is needed for the few tokens of nouns only;
-- elsewhere a second fused product has `weights` for its values: its output is the nouns' share.
+- on a CPU the fused kernel also returns the logarithm of each softmax's denominator, so that
+  exp(q k - log denominator) is computed only for the few tokens of nouns;
+- elsewhere a second fused attention takes `weights` as its values; its output is the nouns' share.
 
-Neither has a loop over tokens or heads, reads a number back from the device, or changes anything
-but tensors made beforehand, so a UNet that records can be compiled as one graph. What each way
-costs, and others that were tried: `tests/benchmarks/results/attribution.md`.
+Neither loops over tokens or heads, synchronises with the device, or changes anything but
+preallocated tensors, so a recording UNet compiles to one graph. Costs, and alternatives that were
+tried: `tests/benchmarks/results/attribution.md`.
 """
 
 import math
@@ -45,12 +45,12 @@ from torch.nn import functional
 from ovref.errors import ModelError
 
 FACTORS = (1, 2, 4)
-"""Down-sampling factors, relative to the latent, of the layers that count by default. As in DAAM,
-the maps at a factor of 8 and the middle block are left out: too coarse to place anything."""
+"""Down-sampling factors, relative to the latent, of the layers recorded by default. As in DAAM,
+the maps at a factor of 8 and in the middle block are left out, being too coarse."""
 
 
 PAD = 8
-"""Nouns and their tokens are counted in multiples of this."""
+"""Numbers of nouns and of their tokens are rounded up to multiples of this."""
 
 
 def noun_weights(positions: Sequence[Sequence[Sequence[int]]], keys: int) -> torch.Tensor:
@@ -61,8 +61,8 @@ def noun_weights(positions: Sequence[Sequence[Sequence[int]]], keys: int) -> tor
         keys: length of the text encoder's context.
 
     Returns:
-        (captions, keys, nouns) float32, with nouns the most that one caption has. A column is zero
-        where a caption has fewer nouns or a noun has no position.
+        (captions, keys, nouns) float32, where `nouns` is the maximum over captions. A column is
+        zero where a caption has fewer nouns or a noun has no position.
 
     Raises:
         ValueError: a position is not in [0, keys).
@@ -80,17 +80,17 @@ def noun_weights(positions: Sequence[Sequence[Sequence[int]]], keys: int) -> tor
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A cross-attention layer that counts."""
+    """A cross-attention layer that is recorded."""
 
     factor: int
-    """How many times smaller than the latent its positions' grid is, in each direction."""
+    """Down-sampling factor of its grid, relative to the latent, in each direction."""
     heads: int
     depth: int
     """Channels of a head."""
 
 
 class Attribution:
-    """What has been attended to so far; made by `recording`, read with `heatmaps_bnhw`."""
+    """Accumulated cross-attention; created by `recording`, read with `heatmaps_bnhw`."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Attribution:
         self._latent_hw = latent_hw
         self._heads = sum(layer.heads for layer in layers)
         tokens_bt = _used_positions(weights_bkn)
-        # Padded, so that batches of other captions have tensors of the same shapes.
+        # Padded, so that tensor shapes stay the same from batch to batch.
         weights_bkn = functional.pad(weights_bkn, (0, -self._nouns % PAD))
         weights_btn = weights_bkn.gather(
             1, tokens_bt[:, :, None].expand(-1, -1, weights_bkn.shape[2])
@@ -121,7 +121,7 @@ class Attribution:
             factor: torch.zeros(captions, weights_bkn.shape[2], h * w, device=device)
             for factor, (h, w) in self._sizes_hw.items()
         }
-        # All that a layer needs is made here, where it is done once and not at each step.
+        # Everything that a layer needs is made once here, not at each step.
         rows = {
             heads: _rows(tokens_bt, self._keys, heads).to(device)
             for heads in {layer.heads for layer in layers}
@@ -131,8 +131,8 @@ class Attribution:
             for heads in {layer.heads for layer in layers}
         }
         values = {
-            # Fused kernels want values as wide as queries. Repeated, not expanded: a stride of 0 is
-            # not among what each of a GPU's kernels is made for, and they are small.
+            # Fused kernels need values as wide as queries. Repeated, not expanded: not every GPU
+            # kernel supports a stride of 0, and the tensors are small.
             (heads, depth): functional.pad(weights_bkn, (0, max(0, depth - weights_bkn.shape[2])))
             .to(device, dtype)[:, None]
             .repeat(1, heads, 1, 1)
@@ -166,7 +166,7 @@ class Attribution:
             value_bhkd: (rows, heads, keys, d).
 
         Returns:
-            What `scaled_dot_product_attention` of the three is, (rows, heads, positions, d).
+            `scaled_dot_product_attention` of the three, (rows, heads, positions, d).
 
         Raises:
             ModelError: rows, positions or keys do not belong to the captions being recorded.
@@ -187,7 +187,7 @@ class Attribution:
         if layer == 0:
             self._calls += 1
         if query_bhpd.device.type == "cpu":
-            # The kernel that scaled_dot_product_attention takes on a CPU, with its second result.
+            # The kernel behind scaled_dot_product_attention on a CPU, with its second result.
             output, log_sums_bhp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query_bhpd, key_bhkd, value_bhkd
             )
@@ -224,7 +224,7 @@ class Attribution:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """What a layer adds with, and to; layers that are alike share it."""
+    """Constants and accumulators of a layer, shared between layers of equal shape."""
 
     sums_bnp: torch.Tensor
     """(captions, nouns, positions) float32."""
@@ -244,10 +244,10 @@ def _add_tokens(
 ) -> None:
     """Adds exp(q k / sqrt(d) - log of the softmax's denominator), at the nouns' tokens."""
     captions, heads, positions, depth = query_bhpd.shape
-    keys = key_bhkd.transpose(1, 2).reshape(-1, depth)  # a view of what a projection leaves
+    keys = key_bhkd.transpose(1, 2).reshape(-1, depth)  # a view: projections are laid out like this
     key_btd = keys.index_select(0, prepared.rows).view(captions * heads, -1, depth)
-    # Tokens before positions: heads and tokens then become one axis without a copy, over which
-    # one product averages and adds up.
+    # With tokens before positions, heads and tokens become one axis without a copy, and a single
+    # product averages over it.
     scores_btp = torch.baddbmm(
         log_sums_bhp.flatten(0, 1)[:, None].float(),
         key_btd.float(),
@@ -271,7 +271,7 @@ def _add_second_product(
 
 
 def _used_positions(weights_bkn: torch.Tensor) -> torch.Tensor:
-    """Keys of any weight, (captions, most that one caption has) int64; filled with other keys."""
+    """Keys with a weight, (captions, tokens) int64, padded with other keys to equal numbers."""
     used_bk = weights_bkn.any(2)
     most = int(used_bk.sum(1).max()) if len(used_bk) else 0
     wanted = min(max(PAD, most + -most % PAD), used_bk.shape[1])
@@ -279,7 +279,7 @@ def _used_positions(weights_bkn: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(tokens_bt: torch.Tensor, keys: int, heads: int) -> torch.Tensor:
-    """Rows of (captions * keys * heads, d) that are the tokens', by caption, head and token."""
+    """Row numbers of the tokens in (captions * keys * heads, d), by caption, head and token."""
     captions_b11 = torch.arange(len(tokens_bt))[:, None, None]
     heads_h1 = torch.arange(heads)[:, None]
     return ((captions_b11 * keys + tokens_bt[:, None, :]) * heads + heads_h1).flatten()
@@ -294,17 +294,17 @@ def recording(
 ) -> Iterator[Attribution]:
     """Records the cross-attention of a `UNet2DConditionModel` while it runs inside the block.
 
-    Only the processors of cross-attention at the factors are exchanged, and all are put back at
-    the end, whatever happens.
+    Replaces only the processors of cross-attention at these factors, and restores them at the end
+    in any case.
 
     Args:
         unet: the UNet of a Stable Diffusion 1.x, 2.x or XL pipeline.
         weights_bkn: of the captions in the batch (`noun_weights`).
-        latent_hw: height and width of the latents drawn.
-        factors: down-sampling factors, relative to the latent, of the layers that count.
+        latent_hw: height and width of the latents.
+        factors: down-sampling factors, relative to the latent, of the layers to record.
 
     Raises:
-        ModelError: no layer counts, or one works in a way whose attention cannot be read.
+        ModelError: there is no such layer, or one has an attention that cannot be recorded.
     """
     names = [
         name
@@ -339,12 +339,12 @@ def recording(
 
 
 def is_recorded(processor_name: str) -> bool:
-    """Whether the layer of this `unet.attn_processors` key counts: cross-attention, not middle."""
+    """Whether this `unet.attn_processors` key is cross-attention outside the middle block."""
     return processor_name.endswith("attn2.processor") and not processor_name.startswith("mid_block")
 
 
 def _factor(unet: Any, processor_name: str) -> int:
-    """How many times smaller than the latent the layer works: every block but the last halves."""
+    """Down-sampling factor of a layer, relative to the latent: all blocks but the last halve."""
     side, number, _ = processor_name.split(".", 2)
     place = int(number) if side == "down_blocks" else len(unet.up_blocks) - 1 - int(number)
     return 2**place
@@ -369,7 +369,7 @@ def _check_readable(name: str, attn: Any) -> None:
 
 
 class _RecordingProcessor:
-    """The plain attention of a transformer block, whose query and key are seen on the way."""
+    """`AttnProcessor2_0` that also records query and key."""
 
     def __init__(self, attribution: Attribution, layer: int):
         self._attribution = attribution

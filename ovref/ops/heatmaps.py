@@ -2,20 +2,20 @@
 
 FOSSIL (section 3.2) passes a heatmap through a sigmoid, to flatten its peaks, and thresholds the
 result at 0.45. A heatmap is never negative and the sigmoid of a non-negative number is never under
-0.5, so taken to the letter the mask would always be the whole image. A sigmoid keeps the order of
-values, so all that matters is which values 0.45 is put to, and there are three readings:
+0.5, so taken literally, the mask would always be the whole image. A sigmoid preserves the order of
+values, so the question is only which values are compared with 0.45. There are three readings:
 
 - `minmax`, the default: the heatmap stretched to [0, 1], as DAAM does before its own 0.4;
-- `sigmoid_minmax`: the sigmoid of DAAM's own values, and its result stretched to [0, 1]: between
-  the two, for values below 1 the sigmoid is nearly a straight line. This one depends on the scale
-  of the heatmap, so it is taken before heatmaps are stretched to be kept (`flattened`);
-- `standardised_sigmoid`: sigmoid of (heatmap - mean) / standard deviation. A small thing on an even
-  ground then takes the ground along: ground is about -sqrt(a / (1 - a)) for a thing of area a, and
-  the sigmoid of that is over 0.45 once a is under 4 percent of the image.
+- `sigmoid_minmax`: the sigmoid of DAAM's own values, stretched to [0, 1]. For values below 1 the
+  sigmoid is nearly a straight line. It depends on the heatmap's scale, so it is applied before
+  heatmaps are stretched to be stored (`flattened`);
+- `standardised_sigmoid`: sigmoid of (heatmap - mean) / standard deviation. The mask of a
+  small thing on an even background then includes the background, whose value is about
+  -sqrt(a / (1 - a)) for a thing of area a, with a sigmoid above 0.45 for a below 4 percent.
 
-Measured against the true masks of drawn scenes (`tests/benchmarks/binarisation.py`), `minmax` gives
-the better masks, at 0.45 and at the best threshold of each. The default leaves a band around 0.45
-UNSURE: pooling is over YES alone, so it is the purity of YES that counts.
+Measured against the true masks of synthetic scenes (`tests/benchmarks/binarisation.py`), `minmax`
+gives the better masks, at 0.45 and at the best threshold of each. The default leaves a band around
+0.45 UNSURE: only YES is pooled, so its purity matters.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class BinariseRule:
 
 
 def stretched(heatmaps_nhw: np.ndarray) -> np.ndarray:
-    """Each heatmap stretched to [0, 1] of its own range: the form in which heatmaps are kept.
+    """Each heatmap rescaled to [0, 1] by its own range: the form in which heatmaps are stored.
 
     Args:
         heatmaps_nhw: (n, h, w) floats. One with values that are not finite becomes all NaN, a
@@ -80,8 +80,8 @@ def flattened(heatmaps_nhw: np.ndarray, rule: BinariseRule) -> np.ndarray:
 def binarise(heatmaps_nhw: np.ndarray, size_hw: tuple[int, int], rule: BinariseRule) -> np.ndarray:
     """Tri-state masks at the size of the image.
 
-    No notice is taken of a heatmap's scale and offset, so masks can be made again, under another
-    rule, from the kept heatmaps; not from or to `sigmoid_minmax`, whose heatmaps are `flattened`.
+    The heatmap's scale and offset are ignored, so masks can be made again, with another rule, from
+    the stored heatmaps; except with `sigmoid_minmax`, whose stored heatmaps are `flattened`.
 
     Args:
         heatmaps_nhw: (n, h, w) finite floats.
@@ -125,7 +125,7 @@ def resized(heatmap_hw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _values(heat_hw: np.ndarray, method: str) -> np.ndarray:
-    """What the threshold is put to, in [0, 1]; 0 everywhere for a constant heatmap."""
+    """Values that are compared with the threshold, in [0, 1]; 0 for a constant heatmap."""
     low, high = float(heat_hw.min()), float(heat_hw.max())
     # Resizing a constant leaves rounding errors, which are not to be stretched into a shape.
     if high - low <= 1e-6 * max(abs(low), abs(high)):

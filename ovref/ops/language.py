@@ -1,7 +1,7 @@
-"""Whether a caption is in another language than English, by its script and its function words.
+"""Whether a caption is not in English, by its script and its function words.
 
-For captions of a corpus that is taken to be English: cheap, and cautious with short captions and
-with foreign names. It knows the function words of six European languages, and other scripts.
+For corpora that are mostly English: cheap, and conservative with short captions and foreign names.
+Knows the function words of six European languages, and other scripts.
 """
 
 import re
@@ -51,7 +51,7 @@ def is_other_language(caption: str) -> bool:
         return True
     words = _WORD.findall(caption.lower().replace("\u2019", "'"))
     english = sum(word in ENGLISH for word in words)
-    # An elision is as good as a word of its own: `l'herbe`, `dell'acqua`.
+    # An elision counts like a separate word: `l'herbe`, `dell'acqua`.
     others = [word for word in words if word in OTHERS or re.match(r"(l|d|qu|dell|nell|un)'", word)]
     certain = [word for word in others if word not in AMBIGUOUS]
     if not certain and len(others) < 3:

@@ -1,4 +1,4 @@
-"""Measures of how far a reference can be trusted, on plain arrays.
+"""Measures of the reliability of references, on plain arrays.
 
 A collection of generated or self-labelled references holds masks that missed their noun. Two
 measures find most of them without any annotation: a reference whose visual neighbours on *other*
@@ -29,12 +29,12 @@ def noun_agreement(
 ) -> np.ndarray:
     """How well a reference's visual neighbours on other images share its noun, in [0, 1].
 
-    Of the m candidates of each query the first k that lie on another image than the query are
-    asked (so a reference never vouches for itself, nor two regions of one image for each other).
-    The count of those with the query's noun is divided by the most it could be: the smaller of k
-    and the number of references with this noun on other images. A rare noun is thereby not
-    punished for being rare. The idea is SegRAG's intra-class consistency check, which keeps a
-    support feature when it retrieves its own class in other supports.
+    Of the m candidates of each query the first k that lie on another image than the query count
+    (so a reference never supports itself, nor two regions of one image each other).
+    The count of those with the query's noun is divided by its maximum, the smaller of k and the
+    number of references with this noun on other images, so that rare nouns are not penalised.
+    The idea is SegRAG's intra-class consistency check, which keeps a support
+    feature when it retrieves its own class in other supports.
 
     Args:
         neighbours_qm: (q, m) int rows nearest first, -1 where the search found fewer. Pass m
@@ -42,10 +42,10 @@ def noun_agreement(
         query_rows_q: (q,) int, the rows that were searched for.
         nouns_n, images_n: (n,) int codes of every row's noun and image.
         elsewhere_n: (n,) int, `elsewhere(nouns_n, images_n)`.
-        k: neighbours to ask, at least 1.
+        k: neighbours to consider, at least 1.
 
     Returns:
-        (q,) float64; NaN where no other image shows the noun, so that nothing can be said.
+        (q,) float64; NaN where no other image shows the noun.
     """
     other_image = images_n[neighbours_qm] != images_n[query_rows_q][:, None]
     asked = other_image & (neighbours_qm >= 0)

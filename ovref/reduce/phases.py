@@ -74,8 +74,8 @@ def _locked(descriptor: int, lock: Path) -> bool:
         return False
     except OSError as error:
         raise StorageError(
-            f"{lock}: this file system has no locks ({error}), so two processes could spoil each "
-            "other's work there; choose a `work` folder on another one"
+            f"{lock}: this file system has no locks ({error}), so two processes could damage "
+            "each other's work there; choose a `work` folder on another one"
         ) from error
     # Whoever had it may have removed the file between its opening and now.
     try:

@@ -84,7 +84,7 @@ def reduce_collection(
         base: a published collection to grow. Its references keep their ids, filters are not run on
             them again, its shards are not read again, its tombstones stay; indexes get the new
             references, and nouns that they or a tombstone touch get new prototypes. Without new
-            shards this settles tombstones, or changes the prototypes.
+            shards this applies tombstones, or changes the prototypes.
         replace: whether `output` may hold another collection that will be gone.
         allow_incomplete: whether steps may lack shards.
         run_tasks: runs the work of indexing and clustering, in this process or on others that see

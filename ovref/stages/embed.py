@@ -36,17 +36,17 @@ DECODERS = min(4, os.cpu_count() or 1)
 """Threads that decode images, and images decoded ahead."""
 
 _Decoded = tuple[ImageRecord, np.ndarray]
-"""A record with its image, (H, W, 3) uint8."""
+"""A record with its decoded image, (H, W, 3) uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
     """Embeds each region, its noun and caption.
 
-    Regions are embedded as `visual.features` says: by pooling dense features over them (FOSSIL 3.2,
-    RetCLIP 2.1), or as masked crops (VOCSeg 3.1).
+    `visual.features` selects how regions are embedded: by pooling dense features over them
+    (FOSSIL 3.2, RetCLIP 2.1), or as masked crops (VOCSeg 3.1).
 
-    The device is not a setting: `build` takes the CUDA device where there is one.
+    The device is not a setting: `build` uses CUDA if available.
     """
 
     name: ClassVar[str] = "embed"
@@ -54,25 +54,25 @@ class Embed:
     __pydantic_config__ = STRICT
 
     visual: VisualEncoderConfig
-    """The backbone, and how a region becomes features. `crop_heatmap` needs heatmaps: a record
-    without them loses its regions as `no_heatmap`."""
+    """The backbone, and how regions become features. With `crop_heatmap`, regions without a heatmap
+    are dropped as `no_heatmap`."""
     text: TextEncoderConfig
     """The text encoder of the textual retrieval embeddings."""
     templates: tuple[str, ...] = TEMPLATES
-    """Prompts that a noun is put into, each with one `{}`; their embeddings are averaged."""
+    """Prompt templates for nouns, each with one `{}`; their embeddings are averaged."""
     weights: tuple[float, float] = WEIGHTS
-    """Weights of the noun and of its whole caption in a textual retrieval embedding."""
+    """Weights of the noun and of its caption in a textual retrieval embedding."""
     min_cells: float = 0.5
-    """Smallest region, in cells of the encoder's grid laid over the image; the features of a
-    smaller one are mostly of what is around it. Dropped as `small_mask`."""
+    """Minimum area of a region, in cells of the encoder's feature grid; features of a smaller one
+    show mostly its background. Dropped as `small_mask`."""
     part: Literal["region", "background"] = field(default="region", metadata=ADDED_LATER)
     """`background` embeds, instead of each region, the part of its image that shows the noun
     nowhere. Such a collection, beside the one of regions, gives each class its background
     prototypes (`ovref_inference.segmenters.freeda`). Dropped as `no_background` where nothing is
     left."""
     batch_size: int = 16
-    """Images, or crops, per forward pass. Kernels round differently at another batch size, in the
-    last bits, so it belongs to the identity of the bytes."""
+    """Images, or crops, per forward pass. Part of the identity: at another batch size, kernels
+    round the last bits differently."""
 
     def __post_init__(self) -> None:
         if not self.templates or any(text.count("{}") != 1 for text in self.templates):
@@ -117,7 +117,7 @@ class Embed:
 class EmbedStage:
     """`ImageRecord` in; `Reference`, or `Dropped`, out.
 
-    Dropped records: `no_regions` (it came without any), and `ovref.images.REASONS` for images
+    Dropped records: `no_regions` (the record has none), and `ovref.images.REASONS` for images
     that cannot be decoded. Dropped regions, under the key the reference would have had:
     `empty_mask`, `small_mask`, `wrong_mask_size`, `no_background`, `no_heatmap`,
     `nonfinite_features` (also features that are all zero, which have no direction).
@@ -127,13 +127,13 @@ class EmbedStage:
         """`visual` has `grid_hw` and `encode_regions`, `texts` has `encode`, as the encoders of
         `ovref_inference.encoders.load`."""
         self._spec, self._visual, self._texts = spec, visual, texts
-        # A noun is encoded alone, so that its bits do not depend on the nouns that came before it.
+        # A noun is encoded alone, so that its bits do not depend on a batch of other nouns.
         self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(
             lambda noun: class_embeddings(texts, [noun], spec.templates)[0]
         )
 
     def __call__(self, records: Iterator[ImageRecord]) -> Iterator[Reference | Dropped]:
-        # A thread embeds one batch while the caller writes the batch before and reads the next.
+        # A thread embeds one batch while the caller writes the previous and reads the next one.
         embedder, decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODERS)
         embedding: Future[list[Reference | Dropped]] | None = None
         try:
@@ -153,7 +153,7 @@ class EmbedStage:
     def _batches(
         self, records: Iterator[ImageRecord], decoders: ThreadPoolExecutor
     ) -> Iterator[list[_Decoded] | Dropped]:
-        """Images are decoded by threads, a few ahead; those that cannot be used fill no batch."""
+        """Batches of decoded images; threads decode ahead, and unusable images do not count."""
         batch: list[_Decoded] = []
         ahead: deque[tuple[ImageRecord, Future[np.ndarray]]] = deque()
 
@@ -199,7 +199,7 @@ class EmbedStage:
             yield from self._references(record, masks_or_reasons, features, valid, caption_d)
 
     def _masks(self, record: ImageRecord, size_hw: tuple[int, int]) -> list[np.ndarray | str]:
-        """The mask to embed of each region, (H, W) uint8 tri-state; or the reason why not."""
+        """The mask to embed of each region, (H, W) uint8 tri-state, or the reason to drop it."""
         grid_hw = self._visual.grid_hw
         least_area = 0.0 if grid_hw is None else self._spec.min_cells / (grid_hw[0] * grid_hw[1])
         found: list[np.ndarray | str] = []
@@ -280,7 +280,7 @@ class EmbedStage:
 
 
 def _background(record: ImageRecord, noun: str, size_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8, YES where no region of the noun is, nor may be."""
+    """(H, W) uint8, YES where every region of the noun is NO."""
     mask_hw = np.full(size_hw, YES, np.uint8)
     for region in record.regions:
         if region.noun.text == noun and region.mask_hw.shape == size_hw:

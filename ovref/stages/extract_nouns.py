@@ -15,7 +15,7 @@ from ovref.records import Caption, Noun, Prompt
 from ovref_inference.ranges import require_at_least
 
 CAPTIONS_PER_BATCH = 256
-"""Does not change results, so it is no field of the spec. Bounds memory: a batch has images too."""
+"""Does not change results, so it is not in the spec. Limits memory: a batch may hold images."""
 MANY_OTHER_LANGUAGE = 0.05
 """Share of captions in another language above which the user is warned."""
 
@@ -28,30 +28,30 @@ class ExtractNouns:
 
     name: ClassVar[str] = "extract_nouns"
     version: ClassVar[int] = 3
-    """Raised too when the bundled tagger or the word lists change."""
+    """Also increased when the bundled tagger or the word lists change."""
 
     tagger: str = "miniature:tagger"
-    """`miniature:tagger`, which the package `ovref_miniature` has; an installed spaCy package such
-    as `en_core_web_sm`; or a folder."""
+    """`miniature:tagger` of the package `ovref_miniature`, an installed spaCy package such as
+    `en_core_web_sm`, or a folder."""
     tagger_version: str | None = None
-    """Version of a spaCy package that must be installed, such as `3.8.0`; None takes any. Give it
-    for a build that is resumed elsewhere: another version finds other nouns."""
+    """Required version of the spaCy package, such as `3.8.0`; None accepts any. Set it for builds
+    that are resumed on other machines: another version finds other nouns."""
     include_proper: bool = True
-    """Count names of things too, each as one noun: `eiffel tower`, `porsche 356`, `frisbee`. Names
-    of the whole scene (`in Tokyo`), of authors and of what signs say do not count."""
+    """Include names of things, each as one noun: `eiffel tower`, `porsche 356`, `frisbee`. Names of
+    the whole scene (`in Tokyo`), of authors and on signs are excluded."""
     compounds: bool = True
-    """Make adjacent nouns one noun: `brick wall`."""
+    """Join adjacent nouns to one: `brick wall`."""
     stop_nouns: tuple[str, ...] = ()
-    """Further singular, lower-case nouns that never count, besides the built-in ones."""
+    """Additional singular, lower-case nouns to exclude, besides the built-in ones."""
     built_in_stop_nouns: bool = field(default=True, metadata=ADDED_LATER)
-    """Whether views, media, quantities and the like count as no nouns; false keeps every noun that
-    the tagger finds, as FOSSIL and VOCSeg, which name no such list, may have."""
+    """Whether views, media, quantities and the like are excluded; False keeps them, as FOSSIL and
+    VOCSeg, which name no such list, may do."""
     max_nouns: int | None = None
-    """Keep the first so many nouns of a caption; None keeps all."""
+    """Maximum number of nouns per caption; the first are kept. None keeps all."""
 
     def __post_init__(self) -> None:
         if not self.tagger:
-            raise ValueError("tagger must name a spaCy pipeline, found an empty text")
+            raise ValueError("tagger must name a spaCy pipeline, found an empty string")
         if self.max_nouns is not None:
             require_at_least("max_nouns", self.max_nouns, 1)
         for noun in self.stop_nouns:
@@ -71,8 +71,8 @@ class ExtractNouns:
         stop_nouns = (STOP_NOUNS if self.built_in_stop_nouns else set()) | set(self.stop_nouns)
 
         def nouns_of_batch(texts: list[str]) -> list[tuple[Noun, ...]]:
-            # spaCy keeps every word it has met; within a zone it forgets them again, so that an
-            # actor's memory does not grow with the corpus.
+            # spaCy caches every word; a memory zone drops them again, so that the memory of an
+            # actor does not grow with the corpus.
             with nlp.memory_zone():
                 return [
                     nouns_of(
@@ -103,11 +103,11 @@ class ExtractNouns:
 
 
 def language_warning(captions: int, dropped: dict[str, int]) -> str | None:
-    """A sentence for the user where many of the captions are not in English, otherwise None.
+    """A warning for the user if many captions are not in English, otherwise None.
 
     Args:
-        captions: number of captions that the step answered.
-        dropped: how many it dropped, by reason.
+        captions: number of captions processed.
+        dropped: number of dropped captions, by reason.
     """
     others = dropped.get("other_language", 0)
     if others <= MANY_OTHER_LANGUAGE * captions:

@@ -1,4 +1,4 @@
-"""Real images with captions to images with regions: where each noun of the caption is."""
+"""Captioned images to images with regions: locates each noun of the caption."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from ovref.records import NO, YES, ImageRecord, Prompt, Region
 from ovref_inference.ranges import require_at_least
 
 HEATMAP_STRIDE = 4
-"""Pixels of the image per value of a kept heatmap, which is about what MaskFormer gives."""
+"""Image pixels per value of a stored heatmap, about MaskFormer's resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """Finds the nouns of captions in their images; by exactly one of the two routes.
+    """Finds the nouns of captions in their images, by one of two routes.
 
-    The device is not a setting: `build` takes the CUDA device where there is one.
+    The device is not a setting: `build` uses CUDA if available.
     """
 
     name: ClassVar[str] = "ground"
@@ -39,16 +39,16 @@ class Ground:
     __pydantic_config__ = STRICT
 
     detector: DetectorRoute | None = None
-    """RetCLIP's way."""
+    """RetCLIP's route."""
     proposals: ProposalRoute | None = None
-    """VOCSeg's way."""
+    """VOCSeg's route."""
     min_area: float = 0.002
     """Regions that are a smaller fraction of the image are dropped as `empty_mask`."""
     max_area: float = 0.95
     """Regions that are a larger fraction of the image are dropped as `full_mask`."""
     batch_size: int = 8
-    """Images per forward pass. Kernels round differently at another batch size, in the last bits,
-    so it belongs to the identity of the bytes."""
+    """Images per forward pass. Part of the identity: at another batch size, kernels round the last
+    bits differently."""
 
     def __post_init__(self) -> None:
         if (self.detector is None) == (self.proposals is None):
@@ -82,10 +82,10 @@ class Ground:
 class GroundStage:
     """`Prompt` with image in; `ImageRecord`, or `Dropped`, out.
 
-    What is kept is the upright image (`images.plain_image`), and masks are of its size.
-    Provenance has a list `regions` beside the models: of each region in order the detector's
-    `box_xyxy` in pixels and SAM's `predicted_iou`. A region's score is the detector's, or the
-    cosine of noun and mask. A noun said twice is one noun; it may have several regions.
+    Stores the upright image (`images.plain_image`); masks have its size. The provenance has the
+    models and a list `regions`: the detector's `box_xyxy` in pixels and SAM's `predicted_iou` of
+    each region. A region's score is the detector's, or the cosine of noun and mask. A repeated noun
+    counts once; it may have several regions.
 
     Dropped records: `no_image`, `no_nouns`, those of `ovref.images.REASONS`, `no_regions` (all
     of its nouns were dropped). Dropped regions, under `<key>#<number of the noun in the prompt>`:
@@ -120,7 +120,7 @@ class GroundStage:
     def _ground(
         self, batch: list[tuple[Prompt, bytes, np.ndarray]]
     ) -> Iterator[ImageRecord | Dropped]:
-        # A noun said twice is looked for once, under its first mention.
+        # A repeated noun is searched once, under its first mention.
         firsts = [_first_mentions(prompt) for prompt, _, _ in batch]
         found = self.finder.find([image_hwc for _, _, image_hwc in batch], [*map(list, firsts)])
         for (prompt, file, _), numbers, answers in zip(batch, firsts, found, strict=True):

@@ -33,7 +33,7 @@ FINISHERS = min(4, os.cpu_count() or 1)
 class Synthesize:
     """Generates images from prompts with Stable Diffusion and keeps a region for each noun.
 
-    The device is not a setting: `build` takes the CUDA device where there is one.
+    The device is not a setting: `build` uses CUDA if available.
     """
 
     name: ClassVar[str] = "synthesize"
@@ -43,43 +43,43 @@ class Synthesize:
     model: str
     """`miniature:stable_diffusion`, a Hugging Face id or a folder of diffusers' layout."""
     revision: str | None = None
-    """Revision on the Hugging Face hub; name a commit to make the collection reproducible."""
+    """Revision on the Hugging Face hub; a commit makes the collection reproducible."""
     scheduler: Literal[
         "ddim", "dpm_solver++", "sde_dpm_solver++", "unipc", "euler", "euler_ancestral", "lcm"
     ] = "dpm_solver++"
-    """How noise becomes an image; the noise schedule stays the model's own."""
+    """The sampler; the noise schedule remains the model's."""
     steps: int = 25
     """Scheduler steps per image."""
     guidance: float = 7.5
     """Classifier-free guidance scale; at 1 or less there is no guidance and the cost halves."""
     guided_share: float = 1.0
-    """Share of the steps, from the first on, that are guided; the others cost half as much. The
-    first steps place things, the last ones draw what is placed."""
+    """Share of the steps, from the first on, with guidance; steps without it cost half as much. The
+    first steps determine the layout, the last ones the details."""
     negative_prompt: str = ""
-    """What guidance leads away from; empty for the model's own empty conditioning."""
+    """Negative prompt; empty for the model's own empty conditioning."""
     size_hw: tuple[int, int] = (512, 512)
     """Image height and width in pixels, multiples of 8."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of weights and activations; attribution is always accumulated in float32."""
     batch_size: int | Literal["auto"] = USUAL_BATCH_SIZE
-    """Prompts in a batch. Kernels round differently at another batch size, in the last bits, so
-    it belongs to the identity of the bytes. `auto` measures on each worker's GPU how many fit into
-    half of its free memory, 32 at most (8 without a GPU): the last bits then depend on the GPU."""
+    """Prompts per batch. Part of the identity: at another batch size, kernels round the last bits
+    differently. `auto` measures how many fit into half of the free memory of each worker's GPU, at
+    most 32 (8 without a GPU); the last bits then depend on the GPU."""
     compiled: bool = False
     """Compiles UNet and decoder, for a GPU. On an H100 4.69 instead of 3.41 images a second (Stable
     Diffusion 2.1-base, 50 steps, batches of 16); the first worker on a machine takes about 90
     seconds to compile. Rounds differently."""
     channels_last: bool = False
-    """Convolutions on channels-last memory. By itself it makes a GPU slower (an H100 in bfloat16
+    """Channels-last memory for convolutions. On its own it makes a GPU slower (an H100 in bfloat16
     gives 2.94 instead of 3.41 images a second, because of PyTorch's group normalisation), and with
     `compiled` the compiler chooses layouts itself. Rounds differently."""
     fused_projections: bool = False
     """Query, key and value of self-attention as one product. Rounds differently."""
     run_seed: int = 0
-    """With a record's key, makes the seed of its image."""
+    """Seed of the run; together with a record's key it determines the image's seed."""
     factors: tuple[int, ...] = (1, 2, 4)
-    """Down-sampling factors, relative to the latent, of the attention layers that make heatmaps.
-    The default is DAAM's; a model with small latents is better off without its coarse layers."""
+    """Down-sampling factors, relative to the latent, of the attention layers used for heatmaps.
+    The default is DAAM's; for a model with small latents, leave out the coarse layers."""
     binarise: BinariseRule = field(default_factory=BinariseRule)
     """How a heatmap becomes a mask."""
     min_area: float = 0.002
@@ -87,7 +87,7 @@ class Synthesize:
     max_area: float = 0.95
     """Regions whose YES pixels are a larger fraction of the image are dropped as `full_mask`."""
     jpeg_quality: int = 95
-    """JPEG quality of the images kept, 1 to 100; colour is not sub-sampled."""
+    """JPEG quality of stored images, 1 to 100, without chroma subsampling."""
 
     def __post_init__(self):
         require_at_least("steps", self.steps, 1)
@@ -122,7 +122,7 @@ class Synthesize:
         pipeline = self._load()
         one = replace(self, batch_size=1, compiled=False, min_area=0.0, max_area=1.0)
         one._optimize(pipeline)
-        one.generator(pipeline)  # refuses numbers of steps that the scheduler cannot make
+        one.generator(pipeline)  # refuses numbers of steps that the scheduler does not support
         brief = replace(one, steps=2 if self.guided_share < 1 else 1)
         return list(SynthesizeStage(brief, brief.generator(pipeline))(iter([blank_prompt()])))
 
@@ -165,7 +165,7 @@ class Synthesize:
     def generator(self, pipeline: Any) -> Any:
         """The `models.diffusion.Generator` of these settings, for a pipeline of `load_pipeline`.
 
-        `batch_size` must be a number: `build` finds the one of `auto`.
+        `batch_size` must be a number: `build` resolves `auto`.
         """
         from ovref.models.diffusion import Generator
 
@@ -174,11 +174,11 @@ class Synthesize:
 
 @dataclass(frozen=True)
 class _Request:
-    """A prompt with what generating its image needs."""
+    """A prompt with the inputs of the generator."""
 
     prompt: Prompt
     nouns: list[tuple[int, Noun]]
-    """Nouns to find, with their numbers in the caption."""
+    """Nouns to locate, with their numbers in the caption."""
     positions: list[tuple[int, ...]]
     """Token positions of each of them."""
     seed: int
@@ -197,16 +197,16 @@ class SynthesizeStage:
         Args:
             spec: the settings.
             generator: a `models.diffusion.Generator`, or anything with its two methods.
-            batch_size: resolved value of the spec's; None takes the spec's own.
+            batch_size: resolved batch size; None takes the spec's.
         """
         self._spec = spec
         self._generator = generator
         self.batch_size = spec.batch_size if batch_size is None else batch_size
-        """Prompts in a batch."""
+        """Prompts per batch."""
 
     def __call__(self, prompts: Iterator[Prompt]) -> Iterator[ImageRecord | Dropped]:
-        # One thread generates the next batch while this one and the finishers make the records of
-        # the previous batch and the caller works on them, so that the device need not wait.
+        # One thread generates the next batch while the finishers and the caller process the
+        # previous one, so that the device does not wait.
         generating, finishers = ThreadPoolExecutor(1), ThreadPoolExecutor(FINISHERS)
         upcoming: Future[list[Any]] | None = None
         batch: list[_Request] = []
@@ -241,7 +241,7 @@ class SynthesizeStage:
     def _request(self, prompt: Prompt) -> tuple[_Request | None, list[Dropped]]:
         if not prompt.nouns:
             return None, [Dropped(prompt.key, "no_nouns")]
-        # A noun said twice is one region: its mentions are averaged, as in DAAM.
+        # A repeated noun is one region: its mentions are averaged, as in DAAM.
         spans = mentions(prompt.caption, prompt.nouns)
         texts = [noun.text for noun in prompt.nouns]
         firsts = [texts.index(text) for text in spans]
@@ -287,7 +287,7 @@ class SynthesizeStage:
         spec, prompt = self._spec, request.prompt
         measured = {"batch_size": self.batch_size} if spec.batch_size == "auto" else {}
         kept_maps, regions = [], []
-        # Masks come from the heatmaps as they are kept, so they can be made again from the record.
+        # Masks are made from the stored float16 heatmaps, so that they can be reproduced.
         kept_nhw = stretched(flattened(heatmaps_nhw, spec.binarise))
         for (number, noun), heatmap_hw in zip(request.nouns, kept_nhw, strict=True):
             if not np.isfinite(heatmap_hw).all():

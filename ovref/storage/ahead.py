@@ -1,4 +1,4 @@
-"""Reading many objects of a store, one after another, without waiting for each."""
+"""Reads many objects of a store in order, several at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +9,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 READERS = 8
-"""Reads at a time: an object store answers late, but many at once."""
+"""Concurrent reads: object stores have high latency but serve many requests at once."""
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`read(item)` of each item in turn, the next `READERS` being read meanwhile in threads.
+    """`read(item)` of each item in order; threads read the next `READERS` ahead.
 
-    What `read` raises is raised here, in its turn. No more than `READERS + 1` results are held.
+    Exceptions of `read` are raised here, in order. At most `READERS + 1` results are held.
     """
     with ThreadPoolExecutor(READERS) as pool:
         reads: deque[Future[Result]] = deque()

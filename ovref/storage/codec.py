@@ -3,13 +3,13 @@
 A caption, prompt or image record is one sample of a tar, members named `<key>.<extension>`:
 
     json            the record's metadata, keys sorted, with `kind`
-    jpg|png|...     the encoded image as it came, where there is one (`bin` if of no known format)
+    jpg|png|...     the encoded image as read, if there is one (`bin` for an unknown format)
     heatmaps.npy    image records with heatmaps: (regions, h, w) float16
-    masks.png       image records with regions: 8-bit grey, the tri-state masks below one another
+    masks.png       image records with regions: 8-bit grey, the tri-state masks stacked vertically
 
-and one row of the sidecar, which has the metadata without the arrays. A reference is a row and
-nothing else: its sidecar holds the two embeddings as fixed-size lists of float16, so that the
-reducer reads columns, and there is no tar of millions of members of a few bytes each.
+and one row of the sidecar, which has the metadata without the arrays. A reference is only a row:
+its sidecar holds the two embeddings as fixed-size lists of float16, so that the reducer reads
+columns, and no tar needs millions of members of a few bytes each.
 """
 
 import io
@@ -36,7 +36,7 @@ KINDS: dict[type, str] = {
 }
 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(#[0-9]{1,9})?")
-"""Keys become names in a tar: no dots (WebDataset's extension begins at the first), no slashes."""
+"""Keys are names in a tar: no slashes, and no dots (WebDataset's extension starts at the first)."""
 
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"}
 IMAGE_EXTENSIONS = (*MAGIC.values(), "webp", "bin")
@@ -77,7 +77,7 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "seed": pa.int64(),
     },
 }
-"""Columns of the sidecar by kind; references have `visual` and `textual` besides."""
+"""Columns of the sidecar by kind; references also have `visual` and `textual`."""
 
 
 def kind_of(record: Any) -> str:
@@ -91,7 +91,7 @@ def kind_of(record: Any) -> str:
 
 
 def check_key(key: str) -> None:
-    """Raises ValueError for a key that is no safe name."""
+    """Raises ValueError for a key that is not a safe name."""
     if not KEY.fullmatch(key):
         raise ValueError(
             f"a record's key must be 1 to 64 letters, digits, '-' or '_', for a region followed "
@@ -100,7 +100,7 @@ def check_key(key: str) -> None:
 
 
 def is_part(key: str) -> bool:
-    """Whether `key` is of a region (a corpus may have a `#` in what names its bad records)."""
+    """Whether `key` is that of a region (keys of a corpus's bad records may contain a `#` too)."""
     match = KEY.fullmatch(key)
     return match is not None and match[1] is not None
 
@@ -109,8 +109,8 @@ def encode(record: Caption | Prompt | ImageRecord) -> dict[str, bytes]:
     """The sample of a record: file extension -> bytes, `json` first.
 
     Raises:
-        ValueError: the key is no safe name, a score is not finite, or regions and heatmaps do not
-            fit each other.
+        ValueError: the key is not a safe name, a score is not finite, or the numbers of regions
+            and heatmaps differ.
     """
     check_key(record.key)
     meta, sample = _metadata(record), {}
@@ -163,7 +163,7 @@ def decode(key: str, sample: dict[str, bytes]) -> Caption | Prompt | ImageRecord
 
 
 def schema(record: Record) -> pa.Schema:
-    """The schema of a sidecar that can hold `record`; a reference fixes the embeddings' lengths."""
+    """The schema of a sidecar for records like `record`; a reference sets the vectors' widths."""
     kind = kind_of(record)
     columns = dict(COLUMNS[kind])
     if isinstance(record, Reference):
@@ -173,10 +173,10 @@ def schema(record: Record) -> pa.Schema:
 
 
 def row(record: Record) -> dict[str, Any]:
-    """What the sidecar keeps of a record: its columns' values, embeddings still as arrays.
+    """A record's row of the sidecar: values by column, embeddings still as arrays.
 
     Raises:
-        ValueError: the key is no safe name.
+        ValueError: the key is not a safe name.
     """
     check_key(record.key)
     values: dict[str, Any] = {"key": record.key, "source": record.source}
@@ -204,7 +204,7 @@ def row(record: Record) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], of: pa.Schema) -> pa.Table:
-    """Rows of `row` as a table of the schema `of`.
+    """Rows from `row` as a table with the schema `of`.
 
     Raises:
         ValueError: an embedding is not finite or of another length.
@@ -219,7 +219,7 @@ def table(rows: list[dict[str, Any]], of: pa.Schema) -> pa.Table:
 
 
 def references(of: pa.Table) -> Iterator[Reference]:
-    """The references that the rows of a sidecar hold, in order."""
+    """The references in the rows of a sidecar, in order."""
     visual_nd, textual_nd = matrix(of, "visual"), matrix(of, "textual")
     rows = of.drop_columns(["visual", "textual"]).to_pylist()
     for row, visual, textual in zip(rows, visual_nd, textual_nd, strict=True):
@@ -292,7 +292,7 @@ def _encode_masks(record: ImageRecord) -> bytes:
         raise ValueError(f"{record.key}: masks of one image must be of one size, found {shapes}")
     file = io.BytesIO()
     stacked = np.concatenate([region.mask_hw for region in record.regions])
-    # Runs are all that such masks have: smaller files than by deflate's search, in half the time.
+    # Such masks consist of runs: run-length encoding gives smaller files in half the time.
     Image.fromarray(stacked).save(file, format="png", compress_type=zlib.Z_RLE)
     return file.getvalue()
 
@@ -305,14 +305,14 @@ def _decode_masks(
     if mask_hw is None:
         raise ValueError(f"json has {regions} regions and no mask_hw")
     height, width = mask_hw
-    # The plug-in and not Image.open, whose limit on pixels is for images of unknown origin: many
-    # masks below one another exceed it, and this file's checksum and size are known.
+    # The plug-in instead of Image.open, whose pixel limit is meant for images of unknown origin:
+    # many stacked masks exceed it, and this file's checksum and size are known.
     try:
         with PngImagePlugin.PngImageFile(io.BytesIO(sample["masks.png"])) as png:
             if png.size != (width, regions * height) or png.mode != "L":
                 raise ValueError(f"masks.png is {png.size} for {regions} masks of {mask_hw}")
             stacked = np.asarray(png)
-    except SyntaxError as error:  # Pillow's word for a file that is no PNG
+    except SyntaxError as error:  # raised by Pillow for a file that is not a PNG
         raise ValueError(f"masks.png: {error}") from error
     return list(stacked.reshape(regions, height, width))
 
@@ -325,5 +325,5 @@ def _image_extension(image: bytes) -> str:
 
 
 def _json(value: Any) -> bytes:
-    """The one JSON text of `value`. Raises ValueError for numbers that are not finite."""
+    """The canonical JSON text of `value`. Raises ValueError for numbers that are not finite."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()

@@ -36,9 +36,9 @@ class Commit:
     outputs: int
     """Records written."""
     dropped: dict[str, int]
-    """Whole inputs given up, by reason."""
+    """Whole inputs dropped, by reason."""
     dropped_parts: dict[str, int]
-    """Parts of inputs (regions) given up, by reason."""
+    """Parts of inputs (regions) dropped, by reason."""
     seconds: float
     """Wall clock, from the first record to the upload."""
     attempt: int
@@ -46,14 +46,14 @@ class Commit:
 
 
 def marker_path(shard: str) -> str:
-    """Where a step keeps the marker of a shard. Raises StorageError for a name that is unsafe."""
+    """Path of a shard's marker in its step. Raises StorageError for an unsafe name."""
     if not SHARD_NAME.fullmatch(shard):
         raise StorageError(f"a shard's name must be letters, digits, '-' and '_', found {shard!r}")
     return f"{COMMITS}/{shard}.json"
 
 
 def parse_marker(data: bytes, where: str) -> Commit:
-    """The content of a marker. Raises StorageError, with `where`, if it is none."""
+    """The content of a marker. Raises StorageError, which names `where`, if it is not one."""
     tree = json_object(data, where)
     try:
         files = {extension: StoredFile(**file) for extension, file in tree.pop("files").items()}
@@ -74,5 +74,5 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def json_bytes(value: Any) -> bytes:
-    """The one JSON text of `value`, for step.json, complete.json and the markers."""
+    """The canonical JSON text of `value`, for step.json, complete.json and the markers."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode()

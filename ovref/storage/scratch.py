@@ -1,8 +1,8 @@
 """Temporary folders, and the removal of those whose process was killed.
 
-A worker that is killed cannot tidy up: over days, what each had fetched would fill the disk. So a
-process holds a lock on each of its folders, which ends with it, and whoever begins to work on the
-machine removes the folders that nobody holds.
+A killed worker cannot clean up, and over days its downloads would fill the disk. So a process holds
+a lock on each of its folders, which is released when it ends, and a process that starts on the
+machine removes the unlocked folders.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import weakref
 PREFIX = "ovref-scratch-"
 NAME = re.compile(re.escape(PREFIX) + "[a-z0-9_]{8}")
 FRESH_SECONDS = 60.0
-"""A folder in which something was just made is left alone: it may not be locked yet."""
+"""Age below which an unlocked folder is kept, because it may not be locked yet."""
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
@@ -25,17 +25,17 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory(prefix=PREFIX)
     descriptor = os.open(folder.name, os.O_RDONLY)
     weakref.finalize(folder, os.close, descriptor)
-    # Where there are no locks nobody gets the one that removing asks for either.
+    # On a file system without locks, removal cannot acquire its lock either.
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     return folder
 
 
 def remove_abandoned() -> None:
-    """Removes the temporary folders of processes of this machine that are gone."""
+    """Removes the temporary folders of processes of this machine that have ended."""
     for entry in os.scandir(tempfile.gettempdir()):
         if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):  # in use, gone, or somebody else's
+            with contextlib.suppress(OSError):  # in use, removed meanwhile, or another user's
                 _remove_unless_held(entry.path)
 
 

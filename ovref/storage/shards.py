@@ -25,7 +25,7 @@ from ovref.storage.scratch import scratch_folder
 from ovref.storage.store import FULL_DISK
 
 ROW_GROUP = 1024
-"""Rows held before they are written; one number, so that equal records give equal bytes."""
+"""Rows buffered before they are written; constant, so that equal records give equal bytes."""
 
 ENCODERS = min(4, os.cpu_count() or 1)
 """Threads that encode image records, each of which takes milliseconds."""
@@ -35,10 +35,10 @@ EMPTY = pa.schema([("key", pa.string())])
 
 
 class ShardFiles:
-    """The files of a shard in the making, in a temporary folder. Use as a context manager.
+    """The files of an unfinished shard, in a temporary folder. Use as a context manager.
 
-    Records are written in the order of `add`. Held in memory are a row group of metadata and a few
-    image records, which threads encode meanwhile.
+    Records are written in the order of `add`. Memory: a row group of metadata and a few image
+    records, which threads encode.
     """
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class ShardFiles:
     ) -> None:
         if self._encoders is not None:
             self._encoders.shutdown(cancel_futures=True)
-        # Whatever is open is of an unfinished file that the folder takes with it; a full disk
-        # would complain once more here and hide the first error.
+        # Open files are unfinished and disappear with the folder; closing them on a full disk
+        # would raise a second error that hides the first.
         with contextlib.suppress(OSError):
             if self._sidecar is not None:
                 self._sidecar.close()
@@ -76,10 +76,10 @@ class ShardFiles:
         self._folder.cleanup()
 
     def add(self, record: Record) -> None:
-        """Writes one record. Errors of an image record may come from a later call, or `finish`.
+        """Writes one record. Errors of an image record may be raised by a later call, or `finish`.
 
         Raises:
-            TypeError: it is of another kind than the records before it, or of none.
+            TypeError: it is not a record, or of another kind than the records before it.
             ValueError: it cannot be encoded (`codec.encode`, `codec.table`).
             StorageError: the temporary disk is full.
         """
@@ -129,7 +129,7 @@ class ShardFiles:
         self._write_encoded(leave=2 * ENCODERS)
 
     def _write_encoded(self, leave: int) -> None:
-        """Writes what is encoded, and waits until at most so many records are not."""
+        """Writes encoded records, and waits until at most this many are still being encoded."""
         while self._encoding and (len(self._encoding) > leave or self._encoding[0][1].done()):
             key, sample = self._encoding.popleft()
             self._write_sample(key, sample.result())
@@ -146,7 +146,7 @@ class ShardFiles:
         _forget_members(self._tar)
 
     def _write_rows(self) -> tuple[pq.ParquetWriter, BinaryIO]:
-        """Writes the rows held; the sidecar and its file, opened by the first call."""
+        """Writes the buffered rows; the first call opens the sidecar."""
         if self._sidecar is None or self._sidecar_file is None:
             self._sidecar_file = open(self._path("parquet"), "wb")  # noqa: SIM115 (likewise)
             self._sidecar = pq.ParquetWriter(
@@ -162,7 +162,7 @@ def read_tar(path: Path, name: str) -> Iterator[Record]:
     """The records of a tar, in order. `name` is for messages.
 
     Raises:
-        StorageError: it is no tar, or holds something that is no record.
+        StorageError: it is not a tar, or holds something that is not a record.
     """
     try:
         with tarfile.open(path, "r:") as tar:
@@ -202,7 +202,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _forget_members(tar: tarfile.TarFile) -> None:
-    """Empties the list of members that tarfile keeps, which would grow with every sample."""
+    """Empties tarfile's list of members, which would grow with every sample."""
     tar.members.clear()  # type: ignore[attr-defined]  # the stubs lack it
 
 

@@ -41,8 +41,7 @@ from ovref.storage.shards import ShardFiles, read_drops, read_tar, sha256
 from ovref.storage.store import Store, is_unfinished
 
 FORMAT_VERSION = 1
-"""Version of step.json, the markers and the shards; raised when older readers could not read
-them."""
+"""Version of step.json, markers and shards; increased when older readers cannot read them."""
 
 STEP, COMPLETE = "step.json", "complete.json"
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -56,16 +55,16 @@ def open_step(
     *,
     create: bool = True,
 ) -> "StepFolder":
-    """The folder `name` of a store, made if it is new and checked if it is not.
+    """Creates the folder `name` of a store, or opens it after checking its identity.
 
-    A folder of other settings that has no shard yet is begun anew.
+    A folder with other settings but without shards is started over.
 
     Args:
         identity: all values that affect the bytes of the step (`identity.spec_identity` of its
             stages, the corpus, the run seed, the shard size), of the types that
             `identity.fingerprint` takes.
         parents: fingerprints of the steps that it reads from.
-        create: False writes nothing; a step that is not there is then one without shards.
+        create: if False, nothing is written, and a missing step counts as one without shards.
 
     Raises:
         MismatchError: the folder was written under another identity or other parents; the
@@ -85,7 +84,7 @@ def open_step(
     found = _read_step(place)
     if found["fingerprint"] != wanted["fingerprint"]:
         if not _folder(place, name, found).committed():
-            # Left by a command that was corrected since: nothing is lost by beginning anew.
+            # Left by a command that was corrected since: nothing is lost.
             if create:
                 place.write(STEP, json_bytes(wanted))
             return _folder(place, name, wanted)
@@ -100,7 +99,7 @@ def open_step(
 
 
 def existing_step(store: Store, name: str) -> "StepFolder":
-    """The folder `name` as it was written, whatever its identity; for looking and reducing.
+    """The folder `name` as it was written, whatever its identity.
 
     Raises:
         StorageError: there is no such step, or its step.json is damaged or of another version.
@@ -111,7 +110,7 @@ def existing_step(store: Store, name: str) -> "StepFolder":
 
 @dataclass(frozen=True)
 class StepFolder:
-    """One step's place in a store. Picklable; made by `open_step` or `existing_step`."""
+    """One step's folder in a store, from `open_step` or `existing_step`. Picklable."""
 
     store: Store
     """Rooted at the step's folder."""
@@ -121,7 +120,7 @@ class StepFolder:
     parents: tuple[str, ...]
 
     def committed(self) -> list[str]:
-        """Names of the committed shards, sorted: one listing, no reads. The resume state."""
+        """Names of the committed shards, sorted, from one listing. This is the resume state."""
         names = (Path(path).name for path in self.store.list(COMMITS))
         return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
@@ -133,7 +132,7 @@ class StepFolder:
         return self._commit(path, self.store.read(path))
 
     def commits(self) -> dict[str, Commit]:
-        """All markers by shard, in the order of the names."""
+        """All markers by shard, in order of name."""
         paths = [marker_path(shard) for shard in self.committed()]
         found = self.store.read_many(paths)
         commits = [self._commit(path, found[path]) for path in paths]
@@ -160,8 +159,8 @@ class StepFolder:
                 )
 
     def take_back(self, shards: Sequence[str]) -> None:
-        """Takes back the commits of shards, so that they can be made again; the step is then not
-        complete. What they name becomes orphans. Nobody may write to the step meanwhile."""
+        """Withdraws the commits of shards, so that they can be made again; the step is then
+        incomplete. Their files become orphans. Nobody may write to the step meanwhile."""
         if not shards:
             return
         self.store.delete(COMPLETE)
@@ -175,7 +174,7 @@ class StepFolder:
         return json_object(self.store.read(COMPLETE), f"{self.store.url}/{COMPLETE}")["shards"]
 
     def read(self, shard: str) -> Generator[Record, None, None]:
-        """The records of a committed shard, in order; checksums are compared before the first.
+        """The records of a committed shard, in order, after verifying its checksums.
 
         Raises:
             StorageError: the shard is not committed, or a file is missing, cut off or another's.
@@ -190,11 +189,11 @@ class StepFolder:
     def table(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The sidecar of a committed shard (`codec.COLUMNS`). Raises StorageError like `read`.
 
-        A shard without outputs gives the column `key` alone and no rows.
+        A shard without outputs has only the column `key` and no rows.
         """
         commit = self.required(shard)
         wanted = list(columns) if columns and commit.outputs else None
-        # As an open file, because pyarrow would read columns out of a path that has '=' in it.
+        # As an open file, because pyarrow would infer partition columns from a path with '='.
         with self._verified(commit.files["parquet"]) as path, open(path, "rb") as file:
             return pq.read_table(file, columns=wanted, use_threads=False)
 
@@ -209,7 +208,7 @@ class StepFolder:
     def commit(
         self, shard: str, records: Iterable[Record], *, inputs: int, drops: Sequence[Dropped] = ()
     ) -> Commit:
-        """Writes and publishes a shard in one call, where the drops are known beforehand."""
+        """Writes and publishes a shard whose drops are known beforehand."""
         with ShardFiles() as files:
             for record in records:
                 files.add(record)
@@ -225,14 +224,14 @@ class StepFolder:
         started: float | None = None,
         attempt: int = 0,
     ) -> Commit:
-        """Publishes the files of a shard and makes its marker, unless there is one already.
+        """Publishes the files of a shard and creates its marker, unless it exists.
 
         Args:
             files: filled with the outputs; completed here.
             started: `time.monotonic()` at the first record, for the marker's `seconds`.
 
         Returns:
-            The marker that stands in the end: this attempt's, or that of one that was faster.
+            The final marker: this attempt's, or that of a faster one.
         """
         path = marker_path(shard)
         if (earlier := self.commit_of(shard)) is not None:
@@ -262,17 +261,17 @@ class StepFolder:
         return self.required(shard)
 
     def _check_still_ours(self) -> None:
-        """Raises MismatchError where another build has begun the step anew while it was empty."""
+        """Raises MismatchError if another build has started the step over while it was empty."""
         where = f"{self.store.url}/{STEP}"
         if json_object(self.store.read(STEP), where).get("fingerprint") != self.fingerprint:
             raise MismatchError(
-                f"{self.store.url} was begun anew with other settings by another build meanwhile: "
-                "give each build an output of its own"
+                f"{self.store.url} was started over with other settings by another build: "
+                "give each build its own output"
             )
 
     def orphans(self) -> list[str]:
         """Files that no marker names: left by killed attempts and lost races."""
-        # Listed before the markers are read, so that what is committed meanwhile is not in it.
+        # Listed before the markers are read, so that files committed meanwhile are not included.
         paths = self.store.list(unfinished=True)
         named = {file.name for commit in self.commits().values() for file in commit.files.values()}
         kept = {STEP, COMPLETE, *named}
@@ -283,12 +282,12 @@ class StepFolder:
     def collect_garbage(self, older_than_s: float = 86400.0) -> list[str]:
         """Deletes the orphans older than `older_than_s` and names them.
 
-        A running attempt has files that no marker names yet: the age must be more than one
-        attempt at a shard can take.
+        A running attempt has files that no marker names yet, so the age must exceed the time that
+        one attempt at a shard can take.
         """
         deleted = []
         for path in self.orphans():
-            # Asked at the last moment: a new attempt gives equal bytes the name of an old orphan.
+            # Checked last: a new attempt gives equal bytes the name of an old orphan.
             age_s = self.store.age_s(path)
             if age_s is not None and age_s >= older_than_s:
                 self.store.delete(path)
@@ -329,7 +328,7 @@ class StepFolder:
 
 
 def copy_shard(source: StepFolder, shard: str, target: StepFolder) -> None:
-    """Copies what `read` needs of a committed shard, the marker last.
+    """Copies the files that `read` needs, the marker last.
 
     Raises:
         StorageError: the shard is not committed, or a file is missing, cut off or another's.

@@ -1,8 +1,8 @@
-"""One place that holds objects by relative path: a local folder or an object store, through fsspec.
+"""A local folder or an object store, addressed by relative paths, through fsspec.
 
-Every write is whole or absent for readers. Errors that trying again does not mend (no such bucket,
-no permission, full disk) become `StorageError` with what to do; a network that fails for the
-moment stays a `ConnectionError` or another `OSError`, which the engine retries.
+Readers see a write completely or not at all. Permanent errors (no such bucket, no permission, full
+disk) become `StorageError` with a remedy; transient network errors stay `ConnectionError` or
+another `OSError`, which the engine retries.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from ovref.storage.scratch import scratch_folder
 
 LOCAL_PROTOCOLS = ("file", "local")
 TEMPORARY = ".partial-"
-"""How the names of unfinished local files begin."""
+"""Prefix of the names of unfinished local files."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CREATE_ATTEMPTS = 5
@@ -32,7 +32,7 @@ CREATE_ATTEMPTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What a listing tells of one object."""
+    """Size and age of one object."""
 
     size: int
     """Bytes."""
@@ -42,10 +42,10 @@ class Details:
 
 @dataclass(frozen=True)
 class Store:
-    """A root URL and relative paths under it. Cheap to make, picklable, safe to share."""
+    """A root URL and relative paths under it. Cheap to create, picklable, thread-safe."""
 
     url: str
-    """`/data/run7`, `s3://bucket/prefix`, ... without a slash at its end."""
+    """`/data/run7`, `s3://bucket/prefix`, ... without a trailing slash."""
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """For fsspec: `endpoint_url`, `key`, `secret`, `profile`, ... Never printed or stored."""
 
@@ -57,7 +57,7 @@ class Store:
             StorageError: the URL's protocol is unknown or its library is not installed.
         """
         store = cls(url.rstrip("/") or "/", storage_options)
-        # Absolute, because a worker that gets the store may stand in another folder.
+        # Absolute, because a worker may run in another folder.
         return cls(store._root, storage_options) if store.is_local else store
 
     def child(self, prefix: str) -> "Store":
@@ -66,7 +66,7 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether paths are files of this machine (or of a file system mounted on it)."""
+        """Whether paths are files on this machine, mounted file systems included."""
         return self._fs_and_root[0].protocol[0] in LOCAL_PROTOCOLS
 
     def read(self, path: str) -> bytes:
@@ -76,10 +76,10 @@ class Store:
             return self._fs.cat_file(full)
 
     def read_many(self, paths: list[str]) -> dict[str, bytes]:
-        """Many small objects, at once where the store can. Raises StorageError if one is absent."""
+        """Many small objects, concurrently if possible. Raises StorageError if one is absent."""
         full = [self._full(path) for path in paths]
         with self._explained("read", f"{len(paths)} objects"):
-            # Not `cat`, which takes a path with brackets in it for a pattern.
+            # Not `cat`, which interprets brackets in a path as a pattern.
             found = self._fs.cat_ranges(full, None, None, on_error="return")
         for path, data in zip(paths, found, strict=True):
             if isinstance(data, Exception):
@@ -88,7 +88,7 @@ class Store:
         return dict(zip(paths, found, strict=True))
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes or replaces one object; readers see the old or the new one, never a part."""
+        """Writes or replaces one object; readers see the old or the new one."""
         full = self._full(path)
         with self._explained("write", path):
             if self.is_local:
@@ -114,9 +114,9 @@ class Store:
                 self._fs.put_file(str(local_path), full)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Writes one object only if there is none: of any number of callers, one gets True.
+        """Writes one object unless it exists: exactly one of any number of callers gets True.
 
-        Locally a hard link, on S3 a conditional PUT. The object is never half-visible.
+        Locally a hard link, on S3 a conditional PUT; never partially visible.
         """
         full = self._full(path)
         with self._explained("create", path):
@@ -138,7 +138,7 @@ class Store:
         """Paths of all objects under the folder `prefix`, at any depth, sorted.
 
         Args:
-            unfinished: also the local files that a running or killed write has not completed.
+            unfinished: include local files of running or killed writes.
         """
         full = self._full(prefix) if prefix else self._root
         start = len(self._root.rstrip("/")) + 1
@@ -150,7 +150,7 @@ class Store:
         return sorted(name for name in names if unfinished or not is_unfinished(name))
 
     def details(self, prefix: str = "", unfinished: bool = False) -> dict[str, "Details"]:
-        """Size and age of all objects that `list` names, by path: one listing, no more."""
+        """Size and age of all objects that `list` names, by path, from one listing."""
         full = self._full(prefix) if prefix else self._root
         start, now = len(self._root.rstrip("/")) + 1, datetime.datetime.now(datetime.UTC)
         with self._explained("list", prefix):
@@ -160,7 +160,7 @@ class Store:
                 return {}
         details = {}
         for name, info in sorted(found.items()):
-            # Local file systems give seconds, S3 a date under a name of its own.
+            # Local file systems give seconds, S3 a date under another key.
             modified = info.get("LastModified", info.get("mtime"))
             if isinstance(modified, float | int):
                 modified = datetime.datetime.fromtimestamp(modified, datetime.UTC)
@@ -184,14 +184,14 @@ class Store:
         return (datetime.datetime.now(datetime.UTC) - modified).total_seconds()
 
     def delete(self, path: str) -> None:
-        """Removes one object; one that is gone already is no error."""
+        """Removes one object. Idempotent."""
         full = self._full(path)
         with self._explained("delete", path), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(full)
 
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
-        """The object as a local file for the time of the block: itself, or a temporary copy."""
+        """The object as a local file inside the block: itself, or a temporary copy."""
         full = self._full(path)
         if self.is_local:
             if not os.path.isfile(full):
@@ -204,14 +204,12 @@ class Store:
                 self._fs.get_file(full, str(local))
             yield local
 
-    # -- how it is done ------------------------------------------------------------------------
-
     @property
     def _fs_and_root(self) -> tuple[Any, str]:
-        # fsspec keeps its instances, so asking each time is cheap, and a Store pickles as data.
+        # fsspec caches its instances, so this is cheap, and a Store pickles as plain data.
         options = dict(self.storage_options)
         if not self.url.startswith("/") and "://" in self.url:
-            # Other workers write at the same time: a remembered listing would hide their commits.
+            # Other workers write at the same time: a cached listing would hide their commits.
             options.setdefault("use_listings_cache", False)
         try:
             return fsspec.core.url_to_fs(self.url, **options)
@@ -239,9 +237,9 @@ class Store:
                 return False
             except OSError as error:
                 code = _service_code(error)
-                if code == "PreconditionFailed":  # stores that leave out the Condition element
+                if code == "PreconditionFailed":  # stores that omit the Condition element
                     return False
-                if code == "ConditionalRequestConflict":  # two at the same moment: ask again
+                if code == "ConditionalRequestConflict":  # a concurrent write: retry
                     continue
                 raise
             return True
@@ -257,12 +255,12 @@ class Store:
 
 
 def is_unfinished(path: str) -> bool:
-    """Whether `path` is that of a local file whose writing was not completed."""
+    """Whether `path` is an unfinished local file."""
     return path.rpartition("/")[2].startswith(TEMPORARY)
 
 
 def check_conditional_create(store: Store) -> None:
-    """Probes that `create` is exclusive here; call it once before a job.
+    """Checks that `create` is exclusive in this store; call it once before a job.
 
     Raises:
         StorageError: the store ignores conditional writes (some S3 look-alikes do), so that two
@@ -278,7 +276,7 @@ def check_conditional_create(store: Store) -> None:
             store.delete(path)
         raise
     store.delete(path)
-    # Not `first`: where its answer is lost on the way, asking again finds the object there.
+    # Not the first result: if its answer is lost, the client's retry finds the object present.
     if second or kept != b"first":
         raise StorageError(
             f"{store.url} ignores conditional writes (If-None-Match): a second create of an object "
@@ -299,7 +297,7 @@ def _relative(path: str) -> str:
 
 @contextlib.contextmanager
 def _partial(full: str) -> Iterator[str]:
-    """A free name beside `full` for the unfinished file, which is gone afterwards in any case."""
+    """A free name beside `full` for the unfinished file, which is always removed afterwards."""
     folder, name = os.path.split(full)
     os.makedirs(folder, exist_ok=True)
     partial = os.path.join(folder, f"{TEMPORARY}{secrets.token_hex(6)}-{name}")
@@ -314,7 +312,7 @@ def _create_local(full: str, data: bytes) -> bool:
     with _partial(full) as partial:
         _write_synced(partial, data)
         try:
-            os.link(partial, full)  # fails if `full` exists, and shows all of the file or none
+            os.link(partial, full)  # atomic; fails if `full` exists
         except FileExistsError:
             return False
         except OSError as error:
@@ -348,7 +346,7 @@ def _sync_folder(full: str) -> None:
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
-    """What a store may raise: errors of clients count only once those have been loaded."""
+    """The exceptions that a store may raise; those of client packages once they are loaded."""
     found: list[type[Exception]] = [OSError]
     for module, names in (
         ("botocore.exceptions", ("BotoCoreError", "ClientError")),

@@ -23,7 +23,7 @@ from ovref_pipelines.output import BuildOutput, layout
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Everything a build needs to know. The output keeps it as `build.json`."""
+    """All settings of a build. Stored in the output as `build.json`."""
 
     __pydantic_config__ = STRICT
 
@@ -32,22 +32,22 @@ class BuildConfig:
     corpus: CorpusSpec
     """The captions."""
     embed: Embed
-    """How regions become references."""
+    """How references are made from regions."""
     synthesize: Synthesize | None = None
-    """How prompts are drawn; or else:"""
+    """How images are generated from prompts; or instead:"""
     ground: Ground | None = None
-    """How the nouns of captions are found in the images that the corpus has."""
+    """How the nouns of captions are located in the corpus's images."""
     extract_nouns: ExtractNouns = field(default_factory=ExtractNouns)
-    """How nouns are found in captions."""
+    """How nouns are extracted from captions."""
     select_prompts: SelectPrompts | None = None
-    """Draws no more prompts of common nouns than are of use; None draws all."""
+    """Limits the prompts of common nouns; None keeps all."""
     reduce: ReduceSpec = field(default_factory=ReduceSpec)
-    """How references become a collection."""
+    """How the collection is made from references."""
     shard_size: int = 64
-    """Captions per shard, the unit of work and of commit: what a kill can cost at most."""
+    """Captions per shard, the unit of work and commit: the most that a kill can lose."""
     images_from: str | None = None
-    """Output of an earlier build of the same corpus, nouns and images, which this one embeds in
-    another way: its steps up to the images are used, not repeated. None makes them here."""
+    """Output of another build of the same corpus, nouns and images, whose images this build embeds
+    with other settings instead of making its own. None makes them here."""
     collection: str | None = None
     """Where the collection is published; None for `collection` in the output."""
     base: str | None = None
@@ -56,23 +56,23 @@ class BuildConfig:
     replace: bool = False
     """Whether a collection made with other settings may be replaced."""
     accept_older: bool = False
-    """Whether steps that an earlier version of a stage made with the same settings are used as they
-    are. What is missing in them is then made by the present version."""
+    """Whether to reuse steps that an earlier version of a stage made with the same settings. The
+    current version makes their missing shards."""
     allow_incomplete: bool = False
-    """Whether to publish a collection although shards have failed for good."""
+    """Whether to publish a collection although shards have failed permanently."""
     licences: tuple[str, ...] = ()
-    """Licences to be stated in the collection's manifest, as `<name>: <licence>`, besides those of
-    known models: of a model by its id, of anything else in words."""
+    """Additional licences for the manifest, as `<name>: <licence>`, where the name is a
+    model's id or free text. Licences of known models are added automatically."""
     work: str | None = None
-    """Folder for reducing, with room for five times the embeddings, that all machines of a cluster
-    share. None for `_reduce` in a local output, and otherwise a place in the machine's temporary
-    folder; then reducing uses this machine alone."""
+    """Work folder for reducing, shared by all machines of a cluster, with space for five times the
+    embeddings. None takes `_reduce` in a local output, otherwise the machine's temporary folder,
+    in which case only this machine reduces."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """Where the shards run; no part of any step's identity."""
+    """Where shards run; not part of any step's identity."""
 
     def __post_init__(self) -> None:
         if not self.output:
-            raise ValueError("output must name a folder or URL, found an empty text")
+            raise ValueError("output must name a folder or URL, found an empty string")
         require_at_least("shard_size", self.shard_size, 1)
         if (self.synthesize is None) == (self.ground is None):
             both = "neither" if self.ground is None else "both"
@@ -82,7 +82,7 @@ class BuildConfig:
             )
         if self.ground is not None and self.corpus.draws != 1:
             raise ValueError(
-                f"corpus.draws is of images that are drawn; with ground it must be 1, found "
+                f"corpus.draws applies to generated images; with ground it must be 1, found "
                 f"{self.corpus.draws}"
             )
 
@@ -93,10 +93,10 @@ class BuildConfig:
 
 
 def with_absolute_places(config: BuildConfig) -> BuildConfig:
-    """The configuration with places that mean the same from every folder (`ovref.places`).
+    """The configuration with absolute places (`ovref.places`).
 
     Raises:
-        ConfigError: one of them is no place.
+        ConfigError: one of them is not a place.
     """
 
     def placed(name: str) -> str | None:

@@ -31,7 +31,7 @@ A build that was stopped or killed resumes where it stopped: run the same comman
 
 exit codes:
   0    done
-  1    shards failed for good, something is damaged, or an unforeseen error
+  1    shards failed permanently, something is damaged, or an unforeseen error
   2    the arguments, the configuration, an input, a model or the store must be mended first
   130  stopped by Ctrl-C or SIGTERM; nothing committed is lost
   141  what reads the output was closed
@@ -163,7 +163,7 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _number(kind: type) -> Callable[[str], Any]:
-    """A reader of an argument that is a number of this kind, 0 or more."""
+    """A parser for arguments that are numbers of this kind, at least 0."""
 
     def read(text: str) -> Any:
         number = kind(text)
@@ -171,12 +171,12 @@ def _number(kind: type) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be 0 or more, found {text}")
         return number
 
-    read.__name__ = kind.__name__  # which argparse names where `text` is no number
+    read.__name__ = kind.__name__  # named by argparse if `text` is not a number
     return read
 
 
 def _numbers(text: str) -> list[int]:
-    """Reads an argument of whole numbers, 1 or more, with commas between them."""
+    """Parses comma-separated whole numbers, each at least 1."""
     numbers = [int(part) for part in text.split(",")]
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, found {text}")
@@ -184,7 +184,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The arguments, with settings taken from wherever they stand among the options."""
+    """The arguments; settings may stand anywhere among the options."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
     unknown = [text for text in rest if text.startswith("-") or not hasattr(options, "overrides")]
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit:  # how argparse ends
         raise
     except BaseException as error:
-        # Libraries turn an interrupted import into errors of their own.
+        # Libraries turn an interrupted import into their own errors.
         code = STOPPED if signals else _code(error, verb, console)
         if code is None:
             raise
@@ -249,7 +249,7 @@ def _run(options: argparse.Namespace, console: consoles.Console) -> int:
 
 
 def _code(error: BaseException, verb: str, console: consoles.Console) -> int | None:
-    """The exit code of an error, which is reported; None for one that nobody foresaw."""
+    """Reports an error and returns its exit code; None for an unexpected error."""
     if isinstance(error, ModuleNotFoundError) and not (error.name or "ovref").startswith("ovref"):
         extra = "build" if verb not in LIGHT_VERBS else "cli"
         console.say(

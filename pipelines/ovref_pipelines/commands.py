@@ -40,7 +40,7 @@ def _build(options: Namespace, console: Console) -> int:
     if options.retry_failed:
         from ovref_pipelines.verbs import retry
 
-        open_build(config.output)  # a wrong name would begin a build
+        open_build(config.output)  # a wrong name would start a build
         folders = open_steps(config)
         failed = retry.failed_in(config, folders)
         console.show(retry.failed_text(failed))

@@ -1,4 +1,4 @@
-"""What `ovref` writes: results to stdout, messages to stderr, as text or as JSON lines."""
+"""Output of `ovref`: results to stdout, messages to stderr, as text or JSON lines."""
 
 import datetime
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def prepare() -> None:
-    """Makes every character printable whatever the encoding, and keeps other libraries quiet."""
+    """Makes every character printable in any encoding, and silences other libraries."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -25,30 +25,30 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in Ray's workers; see engine
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars that rewrite themselves spoil a log
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars clutter a log
 
 
 class Console:
-    """Where messages and results go. `json` makes each message one JSON object a line."""
+    """Prints messages and results; with `json`, one JSON object per line."""
 
     def __init__(self) -> None:
         self.json = False
 
     def use_json(self) -> None:
-        """From now on every line is JSON, the log records of libraries and results included."""
+        """Switches to JSON lines, also for results and the log records of libraries."""
         self.json = True
         os.environ["TQDM_DISABLE"] = "1"
         for handler in logging.getLogger().handlers:
             handler.setFormatter(_JsonFormatter())
 
     def say(self, message: str, event: str = "build") -> None:
-        """A message for whoever watches."""
+        """Prints a message for people."""
         if self.json:
             message = json_line(message.partition(":")[0], event, message, {})
         print(message, file=sys.stderr, flush=True)
 
     def show(self, text: str) -> None:
-        """A result."""
+        """Prints a result."""
         print(json_line(None, "result", text, {}) if self.json else text)
 
 
@@ -65,8 +65,8 @@ def json_line(step: str | None, event: str, message: str, fields: dict[str, Any]
 
 
 def is_reader_gone() -> bool:
-    """Whether what reads stdout or stderr has gone (`ovref status | head`); if so, whatever is
-    written there from now on is dropped."""
+    """Whether the reader of stdout or stderr has closed it (`ovref status | head`); if so, further
+    output is discarded."""
     gone = False
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,18 +1,18 @@
-"""How a job ends early, besides the errors of `ovref.errors`, and the command's exit codes."""
+"""Errors that end a job early, besides those of `ovref.errors`, and the exit codes."""
 
 from ovref_inference.errors import OvrefError
 
 FAILED, MEND_FIRST, STOPPED, READER_GONE = 1, 2, 130, 141
-"""Exit codes of the command `ovref`; its help says what each means."""
+"""Exit codes of the command `ovref`, explained in its help."""
 
 
 class JobError(OvrefError):
-    """Too many shards or workers failed for the job to go on."""
+    """Too many shards or workers failed."""
 
 
 class StoppedError(BaseException):
-    """The job was asked to stop; what is committed stays.
+    """The job was asked to stop; committed shards stay.
 
-    Like KeyboardInterrupt not an Exception: a second signal arrives in the middle of a stage, where
-    it must not be taken for an error of the shard.
+    Like KeyboardInterrupt not an Exception: a second signal arrives inside a stage, where it must
+    not be treated as an error of the shard.
     """

@@ -1,4 +1,4 @@
-"""The step folders of a build: opened and compared with its configuration, then made."""
+"""The step folders of a build: opened, compared with the configuration, then created."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class Folders:
 
 
 def open_steps(config: BuildConfig) -> Folders:
-    """Opens the folders of all steps, or what they will be; writes nothing.
+    """Opens the folders of all steps, existing or not, without writing.
 
     Raises:
-        InputError: the corpus is not there.
+        InputError: the corpus does not exist.
         MismatchError: a folder was made with other settings.
     """
     output = output_of(config)
@@ -74,7 +74,7 @@ def open_steps(config: BuildConfig) -> Folders:
 def _by_an_older_version(
     found: StepFolder, identity: dict[str, Any], parents: tuple[str, ...]
 ) -> StepFolder | None:
-    """The step that was found if nothing but versions of stages differs; else None."""
+    """The existing step if only versions of stages differ; otherwise None."""
 
     def unversioned(tree: dict[str, Any]) -> Any:
         return canonical([stage | {"version": 0} for stage in tree["stages"]])
@@ -84,7 +84,7 @@ def _by_an_older_version(
 
 
 def create_steps(config: BuildConfig, folders: Folders) -> None:
-    """Makes the folders of steps that were opened without being made."""
+    """Creates the folders of steps that were opened without creating them."""
     output = output_of(config)
     steps = (folders.captions, folders.prompts, folders.selected, folders.images)
     for step in (*filter(None, steps), folders.references):
@@ -94,7 +94,7 @@ def create_steps(config: BuildConfig, folders: Folders) -> None:
 
 
 def unfinished(config: BuildConfig, folders: Folders) -> list[tuple[Spec, PoolConfig, StepFolder]]:
-    """The stages that have shards to do, with their workers and their steps."""
+    """The stages with missing shards, with their workers and steps."""
     engine = config.engine
     embedders = engine.embedders if engine.placement == "pools" else engine.pool
     stages = [

@@ -1,4 +1,4 @@
-"""What the output of a build looks like: its files, its steps, and where its collection is.
+"""Layout of a build's output: its files, its steps, and the place of its collection.
 
     build.json              the configuration, with absolute places, and the folder it was run in
     captions/ ... references/   the steps (`STEPS`); in another build's output for `images_from`
@@ -31,7 +31,7 @@ VOCABULARY = "vocabulary.json"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOutput:
-    """The output of a build, as far as it has come."""
+    """The output of a build, finished or not."""
 
     store: Store
     upstream: Store
@@ -39,7 +39,7 @@ class BuildOutput:
     collection: Store
     """Where the collection is, or will be."""
     selects: bool
-    """Whether the build has the step that selects prompts, which most do not have."""
+    """Whether the build has the optional step that selects prompts."""
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -47,31 +47,31 @@ class BuildOutput:
         return tuple(name for name in STEPS if name != "selected" or self.selects)
 
     def place(self, name: str) -> Store:
-        """The output that holds a step: this one, or that of another build."""
+        """The output that holds a step: this one, or another build's."""
         return self.store if name == "references" else self.upstream
 
     def is_own(self, name: str) -> bool:
-        """Whether a step is in this output, not in that of another build."""
+        """Whether a step is in this output, not in another build's."""
         return self.place(name) == self.store
 
     def has(self, name: str) -> bool:
-        """Whether a step has begun."""
+        """Whether a step has been started."""
         return self.place(name).exists(f"{name}/{STEP}")
 
     def step(self, name: str) -> StepFolder:
-        """A step as it was written. Raises StorageError where it has not begun or is damaged."""
+        """A step as it was written. Raises StorageError if it is missing or damaged."""
         return existing_step(self.place(name), name)
 
     @property
     def is_published(self) -> bool:
-        """Whether the build has a collection, of whatever age."""
+        """Whether the build has a collection, current or not."""
         return self.collection.exists(fmt.MANIFEST)
 
 
 def layout(
     output: str, *, images_from: str | None, collection: str | None, selects: bool
 ) -> BuildOutput:
-    """The layout of an output by the settings that decide it."""
+    """The layout of an output, from the settings that determine it."""
     store = Store.open(output)
     return BuildOutput(
         store=store,
@@ -131,6 +131,6 @@ def open_build(url: str) -> BuildOutput:
 
 
 def quarantined_in(step: StepFolder) -> list[str]:
-    """Shards that failed for good and were not made since."""
+    """Shards that failed permanently and have not been made since."""
     names = (Path(path).name.removesuffix(".json") for path in step.store.list(QUARANTINE))
     return sorted(set(names) - set(step.committed()))

@@ -1,4 +1,4 @@
-"""What is checked before the first shard of a build is run, and in a dry run: corpus and models."""
+"""Checks of corpus and models before the first shard of a build, and in a dry run."""
 
 import dataclasses
 import gc
@@ -17,7 +17,7 @@ from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, ray_module
 
 MODELS = "models.json"
-"""In an output: the models of its steps, with what tells their weights from others."""
+"""File in an output: the models of its steps and hashes of their weights."""
 
 
 def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
@@ -35,14 +35,14 @@ def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
 
 
 def no_usable_caption(dropped: dict[str, int]) -> InputError:
-    """The error of a corpus that would give no shard."""
+    """The error of a corpus without usable captions."""
     return InputError(
         f"the corpus has no usable caption: it is empty or all of it was dropped {dropped}"
     )
 
 
 def check(specs: Sequence[tuple[Spec, PoolConfig]], engine: EngineConfig) -> list[CheckedModel]:
-    """Builds every stage, on a worker like those that will run it, and feeds it one blank input.
+    """Builds every stage on a worker like those of the build, and feeds it one blank input.
 
     Raises:
         ModelError: a model cannot be loaded or used.
@@ -68,7 +68,7 @@ def _check_here(spec: Spec, threads: int) -> tuple[CheckedModel, ...]:
 
 
 def remembered(store: Store) -> list[CheckedModel]:
-    """The models that the steps of an output were begun with, as far as they were recorded."""
+    """The recorded models with which the steps of an output were started."""
     if not store.exists(MODELS):
         return []
     return [CheckedModel(**entry) for entry in json.loads(store.read(MODELS))]
@@ -78,7 +78,7 @@ def remember(store: Store, found: Sequence[CheckedModel]) -> None:
     """Records the models of an output's unfinished steps.
 
     Raises:
-        MismatchError: a step was begun with other weights under the same name.
+        MismatchError: a step was started with other weights under the same name.
     """
     before = remembered(store)
     if changed := changed_models(before, found):

@@ -13,7 +13,7 @@ from ovref_pipelines.folders import Folders
 from ovref_pipelines.preflight import remembered
 
 OURS = "Apache-2.0"
-"""The licence of captions and scenes that come with ovref."""
+"""Licence of the captions and scenes that ship with ovref."""
 
 
 def provenance(config: BuildConfig, folders: Folders) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def unknown(found: dict[str, Any]) -> list[str]:
 
 
 def _models(config: BuildConfig) -> list[CheckedModel]:
-    """The models of a build's stages, with what was recorded of their weights."""
+    """The models of a build's stages, with their recorded weights."""
     output = output_of(config)
     recorded = remembered(output.upstream)
     if output.upstream != output.store:

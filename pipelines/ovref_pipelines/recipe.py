@@ -4,7 +4,7 @@
 
 Every step but the last has a folder of shards in the output and resumes where it was stopped. The
 folders are fingerprinted over all settings that affect their bytes, chained from step to step; a
-folder that was made with other settings is refused before anything runs.
+folder with other settings is refused before anything runs.
 """
 
 import dataclasses
@@ -52,32 +52,32 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSummary:
-    """What a build has made; also the content of `report.json`."""
+    """The result of a build, which is also the content of `report.json`."""
 
     output: str
     ingested: IngestSummary
     steps: tuple[StepSummary, ...]
     collection: dict[str, Any] | None
-    """What `reduce_collection` tells; None where nothing was published because shards failed."""
+    """Summary of `reduce_collection`; None if nothing was published because shards failed."""
     collection_url: str
     seconds: float
     """Wall clock of this run."""
 
     @property
     def quarantined(self) -> int:
-        """Shards that failed for good in this run, over all steps."""
+        """Shards that failed permanently in this run, over all steps."""
         return sum(len(step.quarantined) for step in self.steps)
 
 
 def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
-    """Builds a collection, or carries on building it.
+    """Builds a collection, or resumes building it.
 
     Args:
-        say: gets a line for people whenever a step begins or ends.
+        say: called with a line for people when a step begins or ends.
 
     Raises:
         OvrefError, CollectionError: see `ovref.errors`; the message says what to do.
-        StoppedError: SIGTERM or SIGINT came. What is committed stays, the same call goes on.
+        StoppedError: SIGTERM or SIGINT was received. The same call resumes the build.
     """
     started = time.monotonic()
     config = with_absolute_places(config)
@@ -102,7 +102,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     failed = sum(len(step.quarantined) for step in steps)
     collection = None
     if failed and not config.allow_incomplete:
-        say(f"no collection yet: {failed} shards failed for good; see _quarantine in their steps")
+        say(f"no collection yet: {failed} shards failed permanently; see _quarantine in the steps")
     else:
         collection = reduce(config, folders, say)
     summary = BuildSummary(
@@ -132,11 +132,11 @@ def _check_models(config: BuildConfig, folders: Folders, say: Say) -> None:
 
 
 def _answers(prompts: StepFolder) -> Iterator[Any]:
-    """The prompts of a step and, after each shard's, what was dropped from it."""
+    """The prompts of a step; after those of each shard, its drops."""
     columns = ["key", "caption", "nouns", "source"]
 
     def read(shard: str) -> tuple[list[dict[str, Any]], list[Dropped]]:
-        # From the sidecars: the samples hold the images of the corpus, where it has any.
+        # From the sidecars, because the samples may hold images.
         return prompts.table(shard, columns).to_pylist(), prompts.drops(shard)
 
     for rows, drops in read_ahead(read, prompts.committed()):
@@ -146,7 +146,7 @@ def _answers(prompts: StepFolder) -> Iterator[Any]:
 
 
 def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
-    """Makes and publishes the collection of finished reference shards."""
+    """Makes and publishes the collection from finished reference shards."""
     target, references = output_of(config).collection, folders.references
     made_from = provenance.provenance(config, folders)
     if unknown := provenance.unknown(made_from):
@@ -179,7 +179,7 @@ def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
 
 
 def texts_of(config: BuildConfig) -> Texts:
-    """What encodes the vocabulary; loaded when it is first asked."""
+    """Text encoder of the vocabulary, loaded at its first use."""
     return _LazyTexts(config.embed.text)
 
 
@@ -200,10 +200,10 @@ def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
 def _run(
     config: BuildConfig, say: Say, *chain: tuple[Spec, StepFolder, StepFolder]
 ) -> list[StepSummary]:
-    """Runs one step, or several at the same time: the stage, what it reads, what it makes."""
+    """Runs one step, or several concurrently: (stage, source, target) each."""
     engine = config.engine
     if chain[0][0].name == ExtractNouns.name:
-        # Tagging needs no GPU; asking for one would wake machines that then wait.
+        # Tagging needs no GPU; requesting one would start machines that then idle.
         engine = dataclasses.replace(engine, gpus_per_worker=0.0)
     pools = [engine.pool, engine.embedders if engine.placement == "pools" else engine.pool]
     runs = [
@@ -226,8 +226,8 @@ def _select(spec: SelectPrompts, source: StepFolder, target: StepFolder, say: Sa
     shards = source.complete()
     if shards is None:
         raise JobError(
-            f"shards of {source.store.url} failed for good, and prompts can be selected only when "
-            f"all are there; see {QUARANTINE} in it, and run the same command to try them again"
+            f"shards of {source.store.url} failed permanently, but selecting prompts needs all "
+            f"shards; see {QUARANTINE} in it, and run the same command to retry them"
         )
     there, started = len(target.committed()), time.monotonic()
     select_prompts(spec, source, target)
@@ -238,7 +238,7 @@ def _select(spec: SelectPrompts, source: StepFolder, target: StepFolder, say: Sa
 
 
 def step_report(step: StepSummary) -> dict[str, Any]:
-    """What `reports/<step>.json` holds: the summary, and what follows from it."""
+    """Content of `reports/<step>.json`: the summary and values derived from it."""
     wall = step.seconds if step.committed_now else None
     return dataclasses.asdict(step) | {
         "answered": step.outputs + sum(step.dropped.values()),
@@ -250,7 +250,7 @@ def step_report(step: StepSummary) -> dict[str, Any]:
 
 
 class _LazyTexts:
-    """The text encoder, loaded when the first text is to be encoded: often none is."""
+    """The text encoder, loaded when the first text is encoded, which may never happen."""
 
     def __init__(self, encoder: TextEncoderConfig) -> None:
         self._config = encoder
@@ -270,7 +270,7 @@ def _work_folder(config: BuildConfig) -> Path:
     output = Store.open(config.output)
     if output.is_local:
         return Path(output.url.removeprefix("file://")) / WORK
-    # What one user has made there another may not write into.
+    # A folder that one user created may not be writable for another.
     return Path(tempfile.gettempdir()) / f"ovref_reduce_{os.getuid()}"
 
 

@@ -1,15 +1,15 @@
-"""The configurations that come with ovref, by their names (`--config fossil`)."""
+"""The configurations that ship with ovref, by name (`--config fossil`)."""
 
 from pathlib import Path
 
 from ovref.errors import ConfigError
 
 PREFIX = "config:"
-"""Begins the place of a file beside the configurations: `config:miniature_captions.txt`."""
+"""Prefix of the place of a file beside the configurations: `config:miniature_captions.txt`."""
 
 
 def folder() -> Path:
-    """Where the configurations lie: in an installed package, or at the top of a checkout."""
+    """Folder of the configurations: in the installed package, or at the top of a checkout."""
     here = Path(__file__).parent / "configs"
     return here if here.is_dir() else Path(__file__).parents[2] / "configs"
 
@@ -23,7 +23,7 @@ def find(name: str) -> Path:
     """The file of a configuration: a path, or the name of a shipped one.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: neither exists.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -37,7 +37,7 @@ def find(name: str) -> Path:
 
 
 def beside(place: str) -> str:
-    """A place, where `config:<name>` names a file beside the shipped configurations."""
+    """Resolves `config:<name>` to a file beside the shipped configurations."""
     if not place.startswith(PREFIX):
         return place
     return str(folder() / place.removeprefix(PREFIX))

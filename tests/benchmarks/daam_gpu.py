@@ -257,10 +257,10 @@ def with_daam(pipeline, bare, caption, words):
         found = tracer.compute_global_heat_map()
         maps = [found.compute_word_heat_map(word).heatmap.cpu() for word in words]
         stored = dict(tracer.all_heat_maps)
-    return told_of(stored, maps, sorted({factor for factor, _, _ in stored}))
+    return summary_of(stored, maps, sorted({factor for factor, _, _ in stored}))
 
 
-def told_of(stored, maps, factors):
+def summary_of(stored, maps, factors):
     return {
         "heat_maps": len(stored),
         "heat_map_bytes": sum(each.nbytes for each in stored.values()),
@@ -318,7 +318,7 @@ def own_loop(pipeline, bare, caption, words):
     mean = torch.stack(enlarged).mean(0)[:, 0]
     tokens = pipeline.tokenizer.tokenize(caption)
     ends = [tokens.index(f"{word}</w>") + 1 for word in words]
-    return told_of(stored, [mean[end].cpu() for end in ends], None)
+    return summary_of(stored, [mean[end].cpu() for end in ends], None)
 
 
 if __name__ == "__main__":

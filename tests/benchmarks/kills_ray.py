@@ -6,7 +6,7 @@ The cluster is of this machine: a head that takes no work and two nodes with roo
 each. A build is a process of its own that joins it. After a random time up to `LONGEST_S` one of
 these gets SIGKILL: the driver (which is then started again); a random worker that is loading or at
 work, of a step or of the reduction; or a node, raylet and all (another then takes its place). So
-it goes on up to `PER_BUILD` times, then the build may finish. It counts as good if every file of
+it continues up to `PER_BUILD` times, then the build may finish. It counts as good if every file of
 every step and of the collection is byte for byte that of an undisturbed build in one process, and
 every input of every step has exactly one answer. Stages are cheap fakes.
 
@@ -160,7 +160,7 @@ def run_build(config: BuildConfig) -> None:
         error_txt.write_text(f"{type(error).__name__}: {error}\n")
         raise SystemExit(GAVE_UP) from error
     if summary.collection is None:
-        error_txt.write_text(f"{summary.quarantined} shards failed for good\n")
+        error_txt.write_text(f"{summary.quarantined} shards failed permanently\n")
         raise SystemExit(GAVE_UP)
 
 

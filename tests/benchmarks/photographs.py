@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/photographs.py --data ../shared/data/coco
 
-A run that was stopped goes on where it was; delete the output folder to start anew.
+A stopped run resumes where it stopped; delete the output folder to start over.
 
 The folder has COCO's layout: `captions_*.json`, `instances_*.json` and `images/`. Four builds of
 the same captions: GroundingDINO and SAM; MaskFormer and CLIP; the instance masks as proposals that

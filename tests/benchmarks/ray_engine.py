@@ -5,7 +5,7 @@
 
 `overhead`: the same step over the same shards, by turns with `engine=local` and with `engine=ray
 workers=1`, each time in fresh processes and an empty folder. Steps are the miniature's: `prompts`
-(nouns of COCO's captions), `images`, `references`. Three times are told apart: until the first
+(nouns of COCO's captions), `images`, `references`. Three times are separated: until the first
 worker has its models (starting Ray and the actor, imports, weights), over the shards (from then to
 the last commit), and the whole call. The goal is about the second, since real jobs run for days.
 
@@ -14,7 +14,8 @@ where a GPU would draw and then hands over small images and heatmaps to be encod
 committed. What is simulated is known exactly: the sum of all sleeps. Efficiency is the part of it
 that falls into a span of time, over workers x span. The *steady* span begins when all workers are
 ready and ends when the last shard is handed out; what comes after is the tail, in which workers run
-out of shards, and which is told apart. Every shard's work, and so its end, comes from its keys.
+out of shards, which is reported separately. Every shard's work, and so its end, follows from its
+keys.
 
 Each run is added to a list in the file given by `--output`.
 """

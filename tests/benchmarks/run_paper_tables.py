@@ -2,7 +2,7 @@
 
     python tests/benchmarks/run_paper_tables.py --config configs/miniature_tables.yaml
 
-Exit codes: 0 done; 1 shards of a build failed for good; 2 something has to be mended first.
+Exit codes: 0 done; 1 shards of a build failed permanently; 2 something has to be mended first.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         spec = load(TablesSpec, options.config, options.overrides)
         failed = build_missing(spec.builds, say)
         if failed:
-            say(f"{failed} shards failed for good; mend their cause and `ovref retry-failed`")
+            say(f"{failed} shards failed permanently; mend their cause and `ovref retry-failed`")
             return 1
         tables.make_tables(spec, say)
     except OvrefError as error:

@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--probability", type=float, default=0.1)
     parser.add_argument("--output", help="JSON file of results")
     options = parser.parse_args()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # or it tells of every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # or it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

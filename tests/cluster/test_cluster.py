@@ -129,7 +129,7 @@ def test_ray_is_one_version_everywhere(name):
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_what_ray_is_told_is_what_the_container_gets(name):
+def test_what_ray_is_given_is_what_the_container_gets(name):
     head, *workers = groups_of(name)
     assert head["rayStartParams"]["num-cpus"] == "0"
     for group in [head, *workers]:
@@ -492,7 +492,7 @@ def text_of(name):
 
 
 def commands_in(name):
-    """What a file tells people to type, in its comments or as an indented block."""
+    """The commands that a file shows, in its comments or as an indented block."""
     text = re.sub(r"(?m)^#", " ", text_of(name))
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [
@@ -510,7 +510,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_that_people_are_told_is_one_that_ovref_understands(command):
+def test_every_command_that_people_are_shown_is_one_that_ovref_understands(command):
     words = [word for word in shlex.split(command, comments=True)[1:] if word != "..."]
     options = cli.parse(words)
     if hasattr(options, "config"):
@@ -531,7 +531,7 @@ def test_there_are_such_commands_and_those_of_docker_name_a_target():
         assert found[1] == found[3] and found[1] in targets and (ROOT / found[2]).is_file()
 
 
-def test_the_files_that_people_are_told_to_apply_are_there():
+def test_the_files_that_people_are_asked_to_apply_are_there():
     commands = [c for name in FILES for c in commands_in(name) if re.search("cluster/[a-z]", c)]
     assert len(commands) > 5
     for path in re.findall(r"cluster/[\w.-]+", " ".join(commands)):

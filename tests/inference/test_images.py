@@ -1,4 +1,4 @@
-"""What segmenters are told that is no image, or no list of class names; and views of images."""
+"""Invalid images and class names are refused; views of images are accepted."""
 
 from types import SimpleNamespace
 

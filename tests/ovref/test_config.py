@@ -37,7 +37,7 @@ class Build:
 
     def __post_init__(self) -> None:
         if not self.output:
-            raise ValueError("output must name a folder, found an empty text")
+            raise ValueError("output must name a folder, found an empty string")
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_an_override_is_blamed_for_its_own_errors(written, overrides, message):
         ("{output: x, heatmap: {size_hw: [1]}}", "missing key heatmap.size_hw.1"),
         ("{output: x, heatmap: {size_hw: [1, 2, 3]}}", "heatmap.size_hw"),
         ("{output: x, heatmap: {threshold: 1.5}}", "heatmap: threshold must be in [0, 1], found 1"),
-        ("{output: ''}", "config.yaml: output must name a folder, found an empty text"),
+        ("{output: ''}", "config.yaml: output must name a folder, found an empty string"),
         ("{output: x, heatmap: {threshold: .nan}}", "not JSON compliant"),
         ("{output: x, heatmap: {threshold: .inf}}", "not JSON compliant"),
         ("{output: x, seed: 2020-01-01}", "seed: Input should be a valid integer, found '2020-"),
@@ -252,7 +252,7 @@ def test_all_that_is_wrong_is_said_at_once(written):
         assert name in str(caught.value)
 
 
-def test_the_known_keys_of_a_level_are_told_once(written):
+def test_the_known_keys_of_a_level_are_listed_once(written):
     with pytest.raises(ConfigError) as caught:
         load(Build, written("{output: x, a: 1, b: 1, heatmap: {c: 1}}"))
     assert str(caught.value).count("known here: output") == 1

@@ -25,7 +25,7 @@ def local_ray():
     yield
     ray_cluster.ray.shutdown()
     with warnings.catch_warnings():
-        # Ray's processes were told to end, but are not waited for.
+        # Ray's processes were asked to end, but are not waited for.
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 

@@ -41,8 +41,8 @@ class ObedientSpec:
     """`fine`, `missing` (ModelError), `bug` (another error), `die`, `die once`, `tell gpus` (which
     it sees, in a file of scratch)."""
     mended: str = "no"
-    """What it does when told to die: `no`, dies; `drop`, drops as the engine would; `yes`, goes on
-    as if told nothing."""
+    """Reaction to the order to die: `no`, dies; `drop`, drops as the engine would; `yes`, ignores
+    it."""
 
     def build(self) -> "Obedient":
         if self.load == "missing":
@@ -70,7 +70,7 @@ class Obedient:
                 if order == DIE and self._mended == "no":
                     os._exit(3)
                 if order == RAISE:
-                    raise ValueError(f"told to raise by {caption.text!r}")
+                    raise ValueError(f"asked to raise by {caption.text!r}")
                 if order == HANG:
                     time.sleep(600)
                 if order == DISK:
@@ -78,7 +78,7 @@ class Obedient:
             if order == SLOW:
                 time.sleep(0.01)
             if order == DROP:
-                yield Dropped(caption.key, "told_to_drop")
+                yield Dropped(caption.key, "asked_to_drop")
                 continue
             seed = record_seed(7, caption.key)
             yield Prompt(

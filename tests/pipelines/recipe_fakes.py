@@ -175,7 +175,7 @@ S3_KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 
 def build_through(config: BuildConfig, url: str, most: int = 20) -> int:
     """Builds on the S3 server at `url` as `ovref build` would, until the collection is there; how
-    often it had to be started. Fails where one was told to mend something first."""
+    often it had to be started. Fails if the advice was to fix something first."""
     for times in range(1, most + 1):
         child = processes().Process(target=_build_on_s3, args=[config, url])
         child.start()

@@ -121,12 +121,12 @@ def test_a_tenth_of_the_requests_to_s3_fails(tmp_path, s3_endpoint, seed, monkey
                 summary = run_step([spec], captions, target, config)
                 if target.complete() is not None:
                     break
-            except OSError:  # what `ovref build` says may pass: the same command goes on
+            except OSError:  # `ovref build` calls this transient: the same command resumes
                 continue
             except StorageError as error:
                 raise AssertionError(f"taken for something that does not pass: {error}") from error
         assert sum(n for fault, n in proxy.requests.items() if fault != "none") > 3
-    assert summary.inputs == 24 and summary.dropped == {"told_to_drop": 6}
+    assert summary.inputs == 24 and summary.dropped == {"asked_to_drop": 6}
     made = existing_step(direct, "prompts")
     assert files_of(made) == files_of(wanted)
 

@@ -432,7 +432,7 @@ def test_images_are_generated_or_the_corpus_s_own(config, grounded):
 
 
 def test_a_corpus_without_images_cannot_be_grounded(config, grounded):
-    with pytest.raises(InputError, match="has captions alone"):
+    with pytest.raises(InputError, match="has captions only"):
         recipe.build(dataclasses.replace(grounded, corpus=config.corpus))
 
 
@@ -482,7 +482,7 @@ def test_a_build_whose_empty_step_another_one_has_begun_anew_stops(config):
     recipe.create_steps(config, folders)
     other = dataclasses.replace(config, shard_size=5)
     recipe.create_steps(other, recipe.open_steps(other))
-    with pytest.raises(MismatchError, match="begun anew with other settings by another build"):
+    with pytest.raises(MismatchError, match="started over with other settings by another build"):
         folders.captions.commit("000000", [], inputs=0)
     assert recipe.open_steps(other).captions.committed() == []
 

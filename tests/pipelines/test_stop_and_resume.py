@@ -1,4 +1,4 @@
-"""A build that is killed or stopped at any moment goes on to the same bytes."""
+"""A build that is killed or stopped at any moment resumes to the same bytes."""
 
 import random
 import signal

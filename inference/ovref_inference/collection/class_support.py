@@ -1,11 +1,11 @@
-"""Whether a collection has anything to say about a class: support has a measure and a floor.
+"""Whether a collection supports a class, by a measure with a floor.
 
 Retrieval always finds something, so a class that is foreign to a collection would get the
 references of unrelated nouns. A class that is no noun of the collection may borrow references only
-if its text is near enough to one of the nouns. Text towers differ in the cosines that they give, so
-nearness is relative to the nouns of the collection itself (`relative_cosine`). And a text tower may
-know nothing of the class: its text then lies among those of meaningless words, wherever that is. So
-it must be much nearer to the noun than to any of them (MEANINGLESS_RATIO). The study behind both
+if its text is near enough to one of the nouns. Text encoders differ in their range of cosines, so
+nearness is relative to the nouns of the collection itself (`relative_cosine`). And a text encoder
+may not know the class: its text then lies among those of meaningless words. So it must be much
+nearer to the noun than to any of them (MEANINGLESS_RATIO). The study behind both
 numbers is `tests/benchmarks/results/support.md`.
 """
 
@@ -23,7 +23,7 @@ MEANINGLESS = (
     "drendle", "gnuxi", "plothar", "brillig", "snarv", "mxyplk", "tove", "wuggle", "fendle", "zzz",
     "hjkl",
 )  # fmt: skip
-"""Words that no text tower can know."""
+"""Words that no text encoder can know."""
 
 MEANINGLESS_RATIO = 0.5
 """A class borrows only if its distance to the noun, 1 - cosine, is below this fraction of its
@@ -33,7 +33,7 @@ _NOUNS_COMPARED = 2000
 
 
 class Vocabulary(Protocol):
-    """What is needed of a collection."""
+    """The part of a collection's interface that is needed."""
 
     @property
     def nouns(self) -> list[str]: ...

@@ -17,7 +17,7 @@ def spherical_kmeans(
 ) -> np.ndarray:
     """Centroids of `vectors` by cosine similarity (FOSSIL 3.3, VOCSeg 3.1).
 
-    k-means++ initialisation, then Lloyd's steps until nothing moves. Equal input and seed give
+    k-means++ initialisation, then Lloyd's iterations until convergence. Equal input and seed give
     equal centroids. An empty cluster takes the vector farthest from its own centroid.
 
     Args:
@@ -137,7 +137,7 @@ def _kmeans_of_batch(points_bnd: np.ndarray, k: int, seed: int, iterations: int)
 def _spread_start_of_batch(cosines: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     """`_spread_start` of each (n, n) matrix of cosines: (b, k) indices.
 
-    Sets of one size draw the same numbers, each as if it were alone.
+    Sets of one size use the same random numbers, as if each were alone.
     """
     batch, count = cosines.shape[:2]
     rows = np.arange(batch)

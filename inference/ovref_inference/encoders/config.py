@@ -44,7 +44,7 @@ class VisualEncoderConfig:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("model must name a model, found an empty text")
+            raise ValueError("model must name a model, found an empty string")
         require_each_at_least("size_hw", self.size_hw, 1)
         clip = self.library == "open_clip"
         if self.features == "keys" if clip else self._of_clip:
@@ -82,4 +82,4 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("model must name a model, found an empty text")
+            raise ValueError("model must name a model, found an empty string")

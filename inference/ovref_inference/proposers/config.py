@@ -30,7 +30,7 @@ class GroundingDinoConfig:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("model must name a model, found an empty text")
+            raise ValueError("model must name a model, found an empty string")
         for name in ("box_threshold", "text_threshold", "nms_iou"):
             require_within(name, getattr(self, name), 0, 1)
 
@@ -50,7 +50,7 @@ class SamConfig:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("model must name a model, found an empty text")
+            raise ValueError("model must name a model, found an empty string")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class MaskFormerConfig:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("model must name a model, found an empty text")
+            raise ValueError("model must name a model, found an empty string")
         for name in ("min_score", "min_kept"):
             require_within(name, getattr(self, name), 0, 1, "[)")
         require_within("mask_threshold", self.mask_threshold, 0, 1, "()")

@@ -147,7 +147,7 @@ class GroundingDino:
         for row, (_, prompt) in enumerate(asked):
             ids_bl[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
             mask_bl[row, : len(prompt.ids)] = 1
-        # Images of different sizes are padded; the pixel mask tells the model where they end.
+        # Images of different sizes are padded; the pixel mask marks where they end.
         # Where the channels are is said, for an image of three rows would be taken for another.
         pixels = self._images(
             images=[np.ascontiguousarray(images[index]) for index, _ in asked],

@@ -1,4 +1,4 @@
-"""What proposers say about one image: masks, soft or binary, and of trained ones their classes."""
+"""Proposals for one image: soft or binary masks, and class probabilities of trained proposers."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Proposals:
     """Class-agnostic regions of one image; they may overlap, and pixels may be in none."""
 
     mask_probs_nhw: np.ndarray
-    """(n, H, W) float32 in [0, 1]: how sure each pixel is to belong to the region; n may be 0."""
+    """(n, H, W) float32 in [0, 1]: probability that a pixel belongs to the region; n may be 0."""
     class_probs_nc: np.ndarray | None = None
     """(n, trained classes + 1) float32: the proposer's own probabilities, the last of `no object`;
     None for a proposer that knows no classes."""

@@ -1,4 +1,4 @@
-"""Scored regions -> what a segmenter says: label maps (VOCSeg eq. 5) and panoptic maps.
+"""Scored regions to label maps (VOCSeg eq. 5) and panoptic maps.
 
 Segmenters that classify proposals (VOCSeg, RetCLIP, CorrCLIPv2) share these plain functions. No
 torch is needed here.
@@ -24,7 +24,7 @@ _VALUES_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """What a segmenter says about one image."""
+    """Segmentation of one image."""
 
     labels_hw: np.ndarray
     """(H, W) int32: index into the class names, or NO_CLASS."""
@@ -37,8 +37,8 @@ class Segmentation:
 
     @property
     def scores_chw(self) -> np.ndarray:
-        """(classes, H, W) float32; -inf for a class without support. Made at each call: for 171
-        classes of 12 megapixels these are 8 GB, which neither of the other maps needs."""
+        """(classes, H, W) float32; -inf for a class without support. Made at each call: 8 GB for
+        171 classes of 12 megapixels, which the other maps do not need."""
         return self.scores_of(slice(None))
 
 
@@ -70,7 +70,7 @@ class ScoredRegions:
     """Proposals of one image with a score for each class. They may overlap."""
 
     mask_probs_nhw: np.ndarray
-    """(n, H, W) float32 in [0, 1]: how sure each pixel is to belong to the region."""
+    """(n, H, W) float32 in [0, 1]: probability that a pixel belongs to the region."""
     scores_nc: np.ndarray
     """(n, classes) float32 in [0, 1]."""
     missing: tuple[str, ...] = ()
@@ -138,7 +138,7 @@ def softmax(scores_nc: np.ndarray, temperature: float) -> np.ndarray:
 def semantic(regions: ScoredRegions) -> Segmentation:
     """VOCSeg eq. 5: z_j(q) = sum over regions i of M_i(q) p_ij; each pixel takes its best class.
 
-    A pixel for which every sum is zero gets NO_CLASS, for no region says anything about it.
+    A pixel for which every sum is zero gets NO_CLASS, since no region covers it.
     """
     height, width = regions.mask_probs_nhw.shape[1:]
     labels_hw, max_score_hw = _nothing_yet((height, width))
@@ -200,10 +200,10 @@ def panoptic(
 ) -> Panoptic:
     """Regions to segments that do not overlap, as MaskFormer does (its section 3.4).
 
-    Each region takes its best class. Each pixel goes to the region of the highest product of score
-    and probability, and is its own if its probability is at least 0.5. A region that loses too much
-    of itself to others is left out, its pixels stay without a segment. Stuff of one class is one
-    segment; every thing is a segment of its own, which is its instance id.
+    Each region takes its best class. Each pixel goes to the region with the highest product of
+    score and probability, provided that its probability there is at least 0.5. A region that loses
+    too much of its area to others is left out, and its pixels get no segment. Stuff of one class is
+    one segment; every thing is a separate segment.
 
     Args:
         regions: of one image.

@@ -1,4 +1,4 @@
-"""RetCLIP at inference: regions ask the collection for regions like them (section 2.2)."""
+"""RetCLIP at inference: regions retrieve similar regions from the collection (section 2.2)."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -56,7 +56,8 @@ class RetClipConfig:
     `k` references."""
     tau: float = 0.01
     """Temperature of the softmax over CLIP's cosines, above 0: CLIP's own, as in FC-CLIP, on which
-    RetCLIP is built. Choose it with gamma: the surer the text, the less retrieval weighs."""
+    RetCLIP is built. Tune it with gamma: the more peaked the text scores, the less retrieval
+    counts."""
     label_threshold: float = 0.95
     """A noun stands for a class if the cosine of their texts is above this."""
     bare_labels: bool = False
@@ -143,7 +144,7 @@ class RetClipSegmenter:
         self._prepared: dict[tuple[str, ...], Labelled] = BoundedCache()
 
     def prepare(self, class_names: Sequence[str]) -> Labelled:
-        """What references stand for which class; found at the first call, then remembered.
+        """Which references stand for which class; cached after the first call.
 
         Warns, once for each list of classes, about classes without references. They are classified
         by text alone where a noun is near enough (`class_support`), and are missing otherwise.
@@ -253,8 +254,7 @@ class RetClipSegmenter:
     ) -> list[Panoptic]:
         """Panoptic maps of images, by `regions.panoptic`.
 
-        Args, errors: as of `segment`; `things` says of each class whether its instances are told
-        apart.
+        Args, errors: as of `segment`; `things` says of each class whether it is a thing.
         """
         return [
             panoptic(

@@ -1,9 +1,9 @@
 """Sliding windows: scores of large images from overlapping crops (TCL's protocol), pixel by pixel.
 
-An image is resized to a short side, cut into square crops at a stride, each crop is scored alone,
-scores are averaged where crops overlap, and brought back to the size of the image. Until then they
-stay as few as they are: scores of patches and of regions. Pixels of a few classes at a time are
-made of them on the encoder's device, so that all classes of a large image are never in memory.
+An image is resized to a short side and cut into square crops at a stride; crops are scored alone,
+scores are averaged where crops overlap, and resized to the image. Scores are kept per patch and per
+region; pixels are computed for a few classes at a time on the encoder's device, so that all classes
+of a large image are never in memory.
 """
 
 from collections.abc import Callable, Sequence

@@ -16,10 +16,10 @@ class PoolConfig:
     workers: int = 1
     """Ray actors, each with one shard in flight."""
     cpus_per_worker: float = 1.0
-    """CPU cores that Ray sets aside for a worker."""
+    """CPU cores that Ray reserves for a worker."""
     gpus_per_worker: float = 0.0
-    """GPUs that Ray sets aside for a worker; a fraction shares one, and 0 works on the CPU even
-    where there is one."""
+    """GPUs that Ray reserves for a worker; a fraction shares one, and 0 uses the CPU even if
+    there is a GPU."""
 
     def __post_init__(self) -> None:
         require_at_least("workers", self.workers, 1)
@@ -33,7 +33,7 @@ class PoolConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Where shards run. Nothing here but `threads` can change a byte of the output."""
+    """Where shards run. Only `threads` can change a byte of the output."""
 
     __pydantic_config__ = STRICT
 
@@ -42,13 +42,13 @@ class EngineConfig:
     workers: int = 1
     """Ray actors, each with all models of a step and one shard in flight; 1 with `local`."""
     address: str | None = None
-    """Address of a running Ray cluster, `auto` for this machine's; None takes $RAY_ADDRESS or else
-    starts a Ray for this job alone."""
+    """Address of a running Ray cluster, `auto` for this machine's; None takes $RAY_ADDRESS, or
+    starts a Ray for this job."""
     cpus_per_worker: float = 1.0
-    """CPU cores that Ray sets aside for a worker."""
+    """CPU cores that Ray reserves for a worker."""
     gpus_per_worker: float = 0.0
-    """GPUs that Ray sets aside for a worker; a fraction shares one, and 0 works on the CPU even
-    where there is one."""
+    """GPUs that Ray reserves for a worker; a fraction shares one, and 0 uses the CPU even if
+    there is a GPU."""
     placement: Literal["steps", "chained", "pools"] = "steps"
     """How images and references share the workers. `steps`: all images first, then all references.
     `chained`: each worker holds the models of both and embeds the images that it has just made.
@@ -57,28 +57,28 @@ class EngineConfig:
     embedders: PoolConfig = field(default_factory=PoolConfig)
     """The workers that make references with `placement=pools`."""
     queue: int = 4
-    """Image shards that may wait for an embedder before drawing pauses, with `placement=pools`."""
+    """Image shards that may wait for embedders before generation pauses (`placement=pools`)."""
     max_worker_gb: float | None = None
-    """A worker whose resident memory is beyond this (10^9 bytes) after a shard is replaced by a
-    fresh one, against libraries that leak; None lets it grow (`ray` only)."""
+    """Resident memory (10^9 bytes) after a shard above which a worker is replaced, against leaks in
+    libraries; None sets no limit (`ray` only)."""
     threads: int = 1
-    """Threads of numeric libraries in a worker. Another number may add in another order, which can
-    change last bits; both engines give the same bytes at the same number."""
+    """Threads of numeric libraries in a worker. Another number may sum in another order, which can
+    change the last bits; both engines give the same bytes at the same number."""
     attempts: int = 2
     """Times a shard may raise before it is quarantined."""
     max_quarantined: int = 20
-    """The job gives up when more shards and crashing records of a step than this failed for
-    good."""
+    """The job fails when more shards and crashing records of a step than this have failed
+    permanently."""
     shard_timeout_seconds: float = 7200.0
-    """After which a worker that is at a shard, or loads its models, counts as hung and is replaced
-    (`ray` only)."""
+    """Time after which a worker that processes a shard or loads its models counts as hung and is
+    replaced (`ray` only)."""
     drain_seconds: float = 60.0
     """How long shards in flight may take after SIGTERM or Ctrl-C before they are abandoned (`ray`
     only; `local` finishes its shard)."""
     progress_seconds: float = 10.0
-    """Between two lines of progress where the output is not a terminal."""
+    """Interval between lines of progress if the output is not a terminal."""
     log: Literal["text", "json"] = "text"
-    """`json` tells progress and events as one JSON object a line, for programs."""
+    """`json` prints progress and events as one JSON object per line, for programs."""
 
     def __post_init__(self) -> None:
         self.pool  # noqa: B018 (checks its values)

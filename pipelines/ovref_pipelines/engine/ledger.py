@@ -1,11 +1,10 @@
-"""The account of one step: which shards are left, which failed and how often, which for good.
+"""The state of one step: which shards remain, how often each failed, and which failed permanently.
 
-A shard that takes its worker down again and again holds, most likely, a *poison record*: one that
-crashes a library. So after `SUSPECT_DEATHS` deaths its records are run one by one, each alone and
-for nothing but to see whether the worker outlives it. A record that kills its worker so
-`CONVICTING_DEATHS` times is left out of the shard as the counted drop `crashed_worker`, and the
-shard is made without it: the same bytes as if the stage had dropped it. `ovref retry-failed` makes
-such shards again once the fault is mended.
+A shard that repeatedly kills its worker probably holds a *poison record* that crashes a library. So
+after `SUSPECT_DEATHS` deaths its records are run one by one, only to see whether the worker
+survives. A record that kills its worker `CONVICTING_DEATHS` times is excluded from the shard as the
+counted drop `crashed_worker`, and the shard has the same bytes as if the stage had dropped it.
+`ovref build --retry-failed` makes such shards again once the cause is fixed.
 """
 
 import json
@@ -21,45 +20,45 @@ from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.errors import JobError
 
 QUARANTINE = "_quarantine"
-"""Folder of a step: `<shard>.json` for each shard that failed for good."""
+"""Folder of a step: `<shard>.json` for each shard that failed permanently."""
 CRASHED = "_crashed"
 """Folder of a step: `<shard>.json` for each shard with records that kill their worker."""
 CRASHED_WORKER = "crashed_worker"
 """Reason of the drop of such a record."""
 SUSPECT_DEATHS = 2
-"""Times a shard may take its worker down before its records are run one by one."""
+"""Number of worker deaths after which a shard's records are run one by one."""
 CONVICTING_DEATHS = 2
-"""Times a record run alone must kill its worker to be left out: one death may be chance."""
+"""Number of deaths after which a record is excluded: a single one may be chance."""
 MAX_WORKER_DEATHS = 3
-"""Times a shard may take its worker down, after its records were examined, while the node lives
-on: then it is given up."""
+"""Number of worker deaths, after the examination of its records and without loss of the node, after
+which a shard is quarantined."""
 MAX_NODE_LOSSES = 20
-"""Times a shard may lose its node, which on spot machines is seldom the shard's fault."""
+"""Number of node losses that a shard may have; on spot machines they rarely come from the shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """What a worker shall do. Plain data, to travel."""
+    """Work for a worker. Plain data, sent to it."""
 
     shard: str
     attempt: int
-    """How often the shard was tried before."""
+    """Number of earlier attempts at the shard."""
     without: tuple[int, ...] = ()
-    """Numbers of its records, from 0, that are dropped unseen."""
+    """Numbers of its records, from 0, to drop without processing."""
     examine: int | None = None
-    """Run nothing but the record of this number, alone, and commit nothing."""
+    """Run only the record of this number, and commit nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one task on one worker: exactly one of the four. Plain data."""
+    """Result of one task on one worker: exactly one of the four. Plain data."""
 
     commit: Commit | None = None
     error: str | None = None
     """Traceback of an application error."""
     fatal: OvrefError | None = None
     outlived: bool | None = None
-    """Result of an examination: False where the shard has no record of that number."""
+    """Result of an examination: False if the shard has no record of that number."""
 
 
 @dataclass
@@ -67,7 +66,7 @@ class _Examination:
     """Which records of a shard kill their worker."""
 
     number: int = 0
-    """Number of the record to be run next."""
+    """Number of the next record to run."""
     deaths: int = 0
     """Number of workers that died while they ran this record alone."""
     over: bool = False
@@ -75,7 +74,7 @@ class _Examination:
 
 @dataclass
 class Ledger:
-    """What is left of a step, and what went wrong with each shard so far."""
+    """The remaining shards of a step, and the failures of each so far."""
 
     records: dict[str, int]
     """The shards to do and how many records each has."""
@@ -85,7 +84,7 @@ class Ledger:
     committed_now: int = 0
     quarantined: list[str] = field(default_factory=list)
     tallies: Counter[str] = field(default_factory=Counter)
-    """What went wrong in this run: `errors`, `worker_deaths`, `start_deaths` (workers that died
+    """Failures in this run: `errors`, `worker_deaths`, `start_deaths` (workers that died
     while they loaded their models), `node_losses`, `crashed_records`."""
 
     def __post_init__(self) -> None:
@@ -101,14 +100,14 @@ class Ledger:
         }
 
     def add(self, shard: str, records: int) -> None:
-        """A shard more, which the step before has just committed."""
+        """Adds a shard that the previous step has just committed."""
         if shard not in self.records:
             self.records[shard] = records
             self.waiting.append(shard)
             self.progress.more(records)
 
     def take(self) -> ShardTask:
-        """What to do next; `waiting` must not be empty."""
+        """The next task; `waiting` must not be empty."""
         shard = self.waiting.popleft()
         examination = self._examinations.get(shard)
         if examination is not None and not examination.over:
@@ -118,16 +117,16 @@ class Ledger:
         return ShardTask(shard=shard, attempt=self._tries[shard] - 1, without=without)
 
     def give_back(self, task: ShardTask) -> None:
-        """A task that no worker has begun; it is the next again."""
+        """Returns a task that no worker has started; it becomes the next one."""
         if task.examine is None:
             self._tries[task.shard] -= 1
         self.waiting.appendleft(task.shard)
 
     def settle(self, task: ShardTask, outcome: Outcome) -> None:
-        """Books what came of a task.
+        """Records the result of a task.
 
         Raises:
-            OvrefError: the fatal error, if that is what came.
+            OvrefError: the fatal error, if that is the result.
             StorageError: the shard was committed to a place that cannot be seen from here.
             JobError: too many shards have failed.
         """
@@ -143,8 +142,8 @@ class Ledger:
             self._next_suspect(shard, more=outcome.outlived)
             return
         commit = cast(Commit, outcome.commit)  # exactly one of the four is there
-        # An object store is one place for all, so it is asked once: it answers late, and workers
-        # would wait for this process.
+        # An object store looks the same from everywhere, so it is asked only once: requests are
+        # slow, and workers would wait for this process.
         ask = self.target.store.is_local or not self.committed_now
         if ask and self.target.commit_of(shard) is None:
             raise StorageError(
@@ -160,7 +159,7 @@ class Ledger:
                 self.target.store.delete(path)
 
     def worker_lost(self, task: ShardTask, reason: str, node_lost: bool) -> None:
-        """Books that a worker died or was killed before it had carried out its task."""
+        """Records that a worker died or was killed before it finished its task."""
         shard = task.shard
         if node_lost:
             self.count("node_losses")
@@ -198,7 +197,7 @@ class Ledger:
             f"dropped as {CRASHED_WORKER}: {_last_line(reason)}",
             event="crashed_record", shard=shard, record=examination.number,
         )  # fmt: skip
-        # Written before the shard can be committed, so that its drop never lacks a reason.
+        # Written before the shard can be committed, so that every drop has a reason.
         self._tell(
             f"{CRASHED}/{shard}.json",
             {
@@ -223,7 +222,7 @@ class Ledger:
                 f"shard {shard} will be tried again: {_last_line(reason)}",
                 event="retry", shard=shard,
             )  # fmt: skip
-            # At the end: what made it fail may have passed by then.
+            # Retried last: the cause may have passed by then.
             self.waiting.append(shard)
             return
         self.quarantined.append(shard)
@@ -241,7 +240,7 @@ class Ledger:
             return
         also = f" and {crashed} records" if crashed else ""
         raise JobError(
-            f"{len(self.quarantined)} shards{also} of {self.target.name} failed for good, more "
+            f"{len(self.quarantined)} shards{also} of {self.target.name} failed permanently, more "
             f"than max_quarantined={self.config.max_quarantined}; the last because of: "
             f"{_last_line(reason)}; all reasons are in {self.target.store.url}, in {QUARANTINE} "
             f"and {CRASHED}"

@@ -1,4 +1,4 @@
-"""The next shard, copied to the local disk while the one before is worked at."""
+"""Copies the next shard to the local disk while the current one is processed."""
 
 import contextlib
 import dataclasses
@@ -36,13 +36,13 @@ class _Copy:
 
 
 class Prefetch:
-    """Holds at most one shard ahead. Not for use by several threads."""
+    """Prefetches at most one shard. Not thread-safe."""
 
     def __init__(self) -> None:
         self._copy: _Copy | None = None
 
     def begin(self, source: StepFolder, shard: str) -> None:
-        """Starts to copy a shard; a local store is left alone, as reading it takes no waiting."""
+        """Starts to copy a shard; does nothing for a local store."""
         if source.store.is_local:
             return
         self.drop()
@@ -50,9 +50,9 @@ class Prefetch:
 
     @contextlib.contextmanager
     def place(self, source: StepFolder, shard: str) -> Iterator[StepFolder]:
-        """Where to read a shard for the time of the block: its copy if there is one, or `source`.
+        """Where to read a shard inside the block: its copy if there is one, otherwise `source`.
 
-        What could not be copied is read from `source`, which then says why.
+        If copying failed, reading from `source` raises the error.
         """
         copy = self._copy
         if copy is None or (copy.source, copy.shard) != (source, shard):
@@ -64,7 +64,7 @@ class Prefetch:
             yield _at(source, folder) if copy.whole else source
 
     def drop(self) -> None:
-        """Forgets what was copied."""
+        """Discards the copy."""
         if self._copy is not None:
             self._copy.thread.join()
             self._copy.folder.cleanup()

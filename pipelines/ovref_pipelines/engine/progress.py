@@ -1,9 +1,9 @@
-"""What a person sees of a running step: shards done, records a second, an honest time to go.
+"""Progress of a running step: shards done, records per second, remaining time.
 
-On a terminal one line that rewrites itself, elsewhere (a log, a cluster job) one line every so many
-seconds. The rate is that of the last few shards of this run; shards that were done before do not
-count, and there is no estimate before the first shard is finished. For programs the same as JSON,
-one object a line (`json_line`); a `Meter` passes it on to where metrics are collected.
+On a terminal one line that is updated in place, elsewhere (a log, a cluster job) a new line at
+intervals. The rate is that of the last few shards of this run, so there is no estimate before the
+first one is finished. `json_line` gives the same as one JSON object per line; a `Meter` exports it
+to a metrics system.
 """
 
 import sys
@@ -19,7 +19,7 @@ RECENT_SHARDS = 20
 
 
 class Meter(Protocol):
-    """Where the counts of a step go besides."""
+    """Receives the counts of a step as well."""
 
     def finished(self, inputs: int, outputs: int, dropped: dict[str, int]) -> None:
         """A shard is committed."""
@@ -28,11 +28,11 @@ class Meter(Protocol):
         """One of `Ledger.tallies` has grown."""
 
     def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
-        """Where the step stands now."""
+        """Current state of the step."""
 
 
 class Progress:
-    """Counts one step's shards and prints where it stands."""
+    """Counts one step's shards and prints its progress."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Progress:
         log: str = "text",
         meter: Meter | None = None,
     ) -> None:
-        """`stream` is stderr where None; `clock` gives seconds and only ever grows; `log` is
+        """`stream` defaults to stderr; `clock` is monotonic, in seconds; `log` is
         `text` or `json`."""
         self._step = step
         self._every_seconds = every_seconds
@@ -69,25 +69,25 @@ class Progress:
             self.say(f"{total - done} of {total} shards to do, {records_to_go} records")
 
     def meter_to(self, meter: Meter) -> None:
-        """Passes counts on to `meter` from now on."""
+        """Sends counts to `meter` from now on."""
         self._meter = meter
 
     def beside(self, other: "Progress") -> None:
-        """Shows `other`, of a step that runs at the same time, in the same line."""
+        """Shows `other`, of a concurrent step, in the same line."""
         self._beside.append(other)
 
     def still_to_come(self, shards: int) -> None:
-        """So many shards of the step before are not made yet: `more` announces each. Till then
-        nobody knows how many records there are, and there is no estimate."""
+        """The previous step still has this many shards to make; `more` adds each. Until then the
+        number of records is unknown, and there is no estimate."""
         self._announced = shards
 
     def more(self, inputs: int) -> None:
-        """A shard of `inputs` records has come."""
+        """A shard of `inputs` records was added."""
         self._to_go += inputs
         self._announced -= 1
 
     def working(self, workers: int) -> None:
-        """The first worker has its models: rates are measured from here."""
+        """The first worker has loaded its models: rates are measured from here."""
         span = max(RECENT_SHARDS, 2 * workers) + 1
         self._recent = deque([(self._clock(), 0)], maxlen=span)
 
@@ -108,17 +108,17 @@ class Progress:
         self._to_go -= inputs
 
     def failed(self, what: str) -> None:
-        """Something went wrong that has a tally: a retry, a worker that was lost."""
+        """Counts an event that has a tally: a retry, a lost worker."""
         if self._meter is not None:
             self._meter.failed(what)
 
     def stands(self, shards_waiting: int, workers: int) -> None:
-        """For the meter: shards that nobody works at, and workers that have their models."""
+        """For the meter: unassigned shards, and workers with loaded models."""
         if self._meter is not None:
             self._meter.stands(shards_waiting, workers, self.records_per_second() or 0.0)
 
     def tick(self) -> None:
-        """Prints if it is time; call it often."""
+        """Prints if the interval has passed; call it often."""
         now = self._clock()
         if now - self._printed < (0.2 if self._live else self._every_seconds):
             return
@@ -130,7 +130,7 @@ class Progress:
             self._show(json_line(progress._step, "progress", progress.line(), progress._counts()))
 
     def say(self, message: str, event: str = "note", **fields: Any) -> None:
-        """A line of its own: a shard that failed, a worker that was lost.
+        """Prints a separate line: a failed shard, a lost worker.
 
         Args:
             event: what kind of message it is, for programs; with `fields` about it.
@@ -142,7 +142,7 @@ class Progress:
         print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leaves the terminal's line clean."""
+        """Ends the line on the terminal."""
         self._clear()
 
     def records_per_second(self) -> float | None:
@@ -150,11 +150,11 @@ class Progress:
         if len(self._recent) < 2:
             return None
         seconds = self._clock() - self._recent[0][0]
-        # The first entry only opens the window: its records were done before it.
+        # The first entry only starts the window: its records were done before it.
         return sum(count for _, count in list(self._recent)[1:]) / seconds if seconds > 0 else None
 
     def line(self) -> str:
-        """Where the step stands now."""
+        """Current state of the step."""
         rate = self.records_per_second()
         parts = [f"{self._step}: {self._done}/{self._total} shards"]
         if rate:
@@ -195,7 +195,7 @@ class Progress:
 
 
 class Throttle:
-    """Passes on at most one message every so many seconds, for work that has no shards to count."""
+    """Passes on at most one message per interval, for work without shards to count."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Runs the tasks of a reduction (`ovref.reduce.tasks`) here, or on Ray where that is the engine."""
+"""Runs the tasks of a reduction (`ovref.reduce.tasks`) here, or on Ray if that is the engine."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,16 +9,15 @@ from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.run_steps import ray_module
 
 FEW = 2
-"""Tasks that are not worth starting Ray for: a small collection has no more at a time, one for each
-kind of embedding."""
+"""Number of tasks for which Ray is not started: a small collection has one per embedding."""
 
 
 def spread(config: EngineConfig, work: Path, *, shared: bool) -> RunTasks:
     """How to run the tasks that read and write files under `work`.
 
     Args:
-        shared: whether all machines of the cluster see `work`; where they do not, tasks run on
-            this machine, several at a time.
+        shared: whether all machines of the cluster see `work`; otherwise tasks run concurrently on
+            this machine.
     """
     if config.engine == "local":
         return in_process

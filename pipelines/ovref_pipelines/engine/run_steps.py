@@ -1,21 +1,21 @@
-"""Runs one step: the missing shards of its source through a chain of stages, on some workers.
+"""Runs one step: sends the missing shards of its source through a chain of stages, on workers.
 
 Whatever the engine, a shard is run by `ShardWorker` and accounted for by `Ledger`; `engine=local`
 does so in this process, `engine=ray` on actors (`ray.engine`). The committed shards are the whole
-state: a step that was stopped in any way resumes where it stopped when it is run again.
+state, so a step that was stopped in any way resumes where it stopped.
 
-What can go wrong, and what is done about it:
+Failures and their handling:
 
 - *fatal* (a model that cannot be loaded, a full disk, a foreign folder): the job ends at once;
-- *the store does not answer*: its client asks again for some seconds, then the worker waits and
-  tries the shard again, for minutes;
-- *application error* (a stage raised): the shard is tried again, `attempts` times in all;
-- *infrastructure error* (worker or node gone, shard out of time): the shard is given to another
-  worker, a bounded number of times; one that keeps killing workers is searched for the record that
-  does it, and made without that one (see `ledger`);
-- a shard that fails for good is *quarantined*: its traceback is kept in
-  `<step>/_quarantine/<shard>.json`, the job goes on, says so at the end and fails. The next run
-  tries it again.
+- *the store does not answer*: its client retries for some seconds, then the worker waits and
+  retries the shard, for minutes;
+- *application error* (a stage raised): the shard is retried, up to `attempts` attempts;
+- *infrastructure error* (lost worker or node, timeout): another worker retries the shard, a bounded
+  number of times; if a shard keeps killing workers, the record that does so is found and excluded
+  (see `ledger`);
+- a shard that fails permanently is *quarantined*: its traceback is stored in
+  `<step>/_quarantine/<shard>.json`, and the job continues but fails at the end. The next run
+  retries it.
 """
 
 import contextlib
@@ -45,27 +45,27 @@ from ovref_pipelines.engine.stopping import Drain, draining
 from ovref_pipelines.engine.summary import StepSummary, summarise
 
 FATAL = (ConfigError, MismatchError, ModelError, StorageError)
-"""Trying another shard would end the same way."""
+"""Errors that every other shard would raise too."""
 OUTAGE_SECONDS = (5.0, 30.0, 120.0, 300.0)
-"""Waited before a shard is tried again for which the store did not answer. Without waiting all
-shards would fail for good one after another while an object store is restarted."""
+"""Waiting times before retries if the store does not answer. Without them all shards would fail
+permanently while an object store restarts."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class StepRun:
-    """A step as `run_steps` is asked to run it, with its account."""
+    """A step for `run_steps`, with its ledger."""
 
     specs: Sequence[Spec]
     source: StepFolder
     target: StepFolder
     pool: PoolConfig
-    """Its workers, where it has some of its own."""
+    """Its pool of workers."""
     progress: Progress
     ledger: Ledger = field(init=False)
     shards: int = field(init=False)
-    """Number of shards of its source, as far as they are made."""
+    """Number of shards of its source so far."""
 
 
 def run_step(
@@ -89,10 +89,10 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
             makes, with `placement` chained (on the workers of the first) or pools.
 
     Raises:
-        ConfigError: the workers can never get the CPUs or GPUs that they ask for.
-        ModelError, StorageError, MismatchError: nothing more can be done until it is mended.
+        ConfigError: the cluster can never provide the CPUs or GPUs that the workers need.
+        ModelError, StorageError, MismatchError: an error that stops the whole step.
         JobError: more shards than `max_quarantined`, or workers that keep dying at the start.
-        StoppedError: SIGTERM or SIGINT came; in-flight shards were finished or abandoned.
+        StoppedError: SIGTERM or SIGINT was received; shards in flight were finished or abandoned.
     """
     started = time.monotonic()
     to_come = 0
@@ -139,15 +139,15 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
 
 
 def progress_of(target: StepFolder, config: EngineConfig) -> Progress:
-    """What people see of a step, as the configuration wants it."""
+    """Progress display of a step, as configured."""
     return Progress(target.name, every_seconds=config.progress_seconds, log=config.log)
 
 
 class ShardWorker:
-    """The built stages of a step, ready for one shard after another."""
+    """The built stages of a step; runs one shard after another."""
 
     def __init__(self, specs: Sequence[Spec], threads: int) -> None:
-        """Loads the models. Raises ModelError, also for anything unforeseen."""
+        """Loads the models. Raises ModelError, also for unexpected exceptions."""
         limit_threads(threads)
         remove_abandoned()
         self._prefetch = Prefetch()
@@ -169,10 +169,10 @@ class ShardWorker:
     def run(
         self, source: StepFolder, target: StepFolder, task: ShardTask, upcoming: str | None = None
     ) -> Outcome:
-        """Carries out one task and never raises for what the shard or its stages do.
+        """Runs one task; errors of the shard or its stages are returned, not raised.
 
         Args:
-            upcoming: the shard that will most likely be next, to be fetched meanwhile.
+            upcoming: the shard that will probably be next, to prefetch.
         """
         try:
             if task.examine is not None:
@@ -193,17 +193,17 @@ class ShardWorker:
         self, source: StepFolder, target: StepFolder, task: ShardTask, without: dict[int, str]
     ) -> Commit:
         arguments = (self._stages, source, target, task.shard, task.attempt, without)
-        # A store that has never answered has a wrong address, which is reported at once.
+        # A store that has never answered probably has a wrong address: report it at once.
         for wait_s in OUTAGE_SECONDS if self._committed else ():
             try:
                 return run_shard(*arguments)
             except (ConnectionError, TimeoutError) as error:
-                logger.warning("shard %s: %s; once more in %g s", task.shard, error, wait_s)
+                logger.warning("shard %s: %s; retrying in %g s", task.shard, error, wait_s)
                 time.sleep(wait_s)
         return run_shard(*arguments)
 
     def close(self) -> None:
-        """Removes what was fetched ahead."""
+        """Removes prefetched files."""
         self._prefetch.drop()
 
     def _examine(self, source: StepFolder, shard: str, number: int) -> bool:
@@ -212,7 +212,7 @@ class ShardWorker:
             self._records = itertools.islice(source.read(shard), number, None)
         self._examined = (shard, number + 1)
         for record in self._records:
-            # What a stage raises is for the run of the shard to say.
+            # Errors of stages are reported when the whole shard is run.
             with contextlib.suppress(Exception):
                 run_alone(self._stages, record)
             return True
@@ -220,16 +220,16 @@ class ShardWorker:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """What bounds the threads of numeric libraries that are loaded later.
+    """Environment variables that limit the threads of numeric libraries loaded later.
 
-    numpy gets one in any case: in a worker it only ever multiplies small matrices.
+    numpy always gets one thread: in a worker it multiplies only small matrices.
     """
     count = str(threads)
     return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": "1"}
 
 
 def limit_threads(threads: int) -> None:
-    """Bounds the threads of libraries loaded from now on, and of torch also if it is loaded."""
+    """Limits the threads of libraries loaded from now on, and of torch if it is loaded already."""
     os.environ.update(thread_variables(threads))
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -238,9 +238,9 @@ def limit_threads(threads: int) -> None:
 
 @contextlib.contextmanager
 def ray_left_as_found() -> Iterator[None]:
-    """Ends the Ray that steps inside the block have started or joined, and no other.
+    """Shuts down the Ray that steps inside the block have started or joined, and no other.
 
-    `run_step` starts Ray only when it has shards to run, and leaves it to the next step.
+    Steps start Ray only if they have shards to run, and leave it running for the next step.
     """
     before = _ray_runs()
     try:
@@ -256,7 +256,7 @@ def _ray_runs() -> bool:
 
 
 def settle(run: StepRun, after: StepRun | None, task: ShardTask, outcome: Outcome) -> None:
-    """Books an outcome; a shard that is committed is one to do for the step after it."""
+    """Records an outcome; a committed shard is added to the following step."""
     run.ledger.settle(task, outcome)
     if outcome.commit is not None and after is not None:
         after.ledger.add(task.shard, outcome.commit.outputs)
@@ -277,10 +277,10 @@ def _run_local(run: StepRun, after: StepRun | None, config: EngineConfig, drain:
 
 
 def ray_module(config: EngineConfig, name: str) -> Any:
-    """A module of the room `ray`, which stands above this one and imports ray: only when wanted.
+    """Imports a module of the package `ray`, which is above this one and imports ray, on demand.
 
-    A Ray of our own gets a secret token through the environment, which Ray reads while it is
-    imported: its ports are then closed to others, and nothing is written into the home folder.
+    Our own Ray gets a secret token through the environment, which Ray reads on import: its ports
+    are then closed to others, and nothing is written into the home folder.
     """
     own = config.address is None and "RAY_ADDRESS" not in os.environ
     if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:

@@ -1,4 +1,4 @@
-"""Stopping a job when a signal asks for it, without losing what is in hand."""
+"""Stops a job on a signal, without losing shards in flight."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ from ovref_pipelines.errors import StoppedError
 
 @dataclass
 class Drain:
-    """Whether the job was asked to stop."""
+    """Whether a stop was requested."""
 
     requested_at: float | None = None
     """`time.monotonic()` of the first signal."""

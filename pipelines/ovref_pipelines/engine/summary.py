@@ -1,4 +1,4 @@
-"""What a step's folder holds after a run: added up from its markers, and in one line for people."""
+"""Summary of a step's folder after a run, from its markers."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ovref_pipelines.engine.progress import duration
 
 @dataclass(frozen=True, kw_only=True)
 class StepSummary:
-    """What a step's folder holds after a run."""
+    """Content of a step's folder after a run."""
 
     step: str
     output: str
@@ -23,17 +23,17 @@ class StepSummary:
     """Records, over all committed shards, like the counts below."""
     outputs: int
     dropped: dict[str, int]
-    """Whole records given up, by reason."""
+    """Whole records dropped, by reason."""
     dropped_parts: dict[str, int]
-    """Regions given up, by reason."""
+    """Regions dropped, by reason."""
     quarantined: tuple[str, ...]
-    """Shards that failed for good in this run."""
+    """Shards that failed permanently in this run."""
     trouble: dict[str, int]
     """In this run: `errors` of stages, `worker_deaths`, `node_losses`, `crashed_records`."""
     seconds: float
     """Wall clock of this run."""
     work_seconds: float
-    """Spent inside shards by all workers of all runs."""
+    """Time spent on shards by all workers of all runs."""
 
 
 def summarise(
@@ -85,5 +85,5 @@ def step_line(step: StepSummary) -> str:
 
 
 def counts_text(counts: dict[str, int]) -> str:
-    """Counts of what, for people: `3 no_noun, 1 too_long`."""
+    """Counts by reason, for people: `3 no_noun, 1 too_long`."""
     return ", ".join(f"{count} {what}" for what, count in counts.items())

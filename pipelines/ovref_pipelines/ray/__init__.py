@@ -1,1 +1,1 @@
-"""The engine on Ray: its cluster, its workers, what it runs besides shards, its metrics."""
+"""The engine on Ray: cluster, workers, tasks of the reduction, metrics."""

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster or starting one, and what its nodes have to offer."""
+"""Joins or starts a Ray cluster, and reads the resources of its nodes."""
 
 import logging
 import math
@@ -16,14 +16,14 @@ from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 START_ATTEMPTS = 3
 """Ray gives its processes half a minute to start, which a busy machine may not keep."""
 OBJECT_STORE_BYTES = 80 << 20
-"""Object store of a Ray of our own: only names of shards and counts pass through it."""
+"""Object store of our own Ray: only names of shards and counts pass through it."""
 
 
 def join(config: EngineConfig) -> None:
     """Joins a cluster or starts one, unless this process is in one already.
 
     Raises:
-        ConfigError: there is no cluster at the address, or the GPUs asked for can never be had.
+        ConfigError: there is no cluster at the address, or it can never provide the GPUs.
     """
     if not ray.is_initialized():
         handler = signal.getsignal(signal.SIGTERM)
@@ -36,24 +36,24 @@ def join(config: EngineConfig) -> None:
 
 
 def living_nodes() -> set[str]:
-    """Ray's ids of the nodes that are there."""
+    """Ray's ids of the live nodes."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def leaving_nodes() -> set[str]:
-    """Ray's ids of the nodes that are about to go: preempted spot machines, a scale-down."""
-    # Ray's own libraries (Train, Serve) learn it in this way; there is no public one.
+    """Ray's ids of draining nodes: preempted spot machines, a scale-down."""
+    # As in Ray's own libraries (Train, Serve); there is no public API.
     return set(ray._private.state.state.get_draining_nodes())
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """Ray's id of each node -> what nobody has there, a moment ago."""
+    """Ray's id of each node -> its free resources, a moment ago."""
     return ray._private.state.available_resources_per_node()
 
 
 def node_with_room(small: PoolConfig, large: PoolConfig) -> str | None:
-    """A node that can take a worker of `small` and still all workers of `large` that its free GPUs
-    are good for; None if there is none now."""
+    """A node with room for a worker of `small` besides all workers of `large` that its free GPUs
+    allow; None if there is none now."""
     alive = living_nodes() - leaving_nodes()
     for node, free in sorted(free_resources().items()):
         promised = free.get("GPU", 0) // large.gpus_per_worker * large.cpus_per_worker
@@ -63,12 +63,12 @@ def node_with_room(small: PoolConfig, large: PoolConfig) -> str | None:
 
 
 def need(pool: PoolConfig) -> str:
-    """What a worker asks for, in words."""
+    """Resources of a worker, in words."""
     return f"each needs {pool.cpus_per_worker:g} CPU and {pool.gpus_per_worker:g} GPU"
 
 
 def offer() -> str:
-    """What the cluster has, in words."""
+    """Resources of the cluster, in words."""
     found = ray.cluster_resources()
     return f"{found.get('CPU', 0):g} CPU and {found.get('GPU', 0):g} GPU in all"
 
@@ -77,7 +77,7 @@ def _start(config: EngineConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     own: dict[str, Any] = {}
     if address == "local":
-        # What Ray calls a CPU is a number to count with: as many as the workers ask for.
+        # Ray's CPUs are only a count: as many as the workers need.
         cpus = sum(pool.workers * pool.cpus_per_worker for pool in _pools(config))
         own = {
             "num_cpus": max(1, math.ceil(cpus)),
@@ -94,7 +94,7 @@ def _start(config: EngineConfig) -> None:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
             return
-        except Exception as error:  # that is what Ray raises where it takes too long to start
+        except Exception as error:  # raised by Ray if it takes too long to start
             ray.shutdown()
             if not own or attempt == START_ATTEMPTS:
                 what = "start Ray here" if own else f"join Ray at {address}"
@@ -106,7 +106,7 @@ def _pools(config: EngineConfig) -> list[PoolConfig]:
 
 
 def _check_resources(config: EngineConfig) -> None:
-    """A cluster may grow, a Ray of our own never does: there a wish too large waits for ever."""
+    """A cluster may grow, but our own Ray does not: too large a request would wait forever."""
     if config.address is not None or os.environ.get("RAY_ADDRESS"):
         return
     found = ray.cluster_resources()

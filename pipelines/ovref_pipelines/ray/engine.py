@@ -1,13 +1,13 @@
 """Runs the shards of steps on Ray actors.
 
 Actors are built from the specs and hold the models; the driver gives each one shard at a time and
-waits for any of them. Ray's own retries are off: the driver knows what a lost worker had in handle,
-gives that shard to another worker and hires a replacement, so that attempts are counted in one
-place. Images never travel: an actor reads its shard from the store and commits it there.
+waits for any of them. Ray's own retries are off: the driver gives the shard of a lost worker to
+another one and starts a replacement, so that attempts are counted in one place. Images are not
+sent: an actor reads its shard from the store and commits it there.
 
-Several steps run at the same time in one pool of actors that hold the models of all of them
-(`placement=chained`) or in a pool each (`pools`). Either way a shard goes from one step to the next
-through the store, so the bytes are those of steps that run one after another.
+Several steps run concurrently in one pool of actors with the models of all of them
+(`placement=chained`) or in a pool each (`pools`). Either way shards pass from step to step through
+the store, so the bytes are those of steps that run one after another.
 """
 
 import time
@@ -37,13 +37,13 @@ from ovref_pipelines.ray.workers import PendingCall, Pool, Worker, WorkerHandle
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 2.0
-"""Between two looks at which nodes are about to go, and at where there is room."""
+"""Interval between checks for draining nodes and free resources."""
 MAX_START_DEATHS = 3
-"""Workers that may die one after another while they load their models, before the job gives up."""
+"""Number of consecutive workers that may die while loading models before the job fails."""
 
 
 def run(runs: Sequence[StepRun], config: EngineConfig, drain: Drain) -> None:
-    """Runs the shards of all ledgers to the end, or until a drain is over; see `run_steps`."""
+    """Runs all shards of the ledgers, or until the drain time is over; see `run_steps`."""
     join(config)
     for one in runs:
         one.progress.meter_to(RayMeter(one.target.name, one.target.store.url.rpartition("/")[0]))
@@ -74,11 +74,11 @@ class _Driver:
                     return
             else:
                 self._look_for_leaving_nodes()
-                # Those with GPUs first: CPUs are cheap, and a GPU without a CPU lies idle.
+                # Pools with GPUs first: CPUs are cheap, and a GPU without a CPU is idle.
                 for pool in sorted(self._pools, key=lambda pool: -pool.config.gpus_per_worker):
                     self._hire(pool)
                     self._occupy(pool)
-            # What nobody waits for is done now, while all have something to do.
+            # Housekeeping is done now, while all workers are busy.
             self._runs[0].progress.tick()
             for pool in self._pools:
                 self._replace_hung(pool)
@@ -107,14 +107,14 @@ class _Driver:
     # -- workers -------------------------------------------------------------------------------
 
     def _hire(self, pool: Pool) -> None:
-        """No more workers than shards: one for each that waits, besides those at work."""
+        """At most one worker for each waiting shard, besides the busy ones."""
         spare = pool.loading + len(pool.idle)
         wanted = sum(len(one.ledger.waiting) for one in pool.runs) - spare
         free = pool.config.workers - len(pool.calls) - len(pool.idle)
         for _ in range(min(free, wanted)):
             strategy: Any = "SPREAD"
             if (greater := self._starvable(pool)) is not None:
-                # What the cluster says is free is a moment old: one worker at a time.
+                # The list of free resources is a moment old, so workers are placed one at a time.
                 if time.monotonic() - self._found_room_at < NOTICE_SECONDS:
                     return
                 node = node_with_room(pool.config, greater.config)
@@ -124,7 +124,7 @@ class _Driver:
                 self._found_room_at = time.monotonic()
             variables = thread_variables(self._config.threads)
             if pool.config.gpus_per_worker == 0:
-                # Ray hides GPUs that others reserved, but none from those that reserve nothing.
+                # Ray hides GPUs from workers that reserved others, not from those without any.
                 variables["CUDA_VISIBLE_DEVICES"] = ""
             options = {
                 "num_cpus": pool.config.cpus_per_worker,
@@ -140,14 +140,14 @@ class _Driver:
             pool.calls[actor.where.remote()] = PendingCall(handle, time.monotonic())
 
     def _starvable(self, pool: Pool) -> Pool | None:
-        """A pool with GPUs that could wait for ever for CPUs that this one would take."""
+        """A pool with GPUs that might wait forever for CPUs that this one would take."""
         for other in self._pools:
             if other.config.gpus_per_worker > pool.config.gpus_per_worker == 0 and other.loading:
                 return other
         return None
 
     def _occupy(self, pool: Pool) -> None:
-        """Gives idle workers something to do, and dismisses those for whom nothing will come."""
+        """Gives tasks to idle workers, and dismisses those that will get none."""
         for handle in list(pool.idle):
             pool.idle.remove(handle)
             if handle.node in self._leaving:
@@ -162,13 +162,13 @@ class _Driver:
             self._dismiss_loading(pool)
 
     def _next_for(self, handle: WorkerHandle) -> tuple[StepRun, ShardTask] | None:
-        # The last step first: what is begun is finished, and little waits in between.
+        # The last step first, so that started work is finished and little waits in between.
         for one in reversed(handle.pool.runs):
             if self._queue_is_full(handle.pool, one):
                 continue
             if one is handle.pool.runs[0]:
                 for holder in (handle, *handle.pool.handles()):
-                    # A busy worker's, where there is nothing else: rather now than after its shard.
+                    # Otherwise a task reserved for a busy worker: better now than later.
                     if holder.reserved and (holder is handle or not one.ledger.waiting):
                         task, holder.reserved = holder.reserved, None
                         return one, task
@@ -183,7 +183,7 @@ class _Driver:
         return len(after.ledger.waiting) >= self._config.queue
 
     def _more_may_come(self, pool: Pool) -> bool:
-        """Whether the pool's steps can get shards that are not there for its workers now."""
+        """Whether the pool's steps may still get more shards."""
         earlier = self._runs[: self._runs.index(pool.runs[-1])]
         return (
             any(one.ledger.waiting for one in pool.runs)
@@ -212,7 +212,7 @@ class _Driver:
         handle.pool.calls[ref] = PendingCall(handle, time.monotonic(), one, task)
 
     def _worth_fetching_ahead(self, one: StepRun) -> bool:
-        """Whether shards have to be fetched, and there are enough of them for every worker."""
+        """Whether shards are remote, and there are enough of them for every worker."""
         enough = len(one.ledger.waiting) > sum(pool.config.workers for pool in self._pools)
         return enough and not one.source.store.is_local
 
@@ -223,7 +223,7 @@ class _Driver:
             handle.reserved = None
 
     def _dismiss_loading(self, pool: Pool) -> None:
-        """Those without their models too; some may wait for a place that never comes."""
+        """Also workers without models, some of which may wait for a place in vain."""
         for ref in [ref for ref, call in pool.calls.items() if call.run is None]:
             self._dismiss(pool.calls.pop(ref).handle)
 
@@ -238,7 +238,7 @@ class _Driver:
         except RayError as error:
             self._dismiss(call.handle)
             if call.run is None or call.task is None:
-                # Before it has a place nobody knows where: perhaps on a node that has gone since.
+                # A worker without a place may have been on a node that has been lost since.
                 among = {call.handle.node} if call.handle.node else call.handle.hired_among
                 node_lost = not among <= living_nodes() - leaving_nodes()
                 self._start_failed(pool, _first_line(error), node_lost=node_lost)
@@ -252,7 +252,7 @@ class _Driver:
         outcome, rss_bytes = answer
         settle(call.run, self._after(call.run), call.task, outcome)
         if outcome.error is not None:
-            # An error of CUDA spoils its process for every later shard: take a new one.
+            # A CUDA error breaks the process for every later shard: replace it.
             self._dismiss(call.handle)
         elif self._config.max_worker_gb and rss_bytes > self._config.max_worker_gb * 1e9:
             call.run.progress.say(
@@ -265,7 +265,7 @@ class _Driver:
             pool.idle.append(call.handle)
 
     def _started(self, pool: Pool, handle: WorkerHandle, answer: Any) -> None:
-        """A worker has got its place, and shall load its models; or it has them."""
+        """Handles a worker that got its place and must load its models, or that has loaded them."""
         if handle.node is None:
             handle.node = answer
             chains = [(one.specs, one.source, one.target) for one in pool.runs]
@@ -281,7 +281,7 @@ class _Driver:
         pool.idle.append(handle)
 
     def _drained(self) -> bool:
-        """Lets go of workers without a shard; whether none, or no time, is left."""
+        """Dismisses workers without a shard; returns whether no worker or no time is left."""
         left = 0
         for pool in self._pools:
             self._dismiss_loading(pool)
@@ -298,7 +298,7 @@ class _Driver:
     def _replace_hung(self, pool: Pool) -> None:
         now, limit = time.monotonic(), self._config.shard_timeout_seconds
         for ref, call in list(pool.calls.items()):
-            # A place may be waited for without end: machines come when the cloud has some.
+            # No time limit for a place: machines come when the cloud has some.
             if call.handle.node is None or now - call.started <= limit:
                 continue
             del pool.calls[ref]
@@ -310,7 +310,7 @@ class _Driver:
                 call.run.ledger.worker_lost(call.task, reason, node_lost=False)
 
     def _look_for_leaving_nodes(self) -> None:
-        """Notices of preemption: workers there finish what they have, and get nothing more."""
+        """Handles preemption notices: workers there finish their shard and get no other."""
         if time.monotonic() - self._looked_at < NOTICE_SECONDS:
             return
         self._looked_at = time.monotonic()
@@ -331,7 +331,7 @@ class _Driver:
                 handle.reserved = None
 
     def _start_failed(self, pool: Pool, reason: str, *, node_lost: bool) -> None:
-        """Books a worker that was lost before it had its models."""
+        """Records a worker that was lost before it had loaded its models."""
         pool.runs[0].ledger.count("node_losses" if node_lost else "start_deaths")
         pool.start_deaths += not node_lost
         if pool.start_deaths > MAX_START_DEATHS:
@@ -352,7 +352,7 @@ class _Driver:
 
 def _loss(call: PendingCall, error: RayError) -> tuple[str, bool]:
     """Why a worker was lost, and whether its node was lost with it."""
-    # A node that vanishes counts as alive for a while; its actors are unavailable, not dead.
+    # A lost node counts as alive for a while; its actors are unavailable, not dead.
     unavailable = isinstance(error, ActorUnavailableError)
     node_lost = unavailable or call.handle.node not in living_nodes()
     what = "its node was lost" if node_lost else "its worker died"
@@ -360,8 +360,8 @@ def _loss(call: PendingCall, error: RayError) -> tuple[str, bool]:
 
 
 def _first_line(error: RayError) -> str:
-    """Ray's errors run over many lines of ids; the last sentence says what happened, and what the
-    process itself had to say is in its log."""
+    """The last sentence of a Ray error, which says what happened after many lines of ids; the
+    output of the process itself is in its log."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = f"{type(error).__name__}: {lines[-1][:200] if lines else 'no details'}"
     ids = dict(line.split(": ", 1) for line in lines if line.startswith(("pid: ", "ip: ")))

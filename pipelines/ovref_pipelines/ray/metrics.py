@@ -1,4 +1,4 @@
-"""What a step counts, as metrics of Ray, which each node offers to Prometheus."""
+"""The counts of a step as Ray metrics, which each node exports to Prometheus."""
 
 from ray.util.metrics import Counter, Gauge
 
@@ -54,7 +54,7 @@ class RayMeter:
         self._trouble.inc(1, tags={"what": what})
 
     def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
-        """Where the step stands now."""
+        """Current state of the step."""
         self._waiting.set(shards_waiting)
         self._workers.set(workers)
         self._rate.set(records_per_second)

@@ -24,7 +24,7 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
     A task whose worker dies is run again by Ray; one that raises ends the run.
 
     Raises:
-        StorageError: a machine that was given a task does not see `work`.
+        StorageError: a machine that runs a task does not see `work`.
         Exception: whatever a task raises.
     """
     join(config)
@@ -36,7 +36,7 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
     }
     limit = config.workers
     if not shared:
-        # The driver's machine may offer no CPUs to Ray, as a cluster's head should not.
+        # The driver's machine may offer no CPUs to Ray, as is recommended for a head.
         here = ray.get_runtime_context().get_node_id()
         options |= {
             "num_cpus": 0,

@@ -1,4 +1,4 @@
-"""The actors that `ray.engine` drives, and what the driver knows of each."""
+"""The actors of `ray.engine`, and the driver's view of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ from ovref_pipelines.engine.run_steps import ShardWorker, StepRun
 
 
 class Worker:
-    """The actor. Its constructor does nothing, so that errors of loading arrive whole."""
+    """The actor. Its constructor does nothing, so that loading errors arrive unchanged."""
 
     def where(self) -> str:
-        """Ray's id of the node on which it has got its place."""
+        """Ray's id of the node that it runs on."""
         return ray.get_runtime_context().get_node_id()
 
     def load(
         self, chains: list[tuple[Sequence[Spec], StepFolder, StepFolder]], threads: int
     ) -> OvrefError | None:
-        """Builds the stages of each step; why it failed if it did.
+        """Builds the stages of each step; returns the error, if any.
 
         Args:
             chains: the specs of each step, where it reads and where it writes.
@@ -40,7 +40,7 @@ class Worker:
         return None
 
     def run(self, step: int, task: ShardTask, upcoming: str | None) -> tuple[Outcome, int]:
-        """One task of one of its steps; and its resident memory afterwards, bytes."""
+        """Runs one task of one of its steps; also returns the resident memory afterwards, bytes."""
         worker, source, target = self._steps[step]
         outcome = worker.run(source, target, task, upcoming)
         return outcome, self._process.memory_info().rss
@@ -48,27 +48,27 @@ class Worker:
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker as the driver knows it."""
+    """The driver's view of a worker."""
 
     actor: Any
     pool: "Pool"
     node: str | None = None
     """Ray's id of the node it runs on; None while it waits for a place."""
     hired_among: frozenset[str] = frozenset()
-    """The nodes that were there when it was hired."""
+    """The live nodes when it was started."""
     reserved: ShardTask | None = None
-    """A task of the pool's first step whose shard is fetched ahead, to be given to it next."""
+    """A task of the pool's first step whose shard it prefetches, to be given to it next."""
 
 
 @dataclass
 class PendingCall:
-    """What a worker has been asked to do."""
+    """A pending call of a worker."""
 
     handle: WorkerHandle
     started: float
     """`time.monotonic()`."""
     run: StepRun | None = None
-    """None while it waits for a place and while it loads its models."""
+    """None while the worker waits for a place or loads its models."""
     task: ShardTask | None = None
 
 
@@ -81,20 +81,20 @@ class Pool:
     config: PoolConfig
     calls: dict[Any, PendingCall] = field(default_factory=dict)
     idle: list[WorkerHandle] = field(default_factory=list)
-    """They have their models and nothing to do yet."""
+    """Workers with loaded models and without a task."""
     start_deaths: int = 0
-    """Workers in a row that died before they had loaded their models."""
+    """Number of consecutive workers that died before they had loaded their models."""
     anyone_ready: bool = False
 
     @property
     def loading(self) -> int:
-        """Workers that do not have their models yet, with those that wait for a place."""
+        """Number of workers without models, including those that wait for a place."""
         return sum(call.run is None for call in self.calls.values())
 
     def handles(self) -> list[WorkerHandle]:
-        """All workers, those at work first."""
+        """All workers, busy ones first."""
         return [*(call.handle for call in self.calls.values()), *self.idle]
 
     def at_work(self, run: StepRun) -> int:
-        """The number of shards of a step that its workers have."""
+        """Number of a step's shards that its workers are processing."""
         return sum(call.run is run for call in self.calls.values())

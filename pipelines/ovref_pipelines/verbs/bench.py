@@ -1,4 +1,4 @@
-"""How fast this machine makes images and references with the models of a build's configuration.
+"""Measures how fast this machine makes images and references with a configuration's models.
 
 Full-size architectures without their weights, parts of the UNet and the machine's limits are
 measured by `tests/benchmarks/run_bench.py` in a checkout.
@@ -24,17 +24,17 @@ from ovref_pipelines.engine.run_steps import limit_threads
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What one batch size gave."""
+    """Measurements of one batch size."""
 
     batch_size: int | str
     images: int
     references: int
     dropped: int
-    """Images and regions given up."""
+    """Images and regions dropped."""
     seconds: dict[str, float]
-    """Wall clock of an image: `images` (drawn or grounded), `references` (embedded), `writing`."""
+    """Wall clock per image: `images` (generated, grounded), `references` (embedded), `writing`."""
     peak_memory_gb: float
-    """Peak memory of the GPU for this batch size; without one, of the process so far."""
+    """Peak GPU memory for this batch size; without a GPU, peak memory of the process so far."""
 
     @property
     def images_per_second(self) -> float:
@@ -47,14 +47,14 @@ def bench(
     batch_sizes: Sequence[int] = (),
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Speed]:
-    """Sends the first captions of the corpus through the stages of a build; nothing is kept.
+    """Sends the first captions of the corpus through the stages of a build, and stores nothing.
 
     Args:
         images: how many; a first batch, which is not counted, warms up.
         batch_sizes: of the stage that makes images, each measured; none takes the configuration's.
 
     Raises:
-        OvrefError: as a build would; InputError where the corpus gives no prompt.
+        OvrefError: as a build; InputError if the corpus yields no prompt.
     """
     limit_threads(config.engine.threads)
     found = islice(read_captions(config.corpus, images=config.ground is not None), images)
@@ -96,7 +96,7 @@ def _speed(generate: Any, embed: Any, prompts: list[Prompt], size: int | str) ->
 def _run(
     generate: Any, embed: Any, prompts: list[Prompt]
 ) -> tuple[int, int, int, dict[str, float]]:
-    """Images, references, drops, and the seconds of each part."""
+    """Numbers of images, references and drops, and the seconds of each part."""
     times = [time.perf_counter()]
     made = list(generate(iter(prompts)))
     times.append(time.perf_counter())
@@ -121,7 +121,7 @@ def _cuda() -> Any:
 
 
 def text(rows: Sequence[Speed]) -> str:
-    """For people: a line for each batch size."""
+    """One line per batch size, for people."""
     lines = []
     for row in rows:
         parts = ", ".join(f"{name} {1000 * each:.1f} ms" for name, each in row.seconds.items())

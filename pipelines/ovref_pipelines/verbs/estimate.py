@@ -1,7 +1,7 @@
-"""What a build would still take: a few records go through the real stages, the rest is arithmetic.
+"""Estimates the rest of a build by sending a few records through the real stages.
 
-Of a step that has begun, what its committed shards took is taken instead of the probe. Nothing is
-written to the output.
+For a step that has started, its committed shards replace the probe. Nothing is written to the
+output.
 """
 
 import random
@@ -46,44 +46,44 @@ nouns; measured on COCO's captions from 865 references (388 nouns) to 55,240 (4,
 
 @dataclass(frozen=True, kw_only=True)
 class StepEstimate:
-    """What one step takes."""
+    """Estimate of one step."""
 
     step: str
     records: float
-    """It will have read in the end."""
+    """Records that it reads in total."""
     done: int
-    """Those in committed shards."""
+    """Records in committed shards."""
     seconds: float
-    """Seconds of one worker for what is missing, without loading models."""
+    """Seconds of one worker for the missing records, without loading models."""
     alone_seconds: float = 0.0
     """Seconds of the driver on top of that, while workers wait."""
     load_seconds: float
-    """Seconds that each worker takes to load its models; 0 where that was not probed."""
+    """Seconds that each worker takes to load its models; 0 if not probed."""
     stored: float
-    """Bytes that what is missing will take."""
+    """Bytes of the missing files."""
     source: str
-    """What the figures come from: `probe`, `shards`, `corpus` (read once), or for the collection
-    `published` (it is there) or `arithmetic`."""
+    """Source of the figures: `probe`, `shards`, `corpus` (read once), or for the collection
+    `published` (it exists) or `arithmetic`."""
     gpus: float
     """GPUs of each worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a build still takes."""
+    """Estimate of a build."""
 
     steps: tuple[StepEstimate, ...]
     """The last one is the collection, its records references."""
     workers: int
     probed: int
-    """Captions drawn for the probe."""
+    """Captions sampled for the probe."""
     device: str
     """Where it ran."""
     price: float | None
-    """Price of a GPU-hour, or of a worker's hour where workers have no GPU."""
+    """Price of a GPU-hour, or of a worker-hour if workers have no GPU."""
 
     def hours(self, step: StepEstimate) -> float:
-        """GPU-hours, or worker-hours where its workers have no GPU."""
+        """GPU-hours, or worker-hours if workers have no GPU."""
         loads = self.workers * step.load_seconds if step.seconds else 0.0
         return (step.seconds + step.alone_seconds + loads) * (step.gpus or 1.0) / 3600
 
@@ -94,18 +94,18 @@ class Estimate:
 
 
 def estimate(config: BuildConfig, probe: int, price: float | None = None) -> Estimate:
-    """Probes `probe` captions, drawn at random, with the models of the build, in this process.
+    """Probes `probe` random captions with the models of the build, in this process.
 
-    Reads the whole corpus once, to count it. The first batch of a stage is not counted where there
-    is another: it has libraries to load and memory to get. The step that selects prompts is not
-    probed: without its shards all prompts are taken to be kept.
+    Reads the whole corpus once, to count it. The first batch of a stage is not counted if there is
+    another, because it loads libraries and allocates memory. The step that selects prompts is not
+    probed: without its shards, all prompts are assumed to be kept.
 
     Args:
-        probe: at least 1; from two batches on the figures are good.
+        probe: at least 1; reliable from two batches on.
         price: see `Estimate.price`.
 
     Raises:
-        OvrefError: as a build would.
+        OvrefError: as a build.
     """
     if probe < 1:
         raise ValueError(f"probe must be at least 1, found {probe}")
@@ -139,7 +139,7 @@ def estimate(config: BuildConfig, probe: int, price: float | None = None) -> Est
 
 
 def text(found: Estimate) -> str:
-    """For people: a line for each step, and sums."""
+    """One line per step, and totals, for people."""
     priced = "GPU-hours" if any(step.gpus for step in found.steps) else "worker-hours"
     lines = [
         f"estimate from {found.probed} captions on {found.device}, "
@@ -222,7 +222,7 @@ def _step(
     batch: int,
     gpus: float,
 ) -> tuple[StepEstimate, list[Any], float]:
-    """The estimate of a step, some of its records, and how many it makes of one.
+    """The estimate of a step, some of its records, and the records it makes from one.
 
     Args:
         spec: of its stage; None where it is not probed.
@@ -247,7 +247,7 @@ def _step(
         started = time.monotonic()
         stage = spec.build()
         load_seconds = time.monotonic() - started
-        # What was asked for may have been `auto`: the stage knows.
+        # The setting may have been `auto`; the stage has the resolved value.
         outputs, seconds = _timed(stage, records, getattr(stage, "batch_size", batch))
         stored = _stored(outputs) / taken
         ratio = len(outputs) / taken
@@ -275,7 +275,7 @@ def _nothing(folder: StepFolder, flow: float) -> StepEstimate:
 def _collection(
     config: BuildConfig, references: list[Reference], flow: float, ready: bool
 ) -> StepEstimate:
-    """The estimate of the reduction, of which only the encoding of nouns can be probed.
+    """The estimate of the reduction; only the encoding of nouns is probed.
 
     Args:
         references: some of them; flow: their number in all.
@@ -344,7 +344,7 @@ def _device() -> str:
 def _cost(found: Estimate, steps: Any) -> str:
     if found.price is None:
         return ""
-    # Where some workers have GPUs, the price is theirs and what needs none costs nothing extra.
+    # If some workers have GPUs, the price is per GPU, and steps without one cost nothing extra.
     paid = [step for step in steps if step.gpus] if any(s.gpus for s in found.steps) else steps
     cost = sum(found.hours(step) for step in paid) * found.price
     return f", costs {cost:.2f} at {found.price:g} an hour"

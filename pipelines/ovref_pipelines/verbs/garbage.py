@@ -1,4 +1,4 @@
-"""Deletes what killed attempts have left in the output of a build: files that no marker names."""
+"""Deletes the leftovers of killed attempts in the output of a build: files that no marker names."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,13 @@ class Garbage:
 
 
 def collect_garbage(build: BuildOutput, older_than_s: float, *, dry_run: bool) -> list[Garbage]:
-    """Deletes what killed attempts and lost races have left in the steps of this output, and what
-    killed publishings have left beside its collection.
+    """Deletes leftovers of killed attempts and lost races in the steps of this output, and those of
+    killed publishing beside its collection.
 
     Args:
-        older_than_s: must be more than an attempt at a shard can take: the files of a running one
-            are not named by a marker yet.
-        dry_run: only name them.
+        older_than_s: must exceed the time of an attempt at a shard: no marker names the files of
+            a running attempt yet.
+        dry_run: only list them.
     """
     garbage = []
     for name in build.steps:
@@ -54,12 +54,12 @@ def collect_garbage(build: BuildOutput, older_than_s: float, *, dry_run: bool) -
 
 
 def is_scratch(path: str) -> bool:
-    """Whether `path` is that of a file that publishing a collection here has not completed."""
+    """Whether `path` is an unfinished file of publishing a collection here."""
     return re.fullmatch(r"[^/]+\.[0-9]+\.tmp", path) is not None
 
 
 def _unpublished(collection: Store, older_than_s: float, dry_run: bool) -> Iterator[Garbage]:
-    """What a publishing that was killed has left beside a collection."""
+    """Leftovers of killed publishing beside a collection."""
     for path, details in collection.details().items():
         if collection.is_local and is_scratch(path) and details.age_s >= older_than_s:
             if not dry_run:

@@ -1,9 +1,8 @@
-"""Makes one reference again from its provenance, and compares it with the one in the collection.
+"""Regenerates one reference from its provenance, and compares it with the one in the collection.
 
-The way back: the collection's row names the shard and the drawing; the build that the collection
-came from has the settings (`build.json`) and the prompt. The prompt is drawn alone and embedded
-alone. Kernels round differently at another batch size, so where the bits differ, the prompts that
-shared its batch are drawn with it once more, which must give the very bytes that were kept.
+The collection's row names the shard and the record; the build has the settings (`build.json`) and
+the prompt. The image is generated and embedded alone. Kernels round differently at another batch
+size, so if the bits differ, the whole batch is generated again, which must give the stored bytes.
 """
 
 from collections.abc import Iterator
@@ -31,45 +30,45 @@ from ovref_pipelines.output import (
 )
 
 SAME = 0.999
-"""Cosine from which on a reference drawn alone counts as the same: rounding, not another image."""
+"""Minimum cosine at which a regenerated reference counts as the same except for rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regenerated:
-    """How a reference made again compares with the one in the collection."""
+    """Comparison of a regenerated reference with the one in the collection."""
 
     row: dict[str, Any]
     """The row of the collection's table."""
     image_equal: bool
-    """Whether the image file has the bytes of the one that was kept."""
+    """Whether the image file equals the stored one."""
     pixel_difference: int
-    """Largest of any pixel's channel, 0 to 255, between the two images."""
+    """Largest absolute difference of the two images, over pixels and channels, 0 to 255."""
     mask_iou: float
     """IoU of the two masks; 0 where the noun's region was dropped this time."""
     visual_cosine: float
     textual_cosine: float
     bits_equal: bool
-    """Whether both embeddings have the bits of the stored ones."""
+    """Whether both embeddings are bit-identical to the stored ones."""
     equal_in_batch: bool | None
-    """Whether drawn and embedded in its batch it has the bytes that were kept; None where that was
-    not tried, because alone it has."""
+    """Whether it has the stored bytes if generated and embedded in its batch; None if it has them
+    alone, so that this was not tried."""
 
     @property
     def same(self) -> bool:
-        """Whether it is the same reference, but for rounding."""
+        """Whether it is the same reference, except for rounding."""
         return self.bits_equal or min(self.visual_cosine, self.textual_cosine) >= SAME
 
 
 def regenerate(collection: ReferenceCollection, reference: int, build: str) -> Regenerated:
-    """Makes `reference` again with the models of the build.
+    """Regenerates `reference` with the models of the build.
 
     Args:
         reference: an id of the collection.
         build: folder or URL of the build's output.
 
     Raises:
-        InputError: the collection has no such reference or it is deleted, or the build did not make
-            it or no longer has its prompt.
+        InputError: the reference does not exist or is deleted, or the build did not make it or no
+            longer has its prompt.
         OvrefError: a model cannot be loaded, or the build's files are damaged.
     """
     row = row_of(collection, reference)
@@ -101,7 +100,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
     image = _first(generate(iter([prompt])), key, ImageRecord)
     made = None if image is None else _first(embed(iter([image])), row["key"], Reference)
     if made is not None and made.noun.text != row["noun"]:
-        made = None  # regions before it came or went, so the number is another's
+        made = None  # the number of earlier regions changed, so this is another noun's region
     visual, textual = (0.0, 0.0) if made is None else _cosines(made, stored)
     equal = image is not None and image.image == kept.image
     bits = made is not None and _same_bits(made, stored)
@@ -126,7 +125,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
 
 
 def row_of(collection: ReferenceCollection, reference: int) -> dict[str, Any]:
-    """What the collection's table has of a reference. Raises InputError where there is none."""
+    """The row of a reference in the collection's table. Raises InputError if there is none."""
     try:
         return collection.rows([reference])[0]
     except ValueError as error:
@@ -134,7 +133,7 @@ def row_of(collection: ReferenceCollection, reference: int) -> dict[str, Any]:
 
 
 def reference_text(row: dict[str, Any]) -> str:
-    """What the collection knows of a reference, a line each."""
+    """The row of a reference as text, one line per column."""
     width = max(map(len, row))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in row.items())
 
@@ -160,7 +159,7 @@ def text(found: Regenerated) -> str:
 
 
 def _as_generated(spec: Any, kept: ImageRecord) -> Any:
-    """The spec with the batch size that `auto` stood for on the device that made the record."""
+    """The spec with the batch size that `auto` resolved to when the record was made."""
     if isinstance(spec, Synthesize) and spec.batch_size == "auto":
         return replace(spec, batch_size=kept.provenance["batch_size"])
     return spec
@@ -181,7 +180,7 @@ def _one(step: StepFolder, shard: str, key: str) -> Any:
 
 
 def _first(items: Iterator[Any], key: str, kind: Any) -> Any:
-    """The first item with this key; what comes after it is not made. None if there is none."""
+    """The first item with this key, without consuming the rest; None if there is none."""
     return next((item for item in items if isinstance(item, kind) and item.key == key), None)
 
 

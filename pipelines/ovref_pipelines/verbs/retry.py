@@ -1,11 +1,11 @@
-"""Making again what failed for good, once its cause is mended.
+"""Retries permanent failures, once their cause is fixed.
 
-A shard in quarantine is tried again by every build. A record that was left out of its shard because
-it kills its worker is not: its shard is committed. Here such shards are taken back, with all that
-was made of them, so that the next build makes them whole.
+Every build retries shards in quarantine. A record that was excluded because it kills its worker is
+not retried, because its shard is committed. Here such shards are withdrawn, with everything made
+from them, so that the next build makes them completely.
 
-Another build that uses these images (`images_from`) does not hear of it; what it has made of such
-shards as they were is found here too, when the same is asked of that build.
+Another build that uses these images (`images_from`) is not changed; run the same on that build to
+find what it made from the earlier shards.
 """
 
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from ovref_pipelines.output import quarantined_in
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """What failed for good in one step."""
+    """Permanent failures in one step."""
 
     step: str
     quarantined: tuple[str, ...]
-    """Shards that are not committed; the next build tries them in any case."""
+    """Shards that are not committed; the next build retries them in any case."""
     crashed: dict[str, int]
     """Shard -> its records that were dropped because they kill their worker."""
     outdated: tuple[str, ...]
-    """Shards made of ones that another build has made again since."""
+    """Shards made from ones that another build has made again since."""
     kept_because: str | None
-    """Why the shards of `crashed` cannot be taken back; None if they can."""
+    """Why the shards of `crashed` cannot be withdrawn; None if they can."""
 
 
 def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
-    """What failed for good in each step of a build, from its markers."""
+    """Permanent failures in each step of a build, from its markers."""
     found, output = [], output_of(config)
     given = folders.captions.commits()
     for step in _steps(folders):
@@ -44,7 +44,7 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
             for shard, commit in commits.items()
             if CRASHED_WORKER in commit.dropped
         }
-        # Of selected prompts a shard is not made of one shard; and prompts are then never retried.
+        # A shard of selected prompts is not made from one shard, so prompts are never retried then.
         outdated = tuple(
             shard
             for shard, commit in commits.items()
@@ -72,10 +72,11 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
 
 
 def take_back(config: BuildConfig, folders: Folders, failed: list[Failed]) -> int:
-    """Takes back shards with crashed records, outdated ones and what was made of them; how many.
+    """Withdraws shards with crashed records, outdated ones and those made from them. Returns how
+    many.
 
-    Only while no build of this output runs. What was published stays as it is until it is
-    replaced by the next build.
+    Only while no build of this output runs. The published collection stays until the next build
+    replaces it.
 
     Raises:
         ConfigError: a collection is published, which would change, and `replace` is not set.
@@ -94,7 +95,7 @@ def take_back(config: BuildConfig, folders: Folders, failed: list[Failed]) -> in
         )
     steps = _steps(folders)
     for first, step in enumerate(steps):
-        # The last step first: whatever happens, nothing is left that was made of something else.
+        # The last step first, so that an interruption leaves no shard whose source was withdrawn.
         for later in reversed(steps[first:]):
             later.take_back(to_free[step.name])
     return len({shard for shards in to_free.values() for shard in shards})
@@ -113,7 +114,7 @@ def failed_text(failed: list[Failed]) -> str:
         if one.outdated:
             what = "were made of shards that another build has made again since"
             lines.append(f"{one.step}: {len(one.outdated)} shards {what}; they are made again too")
-    return "\n".join(lines) or "nothing has failed for good"
+    return "\n".join(lines) or "nothing has failed permanently"
 
 
 def _steps(folders: Folders) -> list[StepFolder]:

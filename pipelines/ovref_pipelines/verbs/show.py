@@ -1,4 +1,4 @@
-"""What people are shown of a build: a plan before it, a summary after it, pictures."""
+"""Shows a build to people: a plan before it, a summary after it, pictures."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SAMPLES = 6
 
 
 def build_summary(summary: BuildSummary) -> str:
-    """What a build has made, and what it has not."""
+    """Results and failures of a build."""
     lines = [f"captions: {summary.ingested.captions} in {summary.ingested.shards} shards"]
     if summary.ingested.dropped:
         lines[0] += f"; dropped {counts_text(summary.ingested.dropped)}"
@@ -56,7 +56,7 @@ def collection_summary(result: dict[str, Any], url: str) -> str:
 
 
 def plan(folders: Folders) -> str:
-    """What a build would still do. Writes nothing."""
+    """Remaining work of a build. Writes nothing."""
     lines = []
     shards = folders.captions.complete()
     if shards is None:
@@ -78,7 +78,7 @@ def draw_samples(url: str, path: str) -> None:
     """Writes a PNG of some images of a build, with the heatmaps and masks of their nouns.
 
     Raises:
-        InputError: `url` is no output of a build, or there are no images yet.
+        InputError: `url` is not the output of a build, or there are no images yet.
     """
     from ovref.evaluation.pictures import generation_grid
 

@@ -1,7 +1,6 @@
-"""What lies at a place: a build and how far it has come, one of its steps, or a collection.
+"""Describes a place: a build and its progress, one of its steps, or a collection.
 
-Read from listings, markers and manifests alone, so it can be asked from any machine, while a build
-runs or long after.
+Reads only listings, markers and manifests, so it works from any machine, during or after a build.
 """
 
 import json
@@ -20,14 +19,14 @@ from ovref_pipelines.engine.summary import counts_text, summarise
 from ovref_pipelines.output import BuildOutput, open_build, quarantined_in
 
 NAMED = 5
-"""Keys or shards named in one line."""
+"""Maximum number of keys or shards in one line."""
 NOUNS = 12
-"""Nouns named of a collection."""
+"""Maximum number of nouns shown of a collection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepStatus:
-    """Where one step stands."""
+    """State of one step."""
 
     step: str
     output: str
@@ -35,27 +34,27 @@ class StepStatus:
     begun: bool
     complete: bool
     shards: int | None
-    """In the end; None while the step before it does not know."""
+    """Total number; None while the previous step does not know it."""
     committed: int
     missing: int | None
     """Shards not committed, with those in quarantine."""
     quarantined: tuple[str, ...]
-    """Shards that failed for good in the last run; the next run tries them again."""
+    """Shards that failed permanently in the last run; the next run retries them."""
     inputs: int
     outputs: int
     dropped: dict[str, int]
-    """Whole records given up, by reason."""
+    """Whole records dropped, by reason."""
     dropped_parts: dict[str, int]
-    """Regions given up, by reason."""
+    """Regions dropped, by reason."""
     last_commit_age_s: float | None
     work_seconds: float
 
 
 def place_text(url: str) -> str:
-    """What lies at a URL, for people.
+    """Description of a URL, for people.
 
     Raises:
-        InputError: neither the output of a build, nor one of its steps, nor a collection.
+        InputError: it is neither a build's output, nor one of its steps, nor a collection.
     """
     store = Store.open(url)
     if store.exists(fmt.MANIFEST):
@@ -72,7 +71,7 @@ def place_text(url: str) -> str:
 
 
 def place_json(url: str) -> str:
-    """What lies at a URL, for programs. Raises InputError like `place_text`."""
+    """Description of a URL, for programs. Raises InputError like `place_text`."""
     store = Store.open(url)
     tree: dict[str, Any]
     if store.exists(fmt.MANIFEST):
@@ -90,7 +89,7 @@ def place_json(url: str) -> str:
 
 
 def status(build: BuildOutput) -> list[StepStatus]:
-    """Where each step stands, from listings and markers alone."""
+    """State of each step, from listings and markers."""
     found, shards = [], None
     for name in build.steps:
         if not build.has(name):

@@ -1,8 +1,8 @@
-"""Sends a build to a Ray cluster as a job, follows it, and comes back to it later.
+"""Submits a build to a Ray cluster as a job, follows it, and attaches to it later.
 
-The effective configuration travels inside the job's command, so the cluster needs no file of the
-sender's. A job's name comes from its output and settings: the same build has the same name, and
-Ray refuses a name that it has, so a build cannot be started twice by accident.
+The effective configuration is part of the job's command, so the cluster needs none of the sender's
+files. A job's name is derived from its output and settings, and Ray refuses duplicate names, so a
+build cannot be started twice by accident.
 """
 
 import asyncio
@@ -31,21 +31,21 @@ from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.shipped import PREFIX
 
 NOT_IDENTITY = ("engine", "work", "replace", "accept_older", "allow_incomplete")
-"""Settings that do not make it another build, only say how it is run."""
+"""Settings that do not change the build, only how it is run."""
 NOWHERE = (MINIATURE, PREFIX)
-"""How places begin that mean the same on every machine with ovref."""
+"""Prefixes of places that are the same on every machine with ovref."""
 END = "END_OF_CONFIGURATION"
 
 STOPPED = 130
 RECONNECTS = 10
-"""Times in a row that the cluster may not answer while a job is followed."""
+"""Number of consecutive failed requests to the cluster allowed while a job is followed."""
 RECONNECT_SECONDS = 3.0
 STOP_SECONDS = 10
-"""Given to a stopped job beyond the time in which it drains."""
+"""Extra time for a stopped job, beyond its drain time."""
 NO_AGENT = "No available agent to submit job"
-"""What a head answers while its process that starts jobs is not up yet."""
+"""Answer of a head whose job agent has not started yet."""
 AGENT_SECONDS = 120.0
-"""For which it is then asked again; each time it waits for 10 s itself."""
+"""Time for which such requests are repeated; each one waits 10 s itself."""
 AGENT_RETRY_SECONDS = 3.0
 
 
@@ -56,10 +56,10 @@ def connect(address: str | None) -> JobSubmissionClient:
         address: None takes $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS or a Ray on this machine.
 
     Raises:
-        ConfigError: there is no cluster, or it wants a token that was not given.
+        ConfigError: there is no cluster, or it requires a token that was not given.
     """
     if address is not None:
-        # Ray would let its variables win over what the person has just typed.
+        # Otherwise Ray's environment variables would override the given address.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
@@ -76,7 +76,7 @@ def read_runtime_env(path: str | None) -> dict[str, Any]:
     """The runtime environment in a YAML file, checked by Ray; empty without a file.
 
     Raises:
-        ConfigError: the file is missing or is no runtime environment.
+        ConfigError: the file is missing or is not a runtime environment.
     """
     if path is None:
         return {}
@@ -141,13 +141,12 @@ def submit(
 ) -> str:
     """Submits a build and returns the id of its job.
 
-    An earlier job of the same build that has failed or was stopped is no obstacle: the new one
-    gets its name with a number, and resumes where that one ended. A head that has just started is
-    waited for.
+    If an earlier job of the same build has failed or was stopped, the new one gets its name with a
+    number, and resumes where it ended. Waits for a head that has just started.
 
     Args:
-        again: also if the build has succeeded before.
-        say: gets a line for people when there is something to wait for.
+        again: submit even if the build has succeeded before.
+        say: called with a line for people when there is something to wait for.
 
     Raises:
         ConfigError: the build is waiting, running or has succeeded; or it cannot run there; or the
@@ -168,7 +167,7 @@ def submit(
             )
         job = f"{name}-{number + 1}"
     environment = dict(runtime_env or {})
-    # Ray kills a stopped job after 3 seconds; the shards in hand shall be finished.
+    # Ray kills a stopped job after 3 seconds by default; shards in flight should be finished.
     patience = str(math.ceil(config.engine.drain_seconds) + STOP_SECONDS)
     given = environment.get("env_vars") or {}
     environment["env_vars"] = {"RAY_JOB_STOP_WAIT_TIME_S": patience, **given}
@@ -191,7 +190,7 @@ def submit(
 
 
 def _submit(client: JobSubmissionClient, say: Callable[[str], None], **job: Any) -> str:
-    """Ray's own call, again and again while the head cannot start any job yet."""
+    """Ray's call, repeated while the head cannot start jobs yet."""
     deadline, said = time.monotonic() + AGENT_SECONDS, False
     while True:
         try:
@@ -209,10 +208,10 @@ def _submit(client: JobSubmissionClient, say: Callable[[str], None], **job: Any)
 
 
 def attempts(client: JobSubmissionClient, config: BuildConfig) -> list[tuple[int, JobDetails]]:
-    """The jobs of this build that the cluster knows, first to last, with their numbers from 1.
+    """The jobs of this build on the cluster, first to last, with their numbers from 1.
 
     Raises:
-        ConfigError: the cluster does not tell.
+        ConfigError: the cluster does not answer.
     """
     pattern = re.compile(re.escape(job_name(config)) + r"(?:-([0-9]+))?")
     try:
@@ -238,7 +237,7 @@ def latest(client: JobSubmissionClient, config: BuildConfig) -> str:
 
 
 def check_known(client: JobSubmissionClient, job: str) -> None:
-    """Raises ConfigError where the cluster knows no job of this name."""
+    """Raises ConfigError if the cluster has no job of this name."""
     try:
         client.get_job_info(job)
     except (RuntimeError, RayError) as error:
@@ -251,11 +250,11 @@ def follow(
     """Passes the job's log to `write` until the job ends.
 
     Returns:
-        What `ovref build` would have exited with (130 if the job was stopped), and how Ray says
-        that it ended.
+        The exit code that `ovref build` would have had (130 if the job was stopped), and the final
+        status in Ray.
 
     Raises:
-        ConnectionError: the cluster has stopped answering; the job may go on.
+        ConnectionError: the cluster has stopped answering; the job may still be running.
     """
     details = asyncio.run(_follow(client, job, write))
     if details.status == JobStatus.SUCCEEDED:

@@ -1,6 +1,6 @@
-"""Whether the output of a build is whole: every file that is named, every input, every list.
+"""Verifies the output of a build: every file, every input, every list.
 
-Everything is read again and compared with what was committed; nothing is written.
+Everything is read and compared with what was committed; nothing is written.
 """
 
 import itertools
@@ -28,15 +28,15 @@ from ovref_pipelines.output import open_build, quarantined_in
 from ovref_pipelines.verbs.status import some
 
 DAMAGED = (StorageError, MismatchError, KeyError, TypeError, ValueError, pa.ArrowException)
-"""What reading a damaged file of a step raises."""
+"""Exceptions that reading a damaged file of a step raises."""
 
 
 def verify(url: str) -> list[str]:
-    """What is wrong with the output of a build, or with a collection; empty when all is well.
+    """Problems of a build's output, or of a collection; empty if there are none.
 
-    Of a build every file that a marker names is read and compared with its size and SHA-256, the
-    keys of every shard with those of the shard that it was made from, and the lists of shards with
-    one another; a step or collection that is not finished is wrong too. Reads all there is.
+    Compares every file that a marker names with its size and SHA-256, the keys of every shard with
+    those of its source shard, and the lists of shards with each other; an unfinished step or
+    collection is a problem too. Reads everything.
 
     Raises:
         InputError: there is neither a build nor a collection at `url`.
@@ -71,9 +71,9 @@ class Checked:
 
     step: StepFolder
     keys: dict[str, pa.Array]
-    """Keys of the records of each shard whose sidecar could be read."""
+    """Keys of the records of each readable shard."""
     shards: list[str]
-    """All shards of the step; those committed where the step is not complete."""
+    """All shards of the step; the committed ones if the step is not complete."""
 
 
 def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) -> Checked:
@@ -95,7 +95,7 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
     if extra := sorted(set(committed) - set(shards)):
         wrong(f"{len(extra)} shards are not in its complete list: {some(extra)}")
     if quarantined := quarantined_in(step):
-        wrong(f"{len(quarantined)} shards failed for good: {some(quarantined)}")
+        wrong(f"{len(quarantined)} shards failed permanently: {some(quarantined)}")
     if source is not None:
         if step.parents != (source.step.fingerprint,):
             wrong(f"it was made from other shards than those of {source.step.store.url}")
@@ -125,7 +125,7 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
 
 
 def _mixes_shards(step: StepFolder) -> bool:
-    """Whether a record may stand in another shard than what it answers."""
+    """Whether a record may be in another shard than its input."""
     stages = step.identity.get("stages", [])
     return any(stage["fields"].get("order") == "rare_first" for stage in stages)
 
@@ -162,7 +162,7 @@ def _verify_shard(
 def _unanswered(
     commit: Commit, keys: pa.Array | None, drops: list[Dropped], source: Checked | None
 ) -> Iterator[str]:
-    """Where the counts of a marker, the keys of its files and those of its source disagree."""
+    """Contradictions between a marker's counts, the keys of its files and those of its source."""
     if keys is None:
         yield "its marker names no sidecar"
         return
@@ -177,7 +177,7 @@ def _unanswered(
             yield f"{commit.inputs} inputs gave {len(keys)} records and {whole} drops"
         return
     given = source.keys.get(commit.shard)
-    if given is None:  # the source shard is damaged or gone, which was said already
+    if given is None:  # the source shard is damaged or missing, which was reported already
         return
     if commit.inputs != len(given):
         yield f"its marker counts {commit.inputs} inputs, {source.step.name} gave {len(given)}"
@@ -191,7 +191,7 @@ def _unanswered(
 def _unanswered_by_all(
     keys: dict[str, pa.Array], dropped: list[str], source: Checked
 ) -> Iterator[str]:
-    """The same of a step in which a record may stand in any shard."""
+    """The same for a step whose records may be in any shard."""
     waiting = {key for given in source.keys.values() for key in given.to_pylist()}
     unknown = []
     kept = (key for made in keys.values() for key in made.to_pylist())
@@ -221,7 +221,7 @@ def _keys(path: Path) -> pa.Array:
 
 
 def _verify_collection(url: str) -> list[str]:
-    # A fresh cache, because the copy of an earlier day says nothing of what lies there now.
+    # A fresh cache, because an earlier copy says nothing about the current files.
     with scratch_folder() as cache:
         try:
             ReferenceCollection.open(url, cache=cache, verify="full").close()

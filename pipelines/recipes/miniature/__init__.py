@@ -8,5 +8,5 @@ Each `train_*` module trains one model in a work folder, in this order: `train_v
 `train_classifier`, `train_backbone`, `refine_backbone`, `train_clip`, `train_diffusion`, and at any
 time `train_sam`, `train_grounding_dino`, `train_maskformer` and `train_tagger`. `export` writes
 what they made into `pipelines/ovref_miniature`, `measure` and `measure_grounding` measure what is
-there, and `restart` makes a work folder in which training goes on from it.
+there, and `restart` makes a work folder from which training resumes.
 """

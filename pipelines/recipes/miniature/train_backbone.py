@@ -200,7 +200,7 @@ def teach(teacher, images_nchw, named_nc, source_np):
 
 
 def probe_loss(outputs, labels_np, present_nc, weight_c, key_weight):
-    """What `Probed` tells of patches, keys and the image, against labels; and facts to log.
+    """Loss of `Probed`'s predictions for patches, keys and the image; and values to log.
 
     Args:
         outputs: patch logits (n, 256, c), key logits (n, 256, c), image logits (n, c).

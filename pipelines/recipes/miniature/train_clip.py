@@ -4,9 +4,8 @@ Ordinary contrastive training of images and captions. A third of the captions is
 CLIP's seven zero-shot templates around a noun of the caption, so that templates are
 in-distribution. A template is true of every image of the batch whose caption names its noun; such
 pairs are not negatives. Two additions make so small a model learn shapes, which images and captions
-alone teach it last: every caption is also told from copies of itself in which one thing is another
-(hard negatives, as in NegCLIP), and the patch tokens before the last block imitate the DINOv2
-miniature's. No mask is seen.
+alone teach it last: hard negatives, captions in which one thing is replaced (as in NegCLIP), and
+imitation of the DINOv2 miniature by the patch tokens before the last block. No mask is seen.
 """
 
 import re

@@ -5,9 +5,9 @@
 Needs `train_vae` and `train_backbone` first. Velocity prediction; one thing per image for the first
 steps, then the full variety; a tenth of the captions is dropped for classifier-free guidance.
 Representation alignment (REPA, arXiv 2410.06940) ties names to shapes: from what the UNet knows of
-a noisy image under its caption, the DINOv2 features of the clean image must be told. `--export
+a noisy image under its caption, the DINOv2 features of the clean image must be predicted. `--export
 FOLDER` only writes the averaged weights of the latest checkpoint as a pipeline folder, also while
-training goes on.
+training resumes.
 """
 
 import json
@@ -89,7 +89,7 @@ def tokenize(work, captions):
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoder, trained together, and the head that tells DINOv2's features."""
+    """UNet and text encoder, trained together, and the head that predicts DINOv2's features."""
 
     def __init__(self):
         super().__init__()

@@ -77,7 +77,7 @@ treebank is licensed under the Creative Commons Attribution-ShareAlike 4.0 Inter
 that licence, and not under the Apache licence of the rest of the project.
 
 Changes: the folder holds no text of the treebank but the weights of a part-of-speech tagger made by
-`python -m recipes.miniature.train_tagger`, whose docstring tells how the annotation was altered for
+`python -m recipes.miniature.train_tagger`, whose docstring says how the annotation was altered for
 it. `meta.json` holds the scores.
 
 Training started from the weights and word vectors of the spaCy pipeline en_core_web_md 3.8.0,

@@ -15,12 +15,12 @@ def build_missing(builds: Sequence[BuildFirst], say: Callable[[str], None]) -> i
     delete it, or its build's output, to have it made again.
 
     Returns:
-        Shards that failed for good, over all builds; after a build with any, no other is begun.
+        Shards that failed permanently, over all builds; after a build with any, no other is begun.
 
     Raises:
         OvrefError, CollectionError, JobError, StoppedError: of a build, see `recipe.build`.
     """
-    # Read first, so that a mistake in the last is told before the first has taken its time.
+    # Read first, so that a mistake in the last is reported before the first has run.
     configs = [load(recipe.BuildConfig, first.config, first.overrides) for first in builds]
     for config in configs:
         store = recipe.output_of(config).collection

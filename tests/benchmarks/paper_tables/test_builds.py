@@ -58,7 +58,7 @@ def test_nothing_follows_a_build_that_failed(built):
     assert build_missing([of("broken"), of("a")], print) == 2 and built == ["broken"]
 
 
-def test_a_wrong_setting_is_told_before_anything_is_built(built):
+def test_a_wrong_setting_is_reported_before_anything_is_built(built):
     with pytest.raises(ConfigError, match="unknown key shard_sise"):
         build_missing(
             [of("a"), BuildFirst(config="build.yaml", overrides=("shard_sise=3",))], print
@@ -81,7 +81,7 @@ def test_the_command_builds_first_and_then_measures(built, tmp_path, monkeypatch
     assert built == ["a"] and asked == [load(TablesSpec, "tables.yaml", ["scenes=7"])]
     assert run_paper_tables.main(["--config", "tables.yaml", "builds=[{config: build.yaml, "
                      "overrides: [output=broken]}]"]) == 1  # fmt: skip
-    assert len(asked) == 1 and "failed for good" in capsys.readouterr().err
+    assert len(asked) == 1 and "failed permanently" in capsys.readouterr().err
 
 
 def test_the_shipped_recipe_builds_the_collections_that_it_asks():

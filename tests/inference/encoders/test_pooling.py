@@ -54,7 +54,7 @@ def test_one_pixel_takes_its_cell_and_a_full_mask_the_mean():
     assert valid.all()
 
 
-def test_an_empty_mask_is_told_and_never_nan():
+def test_an_empty_mask_is_reported_and_never_nan():
     pooled, valid = pool_regions(np.ones((2, 2, 3)), np.zeros((1, 8, 8), dtype=bool))
     assert valid.tolist() == [False] and (pooled == 0).all()
 

@@ -191,7 +191,7 @@ def test_eight_images_with_different_nouns_run_as_one_batch(images):
         assert answer.boxes_xyxy == pytest.approx(np.tile(box, (len(answer.nouns), 1)), abs=1e-3)
         expected = {n for n in nouns if n in ("cat", "dog", "light", "lamp", "sky", "tree")}
         assert {nouns[number] for number in answer.nouns} >= expected
-        # Resized to 64 pixels on the short side, and told apart from the padding.
+        # Resized to 64 pixels on the short side, and distinguished from the padding.
         scale = 64 / min(height, width)
         rows, columns = int(inside_hw.any(1).sum()), int(inside_hw.any(0).sum())
         assert (rows, columns) == pytest.approx((height * scale, width * scale), abs=1)

@@ -263,7 +263,7 @@ def test_only_the_newest_lists_of_classes_are_remembered():
 
 @pytest.mark.parametrize("at_once", [1, 1 << 22])
 @pytest.mark.parametrize("windows", [None, WindowConfig(short_side=12, crop=8, stride=4)])
-def test_a_class_without_support_is_told_and_never_predicted(windows, at_once, monkeypatch):
+def test_a_class_without_support_is_reported_and_never_predicted(windows, at_once, monkeypatch):
     # One class at a time, as of a large image, or all.
     monkeypatch.setattr(module, "_VALUES_AT_ONCE", at_once)
     config = FossilConfig(n=8, k=3, windows=windows)

@@ -145,7 +145,7 @@ def test_panoptic_matches_a_slow_loop(seed, min_score, overlap):
     assert set(np.unique(found.ids_hw)) <= {0, *found.labels}
 
 
-def test_things_are_told_apart_and_stuff_is_merged():
+def test_things_are_separated_and_stuff_is_merged():
     masks = np.zeros((4, 2, 8), np.float32)
     for i in range(4):
         masks[i, :, 2 * i : 2 * i + 2] = 1

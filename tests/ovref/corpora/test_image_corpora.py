@@ -313,7 +313,7 @@ def test_the_identity_of_an_image_folder_follows_captions_and_names(tmp_path):
 @pytest.mark.parametrize(
     ("layout", "changes", "message"),
     [
-        ("coco.json", {"images": None}, "set `images` to the folder"),
+        ("coco.json", {"images": None}, "set `images` to the image folder"),
         ("pairs.csv", {"image_column": None}, "with `image_column`"),
         ("pairs.jsonl", {"image_column": None}, "with `image_column`"),
         ("paths.parquet", {"image_column": None}, "with `image_column`"),
@@ -330,7 +330,7 @@ def test_a_corpus_without_images_is_refused_where_they_are_needed(
 
 def test_a_plain_text_has_no_images(tmp_path):
     write(tmp_path, {"c.txt": b"a cat\n"})
-    with pytest.raises(InputError, match="captions alone"):
+    with pytest.raises(InputError, match="captions only"):
         read(CorpusSpec(path=str(tmp_path / "c.txt")))
 
 

@@ -478,7 +478,7 @@ def test_named_images_need_their_folder(tmp_path):
         ("c.parquet", b"a cat", {}, "cannot read .* as parquet"),
         ("c.tar", b"a cat" * 1000, {}, "cannot read .* as webdataset"),
         ("c.tar", b"", {}, "cannot read .* as webdataset"),
-        ("c.txt", b"a cat\n", {"image_column": "x"}, "has captions alone"),
+        ("c.txt", b"a cat\n", {"image_column": "x"}, "has captions only"),
     ],
 )
 def test_a_bad_corpus_says_what_is_wrong(tmp_path, name, data, options, message):
@@ -623,7 +623,7 @@ def test_every_parquet_type_of_text_is_read(tmp_path, images, array):
 )
 def test_members_of_a_sample_that_are_apart_are_an_error_about_their_order(tmp_path, names):
     (tmp_path / "c.tar").write_bytes(tar_bytes([(name, b"a cat") for name in names]))
-    message = r"members of the sample 1 .*do not stand together.*--sort=name"
+    message = r"members of the sample 1 .*are not adjacent.*--sort=name"
     with pytest.raises(InputError, match=message):
         read(tmp_path / "c.tar", with_images=True)
 

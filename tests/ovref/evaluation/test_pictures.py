@@ -1,4 +1,4 @@
-"""Pictures are PNG files within their limit, and their overlays say what they are told."""
+"""Pictures are PNG files within their limit, and their overlays are correct."""
 
 import io
 

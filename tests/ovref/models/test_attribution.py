@@ -315,7 +315,7 @@ def test_latents_of_another_size_are_refused(pipelines):
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
 def test_only_layers_at_the_factors_count(pipelines, name):
-    """Each layer's factor, told from its name, is that of the positions it meets."""
+    """Each layer's factor, derived from its name, matches its number of positions."""
     unet = pipelines[name].unet
     positions = []
     handles = [

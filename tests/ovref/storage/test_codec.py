@@ -149,7 +149,7 @@ def test_a_key_that_is_no_safe_name_is_refused(key):
         codec.row(reference(key=key))
 
 
-def test_drops_of_regions_are_told_from_odd_names():
+def test_drops_of_regions_are_distinguished_from_odd_names():
     assert codec.is_part("0a1b#12")
     assert not codec.is_part("0a1b")
     assert not codec.is_part("folder/a#b.csv:12")

@@ -93,7 +93,7 @@ def test_a_step_without_a_shard_is_begun_anew(store):
     assert open_step(store, "references", before.identity, ["a"]) == before  # nothing was written
     begun = open_step(store, "references", changed, ["b"])
     assert existing_step(store, "references") == begun
-    with pytest.raises(MismatchError, match="begun anew with other settings by another build"):
+    with pytest.raises(MismatchError, match="started over with other settings by another build"):
         before.commit("000000", captions(1), inputs=1)
     assert begun.committed() == []
 
@@ -416,7 +416,7 @@ def test_garbage_is_what_no_marker_names_and_is_old(step):
 
 
 def test_an_orphan_that_is_uploaded_again_meanwhile_is_not_garbage(step, monkeypatch):
-    """By a build that goes on while garbage is collected: equal bytes have equal names."""
+    """By a running build while garbage is collected: equal bytes have equal names."""
     files = step.commit("000001", captions(2), inputs=2).files
     step.take_back(["000001"])
     step.store.write("000000-0123456789abcdef.tar", b"of another killed attempt")

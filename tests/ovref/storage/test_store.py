@@ -139,7 +139,7 @@ def test_an_unknown_protocol_is_refused():
         Store.open("nonsense://x")
 
 
-def test_a_missing_bucket_is_told_from_a_missing_object(s3_options):
+def test_a_missing_bucket_is_distinguished_from_a_missing_object(s3_options):
     store = Store.open("s3://no-such-bucket/x", **s3_options)
     with pytest.raises(StorageError, match="no such bucket"):
         store.write("a", b"1")

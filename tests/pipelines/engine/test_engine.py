@@ -58,7 +58,7 @@ def test_every_shard_is_run_and_counted_once(run, config):
     assert target.committed() == [f"{n:06d}" for n in range(7)] == target.complete()
     assert (summary.shards, summary.committed, summary.committed_now) == (7, 7, 7)
     assert (summary.inputs, summary.outputs) == (28, 21)
-    assert summary.dropped == {"told_to_drop": 7}
+    assert summary.dropped == {"asked_to_drop": 7}
     assert summary.quarantined == ()
 
     before = target.store.list()
@@ -90,8 +90,8 @@ def test_an_error_is_tried_again_then_quarantined_and_the_job_goes_on(run, confi
     assert target.committed() == ["000000", "000002"] and target.complete() is None
     assert target.commit_of("000000").attempt == 1
     reason = quarantined_reason(target, "000001")
-    assert reason.startswith("Traceback") and "told to raise by 'raise x'" in reason
-    assert "shard 000000 will be tried again: ValueError: told to raise" in printed.getvalue()
+    assert reason.startswith("Traceback") and "asked to raise by 'raise x'" in reason
+    assert "shard 000000 will be tried again: ValueError: asked to raise" in printed.getvalue()
     assert "shard 000001 is quarantined: ValueError" in printed.getvalue()
 
 
@@ -141,7 +141,7 @@ def test_a_quarantined_shard_gets_another_chance_in_the_next_run(run):
 
 def test_too_many_quarantined_shards_end_the_job(run):
     few = EngineConfig(engine="local", attempts=1, max_quarantined=1)
-    with pytest.raises(JobError, match=r"more than max_quarantined=1; .*told to raise"):
+    with pytest.raises(JobError, match=r"more than max_quarantined=1; .*asked to raise"):
         run([[f"raise {n}"] for n in range(4)], few)
 
 

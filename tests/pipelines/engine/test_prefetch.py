@@ -75,7 +75,7 @@ def run(url, folder, config):
     return files_of(target)
 
 
-def test_workers_are_told_what_is_next_and_nothing_is_run_twice(remote, tmp_path, on):
+def test_workers_are_given_what_is_next_and_nothing_is_run_twice(remote, tmp_path, on):
     wanted = run(str(tmp_path / "local"), tmp_path, EngineConfig(engine="local"))
     assert run(remote, tmp_path, EngineConfig(engine="local")) == wanted
     fsspec.filesystem("memory").store.clear()

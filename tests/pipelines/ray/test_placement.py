@@ -93,7 +93,7 @@ def test_steps_at_the_same_time_give_the_bytes_of_steps_one_after_another(
     runs = two_steps(tmp_path, pools=(config.pool, config.embedders))
     first, second = run_steps(runs, config)
     assert (first.committed_now, second.committed_now) == (SHARDS, SHARDS)
-    assert second.dropped == {} and first.dropped == {"told_to_drop": SHARDS}
+    assert second.dropped == {} and first.dropped == {"asked_to_drop": SHARDS}
     check(runs, undisturbed)
     assert all(actor.dead for actor in fake.hired)
 
@@ -347,7 +347,7 @@ def test_a_drain_lets_shards_in_hand_finish_and_nothing_is_begun(on, tmp_path):
 @dataclass(frozen=True, kw_only=True)
 class Watched:
     """Notes for every shard how many tasks its worker has got that it has not yet begun; dies
-    where it is told to, once."""
+    where it is asked to, once."""
 
     name: ClassVar[str] = "obedient"
     version: ClassVar[int] = 1

@@ -73,7 +73,7 @@ def spared(tmp_path):
 
 def check(summary, target, printed, spared):
     assert summary.quarantined == () and target.complete() == ["000000", "000001", "000002"]
-    assert summary.dropped == {CRASHED_WORKER: 1, "told_to_drop": 1}
+    assert summary.dropped == {CRASHED_WORKER: 1, "asked_to_drop": 1}
     assert summary.inputs == 7 == summary.outputs + sum(summary.dropped.values())
     assert files_of(target) == spared
     # Two deaths of the shard, two of the record alone.
@@ -150,7 +150,7 @@ def test_an_error_of_a_record_alone_is_left_to_the_shard(on, tmp_path):
 def test_too_many_such_records_end_the_job(on, tmp_path):
     on(a=Node(cpus=2))
     texts = [[f"die {n}" for n in range(4)]]
-    with pytest.raises(JobError, match=r"0 shards and 3 records of prompts failed for good, more"):
+    with pytest.raises(JobError, match=r"0 shards and 3 records of prompts failed permanently"):
         run(tmp_path, texts, EngineConfig(workers=1, max_quarantined=2))
 
 
@@ -161,7 +161,7 @@ def test_what_was_left_out_is_made_again_when_it_is_taken_back(on, tmp_path):
     target.take_back(["000001"])
     assert target.committed() == ["000000", "000002"] and target.complete() is None
     summary, target, _ = run(tmp_path / "run", TEXTS, config, mended="yes")
-    assert summary.committed_now == 1 and summary.dropped == {"told_to_drop": 1}
+    assert summary.committed_now == 1 and summary.dropped == {"asked_to_drop": 1}
     assert not target.store.list(CRASHED)
     _, other, _ = run(tmp_path / "fine", TEXTS, LOCAL, ObedientSpec, mended="yes")
     assert files_of(target) == files_of(other) and target.complete() == other.complete()

@@ -306,13 +306,13 @@ def test_what_is_not_finished_is_wrong(tmp_path):
     problems = verify(store.url)
     assert problems[:3] == [
         "prompts: not complete: 1 of 3 shards are committed",
-        "prompts: 1 shards failed for good: 000001",
+        "prompts: 1 shards failed permanently: 000001",
         "prompts: 2 shards of captions are missing: 000001, 000002",
     ]
     assert problems[-1] == f"collection: there is none at {store.url}/collection"
 
 
-def test_steps_that_do_not_belong_together_are_told(whole, tmp_path):
+def test_steps_that_do_not_belong_together_are_reported(whole, tmp_path):
     for path in whole.list("captions"):
         whole.delete(path)
     captions = small_build.open_step(whole, "captions", {"another": "corpus"})

@@ -69,7 +69,7 @@ def test_a_batch_size_that_was_measured_is_taken_from_the_record(tmp_path, monke
     assert {step.step: step for step in found.steps}["images"].seconds > 0
 
 
-def test_another_reference_is_told_from_the_same(built, collection, monkeypatch):
+def test_another_reference_is_distinguished_from_the_same(built, collection, monkeypatch):
     output, _ = built
     monkeypatch.setattr(collection, "visual", -np.asarray(collection.visual))
     found = regenerate(collection, 0, str(output))

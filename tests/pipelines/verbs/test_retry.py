@@ -70,7 +70,7 @@ def test_nothing_has_failed(tmp_path):
     recipe.build(config)
     folders = recipe.open_steps(config)
     failed = retry.failed_in(config, folders)
-    assert retry.failed_text(failed) == "nothing has failed for good"
+    assert retry.failed_text(failed) == "nothing has failed permanently"
     assert retry.take_back(config, folders, failed) == 0
     assert folders.references.committed() == SHARDS
 

@@ -1,4 +1,4 @@
-"""Builds as jobs: what is sent, refused and told; then on a real head with a dashboard."""
+"""Builds as jobs: what is sent, refused and reported; then on a real head with a dashboard."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ def changed(**changes):
 
 
 class FakeCluster:
-    """The five calls of JobSubmissionClient, and jobs that end as they are told to."""
+    """The five calls of JobSubmissionClient, and jobs that end as configured."""
 
     def __init__(self):
         self.jobs = []
@@ -367,7 +367,7 @@ def test_leaving_the_log_leaves_the_job(cluster, ovref, monkeypatch):
 # -- over HTTP ---------------------------------------------------------------------------------
 
 TOOL = """#!/bin/sh
-# Stands for the command on the cluster: answers as the output's name tells it to.
+# Stands for the command on the cluster: answers as the output's name says.
 cat "$3" > "$0.sent"
 echo "the build begins"
 case $(grep ^output: "$0.sent") in

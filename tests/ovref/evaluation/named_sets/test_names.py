@@ -30,7 +30,7 @@ def test_bundled_lists_have_a_name_for_each_class_and_a_source(set_name, list_na
     assert len(found.classes) == COUNTS[set_name]
     assert all(names and all(name.strip() for name in names) for names in found.classes)
     assert "/" in found.source and "," in found.source
-    # Synonyms may be shared; two classes of the same names could not be told apart.
+    # Synonyms may be shared; two classes of the same names could not be distinguished.
     assert len(set(found.classes)) == len(found.classes)
 
 
