@@ -4,6 +4,7 @@ A record's `key` identifies the caption and draw it comes from (`identity.record
 same from caption to image; a reference's key is `<image key>#<region number>`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,3 +123,24 @@ class Reference:
                 raise ValueError(
                     f"{name} must be (d,) float16, found {vector.shape} {vector.dtype}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImage:
+    """One image of a labelled data set that is there and whole, by its name in the set."""
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImage:
+    """What an evaluation counted in one image."""
+
+    key: str
+    name: str
+    """Its name in the data set."""
+    tables: Mapping[str, np.ndarray]
+    """By name, (n, columns) int64 or float64; the names have lower-case letters and `_` only."""
+    maps: Mapping[int, bytes] = field(default_factory=dict)
+    """Predicted label maps, by the number of the row that predicted them, as PNG files."""

@@ -71,13 +71,14 @@ def settings(name):
             return
         seen.add(found.path)
         rows, inner = [], []
-        for field in found.attributes.values():
+        owners = [*reversed(found.mro()), found]  # settings of the classes it is made from first
+        for owner, field in [(o, f) for o in owners for f in o.attributes.values()]:
             if field.annotation is None or field.name.startswith("_") or not field.docstring:
                 continue
             if "property" in field.labels or "ClassVar" in str(field.annotation):
                 continue
             for part in re.findall(r"[A-Z]\w+", str(field.annotation)):
-                target = target_of(found, part)
+                target = target_of(owner, part)
                 if target is not None:
                     inner.append((target, f"{where}{field.name}."))
             rows.append(row(field))

@@ -1,19 +1,31 @@
 """Models that are loaded once and compute each answer once, for evaluations that ask many times.
 
 The segmenters take them in place of the models themselves, so that an ablation of a segmenter's
-parameters costs no further forward passes.
+parameters costs no further forward passes. Answers are kept until `CachedModels.forget`, and in a
+folder from one run to the next where one is given.
 """
 
 import hashlib
+import os
+import secrets
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ovref.check_models import models_of, weights_fingerprint
+from ovref.config import dump
+from ovref.errors import StorageError
+from ovref.identity import fingerprint
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+from ovref_inference.pixels import device_of
+from ovref_inference.proposers.config import ProposerConfig
+from ovref_inference.proposers.load import load_proposer, opencut_proposer
 
 RegionProposer = Callable[[Sequence[np.ndarray]], list[Any]]
 """Images -> masks or `Proposals`, one answer an image."""
@@ -22,13 +34,19 @@ RegionProposer = Callable[[Sequence[np.ndarray]], list[Any]]
 class CachedModels:
     """Collections and encoders, each opened or loaded at first use. Use as a context manager."""
 
-    def __init__(self, device: str | None = None) -> None:
-        """`device`: "cpu", "cuda", ...; None takes a GPU where there is one."""
+    def __init__(self, device: str | None = None, folder: str = "") -> None:
+        """
+        Args:
+            device: "cpu", "cuda", ...; None takes a GPU where there is one.
+            folder: keeps features and masks for later runs; empty keeps none.
+        """
         self.device = device
+        self._folder = folder
         self._open = ExitStack()
         self._collections: dict[str, ReferenceCollection] = {}
         self._encoders: dict[VisualEncoderConfig, CachedEncoder] = {}
         self._texts: dict[TextEncoderConfig, CachedTexts] = {}
+        self._proposers: dict[ProposerConfig, CachedProposer] = {}
 
     def __enter__(self) -> "CachedModels":
         return self
@@ -46,7 +64,7 @@ class CachedModels:
         """A visual encoder, of dense features or of masked crops."""
         if config not in self._encoders:
             encoder = load_region_encoder(config, device=self.device)
-            self._encoders[config] = CachedEncoder(encoder)
+            self._encoders[config] = CachedEncoder(encoder, self._kept(config))
         return self._encoders[config]
 
     def text(self, config: TextEncoderConfig) -> "CachedTexts":
@@ -55,14 +73,82 @@ class CachedModels:
             self._texts[config] = CachedTexts(load_text_encoder(config, device=self.device))
         return self._texts[config]
 
+    def proposer(self, config: ProposerConfig) -> "CachedProposer":
+        """A class-agnostic proposer. OpenCut cuts the features of `encoder`, which are kept too."""
+        if config not in self._proposers:
+            cut = config.opencut
+            if cut is None:
+                loaded = load_proposer(config, device=self.device)
+            else:
+                keys = self.encoder(cut.keys)
+                loaded = opencut_proposer(keys, cut.cut, crf=cut.crf, device=self.device)
+            self._proposers[config] = CachedProposer(loaded, self._kept(config))
+        return self._proposers[config]
+
+    def forget(self) -> None:
+        """Drops what was computed of images; models and texts stay."""
+        for one in (*self._encoders.values(), *self._texts.values(), *self._proposers.values()):
+            one.forget()
+
+    def _kept(self, config: Any) -> "Kept | None":
+        """The place of a model's answers; another model, size or device has another one."""
+        if not self._folder:
+            return None
+        weights = [weights_fingerprint(name, revision) for _, name, revision in models_of(config)]
+        made_by = [type(config).__name__, dump(config), weights, device_of(self.device).type]
+        return Kept(Path(self._folder).expanduser() / fingerprint(made_by)[:24])
+
+
+class Kept:
+    """Arrays in files, by the images that they are of."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, key: bytes) -> Any:
+        """An array, or a tuple of some; None if there is none.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
+                arrays = tuple(kept[name] for name in kept.files)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise StorageError(f"{path} is damaged ({error}): delete it to make it anew") from error
+        return arrays[0] if len(arrays) == 1 else arrays
+
+    def write(self, key: bytes, value: Any) -> None:
+        """Keeps an array or a tuple of some. The file appears whole or not at all."""
+        path, arrays = self._path(key), value if isinstance(value, tuple) else (value,)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+        # Masks are nearly all runs; features are not worth the time.
+        save = np.savez_compressed if arrays[0].dtype == bool else np.savez
+        with open(partial, "wb") as file:
+            save(file, *arrays)
+        os.replace(partial, path)
+
+    def _path(self, key: bytes) -> Path:
+        name = key.hex()
+        return self._folder / name[:2] / f"{name[2:40]}.npz"
+
 
 class CachedEncoder:
     """A visual encoder that keeps its results; other attributes are the wrapped encoder's."""
 
-    def __init__(self, encoder: Any) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Any, kept: Kept | None = None) -> None:
+        self._encoder, self._kept = encoder, kept
         self._dense: dict[bytes, np.ndarray] = {}
         self._regions: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def forget(self) -> None:
+        """Drops what was computed."""
+        self._dense.clear()
+        self._regions.clear()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
@@ -71,7 +157,10 @@ class CachedEncoder:
         """As `VisualEncoder.encode`."""
         keys = [array_key(image) for image in images]
         found = _cached(
-            self._dense, keys, lambda new: self._encoder.encode([images[i] for i in new])
+            self._dense,
+            keys,
+            lambda new: self._encoder.encode([images[i] for i in new]),
+            self._kept,
         )
         return np.stack(found) if found else self._encoder.encode([])
 
@@ -91,7 +180,7 @@ class CachedEncoder:
                 [images[i] for i in new], [masks[i] for i in new], some
             )
 
-        return _cached(self._regions, keys, encode)
+        return _cached(self._regions, keys, encode, self._kept)
 
 
 class CachedTexts:
@@ -101,6 +190,10 @@ class CachedTexts:
         self._encoder = encoder
         self._known: dict[tuple[str, ...], np.ndarray] = {}
         self._images: dict[bytes, np.ndarray] = {}
+
+    def forget(self) -> None:
+        """Drops what was computed of images."""
+        self._images.clear()
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """As `TextEncoder.encode`."""
@@ -118,24 +211,45 @@ class CachedTexts:
         return np.stack(found) if found else self._encoder.encode_images([])
 
 
-def cached_proposer(proposer: RegionProposer) -> RegionProposer:
+class CachedProposer:
     """A proposer that keeps its results."""
-    known: dict[bytes, Any] = {}
 
-    def propose(images: Sequence[np.ndarray]) -> list[Any]:
+    def __init__(self, proposer: RegionProposer, kept: Kept | None = None) -> None:
+        self._proposer, self._kept = proposer, kept
+        self._known: dict[bytes, Any] = {}
+
+    def forget(self) -> None:
+        """Drops what was computed."""
+        self._known.clear()
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Any]:
         keys = [array_key(image) for image in images]
-        return _cached(known, keys, lambda new: proposer([images[i] for i in new]))
-
-    return propose
+        return _cached(
+            self._known,
+            keys,
+            lambda new: self._proposer([images[i] for i in new]),
+            self._kept,
+        )
 
 
 def _cached(
-    known: dict[bytes, Any], keys: list[bytes], make: Callable[[list[int]], Sequence[Any]]
+    known: dict[bytes, Any],
+    keys: list[bytes],
+    make: Callable[[list[int]], Sequence[Any]],
+    kept: Kept | None = None,
 ) -> list[Any]:
     """The result of each key; `make` gets the positions of new keys, each key once."""
     new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
+    if kept is not None:
+        found = {i: value for i in new if (value := kept.read(keys[i])) is not None}
+        known |= {keys[i]: value for i, value in found.items()}
+        new = [i for i in new if i not in found]
     if new:
-        known |= {keys[i]: result for i, result in zip(new, make(new), strict=True)}
+        made = dict(zip((keys[i] for i in new), make(new), strict=True))
+        known |= made
+        if kept is not None:
+            for key, value in made.items():
+                kept.write(key, value)
     return [known[key] for key in keys]
 
 

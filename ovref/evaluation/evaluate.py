@@ -1,59 +1,39 @@
-"""Evaluation of a collection on held-out scenes, or on a label folder: one table, and pictures.
+"""Evaluation of a collection on held-out scenes or labelled images: tables, files and pictures.
 
 The table answers three questions. What does the collection add over text alone (dense CLIP)? What
 do proposals add, and what would perfect ones? How much do N, K and gamma matter (FOSSIL, figure 2)?
-Images are encoded once; all rows reuse the features.
+Images are streamed: each is encoded once, for all rows, and what is counted of it is committed
+(`counting`), so that memory does not grow with their number and a stopped evaluation resumes.
 """
 
+import csv
 import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ovref.config import STRICT, dump
-from ovref.errors import InputError
-from ovref.evaluation import miniature, report
-from ovref.evaluation.cached import (
-    CachedEncoder,
-    CachedModels,
-    CachedTexts,
-    RegionProposer,
-    cached_proposer,
-)
-from ovref.evaluation.datasets import (
-    HELD_OUT,
-    Dataset,
-    LabelFolder,
-    label_folder,
-    miniature_scenes,
-)
-from ovref.evaluation.metrics import Scores, confusion, scores_of_counts, split_scores
-from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.in_memory import in_memory
-from ovref.evaluation.named_sets.opening import open_set
-from ovref.evaluation.oracle import label_masks, oracle_proposer
+from ovref.config import dump
+from ovref.evaluation import report
+from ovref.evaluation.cached import CachedModels
+from ovref.evaluation.counting import ScoreImages, labels_of_png, list_images, open_steps
+from ovref.evaluation.methods import DENSE, Methods, Row, rows_of
+from ovref.evaluation.metrics import scores_of_counts
+from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.pictures import prediction_grid
-from ovref.evaluation.protocols import (
-    Protocol,
-    label_windows_of,
-    protocol_of,
-    protocol_of_windows,
-    segment_with_protocol,
-    windows_of,
-)
+from ovref.evaluation.spec import TITLES, EvaluateSpec
+from ovref.evaluation.totals import Totals, add_up, overlaps_of, scored_images
+from ovref.identity import fingerprint
+from ovref.records import ScoredImage
+from ovref.run_shard import run_shard
+from ovref.storage.steps import StepFolder
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.encoders.config import VisualEncoderConfig
-from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
-from ovref_inference.proposers.load import load_proposer, no_proposals
-from ovref_inference.ranges import require_at_least
-from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
+
+__all__ = ["EvaluateSpec", "evaluate"]
 
 SMALL = "The miniature's small models are trained on synthetic scenes and know nothing of others."
 """Stands above tables of other images that they had a part in."""
@@ -64,130 +44,18 @@ CAPTION = (
 )
 """Stands above every table of scenes."""
 
+Say = Callable[[str], None]
+RunShards = Callable[[ScoreImages, StepFolder, StepFolder], None]
+"""Makes every shard of the second step that is missing from the first one's."""
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSpec:
-    """What is evaluated, on what, and which variations are tried."""
-
-    __pydantic_config__ = STRICT
-
-    collection: str
-    """Folder or URL of the collection; its own encoders are loaded."""
-    output: str
-    """Folder for evaluation.json, evaluation.md and predictions.png; made if it is missing."""
-    split: Literal["validation", "test"] = "test"
-    """Held-out scenes: `validation` to choose parameters, `test` to report."""
-    scenes: int = 200
-    """Scenes evaluated."""
-    dataset: str = ""
-    """A set of the field by its name (`ade150`, `voc21`, ...), evaluated instead of scenes."""
-    root: str = ""
-    """Folder that holds `dataset`, as published or in a usual converted layout."""
-    names: str = ""
-    """Class list of `dataset`: `mmseg`, `fcclip`, `corrclip`, ... or the path of a text file; empty
-    takes the protocol's."""
-    protocol: str = ""
-    """How images are resized and cut into windows and background is found: `tcl`, `corrclip`,
-    `retclip`, `vocseg` or `zs3`; empty takes each image as it is, as a whole."""
-    limit: int | None = None
-    """The first so many images of `dataset`; null takes all. All are kept in memory."""
-    folder: LabelFolder | None = None
-    """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
-    should then name models for them."""
-    fossil: FossilConfig = miniature.FOSSIL
-    """Configuration from which the ablations start; its `windows`, in place of a protocol, are slid
-    for every row. N is far below the paper's, for a small collection has few dozen references of a
-    class, and whatever is retrieved beyond them is of other classes."""
-    opencut: OpenCutProposerConfig = miniature.OPENCUT
-    """Proposals."""
-    clip: VisualEncoderConfig = miniature.CLIP
-    """Dense CLIP features of the text-only baseline, in the space of the collection's texts."""
-    ablate_n: tuple[int, ...] = (5, 10, 20, 40, 80, 150)
-    """Retrieved references tried, everything else as in `fossil`."""
-    ablate_k: tuple[int, ...] = (1, 3, 5, 10, 20)
-    """Prototypes tried."""
-    ablate_gamma: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Weights of the best prototype tried."""
-    pictures: int = 6
-    """Scenes drawn in predictions.png; 0 draws none."""
-
-    def __post_init__(self) -> None:
-        if self.split not in HELD_OUT:
-            raise ValueError(f"split must be one of {HELD_OUT}, found {self.split!r}")
-        require_at_least("scenes", self.scenes, 1)
-        if bool(self.dataset) != bool(self.root) or (self.dataset and self.folder):
-            raise ValueError("give dataset with root, or folder, or neither")
-        if self.limit is not None:
-            require_at_least("limit", self.limit, 1)
-        if self.protocol and self.fossil.windows is not None:
-            raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
-        self.chosen_protocol()
-        require_at_least("pictures", self.pictures, 0)
-
-    def chosen_protocol(self) -> Protocol | None:
-        """The protocol, with its settings for `dataset`; None takes images as they are.
-
-        Raises:
-            ConfigError: there is no protocol of that name.
-        """
-        if self.fossil.windows is not None:
-            return protocol_of_windows(self.fossil.windows)
-        return protocol_of(self.protocol, self.dataset) if self.protocol else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """A data set and the segmenters that are measured on it, over cached models."""
-
-    data: Dataset
-    collection: ReferenceCollection
-    visual: CachedEncoder
-    """The collection's visual encoder."""
-    clip: CachedEncoder
-    """Dense CLIP features."""
-    text: CachedTexts
-    """The collection's text encoder."""
-    proposers: dict[str, RegionProposer]
-    """`none`, `opencut`, `oracle`."""
-    protocol: Protocol | None = field(default=None)
-    """How images come to the segmenters; None for images as they are."""
-
-    def fossil(self, config: FossilConfig, proposer: str) -> FossilSegmenter:
-        """FOSSIL with one of the proposers; windows are the protocol's."""
-        config = replace(config, windows=None)
-        return FossilSegmenter(
-            self.collection, self.visual, self.text, self.proposers[proposer], config
-        )
-
-    def text_only(self, proposer: str) -> TextOnlySegmenter:
-        """The baseline without a collection, with one of the proposers."""
-        return TextOnlySegmenter(
-            self.clip,
-            self.text,
-            self.proposers[proposer],
-            templates=self.collection.manifest.templates,
-            windows=None,
-        )
-
-    def predict(self, segmenter: FossilSegmenter | TextOnlySegmenter) -> list[np.ndarray]:
-        """(H, W) int32 label maps of all images, one image at a time to bound memory."""
-        data, protocol = self.data, self.protocol
-        if protocol is None:
-            return [segmenter.segment([one], data.classes)[0].labels_hw for one in data.images]
-        return [
-            segment_with_protocol(segmenter, one, data.classes, protocol, data.seen).labels_hw
-            for one in data.images
-        ]
-
-    def scores(self, predictions: Sequence[np.ndarray]) -> Scores:
-        """Metrics of label maps of all images."""
-        classes = len(self.data.classes)
-        pairs = zip(self.data.labels, predictions, strict=True)
-        return scores_of_counts(reduce(np.add, (confusion(*pair, classes) for pair in pairs)))
+PROGRESS_SECONDS = 5.0
 
 
 def evaluate(
-    spec: EvaluateSpec, progress: Callable[[str], None] = print, device: str | None = None
+    spec: EvaluateSpec,
+    progress: Say = print,
+    device: str | None = None,
+    run_shards: RunShards | None = None,
 ) -> dict[str, Any]:
     """Evaluates a collection and writes the results.
 
@@ -195,191 +63,266 @@ def evaluate(
         spec: what and on what.
         progress: receives lines for people, the finished table among them.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        run_shards: spreads the shards over workers; None scores them here, one after another.
 
     Returns:
-        What evaluation.json holds: caption, protocol, rows (name, mIoU, accuracies and, with a
-        split of classes, hIoU, in [0, 1]; None where not defined), ablations, ratios, per-class
-        IoU (None for a class that does not occur), the support of each class in words
-        (`class_support`), the effective specification, class list and label convention, the
-        collection's fingerprint, seconds.
+        What evaluation.json holds: caption, protocol, rows (name, mIoU, accuracies and whatever
+        else the data set has truth for, in [0, 1]; None where not defined), ablations, ratios,
+        per-class table, the support of each class in words (`class_support`), the effective
+        specification, class list, its fingerprint and the label convention, the collection's
+        fingerprint, seconds.
 
     Raises:
         CollectionError: the collection cannot be opened, or does not state its encoders.
         ModelError: an encoder cannot be loaded.
-        InputError: the label folder is not as it should be, or the collection is of masked crops.
+        InputError: the data set is not as it should be (nothing is scored then), or the collection
+            is of masked crops.
+        MismatchError: the output has an evaluation of other settings.
     """
     started = time.monotonic()
     output = Path(spec.output)
     output.mkdir(parents=True, exist_ok=True)
+    data = spec.open_data()
     with CachedModels(device) as models, warnings.catch_warnings():
-        # The result says so of every class, and each ablation would say it again.
         warnings.filterwarnings("ignore", message=".* has no references for")
         collection = models.collection(spec.collection)
-        bench = make_bench(spec, collection, models, progress)
-        progress("segmenting")
-        best = bench.fossil(spec.fossil, "opencut")
-        predictions = {
-            "FOSSIL": bench.predict(best),
-            "FOSSIL without proposals": bench.predict(bench.fossil(spec.fossil, "none")),
-            "FOSSIL with oracle masks": bench.predict(bench.fossil(spec.fossil, "oracle")),
-            "text only": bench.predict(bench.text_only("none")),
-            "text only with OpenCut": bench.predict(bench.text_only("opencut")),
-            "text only with oracle masks": bench.predict(bench.text_only("oracle")),
-        }
-        rows = {name: bench.scores(maps) for name, maps in predictions.items()}
-        result = {
-            "caption": _caption(spec, collection),
-            "data": bench.data.name,
-            "protocol": "images as they are"
-            if bench.protocol is None
-            else bench.protocol.described(),
-            "convention": bench.data.convention,
-            "class_fingerprint": bench.data.class_fingerprint,
-            "collection": {
-                "fingerprint": collection.manifest.fingerprint,
-                "references": len(collection),
-            },
-            "rows": [_row(name, scores, bench.data) for name, scores in rows.items()],
-            "ratios": _ratios(rows),
-            "ablations": _ablations(spec, bench),
-            "per_class_iou": {
-                name: _rounded(iou)
-                for name, iou in zip(bench.data.classes, rows["FOSSIL"].iou, strict=True)
-            },
-            "support": {
-                name: str(one)
-                for name, one in zip(
-                    bench.data.classes, best.prepare(bench.data.classes).support, strict=True
-                )
-            },
-            "spec": dump(spec),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-    (output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-    (output / "evaluation.md").write_text(report.markdown(result))
-    if spec.pictures:
-        _draw(spec, bench.data, predictions, output / "predictions.png")
+        methods = Methods(spec, data, models)  # refuses what does not fit before anything is read
+        images, scores = open_steps(spec, data, collection)
+        meter = _Meter(len(data), progress)
+        list_images(data, images, spec.shard_size, lambda done: meter.tell("checked", done))
+        (run_shards or _run_here(progress))(
+            ScoreImages(evaluate=spec, device=device), images, scores
+        )
+        shards = images.complete() or []
+        scores.finish(shards)
+        rows = rows_of(spec)
+        totals = add_up(scored_images(scores), len(rows), len(data.class_names), data.things)
+        fossil = [name for name in spec.rows if name in DENSE and name != "freeda"]
+        support = methods.support() if fossil else {}
+        result = _result(spec, data, collection, totals, support)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    _write(spec, data, totals, scores, result, output)
     progress(report.text(result))
     return result
 
 
-def make_bench(
+def _run_here(progress: Say) -> RunShards:
+    def run(spec: ScoreImages, images: StepFolder, scores: StepFolder) -> None:
+        shards = images.complete() or []
+        done = set(scores.committed())
+        missing = [shard for shard in shards if shard not in done]
+        commits = images.commits()
+        meter = _Meter(sum(commits[shard].outputs for shard in shards), progress)
+        if not missing:
+            return
+        stage = spec.build()
+        before = sum(commits[shard].outputs for shard in done)
+        meter.begin(before)
+        for shard in missing:
+
+            def counted(records: Any) -> Any:
+                for item in stage(records):
+                    meter.count()
+                    yield item
+
+            run_shard([counted], images, scores, shard)
+
+    return run
+
+
+class _Meter:
+    """Says how many images are done, at what rate, and how long the rest will take."""
+
+    def __init__(self, total: int, say: Say) -> None:
+        self._total, self._say = total, say
+        self._done = self._first = 0
+        self._started = self._said = time.monotonic()
+
+    def begin(self, done: int) -> None:
+        """So many were done before."""
+        self._done = self._first = done
+        self._started = self._said = time.monotonic()
+
+    def count(self) -> None:
+        """One more."""
+        self.tell("scored", self._done + 1)
+
+    def tell(self, what: str, done: int) -> None:
+        """So many now."""
+        self._done, now = done, time.monotonic()
+        if now - self._said < PROGRESS_SECONDS:
+            return
+        self._said = now
+        rate = (done - self._first) / (now - self._started)
+        left = (self._total - done) / rate
+        self._say(f"{what} {done} of {self._total} images, {rate:.3g} images/s, {left:.0f} s to go")
+
+
+def _result(
     spec: EvaluateSpec,
+    data: LabelledSet,
     collection: ReferenceCollection,
-    models: CachedModels,
-    progress: Callable[[str], None],
-) -> Bench:
-    """Renders the scenes, or reads the images, and loads the models.
-
-    Raises:
-        InputError: the collection is of masked crops, which FOSSIL's dense features cannot be
-            compared with; or the label folder is not as it should be.
-    """
-    if collection.visual_config.masking:
-        raise InputError(
-            f"{spec.collection} was embedded as masked crops "
-            f"({collection.visual_config.features}), and FOSSIL compares dense features with it: "
-            "give a collection of dense features"
-        )
-    protocol = spec.chosen_protocol()
-    data = _data(spec, protocol)
-    images, labels = list(data.images), list(data.labels)
-    if protocol is not None:
-        images = [part for one in images for part in windows_of(one, protocol)]
-        labels = [part for one in labels for part in label_windows_of(one, protocol)]
-    opencut = load_proposer(ProposerConfig(opencut=spec.opencut), device=models.device)
-    bench = Bench(
-        data=data,
-        collection=collection,
-        visual=models.encoder(collection.visual_config),
-        clip=models.encoder(spec.clip),
-        text=models.text(collection.text_config),
-        proposers={
-            "none": no_proposals,
-            "opencut": cached_proposer(opencut),
-            "oracle": oracle_proposer(images, [label_masks(label) for label in labels]),
+    totals: Totals,
+    support: dict[str, str],
+) -> dict[str, Any]:
+    rows, protocol = rows_of(spec), spec.chosen_protocol()
+    found = [
+        {"name": row.title, **{k: _rounded(v) for k, v in totals.metrics(i, data.seen).items()}}
+        for i, row in enumerate(rows)
+    ]
+    main = [one for row, one in zip(rows, found, strict=True) if not row.changes]
+    by_name = {row.name: one["miou"] for row, one in zip(rows, found, strict=True)
+               if not row.changes}  # fmt: skip
+    described = "images as they are" if protocol is None else protocol.described()
+    settings = dump(protocol) if protocol is not None else None
+    return {
+        "caption": _caption(spec, collection),
+        "data": data.name,
+        "protocol": described,
+        "protocol_fingerprint": fingerprint(settings)[:16],
+        "convention": data.convention,
+        "class_list": data.class_list.name,
+        "class_fingerprint": data.class_fingerprint,
+        "classes": list(data.class_names),
+        "images": len(totals.names),
+        "collection": {
+            "fingerprint": collection.manifest.fingerprint,
+            "references": len(collection),
         },
-        protocol=protocol,
-    )
-    # All at once, in full batches; the segmenters then find each image in the cache.
-    progress(f"encoding {data.name}")
-    for encoder in (bench.visual, bench.clip):
-        encoder.encode(images)
-    progress("proposing masks")
-    bench.proposers["opencut"](images)
-    return bench
-
-
-def _data(spec: EvaluateSpec, protocol: Protocol | None) -> Dataset:
-    if spec.dataset:
-        names = spec.names
-        if not names and protocol is not None:
-            known = SETS[spec.dataset].lists if spec.dataset in SETS else ()
-            names = protocol.names if protocol.names in known else ""
-        return in_memory(open_set(spec.dataset, spec.root, names=names), spec.limit)
-    return label_folder(spec.folder) if spec.folder else miniature_scenes(spec.split, spec.scenes)
-
-
-def _ablations(spec: EvaluateSpec, bench: Bench) -> dict[str, list[dict[str, Any]]]:
-    """One parameter at a time from the best configuration (FOSSIL section 4.3)."""
-    grids = {"n": spec.ablate_n, "k": spec.ablate_k, "gamma": spec.ablate_gamma}
-
-    def row(name: str, value: float) -> dict[str, Any]:
-        changed: dict[str, Any] = {name: value}
-        segmenter = bench.fossil(replace(spec.fossil, **changed), "opencut")
-        scores = bench.scores(bench.predict(segmenter))
-        return {name: value, **_row("FOSSIL", scores, bench.data)}
-
-    return {name: [row(name, value) for value in values] for name, values in grids.items()}
-
-
-def _row(name: str, scores: Scores, data: Dataset) -> dict[str, Any]:
-    row = {
-        "name": name,
-        "miou": _rounded(scores.miou),
-        "mean_accuracy": _rounded(scores.mean_accuracy),
-        "pixel_accuracy": _rounded(scores.pixel_accuracy),
+        "rows": main,
+        "ratios": _ratios(by_name),
+        "ablations": _ablations(rows, found),
+        "details_of": main[0]["name"],
+        "per_class": _per_class(data, totals, collection, support),
+        "support": support,
+        "spec": dump(spec),
     }
-    if data.seen is not None:
-        row["hiou"] = _rounded(split_scores(scores.iou, data.seen).hiou)
-    return row
+
+
+def _ablations(
+    rows: Sequence[Row], found: Sequence[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    tables: dict[str, list[dict[str, Any]]] = {"n": [], "k": [], "gamma": []}
+    for row, one in zip(rows, found, strict=True):
+        for name, value in row.changes:
+            tables[name].append({name: value, **one, "name": TITLES[row.name]})
+    return tables
+
+
+def _per_class(
+    data: LabelledSet, totals: Totals, collection: ReferenceCollection, support: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Of the first row: each class with its IoU, and what it is taken for most often."""
+    counts = totals.confusion[0]
+    iou, true = scores_of_counts(counts).iou, counts.sum(1)
+    references = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
+    names = [*data.class_names, "no class"]
+    table = []
+    for label, name in enumerate(data.class_names):
+        wrong = counts[label].copy()
+        wrong[label] = 0
+        own = data.class_list.classes[label]
+        worst = int(wrong.argmax())
+        table.append({
+            "class": name,
+            "iou": _rounded(iou[label]),
+            "pixels": int(true[label]),
+            "references": sum(references.get(each, 0) for each in own),
+            "support": support.get(name, ""),
+            "most_confused_with": names[worst] if wrong[worst] else "",
+            "confused_share": _rounded(wrong[worst] / true[label]) if true[label] else None,
+        })  # fmt: skip
+    return table
 
 
 def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 4)
 
 
-def _ratios(rows: dict[str, Scores]) -> dict[str, float]:
+def _ratios(miou: dict[str, float | None]) -> dict[str, float]:
     """FOSSIL's mIoU over that of its bounds; the better text-only row without oracle counts."""
-    text = max(rows["text only"].miou, rows["text only with OpenCut"].miou)
-    bounds = {"text_only": text, "oracle": rows["FOSSIL with oracle masks"].miou}
-    return {
-        f"over_{name}": round(rows["FOSSIL"].miou / bound, 3)
-        for name, bound in bounds.items()
-        if bound > 0
-    }
+    own = miou.get("fossil")
+    texts = [miou[name] or 0.0 for name in ("text_only", "text_only_opencut") if name in miou]
+    bounds = {"text_only": max(texts, default=0.0), "oracle": miou.get("fossil_oracle") or 0.0}
+    if own is None:
+        return {}
+    return {f"over_{k}": round(own / bound, 3) for k, bound in bounds.items() if bound > 0}
 
 
 def _caption(spec: EvaluateSpec, collection: ReferenceCollection) -> str:
     if not spec.folder and not spec.dataset:
         return CAPTION
-    models = (collection.visual_config.model, spec.opencut.keys.model, spec.clip.model)
+    models = [collection.visual_config.model]
+    if any("opencut" in name or name == "fossil" for name in spec.rows):
+        models.append(spec.opencut.keys.model)
+    if any(name.startswith("text_only") for name in spec.rows):
+        models.append(spec.clip.model)
     caption = f"Measured on labelled images with {', '.join(dict.fromkeys(models))}."
     return f"{caption} {SMALL}" if any(m.startswith("miniature:") for m in models) else caption
 
 
-def _draw(
-    spec: EvaluateSpec, data: Dataset, predictions: dict[str, list[np.ndarray]], path: Path
+def _write(
+    spec: EvaluateSpec,
+    data: LabelledSet,
+    totals: Totals,
+    scores: StepFolder,
+    result: dict[str, Any],
+    output: Path,
 ) -> None:
-    """Images that show different classes, not the best ones: every few images in order."""
-    step = max(1, len(data.images) // spec.pictures)
-    chosen = range(0, len(data.images), step)[: spec.pictures]
-    shown = ("FOSSIL", "FOSSIL without proposals", "text only")
-    columns = {"truth": data.labels} | {name: predictions[name] for name in shown}
+    (output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    (output / "evaluation.md").write_text(report.markdown(result))
+    names = [*data.class_names, "no class"]
+    pairs = np.argwhere(totals.confusion[0])
+    with open(output / "confusion.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["true", "predicted", "pixels"])
+        table.writerows(
+            [names[t], names[p], int(totals.confusion[0, t, p])] for t, p in pairs.tolist()
+        )
+    rows = [row for row in rows_of(spec) if not row.changes]
+    overlaps = overlaps_of(scored_images(scores), range(len(rows)), len(data.class_names))
+    ious = [one.iou_of_images() for one in overlaps]
+    with open(output / "images.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", *(f"{row.title}: {m}" for row in rows for m in ("IoU", "right"))])
+        columns = [
+            column for one, iou in zip(overlaps, ious, strict=True)
+            for column in (iou, one.accuracy_of_images())
+        ]  # fmt: skip
+        for index, name in enumerate(totals.names):
+            table.writerow([name, *(_rounded(column[index]) for column in columns)])
+    if spec.pictures:
+        count = len(totals.names)
+        step = max(1, count // spec.pictures)
+        _draw(data, scores, rows, list(range(0, count, step)[: spec.pictures]),
+              output / "predictions.png")  # fmt: skip
+        # Images without any class to judge come last.
+        worst = np.argsort(ious[0], kind="stable")[: spec.pictures].tolist()
+        _draw(data, scores, rows, worst, output / "worst.png")
+
+
+def _draw(
+    data: LabelledSet, scores: StepFolder, rows: Sequence[Row], chosen: Sequence[int], path: Path
+) -> None:
+    """Images by their number, in the order given, with the truth and the first rows."""
+    picked = images_by_number(scores, chosen)
+    examples = [data.read(image.name) for image in picked]
+    # Three columns are as many as can be told apart; without proposals is more telling than text.
+    shown = [i for i, row in enumerate(rows) if row.name not in ("fossil_oracle",)][:3]
+    columns = {"truth": [example.label_hw for example in examples]}
+    for number in shown:
+        columns[rows[number].title] = [labels_of_png(one.maps[number]) for one in picked]
     prediction_grid(
-        [data.images[i] for i in chosen],
-        {name: [maps[i] for i in chosen] for name, maps in columns.items()},
-        data.classes,
+        [example.image_hwc for example in examples],
+        columns,
+        data.class_names,
         path,
         colours=data.colours,
     )
+
+
+def images_by_number(scores: StepFolder, chosen: Sequence[int]) -> list[ScoredImage]:
+    """Scored images by their number in the data set, in the order given."""
+    wanted = set(chosen)
+    found = {i: one for i, one in enumerate(scored_images(scores)) if i in wanted}
+    return [found[number] for number in chosen]

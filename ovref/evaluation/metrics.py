@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from ovref_inference.ranges import require_at_least
 from ovref_inference.segmenters.regions import NO_CLASS
 
-IGNORE = 255
-"""True label of pixels that are not evaluated."""
+IGNORE = -1
+"""True label of pixels that are not evaluated. No class of any set has it, unlike 255 and 65535."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,20 @@ def confusion(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> n
     Raises:
         ValueError: shapes differ, the type is not an integer, or a label is out of range.
     """
+    counts = np.zeros((classes, classes + 1), dtype=np.int64)
+    truth, predicted, pixels = confused(truth_hw, predicted_hw, classes).T
+    counts[truth, predicted] = pixels
+    return counts
+
+
+def confused(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
+    """The entries of `confusion` that are not zero: of hundreds of classes an image has few.
+
+    Args, errors: as of `confusion`.
+
+    Returns:
+        (n, 3) int64: true class, predicted class (`classes` for NO_CLASS), pixels; sorted.
+    """
     require_at_least("classes", classes, 1)
     if truth_hw.shape != predicted_hw.shape:
         raise ValueError(
@@ -80,8 +95,61 @@ def confusion(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> n
                 "in the truth); check the label convention of the data set"
             )
     predicted = np.where(labels["prediction"] == NO_CLASS, classes, labels["prediction"])
-    pairs = labels["truth"] * (classes + 1) + predicted
-    return np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+    counts = np.bincount(labels["truth"] * (classes + 1) + predicted)
+    pairs = np.flatnonzero(counts)
+    return np.stack([pairs // (classes + 1), pairs % (classes + 1), counts[pairs]], axis=1)
+
+
+def boundary_hw(mask_hw: np.ndarray, ratio: float = 0.02) -> np.ndarray:
+    """The pixels of a mask that are near its edge (Cheng et al., "Boundary IoU", CVPR 2021).
+
+    As in bowenc0221/boundary-iou-api: within `ratio` of the image's diagonal, rounded and at least
+    one pixel, of a pixel outside, counted along rows and columns and across corners; what is
+    outside of the image is outside of the mask.
+
+    Args:
+        mask_hw: (H, W) bool.
+        ratio: of the diagonal.
+
+    Returns:
+        (H, W) bool.
+    """
+    height, width = mask_hw.shape
+    reach = max(1, round(ratio * math.sqrt(height**2 + width**2)))
+    inner_hw = mask_hw
+    for axis in (0, 1):
+        inner_hw = ndimage.minimum_filter1d(
+            inner_hw.astype(np.uint8), 2 * reach + 1, axis, mode="constant", cval=0
+        )
+    return mask_hw & (inner_hw == 0)
+
+
+def boundary_pixels(
+    truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int, ratio: float = 0.02
+) -> np.ndarray:
+    """Pixels near the edges of each class, for the boundary IoU of a data set.
+
+    Pixels that are not evaluated have no class in the prediction either. Summed over the images,
+    intersection over union is a class's boundary IoU, whose mean is taken as that of IoU.
+
+    Args:
+        truth_hw: as in `confusion`.
+        predicted_hw: as in `confusion`.
+        classes: number of classes.
+        ratio: as in `boundary_hw`.
+
+    Returns:
+        (n, 3) int64: class, pixels in both boundaries, pixels in either; of the classes that occur.
+    """
+    evaluated_hw = np.where(truth_hw == IGNORE, NO_CLASS, predicted_hw)
+    found = np.union1d(truth_hw, evaluated_hw)
+    rows = []
+    for label in found[(found >= 0) & (found < classes)].tolist():
+        true_hw, own_hw = (
+            boundary_hw(map_hw == label, ratio) for map_hw in (truth_hw, evaluated_hw)
+        )
+        rows.append((label, int((true_hw & own_hw).sum()), int((true_hw | own_hw).sum())))
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
 def iou_of_counts(counts: np.ndarray) -> np.ndarray:

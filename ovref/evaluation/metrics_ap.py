@@ -58,8 +58,23 @@ class ApScores:
     """The same at IoU 0.75 alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatchedDetections:
+    """The detections of one class in one image, best first."""
+
+    label: int
+    truths: int
+    """True instances that are not crowd."""
+    scores: np.ndarray
+    """(d,) float."""
+    right: np.ndarray
+    """(thresholds, d) bool: the detection is right at that IoU."""
+    ignored: np.ndarray
+    """(thresholds, d) bool: a crowd explains it."""
+
+
 class AveragePrecision:
-    """Judged detections over many images."""
+    """Matched detections over many images."""
 
     def __init__(self, classes: int) -> None:
         """Starts from nothing. `classes` is how many there are, at least 1.
@@ -71,9 +86,9 @@ class AveragePrecision:
             raise ValueError(f"classes must be at least 1, found {classes}")
         self.truths = np.zeros(classes, dtype=np.int64)
         """(classes,) true instances that are not crowd."""
-        self._evaluated: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+        self._matched: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
         # Of each class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
-        self._evaluated = [[] for _ in range(classes)]
+        self._matched = [[] for _ in range(classes)]
 
     def add(self, truth: TrueInstances, found: Detections) -> None:
         """Judges one image. Of equal scores, the earlier detection and image comes first.
@@ -83,24 +98,23 @@ class AveragePrecision:
                 differ, a label is no class, or a score is not finite.
         """
         self._check(truth, found)
-        for label in np.union1d(truth.labels, found.labels).tolist():
-            true, chosen = truth.labels == label, np.flatnonzero(found.labels == label)
-            order = np.argsort(-found.scores[chosen], kind="stable")[:MAX_DETECTIONS]
-            chosen = chosen[order]
-            ious = _ious(found.masks_nhw[chosen], truth.masks_nhw[true], truth.crowd[true])
-            right, ignored = _match(ious, truth.crowd[true])
-            self.truths[label] += int((~truth.crowd[true]).sum())
-            self._evaluated[label].append((found.scores[chosen], right, ignored))
+        for matched in match_detections(truth, found):
+            self.add_matched(matched)
+
+    def add_matched(self, matched: "MatchedDetections") -> None:
+        """Counts one class of one image, in the order of the images."""
+        self.truths[matched.label] += matched.truths
+        self._matched[matched.label].append((matched.scores, matched.right, matched.ignored))
 
     def scores(self) -> ApScores:
         """Metrics of everything added so far."""
         table = np.full((len(self.truths), len(THRESHOLDS)), np.nan)
-        for label, evaluated in enumerate(self._evaluated):
+        for label, matched in enumerate(self._matched):
             if not self.truths[label]:
                 continue
-            scores = np.concatenate([s for s, _, _ in evaluated])
-            right = np.concatenate([r for _, r, _ in evaluated], axis=1)
-            ignored = np.concatenate([i for _, _, i in evaluated], axis=1)
+            scores = np.concatenate([s for s, _, _ in matched])
+            right = np.concatenate([r for _, r, _ in matched], axis=1)
+            ignored = np.concatenate([i for _, _, i in matched], axis=1)
             order = np.argsort(-scores, kind="stable")
             for t in range(len(THRESHOLDS)):
                 kept = order[~ignored[t, order]]
@@ -137,6 +151,27 @@ class AveragePrecision:
             raise ValueError(f"truth and detections must have one size, found {sorted(sizes)}")
         if not np.isfinite(found.scores).all():
             raise ValueError("scores must be finite")
+
+
+def match_detections(truth: TrueInstances, found: Detections) -> list[MatchedDetections]:
+    """Which detections of one image are right, class by class."""
+    matched = []
+    for label in np.union1d(truth.labels, found.labels).tolist():
+        true, chosen = truth.labels == label, np.flatnonzero(found.labels == label)
+        order = np.argsort(-found.scores[chosen], kind="stable")[:MAX_DETECTIONS]
+        chosen = chosen[order]
+        ious = _ious(found.masks_nhw[chosen], truth.masks_nhw[true], truth.crowd[true])
+        right, ignored = _match(ious, truth.crowd[true])
+        matched.append(
+            MatchedDetections(
+                label=int(label),
+                truths=int((~truth.crowd[true]).sum()),
+                scores=found.scores[chosen],
+                right=right,
+                ignored=ignored,
+            )
+        )
+    return matched
 
 
 def _ious(masks_dhw: np.ndarray, true_ghw: np.ndarray, crowd_g: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ovref.evaluation.metrics import IGNORE
+
 VOID = 0
 """Segment id of pixels without a segment."""
 
@@ -162,7 +164,7 @@ class PanopticQuality:
 
 
 def panoptic_of_labels(
-    label_hw: np.ndarray, things: Sequence[bool], ignore: int = 255
+    label_hw: np.ndarray, things: Sequence[bool], ignore: int = IGNORE
 ) -> PanopticMap:
     """The panoptic map that a label map alone stands for.
 

@@ -124,7 +124,7 @@ def prediction_grid(
             coloured = palette[np.minimum(label_hw, len(classes))]
             text = ""
             if truth in columns and name != truth:
-                known_hw = columns[truth][row] < len(classes)
+                known_hw = (columns[truth][row] >= 0) & (columns[truth][row] < len(classes))
                 right = (maps[row] == columns[truth][row])[known_hw]
                 text = f"{right.mean():.0%} of pixels right" if len(right) else ""
             _cell(figure, column, base, coloured, text)

@@ -7,7 +7,14 @@ COLUMNS = {
     "miou": "mIoU %",
     "mean_accuracy": "class accuracy %",
     "pixel_accuracy": "pixel accuracy %",
+    "seen": "seen %",
+    "unseen": "unseen %",
     "hiou": "hIoU %",
+    "boundary_iou": "boundary IoU %",
+    "pq": "PQ %",
+    "sq": "SQ %",
+    "rq": "RQ %",
+    "ap": "mask AP %",
 }
 OWN = "own references"
 RATIOS = {"over_text_only": "the better text-only row", "over_oracle": "oracle masks"}
@@ -18,12 +25,18 @@ def text(result: dict[str, Any]) -> str:
     blocks = [result["caption"], f"{result['data']}; {_collection_line(result)}"]
     blocks += [f"Protocol {result['protocol']}", ""]
     for rows in _tables(result):
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        for row in rows:
-            numbers = [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-            blocks.append("  ".join([row[0].ljust(widths[0]), *numbers]).rstrip())
-        blocks.append("")
+        blocks += [*aligned(rows), ""]
     return "\n".join([*blocks, *_notes(result)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for a terminal: the first column is text, the others are numbers."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        numbers = [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *numbers]).rstrip())
+    return lines
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -34,7 +47,14 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [*markdown_table(header, rows), ""]
     for note in _notes(result):
         lines += [note, ""]
-    lines += ["Labels: " + result["convention"] + f" ({result['class_fingerprint']}).", ""]
+    lines += [f"## Classes, by {result['details_of']}", ""]
+    header, *rows = _class_table(result["per_class"])
+    lines += [*markdown_table(header, rows), ""]
+    lines += [
+        f"Class list {result['class_list']}. Labels: {result['convention']} "
+        f"({result['class_fingerprint']}). Protocol {result['protocol_fingerprint']}.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -67,17 +87,35 @@ def _tables(result: dict[str, Any]) -> list[list[list[str]]]:
     return tables
 
 
+def _class_table(classes: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Worst classes first; those that do not occur last."""
+    ordered = sorted(classes, key=lambda row: 2.0 if row["iou"] is None else row["iou"])
+    table = [["class", "IoU %", "pixels", "references", "taken for most often", "share %"]]
+    for row in ordered:
+        references = f"{row['references']:,}"
+        if row["support"] not in ("", OWN):
+            references += f", {row['support']}"
+        table.append([
+            row["class"], percent(row["iou"]), f"{row['pixels']:,}", references,
+            row["most_confused_with"], percent(row["confused_share"]),
+        ])  # fmt: skip
+    return table
+
+
 def _collection_line(result: dict[str, Any]) -> str:
-    fossil = result["spec"]["fossil"]
+    references, fossil = result["collection"]["references"], result["spec"]["fossil"]
+    if not any(name.startswith("fossil") for name in result["spec"]["rows"]):
+        return f"{references} references"
     return (
-        f"{result['collection']['references']} references, N = {fossil['n']}, K = {fossil['k']}, "
-        f"gamma = {fossil['gamma']}"
+        f"{references} references, N = {fossil['n']}, K = {fossil['k']}, gamma = {fossil['gamma']}"
     )
 
 
 def _notes(result: dict[str, Any]) -> list[str]:
     parts = [f"{value:.2f} x {RATIOS[name]}" for name, value in result["ratios"].items()]
-    notes = ["FOSSIL's mIoU has no ratio to its bounds, which are 0 or not defined."]
+    notes = []
+    if "fossil" in result["spec"]["rows"]:
+        notes = ["FOSSIL's mIoU has no ratio to its bounds, which are 0 or not defined."]
     if parts:
         notes = ["FOSSIL's mIoU is " + " and ".join(parts) + "."]
     strange = [f"{name}: {how}" for name, how in result["support"].items() if how != OWN]

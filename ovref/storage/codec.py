@@ -7,9 +7,12 @@ A caption, prompt or image record is one sample of a tar, members named `<key>.<
     heatmaps.npy    image records with heatmaps: (regions, h, w) float16
     masks.png       image records with regions: 8-bit grey, the tri-state masks stacked vertically
 
-and one row of the sidecar, which has the metadata without the arrays. A reference is only a row:
-its sidecar holds the two embeddings as fixed-size lists of float16, so that the reducer reads
-columns, and no tar needs millions of members of a few bytes each.
+    <table>.npy         images of an evaluation: one of `ScoredImage.tables`
+    map<row>.png        images of an evaluation: one of `ScoredImage.maps`
+
+and one row of the sidecar, which has the metadata without the arrays. A reference is a row and
+nothing else: its sidecar holds the two embeddings as fixed-size lists of float16, so that the
+reducer reads columns, and there is no tar of millions of members of a few bytes each.
 """
 
 import io
@@ -24,15 +27,28 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, PngImagePlugin
 
-from ovref.records import Caption, ImageRecord, Noun, Prompt, Reference, Region
+from ovref.records import (
+    Caption,
+    ImageRecord,
+    LabelledImage,
+    Noun,
+    Prompt,
+    Reference,
+    Region,
+    ScoredImage,
+)
 
-Record = Caption | Prompt | ImageRecord | Reference
+Record = Caption | Prompt | ImageRecord | Reference | LabelledImage | ScoredImage
+Sample = Caption | Prompt | ImageRecord | LabelledImage | ScoredImage
+"""Records that have samples."""
 
 KINDS: dict[type, str] = {
     Caption: "caption",
     Prompt: "prompt",
     ImageRecord: "image",
     Reference: "reference",
+    LabelledImage: "labelled_image",
+    ScoredImage: "scored_image",
 }
 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(#[0-9]{1,9})?")
@@ -76,17 +92,19 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "source": pa.string(),
         "seed": pa.int64(),
     },
+    "labelled_image": {"key": pa.string(), "name": pa.string()},
+    "scored_image": {"key": pa.string(), "name": pa.string()},
 }
 """Columns of the sidecar by kind; references also have `visual` and `textual`."""
 
 
 def kind_of(record: Any) -> str:
-    """`caption`, `prompt`, `image` or `reference`. Raises TypeError for anything else."""
+    """One of the values of KINDS. Raises TypeError for anything that is no record."""
     try:
         return KINDS[type(record)]
     except KeyError:
         raise TypeError(
-            f"a shard holds Caption, Prompt, ImageRecord or Reference, found {type(record)}"
+            f"a shard holds {', '.join(kind.__name__ for kind in KINDS)}, found {type(record)}"
         ) from None
 
 
@@ -105,7 +123,7 @@ def is_part(key: str) -> bool:
     return match is not None and match[1] is not None
 
 
-def encode(record: Caption | Prompt | ImageRecord) -> dict[str, bytes]:
+def encode(record: Sample) -> dict[str, bytes]:
     """The sample of a record: file extension -> bytes, `json` first.
 
     Raises:
@@ -114,6 +132,10 @@ def encode(record: Caption | Prompt | ImageRecord) -> dict[str, bytes]:
     """
     check_key(record.key)
     meta, sample = _metadata(record), {}
+    if isinstance(record, ScoredImage):
+        for name, table_nc in record.tables.items():
+            sample[f"{name}.npy"] = _npy(table_nc)
+        sample |= {f"map{row}.png": png for row, png in record.maps.items()}
     if isinstance(record, ImageRecord):
         if record.heatmaps_nhw is not None:
             sample["heatmaps.npy"] = _encode_heatmaps(record, record.heatmaps_nhw)
@@ -121,12 +143,12 @@ def encode(record: Caption | Prompt | ImageRecord) -> dict[str, bytes]:
         if record.regions:
             sample["masks.png"] = _encode_masks(record)
             meta["mask_hw"] = list(record.regions[0].mask_hw.shape)
-    if record.image is not None:
+    if isinstance(record, Caption | Prompt | ImageRecord) and record.image is not None:
         sample[_image_extension(record.image)] = record.image
     return {"json": _json(meta), **dict(sorted(sample.items()))}
 
 
-def decode(key: str, sample: dict[str, bytes]) -> Caption | Prompt | ImageRecord:
+def decode(key: str, sample: dict[str, bytes]) -> Sample:
     """The record of a sample, equal to the one encoded.
 
     Raises:
@@ -135,6 +157,10 @@ def decode(key: str, sample: dict[str, bytes]) -> Caption | Prompt | ImageRecord
     try:
         meta = json.loads(sample["json"])
         kind = meta.pop("kind")
+        if kind == "labelled_image":
+            return LabelledImage(key=key, **meta)
+        if kind == "scored_image":
+            return ScoredImage(key=key, **meta, **_decode_scored(sample))
         image = next((sample[name] for name in IMAGE_EXTENSIONS if name in sample), None)
         if kind == "caption":
             return Caption(key=key, image=image, **meta)
@@ -179,6 +205,8 @@ def row(record: Record) -> dict[str, Any]:
         ValueError: the key is not a safe name.
     """
     check_key(record.key)
+    if isinstance(record, LabelledImage | ScoredImage):
+        return {"key": record.key, "name": record.name}
     values: dict[str, Any] = {"key": record.key, "source": record.source}
     if isinstance(record, Caption):
         return {**values, "text": record.text, "draw": record.draw}
@@ -233,7 +261,9 @@ def matrix(of: pa.Table, name: str) -> np.ndarray:
     return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
 
 
-def _metadata(record: Caption | Prompt | ImageRecord) -> dict[str, Any]:
+def _metadata(record: Sample) -> dict[str, Any]:
+    if isinstance(record, LabelledImage | ScoredImage):
+        return {"kind": kind_of(record), "name": record.name}
     if isinstance(record, Caption):
         meta = {"text": record.text, "source": record.source, "draw": record.draw}
     elif isinstance(record, Prompt):
@@ -272,9 +302,27 @@ def _encode_heatmaps(record: ImageRecord, heatmaps_nhw: np.ndarray) -> bytes:
             f"{record.key}: heatmaps_nhw must be ({regions}, h, w) float16, one for each region, "
             f"found {heatmaps_nhw.shape} {heatmaps_nhw.dtype}"
         )
+    return _npy(heatmaps_nhw)
+
+
+def _npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(heatmaps_nhw), allow_pickle=False)
+    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
     return file.getvalue()
+
+
+def _decode_scored(sample: dict[str, bytes]) -> dict[str, Any]:
+    tables = {
+        name.removesuffix(".npy"): np.load(io.BytesIO(data), allow_pickle=False)
+        for name, data in sample.items()
+        if name.endswith(".npy")
+    }
+    maps = {
+        int(name.removeprefix("map").removesuffix(".png")): data
+        for name, data in sample.items()
+        if name.startswith("map")
+    }
+    return {"tables": tables, "maps": maps}
 
 
 def _decode_heatmaps(sample: dict[str, bytes], shape_nhw: list[int] | None) -> np.ndarray | None:

@@ -21,6 +21,7 @@ examples:
       engine.workers=8
   ovref reduce --config miniature output=runs/demo replace=true reduce.prototypes.k=3
   ovref evaluate --config miniature_evaluate collection=runs/demo/collection
+  ovref compare runs/first runs/second --output runs/compared
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
   ovref bench --config own_captions --batch-sizes 8,16 corpus.path=captions.txt output=runs/first
@@ -93,6 +94,22 @@ def parser() -> argparse.ArgumentParser:
         help="batch sizes of the stage that makes images; default: the configuration's",
     )  # fmt: skip
     add_configured("evaluate", "measure a collection on the miniature's scenes or labelled images")
+
+    compare = add("compare", "compare two evaluations of the same images, class by class")
+    compare.add_argument("first", metavar="RUN", help="output of an evaluation")
+    compare.add_argument("second", metavar="RUN", help="output of another, or of the same")
+    compare.add_argument("--output", required=True, metavar="FOLDER", help="made if it is missing")
+    compare.add_argument(
+        "--row", default="", metavar="NAME",
+        help="row of the table that is compared, by its name there; default: the first",
+    )  # fmt: skip
+    compare.add_argument(
+        "--second-row", default="", metavar="NAME", help="of the second run; default: as --row"
+    )
+    compare.add_argument(
+        "--pictures", type=_number(int), default=6, metavar="N",
+        help="images drawn for each side; 0 draws none; default: 6",
+    )  # fmt: skip
 
     text = "show what lies at a place: a build and how far it has come, a step, a collection"
     status = add("status", text, aliases=["inspect"])

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ovref.config import load
@@ -78,16 +79,26 @@ def _reduce(options: Namespace, console: Console) -> int:
 
 
 def _evaluate(options: Namespace, console: Console) -> int:
-    from ovref.evaluation.evaluate import EvaluateSpec, evaluate
+    from ovref_pipelines.verbs import evaluate
 
-    spec = _config(EvaluateSpec, options)
-    spec = dataclasses.replace(
-        spec,
-        collection=absolute(spec.collection, "collection"),
-        output=absolute_local(spec.output, "output"),
-    )
-    evaluate(spec, console.show)
-    console.show(f"written to {spec.output}: {', '.join(sorted(os.listdir(spec.output)))}")
+    config = evaluate.with_absolute_places(_config(evaluate.EvaluateConfig, options))
+    if config.engine.log == "json":
+        console.use_json()
+    evaluate.evaluate(config, console)
+    console.show(f"written to {config.output}: {', '.join(sorted(os.listdir(config.output)))}")
+    return 0
+
+
+def _compare(options: Namespace, console: Console) -> int:
+    from ovref.evaluation import compare
+
+    folders = [absolute_local(place, "run") for place in (options.first, options.second)]
+    rows = [options.row, options.second_row or options.row]
+    runs = [compare.open_run(*each) for each in zip(folders, rows, strict=True)]
+    output = absolute_local(options.output, "--output")
+    result = compare.compare(runs[0], runs[1], Path(output), options.pictures)
+    console.show(compare.text(result))
+    console.show(f"written to {output}: {', '.join(sorted(os.listdir(output)))}")
     return 0
 
 
@@ -203,6 +214,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "reduce": _reduce,
     "bench": _bench,
     "evaluate": _evaluate,
+    "compare": _compare,
     "status": _status,
     "inspect": _status,
     "reference": _reference,

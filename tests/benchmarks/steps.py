@@ -18,7 +18,6 @@ Builds are kept under the cache, in a folder named by the UNet's weights, and ar
 """
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import tempfile
@@ -30,11 +29,13 @@ import torch
 
 from ovref.config import load
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.evaluate import EvaluateSpec, make_bench
+from ovref.evaluation.evaluate import EvaluateSpec
+from ovref.evaluation.methods import Methods, Row
 from ovref.models.diffusion import guided_steps
 from ovref.records import YES
 from ovref_inference.models import resolve
 from ovref_pipelines import recipe
+from paper_tables.tune import miou
 
 SETTINGS = {
     "ddim 50": ("ddim", 50, 4.0, 1.0),
@@ -66,7 +67,11 @@ SETTINGS = {
 }
 """Name -> scheduler, steps, guidance, share of the steps that are guided."""
 
-MASKS = {"FOSSIL": "opencut", "without proposals": "none", "oracle masks": "oracle"}
+MASKS = {
+    "FOSSIL": "fossil",
+    "without proposals": "fossil_no_proposals",
+    "oracle masks": "fossil_oracle",
+}
 
 
 def main():
@@ -172,15 +177,15 @@ def measure(built, arguments):
     spec = EvaluateSpec(
         collection=first["collection"], output="", split=arguments.split, scenes=arguments.scenes
     )
-    rows, bench = {}, None
+    rows, data = {}, spec.open_data()
+    examples = list(data)
     for name, found in built.items():
         with CachedModels() as models:
             collection = models.collection(found["collection"])
-            if bench is None:
-                bench = make_bench(spec, collection, models, print)
-            bench = dataclasses.replace(bench, collection=collection)
+            methods = Methods(spec, data, models, collection)
+            methods.look_at(examples)
             scores = {
-                title: bench.scores(bench.predict(bench.fossil(spec.fossil, kind))).miou
+                title: miou(methods.segmenter(Row(name=kind)), examples, data.class_names)
                 for title, kind in MASKS.items()
             }
         both = found["masks"].keys() & first["masks"].keys()

@@ -35,6 +35,14 @@ class ClassList:
         """The first name of each class."""
         return tuple(names[0] for names in self.classes)
 
+    def asked(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Every name once, and the class of each; a name that two classes have is the first's."""
+        owners: dict[str, int] = {}
+        for number, names in enumerate(self.classes):
+            for name in names:
+                owners.setdefault(name, number)
+        return tuple(owners), tuple(owners.values())
+
     @property
     def fingerprint(self) -> str:
         """Changes with any name, synonym or order; 16 hexadecimal digits."""
@@ -58,12 +66,12 @@ def bundled_list(set_name: str, list_name: str) -> ClassList:
     )
 
 
-def list_of_file(path: Path, count: int) -> ClassList:
+def list_of_file(path: Path, count: int | None = None) -> ClassList:
     """Reads a class list: UTF-8 text, one class a line, its names separated by SYNONYMS.
 
     Args:
         path: the file.
-        count: classes that the set has.
+        count: classes that the set has; None takes as many as there are, at least one.
 
     Raises:
         InputError: the file cannot be read, has another number of classes, or two classes have
@@ -78,7 +86,9 @@ def list_of_file(path: Path, count: int) -> ClassList:
         for line in lines
         if line.strip(f"{SYNONYMS} \t")
     ]
-    if len(classes) != count:
+    if not classes:
+        raise InputError(f"{path} has no class; give one a line")
+    if count is not None and len(classes) != count:
         raise InputError(
             f"{path} has {len(classes)} classes, the data set {count}; give one class a line, its "
             f"synonyms separated by {SYNONYMS!r}"

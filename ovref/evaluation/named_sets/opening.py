@@ -7,8 +7,8 @@
 Nothing is kept: memory does not grow with the number of images, but for their names.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -60,7 +60,7 @@ class LabelledSet:
     class_list: ClassList
     """Names and synonyms of the classes."""
     convention: str
-    """FolderLayout and meaning of the label files, for results."""
+    """Layout and meaning of the label files, for results."""
     ids: tuple[str, ...]
     """Ids of the images, in order."""
     read: Callable[[str], Example]
@@ -72,6 +72,8 @@ class LabelledSet:
     """Whether a zero-shot method may have seen masks of each class; None without a split."""
     things: tuple[bool, ...] | None = None
     """Whether each class is a thing; None where the set does not say."""
+    colours: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Classes with a colour of their own in pictures, sRGB in [0, 255]; others get any."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -82,6 +84,12 @@ class LabelledSet:
     def class_fingerprint(self) -> str:
         """Changes with any name, synonym, order and the convention; 16 hexadecimal digits."""
         return fingerprint([self.convention, self.class_list.fingerprint])[:16]
+
+    def first(self, limit: int | None) -> "LabelledSet":
+        """The first so many images; all of them for None."""
+        if limit is None or limit >= len(self):
+            return self
+        return replace(self, name=f"{self.name}, the first {limit}", ids=self.ids[:limit])
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-IGNORE = -1
-"""Label of pixels that are not evaluated. No class of any set has it, unlike 255 and 65535."""
+from ovref.evaluation.metrics import IGNORE
 
 _UNKNOWN = -2
 _LARGEST = 1 << 16

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.evaluation.cached import CachedModels, RegionProposer, cached_proposer
+from ovref.evaluation.cached import CachedModels, CachedProposer, RegionProposer
 from ovref.evaluation.datasets import Dataset
 from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.oracle import oracle_proposer
@@ -53,17 +53,17 @@ class Parts(CachedModels):
         super().__init__(device)
         self.spec = spec
         self._datasets = datasets
-        self._proposers: dict[str, RegionProposer] = {}
+        self._named: dict[str, RegionProposer] = {}
 
     def named(self, name: str) -> ReferenceCollection:
         """The open collection of a field of `Collections`."""
         return self.collection(getattr(self.spec.collections, name))
 
-    def proposer(self, name: str) -> RegionProposer:
+    def proposals(self, name: str) -> RegionProposer:
         """One of PROPOSALS."""
-        if name not in self._proposers:
-            self._proposers[name] = cached_proposer(self._load_proposer(name))
-        return self._proposers[name]
+        if name not in self._named:
+            self._named[name] = CachedProposer(self._load_proposer(name))
+        return self._named[name]
 
     def _load_proposer(self, name: str) -> RegionProposer:
         config = self.spec.proposers
@@ -89,7 +89,7 @@ class Parts(CachedModels):
             own,
             self.encoder(own.visual_config),
             self.text(own.text_config),
-            self.proposer(proposals),
+            self.proposals(proposals),
             config,
         )
         return _of_pixels(segmenter, data)
@@ -100,7 +100,7 @@ class Parts(CachedModels):
         segmenter = TextOnlySegmenter(
             self.encoder(self.spec.clip),
             self.text(own.text_config),
-            self.proposer(proposals),
+            self.proposals(proposals),
             templates=own.manifest.templates,
             windows=None,
         )
@@ -122,7 +122,7 @@ class Parts(CachedModels):
             self.encoder(own.visual_config),
             self.encoder(self.spec.clip),
             self.text(own.text_config),
-            self.proposer(proposals),
+            self.proposals(proposals),
             config,
         )
         return _of_regions(segmenter, data)
@@ -136,7 +136,7 @@ class Parts(CachedModels):
             own,
             self.encoder(own.visual_config),
             self.text(own.text_config),
-            self.proposer(proposals),
+            self.proposals(proposals),
             config,
         )
         return _of_regions(segmenter, data)
@@ -148,7 +148,7 @@ class Parts(CachedModels):
             own,
             self.encoder(own.visual_config),
             self.text(own.text_config),
-            self.proposer(proposals),
+            self.proposals(proposals),
             config,
         )
         return _of_regions(segmenter, data, config.min_score, config.overlap)

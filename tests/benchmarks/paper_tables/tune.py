@@ -14,11 +14,14 @@ import yaml
 
 from ovref.config import dump
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.evaluate import Bench, EvaluateSpec, make_bench
+from ovref.evaluation.evaluate import EvaluateSpec
+from ovref.evaluation.methods import Methods
+from ovref.evaluation.metrics import confusion, scores_of_counts
+from ovref.evaluation.named_sets.opening import Example
 from ovref.evaluation.oracle import oracle_proposer
-from ovref_inference.encoders.load import load_visual_encoder
 from ovref_inference.proposers.config import CrfConfig, OpenCutConfig
-from ovref_inference.proposers.load import opencut_proposer
+from ovref_inference.proposers.load import Proposer, opencut_proposer
+from ovref_inference.segmenters.fossil import FossilConfig
 
 OPENCUT_OPTIONS: dict[str, Sequence[Any]] = {
     "taus": (
@@ -79,25 +82,34 @@ def tune(
     if spec.split != "validation":
         raise ValueError(f"parameters are chosen on validation scenes, found split {spec.split!r}")
     with CachedModels(device) as models:
-        bench = make_bench(spec, models.collection(spec.collection), models, progress)
-        keys = load_visual_encoder(spec.opencut.keys, device=device)
+        data = spec.open_data()
+        examples = list(data)
+        images = [example.image_hwc for example in examples]
+        progress(f"encoding {data.name}")
+        methods = Methods(spec, data, models)
+        methods.look_at(examples)
+        keys = models.encoder(spec.opencut.keys)
         fossil, cut, crf = spec.fossil, spec.opencut.cut, spec.opencut.crf
 
-        def masked(cut: OpenCutConfig, crf: CrfConfig) -> Bench:
-            found = opencut_proposer(keys, cut, crf=crf, device=device)(bench.data.images)
-            proposer = oracle_proposer(bench.data.images, found)
-            return replace(bench, proposers=bench.proposers | {"opencut": proposer})
+        def masked(cut: OpenCutConfig, crf: CrfConfig) -> Proposer:
+            found = opencut_proposer(keys, cut, crf=crf, device=device)(images)
+            return oracle_proposer(images, found)
+
+        def score(proposer: Proposer, fossil: FossilConfig) -> float:
+            segmenter = methods.fossil(fossil, "none")
+            segmenter.proposer = proposer
+            return miou(segmenter, examples, data.class_names)
 
         for _ in range(rounds):
             cuts = masked(cut, crf)
             fossil = coordinate_search(
-                fossil, fossil_options, lambda f, b=cuts: _miou(b, f), progress
+                fossil, fossil_options, lambda f, b=cuts: score(b, f), progress
             )
             cut = coordinate_search(
-                cut, opencut_options, lambda c, r=crf, f=fossil: _miou(masked(c, r), f), progress
+                cut, opencut_options, lambda c, r=crf, f=fossil: score(masked(c, r), f), progress
             )
             crf = coordinate_search(
-                crf, crf_options, lambda r, c=cut, f=fossil: _miou(masked(c, r), f), progress
+                crf, crf_options, lambda r, c=cut, f=fossil: score(masked(c, r), f), progress
             )
     return replace(spec, fossil=fossil, opencut=replace(spec.opencut, cut=cut, crf=crf))
 
@@ -125,8 +137,13 @@ def coordinate_search(
     return config
 
 
-def _miou(bench: Bench, fossil: Any) -> float:
-    return bench.scores(bench.predict(bench.fossil(fossil, "opencut"))).miou
+def miou(segmenter: Any, examples: Sequence[Example], class_names: Sequence[str]) -> float:
+    """Mean IoU over all images, one image at a time to bound memory."""
+    counts = 0
+    for one in examples:
+        labels_hw = segmenter.segment([one.image_hwc], class_names)[0].labels_hw
+        counts = counts + confusion(one.label_hw, labels_hw, len(class_names))
+    return scores_of_counts(counts).miou
 
 
 if __name__ == "__main__":

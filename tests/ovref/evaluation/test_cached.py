@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ovref.evaluation.cached import CachedEncoder, CachedTexts, cached_proposer
+from ovref.errors import StorageError
+from ovref.evaluation.cached import CachedEncoder, CachedProposer, CachedTexts, Kept
 
 
 class Model:
@@ -69,11 +70,39 @@ def test_regions_are_known_by_image_mask_and_heatmap(images):
 
 def test_each_image_is_proposed_for_once(images):
     model = Model()
-    proposer = cached_proposer(model.propose)
+    proposer = CachedProposer(model.propose)
     for _ in range(2):
         for found, expected in zip(proposer(images), Model().propose(images), strict=True):
             np.testing.assert_array_equal(found, expected)
     assert model.asked == 4
+
+
+def test_what_is_kept_in_a_folder_is_not_computed_again(images, tmp_path):
+    dense, cuts = Model(), Model()
+    masks = [np.ones((2, *image.shape[:2]), bool) for image in images]
+    first = []
+    for _ in range(2):
+        encoder = CachedEncoder(dense, Kept(tmp_path / "dense"))
+        proposer = CachedProposer(cuts.propose, Kept(tmp_path / "masks"))
+        features_nhwd = encoder.encode(images)
+        regions = encoder.encode_regions(images, masks)
+        found = [features_nhwd, *(part for one in regions for part in one), *proposer(images)]
+        first = first or found
+        assert len(found) == 13 and all(
+            a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(first, found, strict=True)
+        )
+    assert dense.asked == 8 and cuts.asked == 4
+    encoder.forget()
+    encoder.encode(images[:1])
+    assert dense.asked == 8
+
+
+def test_a_damaged_file_of_features_is_named(images, tmp_path):
+    CachedEncoder(Model(), Kept(tmp_path)).encode(images[:1])
+    (path,) = tmp_path.rglob("*.npz")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(StorageError, match=f"{path.name} is damaged .*delete it"):
+        CachedEncoder(Model(), Kept(tmp_path)).encode(images[:1])
 
 
 def test_images_of_equal_bytes_and_another_shape_are_others():

@@ -7,14 +7,15 @@ from PIL import Image
 from ovref.config import dump, parse
 from ovref.errors import ConfigError, InputError
 from ovref.evaluation.datasets import (
-    LabelFolder,
-    label_folder,
+    in_memory,
     miniature_scenes,
+    open_scenes,
     panoptic_truth,
     true_instances,
     with_unseen,
 )
 from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF, THINGS
 
@@ -32,6 +33,14 @@ def test_labels_are_positions_in_the_class_list():
     assert len(data.images) == len(data.labels) == 20
     for image, label in zip(data.images, data.labels, strict=True):
         assert image.shape == (*label.shape, 3) and label.max() < len(data.classes)
+
+
+def test_scenes_are_drawn_when_they_are_asked_for():
+    opened, data = open_scenes("test", 3), miniature_scenes("test", 3)
+    assert opened.ids == ("0", "1", "2") and opened.class_names == data.classes
+    one = opened.read("1")
+    np.testing.assert_array_equal(one.label_hw, data.labels[1])
+    np.testing.assert_array_equal(one.panoptic.ids_hw, data.panoptic[1].ids_hw)
 
 
 def test_splits_differ():
@@ -66,7 +75,7 @@ def test_scenes_have_every_visible_thing_and_stuff_as_one_segment():
 
 
 def test_void_belongs_to_no_segment_and_instances_have_one_class():
-    label_hw = np.array([[3, 3, 255], [1, 255, 2]])
+    label_hw = np.array([[3, 3, -1], [1, -1, 2]])
     panoptic = panoptic_truth(label_hw, np.array([[2, 7, 0], [0, 5, 0]]))
     assert panoptic.labels == {1: 3, 2: 3, 3: 1, 4: 2}
     np.testing.assert_array_equal(panoptic.ids_hw, [[1, 2, 0], [3, 0, 4]])
@@ -115,6 +124,10 @@ def folder(tmp_path):
     )
 
 
+def label_folder(folder):
+    return in_memory(open_label_folder(folder))
+
+
 def changed(folder, **changes):
     return parse(LabelFolder, dump(folder) | changes)
 
@@ -123,12 +136,13 @@ def test_a_label_folder_is_read_by_its_convention(folder):
     data = label_folder(folder)
     assert data.classes == ("sky", "red panda", "grass") and data.seen == (True, False, True)
     assert [image.shape for image in data.images] == [(2, 2, 3)] * 2
-    np.testing.assert_array_equal(data.labels[0], [[255, 0], [1, 255]])
-    np.testing.assert_array_equal(data.labels[1], [[2, 2], [0, 255]])
+    np.testing.assert_array_equal(data.labels[0], [[-1, 0], [1, -1]])
+    np.testing.assert_array_equal(data.labels[1], [[2, 2], [0, -1]])
     assert data.panoptic is None and data.things is None
-    assert len(label_folder(changed(folder, limit=1)).images) == 1
+    assert open_label_folder(folder).first(1).ids == ("a.jpg",)
+    assert open_label_folder(folder).first(1).name == "images, 2 images, the first 1"
     from_two = label_folder(changed(folder, first_label=2))
-    np.testing.assert_array_equal(from_two.labels, [[[255, 255], [0, 255]], [[1, 1], [255, 255]]])
+    np.testing.assert_array_equal(from_two.labels, [[[-1, -1], [0, -1]], [[1, 1], [-1, -1]]])
     other = changed(folder, first_label=0, ignored=[3, 9, 255])
     assert label_folder(other).class_fingerprint != data.class_fingerprint
 
@@ -174,7 +188,7 @@ def test_hidden_files_are_left_out_and_unknown_formats_refused(folder, tmp_path)
 
 def test_label_maps_of_sixteen_bits_are_numbers(folder, tmp_path):
     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint16)).save(tmp_path / "labels/a.png")
-    np.testing.assert_array_equal(label_folder(folder).labels[0], [[255, 0], [1, 255]])
+    np.testing.assert_array_equal(label_folder(folder).labels[0], [[-1, 0], [1, -1]])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name_and_case_no_difference(folder, tmp_path):
@@ -183,7 +197,9 @@ def test_a_byte_order_mark_is_no_part_of_a_name_and_case_no_difference(folder, t
     data = label_folder(folder)
     assert data.classes == ("sky", "Red Panda", "grass") and data.seen == (True, False, True)
     path.write_text("sky\nred panda\nSky ")
-    with pytest.raises(InputError, match=r"found 3 \(2 different, letter case aside\)"):
+    with pytest.raises(
+        InputError, match=r"has the class 'Sky' twice, letter case aside: classes 1 and 3"
+    ):
         label_folder(folder)
 
 
@@ -193,38 +209,43 @@ def test_palette_maps_give_indices_not_colours(folder, tmp_path):
     image = image.convert("P")
     image.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
     image.save(path)
-    np.testing.assert_array_equal(label_folder(folder).labels[0], [[255, 0], [1, 255]])
+    np.testing.assert_array_equal(label_folder(folder).labels[0], [[-1, 0], [1, -1]])
 
 
 def test_mistakes_of_a_label_folder_are_named(folder, tmp_path):
     for changes, message in (
         ({"images": str(tmp_path / "none")}, "is no folder of images"),
-        ({"images": str(tmp_path / "labels/deep"), "labels": "none"}, "cannot read none"),
+        (
+            {"images": str(tmp_path / "labels/deep"), "labels": "none"},
+            "no label map, for one there is no none",
+        ),
         ({"classes": str(tmp_path / "none.txt")}, "cannot read the class list"),
-        ({"ignored": [255]}, r"b.png holds the values \[9\]; with 3 classes from 1 the last is 3"),
-        ({"first_label": 0}, r"b.png holds the values \[3\]"),
+        ({"ignored": [255]}, r"b.png holds the values 9; with 3 classes from 1 the last is 3"),
+        ({"first_label": 0}, r"b.png holds the values 3;"),
     ):
         with pytest.raises(InputError, match=message):
             label_folder(changed(folder, **changes))
     with pytest.raises(InputError, match=r"classes\.txt: unseen classes"):
         label_folder(changed(folder, unseen=["moon"]))
-    with pytest.raises(ConfigError, match="limit must be at least 1"):
-        changed(folder, limit=0)
     with pytest.raises(ConfigError, match="first_label must be at least 0"):
         changed(folder, first_label=-1)
 
 
 def test_files_that_do_not_fit_are_named(folder, tmp_path):
     (tmp_path / "classes.txt").write_text("sky\nsky\n")
-    with pytest.raises(InputError, match=r"found 2 \(1 different, letter case aside\)"):
+    with pytest.raises(InputError, match=r"has the class 'sky' twice"):
         label_folder(folder)
     (tmp_path / "classes.txt").write_text("sky\nred panda\ngrass\n")
     label = tmp_path / "labels/a.png"
     Image.new("L", (3, 2), 1).save(label)
-    with pytest.raises(InputError, match=r"a.jpg has size \(2, 2\), its label map \(2, 3\)"):
+    with pytest.raises(
+        InputError, match=r"a.jpg is 2 x 2, its label map .*a.png 2 x 3 \(height x width\)"
+    ):
         label_folder(folder)
     Image.new("RGB", (2, 2)).save(label)
-    with pytest.raises(InputError, match=r"a.png has pixels of mode RGB, expected"):
+    with pytest.raises(
+        InputError, match=r"a.png holds colours \(RGB\), expected one class index a pixel"
+    ):
         label_folder(folder)
     label.write_bytes(label.read_bytes()[:40])
     with pytest.raises(InputError, match=r"cannot read .*a.png"):
@@ -233,3 +254,21 @@ def test_files_that_do_not_fit_are_named(folder, tmp_path):
     empty.mkdir()
     with pytest.raises(InputError, match="holds no images"):
         label_folder(changed(folder, images=str(empty)))
+
+
+def test_eight_bits_are_too_few_for_hundreds_of_classes(folder, tmp_path):
+    (tmp_path / "classes.txt").write_text("".join(f"class {n}\n" for n in range(300)))
+    folder = changed(folder, unseen=[])
+    with pytest.raises(InputError, match="8 bits a pixel, and this set has more classes"):
+        label_folder(folder)
+    for name in ("a", "deep/b"):
+        values_hw = np.array([[300, 1], [256, 0]], np.uint16)
+        Image.fromarray(values_hw).save(tmp_path / f"labels/{name}.png")
+    assert label_folder(folder).labels[0].tolist() == [[299, 0], [255, -1]]
+
+
+def test_synonyms_of_a_class_list_share_its_label(folder, tmp_path):
+    (tmp_path / "classes.txt").write_text("sky;heaven\nred panda; sky\ngrass\n")
+    opened = open_label_folder(folder)
+    assert opened.class_names == ("sky", "red panda", "grass")
+    assert opened.class_list.asked() == (("sky", "heaven", "red panda", "grass"), (0, 0, 1, 2))

@@ -1,28 +1,27 @@
 """The evaluation end to end on a small collection, and against the segmenters people use."""
 
+import csv
 import itertools
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ovref.config import dump, parse
-from ovref.errors import ConfigError, InputError
-from ovref.evaluation import cached
+from ovref.errors import ConfigError, InputError, MismatchError
+from ovref.evaluation import cached, counting
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.datasets import LabelFolder
-from ovref.evaluation.evaluate import (
-    EvaluateSpec,
-    evaluate,
-    make_bench,
-)
+from ovref.evaluation.datasets import in_memory
+from ovref.evaluation.evaluate import EvaluateSpec, evaluate
+from ovref.evaluation.methods import Methods, Row
+from ovref.evaluation.metrics import confusion, scores_of_counts
 from ovref.evaluation.miniature import OPENCUT
+from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.oracle import label_masks, oracle_proposer
+from ovref.evaluation.predictions import evaluate_predictions
 from ovref.evaluation.report import markdown, text
-from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.encoders.load import load_text_encoder, load_visual_encoder
 from ovref_inference.errors import CollectionError
 from ovref_inference.proposers.config import ProposerConfig
@@ -59,10 +58,22 @@ def result(spec, lines):
 
 
 @pytest.fixture(scope="module")
-def bench(spec, collection_url):
+def data(spec):
+    return in_memory(spec.open_data())
+
+
+@pytest.fixture(scope="module")
+def methods(spec):
+    opened = spec.open_data()
     with CachedModels(device="cpu") as models:
-        collection = models.collection(collection_url)
-        yield make_bench(spec, collection, models, lambda line: None)
+        found = Methods(spec, opened, models)
+        found.look_at(list(opened))
+        yield found
+
+
+def scores_of(labels, predictions, classes):
+    pairs = zip(labels, predictions, strict=True)
+    return scores_of_counts(sum(confusion(*pair, len(classes)) for pair in pairs))
 
 
 def test_all_rows_and_ablations_are_there_with_fractions(result):
@@ -84,11 +95,11 @@ def test_all_rows_and_ablations_are_there_with_fractions(result):
         assert 0 <= row["miou"] <= 1 and 0 <= row["pixel_accuracy"] <= 1
 
 
-def test_every_row_is_of_the_masks_that_it_names(result, bench, spec):
-    expected = [bench.fossil(spec.fossil, name) for name in ("opencut", "none", "oracle")]
-    expected += [bench.text_only(name) for name in ("none", "opencut", "oracle")]
+def test_every_row_is_of_the_masks_that_it_names(result, methods, spec, data):
     mious = [row["miou"] for row in result["rows"]]
-    assert mious == [round(bench.scores(bench.predict(one)).miou, 4) for one in expected]
+    for name, miou in zip(spec.rows, mious, strict=True):
+        found = [methods.labels(Row(name=name), image_hwc) for image_hwc in data.images]
+        assert miou == round(scores_of(data.labels, found, data.classes).miou, 4)
     assert len(set(mious)) == 6
     assert result["ratios"] == {
         "over_text_only": pytest.approx(mious[0] / max(mious[3:5]), abs=0.01),
@@ -135,12 +146,17 @@ def test_bounds_of_zero_have_no_ratio(result):
         assert "mIoU is ." not in page and "no ratio to its bounds" in page
 
 
-def test_a_collection_of_masked_crops_is_refused(spec):
-    crops = VisualEncoderConfig(
-        model="miniature:clip", library="open_clip", features="crop_binary", size_hw=(64, 64)
+def test_a_collection_of_masked_crops_is_refused_for_dense_rows(spec, clip_collections, tmp_path):
+    crops = replace(spec, collection=clip_collections["crop_binary"], output=str(tmp_path))
+    with pytest.raises(InputError, match=r"masked crops \(crop_binary\), and FOSSIL, .* compare"):
+        evaluate(crops, lambda line: None, device="cpu")
+    found = evaluate(
+        replace(crops, rows=("vocseg", "text_only"), scenes=2, pictures=0),
+        lambda line: None,
+        device="cpu",
     )
-    with pytest.raises(InputError, match=r"masked crops \(crop_binary\)"):
-        make_bench(spec, SimpleNamespace(visual_config=crops), CachedModels(), print)
+    assert [row["name"] for row in found["rows"]] == ["VOCSeg", "text only"]
+    assert found["details_of"] == "VOCSeg" and not found["ratios"] and not found["support"]
 
 
 def test_the_table_is_aligned(result):
@@ -149,29 +165,31 @@ def test_the_table_is_aligned(result):
     assert len({len(line) for line in main}) == 1
 
 
-def test_cached_models_give_what_the_segmenters_give(bench, spec, embed):
+def test_cached_models_give_what_the_segmenters_give(methods, spec, embed, data):
     visual, clip = load_visual_encoder(embed.visual), load_visual_encoder(spec.clip)
     texts = load_text_encoder(embed.text)
-    masks = [label_masks(label_hw) for label_hw in bench.data.labels]
+    masks = [label_masks(label_hw) for label_hw in data.labels]
     proposers = {
-        "none": no_proposals,
+        "no_proposals": no_proposals,
         "opencut": load_proposer(ProposerConfig(opencut=spec.opencut)),
-        "oracle": oracle_proposer(bench.data.images, masks),
+        "oracle": oracle_proposer(data.images, masks),
     }
     for name, proposer in proposers.items():
-        fossil = FossilSegmenter(bench.collection, visual, texts, proposer, spec.fossil)
+        fossil = FossilSegmenter(methods.collection, visual, texts, proposer, spec.fossil)
         text_only = TextOnlySegmenter(clip, texts, proposer, windows=None)
-        for plain, over_cache in (
-            (fossil, bench.fossil(spec.fossil, name)),
-            (text_only, bench.text_only(name)),
-        ):
-            results = plain.segment(bench.data.images, bench.data.classes)
-            for found, label_hw in zip(results, bench.predict(over_cache), strict=True):
-                np.testing.assert_array_equal(found.labels_hw, label_hw)
+        rows = {"no_proposals": ("fossil_no_proposals", "text_only"), "opencut": ("fossil",
+                "text_only_opencut"), "oracle": ("fossil_oracle", "text_only_oracle")}  # fmt: skip
+        for plain, row in zip((fossil, text_only), rows[name], strict=True):
+            results = plain.segment(data.images, data.classes)
+            for found, image_hwc in zip(results, data.images, strict=True):
+                np.testing.assert_array_equal(
+                    found.labels_hw, methods.labels(Row(name=row), image_hwc)
+                )
 
 
-def test_models_run_once_for_all_rows_and_ablations(spec, monkeypatch, tmp_path):
-    """Each encoder sees each image once, although some twelve rows are measured."""
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many images each call of a loaded encoder got."""
     seen = []
 
     def counted(config, device=None):
@@ -181,25 +199,148 @@ def test_models_run_once_for_all_rows_and_ablations(spec, monkeypatch, tmp_path)
         return encoder
 
     monkeypatch.setattr(cached, "load_region_encoder", counted)
-    evaluate(replace(spec, output=str(tmp_path), pictures=0), lambda line: None, device="cpu")
-    assert seen == [5, 5]
+    return seen
+
+
+def test_models_run_once_for_all_rows_and_ablations(spec, encoded, tmp_path):
+    """Each encoder sees each image once, although some twelve rows are measured; batches of the
+    windows of several images."""
+    evaluate(
+        replace(spec, output=str(tmp_path), pictures=0, batch_size=3),
+        lambda line: None,
+        device="cpu",
+    )
+    assert encoded == [3, 3, 2, 2]
+
+
+def test_twenty_settings_and_further_runs_encode_nothing_again(spec, encoded, tmp_path, result):
+    """Settings of N, K and gamma in one run; then runs that change gamma, and OpenCut's thresholds,
+    over the features that the first one has kept."""
+    first = replace(spec, output=str(tmp_path / "first"), pictures=0, rows=("fossil",),
+                    ablate_n=(2, 3, 4, 5, 6, 7), ablate_k=(1, 2, 3, 4, 5),
+                    ablate_gamma=tuple(np.linspace(0, 1, 9).tolist()),
+                    features=str(tmp_path / "features"))  # fmt: skip
+    found = evaluate(first, lambda line: None, device="cpu")
+    scores = [row["miou"] for rows in found["ablations"].values() for row in rows]
+    assert len(scores) == 20 and len(set(scores)) > 8 and encoded == [5]
+    assert found["rows"][0] == result["rows"][0]
+    common = replace(first, ablate_n=(), ablate_k=(), ablate_gamma=())
+    other_gamma = replace(
+        common, fossil=replace(spec.fossil, gamma=1.0), output=str(tmp_path / "second")
+    )
+    second = evaluate(other_gamma, lambda line: None, device="cpu")
+    assert second["rows"][0]["miou"] == found["ablations"]["gamma"][-1]["miou"]
+    cut = replace(spec.opencut, cut=replace(spec.opencut.cut, taus=(0.5,)))
+    third = replace(common, opencut=cut, output=str(tmp_path / "third"))
+    assert evaluate(third, lambda line: None, device="cpu")["rows"][0]["miou"] != scores[0]
+    assert encoded == [5]
+
+
+def test_a_stopped_evaluation_resumes_with_the_same_totals(spec, monkeypatch, tmp_path, result):
+    small = replace(spec, output=str(tmp_path), shard_size=2, pictures=0, ablate_n=(), ablate_k=(),
+                    ablate_gamma=(), rows=("fossil_no_proposals", "text_only"))  # fmt: skip
+    scored, real = [], counting.counts_of
+
+    def stop(example, *rest):
+        scored.append(example.id)
+        if len(scored) == 6:
+            raise KeyboardInterrupt
+        return real(example, *rest)
+
+    monkeypatch.setattr(counting, "counts_of", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(small, lambda line: None, device="cpu")
+    assert len(list(tmp_path.glob("scores/_commits/*"))) == 1
+    found = evaluate(small, lambda line: None, device="cpu")
+    again = evaluate(small, lambda line: None, device="cpu")
+    assert scored[6:] == ["2", "2", "3", "3", "4", "4"]  # and none a third time
+    assert found["rows"] == again["rows"] == [result["rows"][1], result["rows"][3]]
+    assert found["per_class"] == again["per_class"]
+    with pytest.raises(MismatchError, match=r"settings\.fossil\.n was 6 and is now 5"):
+        evaluate(replace(small, fossil=replace(spec.fossil, n=5)), lambda line: None)
+
+
+def test_the_report_says_where_classes_fail(result, spec, data, methods):
+    table = {row["class"]: row for row in result["per_class"]}
+    assert list(table) == list(data.classes) == result["classes"]
+    found = [methods.labels(Row(name="fossil"), image_hwc) for image_hwc in data.images]
+    counts = sum(
+        confusion(*pair, len(data.classes)) for pair in zip(data.labels, found, strict=True)
+    )
+    for label, (name, row) in enumerate(table.items()):
+        wrong = np.delete(counts[label], label)
+        assert row["pixels"] == counts[label].sum() and row["references"] > 0
+        assert row["most_confused_with"] in ("", *data.classes, "no class")
+        if row["pixels"]:
+            assert row["confused_share"] == pytest.approx(wrong.max() / row["pixels"], abs=1e-4)
+        assert (row["most_confused_with"] == "") == (wrong.max() == 0), name
+    with open(f"{spec.output}/confusion.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["pixels"]) for row in rows) == counts.sum()
+    with open(f"{spec.output}/images.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["0", "1", "2", "3", "4"]
+    one = scores_of(data.labels[:1], found[:1], data.classes)
+    assert float(rows[0]["FOSSIL: IoU"]) == pytest.approx(one.miou, abs=1e-4)
+    assert float(rows[0]["FOSSIL: right"]) == pytest.approx(one.pixel_accuracy, abs=1e-4)
+    with Image.open(f"{spec.output}/worst.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_segments_are_judged_where_the_truth_has_them(result, spec, data, methods):
+    """As the tables of the papers judge them: all of them at once, in memory."""
+    for name, row in zip(spec.rows, result["rows"], strict=True):
+        predictions = [methods.predict(Row(name=name), one, segments=True) for one in data.images]
+        metrics = evaluate_predictions(data, predictions).metrics
+        for metric in ("pq", "sq", "rq", "pq_things", "pq_stuff", "ap"):
+            assert row[metric] == pytest.approx(metrics[metric], abs=1e-4)
+    assert len({row["pq"] for row in result["rows"]}) > 3
+
+
+def test_boundaries_are_measured_where_asked(spec, tmp_path):
+    asked = replace(spec, boundaries=True, scenes=2, rows=("fossil_oracle", "text_only"),
+                    output=str(tmp_path), pictures=0)  # fmt: skip
+    rows = evaluate(asked, lambda line: None, device="cpu")["rows"]
+    assert 0 <= rows[1]["boundary_iou"] < rows[0]["boundary_iou"] <= 1
+
+
+def test_synonyms_of_a_class_take_the_best_of_them(spec, methods, data, folder, tmp_path):
+    """The first image, asked for with two classes under other names as well."""
+    lines = [f"{name};{other}" if other else name for name, other in zip(
+        data.classes, ["heaven", "wall of bricks"] + [""] * 30, strict=False)]  # fmt: skip
+    (tmp_path / "classes.txt").write_text("\n".join(lines))
+    changed = replace(spec, folder=folder, rows=("fossil",), limit=1)
+    opened = changed.open_data()
+    with CachedModels(device="cpu") as models:
+        found = Methods(changed, opened, models)
+        assert len(found.names) == len(data.classes) + 2
+        example = opened.read(opened.ids[0])
+        found.look_at([example])
+        labels_hw = found.labels(Row(name="fossil"), example.image_hwc)
+        own = found.segmenter(Row(name="fossil")).segment([example.image_hwc], found.names)[0]
+    best_chw = own.scores_chw
+    grouped = np.stack([
+        best_chw[[i for i, name in enumerate(found.names) if name in names]].max(0)
+        for names in opened.class_list.classes
+    ])  # fmt: skip
+    np.testing.assert_array_equal(labels_hw, grouped.argmax(0))
 
 
 @pytest.fixture
-def folder(tmp_path, bench):
-    """Two of the bench's scenes as files, one of them cut to another size."""
-    (tmp_path / "classes.txt").write_text("\n".join(bench.data.classes))
+def folder(tmp_path, data):
+    """Two of the scenes as files, one of them cut to another size."""
+    (tmp_path / "classes.txt").write_text("\n".join(data.classes))
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
         for index, rows in enumerate((64, 40)):
-            Image.fromarray(getattr(bench.data, kind)[index][:rows]).save(
+            Image.fromarray(getattr(data, kind)[index][:rows].astype(np.uint8)).save(
                 tmp_path / kind / f"{index}.png"
             )
     return LabelFolder(
         images=str(tmp_path / "images"),
         labels=str(tmp_path / "labels"),
         classes=str(tmp_path / "classes.txt"),
-        unseen=bench.data.classes[::2],
+        unseen=data.classes[::2],
     )
 
 
@@ -212,25 +353,29 @@ def test_a_label_folder_is_evaluated_like_scenes(spec, folder, tmp_path):
     assert found["data"] == "images, 2 images" and found["spec"]["folder"]["first_label"] == 0
     assert "know nothing of others" in found["caption"] and "miniature:dinov2" in found["caption"]
     assert all(0 <= row["hiou"] <= 1 for row in found["rows"]) and "hIoU %" in lines[-1]
-    # The first image is a scene that the bench has too.
-    one = evaluate(replace(spec, folder=replace(folder, limit=1)), lines.append, device="cpu")
-    scene = evaluate(replace(spec, folder=None, scenes=1), lines.append, device="cpu")
+    # The first image is a scene too.
+    one, scene = (
+        evaluate(replace(changed, output=str(tmp_path / name)), lines.append, device="cpu")
+        for name, changed in {
+            "one": replace(spec, limit=1), "scene": replace(spec, folder=None, scenes=1)
+        }.items()
+    )  # fmt: skip
     for row, same in zip(one["rows"], scene["rows"], strict=True):
         assert row["miou"] == same["miou"] and "hiou" not in same
 
 
-def test_a_named_set_scores_what_the_same_files_score_as_a_folder(spec, bench, tmp_path):
+def test_a_named_set_scores_what_the_same_files_score_as_a_folder(spec, data, tmp_path):
     voc = tmp_path / "VOC2010"
     for folder in ("JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext"):
         (voc / folder).mkdir(parents=True)
     for index in range(2):
         # Without loss, so that the pixels are those of the scenes; decoders go by the content.
-        Image.fromarray(bench.data.images[index]).save(voc / f"JPEGImages/{index}.jpg", "PNG")
-        Image.fromarray(bench.data.labels[index]).save(
+        Image.fromarray(data.images[index]).save(voc / f"JPEGImages/{index}.jpg", "PNG")
+        Image.fromarray(data.labels[index].astype(np.uint8)).save(
             voc / f"SegmentationClassContext/{index}.png"
         )
     (voc / "ImageSets/SegmentationContext/val.txt").write_text("0\n1\n")
-    names = [*bench.data.classes, *(f"nothing {n}" for n in range(60 - len(bench.data.classes)))]
+    names = [*data.classes, *(f"nothing {n}" for n in range(60 - len(data.classes)))]
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(names))
     folder = LabelFolder(
@@ -241,7 +386,9 @@ def test_a_named_set_scores_what_the_same_files_score_as_a_folder(spec, bench, t
     spec = replace(spec, output=str(tmp_path / "out"), ablate_n=(6,), ablate_k=(2,), pictures=0)
     named = replace(spec, dataset="context60", root=str(tmp_path), names=str(classes))
     found = evaluate(named, lambda line: None, device="cpu")
-    same = evaluate(replace(spec, folder=folder), lambda line: None, device="cpu")
+    same = evaluate(
+        replace(spec, folder=folder, output=str(tmp_path / "same")), lambda line: None, device="cpu"
+    )
     assert found["rows"] == same["rows"] and found["data"] == "context60 val, 2 of 5104 images"
     assert "know nothing of others" in found["caption"] and "Pascal Context" in found["convention"]
 
@@ -270,31 +417,24 @@ def test_a_specification_comes_from_plain_values_and_refuses_mistakes(spec):
         replace(spec, protocol="tlc")
 
 
-def test_windows_of_the_bench_are_those_that_a_segmenter_slides_itself(spec, collection_url):
+def test_windows_of_a_protocol_are_those_that_a_segmenter_slides_itself(spec, data, methods):
     windows = WindowConfig(short_side=64, long_side=200, crop=48, stride=16)
-    config = replace(spec.fossil, windows=windows)
+    changed = replace(spec, fossil=replace(spec.fossil, windows=windows), scenes=2)
+    opened = changed.open_data()
     with CachedModels(device="cpu") as models:
-        collection = models.collection(collection_url)
-        bench = make_bench(
-            replace(spec, fossil=config, scenes=2), collection, models, lambda line: None
-        )
-        whole = make_bench(replace(spec, scenes=2), collection, models, lambda line: None)
-        found = bench.predict(bench.fossil(config, "opencut"))
-        own = FossilSegmenter(
-            collection, bench.visual, bench.text, bench.proposers["opencut"], config
-        )
-        expected = [one.labels_hw for one in own.segment(bench.data.images, bench.data.classes)]
-        # Rounding differs, where two classes are nearly equal.
-        agree = [np.mean(a == b) for a, b in zip(found, expected, strict=True)]
-        assert min(agree) > 0.999
-        different = [
-            np.mean(a == b)
-            for a, b in zip(found, whole.predict(whole.fossil(config, "opencut")), strict=True)
-        ]
-        assert max(different) < 0.999
-        oracle = bench.scores(bench.predict(bench.fossil(config, "oracle")))
-        assert oracle.pixel_accuracy > 0.5
-    assert "windows of 48 at stride 16" in bench.protocol.described()
+        slid = Methods(changed, opened, models)
+        slid.look_at(list(opened))
+        found = [slid.labels(Row(name="fossil"), image_hwc) for image_hwc in data.images[:2]]
+        own = slid.fossil(changed.fossil)
+        own.config = changed.fossil
+        expected = [one.labels_hw for one in own.segment(data.images[:2], data.classes)]
+        oracle = [slid.labels(Row(name="fossil_oracle"), one) for one in data.images[:2]]
+    # Rounding differs, where two classes are nearly equal.
+    assert min(np.mean(a == b) for a, b in zip(found, expected, strict=True)) > 0.999
+    whole = [methods.labels(Row(name="fossil"), one) for one in data.images[:2]]
+    assert max(np.mean(a == b) for a, b in zip(found, whole, strict=True)) < 0.999
+    assert scores_of(data.labels[:2], oracle, data.classes).pixel_accuracy > 0.5
+    assert "windows of 48 at stride 16" in slid.protocol.described()
 
 
 def test_a_collection_that_is_not_there_is_a_clear_error(spec, tmp_path):

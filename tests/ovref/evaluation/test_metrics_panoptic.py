@@ -219,11 +219,11 @@ def test_bad_maps_are_refused_and_count_nothing():
 
 
 def test_a_label_map_gives_parts_of_things_and_whole_stuff():
-    label_hw = np.array([[0, 3, 0], [3, 255, 3], [1, 1, 0]])
+    label_hw = np.array([[0, 3, 0], [3, -1, 3], [1, 1, 0]])
     panoptic = panoptic_of_labels(label_hw, THINGS)
     assert panoptic.labels == {1: 0, 2: 0, 3: 0, 4: 1, 5: 3}
     np.testing.assert_array_equal(panoptic.ids_hw, [[1, 5, 2], [5, 0, 5], [4, 4, 3]])
 
 
 def test_a_label_map_of_nothing_has_no_segments():
-    assert panoptic_of_labels(np.full((2, 2), 255), THINGS).labels == {}
+    assert panoptic_of_labels(np.full((2, 2), -1), THINGS).labels == {}

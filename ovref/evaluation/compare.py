@@ -1,0 +1,354 @@
+"""Two evaluations of the same images: which is better, by how much, and what made the difference.
+
+The interval is of a paired bootstrap over the images: both are measured on the same resampled
+images, so that what makes an image hard for both cancels out.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovref.config import parse
+from ovref.errors import InputError
+from ovref.evaluation.counting import IMAGES, SCORES, labels_of_png
+from ovref.evaluation.evaluate import images_by_number
+from ovref.evaluation.methods import Row, rows_of
+from ovref.evaluation.metrics import mean_of_known
+from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.report import aligned, markdown_table
+from ovref.evaluation.spec import EvaluateSpec
+from ovref.evaluation.totals import Overlaps, overlaps_of, scored_images
+from ovref.storage.steps import StepFolder, existing_step
+from ovref.storage.store import Store
+
+SAMPLES = 1000
+"""Resampled data sets of the bootstrap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished evaluation, and the row of it that is compared."""
+
+    folder: str
+    spec: EvaluateSpec
+    result: dict[str, Any]
+    row: Row
+    number: int
+    """Of the row."""
+    images: StepFolder
+    scores: StepFolder
+    names: tuple[str, ...]
+    """The images, in order."""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.row.title} of {self.folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A difference and its 95 % bootstrap interval; positive where the first is better."""
+
+    value: float
+    low: float
+    high: float
+
+
+def open_run(folder: str, row: str = "") -> Run:
+    """Opens the output of `ovref evaluate`.
+
+    Args:
+        folder: the output.
+        row: a row by its name in the table; empty takes the first.
+
+    Raises:
+        InputError: there is no finished evaluation, or no such row in it.
+    """
+    path = Path(folder) / "evaluation.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        spec = parse(EvaluateSpec, result["spec"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder} is no finished evaluation: cannot read {path} ({error!r})"
+        ) from error
+    rows = rows_of(spec)
+    titles = [one.title for one in rows]
+    number = titles.index(row) if row in titles else 0 if not row else -1
+    if number < 0:
+        raise InputError(f"{folder} has no row {row!r}; its rows are {'; '.join(titles)}")
+    store = Store.open(folder)
+    images, scores = existing_step(store, IMAGES), existing_step(store, SCORES)
+    if scores.complete() is None:
+        raise InputError(f"{folder} is not finished: run its evaluation again to resume it")
+    names = [
+        name for shard in images.committed() for name in images.table(shard)["name"].to_pylist()
+    ]
+    return Run(
+        folder=folder, spec=spec, result=result, row=rows[number], number=number,
+        images=images, scores=scores, names=tuple(names),
+    )  # fmt: skip
+
+
+def compare(
+    first: Run, second: Run, output: Path, pictures: int = 6, seed: int = 0
+) -> dict[str, Any]:
+    """Compares two runs and writes compare.json, compare.md, images.csv and pictures.
+
+    Args:
+        first, second: of the same images and classes; another collection, settings, row or
+            protocol.
+        output: folder, made if it is missing.
+        pictures: images drawn for each side; 0 draws none.
+        seed: of the resampling.
+
+    Returns:
+        What compare.json holds: the metrics of both, differences with intervals, per-class and
+        per-image differences.
+
+    Raises:
+        InputError: the runs are of other images or classes.
+    """
+    _check_same(first, second)
+    classes = first.result["classes"]
+    (a,), (b,) = (
+        overlaps_of(scored_images(run.scores), [run.number], len(classes))
+        for run in (first, second)
+    )
+    times_sn = bootstrap_times(len(first.names), seed)
+    per_class, images = _per_class(a, b, times_sn, classes), _per_image(a, b, first.names)
+    result = {
+        "first": _about(first, a),
+        "second": _about(second, b),
+        "data": first.result["data"],
+        "class_fingerprint": first.result["class_fingerprint"],
+        "differences": {
+            name: vars(interval(metric(a, ones(a)), metric(b, ones(b)), metric(a, times_sn),
+                                metric(b, times_sn)))
+            for name, metric in METRICS.items()
+        },
+        "per_class": per_class,
+        "images": images,
+    }  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "compare.json").write_text(json.dumps(result, indent=1) + "\n")
+    (output / "compare.md").write_text(markdown(result))
+    with open(output / "images.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=list(images[0]))
+        table.writeheader()
+        table.writerows(images)
+    if pictures:
+        number = {name: place for place, name in enumerate(first.names)}
+        for name, chosen in (("gained", images), ("lost", images[::-1])):
+            sign = 1 if name == "gained" else -1
+            picked = [one["image"] for one in chosen if sign * one["effect"] > 0][:pictures]
+            if picked:
+                _draw(first, second, [number[one] for one in picked], output / f"{name}.png")
+    return result
+
+
+def bootstrap_times(images: int, seed: int = 0, samples: int = SAMPLES) -> np.ndarray:
+    """(samples, images) float64: how often each resampled data set holds each image."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
+
+
+def iou_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
+    """(samples, classes) float64 IoU of resampled data sets; NaN for a class that they lack."""
+    return _shares(times_sn @ overlaps.right, times_sn @ overlaps.either)
+
+
+def miou_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
+    """(samples,) float64 mIoU of resampled data sets."""
+    return _means(iou_of_samples(overlaps, times_sn))
+
+
+def _shares(right: np.ndarray, either: np.ndarray) -> np.ndarray:
+    return np.where(either > 0, right / np.maximum(either, 1), math.nan)
+
+
+def _means(shares_sc: np.ndarray) -> np.ndarray:
+    """(samples,) mean over the classes that are known; NaN without any."""
+    known = ~np.isnan(shares_sc)
+    total = np.where(known, shares_sc, 0).sum(1)
+    return np.where(known.any(1), total / np.maximum(known.sum(1), 1), math.nan)
+
+
+def accuracy_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
+    """(samples,) float64 pixel accuracy of resampled data sets."""
+    pixels = times_sn @ overlaps.true.sum(1)
+    return np.where(pixels > 0, times_sn @ overlaps.right.sum(1) / np.maximum(pixels, 1), math.nan)
+
+
+METRICS: dict[str, Callable[[Overlaps, np.ndarray], np.ndarray]] = {
+    "miou": miou_of_samples,
+    "pixel_accuracy": accuracy_of_samples,
+}
+
+
+def ones(overlaps: Overlaps) -> np.ndarray:
+    """(1, images): each image once."""
+    return np.ones((1, len(overlaps.right)))
+
+
+def interval(
+    first: np.ndarray, second: np.ndarray, first_s: np.ndarray, second_s: np.ndarray
+) -> Interval:
+    """The difference of two values, (1,) each, with the interval of those of the samples."""
+    sampled = first_s - second_s
+    known = sampled[np.isfinite(sampled)]
+    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (math.nan, math.nan)
+    return Interval(value=float(first[0] - second[0]), low=float(low), high=float(high))
+
+
+def _per_class(
+    a: Overlaps, b: Overlaps, times_sn: np.ndarray, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """By the size of the difference; classes that neither has are left out."""
+    sampled = iou_of_samples(a, times_sn) - iou_of_samples(b, times_sn)
+    first, second = iou_of_samples(a, ones(a))[0], iou_of_samples(b, ones(b))[0]
+    table = []
+    for label, name in enumerate(classes):
+        if math.isnan(first[label]) and math.isnan(second[label]):
+            continue
+        one = interval(
+            first[label : label + 1], second[label : label + 1],
+            sampled[:, label], np.zeros(len(sampled)),
+        )  # fmt: skip
+        table.append({
+            "class": name, "first": _known(first[label]), "second": _known(second[label]),
+            "difference": _known(one.value), "low": _known(one.low), "high": _known(one.high),
+        })  # fmt: skip
+    return sorted(table, key=lambda row: -abs(row["difference"] or 0.0))
+
+
+def _per_image(a: Overlaps, b: Overlaps, names: Sequence[str]) -> list[dict[str, Any]]:
+    """By `effect`, highest first: by how much the difference in mIoU would be smaller without the
+    image; and the image's own mIoU in both runs."""
+    whole = miou_of_samples(a, ones(a))[0] - miou_of_samples(b, ones(b))[0]
+    one, other = (
+        _means(_shares(each.right.sum(0) - each.right, each.either.sum(0) - each.either))
+        for each in (a, b)
+    )
+    rest = np.nan_to_num(one - other)
+    columns = (a.iou_of_images(), b.iou_of_images(), whole - rest)
+    table = [
+        {"image": name, "first": _known(x), "second": _known(y), "effect": round(float(z), 6)}
+        for name, x, y, z in zip(names, *columns, strict=True)
+    ]
+    return sorted(table, key=lambda row: -row["effect"])
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 4)
+
+
+def _about(run: Run, overlaps: Overlaps) -> dict[str, Any]:
+    iou = iou_of_samples(overlaps, ones(overlaps))[0]
+    return {
+        "folder": run.folder,
+        "row": run.row.title,
+        "collection": run.result["collection"]["fingerprint"],
+        "protocol": run.result["protocol"],
+        "miou": _known(mean_of_known(iou)),
+        "pixel_accuracy": _known(accuracy_of_samples(overlaps, ones(overlaps))[0]),
+    }
+
+
+def _check_same(first: Run, second: Run) -> None:
+    for what, one, other in (
+        ("images", first.names, second.names),
+        ("classes", first.result["classes"], second.result["classes"]),
+        ("labels", first.result["convention"], second.result["convention"]),
+    ):
+        if one != other:
+            raise InputError(
+                f"{first.folder} and {second.folder} cannot be compared, they are of other {what}: "
+                f"{first.result['data']} with {len(first.result['classes'])} classes, and "
+                f"{second.result['data']} with {len(second.result['classes'])}"
+            )
+
+
+def _draw(first: Run, second: Run, chosen: Sequence[int], path: Path) -> None:
+    data = first.spec.open_data()
+    examples = [data.read(first.names[number]) for number in chosen]
+    columns = {"truth": [example.label_hw for example in examples]}
+    for name, run in (("first", first), ("second", second)):
+        scored = images_by_number(run.scores, chosen)
+        if all(run.number in one.maps for one in scored):  # rows of ablations keep no maps
+            columns[f"{name}: {run.row.title}"] = [
+                labels_of_png(one.maps[run.number]) for one in scored
+            ]
+    prediction_grid(
+        [example.image_hwc for example in examples], columns, data.class_names, path,
+        colours=data.colours,
+    )  # fmt: skip
+
+
+SHOWN = 15
+"""Classes and images of the page; the files have all."""
+
+
+def _tables(result: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    def cell(value: float | None, digits: int = 1) -> str:
+        return "" if value is None else f"{100 * value:.{digits}f}"
+
+    def signed(value: float | None, digits: int = 1) -> str:
+        return "" if value is None else f"{100 * value:+.{digits}f}"
+
+    differences = [["", "first", "second", "difference", "95 % interval"]]
+    for name, title in (("miou", "mIoU %"), ("pixel_accuracy", "pixel accuracy %")):
+        one = result["differences"][name]
+        differences.append([
+            title, cell(result["first"][name]), cell(result["second"][name]),
+            signed(one["value"]), f"{signed(one['low'])} to {signed(one['high'])}",
+        ])  # fmt: skip
+    classes = [["class", "first IoU %", "second IoU %", "difference", "95 % interval"]]
+    classes += [
+        [row["class"], cell(row["first"]), cell(row["second"]), signed(row["difference"]),
+         f"{signed(row['low'])} to {signed(row['high'])}"]
+        for row in result["per_class"][:SHOWN]
+    ]  # fmt: skip
+    images = sorted(result["images"], key=lambda row: -abs(row["effect"]))[:SHOWN]
+    table = [["image", "first mIoU %", "second mIoU %", "effect on the difference"]]
+    table += [[row["image"], cell(row["first"]), cell(row["second"]), signed(row["effect"], 2)]
+              for row in images]  # fmt: skip
+    return [
+        ("", differences),
+        ("Classes that differ most", classes),
+        ("Images that made the difference", table),
+    ]
+
+
+def _heading(result: dict[str, Any]) -> list[str]:
+    return [
+        f"{result['data']}, labels {result['class_fingerprint']}",
+        *(
+            f"{name}: {result[name]['row']} of {result[name]['folder']} "
+            f"(collection {result[name]['collection'][:12]}, protocol {result[name]['protocol']})"
+            for name in ("first", "second")
+        ),
+    ]
+
+
+def text(result: dict[str, Any]) -> str:
+    """The comparison as aligned text for a terminal."""
+    lines = _heading(result)
+    for title, rows in _tables(result):
+        lines += ["", *([title] if title else []), *aligned(rows)]
+    return "\n".join(lines)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The comparison as a Markdown page."""
+    lines = ["# Comparison", "", *(f"{line}  " for line in _heading(result)), ""]
+    for title, (header, *rows) in _tables(result):
+        lines += [*([f"## {title}", ""] if title else []), *markdown_table(header, rows), ""]
+    return "\n".join(lines)

@@ -1,0 +1,249 @@
+"""What is counted of the images of an evaluation, one shard after another.
+
+The images of a data set are a step of names, what is counted of them is the step after it, made by
+the stage of `ScoreImages`. So an evaluation is committed, resumed and spread over workers as a
+build is, and its totals are sums over committed shards, the same in any order.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from ovref.check_models import models_of, weights_fingerprint
+from ovref.config import dump
+from ovref.contract import Stage
+from ovref.evaluation.cached import CachedModels
+from ovref.evaluation.datasets import true_instances
+from ovref.evaluation.methods import Methods, rows_of
+from ovref.evaluation.metrics import boundary_pixels, confused
+from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, MatchedDetections, match_detections
+from ovref.evaluation.metrics_panoptic import PanopticQuality
+from ovref.evaluation.named_sets.opening import Example, LabelledSet
+from ovref.evaluation.predictions import Prediction
+from ovref.evaluation.spec import EvaluateSpec
+from ovref.identity import fingerprint
+from ovref.records import LabelledImage, ScoredImage
+from ovref.storage.steps import StepFolder, open_step
+from ovref.storage.store import Store
+from ovref_inference.collection.reference_collection import ReferenceCollection
+
+IMAGES, SCORES = "images", "scores"
+"""Steps of an evaluation's output."""
+
+TABLES: dict[str, tuple[type, tuple[str, ...]]] = {
+    "confusion": (np.int64, ("row", "true class", "predicted class", "pixels")),
+    "boundaries": (np.int64, ("row", "class", "pixels of both", "pixels of either")),
+    "segments": (np.float64, ("row", "class", "IoU", "matched", "wrong", "missed")),
+    "instances": (np.int64, ("row", "class", "true instances")),
+    "detections": (np.float64, ("row", "class", "score", "right", "ignored")),
+}
+"""The columns of `ScoredImage.tables`. Of detections, `right` and `ignored` have a bit for each of
+`metrics_ap.THRESHOLDS`."""
+
+PLACES = {
+    "": ("output", "collection", "root", "names", "features", "pictures", "shard_size", "limit"),
+    "folder": ("images", "labels", "classes"),
+}
+"""Fields of `EvaluateSpec` that change nothing of what is counted in an image, or whose content is
+in the fingerprints of classes and images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreImages:
+    """Segments images by all rows and counts what is right."""
+
+    name: ClassVar[str] = SCORES
+    version: ClassVar[int] = 1
+    evaluate: EvaluateSpec
+    device: str | None = None
+    """"cpu", "cuda", ...; None takes a GPU where there is one."""
+
+    def build(self) -> Stage:
+        """Opens the data set and the collection; models are loaded at the first image."""
+        return _ScoreImages(self)
+
+
+class _ScoreImages:
+    def __init__(self, spec: ScoreImages) -> None:
+        self._spec = spec.evaluate
+        self._data = self._spec.open_data()
+        self._models = CachedModels(spec.device, self._spec.features)
+        self._methods = Methods(self._spec, self._data, self._models)
+        self._rows = rows_of(self._spec)
+
+    def __call__(self, records: Iterator[LabelledImage]) -> Iterator[ScoredImage]:
+        for batch in _batches(records, self._spec.batch_size):
+            examples = [self._data.read(record.name) for record in batch]
+            with warnings.catch_warnings():
+                # The result says so of every class, and each row would say it again.
+                warnings.filterwarnings("ignore", message=".* has no references for")
+                self._methods.look_at(examples)
+                for record, example in zip(batch, examples, strict=True):
+                    yield self._scored(record, example)
+            self._models.forget()
+
+    def _scored(self, record: LabelledImage, example: Example) -> ScoredImage:
+        tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
+        maps = {}
+        segments = example.panoptic is not None and self._data.things is not None
+        for number, row in enumerate(self._rows):
+            found = self._methods.predict(row, example.image_hwc, segments)
+            counted = counts_of(example, found, self._data, self._spec.boundaries)
+            for name, table_nc in counted.items():
+                numbered = np.insert(table_nc, 0, number, axis=1)
+                tables[name].append(numbered)
+            if not row.changes:
+                maps[number] = png_of_labels(found.labels_hw)
+        whole = {name: np.concatenate(parts) for name, parts in tables.items() if parts}
+        return ScoredImage(key=record.key, name=record.name, tables=whole, maps=maps)
+
+
+def counts_of(
+    example: Example, found: Prediction, data: LabelledSet, boundaries: bool = False
+) -> dict[str, np.ndarray]:
+    """The tables of one row and image, without the column of the row (`TABLES`)."""
+    classes = len(data.class_names)
+    tables = {"confusion": confused(example.label_hw, found.labels_hw, classes)}
+    if boundaries:
+        tables["boundaries"] = boundary_pixels(example.label_hw, found.labels_hw, classes)
+    if example.panoptic is None or data.things is None:
+        return tables
+    quality = PanopticQuality(data.things)
+    quality.add(example.panoptic, found.panoptic)
+    present = np.flatnonzero(quality.counts.any(0))
+    columns = (present, quality.ious[present], *quality.counts[:, present])
+    tables["segments"] = np.stack([np.asarray(one, np.float64) for one in columns], axis=1)
+    own = true_instances(found.panoptic, data.things)
+    chosen = [id_ for id_, label in found.panoptic.labels.items() if data.things[label]]
+    scores = np.array([found.scores[id_] for id_ in chosen], dtype=np.float64)
+    detections = Detections(masks_nhw=own.masks_nhw, labels=own.labels, scores=scores)
+    matched = match_detections(true_instances(example.panoptic, data.things), detections)
+    tables["instances"] = np.array(
+        [(one.label, one.truths) for one in matched], dtype=np.int64
+    ).reshape(-1, 2)
+    tables["detections"] = np.concatenate([np.zeros((0, 4)), *(_packed(one) for one in matched)])
+    return tables
+
+
+def matched_of(instances_nc: np.ndarray, detections_nc: np.ndarray) -> list[MatchedDetections]:
+    """What `counts_of` packed, of one row and image: the tables with their column of the row."""
+    found = []
+    for _, label, truths in instances_nc.tolist():
+        own = detections_nc[detections_nc[:, 1] == label]
+        right, ignored = (_bits(own[:, column]) for column in (3, 4))
+        found.append(
+            MatchedDetections(
+                label=label, truths=truths, scores=own[:, 2], right=right, ignored=ignored
+            )
+        )
+    return found
+
+
+def _packed(matched: MatchedDetections) -> np.ndarray:
+    """(d, 4) float64: class, score, bits of the thresholds at which it is right, and ignored."""
+    powers = 2.0 ** np.arange(len(THRESHOLDS))
+    columns = (
+        np.full(len(matched.scores), matched.label, dtype=np.float64),
+        matched.scores,
+        powers @ matched.right,
+        powers @ matched.ignored,
+    )
+    return np.stack(columns, axis=1)
+
+
+def _bits(values_n: np.ndarray) -> np.ndarray:
+    """(thresholds, n) bool."""
+    places = np.arange(len(THRESHOLDS))[:, None]
+    return (values_n.astype(np.int64) >> places & 1).astype(bool)
+
+
+def png_of_labels(labels_hw: np.ndarray) -> bytes:
+    """A label map as a PNG file of 16 bits: 0 is NO_CLASS, classes follow from 1."""
+    file = io.BytesIO()
+    Image.fromarray((labels_hw + 1).astype(np.uint16)).save(file, format="png")
+    return file.getvalue()
+
+
+def labels_of_png(png: bytes) -> np.ndarray:
+    """(H, W) int32 of `png_of_labels`."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        return np.asarray(image).astype(np.int32) - 1
+
+
+def open_steps(
+    spec: EvaluateSpec, data: LabelledSet, collection: ReferenceCollection
+) -> tuple[StepFolder, StepFolder]:
+    """The steps of names and of counts, made if they are new.
+
+    Raises:
+        MismatchError: the output is of another evaluation; the message says what differs.
+    """
+    output = Store.open(spec.output)
+    images = open_step(output, IMAGES, images_identity(spec, data))
+    settings = dump(spec)
+    for part, names in PLACES.items():
+        tree = settings[part] if part else settings
+        for name in names if tree is not None else ():
+            del tree[name]
+    identity = {
+        "version": ScoreImages.version,
+        "settings": settings,
+        "classes": data.class_fingerprint,
+        "collection": {"fingerprint": collection.manifest.fingerprint, "rows": len(collection)},
+        "models": {
+            name: weights_fingerprint(name, revision) for _, name, revision in models_of(spec)
+        },
+    }
+    return images, open_step(output, SCORES, identity, [images.fingerprint])
+
+
+def images_identity(spec: EvaluateSpec, data: LabelledSet) -> dict[str, Any]:
+    """What tells the images and labels of an evaluation from others."""
+    return {
+        "data": data.name,
+        "convention": data.convention,
+        "class_list": data.class_list.fingerprint,
+        "classes": list(data.class_names),
+        "images": fingerprint(list(data.ids)),
+        "shard_size": spec.shard_size,
+    }
+
+
+def list_images(
+    data: LabelledSet, target: StepFolder, shard_size: int, report: Callable[[int], None]
+) -> None:
+    """Reads every image and label map once, before any model is loaded, and commits their names.
+
+    Raises:
+        InputError: an image or label map is missing, unreadable or of unknown values; then nothing
+            is scored.
+    """
+    if target.complete() is not None:
+        return
+    done, shards = set(target.committed()), []
+    for number, names in enumerate(_batches(data.ids, shard_size)):
+        shards.append(f"{number:06d}")
+        if shards[-1] in done:
+            continue
+        for name in names:
+            data.read(name)
+        records = [LabelledImage(key=_key(name), name=name) for name in names]
+        target.commit(shards[-1], records, inputs=len(records))
+        report(number * shard_size + len(names))
+    target.finish(shards)
+
+
+def _key(name: str) -> str:
+    return fingerprint(name)[:24]
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,285 @@
+"""The segmenters that an evaluation compares, over models that encode each image once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from ovref.errors import InputError
+from ovref.evaluation.cached import CachedEncoder, CachedModels, RegionProposer
+from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
+from ovref.evaluation.named_sets.opening import Example, LabelledSet
+from ovref.evaluation.oracle import label_masks, oracle_proposer
+from ovref.evaluation.predictions import Prediction
+from ovref.evaluation.protocols import label_windows_of, segment_with_protocol, windows_of
+from ovref.evaluation.spec import TITLES, EvaluateSpec
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.proposers.config import ProposerConfig
+from ovref_inference.proposers.load import no_proposals
+from ovref_inference.segmenters.corrclip import CorrClipSegmenter
+from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
+from ovref_inference.segmenters.freeda import FreedaSegmenter
+from ovref_inference.segmenters.regions import NO_CLASS, ScoredRegions, panoptic, semantic
+from ovref_inference.segmenters.retclip import RetClipSegmenter
+from ovref_inference.segmenters.vocseg import VocSegSegmenter
+
+PROPOSALS = {
+    "fossil": "opencut",
+    "fossil_no_proposals": "none",
+    "fossil_oracle": "oracle",
+    "text_only": "none",
+    "text_only_opencut": "opencut",
+    "text_only_oracle": "oracle",
+}
+"""The proposals of a row."""
+
+DENSE = ("fossil", "fossil_no_proposals", "fossil_oracle", "freeda")
+"""Rows that compare dense features with the collection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a table, as plain data."""
+
+    name: str
+    """One of `spec.TITLES`."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Fields of FOSSIL's configuration that an ablation changes."""
+
+    @property
+    def title(self) -> str:
+        """How people write it."""
+        changed = [f"{n if n == 'gamma' else n.upper()} = {v}" for n, v in self.changes]
+        return ", ".join([TITLES[self.name], *changed])
+
+
+def rows_of(spec: EvaluateSpec) -> tuple[Row, ...]:
+    """The rows that are asked for, and then those of the ablations, one parameter at a time from
+    the best configuration (FOSSIL section 4.3)."""
+    grids = {"n": spec.ablate_n, "k": spec.ablate_k, "gamma": spec.ablate_gamma}
+    ablations = [
+        Row(name="fossil", changes=((name, value),))
+        for name, values in grids.items()
+        for value in values
+        if "fossil" in spec.rows
+    ]
+    return (*(Row(name=name) for name in spec.rows), *ablations)
+
+
+class Methods:
+    """Segmenters over cached models, for the images that `look_at` was told about last."""
+
+    def __init__(
+        self,
+        spec: EvaluateSpec,
+        data: LabelledSet,
+        models: CachedModels,
+        collection: ReferenceCollection | None = None,
+    ) -> None:
+        """
+        Args:
+            spec: what is asked for; models are loaded when a row first needs them.
+            data: whose class names are asked.
+            models: kept for as long as these are.
+            collection: in place of the one that `spec` names.
+
+        Raises:
+            InputError: the collection is of masked crops, which a row's dense features cannot be
+                compared with.
+        """
+        self.collection = collection or models.collection(spec.collection)
+        masked = self.collection.visual_config.masking
+        refused = [TITLES[name] for name in spec.rows if name in DENSE]
+        if masked and refused:
+            raise InputError(
+                f"{spec.collection} was embedded as masked crops "
+                f"({self.collection.visual_config.features}), and {', '.join(refused)} compare "
+                "dense features with it: give a collection of dense features, or other rows"
+            )
+        self.spec, self.data, self.protocol = spec, data, spec.chosen_protocol()
+        self._models = models
+        self._oracle: RegionProposer = oracle_proposer([], [])
+        self._segmenters: dict[Row, Any] = {}
+        self.names, self._class_of = _asked(data, spec)
+        seen = data.seen
+        self._seen = None if seen is None else [seen[label] for label in self._class_of[:-1]]
+
+    @property
+    def visual(self) -> CachedEncoder:
+        """The collection's visual encoder."""
+        return self._models.encoder(self.collection.visual_config)
+
+    @property
+    def proposers(self) -> dict[str, Callable[[], RegionProposer]]:
+        """What makes proposals, by the names in PROPOSALS."""
+        opencut = ProposerConfig(opencut=self.spec.opencut)
+        return {
+            "none": lambda: no_proposals,
+            "oracle": lambda: lambda images: self._oracle(images),
+            "opencut": lambda: self._models.proposer(opencut),
+            "own": lambda: self._models.proposer(self.spec.proposer or opencut),
+        }
+
+    def fossil(self, config: FossilConfig, proposals: str = "opencut") -> FossilSegmenter:
+        """FOSSIL with some proposals; windows are the protocol's."""
+        return FossilSegmenter(
+            self.collection,
+            self.visual,
+            self._models.text(self.collection.text_config),
+            self.proposers[proposals](),
+            replace(config, windows=None),
+        )
+
+    def segmenter(self, row: Row) -> Any:
+        """The segmenter of a row; made once."""
+        if row not in self._segmenters:
+            self._segmenters[row] = self._make(row)
+        return self._segmenters[row]
+
+    def _make(self, row: Row) -> Any:
+        if row.name.startswith("fossil"):
+            return self.fossil(replace(self.spec.fossil, **dict(row.changes)), PROPOSALS[row.name])
+        text = self._models.text(self.collection.text_config)
+        if row.name.startswith("text_only"):
+            return TextOnlySegmenter(
+                self._models.encoder(self.spec.clip),
+                text,
+                self.proposers[PROPOSALS[row.name]](),
+                templates=self.collection.manifest.templates,
+                windows=None,
+            )
+        if row.name == "freeda":
+            return FreedaSegmenter(self.collection, self.visual, text, self.spec.freeda)
+        proposer = self.proposers["own"]()
+        if row.name == "vocseg":
+            return VocSegSegmenter(self.collection, self.visual, text, proposer, self.spec.vocseg)
+        if row.name == "retclip":
+            return RetClipSegmenter(self.collection, self.visual, text, proposer, self.spec.retclip)
+        clip = self._models.encoder(self.spec.clip)
+        return CorrClipSegmenter(
+            self.collection, self.visual, clip, text, proposer, self.spec.corrclip
+        )
+
+    def support(self) -> dict[str, str]:
+        """Where the references of each class come from, in words, as FOSSIL has it."""
+        support = self.fossil(self.spec.fossil, "none").prepare(self.names).support
+        words: dict[str, str] = {}
+        for label, one in zip(self._class_of[:-1].tolist(), support, strict=True):
+            words.setdefault(self.data.class_names[label], str(one))
+        return words
+
+    def look_at(self, examples: Sequence[Example]) -> None:
+        """Encodes what the rows will ask of these images, all windows of all images together."""
+        parts = [part for one in examples for part in self._windows(one.image_hwc)]
+        names = set(self.spec.rows)
+        if any(name.endswith("oracle") for name in names):
+            masks = [label_masks(part) for one in examples for part in self._label_windows(one)]
+            self._oracle = oracle_proposer(parts, masks)
+        if names & set(DENSE):
+            self.visual.encode(parts)
+        if any(name.startswith("text_only") for name in names) or "corrclip" in names:
+            self._models.encoder(self.spec.clip).encode(parts)
+        if names & {name for name, proposals in PROPOSALS.items() if proposals == "opencut"}:
+            self.proposers["opencut"]()(parts)
+        if names & {"vocseg", "retclip", "corrclip"}:
+            self.proposers["own"]()(parts)
+
+    def predict(self, row: Row, image_hwc: np.ndarray, segments: bool = False) -> Prediction:
+        """What a row says of one image.
+
+        Args:
+            row: of `rows_of`.
+            image_hwc: (H, W, 3) uint8, of the images last looked at.
+            segments: whether panoptic segments are asked for too; else there are none.
+        """
+        segmenter = self.segmenter(row)
+        if segments and self._whole and hasattr(segmenter, "score"):
+            return self._of_regions(row, segmenter, image_hwc)
+        if self.protocol is None:
+            found = segmenter.segment([image_hwc], self.names)[0]
+        else:
+            found = segment_with_protocol(
+                segmenter, image_hwc, self.names, self.protocol, self._seen
+            )
+        labels_hw = self._class_of[found.labels_hw].astype(np.int32)
+        if not segments:
+            empty = PanopticMap(ids_hw=np.zeros_like(labels_hw), labels={})
+            return Prediction(labels_hw=labels_hw, panoptic=empty, scores={})
+        things = self.data.things or [False] * len(self.data.class_names)
+        own = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
+        scores = {id_: float(found.max_score_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
+        return Prediction(labels_hw=labels_hw, panoptic=own, scores=scores)
+
+    def labels(self, row: Row, image_hwc: np.ndarray) -> np.ndarray:
+        """(H, W) int32 classes of one image, or NO_CLASS."""
+        return self.predict(row, image_hwc).labels_hw
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a segmenter sees an image as one, whose segments are those of the image."""
+        return self.protocol is None or (
+            self.protocol.window is None
+            and self.protocol.background is None
+            and not self.protocol.seen_penalty
+        )
+
+    def _of_regions(self, row: Row, segmenter: Any, image_hwc: np.ndarray) -> Prediction:
+        """Segments of scored regions, as RetCLIP and FC-CLIP have them, at the image's size."""
+        (window_hwc,) = self._windows(image_hwc)
+        regions = _resized(
+            segmenter.score([window_hwc], self.names)[0], self._class_of, image_hwc.shape[:2]
+        )
+        settings = self.spec.retclip
+        limits = (
+            {"min_score": settings.min_score, "overlap": settings.overlap}
+            if row.name == "retclip"
+            else {}
+        )
+        things = self.data.things or [False] * len(self.data.class_names)
+        found = panoptic(regions, things, **limits)
+        return Prediction(
+            labels_hw=semantic(regions).labels_hw,
+            panoptic=PanopticMap(ids_hw=found.ids_hw, labels=found.labels),
+            scores=found.scores,
+        )
+
+    def _windows(self, image_hwc: np.ndarray) -> list[np.ndarray]:
+        return [image_hwc] if self.protocol is None else windows_of(image_hwc, self.protocol)
+
+    def _label_windows(self, example: Example) -> list[np.ndarray]:
+        if self.protocol is None:
+            return [example.label_hw]
+        return label_windows_of(example.label_hw, self.protocol)
+
+
+def _asked(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names asked of a segmenter, and (names + 1,) int64 the class of each, the last NO_CLASS.
+
+    A class has all of its synonyms and takes the best; a background that is never asked has one.
+    """
+    classes, protocol = data.class_list, spec.chosen_protocol()
+    if protocol is not None and protocol.background is not None and not protocol.ask_background:
+        first, *others = classes.classes
+        classes = replace(classes, classes=(first[:1], *others))
+    names, owners = classes.asked()
+    return names, np.array([*owners, NO_CLASS], dtype=np.int64)
+
+
+def _resized(
+    regions: ScoredRegions, class_of: np.ndarray, size_hw: tuple[int, int]
+) -> ScoredRegions:
+    """Scores of classes, each its best name's, and activations at another size."""
+    labels = class_of[:-1]
+    scores_nc = np.full((len(regions.scores_nc), labels.max() + 1), -np.inf, dtype=np.float32)
+    np.maximum.at(scores_nc, (slice(None), labels), regions.scores_nc)
+    mask_probs_nhw = regions.mask_probs_nhw
+    if mask_probs_nhw.shape[1:] != size_hw and len(mask_probs_nhw):
+        activations = torch.from_numpy(np.ascontiguousarray(mask_probs_nhw))
+        resized = interpolate(activations[None].float(), size=size_hw, mode="bilinear")
+        mask_probs_nhw = resized[0].numpy()
+    elif not len(mask_probs_nhw):
+        mask_probs_nhw = np.zeros((0, *size_hw), dtype=np.float32)
+    return replace(regions, mask_probs_nhw=mask_probs_nhw, scores_nc=scores_nc)

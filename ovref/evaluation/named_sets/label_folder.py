@@ -1,0 +1,137 @@
+"""Images and label maps of one's own, in two folders, as a labelled set."""
+
+import mimetypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ovref.config import STRICT
+from ovref.corpora.spec import IMAGE_SUFFIXES
+from ovref.errors import InputError
+from ovref.evaluation.metrics import IGNORE
+from ovref.evaluation.named_sets.label_files import index_map
+from ovref.evaluation.named_sets.names import list_of_file
+from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, read_image
+from ovref.evaluation.named_sets.rules import spans
+from ovref.images import FORMATS
+from ovref_inference.ranges import require_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFolder:
+    """Images and label maps in two folders: `images/x/a.jpg` belongs to `labels/x/a.png`."""
+
+    __pydantic_config__ = STRICT
+
+    images: str
+    """Folder of images, at any depth; hidden files and folders are left out."""
+    labels: str
+    """Folder of label maps of the upright images: .png, greyscale or palette (whose indices are the
+    labels)."""
+    classes: str
+    """Text file, one class a line, in the order of the labels, its synonyms separated by `;`;
+    different names, letter case aside."""
+    first_label: int = 0
+    """Value of the first class in the maps; 1 for ADE20k, whose 0 is no class."""
+    ignored: tuple[int, ...] = (255,)
+    """Values of pixels that are not evaluated; those below `first_label` never are."""
+    unseen: tuple[str, ...] = ()
+    """Classes whose masks trained models never saw, for hIoU; none means no split."""
+
+    def __post_init__(self) -> None:
+        require_at_least("first_label", self.first_label, 0)
+
+
+def open_label_folder(folder: LabelFolder) -> LabelledSet:
+    """Opens a data set of images and label maps; they are read when they are asked for.
+
+    Raises:
+        InputError: a folder or the class list is missing or unreadable, there are no images, an
+            image has no label map, or an unseen class is not in the list.
+    """
+    classes = list_of_file(Path(folder.classes))
+    root, labels = Path(folder.images), Path(folder.labels)
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder of images")
+    paths = {path.relative_to(root).as_posix(): path for path in _image_paths(root)}
+    label_paths = {name: (labels / name).with_suffix(".png") for name in paths}
+    missing = [path for path in label_paths.values() if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(paths)} images in {root} have no label map, for one there is "
+            f"no {missing[0]}"
+        )
+    try:
+        seen = seen_of(classes.names, folder.unseen) if folder.unseen else None
+    except ValueError as error:
+        raise InputError(f"{folder.classes}: {error}") from error
+
+    def read(name: str) -> Example:
+        image_hwc = read_image(paths[name])
+        label_hw = _label_map(label_paths[name], folder, len(classes.names))
+        check_sizes(paths[name], image_hwc, label_paths[name], label_hw)
+        return Example(id=name, image_path=paths[name], image_hwc=image_hwc, label_hw=label_hw)
+
+    return LabelledSet(
+        name=f"{root.name}, {len(paths)} images",
+        class_list=classes,
+        convention=f"label folder: position in the class list from {folder.first_label}",
+        ids=tuple(paths),
+        read=read,
+        seen=seen,
+    )
+
+
+def seen_of(classes: Sequence[str], unseen: Sequence[str]) -> tuple[bool, ...]:
+    """Whether each class is none of the unseen ones; letter case is ignored.
+
+    Raises:
+        ValueError: a name is no class, or no class would be seen.
+    """
+    known = [name.casefold() for name in classes]
+    names = [name.strip().casefold() for name in unseen]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        first = f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+        raise ValueError(
+            f"unseen classes {unknown} are not among the {len(classes)} classes ({first})"
+        )
+    seen = tuple(name not in names for name in known)
+    if not any(seen):
+        raise ValueError("at least one class must be seen, found all of them unseen")
+    return seen
+
+
+def _image_paths(root: Path) -> list[Path]:
+    """Files with IMAGE_SUFFIXES that are not hidden, nor in a hidden folder, sorted."""
+    paths = []
+    for path in sorted(root.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(root).parts) or path.is_dir():
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            paths.append(path)
+        elif (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
+            raise InputError(
+                f"{path} is an image of a format that is not read; convert it to one of "
+                f"{', '.join(FORMATS)}, or take it out of the folder"
+            )
+    if not paths:
+        raise InputError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
+def _label_map(path: Path, folder: LabelFolder, classes: int) -> np.ndarray:
+    """(H, W) int32 positions in the class list, or IGNORE."""
+    last = folder.first_label + classes - 1
+    values_hw = index_map(path, 16 if last > 0xFF else 8)
+    ignored_hw = np.isin(values_hw, folder.ignored) | (values_hw < folder.first_label)
+    wrong = np.unique(values_hw[~ignored_hw & (values_hw > last)])
+    if len(wrong):
+        raise InputError(
+            f"{path} holds the values {spans(wrong.tolist())}; with {classes} classes from "
+            f"{folder.first_label} the last is {last} (ignored: {list(folder.ignored)}); check the "
+            "class list, first_label and ignored"
+        )
+    return np.where(ignored_hw, IGNORE, values_hw - folder.first_label).astype(np.int32)

@@ -1,0 +1,155 @@
+"""What `ovref evaluate` evaluates, on what, and how: plain data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ovref.config import STRICT
+from ovref.evaluation import miniature
+from ovref.evaluation.datasets import HELD_OUT, open_scenes
+from ovref.evaluation.named_sets.definitions import SETS
+from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
+from ovref.evaluation.named_sets.opening import LabelledSet, open_set
+from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
+from ovref_inference.ranges import require_at_least
+from ovref_inference.segmenters.corrclip import CorrClipConfig
+from ovref_inference.segmenters.fossil import FossilConfig
+from ovref_inference.segmenters.freeda import FreedaConfig
+from ovref_inference.segmenters.retclip import RetClipConfig
+from ovref_inference.segmenters.vocseg import VocSegConfig
+
+TITLES = {
+    "fossil": "FOSSIL",
+    "fossil_no_proposals": "FOSSIL without proposals",
+    "fossil_oracle": "FOSSIL with oracle masks",
+    "text_only": "text only",
+    "text_only_opencut": "text only with OpenCut",
+    "text_only_oracle": "text only with oracle masks",
+    "freeda": "FreeDA",
+    "vocseg": "VOCSeg",
+    "retclip": "RetCLIP",
+    "corrclip": "CorrCLIPv2",
+}
+"""Rows of the table and how people write them."""
+
+RowName = Literal[
+    "fossil", "fossil_no_proposals", "fossil_oracle", "text_only", "text_only_opencut",
+    "text_only_oracle", "freeda", "vocseg", "retclip", "corrclip",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec:
+    """What is evaluated, on what, and which variations are tried."""
+
+    __pydantic_config__ = STRICT
+
+    collection: str
+    """Folder or URL of the collection; its own encoders are loaded."""
+    output: str
+    """Folder for evaluation.json, evaluation.md, tables and pictures, and for what is counted image
+    by image, with which the same command resumes; made if it is missing."""
+    split: Literal["validation", "test"] = "test"
+    """Held-out scenes: `validation` to choose parameters, `test` to report."""
+    scenes: int = 200
+    """Scenes evaluated."""
+    dataset: str = ""
+    """A set of the field by its name (`ade150`, `voc21`, ...), evaluated instead of scenes."""
+    root: str = ""
+    """Folder that holds `dataset`, as published or in a usual converted layout."""
+    names: str = ""
+    """Class list of `dataset`: `mmseg`, `fcclip`, `corrclip`, ... or the path of a text file; empty
+    takes the protocol's."""
+    protocol: str = ""
+    """How images are resized and cut into windows and background is found: `tcl`, `corrclip`,
+    `retclip`, `vocseg` or `zs3`; empty takes each image as it is, as a whole."""
+    limit: int | None = None
+    """The first so many images of `dataset` or `folder`; null takes all."""
+    folder: LabelFolder | None = None
+    """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
+    should then name models for them."""
+    rows: tuple[RowName, ...] = (
+        "fossil", "fossil_no_proposals", "fossil_oracle",
+        "text_only", "text_only_opencut", "text_only_oracle",
+    )  # fmt: skip
+    """What is compared; the report goes into the details of the first."""
+    fossil: FossilConfig = miniature.FOSSIL
+    """Configuration from which the ablations start; its `windows`, in place of a protocol, are slid
+    for every row. N is far below the paper's, for a small collection has few dozen references of a
+    class, and whatever is retrieved beyond them is of other classes."""
+    freeda: FreedaConfig = field(default_factory=FreedaConfig)
+    """Of the row `freeda`."""
+    vocseg: VocSegConfig = field(default_factory=VocSegConfig)
+    """Of the row `vocseg`."""
+    retclip: RetClipConfig = field(default_factory=RetClipConfig)
+    """Of the row `retclip`."""
+    corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
+    """Of the row `corrclip`."""
+    opencut: OpenCutProposerConfig = miniature.OPENCUT
+    """Proposals."""
+    proposer: ProposerConfig | None = None
+    """Proposals of `vocseg`, `retclip` and `corrclip`; null takes `opencut`."""
+    clip: VisualEncoderConfig = miniature.CLIP
+    """Dense CLIP features of the text-only baseline, in the space of the collection's texts."""
+    ablate_n: tuple[int, ...] = (5, 10, 20, 40, 80, 150)
+    """Retrieved references tried, everything else as in `fossil`."""
+    ablate_k: tuple[int, ...] = (1, 3, 5, 10, 20)
+    """Prototypes tried."""
+    ablate_gamma: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Weights of the best prototype tried."""
+    boundaries: bool = False
+    """Whether boundary IoU is measured too, which takes some 10 ms a class, image and row."""
+    pictures: int = 6
+    """Images drawn in predictions.png, and in worst.png; 0 draws none."""
+    shard_size: int = 32
+    """Images of a shard, the unit of work and of commit: what a kill can cost at most."""
+    batch_size: int = 8
+    """Images whose windows are encoded together and held in memory; another number may change last
+    bits of features."""
+    features: str = ""
+    """Folder that keeps features and proposals from one evaluation to the next, for those that
+    change only N, K, gamma, thresholds or rows; empty keeps none. On ADE20k at FOSSIL's settings it
+    takes some 60 MB an image."""
+
+    def __post_init__(self) -> None:
+        if self.split not in HELD_OUT:
+            raise ValueError(f"split must be one of {HELD_OUT}, found {self.split!r}")
+        require_at_least("scenes", self.scenes, 1)
+        if bool(self.dataset) != bool(self.root) or (self.dataset and self.folder):
+            raise ValueError("give dataset with root, or folder, or neither")
+        if not self.rows or len(set(self.rows)) < len(self.rows):
+            raise ValueError(f"rows must name one or more rows, each once, found {self.rows}")
+        if self.protocol and self.fossil.windows is not None:
+            raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
+        self.chosen_protocol()
+        require_at_least("pictures", self.pictures, 0)
+        for name in ("limit", "shard_size", "batch_size"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+
+    def chosen_protocol(self) -> Protocol | None:
+        """The protocol, with its settings for `dataset`; None takes images as they are.
+
+        Raises:
+            ConfigError: there is no protocol of that name.
+        """
+        if self.fossil.windows is not None:
+            return protocol_of_windows(self.fossil.windows)
+        return protocol_of(self.protocol, self.dataset) if self.protocol else None
+
+    def open_data(self) -> LabelledSet:
+        """The data set; nothing of it is read yet.
+
+        Raises:
+            InputError: it is not there, or not as it should be.
+        """
+        if self.folder:
+            return open_label_folder(self.folder).first(self.limit)
+        if not self.dataset:
+            return open_scenes(self.split, self.scenes)
+        names, protocol = self.names, self.chosen_protocol()
+        if not names and protocol is not None:
+            known = SETS[self.dataset].lists if self.dataset in SETS else ()
+            names = protocol.names if protocol.names in known else ""
+        return open_set(self.dataset, self.root, names=names).first(self.limit)

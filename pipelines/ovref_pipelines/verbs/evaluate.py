@@ -1,0 +1,81 @@
+"""Evaluation on the engine of the builds: shards of images on some workers, resumable."""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ovref.evaluation import evaluate as evaluation
+from ovref.evaluation.counting import ScoreImages
+from ovref.evaluation.spec import EvaluateSpec
+from ovref.places import absolute, absolute_local
+from ovref.storage.steps import StepFolder
+from ovref_pipelines.console import Console
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.run_steps import progress_of, ray_left_as_found, run_step
+from ovref_pipelines.engine.summary import step_line
+from ovref_pipelines.errors import JobError
+
+
+def this_process() -> EngineConfig:
+    """All cores of this machine, without Ray."""
+    return EngineConfig(engine="local", threads=os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluateSpec):
+    """What is evaluated and where it runs."""
+
+    engine: EngineConfig = field(default_factory=this_process)
+    """Where images are segmented: in this process on all cores, or (`engine.engine=ray`) on the
+    workers of a Ray cluster, which must all see the data set, the collection and the output."""
+
+    @property
+    def spec(self) -> EvaluateSpec:
+        """The part that says what is counted."""
+        fields = dataclasses.fields(EvaluateSpec)
+        return EvaluateSpec(**{one.name: getattr(self, one.name) for one in fields})
+
+
+def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
+    """The configuration with every place as it is seen from any folder."""
+    changes: dict[str, Any] = {
+        "collection": absolute(config.collection, "collection"),
+        "output": absolute_local(config.output, "output"),
+    }
+    for name in ("root", "features"):
+        if value := getattr(config, name):
+            changes[name] = absolute_local(value, name)
+    if "/" in config.names or config.names.endswith(".txt"):
+        changes["names"] = absolute_local(config.names, "names")
+    if config.folder is not None:
+        places = ("images", "labels", "classes")
+        changes["folder"] = dataclasses.replace(
+            config.folder,
+            **{one: absolute_local(getattr(config.folder, one), one) for one in places},
+        )
+    return dataclasses.replace(config, **changes)
+
+
+def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
+    """Evaluates as `ovref.evaluation.evaluate.evaluate`, with shards on the engine's workers.
+
+    Raises:
+        JobError: shards failed for good.
+        StoppedError: SIGTERM or SIGINT came; the same call resumes.
+        OvrefError: as `ovref.evaluation.evaluate.evaluate`.
+    """
+
+    def run(spec: ScoreImages, images: StepFolder, scores: StepFolder) -> None:
+        progress = progress_of(scores, config.engine)
+        step = run_step([spec], images, scores, config.engine, progress)
+        if step.quarantined:
+            raise JobError(
+                f"{len(step.quarantined)} shards of images failed for good, among them "
+                f"{step.quarantined[0]}; see _quarantine in {scores.store.url}. The same command "
+                "tries them again"
+            )
+        console.say(step_line(step))
+
+    with ray_left_as_found():
+        return evaluation.evaluate(config.spec, console.show, run_shards=run)
