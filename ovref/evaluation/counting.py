@@ -66,16 +66,18 @@ class ScoreImages:
 
     def build(self) -> Stage:
         """Opens the data set and the collection; models are loaded at the first image."""
-        return _ScoreImages(self)
+        return ImageScorer(self.evaluate, CachedModels(self.device, self.evaluate.features))
 
 
-class _ScoreImages:
-    def __init__(self, spec: ScoreImages) -> None:
-        self._spec = spec.evaluate
-        self._data = self._spec.open_data()
-        self._models = CachedModels(spec.device, self._spec.features)
-        self._methods = Methods(self._spec, self._data, self._models)
-        self._rows = rows_of(self._spec)
+class ImageScorer:
+    """The stage of `ScoreImages`."""
+
+    def __init__(self, spec: EvaluateSpec, models: CachedModels) -> None:
+        """`models` are loaded when a row first needs them, and forget each batch after it."""
+        self._spec, self._models = spec, models
+        self._data = spec.open_data()
+        self._methods = Methods(spec, self._data, models)
+        self._rows = rows_of(spec)
 
     def __call__(self, records: Iterator[LabelledImage]) -> Iterator[ScoredImage]:
         for batch in _batches(records, self._spec.batch_size):

@@ -20,7 +20,13 @@ import numpy as np
 from ovref.config import dump
 from ovref.evaluation import report
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.counting import ScoreImages, labels_of_png, list_images, open_steps
+from ovref.evaluation.counting import (
+    ImageScorer,
+    ScoreImages,
+    labels_of_png,
+    list_images,
+    open_steps,
+)
 from ovref.evaluation.methods import DENSE, Methods, Row, rows_of
 from ovref.evaluation.metrics import scores_of_counts
 from ovref.evaluation.named_sets.opening import LabelledSet
@@ -83,7 +89,7 @@ def evaluate(
     output = Path(spec.output)
     output.mkdir(parents=True, exist_ok=True)
     data = spec.open_data()
-    with CachedModels(device) as models, warnings.catch_warnings():
+    with CachedModels(device, spec.features) as models, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* has no references for")
         collection = models.collection(spec.collection)
         methods = Methods(spec, data, models)  # refuses what does not fit before anything is read
@@ -106,7 +112,7 @@ def evaluate(
     return result
 
 
-def _run_here(progress: Say) -> RunShards:
+def _run_here(progress: Say, models: CachedModels) -> RunShards:
     def run(spec: ScoreImages, images: StepFolder, scores: StepFolder) -> None:
         shards = images.complete() or []
         done = set(scores.committed())
@@ -115,7 +121,7 @@ def _run_here(progress: Say) -> RunShards:
         meter = _Meter(sum(commits[shard].outputs for shard in shards), progress)
         if not missing:
             return
-        stage = spec.build()
+        stage = ImageScorer(spec.evaluate, models)
         before = sum(commits[shard].outputs for shard in done)
         meter.begin(before)
         for shard in missing:

@@ -6,13 +6,12 @@ A caption, prompt or image record is one sample of a tar, members named `<key>.<
     jpg|png|...     the encoded image as read, if there is one (`bin` for an unknown format)
     heatmaps.npy    image records with heatmaps: (regions, h, w) float16
     masks.png       image records with regions: 8-bit grey, the tri-state masks stacked vertically
+    <table>.npy     images of an evaluation: one of `ScoredImage.tables`
+    map<row>.png    images of an evaluation: one of `ScoredImage.maps`
 
-    <table>.npy         images of an evaluation: one of `ScoredImage.tables`
-    map<row>.png        images of an evaluation: one of `ScoredImage.maps`
-
-and one row of the sidecar, which has the metadata without the arrays. A reference is a row and
-nothing else: its sidecar holds the two embeddings as fixed-size lists of float16, so that the
-reducer reads columns, and there is no tar of millions of members of a few bytes each.
+and one row of the sidecar, which has the metadata without the arrays. A reference is only a row:
+its sidecar holds the two embeddings as fixed-size lists of float16, so that the reducer reads
+columns, and no tar needs millions of members of a few bytes each.
 """
 
 import io

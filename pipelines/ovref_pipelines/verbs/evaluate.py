@@ -1,7 +1,6 @@
 """Evaluation on the engine of the builds: shards of images on some workers, resumable."""
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +11,18 @@ from ovref.places import absolute, absolute_local
 from ovref.storage.steps import StepFolder
 from ovref_pipelines.console import Console
 from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.engine.run_steps import progress_of, ray_left_as_found, run_step
+from ovref_pipelines.engine.run_steps import (
+    progress_of,
+    ray_left_as_found,
+    run_step,
+)
 from ovref_pipelines.engine.summary import step_line
 from ovref_pipelines.errors import JobError
 
 
 def this_process() -> EngineConfig:
-    """All cores of this machine, without Ray."""
-    return EngineConfig(engine="local", threads=os.cpu_count() or 1)
+    """This process alone, without Ray."""
+    return EngineConfig(engine="local")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +30,9 @@ class EvaluateConfig(EvaluateSpec):
     """What is evaluated and where it runs."""
 
     engine: EngineConfig = field(default_factory=this_process)
-    """Where images are segmented: in this process on all cores, or (`engine.engine=ray`) on the
-    workers of a Ray cluster, which must all see the data set, the collection and the output."""
+    """Where images are segmented: in this process, as many threads as the libraries take, or
+    (`engine.engine=ray`) on the workers of a Ray cluster, which must all see the data set, the
+    collection and the output."""
 
     @property
     def spec(self) -> EvaluateSpec:
@@ -58,13 +62,15 @@ def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
-    """Evaluates as `ovref.evaluation.evaluate.evaluate`, with shards on the engine's workers.
+    """Evaluates as `ovref.evaluation.evaluate.evaluate`: in this process, or on Ray's workers.
 
     Raises:
-        JobError: shards failed for good.
-        StoppedError: SIGTERM or SIGINT came; the same call resumes.
+        JobError: shards failed for good on the workers.
+        StoppedError: SIGTERM or SIGINT came to the engine; the same call resumes.
         OvrefError: as `ovref.evaluation.evaluate.evaluate`.
     """
+    if config.engine.engine == "local":
+        return evaluation.evaluate(config.spec, console.show)
 
     def run(spec: ScoreImages, images: StepFolder, scores: StepFolder) -> None:
         progress = progress_of(scores, config.engine)
