@@ -40,7 +40,7 @@ class Run:
     result: dict[str, Any]
     row: Row
     number: int
-    """Of the row."""
+    """Number of the row."""
     images: StepFolder
     scores: StepFolder
     names: tuple[str, ...]

@@ -218,7 +218,7 @@ def _ablations(
 def _per_class(
     data: LabelledSet, totals: Totals, collection: ReferenceCollection, support: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Of the first row: each class with its IoU, and what it is taken for most often."""
+    """Each class in the first row: its IoU, and what it is taken for most often."""
     counts = totals.confusion[0]
     iou, true = scores_of_counts(counts).iou, counts.sum(1)
     references = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))

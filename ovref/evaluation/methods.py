@@ -22,6 +22,7 @@ from ovref_inference.proposers.load import no_proposals
 from ovref_inference.segmenters.corrclip import CorrClipSegmenter
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.segmenters.freeda import FreedaSegmenter
+from ovref_inference.segmenters.instances import instances
 from ovref_inference.segmenters.regions import NO_CLASS, ScoredRegions, panoptic, semantic
 from ovref_inference.segmenters.retclip import RetClipSegmenter
 from ovref_inference.segmenters.vocseg import VocSegSegmenter
@@ -33,6 +34,7 @@ PROPOSALS = {
     "text_only": "none",
     "text_only_opencut": "opencut",
     "text_only_oracle": "oracle",
+    "retclip_oracle": "oracle",
 }
 """The proposals of a row."""
 
@@ -120,7 +122,7 @@ class Methods:
             "none": lambda: no_proposals,
             "oracle": lambda: lambda images: self._oracle(images),
             "opencut": lambda: self._models.proposer(opencut),
-            "own": lambda: self._models.proposer(self.spec.proposer or opencut),
+            "own": lambda: self._models.proposals(self.spec.proposer or opencut, self.names),
         }
 
     def fossil(self, config: FossilConfig, proposals: str = "opencut") -> FossilSegmenter:
@@ -153,10 +155,10 @@ class Methods:
             )
         if row.name == "freeda":
             return FreedaSegmenter(self.collection, self.visual, text, self.spec.freeda)
-        proposer = self.proposers["own"]()
+        proposer = self.proposers[PROPOSALS.get(row.name, "own")]()
         if row.name == "vocseg":
             return VocSegSegmenter(self.collection, self.visual, text, proposer, self.spec.vocseg)
-        if row.name == "retclip":
+        if row.name.startswith("retclip"):
             return RetClipSegmenter(self.collection, self.visual, text, proposer, self.spec.retclip)
         clip = self._models.encoder(self.spec.clip)
         return CorrClipSegmenter(
@@ -235,7 +237,7 @@ class Methods:
         settings = self.spec.retclip
         limits = (
             {"min_score": settings.min_score, "overlap": settings.overlap}
-            if row.name == "retclip"
+            if row.name.startswith("retclip")
             else {}
         )
         things = self.data.things or [False] * len(self.data.class_names)
@@ -244,6 +246,7 @@ class Methods:
             labels_hw=semantic(regions).labels_hw,
             panoptic=PanopticMap(ids_hw=found.ids_hw, labels=found.labels),
             scores=found.scores,
+            instances=instances(regions, things),
         )
 
     def _windows(self, image_hwc: np.ndarray) -> list[np.ndarray]:

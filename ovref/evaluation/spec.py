@@ -29,13 +29,17 @@ TITLES = {
     "freeda": "FreeDA",
     "vocseg": "VOCSeg",
     "retclip": "RetCLIP",
+    "retclip_oracle": "RetCLIP with oracle masks",
     "corrclip": "CorrCLIPv2",
 }
 """Rows of the table and how people write them."""
 
+FREEDA = FreedaConfig(windows=None)
+"""FreeDA's own settings without windows."""
+
 RowName = Literal[
     "fossil", "fossil_no_proposals", "fossil_oracle", "text_only", "text_only_opencut",
-    "text_only_oracle", "freeda", "vocseg", "retclip", "corrclip",
+    "text_only_oracle", "freeda", "vocseg", "retclip", "retclip_oracle", "corrclip",
 ]  # fmt: skip
 
 
@@ -78,14 +82,14 @@ class EvaluateSpec:
     """Configuration from which the ablations start; its `windows`, in place of a protocol, are slid
     for every row. N is far below the paper's, for a small collection has few dozen references of a
     class, and whatever is retrieved beyond them is of other classes."""
-    freeda: FreedaConfig = field(default_factory=FreedaConfig)
-    """Of the row `freeda`."""
+    freeda: FreedaConfig = FREEDA
+    """FreeDA's settings; their `windows` must be null, for those of a protocol are slid."""
     vocseg: VocSegConfig = field(default_factory=VocSegConfig)
-    """Of the row `vocseg`."""
+    """VOCSeg's settings."""
     retclip: RetClipConfig = field(default_factory=RetClipConfig)
-    """Of the row `retclip`."""
+    """RetCLIP's settings."""
     corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
-    """Of the row `corrclip`."""
+    """CorrCLIPv2's settings."""
     opencut: OpenCutProposerConfig = miniature.OPENCUT
     """Proposals."""
     proposer: ProposerConfig | None = None
@@ -122,6 +126,8 @@ class EvaluateSpec:
             raise ValueError(f"rows must name one or more rows, each once, found {self.rows}")
         if self.protocol and self.fossil.windows is not None:
             raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
+        if self.freeda.windows is not None:
+            raise ValueError("freeda.windows must be null; protocol or fossil.windows slides some")
         self.chosen_protocol()
         require_at_least("pictures", self.pictures, 0)
         for name in ("limit", "shard_size", "batch_size"):

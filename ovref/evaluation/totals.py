@@ -17,7 +17,7 @@ from ovref.storage.steps import StepFolder
 
 @dataclass(kw_only=True)
 class Overlaps:
-    """Of one row, what each image adds to the IoU of each class: all that a bootstrap needs."""
+    """What each image adds to the IoU of each class in one row: all that a bootstrap needs."""
 
     right: np.ndarray
     """(images, classes) int64: pixels that are rightly of the class."""
@@ -46,9 +46,9 @@ class Totals:
     boundaries: np.ndarray | None
     """(rows, classes, 2) int64: pixels in both boundaries, in either; None if not measured."""
     quality: list[PanopticQuality] | None
-    """Of each row; None without panoptic truth."""
+    """One for each row; None without panoptic truth."""
     average: list[AveragePrecision] | None
-    """Of each row; None without panoptic truth."""
+    """One for each row; None without panoptic truth."""
     names: list[str] = field(default_factory=list)
     """The images, in the order of the data set."""
 

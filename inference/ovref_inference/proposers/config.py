@@ -69,6 +69,8 @@ class SamGridConfig:
     """Least IoU of a mask at a higher and at a lower threshold."""
     nms_iou: float = 0.7
     """If the boxes of two masks have a higher IoU, the mask of lower predicted IoU is left out."""
+    exclusive: bool = field(default=True, metadata=ADDED_LATER)
+    """Whether a pixel belongs to the mask of the highest predicted IoU alone."""
 
     def __post_init__(self) -> None:
         require_at_least("points_per_side", self.points_per_side, 1)

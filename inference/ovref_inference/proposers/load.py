@@ -111,10 +111,14 @@ def without_overlap(masks_nhw: np.ndarray, scores_n: np.ndarray) -> np.ndarray:
 
 
 def sam_grid_proposer(sam: SamMasks, config: SamGridConfig) -> Proposer:
-    """SAM's automatic masks at a grid of points; overlaps go to the higher predicted IoU."""
+    """SAM's automatic masks at a grid of points; overlaps go to the higher predicted IoU, unless
+    masks may overlap."""
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [without_overlap(*found) for found in sam.of_grid(images, config)]
+        found = sam.of_grid(images, config)
+        if config.exclusive:
+            return [without_overlap(*one) for one in found]
+        return [masks_nhw for masks_nhw, _ in found]
 
     return propose
 
@@ -171,37 +175,20 @@ def grounded_sam_proposals(
 
 
 def load_proposer(
-    config: ProposerConfig,
-    *,
-    class_names: Sequence[str] = (),
-    device: str | None = None,
-    batch_size: int = 8,
-) -> Callable[[Sequence[np.ndarray]], list[Any]]:
-    """Loads the models of a proposer.
+    config: ProposerConfig, *, device: str | None = None, batch_size: int = 8
+) -> Proposer:
+    """Loads the models of a proposer of masks.
 
     Args:
-        class_names: what `grounded_sam` is asked for; of no use to others.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         batch_size: images per forward pass at most.
 
-    Returns:
-        A `Proposer`; of `grounded_sam` one that gives `Proposals`.
-
     Raises:
         ModelError: a model cannot be found or read.
-        ValueError: `grounded_sam` without class names.
+        ValueError: `grounded_sam`, which needs class names (`load_proposals`).
     """
     if config.grounded_sam is not None:
-        if not class_names:
-            raise ValueError(
-                "grounded_sam needs class names to look for, found none; in a build use "
-                "ground.detector"
-            )
-        grounded = config.grounded_sam
-        found = load_grounded_sam(
-            grounded.detector, grounded.sam, device=device, batch_size=batch_size
-        )
-        return grounded_sam_proposals(found, class_names, grounded)
+        raise ValueError("grounded_sam needs class names; in a build use ground.detector")
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return mask_former_proposer(model, config.mask_former)
@@ -214,3 +201,34 @@ def load_proposer(
     assert chosen is not None  # ProposerConfig has exactly one
     keys = load_visual_encoder(chosen.keys, device=device, batch_size=batch_size)
     return opencut_proposer(keys, chosen.cut, crf=chosen.crf, crf_at=chosen.crf_at, device=device)
+
+
+def load_proposals(
+    config: ProposerConfig,
+    class_names: Sequence[str],
+    *,
+    device: str | None = None,
+    batch_size: int = 8,
+) -> Callable[[Sequence[np.ndarray]], list[Any]]:
+    """Loads a proposer for the segmenters of regions: it gives all that they can use.
+
+    That is, of `mask_former`, soft masks and the probabilities of its own classes (VOCSeg eq. 4 and
+    5), of `grounded_sam` what was found of the classes; of others masks.
+
+    Args:
+        class_names: what `grounded_sam` is asked for; of no use to others.
+        device, batch_size: as of `load_proposer`.
+
+    Raises:
+        ModelError: a model cannot be found or read.
+    """
+    if config.mask_former is not None:
+        model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
+        return lambda images: list(model.propose(images))
+    if config.grounded_sam is not None:
+        grounded = config.grounded_sam
+        models = load_grounded_sam(
+            grounded.detector, grounded.sam, device=device, batch_size=batch_size
+        )
+        return grounded_sam_proposals(models, class_names, grounded)
+    return load_proposer(config, device=device, batch_size=batch_size)

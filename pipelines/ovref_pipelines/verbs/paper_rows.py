@@ -1,4 +1,4 @@
-"""One row of a paper's table as a configuration: what is built, what is evaluated, what it gave there.
+"""A row of a paper's table as a configuration: what is built and evaluated, and what it gave there.
 
 The files lie in `configs/papers`. A file that `extends` another, by its name beside it, has that
 one's settings where it has none of its own. In texts `{data}` and `{runs}` stand for the folder of

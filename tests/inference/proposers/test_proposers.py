@@ -1,5 +1,6 @@
 """Proposers of models: masks share no pixel, are of the images' sizes, and come from the models."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,9 +71,12 @@ def test_the_grid_of_sam():
     sam = SimpleNamespace(
         of_grid=lambda images, config: (overlapping(image.shape[:2]) for image in images)
     )
-    for image, masks in zip(IMAGES, sam_grid_proposer(sam, None)(IMAGES), strict=True):
+    for image, masks in zip(IMAGES, sam_grid_proposer(sam, GRID)(IMAGES), strict=True):
         (second, first), _ = overlapping(image.shape[:2])
         np.testing.assert_array_equal(masks, [first, second & ~first])
+
+    whole = sam_grid_proposer(sam, replace(GRID, exclusive=False))(IMAGES)
+    np.testing.assert_array_equal(whole[0], overlapping((6, 7))[0])
 
 
 def test_boxes_and_sam_from_class_names():
@@ -109,7 +113,7 @@ def test_proposals_of_class_names_say_what_was_found_and_may_overlap(exclusive):
         expected = [first, second & ~first] if exclusive else [second, first]
         np.testing.assert_array_equal(found.masks(0.5), expected)
         assert found.found_names == ("bird",)
-    with pytest.raises(ValueError, match="class names to look for"):
+    with pytest.raises(ValueError, match="needs class names"):
         load_proposer(ProposerConfig(grounded_sam=config))
 
 
