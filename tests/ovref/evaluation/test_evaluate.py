@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,12 +23,14 @@ from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.oracle import label_masks, oracle_proposer
 from ovref.evaluation.predictions import evaluate_predictions
 from ovref.evaluation.report import markdown, text
+from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.encoders.load import load_text_encoder, load_visual_encoder
 from ovref_inference.errors import CollectionError
 from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import load_proposer, no_proposals
 from ovref_inference.proposers.opencut import OpenCutConfig
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
+from ovref_inference.segmenters.freeda import FreedaConfig
 from ovref_inference.segmenters.windows import WindowConfig
 
 
@@ -146,17 +149,15 @@ def test_bounds_of_zero_have_no_ratio(result):
         assert "mIoU is ." not in page and "no ratio to its bounds" in page
 
 
-def test_a_collection_of_masked_crops_is_refused_for_dense_rows(spec, clip_collections, tmp_path):
-    crops = replace(spec, collection=clip_collections["crop_binary"], output=str(tmp_path))
-    with pytest.raises(InputError, match=r"masked crops \(crop_binary\), and FOSSIL, .* compare"):
-        evaluate(crops, lambda line: None, device="cpu")
-    found = evaluate(
-        replace(crops, rows=("vocseg", "text_only"), scenes=2, pictures=0),
-        lambda line: None,
-        device="cpu",
+def test_a_collection_of_masked_crops_is_refused_for_dense_rows(spec):
+    crops = SimpleNamespace(
+        visual_config=VisualEncoderConfig(
+            model="miniature:clip", library="open_clip", features="crop_binary", size_hw=(64, 64)
+        )
     )
-    assert [row["name"] for row in found["rows"]] == ["VOCSeg", "text only"]
-    assert found["details_of"] == "VOCSeg" and not found["ratios"] and not found["support"]
+    with pytest.raises(InputError, match=r"masked crops \(crop_binary\), and FOSSIL, .* compare"):
+        Methods(spec, spec.open_data(), CachedModels(), crops)
+    Methods(replace(spec, rows=("vocseg", "text_only")), spec.open_data(), CachedModels(), crops)
 
 
 def test_the_table_is_aligned(result):
@@ -309,7 +310,8 @@ def test_synonyms_of_a_class_take_the_best_of_them(spec, methods, data, folder, 
     lines = [f"{name};{other}" if other else name for name, other in zip(
         data.classes, ["heaven", "wall of bricks"] + [""] * 30, strict=False)]  # fmt: skip
     (tmp_path / "classes.txt").write_text("\n".join(lines))
-    changed = replace(spec, folder=folder, rows=("fossil",), limit=1)
+    fossil = replace(spec.fossil, floor=None)  # no name is too far from every noun
+    changed = replace(spec, folder=folder, rows=("fossil",), limit=1, fossil=fossil)
     opened = changed.open_data()
     with CachedModels(device="cpu") as models:
         found = Methods(changed, opened, models)
@@ -413,6 +415,10 @@ def test_a_specification_comes_from_plain_values_and_refuses_mistakes(spec):
         replace(spec, split="train")
     with pytest.raises(ValueError, match="windows would slide twice"):
         replace(spec, fossil=FossilConfig(), protocol="tcl")
+    with pytest.raises(ValueError, match=r"freeda\.windows must be null"):
+        replace(spec, freeda=FreedaConfig())
+    with pytest.raises(ValueError, match="rows must name one or more rows, each once"):
+        replace(spec, rows=("fossil", "fossil"))
     with pytest.raises(ConfigError, match="no protocol 'tlc'"):
         replace(spec, protocol="tlc")
 

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 import ovref_inference
+from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import miniature_scenes
+from ovref.evaluation.methods import Methods, Row
+from ovref.evaluation.spec import EvaluateSpec
+from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import no_proposals
 from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
@@ -63,3 +67,41 @@ def test_strange_classes_get_no_pixel(collection_url, data):
         assert one.missing == ("MRI scanner", "Katze", "pipette")
         assert np.unique(one.labels_hw).tolist() == [1]
     segmenter.collection.close()
+
+
+@pytest.mark.parametrize("method", ["freeda", "vocseg", "retclip", "corrclip"])
+def test_a_row_of_an_evaluation_is_of_the_segmenter_that_it_names(
+    collection_url, clip_collections, method
+):
+    """As an image, and by its segments where a segmenter scores regions."""
+    urls = clip_collections | {"own": collection_url}
+    url = urls[{"freeda": "own", "vocseg": "crop_binary"}.get(method, "values")]
+    config = {"freeda": FreedaConfig(n=20, windows=None)}.get(method)
+    settings = {method: config} if config else {}
+    spec = EvaluateSpec(
+        collection=url, output="", split="validation", scenes=1, rows=(method,), **settings
+    )
+    data = spec.open_data()
+    (example,) = data
+    with CachedModels(device="cpu") as models:
+        methods = Methods(spec, data, models)
+        methods.look_at([example])
+        row = Row(name=method)
+        found = methods.predict(row, example.image_hwc, segments=True)
+        (own,) = methods.segmenter(row).segment([example.image_hwc], data.class_names)
+        np.testing.assert_array_equal(found.labels_hw, own.labels_hw)
+        loaded = ovref_inference.load_segmenter(
+            url, method, device="cpu", config=getattr(spec, method),
+            proposer=None if method == "freeda" else models.proposer(
+                ProposerConfig(opencut=spec.opencut)
+            ),
+        )  # fmt: skip
+        (other,) = loaded.segment([example.image_hwc], data.class_names)
+        np.testing.assert_array_equal(found.labels_hw, other.labels_hw)
+        loaded.collection.close()
+        if method == "retclip":
+            (expected,) = loaded.segment_panoptic(
+                [example.image_hwc], data.class_names, data.things
+            )
+            np.testing.assert_array_equal(found.panoptic.ids_hw, expected.ids_hw)
+            assert found.panoptic.labels == expected.labels and found.scores == expected.scores
