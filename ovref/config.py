@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,14 +90,20 @@ def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration")
 
 def dump(config: Any) -> dict[str, Any]:
     """The effective configuration as plain values, fit for `yaml.safe_dump` or JSON."""
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return _adapter(type(config)).dump_python(config, mode="json")
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """Made once a class, for it takes longer than reading a file."""
+    return TypeAdapter(cls)
 
 
 def _parse(cls: Any, tree: Any, where: str, given: Mapping[tuple[str, ...], str]) -> Any:
     try:
         # Through JSON, because strict validation of JSON accepts lists for tuples.
         text = json.dumps(_filled(cls, tree), allow_nan=False)
-        return TypeAdapter(cls).validate_json(text)
+        return _adapter(cls).validate_json(text)
     except ValidationError as error:
         seen: set[tuple[Any, ...]] = set()
         lines: dict[str, list[str]] = {}

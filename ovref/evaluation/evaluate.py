@@ -96,7 +96,7 @@ def evaluate(
         images, scores = open_steps(spec, data, collection)
         meter = _Meter(len(data), progress)
         list_images(data, images, spec.shard_size, lambda done: meter.tell("checked", done))
-        (run_shards or _run_here(progress))(
+        (run_shards or _run_here(progress, models))(
             ScoreImages(evaluate=spec, device=device), images, scores
         )
         shards = images.complete() or []
