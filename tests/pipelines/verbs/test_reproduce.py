@@ -108,7 +108,8 @@ def test_what_is_missing_is_named_all_at_once(data, tmp_path, capsys):
         assert picture.size[0] > paper_data.SIZE_HW[1]
     assert cli.main(arguments) == 2
     assert "--partial takes what there is" in capsys.readouterr().err
-    assert cli.main(["reproduce", "retclip_b", "--data", str(data), "--partial"]) == 2
+    places = ["--data", str(data), "--runs", str(tmp_path)]
+    assert cli.main(["reproduce", "retclip_b", *places, "--partial"]) == 2
     assert "class labels" in capsys.readouterr().err
 
 
