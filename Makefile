@@ -14,11 +14,14 @@ demo: install
 	    collection=$(DEMO)/collection output=$(DEMO)/evaluation
 	$(BIN)/ovref status $(DEMO) --pictures $(DEMO)/samples.png
 
+# Files are shared out over the cores, at most four: each process holds PyTorch and its companions.
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check ovref inference pipelines tests docs

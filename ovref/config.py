@@ -21,9 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from ovref.errors import ConfigError
-
-STRICT = {"extra": "forbid", "strict": True}
-"""Marks a config dataclass: unknown keys and values of another type are refused."""
+from ovref_inference.ranges import STRICT as STRICT
 
 Config = TypeVar("Config")
 _ABSENT = object()

@@ -7,9 +7,7 @@ from typing import Any
 import fsspec
 
 from ovref.errors import ConfigError
-
-LOCAL = ("file", "local")
-"""Protocols of this machine's files."""
+from ovref_inference.places import LOCAL_PROTOCOLS
 
 
 def absolute(place: str, name: str = "place") -> str:
@@ -30,7 +28,7 @@ def absolute(place: str, name: str = "place") -> str:
     if "::" in place:
         raise ConfigError(f"{name} must be one place, found {place!r}: '::' joins several")
     protocol, separator, path = place.partition("://")
-    if not separator or protocol in LOCAL:
+    if not separator or protocol in LOCAL_PROTOCOLS:
         return os.path.abspath(os.path.expanduser(path if separator else place))
     if protocol not in fsspec.available_protocols():
         raise ConfigError(

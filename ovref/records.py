@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ovref.images import decode_image
-
-NO, UNSURE, YES = 0, 128, 255
-"""Values of a tri-state mask. Pooling uses YES alone; UNSURE belongs to neither side."""
+from ovref_inference.encoders.pooling import NO as NO
+from ovref_inference.encoders.pooling import UNSURE as UNSURE
+from ovref_inference.encoders.pooling import YES as YES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,37 +1,32 @@
 """An optional step between nouns and images that limits the number of prompts per noun.
 
 Captions mention men, tables and streets thousands of times as often as cactuses, and image
-generation is nearly all of a build's cost. This is the only step that processes its shards in
+generation is nearly all of a build's cost. This is the only step that considers its shards in
 order, because each decision depends on earlier ones; it reads only text and is fast.
 
-It can also reorder the prompts so that nouns take turns, and a build that is stopped half-way has
-references of all of them.
+It can also choose the order in which the later steps process the shards, so that a build that is
+stopped half-way has references of as many nouns as possible. This order is that of the list in the
+step's `complete.json`; a shard holds the same prompts in any order.
 """
 
-import base64
-import json
+import heapq
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from ovref.ahead import map_ahead
 from ovref.config import STRICT
-from ovref.contract import Dropped, Stage
 from ovref.errors import InputError
-from ovref.records import Noun, Prompt
 from ovref.run_shard import run_shard
-from ovref.storage.ahead import read_ahead
 from ovref.storage.commits import Commit
-from ovref.storage.scratch import scratch_folder
 from ovref.storage.steps import StepFolder
 
-SPOOLS = 128
-"""Files that reordering distributes the prompts to; one at a time is held in memory."""
+COUNTED = 1 << 16
+"""Prompts of a noun beyond which further ones have no value when shards are ordered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +35,16 @@ class SelectPrompts:
 
     __pydantic_config__ = STRICT
     name: ClassVar[str] = "select_prompts"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     max_per_noun: int | None = None
     """A prompt is kept while one of its nouns has been kept fewer times than this; None keeps
     all."""
     order: Literal["corpus", "rare_first"] = "corpus"
-    """`corpus` keeps the order of the corpus. `rare_first` takes a first prompt for every noun,
-    then a second one, and so on, so that a noun with three captions does not come after the
-    thousandth
-    caption of the most frequent noun."""
+    """Order in which the later steps process the shards. `corpus` keeps that of the captions.
+    `rare_first` starts with the shards whose nouns have had the fewest prompts so far, so that a
+    build that is stopped early has more nouns, and more references of rare ones. Prompts stay in
+    their shards; with smaller shards (`shard_size`) the effect is greater."""
 
     def __post_init__(self) -> None:
         if self.max_per_noun is None and self.order == "corpus":
@@ -64,11 +59,11 @@ def select_prompts(
     target: StepFolder,
     on_progress: Callable[[Commit], None] | None = None,
 ) -> None:
-    """Selects from the prompts of `source`, shard by shard in order, until `target` is complete.
+    """Selects from the prompts of every shard of `source`, until `target` is complete.
 
-    Prompts that are not kept are dropped (`nouns_capped`). After an interruption, the next call
-    resumes with the missing shards. Memory: a count for each noun and, to reorder, at most 20
-    bytes for each prompt and the lines of one spool.
+    Prompts that are not kept, or have no noun, are dropped (`nouns_capped`). After an interruption,
+    the next call makes the missing shards. Memory: a count for each noun, 8 bytes for each dropped
+    prompt and, to choose an order, 8 bytes for each noun of each shard.
 
     Args:
         on_progress: called after every shard, whether written now or found.
@@ -82,149 +77,82 @@ def select_prompts(
         raise InputError(
             f"{source.store.url} is not complete: selecting needs all of its shards, in order"
         )
-    if spec.order == "rare_first":
-        _rare_first(spec, source, target, shards, on_progress)
-    else:
-        _in_place(spec, source, target, shards, on_progress)
-    target.finish(shards)
+    choice = _choose(spec, source, shards)
 
+    def make(shard: str) -> Commit:
+        without = dict.fromkeys(choice.dropped[shard], "nouns_capped")
+        return run_shard([], source, target, shard, without=without)
 
-def _in_place(
-    spec: SelectPrompts,
-    source: StepFolder,
-    target: StepFolder,
-    shards: list[str],
-    on_progress: Callable[[Commit], None] | None,
-) -> None:
-    kept: Counter[str] = Counter()
-    for shard in shards:
-        commit = run_shard([_under_the_cap(spec, kept)], source, target, shard)
-        # Counted from the committed shard, which an earlier or a concurrent run may have written.
-        if commit.outputs:
-            nouns_of_prompts = target.table(shard, ["nouns"])["nouns"].to_pylist()
-            kept.update(noun["text"] for nouns in nouns_of_prompts for noun in nouns)
+    for commit in map_ahead(make, shards):
         if on_progress is not None:
             on_progress(commit)
+    target.finish(_rare_first(choice) if spec.order == "rare_first" else shards)
 
 
-def _under_the_cap(spec: SelectPrompts, kept_before: Counter[str]) -> Stage:
-    def select(records: Iterator[Prompt]) -> Iterator[Prompt | Dropped]:
-        kept = kept_before.copy()
-        for prompt in records:
-            if _turn(spec, kept, [noun.text for noun in prompt.nouns]) is None:
-                yield Dropped(prompt.key, "nouns_capped")
-            else:
-                yield prompt
-
-    return select
+@dataclass(frozen=True)
+class _Choice:
+    dropped: dict[str, array]
+    """Numbers of the prompts of each shard, from 0, that are not kept."""
+    kept: dict[str, int]
+    """Prompts kept in each shard."""
+    nouns: dict[str, np.ndarray]
+    """(2, n) int32: the nouns of the prompts kept in each shard, as numbers, and how often each."""
 
 
-def _turn(spec: SelectPrompts, kept: Counter[str], nouns: list[str]) -> int | None:
-    """How often the rarest of these nouns was kept, and counts them; None if it reached the cap."""
-    turn = min((kept[noun] for noun in nouns), default=None)
-    if turn is None or (spec.max_per_noun is not None and turn >= spec.max_per_noun):
-        return None
-    kept.update(nouns)
-    return turn
-
-
-def _rare_first(
-    spec: SelectPrompts,
-    source: StepFolder,
-    target: StepFolder,
-    shards: list[str],
-    on_progress: Callable[[Commit], None] | None,
-) -> None:
-    """Writes shards of the source's size, under the source's names; the last ones may be empty.
-
-    A prompt that is not kept is dropped in the shard that it came from.
-    """
-    ranks, begins = _ranks(spec, source, shards)
-    size = max(int(np.diff(begins).max(initial=0)), 1)
-    together = -(-len(shards) // SPOOLS)
-    done = set(target.committed())
-    for shard in done & set(shards):
-        if on_progress is not None:
-            on_progress(target.required(shard))
-    with scratch_folder() as folder:
-        spools = [Path(folder, f"{at:06d}") for at in range(0, len(shards), together)]
-        wanted = [
-            not done.issuperset(shards[at : at + together])
-            for at in range(0, len(shards), together)
-        ]
-        with ExitStack() as opened:
-            files = [
-                opened.enter_context(open(path, "w", encoding="utf-8")) if needed else None
-                for path, needed in zip(spools, wanted, strict=True)
-            ]
-            for number, shard in enumerate(shards if any(wanted) else []):
-                for rank, prompt in zip(
-                    ranks[begins[number] : begins[number + 1]], source.read(shard), strict=True
-                ):
-                    file = files[rank // size // together] if rank >= 0 else None
-                    if file is not None and isinstance(prompt, Prompt):
-                        file.write(_line(int(rank), prompt))
-        for group, path in enumerate(spools):
-            if not wanted[group]:
+def _choose(spec: SelectPrompts, source: StepFolder, shards: list[str]) -> _Choice:
+    had: Counter[str] = Counter()
+    numbers: dict[str, int] = {}
+    choice = _Choice({}, {}, {})
+    tables = map_ahead(lambda shard: source.table(shard, ["nouns"]), shards)
+    for shard, table in zip(shards, tables, strict=True):
+        dropped, kept, here = array("q"), 0, Counter[str]()
+        prompts = table["nouns"].to_pylist() if table.num_rows else []
+        for number, nouns in enumerate(prompts):
+            texts = [noun["text"] for noun in nouns]
+            least = min((had[text] for text in texts), default=None)
+            if least is None or (spec.max_per_noun is not None and least >= spec.max_per_noun):
+                dropped.append(number)
                 continue
-            lines = _of_spool(path)
-            path.unlink()
-            for number in range(group * together, min((group + 1) * together, len(shards))):
-                if shards[number] in done:
-                    continue
-                here = range(number * size, (number + 1) * size)
-                kept = [_prompt(lines.pop(rank)) for rank in here if rank in lines]
-                drops = _dropped(source, shards[number], ranks[begins[number] : begins[number + 1]])
-                inputs = len(kept) + len(drops)
-                commit = target.commit(shards[number], kept, inputs=inputs, drops=drops)
-                if on_progress is not None:
-                    on_progress(commit)
+            kept += 1
+            had.update(texts)
+            here.update(texts)
+        choice.dropped[shard], choice.kept[shard] = dropped, kept
+        if spec.order == "rare_first":
+            ids = [numbers.setdefault(text, len(numbers)) for text in here]
+            choice.nouns[shard] = np.array([ids, list(here.values())], dtype=np.int32)
+    return choice
 
 
-def _ranks(
-    spec: SelectPrompts, source: StepFolder, shards: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """New position of every prompt, -1 if it is not kept; and the start of each shard."""
-    kept: Counter[str] = Counter()
-    turns = array("i")
-    begins = [0]
-    for table in read_ahead(source.table, shards):
-        if table.num_rows:
-            for nouns in table["nouns"].to_pylist():
-                turn = _turn(spec, kept, [noun["text"] for noun in nouns])
-                turns.append(-1 if turn is None else turn)
-        begins.append(len(turns))
-    turn_n = np.frombuffer(turns, dtype=np.int32)
-    order = np.argsort(turn_n, kind="stable")[int((turn_n < 0).sum()) :]
-    ranks = np.full(len(turn_n), -1, dtype=np.int32)
-    ranks[order] = np.arange(len(order), dtype=np.int32)
-    return ranks, np.array(begins)
+def _rare_first(choice: _Choice) -> list[str]:
+    """Greedy order of the shards by value per prompt, where a noun's n-th prompt has value 1 / n.
 
+    The total value is monotone and submodular, so the greedy choice is near the best one for every
+    number of shards (Nemhauser, Wolsey and Fisher 1978), and a shard's value never rises: its last
+    known value is an upper bound, and only the shards at the top are evaluated again (Minoux 1978).
+    Values are whole numbers, so that every machine finds the same order.
+    """
+    total = np.zeros(COUNTED + 1, dtype=np.int64)
+    total[1:] = np.cumsum((1 << 32) // np.arange(1, COUNTED + 1))
+    nouns = 1 + max((int(ids.max()) for ids, _ in choice.nouns.values() if ids.size), default=-1)
+    had = np.zeros(nouns, dtype=np.int64)
 
-def _dropped(source: StepFolder, shard: str, ranks: np.ndarray) -> list[Dropped]:
-    keys = source.table(shard, ["key"])["key"].to_pylist()
-    return [Dropped(key, "nouns_capped") for key, rank in zip(keys, ranks, strict=True) if rank < 0]
+    def value(shard: str) -> float:
+        ids, counts = choice.nouns[shard]
+        before = total[np.minimum(had[ids], COUNTED)]
+        after = total[np.minimum(had[ids] + counts, COUNTED)]
+        return int((after - before).sum()) / max(1, choice.kept[shard])
 
-
-def _line(rank: int, prompt: Prompt) -> str:
-    tree = asdict(prompt)
-    if prompt.image is not None:
-        tree["image"] = base64.b64encode(prompt.image).decode()
-    return f"{rank} {json.dumps(tree)}\n"
-
-
-def _of_spool(path: Path) -> dict[int, str]:
-    """Lines by rank, as text, which takes less than half the memory of prompts."""
-    found = {}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            rank, _, tree = line.partition(" ")
-            found[int(rank)] = tree
-    return found
-
-
-def _prompt(line: str) -> Prompt:
-    tree = json.loads(line)
-    nouns = tuple(Noun(**noun) for noun in tree["nouns"])
-    image = None if tree["image"] is None else base64.b64decode(tree["image"])
-    return Prompt(**tree | {"nouns": nouns, "image": image})
+    # Ties go to the first in the corpus.
+    waiting = [(-value(shard), place, shard) for place, shard in enumerate(choice.nouns)]
+    heapq.heapify(waiting)
+    order = []
+    while waiting:
+        _, place, shard = waiting[0]
+        now = (-value(shard), place, shard)
+        heapq.heapreplace(waiting, now)
+        if waiting[0] == now:
+            heapq.heappop(waiting)
+            ids, counts = choice.nouns[shard]
+            had[ids] += counts
+            order.append(shard)
+    return order

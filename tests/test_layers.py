@@ -22,13 +22,16 @@ MAY_IMPORT = {
 }
 FLOORS = {
     "ovref_inference": (
-        {"errors", "lazy", "vectors", "images", "models", "pixels", "ranges"},
+        {"errors", "lazy", "vectors", "images", "models", "pixels", "places", "ranges"},
         {"encoders"},
         {"collection", "proposers"},
         {"segmenters"},
     ),
     "ovref": (
-        {"errors", "config", "contract", "identity", "images", "records", "places", "licences"},
+        {
+            "ahead", "errors", "config", "contract", "identity", "images", "records", "places",
+            "licences",
+        },
         {"ops", "storage"},
         {"miniature", "models", "run_shard", "ingest", "check_models"},
         {"corpora", "select_prompts", "stages"},

@@ -15,7 +15,7 @@ EXTRAS = {
     "http": ("aiohttp", "requests"),
     "hf": ("huggingface_hub",),
     "cli": ("pydantic", "yaml"),
-    "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
+    "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil", "rich"),
 }  # fmt: skip
 """Packages that are imported when they are first needed, by the extra of ovref that brings them."""
 

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+STRICT = {"extra": "forbid", "strict": True}
+"""Marks a dataclass of settings: unknown keys and values of another type are refused when it is
+read from a file (`ovref.config`)."""
+
 
 def require_at_least(name: str, value: Any, low: float) -> None:
     """Raises ValueError unless `value >= low`; NaN and None are refused."""

@@ -7,9 +7,8 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.image_formats import identify_miniature
-from ovref.corpora.places import find, is_local, open_place, reason, shown, store_errors
+from ovref.corpora.places import find, open_place, shown
 from ovref.corpora.spec import (
-    BLOCK_BYTES,
     CAPTION_FILES,
     MINIATURE,
     CorpusSpec,
@@ -17,6 +16,7 @@ from ovref.corpora.spec import (
     corpus_id,
 )
 from ovref.errors import InputError
+from ovref_inference.places import describe, is_local, sha256_of, store_errors
 
 
 def identify(spec: CorpusSpec) -> dict[str, Any]:
@@ -55,13 +55,9 @@ def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
         identity = {"name": PurePosixPath(name).name, "size": int(info["size"])}
         if not is_local(fs):
             return identity | {"checksum": str(info.get("ETag") or fs.checksum(name))}
-        digest = hashlib.sha256()
-        with fs.open(name, "rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
+        return identity | {"sha256": sha256_of(name)}
     except store_errors() as error:
-        raise InputError(f"cannot read {name} of the corpus: {reason(error)}") from error
-    return identity | {"sha256": digest.hexdigest()}
+        raise InputError(f"cannot read {name} of the corpus: {describe(error)}") from error
 
 
 def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
@@ -70,7 +66,7 @@ def _identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
         fs, root = open_place(place)
         entries = find(fs, root)
     except store_errors(ValueError) as error:
-        raise InputError(f"cannot list the images at {shown(place)}: {reason(error)}") from error
+        raise InputError(f"cannot list the images at {shown(place)}: {describe(error)}") from error
     if not entries:
         raise InputError(f"there are no images at {shown(place)}; check `images`")
     digest = hashlib.sha256()

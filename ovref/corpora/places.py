@@ -1,7 +1,6 @@
 """Opens the locations of corpora, and lists them, following symbolic links."""
 
 import os
-import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -11,6 +10,8 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from ovref.errors import InputError
+from ovref_inference import places
+from ovref_inference.places import is_local
 
 MAGIC = "*?["
 """Characters that make a path component a pattern."""
@@ -20,19 +21,15 @@ def open_place(place: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a path or URL, and the path on it. Listings are never cached.
 
     Raises:
-        InputError: the URL's protocol is unknown, or its package is not installed.
+        InputError: the URL's protocol is unknown.
+        MissingPackageError: its package is not installed.
     """
     if "://" not in place:  # not parsed as chained URLs: `a::b` is a file name
         local = fsspec.filesystem("file")
         return local, local._strip_protocol(place)
     protocol = place.rpartition("::")[2].partition("://")[0]
     try:
-        return fsspec.core.url_to_fs(place, use_listings_cache=False)
-    except ImportError as error:
-        raise InputError(
-            f"cannot open {place}: the package for {protocol}:// is not installed. {error}: "
-            f"`pip install 'fsspec[{protocol}]'`"
-        ) from error
+        return places.open_place(place, use_listings_cache=False)
     except ValueError as error:
         if protocol in fsspec.available_protocols():
             raise InputError(f"cannot open {place}: {error}") from error
@@ -40,36 +37,6 @@ def open_place(place: str) -> tuple[AbstractFileSystem, str]:
             f"cannot open {place}: unknown protocol {protocol}://; expected a local path, or a URL "
             f"that fsspec knows, such as s3://, gs://, hf:// or https://"
         ) from error
-
-
-def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """The exceptions that reading may raise, and `more`.
-
-    botocore and the HTTP clients raise exceptions that are no OSErrors; they are included once the
-    packages are loaded.
-    """
-    found: list[type[Exception]] = [OSError, *more]
-    for module, names in (
-        ("botocore.exceptions", ("BotoCoreError", "ClientError")),
-        ("aiohttp", ("ClientError",)),
-        ("httpx", ("HTTPError",)),
-        ("httpx2", ("HTTPError",)),
-    ):
-        if module in sys.modules:
-            found += [getattr(sys.modules[module], name) for name in names]
-    return tuple(found)
-
-
-def reason(error: Exception) -> str:
-    """A store error's message, with a hint if it comes from the network."""
-    network = isinstance(error, ConnectionError) or not isinstance(error, OSError)
-    hint = "; check the network, the address and the credentials" if network else ""
-    return f"{str(error) or type(error).__name__}{hint}"
-
-
-def is_local(fs: AbstractFileSystem) -> bool:
-    """Whether this is the local file system."""
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def shown(place: str) -> str:

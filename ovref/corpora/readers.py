@@ -8,9 +8,7 @@ import csv
 import re
 import tarfile
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import PurePosixPath
@@ -18,13 +16,15 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
+from ovref.ahead import map_ahead
 from ovref.contract import Dropped
 from ovref.corpora import formats, image_formats
-from ovref.corpora.places import open_place, reason, shown, store_errors
+from ovref.corpora.places import open_place, shown
 from ovref.corpora.spec import MINIATURE, NO_IMAGE_COLUMN, CorpusSpec, corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import normalised, record_key
 from ovref.records import Caption
+from ovref_inference.places import describe, store_errors
 
 DROP_REASONS = (
     "undecodable_text",
@@ -99,19 +99,11 @@ def _with_images(
     rows: Iterator[formats.CorpusRow], folder: "_ImageFolder"
 ) -> Iterator[formats.CorpusRow]:
     """Replaces the file names in rows by the files' bytes, which are read ahead."""
-    with ThreadPoolExecutor(IMAGES_AHEAD) as pool:
-        ahead = deque[tuple[formats.CorpusRow, Future[bytes] | None]]()
-        for row in rows:
-            named = isinstance(row.image, str)
-            ahead.append((row, pool.submit(folder.read, row.image) if named else None))
-            if len(ahead) > IMAGES_AHEAD:
-                yield _filled(*ahead.popleft())
-        while ahead:
-            yield _filled(*ahead.popleft())
 
+    def filled(row: formats.CorpusRow) -> formats.CorpusRow:
+        return row._replace(image=folder.read(row.image)) if isinstance(row.image, str) else row
 
-def _filled(row: formats.CorpusRow, reading: Future[bytes] | None) -> formats.CorpusRow:
-    return row if reading is None else row._replace(image=reading.result())
+    return map_ahead(filled, rows, IMAGES_AHEAD)
 
 
 def _rows(
@@ -137,7 +129,7 @@ def _rows(
         yield from reader(spec, fs, path)
     except store_errors(*damage) as error:
         raise InputError(
-            f"cannot read {path} of the corpus as {written}: {reason(error)}"
+            f"cannot read {path} of the corpus as {written}: {describe(error)}"
         ) from error
 
 
@@ -212,5 +204,5 @@ class _ImageFolder:
             return b""
         except store_errors() as error:
             raise InputError(
-                f"cannot read the image {name} in {shown(self._place)}: {reason(error)}"
+                f"cannot read the image {name} in {shown(self._place)}: {describe(error)}"
             ) from error

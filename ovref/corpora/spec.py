@@ -7,8 +7,9 @@ from typing import Literal
 from fsspec import AbstractFileSystem
 
 from ovref.config import STRICT
-from ovref.corpora.places import MAGIC, entries, matches, open_place, reason, shown, store_errors
+from ovref.corpora.places import MAGIC, entries, matches, open_place, shown
 from ovref.errors import InputError
+from ovref_inference.places import describe, store_errors
 from ovref_inference.ranges import require_at_least
 
 Format = Literal[
@@ -143,7 +144,7 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
             raise InputError(f"an imagefolder is a folder, found {shown(spec.path)}")
     except store_errors(ValueError) as error:
         raise InputError(
-            f"cannot look for the corpus at {shown(spec.path)}: {reason(error)}"
+            f"cannot look for the corpus at {shown(spec.path)}: {describe(error)}"
         ) from error
     if not names and spec.format != "imagefolder":
         raise InputError(

@@ -208,7 +208,9 @@ def open_steps(
         "classes": data.class_fingerprint,
         "collection": {"fingerprint": collection.manifest.fingerprint, "rows": len(collection)},
         "models": {
-            name: weights_fingerprint(name, revision) for _, name, revision in models_of(spec)
+            name: weights_fingerprint(name, revision)
+            for part in (spec, collection.visual_config, collection.text_config)
+            for _, name, revision in models_of(part)
         },
     }
     return images, open_step(output, SCORES, identity, [images.fingerprint])

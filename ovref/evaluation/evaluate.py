@@ -96,9 +96,8 @@ def evaluate(
         images, scores = open_steps(spec, data, collection)
         meter = _Meter(len(data), progress)
         list_images(data, images, spec.shard_size, lambda done: meter.tell("checked", done))
-        (run_shards or _run_here(progress, models))(
-            ScoreImages(evaluate=spec, device=device), images, scores
-        )
+        run = run_shards or _run_here(progress, models)
+        run(ScoreImages(evaluate=spec, device=device), images, scores)
         shards = images.complete() or []
         scores.finish(shards)
         rows = rows_of(spec)
@@ -233,7 +232,7 @@ def _per_class(
             "class": name,
             "iou": _rounded(iou[label]),
             "pixels": int(true[label]),
-            "references": sum(references.get(each, 0) for each in own),
+            "references": sum(references.get(each.strip().lower(), 0) for each in own),
             "support": support.get(name, ""),
             "most_confused_with": names[worst] if wrong[worst] else "",
             "confused_share": _rounded(wrong[worst] / true[label]) if true[label] else None,

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ovref.ahead import map_ahead
 from ovref.errors import InputError
 from ovref.ops.quality import usable_rows
 from ovref.reduce.grow import Base
 from ovref.reduce.phases import Report
 from ovref.storage import codec
-from ovref.storage.ahead import read_ahead
 from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection.format import (
@@ -123,7 +123,7 @@ def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
                 yield _Batch("of the grown collection", columns, visual[here], textual[here])
     for shards in inputs:
         full = [shard for shard, commit in shards.commits.items() if commit.outputs]
-        for shard, table in zip(full, read_ahead(shards.step.table, full), strict=True):
+        for shard, table in zip(full, map_ahead(shards.step.table, full), strict=True):
             label = shards.label(shard)
             matrices = [codec.matrix(table, name) for name in ("visual", "textual")]
             yield _Batch(label, _columns(table, label), *matrices)

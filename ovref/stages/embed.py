@@ -2,15 +2,14 @@
 
 import logging
 import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ovref.ahead import map_ahead
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
@@ -134,53 +133,26 @@ class EmbedStage:
 
     def __call__(self, records: Iterator[ImageRecord]) -> Iterator[Reference | Dropped]:
         # A thread embeds one batch while the caller writes the previous and reads the next one.
-        embedder, decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODERS)
-        embedding: Future[list[Reference | Dropped]] | None = None
-        try:
-            for item in self._batches(records, decoders):
-                if isinstance(item, Dropped):
-                    yield item
-                    continue
-                before = [] if embedding is None else embedding.result()
-                embedding = embedder.submit(self._embed_all, item)
-                yield from before
-            if embedding is not None:
-                yield from embedding.result()
-        finally:
-            embedder.shutdown(cancel_futures=True)
-            decoders.shutdown(cancel_futures=True)
+        for answers in map_ahead(self._embed_all, self._batches(records), threads=1):
+            yield from answers
 
-    def _batches(
-        self, records: Iterator[ImageRecord], decoders: ThreadPoolExecutor
-    ) -> Iterator[list[_Decoded] | Dropped]:
-        """Batches of decoded images; threads decode ahead, and unusable images do not count."""
-        batch: list[_Decoded] = []
-        ahead: deque[tuple[ImageRecord, Future[np.ndarray]]] = deque()
-
-        def decoded(leave: int) -> Iterator[list[_Decoded] | Dropped]:
-            nonlocal batch
-            while len(ahead) > leave:
-                record, image = ahead.popleft()
-                try:
-                    batch.append((record, image.result()))
-                except UnusableImageError as error:
-                    yield Dropped(record.key, error.reason)
-                if len(batch) == self._spec.batch_size:
-                    yield batch
-                    batch = []
-
-        for record in records:
-            if not record.regions:
-                yield Dropped(record.key, "no_regions")
-                continue
-            ahead.append((record, decoders.submit(record.image_hwc)))
-            yield from decoded(leave=DECODERS)
-        yield from decoded(leave=0)
+    def _batches(self, records: Iterator[ImageRecord]) -> Iterator[list[_Decoded | Dropped]]:
+        """Batches of decoded images, with drops; threads decode ahead, and drops do not count."""
+        batch: list[_Decoded | Dropped] = []
+        usable = 0
+        for item in map_ahead(_decoded, records, DECODERS):
+            batch.append(item)
+            usable += not isinstance(item, Dropped)
+            if usable == self._spec.batch_size:
+                yield batch
+                batch, usable = [], 0
         if batch:
             yield batch
 
-    def _embed_all(self, batch: list[_Decoded]) -> list[Reference | Dropped]:
-        return list(self._embed(batch))
+    def _embed_all(self, batch: list[_Decoded | Dropped]) -> list[Reference | Dropped]:
+        drops = [item for item in batch if isinstance(item, Dropped)]
+        images = [item for item in batch if not isinstance(item, Dropped)]
+        return [*drops, *self._embed(images)] if images else list(drops)
 
     def _embed(self, batch: list[_Decoded]) -> Iterator[Reference | Dropped]:
         asked = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
@@ -277,6 +249,15 @@ class EmbedStage:
                 visual=l2_normalised(region_d).astype(np.float16),
                 textual=textual_d.astype(np.float16),
             )
+
+
+def _decoded(record: ImageRecord) -> _Decoded | Dropped:
+    if not record.regions:
+        return Dropped(record.key, "no_regions")
+    try:
+        return record, record.image_hwc()
+    except UnusableImageError as error:
+        return Dropped(record.key, error.reason)
 
 
 def _background(record: ImageRecord, noun: str, size_hw: tuple[int, int]) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The files of one shard: writing them to a temporary folder, reading them back."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from ovref.records import ImageRecord, Reference
 from ovref.storage import codec
 from ovref.storage.codec import Record
 from ovref.storage.scratch import scratch_folder
-from ovref.storage.store import FULL_DISK
+from ovref_inference.places import FULL_DISK
 
 ROW_GROUP = 1024
 """Rows buffered before they are written; constant, so that equal records give equal bytes."""
@@ -175,12 +174,6 @@ def read_tar(path: Path, name: str) -> Iterator[Record]:
 def read_drops(data: bytes) -> list[Dropped]:
     """The drops of a `drops.jsonl`."""
     return [Dropped(**json.loads(line)) for line in data.splitlines()]
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:

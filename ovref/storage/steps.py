@@ -37,8 +37,9 @@ from ovref.storage.commits import (
     marker_path,
     parse_marker,
 )
-from ovref.storage.shards import ShardFiles, read_drops, read_tar, sha256
+from ovref.storage.shards import ShardFiles, read_drops, read_tar
 from ovref.storage.store import Store, is_unfinished
+from ovref_inference.places import sha256_of
 
 FORMAT_VERSION = 1
 """Version of step.json, markers and shards; increased when older readers cannot read them."""
@@ -238,7 +239,7 @@ class StepFolder:
             return earlier
         stored = {}
         for extension, local in sorted(files.finish(drops).items()):
-            digest = sha256(local)
+            digest = sha256_of(local)
             name = f"{shard}-{digest[:16]}.{extension}"
             stored[extension] = StoredFile(name=name, sha256=digest, size=local.stat().st_size)
             self.store.upload(local, name)
@@ -317,7 +318,7 @@ class StepFolder:
     @contextlib.contextmanager
     def _verified(self, file: StoredFile) -> Iterator[Path]:
         with self.store.local_copy(file.name) as path:
-            size, digest = path.stat().st_size, sha256(path)
+            size, digest = path.stat().st_size, sha256_of(path)
             if (size, digest) != (file.size, file.sha256):
                 raise StorageError(
                     f"{self.store.url}/{file.name} is not what was committed: expected {file.size} "

@@ -11,22 +11,24 @@ import errno
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
-
 from ovref.errors import StorageError
 from ovref.storage.scratch import scratch_folder
+from ovref_inference.places import (
+    is_local,
+    lasting_remedy,
+    open_place,
+    service_code,
+    store_errors,
+)
 
-LOCAL_PROTOCOLS = ("file", "local")
 TEMPORARY = ".partial-"
 """Prefix of the names of unfinished local files."""
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CREATE_ATTEMPTS = 5
 
 
@@ -54,7 +56,8 @@ class Store:
         """A store at `url`; nothing is read or written yet.
 
         Raises:
-            StorageError: the URL's protocol is unknown or its library is not installed.
+            StorageError: the URL's protocol is unknown.
+            MissingPackageError: its package is not installed.
         """
         store = cls(url.rstrip("/") or "/", storage_options)
         # Absolute, because a worker may run in another folder.
@@ -66,8 +69,8 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether paths are files on this machine, mounted file systems included."""
-        return self._fs_and_root[0].protocol[0] in LOCAL_PROTOCOLS
+        """Whether paths are files of this machine (or of a file system mounted on it)."""
+        return is_local(self._fs)
 
     def read(self, path: str) -> bytes:
         """The whole object. Raises StorageError if it does not exist."""
@@ -195,7 +198,7 @@ class Store:
         full = self._full(path)
         if self.is_local:
             if not os.path.isfile(full):
-                raise StorageError(f"{self.url}/{path} is missing; {_MISSING}")
+                raise StorageError(f"{self.url}/{path} is missing: it was deleted or never written")
             yield Path(full)
             return
         with scratch_folder() as folder:
@@ -212,8 +215,8 @@ class Store:
             # Other workers write at the same time: a cached listing would hide their commits.
             options.setdefault("use_listings_cache", False)
         try:
-            return fsspec.core.url_to_fs(self.url, **options)
-        except (ImportError, ValueError) as error:
+            return open_place(self.url, **options)
+        except ValueError as error:
             raise StorageError(
                 f"cannot open the store {self.url}: {error}; give a local path or s3://bucket/prefix"
             ) from error
@@ -236,8 +239,8 @@ class Store:
             except FileExistsError:
                 return False
             except OSError as error:
-                code = _service_code(error)
-                if code == "PreconditionFailed":  # stores that omit the Condition element
+                code = service_code(error)
+                if code == "PreconditionFailed":  # stores that leave out the Condition element
                     return False
                 if code == "ConditionalRequestConflict":  # a concurrent write: retry
                     continue
@@ -249,7 +252,7 @@ class Store:
     def _explained(self, action: str, path: str) -> Iterator[None]:
         try:
             yield
-        except _store_errors() as error:
+        except store_errors() as error:
             place = f"{self.url}/{path}" if path else self.url
             raise _explain(error, f"cannot {action} {place}") from error
 
@@ -283,9 +286,6 @@ def check_conditional_create(store: Store) -> None:
             "replaced the first, so two workers could commit the same shard; use AWS S3, a store "
             "that supports them, or a folder"
         )
-
-
-_MISSING = "it was deleted or never written"
 
 
 def _relative(path: str) -> str:
@@ -345,45 +345,10 @@ def _sync_folder(full: str) -> None:
         os.close(descriptor)
 
 
-def _store_errors() -> tuple[type[Exception], ...]:
-    """The exceptions that a store may raise; those of client packages once they are loaded."""
-    found: list[type[Exception]] = [OSError]
-    for module, names in (
-        ("botocore.exceptions", ("BotoCoreError", "ClientError")),
-        ("aiohttp", ("ClientError",)),
-        ("httpx", ("HTTPError",)),
-        ("httpx2", ("HTTPError",)),
-    ):
-        if module in sys.modules:
-            found += [getattr(sys.modules[module], name) for name in names]
-    return tuple(found)
-
-
-def _service_code(error: BaseException) -> str:
-    """The S3 error code behind an error of s3fs, or an empty string."""
-    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
-    return response.get("Error", {}).get("Code", "")
-
-
 def _explain(error: Exception, what: str) -> Exception:
-    code, kind = _service_code(error), type(error).__name__
-    found = f"{what}: {error or kind}"
-    if code == "NoSuchBucket":
-        return StorageError(f"{found}; there is no such bucket: create it or correct the URL")
-    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return StorageError(
-            f"{found}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
-        )
-    if isinstance(error, PermissionError):
-        return StorageError(f"{found}; check the permissions of the folder or the credentials")
-    if isinstance(error, FileNotFoundError):
-        return StorageError(f"{found}; {_MISSING}")
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return StorageError(f"{found}; the disk or quota is full: free space and start again")
-    if isinstance(error, OSError) and error.errno == errno.EROFS:
-        return StorageError(f"{found}; the file system is mounted read-only")
-    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
-        return StorageError(f"{found}; a file stands where a folder is needed, or the reverse")
+    found = f"{what}: {error or type(error).__name__}"
+    if remedy := lasting_remedy(error):
+        return StorageError(f"{found}; {remedy}")
     if isinstance(error, OSError):
         return error
     return ConnectionError(f"{found}; check the endpoint and the network")

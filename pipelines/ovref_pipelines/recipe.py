@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ovref.ahead import map_ahead
 from ovref.config import dump
 from ovref.contract import Dropped, Spec
 from ovref.corpora import read_captions
@@ -26,7 +27,6 @@ from ovref.records import Noun, Prompt
 from ovref.reduce.run import reduce_collection
 from ovref.select_prompts import SelectPrompts, select_prompts
 from ovref.stages.extract_nouns import ExtractNouns, language_warning
-from ovref.storage.ahead import read_ahead
 from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store, check_conditional_create
 from ovref_inference.collection.retrieve import Texts
@@ -139,7 +139,7 @@ def _answers(prompts: StepFolder) -> Iterator[Any]:
         # From the sidecars, because the samples may hold images.
         return prompts.table(shard, columns).to_pylist(), prompts.drops(shard)
 
-    for rows, drops in read_ahead(read, prompts.committed()):
+    for rows, drops in map_ahead(read, prompts.committed()):
         for row in rows:
             yield Prompt(**row | {"nouns": tuple(Noun(**noun) for noun in row["nouns"])})
         yield from drops

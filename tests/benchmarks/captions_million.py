@@ -8,6 +8,9 @@ three steps in a process of its own, whose CPU seconds and peak resident memory 
 every step. `--without-nouns` skips the tagger, which takes most of the time and hides the memory of
 the others, and takes the first words of a caption for its nouns.
 Writes results/captions.json, or results/captions_without_tagger.json.
+
+`--coverage` instead prints how many nouns of COCO's captions, as they are, a build has seen after a
+part of its shards, in the order of the corpus and with `order=rare_first`.
 """
 
 import argparse
@@ -98,6 +101,40 @@ def run(captions: Path, folder: Path, with_nouns: bool, order: str) -> list[dict
     return report
 
 
+def coverage(data: Path, folder: Path) -> None:
+    """Prints a row for each size of shards and part of them."""
+    from ovref.records import Noun, Prompt
+    from ovref.select_prompts import SelectPrompts, select_prompts
+    from ovref.storage.steps import open_step
+    from ovref.storage.store import Store
+
+    found = json.loads((data / "coco" / "captions_val2017.json").read_text())["annotations"]
+    texts = [" ".join(item["caption"].split()).lower() for item in found]
+    known, prompts = _nouns_of(texts), []
+    for number, text in enumerate(texts):
+        nouns = [Noun(text=w[0], start=w.start(), end=w.end()) for w in WORDS.finditer(text)]
+        nouns = [noun for noun in nouns if noun.text in known]
+        prompts.append(Prompt(key=f"k{number}", caption=text, nouns=tuple(nouns), source=""))
+    print("shard size | part of the shards | nouns, corpus | nouns, rare_first | of")
+    for size in (16, 64, 256):
+        store, shards = Store.open(str(folder / str(size))), {}
+        step = open_step(store, "prompts", {})
+        for start in range(0, len(prompts), size):
+            shards[f"{start // size:06d}"] = prompts[start : start + size]
+        for shard, some in shards.items():
+            step.commit(shard, some, inputs=len(some))
+        step.finish(list(shards))
+        nouns_of = {shard: [n for p in some for n in p.nouns] for shard, some in shards.items()}
+        target = open_step(store, "selected", {}, [step.fingerprint])
+        select_prompts(SelectPrompts(order="rare_first"), step, target)
+        for part in (0.05, 0.1, 0.25, 0.5):
+            counts = [
+                len({n.text for s in order[: round(part * len(order))] for n in nouns_of[s]})
+                for order in (list(shards), target.complete())
+            ]
+            print(size, part, *counts, len(known), sep=" | ")
+
+
 def _peak_mb() -> float:
     status = Path("/proc/self/status").read_text()
     return round(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024, 1)
@@ -126,6 +163,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--order", default="rare_first")
     parser.add_argument("--without-nouns", action="store_true")
+    parser.add_argument("--coverage", action="store_true")
     parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -134,6 +172,10 @@ def main() -> None:
             arguments.only / "captions.txt", folder, not arguments.without_nouns, arguments.order
         )
         print(json.dumps(found))
+        return
+    if arguments.coverage:
+        with tempfile.TemporaryDirectory() as scratch:
+            coverage(arguments.data, Path(scratch))
         return
     report = {
         "date": date.today().isoformat(), "commit": _commit(),

@@ -28,7 +28,7 @@ import torch
 from bench import measure, presets
 from bench.limits import BenchSpec, ceiling, operations, seconds
 from ovref.models.diffusion import DTYPES, optimize_pipeline, to_uint8
-from ovref.stages.synthesize import Synthesize, SynthesizeStage
+from ovref.stages.synthesize import SynthesizeStage
 
 VARIANTS = {
     "plain": {},
@@ -123,17 +123,8 @@ def main():
 def measured(spec, pipeline, variant, batch_size, arguments, results):
     """Yields names and values of one variant at one batch size."""
     device, named = pipeline.unet.device, f"{variant}:{batch_size}"
-    synthesize = Synthesize(
-        model=spec.preset,
-        scheduler=arguments.scheduler,
-        steps=spec.steps,
-        guided_share=spec.guided_share,
-        size_hw=presets.SIZES_HW[spec.preset],
-        dtype=spec.dtype,
-        compiled=VARIANTS[variant].get("compiled", False),
-        batch_size=batch_size,
-        min_area=0.0,
-        max_area=1.0,  # what random weights draw must not be dropped
+    synthesize = spec.synthesis(
+        arguments.scheduler, batch_size, compiled=VARIANTS[variant].get("compiled", False)
     )
     prompts = measure._prompts(3 * batch_size)
     stage = SynthesizeStage(synthesize, synthesize.generator(pipeline))

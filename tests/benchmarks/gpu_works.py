@@ -32,7 +32,8 @@ from ovref.models.attribution import FACTORS, is_recorded
 from ovref.models.batch_size import automatic_batch_size
 from ovref.models.diffusion import DTYPES
 from ovref.stages.synthesize import Synthesize
-from ovref.storage.shards import ShardFiles, sha256
+from ovref.storage.shards import ShardFiles
+from ovref_inference.places import sha256_of
 
 SHARPER = 6.0
 """Factor of the weights of `to_q` and `to_k` in cross-attention: random ones attend evenly."""
@@ -159,7 +160,7 @@ def whole(stage, embed, prompts):
             else:
                 references.add(reference)
         hashes = [
-            sha256(path)[:16]
+            sha256_of(path)[:16]
             for files in (images.finish([]), references.finish([]))
             for path in files.values()
         ]

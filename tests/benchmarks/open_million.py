@@ -30,6 +30,7 @@ import numpy as np
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.prototypes import PrototypeConfig
+from ovref_inference.places import sha256_of
 from ovref_inference.vectors import l2_normalised
 
 HERE = Path(__file__).parent
@@ -99,7 +100,7 @@ def make(folder: Path, references: int, nouns: int, width: int) -> None:
     files = {}
     for role, name in fmt.FILES.items():
         size = (folder / name).stat().st_size
-        digest = fmt.sha256_of(folder / name) if size < 1 << 24 else "0" * 64
+        digest = sha256_of(folder / name) if size < 1 << 24 else "0" * 64
         files[role] = fmt.FileInfo(path=name, bytes=size, sha256=digest)
     (folder / fmt.MANIFEST).write_bytes(fmt.manifest_bytes(fmt.Manifest(
         fingerprint="0" * 64, visual=encoder, textual=encoder, templates=("a {}.",),

@@ -6,7 +6,8 @@ moved to edges by the CRF. Weights are random.
 
     python tests/benchmarks/segment_parts.py [--photograph FILE] [--output tests/benchmarks/results]
 
-The floor is one forward pass of each backbone, times the windows. The rest runs with stand-ins that
+The floor is the time of one layer of each backbone at its full size, times its layers, times the
+windows; what comes before and after the layers is not in it. The rest runs with stand-ins that
 give random features at once, and with masks cut out of the photograph's colours in place of
 OpenCut's, so that its share can be measured without the backbones' minutes. All figures are CPU
 seconds of the process, which other load on the machine changes little; one thread.
@@ -25,7 +26,6 @@ import transformers
 from PIL import Image
 
 import segment_windows
-from bench import presets
 from ovref_inference.encoders.load import VisualEncoder
 from ovref_inference.pixels import Pixels
 from ovref_inference.proposers import load as proposers
@@ -35,6 +35,17 @@ from segment_windows import IMAGENET, Collection, Parts, by_size, class_names, p
 
 CLASSES = 150
 SIZE_HW = (422, 640)
+BACKBONES = (
+    (
+        "DINOv2 ViT-L/14",
+        transformers.Dinov2Config(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518,
+            patch_size=14,
+        ),
+        518,
+    ),
+    ("DINO ViT-B/8", transformers.ViTConfig(image_size=480, patch_size=8), 480),
+)  # fmt: skip
 
 
 def main():
@@ -49,13 +60,17 @@ def main():
     if arguments.photograph:
         image_hwc = np.asarray(Image.open(arguments.photograph).convert("RGB"))
     cpu = torch.device("cpu")
+    layers = [one_layer(config, side) for _, config, side in BACKBONES]
     parts, masks = rest(image_hwc, cpu)
     windows = parts.calls["scores of patches and regions of a window"]
     print({name: round(s, 2) for name, s in by_size(parts.seconds)}, flush=True)
-    dinov2 = presets.backbones()["dinov2_large"][0]()
     floor = {
-        "DINOv2 ViT-L/14, 518 pixels": windows * one_pass(dinov2, 518),
-        "DINO ViT-B/8, 480 pixels": windows * one_pass(dino(), 480),
+        f"{name}, {side} pixels": windows * config.num_hidden_layers * seconds
+        for (name, config, side), seconds in zip(BACKBONES, layers, strict=True)
+    }
+    tera = {
+        f"{name}, {side} pixels": windows * operations(config, side) / 1e12
+        for name, config, side in BACKBONES
     }
     results = {
         "what": "segmenting one photograph, CPU seconds by part",
@@ -66,6 +81,7 @@ def main():
         "masks": masks,
         "classes": CLASSES,
         "floor": floor,
+        "tera_operations": tera,
         "rest": dict(parts.seconds),
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -75,19 +91,29 @@ def main():
     print(report(results))
 
 
-def dino():
-    settings = transformers.ViTConfig(image_size=480, patch_size=8)
-    return transformers.ViTModel(settings, add_pooling_layer=False)
-
-
-def one_pass(model, side):
-    """CPU seconds of one image."""
-    model = model.eval().requires_grad_(False)
-    pixels = torch.rand(1, 3, side, side)
-    started = time.process_time()
+def one_layer(config, side):
+    """CPU seconds of one layer for one image, the better of two runs."""
+    kind = transformers.Dinov2Model if config.model_type == "dinov2" else transformers.ViTModel
+    settings = {name: value for name, value in config.to_dict().items() if "out_" not in name}
+    one = type(config)(**settings | {"num_hidden_layers": 1, "stage_names": None})
+    model = kind(one).eval().requires_grad_(False)
+    layer = next(m for m in model.modules() if type(m).__name__ in ("Dinov2Layer", "ViTLayer"))
+    tokens_nld = torch.randn(1, 1 + (side // config.patch_size) ** 2, config.hidden_size)
+    seconds = []
     with torch.inference_mode():
-        model(pixel_values=pixels)
-    return time.process_time() - started
+        for _ in range(2):
+            started = time.process_time()
+            layer(tokens_nld)
+            seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+def operations(config, side):
+    """Multiplications and additions of all layers for one image."""
+    tokens, width = 1 + (side // config.patch_size) ** 2, config.hidden_size
+    products = 2 * tokens * (4 + 2 * 4) * width**2  # of weights; the middle is 4 times as wide
+    attention = 2 * 2 * tokens**2 * width
+    return config.num_hidden_layers * (products + attention)
 
 
 def stand_in(side, patch, dim, cpu):
@@ -191,8 +217,8 @@ def report(results):
         "",
         "| | CPU seconds | % of the backbones |",
         "|---|---:|---:|",
-        *(f"| {name}, {results['windows']} windows | {s:.1f} | |"
-          for name, s in results["floor"].items()),
+        *(f"| {name}, {results['windows']} windows: {results['tera_operations'][name]:.2f} x "
+          f"10^12 operations | {s:.1f} | |" for name, s in results["floor"].items()),
         f"| **the backbones: the floor** | {floor:.1f} | 100 |",
         *(f"| {name} | {s:.2f} | {100 * s / floor:.2f} |" for name, s in by_size(results["rest"])),
         f"| **everything else but OpenCut** | {rest:.2f} | {100 * rest / floor:.1f} |",

@@ -1,4 +1,5 @@
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ from ovref.config import parse
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, InputError
 from ovref.records import Noun, Prompt
+from ovref.run_shard import run_shard
 from ovref.select_prompts import SelectPrompts, select_prompts
-from ovref.storage.steps import open_step
+from ovref.storage.steps import existing_step, open_step
 from ovref.storage.store import Store
 
 NOUNS = [["cat", "mat"], ["cat"], ["cat", "dog"], ["cat", "mat"], ["dog"], ["cat"], [], ["owl"]]
@@ -67,26 +69,37 @@ def test_prompts_are_kept_while_a_noun_is_under_the_cap(store, source, max_per_n
     assert dropped == {"nouns_capped": 8 - sum(map(len, expected))}
 
 
-class InterruptionError(Exception):
-    pass
+@pytest.mark.parametrize("order", ["corpus", "rare_first"])
+@pytest.mark.parametrize("failing", ["000000", "000001", "000002"])
+def test_an_interrupted_selection_goes_on_to_the_same_bytes(
+    store, source, monkeypatch, failing, order
+):
+    def select(name):
+        target = open_step(store, name, {"order": order}, [source.fingerprint])
+        select_prompts(SelectPrompts(max_per_noun=2, order=order), source, target)
+        return target
 
+    def fails(stages, source, target, shard, **options):
+        if shard == failing:
+            raise InterruptedError
+        return run_shard(stages, source, target, shard, **options)
 
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_an_interrupted_selection_goes_on_to_the_same_bytes(store, source, after):
-    seen = []
-
-    def interrupt(commit):
-        seen.append(commit.shard)
-        if len(seen) == after:
-            raise InterruptionError
-
-    with pytest.raises(InterruptionError):
-        select(store, source, 2, on_progress=interrupt)
-    target = open_step(store, "selected", {"max_per_noun": 2}, [source.fingerprint])
-    assert target.complete() is None and len(target.committed()) == after
-    again, whole = select(store, source, 2), select(store, source, 2, name="whole")
+    monkeypatch.setattr("ovref.select_prompts.run_shard", fails)
+    with pytest.raises(InterruptedError):
+        select("selected")
+    target = existing_step(store, "selected")
+    assert target.complete() is None and failing not in target.committed()
+    monkeypatch.undo()
+    again, whole = select("selected"), select("whole")
     files = [{s: c.files for s, c in step.commits().items()} for step in (again, whole)]
-    assert files[0] == files[1]
+    assert files[0] == files[1] and again.complete() == whole.complete()
+
+
+def test_progress_is_told_of_every_shard(store, source):
+    for _ in range(2):  # made, then found
+        seen = []
+        select(store, source, 2, on_progress=seen.append)
+        assert [commit.shard for commit in seen] == ["000000", "000001", "000002"]
 
 
 def test_an_incomplete_source_is_refused(store):
@@ -104,79 +117,72 @@ def test_the_cap_is_checked():
         parse(SelectPrompts, {"order": "best_first"})
 
 
-def rare_first(store, source, name="ordered", max_per_noun=None, **options):
-    spec = SelectPrompts(max_per_noun=max_per_noun, order="rare_first")
-    target = open_step(store, name, {"of": max_per_noun}, [source.fingerprint])
-    select_prompts(spec, source, target, **options)
+def in_order(store, prompts, name="ordered", **settings):
+    target = open_step(store, name, settings, [prompts.fingerprint])
+    select_prompts(SelectPrompts(order="rare_first", **settings), prompts, target)
     return target
 
 
-def test_nouns_take_turns(store, source):
-    # First of each: k0 cat and mat, k2 dog, k7 owl; then the second cat, mat and dog, ...
-    assert keys(rare_first(store, source)) == [["k0", "k2", "k7"], ["k1", "k3", "k4"], ["k5"]]
-    # Kept are the same prompts as in the order of the corpus.
-    assert keys(rare_first(store, source, "capped", 1)) == [["k0", "k2", "k7"], [], []]
-    target = rare_first(store, source, "two", 2)
-    assert keys(target) == [["k0", "k2", "k7"], ["k1", "k3", "k4"], []]
-    drops = {shard: target.drops(shard) for shard in target.complete()}
-    assert drops == {
-        "000000": [],
-        "000001": [Dropped("k5", "nouns_capped")],
-        "000002": [Dropped("k6", "nouns_capped")],
+def test_an_order_moves_shards_and_no_prompt(store, source):
+    # Of k0 to k2 three nouns; then the owl of k7, alone in its shard; then more cats and dogs.
+    target = in_order(store, source)
+    assert target.complete() == ["000000", "000002", "000001"]
+    plain = select(store, source, 100)
+    assert {s: c.files for s, c in target.commits().items()} == {
+        s: c.files for s, c in plain.commits().items()
     }
-    assert sum(commit.inputs for commit in target.commits().values()) == len(NOUNS)
-    assert next(target.read("000000")) == next(source.read("000000"))
+    # Nothing but cats comes last, and a shard of which nothing is kept.
+    assert in_order(store, source, "capped", max_per_noun=1).complete() == [
+        "000000", "000002", "000001",
+    ]  # fmt: skip
 
 
-def test_after_any_number_of_prompts_no_noun_lags_behind(store):
-    """Against the property itself, on many prompts of a long-tailed vocabulary."""
+@pytest.fixture
+def many(store):
+    """600 prompts of a long-tailed vocabulary in shards of 20, with their nouns by shard."""
     rng = np.random.default_rng(0)
-    texts = [[f"n{int(n)}" for n in set(rng.zipf(1.4, size=3).clip(1, 40))] for _ in range(600)]
-    source = open_step(store, "many", {})
-    for number in range(12):
+    step, nouns = open_step(store, "many", {}), {}
+    for number in range(30):
+        texts = [[f"n{int(n)}" for n in rng.zipf(1.4, size=3).clip(1, 400)] for _ in range(20)]
+        nouns[shard := f"{number:06d}"] = texts
         prompts = [
             Prompt(
-                key=f"k{n}", caption="", source="", image=b"\xff\xd8\xff" + bytes([n % 256]),
-                nouns=tuple(Noun(text=text, start=0, end=1) for text in texts[n]),
+                key=f"k{number}-{n}", caption="", source="",
+                nouns=tuple(Noun(text=text, start=0, end=1) for text in of_prompt),
             )
-            for n in range(50 * number, 50 * number + 50)
+            for n, of_prompt in enumerate(texts)
         ]  # fmt: skip
-        source.commit(f"{number:06d}", prompts, inputs=50)
-    source.finish([f"{number:06d}" for number in range(12)])
-    target = rare_first(store, source, "rare")
-    records = [record for shard in target.complete() for record in target.read(shard)]
-    assert sorted(record.key for record in records) == sorted(f"k{n}" for n in range(600))
-    assert all(record.image[3] == int(record.key[1:]) % 256 for record in records)
-    total, seen = Counter(noun for nouns in texts for noun in nouns), Counter()
-    before = Counter()
-    turns = {}
-    for n, nouns in enumerate(texts):
-        turns[f"k{n}"] = min(before[noun] for noun in nouns)
-        before.update(nouns)
-    for record in records:
-        # Whoever's turn it is, every other noun has had as many, or all that there are of it.
-        turn = turns[record.key]
-        assert all(seen[noun] >= min(turn, total[noun]) for noun in total)
-        seen.update(noun.text for noun in record.nouns)
-    early = {noun.text for record in records[: len(total)] for noun in record.nouns}
-    assert early == set(total)
+        step.commit(shard, prompts, inputs=20)
+    step.finish(list(nouns))
+    return step, nouns
 
 
-@pytest.mark.parametrize("spools", [1, 2, 128])
-@pytest.mark.parametrize("after", [1, 2])
-def test_an_interrupted_ordering_goes_on_to_the_same_bytes(
-    store, source, monkeypatch, spools, after
-):
-    monkeypatch.setattr("ovref.select_prompts.SPOOLS", spools)
-    seen = []
+def worth(nouns, shards):
+    """Of all prompts of these shards: the n-th one of a noun is worth 1 / n."""
+    had = Counter(text for shard in shards for texts in nouns[shard] for text in texts)
+    return sum(Fraction(1, n) for count in had.values() for n in range(1, count + 1))
 
-    def interrupt(commit):
-        seen.append(commit.shard)
-        if len(seen) == after:
-            raise InterruptionError
 
-    with pytest.raises(InterruptionError):
-        rare_first(store, source, on_progress=interrupt)
-    again, whole = rare_first(store, source), rare_first(store, source, "whole")
-    files = [{s: c.files for s, c in step.commits().items()} for step in (again, whole)]
-    assert files[0] == files[1]
+def test_the_next_shard_is_the_one_that_is_worth_most(store, many):
+    source, nouns = many
+    order = in_order(store, source).complete()
+    assert sorted(order) == source.complete()
+    for place in range(5):
+        gains = {shard: float(worth(nouns, [*order[:place], shard])) for shard in order[place:]}
+        assert gains[order[place]] == pytest.approx(max(gains.values()), abs=1e-6)
+
+
+def test_after_a_third_of_the_shards_more_nouns_are_there(store, many):
+    source, nouns = many
+    order = in_order(store, source).complete()
+
+    def found(shards):
+        return len({text for shard in shards[:10] for texts in nouns[shard] for text in texts})
+
+    by_chance = [found(np.random.default_rng(seed).permutation(order)) for seed in range(20)]
+    assert found(order) > max(by_chance) and found(order) > 1.1 * np.mean(by_chance)
+
+
+def test_a_noun_beyond_the_count_is_worth_nothing_more(store, source, monkeypatch):
+    monkeypatch.setattr("ovref.select_prompts.COUNTED", 1)
+    assert in_order(store, source).complete() == ["000000", "000002", "000001"]

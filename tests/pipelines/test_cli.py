@@ -65,6 +65,9 @@ def test_verbs_and_flags_are_pinned():
         ),
         "reduce": common,
         "evaluate": common,
+        "compare": sorted(
+            ["--help", "--output", "--pictures", "--row", "--second-row", "-h", "first", "second"]
+        ),
         "bench": sorted([*common, "--batch-sizes", "--images"]),
         "status": place,
         "inspect": place,
@@ -74,7 +77,7 @@ def test_verbs_and_flags_are_pinned():
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
     }
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 10 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 11 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_help_has_examples_and_version_has_a_number(ovref):
@@ -180,11 +183,11 @@ def commands_in_the_help():
 
 @pytest.mark.parametrize("arguments", commands_in_the_help(), ids=" ".join)
 def test_every_example_of_the_help_is_read_as_it_is_written(arguments):
-    from ovref.evaluation.evaluate import EvaluateSpec
+    from ovref_pipelines.verbs.evaluate import EvaluateConfig
 
     options = cli.parse(arguments)
     if hasattr(options, "overrides"):
-        cls = EvaluateSpec if options.verb == "evaluate" else BuildConfig
+        cls = EvaluateConfig if options.verb == "evaluate" else BuildConfig
         config = load(cls, shipped.find(options.config), options.overrides)
         if options.verb == "submit":
             from ovref_pipelines.verbs.submit import entrypoint

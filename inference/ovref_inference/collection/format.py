@@ -17,7 +17,6 @@ equal bytes.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -349,12 +348,6 @@ def open_table(path: str | Path, schema: pa.Schema) -> pq.ParquetFile:
             "with the types of this format version"
         )
     return file
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_nouns(path: str | Path) -> dict[str, Any]:

@@ -10,14 +10,11 @@ import numpy as np
 
 from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.collection.clustering import spherical_kmeans_many
-from ovref_inference.ranges import require_at_least
+from ovref_inference.ranges import STRICT, require_at_least
 
 _NOUNS_AT_ONCE = 64
 _SETS_BYTES = 128 << 20
 """Embeddings that are held before they are clustered."""
-
-STRICT = {"extra": "forbid", "strict": True}
-"""Unknown settings and values of another type are refused (see `ovref.config`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.errors import CollectionError
-from ovref_inference.lazy import missing_package
+from ovref_inference.places import describe, is_local, open_place, sha256_of, store_errors
 
 Verify = Literal["quick", "full"]
 _SMALL_BYTES = 8 << 20
@@ -60,7 +57,7 @@ def publish(
     before = _files_before(fs, root)
     files = {}
     for role, path in paths.items():
-        sha256 = fmt.sha256_of(path)
+        sha256 = sha256_of(path)
         known = before.get(role)
         if known and known.sha256 == sha256 and fs.exists(f"{root}/{known.path}"):
             name = known.path
@@ -105,7 +102,7 @@ def tombstone(
         new = fmt.tombstone_columns(set(ids) - set(old["id"]), reason)
         columns = {name: old[name] + new[name] for name in fmt.TOMBSTONE_SCHEMA.names}
         fmt.write_table(path, fmt.TOMBSTONE_SCHEMA, columns)
-        sha256 = fmt.sha256_of(path)
+        sha256 = sha256_of(path)
         info = fmt.FileInfo(
             path=f"tombstones.{sha256[:12]}.parquet", bytes=path.stat().st_size, sha256=sha256
         )
@@ -128,8 +125,8 @@ def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) ->
         raise CollectionError(
             f"no reference collection at {url}: {fmt.MANIFEST} is missing there; {hint}"
         ) from error
-    except _errors() as error:
-        raise CollectionError(f"cannot read {path}: {_describe(error)}") from error
+    except store_errors() as error:
+        raise CollectionError(f"cannot read {path}: {describe(error)}") from error
     return fmt.parse_manifest(content, path)
 
 
@@ -158,7 +155,7 @@ def fetch(
     fs, root = _open_store(url, storage_options)
     paths = {}
     for role, info in manifest.files.items():
-        if isinstance(fs, LocalFileSystem):
+        if is_local(fs):
             path = Path(root, info.path)
             problem = _problem(path, info, full=verify == "full")
             if problem:
@@ -182,32 +179,10 @@ def cache_folder() -> Path:
 
 def _open_store(url: str, storage_options: dict[str, Any] | None) -> tuple[Any, str]:
     try:
-        fs, root = fsspec.core.url_to_fs(str(url), **(storage_options or {}))
-    except ImportError as error:
-        # fsspec hides which package is missing behind a sentence of its own.
-        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
-        if isinstance(cause, ModuleNotFoundError):
-            raise missing_package(cause, str(url)) from error
-        raise
+        fs, root = open_place(str(url), **(storage_options or {}))
     except ValueError as error:
         raise CollectionError(f"{url} cannot be opened: {error}") from error
     return fs, root.rstrip("/")
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    """What a store may raise: errors of botocore count only once it has been loaded."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
-
-
-def _describe(error: Exception) -> str:
-    """The error, with what to do about it where credentials are concerned."""
-    kind = type(error).__name__
-    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return f"{error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
-    if isinstance(error, PermissionError):
-        return f"{error}; check the permissions of the folder or the credentials"
-    return str(error) or kind
 
 
 def _files_before(fs: Any, root: str) -> dict[str, fmt.FileInfo]:
@@ -247,7 +222,7 @@ def _commit(
 
 def _put(fs: Any, path: Path, target: str) -> None:
     """Copies a local file so that `target` is whole or as it was, never cut off."""
-    if not isinstance(fs, LocalFileSystem):
+    if not is_local(fs):
         # Object stores show an object when its upload is complete.
         fs.put_file(str(path), target)
         return
@@ -287,8 +262,8 @@ def _cached(fs: Any, source: str, info: fmt.FileInfo, cache: str | Path | None, 
             f"{source} is missing; open the collection again if it is being published just now, "
             "or else publish it again"
         ) from error
-    except _errors() as error:
-        raise CollectionError(f"cannot copy {source} to {folder}: {_describe(error)}") from error
+    except store_errors() as error:
+        raise CollectionError(f"cannot copy {source} to {folder}: {describe(error)}") from error
     finally:
         Path(scratch).unlink(missing_ok=True)
     return path
@@ -301,6 +276,6 @@ def _problem(path: Path, info: fmt.FileInfo, full: bool) -> str | None:
     size = path.stat().st_size
     if size != info.bytes:
         return f"has {size} bytes, the manifest says {info.bytes}: it is cut off or another file"
-    if (full or size <= _SMALL_BYTES) and fmt.sha256_of(path) != info.sha256:
+    if (full or size <= _SMALL_BYTES) and sha256_of(path) != info.sha256:
         return "does not have the checksum that the manifest says: it was changed or damaged"
     return None

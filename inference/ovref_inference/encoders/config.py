@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ovref_inference.encoders.crops import Masking
-from ovref_inference.ranges import require_each_at_least
-
-STRICT = {"extra": "forbid", "strict": True}
-"""Unknown settings and values of another type are refused (see `ovref.config`)."""
+from ovref_inference.ranges import STRICT, require_each_at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-UNSURE, YES = 128, 255
-"""Values of a tri-state mask beside 0; only YES pixels are pooled."""
+NO, UNSURE, YES = 0, 128, 255
+"""Values of a tri-state mask. Only YES pixels are pooled; UNSURE belongs to neither side."""
 
 _CHUNK_PIXELS = 1 << 24
 

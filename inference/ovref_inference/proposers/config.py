@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ovref_inference.encoders.config import STRICT, VisualEncoderConfig
-from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 
 ADDED_LATER = {"fingerprint": "unless default"}
 """Metadata of a field that fingerprints leave out at its default (`ovref.identity`)."""

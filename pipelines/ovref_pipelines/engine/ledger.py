@@ -77,7 +77,7 @@ class Ledger:
     """The remaining shards of a step, and the failures of each so far."""
 
     records: dict[str, int]
-    """The shards to do and how many records each has."""
+    """The shards to do, in the order to hand them out, and how many records each has."""
     target: StepFolder
     config: EngineConfig
     progress: Progress
@@ -88,7 +88,7 @@ class Ledger:
     while they loaded their models), `node_losses`, `crashed_records`."""
 
     def __post_init__(self) -> None:
-        self.waiting = deque(sorted(self.records))
+        self.waiting = deque(self.records)
         self._tries: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._worker_deaths: Counter[str] = Counter()

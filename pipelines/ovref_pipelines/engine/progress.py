@@ -1,9 +1,13 @@
 """Progress of a running step: shards done, records per second, remaining time.
 
-On a terminal one line that is updated in place, elsewhere (a log, a cluster job) a new line at
-intervals. The rate is that of the last few shards of this run, so there is no estimate before the
-first one is finished. `json_line` gives the same as one JSON object per line; a `Meter` exports it
-to a metrics system.
+On a terminal a bar for each step, drawn by rich, with `line()` beside it; elsewhere (a log, a
+cluster job) `line()` at intervals; for programs the same as one JSON object per line (`json_line`).
+The rate is that of the last few shards of this run, so there is no estimate before the first one is
+finished. A `Meter` exports the counts to a metrics system.
+
+Whoever runs a step calls `begin` once, then `finished`, `set_aside`, `more` and `failed` as things
+happen, `tick` often and `close` at the end. All three outputs come from `line`, `_counts` and the
+share done that `_bar` gives, so a finer count needs a change there and nowhere else.
 """
 
 import sys
@@ -53,13 +57,14 @@ class Progress:
         self._json = log == "json"
         self._live = self._stream.isatty() and not self._json
         self._meter = meter
-        self._beside: list[Progress] = []
+        self._shown: list[Progress] = [self]
+        self._leader = self
         self._total = self._done = self._to_go = self._set_aside = 0
         self._announced = 0
         self._dropped: Counter[str] = Counter()
         self._recent: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=RECENT_SHARDS + 1)
         self._printed = clock()
-        self._width = 0
+        self._bars: Any = None
 
     def begin(self, total: int, done: int, records_to_go: int, workers: int) -> None:
         """`done` of `total` shards were finished by earlier runs; the rest hold the records."""
@@ -73,8 +78,9 @@ class Progress:
         self._meter = meter
 
     def beside(self, other: "Progress") -> None:
-        """Shows `other`, of a concurrent step, in the same line."""
-        self._beside.append(other)
+        """Shows `other`, of a concurrent step, together with this one."""
+        self._leader._shown.append(other)
+        other._leader = self._leader
 
     def still_to_come(self, shards: int) -> None:
         """The previous step still has this many shards to make; `more` adds each. Until then the
@@ -119,15 +125,21 @@ class Progress:
 
     def tick(self) -> None:
         """Prints if the interval has passed; call it often."""
+        if self._leader is not self:
+            self._leader.tick()
+            return
         now = self._clock()
         if now - self._printed < (0.2 if self._live else self._every_seconds):
             return
         self._printed = now
-        if not self._json:
-            self._show("; ".join(progress.line() for progress in (self, *self._beside)))
-            return
-        for progress in (self, *self._beside):
-            self._show(json_line(progress._step, "progress", progress.line(), progress._counts()))
+        if self._live:
+            self._draw()
+        elif self._json:
+            for progress in self._shown:
+                line = progress.line()
+                self._print(json_line(progress._step, "progress", line, progress._counts()))
+        else:
+            self._print("; ".join(progress.line() for progress in self._shown))
 
     def say(self, message: str, event: str = "note", **fields: Any) -> None:
         """Prints a separate line: a failed shard, a lost worker.
@@ -135,15 +147,14 @@ class Progress:
         Args:
             event: what kind of message it is, for programs; with `fields` about it.
         """
-        self._clear()
         line = f"{self._step}: {message}"
-        if self._json:
-            line = json_line(self._step, event, message, fields)
-        print(line, file=self._stream, flush=True)
+        self._leader._print(json_line(self._step, event, message, fields) if self._json else line)
 
     def close(self) -> None:
-        """Ends the line on the terminal."""
-        self._clear()
+        """Removes the bars from the terminal."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
     def records_per_second(self) -> float | None:
         """Input records a second over the recent shards; None before the first is finished."""
@@ -179,19 +190,36 @@ class Progress:
             "dropped": dict(sorted(self._dropped.items())),
         }
 
-    def _show(self, line: str) -> None:
-        if self._live:
-            self._stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+    def _bar(self) -> tuple[int, int]:
+        """How much is done, and of how much."""
+        return self._done, self._total
 
-    def _clear(self) -> None:
-        if self._live and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
-            self._width = 0
+    def _draw(self) -> None:
+        if self._bars is None:
+            from rich import console, progress, table  # only a terminal needs it
+
+            one_line = table.Column(no_wrap=True)
+            self._bars = progress.Progress(
+                progress.BarColumn(bar_width=20),
+                progress.TextColumn("{task.description}", markup=False, table_column=one_line),
+                progress.TimeElapsedColumn(),
+                console=console.Console(file=self._stream),
+                refresh_per_second=2,
+                transient=True,
+            )
+            self._bars.start()
+        for number, step in enumerate(self._shown):
+            done, total = step._bar()
+            if number == len(self._bars.task_ids):
+                self._bars.add_task(step.line(), total=total)
+            task = self._bars.task_ids[number]
+            self._bars.update(task, description=step.line(), completed=done, total=total)
+
+    def _print(self, line: str) -> None:
+        if self._bars is None:
+            print(line, file=self._stream, flush=True)
+        else:  # above the bars
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Throttle:

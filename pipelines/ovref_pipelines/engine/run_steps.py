@@ -37,6 +37,7 @@ from ovref.run_shard import run_alone, run_shard
 from ovref.storage.commits import Commit
 from ovref.storage.scratch import remove_abandoned
 from ovref.storage.steps import StepFolder
+from ovref_inference.errors import MissingPackageError
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.ledger import CRASHED_WORKER, Ledger, Outcome, ShardTask
 from ovref_pipelines.engine.prefetch import Prefetch
@@ -44,7 +45,7 @@ from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.stopping import Drain, draining
 from ovref_pipelines.engine.summary import StepSummary, summarise
 
-FATAL = (ConfigError, MismatchError, ModelError, StorageError)
+FATAL = (ConfigError, MismatchError, MissingPackageError, ModelError, StorageError)
 """Errors that every other shard would raise too."""
 OUTAGE_SECONDS = (5.0, 30.0, 120.0, 300.0)
 """Waiting times before retries if the store does not answer. Without them all shards would fail
@@ -98,7 +99,12 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
     to_come = 0
     for before, run in zip([None, *runs], runs, strict=False):
         sources, done = run.source.commits(), set(run.target.committed())
-        records = {shard: sources[shard].outputs for shard in sources if shard not in done}
+        # The order of a step that is complete is that of its list, which may be a chosen one.
+        records = {
+            shard: sources[shard].outputs
+            for shard in run.source.complete() or sources
+            if shard in sources and shard not in done
+        }
         run.ledger = Ledger(records, run.target, config, run.progress)
         run.shards = len(sources)
         total = len(sources) + to_come

@@ -7,7 +7,7 @@ from typing import Any
 from ovref.evaluation import evaluate as evaluation
 from ovref.evaluation.counting import ScoreImages
 from ovref.evaluation.spec import EvaluateSpec
-from ovref.places import absolute, absolute_local
+from ovref.places import absolute, absolute_local, with_absolute_models
 from ovref.storage.steps import StepFolder
 from ovref_pipelines.console import Console
 from ovref_pipelines.engine.config import EngineConfig
@@ -58,7 +58,7 @@ def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
             config.folder,
             **{one: absolute_local(getattr(config.folder, one), one) for one in places},
         )
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(with_absolute_models(config), **changes)
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:

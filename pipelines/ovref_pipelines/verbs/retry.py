@@ -44,13 +44,13 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
             for shard, commit in commits.items()
             if CRASHED_WORKER in commit.dropped
         }
-        # A shard of selected prompts is not made from one shard, so prompts are never retried then.
+        # What is selected from a shard depends on the shards before it, so it is never retried.
+        retried = own and step is not folders.selected
         outdated = tuple(
             shard
             for shard, commit in commits.items()
-            if own and step is not folders.selected and shard in given
-            and commit.inputs != given[shard].outputs
-        )  # fmt: skip
+            if retried and shard in given and commit.inputs != given[shard].outputs
+        )
         given = commits
         kept = None
         if not own:

@@ -3,7 +3,6 @@
 Everything is read and compared with what was committed; nothing is written.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,18 +11,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovref.ahead import map_ahead
 from ovref.contract import Dropped, base_key
 from ovref.errors import MismatchError, StorageError
-from ovref.storage.ahead import read_ahead
 from ovref.storage.codec import is_part
 from ovref.storage.commits import Commit, StoredFile
 from ovref.storage.scratch import scratch_folder
-from ovref.storage.shards import read_drops, sha256
+from ovref.storage.shards import read_drops
 from ovref.storage.steps import StepFolder
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError
+from ovref_inference.places import sha256_of
 from ovref_pipelines.output import open_build, quarantined_in
 from ovref_pipelines.verbs.status import some
 
@@ -105,44 +105,28 @@ def _verify_step(step: StepFolder, source: Checked | None, problems: list[str]) 
             wrong(f"{len(unmade)} shards of {source.step.name} are missing: {some(unmade)}")
 
     keys: dict[str, pa.Array] = {}
-    dropped: list[str] = []
-    sound = True
-    mixed = source is not None and _mixes_shards(step)
-    check = partial(_verify_shard, step, None if mixed else source)
-    checked = read_ahead(check, committed)
-    for shard, (found, drops, complaints) in zip(committed, checked, strict=True):
+    checked = map_ahead(partial(_verify_shard, step, source), committed)
+    for shard, (found, complaints) in zip(committed, checked, strict=True):
         for complaint in complaints:
             wrong(f"shard {shard}: {complaint}")
-            sound = False
         if found is not None:
             keys[shard] = found
-        if mixed:
-            dropped += [drop.key for drop in drops]
-    if source is not None and mixed and sound and keys.keys() == source.keys.keys() == set(shards):
-        for message in _unanswered_by_all(keys, dropped, source):
-            wrong(message)
     return Checked(step, keys, shards)
-
-
-def _mixes_shards(step: StepFolder) -> bool:
-    """Whether a record may be in another shard than its input."""
-    stages = step.identity.get("stages", [])
-    return any(stage["fields"].get("order") == "rare_first" for stage in stages)
 
 
 def _verify_shard(
     step: StepFolder, source: Checked | None, shard: str
-) -> tuple[pa.Array | None, list[Dropped], list[str]]:
-    """The keys of the shard's records, None if they cannot be read; what was dropped from it; and
-    what is wrong with it."""
+) -> tuple[pa.Array | None, list[str]]:
+    """The keys of the shard's records, None if they cannot be read; and what is wrong with it."""
     try:
         commit = step.commit_of(shard)
     except DAMAGED as error:
-        return None, [], [_describe(error)]
+        return None, [_describe(error)]
     if commit is None:
-        return None, [], ["its marker was deleted meanwhile"]
+        return None, ["its marker was deleted meanwhile"]
     complaints: list[str] = []
-    keys, drops = None, []
+    keys: pa.Array | None = None
+    drops: list[Dropped] = []
     for extension, file in commit.files.items():
         try:
             with step.store.local_copy(file.name) as path:
@@ -156,7 +140,7 @@ def _verify_shard(
             complaints.append(_describe(error))
     if not complaints:
         complaints = list(_unanswered(commit, keys, drops, source))
-    return keys, drops, complaints
+    return keys, complaints
 
 
 def _unanswered(
@@ -188,31 +172,11 @@ def _unanswered(
         yield f"{len(unknown)} answers are to inputs it was not given: {some(unknown)}"
 
 
-def _unanswered_by_all(
-    keys: dict[str, pa.Array], dropped: list[str], source: Checked
-) -> Iterator[str]:
-    """The same for a step whose records may be in any shard."""
-    waiting = {key for given in source.keys.values() for key in given.to_pylist()}
-    unknown = []
-    kept = (key for made in keys.values() for key in made.to_pylist())
-    for key in itertools.chain(kept, dropped):
-        if key in waiting:
-            waiting.remove(key)
-        else:
-            unknown.append(key)
-    name = source.step.name
-    if waiting:
-        yield f"{len(waiting)} records of {name} were not answered: {some(sorted(waiting))}"
-    if unknown:
-        found = some(sorted(unknown))
-        yield f"{len(unknown)} answers are to nothing of {name}, or to what has one: {found}"
-
-
 def _differs(path: Path, file: StoredFile) -> str | None:
     size = path.stat().st_size
     if size != file.size:
         return f"has {size} bytes, {file.size} were committed"
-    return None if sha256(path) == file.sha256 else "has other content than was committed"
+    return None if sha256_of(path) == file.sha256 else "has other content than was committed"
 
 
 def _keys(path: Path) -> pa.Array:

@@ -3,8 +3,8 @@
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,30 +14,31 @@ from bench import presets
 from ovref.config import STRICT
 from ovref.models.diffusion import guided_steps
 from ovref.models.schedulers import SCHEDULERS
+from ovref.stages.synthesize import Synthesize
+from ovref_inference.ranges import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSpec:
-    """What is measured."""
+class BenchSpec(Synthesize):
+    """What is measured, and the settings of `Synthesize` with which it is."""
 
     __pydantic_config__ = STRICT
+    SET_HERE: ClassVar = ("scheduler", "batch_size", "size_hw", "min_area", "max_area")
+    """What `synthesis` sets from the fields below, or so that no image of random weights is
+    dropped."""
 
+    model: str = ""
+    """Set by `preset`."""
+    steps: int = 50
+    """Scheduler steps per image: DDIM, the default here, needs more than `Synthesize` takes."""
     preset: Literal["miniature", "sd15", "sd21", "sdxl"] = "miniature"
     """Whose architectures: the miniature, or published ones in full size with random weights."""
     batch_sizes: tuple[int, ...] = (8,)
     """Prompts drawn together, each tried; the table says which gave most images a second."""
     schedulers: tuple[str, ...] = ("ddim",)
-    """As in `synthesize.scheduler`, each tried."""
-    steps: int = 50
-    """As in `synthesize`, and so are the next six."""
-    guidance: float = 7.5
-    guided_share: float = 1.0
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    compiled: bool = False
+    """As in `Synthesize.scheduler`, each tried."""
     cuda_graphs: bool = False
     """What is compiled is launched as CUDA graphs where the compiler can; only with `compiled`."""
-    channels_last: bool = False
-    fused_projections: bool = False
     device: str = ""
     """Of torch, such as `cuda:0`; empty takes the CUDA device where there is one."""
     repeats: int = 3
@@ -50,18 +51,29 @@ class BenchSpec:
     """File for the results, in JSON."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "repeats", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        super().__post_init__()
+        defaults = {field.name: field.default for field in fields(Synthesize)} | {"model": ""}
+        for name in ("model", *self.SET_HERE):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} is set by preset, schedulers and batch_sizes")
+        require_at_least("repeats", self.repeats, 1)
+        require_at_least("batches", self.batches, 1)
         if self.cuda_graphs and not self.compiled:
             raise ValueError("cuda_graphs needs compiled")
         unknown = sorted(set(self.schedulers) - set(SCHEDULERS))
         if unknown or not self.schedulers:
             raise ValueError(f"schedulers must be of {', '.join(SCHEDULERS)}, found {unknown}")
-        if not 0 < self.guided_share <= 1:
-            raise ValueError(f"guided_share must be in (0, 1], found {self.guided_share}")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes must be at least 1 each, found {self.batch_sizes}")
+
+    def synthesis(self, scheduler: str, batch_size: int, **changes: Any) -> Synthesize:
+        """The stage's settings for one scheduler and one size of batches."""
+        settings: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Synthesize)}
+        settings |= {
+            "model": self.preset, "scheduler": scheduler, "batch_size": batch_size,
+            "size_hw": presets.SIZES_HW[self.preset], "min_area": 0.0, "max_area": 1.0,
+        }  # fmt: skip
+        return Synthesize(**settings | changes)
 
 
 def ceiling(dtype: torch.dtype, device: torch.device) -> dict[str, float]:

@@ -111,19 +111,7 @@ def _row(
     """Everything about one batch size; seconds are of one image."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    synthesize = Synthesize(
-        model=spec.preset,
-        scheduler=scheduler,
-        steps=spec.steps,
-        guidance=spec.guidance,
-        guided_share=spec.guided_share,
-        size_hw=presets.SIZES_HW[spec.preset],
-        dtype=spec.dtype,
-        compiled=spec.compiled,
-        batch_size=batch_size,
-        min_area=0.0,
-        max_area=1.0,  # what random weights draw must not be dropped
-    )
+    synthesize = spec.synthesis(scheduler, batch_size)
     generator = synthesize.generator(pipeline)
     stage = SynthesizeStage(synthesize, generator)
     embed = _embed_stage(spec.preset, DTYPES[spec.dtype], device, batch_size)

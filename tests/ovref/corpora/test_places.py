@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from ovref.corpora import CorpusSpec, identify, read_captions
 from ovref.corpora.spec import corpus_files
 from ovref.errors import InputError
 from ovref.identity import fingerprint
+from ovref_inference.errors import MissingPackageError
 
 
 def texts(path, **options) -> list[str]:
@@ -176,20 +178,26 @@ def test_a_relative_path_is_named_with_the_folder_that_it_is_relative_to(tmp_pat
     ("url", "message"),
     [
         ("foo://b/x.txt", "unknown protocol foo://.*expected a local path, or a URL"),
-        ("gs://b/x.txt", r"gcsfs.*pip install 'fsspec\[gs\]'"),
-        ("abfs://b/x.txt", r"adlfs.*pip install 'fsspec\[abfs\]'"),
+        ("gs://b/x.txt", "gs://.* needs gcsfs, which is not installed: pip install gcsfs"),
+        ("abfs://b/x.txt", "needs adlfs, which is not installed: pip install adlfs"),
+        ("s3://b/x.txt", r"needs s3fs, which is not installed: pip install 'ovref\[s3\]'"),
+        ("https://b/x.txt", r"needs aiohttp, .*: pip install 'ovref\[http\]'"),
+        ("hf://datasets/b/x.txt", r"needs huggingface_hub, .*: pip install 'ovref\[hf\]'"),
     ],
 )
 def test_unknown_and_uninstalled_protocols_say_what_to_do(tmp_path, monkeypatch, url, message):
-    for module in ("gcsfs", "adlfs"):
+    error = InputError if url.startswith("foo") else MissingPackageError
+    for module in ("gcsfs", "adlfs", "s3fs", "aiohttp", "huggingface_hub"):
         monkeypatch.setitem(sys.modules, module, None)
+    # fsspec remembers the classes of protocols that other tests have used.
+    monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
     (tmp_path / "c.json").write_text('{"images": [], "annotations": [{"caption": "a cat"}]}')
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(error, match=message):
         texts(url)
     spec = CorpusSpec(path=str(tmp_path / "c.json"), images=url)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(error, match=message):
         identify(spec)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(error, match=message):
         next(read_captions(spec, images=True))
 
 

@@ -109,7 +109,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(folder, tmp_path):
 def test_ids_that_fit_another_set_better(refused, tmp_path):
     """COCO-Stuff as published, in the place of the map that mmsegmentation makes of it."""
     write(tmp_path / "val2017/a.jpg", np.full((4, 4, 3), 99, np.uint8))
-    values_hw = np.array([[0, 13, 90, 181]] * 4, np.uint8)
+    values_hw = np.array([[0, 13, 91, 181]] * 4, np.uint8)
     path = tmp_path / "annotations/val2017/a_labelTrainIds.png"
     write(path, values_hw)
     message = refused(dataset="coco_stuff", root=str(tmp_path))

@@ -12,10 +12,12 @@ from ovref.records import (
     YES,
     Caption,
     ImageRecord,
+    LabelledImage,
     Noun,
     Prompt,
     Reference,
     Region,
+    ScoredImage,
 )
 from ovref.storage import codec
 
@@ -284,3 +286,31 @@ def test_embeddings_of_another_length_or_not_finite_are_refused(visual):
 def test_what_is_no_record_has_no_kind(record):
     with pytest.raises(TypeError, match="a shard holds Caption"):
         codec.kind_of(record)
+
+
+def test_records_of_an_evaluation_come_back_as_they_were():
+    named = LabelledImage(key="0a1b", name="validation/a b.jpg")
+    assert codec.decode("0a1b", codec.encode(named)) == named
+    scored = ScoredImage(
+        key="0a1b",
+        name="a",
+        tables={
+            "confusion": np.array([[0, 1, 2, 2**40]]),
+            "segments": np.array([[0.0, 1.0, 1 / 3]]),
+            "detections": np.zeros((0, 5)),
+        },
+        maps={0: b"\x89PNG first", 12: b"\x89PNG second"},
+    )
+    sample = codec.encode(scored)
+    assert sorted(sample) == [
+        "confusion.npy", "detections.npy", "json", "map0.png", "map12.png", "segments.npy",
+    ]  # fmt: skip
+    assert sample == codec.encode(scored)
+    found = codec.decode("0a1b", sample)
+    assert (found.key, found.name, found.maps) == ("0a1b", "a", scored.maps)
+    for name, table_nc in scored.tables.items():
+        np.testing.assert_array_equal(found.tables[name], table_nc)
+        assert found.tables[name].dtype == table_nc.dtype
+    for record in (named, scored):
+        rows = codec.table([codec.row(record)], codec.schema(record))
+        assert rows.to_pylist() == [{"key": "0a1b", "name": record.name}]

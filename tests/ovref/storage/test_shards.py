@@ -10,7 +10,8 @@ from PIL import Image
 
 from ovref.records import NO, UNSURE, YES, ImageRecord, Noun, Region
 from ovref.storage import codec, shards
-from ovref.storage.shards import ShardFiles, read_tar, sha256
+from ovref.storage.shards import ShardFiles, read_tar
+from ovref_inference.places import sha256_of
 
 
 def image_record(key, side=24, heatmaps=1):
@@ -29,7 +30,7 @@ def written(records):
             files.add(record)
         paths = files.finish([])
         read = [record.key for record in read_tar(paths["tar"], "shard")]
-        return read, {name: sha256(path) for name, path in paths.items()}
+        return read, {name: sha256_of(path) for name, path in paths.items()}
 
 
 def test_images_encoded_by_several_threads_are_written_in_order(monkeypatch):

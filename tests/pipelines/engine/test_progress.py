@@ -59,20 +59,43 @@ def test_quarantined_shards_are_shown_and_not_waited_for():
     assert progress.line() == "images: 1/3 shards, 10 records/s, 1 s to go, 1 quarantined"
 
 
-def test_a_log_gets_a_line_every_so_often_and_a_terminal_one_line():
-    clock, log, terminal = Clock(), io.StringIO(), Terminal()
-    for stream in (log, terminal):
-        clock.now = 0.0
-        progress = Progress("images", stream=stream, every_seconds=10, clock=clock)
-        progress.begin(total=100, done=0, records_to_go=100, workers=1)
-        for _ in range(40):
-            clock.now += 1
-            progress.finished(1, {})
-        progress.say("a message")
-        progress.close()
-    assert len(log.getvalue().splitlines()) == 6
-    assert terminal.getvalue().count("\n") == 2
-    assert terminal.getvalue().endswith("\rimages: a message\n")
+def forty_of_a_hundred(stream, clock):
+    progress = Progress("images", stream=stream, every_seconds=10, clock=clock)
+    progress.begin(total=100, done=0, records_to_go=100, workers=1)
+    for _ in range(40):
+        clock.now += 1
+        progress.finished(1, {})
+    return progress
+
+
+def test_a_log_gets_a_line_every_so_often():
+    log = io.StringIO()
+    progress = forty_of_a_hundred(log, Clock())
+    progress.say("a message")
+    progress.close()
+    lines = log.getvalue().splitlines()
+    assert lines[1] == "images: 10/100 shards, 1 records/s, 2 min to go"
+    assert len(lines) == 6 and lines[-1] == "images: a message"
+
+
+def test_a_terminal_shows_bars_that_are_gone_at_the_end(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    clock, terminal = Clock(), Terminal()
+    progress = forty_of_a_hundred(terminal, clock)
+    other = Progress("references", stream=terminal, clock=clock)
+    progress.beside(other)
+    other.begin(total=100, done=20, records_to_go=20, workers=1)
+    clock.now += 1
+    other.finished(1, {})
+    progress.say("a message [with brackets]")
+    progress.close()
+    text = terminal.getvalue()
+    assert "images: 40/100 shards, 0.952 records/s" in text
+    assert "references: 21/100 shards, 1 records/s, 19 s to go" in text
+    assert "images: a message [with brackets]\n" in text
+    # The last thing written moves up over both bars and erases their lines.
+    assert text.endswith("\x1b[1A\x1b[2K" * 2) and "\x1b[?25h" in text
 
 
 def test_work_without_shards_is_spoken_of_seldom():

@@ -1,0 +1,105 @@
+"""Places that fsspec opens: local folders and object stores, and what to do when they fail.
+
+Whoever opens a place puts its own error around these words: a collection, a build's store, a
+corpus.
+"""
+
+import errno
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from ovref_inference.errors import MissingPackageError
+from ovref_inference.lazy import missing_package
+
+LOCAL_PROTOCOLS = ("file", "local")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+
+
+def open_place(place: str, **options: Any) -> tuple[Any, str]:
+    """fsspec's file system of a path or URL, and the path on it.
+
+    Raises:
+        MissingPackageError: the package of the protocol is not installed; says how to get it.
+        ValueError: the protocol is unknown, or an option is wrong.
+    """
+    try:
+        return fsspec.core.url_to_fs(place, **options)
+    except ImportError as error:
+        # fsspec hides which package is missing behind a sentence of its own.
+        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        if not isinstance(cause, ModuleNotFoundError):
+            raise MissingPackageError(f"{place} cannot be opened: {error}") from error
+        known = missing_package(cause, place)
+        if isinstance(known, MissingPackageError):
+            raise known from error
+        name = (cause.name or "").partition(".")[0]
+        raise MissingPackageError(
+            f"{place} needs {name}, which is not installed: pip install {name}"
+        ) from error
+
+
+def is_local(fs: Any) -> bool:
+    """Whether the files of a file system lie on this machine's disks, or are mounted there."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return any(protocol in LOCAL_PROTOCOLS for protocol in protocols)
+
+
+def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What reading and writing may raise, and `more`.
+
+    The errors of botocore and of HTTP clients are no OSErrors, and count once those are loaded.
+    """
+    found: list[type[Exception]] = [OSError, *more]
+    for module, names in (
+        ("botocore.exceptions", ("BotoCoreError", "ClientError")),
+        ("aiohttp", ("ClientError",)),
+        ("httpx", ("HTTPError",)),
+        ("httpx2", ("HTTPError",)),
+    ):
+        if (loaded := sys.modules.get(module)) is not None:
+            found += [getattr(loaded, name) for name in names]
+    return tuple(found)
+
+
+def service_code(error: BaseException) -> str:
+    """The S3 error code behind an error of s3fs, or an empty string."""
+    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
+    return response.get("Error", {}).get("Code", "")
+
+
+def lasting_remedy(error: Exception) -> str:
+    """What to do about an error that trying again does not mend; empty where it may."""
+    if service_code(error) == "NoSuchBucket":
+        return "there is no such bucket: create it or correct the URL"
+    if type(error).__name__ in NO_CREDENTIALS:
+        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
+    if isinstance(error, PermissionError):
+        return "check the permissions of the folder or the credentials"
+    if isinstance(error, FileNotFoundError):
+        return "it was deleted or never written"
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return "the disk or quota is full: free space and start again"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return "the file system is mounted read-only"
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return "a file stands where a folder is needed, or the reverse"
+    return ""
+
+
+def describe(error: Exception) -> str:
+    """What an error of a store says, with what to do about it where that is known."""
+    remedy = lasting_remedy(error)
+    if not remedy and (isinstance(error, ConnectionError) or not isinstance(error, OSError)):
+        remedy = "check the network, the address and the credentials"
+    return (str(error) or type(error).__name__) + (f"; {remedy}" if remedy else "")
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
