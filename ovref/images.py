@@ -67,7 +67,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Operation that turns each EXIF orientation upright (Exif 2.32, tag 0x0112)."""
+"""Operation that turns each EXIF orientation upright (Exif 2.32, tag 0x0112). Pillow's
+`ImageOps.exif_transpose` also rewrites the other tags, and fails at those that it can read but not
+write."""
 
 _PLAIN_FORMATS, _PLAIN_MODES = ("JPEG", "PNG", "WEBP"), ("RGB", "L")
 

@@ -8,7 +8,7 @@ from typing import Any
 from ovref_inference.errors import MissingPackageError
 
 EXTRAS = {
-    "segment": ("torch", "torchvision", "transformers", "open_clip", "segment_anything",
+    "segment": ("torch", "torchvision", "transformers", "open_clip",
                 "safetensors", "scipy", "PIL", "skimage"),
     "cpu": ("faiss",),
     "s3": ("s3fs",),

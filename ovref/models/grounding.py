@@ -112,7 +112,8 @@ def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
 
     from ovref_inference.proposers.grounded_sam import GroundedSam
     from ovref_inference.proposers.grounding import load_grounding_dino
-    from ovref_inference.proposers.sam import SamMasks, load_sam
+    from ovref_inference.proposers.sam import SamMasks
+    from ovref_inference.proposers.sam_model import load_sam
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detector = load_grounding_dino(route.detector, device=device, batch_size=batch_size)

@@ -10,24 +10,25 @@ import numpy as np
 from ovref.reduce import ivf
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task, one_thread
+from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import (
     FILES,
     IndexInfo,
     SearchPoint,
-    read_noun_embeddings,
 )
 from ovref_inference.collection.index import (
     RECALL_QUERIES,
     Questions,
     build_index,
     choose_index,
+    one_thread,
     read_index,
     sample,
     training_rows,
     tune,
     write_index,
 )
+from ovref_inference.collection.nouns import read_noun_embeddings
 
 ROLES = ("visual", "textual")
 QUERIES = {"visual": "held-out rows", "textual": "class names"}

@@ -12,17 +12,16 @@ import numpy as np
 from ovref.reduce.by_noun import NounRows, NounTable, partition_by_noun, read_vocabulary
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task, one_thread
+from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import (
     FILES,
     NOUN_SCHEMA,
     TableWriter,
     VectorWriter,
     open_vectors,
-    read_noun_embeddings,
-    read_nouns,
     write_vectors,
 )
+from ovref_inference.collection.nouns import read_noun_embeddings, read_nouns
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
     clustered_rows,
@@ -228,8 +227,7 @@ def _cluster(folder: Path, config: PrototypeConfig, nouns: list[int], used: list
             ids = np.sort(np.concatenate([rows.ids(other) for other in of_noun]))
             yield rows.vectors(of_noun, clustered_rows(ids[~np.isin(ids, deleted)], config))
 
-    with one_thread():
-        found = make_prototypes(of_each(), config)
+    found = [make_prototypes(vectors, config) for vectors in of_each()]
     path = folder / f"clustered_{nouns[0]:09d}.npy"
     write_vectors(path, np.concatenate(found))
     return path.name

@@ -77,7 +77,7 @@ class ReduceSpec:
     """Seed of the samples for training and measuring an index."""
 
     name: ClassVar[str] = "reduce"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         require_within("index_recall", self.index_recall, 0, 1, "(]")

@@ -6,11 +6,8 @@ folder is seen, in any order, and again after a failure: it writes under a name 
 bytes depend on its arguments alone. So all ways to run a list give the same collection.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-from ovref_inference.collection.index import faiss_module
 
 Task = Callable[[], Any]
 RunTasks = Callable[[Sequence[Task]], Iterator[Any]]
@@ -22,15 +19,3 @@ def in_process(tasks: Sequence[Task]) -> Iterator[Any]:
     """Runs tasks one after another, here."""
     for task in tasks:
         yield task()
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """faiss on one thread: two are many times slower on small k-means, and add up otherwise."""
-    faiss = faiss_module()
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

@@ -35,7 +35,7 @@ class Ground:
     """
 
     name: ClassVar[str] = "ground"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     __pydantic_config__ = STRICT
 
     detector: DetectorRoute | None = None

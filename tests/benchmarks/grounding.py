@@ -32,7 +32,8 @@ from ovref.miniature.shapes import CLASSES, THINGS
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
 from ovref_inference.proposers.grounded_sam import load_grounded_sam
 from ovref_inference.proposers.grounding import load_grounding_dino
-from ovref_inference.proposers.sam import SamMasks, load_sam
+from ovref_inference.proposers.sam import SamMasks
+from ovref_inference.proposers.sam_model import load_sam
 
 LOWEST, THRESHOLDS = 0.1, np.arange(0.1, 0.7, 0.05)
 SMALLEST = 12

@@ -29,18 +29,15 @@ import argparse
 import collections
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 import traceback
 import types
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import open_clip
@@ -49,13 +46,9 @@ import transformers
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-if importlib.util.find_spec("segment_anything") is None:
-    # The proposers import it for SAM, which is not measured here; a lent machine may not have it.
-    sys.modules |= {"segment_anything": MagicMock(), "segment_anything.modeling": MagicMock()}
-
 from bench import presets
 from ovref_inference.collection.clustering import spherical_kmeans
-from ovref_inference.collection.prototypes import Prototypes, stacked
+from ovref_inference.collection.prototypes import STARTS, Prototypes, stacked
 from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
 from ovref_inference.encoders.clip_towers import resize_positions, vit_features
 from ovref_inference.encoders.config import VisualEncoderConfig
@@ -299,7 +292,8 @@ class Collection:
         if asked not in self.made:
             own = self.of_class[: len(embeddings), :n]
             self.made[asked] = stacked(
-                [spherical_kmeans(vectors, k, seed=seed) for vectors in own], own.shape[2]
+                [spherical_kmeans(vectors, k, seed=seed, starts=STARTS) for vectors in own],
+                own.shape[2],
             )
         vectors_nkd, counts = self.made[asked]
         return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=((),) * len(counts))

@@ -52,7 +52,7 @@ class Built:
                     self.noun_embeddings[row], self.noun_embeddings, self.counts, self.config, row
                 )
             vectors = self.visual[np.isin(self.noun_of, used)]
-            found.append((make_prototypes([vectors], self.config)[0].astype(np.float16), used))
+            found.append((make_prototypes(vectors, self.config).astype(np.float16), used))
         return found
 
     def references(self) -> dict[str, list]:

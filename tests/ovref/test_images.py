@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ovref import images
 from ovref.images import REASONS, UnusableImageError, decode_image, plain_image
@@ -110,6 +110,17 @@ def test_an_orientation_that_exif_does_not_have_turns_nothing(value):
     exif[0x0112] = value
     file = file_of("RGB", "PNG", exif=exif)
     np.testing.assert_array_equal(decode_image(file), quarters())
+
+
+def test_an_image_is_turned_though_another_tag_cannot_be_written():
+    turned = struct.pack("<HHIHxx", 0x0112, 3, 1, 6)
+    entries = turned + struct.pack("<HHI4s", 0x011A, 2, 4, b"72x\0")
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + bytes(4)
+    file = file_of("RGB", "JPEG", exif=exif)
+    with Image.open(io.BytesIO(file)) as image, pytest.raises(TypeError):
+        ImageOps.exif_transpose(image)
+    with Image.open(io.BytesIO(file)) as image:
+        assert decode_image(file).shape[:2] == image.size
 
 
 def test_damaged_exif_turns_nothing():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection.nouns import noun_embedding_values
 from ovref_inference.errors import CollectionError
 
 
@@ -15,7 +16,7 @@ def check_counts(
 
     Args:
         paths: role -> local file.
-        nouns: `format.read_nouns` of the vocabulary.
+        nouns: `nouns.read_nouns` of the vocabulary.
 
     Raises:
         CollectionError: rows or widths of two files disagree, ids are not row numbers, or the
@@ -81,7 +82,7 @@ def _check_nouns(path: Path, table: dict[str, Any], rows: Mapping[str, int], dim
         f"slices do not tile {rows['prototypes']} prototypes": (
             [0, *stops] != [*starts, rows["prototypes"]]
         ),
-        f"embeddings are not {dim} wide": fmt.noun_embedding_values(path) != len(nouns) * dim,
+        f"embeddings are not {dim} wide": noun_embedding_values(path) != len(nouns) * dim,
         "neighbours are not in the vocabulary": not known.issuperset(
             table["neighbours"].flatten().unique().to_pylist()
         ),

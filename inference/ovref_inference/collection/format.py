@@ -350,49 +350,6 @@ def open_table(path: str | Path, schema: pa.Schema) -> pq.ParquetFile:
     return file
 
 
-def read_nouns(path: str | Path) -> dict[str, Any]:
-    """nouns.parquet without the embeddings, which are nearly all of it, as columns: noun (list),
-    neighbours (Arrow array of lists), the rest as numpy arrays."""
-    columns = [name for name in NOUN_SCHEMA.names if name != "embedding"]
-    with open_table(path, NOUN_SCHEMA) as file:
-        table = file.read(columns=columns, use_threads=False)
-    return {
-        "noun": table.column("noun").to_pylist(),
-        "count": table.column("count").to_numpy(),
-        "prototype_start": table.column("prototype_start").to_numpy(),
-        "prototype_stop": table.column("prototype_stop").to_numpy(),
-        "neighbours": table.column("neighbours").combine_chunks(),
-    }
-
-
-def read_noun_embeddings(path: str | Path) -> np.ndarray:
-    """(nouns, d_textual) float32 of nouns.parquet.
-
-    Raises:
-        CollectionError: they are not all of one width.
-    """
-    with open_table(path, NOUN_SCHEMA) as file:
-        parts: list[np.ndarray] = []
-        for group in range(file.num_row_groups):
-            column = file.read_row_group(group, columns=["embedding"]).column("embedding")
-            lists = column.combine_chunks()
-            widths = np.unique(lists.value_lengths().to_numpy())
-            if len(widths) != 1 or (parts and parts[0].shape[1] != widths[0]):
-                raise CollectionError(f"{path}: embeddings have several widths, {widths[:5]}")
-            flat = lists.flatten().to_numpy(zero_copy_only=False)
-            parts.append(flat.reshape(-1, widths[0]))
-    return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
-
-
-def noun_embedding_values(path: str | Path) -> int:
-    """How many numbers the embeddings of nouns.parquet are, by its metadata; nothing is read."""
-    with open_table(path, NOUN_SCHEMA) as file:
-        paths = [file.schema.column(i).path for i in range(len(file.schema))]
-        (leaf,) = [i for i, name in enumerate(paths) if name.startswith("embedding")]
-        groups = range(file.num_row_groups)
-        return sum(file.metadata.row_group(g).column(leaf).num_values for g in groups)
-
-
 def read_tombstones(path: str | Path, *, skip: int = 0) -> np.ndarray:
     """The deleted ids, (t,) int64, sorted, without those of the first `skip` rows."""
     with open_table(path, TOMBSTONE_SCHEMA) as file:

@@ -6,7 +6,8 @@ measured at several k, with queries like those that the index will get, and ever
 `nprobe` for its own k.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ def faiss_module() -> Any:
             "machine with a GPU, never both (they are two builds of one module)"
         ) from error
     return faiss
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """faiss on one thread: two are many times slower on small k-means, and add up otherwise."""
+    faiss = faiss_module()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def choose_index(n: int, dim: int) -> str:

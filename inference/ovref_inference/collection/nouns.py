@@ -24,7 +24,7 @@ class Nouns:
         """
         Args:
             paths: role -> local file.
-            table: `format.read_nouns`.
+            table: `read_nouns`.
             deleted: (t,) sorted ids of deleted references.
             applied_tombstones: how many of the first tombstones the stored prototypes leave out.
         """
@@ -42,7 +42,7 @@ class Nouns:
     @cached_property
     def embeddings(self) -> np.ndarray:
         """(nouns, d_textual) float32, L2-normalised."""
-        return fmt.read_noun_embeddings(self._paths["nouns"])
+        return read_noun_embeddings(self._paths["nouns"])
 
     @cached_property
     def of_references(self) -> np.ndarray:
@@ -103,3 +103,46 @@ class Nouns:
         if not len(ids):
             return np.zeros(len(self.names), dtype=np.int64)
         return np.bincount(self.of_references[ids], minlength=len(self.names))
+
+
+def read_nouns(path: str | Path) -> dict[str, Any]:
+    """nouns.parquet without the embeddings, which are nearly all of it, as columns: noun (list),
+    neighbours (Arrow array of lists), the rest as numpy arrays."""
+    columns = [name for name in fmt.NOUN_SCHEMA.names if name != "embedding"]
+    with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
+        table = file.read(columns=columns, use_threads=False)
+    return {
+        "noun": table.column("noun").to_pylist(),
+        "count": table.column("count").to_numpy(),
+        "prototype_start": table.column("prototype_start").to_numpy(),
+        "prototype_stop": table.column("prototype_stop").to_numpy(),
+        "neighbours": table.column("neighbours").combine_chunks(),
+    }
+
+
+def read_noun_embeddings(path: str | Path) -> np.ndarray:
+    """(nouns, d_textual) float32 of nouns.parquet.
+
+    Raises:
+        CollectionError: they are not all of one width.
+    """
+    with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
+        parts: list[np.ndarray] = []
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, columns=["embedding"]).column("embedding")
+            lists = column.combine_chunks()
+            widths = np.unique(lists.value_lengths().to_numpy())
+            if len(widths) != 1 or (parts and parts[0].shape[1] != widths[0]):
+                raise CollectionError(f"{path}: embeddings have several widths, {widths[:5]}")
+            flat = lists.flatten().to_numpy(zero_copy_only=False)
+            parts.append(flat.reshape(-1, widths[0]))
+    return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+
+
+def noun_embedding_values(path: str | Path) -> int:
+    """How many numbers the embeddings of nouns.parquet are, by its metadata; nothing is read."""
+    with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+        (leaf,) = [i for i, name in enumerate(paths) if name.startswith("embedding")]
+        groups = range(file.num_row_groups)
+        return sum(file.metadata.row_group(g).column(leaf).num_values for g in groups)

@@ -2,31 +2,29 @@
 
 import dataclasses
 import operator
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection import store
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
-from ovref_inference.collection.clustering import spherical_kmeans
-from ovref_inference.collection.nouns import Nouns
+from ovref_inference.collection.nouns import Nouns, read_nouns
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
     Prototypes,
     clustered_rows,
     make_prototypes,
     neighbours_of,
+    retrieved_prototypes,
     stacked,
 )
+from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
@@ -48,7 +46,7 @@ class ReferenceCollection:
     """
 
     def __init__(self, url: str, manifest: fmt.Manifest, paths: dict[str, Path]) -> None:
-        nouns = fmt.read_nouns(paths["nouns"])
+        nouns = read_nouns(paths["nouns"])
         counts = check_counts(paths, manifest, nouns)
         if counts != manifest.counts:
             raise CollectionError(
@@ -70,12 +68,7 @@ class ReferenceCollection:
         self._prototypes = fmt.open_vectors(paths["prototypes"])
         self._deleted = fmt.read_tombstones(paths["tombstones"])
         self._nouns = Nouns(paths, nouns, self._deleted, manifest.settled_tombstones)
-        self._table = fmt.open_table(paths["references"], fmt.REFERENCE_SCHEMA)
-        self._table_lock = threading.Lock()
-        groups = [
-            self._table.metadata.row_group(i).num_rows for i in range(self._table.num_row_groups)
-        ]
-        self._group_starts = np.cumsum([0, *groups])
+        self._table = ReferenceTable(paths["references"])
         try:
             self.prototype_config = PrototypeConfig(**manifest.prototypes)
         except (TypeError, ValueError) as error:
@@ -201,22 +194,18 @@ class ReferenceCollection:
         Args:
             text_embeddings: (classes, d_textual).
             n: references retrieved for each class; k: centroids of each.
-            seed: of k-means.
+            seed, iterations: of k-means, which starts `prototypes.STARTS` times.
 
         Raises:
-            ValueError: n < 1, k < 1, or as `search_text`.
+            ValueError: an argument out of range, or as `search_text`.
         """
         require_at_least("n", n, 1)
         support = self.search_text(text_embeddings, n)
         prefetch_rows(self.visual, support.ids[support.ids >= 0])
-        per_class = [
-            spherical_kmeans(self._vectors(ids[ids >= 0]), k, seed=seed, iterations=iterations)
-            if (ids >= 0).any()
-            else np.zeros((0, self.manifest.visual.dim), dtype=np.float32)
-            for ids in support.ids
-        ]
-        vectors_nkd, counts = stacked(per_class, self.manifest.visual.dim)
-        return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=((),) * len(counts))
+        sets = (self._vectors(ids[ids >= 0]) for ids in support.ids)
+        return retrieved_prototypes(
+            sets, self.manifest.visual.dim, k=k, seed=seed, iterations=iterations
+        )
 
     def prototypes(
         self,
@@ -282,15 +271,7 @@ class ReferenceCollection:
             raise ValueError(
                 f"{self.url} has no references {bad[:10].tolist()}, or they are deleted"
             )
-        found: dict[int, dict[str, Any]] = {}
-        group_of = np.searchsorted(self._group_starts, wanted, side="right") - 1
-        for group in np.unique(group_of).tolist():
-            inside = np.unique(wanted[group_of == group])
-            with self._table_lock:
-                table = self._table.read_row_group(group)
-            rows = table.take(pa.array(inside - self._group_starts[group])).to_pylist()
-            found.update(zip(inside.tolist(), rows, strict=True))
-        return [found[i] for i in wanted.tolist()]
+        return self._table.rows(wanted)
 
     def ids_of(
         self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = ()
@@ -302,21 +283,7 @@ class ReferenceCollection:
             sources: of masks, as `daam`; nouns: as in `nouns`. A reference that any of the three
                 names is in.
         """
-        found = [np.zeros(0, dtype=np.int64)]
-        for group in range(self._table.num_row_groups):
-            with self._table_lock:
-                table = self._table.read_row_group(group, columns=["key", "source", "noun"])
-            images = pc.list_element(pc.split_pattern(table.column("key"), "#"), 0)
-            named = np.zeros(len(table), dtype=bool)
-            for column, wanted in (
-                (table.column("key"), keys), (images, keys),
-                (table.column("source"), sources), (table.column("noun"), nouns),
-            ):  # fmt: skip
-                if wanted:
-                    values = pa.array(list(wanted), type=pa.string())
-                    named |= pc.is_in(column, value_set=values).to_numpy()
-            found.append(np.flatnonzero(named) + self._group_starts[group])
-        return np.setdiff1d(np.concatenate(found), self._deleted)
+        return np.setdiff1d(self._table.ids_of(keys, sources, nouns), self._deleted)
 
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
         """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""
@@ -413,7 +380,7 @@ class ReferenceCollection:
                 ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
                 sets.append(clustered_rows(ids, config))
         prefetch_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
-        made = iter(make_prototypes((self._vectors(ids) for ids in sets), config))
+        made = (make_prototypes(self._vectors(ids), config) for ids in sets)
         return [(next(made) if used else nothing, used) for nothing, used in found]
 
     @cached_property

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection.nouns import read_nouns
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import describe, is_local, open_place, sha256_of, store_errors
 
@@ -47,7 +48,7 @@ def publish(
     for path in paths.values():
         if not path.is_file():
             raise CollectionError(f"cannot publish {folder}: {path.name} is missing")
-    counts = check_counts(paths, manifest, fmt.read_nouns(paths["nouns"]))
+    counts = check_counts(paths, manifest, read_nouns(paths["nouns"]))
     if counts["references"] == 0:
         raise CollectionError(f"cannot publish {folder}: it holds no reference")
     for role, encoder in (("visual", manifest.visual), ("textual", manifest.textual)):

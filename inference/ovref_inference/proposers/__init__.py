@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     )
     from ovref_inference.proposers.mask_former import MaskFormer, load_mask_former
     from ovref_inference.proposers.proposals import Proposals, as_proposals
-    from ovref_inference.proposers.sam import SamMasks, load_sam
+    from ovref_inference.proposers.sam import SamMasks
+    from ovref_inference.proposers.sam_model import load_sam
 
 __all__ = [
     "CrfConfig",
@@ -83,7 +84,7 @@ _MODULES = {
     "load_grounding_dino": "grounding",
     "load_mask_former": "mask_former",
     "load_proposer": "load",
-    "load_sam": "sam",
+    "load_sam": "sam_model",
     "mask_former_proposer": "load",
     "no_proposals": "load",
     "opencut_proposer": "load",

@@ -42,8 +42,8 @@ class SamConfig:
     __pydantic_config__ = STRICT
 
     model: str
-    """`miniature:sam`, a `.pth` or `.safetensors` checkpoint in segment-anything's own layout, or a
-    folder with `model.safetensors` and `config.json`."""
+    """`miniature:sam`, a published `.pth` checkpoint of segment-anything (or the same tensors as
+    `.safetensors`), or a folder of transformers' SamModel."""
     multimask: bool = False
     """False: the decoder's single mask, which its authors advise for prompts that are not
     ambiguous, as boxes are. True: of its three masks the one of the highest predicted IoU."""

@@ -8,7 +8,8 @@ import numpy as np
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
 from ovref_inference.proposers.grounding import DetectedBoxes, GroundingDino, load_grounding_dino
-from ovref_inference.proposers.sam import SamMasks, load_sam
+from ovref_inference.proposers.sam import SamMasks
+from ovref_inference.proposers.sam_model import load_sam
 
 
 @dataclass(frozen=True, kw_only=True)

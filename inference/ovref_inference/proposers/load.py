@@ -33,7 +33,8 @@ from ovref_inference.proposers.opencut import (
     upsample_masks,
 )
 from ovref_inference.proposers.proposals import Proposals
-from ovref_inference.proposers.sam import SamMasks, load_sam
+from ovref_inference.proposers.sam import SamMasks
+from ovref_inference.proposers.sam_model import load_sam
 
 
 class Encoder(Protocol):

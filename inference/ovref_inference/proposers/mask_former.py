@@ -18,7 +18,7 @@ from ovref_inference.images import check_image
 from ovref_inference.models import check_complete, model_errors, pretrained
 from ovref_inference.pixels import BatchSize, batched, device_of
 from ovref_inference.proposers.config import MaskFormerConfig
-from ovref_inference.proposers.proposals import Proposals
+from ovref_inference.proposers.proposals import Proposals, owned_masks
 
 
 class MaskFormer:
@@ -129,9 +129,8 @@ def exclusive_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Masks that share no pixel, as in the papers' panoptic inference.
 
-    A pixel goes to the query with the largest product of its probability of an object and of the
-    pixel; to its mask if the latter reaches the threshold. Queries that keep too little of their
-    own mask are left out, and leave their pixels free.
+    These are `owned_masks`, weighted by the probability of an object. Queries that keep too little
+    of their own mask are left out, and leave their pixels free.
 
     Args:
         proposals: of `MaskFormer.propose`.
@@ -140,23 +139,13 @@ def exclusive_masks(
     Returns:
         (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
     """
-    mask_probs_nhw = proposals.mask_probs_nhw
     if proposals.class_probs_nc is None:
         raise ValueError("proposals must have the proposer's own probabilities, found none")
-    highest_hw = np.zeros(mask_probs_nhw.shape[1:], dtype=np.float32)
-    owner_hw = np.full(highest_hw.shape, -1)
-    for number, mask_hw in enumerate(mask_probs_nhw):
-        weighted_hw = mask_hw * (1 - proposals.class_probs_nc[number, -1])
-        owner_hw[weighted_hw > highest_hw] = number
-        np.maximum(highest_hw, weighted_hw, out=highest_hw)
-    masks, rows = [np.zeros((0, *highest_hw.shape), dtype=bool)], []
-    for number, mask_hw in enumerate(mask_probs_nhw):
-        own_hw = mask_hw >= config.mask_threshold
-        mask_hw = own_hw & (owner_hw == number)
-        if mask_hw.any() and mask_hw.sum() > config.min_kept * own_hw.sum():
-            masks.append(mask_hw[None])
-            rows.append(number)
-    return np.concatenate(masks), np.array(rows, dtype=np.int64)
+    object_n = 1 - proposals.class_probs_nc[:, -1]
+    masks_nhw, areas_n = owned_masks(proposals.mask_probs_nhw, object_n, config.mask_threshold)
+    left_n = np.count_nonzero(masks_nhw, axis=(1, 2))
+    rows = np.flatnonzero((left_n > 0) & (left_n > config.min_kept * areas_n))
+    return masks_nhw[rows], rows
 
 
 def load_mask_former(

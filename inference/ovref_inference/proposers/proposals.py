@@ -77,6 +77,39 @@ class Proposals:
         )
 
 
+def owned_masks(
+    mask_probs_nhw: np.ndarray, weights_n: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks that share no pixel, as in MaskFormer's panoptic inference (its section 3.4).
+
+    A pixel belongs to the region of the highest product of weight and probability, the first of
+    equal ones, and is in that region's mask if its probability reaches the threshold.
+
+    Args:
+        mask_probs_nhw: (n, H, W) float32 in [0, 1]; n may be 0.
+        weights_n: (n,) at least 0; a region of weight 0 has no pixel.
+        threshold: in [0, 1].
+
+    Returns:
+        (n, H, W) bool masks; and (n,) int64, how many pixels of each region reach the threshold,
+        whoever has them.
+    """
+    highest_hw = np.zeros(mask_probs_nhw.shape[1:], dtype=np.float32)
+    owner_hw = np.full(highest_hw.shape, -1, dtype=np.int32)
+    # Many times faster than argmax over the first axis.
+    for number, probs_hw in enumerate(mask_probs_nhw):
+        weighted_hw = probs_hw * weights_n[number]
+        np.copyto(owner_hw, number, where=weighted_hw > highest_hw)
+        np.maximum(highest_hw, weighted_hw, out=highest_hw)
+    masks_nhw = np.zeros(mask_probs_nhw.shape, dtype=bool)
+    areas_n = np.zeros(len(mask_probs_nhw), dtype=np.int64)
+    for number, probs_hw in enumerate(mask_probs_nhw):
+        whole_hw = probs_hw >= threshold
+        areas_n[number] = np.count_nonzero(whole_hw)
+        np.logical_and(whole_hw, owner_hw == number, out=masks_nhw[number])
+    return masks_nhw, areas_n
+
+
 def as_proposals(found: "np.ndarray | Proposals", *, rest: bool) -> Proposals:
     """What any proposer gives for one image, as `Proposals`.
 

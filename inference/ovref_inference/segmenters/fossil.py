@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ovref_inference.collection.class_support import FLOOR
+from ovref_inference.collection.clustering import MAX_SEED
 from ovref_inference.collection.euclidean import euclidean_prototypes
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
@@ -71,6 +72,7 @@ class FossilConfig:
         require_at_least("n", self.n, 1)
         require_at_least("k", self.k, 1)
         require_within("gamma", self.gamma, 0, 1)
+        require_within("seed", self.seed, 0, MAX_SEED)
 
 
 class FossilSegmenter:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ovref_inference.encoders.pooling import RegionEncoder
-from ovref_inference.proposers.proposals import Proposals
+from ovref_inference.proposers.proposals import Proposals, owned_masks
 from ovref_inference.vectors import l2_normalised
 
 NO_CLASS = -1
@@ -200,10 +200,10 @@ def panoptic(
 ) -> Panoptic:
     """Regions to segments that do not overlap, as MaskFormer does (its section 3.4).
 
-    Each region takes its best class. Each pixel goes to the region with the highest product of
-    score and probability, provided that its probability there is at least 0.5. A region that loses
-    too much of its area to others is left out, and its pixels get no segment. Stuff of one class is
-    one segment; every thing is a separate segment.
+    Each region takes its best class. Its pixels are those of `owned_masks`, weighted by its best
+    score, with a threshold of 0.5. A region that loses too much of its area to others is left out,
+    and its pixels get no segment. Stuff of one class is one segment; every thing is a separate
+    segment.
 
     Args:
         regions: of one image.
@@ -223,18 +223,14 @@ def panoptic(
         raise ValueError(f"things must have one entry for each of {classes} classes: {things!r}")
     ids_hw = np.zeros((height, width), dtype=np.int32)
     best = regions.scores_nc.max(1, initial=-np.inf)
-    kept = np.flatnonzero(best > min_score)
-    if not len(kept):
-        return Panoptic(ids_hw=ids_hw)
-    owner_hw, highest_hw = _nothing_yet((height, width))
-    _keep_best(owner_hw, highest_hw, (best[i] * regions.mask_probs_nhw[i] for i in kept), 0)
+    # What is left out has no weight, so that the probabilities of the others need not be copied.
+    weights_n = np.where(best > max(min_score, 0.0), best, np.float32(0))
+    masks_nhw, areas_n = owned_masks(regions.mask_probs_nhw, weights_n, 0.5)
     labels: dict[int, int] = {}
     scores: dict[int, float] = {}
     stuff: dict[int, int] = {}
-    for row, index in enumerate(kept):
-        whole_hw = regions.mask_probs_nhw[index] >= 0.5
-        own_hw = (owner_hw == row) & whole_hw
-        if not own_hw.any() or own_hw.sum() < overlap * whole_hw.sum():
+    for index, (own_hw, area) in enumerate(zip(masks_nhw, areas_n, strict=True)):
+        if not own_hw.any() or own_hw.sum() < overlap * area:
             continue
         label, score = int(regions.scores_nc[index].argmax()), float(best[index])
         segment = len(labels) + 1 if things[label] else stuff.setdefault(label, len(labels) + 1)

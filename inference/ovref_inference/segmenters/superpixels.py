@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,11 @@ def pool_labels(features_hwd: np.ndarray, labels_hw: np.ndarray) -> np.ndarray:
                 weights=(part_of_y[:, None] * part_of_x[None, :]).ravel(),
                 minlength=len(weights),
             )
-    weights = weights.reshape(count, h * w).astype(np.float32)
-    pooled = weights @ features_hwd.reshape(h * w, d).astype(np.float32)
-    return pooled / weights.sum(1, keepdims=True)
+    # Nearly all weights are zero: the sparse product takes half of the time or less (CPU, 676
+    # superpixels of 448 x 448 pixels over 37 x 37 x 1024 features: 25 ms instead of 52).
+    weights_nc = csr_array(weights.reshape(count, h * w).astype(np.float32))
+    pooled: np.ndarray = weights_nc @ features_hwd.reshape(h * w, d).astype(np.float32)
+    return pooled / weights_nc.sum(1)[:, None]
 
 
 def _shares(cells: int, pixels: int) -> list[tuple[np.ndarray, np.ndarray]]:

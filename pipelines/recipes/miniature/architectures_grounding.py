@@ -3,9 +3,16 @@
 As in `architectures`, every folder has the layout of the real model.
 """
 
-from pathlib import Path
+from functools import partial
 
 import torch
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
 from transformers import (
     BertConfig,
     GroundingDinoConfig,
@@ -15,49 +22,86 @@ from transformers import (
     MaskFormerDetrConfig,
     MaskFormerForInstanceSegmentation,
     MaskFormerImageProcessorPil,
+    SamConfig,
     SwinConfig,
 )
 
 from ovref.miniature.shapes import CLASSES, UNSEEN
-from ovref_inference.proposers.sam import SamArchitecture, build_sam, config_json
+from ovref_inference.proposers.sam_model import from_segment_anything
 from recipes.miniature.architectures import (
     IMAGE_MEAN,
     IMAGE_SIZE,
     IMAGE_STD,
     save_float32_config,
-    save_state,
 )
 from recipes.miniature.word_pieces import LONGEST, save_tokenizer, vocabulary
 
 SEEN = tuple(c for c in CLASSES if c not in UNSEEN)
 """Classes of MaskFormer, in the order of its labels."""
 
-SAM = SamArchitecture(
-    embed_dim=96,
-    depth=4,
-    num_heads=3,
-    global_attn_indexes=(1, 3),
-    image_size=IMAGE_SIZE,
-    patch_size=4,
-    window_size=8,
-    out_chans=96,
-    decoder_num_heads=4,
-    decoder_mlp_dim=256,
-    iou_head_hidden_dim=96,
+SAM = SamConfig(
+    vision_config={
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "global_attn_indexes": [1, 3],
+        "image_size": IMAGE_SIZE,
+        "patch_size": 4,
+        "window_size": 8,
+        "output_channels": 96,
+        "num_pos_feats": 48,
+    },
+    prompt_encoder_config={"hidden_size": 96, "image_size": IMAGE_SIZE, "patch_size": 4},
+    mask_decoder_config={
+        "hidden_size": 96,
+        "mlp_dim": 256,
+        "num_attention_heads": 4,
+        "iou_head_hidden_dim": 96,
+    },
 )
 
 
-def new_sam():
-    """Sam of segment-anything: 64 px, an embedding of 16x16, masks of 64x64."""
-    return build_sam(SAM)
+def new_sam(config=SAM):
+    """Sam of segment-anything, which it is trained as: 64 px, an embedding of 16x16, masks of
+    64x64."""
+    vision, decoder = config.vision_config, config.mask_decoder_config
+    grid = vision.image_size // vision.patch_size
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=vision.image_size,
+            patch_size=vision.patch_size,
+            embed_dim=vision.hidden_size,
+            depth=vision.num_hidden_layers,
+            num_heads=vision.num_attention_heads,
+            out_chans=vision.output_channels,
+            norm_layer=partial(torch.nn.LayerNorm, eps=vision.layer_norm_eps),
+            use_rel_pos=True,
+            window_size=vision.window_size,
+            global_attn_indexes=tuple(vision.global_attn_indexes),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=vision.output_channels,
+            image_embedding_size=(grid, grid),
+            input_image_size=(vision.image_size, vision.image_size),
+            mask_in_chans=config.prompt_encoder_config.mask_input_channels,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=decoder.hidden_size,
+            transformer=TwoWayTransformer(
+                depth=decoder.num_hidden_layers,
+                embedding_dim=decoder.hidden_size,
+                num_heads=decoder.num_attention_heads,
+                mlp_dim=decoder.mlp_dim,
+            ),
+            iou_head_depth=decoder.iou_head_depth,
+            iou_head_hidden_dim=decoder.iou_head_hidden_dim,
+        ),
+    )
 
 
 def save_sam(folder, model):
-    """Writes a folder for `ovref_inference.proposers.sam.load_sam`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config_json(SAM))
-    save_state(folder / "model.safetensors", model)
+    """Writes a folder for transformers' SamModel, from a Sam of segment-anything."""
+    _save_half(folder, from_segment_anything(model.state_dict(), SAM))
 
 
 def new_grounding_dino():

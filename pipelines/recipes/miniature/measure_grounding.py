@@ -17,7 +17,8 @@ from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, UNSEEN
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig, SamGridConfig
 from ovref_inference.proposers.grounding import load_grounding_dino
-from ovref_inference.proposers.sam import SamMasks, load_sam
+from ovref_inference.proposers.sam import SamMasks
+from ovref_inference.proposers.sam_model import load_sam
 from ovref_miniature import weights_path
 from recipes.miniature.masks_data import boxes_of, regions
 from recipes.miniature.measure import parameters_of, run

@@ -2,11 +2,11 @@
 
 import itertools
 
+import faiss
 import numpy as np
 import pytest
 
-from ovref_inference.collection import clustering
-from ovref_inference.collection.clustering import spherical_kmeans, spherical_kmeans_many
+from ovref_inference.collection.clustering import spherical_kmeans
 from ovref_inference.vectors import l2_normalised
 
 
@@ -55,6 +55,13 @@ def test_equal_input_and_seed_give_equal_centroids():
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1.0, atol=1e-6)
 
 
+def test_arguments_out_of_range_are_refused():
+    points = np.eye(3)
+    for bad in ({"iterations": 0}, {"starts": 0}, {"seed": -1}, {"seed": 2**31}):
+        with pytest.raises(ValueError, match="must be"):
+            spherical_kmeans(points, 2, **bad)
+
+
 @pytest.mark.parametrize("k", [4, 5, 100])
 def test_as_many_clusters_as_vectors_gives_the_vectors(k):
     points = np.random.default_rng(5).standard_normal((4, 3))
@@ -85,14 +92,45 @@ def test_opposite_vectors_leave_no_nan():
     np.testing.assert_allclose(np.linalg.norm(centroids), 1.0)
 
 
-def test_empty_clusters_take_the_worst_placed_vectors_of_those_with_several():
-    nearest = np.array([0, 0, 0, 2, 0])
-    own = [0.9, 0.3, 0.5, 0.1, 0.8]
-    similarity = np.full((5, 4), -1.0)
-    similarity[np.arange(5), nearest] = own
-    clustering._fill_empty(nearest, similarity, 4)
-    # Clusters 1 and 3 were empty; the fourth vector is placed worst of all, but it is alone.
-    assert nearest.tolist() == [0, 1, 3, 2, 0]
+@pytest.mark.parametrize("starts", [1, 10])
+def test_threads_do_not_change_the_bytes_and_are_left_as_they_were(starts):
+    points = np.random.default_rng(7).standard_normal((2000, 24))
+    found, before = [], faiss.omp_get_max_threads()
+    try:
+        for threads in (1, 2):
+            faiss.omp_set_num_threads(threads)
+            found.append(spherical_kmeans(points, 10, starts=starts))
+            assert faiss.omp_get_max_threads() == threads
+    finally:
+        faiss.omp_set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("count", [20, 60, 150])
+def test_ten_starts_leave_no_more_inertia_than_ten_random_ones(count):
+    """FreeDA's ten, here by Lloyd's steps written down plainly; one start leaves clearly more."""
+    one, ten, random = 0.0, 0.0, 0.0
+    for number in range(8):
+        rng = np.random.default_rng([8, number])
+        centres = rng.standard_normal((12, 64))
+        points = l2_normalised(centres[rng.integers(12, size=count)] + rng.normal(size=(count, 64)))
+        one += count - objective(points, spherical_kmeans(points, 10))
+        ten += count - objective(points, spherical_kmeans(points, 10, starts=10))
+        random += count - max(objective(points, lloyd(points, 10, seed)) for seed in range(10))
+    assert ten <= 1.02 * random
+    assert ten < 0.98 * one
+
+
+def lloyd(points, k, seed):
+    """Spherical k-means from k random points."""
+    centroids = points[np.random.default_rng(seed).choice(len(points), k, replace=False)]
+    for _ in range(20):
+        nearest = (points @ centroids.T).argmax(axis=1)
+        for cluster in range(k):
+            total = points[nearest == cluster].sum(axis=0)
+            if np.linalg.norm(total) > 0:
+                centroids[cluster] = total / np.linalg.norm(total)
+    return centroids
 
 
 @pytest.mark.parametrize(
@@ -101,6 +139,7 @@ def test_empty_clusters_take_the_worst_placed_vectors_of_those_with_several():
         (np.zeros((0, 3)), 2, "n >= 1"),
         (np.ones(3), 2, "n >= 1"),
         (np.ones((2, 3)), 0, "k must be"),
+        (np.zeros((1, 3)), 2, "zero or not finite"),
         (np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), 2, "zero or not finite"),
         (np.array([[1.0, np.nan], [1.0, 0.0], [0.0, 1.0]]), 2, "zero or not finite"),
     ],
@@ -108,38 +147,3 @@ def test_empty_clusters_take_the_worst_placed_vectors_of_those_with_several():
 def test_bad_input_is_refused(vectors, k, message):
     with pytest.raises(ValueError, match=message):
         spherical_kmeans(vectors, k)
-
-
-def sets_of_vectors(rng):
-    """Of many sizes, some alike, with duplicates, opposites and single vectors among them."""
-    sizes = [1, 2, 3, 4, 5, 5, 5, 9, 9, 20, 20, 20, 60, 61, 96, 97, 300]
-    sets = [rng.standard_normal((size, 16)) + rng.standard_normal(16) for size in sizes]
-    sets.append(np.repeat(np.eye(16)[:2], [50, 1], axis=0))
-    sets.append(np.concatenate([np.eye(16)[:5], -np.eye(16)[:5]] * 4))
-    return [vectors.astype(np.float16) for vectors in sets]
-
-
-@pytest.mark.parametrize("k", [1, 4, 10])
-@pytest.mark.parametrize("iterations", [1, 3, 20])
-def test_many_sets_at_once_are_clustered_as_each_alone(k, iterations):
-    sets = sets_of_vectors(np.random.default_rng(7))
-    found = spherical_kmeans_many(sets, k, seed=3, iterations=iterations)
-    for vectors, centroids in zip(sets, found, strict=True):
-        alone = spherical_kmeans(vectors, k, seed=3, iterations=iterations)
-        np.testing.assert_allclose(centroids, alone, atol=2e-5)
-
-
-def test_what_a_set_gets_does_not_depend_on_the_others(monkeypatch):
-    sets = sets_of_vectors(np.random.default_rng(8))
-    together = spherical_kmeans_many(sets, 4, seed=1)
-    monkeypatch.setattr(clustering, "_BATCH_BYTES", 1)
-    for vectors, centroids in zip(sets, together, strict=True):
-        (alone,) = spherical_kmeans_many([vectors], 4, seed=1)
-        np.testing.assert_array_equal(alone, centroids)
-
-
-def test_no_sets_give_nothing_and_a_bad_one_is_refused():
-    assert spherical_kmeans_many([], 3) == []
-    for bad in (np.zeros((0, 3)), np.ones(3), np.zeros((5, 3)), np.full((5, 3), np.nan)):
-        with pytest.raises(ValueError, match="vectors"):
-            spherical_kmeans_many([np.eye(3), bad], 2)

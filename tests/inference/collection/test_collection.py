@@ -199,7 +199,7 @@ def test_fossil_prototypes_cluster_what_was_retrieved(collection, built):
     assert found.counts.tolist() == [3] * 5
     ids, _ = brute_force(built.textual, built.noun_embeddings, 12)
     for row in range(5):
-        expected = spherical_kmeans(built.visual[ids[row]], 3, seed=5)
+        expected = spherical_kmeans(built.visual[ids[row]], 3, seed=5, starts=10)
         np.testing.assert_allclose(found.vectors_nkd[row], expected, atol=1e-5)
 
 
@@ -239,7 +239,7 @@ def test_what_is_stored_needs_no_text_embeddings(collection, built, monkeypatch)
     def read(path):
         raise AssertionError("not needed")
 
-    monkeypatch.setattr(fmt, "read_noun_embeddings", read)
+    monkeypatch.setattr("ovref_inference.collection.nouns.read_noun_embeddings", read)
     found = collection.prototypes(built.nouns)
     assert found.counts.tolist() == [len(vectors) for vectors, _ in built.prototypes]
     with pytest.raises(AssertionError, match="not needed"):

@@ -8,6 +8,7 @@ import pytest
 
 from ovref_inference import CollectionError
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection.nouns import read_nouns
 
 
 def test_vectors_in_parts_are_a_plain_npy_file(tmp_path):
@@ -117,5 +118,5 @@ def test_a_manifest_that_is_not_plain_json_is_refused(built):
 def test_widths_of_noun_embeddings(tmp_path):
     empty = {name: [] for name in fmt.NOUN_SCHEMA.names}
     fmt.write_table(tmp_path / "x", fmt.NOUN_SCHEMA, empty)
-    assert fmt.read_nouns(tmp_path / "x")["noun"] == []
+    assert read_nouns(tmp_path / "x")["noun"] == []
     assert pa.types.is_float32(fmt.NOUN_SCHEMA.field("embedding").type.value_type)

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ovref_inference.proposers.proposals import Proposals, as_proposals
+from ovref_inference.proposers.proposals import Proposals, as_proposals, owned_masks
 from ovref_inference.segmenters import regions as module
 from ovref_inference.segmenters.labels import in_vocabulary, match_labels
 from ovref_inference.segmenters.regions import (
@@ -86,6 +86,21 @@ def test_a_segmentation_can_be_sent_to_another_process():
     found = semantic(random_regions())
     again = pickle.loads(pickle.dumps(found))
     np.testing.assert_array_equal(again.scores_chw, found.scores_chw)
+
+
+def test_a_pixel_belongs_to_the_first_of_the_highest_products_and_to_none_of_weight_zero():
+    mask_probs = np.random.default_rng(0).integers(0, 4, (5, 6, 7)).astype(np.float32) / 3
+    mask_probs[3] = mask_probs[1]
+    weights = np.array([0.0, 0.9, 0.6, 0.9, 0.3], np.float32)
+    masks, areas = owned_masks(mask_probs, weights, 0.5)
+    for y in range(6):
+        for x in range(7):
+            products = [float(weights[n] * mask_probs[n, y, x]) for n in range(5)]
+            owner = products.index(max(products)) if max(products) > 0 else None
+            for n in range(5):
+                assert masks[n, y, x] == (n == owner and mask_probs[n, y, x] >= 0.5)
+    assert areas.tolist() == [(probs >= 0.5).sum() for probs in mask_probs]
+    assert masks[1].any() and not masks[0].any() and not masks[3].any()
 
 
 def slow_panoptic(regions, things, min_score, overlap):

@@ -391,7 +391,6 @@ def small_parts(monkeypatch):
     monkeypatch.setattr("ovref.reduce.by_noun.SPAN_ROWS", 30)
     monkeypatch.setattr("ovref.reduce.by_noun.PARTITION_BYTES", 40 * 12 * 2)
     monkeypatch.setattr("ovref.reduce.prototypes.NOUNS_A_TASK", 2)
-    monkeypatch.setattr("ovref_inference.collection.prototypes._SETS_BYTES", 1)
 
 
 def test_spread_over_tasks_in_any_order_gives_equal_bytes(place, reduced, small_parts, tmp_path):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("segment_anything")
 
 from safetensors.torch import load_file  # noqa: E402
 
@@ -15,7 +14,8 @@ from ovref.miniature.scenes import render  # noqa: E402
 from ovref.miniature.shapes import CLASSES, UNSEEN  # noqa: E402
 from ovref_inference.proposers.config import GroundingDinoConfig  # noqa: E402
 from ovref_inference.proposers.grounding import load_grounding_dino  # noqa: E402
-from ovref_inference.proposers.sam import SamMasks, load_sam  # noqa: E402
+from ovref_inference.proposers.sam import SamMasks  # noqa: E402
+from ovref_inference.proposers.sam_model import load_sam  # noqa: E402
 from ovref_miniature import weights_path  # noqa: E402
 from recipes.miniature.masks_data import boxes_of, regions  # noqa: E402
 from recipes.miniature.measure_grounding import maskformer_answers, pairwise_iou  # noqa: E402
@@ -60,18 +60,6 @@ def test_sam_segments_what_a_box_holds(masker, scenes, truth):
     assert overlaps.mean() > 0.8
     guessed = np.concatenate([ious for _, ious in answers])
     assert np.abs(guessed - overlaps).mean() < 0.15
-
-
-def test_sam_is_what_segment_anything_makes_of_it(masker, scenes, truth):
-    from segment_anything import SamPredictor
-
-    predictor = SamPredictor(load_sam("miniature:sam"))
-    image, box = scenes[0].image_hwc, boxes_of(truth[0][0])[0]
-    predictor.set_image(image)
-    masks, ious, _ = predictor.predict(box=box, multimask_output=False)
-    ((found, guessed),) = masker.of_boxes([image], [box[None]])
-    np.testing.assert_array_equal(found, masks)
-    np.testing.assert_allclose(guessed, ious, atol=1e-5)
 
 
 def test_grounding_dino_and_sam_find_the_nouns_of_a_caption(masker, scenes, truth):
