@@ -88,7 +88,8 @@ def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration")
 
 def dump(config: Any) -> dict[str, Any]:
     """The effective configuration as plain values, fit for `yaml.safe_dump` or JSON."""
-    return _adapter(type(config)).dump_python(config, mode="json")
+    cls: Any = type(config)
+    return _adapter(cls).dump_python(config, mode="json")
 
 
 @cache

@@ -101,9 +101,12 @@ class CachedModels:
 
     def forget(self) -> None:
         """Drops what was computed of images; models and texts stay."""
-        proposers = (*self._proposers.values(), *self._proposals.values())
-        for one in (*self._encoders.values(), *self._texts.values(), *proposers):
-            one.forget()
+        for encoder in self._encoders.values():
+            encoder.forget()
+        for text in self._texts.values():
+            text.forget()
+        for proposer in (*self._proposers.values(), *self._proposals.values()):
+            proposer.forget()
 
     def _kept(self, config: Any) -> "Kept | None":
         """The place of a model's answers; another model, size or device has another one."""
