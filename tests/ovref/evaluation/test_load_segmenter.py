@@ -98,10 +98,10 @@ def test_a_row_of_an_evaluation_is_of_the_segmenter_that_it_names(
         )  # fmt: skip
         (other,) = loaded.segment([example.image_hwc], data.class_names)
         np.testing.assert_array_equal(found.labels_hw, other.labels_hw)
-        loaded.collection.close()
         if method == "retclip":
             (expected,) = loaded.segment_panoptic(
                 [example.image_hwc], data.class_names, data.things
             )
             np.testing.assert_array_equal(found.panoptic.ids_hw, expected.ids_hw)
             assert found.panoptic.labels == expected.labels and found.scores == expected.scores
+        loaded.collection.close()
