@@ -14,7 +14,12 @@ from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.oracle import label_masks, oracle_proposer
 from ovref.evaluation.predictions import Prediction
-from ovref.evaluation.protocols import label_windows_of, segment_with_protocol, windows_of
+from ovref.evaluation.protocols import (
+    label_windows_of,
+    proposed_of,
+    segment_with_protocol,
+    windows_of,
+)
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.proposers.config import ProposerConfig
@@ -184,10 +189,13 @@ class Methods:
             self.visual.encode(parts)
         if any(name.startswith("text_only") for name in names) or "corrclip" in names:
             self._models.encoder(self.spec.clip).encode(parts)
+        proposed = parts
+        if self.protocol is not None and self.protocol.proposals == "image":
+            proposed = [p for one in examples for p in proposed_of(one.image_hwc, self.protocol)]
         if names & {name for name, proposals in PROPOSALS.items() if proposals == "opencut"}:
-            self.proposers["opencut"]()(parts)
+            self.proposers["opencut"]()(proposed)
         if names & {"vocseg", "retclip", "corrclip"}:
-            self.proposers["own"]()(parts)
+            self.proposers["own"]()(proposed)
 
     def predict(self, row: Row, image_hwc: np.ndarray, segments: bool = False) -> Prediction:
         """What a row says of one image.
@@ -203,9 +211,10 @@ class Methods:
         if self.protocol is None:
             found = segmenter.segment([image_hwc], self.names)[0]
         else:
-            found = segment_with_protocol(
-                segmenter, image_hwc, self.names, self.protocol, self._seen
-            )
+            protocol = self.protocol
+            if PROPOSALS.get(row.name) == "oracle":  # true masks are of windows
+                protocol = replace(protocol, proposals="window")
+            found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
         labels_hw = self._class_of[found.labels_hw].astype(np.int32)
         if not segments:
             empty = PanopticMap(ids_hw=np.zeros_like(labels_hw), labels={})

@@ -229,6 +229,13 @@ def windows_of(image_hwc: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
     return [resized_hwc[t:b, left:r] for t, left, b, r in _boxes(resized_hwc.shape[:2], protocol)]
 
 
+def proposed_of(image_hwc: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
+    """The images that regions are proposed in: the windows, or the resized whole."""
+    if protocol.proposals == "window":
+        return windows_of(image_hwc, protocol)
+    return [_resized(image_hwc, protocol, Image.Resampling.BILINEAR)]
+
+
 def label_windows_of(label_hw: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
     """True labels of `windows_of`, for true masks as proposals: the nearest pixel's.
 
@@ -286,7 +293,7 @@ def segment_with_protocol(
         penalty_c[np.asarray(seen, dtype=bool)[first:]] = protocol.seen_penalty
     size_hw: tuple[int, int] = image_hwc.shape[:2]
     resized_hw = protocol.size_of(size_hw)
-    if protocol.proposals == "image":
+    if protocol.proposals == "image" and hasattr(segmenter, "proposer"):
         segmenter = copy(segmenter)
         segmenter.proposer = proposals_of_image(segmenter.proposer, image_hwc, protocol)  # type: ignore[attr-defined]
     found = [

@@ -17,8 +17,8 @@ class Proposals:
     trained_names: tuple[str, ...] = ()
     """The classes that it was trained on."""
     found_names: tuple[str, ...] | None = None
-    """Of the names that the proposer was asked for, those that it found in the image; None for a
-    proposer that is asked for none."""
+    """Names that the proposer was asked for and found in the image; None for a proposer that is
+    asked for none."""
 
     def __post_init__(self) -> None:
         found = self.mask_probs_nhw

@@ -12,6 +12,7 @@ from ovref.evaluation.protocols import (
     PROTOCOLS,
     Protocol,
     label_windows_of,
+    proposed_of,
     protocol_of,
     protocol_of_windows,
     segment_with_protocol,
@@ -237,6 +238,10 @@ def test_regions_may_be_proposed_once_an_image():
         for mask, part in zip(masks_nhw, kept, strict=True):
             np.testing.assert_array_equal(mask, part)
     assert "proposed once an image" in protocol.described()
+    (whole,) = proposed_of(image_hwc, protocol)
+    assert whole.shape == (height, width, 3)
+    parts, windows = proposed_of(image_hwc, SMALL), windows_of(image_hwc, SMALL)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, windows, strict=True))
 
 
 def test_true_labels_are_cut_as_the_image_is():
