@@ -30,8 +30,12 @@ def _config(cls: type[Config], options: Namespace) -> Config:
 
 
 def _build_config(options: Namespace, console: Console) -> BuildConfig:
+    if "engine.log=json" in options.overrides:
+        console.use_json()  # errors in the configuration are JSON too
+    if getattr(options, "price", None) is not None:
+        options.overrides.append(f"engine.price_per_hour={options.price}")
     config = with_absolute_places(_config(BuildConfig, options))
-    if config.engine.log == "json":
+    if config.engine.log == "json" and not console.json:
         console.use_json()
     return config
 
@@ -67,7 +71,7 @@ def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
     preflight.check([(spec, pool) for spec, pool, _ in stages], here)
     probe = PROBE if options.probe is None else options.probe
     if probe:
-        console.show(estimate.text(estimate.estimate(config, probe, options.price)))
+        console.show(estimate.text(estimate.estimate(config, probe, config.engine.price_per_hour)))
     return 0
 
 
@@ -160,22 +164,33 @@ def _reference(options: Namespace, console: Console) -> int:
 
 
 def _tombstone(options: Namespace, console: Console) -> int:
-    from ovref_inference.collection import store
+    from ovref_pipelines.verbs import tombstone
 
     place = absolute(options.collection, "collection")
-    named = {"keys": options.key, "sources": options.source, "nouns": options.noun}
-    if not any(named.values()):
-        raise InputError("say what is to be deleted, by --key, --source or --noun")
-    with ReferenceCollection.open(place) as collection:
-        ids = collection.ids_of(**named).tolist()
-    if not ids:
-        asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
-        raise InputError(f"{place} has no reference of the {asked}")
-    store.tombstone(place, ids, options.reason)
-    console.show(
-        f"{len(ids)} references deleted; reducing again with base={place} makes the prototypes "
-        "without them, until then whoever opens the collection does"
-    )
+    if options.list:
+        console.show((tombstone.listed_json if options.json else tombstone.listed)(place))
+        return 0
+    if not options.undo and not options.dry_run and not options.reason:
+        raise InputError("say why they are deleted, by --reason: it is kept in the collection")
+    ids = tombstone.wanted(
+        place,
+        ids=None if options.ids is None else tombstone.read_ids(options.ids),
+        keys=options.key, sources=options.source, nouns=options.noun, deleted=options.undo,
+    )  # fmt: skip
+    change = tombstone.undo if options.undo else tombstone.delete
+    console.show(change(place, ids, options.reason or "", dry_run=options.dry_run))
+    return 0
+
+
+def _explore(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.explore import serve
+
+    place = absolute(options.place)
+    build = None if options.build is None else absolute(options.build, "--build")
+    serve.serve(
+        place, build, host=options.host, port=options.port, say=console.say,
+        browser=not options.no_browser,
+    )  # fmt: skip
     return 0
 
 
@@ -203,12 +218,30 @@ def _submit(options: Namespace, console: Console) -> int:
     except KeyboardInterrupt:
         console.say(
             f"ovref: job {job} keeps running; --attach {job} follows it, "
-            f"`ray job stop {job}` ends it"
+            f"`ovref cancel {job}` ends it"
         )
         return STOPPED
     reason = f": {details.message}" if code and details.message else ""
     console.say(f"ovref: job {job} {details.status.value.lower()}{reason}")
     return code
+
+
+def _jobs(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import jobs, submit
+
+    found = jobs.jobs(submit.connect(options.address), every=options.all)
+    text = jobs.jobs_json(found) if options.json else jobs.jobs_text(found, every=options.all)
+    console.show(text)
+    return 0
+
+
+def _cancel(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import jobs, submit
+
+    client = submit.connect(options.address)
+    job = jobs.cancel(client, options.job, wait=not options.detach, say=console.say)
+    console.show(f"job {job.name} {'is told to end' if options.detach else job.status}")
+    return 0
 
 
 def _verify(options: Namespace, console: Console) -> int:
@@ -232,6 +265,8 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "build": _build,
     "retry-failed": _build,
     "submit": _submit,
+    "jobs": _jobs,
+    "cancel": _cancel,
     "reduce": _reduce,
     "bench": _bench,
     "evaluate": _evaluate,
@@ -241,6 +276,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "inspect": _status,
     "reference": _reference,
     "tombstone": _tombstone,
+    "explore": _explore,
     "verify": _verify,
     "gc": _gc,
 }

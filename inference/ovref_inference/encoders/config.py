@@ -16,7 +16,8 @@ class VisualEncoderConfig:
     model: str
     """transformers: `miniature:<name>`, folder or hub id of a ViT (DINO, DINOv2, DINOv3, DeiT, MAE,
     I-JEPA, ...) or of a CLIP or SigLIP model, whose vision tower is used.
-    open_clip: `miniature:clip`, folder, `hf-hub:<id>`, or `<architecture>:<tag>`."""
+    open_clip: `miniature:clip`, folder, `hf-hub:<id>`, or `<architecture>:<tag>`.
+    `own:<name>`: a backbone of your own (`encoders.registry`), whatever the library says."""
     library: Literal["transformers", "open_clip"] = "transformers"
     """The library that loads the model."""
     revision: str = ""

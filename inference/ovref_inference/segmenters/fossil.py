@@ -161,6 +161,38 @@ class FossilSegmenter:
             for one, image in zip(found, images, strict=True)
         ]
 
+    def segment_features(
+        self, features_hwd: np.ndarray, masks_nhw: np.ndarray, class_names: Sequence[str]
+    ) -> Segmentation:
+        """The label map of one image from features and masks of your own; no encoder is asked.
+
+        Args:
+            features_hwd: (h, w, d) dense features of the backbone that made the collection, of any
+                real dtype; their grid covers the whole image.
+            masks_nhw: (n, H, W) bool at the image's size, no two overlapping; n may be 0, then
+                every pixel is classified by its patch.
+            class_names: as of `segment`.
+
+        Raises:
+            ValueError: like `segment`; features of another width; or masks that are not bool.
+        """
+        if features_hwd.ndim != 3 or masks_nhw.ndim != 3 or masks_nhw.dtype != bool:
+            raise ValueError(
+                "expected features (h, w, d) and bool masks (n, H, W), found "
+                f"{features_hwd.shape} and {masks_nhw.shape} {masks_nhw.dtype}"
+            )
+        prototypes = self.prepare(class_names)
+        present = prototypes.counts > 0
+
+        def score(features_nd: np.ndarray) -> np.ndarray:
+            return prototype_scores(features_nd, prototypes, self.config.gamma)[:, present]
+
+        features_hwd = np.asarray(features_hwd, dtype=np.float32)
+        scores = scored_regions(features_hwd, masks_nhw, score, None)
+        size_hw = masks_nhw.shape[1:]
+        missing = missing_names(class_names, prototypes.support)
+        return labelled(lambda part: scores.pixels(part), present, size_hw, missing)
+
 
 class TextOnlySegmenter:
     """The baseline without a collection: dense CLIP features against the classes' text embeddings.
@@ -255,24 +287,34 @@ def crop_scores(
             raise ValueError(
                 f"masks must have the image's size {crop.shape[:2]}, found {masks_nhw.shape}"
             )
-        h, w, d = features_hwd.shape
-        patches_pc = score(features_hwd.reshape(h * w, d))
-        filled_nhw = masks_nhw[masks_nhw.any((1, 2))]
-        if mask_grid == "bilinear":
-            filled_nhw = filled_nhw[mask_weights(filled_nhw, (h, w), mask_grid).any((1, 2))]
-        region_hw = np.full(crop.shape[:2], -1, dtype=np.int64)
-        for number, mask_hw in enumerate(filled_nhw):
-            region_hw[mask_hw] = number
-        regions_nc = patches_pc[:0]
-        if len(filled_nhw):
-            regions_nc = score(pool_regions(features_hwd, filled_nhw, mask_grid)[0])
-        patches_chw = patches_pc.T.reshape(-1, h, w)
-        found.append(
-            CropScores(
-                region_hw=torch.as_tensor(region_hw, device=device),
-                regions_cn=torch.as_tensor(regions_nc.T, dtype=torch.float32, device=device),
-                patches_chw=torch.as_tensor(patches_chw, dtype=torch.float32, device=device),
-                nearest=nearest,
-            )
-        )
+        found.append(scored_regions(features_hwd, masks_nhw, score, device, mask_grid, nearest))
     return found
+
+
+def scored_regions(
+    features_hwd: np.ndarray,
+    masks_nhw: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    device: torch.device | None,
+    mask_grid: Literal["area", "bilinear"] = "area",
+    nearest: bool = False,
+) -> CropScores:
+    """`crop_scores` of one image whose features (h, w, d) and masks (n, H, W) are there."""
+    h, w, d = features_hwd.shape
+    patches_pc = score(features_hwd.reshape(h * w, d))
+    filled_nhw = masks_nhw[masks_nhw.any((1, 2))]
+    if mask_grid == "bilinear":
+        filled_nhw = filled_nhw[mask_weights(filled_nhw, (h, w), mask_grid).any((1, 2))]
+    region_hw = np.full(masks_nhw.shape[1:], -1, dtype=np.int64)
+    for number, mask_hw in enumerate(filled_nhw):
+        region_hw[mask_hw] = number
+    regions_nc = patches_pc[:0]
+    if len(filled_nhw):
+        regions_nc = score(pool_regions(features_hwd, filled_nhw, mask_grid)[0])
+    patches_chw = patches_pc.T.reshape(-1, h, w)
+    return CropScores(
+        region_hw=torch.as_tensor(region_hw, device=device),
+        regions_cn=torch.as_tensor(regions_nc.T, dtype=torch.float32, device=device),
+        patches_chw=torch.as_tensor(patches_chw, dtype=torch.float32, device=device),
+        nearest=nearest,
+    )

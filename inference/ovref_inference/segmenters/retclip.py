@@ -111,6 +111,10 @@ class RetClipSegmenter:
 
     Training-free with any proposer of masks: s = gamma s_ret + (1 - gamma) s_clip. With a proposer
     trained on classes (it gives `Proposals` with their probabilities, s_iv), the whole ensemble.
+
+    In one thing the default is not the paper's: a class for which the collection has no support is
+    missing and gets no pixel, as with every segmenter here. RetCLIP classifies such classes by text
+    alone; `floor=None` does so too.
     """
 
     def __init__(
