@@ -188,7 +188,10 @@ class FossilSegmenter:
             return prototype_scores(features_nd, prototypes, self.config.gamma)[:, present]
 
         features_hwd = np.asarray(features_hwd, dtype=np.float32)
-        scores = scored_regions(features_hwd, masks_nhw, score, None)
+        nearest = self.config.uncovered == "nearest"
+        scores = scored_regions(
+            features_hwd, masks_nhw, score, None, self.config.mask_grid, nearest
+        )
         size_hw = masks_nhw.shape[1:]
         missing = missing_names(class_names, prototypes.support)
         return labelled(lambda part: scores.pixels(part), present, size_hw, missing)
