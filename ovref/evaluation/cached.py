@@ -78,6 +78,7 @@ class CachedModels:
         """A class-agnostic proposer. OpenCut cuts the features of `encoder`, which are kept too."""
         if config not in self._proposers:
             cut = config.opencut
+            loaded: Any
             if cut is None:
                 loaded = load_proposer(config, device=self.device)
             else:

@@ -288,7 +288,7 @@ def _resized(
     """Scores of classes, each its best name's, and activations at another size."""
     labels = class_of[:-1]
     scores_nc = np.full((len(regions.scores_nc), labels.max() + 1), -np.inf, dtype=np.float32)
-    np.maximum.at(scores_nc, (slice(None), labels), regions.scores_nc)
+    np.maximum.at(scores_nc.T, labels, regions.scores_nc.T)
     mask_probs_nhw = regions.mask_probs_nhw
     if mask_probs_nhw.shape[1:] != size_hw and len(mask_probs_nhw):
         activations = torch.from_numpy(np.ascontiguousarray(mask_probs_nhw))

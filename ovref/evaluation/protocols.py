@@ -295,7 +295,7 @@ def segment_with_protocol(
     resized_hw = protocol.size_of(size_hw)
     if protocol.proposals == "image" and hasattr(segmenter, "proposer"):
         segmenter = copy(segmenter)
-        segmenter.proposer = proposals_of_image(segmenter.proposer, image_hwc, protocol)  # type: ignore[attr-defined]
+        segmenter.proposer = proposals_of_image(segmenter.proposer, image_hwc, protocol)
     found = [
         segmenter.segment([window_hwc], class_names[first:])[0]
         for window_hwc in windows_of(image_hwc, protocol)

@@ -65,7 +65,7 @@ class KnnConfig:
     folder: LabelFolder | None = None
     """Training images beside `folder`; those of `dataset` are its split `train`."""
     seed: int = 0
-    """Of the choice of patches."""
+    """Seed of the choice of patches."""
 
     def __post_init__(self) -> None:
         for name in ("neighbours", "memory", "images"):

@@ -117,7 +117,7 @@ def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detector = load_grounding_dino(route.detector, device=device, batch_size=batch_size)
-    sam = SamMasks(load_sam(route.sam.model).to(device), batch_size=batch_size)
+    sam = SamMasks(load_sam(route.sam.model, device), batch_size=batch_size)
     models = GroundedSam(detector, sam, multimask=route.sam.multimask)
 
     def check() -> None:

@@ -110,7 +110,7 @@ def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) 
 
 
 def _softmax(values_nl: np.ndarray) -> np.ndarray:
-    """Of each row; over a first axis it takes a third of the time, copies included."""
+    """Softmax of each row; over a first axis it takes a third of the time, copies included."""
     return np.ascontiguousarray(softmax(np.ascontiguousarray(values_nl.T), axis=0).T)
 
 
