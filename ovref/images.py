@@ -139,6 +139,9 @@ def _decode(file: bytes) -> tuple[np.ndarray, bool]:
             image = Image.open(io.BytesIO(file), formats=FORMATS)
         except _BOMB as error:
             raise UnusableImageError("image_too_large", str(error)) from error
+        except Image.UnidentifiedImageError as error:  # whose text is an address in memory
+            message = f"no image of the formats {', '.join(FORMATS)}"
+            raise UnusableImageError("corrupt_image", message) from error
         except _DAMAGED as error:
             raise UnusableImageError("corrupt_image", repr(error)) from error
         with image:
@@ -148,9 +151,11 @@ def _decode(file: bytes) -> tuple[np.ndarray, bool]:
 def _pixels(image: Image.Image) -> tuple[np.ndarray, bool]:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise UnusableImageError("image_too_large", f"the image is {height} x {width}")
+        message = f"the image is {height} x {width}; it may have {MAX_PIXELS:,} pixels"
+        raise UnusableImageError("image_too_large", message)
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UnusableImageError("extreme_aspect", f"the image is {height} x {width}")
+        message = f"the image is {height} x {width}; one side may be {MAX_ASPECT:g} times the other"
+        raise UnusableImageError("extreme_aspect", message)
     plain = (
         image.format in _PLAIN_FORMATS
         and image.mode in _PLAIN_MODES

@@ -259,6 +259,13 @@ def test_what_is_no_image_is_corrupt(file):
     assert reason_of(file) == "corrupt_image"
 
 
+def test_what_is_refused_is_said_for_people():
+    with pytest.raises(UnusableImageError, match="corrupt_image: no image of the formats JPEG, PNG"):
+        decode_image(b"no image")  # Pillow's own words are an address in memory
+    with pytest.raises(UnusableImageError, match="is 1 x 30; one side may be 20 times the other"):
+        decode_image(_png(30, 1, depth=8, colour=2, rows=b""))
+
+
 def test_formats_that_pillow_knows_and_a_build_does_not_want_are_refused():
     assert reason_of(file_of("RGB", "EPS")) == "corrupt_image"
     assert reason_of(file_of("RGB", "ICO")) == "corrupt_image"

@@ -121,7 +121,9 @@ def test_search(tiny_build, photographs, tmp_path, capsys):
     )  # fmt: skip
     assert code == 0 and json.loads(out)["references"] == by_box
     for arguments, message in (
-        (("sky", "--image", picture), "and not both"),
+        (("sky", "--image", picture), "words to look for, or --image, not both"),
+        ((" ",), "there is nothing to look for"),
+        ((), "there is nothing to look for"),
         (("sky", "--box", "0,0,1,1"), "give --image too"),
         (("--image", picture, "--box", "0,0,65,1"), "must lie in the image of 64 x 64"),
         (("--image", photographs / "broken.jpg"), "is no image"),

@@ -32,8 +32,11 @@ class Query:
     """An image file whose pixels above half of its brightest are the region."""
 
     def __post_init__(self) -> None:
-        if bool(self.text) == (self.image is not None):
-            raise ValueError("give words to look for, or --image, and not both")
+        words = bool(self.text.strip())
+        if words and self.image is not None:
+            raise ValueError("give words to look for, or --image, not both")
+        if not words and self.image is None:
+            raise ValueError("there is nothing to look for: give words, or --image")
         if self.image is None and (self.box_xyxy or self.mask):
             raise ValueError("--box and --mask say where in an image: give --image too")
         if self.box_xyxy and self.mask:
@@ -59,7 +62,7 @@ def search(collection: ReferenceCollection, query: Query, k: int) -> Found:
         InputError: the image or mask cannot be read, or the region is empty or outside of it.
         ModelError: an encoder cannot be loaded.
     """
-    if query.text:
+    if query.text.strip():
         support = collection.search_text(_text_embedding(collection, query.text), k)
         words = query.text
     else:
