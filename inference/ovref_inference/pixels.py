@@ -27,8 +27,22 @@ labels."""
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of that name; None takes a GPU where there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of that name; None takes a GPU where there is one.
+
+    Raises:
+        ModelError: torch knows no such device, or this machine has none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"there is no device {name!r}; give cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise ModelError(
+            f"the device {name} is not here: torch finds {torch.cuda.device_count()} GPUs"
+        )
+    return device
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,11 @@ class Guard:
         await self._app(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        if request.headers.get("host", "") not in self._hosts:
+        hosts = self._hosts | _address_of(request)
+        if request.headers.get("host", "") not in hosts:
             return PlainTextResponse("this server has another name", 403)
         origin = request.headers.get("origin")
-        if origin is not None and origin.removeprefix("http://") not in self._hosts:
+        if origin is not None and origin.removeprefix("http://") not in hosts:
             return PlainTextResponse("requests of other sites are refused", 403)
         given = request.query_params.get("token") or request.cookies.get(self._cookie) or ""
         if not secrets.compare_digest(given.encode(), self._token.encode()):
@@ -93,6 +94,16 @@ class Guard:
                 "open the address that `ovref explore` has printed: it holds a secret token", 401
             )
         return None
+
+
+def _address_of(request: Request) -> set[str]:
+    """The address that the request has come to: of a server that listens at all of its machine's,
+    it is not known before. No other site can have an address as its name."""
+    address, port = request.scope.get("server") or ("", None)
+    if not address or port is None:
+        return set()
+    literal = f"[{address}]" if ":" in address else address
+    return {literal if port == 80 else f"{literal}:{port}"}
 
 
 def make_app(library: Library, token: str, *, hosts: tuple[str, ...], port: int) -> Starlette:
@@ -262,7 +273,9 @@ class Pages:
         """Deletes references, or takes deletions back."""
         try:
             tree = await request.json()
-            ids, undo = [int(number) for number in tree["ids"]], bool(tree.get("undo"))
+            ids, undo = list(tree["ids"]), bool(tree.get("undo"))
+            if any(type(number) is not int for number in ids):  # True and 1.7 are no ids
+                raise ValueError(f"ids are whole numbers: {ids[:5]}")
             reason = str(tree.get("reason", "")).strip()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"expected ids, and a reason or undo, found {error!r}") from error

@@ -231,8 +231,13 @@ class Library:
         ]
 
     def prototypes(self, name: str) -> list[dict[str, Any]]:
-        """The prototypes of a noun, each with its nearest references."""
+        """The prototypes of a noun, each with its nearest references.
+
+        Raises:
+            InputError: the vocabulary does not have it.
+        """
         opened = self.open()
+        _row(opened.collection, name)
         found = opened.collection.prototypes([name])
         vectors_kd = found.vectors_nkd[0][: found.counts[0]]
         vectors_kd = vectors_kd[np.linalg.norm(vectors_kd, axis=1) > 0]

@@ -13,6 +13,9 @@ from ovref.errors import ConfigError
 from ovref_pipelines.explore.app import make_app
 from ovref_pipelines.explore.library import Library
 
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts that stand for all addresses of this machine."""
+
 
 def serve(
     place: str,
@@ -38,15 +41,17 @@ def serve(
     """
     library = Library(place, build)
     token = secrets.token_urlsafe(24)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter for a port above 65535
+        listener.close()
         raise ConfigError(f"cannot listen at {host} port {port}: {error}") from error
     port = listener.getsockname()[1]
     name = f"[{host}]" if ":" in host else host
+    if host in EVERYWHERE:
+        name = socket.gethostname()
     url = f"http://{name}:{port}/?token={token}"
     say(f"explore: {place} is at {url} (Ctrl-C ends it)")
     app = make_app(library, token, hosts=(name, "localhost"), port=port)

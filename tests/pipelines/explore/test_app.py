@@ -12,11 +12,12 @@ from explorer_server import TOKEN, served
 from PIL import Image
 from recipe_fakes import FakeTexts, fake_build
 
-from ovref.errors import InputError
+from ovref.errors import ConfigError, InputError
 from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref_inference import ModelError, ReferenceCollection
 from ovref_pipelines import recipe
 from ovref_pipelines.explore.library import Library, agreement_of
+from ovref_pipelines.explore.serve import serve
 from ovref_pipelines.output import open_build
 
 
@@ -41,6 +42,20 @@ def test_nothing_without_the_token_and_nothing_for_other_sites(explorer):
     page = httpx.get(f"{base}/?token={TOKEN}")
     assert "HttpOnly; SameSite=Strict" in page.headers["set-cookie"]
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_a_server_of_all_addresses_answers_at_each(build_output):
+    with served(Library(str(build_output)), host="0.0.0.0") as explorer:
+        assert get(explorer, "/api/about")["has_images"]
+        port = explorer.client.base_url.port
+        for name in ("evil.example", "127.0.0.2"):
+            answer = explorer.client.get("/api/about", headers={"host": f"{name}:{port}"})
+            assert answer.status_code == 403
+
+
+def test_a_port_that_does_not_exist(build_output):
+    with pytest.raises(ConfigError, match="cannot listen at 127.0.0.1 port 70000"):
+        serve(str(build_output), port=70_000)
 
 
 def test_the_page_asks_no_other_host(explorer):
@@ -121,6 +136,8 @@ def test_prototypes_come_with_their_nearest_references(explorer):
     found = get(explorer, "/api/prototypes", noun="cup")
     assert found and all(1 <= len(one["references"]) <= 4 for one in found)
     assert all("cup" in one["made_of"] for one in found)
+    for noun in ("", "zebra"):
+        refused(explorer.client.get(f"/api/prototypes?noun={noun}"), 422, "has no noun")
 
 
 @pytest.mark.parametrize("layer", ["image", "mask", "heatmap", "crop"])
@@ -181,7 +198,8 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
         post = explorer.client.post
         refused(post("/api/tombstones", json={"ids": ids}), 422, "say why")
         refused(post("/api/tombstones", json={"ids": [99], "reason": "x"}), 422, "not [99]")
-        refused(post("/api/tombstones", content="{"), 422, "expected ids")
+        for content in ("{", '{"ids": [1e999]}', '{"ids": [1.7]}', '{"ids": [true]}'):
+            refused(post("/api/tombstones", content=content), 422, "expected ids")
         deleted = post("/api/tombstones", json={"ids": ids, "reason": "blurred"})
         assert deleted.json() == {"total": 2}
         assert get(explorer, "/api/noun", noun="cup")["count"] == 7
