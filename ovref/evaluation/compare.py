@@ -114,9 +114,15 @@ def compare(
         per-image differences.
 
     Raises:
-        InputError: the runs are of other images or classes.
+        InputError: the runs are of other images or classes, or `output` is one of them.
     """
     _check_same(first, second)
+    for run in (first, second):
+        if output.resolve() == Path(run.folder).resolve():
+            raise InputError(
+                f"{output} is an evaluation, whose images.csv would be overwritten: compare into "
+                "another folder"
+            )
     classes = first.result["classes"]
     (a,), (b,) = (
         overlaps_of(scored_images(run.scores), [run.number], len(classes))

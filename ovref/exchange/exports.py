@@ -1,4 +1,4 @@
-"""Collections in the layouts of other programs. What each holds is said in docs/guides/exchange.md.
+"""Collections in the layouts of other programs, which docs/guides/publish-and-exchange.md lists.
 
 Each `.pt` file is one tensor, which `torch.load(..., weights_only=True)` reads.
 """

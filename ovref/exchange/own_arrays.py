@@ -1,7 +1,7 @@
 """A collection from vectors that somebody else made, with everything that a built one has."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class OwnArrays:
     """(n, d_textual) embeddings to search by, of the text encoder; None encodes noun and caption
     as a build does."""
     more: dict[str, Sequence[Any]] = field(default_factory=dict)
-    """Other columns of COLUMNS."""
+    """Other columns of COLUMNS; None in one of them stands for what a missing column means."""
 
     def __post_init__(self) -> None:
         n = len(self.visual)
@@ -164,11 +164,14 @@ def _references(
     arrays: OwnArrays, part: slice, embed: Embed, texts: Texts, name: str
 ) -> Iterator[Reference]:
     numbers = range(part.start, part.stop)
-    nouns = [str(noun).strip().lower() for noun in arrays.nouns[part]]
+    nouns = ["" if noun is None else str(noun).strip().lower() for noun in arrays.nouns[part]]
     if not all(nouns):
         row = part.start + nouns.index("")
         raise InputError(f"reference {row} has an empty noun")
-    captions = nouns if arrays.captions is None else [str(c) for c in arrays.captions[part]]
+    captions = nouns
+    if arrays.captions is not None:
+        pairs = zip(arrays.captions[part], nouns, strict=True)
+        captions = [noun if caption is None else str(caption) for caption, noun in pairs]
     visual = _unit(arrays.visual[part], part.start, "visual")
     if arrays.textual is not None:
         textual = _unit(arrays.textual[part], part.start, "textual")
@@ -178,12 +181,17 @@ def _references(
         of_nouns = embedded[[unique.index(noun) for noun in nouns]]
         textual = retrieval_embedding(of_nouns, texts.encode(list(captions)), embed.weights)
 
-    def column(key: str, default: Any) -> list[Any]:
-        return list(arrays.more[key][part]) if key in arrays.more else [default] * len(nouns)
+    def column(key: str, default: Any, kind: Callable[[Any], Any]) -> list[Any]:
+        given = list(arrays.more[key][part]) if key in arrays.more else [None] * len(nouns)
+        return [
+            default if value is None else _value(kind, value, key, number)
+            for number, value in zip(numbers, given, strict=True)
+        ]
 
-    keys, scores, sources = column("key", None), column("score", 1.0), column("source", name)
-    boxes = list(zip(*(column(side, 0) for side in ("x0", "y0", "x1", "y1")), strict=True))
-    areas = column("area", 1.0)
+    keys, scores = column("key", None, str), column("score", 1.0, float)
+    sources, areas = column("source", name, str), column("area", 1.0, float)
+    sides = (column(side, 0, _whole) for side in ("x0", "y0", "x1", "y1"))
+    boxes = list(zip(*sides, strict=True))
     for row, number in enumerate(numbers):
         start = max(0, captions[row].lower().find(nouns[row]))
         yield Reference(
@@ -191,13 +199,29 @@ def _references(
             noun=Noun(text=nouns[row], start=start, end=start + len(nouns[row])),
             caption=captions[row],
             box_xyxy=boxes[row],
-            area=float(areas[row]),
-            score=float(scores[row]),
-            source=str(sources[row]),
+            area=areas[row],
+            score=scores[row],
+            source=sources[row],
             seed=None,
             visual=visual[row],
             textual=textual[row].astype(np.float16),
         )
+
+
+def _whole(value: Any) -> int:
+    if int(value) != value:
+        raise ValueError("not whole")
+    return int(value)
+
+
+def _value(kind: Callable[[Any], Any], value: Any, column: str, row: int) -> Any:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        wanted = "a whole number" if kind is _whole else "a number"
+        raise InputError(
+            f"row {row} of the column {column} must be {wanted} or empty, found {value!r}"
+        ) from error
 
 
 def _unit(vectors: np.ndarray, first: int, name: str) -> np.ndarray:

@@ -62,9 +62,11 @@ def find_photographs(places: Sequence[str]) -> list[Photograph]:
     for photograph in found:
         other = names.setdefault(photograph.name, photograph.place)
         if other != photograph.place:
+            beside = PurePosixPath(other).parent == PurePosixPath(photograph.place).parent
             raise InputError(
-                f"{other} and {photograph.place} would both be written as {photograph.name}: give "
-                "their common folder, or segment them into two outputs"
+                f"{other} and {photograph.place} would both be written as {photograph.name}: "
+                f"{'rename one' if beside else 'give their common folder'}, or segment them into "
+                "two outputs"
             )
     return list({photograph.place: photograph for photograph in found}.values())
 

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ovref_inference.collection.nouns import read_nouns
 from ovref_inference.places import sha256_of
 
 CARD, SUMS, SAMPLES = "README.md", "SHA256SUMS", "samples.png"
+PICTURES = "pictures-*.parquet"
 NOUNS = 20
 """Nouns named on the card."""
 
@@ -59,7 +61,7 @@ def publish(
 
     Raises:
         CollectionError: there is no collection, or a file of it is damaged.
-        InputError: the evaluation is of another collection; `target` has a revision.
+        InputError: the evaluation is of another collection, or is none; `target` has a revision.
         MismatchError: `target` holds another collection, and `replace` is not set.
         StorageError: the target cannot be written.
     """
@@ -67,6 +69,11 @@ def publish(
     if on_hub and hub.hub_place(target).revision:
         raise InputError(f"publish to a repository, not to a revision of it: {target}")
     manifest, paths = store.fetch(collection_url, verify="full", storage_options=storage_options)
+    if evaluation is not None and not _is_evaluation(evaluation):
+        raise InputError(
+            "the evaluation is no evaluation.json of `ovref evaluate`: expected caption, data, rows "
+            "and collection"
+        )
     if evaluation is not None and measured_of(evaluation) != manifest.fingerprint:
         raise InputError(
             f"the evaluation is of the collection {measured_of(evaluation)[:12]}, this one is "
@@ -91,15 +98,33 @@ def publish(
             _to_hub(folder, target, manifest.fingerprint)
         else:
             place = Store.open(target)
+            # Images of an earlier publication, if this one has none.
+            old = place.list() if place.exists(fmt.MANIFEST) else []
             for name in names:
                 place.upload(folder / name, name)
+            for name in old:
+                if _is_picture(name) and name not in names:
+                    place.delete(name)
         size = sum((folder / name).stat().st_size for name in names)
     return {"files": len(names), "bytes": size}
 
 
-def measured_of(evaluation: dict[str, Any]) -> str:
+def _is_picture(name: str) -> bool:
+    return name in (INDEX, SAMPLES) or ("/" not in name and fnmatchcase(name, PICTURES))
+
+
+def _is_evaluation(tree: Any) -> bool:
+    return (
+        isinstance(tree, dict)
+        and {"caption", "data", "rows", "collection"} <= tree.keys()
+        and isinstance(tree["rows"], list)
+        and all(isinstance(row, dict) and "name" in row for row in tree["rows"])
+    )
+
+
+def measured_of(evaluation: Any) -> str:
     """The fingerprint of the collection that an evaluation.json is of; empty for other files."""
-    collection = evaluation.get("collection")
+    collection = evaluation.get("collection") if isinstance(evaluation, dict) else None
     return collection.get("fingerprint", "") if isinstance(collection, dict) else ""
 
 
@@ -226,7 +251,7 @@ def _to_hub(folder: Path, target: str, fingerprint: str) -> None:
             path_in_repo=place.folder or None,
             repo_type="dataset",
             commit_message=f"Reference collection {fingerprint[:12]}",
-            delete_patterns=["pictures-*.parquet", INDEX],
+            delete_patterns=[PICTURES, INDEX, SAMPLES],
         )
     except (HfHubHTTPError, httpx.HTTPError) as error:
         raise InputError(

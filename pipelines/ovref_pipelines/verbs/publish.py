@@ -33,12 +33,13 @@ def publish(
     replace: bool,
 ) -> dict[str, int]:
     """As of `ovref_pipelines.api.publish`."""
-    measured = _evaluation(collection_url, build, evaluation)
-    output = open_build(build_of(collection_url, build)) if images else None
+    manifest = collections.read_manifest(collection_url)
+    measured = _evaluation(collection_url, manifest.fingerprint, build, evaluation)
+    output = _build(build_of(collection_url, build)) if images else None
 
     def write(folder: Path) -> None:
-        with ReferenceCollection.open(collection_url) as collection:
-            if output is not None:
+        if output is not None:
+            with ReferenceCollection.open(collection_url) as collection:
                 keys = frozenset(collection.to_table(["key"]).column("key").to_pylist())
                 write_pictures(_records(output), keys, folder)
                 (folder / publishing.SAMPLES).write_bytes(_samples(collection, build))
@@ -49,7 +50,17 @@ def publish(
     )  # fmt: skip
 
 
-def _evaluation(collection_url: str, build: str | None, path: str | None) -> Any:
+def _build(url: str) -> BuildOutput:
+    try:
+        return open_build(url)
+    except InputError as error:
+        raise InputError(
+            f"the images are not here: {error}. Name the output of the build that made them with "
+            "--build, or publish without them by --no-images"
+        ) from error
+
+
+def _evaluation(collection_url: str, fingerprint: str, build: str | None, path: str | None) -> Any:
     if path is not None:
         try:
             return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -58,9 +69,14 @@ def _evaluation(collection_url: str, build: str | None, path: str | None) -> Any
     store = Store.open(build_of(collection_url, build))
     if not store.exists(EVALUATION):
         return None
-    found = json.loads(store.read(EVALUATION))
-    manifest = collections.read_manifest(collection_url)
-    return found if publishing.measured_of(found) == manifest.fingerprint else None
+    try:
+        found = json.loads(store.read(EVALUATION))
+    except ValueError as error:
+        raise InputError(
+            f"{store.url}/{EVALUATION} is damaged: {error}; evaluate again, or name another with "
+            "--evaluation"
+        ) from error
+    return found if publishing.measured_of(found) == fingerprint else None
 
 
 def _records(output: BuildOutput) -> Iterator[ImageRecord]:

@@ -94,7 +94,8 @@ def text(found: Found) -> str:
         table.add_row(str(row["id"]), row["noun"], row["caption"], f"{score:.3f}", row["key"])
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     written = io.StringIO()
-    Console(file=written, width=width).print(table)
+    # Words in brackets or between colons are a caption's own, not colours and emoji.
+    Console(file=written, width=width, markup=False, emoji=False).print(table)
     return written.getvalue().rstrip()
 
 
@@ -110,7 +111,7 @@ def write_sheet(collection: ReferenceCollection, found: Found, path: str, build:
     """Writes a contact sheet of the references; returns how many of them have an image.
 
     Raises:
-        InputError: there are no images of the collection.
+        InputError: there are no images of the collection, or the file cannot be written.
     """
     from ovref.exchange.contact_sheet import contact_sheet
     from ovref_pipelines.verbs.reference_images import reference_pictures
@@ -124,8 +125,11 @@ def write_sheet(collection: ReferenceCollection, found: Found, path: str, build:
             for row, score in zip(found.rows, found.scores, strict=True)
         ],
     )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(png)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(png)
+    except OSError as error:
+        raise InputError(f"cannot write the sheet {path}: {error}") from error
     return sum(picture is not None for picture in pictures)
 
 

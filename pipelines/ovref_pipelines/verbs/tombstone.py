@@ -23,10 +23,12 @@ def read_ids(path: str) -> list[int]:
         InputError: the file cannot be read, or holds anything else.
     """
     try:
-        words = re.split(r"[\s,]+", Path(path).read_text(encoding="utf-8").strip())
+        words = re.findall(r"[^\s,]+", Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the numbers of references in {path}: {error}") from error
-    bad = [word for word in words if not re.fullmatch("[0-9]+", word)]
+    if not words:
+        raise InputError(f"{path} holds no number of a reference")
+    bad = [word for word in words if not re.fullmatch("[0-9]{1,18}", word)]
     if bad:
         raise InputError(
             f"{path} must hold numbers of references, separated by white space or commas, found "

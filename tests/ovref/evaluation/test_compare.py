@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,10 @@ def test_a_run_compared_with_itself_differs_in_nothing(spec, result, tmp_path):
     assert set(found["differences"]["miou"].values()) == {0.0}
     assert not any(row["difference"] for row in found["per_class"])
     assert not list(tmp_path.glob("*.png"))
+    before = Path(spec.output, "images.csv").read_bytes()
+    with pytest.raises(InputError, match="compare into another folder"):
+        compare(open_run(spec.output), open_run(spec.output), Path(spec.output))
+    assert Path(spec.output, "images.csv").read_bytes() == before
 
 
 def test_runs_of_other_images_are_refused(spec, result, tmp_path):

@@ -104,4 +104,29 @@ def test_what_does_not_fit_is_refused(arrays, tmp_path):
     nameless = OwnArrays(visual=np.ones((2, 3)), nouns=["cat", " "])
     with pytest.raises(InputError, match="reference 1 has an empty noun"):
         collection_from_arrays(str(tmp_path / "x"), nameless, EMBED, texts=FakeTexts())
+    for column, value, message in (
+        ("score", "high", "row 1 of the column score must be a number or empty, found 'high'"),
+        ("x0", 0.5, "row 1 of the column x0 must be a whole number or empty, found 0.5"),
+    ):
+        odd = OwnArrays(visual=np.ones((2, 3)), nouns=["cat", "dog"], more={column: [None, value]})
+        with pytest.raises(InputError, match=message):
+            collection_from_arrays(str(tmp_path / "x"), odd, EMBED, texts=FakeTexts())
     assert not (tmp_path / "x").exists()
+
+
+def test_what_a_table_leaves_empty_is_as_without_the_column(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = OwnArrays(
+        visual=rng.standard_normal((2, 8)), nouns=["cat", "dog"], captions=[None, "a dog"],
+        more={"score": [None, 0.5], "source": [None, "x"], "x1": [None, 7.0], "key": ["k#0", None]},
+    )  # fmt: skip
+    collection_from_arrays(str(tmp_path / "c"), arrays, EMBED, texts=FakeTexts(), name="mine")
+    with ReferenceCollection.open(tmp_path / "c") as collection:
+        rows = {row["noun"]: row for row in collection.rows([0, 1])}
+    assert (rows["cat"]["caption"], rows["cat"]["score"], rows["cat"]["source"]) == (
+        "cat", 1.0, "mine",
+    )  # fmt: skip
+    assert (rows["cat"]["x1"], rows["dog"]["x1"], rows["dog"]["score"]) == (0, 7, 0.5)
+    nameless = OwnArrays(visual=np.ones((2, 3)), nouns=["cat", None])
+    with pytest.raises(InputError, match="reference 1 has an empty noun"):
+        collection_from_arrays(str(tmp_path / "x"), nameless, EMBED, texts=FakeTexts())

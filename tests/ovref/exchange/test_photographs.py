@@ -52,3 +52,6 @@ def test_what_is_not_there_or_has_one_name(folder):
     (folder / "deep" / "a.png").write_bytes((folder / "a.png").read_bytes())
     with pytest.raises(InputError, match="would both be written as a"):
         find_photographs([f"{folder}/a.png", f"{folder}/deep/a.png"])
+    (folder / "a.jpg").write_bytes((folder / "a.png").read_bytes())
+    with pytest.raises(InputError, match="written as a: rename one, or segment"):
+        find_photographs([str(folder)])

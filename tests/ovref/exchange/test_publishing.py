@@ -100,9 +100,31 @@ def test_another_collection_is_not_overwritten(collection, tmp_path):
     publishing.publish(collection, str(target), title="x", replace=True)
     assert "Embeddings only" in (target / "README.md").read_text()
     publishing.publish(collection, str(target), title="x")  # the same one again
-    other = {"collection": {"fingerprint": "f" * 64}}
+    other = {"collection": {"fingerprint": "f" * 64}, "caption": "", "data": "", "rows": []}
     with pytest.raises(InputError, match="the evaluation is of the collection ffff"):
         publishing.publish(collection, str(target), title="x", evaluation=other)
+
+
+def test_published_again_without_images_the_old_ones_go(collection, tmp_path):
+    def images(folder):
+        write_pictures((record(i) for i in range(3)), frozenset(["image01#0"]), folder)
+        (folder / publishing.SAMPLES).write_bytes(b"drawn")
+
+    (tmp_path / "samples.png").write_bytes(b"of somebody else")
+    publishing.publish(collection, str(tmp_path), title="x")
+    assert not has_pictures(str(tmp_path)) and (tmp_path / "samples.png").exists()
+    publishing.publish(collection, str(tmp_path), title="x", write_pictures=images)
+    assert has_pictures(str(tmp_path))
+    found = publishing.publish(collection, str(tmp_path), title="x")
+    assert not has_pictures(str(tmp_path)) and found["files"] == len(list(tmp_path.iterdir()))
+
+
+def test_what_is_no_evaluation_is_said(collection, tmp_path):
+    with ovref_inference.open(collection) as opened:
+        fingerprint = opened.manifest.fingerprint
+    for tree in ([], "x", {"collection": {"fingerprint": fingerprint}}):
+        with pytest.raises(InputError, match=r"no evaluation\.json of `ovref evaluate`"):
+            publishing.publish(collection, str(tmp_path / "x"), title="x", evaluation=tree)
 
 
 @pytest.fixture

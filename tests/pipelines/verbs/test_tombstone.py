@@ -73,7 +73,10 @@ def test_nothing_is_deleted_that_was_not_named_or_without_a_reason(place, tmp_pa
         with pytest.raises(InputError, match=says):
             run(place, **options)
     numbers = tmp_path / "numbers.txt"
-    for text, says in (("1 two", "found 'two'"), ("", "found ''"), ("999", "not \\[999\\]")):
+    for text, says in (
+        ("1 two", "found 'two'"), (" ,\n", "holds no number"), ("999", "not \\[999\\]"),
+        ("9" * 30, "found '9999"),
+    ):  # fmt: skip
         numbers.write_text(text)
         with pytest.raises(InputError, match=says):
             run(place, ids=str(numbers), reason="x")
