@@ -170,7 +170,7 @@ def _tombstone(options: Namespace, console: Console) -> int:
     if options.list:
         console.show((tombstone.listed_json if options.json else tombstone.listed)(place))
         return 0
-    if not options.undo and not options.dry_run and not options.reason:
+    if not (options.undo or options.dry_run or (options.reason or "").strip()):
         raise InputError("say why they are deleted, by --reason: it is kept in the collection")
     ids = tombstone.wanted(
         place,

@@ -55,6 +55,7 @@ def wanted(
     Raises:
         InputError: nothing was named, or it names no such reference.
     """
+    nouns = [" ".join(noun.lower().split()) for noun in nouns]
     named = {"keys": keys, "sources": sources, "nouns": nouns}
     if ids is None and not any(named.values()):
         raise InputError("say which references, by --ids, --key, --source or --noun")
@@ -75,7 +76,8 @@ def wanted(
 
 
 def delete(place: str, ids: list[int], reason: str, *, dry_run: bool = False) -> str:
-    """Deletes references; says what was done, or would be."""
+    """Deletes references; says what was done, or would be. The reason is kept as one line."""
+    reason = " ".join(reason.split())
     if dry_run:
         return f"{len(ids)} references would be deleted: {_nouns(place, ids)}"
     store.tombstone(place, ids, reason)

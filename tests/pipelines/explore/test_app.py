@@ -54,7 +54,7 @@ def test_a_server_of_all_addresses_answers_at_each(build_output):
 
 
 def test_a_port_that_does_not_exist(build_output):
-    with pytest.raises(ConfigError, match="cannot listen at 127.0.0.1 port 70000"):
+    with pytest.raises(ConfigError, match=r"cannot listen at 127\.0\.0\.1 port 70000"):
         serve(str(build_output), port=70_000)
 
 

@@ -63,9 +63,16 @@ def test_numbers_of_a_file_are_deleted_listed_and_taken_back(place, tmp_path):
     assert living(place) == total
 
 
+def test_a_reason_is_one_line_and_a_noun_in_lower_case(place):
+    run(place, noun=["  CUP "], reason="a wrong\n\tmask ")
+    listed = run(place, list=True).splitlines()
+    assert listed[1].endswith("because of: a wrong mask") and listed[2].endswith("\ta wrong mask")
+
+
 def test_nothing_is_deleted_that_was_not_named_or_without_a_reason(place, tmp_path):
     for options, says in (
         ({"noun": ["cup"]}, "say why they are deleted"),
+        ({"noun": ["cup"], "reason": " \n"}, "say why they are deleted"),
         ({"reason": "x"}, "say which references"),
         ({"reason": "x", "noun": ["zebra"]}, "has no reference of the nouns: zebra"),
         ({"undo": True, "noun": ["cup"]}, "has no deleted reference of the nouns: cup"),
