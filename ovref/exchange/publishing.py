@@ -71,8 +71,8 @@ def publish(
     manifest, paths = store.fetch(collection_url, verify="full", storage_options=storage_options)
     if evaluation is not None and not _is_evaluation(evaluation):
         raise InputError(
-            "the evaluation is no evaluation.json of `ovref evaluate`: expected caption, data, rows "
-            "and collection"
+            "the evaluation is no evaluation.json of `ovref evaluate`: expected caption, data, "
+            "rows and collection"
         )
     if evaluation is not None and measured_of(evaluation) != manifest.fingerprint:
         raise InputError(

@@ -13,6 +13,8 @@ from ovref_pipelines.tool_arguments import add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs that the extra `cli` is enough for."""
+RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "reproduce")
+"""Verbs that resume where they were stopped; the others begin anew."""
 EXTRAS = dict.fromkeys(("segment", "search", "publish", "export"), "cli,segment,formats,hf") | {
     "explore": "explore"
 }
@@ -315,9 +317,10 @@ def main(arguments: list[str] | None = None) -> int:
             return FAILED
         if code == STOPPED:
             reason = str(error) if type(error).__name__ == "StoppedError" else "stopped"
-            console.say(
-                f"ovref: {reason}; nothing committed is lost, run the same command to resume"
-            )
+            again = "run the same command to begin anew"
+            if verb in RESUMED or not verb:
+                again = "nothing committed is lost, run the same command to resume"
+            console.say(f"ovref: {reason}; {again}")
         return code
     finally:
         console.close()

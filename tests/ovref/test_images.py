@@ -260,7 +260,7 @@ def test_what_is_no_image_is_corrupt(file):
 
 
 def test_what_is_refused_is_said_for_people():
-    with pytest.raises(UnusableImageError, match="corrupt_image: no image of the formats JPEG, PNG"):
+    with pytest.raises(UnusableImageError, match="corrupt_image: no image of the formats JPEG"):
         decode_image(b"no image")  # Pillow's own words are an address in memory
     with pytest.raises(UnusableImageError, match="is 1 x 30; one side may be 20 times the other"):
         decode_image(_png(30, 1, depth=8, colour=2, rows=b""))

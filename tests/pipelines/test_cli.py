@@ -206,6 +206,17 @@ def test_exit_codes_of_a_build_that_ends_early(ovref, monkeypatch, raised, code,
     assert found == code and says in error and "Traceback" not in error
 
 
+def test_what_cannot_be_resumed_is_not_said_to_be(ovref, monkeypatch):
+    from ovref_pipelines import tool_commands
+
+    def end(options, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(tool_commands.TOOLS, "search", end)
+    code, _, error = ovref("search", "collection", "tree")
+    assert code == 130 and error == "ovref: stopped; run the same command to begin anew\n"
+
+
 def commands_in_the_help():
     text = cli.EPILOG.partition("exit codes")[0].replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("  ovref")]

@@ -66,7 +66,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ConfigError(
-            f"cannot submit to a Ray cluster at {address or 'the address of the environment'}: "
+            f"cannot reach a Ray cluster at {address or 'the address of the environment'}: "
             f"{error}; give --address http://HEAD:8265, and RAY_AUTH_MODE=token with "
             "RAY_AUTH_TOKEN where it wants a token"
         ) from error
