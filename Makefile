@@ -9,7 +9,9 @@ DEMO ?= runs/demo
 .PHONY: demo test test-all lint docs install clean
 
 demo: install
-	$(BIN)/ovref build --config configs/miniature.yaml output=$(DEMO)
+	@echo "Building a collection from 400 captions: nouns, images, references, index"
+	$(BIN)/ovref build --config configs/miniature_fast.yaml output=$(DEMO)
+	@echo "Segmenting 200 scenes with it, and with what it is compared with"
 	$(BIN)/ovref evaluate --config configs/miniature_evaluate.yaml \
 	    collection=$(DEMO)/collection output=$(DEMO)/evaluation
 	$(BIN)/ovref status $(DEMO) --pictures $(DEMO)/samples.png
@@ -39,6 +41,7 @@ $(VENV)-docs/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing ovref and its libraries into $(VENV): some minutes, 9 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
 	touch $@

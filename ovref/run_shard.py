@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ovref.contract import Dropped, Stage, base_key
@@ -19,6 +19,7 @@ def run_shard(
     shard: str,
     attempt: int = 0,
     without: Mapping[int, str] | None = None,
+    watch: Callable[[int, int], None] | None = None,
 ) -> Commit:
     """Reads `shard` of `source`, applies the stages in turn, commits the same name in `target`.
 
@@ -28,6 +29,7 @@ def run_shard(
     Args:
         without: number of a record in the shard, from 0 -> reason for which it is dropped before
             any stage sees it. The bytes are those of a first stage that drops it.
+        watch: called after every output with the number of inputs answered and of drops so far.
 
     Raises:
         AccountingError: a stage left an input unanswered, answered an unknown key, or answered
@@ -43,9 +45,12 @@ def run_shard(
     # stage its threads.
     with contextlib.closing(source.read(shard)) as reader, ShardFiles() as files:
         inputs = _Counted(reader, without or {}, drops)
+        answers = _Answers(drops)
         with contextlib.closing(_applied(stages, inputs, drops, shard)) as records:
             for record in records:
                 files.add(record)
+                if watch is not None:
+                    watch(answers.count(record.key), len(drops))
         return target.publish(
             shard, files, inputs=inputs.count, drops=drops, started=started, attempt=attempt
         )
@@ -99,6 +104,21 @@ class _Counted:
                 self._drops.append(Dropped(item.key, self._without[number]))
             else:
                 yield item
+
+
+class _Answers:
+    """Counts the inputs that were answered, by an output or by a drop of the whole record."""
+
+    def __init__(self, drops: Sequence[Dropped]) -> None:
+        self._drops, self._seen = drops, 0
+        self._keys: set[str] = set()
+
+    def count(self, key: str) -> int:
+        """How many there are after the output `key`."""
+        self._keys.add(base_key(key))
+        self._keys.update(drop.key for drop in self._drops[self._seen :] if "#" not in drop.key)
+        self._seen = len(self._drops)
+        return len(self._keys)
 
 
 def _accounted(

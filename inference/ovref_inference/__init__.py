@@ -1,14 +1,15 @@
 """The light half of ovref: opens and queries reference collections, and segments with them.
 
     import ovref_inference
-    segmenter = ovref_inference.load_segmenter("s3://bucket/coco-fossil")
+    segmenter = ovref_inference.open("s3://bucket/coco-fossil").segmenter("fossil")
+    image_hwc = ovref_inference.read_image("photo.jpg")
     labels_hw = segmenter.segment([image_hwc], ["red panda", "grass"])[0].labels_hw
 
 Everything is imported when it is first used. Collections need numpy, pyarrow, fsspec and faiss;
 segmenters, encoders and proposers need torch and its companions (`pip install 'ovref[segment]'`).
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ovref_inference.lazy import lazy_exports
 
@@ -16,32 +17,53 @@ if TYPE_CHECKING:
     from ovref_inference.collection.prototypes import Prototypes
     from ovref_inference.collection.reference_collection import ReferenceCollection
     from ovref_inference.collection.support import Support
+    from ovref_inference.encoders.registry import register_backbone
     from ovref_inference.errors import CollectionError, ModelError, OvrefError
-    from ovref_inference.segmenters.load import load_segmenter
+    from ovref_inference.pictures import read_image
+    from ovref_inference.segmenters.load import load_segmenter, segment_features
+    from ovref_inference.segmenters.modules import PrototypeHead, SegmenterModule
     from ovref_inference.segmenters.regions import Segmentation, Segmenter
 
 __all__ = [
     "CollectionError",
     "ModelError",
     "OvrefError",
+    "PrototypeHead",
     "Prototypes",
     "ReferenceCollection",
     "Segmentation",
     "Segmenter",
+    "SegmenterModule",
     "Support",
     "load_segmenter",
+    "open",
+    "read_image",
+    "register_backbone",
+    "segment_features",
 ]
 
 _MODULES = {
     "CollectionError": "errors",
     "ModelError": "errors",
     "OvrefError": "errors",
+    "PrototypeHead": "segmenters.modules",
     "Prototypes": "collection.prototypes",
     "ReferenceCollection": "collection.reference_collection",
     "Segmentation": "segmenters.regions",
     "Segmenter": "segmenters.regions",
+    "SegmenterModule": "segmenters.modules",
     "Support": "collection.support",
     "load_segmenter": "segmenters.load",
+    "read_image": "pictures",
+    "register_backbone": "encoders.registry",
+    "segment_features": "segmenters.load",
 }
 
 __getattr__ = lazy_exports(__name__, _MODULES)
+
+
+def open(url: Any, **options: Any) -> "ReferenceCollection":
+    """`ReferenceCollection.open`, with its options and errors."""
+    from ovref_inference.collection.reference_collection import ReferenceCollection
+
+    return ReferenceCollection.open(url, **options)

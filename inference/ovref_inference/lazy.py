@@ -14,8 +14,10 @@ EXTRAS = {
     "s3": ("s3fs",),
     "http": ("aiohttp", "requests"),
     "hf": ("huggingface_hub",),
-    "cli": ("pydantic", "yaml"),
-    "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil", "rich"),
+    "cli": ("pydantic", "yaml", "rich"),
+    "formats": ("pycocotools", "supervision"),
+    "pandas": ("pandas",),
+    "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
 }  # fmt: skip
 """Packages that are imported when they are first needed, by the extra of ovref that brings them."""
 

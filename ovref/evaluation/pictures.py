@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from ovref.ops.palette import class_palette
 from ovref.records import UNSURE, YES, ImageRecord
 
 MAX_BYTES = 400_000
@@ -166,22 +167,6 @@ def mask_overlay(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
         where = mask_hw == value
         result[where] = image_hwc[where] * (1 - weight) + colour * weight
     return result.round().astype(np.uint8)
-
-
-def class_palette(classes: int) -> np.ndarray:
-    """Colours of labels: (classes + 1, 3) uint8, the last one white for whatever has no class.
-
-    Hues are spread by the golden ratio, so that neighbouring labels differ; lightness and
-    saturation alternate over three levels.
-    """
-    index = np.arange(classes)
-    hue = (index * 0.618034 + 0.55) % 1.0
-    saturation = np.array([0.72, 0.5, 0.85])[index % 3]
-    value = np.array([0.86, 0.72, 0.55])[(index // 2) % 3]
-    # HSV to RGB: each channel is a clipped triangle wave of the hue.
-    channel = np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
-    rgb = value[:, None] * (1 - saturation[:, None] * (1 - np.clip(channel, 0, 1)))
-    return np.concatenate([np.round(rgb * 255), [[255, 255, 255]]]).astype(np.uint8)
 
 
 def save_png(figure: Figure, path: str | Path) -> None:

@@ -113,7 +113,9 @@ def _collection_line(result: dict[str, Any]) -> str:
     if not any(name.startswith("fossil") for name in result["spec"]["rows"]):
         return f"{references} references"
     return (
-        f"{references} references, N = {fossil['n']}, K = {fossil['k']}, gamma = {fossil['gamma']}"
+        f"{references} references, N = {fossil['n']}, K = {fossil['k']}, "
+        f"gamma = {fossil['gamma']}, "
+        + ("no floor" if fossil["floor"] is None else f"floor of support {fossil['floor']}")
     )
 
 

@@ -32,7 +32,8 @@ from ovref_inference.collection.format import (
 from ovref_inference.collection.index import Questions, read_index, search, tune
 
 DROPPED = "dropped.parquet"
-"""Key, noun and reason of what was left out: for tuning thresholds, not published."""
+"""What was left out, and the reason: for tuning thresholds, not published."""
+DROPPED_COLUMNS = ["key", "noun", "caption", "score", "area", "shard"]
 
 _CHUNK = 65_536
 
@@ -116,10 +117,8 @@ def filter_references(
             "relax the thresholds in `filter`"
         )
     dropped = np.flatnonzero(reasons != "")
-    pq.write_table(
-        table.select(["key", "noun"]).take(dropped).append_column("reason", [reasons[dropped]]),
-        out / DROPPED,
-    )
+    why = pa.array(reasons[dropped], pa.string())
+    pq.write_table(_rows_of(gathered, dropped).append_column("reason", why), out / DROPPED)
     _write_kept(gathered, out, rows)
     return {"steps": steps, "noun_agreement": agreement, "references": len(rows)}
 
@@ -190,6 +189,21 @@ def _agreement(
 
 def _mean(values: np.ndarray) -> float | None:
     return round(float(values.mean()), 6) if len(values) else None
+
+
+def _rows_of(gathered: Path, rows: np.ndarray) -> pa.Table:
+    """`DROPPED_COLUMNS` of some rows, read a row group at a time."""
+    found: list[pa.Table] = []
+    with open_table(gathered / FILES["references"], REFERENCE_SCHEMA) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            total = file.metadata.row_group(group).num_rows
+            here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + total)]
+            if len(here) or not found:
+                table = file.read_row_group(group, columns=DROPPED_COLUMNS)
+                found.append(table.take(pa.array(here - first, pa.int64())))
+            first += total
+    return pa.concat_tables(found)
 
 
 def _write_kept(gathered: Path, out: Path, rows: np.ndarray) -> None:

@@ -9,9 +9,14 @@ from typing import Any
 
 from ovref_pipelines import console as consoles
 from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
+from ovref_pipelines.tool_arguments import add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs that the extra `cli` is enough for."""
+EXTRAS = dict.fromkeys(("segment", "search", "publish", "export"), "cli,segment,formats,hf") | {
+    "explore": "explore"
+}
+"""Extras that verbs need which do not build."""
 
 EPILOG = """\
 examples:
@@ -22,8 +27,13 @@ examples:
   ovref reduce --config miniature output=runs/demo replace=true reduce.prototypes.k=3
   ovref evaluate --config miniature_evaluate collection=runs/demo/collection
   ovref compare runs/first runs/second --output runs/compared
+  ovref reproduce fossil_ade --data /data --dry-run
+  ovref search runs/demo/collection red boat --sheet boats.png
+  ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
+  ovref publish runs/demo/collection hf://user/name
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
+  ovref explore runs/demo
   ovref bench --config own_captions --batch-sizes 8,16 corpus.path=captions.txt output=runs/first
   ovref submit --config own_captions --address http://HEAD:8265 engine.workers=8 \\
       corpus.path=s3://bucket/captions.txt output=s3://bucket/first
@@ -83,6 +93,14 @@ def parser() -> argparse.ArgumentParser:
     _add_dry_run(retry)
     retry.set_defaults(overrides=[], retry_failed=True)
     _add_submit_options(add_configured("submit", "send a build to a Ray cluster as a job"))
+    jobs = add("jobs", "list the builds that run on a Ray cluster")
+    jobs.add_argument("--all", action="store_true", help="with those that have ended")
+    jobs.add_argument("--json", action="store_true", help="for programs")
+    cancel = add("cancel", "end a build on a Ray cluster; it finishes the shards in hand")
+    cancel.add_argument("job", help="name of the job, or the output of its build")
+    cancel.add_argument("--detach", action="store_true", help="do not wait until it has ended")
+    for sub in (jobs, cancel):
+        _add_address(sub)
     add_configured("reduce", "make the collection again from a build's finished references")
     bench = add_configured("bench", "measure how fast a build's models are on this machine")
     bench.add_argument(
@@ -94,6 +112,25 @@ def parser() -> argparse.ArgumentParser:
         help="batch sizes of the stage that makes images; default: the configuration's",
     )  # fmt: skip
     add_configured("evaluate", "measure a collection on the miniature's scenes or labelled images")
+
+    reproduce = add(
+        "reproduce", "get a row of a paper's table again: check, build, evaluate, compare",
+        usage="ovref reproduce NAME --data DIR [options] [build.a=value evaluate.b=value ...]",
+    )  # fmt: skip
+    reproduce.add_argument(
+        "name", metavar="NAME", help="a row that comes with ovref, or a file; `list` names all"
+    )
+    reproduce.add_argument("--data", metavar="DIR", help="folder of data sets and weights")
+    reproduce.add_argument(
+        "--runs", default="runs/papers", metavar="DIR", help="results; default: runs/papers"
+    )
+    reproduce.add_argument(
+        "--dry-run", action="store_true", help="check data and weights, build nothing"
+    )
+    reproduce.add_argument(
+        "--partial", action="store_true", help="use data of other counts than the published ones"
+    )
+    reproduce.set_defaults(overrides=[])
 
     compare = add("compare", "compare two evaluations of the same images, class by class")
     compare.add_argument("first", metavar="RUN", help="output of an evaluation")
@@ -136,7 +173,33 @@ def parser() -> argparse.ArgumentParser:
         "noun": "noun of the vocabulary",
     }.items():
         tombstone.add_argument(f"--{name}", action="append", default=[], metavar="TEXT", help=text)
-    tombstone.add_argument("--reason", required=True, metavar="TEXT", help="kept in the collection")
+    tombstone.add_argument(
+        "--ids", metavar="FILE", help="numbers of references, separated by white space or commas"
+    )
+    tombstone.add_argument("--reason", metavar="TEXT", help="kept in the collection")
+    instead = tombstone.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="show what is deleted, and why")
+    instead.add_argument("--undo", action="store_true", help="take deletions back")
+    tombstone.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    tombstone.add_argument("--json", action="store_true", help="with --list, for programs")
+    explore = add("explore", "look at a build or a collection in the browser")
+    explore.add_argument("place", help="folder or URL")
+    explore.add_argument(
+        "--build", metavar="URL",
+        help="output of the build that made a collection, for its images; default: the folder "
+        "that the collection is in",
+    )  # fmt: skip
+    explore.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS",
+        help="address to listen at; default: this machine alone",
+    )  # fmt: skip
+    explore.add_argument(
+        "--port", type=_number(int), default=0, help="port to listen at; default: any free one"
+    )
+    explore.add_argument(
+        "--no-browser", action="store_true", help="only print the address, with its secret token"
+    )
+    add_tools(add)
     verify = add("verify", "check every file of a build or a collection")
     verify.add_argument("place", help="folder or URL")
     garbage = add("gc", "delete what killed attempts have left in a build's output")
@@ -161,14 +224,12 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--price", type=_number(float), metavar="AMOUNT",
-        help="price of a GPU-hour (of a worker's hour, without GPUs), for a dry run's estimate",
+        help="price of a GPU-hour (of a worker's hour, without GPUs): what it costs is told too",
     )  # fmt: skip
 
 
 def _add_submit_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--address", metavar="URL", help="the cluster's dashboard, such as http://HEAD:8265"
-    )
+    _add_address(sub)
     sub.add_argument("--runtime-env", metavar="FILE", help="Ray runtime environment, in YAML")
     sub.add_argument("--again", action="store_true", help="even if the build has succeeded before")
     waiting = sub.add_mutually_exclusive_group()
@@ -177,6 +238,12 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
         "--attach", nargs="?", const="", metavar="JOB",
         help="follow a job submitted before: the one named, or the last one of this configuration",
     )  # fmt: skip
+
+
+def _add_address(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--address", metavar="URL", help="the cluster's dashboard, such as http://HEAD:8265"
+    )
 
 
 def _number(kind: type) -> Callable[[str], Any]:
@@ -209,10 +276,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if hasattr(options, "overrides"):
         options.overrides = rest
-    if options.verb in ("build", "retry-failed") and not options.dry_run:
-        given = [name for name in ("probe", "price") if getattr(options, name) is not None]
-        if given:
-            top.error(f"--{given[0]} belongs to a dry run: give --dry-run too, or leave it out")
+    if getattr(options, "probe", None) is not None and not options.dry_run:
+        top.error("--probe belongs to a dry run: give --dry-run too, or leave it out")
     if options.verb == "submit":
         if options.attach and "=" in options.attach:  # a setting after a bare --attach
             options.overrides.insert(0, options.attach)
@@ -230,9 +295,9 @@ def main(arguments: list[str] | None = None) -> int:
         signals.append(number)
         raise KeyboardInterrupt
 
+    console, verb = consoles.Console(), ""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, stop) for number in numbers}
-    console, verb = consoles.Console(), ""
     try:
         consoles.prepare()
         options = parse(arguments)
@@ -244,7 +309,10 @@ def main(arguments: list[str] | None = None) -> int:
         # Libraries turn an interrupted import into their own errors.
         code = STOPPED if signals else _code(error, verb, console)
         if code is None:
-            raise
+            if not console.json:
+                raise
+            console.unforeseen(error)
+            return FAILED
         if code == STOPPED:
             reason = str(error) if type(error).__name__ == "StoppedError" else "stopped"
             console.say(
@@ -252,15 +320,21 @@ def main(arguments: list[str] | None = None) -> int:
             )
         return code
     finally:
+        console.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _run(options: argparse.Namespace, console: consoles.Console) -> int:
     # Imported late, so that --help answers at once.
-    from ovref_pipelines import commands
+    from ovref_pipelines.tool_commands import TOOLS
 
-    code = commands.VERBS[options.verb](options, console)
+    if options.verb in TOOLS:
+        code = TOOLS[options.verb](options, console)
+    else:
+        from ovref_pipelines import commands
+
+        code = commands.VERBS[options.verb](options, console)
     sys.stdout.flush()
     return code
 
@@ -268,7 +342,7 @@ def _run(options: argparse.Namespace, console: consoles.Console) -> int:
 def _code(error: BaseException, verb: str, console: consoles.Console) -> int | None:
     """Reports an error and returns its exit code; None for an unexpected error."""
     if isinstance(error, ModuleNotFoundError) and not (error.name or "ovref").startswith("ovref"):
-        extra = "build" if verb not in LIGHT_VERBS else "cli"
+        extra = "cli" if verb in LIGHT_VERBS else EXTRAS.get(verb, "build")
         console.say(
             f"ovref: {verb} needs the package {error.name}, which is not installed: "
             f"`pip install 'ovref[cpu,{extra}]'`, in a clone `pip install '.[cpu,{extra}]'`",

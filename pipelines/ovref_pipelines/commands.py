@@ -14,7 +14,7 @@ from ovref_inference import ReferenceCollection
 from ovref_pipelines import recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.console import Console
-from ovref_pipelines.errors import FAILED, STOPPED
+from ovref_pipelines.errors import FAILED, MEND_FIRST, STOPPED
 from ovref_pipelines.folders import open_steps, unfinished
 from ovref_pipelines.output import open_build
 from ovref_pipelines.verbs import show
@@ -30,8 +30,12 @@ def _config(cls: type[Config], options: Namespace) -> Config:
 
 
 def _build_config(options: Namespace, console: Console) -> BuildConfig:
+    if "engine.log=json" in options.overrides:
+        console.use_json()  # errors in the configuration are JSON too
+    if getattr(options, "price", None) is not None:
+        options.overrides.append(f"engine.price_per_hour={options.price}")
     config = with_absolute_places(_config(BuildConfig, options))
-    if config.engine.log == "json":
+    if config.engine.log == "json" and not console.json:
         console.use_json()
     return config
 
@@ -67,7 +71,7 @@ def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
     preflight.check([(spec, pool) for spec, pool, _ in stages], here)
     probe = PROBE if options.probe is None else options.probe
     if probe:
-        console.show(estimate.text(estimate.estimate(config, probe, options.price)))
+        console.show(estimate.text(estimate.estimate(config, probe, config.engine.price_per_hour)))
     return 0
 
 
@@ -86,6 +90,27 @@ def _evaluate(options: Namespace, console: Console) -> int:
         console.use_json()
     evaluate.evaluate(config, console)
     console.show(f"written to {config.output}: {', '.join(sorted(os.listdir(config.output)))}")
+    return 0
+
+
+def _reproduce(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import paper_rows, reproduce
+
+    if options.name == "list":
+        console.show("\n".join(paper_rows.names()))
+        return 0
+    if options.data is None:
+        raise InputError("give --data, the folder of data sets")
+    data, runs = (absolute_local(getattr(options, one), f"--{one}") for one in ("data", "runs"))
+    row = paper_rows.read_row(
+        paper_rows.find(options.name), data=data, runs=runs, overrides=options.overrides
+    )
+    console.show(reproduce.introduction(row))
+    checked = reproduce.check(row)
+    console.show(reproduce.text(checked))
+    if options.dry_run:
+        return MEND_FIRST if checked.problems else 0
+    console.show(reproduce.reproduce(row, checked, console, partial=options.partial))
     return 0
 
 
@@ -139,22 +164,33 @@ def _reference(options: Namespace, console: Console) -> int:
 
 
 def _tombstone(options: Namespace, console: Console) -> int:
-    from ovref_inference.collection import store
+    from ovref_pipelines.verbs import tombstone
 
     place = absolute(options.collection, "collection")
-    named = {"keys": options.key, "sources": options.source, "nouns": options.noun}
-    if not any(named.values()):
-        raise InputError("say what is to be deleted, by --key, --source or --noun")
-    with ReferenceCollection.open(place) as collection:
-        ids = collection.ids_of(**named).tolist()
-    if not ids:
-        asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
-        raise InputError(f"{place} has no reference of the {asked}")
-    store.tombstone(place, ids, options.reason)
-    console.show(
-        f"{len(ids)} references deleted; reducing again with base={place} makes the prototypes "
-        "without them, until then whoever opens the collection does"
-    )
+    if options.list:
+        console.show((tombstone.listed_json if options.json else tombstone.listed)(place))
+        return 0
+    if not options.undo and not options.dry_run and not options.reason:
+        raise InputError("say why they are deleted, by --reason: it is kept in the collection")
+    ids = tombstone.wanted(
+        place,
+        ids=None if options.ids is None else tombstone.read_ids(options.ids),
+        keys=options.key, sources=options.source, nouns=options.noun, deleted=options.undo,
+    )  # fmt: skip
+    change = tombstone.undo if options.undo else tombstone.delete
+    console.show(change(place, ids, options.reason or "", dry_run=options.dry_run))
+    return 0
+
+
+def _explore(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.explore import serve
+
+    place = absolute(options.place)
+    build = None if options.build is None else absolute(options.build, "--build")
+    serve.serve(
+        place, build, host=options.host, port=options.port, say=console.say,
+        browser=not options.no_browser,
+    )  # fmt: skip
     return 0
 
 
@@ -182,12 +218,30 @@ def _submit(options: Namespace, console: Console) -> int:
     except KeyboardInterrupt:
         console.say(
             f"ovref: job {job} keeps running; --attach {job} follows it, "
-            f"`ray job stop {job}` ends it"
+            f"`ovref cancel {job}` ends it"
         )
         return STOPPED
     reason = f": {details.message}" if code and details.message else ""
     console.say(f"ovref: job {job} {details.status.value.lower()}{reason}")
     return code
+
+
+def _jobs(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import jobs, submit
+
+    found = jobs.jobs(submit.connect(options.address), every=options.all)
+    text = jobs.jobs_json(found) if options.json else jobs.jobs_text(found, every=options.all)
+    console.show(text)
+    return 0
+
+
+def _cancel(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import jobs, submit
+
+    client = submit.connect(options.address)
+    job = jobs.cancel(client, options.job, wait=not options.detach, say=console.say)
+    console.show(f"job {job.name} {'is told to end' if options.detach else job.status}")
+    return 0
 
 
 def _verify(options: Namespace, console: Console) -> int:
@@ -211,14 +265,18 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "build": _build,
     "retry-failed": _build,
     "submit": _submit,
+    "jobs": _jobs,
+    "cancel": _cancel,
     "reduce": _reduce,
     "bench": _bench,
     "evaluate": _evaluate,
     "compare": _compare,
+    "reproduce": _reproduce,
     "status": _status,
     "inspect": _status,
     "reference": _reference,
     "tombstone": _tombstone,
+    "explore": _explore,
     "verify": _verify,
     "gc": _gc,
 }

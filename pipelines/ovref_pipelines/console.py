@@ -6,8 +6,11 @@ import logging
 import os
 import select
 import sys
+import threading
+import traceback
 import warnings
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TextIO, cast
 
 
 def prepare() -> None:
@@ -33,13 +36,27 @@ class Console:
 
     def __init__(self) -> None:
         self.json = False
+        self._streams: tuple[TextIO, TextIO] | None = None
 
     def use_json(self) -> None:
-        """Switches to JSON lines, also for results and the log records of libraries."""
+        """Switches to JSON lines for all that is written: messages, results, what libraries log,
+        warn of or print, and unexpected errors. `close` ends it."""
         self.json = True
         os.environ["TQDM_DISABLE"] = "1"
+        self._streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = map(_json_lines, self._streams)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(_JsonFormatter())
+        logging.captureWarnings(True)
+
+    def close(self) -> None:
+        """Gives back stdout and stderr."""
+        if self._streams is not None:
+            logging.captureWarnings(False)
+            for stream in (sys.stdout, sys.stderr):
+                print(file=stream, flush=True)  # ends a line that was begun
+            sys.stdout, sys.stderr = self._streams
+            self._streams = None
 
     def say(self, message: str, event: str = "build") -> None:
         """Prints a message for people."""
@@ -51,10 +68,62 @@ class Console:
         """Prints a result."""
         print(json_line(None, "result", text, {}) if self.json else text)
 
+    def unforeseen(self, error: BaseException) -> None:
+        """An error that nobody foresaw, with its traceback, as one line of JSON."""
+        fields = {"traceback": "".join(traceback.format_exception(error))}
+        message = f"{type(error).__name__}: {error}"
+        print(json_line(None, "error", message, fields), file=sys.stderr, flush=True)
+
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return json_line(None, "log", f"{record.name}: {record.getMessage()}", {})
+        fields = {} if record.exc_info is None else {"traceback": super().format(record)}
+        return json_line(None, "log", f"{record.name}: {record.getMessage()}", fields)
+
+
+def _json_lines(stream: TextIO) -> TextIO:
+    return cast(TextIO, _JsonLines(stream))
+
+
+class _JsonLines:
+    """A text stream that passes lines of JSON on and makes one of every other line.
+
+    Each thread has a line of its own, since `print` writes a line and its end one after the other.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._begun = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        return False
+
+    def write(self, text: str) -> int:
+        *lines, rest = (getattr(self._begun, "line", "") + text).split("\n")
+        self._begun.line = rest
+        if lines:
+            self._stream.write("".join(map(self._as_json, lines)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    @staticmethod
+    def _as_json(line: str) -> str:
+        if not line.strip():
+            return ""
+        if not line.startswith(_HEAD):
+            line = json_line(None, "log", line, {})
+        return line + "\n"
+
+
+_HEAD = '{"time": '
 
 
 def json_line(step: str | None, event: str, message: str, fields: dict[str, Any]) -> str:

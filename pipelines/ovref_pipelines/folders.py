@@ -75,12 +75,17 @@ def _by_an_older_version(
     found: StepFolder, identity: dict[str, Any], parents: tuple[str, ...]
 ) -> StepFolder | None:
     """The existing step if only versions of stages differ; otherwise None."""
+    same = found.parents == parents and same_but_for_versions(found.identity, identity)
+    return found if same else None
+
+
+def same_but_for_versions(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Whether two steps, given by their identities, have equal stages but for their versions."""
 
     def unversioned(tree: dict[str, Any]) -> Any:
-        return canonical([stage | {"version": 0} for stage in tree["stages"]])
+        return canonical([stage | {"version": 0} for stage in tree.get("stages", [])])
 
-    same = found.parents == parents and unversioned(found.identity) == unversioned(identity)
-    return found if same else None
+    return bool(unversioned(left) == unversioned(right))
 
 
 def create_steps(config: BuildConfig, folders: Folders) -> None:

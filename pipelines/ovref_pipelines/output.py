@@ -3,6 +3,7 @@
     build.json              the configuration, with absolute places, and the folder it was run in
     captions/ ... references/   the steps (`STEPS`); in another build's output for `images_from`
     collection/             the collection, unless `collection` names another place
+    progress.json           where the build stands, rewritten while it runs (`live`)
     report.json             the summary of the last run; reports/<step>.json one a step
     vocabulary.json         the nouns of the prompts
     _reduce/                work files of the reduction

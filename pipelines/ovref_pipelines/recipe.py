@@ -34,6 +34,7 @@ from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_pipelines import preflight, provenance
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.engine import reduce_tasks
+from ovref_pipelines.engine.bill import Bill
 from ovref_pipelines.engine.ledger import QUARANTINE
 from ovref_pipelines.engine.progress import Throttle, duration
 from ovref_pipelines.engine.run_steps import (
@@ -45,6 +46,7 @@ from ovref_pipelines.engine.run_steps import (
 from ovref_pipelines.engine.summary import StepSummary, step_line, summarise
 from ovref_pipelines.errors import JobError
 from ovref_pipelines.folders import Folders, create_steps, open_steps, unfinished
+from ovref_pipelines.live import Live
 from ovref_pipelines.output import BUILD, FOLDER, REPORT, REPORTS, VOCABULARY, WORK
 
 Say = Callable[[str], None]
@@ -79,25 +81,44 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
         OvrefError, CollectionError: see `ovref.errors`; the message says what to do.
         StoppedError: SIGTERM or SIGINT was received. The same call resumes the build.
     """
-    started = time.monotonic()
     config = with_absolute_places(config)
     output = Store.open(config.output)
     folders = open_steps(config)
     check_conditional_create(output)
+    live = Live(output)
+
+    def tell(message: str) -> None:
+        say(message)
+        live.message(message)
+
+    tell(f"build: {config.corpus.path} to {config.output}")
+    with live.during():
+        return _build(config, output, folders, tell, live)
+
+
+def _build(
+    config: BuildConfig, output: Store, folders: Folders, say: Say, live: Live
+) -> BuildSummary:
+    started = time.monotonic()
+    bill = Bill(config.engine.price_per_hour, of_gpus=config.engine.has_gpus)
     with ray_left_as_found():
         _check_models(config, folders, say)
         create_steps(config, folders)
         output.write(BUILD, _json(dump(config) | {FOLDER: os.getcwd()}))
         ingested = _ingest(config, folders.captions, say)
-        steps = _run(config, say, (config.extract_nouns, folders.captions, folders.prompts))
+
+        def run(*chain: tuple[Spec, StepFolder, StepFolder]) -> list[StepSummary]:
+            return _run(config, say, bill, live, *chain)
+
+        steps = run((config.extract_nouns, folders.captions, folders.prompts))
         if folders.selected is not None and config.select_prompts is not None:
             steps.append(_select(config.select_prompts, folders.prompts, folders.selected, say))
         images = (config.make_images, folders.selected or folders.prompts, folders.images)
         embed = (config.embed, folders.images, folders.references)
         if config.engine.placement == "steps":
-            steps += _run(config, say, images) + _run(config, say, embed)
+            steps += run(images) + run(embed)
         else:
-            steps += _run(config, say, images, embed)
+            steps += run(images, embed)
 
     failed = sum(len(step.quarantined) for step in steps)
     collection = None
@@ -198,7 +219,11 @@ def _ingest(config: BuildConfig, target: StepFolder, say: Say) -> IngestSummary:
 
 
 def _run(
-    config: BuildConfig, say: Say, *chain: tuple[Spec, StepFolder, StepFolder]
+    config: BuildConfig,
+    say: Say,
+    bill: Bill,
+    live: Live,
+    *chain: tuple[Spec, StepFolder, StepFolder],
 ) -> list[StepSummary]:
     """Runs one step, or several concurrently: (stage, source, target) each."""
     engine = config.engine
@@ -209,7 +234,7 @@ def _run(
     runs = [
         StepRun(
             specs=[spec], source=source, target=target, pool=pool,
-            progress=progress_of(target, engine),
+            progress=progress_of(target, engine, bill, live.watch),
         )
         for (spec, source, target), pool in zip(chain, pools, strict=False)
     ]  # fmt: skip

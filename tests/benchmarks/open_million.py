@@ -37,15 +37,24 @@ HERE = Path(__file__).parent
 CLASSES, REPEATS = 171, 5
 
 
-def make(folder: Path, references: int, nouns: int, width: int) -> None:
-    """The collection, its manifest last."""
+def make(
+    folder: Path, references: int, nouns: int, width: int, noun_of: np.ndarray | None = None
+) -> None:
+    """The collection, its manifest last.
+
+    Args:
+        noun_of: (references,) number of each reference's noun; None gives all nouns equally many,
+            one noun after the other.
+    """
     from ovref.reduce import ivf
 
     config = PrototypeConfig()
     rng = np.random.default_rng(0)
     names = [f"noun {number:06d}" for number in range(nouns)]
-    counts = np.full(nouns, references // nouns)
-    counts[0] += references - counts.sum()
+    if noun_of is None:
+        noun_of = np.repeat(np.arange(nouns), references // nouns)
+        noun_of = np.concatenate([np.zeros(references - len(noun_of), int), noun_of])
+    counts = np.bincount(noun_of, minlength=nouns)
     for role, rows in (
         ("visual", references), ("textual", references), ("prototypes", nouns * config.k)
     ):  # fmt: skip
@@ -70,7 +79,6 @@ def make(folder: Path, references: int, nouns: int, width: int) -> None:
         part.codes.unlink()
         part.ids.unlink()
     with fmt.TableWriter(folder / fmt.FILES["references"], fmt.REFERENCE_SCHEMA) as table:
-        noun_of = np.repeat(names, counts)
         for start in range(0, references, 65_536):
             own = noun_of[start : start + 65_536]
             n = len(own)
@@ -78,7 +86,8 @@ def make(folder: Path, references: int, nouns: int, width: int) -> None:
                 "span_start", "span_end", "x0", "y0", "x1", "y1")}  # fmt: skip
             table.append({
                 "id": range(start, start + n), "key": [f"{i:024x}#0" for i in range(n)],
-                "noun": own.tolist(), "caption": ["a caption"] * n, **zeros, "area": np.ones(n),
+                "noun": [names[i] for i in own], "caption": ["a caption"] * n, **zeros,
+                "area": np.ones(n),
                 "score": np.ones(n), "source": ["daam"] * n, "shard": ["0/0"] * n,
                 "seed": [None] * n,
             })  # fmt: skip

@@ -120,11 +120,13 @@ class Clock(Progress):
     def working(self, workers: int) -> None:
         super().working(workers)
         self._working_calls += 1
-        if self._working_calls == 2:  # the first is of `begin`
+        if self._working_calls == 1:
             self.first_ready = time.monotonic()
 
-    def finished(self, inputs: int, dropped: dict[str, int], outputs: int = 0) -> None:
-        super().finished(inputs, dropped, outputs)
+    def finished(
+        self, shard: str, inputs: int, dropped: dict[str, int], outputs: int = 0
+    ) -> None:
+        super().finished(shard, inputs, dropped, outputs)
         self.finished_at.append(time.monotonic())
 
     def stands(self, shards_waiting: int, workers: int) -> None:

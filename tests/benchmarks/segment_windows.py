@@ -145,7 +145,8 @@ def class_names(count):
 
 def measured(models, segmenter, image_hwc, names, device, arguments, once):
     """Of one image: the whole, and by part."""
-    row = seconds_by_part(models, segmenter, [image_hwc], names, device)
+    encoders = {"DINOv2": models.dinov2, "DINO": models.dino, "CLIP": models.clip}
+    row = seconds_by_part(encoders, segmenter, [image_hwc], names, device)
     seconds = [row["seconds_by_part"]]
     if not once:
         seconds = []
@@ -153,7 +154,7 @@ def measured(models, segmenter, image_hwc, names, device, arguments, once):
             started = clock(device)
             segmenter.segment([image_hwc], names)
             seconds.append(clock(device) - started)
-        row = seconds_by_part(models, segmenter, [image_hwc], names, device)
+        row = seconds_by_part(encoders, segmenter, [image_hwc], names, device)
     return row | {"seconds": seconds, "images_a_second": 1 / statistics.median(seconds)}
 
 
@@ -191,18 +192,10 @@ class Models:
         dtype = getattr(torch, arguments.dtype)
         self.windows, self.device = sizes["windows"], device
         torch.manual_seed(0)
+        self.dinov2 = dinov2_encoder(sizes, device, dtype)
         with torch.device(device):
-            dinov2 = sizes["dinov2"]().eval().requires_grad_(False).to(dtype)
             clip = clip_model(sizes["clip"]).eval().requires_grad_(False)
             visual = clip_model(sizes["clip"]).eval().requires_grad_(False).visual
-        self.dinov2 = VisualEncoder(
-            lambda pixels: dinov2(pixel_values=pixels).last_hidden_state[:, 1:],
-            dim=dinov2.config.hidden_size,
-            size_hw=(sizes["dinov2_side"],) * 2,
-            patch_size=14,
-            images=Pixels(*IMAGENET, "bicubic", device, dtype),
-            batch_size=32,
-        )
         mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
         self.text = TextEncoder(
             clip,
@@ -220,22 +213,7 @@ class Models:
             images=Pixels(mean, std, "bicubic", device, dtype),
             batch_size=32,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            with torch.device(device):
-                vit = transformers.ViTModel(
-                    transformers.ViTConfig(**sizes["dino"]), add_pooling_layer=False
-                )
-            vit.save_pretrained(folder)
-            processor = {"image_processor_type": "ViTImageProcessor", "resample": 3,
-                         "image_mean": IMAGENET[0], "image_std": IMAGENET[1]}  # fmt: skip
-            Path(folder, "preprocessor_config.json").write_text(json.dumps(processor))
-            settings = VisualEncoderConfig(
-                model=folder,
-                size_hw=(sizes["dino_side"],) * 2,
-                features="keys",
-                precision=arguments.dtype,
-            )
-            self.dino = load_visual_encoder(settings, device=str(device))
+        self.dino = dino_encoder(sizes, device, arguments.dtype)
         self.keys = ShapedKeys(self.dino)
         self.collection = Collection(arguments.classes, self.dinov2.dim)
 
@@ -256,6 +234,37 @@ class Models:
             )
         config = segmenters.FossilConfig(windows=self.windows)
         return segmenters.FossilSegmenter(self.collection, self.dinov2, self.text, proposer, config)
+
+
+def dinov2_encoder(sizes, device, dtype):
+    """DINOv2 with random weights."""
+    with torch.device(device):
+        model = sizes["dinov2"]().eval().requires_grad_(False).to(dtype)
+    return VisualEncoder(
+        lambda pixels: model(pixel_values=pixels).last_hidden_state[:, 1:],
+        dim=model.config.hidden_size,
+        size_hw=(sizes["dinov2_side"],) * 2,
+        patch_size=14,
+        images=Pixels(*IMAGENET, "bicubic", device, dtype),
+        batch_size=32,
+    )
+
+
+def dino_encoder(sizes, device, precision):
+    """DINO with random weights; its features are keys."""
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.device(device):
+            vit = transformers.ViTModel(
+                transformers.ViTConfig(**sizes["dino"]), add_pooling_layer=False
+            )
+        vit.save_pretrained(folder)
+        processor = {"image_processor_type": "ViTImageProcessor", "resample": 3,
+                     "image_mean": IMAGENET[0], "image_std": IMAGENET[1]}  # fmt: skip
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(processor))
+        settings = VisualEncoderConfig(
+            model=folder, size_hw=(sizes["dino_side"],) * 2, features="keys", precision=precision
+        )
+        return load_visual_encoder(settings, device=str(device))
 
 
 def clip_model(smaller):
@@ -349,20 +358,20 @@ def photograph(size_hw, seed):
 class Parts:
     """Seconds of wrapped callables, each without those it calls."""
 
-    def __init__(self, device):
-        self.device = device
+    def __init__(self, device, seconds_of=None):
+        self.device, self.clock = device, seconds_of or clock
         self.seconds = collections.defaultdict(float)
         self.calls = collections.Counter()
         self.inner = [0.0]
 
     def timed(self, function, part):
         def call(*args, **kwargs):
-            started = clock(self.device)
+            started = self.clock(self.device)
             self.inner.append(0.0)
             try:
                 return function(*args, **kwargs)
             finally:
-                took = clock(self.device) - started
+                took = self.clock(self.device) - started
                 self.seconds[part] += took - self.inner.pop()
                 self.inner[-1] += took
                 self.calls[part] += 1
@@ -380,14 +389,18 @@ class Parts:
             yield self
 
 
-def seconds_by_part(models, segmenter, images, names, device):
-    """One run with everything wrapped."""
-    parts, graphs = Parts(device), []
+def seconds_by_part(encoders, segmenter, images, names, device, seconds_of=None):
+    """One run with everything wrapped.
+
+    Args:
+        encoders: name of a part -> the encoder whose passes it is.
+        seconds_of: the time on a device; None for wall time.
+    """
+    seconds_of = seconds_of or clock
+    parts, graphs = Parts(device, seconds_of), []
     places = [
         (Pixels, "__call__", "preparing images"),
-        (models.dinov2, "_forward", "DINOv2"),
-        (models.dino, "_forward", "DINO"),
-        (models.clip, "_forward", "CLIP"),
+        *((encoder, "_forward", part) for part, encoder in encoders.items()),
         (VisualEncoder, "encode", "features to the CPU"),
         (ShapedKeys, "shaped", "shaping keys (not in the product)"),
         (opencut, "second_eigenvectors", "OpenCut: eigenvectors"),
@@ -416,9 +429,9 @@ def seconds_by_part(models, segmenter, images, names, device):
     try:
         opencut.second_eigenvectors, segmenters.pool_regions = counted, pooled
         with parts.wrapped(places):
-            started = clock(device)
+            started = seconds_of(device)
             segmenter.segment(images, names)
-            total = clock(device) - started
+            total = seconds_of(device) - started
     finally:
         opencut.second_eigenvectors, segmenters.pool_regions = cut, pool
     parts.seconds["the rest"] = total - sum(parts.seconds.values())

@@ -11,12 +11,18 @@ def test_the_public_names():
         "CollectionError",
         "ModelError",
         "OvrefError",
+        "PrototypeHead",
         "Prototypes",
         "ReferenceCollection",
         "Segmentation",
         "Segmenter",
+        "SegmenterModule",
         "Support",
         "load_segmenter",
+        "open",
+        "read_image",
+        "register_backbone",
+        "segment_features",
     ]
     assert all(getattr(ovref_inference, name) for name in ovref_inference.__all__)
 

@@ -341,3 +341,13 @@ def test_stages_are_closed_when_a_record_cannot_be_written(source, target):
     with pytest.raises(TypeError, match="of kind caption in a shard of kind prompt") as error:
         run_shard([stage], source, target, "000000")
     assert error.traceback and closed == ["stage"]
+
+
+def test_a_watcher_learns_how_many_inputs_are_answered(source, target):
+    seen = []
+    run_shard(
+        [prompts_without_k1, references], source, target, "000000",
+        watch=lambda done, dropped: seen.append((done, dropped)),
+    )  # fmt: skip
+    # k1 is dropped whole, and of k0, k2 and k4 the second part; each is known when more comes out.
+    assert seen == [(1, 0), (3, 2), (4, 3), (4, 3), (5, 3), (6, 4), (6, 4)]

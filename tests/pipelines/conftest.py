@@ -33,16 +33,18 @@ def local_ray():
 @pytest.fixture
 def on(monkeypatch):
     """Puts the driver on a stand-in for Ray with these nodes."""
-    from fake_ray import FakeRay
+    from fake_ray import FakeRay, FakeTable
 
     from ovref_pipelines.ray import cluster as ray_cluster
     from ovref_pipelines.ray import engine as ray_engine
+    from ovref_pipelines.ray import reports as ray_reports
     from ovref_pipelines.ray import workers as ray_workers
 
     def put(**nodes):
         fake = FakeRay(**nodes)
         for module in (ray_engine, ray_workers):
             monkeypatch.setattr(module, "ray", fake)
+        monkeypatch.setattr(ray_reports, "internal_kv", FakeTable())
         monkeypatch.setattr(ray_engine, "join", lambda config: None)
         monkeypatch.setattr(ray_engine, "NOTICE_SECONDS", 0.02)
         monkeypatch.setattr(ray_engine, "POLL_SECONDS", 0.01)
@@ -54,3 +56,24 @@ def on(monkeypatch):
         return fake
 
     return put
+
+
+@pytest.fixture(scope="session")
+def tiny_build(tmp_path_factory):
+    """Output of a build of a dozen captions with the miniature's models and two steps of drawing:
+    enough to search, segment and publish, but nothing to look at."""
+    import ovref
+
+    output = tmp_path_factory.mktemp("tiny")
+    ovref.build(
+        "miniature",
+        {
+            "output": output,
+            "corpus.limit": 12,
+            "shard_size": 6,
+            "synthesize": {"steps": 2, "batch_size": 6},
+            "engine": {"engine": "local", "workers": 1},
+        },
+        say=lambda message: None,
+    )
+    return output

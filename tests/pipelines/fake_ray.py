@@ -90,6 +90,22 @@ class Method:
         return self.actor.call(self.name, arguments)
 
 
+class FakeTable:
+    """Stands for the table that Ray's head keeps (`ray.experimental.internal_kv`)."""
+
+    def __init__(self):
+        self.entries = {}
+
+    def _internal_kv_put(self, key, value, *, namespace):
+        self.entries[namespace, key] = value
+
+    def _internal_kv_get(self, key, *, namespace):
+        return self.entries.get((namespace, key))
+
+    def _internal_kv_del(self, key, *, namespace):
+        self.entries.pop((namespace, key), None)
+
+
 class FakeRay:
     """Stands for the module `ray` in the engine and its workers, and for what `ray_cluster` asks
     it. Nodes are named by one letter from a to f."""

@@ -2,12 +2,16 @@
 they say."""
 
 import argparse
+import json
+import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import warnings
 
 import pytest
 import yaml
@@ -63,6 +67,8 @@ def test_verbs_and_flags_are_pinned():
         "submit": sorted(
             [*common, "--address", "--again", "--attach", "--detach", "--runtime-env"]
         ),
+        "jobs": ["--address", "--all", "--help", "--json", "-h"],
+        "cancel": ["--address", "--detach", "--help", "-h", "job"],
         "reduce": common,
         "evaluate": common,
         "compare": sorted(
@@ -72,12 +78,36 @@ def test_verbs_and_flags_are_pinned():
         "status": place,
         "inspect": place,
         "reference": ["--build", "--help", "--regenerate", "-h", "collection", "id"],
-        "tombstone": ["--help", "--key", "--noun", "--reason", "--source", "-h", "collection"],
+        "tombstone": [
+            "--dry-run", "--help", "--ids", "--json", "--key", "--list", "--noun", "--reason",
+            "--source", "--undo", "-h", "collection",
+        ],
+        "explore": ["--build", "--help", "--host", "--no-browser", "--port", "-h", "place"],
         "verify": ["--help", "-h", "place"],
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
-    }
+        "segment": sorted(
+            ["--classes", "--device", "--formats", "--help", "--method", "--output", "--proposer",
+             "--things", "--workers", "-h", "collection", "images"]
+        ),
+        "search": sorted(
+            ["--box", "--build", "--help", "--image", "--json", "--mask", "--sheet", "-h", "-k",
+             "collection", "text"]
+        ),
+        "publish": sorted(
+            ["--build", "--evaluation", "--help", "--no-images", "--replace", "--title", "-h",
+             "collection", "target"]
+        ),
+        "export": sorted(
+            ["--build", "--clip-name", "--help", "--name", "--nouns", "--vfm-name", "-h", "-k",
+             "collection", "layout", "output"]
+        ),
+        "import": sorted(
+            ["--classes", "--clip-name", "--help", "--licence", "--name", "--output", "--replace",
+             "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
+        ),
+    }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 11 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 19 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_help_has_examples_and_version_has_a_number(ovref):
@@ -121,7 +151,7 @@ def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
         (["inspect", "nowhere"], "no output of `ovref build`"),
         (["evaluate", "--config", "build.yaml"], "unknown key"),
         (["retry-failed", "--config", "build.yaml"], "out is no output of `ovref build`"),
-        (["tombstone", "nowhere", "--reason", "x"], "by --key, --source or --noun"),
+        (["tombstone", "nowhere", "--reason", "x"], "by --ids, --key, --source or --noun"),
     ],
 )
 def test_what_has_to_be_mended_is_one_message_and_exit_code_2(ovref, arguments, says):
@@ -220,7 +250,6 @@ def test_settings_and_options_mix_in_any_order(arguments):
     ("arguments", "says"),
     [
         (["build", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry run"),
-        (["build", "--config", "build.yaml", "--price", "1"], "--price belongs to a dry run"),
         (["retry-failed", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry"),
         (["status", "out", "more"], "unrecognized arguments: more"),
         (["submit"], "submit needs --config, or --attach with the name of a job"),
@@ -305,6 +334,7 @@ HEAVY = {
         ("reference OUT/collection 0", HEAVY - {"yaml", "pydantic"}, None),
         ("build --config miniature output=OUT/more", HEAVY - {"yaml", "pydantic"}, "cpu,build"),
         ("status OUT", HEAVY, "cpu,cli"),
+        ("explore OUT", HEAVY | {"starlette"}, "cpu,explore"),
         ("evaluate --config miniature_evaluate", HEAVY, "cpu,build"),
     ],
 )
@@ -328,7 +358,7 @@ def test_a_missing_package_is_one_sentence_with_the_pip_line(
         assert (code, error) == (0, "")
     else:
         assert code == 2 and f"`pip install 'ovref[{extra}]'`" in error
-        assert error.count("\n") == 1 + error.count("models: loading")
+        assert error.count("\n") == 1 + error.count("models: loading") + error.count("build: ")
 
 
 def run_outside(code, **environment):
@@ -343,32 +373,74 @@ def run_outside(code, **environment):
 def test_a_closed_pipe_and_an_encoding_that_lacks_the_letters(finished_build, tmp_path):
     for unbuffered in ("", "1"):
         code, _, error = run_outside(
-            f'"$OVREF" -m ovref_pipelines.cli status {finished_build} | true',
+            f'"$OVREF" -m ovref_pipelines status {finished_build} | true',
             PYTHONUNBUFFERED=unbuffered,
         )
         assert (code, error) == (141, "")
     named = tmp_path / "käse"
     shutil.copytree(finished_build, named)
     code, printed, error = run_outside(
-        f'"$OVREF" -m ovref_pipelines.cli status {named}', PYTHONIOENCODING="ascii"
+        f'"$OVREF" -m ovref_pipelines status {named}', PYTHONIOENCODING="ascii"
     )
     assert (code, error) == (0, "") and "k\\xe4se/collection" in printed
 
 
-def test_ctrl_c_while_modules_are_loaded_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("module", ["argparse", "ovref_pipelines.cli", "ovref_pipelines.commands"])
+def test_ctrl_c_while_modules_are_loaded_is_one_sentence(tmp_path, module):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, os, signal\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'ovref_pipelines.commands':\n"
+        f"        if name == {module!r}:\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    code, _, error = run_outside(
-        '"$OVREF" -m ovref_pipelines.cli status nowhere', PYTHONPATH=path
-    )
+    code, _, error = run_outside('"$OVREF" -m ovref_pipelines status nowhere', PYTHONPATH=path)
     assert code == 130 and error.startswith("ovref: stopped;") and error.count("\n") == 1
+
+
+def test_every_line_of_the_json_log_is_json(ovref, monkeypatch):
+    library = logging.getLogger("a_library_with_a_handler_of_its_own")
+
+    def noisy(config, say):
+        say("captions: reading")
+        print("printed\n\nin two lines")
+        print("a line without an end", end="")
+        warnings.warn("a warning", UserWarning, stacklevel=1)
+        logging.getLogger("library").warning("two\nlines")
+        handler = logging.StreamHandler()
+        library.addHandler(handler)
+        library.propagate = False
+        library.error("by a handler")
+        library.removeHandler(handler)
+        threads = [threading.Thread(target=say, args=(f"thread: {i}",)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr("ovref_pipelines.recipe.build", noisy)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+    streams = sys.stdout, sys.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(sys, "warnoptions", ["always"])
+        code, printed, error = ovref("build", "--config", "build.yaml", "engine.log=json")
+    assert code == 1 and (sys.stdout, sys.stderr) == streams
+    lines = [json.loads(line) for line in (printed + error).splitlines()]
+    assert all({"time", "step", "event", "message"} <= set(line) for line in lines)
+    said = [line["message"] for line in lines]
+    assert {"printed", "in two lines", "a line without an end", "by a handler"} <= set(said)
+    assert "library: two\nlines" in said
+    assert any("UserWarning: a warning" in text for text in said)
+    assert sum(text.startswith("thread: ") for text in said) == 8
+    assert lines[-1]["event"] == "error" and "in noisy" in lines[-1]["traceback"]
+
+    for wrong in ("shard_size=0", "nothing=1"):
+        code, printed, error = ovref("build", "--config", "build.yaml", "engine.log=json", wrong)
+        assert code == 2 and json.loads(error)["event"] == "error" and not printed
 
 
 def test_configurations_are_found_by_name(ovref):

@@ -1,5 +1,8 @@
 """The real stages with the miniature's models: any engine and number of workers, the same bytes."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,20 @@ def test_engines_and_numbers_of_workers_agree_to_the_byte(local_ray, tmp_path):
     assert files["local"]["references"]
     assert files["local"] == files["ray1"] == files["ray3"]
     assert len(set(fingerprints.values())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_every_line_of_a_build_in_json_is_json(tmp_path, engine):
+    settings = [*SMALL, f"engine.engine={engine}", "engine.workers=1", f"output={tmp_path}"]
+    command = [sys.executable, "-W", "default", "-m", "ovref_pipelines", "build"]
+    done = subprocess.run(
+        [*command, "--config", "miniature", "engine.log=json", *settings],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (done.stdout + done.stderr).splitlines()]
+    assert done.returncode == 0 and lines[-1]["time"]
+    assert {"build", "progress", "result"} <= {line["event"] for line in lines}
 
 
 @pytest.mark.slow

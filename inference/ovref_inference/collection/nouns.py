@@ -51,15 +51,15 @@ class Nouns:
             self._paths["references"], memory_map=True, read_dictionary=["noun"]
         ) as file:
             column = file.read(columns=["noun"]).column("noun").unify_dictionaries()
-        parts = []
-        for chunk in column.chunks:
-            words = chunk.dictionary.to_pylist()
-            missing = [word for word in words if word not in self.row]
-            if missing:
-                raise CollectionError(f"{self._paths['nouns']} lacks the nouns {missing[:10]}")
-            codes = np.array([self.row[word] for word in words], dtype=np.int32)
-            parts.append(codes[chunk.indices.to_numpy()])
-        return np.concatenate(parts)
+        if not len(column):
+            return np.zeros(0, dtype=np.int32)
+        # Unified, so the same words in every chunk: their rows are looked up once.
+        words = column.chunk(0).dictionary.to_pylist()
+        missing = [word for word in words if word not in self.row]
+        if missing:
+            raise CollectionError(f"{self._paths['nouns']} lacks the nouns {missing[:10]}")
+        codes = np.array([self.row[word] for word in words], dtype=np.int32)
+        return np.concatenate([codes[chunk.indices.to_numpy()] for chunk in column.chunks])
 
     def references(self, row: int) -> np.ndarray:
         """Ids of a noun's references, ascending, without deleted ones."""

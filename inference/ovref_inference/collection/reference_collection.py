@@ -14,6 +14,7 @@ from ovref_inference.collection import index as indexes
 from ovref_inference.collection import store
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
+from ovref_inference.collection.handle import CollectionHandle
 from ovref_inference.collection.nouns import Nouns, read_nouns
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
@@ -27,7 +28,6 @@ from ovref_inference.collection.prototypes import (
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
-from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
 from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import as_float32, l2_normalised, prefetch_rows
@@ -36,7 +36,7 @@ _FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
 """Attributes that `ReferenceCollection.close` removes."""
 
 
-class ReferenceCollection:
+class ReferenceCollection(CollectionHandle):
     """A published collection, memory-mapped and read-only; safe to query from several threads.
 
     with ReferenceCollection.open("s3://bucket/coco-fossil") as collection:
@@ -86,7 +86,7 @@ class ReferenceCollection:
         """Opens a local collection in place, or a remote one through a local cache.
 
         Args:
-            url: folder, or fsspec URL such as s3://bucket/name.
+            url: folder, fsspec URL such as s3://bucket/name, or hf://user/name@revision.
             cache: folder for copies of remote files; None takes $OVREF_CACHE, or else the
                 platform's cache folder.
             verify: "quick" checks all sizes and small files' checksums, "full" all checksums.
@@ -100,7 +100,10 @@ class ReferenceCollection:
         manifest, paths = store.fetch(
             str(url), cache=cache, verify=verify, storage_options=storage_options
         )
-        return cls(str(url), manifest, paths)
+        collection = cls(str(url), manifest, paths)
+        options = {"cache": cache, "verify": verify, "storage_options": storage_options}
+        collection._opened = options
+        return collection
 
     def __len__(self) -> int:
         """References that are not deleted."""
@@ -138,27 +141,6 @@ class ReferenceCollection:
     def noun_counts(self) -> np.ndarray:
         """(nouns,) int64: references of each noun that are not deleted."""
         return self._nouns.counts
-
-    @property
-    def visual_config(self) -> VisualEncoderConfig:
-        """The visual encoder that made the collection, for `encoders.load_visual_encoder`.
-
-        Raises:
-            CollectionError: the manifest does not say it in these terms.
-        """
-        settings = dict(self.manifest.visual.settings)
-        if "size_hw" in settings:
-            settings["size_hw"] = tuple(settings["size_hw"])
-        return self._encoder_config(VisualEncoderConfig, settings)
-
-    @property
-    def text_config(self) -> TextEncoderConfig:
-        """The text encoder that made the collection, for `encoders.load_text_encoder`.
-
-        Raises:
-            CollectionError: the manifest does not say it in these terms.
-        """
-        return self._encoder_config(TextEncoderConfig, self.manifest.textual.settings)
 
     def search_text(self, text_embeddings: Any, k: int) -> Support:
         """The k references whose textual retrieval embeddings are nearest (FOSSIL 3.3, FreeDA).
@@ -274,16 +256,19 @@ class ReferenceCollection:
         return self._table.rows(wanted)
 
     def ids_of(
-        self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = ()
-    ) -> np.ndarray:
+        self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = (),
+        deleted: bool = False,
+    ) -> np.ndarray:  # fmt: skip
         """Ids of references by where they come from, ascending, without deleted ones.
 
         Args:
             keys: of references, or of images (without `#`), which are all references of the image.
             sources: of masks, as `daam`; nouns: as in `nouns`. A reference that any of the three
                 names is in.
+            deleted: gives those that are deleted instead.
         """
-        return np.setdiff1d(self._table.ids_of(keys, sources, nouns), self._deleted)
+        ids = self._table.ids_of(keys, sources, nouns)
+        return ids[np.isin(ids, self._deleted) == deleted]
 
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
         """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""
@@ -295,15 +280,6 @@ class ReferenceCollection:
         noun is compared as in `prototypes`."""
         row = self._nouns.row.get(noun.strip().lower())
         return np.zeros(0, dtype=np.int64) if row is None else self._nouns.references(row)
-
-    def _encoder_config(self, kind: type, settings: dict[str, Any]) -> Any:
-        try:
-            return kind(**settings)
-        except (TypeError, ValueError, KeyError) as error:
-            raise CollectionError(
-                f"{self.url}: the manifest's encoder settings {settings} are no {kind.__name__} "
-                f"({error}); load the encoder yourself and pass embeddings"
-            ) from error
 
     def _search(self, kind: str, queries: Any, k: int) -> Support:
         info: fmt.IndexInfo = getattr(self.manifest, f"{kind}_index")

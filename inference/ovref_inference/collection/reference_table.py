@@ -27,6 +27,16 @@ class ReferenceTable:
         """Closes the file. Idempotent."""
         self._file.close()
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return self._file.schema_arrow.names
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows of these columns, or of all."""
+        with self._lock:
+            return self._file.read(columns=columns)
+
     def rows(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """One dict of `REFERENCE_SCHEMA` for each of the (n,) ids, which the table has."""
         found: dict[int, dict[str, Any]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection import hub
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.nouns import read_nouns
@@ -89,19 +90,63 @@ def tombstone(
         CollectionError: there is no readable collection at `url`.
         ValueError: an id that the collection does not have.
     """
-    fs, root = _open_store(url, storage_options)
     manifest = read_manifest(url, storage_options=storage_options)
     total = manifest.counts["references"]
     unknown = [i for i in ids if not 0 <= i < total]
     if unknown:
         raise ValueError(f"{url} has references 0 to {total - 1}, not {unknown[:10]}")
+    old = read_tombstones(url, storage_options=storage_options)
+    new = fmt.tombstone_columns(set(ids) - set(old["id"]), reason)
+    columns = {name: old[name] + new[name] for name in fmt.TOMBSTONE_SCHEMA.names}
+    return _replace_tombstones(url, manifest, columns, storage_options)
+
+
+def untombstone(
+    url: str, ids: list[int], *, storage_options: dict[str, Any] | None = None
+) -> fmt.Manifest:
+    """Takes deletions back: the references are returned again. One writer at a time.
+
+    Prototypes that were made without them stay so until the collection is reduced again.
+
+    Raises:
+        CollectionError: there is no readable collection at `url`.
+        ValueError: an id that is not deleted.
+    """
+    manifest = read_manifest(url, storage_options=storage_options)
+    old = read_tombstones(url, storage_options=storage_options)
+    back = set(ids)
+    if not back <= set(old["id"]):
+        raise ValueError(f"{url}: references {sorted(back - set(old['id']))[:10]} are not deleted")
+    kept = [row for row, reference in enumerate(old["id"]) if reference not in back]
+    columns = {name: [old[name][row] for row in kept] for name in fmt.TOMBSTONE_SCHEMA.names}
+    settled = sum(row < manifest.settled_tombstones for row in kept)
+    manifest = dataclasses.replace(manifest, settled_tombstones=settled)
+    return _replace_tombstones(url, manifest, columns, storage_options)
+
+
+def read_tombstones(
+    url: str, *, storage_options: dict[str, Any] | None = None
+) -> dict[str, list[Any]]:
+    """The deleted references of the collection at `url`, in the order of their deletion: columns
+    `id` and `reason`. Raises CollectionError like `read_manifest`."""
+    fs, root = _open_store(url, storage_options)
+    manifest = read_manifest(url, storage_options=storage_options)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.FILES["tombstones"])
         fs.get_file(f"{root}/{manifest.files['tombstones'].path}", str(path))
         with fmt.open_table(path, fmt.TOMBSTONE_SCHEMA) as table:
-            old = table.read().to_pydict()
-        new = fmt.tombstone_columns(set(ids) - set(old["id"]), reason)
-        columns = {name: old[name] + new[name] for name in fmt.TOMBSTONE_SCHEMA.names}
+            return table.read().to_pydict()
+
+
+def _replace_tombstones(
+    url: str,
+    manifest: fmt.Manifest,
+    columns: dict[str, list[Any]],
+    storage_options: dict[str, Any] | None,
+) -> fmt.Manifest:
+    fs, root = _open_store(url, storage_options)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, fmt.FILES["tombstones"])
         fmt.write_table(path, fmt.TOMBSTONE_SCHEMA, columns)
         sha256 = sha256_of(path)
         info = fmt.FileInfo(
@@ -115,6 +160,8 @@ def tombstone(
 
 def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) -> fmt.Manifest:
     """The manifest of the collection at `url`. Raises CollectionError like `fetch`."""
+    if url.startswith(hub.PREFIX):
+        return _hub_manifest(url, None)
     fs, root = _open_store(url, storage_options)
     path = f"{root}/{fmt.MANIFEST}"
     try:
@@ -144,7 +191,8 @@ def fetch(
     the name of its content's hash, so that only what has changed is ever copied again.
 
     Args:
-        cache: folder; None takes $OVREF_CACHE, or else the platform's cache folder.
+        cache: folder; None takes $OVREF_CACHE, or else the platform's cache folder; for `hf://` it
+            is huggingface_hub's, and None its own.
         verify: "quick" checks all sizes and the checksums of files up to 8 MiB, "full" all.
 
     Raises:
@@ -152,6 +200,8 @@ def fetch(
     """
     if verify not in ("quick", "full"):
         raise ValueError(f'verify must be "quick" or "full", found {verify!r}')
+    if url.startswith(hub.PREFIX):
+        return _fetch_from_hub(url, cache, full=verify == "full")
     manifest = read_manifest(url, storage_options=storage_options)
     fs, root = _open_store(url, storage_options)
     paths = {}
@@ -164,6 +214,24 @@ def fetch(
         else:
             path = _cached(fs, f"{root}/{info.path}", info, cache, full=verify == "full")
         paths[role] = path
+    return manifest, paths
+
+
+def _hub_manifest(url: str, cache: str | Path | None) -> fmt.Manifest:
+    path = hub.download(url, fmt.MANIFEST, cache)
+    return fmt.parse_manifest(path.read_bytes(), f"{url}/{fmt.MANIFEST}")
+
+
+def _fetch_from_hub(
+    url: str, cache: str | Path | None, full: bool
+) -> tuple[fmt.Manifest, dict[str, Path]]:
+    manifest, paths = _hub_manifest(url, cache), {}
+    for role, info in manifest.files.items():
+        paths[role] = hub.download(url, info.path, cache)
+        if problem := _problem(paths[role], info, full=full):
+            raise CollectionError(
+                f"{info.path} of {url} {problem}; delete {paths[role]} and open it again"
+            )
     return manifest, paths
 
 

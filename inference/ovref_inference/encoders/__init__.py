@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         load_visual_encoder,
     )
     from ovref_inference.encoders.pooling import RegionEncoder, pool_regions
+    from ovref_inference.encoders.registry import register_backbone
 
 __all__ = [
     "CropEncoder",
@@ -31,6 +32,7 @@ __all__ = [
     "load_text_encoder",
     "load_visual_encoder",
     "pool_regions",
+    "register_backbone",
 ]
 
 _MODULES = {
@@ -44,6 +46,7 @@ _MODULES = {
     "load_text_encoder": "load",
     "load_visual_encoder": "load",
     "pool_regions": "pooling",
+    "register_backbone": "registry",
 }
 
 __getattr__ = lazy_exports(__name__, _MODULES)

@@ -14,7 +14,7 @@ import numpy as np
 import open_clip
 import torch
 
-from ovref_inference.encoders import clip_towers, vit_towers
+from ovref_inference.encoders import clip_towers, registry, vit_towers
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.crops import Masking
@@ -157,7 +157,7 @@ class TextEncoder:
 
 def load_visual_encoder(
     config: VisualEncoderConfig, *, device: str | None = None, batch_size: int = 32
-) -> VisualEncoder:
+) -> VisualEncoder | registry.OwnEncoder:
     """Loads a visual backbone and encodes one black image with it.
 
     Args:
@@ -169,6 +169,8 @@ def load_visual_encoder(
             ConvNeXt, or gives no finite features at the configured size; or the configured features
             are not dense.
     """
+    if config.model.startswith(registry.OWN):
+        return registry.load_own(config, device)
     if config.masking:
         raise ModelError(
             f"features {config.features!r} are of regions, not dense; load_region_encoder has them"
@@ -179,7 +181,7 @@ def load_visual_encoder(
 
 def load_region_encoder(
     config: VisualEncoderConfig, *, device: str | None = None, batch_size: int = 32
-) -> VisualEncoder | CropEncoder:
+) -> VisualEncoder | registry.OwnEncoder | CropEncoder:
     """Loads what embeds regions as configured: by pooling, or by masked crops.
 
     Arguments and errors as in `load_visual_encoder`; the batch size counts images or crops. Masked
@@ -266,6 +268,7 @@ def _crop_encoder(
         masking=masking,
         images=images,
         batch_size=batch_size,
+        fill_rgb=(0.0, 0.0, 0.0) if config.features == "crop_heatmap_black" else None,
     )
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
     from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
     from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
-    from ovref_inference.segmenters.load import load_segmenter
+    from ovref_inference.segmenters.load import load_segmenter, segment_features
+    from ovref_inference.segmenters.modules import PrototypeHead, SegmenterModule
     from ovref_inference.segmenters.regions import (
         Panoptic,
         Segmentation,
@@ -33,10 +34,12 @@ __all__ = [
     "FreedaConfig",
     "FreedaSegmenter",
     "Panoptic",
+    "PrototypeHead",
     "RetClipConfig",
     "RetClipSegmenter",
     "Segmentation",
     "Segmenter",
+    "SegmenterModule",
     "SuperpixelConfig",
     "TextOnlySegmenter",
     "VocSegConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "WindowConfig",
     "load_segmenter",
     "panoptic",
+    "segment_features",
     "semantic",
 ]
 
@@ -55,10 +59,12 @@ _MODULES = {
     "FreedaConfig": "freeda",
     "FreedaSegmenter": "freeda",
     "Panoptic": "regions",
+    "PrototypeHead": "modules",
     "RetClipConfig": "retclip",
     "RetClipSegmenter": "retclip",
     "Segmentation": "regions",
     "Segmenter": "regions",
+    "SegmenterModule": "modules",
     "SuperpixelConfig": "superpixels",
     "TextOnlySegmenter": "fossil",
     "VocSegConfig": "vocseg",
@@ -66,6 +72,7 @@ _MODULES = {
     "WindowConfig": "windows",
     "load_segmenter": "load",
     "panoptic": "regions",
+    "segment_features": "load",
     "semantic": "regions",
 }
 

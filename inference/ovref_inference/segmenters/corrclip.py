@@ -71,6 +71,10 @@ class CorrClipSegmenter:
 
     Score of a class: (1 - support) cos(region's CLIP embedding, text) + support cos(mean of the k
     retrieved textual embeddings, text).
+
+    In one thing the default is not CorrCLIPv2's: a class for which the collection has no support is
+    missing and gets no pixel, as with every segmenter here. CorrCLIPv2 classifies it by what text
+    and retrieved regions say all the same; `floor=None` does so too.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """A segmenter from a collection alone: encoders from its manifest, and settings that fit it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -7,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.encoders.load import VisualEncoder, load_region_encoder, load_text_encoder
-from ovref_inference.proposers.load import opencut_proposer
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
+from ovref_inference.encoders.registry import as_encoder
+from ovref_inference.proposers.load import no_proposals, opencut_proposer
 from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter
 from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
-from ovref_inference.segmenters.regions import Segmenter
+from ovref_inference.segmenters.regions import Segmentation, Segmenter
 from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
 from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
 from ovref_inference.segmenters.windows import WindowConfig
@@ -32,6 +35,7 @@ def load_segmenter(
     *,
     proposer: Any = None,
     config: Any = None,
+    visual: Any = None,
     device: str | None = None,
 ) -> Segmenter:
     """A segmenter with the encoders that the collection was built with.
@@ -46,50 +50,106 @@ def load_segmenter(
             (OpenCut), which a collection of masked crops lacks. FreeDA has superpixels instead.
         config: of the method; None takes its paper's settings, but no more references than the
             collection has for the usual noun, and windows no larger than its encoder's images.
+        visual: an encoder that is there already, or a backbone of your own with `encode(images)`,
+            from uint8 (H, W, 3) to (n, h, w, d) float32; None loads what the manifest says.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
 
     Raises:
         CollectionError: the collection cannot be opened.
         ModelError: an encoder cannot be loaded.
-        ValueError: no such method; a proposer is needed; or CorrCLIPv2 with a collection that is
-            not in CLIP's space, for which `CorrClipSegmenter` takes the other encoder.
+        ValueError: no such method, or a proposer is needed.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
     if not isinstance(collection, ReferenceCollection):
         collection = ReferenceCollection.open(collection)
     kind, config_kind = METHODS[method]
+    if visual is None:
+        visual = _visual_of(collection, method, proposer, device)
+    else:
+        visual = as_encoder(visual)
+    text = load_text_encoder(collection.text_config, device=device)
+    config = config or fitting(config_kind(), collection)
+    if method == "freeda":
+        return kind(collection, visual, text, config)
+    if proposer is None and hasattr(visual, "encode"):
+        proposer = opencut_proposer(visual, device=device)
+    encoders: tuple[Any, ...] = (visual, text)
+    if method == "corrclip":
+        encoders = (visual, _clip_of(collection, visual, device), text)
+    return kind(collection, *encoders, proposer, config)
+
+
+def _visual_of(
+    collection: ReferenceCollection, method: str, proposer: Any, device: str | None
+) -> Any:
+    """The encoder that the manifest names. Raises ValueError where it does not fit the method."""
     visual_config = collection.visual_config
     if proposer is None and method != "freeda" and visual_config.masking:
         raise ValueError(
             f"{collection.url} is of masked crops, of which no masks can be cut: give a proposer, "
             "see ovref_inference.proposers"
         )
-    if method == "corrclip" and visual_config.library != "open_clip":
-        raise ValueError(
-            f"{collection.url} is not in CLIP's space: make a CorrClipSegmenter with the image "
-            "tower of its text encoder as well"
-        )
-    visual = load_region_encoder(visual_config, device=device)
-    text = load_text_encoder(collection.text_config, device=device)
-    config = config or fitting(config_kind(), collection)
-    if method == "freeda":
-        return kind(collection, visual, text, config)
-    if proposer is None and isinstance(visual, VisualEncoder):
-        proposer = opencut_proposer(visual, device=device)
-    encoders = (visual, visual, text) if method == "corrclip" else (visual, text)
-    return kind(collection, *encoders, proposer, config)
+    return load_region_encoder(visual_config, device=device)
 
 
-def fitting(config: Any, collection: ReferenceCollection) -> Any:
+def _clip_of(collection: ReferenceCollection, visual: Any, device: str | None) -> Any:
+    """What embeds regions in the space of the collection's texts: its own encoder, or the image
+    tower of its text encoder with dense features (MaskCLIP's) at the same image size."""
+    config, text = collection.visual_config, collection.text_config
+    if config.library == "open_clip":
+        return visual
+    return load_region_encoder(
+        VisualEncoderConfig(
+            model=text.model, revision=text.revision, library="open_clip", features="values",
+            size_hw=config.size_hw,
+        ),
+        device=device,
+    )  # fmt: skip
+
+
+def segment_features(
+    collection: ReferenceCollection | str | Path,
+    features_hwd: np.ndarray,
+    masks_nhw: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    config: FossilConfig | None = None,
+    text: Any = None,
+) -> Segmentation:
+    """FOSSIL's label map of one image from features and masks of your own: no image is encoded.
+
+    Args:
+        collection: an open one, or where it is.
+        features_hwd, masks_nhw, class_names: as of `FossilSegmenter.segment_features`.
+        config: as of `load_segmenter`.
+        text: the collection's text encoder, if it is there already; None loads it.
+
+    Raises:
+        CollectionError, ModelError: as of `load_segmenter`.
+        ValueError: as of `FossilSegmenter.segment_features`.
+    """
+    if not isinstance(collection, ReferenceCollection):
+        collection = ReferenceCollection.open(collection)
+    config = config or fitting(FossilConfig(), collection, windows=False)
+    text = text or load_text_encoder(collection.text_config)
+    segmenter = FossilSegmenter(collection, _NoEncoder(), text, no_proposals, config)
+    return segmenter.segment_features(features_hwd, masks_nhw, class_names)
+
+
+class _NoEncoder:
+    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        raise ValueError("this segmenter has no encoder: give features to segment_features")
+
+
+def fitting(config: Any, collection: ReferenceCollection, *, windows: bool = True) -> Any:
     """The settings with as many references (`n`) as the median noun of the collection has, at least
     10, and windows of its encoder's image size, where these are smaller."""
     changes: dict[str, Any] = {}
     counts = collection.noun_counts
     if hasattr(config, "n") and (counts > 0).any():
         changes["n"] = min(config.n, max(10, int(np.median(counts[counts > 0]))))
-    side = min(collection.visual_config.size_hw)
-    windows = getattr(config, "windows", None)
-    if windows is not None and side < windows.crop:
+    asked = getattr(config, "windows", None) if windows else None
+    if asked is not None and (side := min(collection.visual_config.size_hw)) < asked.crop:
         changes["windows"] = WindowConfig(short_side=side, crop=side, stride=max(1, side // 2))
     return replace(config, **changes)

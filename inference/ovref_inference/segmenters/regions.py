@@ -7,11 +7,12 @@ torch is needed here.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ovref_inference.encoders.pooling import RegionEncoder
+from ovref_inference.lazy import missing_package
 from ovref_inference.proposers.proposals import Proposals, owned_masks
 from ovref_inference.vectors import l2_normalised
 
@@ -40,6 +41,58 @@ class Segmentation:
         """(classes, H, W) float32; -inf for a class without support. Made at each call: 8 GB for
         171 classes of 12 megapixels, which the other maps do not need."""
         return self.scores_of(slice(None))
+
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """The classes that occur: (n, H, W) bool masks, and (n,) int64, the class of each."""
+        classes = np.unique(self.labels_hw)
+        classes = classes[classes >= 0].astype(np.int64)
+        return self.labels_hw[None] == classes[:, None, None], classes
+
+    def to_torch(self, device: Any = None) -> dict[str, Any]:
+        """Tensors: `labels` (H, W) int64 with NO_CLASS where there is none, `scores` (H, W) float32
+        of the best class, `masks` (n, H, W) bool and `classes` (n,) int64 as of `masks`."""
+        import torch
+
+        masks_nhw, classes = self.masks()
+        return {
+            "labels": torch.as_tensor(self.labels_hw, dtype=torch.int64, device=device),
+            "scores": torch.as_tensor(self.max_score_hw, device=device),
+            "masks": torch.as_tensor(masks_nhw, device=device),
+            "classes": torch.as_tensor(classes, device=device),
+        }
+
+    def to_supervision(self, class_names: Sequence[str]) -> Any:
+        """`supervision.Detections`, one of each class that occurs: box, mask, mean score of its
+        pixels as confidence, class id, and `class_name` in its data.
+
+        Args:
+            class_names: those that were asked for.
+
+        Raises:
+            MissingPackageError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise missing_package(error, "Segmentation.to_supervision") from error
+        masks_nhw, classes = self.masks()
+        if not len(classes):
+            return supervision.Detections.empty()
+        return supervision.Detections(
+            xyxy=np.array([box_of(mask_hw) for mask_hw in masks_nhw], dtype=np.float64),
+            mask=masks_nhw,
+            confidence=np.array([self.max_score_hw[mask_hw].mean() for mask_hw in masks_nhw]),
+            class_id=classes,
+            data={"class_name": np.array([class_names[label] for label in classes])},
+        )
+
+
+def box_of(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of a mask's pixels, right and bottom exclusive; zeros of an empty mask."""
+    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 class Segmenter(Protocol):

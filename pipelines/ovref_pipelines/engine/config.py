@@ -77,6 +77,9 @@ class EngineConfig:
     only; `local` finishes its shard)."""
     progress_seconds: float = 10.0
     """Interval between lines of progress if the output is not a terminal."""
+    price_per_hour: float | None = None
+    """Price of a GPU-hour, or of a worker's hour if workers have no GPU; progress then includes the
+    cost so far."""
     log: Literal["text", "json"] = "text"
     """`json` prints progress and events as one JSON object per line, for programs."""
 
@@ -94,11 +97,18 @@ class EngineConfig:
                 f"placement must be steps with engine=local, found {self.placement}; set engine "
                 "to ray for steps that run at the same time"
             )
-        for name in ("max_quarantined", "drain_seconds"):
-            require_at_least(name, getattr(self, name), 0)
+        for name in ("max_quarantined", "drain_seconds", "price_per_hour"):
+            if (value := getattr(self, name)) is not None:
+                require_at_least(name, value, 0)
         for name in ("shard_timeout_seconds", "progress_seconds", "max_worker_gb"):
             if (value := getattr(self, name)) is not None:
                 require_above(name, value, 0)
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether any worker has a GPU."""
+        embedders = self.placement == "pools" and self.embedders.gpus_per_worker > 0
+        return self.gpus_per_worker > 0 or embedders
 
     @property
     def pool(self) -> PoolConfig:

@@ -134,6 +134,7 @@ class Ledger:
         if outcome.fatal is not None:
             raise outcome.fatal
         if outcome.error is not None:
+            self.progress.lost(shard)
             self._errors[shard] += 1
             self.count("errors")
             self._again(shard, self._errors[shard] < self.config.attempts, outcome.error)
@@ -153,7 +154,7 @@ class Ledger:
             )
         self.committed_now += 1
         dropped = Counter(commit.dropped) + Counter(commit.dropped_parts)
-        self.progress.finished(self.records[shard], dropped, commit.outputs)
+        self.progress.finished(shard, self.records[shard], dropped, commit.outputs)
         for path in (f"{QUARANTINE}/{shard}.json", f"{CRASHED}/{shard}.json"):
             if path in self._reported_before and not (shard in self._crashed and CRASHED in path):
                 self.target.store.delete(path)
@@ -161,6 +162,7 @@ class Ledger:
     def worker_lost(self, task: ShardTask, reason: str, node_lost: bool) -> None:
         """Records that a worker died or was killed before it finished its task."""
         shard = task.shard
+        self.progress.lost(shard)
         if node_lost:
             self.count("node_losses")
             self._node_losses[shard] += 1
@@ -226,7 +228,7 @@ class Ledger:
             self.waiting.append(shard)
             return
         self.quarantined.append(shard)
-        self.progress.set_aside(self.records[shard])
+        self.progress.set_aside(shard, self.records[shard])
         self.progress.say(
             f"shard {shard} is quarantined: {_last_line(reason)}", event="quarantine", shard=shard
         )

@@ -1,25 +1,29 @@
-"""Progress of a running step: shards done, records per second, remaining time.
+"""Progress of a running step: records done, records per second, remaining time.
 
 On a terminal a bar for each step, drawn by rich, with `line()` beside it; elsewhere (a log, a
-cluster job) `line()` at intervals; for programs the same as one JSON object per line (`json_line`).
-The rate is that of the last few shards of this run, so there is no estimate before the first one is
-finished. A `Meter` exports the counts to a metrics system.
+cluster job) `line()` at intervals; `json_line` gives the same as one JSON object per line. The rate
+is that of the last few batches of this run, so there is no estimate before the first one is
+finished. A `Meter` exports the counts to a metrics system, a `Watcher` to `progress.json`.
 
-Whoever runs a step calls `begin` once, then `finished`, `set_aside`, `more` and `failed` as things
-happen, `tick` often and `close` at the end. All three outputs come from `line`, `_counts` and the
-share done that `_bar` gives, so a finer count needs a change there and nowhere else.
+Whoever runs a step calls `begin` once, then `report`, `finished`, `set_aside`, `more` and `failed`
+as things happen, `tick` often and `close` at the end. All outputs come from `line`, `counts` and
+the share done that `_bar` gives. Workers of this process report from a thread of their own.
 """
 
 import sys
+import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
 from ovref_pipelines.console import json_line
+from ovref_pipelines.engine.bill import Bill
+from ovref_pipelines.engine.rate import Rate
+from ovref_pipelines.engine.reports import Report
 
-RECENT_SHARDS = 20
-"""The rate is measured over this many of the latest shards (and at least two per worker)."""
+Watcher = Callable[[list[dict[str, Any]]], None]
+"""Gets `Progress.counts` of the steps that run at the same time; called often."""
 
 
 class Meter(Protocol):
@@ -36,7 +40,7 @@ class Meter(Protocol):
 
 
 class Progress:
-    """Counts one step's shards and prints its progress."""
+    """Counts one step's records and prints its progress."""
 
     def __init__(
         self,
@@ -47,9 +51,11 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         log: str = "text",
         meter: Meter | None = None,
+        bill: Bill | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
-        """`stream` defaults to stderr; `clock` is monotonic, in seconds; `log` is
-        `text` or `json`."""
+        """`stream` defaults to stderr; `clock` is monotonic, in seconds; `log` is `text` or `json`;
+        `bill` is the build's, updated by whoever starts workers."""
         self._step = step
         self._every_seconds = every_seconds
         self._stream = sys.stderr if stream is None else stream
@@ -59,17 +65,27 @@ class Progress:
         self._meter = meter
         self._shown: list[Progress] = [self]
         self._leader = self
+        self.bill = bill or Bill(None, of_gpus=False, clock=clock)
+        self._watcher = watcher
         self._total = self._done = self._to_go = self._set_aside = 0
+        self._records_before = self._records_now = 0
         self._announced = 0
+        self._ready = False
         self._dropped: Counter[str] = Counter()
-        self._recent: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=RECENT_SHARDS + 1)
+        self._reports: dict[str, Report] = {}
+        self._rate = Rate(clock)
         self._printed = clock()
         self._bars: Any = None
+        self._lock = threading.RLock()
 
-    def begin(self, total: int, done: int, records_to_go: int, workers: int) -> None:
-        """`done` of `total` shards were finished by earlier runs; the rest hold the records."""
+    def begin(
+        self, total: int, done: int, records_to_go: int, workers: int, records_done: int = 0
+    ) -> None:
+        """`done` of `total` shards, with `records_done`, were finished by earlier runs; the rest
+        hold the records to go."""
         self._total, self._done, self._to_go = total, done, records_to_go
-        self.working(workers)
+        self._records_before = records_done
+        self._rate.begin(workers)
         if done < total:
             self.say(f"{total - done} of {total} shards to do, {records_to_go} records")
 
@@ -80,7 +96,7 @@ class Progress:
     def beside(self, other: "Progress") -> None:
         """Shows `other`, of a concurrent step, together with this one."""
         self._leader._shown.append(other)
-        other._leader = self._leader
+        other._leader, other._lock = self._leader, self._lock
 
     def still_to_come(self, shards: int) -> None:
         """The previous step still has this many shards to make; `more` adds each. Until then the
@@ -94,24 +110,45 @@ class Progress:
 
     def working(self, workers: int) -> None:
         """The first worker has loaded its models: rates are measured from here."""
-        span = max(RECENT_SHARDS, 2 * workers) + 1
-        self._recent = deque([(self._clock(), 0)], maxlen=span)
+        with self._lock:
+            self._rate.begin(workers)
+            self._ready = True
 
-    def finished(self, inputs: int, dropped: dict[str, int], outputs: int = 0) -> None:
-        """One shard of `inputs` records is committed, with drops counted by reason."""
-        self._done += 1
-        self._to_go -= inputs
-        self._dropped.update(dropped)
-        self._recent.append((self._clock(), inputs))
-        if self._meter is not None:
-            self._meter.finished(inputs, outputs, dropped)
-        if self._done < self._total:
+    def report(self, report: Report) -> None:
+        """Progress of a worker within its shard; may be called from any thread."""
+        with self._lock:
+            self._reports[report.shard] = report
+            self._rate.at(self._records())
             self.tick()
 
-    def set_aside(self, inputs: int) -> None:
-        """One shard of `inputs` records is quarantined."""
-        self._set_aside += 1
-        self._to_go -= inputs
+    def lost(self, shard: str) -> None:
+        """A worker's progress within a shard is lost."""
+        with self._lock:
+            self._reports.pop(shard, None)
+            self._rate.at(self._records())
+
+    def finished(
+        self, shard: str, inputs: int, dropped: dict[str, int], outputs: int = 0
+    ) -> None:
+        """A shard of `inputs` records is committed, with drops counted by reason."""
+        with self._lock:
+            self._reports.pop(shard, None)
+            self._done += 1
+            self._to_go -= inputs
+            self._records_now += inputs
+            self._dropped.update(dropped)
+            self._rate.at(self._records())
+            if self._meter is not None:
+                self._meter.finished(inputs, outputs, dropped)
+            if self._done < self._total:
+                self.tick()
+
+    def set_aside(self, shard: str, inputs: int) -> None:
+        """A shard of `inputs` records is quarantined."""
+        with self._lock:
+            self.lost(shard)
+            self._set_aside += 1
+            self._to_go -= inputs
 
     def failed(self, what: str) -> None:
         """Counts an event that has a tally: a retry, a lost worker."""
@@ -128,18 +165,21 @@ class Progress:
         if self._leader is not self:
             self._leader.tick()
             return
-        now = self._clock()
-        if now - self._printed < (0.2 if self._live else self._every_seconds):
-            return
-        self._printed = now
-        if self._live:
-            self._draw()
-        elif self._json:
-            for progress in self._shown:
-                line = progress.line()
-                self._print(json_line(progress._step, "progress", line, progress._counts()))
-        else:
-            self._print("; ".join(progress.line() for progress in self._shown))
+        with self._lock:
+            if self._watcher is not None:
+                self._watcher([progress.counts() for progress in self._shown])
+            now = self._clock()
+            if now - self._printed < (0.2 if self._live else self._every_seconds):
+                return
+            self._printed = now
+            if self._live:
+                self._draw()
+            elif self._json:
+                for progress in self._shown:
+                    line = progress.line()
+                    self._print(json_line(progress._step, "progress", line, progress.counts()))
+            else:
+                self._print("; ".join(progress.line() for progress in self._shown))
 
     def say(self, message: str, event: str = "note", **fields: Any) -> None:
         """Prints a separate line: a failed shard, a lost worker.
@@ -148,51 +188,92 @@ class Progress:
             event: what kind of message it is, for programs; with `fields` about it.
         """
         line = f"{self._step}: {message}"
-        self._leader._print(json_line(self._step, event, message, fields) if self._json else line)
+        with self._lock:
+            self._leader._print(
+                json_line(self._step, event, message, fields) if self._json else line
+            )
 
     def close(self) -> None:
         """Removes the bars from the terminal."""
+        if self._leader is self and self._watcher is not None:
+            self._watcher([progress.counts() for progress in self._shown])
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
 
     def records_per_second(self) -> float | None:
-        """Input records a second over the recent shards; None before the first is finished."""
-        if len(self._recent) < 2:
-            return None
-        seconds = self._clock() - self._recent[0][0]
-        # The first entry only starts the window: its records were done before it.
-        return sum(count for _, count in list(self._recent)[1:]) / seconds if seconds > 0 else None
+        """Input records per second over the recent batches; None before the first is finished."""
+        return self._rate.per_second()
 
     def line(self) -> str:
         """Current state of the step."""
-        rate = self.records_per_second()
-        parts = [f"{self._step}: {self._done}/{self._total} shards"]
-        if rate:
+        done, total = self._bar()
+        parts = [f"{self._step}: {done}/{'?' if self._announced > 0 else total} records"]
+        if rate := self.records_per_second():
             parts.append(f"{rate:.3g} records/s")
-            if self._announced <= 0:
-                parts.append(f"{duration(self._to_go / rate)} to go")
-        elif self._announced <= 0:
-            parts.append("time to go unknown until a shard is finished")
-        if self._dropped:
-            parts.append(f"{sum(self._dropped.values())} drops")
+        if self._announced <= 0:
+            seconds = self._rate.to_go(total - done)
+            if seconds is not None:
+                parts.append(f"{duration(seconds)} to go")
+            elif self._ready:
+                parts.append("time to go unknown until the first batch is finished")
+            else:
+                parts.append("workers are loading their models")
+        dropped = sum(self._dropped.values()) + sum(r.dropped for r in self._reports.values())
+        if dropped:
+            parts.append(f"{dropped} drops")
         if self._set_aside:
-            parts.append(f"{self._set_aside} quarantined")
+            parts.append(f"{self._set_aside} shards quarantined")
+        if used := self._gpu():
+            busy = "" if used["busy"] is None else f" {used['busy']:.0%} busy,"
+            parts.append(f"GPU{busy} {used['used_bytes'] / 1e9:.3g} of "
+                         f"{used['total_bytes'] / 1e9:.3g} GB")
+        if (cost := self.bill.amount) is not None:
+            parts.append(f"cost so far {cost:.2f}")
         return ", ".join(parts)
 
-    def _counts(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
+        """The same for programs, as plain values; `dropped` is of committed shards, by reason."""
+        done, total = self._bar()
+        dropped = sum(report.dropped for report in self._reports.values())
         return {
+            "step": self._step,
+            "records": None if self._announced > 0 else total,
+            "records_done": done,
             "shards": self._total,
             "shards_done": self._done,
             "shards_quarantined": self._set_aside,
-            "records_to_go": None if self._announced > 0 else self._to_go,
+            "records_to_go": None if self._announced > 0 else total - done,
             "records_per_second": self.records_per_second(),
+            "seconds_to_go": None if self._announced > 0 else self._rate.to_go(total - done),
             "dropped": dict(sorted(self._dropped.items())),
+            "dropped_in_hand": dropped,
+            "gpu": self._gpu(),
+            "cost": self.bill.amount,
+        }
+
+    def _records(self) -> int:
+        """Records done by this run, with those of shards in hand."""
+        return self._records_now + sum(report.done for report in self._reports.values())
+
+    def _gpu(self) -> dict[str, Any] | None:
+        """The GPUs of all workers: the fullest one's memory, and how busy they are on average."""
+        reports = [report for report in self._reports.values() if report.gpu_total_bytes]
+        if not reports:
+            return None
+        fullest = max(reports, key=lambda report: report.gpu_used_bytes or 0)
+        busy = [report.gpu_busy for report in reports if report.gpu_busy is not None]
+        return {
+            "used_bytes": fullest.gpu_used_bytes,
+            "total_bytes": fullest.gpu_total_bytes,
+            "busy": sum(busy) / len(busy) if busy else None,
         }
 
     def _bar(self) -> tuple[int, int]:
-        """How much is done, and of how much."""
-        return self._done, self._total
+        """Records done, and records in all as far as they are known."""
+        in_hand = self._records() - self._records_now
+        done = self._records_before + self._records_now
+        return done + in_hand, done + self._to_go
 
     def _draw(self) -> None:
         if self._bars is None:
@@ -211,7 +292,7 @@ class Progress:
         for number, step in enumerate(self._shown):
             done, total = step._bar()
             if number == len(self._bars.task_ids):
-                self._bars.add_task(step.line(), total=total)
+                self._bars.add_task("", total=total)
             task = self._bars.task_ids[number]
             self._bars.update(task, description=step.line(), completed=done, total=total)
 
@@ -223,7 +304,7 @@ class Progress:
 
 
 class Throttle:
-    """Passes on at most one message per interval, for work without shards to count."""
+    """Passes on at most one message every so many seconds, for work that has no shards to count."""
 
     def __init__(
         self,

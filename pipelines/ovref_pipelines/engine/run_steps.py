@@ -27,7 +27,7 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,10 +38,12 @@ from ovref.storage.commits import Commit
 from ovref.storage.scratch import remove_abandoned
 from ovref.storage.steps import StepFolder
 from ovref_inference.errors import MissingPackageError
+from ovref_pipelines.engine.bill import Bill
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.ledger import CRASHED_WORKER, Ledger, Outcome, ShardTask
 from ovref_pipelines.engine.prefetch import Prefetch
-from ovref_pipelines.engine.progress import Progress
+from ovref_pipelines.engine.progress import Progress, Watcher
+from ovref_pipelines.engine.reports import Report, reporting
 from ovref_pipelines.engine.stopping import Drain, draining
 from ovref_pipelines.engine.summary import StepSummary, summarise
 
@@ -109,7 +111,11 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
         run.shards = len(sources)
         total = len(sources) + to_come
         run.progress.begin(
-            total, len(sources) - len(records), sum(records.values()), run.pool.workers
+            total,
+            len(sources) - len(records),
+            sum(records.values()),
+            run.pool.workers,
+            records_done=sum(sources[shard].outputs for shard in sources if shard in done),
         )
         run.progress.still_to_come(to_come)
         if before is not None:
@@ -144,9 +150,20 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
     ]
 
 
-def progress_of(target: StepFolder, config: EngineConfig) -> Progress:
+def progress_of(
+    target: StepFolder,
+    config: EngineConfig,
+    bill: Bill | None = None,
+    watcher: Watcher | None = None,
+) -> Progress:
     """Progress display of a step, as configured."""
-    return Progress(target.name, every_seconds=config.progress_seconds, log=config.log)
+    return Progress(
+        target.name,
+        every_seconds=config.progress_seconds,
+        log=config.log,
+        bill=bill,
+        watcher=watcher,
+    )
 
 
 class ShardWorker:
@@ -173,12 +190,18 @@ class ShardWorker:
                 ) from error
 
     def run(
-        self, source: StepFolder, target: StepFolder, task: ShardTask, upcoming: str | None = None
+        self,
+        source: StepFolder,
+        target: StepFolder,
+        task: ShardTask,
+        upcoming: str | None = None,
+        tell: Callable[[Report], None] | None = None,
     ) -> Outcome:
         """Runs one task; errors of the shard or its stages are returned, not raised.
 
         Args:
             upcoming: the shard that will probably be next, to prefetch.
+            tell: gets a `Report` every few seconds, from a separate thread.
         """
         try:
             if task.examine is not None:
@@ -187,7 +210,8 @@ class ShardWorker:
             with self._prefetch.place(source, task.shard) as place:
                 if upcoming is not None:
                     self._prefetch.begin(source, upcoming)
-                commit = self._run_shard(place, target, task, without)
+                with reporting(tell, task.shard) as watch:
+                    commit = self._run_shard(place, target, task, without, watch)
             self._committed = True
             return Outcome(commit=commit)
         except FATAL as error:
@@ -196,9 +220,14 @@ class ShardWorker:
             return Outcome(error=traceback.format_exc())
 
     def _run_shard(
-        self, source: StepFolder, target: StepFolder, task: ShardTask, without: dict[int, str]
+        self,
+        source: StepFolder,
+        target: StepFolder,
+        task: ShardTask,
+        without: dict[int, str],
+        watch: Callable[[int, int], None],
     ) -> Commit:
-        arguments = (self._stages, source, target, task.shard, task.attempt, without)
+        arguments = (self._stages, source, target, task.shard, task.attempt, without, watch)
         # A store that has never answered probably has a wrong address: report it at once.
         for wait_s in OUTAGE_SECONDS if self._committed else ():
             try:
@@ -273,12 +302,15 @@ def _run_local(run: StepRun, after: StepRun | None, config: EngineConfig, drain:
         return
     worker = ShardWorker(run.specs, config.threads)
     run.progress.working(1)
+    run.progress.bill.holds(1, run.pool.gpus_per_worker)
     try:
         while run.ledger.waiting and not drain.requested:
             task = run.ledger.take()
             upcoming = run.ledger.waiting[0] if run.ledger.waiting else None
-            settle(run, after, task, worker.run(run.source, run.target, task, upcoming))
+            tell = run.progress.report
+            settle(run, after, task, worker.run(run.source, run.target, task, upcoming, tell))
     finally:
+        run.progress.bill.holds(0, 0)
         worker.close()
 
 

@@ -11,7 +11,7 @@ the store, so the bytes are those of steps that run one after another.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ovref.errors import ModelError
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.ledger import ShardTask
+from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.run_steps import StepRun, settle, thread_variables
 from ovref_pipelines.engine.stopping import Drain
 from ovref_pipelines.errors import JobError, StoppedError
@@ -33,6 +34,7 @@ from ovref_pipelines.ray.cluster import (
     offer,
 )
 from ovref_pipelines.ray.metrics import RayMeter
+from ovref_pipelines.ray.reports import Reports, forget
 from ovref_pipelines.ray.workers import PendingCall, Pool, Worker, WorkerHandle
 
 POLL_SECONDS = 0.5
@@ -63,6 +65,7 @@ class _Driver:
             self._pools = [Pool(self._runs, runs[0].pool)]
         self._hire_class = ray.remote(Worker)
         self._say = runs[0].progress.say
+        self._reports = Reports()
         self._leaving: set[str] = set()
         self._looked_at = self._waiting_since = time.monotonic()
         self._found_room_at = 0.0
@@ -79,6 +82,8 @@ class _Driver:
                     self._hire(pool)
                     self._occupy(pool)
             # Housekeeping is done now, while all workers are busy.
+            self._reports.read(self._at_work)
+            self._pay()
             self._runs[0].progress.tick()
             for pool in self._pools:
                 self._replace_hung(pool)
@@ -101,8 +106,10 @@ class _Driver:
         for pool in self._pools:
             for handle in pool.handles():
                 ray.kill(handle.actor)
+                forget(handle.channel, len(pool.runs))
             pool.idle.clear()
             pool.calls.clear()
+        self._runs[0].progress.bill.holds(0, 0)
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -208,7 +215,7 @@ class _Driver:
                 one.ledger.give_back(handle.reserved)
                 handle.reserved = None
         upcoming = handle.reserved.shard if first and handle.reserved else None
-        ref = handle.actor.run.remote(step, task, upcoming)
+        ref = handle.actor.run.remote(step, task, upcoming, handle.channel)
         handle.pool.calls[ref] = PendingCall(handle, time.monotonic(), one, task)
 
     def _worth_fetching_ahead(self, one: StepRun) -> bool:
@@ -216,8 +223,25 @@ class _Driver:
         enough = len(one.ledger.waiting) > sum(pool.config.workers for pool in self._pools)
         return enough and not one.source.store.is_local
 
+    def _at_work(self) -> Iterator[tuple[str, int, str, Progress]]:
+        for pool in self._pools:
+            for call in pool.calls.values():
+                if call.run is not None and call.task is not None and call.task.examine is None:
+                    step = pool.runs.index(call.run)
+                    yield call.handle.channel, step, call.task.shard, call.run.progress
+
+    def _pay(self) -> None:
+        """Tells the bill what is held: workers that have a place, also while they load models."""
+        held = [
+            (sum(handle.node is not None for handle in pool.handles()), pool.config.gpus_per_worker)
+            for pool in self._pools
+        ]
+        workers, gpus = sum(count for count, _ in held), sum(count * each for count, each in held)
+        self._runs[0].progress.bill.holds(workers, gpus)
+
     def _dismiss(self, handle: WorkerHandle) -> None:
         ray.kill(handle.actor)
+        forget(handle.channel, len(handle.pool.runs))
         if handle.reserved is not None:
             handle.pool.runs[0].ledger.give_back(handle.reserved)
             handle.reserved = None

@@ -1,5 +1,6 @@
 """The actors of `ray.engine`, and the driver's view of each."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.config import PoolConfig
 from ovref_pipelines.engine.ledger import Outcome, ShardTask
 from ovref_pipelines.engine.run_steps import ShardWorker, StepRun
+from ovref_pipelines.ray.reports import teller
 
 
 class Worker:
@@ -39,10 +41,16 @@ class Worker:
             return error
         return None
 
-    def run(self, step: int, task: ShardTask, upcoming: str | None) -> tuple[Outcome, int]:
-        """Runs one task of one of its steps; also returns the resident memory afterwards, bytes."""
+    def run(
+        self, step: int, task: ShardTask, upcoming: str | None, channel: str
+    ) -> tuple[Outcome, int]:
+        """Runs one task of one of its steps; also returns the resident memory afterwards, bytes.
+
+        Args:
+            channel: see `WorkerHandle`.
+        """
         worker, source, target = self._steps[step]
-        outcome = worker.run(source, target, task, upcoming)
+        outcome = worker.run(source, target, task, upcoming, teller(channel, step))
         return outcome, self._process.memory_info().rss
 
 
@@ -56,6 +64,8 @@ class WorkerHandle:
     """Ray's id of the node it runs on; None while it waits for a place."""
     hired_among: frozenset[str] = frozenset()
     """The live nodes when it was started."""
+    channel: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Where its reports are found (`ray.reports`)."""
     reserved: ShardTask | None = None
     """A task of the pool's first step whose shard it prefetches, to be given to it next."""
 

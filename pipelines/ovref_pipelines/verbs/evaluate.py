@@ -62,7 +62,9 @@ def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
 
 def _absolute_folder(folder: LabelFolder) -> LabelFolder:
     places = [one for one in ("images", "labels", "classes") if getattr(folder, one)]
-    changes: dict[str, Any] = {one: absolute_local(getattr(folder, one), one) for one in places}
+    changes: dict[str, Any] = {
+        one: absolute_local(getattr(folder, one), one) for one in places
+    }
     return dataclasses.replace(folder, **changes)
 
 

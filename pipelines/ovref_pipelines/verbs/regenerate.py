@@ -21,6 +21,7 @@ from ovref.stages.synthesize import Synthesize
 from ovref.storage.steps import StepFolder
 from ovref_inference import ReferenceCollection
 from ovref_pipelines.build_config import BuildConfig
+from ovref_pipelines.folders import same_but_for_versions
 from ovref_pipelines.output import (
     BUILD,
     FOLDER,
@@ -49,6 +50,8 @@ class Regenerated:
     textual_cosine: float
     bits_equal: bool
     """Whether both embeddings are bit-identical to the stored ones."""
+    other_versions: tuple[str, ...]
+    """Steps of the build that were made by another version of a stage than the present one."""
     equal_in_batch: bool | None
     """Whether it has the stored bytes if generated and embedded in its batch; None if it has them
     alone, so that this was not tried."""
@@ -69,6 +72,8 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
     Raises:
         InputError: the reference does not exist or is deleted, or the build did not make it or no
             longer has its prompt.
+        MismatchError: the build was made with other settings than its build.json has. A different
+            version of a stage is accepted: whether it makes the same is what is asked.
         OvrefError: a model cannot be loaded, or the build's files are damaged.
     """
     row = row_of(collection, reference)
@@ -120,6 +125,9 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
         visual_cosine=visual,
         textual_cosine=textual,
         bits_equal=bits,
+        other_versions=(
+            *_other_version(images, config.make_images), *_other_version(references, config.embed)
+        ),
         equal_in_batch=equal_in_batch,
     )
 
@@ -153,6 +161,8 @@ def text(found: Regenerated) -> str:
         else "made again in its batch: other bytes too; another machine, device or library rounds "
         "differently",
     ]
+    if found.other_versions:
+        lines.append(f"made by an ovref with other stages: {', '.join(found.other_versions)}")
     if not found.same:
         lines.append(f"this is another reference: a cosine is below {SAME}")
     return "\n".join(lines)
@@ -166,10 +176,18 @@ def _as_generated(spec: Any, kept: ImageRecord) -> Any:
 
 
 def _step(output: BuildOutput, name: str, spec: Spec) -> StepFolder:
-    step = output.step(name)
-    if step.identity.get("stages") != [spec_identity(spec)]:
+    step, identity = output.step(name), {"stages": [spec_identity(spec)]}
+    if not same_but_for_versions(step.identity, identity):
         raise MismatchError(f"{step.store.url} was made with other settings than {BUILD} has now")
     return step
+
+
+def _other_version(step: StepFolder, spec: Spec) -> list[str]:
+    """Says so if another version of the stage made the step."""
+    (stage,) = step.identity["stages"]
+    if stage["version"] == spec.version:
+        return []
+    return [f"{step.name} by version {stage['version']} of {spec.name}, now {spec.version}"]
 
 
 def _one(step: StepFolder, shard: str, key: str) -> Any:

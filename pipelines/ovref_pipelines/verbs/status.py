@@ -13,6 +13,7 @@ from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
+from ovref_pipelines import live
 from ovref_pipelines.engine.ledger import QUARANTINE
 from ovref_pipelines.engine.progress import duration
 from ovref_pipelines.engine.summary import counts_text, summarise
@@ -63,6 +64,8 @@ def place_text(url: str) -> str:
         return "\n".join(_lines_of(_lone_step(store)))
     build = open_build(url)
     lines = [line for step in status(build) for line in _lines_of(step)]
+    if (now := live.read(build.store)) is not None and now["state"] == "running":
+        lines.insert(0, f"running, {duration(now['age_seconds'])} ago: {live.text(now)}")
     if build.upstream != build.store:
         lines.insert(0, f"images come from {build.upstream.url}")
     if not build.is_published:
@@ -84,6 +87,7 @@ def place_json(url: str) -> str:
             "output": build.store.url,
             "steps": [asdict(step) for step in status(build)],
             "collection": build.collection.url if build.is_published else None,
+            "progress": live.read(build.store),
         }
     return json.dumps(tree, indent=1, ensure_ascii=False)
 

@@ -158,7 +158,7 @@ def submit(
         if not last.status.is_terminal():
             raise ConfigError(
                 f"this build is {last.status.value.lower()} already, as job {last.submission_id}: "
-                f"follow it with --attach, or end it with `ray job stop {last.submission_id}`"
+                f"follow it with --attach, or end it with `ovref cancel {last.submission_id}`"
             )
         if last.status == JobStatus.SUCCEEDED and not again:
             raise ConfigError(

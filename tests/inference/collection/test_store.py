@@ -290,3 +290,26 @@ def test_credentials_and_networks_that_are_missing_are_said(s3, monkeypatch):
     }
     with pytest.raises(CollectionError, match=r"cannot read .*127\.0\.0\.1:9"):
         store.read_manifest("s3://bucket/some/collection", storage_options=nowhere)
+
+
+def test_a_deletion_is_taken_back_and_what_is_settled_stays_counted(remote):
+    def living():
+        with ReferenceCollection.open(remote) as collection:
+            return len(collection), collection.manifest.settled_tombstones
+
+    total, _ = living()
+    manifest = store.tombstone(remote, [4, 2], "blurred")
+    store.tombstone(remote, [1], "opt-out")
+    settled = fsspec.filesystem("memory").cat(f"{remote}/{fmt.MANIFEST}")
+    tree = json.loads(settled) | {"settled_tombstones": 2}
+    fsspec.filesystem("memory").pipe(f"{remote}/{fmt.MANIFEST}", json.dumps(tree).encode())
+    assert manifest.counts["tombstones"] == 2 and living() == (total - 3, 2)
+    assert store.read_tombstones(remote) == {
+        "id": [2, 4, 1], "reason": ["blurred", "blurred", "opt-out"],
+    }  # fmt: skip
+    store.untombstone(remote, [2, 1])
+    assert living() == (total - 1, 1)
+    with pytest.raises(ValueError, match=r"references \[2\] are not deleted"):
+        store.untombstone(remote, [2, 4])
+    store.untombstone(remote, [4])
+    assert living() == (total, 0)

@@ -82,9 +82,9 @@ def test_workers_are_given_what_is_next_and_nothing_is_run_twice(remote, tmp_pat
     fake = on(a=Node(cpus=3))
     assert run(remote, tmp_path, EngineConfig(workers=3)) == wanted
     calls = [arguments for actor in fake.hired for name, arguments in actor.calls if name == "run"]
-    assert sorted(task.shard for _, task, _ in calls) == [f"{n:06d}" for n in range(12)]
+    assert sorted(task.shard for _, task, *_ in calls) == [f"{n:06d}" for n in range(12)]
     for actor in fake.hired:
         runs = [arguments for name, arguments in actor.calls if name == "run"]
-        for (*_, upcoming), (_, after, _) in itertools.pairwise(runs):
+        for (*_, upcoming, _), (_, after, *_) in itertools.pairwise(runs):
             assert upcoming in (None, after.shard)
-    assert sum(upcoming is not None for *_, upcoming in calls) >= 6
+    assert sum(upcoming is not None for *_, upcoming, _ in calls) >= 6

@@ -1,5 +1,8 @@
 """References made again from their provenance, and estimates, on a real build of the miniature."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from ovref_pipelines import cli, recipe
 from ovref_pipelines.engine.progress import duration
 from ovref_pipelines.recipe import BuildConfig
 from ovref_pipelines.verbs import estimate
-from ovref_pipelines.verbs.regenerate import regenerate
+from ovref_pipelines.verbs.regenerate import regenerate, text
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SETTINGS = (
@@ -75,6 +78,23 @@ def test_another_reference_is_distinguished_from_the_same(built, collection, mon
     found = regenerate(collection, 0, str(output))
     assert not found.same and not found.bits_equal and found.equal_in_batch is False
     assert found.visual_cosine < -0.99 and found.textual_cosine > 0.99
+
+
+def test_another_version_of_a_stage_is_tried_and_named(built, collection, monkeypatch, tmp_path):
+    monkeypatch.setattr(Synthesize, "version", Synthesize.version + 1)
+    found = regenerate(collection, 0, str(built[0]))
+    made, now = Synthesize.version - 1, Synthesize.version
+    assert found.same
+    assert found.other_versions == (f"images by version {made} of synthesize, now {now}",)
+    assert "images by version" in text(replace(found, bits_equal=False))
+    # Other settings are another matter.
+    shutil.copytree(built[0], tmp_path / "out")
+    path = tmp_path / "out" / "build.json"
+    settings = json.loads(path.read_text())
+    settings["synthesize"]["steps"] += 1
+    path.write_text(json.dumps(settings))
+    with pytest.raises(MismatchError, match="images was made with other settings"):
+        regenerate(collection, 0, str(tmp_path / "out"))
 
 
 def test_a_build_that_did_not_make_it_is_refused(built, collection, tmp_path):

@@ -1,0 +1,102 @@
+"""What an open collection offers besides searching: text, tables, pickling, its encoders' settings,
+segmenters."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ovref_inference.collection.nouns import Nouns
+from ovref_inference.collection.reference_table import ReferenceTable
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.errors import CollectionError
+from ovref_inference.lazy import missing_package
+
+
+class CollectionHandle:
+    """Base of `ReferenceCollection`."""
+
+    url: str
+    manifest: Any
+    _deleted: np.ndarray
+    _nouns: Nouns
+    _table: ReferenceTable
+    _opened: dict[str, Any]
+    """How it was opened, for another process to do the same."""
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        living = manifest.counts["references"] - len(self._deleted)
+        return (
+            f"ReferenceCollection({self.url!r}: {living} references "
+            f"of {int((self._nouns.counts > 0).sum())} nouns, {manifest.visual.model} "
+            f"{manifest.visual.dim} wide, {manifest.textual.model} {manifest.textual.dim} wide)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker of a DataLoader maps the same files; the content is never sent.
+        return _open_again, (type(self), self.url, self._opened)
+
+    @property
+    def visual_config(self) -> VisualEncoderConfig:
+        """The visual encoder that made the collection, for `encoders.load_visual_encoder`.
+
+        Raises:
+            CollectionError: the manifest does not say it in these terms.
+        """
+        settings = dict(self.manifest.visual.settings)
+        if "size_hw" in settings:
+            settings["size_hw"] = tuple(settings["size_hw"])
+        return self._encoder_config(VisualEncoderConfig, settings)
+
+    @property
+    def text_config(self) -> TextEncoderConfig:
+        """The text encoder that made the collection, for `encoders.load_text_encoder`.
+
+        Raises:
+            CollectionError: the manifest does not say it in these terms.
+        """
+        return self._encoder_config(TextEncoderConfig, self.manifest.textual.settings)
+
+    def to_table(self, columns: list[str] | None = None) -> pa.Table:
+        """The references that are not deleted as an Arrow table, columns as in `REFERENCE_SCHEMA`.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        known = self._table.columns
+        unknown = sorted(set(columns or ()) - set(known))
+        if unknown:
+            raise ValueError(f"{self.url} has the columns {', '.join(known)}, not {unknown}")
+        table = self._table.read(columns)
+        kept = np.ones(len(table), dtype=bool)
+        kept[self._deleted] = False
+        return table if kept.all() else table.filter(pa.array(kept))
+
+    def to_pandas(self, columns: list[str] | None = None) -> Any:
+        """`to_table` as a pandas DataFrame. Raises MissingPackageError without pandas."""
+        try:
+            importlib.import_module("pandas")
+        except ModuleNotFoundError as error:
+            raise missing_package(error, "ReferenceCollection.to_pandas") from error
+        return self.to_table(columns).to_pandas()
+
+    def segmenter(self, method: str = "fossil", **options: Any) -> Any:
+        """`segmenters.load_segmenter` of this collection, with its options and errors."""
+        # By name: segmenters stand above collections and import them.
+        load = importlib.import_module("ovref_inference.segmenters.load").load_segmenter
+        return load(self, method, **options)
+
+    def _encoder_config(self, kind: type, settings: dict[str, Any]) -> Any:
+        try:
+            return kind(**settings)
+        except (TypeError, ValueError, KeyError) as error:
+            raise CollectionError(
+                f"{self.url}: the manifest's encoder settings {settings} are no {kind.__name__} "
+                f"({error}); load the encoder yourself and pass embeddings"
+            ) from error
+
+
+def _open_again(kind: Any, url: str, options: dict[str, Any]) -> Any:
+    return kind.open(url, **options)

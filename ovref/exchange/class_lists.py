@@ -1,0 +1,104 @@
+"""Class lists as people give them: words, a file, or a list of the field by its name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ovref.errors import InputError
+from ovref.evaluation.named_sets.definitions import SETS
+from ovref.evaluation.named_sets.names import SYNONYMS, bundled_list, list_of_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """Classes and their synonyms. A segmenter is asked for all names, and a class is what any of
+    its names is."""
+
+    names: tuple[str, ...]
+    """(c,) the name of each class."""
+    asked: tuple[str, ...]
+    """(n,) every name once: what a segmenter is asked for."""
+    class_of: np.ndarray
+    """(n,) int64: the class of each name."""
+    things: frozenset[int] | None = None
+    """Classes that are things; None where nobody said."""
+
+    def labels(self, labels_hw: np.ndarray) -> np.ndarray:
+        """(H, W) int32 classes of a label map of the names; what has no name stays below 0."""
+        found = self.class_of[np.maximum(labels_hw, 0)]
+        return np.where(labels_hw < 0, labels_hw, found).astype(np.int32)
+
+    def missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Classes all of whose names are among these."""
+        gone = np.isin(self.asked, names) if names else np.zeros(len(self.asked), dtype=bool)
+        kept = set(self.class_of[~gone].tolist())
+        return tuple(name for i, name in enumerate(self.names) if i not in kept)
+
+
+def read_classes(text: str, things: str | None = None) -> Classes:
+    """Reads a class list.
+
+    Args:
+        text: a text file (one class a line, synonyms after `;`); or the name of a set of the field,
+            with one of its lists if it is not the first (`ade150`, `voc21:fcclip`); or names with
+            commas between them, synonyms again after `;`. A file goes before a set, and a set
+            before names.
+        things: `all`, `none`, or names with commas; None takes those that a set says.
+
+    Raises:
+        InputError: no names, a name that two classes share, an unknown list of a set, or things
+            that are no classes.
+    """
+    known: frozenset[int] | None = None
+    name, _, listed = text.partition(":")
+    if Path(text).expanduser().is_file():
+        found = list_of_file(Path(text).expanduser(), None).classes
+    elif name in SETS:
+        of_set = SETS[name]
+        if listed and listed not in of_set.lists:
+            raise InputError(f"{name} has the class lists {', '.join(of_set.lists)}, not {listed}")
+        found = bundled_list(of_set.classes, listed or of_set.lists[0]).classes
+        known = of_set.things
+    else:
+        found = tuple(names for part in text.split(",") if (names := _synonyms(part)))
+        if len(found) == 1 and text.endswith((".txt", ".csv", ".json")):
+            raise InputError(
+                f"there is no class list {text}; give a file, names with commas between them, or "
+                f"one of {', '.join(SETS)}"
+            )
+    return _classes(found, things, known, text)
+
+
+def _synonyms(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(SYNONYMS) if name.strip())
+
+
+def _classes(
+    found: tuple[tuple[str, ...], ...], things: str | None, known: frozenset[int] | None, text: str
+) -> Classes:
+    if not found:
+        raise InputError(f"expected one class or more, found none in {text!r}")
+    owner: dict[str, int] = {}
+    for number, names in enumerate(found):
+        for name in names:
+            if number != owner.setdefault(name, number) and name == names[0]:
+                raise InputError(f"two classes of {text!r} have the name {name!r}")
+    classes = Classes(
+        names=tuple(names[0] for names in found),
+        asked=tuple(owner),
+        class_of=np.array(list(owner.values()), dtype=np.int64),
+        things=known,
+    )
+    if things is None:
+        return classes
+    wanted = {"all": classes.names, "none": ()}.get(things)
+    if wanted is None:
+        wanted = tuple(name.strip() for name in things.split(",") if name.strip())
+    unknown = sorted(set(wanted) - set(classes.names))
+    if unknown:
+        raise InputError(f"things must be classes, found {', '.join(unknown)}")
+    numbers = frozenset(i for i, name in enumerate(classes.names) if name in wanted)
+    return Classes(
+        names=classes.names, asked=classes.asked, class_of=classes.class_of, things=numbers
+    )

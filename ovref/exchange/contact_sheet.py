@@ -1,0 +1,77 @@
+"""A sheet of crops with their masks, drawn with Pillow alone because it must be quick."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ovref.exchange.picture_files import Picture
+
+CELL, TEXT, GAP, COLUMNS = 168, 30, 8, 6
+MARGIN = 0.25
+"""Part of a box's side that is added around it, so that its surroundings are seen."""
+EDGE_RGB = (66, 214, 110)
+
+
+def contact_sheet(
+    pictures: Sequence[Picture | None],
+    boxes: Sequence[tuple[int, int, int, int]],
+    titles: Sequence[tuple[str, str]],
+) -> bytes:
+    """A PNG: each crop with what is outside of its mask dimmed, two lines of text under it.
+
+    Args:
+        pictures: None where there is none, which leaves an empty cell.
+        boxes: x0, y0, x1, y1 in pixels, right and bottom exclusive.
+        titles: two lines of each.
+    """
+    columns = min(COLUMNS, max(1, len(pictures)))
+    rows = -(-len(pictures) // columns)
+    size = (columns * (CELL + GAP) + GAP, rows * (CELL + TEXT + GAP) + GAP)
+    sheet, font = Image.new("RGB", size, (250, 250, 250)), ImageFont.load_default()
+    pen = ImageDraw.Draw(sheet)
+    for number, (picture, box, lines) in enumerate(zip(pictures, boxes, titles, strict=True)):
+        left = GAP + number % columns * (CELL + GAP)
+        top = GAP + number // columns * (CELL + TEXT + GAP)
+        if picture is None:
+            pen.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=(190, 190, 190))
+        else:
+            crop = Image.fromarray(_crop(picture, box))
+            crop.thumbnail((CELL, CELL))
+            if max(crop.size) < CELL:
+                scale = CELL / max(crop.size)
+                crop = crop.resize([max(1, round(side * scale)) for side in crop.size])
+            sheet.paste(crop, (left + (CELL - crop.width) // 2, top + (CELL - crop.height) // 2))
+        for line, text in enumerate(lines):
+            colour = (28, 28, 28) if line == 0 else (107, 107, 107)
+            pen.text((left, top + CELL + 1 + 13 * line), _fitted(text, font), colour, font=font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _crop(picture: Picture, box: tuple[int, int, int, int]) -> np.ndarray:
+    height, width = picture.image_hwc.shape[:2]
+    x0, y0, x1, y1 = box
+    around_x, around_y = round((x1 - x0) * MARGIN) + 1, round((y1 - y0) * MARGIN) + 1
+    rows = slice(max(0, y0 - around_y), min(height, y1 + around_y))
+    columns = slice(max(0, x0 - around_x), min(width, x1 + around_x))
+    shown = picture.image_hwc[rows, columns].copy()
+    if picture.mask_hw is None:
+        return shown
+    inside = picture.mask_hw[rows, columns]
+    shown[~inside] = (shown[~inside] * 0.4).astype(np.uint8)
+    edge = np.zeros_like(inside)
+    edge[1:] |= inside[1:] != inside[:-1]
+    edge[:, 1:] |= inside[:, 1:] != inside[:, :-1]
+    shown[edge] = EDGE_RGB
+    return shown
+
+
+def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The text, cut so that it does not run into the next cell."""
+    text = text.encode("latin-1", "replace").decode("latin-1")
+    while text and font.getlength(text) > CELL:
+        text = text[:-1]
+    return text

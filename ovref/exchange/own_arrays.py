@@ -1,0 +1,209 @@
+"""A collection from vectors that somebody else made, with everything that a built one has."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovref.errors import InputError
+from ovref.identity import record_key, spec_identity
+from ovref.places import absolute
+from ovref.records import Noun, Reference
+from ovref.reduce.run import reduce_collection
+from ovref.reduce.spec import ReduceSpec
+from ovref.stages.embed import Embed
+from ovref.storage.steps import open_step
+from ovref.storage.store import Store
+from ovref_inference.collection.retrieve import Texts, class_embeddings, retrieval_embedding
+from ovref_inference.vectors import l2_normalised
+
+ROWS = 4096
+"""References of a shard: what is in memory at once."""
+COLUMNS = ("noun", "caption", "key", "score", "source", "x0", "y0", "x1", "y1", "area")
+"""Columns of a table of references that are read; all but `noun` may be missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnArrays:
+    """References as arrays. Row i of each is reference i."""
+
+    visual: np.ndarray
+    """(n, d_visual) of any real dtype, finite and not zero; may be memory-mapped."""
+    nouns: Sequence[str]
+    """(n,) what each shows, as text; compared in lower case."""
+    captions: Sequence[str] | None = None
+    """(n,) None takes the noun."""
+    textual: np.ndarray | None = None
+    """(n, d_textual) embeddings to search by, of the text encoder; None encodes noun and caption
+    as a build does."""
+    more: dict[str, Sequence[Any]] = field(default_factory=dict)
+    """Other columns of COLUMNS."""
+
+    def __post_init__(self) -> None:
+        n = len(self.visual)
+        if self.visual.ndim != 2 or n == 0:
+            raise ValueError(f"visual must be (n, d) with a row, found {self.visual.shape}")
+        if self.textual is not None and self.textual.ndim != 2:
+            raise ValueError(f"textual must be (n, d), found {self.textual.shape}")
+        columns = {"nouns": self.nouns, "captions": self.captions, "textual": self.textual}
+        for name, column in (columns | self.more).items():
+            if column is not None and len(column) != n:
+                raise ValueError(f"visual has {n} rows, {name} {len(column)}")
+        unknown = sorted(set(self.more) - set(COLUMNS[2:]))
+        if unknown:
+            raise ValueError(f"columns are {', '.join(COLUMNS)}, found {', '.join(unknown)}")
+
+
+def collection_from_arrays(
+    output: str,
+    arrays: OwnArrays,
+    embed: Embed,
+    *,
+    texts: Texts | None = None,
+    name: str = "own",
+    spec: ReduceSpec = ReduceSpec(),  # noqa: B008 (frozen)
+    licences: Sequence[str] = (),
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Publishes a collection of arrays: indexes, vocabulary and prototypes as of a build.
+
+    Args:
+        output: folder or URL of the collection.
+        arrays: the references.
+        embed: what made the vectors, for whoever segments with them: `visual` (a backbone of your
+            own is `own:<name>`) and `text`, whose texts, templates and weights are used here.
+        texts: the text encoder, if it is there already; None loads `embed.text`. It must give the
+            space of `arrays.textual`.
+        name: stands in the references' column `source` where they have none; part of their keys.
+        spec: filters, prototypes, indexes.
+        licences: of what the vectors were made from, as `<name>: <licence>`.
+        replace: whether a collection that is there may be replaced.
+
+    Returns:
+        As of `reduce_collection`; `filter` tells what was left out and why.
+
+    Raises:
+        InputError: a vector is zero or not finite, a noun is empty; or as `reduce_collection`.
+        MismatchError: `output` holds another collection.
+        ModelError: the text encoder cannot be loaded.
+    """
+    target = absolute(output, "output")
+    if texts is None:
+        from ovref_inference.encoders import load_text_encoder
+
+        texts = load_text_encoder(embed.text)
+    with tempfile.TemporaryDirectory() as scratch:
+        identity = {"stages": [spec_identity(embed)], "own_arrays": name}
+        step = open_step(Store.open(scratch), "references", identity, [])
+        shards = []
+        for start in range(0, len(arrays.visual), ROWS):
+            shards.append(f"{start // ROWS:06d}")
+            part = slice(start, min(start + ROWS, len(arrays.visual)))
+            references = list(_references(arrays, part, embed, texts, name))
+            step.commit(shards[-1], references, inputs=len(references))
+        step.finish(shards)
+        return reduce_collection(
+            step,
+            spec,
+            embed=embed,
+            texts=texts,
+            output=Store.open(target),
+            work=Path(scratch) / "work",
+            licences=licences,
+            provenance={"own_arrays": name, "references": len(arrays.visual)},
+            replace=replace,
+        )
+
+
+def read_arrays(visual: str, table: str, textual: str | None = None) -> OwnArrays:
+    """Arrays from files: `.npy` of vectors, memory-mapped, and Parquet with the columns `noun` and,
+    where there are any, the others of COLUMNS.
+
+    Raises:
+        InputError: a file cannot be read, is not of that kind, or lengths differ.
+    """
+    vectors = [None if path is None else _vectors(path) for path in (visual, textual)]
+    try:
+        found = pq.read_table(table)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read the table {table}: {error}") from error
+    if "noun" not in found.column_names:
+        raise InputError(f"{table} needs a column noun, found {', '.join(found.column_names)}")
+    columns = {
+        name: found.column(name).to_pylist() for name in COLUMNS if name in found.column_names
+    }
+    assert vectors[0] is not None
+    try:
+        return OwnArrays(
+            visual=vectors[0],
+            textual=vectors[1],
+            nouns=columns.pop("noun"),
+            captions=columns.pop("caption", None),
+            more=columns,
+        )
+    except ValueError as error:
+        raise InputError(f"{visual} and {table} do not fit: {error}") from error
+
+
+def _vectors(path: str) -> np.ndarray:
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read the vectors {path}: {error}") from error
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f":
+        raise InputError(f"{path} must hold a matrix (n, d) of floats")
+    return vectors
+
+
+def _references(
+    arrays: OwnArrays, part: slice, embed: Embed, texts: Texts, name: str
+) -> Iterator[Reference]:
+    numbers = range(part.start, part.stop)
+    nouns = [str(noun).strip().lower() for noun in arrays.nouns[part]]
+    if not all(nouns):
+        row = part.start + nouns.index("")
+        raise InputError(f"reference {row} has an empty noun")
+    captions = nouns if arrays.captions is None else [str(c) for c in arrays.captions[part]]
+    visual = _unit(arrays.visual[part], part.start, "visual")
+    if arrays.textual is not None:
+        textual = _unit(arrays.textual[part], part.start, "textual")
+    else:
+        unique = sorted(set(nouns))
+        embedded = class_embeddings(texts, unique, embed.templates)
+        of_nouns = embedded[[unique.index(noun) for noun in nouns]]
+        textual = retrieval_embedding(of_nouns, texts.encode(list(captions)), embed.weights)
+
+    def column(key: str, default: Any) -> list[Any]:
+        return list(arrays.more[key][part]) if key in arrays.more else [default] * len(nouns)
+
+    keys, scores, sources = column("key", None), column("score", 1.0), column("source", name)
+    boxes = list(zip(*(column(side, 0) for side in ("x0", "y0", "x1", "y1")), strict=True))
+    areas = column("area", 1.0)
+    for row, number in enumerate(numbers):
+        start = max(0, captions[row].lower().find(nouns[row]))
+        yield Reference(
+            key=keys[row] or f"{record_key(name, captions[row], number)}#0",
+            noun=Noun(text=nouns[row], start=start, end=start + len(nouns[row])),
+            caption=captions[row],
+            box_xyxy=boxes[row],
+            area=float(areas[row]),
+            score=float(scores[row]),
+            source=str(sources[row]),
+            seed=None,
+            visual=visual[row],
+            textual=textual[row].astype(np.float16),
+        )
+
+
+def _unit(vectors: np.ndarray, first: int, name: str) -> np.ndarray:
+    """float16, L2-normalised. Raises InputError for a row that has no direction."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(1) | ~vectors.any(1))
+    if len(bad):
+        raise InputError(f"row {first + int(bad[0])} of the {name} vectors is zero or not finite")
+    return l2_normalised(vectors).astype(np.float16)

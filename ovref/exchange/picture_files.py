@@ -1,0 +1,229 @@
+"""Images of a published collection with the masks of its references, in a few large files.
+
+    pictures.json               the files with their rows, sizes and checksums
+    pictures-00000.parquet      one row an image, sorted by key (`SCHEMA`)
+
+They are no part of the collection's manifest: opening it does not fetch them. The column `image` is
+laid out as the Hugging Face Hub shows images.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovref.contract import base_key
+from ovref.errors import StorageError
+from ovref.images import decode_image
+from ovref.ops.run_lengths import mask_of_rle, rle
+from ovref.records import YES, ImageRecord
+from ovref.storage.store import Store
+from ovref_inference.collection import hub
+from ovref_inference.errors import CollectionError
+from ovref_inference.places import sha256_of
+from ovref_inference.segmenters.regions import box_of
+
+INDEX = "pictures.json"
+VERSION = 1
+FILE_BYTES = 256 << 20
+"""Size from which on a new file is begun."""
+
+_REGION = pa.struct(
+    [
+        ("number", pa.int32()),
+        ("noun", pa.string()),
+        ("score", pa.float32()),
+        ("source", pa.string()),
+        ("box_xyxy", pa.list_(pa.int32())),
+        ("size_hw", pa.list_(pa.int32())),
+        ("counts", pa.string()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("caption", pa.string()),
+        ("source", pa.string()),
+        ("regions", pa.list_(_REGION)),
+    ],
+    metadata={
+        "huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}),
+    },
+)
+"""Regions: the reference `<key>#<number>`; its mask is COCO's run-length code of `size_hw`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """The image of a reference, and its mask."""
+
+    image_hwc: np.ndarray
+    """(H, W, 3) uint8."""
+    mask_hw: np.ndarray | None
+    """(H, W) bool; None where it is not known any more."""
+
+
+def write_pictures(
+    records: Iterable[ImageRecord], wanted: frozenset[str], folder: Path
+) -> dict[str, Any]:
+    """Writes the images that have one of the wanted references, with these regions.
+
+    Args:
+        records: in any order; they are written in it, sorted within each file.
+        wanted: keys of references.
+        folder: where the files go.
+
+    Returns:
+        The content of pictures.json, which is written too.
+    """
+    files: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for record in records:
+        row = _row(record, wanted)
+        if row is None:
+            continue
+        rows.append(row)
+        size += len(record.image)
+        if size >= FILE_BYTES:
+            files.append(_write(rows, folder, len(files)))
+            rows, size = [], 0
+    if rows:
+        files.append(_write(rows, folder, len(files)))
+    index = {"version": VERSION, "files": files, "images": sum(file["rows"] for file in files)}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return index
+
+
+class PublishedPictures:
+    """The images of a collection that was published with them."""
+
+    def __init__(self, url: str) -> None:
+        """Raises StorageError or CollectionError where there are none, or of another version."""
+        self._url = url
+        with self._local(INDEX) as path:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree.get("version") != VERSION:
+            raise StorageError(
+                f"{url}/{INDEX} has version {tree.get('version')!r}, expected {VERSION}: use the "
+                "version of ovref that wrote it"
+            )
+        self._files = tree["files"]
+
+    def _local(self, name: str) -> AbstractContextManager[Path]:
+        if self._url.startswith(hub.PREFIX):
+            return nullcontext(hub.download(self._url, name))
+        return Store.open(self._url).local_copy(name)
+
+    def pictures(self, keys: Iterable[str]) -> Iterator[tuple[str, Picture]]:
+        """The pictures of these references, as far as they are there, file by file."""
+        wanted: dict[str, list[str]] = {}
+        for key in keys:
+            wanted.setdefault(base_key(key), []).append(key)
+        for file in self._files:
+            with self._local(file["path"]) as path, open(path, "rb") as opened:
+                parquet = pq.ParquetFile(opened)
+                for group in _groups(parquet, wanted):
+                    for row in parquet.read_row_group(group).to_pylist():
+                        for key in wanted.get(row["key"], ()):
+                            yield key, _picture(row, key)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every image as a row of SCHEMA."""
+        for file in self._files:
+            with self._local(file["path"]) as path, open(path, "rb") as opened:
+                parquet = pq.ParquetFile(opened)
+                for group in range(parquet.num_row_groups):
+                    yield from parquet.read_row_group(group).to_pylist()
+
+
+def has_pictures(url: str) -> bool:
+    """Whether a collection was published with its images."""
+    if not url.startswith(hub.PREFIX):
+        return Store.open(url).exists(INDEX)
+    try:
+        hub.download(url, INDEX)
+    except CollectionError:
+        return False
+    return True
+
+
+def picture_of(record: ImageRecord, key: str) -> Picture:
+    """The picture of the reference `key`, one of the regions of a record."""
+    number = int(key.partition("#")[2] or 0)
+    mask_hw = record.regions[number].mask_hw == YES if number < len(record.regions) else None
+    return Picture(image_hwc=record.image_hwc(), mask_hw=mask_hw)
+
+
+def mask_of(region: Mapping[str, Any]) -> np.ndarray:
+    """(H, W) bool: the mask of a region of SCHEMA."""
+    return mask_of_rle({"size": region["size_hw"], "counts": region["counts"]})
+
+
+def _picture(row: dict[str, Any], key: str) -> Picture:
+    number = int(key.partition("#")[2] or 0)
+    masks = [mask_of(region) for region in row["regions"] if region["number"] == number]
+    image_hwc = decode_image(row["image"]["bytes"])
+    return Picture(image_hwc=image_hwc, mask_hw=masks[0] if masks else None)
+
+
+def _groups(parquet: pq.ParquetFile, wanted: Mapping[str, Any]) -> list[int]:
+    """Row groups that can hold one of the keys, by the statistics of the first column."""
+    keys, found = sorted(wanted), []
+    for group in range(parquet.num_row_groups):
+        limits = parquet.metadata.row_group(group).column(0).statistics
+        at = bisect_right(keys, limits.max)
+        if at and keys[at - 1] >= limits.min:
+            found.append(group)
+    return found
+
+
+def _row(record: ImageRecord, wanted: frozenset[str]) -> dict[str, Any] | None:
+    regions = []
+    for number, region in enumerate(record.regions):
+        if f"{record.key}#{number}" not in wanted:
+            continue
+        mask_hw = region.mask_hw == YES
+        code = rle(mask_hw)
+        regions.append(
+            {
+                "number": number,
+                "noun": region.noun.text,
+                "score": region.score,
+                "source": region.source,
+                "box_xyxy": list(box_of(mask_hw)),
+                "size_hw": code["size"],
+                "counts": code["counts"],
+            }
+        )
+    if not regions:
+        return None
+    suffix = "png" if record.image.startswith(b"\x89PNG") else "jpg"
+    return {
+        "key": record.key,
+        "image": {"bytes": record.image, "path": f"{record.key}.{suffix}"},
+        "caption": record.caption,
+        "source": record.source,
+        "regions": regions,
+    }
+
+
+def _write(rows: list[dict[str, Any]], folder: Path, number: int) -> dict[str, Any]:
+    path = folder / f"pictures-{number:05d}.parquet"
+    rows.sort(key=lambda row: row["key"])
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    pq.write_table(table, path, compression="zstd", row_group_size=128)
+    return {
+        "path": path.name,
+        "rows": len(rows),
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+    }

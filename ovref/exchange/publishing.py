@@ -1,0 +1,234 @@
+"""Publishing a collection for others: its files, a card that says what it is, checksums, images.
+
+    README.md           the card, of the manifest (with the Hub's front matter)
+    SHA256SUMS          of every other file, as `sha256sum -c` reads them
+    samples.png         crops of some references with their masks
+    pictures.json, pictures-*.parquet       the images, unless they are left out
+    collection.json     and the files it names; written last, it is the commit
+
+Files that opening a collection does not need are not named by its manifest.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ovref.errors import InputError, MismatchError
+from ovref.exchange.picture_files import INDEX
+from ovref.storage.store import Store
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import hub, store
+from ovref_inference.collection.nouns import read_nouns
+from ovref_inference.places import sha256_of
+
+CARD, SUMS, SAMPLES = "README.md", "SHA256SUMS", "samples.png"
+NOUNS = 20
+"""Nouns named on the card."""
+
+WritePictures = Callable[[Path], None]
+"""Writes the images of a collection, or its samples, into a folder."""
+
+
+def publish(
+    collection_url: str,
+    target: str,
+    *,
+    title: str,
+    evaluation: dict[str, Any] | None = None,
+    write_pictures: WritePictures | None = None,
+    replace: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> dict[str, int]:
+    """Publishes a collection at a folder, an object store or the Hub.
+
+    Args:
+        collection_url: the collection.
+        target: folder, fsspec URL, or hf://user/name, which is made if it is not there.
+        title: of the card.
+        evaluation: content of an evaluation.json of the collection, for the card.
+        write_pictures: writes `samples.png` and the images into the folder that is published.
+        replace: whether another collection at `target` may be replaced.
+        storage_options: of `collection_url`, for fsspec.
+
+    Returns:
+        files and bytes.
+
+    Raises:
+        CollectionError: there is no collection, or a file of it is damaged.
+        InputError: the evaluation is of another collection; `target` has a revision.
+        MismatchError: `target` holds another collection, and `replace` is not set.
+        StorageError: the target cannot be written.
+    """
+    on_hub = target.startswith(hub.PREFIX)
+    if on_hub and hub.hub_place(target).revision:
+        raise InputError(f"publish to a repository, not to a revision of it: {target}")
+    manifest, paths = store.fetch(collection_url, verify="full", storage_options=storage_options)
+    if evaluation is not None and measured_of(evaluation) != manifest.fingerprint:
+        raise InputError(
+            f"the evaluation is of the collection {measured_of(evaluation)[:12]}, this one is "
+            f"{manifest.fingerprint[:12]}: evaluate it again"
+        )
+    if not on_hub:
+        _check_target(Store.open(target), manifest.fingerprint, replace)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for role, path in paths.items():
+            _link(path, folder / manifest.files[role].path)
+        (folder / fmt.MANIFEST).write_bytes(fmt.manifest_bytes(manifest))
+        if write_pictures is not None:
+            write_pictures(folder)
+        text = card(manifest, title, target, evaluation, _files(folder), _most_frequent(paths))
+        (folder / CARD).write_text(text, encoding="utf-8")
+        names = [name for name in _files(folder) if name != SUMS]
+        sums = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names)
+        (folder / SUMS).write_text(sums, encoding="utf-8")
+        names = [name for name in _files(folder) if name != fmt.MANIFEST] + [fmt.MANIFEST]
+        if on_hub:
+            _to_hub(folder, target, manifest.fingerprint)
+        else:
+            place = Store.open(target)
+            for name in names:
+                place.upload(folder / name, name)
+        size = sum((folder / name).stat().st_size for name in names)
+    return {"files": len(names), "bytes": size}
+
+
+def measured_of(evaluation: dict[str, Any]) -> str:
+    """The fingerprint of the collection that an evaluation.json is of; empty for other files."""
+    collection = evaluation.get("collection")
+    return collection.get("fingerprint", "") if isinstance(collection, dict) else ""
+
+
+def card(
+    manifest: fmt.Manifest,
+    title: str,
+    target: str,
+    evaluation: dict[str, Any] | None,
+    files: list[str],
+    nouns: list[tuple[str, int]],
+) -> str:
+    """The data set card: what it is, how many, of which models and licences, how measured, how to
+    load it."""
+    counts = manifest.counts
+    living = counts["references"] - counts["tombstones"]
+    front = [
+        "---", f"pretty_name: {json.dumps(title, ensure_ascii=False)}", "license: other",
+        "task_categories: [image-segmentation]", "tags: [ovref, reference-collection]",
+    ]  # fmt: skip
+    pictures = [name for name in files if name.startswith("pictures-")]
+    if pictures:
+        front += [
+            "configs:", "- config_name: pictures", "  data_files: pictures-*.parquet",
+        ]  # fmt: skip
+    lines = [
+        *front, "---", f"# {title}", "",
+        "A reference collection for training-free open-vocabulary segmentation, built with ovref: "
+        f"{living:,} references of {counts['nouns']:,} nouns, {counts['prototypes']:,} prototypes.",
+        "", "```python", "import ovref_inference",
+        f'collection = ovref_inference.open("{target}")',
+        'segmenter = collection.segmenter("fossil")', "```", "",
+    ]  # fmt: skip
+    if SAMPLES in files:
+        lines += [f"![Some references with their masks]({SAMPLES})", ""]
+    lines += ["## What is in it", ""]
+    shown = ", ".join(f"{noun} ({count:,})" for noun, count in nouns)
+    lines += [f"Most frequent nouns: {shown}.", ""]
+    lines += [
+        "| embedding | model | revision | width |", "|---|---|---|---:|",
+        *(
+            f"| {kind} | `{encoder.model}` | {encoder.revision or '-'} | {encoder.dim} |"
+            for kind, encoder in (("visual", manifest.visual), ("textual", manifest.textual))
+        ), "",
+    ]  # fmt: skip
+    lines.append(
+        "The images are in `pictures-*.parquet`, with the mask of every reference."
+        if pictures
+        else "Embeddings only: the images are not part of it."
+    )
+    lines += ["", "## How it was made", ""]
+    made = [one for one in manifest.build.get("provenance", []) if "models" in one]
+    models = {model["model"]: model for one in made for model in one["models"]}
+    if models:
+        lines += ["| step | model | licence |", "|---|---|---|"]
+        for model in models.values():
+            lines.append(f"| {model['step']} | `{model['model']}` | {model['licence']} |")
+        lines.append("")
+    for one in made:
+        lines.append(f"Captions: {one['corpus']['corpus_id']}, licence {one['corpus']['licence']}.")
+    lines += ["", "## Licences of what it was made from", ""]
+    lines += [f"- {line}" for line in manifest.licences] or ["Nothing is stated."]
+    lines += ["", "## How it was measured", "", *_measured(evaluation), ""]
+    lines += [
+        f"Fingerprint `{manifest.fingerprint}`, format version {manifest.format_version}. "
+        f"`sha256sum -c {SUMS}` checks the files.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _measured(evaluation: dict[str, Any] | None) -> list[str]:
+    if evaluation is None:
+        return ["It was not measured, or nothing was said of it."]
+    lines = [f"{evaluation['caption']} Data: {evaluation['data']}.", ""]
+    lines += ["| segmenter | mIoU % | pixel accuracy % |", "|---|---:|---:|"]
+    for row in evaluation["rows"]:
+        shares = [row.get(name) for name in ("miou", "pixel_accuracy")]
+        cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _most_frequent(paths: dict[str, Path]) -> list[tuple[str, int]]:
+    nouns = read_nouns(paths["nouns"])
+    pairs = zip(nouns["noun"], nouns["count"].tolist(), strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:NOUNS]
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _link(path: Path, target: Path) -> None:
+    """The same file under another name where one disk allows it, or else a copy."""
+    path = path.resolve()  # the Hub's cache holds links
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+def _check_target(place: Store, fingerprint: str, replace: bool) -> None:
+    if replace or not place.exists(fmt.MANIFEST):
+        return
+    there = json.loads(place.read(fmt.MANIFEST)).get("fingerprint", "unknown")
+    if there != fingerprint:
+        raise MismatchError(
+            f"{place.url} holds another collection (fingerprint {there[:12]}, this one has "
+            f"{fingerprint[:12]}); choose another place, or give --replace"
+        )
+
+
+def _to_hub(folder: Path, target: str, fingerprint: str) -> None:
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    place, api = hub.hub_place(target), HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        api.create_repo(place.repository, repo_type="dataset", exist_ok=True)
+        # One commit: whoever opens the newest revision sees the old collection or this one.
+        api.upload_folder(
+            repo_id=place.repository,
+            folder_path=folder,
+            path_in_repo=place.folder or None,
+            repo_type="dataset",
+            commit_message=f"Reference collection {fingerprint[:12]}",
+            delete_patterns=["pictures-*.parquet", INDEX],
+        )
+    except (HfHubHTTPError, httpx.HTTPError) as error:
+        raise InputError(
+            f"cannot publish to {target}: {str(error)[:300]}; `hf auth login` stores a token"
+        ) from error

@@ -1,0 +1,184 @@
+"""Segmentations as files: overlays, label maps with a palette, COCO JSON and panoptic COCO.
+
+COCO's formats are those of cocodataset.org/#format-data; masks are run-length encoded by
+pycocotools. Category ids are positions in the class list plus one. Annotations go to a file as they
+are made, so that memory does not grow with the number of images.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
+from ovref.exchange.class_lists import Classes
+from ovref.ops.palette import class_palette
+from ovref.ops.run_lengths import rle
+from ovref_inference.segmenters.regions import NO_CLASS, box_of
+
+NO_LABEL_8, NO_LABEL_16 = 255, 65535
+"""Pixels without a class in label maps of 8 and of 16 bits."""
+OPACITY = 0.55
+"""Weight of the class's colour in an overlay, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """One image's segments, no two overlapping, and how sure each is."""
+
+    found: PanopticMap
+    scores: Mapping[int, float]
+    """Segment id -> mean score of its pixels."""
+
+
+def segments_of(labels_hw: np.ndarray, max_score_hw: np.ndarray, classes: Classes) -> Segments:
+    """Segments of a label map: each connected part of a thing, and all pixels of other classes."""
+    things = [i in (classes.things or ()) for i in range(len(classes.names))]
+    found = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
+    ids = np.array(list(found.labels), dtype=np.int64)
+    means = ndimage.mean(max_score_hw, found.ids_hw, ids) if len(ids) else np.zeros(0)
+    scores = {int(i): round(float(mean), 5) for i, mean in zip(ids, means, strict=True)}
+    return Segments(found=found, scores=scores)
+
+
+def label_png(labels_hw: np.ndarray, classes: int) -> bytes:
+    """A label map: 8 bits with a palette of colours up to 255 classes, 16 bits of grey above.
+
+    Args:
+        labels_hw: (H, W) int32 positions in the class list; below 0 for no class, which becomes
+            NO_LABEL_8 or NO_LABEL_16.
+
+    Raises:
+        ValueError: more classes than 16 bits tell apart.
+    """
+    if classes > NO_LABEL_16:
+        raise ValueError(f"a label map has at most {NO_LABEL_16} classes, found {classes}")
+    if classes > NO_LABEL_8:
+        values = np.where(labels_hw < 0, NO_LABEL_16, labels_hw).astype(np.uint16)
+        return _png(Image.fromarray(values))
+    image = Image.fromarray(np.where(labels_hw < 0, NO_LABEL_8, labels_hw).astype(np.uint8))
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[:classes] = class_palette(classes)[:classes]
+    image.putpalette(colours.tobytes())
+    return _png(image)
+
+
+def overlay_png(image_hwc: np.ndarray, labels_hw: np.ndarray, classes: int) -> bytes:
+    """The image with its classes in their colours, edges between classes in white."""
+    colours_hwc = class_palette(classes)[np.where(labels_hw < 0, classes, labels_hw)]
+    given_hw1 = (labels_hw >= 0)[:, :, None]
+    mixed = np.where(given_hw1, (1 - OPACITY) * image_hwc + OPACITY * colours_hwc, image_hwc)
+    edges_hw = np.zeros(labels_hw.shape, dtype=bool)
+    edges_hw[1:] |= labels_hw[1:] != labels_hw[:-1]
+    edges_hw[:, 1:] |= labels_hw[:, 1:] != labels_hw[:, :-1]
+    mixed[edges_hw] = 255
+    return _png(Image.fromarray(mixed.round().astype(np.uint8)))
+
+
+def coco_annotations(segments: Segments, image_id: int) -> list[dict[str, Any]]:
+    """Annotations of one image without their ids: category, RLE mask, box (x, y, width, height),
+    area in pixels, score."""
+    found, annotations = segments.found, []
+    for segment, label in found.labels.items():
+        mask_hw = found.ids_hw == segment
+        x0, y0, x1, y1 = box_of(mask_hw)
+        annotations.append(
+            {
+                "image_id": image_id,
+                "category_id": label + 1,
+                "segmentation": rle(mask_hw),
+                "area": int(mask_hw.sum()),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "iscrowd": 0,
+                "score": segments.scores[segment],
+            }
+        )
+    return annotations
+
+
+def panoptic_annotation(segments: Segments, image_id: int, file_name: str) -> dict[str, Any]:
+    """The annotation of one image in COCO's panoptic format; `panoptic_png` has its pixels."""
+    infos = []
+    for one in coco_annotations(segments, image_id):
+        infos.append({k: v for k, v in one.items() if k not in ("image_id", "segmentation")})
+    for segment, info in zip(segments.found.labels, infos, strict=True):
+        info["id"] = int(segment)
+    return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
+
+
+def panoptic_png(segments: Segments) -> bytes:
+    """Segment ids as colours: id = R + 256 G + 256^2 B, 0 without a segment."""
+    ids_hw = segments.found.ids_hw.astype(np.uint32)
+    rgb = np.stack([ids_hw % 256, ids_hw // 256 % 256, ids_hw // 65536], axis=2)
+    return _png(Image.fromarray(rgb.astype(np.uint8)))
+
+
+def categories(classes: Classes) -> list[dict[str, Any]]:
+    """COCO's categories, with `isthing` and the colours of overlays and label maps."""
+    colours = class_palette(len(classes.names)).tolist()
+    return [
+        {
+            "id": number + 1,
+            "name": name,
+            "isthing": int(number in (classes.things or ())),
+            "color": colours[number],
+        }
+        for number, name in enumerate(classes.names)
+    ]
+
+
+class CocoFile:
+    """Writes a COCO file whose images and annotations come one after another."""
+
+    def __init__(self, heads: Sequence[dict[str, Any]]) -> None:
+        """`heads` are the categories."""
+        self._categories = list(heads)
+        self._images = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by close
+        self._annotations = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self.images = self.annotations = 0
+
+    def add(self, image: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> None:
+        """One image and its annotations, which get the next ids unless they are panoptic."""
+        _append(self._images, image, self.images)
+        self.images += 1
+        for annotation in annotations:
+            if "segments_info" not in annotation:
+                annotation = {"id": self.annotations + 1, **annotation}
+            _append(self._annotations, annotation, self.annotations)
+            self.annotations += 1
+
+    def write(self, file: IO[str]) -> None:
+        """The whole file, as JSON; the parts are gone then."""
+        file.write('{"images": [')
+        _copy(self._images, file)
+        file.write('],\n"annotations": [')
+        _copy(self._annotations, file)
+        file.write(f'],\n"categories": {json.dumps(self._categories, ensure_ascii=False)}}}\n')
+
+    def close(self) -> None:
+        """Removes the parts."""
+        self._images.close()
+        self._annotations.close()
+
+
+def _append(file: IO[str], value: dict[str, Any], number: int) -> None:
+    file.write((",\n" if number else "\n") + json.dumps(value, ensure_ascii=False))
+
+
+def _copy(part: IO[str], file: IO[str]) -> None:
+    part.seek(0)
+    while text := part.read(1 << 20):
+        file.write(text)
+    part.close()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,78 @@
+"""How far a worker has come within its shard, told every few seconds while it works."""
+
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+REPORT_SECONDS = 2.0
+"""Between two reports of a worker; a shard that is done sooner has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Where a worker stands. Plain data, to travel."""
+
+    shard: str
+    done: int
+    """Records of the shard that are answered, by outputs or by a drop."""
+    dropped: int
+    """Records and regions dropped so far."""
+    gpu_used_bytes: int | None = None
+    """Memory in use on its GPU, by whomever; None without a GPU, like the two below."""
+    gpu_total_bytes: int | None = None
+    gpu_busy: float | None = None
+    """Share of the last moments in which the GPU worked, 0 to 1; None where that is not told."""
+
+
+@contextlib.contextmanager
+def reporting(
+    tell: Callable[[Report], None] | None, shard: str, every_seconds: float | None = None
+) -> Iterator[Callable[[int, int], None]]:
+    """Tells where a shard stands every few seconds (`REPORT_SECONDS`) for the time of the block.
+
+    Gives the function to be called with the records answered and the drops so far. `tell` is called
+    from a thread of its own, so that a long batch does not silence it.
+    """
+    if tell is None:
+        yield lambda done, dropped: None
+        return
+    seconds = REPORT_SECONDS if every_seconds is None else every_seconds
+    over, latest = threading.Event(), [(0, 0)]
+
+    def watch(done: int, dropped: int) -> None:
+        latest[0] = (done, dropped)
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            done, dropped = latest[0]
+            try:
+                tell(Report(shard=shard, done=done, dropped=dropped, **gpu()))
+            except Exception as error:  # the work matters, not what is told of it
+                logger.warning("progress of shard %s cannot be told: %s", shard, error)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        over.set()
+        thread.join()
+
+
+def gpu() -> dict[str, Any]:
+    """Fields of a `Report` about this process's GPU; empty if it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    busy = None
+    # Asks the driver through nvidia-ml-py, which may be missing, or forbidden on a rented GPU.
+    with contextlib.suppress(ModuleNotFoundError, RuntimeError):
+        busy = torch.cuda.utilization() / 100
+    return {"gpu_used_bytes": total - free, "gpu_total_bytes": total, "gpu_busy": busy}

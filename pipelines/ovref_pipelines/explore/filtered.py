@@ -1,0 +1,73 @@
+"""What the filters of a reduction left out: counts before and after each, and the references."""
+
+import random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ovref.errors import InputError, StorageError
+from ovref.records import ImageRecord
+from ovref.reduce.filter import DROPPED
+from ovref.storage.store import Store
+from ovref_pipelines.explore.library import Library
+from ovref_pipelines.output import WORK, build_config
+
+SHOWN = 24
+"""References shown of each filter, drawn at random."""
+COLUMNS = ["key", "noun", "caption", "score", "area", "shard", "reason"]
+
+
+def filtered(library: Library) -> dict[str, Any]:
+    """`steps`, the counts before and after each filter; and `dropped`, for each filter that left
+    references out some of them, each with its `row` for `dropped_image`.
+
+    A build keeps the list of what it left out where it was reduced; without it `dropped` is None.
+    """
+    summary = library.open().collection.manifest.build.get("summary") or {}
+    found: dict[str, Any] = {"steps": summary.get("filter") or [], "dropped": None}
+    table = _table(library)
+    if table is None:
+        return found
+    found["dropped"] = {}
+    for reason in sorted(pc.unique(table.column("reason")).to_pylist()):
+        rows = pc.indices_nonzero(pc.equal(table.column("reason"), reason)).to_pylist()
+        rows = sorted(random.Random(0).sample(rows, min(SHOWN, len(rows))))
+        known = table.take(rows).to_pylist()
+        found["dropped"][reason] = [
+            {"row": row, **one} for row, one in zip(rows, known, strict=True)
+        ]
+    return found
+
+
+def dropped_image(library: Library, row: int) -> tuple[ImageRecord, int]:
+    """The image of a reference that was left out, and the number of its region.
+
+    Raises:
+        InputError: there is no such row, or the build that made its image is not here.
+        StorageError: the image's shard is damaged.
+    """
+    table = _table(library)
+    if table is None or not 0 <= row < len(table):
+        raise InputError(f"no reference was left out under the number {row}")
+    (one,) = table.slice(row, 1).to_pylist()
+    return library.image_of(one["shard"], one["key"])
+
+
+def _table(library: Library) -> pa.Table | None:
+    """The list of the reduction that made the collection; None where it is not here."""
+    if library.build is None:
+        return None
+    work = build_config(library.build.store).get("work")
+    place = Store.open(work) if work else library.build.store.child(WORK)
+    name = f"{library.open().collection.manifest.fingerprint[:16]}-{DROPPED}"
+    if not place.exists(name):
+        return None
+    try:
+        with place.local_copy(name) as path, open(path, "rb") as file:
+            table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{place.url}/{name} is damaged: {error}") from error
+    # Earlier versions kept the key, the noun and the reason alone, which show no picture.
+    return table if set(COLUMNS) <= set(table.column_names) else None

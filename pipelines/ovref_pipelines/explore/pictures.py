@@ -1,0 +1,106 @@
+"""Small pictures for the page: a region's image, its mask and its heatmap, a label map."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from ovref.records import YES, ImageRecord
+
+LAYERS = ("image", "mask", "heatmap", "crop")
+DIM = 0.28
+"""What is left of the brightness outside of a mask."""
+EDGE_RGB = np.array([255, 214, 64], np.uint8)
+HEAT_RGB = np.array([[20, 24, 82], [132, 32, 107], [229, 92, 48], [252, 232, 120]], np.float32)
+"""Colours of a heatmap from its lowest to its highest value."""
+QUALITY = 85
+
+
+def picture(record: ImageRecord, number: int, layer: str, side: int) -> bytes:
+    """A WebP of one region.
+
+    Args:
+        record: an image with its regions.
+        number: of the region.
+        layer: `image`; `mask`, everything else dimmed; `heatmap` over the image, which is the mask
+            where the source makes no heatmaps; `crop`, the mask's box with a margin.
+        side: pixels of the longer side at most; small images are enlarged in whole pixels.
+
+    Raises:
+        UnusableImageError: the image cannot be decoded.
+    """
+    image_hwc = record.image_hwc()
+    mask_hw = record.regions[number].mask_hw == YES
+    if layer == "heatmap" and record.heatmaps_nhw is not None:
+        image_hwc = heated(image_hwc, record.heatmaps_nhw[number])
+    elif layer in ("mask", "heatmap"):
+        image_hwc = masked(image_hwc, mask_hw)
+    elif layer == "crop":
+        image_hwc = cropped(image_hwc, mask_hw)
+    return webp(resized(image_hwc, side))
+
+
+def masked(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
+    """The image dimmed outside of a mask, whose edge is drawn."""
+    out = (image_hwc * DIM).astype(np.uint8)
+    out[mask_hw] = image_hwc[mask_hw]
+    padded = np.pad(mask_hw, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    out[mask_hw & ~inside] = EDGE_RGB
+    return out
+
+
+def heated(image_hwc: np.ndarray, heatmap_hw: np.ndarray) -> np.ndarray:
+    """The image under a heatmap of values in [0, 1] and any size."""
+    height, width = image_hwc.shape[:2]
+    levels = Image.fromarray(heatmap_hw.astype(np.float32)).resize((width, height))
+    place = np.clip(np.asarray(levels), 0, 1) * (len(HEAT_RGB) - 1)
+    low = np.minimum(place.astype(int), len(HEAT_RGB) - 2)
+    share = (place - low)[..., None]
+    colours = HEAT_RGB[low] * (1 - share) + HEAT_RGB[low + 1] * share
+    return (0.35 * image_hwc + 0.65 * colours).astype(np.uint8)
+
+
+def cropped(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
+    """The box of a mask, with a tenth of its longer side around it; all of it without a mask."""
+    if not mask_hw.any():
+        return image_hwc
+    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    margin = 1 + max(np.ptp(rows), np.ptp(columns)) // 10
+    top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
+    return image_hwc[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
+
+
+def labelled(image_hwc: np.ndarray, labels_hw: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The image under its label map, class i in colour i; pixels of no class (-1) stay grey."""
+    grey_hwc = np.repeat(image_hwc.mean(2, keepdims=True), 3, axis=2)
+    under_hwc = 0.45 * grey_hwc + 0.55 * colours[np.maximum(labels_hw, 0)]
+    return np.where((labels_hw < 0)[..., None], grey_hwc * 0.7, under_hwc).astype(np.uint8)
+
+
+def palette(count: int) -> np.ndarray:
+    """(count, 3) uint8 colours that differ from one another, the same in every call."""
+    hues = (np.arange(count) * 0.61803398875) % 1
+    levels = 0.62 + 0.38 * ((np.arange(count) // 3) % 2)
+    ramp = np.clip(np.abs((hues[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+    return (255 * levels[:, None] * (0.25 + 0.75 * ramp)).astype(np.uint8)
+
+
+def resized(image_hwc: np.ndarray, side: int) -> np.ndarray:
+    """The image with its longer side at most `side`; a smaller one enlarged by a whole number."""
+    height, width = image_hwc.shape[:2]
+    longer = max(height, width)
+    image = Image.fromarray(image_hwc)
+    if longer > side:
+        scale = side / longer
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+    times = side // longer
+    return np.asarray(image.resize((width * times, height * times), Image.Resampling.BICUBIC))
+
+
+def webp(image_hwc: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB as a WebP file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_hwc).save(buffer, "WEBP", quality=QUALITY, method=2)
+    return buffer.getvalue()

@@ -1,0 +1,60 @@
+"""Rows of references.parquet by id, read a row group at a time, the newest of which are kept."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+GROUPS = 256
+"""Row groups that are kept, of some 1 MB each."""
+READERS = 4
+"""Threads that read them."""
+
+
+class RowCache:
+    """The table of a collection. Unlike `ReferenceCollection.rows` it keeps what it has read and
+    has deleted references too. Safe for use by several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with pq.ParquetFile(path, memory_map=True) as file:
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        self._starts = np.cumsum([0, *groups])
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(READERS)
+
+    def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Everything known about these references, in the order of `ids`."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        group_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        numbers = np.unique(group_of).tolist()
+        tables = dict(zip(numbers, self._readers.map(self._group, numbers), strict=True))
+        found: list[dict[str, Any]] = []
+        for reference, group in zip(wanted.tolist(), group_of.tolist(), strict=True):
+            found += tables[group].slice(reference - self._starts[group], 1).to_pylist()
+        return found
+
+    def close(self) -> None:
+        """Ends the readers."""
+        self._readers.shutdown()
+
+    def _group(self, number: int) -> pa.Table:
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        # A file of its own for each read: an open one must not be read by several threads.
+        with pq.ParquetFile(self._path, memory_map=True) as file:
+            table = file.read_row_group(number, use_threads=False)
+        with self._lock:
+            self._kept[number] = table
+            if len(self._kept) > GROUPS:
+                self._kept.popitem(last=False)
+        return table

@@ -1,0 +1,156 @@
+"""A photograph segmented by several methods, and the references that decided each region."""
+
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ovref.errors import InputError
+from ovref_inference import ReferenceCollection
+from ovref_inference.encoders.load import load_region_encoder
+from ovref_inference.segmenters.load import METHODS, load_segmenter
+from ovref_inference.vectors import l2_normalised
+from ovref_pipelines.explore.pictures import labelled, palette, webp
+
+SIDE = 1024
+"""Longer side in pixels to which a larger photograph is reduced."""
+MOST_CLASSES = 100
+SMALLEST = 0.004
+"""Smallest region that is explained, as a share of the image."""
+MOST_REGIONS = 40
+DECIDING = 6
+"""References shown of a region."""
+
+
+class Photographs:
+    """Segments photographs with one collection; one at a time, models are loaded once."""
+
+    def __init__(self, collection: ReferenceCollection) -> None:
+        self._collection = collection
+        self._segmenters: dict[str, Any] = {}
+        self._visual: Any = None
+        self._lock = threading.Lock()
+
+    def segment(
+        self, image_hwc: np.ndarray, names: list[str], methods: list[str]
+    ) -> dict[str, Any]:
+        """What each method makes of a photograph.
+
+        Returns:
+            `size_hw`; `colours` of the classes; `results`, for each method its `picture` (WebP
+            bytes) and its `regions` (see `_explained`), or an `error` that says why it does not go
+            with this collection.
+
+        Raises:
+            InputError: no such method, no class, or too many.
+        """
+        if not 1 <= len(names) <= MOST_CLASSES:
+            raise InputError(f"give 1 to {MOST_CLASSES} classes, found {len(names)}")
+        if unknown := sorted(set(methods) - METHODS.keys()):
+            raise InputError(f"methods are {', '.join(METHODS)}, found {', '.join(unknown)}")
+        image_hwc, colours = _reduced(image_hwc), palette(len(names))
+        with self._lock:
+            results = {method: self._by(method, image_hwc, names, colours) for method in methods}
+        return {
+            "size_hw": list(image_hwc.shape[:2]),
+            "colours": dict(zip(names, map(_css, colours), strict=True)),
+            "results": results,
+        }
+
+    def _by(
+        self, method: str, image_hwc: np.ndarray, names: list[str], colours: np.ndarray
+    ) -> dict[str, Any]:
+        try:
+            if method not in self._segmenters:
+                self._segmenters[method] = load_segmenter(self._collection, method)  # type: ignore[arg-type]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of missing classes, which are told below
+                (found,) = self._segmenters[method].segment([image_hwc], names)
+        except ValueError as error:
+            return {"error": str(error).replace(self._collection.url, "this collection")}
+        return {
+            "picture": webp(labelled(image_hwc, found.labels_hw, colours)),
+            "missing": list(found.missing),
+            "regions": self._explained(image_hwc, found.labels_hw, names),
+        }
+
+    def _explained(
+        self, image_hwc: np.ndarray, labels_hw: np.ndarray, names: list[str]
+    ) -> list[dict[str, Any]]:
+        """Connected regions of one class, the largest first, each with its references.
+
+        `references` are the class's own that look most like the region, `others` those of any noun:
+        where they are of another noun, the region is contested.
+        """
+        regions = _regions(labels_hw)
+        if not regions:
+            return []
+        if self._visual is None:
+            self._visual = load_region_encoder(self._collection.visual_config)
+        masks_nhw = np.stack([mask_hw for _, mask_hw in regions])
+        features_nd, kept = self._visual.encode_regions([image_hwc], [masks_nhw])[0]
+        regions = [region for region, keep in zip(regions, kept, strict=True) if keep]
+        features_nd = features_nd[kept]
+        if not regions:
+            return []
+        found = []
+        any_noun = self._collection.search_regions(features_nd, k=DECIDING)
+        for number, (label, mask_hw) in enumerate(regions):
+            own, cosines = self._nearest(features_nd[number], names[label])
+            rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+            found.append({
+                "name": names[label],
+                "area": float(mask_hw.mean()),
+                "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
+                "references": list(zip(own, cosines, strict=True)),
+                "others": list(zip(
+                    any_noun.ids[number].tolist(), any_noun.scores[number].tolist(), strict=True
+                )),
+            })  # fmt: skip
+        return found
+
+    def _nearest(self, feature_d: np.ndarray, name: str) -> tuple[list[int], list[float]]:
+        """The references that stand for a class and look most like a region."""
+        noun = name.strip().lower()
+        ids = self._collection.references_of(noun)
+        if not len(ids):
+            texts = self._collection.embed_text([name])
+            ids = self._collection.search_text(texts, k=100).ids[0]
+            ids = ids[ids >= 0]
+        cosines = np.asarray(self._collection.visual[ids], np.float32) @ l2_normalised(
+            feature_d[None]
+        )[0]
+        best = np.argsort(-cosines)[:DECIDING]
+        return ids[best].tolist(), cosines[best].tolist()
+
+
+def _regions(labels_hw: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Connected regions of one class that are large enough to explain, the largest first."""
+    from scipy import ndimage
+
+    found = []
+    for label in np.unique(labels_hw[labels_hw >= 0]).tolist():
+        parts_hw, _ = ndimage.label(labels_hw == label)
+        sizes = np.bincount(parts_hw.ravel())
+        found += [
+            (int(sizes[part]), label, parts_hw == part)
+            for part in range(1, len(sizes))
+            if sizes[part] >= SMALLEST * labels_hw.size
+        ]
+    found.sort(key=lambda one: -one[0])
+    return [(label, mask_hw) for _, label, mask_hw in found[:MOST_REGIONS]]
+
+
+def _reduced(image_hwc: np.ndarray) -> np.ndarray:
+    height, width = image_hwc.shape[:2]
+    if max(height, width) <= SIDE:
+        return image_hwc
+    scale = SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image_hwc).resize(size, Image.Resampling.LANCZOS))
+
+
+def _css(colour: np.ndarray) -> str:
+    return "#" + "".join(f"{int(value):02x}" for value in colour)

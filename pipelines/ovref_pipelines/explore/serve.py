@@ -1,0 +1,58 @@
+"""Runs the explorer: a server on this machine alone, behind a token that only its address has."""
+
+import secrets
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from ovref.errors import ConfigError
+from ovref_pipelines.explore.app import make_app
+from ovref_pipelines.explore.library import Library
+
+
+def serve(
+    place: str,
+    build: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    say: Callable[[str], None] = lambda message: None,
+    browser: bool = False,
+) -> None:
+    """Serves the page until it is interrupted.
+
+    Args:
+        place: folder or URL of a build's output or of a collection.
+        build: see `Library`.
+        host: address to listen at; port: 0 takes a free one.
+        say: gets the address, with the token.
+        browser: whether to open it.
+
+    Raises:
+        OvrefError: `place` cannot be opened.
+        ConfigError: the address cannot be listened at.
+    """
+    library = Library(place, build)
+    token = secrets.token_urlsafe(24)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConfigError(f"cannot listen at {host} port {port}: {error}") from error
+    port = listener.getsockname()[1]
+    name = f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{port}/?token={token}"
+    say(f"explore: {place} is at {url} (Ctrl-C ends it)")
+    app = make_app(library, token, hosts=(name, "localhost"), port=port)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    server: Any = uvicorn.Server(config)
+    if browser:
+        threading.Timer(0.3, webbrowser.open, [url]).start()
+    with listener:
+        server.run(sockets=[listener])

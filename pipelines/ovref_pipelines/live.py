@@ -1,0 +1,108 @@
+"""`progress.json` of a build's output: where the build stands, for whoever looks from outside.
+
+The process that drives the build rewrites it every few seconds, so it can be read from any machine:
+by `ovref status`, by the explorer's page, by programs of others.
+"""
+
+import contextlib
+import datetime
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ovref.errors import OvrefError
+from ovref.storage.store import Store
+from ovref_pipelines.engine.progress import duration
+
+logger = logging.getLogger(__name__)
+
+PROGRESS = "progress.json"
+EVERY_SECONDS = 3.0
+"""Between two writes to a local folder."""
+EVERY_SECONDS_REMOTE = 15.0
+"""Between two writes to an object store, which charges for each."""
+STALE_SECONDS = 60.0
+"""After which a build that says it runs counts as gone without a word."""
+
+
+class Live:
+    """Writes `progress.json`. `watch` is the `Watcher` of the build's steps."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._clock = store, clock
+        self._every = EVERY_SECONDS if store.is_local else EVERY_SECONDS_REMOTE
+        self._due = clock()
+        self._state: dict[str, Any] = {
+            "state": "running", "started": _now(), "doing": "", "cost": None, "steps": {},
+        }  # fmt: skip
+
+    def message(self, text: str) -> None:
+        """What the build is doing, in words."""
+        self._state["doing"] = text
+        self._write()
+
+    def watch(self, steps: list[dict[str, Any]]) -> None:
+        """Where steps stand, as `Progress.counts` gives it."""
+        for counts in steps:
+            self._state["steps"][counts["step"]] = counts
+            self._state["cost"] = counts["cost"]
+        self._write()
+
+    @contextlib.contextmanager
+    def during(self) -> Iterator[None]:
+        """Says in the end whether the block was `done` or has `ended` early, and why."""
+        try:
+            yield
+        except BaseException as error:
+            self._state |= {"state": "ended", "doing": f"{type(error).__name__}: {error}"}
+            self._write(now=True)
+            raise
+        self._state |= {"state": "done"}
+        self._write(now=True)
+
+    def _write(self, *, now: bool = False) -> None:
+        if not now and self._clock() < self._due:
+            return
+        tree = self._state | {"time": _now()}
+        data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+        try:
+            self._store.write(PROGRESS, data)
+        except (OvrefError, OSError) as error:  # the build matters, not what is told of it
+            logger.warning("%s/%s cannot be written: %s", self._store.url, PROGRESS, error)
+        self._due = self._clock() + self._every
+
+
+def read(store: Store) -> dict[str, Any] | None:
+    """The content of `progress.json`, with `age_seconds`; None where there is none.
+
+    A build that says `running` but has not said so for a minute is `gone`.
+    """
+    if not store.exists(PROGRESS):
+        return None
+    try:
+        tree = dict(json.loads(store.read(PROGRESS)))
+        then = datetime.datetime.fromisoformat(tree["time"])
+    except (ValueError, TypeError, KeyError) as error:
+        logger.warning("%s/%s is damaged: %s", store.url, PROGRESS, error)
+        return None
+    age = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+    if tree["state"] == "running" and age > STALE_SECONDS:
+        tree["state"] = "gone"
+    return tree | {"age_seconds": round(age, 1)}
+
+
+def text(now: dict[str, Any]) -> str:
+    """How far a build is, of what `read` gives: the steps that are at work, or what it does."""
+    unfinished = [
+        f"{name} {step['records_done']} of {step['records'] or '?'} records"
+        + (f", {duration(step['seconds_to_go'])} to go" if step["seconds_to_go"] else "")
+        for name, step in now["steps"].items()
+        if step["records"] != step["records_done"]
+    ]
+    return "; ".join(unfinished) or now["doing"]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,72 @@
+"""How far workers are in their shards, by way of the table that Ray's head keeps for its own
+libraries: a worker overwrites one small entry every few seconds, and no process stands between."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable
+
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
+
+from ovref_pipelines.engine.progress import Progress
+from ovref_pipelines.engine.reports import REPORT_SECONDS, Report
+
+NAMESPACE = b"ovref"
+SHARE_OF_DRIVER = 0.05
+"""Share of the driver's time that reading reports may take: with very many workers they are read
+less often."""
+
+
+def teller(channel: str, step: int) -> Callable[[Report], None]:
+    """What a worker tells its reports to, at a shard of its step of this number."""
+
+    def tell(report: Report) -> None:
+        content = json.dumps(dataclasses.asdict(report)).encode()
+        internal_kv._internal_kv_put(_key(channel, step), content, namespace=NAMESPACE)
+
+    return tell
+
+
+class Reports:
+    """The driver's side: passes new reports of workers on to the progress of their steps."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._due = clock, clock() + REPORT_SECONDS
+        self._seen: dict[bytes, bytes] = {}
+
+    def read(self, at_work: Callable[[], Iterable[tuple[str, int, str, Progress]]]) -> None:
+        """Reads the reports of all workers that are at a shard, if it is time.
+
+        Args:
+            at_work: gives the channel of each, the number of its step, its shard, and the progress
+                of that step.
+        """
+        started = self._clock()
+        if started < self._due:
+            return
+        for channel, step, shard, progress in at_work():
+            key = _key(channel, step)
+            try:
+                content = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+            except RayError:  # the head is away for a moment
+                break
+            if content and content != self._seen.get(key):
+                self._seen[key] = content
+                report = Report(**json.loads(content))
+                if report.shard == shard:  # or it is of the worker's last one
+                    progress.report(report)
+        took = self._clock() - started
+        self._due = self._clock() + max(REPORT_SECONDS, took / SHARE_OF_DRIVER)
+
+
+def forget(channel: str, steps: int) -> None:
+    """Removes what a worker has told."""
+    for step in range(steps):
+        with contextlib.suppress(RayError):
+            internal_kv._internal_kv_del(_key(channel, step), namespace=NAMESPACE)
+
+
+def _key(channel: str, step: int) -> bytes:
+    return f"progress/{channel}/{step}".encode()

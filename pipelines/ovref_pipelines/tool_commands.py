@@ -1,0 +1,110 @@
+"""The verbs that use a finished collection: each takes its arguments and returns an exit code.
+
+Apart from `commands`, because they must answer at once: what builds need is not imported here.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+from ovref.errors import InputError
+from ovref.places import absolute, absolute_local
+from ovref_pipelines.console import Console
+from ovref_pipelines.errors import FAILED
+
+
+def _segment(options: Namespace, console: Console) -> int:
+    from ovref.exchange.class_lists import read_classes
+    from ovref.exchange.photographs import find_photographs
+    from ovref_pipelines.verbs import segment
+
+    job = segment.Job(
+        collection=absolute(options.collection, "collection"),
+        output=absolute(options.output, "--output"),
+        classes=read_classes(options.classes, options.things),
+        method=options.method,
+        proposer=options.proposer,
+        formats=tuple(options.formats),
+        device=options.device,
+    )
+    photographs = find_photographs(options.images)
+    summary = segment.segment(job, photographs, options.workers, console.say)
+    console.show(segment.text(summary))
+    return FAILED if not summary.segmented else 0
+
+
+def _search(options: Namespace, console: Console) -> int:
+    from ovref_inference.collection.reference_collection import ReferenceCollection
+    from ovref_pipelines.verbs import search
+
+    try:
+        query = search.Query(
+            text=" ".join(options.text), image=options.image, box_xyxy=options.box,
+            mask=options.mask,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    with ReferenceCollection.open(absolute(options.collection, "collection")) as collection:
+        found = search.search(collection, query, options.k)
+        console.show((search.as_json if options.json else search.text)(found))
+        if options.sheet:
+            sheet = absolute_local(options.sheet, "--sheet")
+            build = absolute(options.build, "--build") if options.build else None
+            drawn = search.write_sheet(collection, found, sheet, build)
+            console.say(f"{sheet}: {drawn} of {len(found.rows)} references have an image")
+    return 0
+
+
+def _publish(options: Namespace, console: Console) -> int:
+    from ovref_pipelines import api
+
+    found = api.publish(
+        options.collection, options.target, title=options.title, images=not options.no_images,
+        build=options.build, evaluation=options.evaluation, replace=options.replace,
+    )  # fmt: skip
+    size = f"{found['bytes'] / 1e6:.1f} MB"
+    console.show(f"published at {options.target}: {found['files']} files, {size}")
+    return 0
+
+
+def _export(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import exchange
+
+    found = exchange.export(
+        absolute(options.collection, "collection"), options.layout,
+        absolute_local(options.output, "output"), k=options.k,
+        nouns=[noun.strip() for noun in options.nouns.split(",")] if options.nouns else None,
+        name=options.name, clip=options.clip_name, vfm=options.vfm_name,
+        build=absolute(options.build, "--build") if options.build else None,
+    )  # fmt: skip
+    counts = ", ".join(f"{count} {what}" for what, count in found.counts.items())
+    console.show(f"written to {found.folder}: {counts}")
+    for reason in found.left_out[:5]:
+        console.say(f"left out: {reason}")
+    if len(found.left_out) > 5:
+        console.say(f"left out: {len(found.left_out)} in all")
+    return 0
+
+
+def _import(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import exchange
+
+    found = exchange.import_bank(
+        options.layout, options.files, absolute(options.output, "--output"),
+        visual=options.visual, size=options.size, text=options.text, classes=options.classes,
+        name=options.name, clip=options.clip_name, vfm=options.vfm_name, licences=options.licence,
+        replace=options.replace,
+    )  # fmt: skip
+    console.show(
+        f"collection: {options.output}, {found['references']} references of {found['nouns']} nouns"
+    )
+    return 0
+
+
+TOOLS: dict[str, Callable[[Namespace, Console], Any]] = {
+    "segment": _segment,
+    "search": _search,
+    "publish": _publish,
+    "export": _export,
+    "import": _import,
+}

@@ -1,0 +1,148 @@
+"""The builds that a Ray cluster knows as jobs: listed; ended without losing what is committed."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from ovref.errors import ConfigError, OvrefError
+from ovref.storage.store import Store
+from ovref_pipelines import live
+from ovref_pipelines.engine.progress import duration
+
+PREFIX = "ovref-"
+"""How the names of jobs begin that `ovref submit` has made."""
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A build as a job."""
+
+    name: str
+    status: str
+    """`pending`, `running`, `succeeded`, `failed` or `stopped`."""
+    output: str | None
+    seconds: float | None
+    """Since it was started, or that it took."""
+    message: str
+    """Why it failed, or how far it is where its output can be read from here."""
+
+
+def jobs(client: JobSubmissionClient, *, every: bool = False) -> list[Job]:
+    """The builds on the cluster, the newest first.
+
+    Args:
+        every: with those that are over.
+
+    Raises:
+        ConfigError: the cluster does not list its jobs.
+    """
+    found = [d for d in _listed(client) if every or not d.status.is_terminal()]
+    found.sort(key=lambda details: details.start_time or 0, reverse=True)
+    return [_job(details) for details in found]
+
+
+def jobs_text(found: list[Job], *, every: bool = False) -> str:
+    """For people: a line for each job."""
+    if not found:
+        kind = "job" if every else "running job"
+        return f"the cluster knows no {kind} of ovref" + ("" if every else "; --all shows the rest")
+    lines = []
+    for job in found:
+        took = "" if job.seconds is None else duration(job.seconds)
+        parts = [job.name, job.status, took, job.output or "", job.message]
+        lines.append("  ".join(part for part in parts if part))
+    return "\n".join(lines)
+
+
+def jobs_json(found: list[Job]) -> str:
+    """For programs: a list of objects."""
+    return json.dumps([asdict(job) for job in found], indent=1, ensure_ascii=False)
+
+
+def cancel(
+    client: JobSubmissionClient,
+    named: str,
+    *,
+    wait: bool = True,
+    say: Callable[[str], None] = lambda message: None,
+) -> Job:
+    """Ends a job: it finishes the shards in hand, as after SIGTERM, and is then `stopped`.
+
+    Args:
+        named: name of the job, or the output of a build that runs.
+        wait: until it has ended.
+        say: gets a line for people while it is waited for.
+
+    Raises:
+        ConfigError: no such job runs, or several write to that output; or the cluster refuses.
+    """
+    there = _listed(client)
+    running = [details for details in there if not details.status.is_terminal()]
+    matching = [d for d in running if named in (d.submission_id, _output(d))]
+    if len(matching) != 1:
+        over = [d for d in there if named in (d.submission_id, _output(d)) and d not in running]
+        if over:
+            raise ConfigError(f"job {named} has ended already: {over[-1].status.value.lower()}")
+        names = ", ".join(str(details.submission_id) for details in matching or running) or "none"
+        raise ConfigError(
+            f"{'several jobs write' if matching else 'no running job of ovref has the name or'} "
+            f"{'to' if matching else 'output'} {named}; found: {names}"
+        )
+    job = str(matching[0].submission_id)
+    try:
+        client.stop_job(job)
+        details = client.get_job_info(job)
+        if wait and not details.status.is_terminal():
+            say(f"ovref: job {job} finishes the shards in hand")
+        while wait and not details.status.is_terminal():
+            time.sleep(POLL_SECONDS)
+            details = client.get_job_info(job)
+    except (RuntimeError, RayError) as error:
+        raise ConfigError(f"the cluster does not stop job {job}: {error}") from error
+    return _job(details)
+
+
+def _listed(client: JobSubmissionClient) -> list[JobDetails]:
+    try:
+        found = client.list_jobs()
+    except (RuntimeError, RayError) as error:
+        raise ConfigError(f"the cluster does not list its jobs: {error}") from error
+    return [details for details in found if (details.submission_id or "").startswith(PREFIX)]
+
+
+def _output(details: JobDetails) -> str | None:
+    return (details.metadata or {}).get("output")
+
+
+def _job(details: JobDetails) -> Job:
+    seconds = None
+    if details.start_time:
+        end = details.end_time or time.time() * 1000
+        seconds = max(0.0, (end - details.start_time) / 1000)
+    message = ""
+    if details.status == JobStatus.FAILED:
+        message = (details.message or "").strip().rpartition("\n")[2]
+    elif details.status == JobStatus.RUNNING:
+        message = _how_far(_output(details))
+    return Job(
+        name=str(details.submission_id),
+        status=details.status.value.lower(),
+        output=_output(details),
+        seconds=seconds,
+        message=message,
+    )
+
+
+def _how_far(output: str | None) -> str:
+    """What the build says in its output; empty where that cannot be read from this machine."""
+    try:
+        now: dict[str, Any] | None = None if output is None else live.read(Store.open(output))
+    except (OvrefError, OSError):
+        return ""
+    return "" if now is None else live.text(now)

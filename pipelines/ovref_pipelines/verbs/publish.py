@@ -1,0 +1,82 @@
+"""`ovref publish`: what of a build goes with its collection."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ovref.errors import InputError
+from ovref.exchange import publishing
+from ovref.exchange.contact_sheet import contact_sheet
+from ovref.exchange.exemplars import best_references
+from ovref.exchange.picture_files import write_pictures
+from ovref.records import ImageRecord
+from ovref.storage.store import Store
+from ovref_inference.collection import store as collections
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_pipelines.output import BuildOutput, open_build
+from ovref_pipelines.verbs.reference_images import build_of, reference_pictures
+
+SAMPLES = 18
+"""Crops on the card."""
+EVALUATION = "evaluation/evaluation.json"
+
+
+def publish(
+    collection_url: str,
+    target: str,
+    *,
+    title: str,
+    images: bool,
+    build: str | None,
+    evaluation: str | None,
+    replace: bool,
+) -> dict[str, int]:
+    """As of `ovref_pipelines.api.publish`."""
+    measured = _evaluation(collection_url, build, evaluation)
+    output = open_build(build_of(collection_url, build)) if images else None
+
+    def write(folder: Path) -> None:
+        with ReferenceCollection.open(collection_url) as collection:
+            if output is not None:
+                keys = frozenset(collection.to_table(["key"]).column("key").to_pylist())
+                write_pictures(_records(output), keys, folder)
+                (folder / publishing.SAMPLES).write_bytes(_samples(collection, build))
+
+    return publishing.publish(
+        collection_url, target, title=title, evaluation=measured, write_pictures=write,
+        replace=replace,
+    )  # fmt: skip
+
+
+def _evaluation(collection_url: str, build: str | None, path: str | None) -> Any:
+    if path is not None:
+        try:
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read the evaluation {path}: {error}") from error
+    store = Store.open(build_of(collection_url, build))
+    if not store.exists(EVALUATION):
+        return None
+    found = json.loads(store.read(EVALUATION))
+    manifest = collections.read_manifest(collection_url)
+    return found if publishing.measured_of(found) == manifest.fingerprint else None
+
+
+def _records(output: BuildOutput) -> Iterator[ImageRecord]:
+    step = output.step("images")
+    for shard in step.committed():
+        for record in step.read(shard):
+            assert isinstance(record, ImageRecord)
+            yield record
+
+
+def _samples(collection: ReferenceCollection, build: str | None) -> bytes:
+    """One reference of each of some nouns, the one that is most like the others of it."""
+    order = collection.noun_counts.argsort(kind="stable")[::-1][:SAMPLES]
+    nouns = [collection.nouns[row] for row in order if collection.noun_counts[row] > 0]
+    ids = [found[0] for _, found in best_references(collection, nouns, 1)]
+    rows = collection.rows(ids)
+    pictures = reference_pictures(collection.url, rows, build_of(collection.url, build))
+    boxes = [(row["x0"], row["y0"], row["x1"], row["y1"]) for row in rows]
+    return contact_sheet(pictures, boxes, [(row["noun"], row["caption"]) for row in rows])

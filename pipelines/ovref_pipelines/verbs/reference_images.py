@@ -1,0 +1,63 @@
+"""The images of a collection's references: published with it, or in the output of its build."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ovref.contract import base_key
+from ovref.errors import InputError
+from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures, picture_of
+from ovref.records import ImageRecord
+from ovref_pipelines.output import open_build
+
+
+def reference_pictures(
+    collection_url: str, rows: Sequence[dict[str, Any]], build: str | None = None
+) -> list[Picture | None]:
+    """The picture of each of these rows of a collection; None where it is gone.
+
+    Args:
+        rows: of `ReferenceCollection.rows`.
+        build: output of the build that made them; None takes what was published with the
+            collection, or else the folder that the collection is in.
+
+    Raises:
+        InputError: there are no images of this collection.
+        StorageError: they are damaged.
+    """
+    keys = [row["key"] for row in rows]
+    if build is None and has_pictures(collection_url):
+        found = dict(PublishedPictures(collection_url).pictures(keys))
+        return [found.get(key) for key in keys]
+    found = dict(_of_build(build_of(collection_url, build), rows))
+    return [found.get(key) for key in keys]
+
+
+def build_of(collection_url: str, build: str | None) -> str:
+    """The build that is named, or else the folder that the collection is in."""
+    return build or collection_url.rstrip("/").rpartition("/")[0] or "/"
+
+
+def _of_build(url: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Picture]]:
+    try:
+        output = open_build(url)
+    except InputError as error:
+        raise InputError(
+            f"there are no images of the collection: none were published with it, and {error}. "
+            "Name the output of the build that made it with --build"
+        ) from error
+    step = output.step("images")
+    shards: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        shard = row["shard"].rpartition("/")[2]
+        shards.setdefault(shard, {}).setdefault(base_key(row["key"]), []).append(row["key"])
+    known = set(step.committed())
+    for shard, wanted in shards.items():
+        if shard not in known:
+            continue
+        for record in step.read(shard):
+            if not isinstance(record, ImageRecord):
+                continue
+            for key in wanted.pop(record.key, ()):
+                yield key, picture_of(record, key)
+            if not wanted:
+                break

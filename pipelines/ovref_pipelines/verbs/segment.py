@@ -1,0 +1,305 @@
+"""`ovref segment`: photographs, class names and a collection to overlays, label maps and COCO.
+
+    overlays/<name>.png     the classes in their colours over the photograph
+    labels/<name>.png       positions in the class list (`segment_files.label_png`)
+    coco.json               a segment each, with an RLE mask
+    panoptic.json, panoptic/<name>.png      the same in COCO's panoptic format
+    segment.json            what was asked, pixels of each class, what was left out and why
+
+One image is segmented at a time in each process; the next is read meanwhile.
+"""
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovref.errors import ConfigError, InputError
+from ovref.exchange import segment_files as files
+from ovref.exchange.class_lists import Classes
+from ovref.exchange.photographs import Photograph
+from ovref.images import UnusableImageError
+from ovref.storage.store import Store
+from ovref_inference import ReferenceCollection
+from ovref_inference.proposers.config import (
+    MaskFormerConfig,
+    ProposerConfig,
+    SamConfig,
+    SamGridConfig,
+)
+from ovref_pipelines.bar import bar
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is asked of every image. Picklable."""
+
+    collection: str
+    output: str
+    classes: Classes
+    method: str = "fossil"
+    proposer: str = ""
+    """Empty or `opencut` for the collection's own features; `none`, `mask_former:MODEL`,
+    `sam_grid:MODEL`."""
+    formats: tuple[str, ...] = ("overlay", "labels", "coco")
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What one image gave, but for the files that are written."""
+
+    photograph: Photograph
+    size_hw: tuple[int, int] = (0, 0)
+    pixels: np.ndarray | None = None
+    """(classes,) int64 pixels of each class."""
+    coco: Sequence[dict[str, Any]] = ()
+    panoptic: Sequence[dict[str, Any]] = ()
+    missing: tuple[str, ...] = ()
+    """Classes that the collection does not support."""
+    problem: str = ""
+    """Why there is nothing; empty if there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run gave."""
+
+    output: str
+    segmented: int
+    problems: dict[str, str]
+    """Place of an image -> why it was left out."""
+    pixels: dict[str, int]
+    """Pixels of each class."""
+    missing: tuple[str, ...]
+    seconds: float
+
+
+def segment(job: Job, photographs: Sequence[Photograph], workers: int, say: Say) -> Summary:
+    """Segments photographs and writes the files.
+
+    Raises:
+        InputError, ConfigError: the collection does not go with the method, or has nothing for any
+            of the classes; an image cannot be fetched.
+        CollectionError, ModelError: as of `load_segmenter`.
+    """
+    check_proposer(job.proposer)
+    store = Store.open(job.output)
+    say(f"segment: {len(photographs)} images, {len(job.classes.names)} classes, {job.method}")
+    started = time.monotonic()
+    heads = files.categories(job.classes)
+    outputs = {name: files.CocoFile(heads) for name in ("coco", "panoptic") if name in job.formats}
+    totals = np.zeros(len(job.classes.names), dtype=np.int64)
+    problems: dict[str, str] = {}
+    missing: tuple[str, ...] = ()
+    try:
+        with bar("images", len(photographs), say) as step:
+            for number, done in enumerate(_all(job, photographs, workers, say), start=1):
+                step()
+                if done.problem:
+                    problems[done.photograph.place] = done.problem
+                    continue
+                assert done.pixels is not None
+                totals += done.pixels
+                missing = done.missing
+                height, width = done.size_hw
+                image = {
+                    "id": number, "file_name": done.photograph.file_name,
+                    "height": height, "width": width,
+                }  # fmt: skip
+                for name, output in outputs.items():
+                    annotations = getattr(done, name)
+                    output.add(image, [{**one, "image_id": number} for one in annotations])
+        for name, output in outputs.items():
+            _upload(store, f"{name}.json", output)
+    finally:
+        for output in outputs.values():
+            output.close()
+    summary = Summary(
+        output=store.url,
+        segmented=len(photographs) - len(problems),
+        problems=problems,
+        pixels=dict(zip(job.classes.names, totals.tolist(), strict=True)),
+        missing=missing,
+        seconds=round(time.monotonic() - started, 3),
+    )
+    store.write("segment.json", json.dumps(_report(job, summary), indent=1).encode())
+    return summary
+
+
+def text(summary: Summary) -> str:
+    """The summary, for people."""
+    total = max(1, sum(summary.pixels.values()))
+    most = sorted(summary.pixels.items(), key=lambda item: -item[1])[:8]
+    shares = ", ".join(f"{name} {count / total:.0%}" for name, count in most if count)
+    lines = [f"pixels with a class: {shares or 'none'}"]
+    if summary.missing:
+        lines.append(f"no references, never predicted: {', '.join(summary.missing)}")
+    for place, problem in list(summary.problems.items())[:5]:
+        lines.append(f"left out: {place}: {problem}")
+    if len(summary.problems) > 5:
+        lines.append(f"... {len(summary.problems)} in all, see segment.json")
+    rate = summary.segmented / summary.seconds if summary.seconds else 0.0
+    lines.append(f"written to {summary.output}: {summary.segmented} images, {rate:.2f} images/s")
+    return "\n".join(lines)
+
+
+def check_proposer(text: str) -> ProposerConfig | None:
+    """The settings of a proposer that is named with its model; None for the others.
+
+    Raises:
+        ConfigError: there is no such proposer.
+    """
+    kind, _, model = text.partition(":")
+    if kind in ("", "opencut", "none") and not model:
+        return None
+    if kind == "mask_former" and model:
+        return ProposerConfig(mask_former=MaskFormerConfig(model=model))
+    if kind == "sam_grid" and model:
+        return ProposerConfig(sam_grid=SamGridConfig(sam=SamConfig(model=model)))
+    raise ConfigError(
+        f"--proposer must be opencut, none, mask_former:MODEL or sam_grid:MODEL, found {text!r}"
+    )
+
+
+class Worker:
+    """The loaded models of one process."""
+
+    def __init__(self, job: Job) -> None:
+        from ovref_inference.proposers.load import load_proposer, no_proposals
+        from ovref_inference.segmenters import load_segmenter
+
+        self.job = job
+        self.store = Store.open(job.output)
+        config = check_proposer(job.proposer)
+        proposer: Any = no_proposals if job.proposer == "none" else None
+        if config is not None:
+            proposer = load_proposer(config, device=job.device)
+        try:
+            self.segmenter = load_segmenter(
+                ReferenceCollection.open(job.collection),
+                job.method,  # type: ignore[arg-type]
+                proposer=proposer,
+                device=job.device,
+            )
+            with warnings.catch_warnings():  # the summary tells of missing classes
+                warnings.filterwarnings("ignore", message=".* has no references for")
+                self.segmenter.prepare(job.classes.asked)  # type: ignore[attr-defined]
+        except ValueError as error:
+            hint = "; --proposer names one" if "give a proposer" in str(error) else ""
+            raise InputError(f"{error}{hint}") from error
+
+    def segment(self, photograph: Photograph, image_hwc: np.ndarray) -> Done:
+        """Segments one image and writes its files."""
+        job, classes = self.job, self.job.classes
+        (found,) = self.segmenter.segment([image_hwc], classes.asked)
+        labels_hw, name = classes.labels(found.labels_hw), photograph.name
+        count = len(classes.names)
+        if "labels" in job.formats:
+            self.store.write(f"labels/{name}.png", files.label_png(labels_hw, count))
+        if "overlay" in job.formats:
+            png = files.overlay_png(image_hwc, labels_hw, count)
+            self.store.write(f"overlays/{name}.png", png)
+        coco: list[dict[str, Any]] = []
+        panoptic: list[dict[str, Any]] = []
+        if {"coco", "panoptic"} & set(job.formats):
+            segments = files.segments_of(labels_hw, found.max_score_hw, classes)
+            if "coco" in job.formats:
+                coco = files.coco_annotations(segments, 0)
+            if "panoptic" in job.formats:
+                self.store.write(f"panoptic/{name}.png", files.panoptic_png(segments))
+                panoptic = [files.panoptic_annotation(segments, 0, f"{name}.png")]
+        return Done(
+            photograph=photograph,
+            size_hw=(labels_hw.shape[0], labels_hw.shape[1]),
+            pixels=np.bincount(labels_hw[labels_hw >= 0], minlength=count).astype(np.int64),
+            coco=coco,
+            panoptic=panoptic,
+            missing=classes.missing(found.missing),
+        )
+
+
+_WORKER: list[Worker] = []
+"""The models of this process, once `_start` has loaded them."""
+
+
+def _start(job: Job) -> None:
+    _WORKER.append(Worker(job))
+
+
+def _one(photograph: Photograph) -> Done:
+    image_hwc = _read(photograph)
+    if isinstance(image_hwc, str):
+        return Done(photograph=photograph, problem=image_hwc)
+    return _WORKER[0].segment(photograph, image_hwc)
+
+
+def _read(photograph: Photograph) -> np.ndarray | str:
+    """The pixels, or why there are none."""
+    try:
+        return photograph.image_hwc()
+    except UnusableImageError as error:
+        return str(error)
+
+
+def _all(job: Job, photographs: Sequence[Photograph], workers: int, say: Say) -> Iterator[Done]:
+    """Every image in order, from this process or from several."""
+    worker = Worker(job)  # also where others do the work: what is wrong is found once, and here
+    if workers == 1:
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(_read, photographs[0])
+            for number, photograph in enumerate(photographs):
+                image_hwc = coming.result()
+                for following in photographs[number + 1 : number + 2]:
+                    coming = reader.submit(_read, following)
+                if isinstance(image_hwc, str):
+                    yield Done(photograph=photograph, problem=image_hwc)
+                else:
+                    yield worker.segment(photograph, image_hwc)
+        return
+    del worker
+    say(f"segment: starting {workers} processes")
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(job,)) as pool:
+        waiting = iter(photographs)
+        # A few ahead of each worker, so that results never pile up.
+        futures = [pool.submit(_one, one) for one in islice(waiting, 2 * workers)]
+        while futures:
+            yield futures.pop(0).result()
+            futures += [pool.submit(_one, one) for one in islice(waiting, 1)]
+
+
+def _upload(store: Store, name: str, output: files.CocoFile) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        with open(path, "w", encoding="utf-8") as file:
+            output.write(file)
+        store.upload(path, name)
+
+
+def _report(job: Job, summary: Summary) -> dict[str, Any]:
+    return {
+        "collection": job.collection,
+        "method": job.method,
+        "proposer": job.proposer or "opencut",
+        "classes": list(job.classes.names),
+        "no_class": files.NO_LABEL_8
+        if len(job.classes.names) <= files.NO_LABEL_8
+        else files.NO_LABEL_16,
+        "segmented": summary.segmented,
+        "pixels": summary.pixels,
+        "missing": list(summary.missing),
+        "left_out": summary.problems,
+        "seconds": summary.seconds,
+    }

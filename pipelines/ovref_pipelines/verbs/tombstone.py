@@ -1,0 +1,120 @@
+"""Deletes references of a collection, lists what is deleted, and takes deletions back."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ovref.errors import InputError
+from ovref_inference import ReferenceCollection
+from ovref_inference.collection import store
+
+NAMED = 12
+"""Nouns named in a summary."""
+
+
+def read_ids(path: str) -> list[int]:
+    """Numbers of references in a text file, separated by white space or commas.
+
+    Raises:
+        InputError: the file cannot be read, or holds anything else.
+    """
+    try:
+        words = re.split(r"[\s,]+", Path(path).read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the numbers of references in {path}: {error}") from error
+    bad = [word for word in words if not re.fullmatch("[0-9]+", word)]
+    if bad:
+        raise InputError(
+            f"{path} must hold numbers of references, separated by white space or commas, found "
+            f"{', '.join(repr(word) for word in bad[:5])}"
+        )
+    return [int(word) for word in words]
+
+
+def wanted(
+    place: str,
+    *,
+    ids: Sequence[int] | None,
+    keys: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    nouns: Sequence[str] = (),
+    deleted: bool = False,
+) -> list[int]:
+    """The references of the collection at `place` that any of the four names, sorted.
+
+    Args:
+        ids: numbers; keys, sources, nouns: as `ReferenceCollection.ids_of`.
+        deleted: only those that are deleted; else only those that are not.
+
+    Raises:
+        InputError: nothing was named, or it names no such reference.
+    """
+    named = {"keys": keys, "sources": sources, "nouns": nouns}
+    if ids is None and not any(named.values()):
+        raise InputError("say which references, by --ids, --key, --source or --noun")
+    dead = store.read_tombstones(place)["id"]
+    with ReferenceCollection.open(place) as collection:
+        found = collection.ids_of(**named, deleted=deleted)
+        total = len(collection.visual)
+    given = np.unique(np.asarray([] if ids is None else ids, dtype=np.int64))
+    if len(bad := given[given >= total]):
+        raise InputError(f"{place} has references 0 to {total - 1}, not {bad[:10].tolist()}")
+    given = given[np.isin(given, dead) == deleted]
+    chosen = np.union1d(given, found).tolist()
+    if not chosen:
+        asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
+        kind = "deleted reference" if deleted else "reference"
+        raise InputError(f"{place} has no {kind} of the {asked or 'numbers given'}")
+    return chosen
+
+
+def delete(place: str, ids: list[int], reason: str, *, dry_run: bool = False) -> str:
+    """Deletes references; says what was done, or would be."""
+    if dry_run:
+        return f"{len(ids)} references would be deleted: {_nouns(place, ids)}"
+    store.tombstone(place, ids, reason)
+    return (
+        f"{len(ids)} references deleted; reducing again with base={place} makes the prototypes "
+        "without them, until then whoever opens the collection does"
+    )
+
+
+def undo(place: str, ids: list[int], reason: str = "", *, dry_run: bool = False) -> str:
+    """Takes deletions back; says what was done, or would be. `reason` is of no use here."""
+    if dry_run:
+        return f"{len(ids)} deletions would be taken back: {_nouns(place, ids)}"
+    store.untombstone(place, ids)
+    return f"{len(ids)} deletions taken back"
+
+
+def listed(place: str) -> str:
+    """What is deleted, for people: the reasons, then a line a reference."""
+    found = store.read_tombstones(place)
+    reasons = Counter(found["reason"])
+    lines = [f"{len(found['id'])} references of {place} are deleted"]
+    lines += [f"  {count} because of: {reason}" for reason, count in reasons.most_common()]
+    lines += [
+        f"{number}\t{reason}" for number, reason in zip(found["id"], found["reason"], strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def listed_json(place: str) -> str:
+    """What is deleted, for programs: a list of objects with `id` and `reason`."""
+    found = store.read_tombstones(place)
+    pairs = zip(found["id"], found["reason"], strict=True)
+    rows = [{"id": number, "reason": reason} for number, reason in pairs]
+    return json.dumps(rows, ensure_ascii=False, indent=1)
+
+
+def _nouns(place: str, ids: list[int]) -> str:
+    """How many of which noun, the most first."""
+    with ReferenceCollection.open(place) as collection:
+        names = collection.nouns
+        counts = Counter(names[row] for row in collection.noun_rows(np.asarray(ids)).tolist())
+    told = [f"{count} {noun}" for noun, count in counts.most_common(NAMED)]
+    return ", ".join(told) + (", ..." if len(counts) > NAMED else "")

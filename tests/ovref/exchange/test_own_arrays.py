@@ -1,0 +1,107 @@
+"""Collections from arrays: what comes out is what went in, and can be searched."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import ovref
+from array_fakes import EMBED, FakeTexts
+from ovref.errors import InputError
+from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays, read_arrays
+from ovref_inference import ReferenceCollection
+from ovref_inference.collection.retrieve import class_embeddings, retrieval_embedding
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    nouns = ["Cat", "dog", "tree"] * 20
+    captions = [f"a {noun.lower()} number {i}" for i, noun in enumerate(nouns)]
+    return OwnArrays(
+        visual=5 * rng.standard_normal((60, 8)), nouns=nouns, captions=captions,
+        more={"score": list(rng.random(60))},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def published(arrays, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own") / "collection"
+    summary = collection_from_arrays(
+        str(folder), arrays, EMBED, texts=FakeTexts(), name="mine", licences=["mine: CC0-1.0"]
+    )
+    assert summary["references"] == summary["added"] == 60
+    return folder
+
+
+def test_vectors_nouns_and_captions_are_those_given(arrays, published):
+    with ReferenceCollection.open(published) as collection:
+        assert collection.nouns == ["cat", "dog", "tree"] and len(collection) == 60
+        wanted = arrays.visual / np.linalg.norm(arrays.visual, axis=1, keepdims=True)
+        assert np.abs(collection.visual - wanted).max() < 1e-3
+        (row,) = collection.rows([30])
+        assert (row["noun"], row["caption"], row["source"]) == ("cat", "a cat number 30", "mine")
+        assert row["caption"][row["span_start"] : row["span_end"]] == "cat"
+        assert row["score"] == pytest.approx(arrays.more["score"][30])
+        texts = FakeTexts()
+        textual = retrieval_embedding(
+            class_embeddings(texts, ["cat"], EMBED.templates), texts.encode(["a cat number 30"])
+        )
+        assert np.abs(collection.textual[30] - textual[0]).max() < 1e-3
+        support = collection.search_regions(wanted[[7]], k=1)
+        assert support.ids.tolist() == [[7]] and support.nouns == [["dog"]]
+        assert collection.prototypes(["tree"], text_embeddings=texts.encode(["tree"])).counts > 0
+        assert collection.visual_config == EMBED.visual
+        assert collection.manifest.licences == ("mine: CC0-1.0",)
+
+
+def test_again_it_is_the_same_collection(arrays, published):
+    before = (published / "collection.json").read_bytes()
+    again = ovref.collection_from_arrays(
+        str(published), arrays, EMBED, texts=FakeTexts(), name="mine", licences=["mine: CC0-1.0"]
+    )
+    assert again["references"] == 60 and (published / "collection.json").read_bytes() == before
+
+
+def test_it_handles_like_any_other(published):
+    import pickle
+
+    collection = ReferenceCollection.open(published)
+    assert "60 references of 3 nouns, own:mine 8 wide" in repr(collection)
+    again = pickle.loads(pickle.dumps(collection))  # as a DataLoader does for its workers
+    assert again.url == collection.url and np.array_equal(again.visual, collection.visual)
+    table = collection.to_table(["noun", "score"])
+    assert table.num_rows == 60 and table.column_names == ["noun", "score"]
+    with pytest.raises(ValueError, match="has the columns id, key"):
+        collection.to_table(["colour"])
+
+
+def test_files_are_read(arrays, tmp_path):
+    np.save(tmp_path / "v.npy", arrays.visual.astype(np.float32))
+    table = {"noun": list(arrays.nouns), "caption": list(arrays.captions), "area": [0.5] * 60}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    found = read_arrays(str(tmp_path / "v.npy"), str(tmp_path / "t.parquet"))
+    assert isinstance(found.visual, np.memmap) and found.more == {"area": [0.5] * 60}
+    assert found.nouns == table["noun"] and found.captions == table["caption"]
+    pq.write_table(pa.table({"word": ["cat"]}), tmp_path / "w.parquet")
+    for visual, table_name, message in (
+        ("v.npy", "w.parquet", "needs a column noun, found word"),
+        ("t.parquet", "t.parquet", "cannot read the vectors"),
+        ("v.npy", "none.parquet", "cannot read the table"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_arrays(str(tmp_path / visual), str(tmp_path / table_name))
+
+
+def test_what_does_not_fit_is_refused(arrays, tmp_path):
+    with pytest.raises(ValueError, match="visual has 60 rows, nouns 1"):
+        OwnArrays(visual=arrays.visual, nouns=["cat"])
+    visual = np.ones((2, 3))
+    visual[1, 0] = np.nan
+    broken = OwnArrays(visual=visual, nouns=["cat", "dog"])
+    with pytest.raises(InputError, match="row 1 of the visual vectors is zero or not finite"):
+        collection_from_arrays(str(tmp_path / "x"), broken, EMBED, texts=FakeTexts())
+    nameless = OwnArrays(visual=np.ones((2, 3)), nouns=["cat", " "])
+    with pytest.raises(InputError, match="reference 1 has an empty noun"):
+        collection_from_arrays(str(tmp_path / "x"), nameless, EMBED, texts=FakeTexts())
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,164 @@
+"""Publishing at a folder and at a stand-in for the Hub, and opening what was published."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+import ovref_inference
+from array_fakes import EMBED, FakeTexts
+from hub_server import Hub
+from ovref.errors import InputError, MismatchError
+from ovref.exchange import publishing
+from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
+from ovref.exchange.picture_files import PublishedPictures, has_pictures, write_pictures
+from ovref.records import NO, YES, ImageRecord, Noun, Region
+from ovref_inference.collection import hub
+from ovref_inference.errors import CollectionError
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    nouns = ["cat", "dog"] * 20
+    visual = np.random.default_rng(0).standard_normal((40, 8))
+    arrays = OwnArrays(
+        visual=visual, nouns=nouns, more={"key": [f"image{i // 2:02d}#{i % 2}" for i in range(40)]}
+    )
+    folder = tmp_path_factory.mktemp("publishing") / "collection"
+    collection_from_arrays(str(folder), arrays, EMBED, texts=FakeTexts(), licences=["own: CC0-1.0"])
+    return str(folder)
+
+
+def record(number, size_hw=(6, 9)):
+    image_hwc = np.full((*size_hw, 3), number, np.uint8)
+    file = publishing_png(image_hwc)
+    regions = []
+    for part, noun in enumerate(("cat", "dog", "bird")):
+        mask_hw = np.full(size_hw, NO, np.uint8)
+        mask_hw[:, 3 * part : 3 * part + 3] = YES
+        regions.append(
+            Region(noun=Noun(text=noun, start=0, end=3), mask_hw=mask_hw, score=0.5, source="drawn")
+        )
+    return ImageRecord(
+        key=f"image{number:02d}", caption="cat dog", source="x", image=file, regions=tuple(regions)
+    )
+
+
+def publishing_png(image_hwc):
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image_hwc).save(file, "png")
+    return file.getvalue()
+
+
+def test_a_folder_with_its_images_card_and_checksums(collection, tmp_path):
+    with ovref_inference.open(collection) as opened:
+        keys = frozenset(opened.to_table(["key"]).column("key").to_pylist())
+        fingerprint = opened.manifest.fingerprint
+
+    def images(folder):
+        write_pictures((record(i) for i in reversed(range(21))), keys, folder)
+
+    evaluation = {
+        "collection": {"fingerprint": fingerprint}, "caption": "Measured somewhere.", "data": "ten",
+        "rows": [{"name": "FOSSIL", "miou": 0.5, "pixel_accuracy": None}],
+    }  # fmt: skip
+    target = tmp_path / "published"
+    found = publishing.publish(
+        collection, str(target), title="Cats", evaluation=evaluation, write_pictures=images
+    )
+    assert found["files"] == len(list(target.iterdir()))
+    card = (target / "README.md").read_text()
+    for text in (
+        "# Cats", "40 references of 2 nouns", "| visual | `own:mine` | - | 8 |", "own: CC0-1.0",
+        "| FOSSIL | 50.0 | - |", f'ovref_inference.open("{target}")', "dog (20)",
+    ):  # fmt: skip
+        assert text in card, text
+    for line in (target / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((target / name).read_bytes()).hexdigest() == digest
+    pictures = PublishedPictures(str(target))
+    found = dict(pictures.pictures(["image07#1", "image20#0", "imageXX#0"]))
+    assert list(found) == ["image07#1"]  # image 20 has no reference
+    picture = found["image07#1"]
+    assert picture.image_hwc.shape == (6, 9, 3) and picture.image_hwc[0, 0, 0] == 7
+    assert picture.mask_hw[:, 3:6].all() and picture.mask_hw.sum() == 18
+    assert {len(row["regions"]) for row in pictures.rows()} == {2}  # birds are no references
+    with ovref_inference.open(target) as opened:
+        assert len(opened) == 40
+
+
+def test_another_collection_is_not_overwritten(collection, tmp_path):
+    target = tmp_path / "there"
+    target.mkdir()
+    (target / "collection.json").write_text('{"fingerprint": "other"}')
+    with pytest.raises(MismatchError, match="holds another collection"):
+        publishing.publish(collection, str(target), title="x")
+    publishing.publish(collection, str(target), title="x", replace=True)
+    assert "Embeddings only" in (target / "README.md").read_text()
+    publishing.publish(collection, str(target), title="x")  # the same one again
+    other = {"collection": {"fingerprint": "f" * 64}}
+    with pytest.raises(InputError, match="the evaluation is of the collection ffff"):
+        publishing.publish(collection, str(target), title="x", evaluation=other)
+
+
+@pytest.fixture
+def the_hub(monkeypatch):
+    server = Hub()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    yield server
+    server.close()
+
+
+def test_the_hub_and_its_cache(collection, the_hub, tmp_path, monkeypatch):
+    keys = frozenset(["image03#0"])
+
+    def images(folder):
+        write_pictures([record(3)], keys, folder)
+
+    publishing.publish(collection, "hf://me/cats", title="Cats", write_pictures=images)
+    first, tree = the_hub.repositories["me/cats"][-1]
+    assert {"README.md", "SHA256SUMS", "collection.json", "visual.faiss"} <= tree.keys()
+    cache = tmp_path / "cache"
+    with ovref_inference.open("hf://me/cats", cache=cache, verify="full") as opened:
+        assert len(opened) == 40 and "hf://me/cats" in repr(opened)
+    assert (cache / "datasets--me--cats" / "snapshots" / first).is_dir()  # the library's layout
+    assert "pictures-00000.parquet" not in the_hub.fetched
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    assert has_pictures("hf://me/cats") and not has_pictures("hf://me/none")
+    ((key, picture),) = PublishedPictures("hf://me/cats").pictures(keys)
+    assert key == "image03#0" and picture.mask_hw[:, :3].all()
+    fetched = len(the_hub.fetched)
+    with ovref_inference.open(f"hf://me/cats@{first}", cache=cache):
+        assert len(the_hub.fetched) == fetched  # nothing is fetched twice
+    the_hub.repositories["me/cats"].append(("1" * 40, {**tree, "collection.json": b"{}"}))
+    with pytest.raises(CollectionError, match="is not the manifest"):
+        ovref_inference.open("hf://me/cats", cache=cache)
+    with ovref_inference.open(f"hf://datasets/me/cats@{first}", cache=cache) as opened:
+        assert len(opened) == 40
+
+
+def test_what_the_hub_does_not_have(the_hub, tmp_path):
+    the_hub.repositories["me/empty"] = [("0" * 40, {})]
+    for url, message in (
+        ("hf://me/none", "cannot fetch collection.json of hf://me/none"),
+        ("hf://me/empty@v9", "cannot fetch collection.json"),
+        ("hf://me/empty", "collection.json is missing at hf://me/empty"),
+        ("hf://me", "a place on the Hub is hf://user/name"),
+    ):
+        with pytest.raises(CollectionError, match=message):
+            ovref_inference.open(url, cache=tmp_path)
+    with pytest.raises(InputError, match="not to a revision"):
+        publishing.publish("x", "hf://me/cats@v1", title="x")
+
+
+def test_places_on_the_hub():
+    place = hub.hub_place("hf://me/cats@v1/folder/inside")
+    assert (place.repository, place.revision) == ("me/cats", "v1")
+    assert place.path("collection.json") == "folder/inside/collection.json"
+    assert hub.hub_place("hf://datasets/me/cats/").path("x") == "x"
