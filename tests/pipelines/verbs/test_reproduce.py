@@ -112,8 +112,9 @@ def test_what_is_missing_is_named_all_at_once(data, tmp_path, capsys):
     assert "--partial takes what there is" in capsys.readouterr().err
     row = paper_rows.read_row(paper_rows.find("retclip_b"), data=str(data), runs=str(tmp_path))
     stopped = dataclasses.replace(row, blocked=("no such model",))
+    checked = reproduce.Checked(lines=(), problems=(), partial=())
     with pytest.raises(InputError, match="cannot be run: no such model"):
-        reproduce.reproduce(stopped, reproduce.Checked(), Console(), partial=True)
+        reproduce.reproduce(stopped, checked, Console(), partial=True)
 
 
 def test_unknown_rows_and_files_that_extend_themselves(tmp_path, capsys):
