@@ -63,5 +63,5 @@ def write_all(root):
         json.dumps({"images": images, "annotations": captions}),
     )
     photo(ade / "images/training/ADE_train_00000000.jpg")
-    labels(ade / "annotations/training/ADE_train_00000000.png", range(151))
+    labels(ade / "annotations/training/ADE_train_00000000.png", range(12))
     text(root / "weights/sam_vit_b_01ec64.pth", "stands in for a checkpoint; it is not loaded")
