@@ -9,6 +9,7 @@ import pytest
 # Imported by their plain names; behind all else, so that they hide nothing.
 sys.path += [str(Path(__file__).parent / name) for name in ("helpers", "benchmarks")]
 
+
 def pytest_collection_finish():
     """What importing made is never garbage: builds collect often, and need not look at it again."""
     gc.collect()

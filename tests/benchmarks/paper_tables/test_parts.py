@@ -91,7 +91,8 @@ def test_text_alone_has_the_templates_of_the_collection(parts, data, embed, monk
 
 
 def test_true_masks_are_the_true_segments(parts, data):
-    for masks, truth in zip(parts.named_proposals("truth")(data.images), data.panoptic, strict=True):
+    found = parts.named_proposals("truth")(data.images)
+    for masks, truth in zip(found, data.panoptic, strict=True):
         assert len(masks) == len(truth.labels) and (masks.sum(0) == 1).all()
         np.testing.assert_array_equal(masks.argmax(0) + 1, truth.ids_hw)
 
