@@ -12,6 +12,8 @@ from ovref.exchange.coverage import FEW, ClassCoverage
 
 WIDTH = 110
 """Columns of a table where stdout is no terminal."""
+SHOWN = 3
+"""Other nouns of a class that are named in the table."""
 SAID = {
     "none": "have none",
     "borrowed": "borrow those of a near noun",
@@ -69,7 +71,10 @@ def _stands(row: ClassCoverage) -> str:
     """Where the references come from, in words."""
     if row.noun is None or row.verdict == "none":
         return f"none (nearest: {row.noun})" if row.noun else "none"
-    others = f", with {', '.join(row.others)}" if row.others else ""
+    others = ""
+    if row.others:
+        rest = f" and {len(row.others) - SHOWN} more" if len(row.others) > SHOWN else ""
+        others = f", with {', '.join(row.others[:SHOWN])}{rest}"
     return f"{row.verdict} ({row.noun}{others})" if row.verdict != "own" else f"own{others}"
 
 
