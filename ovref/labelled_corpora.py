@@ -15,7 +15,7 @@ from PIL import Image
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.corpora.corpus_identity import identify_folder, identify_labels
+from ovref.corpora.corpus_identity import identify_files, identify_labels
 from ovref.corpora.labels import SYNONYMS, names_of_label, text_of_labels
 from ovref.corpora.places import shown
 from ovref.corpora.readers import draws_of
@@ -64,10 +64,7 @@ def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:
         raise ValueError(f"{spec.labels.dataset} is a labelled set")
     return {
         "corpus_id": corpus_id(spec),
-        "files": [
-            identify_folder(str(place)) if place.is_dir() else [place.name, place.stat().st_size]
-            for place in data.folders
-        ],
+        "files": identify_files(data.folders),
         "images": fingerprint(list(data.ids)),
         "set": data.convention,
         "class_list": data.class_list.fingerprint,

@@ -18,6 +18,7 @@ from PIL import Image
 from ovref.check_models import models_of, weights_fingerprint
 from ovref.config import dump
 from ovref.contract import Stage
+from ovref.corpora.corpus_identity import identify_files
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.knn import KnnMethod, memory_identity, open_training
@@ -52,7 +53,7 @@ PLACES = {
     "folder": ("images", "labels", "classes"),
 }
 """Fields of `EvaluateSpec` that change nothing of what is counted in an image, or whose content is
-in the fingerprints of classes and images."""
+identified by the class list and by the names and sizes of the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +210,10 @@ def open_steps(
     if collection is None:
         identity["memory"] = memory_identity(spec, open_training(spec, data))
     else:
-        found = {"fingerprint": collection.manifest.fingerprint, "rows": len(collection)}
-        identity["collection"] = found
+        identity["collection"] = {
+            "fingerprint": collection.manifest.fingerprint,
+            "tombstones": collection.manifest.files["tombstones"].sha256,
+        }
         parts += [collection.visual_config, collection.text_config]
     identity["models"] = {
         name: weights_fingerprint(name, revision)
@@ -221,13 +224,15 @@ def open_steps(
 
 
 def images_identity(spec: EvaluateSpec, data: LabelledSet) -> dict[str, Any]:
-    """What tells the images and labels of an evaluation from others."""
+    """What tells the images and labels of an evaluation from others. Of files, names and sizes
+    count, not where they are."""
     return {
         "data": data.name,
         "convention": data.convention,
         "class_list": data.class_list.fingerprint,
         "classes": list(data.class_names),
         "images": fingerprint(list(data.ids)),
+        "files": identify_files(data.folders),
         "shard_size": spec.shard_size,
     }
 
