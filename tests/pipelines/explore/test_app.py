@@ -16,6 +16,7 @@ from ovref.errors import InputError
 from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref_inference import ModelError, ReferenceCollection
 from ovref_pipelines import recipe
+from ovref_pipelines.explore import app
 from ovref_pipelines.explore.library import Library, agreement_of
 from ovref_pipelines.output import open_build
 
@@ -178,7 +179,12 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
     shutil.copytree(build_output, tmp_path / "out")
     with served(Library(str(tmp_path / "out"))) as explorer:
         ids = [one["id"] for one in get(explorer, "/api/noun", noun="cup")["references"]][:2]
-        post = explorer.client.post
+        fingerprint = get(explorer, "/api/about")["fingerprint"]
+
+        def post(path, json=None, **content):
+            known = None if json is None else json | {"fingerprint": fingerprint}
+            return explorer.client.post(path, json=known, **content)
+
         refused(post("/api/tombstones", json={"ids": ids}), 422, "say why")
         refused(post("/api/tombstones", json={"ids": [99], "reason": "x"}), 422, "not [99]")
         refused(post("/api/tombstones", content="{"), 422, "expected ids")
@@ -193,6 +199,23 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
             assert len(collection) == 58
         assert post("/api/tombstones", json={"ids": ids, "undo": True}).json() == {"total": 0}
         assert get(explorer, "/api/noun", noun="cup")["count"] == 9
+        # A reduction with other filters gives the numbers to other references.
+        path = tmp_path / "out" / "collection" / "collection.json"
+        path.write_text(path.read_text().replace(fingerprint, "f" * 64))
+        refused(post("/api/tombstones", json={"ids": ids, "reason": "x"}), 422, "made again")
+        fingerprint = get(explorer, "/api/about")["fingerprint"]
+        assert fingerprint == "f" * 64
+        assert post("/api/tombstones", json={"ids": ids, "reason": "x"}).json() == {"total": 2}
+
+
+def test_what_is_too_large_is_not_read(explorer, monkeypatch):
+    monkeypatch.setattr(app, "UPLOAD_BYTES", 1 << 20)
+    post, large = explorer.client.post, b" " * (3 << 20)
+    files = {"photograph": ("a.jpg", large)}
+    refused(post("/api/segment", data={"classes": "cup"}, files=files), 422, "at most 1 MB")
+    refused(post("/api/segment", content=iter([b"--x--"])), 422, "at most 1 MB")  # of no length
+    refused(post("/api/tombstones", content=large), 422, "bytes are read")
+    refused(post("/api/coverage", content=large), 422, "bytes are read")
 
 
 @pytest.mark.parametrize(
