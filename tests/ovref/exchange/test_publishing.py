@@ -13,7 +13,7 @@ from ovref.exchange import publishing
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
 from ovref.exchange.picture_files import PublishedPictures, has_pictures, write_pictures
 from ovref.records import NO, YES, ImageRecord, Noun, Region
-from ovref_inference.collection import hub
+from ovref_inference.collection import hub, store
 from ovref_inference.errors import CollectionError
 
 
@@ -97,7 +97,11 @@ def test_another_collection_is_not_overwritten(collection, tmp_path):
     (target / "collection.json").write_text('{"fingerprint": "other"}')
     with pytest.raises(MismatchError, match="holds another collection"):
         publishing.publish(collection, str(target), title="x")
+    for name in ("pictures.json", "pictures-00007.parquet", "samples.png", "notes.txt"):
+        (target / name).write_text("of the other one")
     publishing.publish(collection, str(target), title="x", replace=True)
+    assert not has_pictures(str(target)) and not list(target.glob("pictures*"))
+    assert not (target / "samples.png").exists() and (target / "notes.txt").exists()
     assert "Embeddings only" in (target / "README.md").read_text()
     publishing.publish(collection, str(target), title="x")  # the same one again
     other = {"collection": {"fingerprint": "f" * 64}}
@@ -139,6 +143,12 @@ def test_the_hub_and_its_cache(collection, the_hub, tmp_path, monkeypatch):
     the_hub.repositories["me/cats"].append(("1" * 40, {**tree, "collection.json": b"{}"}))
     with pytest.raises(CollectionError, match="is not the manifest"):
         ovref_inference.open("hf://me/cats", cache=cache)
+    with pytest.raises(MismatchError, match="hf://me/cats holds another collection"):
+        publishing.publish(collection, "hf://me/cats", title="Cats")
+    publishing.publish(collection, "hf://me/cats", title="Cats", replace=True)
+    assert store.read_tombstones("hf://me/cats")["id"] == []
+    with pytest.raises(CollectionError, match="not changed where it lies"):
+        store.tombstone("hf://me/cats", [1], "no good")
     with ovref_inference.open(f"hf://datasets/me/cats@{first}", cache=cache) as opened:
         assert len(opened) == 40
 
