@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,15 +41,35 @@ def load(
             missing, or a value has the wrong type or is out of range; the message names the file
             or the override, the field and what was found.
     """
+    where = "command line" if path is None else str(path)
+    return load_tree(cls, read_tree(path), where, overrides)
+
+
+def read_tree(path: str | Path | None) -> dict[str, Any]:
+    """The mapping of a YAML file; empty without a path.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or no mapping, or gives a key twice.
+    """
     try:
         text = "" if path is None else Path(path).read_text(encoding="utf-8")
         tree = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if tree is None:
-        tree = {}
+        return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(tree).__name__}")
+    return tree
+
+
+def load_tree(
+    cls: type[Config],
+    tree: dict[str, Any],
+    where: str,
+    overrides: list[str] | tuple[str, ...] = (),
+) -> Config:
+    """As `load`, of a mapping that was read from `where`."""
     tree = _filled(cls, tree)
     given: dict[tuple[str, ...], str] = {}
     for override in overrides:
@@ -57,7 +78,7 @@ def load(
             if earlier[: len(keys)] == keys:
                 raise ConfigError(f"{override!r} would undo {other!r}: give one of them")
         given[keys] = override
-    return _parse(cls, tree, "command line" if path is None else str(path), given)
+    return _parse(cls, tree, where, given)
 
 
 def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration") -> Config:
@@ -67,14 +88,21 @@ def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration")
 
 def dump(config: Any) -> dict[str, Any]:
     """The effective configuration as plain values, fit for `yaml.safe_dump` or JSON."""
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    cls: Any = type(config)
+    return _adapter(cls).dump_python(config, mode="json")
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """Made once a class, for it takes longer than reading a file."""
+    return TypeAdapter(cls)
 
 
 def _parse(cls: Any, tree: Any, where: str, given: Mapping[tuple[str, ...], str]) -> Any:
     try:
         # Through JSON, because strict validation of JSON accepts lists for tuples.
         text = json.dumps(_filled(cls, tree), allow_nan=False)
-        return TypeAdapter(cls).validate_json(text)
+        return _adapter(cls).validate_json(text)
     except ValidationError as error:
         seen: set[tuple[Any, ...]] = set()
         lines: dict[str, list[str]] = {}

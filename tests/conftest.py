@@ -14,6 +14,7 @@ ON_RAY = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Files stay whole, for the sake of their fixtures, and one process has all that start Ray."""
     for item in items:

@@ -81,7 +81,7 @@ class LabelSpec:
     """Whether all names of a class, separated by `;`, are nouns of its regions. False takes the
     first alone."""
     min_confidence: float = 1.0
-    """Of `open_images`: labels below it are left out. 1.0 takes those that people verified, and
+    """For `open_images`: labels below it are left out. 1.0 takes those that people verified, and
     none that people found wrong; 0.7 also takes a machine's guesses of that confidence."""
 
     def __post_init__(self) -> None:

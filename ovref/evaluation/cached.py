@@ -25,7 +25,7 @@ from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConf
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import ProposerConfig
-from ovref_inference.proposers.load import load_proposer, opencut_proposer
+from ovref_inference.proposers.load import load_proposals, load_proposer, opencut_proposer
 
 RegionProposer = Callable[[Sequence[np.ndarray]], list[Any]]
 """Images -> masks or `Proposals`, one answer an image."""
@@ -47,6 +47,7 @@ class CachedModels:
         self._encoders: dict[VisualEncoderConfig, CachedEncoder] = {}
         self._texts: dict[TextEncoderConfig, CachedTexts] = {}
         self._proposers: dict[ProposerConfig, CachedProposer] = {}
+        self._proposals: dict[tuple[ProposerConfig, tuple[str, ...]], CachedProposer] = {}
 
     def __enter__(self) -> "CachedModels":
         return self
@@ -77,18 +78,36 @@ class CachedModels:
         """A class-agnostic proposer. OpenCut cuts the features of `encoder`, which are kept too."""
         if config not in self._proposers:
             cut = config.opencut
+            loaded: Any
             if cut is None:
                 loaded = load_proposer(config, device=self.device)
             else:
                 keys = self.encoder(cut.keys)
-                loaded = opencut_proposer(keys, cut.cut, crf=cut.crf, device=self.device)
+                loaded = opencut_proposer(
+                    keys, cut.cut, crf=cut.crf, crf_at=cut.crf_at, device=self.device
+                )
             self._proposers[config] = CachedProposer(loaded, self._kept(config))
         return self._proposers[config]
 
+    def proposals(self, config: ProposerConfig, class_names: tuple[str, ...]) -> "CachedProposer":
+        """All that segmenters of regions can use of a proposer (`load_proposals`). Soft masks are
+        not kept for later runs: they are large."""
+        if config.mask_former is None and config.grounded_sam is None:
+            return self.proposer(config)
+        key = (config, class_names)
+        if key not in self._proposals:
+            loaded = load_proposals(config, class_names, device=self.device)
+            self._proposals[key] = CachedProposer(loaded)
+        return self._proposals[key]
+
     def forget(self) -> None:
         """Drops what was computed of images; models and texts stay."""
-        for one in (*self._encoders.values(), *self._texts.values(), *self._proposers.values()):
-            one.forget()
+        for encoder in self._encoders.values():
+            encoder.forget()
+        for text in self._texts.values():
+            text.forget()
+        for proposer in (*self._proposers.values(), *self._proposals.values()):
+            proposer.forget()
 
     def _kept(self, config: Any) -> "Kept | None":
         """The place of a model's answers; another model, size or device has another one."""

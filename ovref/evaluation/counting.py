@@ -7,7 +7,7 @@ build is, and its totals are sums over committed shards, the same in any order.
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -128,16 +128,25 @@ def counts_of(
     present = np.flatnonzero(quality.counts.any(0))
     columns = (present, quality.ious[present], *quality.counts[:, present])
     tables["segments"] = np.stack([np.asarray(one, np.float64) for one in columns], axis=1)
-    own = true_instances(found.panoptic, data.things)
-    chosen = [id_ for id_, label in found.panoptic.labels.items() if data.things[label]]
-    scores = np.array([found.scores[id_] for id_ in chosen], dtype=np.float64)
-    detections = Detections(masks_nhw=own.masks_nhw, labels=own.labels, scores=scores)
+    detections = _detections(found, data.things)
     matched = match_detections(true_instances(example.panoptic, data.things), detections)
     tables["instances"] = np.array(
         [(one.label, one.truths) for one in matched], dtype=np.int64
     ).reshape(-1, 2)
     tables["detections"] = np.concatenate([np.zeros((0, 4)), *(_packed(one) for one in matched)])
     return tables
+
+
+def _detections(found: Prediction, things: Sequence[bool]) -> Detections:
+    """What average precision is measured on: instances that may overlap, or the segments."""
+    if found.instances is not None:
+        own = found.instances
+        scores = own.scores.astype(np.float64)
+        return Detections(masks_nhw=own.masks_nhw, labels=own.labels, scores=scores)
+    segments = true_instances(found.panoptic, things)
+    chosen = [id_ for id_, label in found.panoptic.labels.items() if things[label]]
+    scores = np.array([found.scores[id_] for id_ in chosen], dtype=np.float64)
+    return Detections(masks_nhw=segments.masks_nhw, labels=segments.labels, scores=scores)
 
 
 def matched_of(instances_nc: np.ndarray, detections_nc: np.ndarray) -> list[MatchedDetections]:

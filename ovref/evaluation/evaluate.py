@@ -218,8 +218,8 @@ def _result(
         for i, row in enumerate(rows)
     ]
     main = [one for row, one in zip(rows, found, strict=True) if not row.changes]
-    by_name = {row.name: one["miou"] for row, one in zip(rows, found, strict=True)
-               if not row.changes}  # fmt: skip
+    pairs = zip(rows, found, strict=True)
+    by_name: dict[str, Any] = {row.name: one["miou"] for row, one in pairs if not row.changes}
     described = "images as they are" if protocol is None else protocol.described()
     settings = dump(protocol) if protocol is not None else None
     return {

@@ -14,7 +14,12 @@ from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.oracle import label_masks, oracle_proposer
 from ovref.evaluation.predictions import Prediction
-from ovref.evaluation.protocols import label_windows_of, segment_with_protocol, windows_of
+from ovref.evaluation.protocols import (
+    label_windows_of,
+    proposed_of,
+    segment_with_protocol,
+    windows_of,
+)
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.proposers.config import ProposerConfig
@@ -22,6 +27,7 @@ from ovref_inference.proposers.load import no_proposals
 from ovref_inference.segmenters.corrclip import CorrClipSegmenter
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.segmenters.freeda import FreedaSegmenter
+from ovref_inference.segmenters.instances import instances
 from ovref_inference.segmenters.regions import NO_CLASS, ScoredRegions, panoptic, semantic
 from ovref_inference.segmenters.retclip import RetClipSegmenter
 from ovref_inference.segmenters.vocseg import VocSegSegmenter
@@ -33,6 +39,7 @@ PROPOSALS = {
     "text_only": "none",
     "text_only_opencut": "opencut",
     "text_only_oracle": "oracle",
+    "retclip_oracle": "oracle",
 }
 """The proposals of a row."""
 
@@ -122,7 +129,7 @@ class Methods:
             "none": lambda: no_proposals,
             "oracle": lambda: lambda images: self._oracle(images),
             "opencut": lambda: self._models.proposer(opencut),
-            "own": lambda: self._models.proposer(self.spec.proposer or opencut),
+            "own": lambda: self._models.proposals(self.spec.proposer or opencut, self.names),
         }
 
     def fossil(self, config: FossilConfig, proposals: str = "opencut") -> FossilSegmenter:
@@ -155,10 +162,10 @@ class Methods:
             )
         if row.name == "freeda":
             return FreedaSegmenter(self.collection, self.visual, text, self.spec.freeda)
-        proposer = self.proposers["own"]()
+        proposer = self.proposers[PROPOSALS.get(row.name, "own")]()
         if row.name == "vocseg":
             return VocSegSegmenter(self.collection, self.visual, text, proposer, self.spec.vocseg)
-        if row.name == "retclip":
+        if row.name.startswith("retclip"):
             return RetClipSegmenter(self.collection, self.visual, text, proposer, self.spec.retclip)
         clip = self._models.encoder(self.spec.clip)
         return CorrClipSegmenter(
@@ -184,10 +191,13 @@ class Methods:
             self.visual.encode(parts)
         if any(name.startswith("text_only") for name in names) or "corrclip" in names:
             self._models.encoder(self.spec.clip).encode(parts)
+        proposed = parts
+        if self.protocol is not None and self.protocol.proposals == "image":
+            proposed = [p for one in examples for p in proposed_of(one.image_hwc, self.protocol)]
         if names & {name for name, proposals in PROPOSALS.items() if proposals == "opencut"}:
-            self.proposers["opencut"]()(parts)
+            self.proposers["opencut"]()(proposed)
         if names & {"vocseg", "retclip", "corrclip"}:
-            self.proposers["own"]()(parts)
+            self.proposers["own"]()(proposed)
 
     def predict(self, row: Row, image_hwc: np.ndarray, segments: bool = False) -> Prediction:
         """What a row says of one image.
@@ -203,9 +213,10 @@ class Methods:
         if self.protocol is None:
             found = segmenter.segment([image_hwc], self.names)[0]
         else:
-            found = segment_with_protocol(
-                segmenter, image_hwc, self.names, self.protocol, self._seen
-            )
+            protocol = self.protocol
+            if PROPOSALS.get(row.name) == "oracle":  # true masks are of windows
+                protocol = replace(protocol, proposals="window")
+            found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
         labels_hw = self._class_of[found.labels_hw].astype(np.int32)
         if not segments:
             empty = PanopticMap(ids_hw=np.zeros_like(labels_hw), labels={})
@@ -237,7 +248,7 @@ class Methods:
         settings = self.spec.retclip
         limits = (
             {"min_score": settings.min_score, "overlap": settings.overlap}
-            if row.name == "retclip"
+            if row.name.startswith("retclip")
             else {}
         )
         things = self.data.things or [False] * len(self.data.class_names)
@@ -246,6 +257,7 @@ class Methods:
             labels_hw=semantic(regions).labels_hw,
             panoptic=PanopticMap(ids_hw=found.ids_hw, labels=found.labels),
             scores=found.scores,
+            instances=instances(regions, things),
         )
 
     def _windows(self, image_hwc: np.ndarray) -> list[np.ndarray]:
@@ -276,7 +288,7 @@ def _resized(
     """Scores of classes, each its best name's, and activations at another size."""
     labels = class_of[:-1]
     scores_nc = np.full((len(regions.scores_nc), labels.max() + 1), -np.inf, dtype=np.float32)
-    np.maximum.at(scores_nc, (slice(None), labels), regions.scores_nc)
+    np.maximum.at(scores_nc.T, labels, regions.scores_nc.T)
     mask_probs_nhw = regions.mask_probs_nhw
     if mask_probs_nhw.shape[1:] != size_hw and len(mask_probs_nhw):
         activations = torch.from_numpy(np.ascontiguousarray(mask_probs_nhw))

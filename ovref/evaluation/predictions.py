@@ -19,6 +19,7 @@ from ovref.evaluation.metrics import (
 )
 from ovref.evaluation.metrics_ap import AveragePrecision, Detections
 from ovref.evaluation.metrics_panoptic import PanopticMap, PanopticQuality, panoptic_of_labels
+from ovref_inference.segmenters.instances import Instances
 from ovref_inference.segmenters.regions import NO_CLASS
 
 METRICS = {
@@ -49,6 +50,8 @@ class Prediction:
     """The same as segments, with instances of things."""
     scores: Mapping[int, float]
     """Confidence of each segment, comparable over images."""
+    instances: Instances | None = None
+    """Detections for mask AP, which may overlap; None takes the segments of things."""
 
 
 @dataclass(frozen=True, kw_only=True)

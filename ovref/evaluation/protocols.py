@@ -11,6 +11,7 @@ ADE20K's 847 classes, whose images and labels have a short side of at most 512 (
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 from ovref.errors import ConfigError
+from ovref.evaluation.oracle import oracle_proposer
 from ovref_inference.ranges import require_above, require_at_least, require_within
 from ovref_inference.segmenters.regions import NO_CLASS, Segmentation, Segmenter
 from ovref_inference.segmenters.windows import (
@@ -52,6 +54,9 @@ class Protocol:
     """Side of square windows, in pixels of the resized image; null takes it as a whole."""
     stride: int | None = None
     """Step from window to window, at most `window`; scores are averaged where windows overlap."""
+    proposals: Literal["window", "image"] = "window"
+    """Whether regions are proposed in each window, or once in the resized image, of which each
+    window has its part. The papers with windows (FOSSIL) leave it open."""
     names: str = ""
     """The class list that belongs to it, where a data set comes with one of this name; else, and if
     empty, the data set's first."""
@@ -106,6 +111,8 @@ class Protocol:
         parts = [resized + (f", long side at most {self.longest}" if self.longest else "")]
         if self.window is not None:
             parts.append(f"windows of {self.window} at stride {self.stride}")
+        if self.proposals == "image":
+            parts.append("regions proposed once an image")
         if self.background is not None:
             parts.append(f"background below {self.background}")
         if self.seen_penalty:
@@ -222,6 +229,13 @@ def windows_of(image_hwc: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
     return [resized_hwc[t:b, left:r] for t, left, b, r in _boxes(resized_hwc.shape[:2], protocol)]
 
 
+def proposed_of(image_hwc: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
+    """The images that regions are proposed in: the windows, or the resized whole."""
+    if protocol.proposals == "window":
+        return windows_of(image_hwc, protocol)
+    return [_resized(image_hwc, protocol, Image.Resampling.BILINEAR)]
+
+
 def label_windows_of(label_hw: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
     """True labels of `windows_of`, for true masks as proposals: the nearest pixel's.
 
@@ -279,6 +293,9 @@ def segment_with_protocol(
         penalty_c[np.asarray(seen, dtype=bool)[first:]] = protocol.seen_penalty
     size_hw: tuple[int, int] = image_hwc.shape[:2]
     resized_hw = protocol.size_of(size_hw)
+    if protocol.proposals == "image" and hasattr(segmenter, "proposer"):
+        segmenter = copy(segmenter)
+        segmenter.proposer = proposals_of_image(segmenter.proposer, image_hwc, protocol)
     found = [
         segmenter.segment([window_hwc], class_names[first:])[0]
         for window_hwc in windows_of(image_hwc, protocol)
@@ -295,6 +312,27 @@ def segment_with_protocol(
     every = np.ones(len(class_names) - first, dtype=bool)
     whole = labelled(pixels, every, size_hw, missing)
     return _with_background(whole, first, len(class_names), protocol.background)
+
+
+def proposals_of_image(
+    proposer: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
+    image_hwc: np.ndarray,
+    protocol: Protocol,
+) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """A proposer for the windows of one image: their parts of the masks of the whole.
+
+    Args:
+        proposer: gives (n, H, W) bool masks.
+        image_hwc: (H, W, 3) uint8.
+        protocol: how it is cut.
+    """
+    resized_hwc = _resized(image_hwc, protocol, Image.Resampling.BILINEAR)
+    (masks_nhw,) = proposer([resized_hwc])
+    boxes = _boxes(resized_hwc.shape[:2], protocol)
+    parts = [masks_nhw[:, t:b, left:r] for t, left, b, r in boxes]
+    return oracle_proposer(
+        windows_of(image_hwc, protocol), [part[part.any((1, 2))] for part in parts]
+    )
 
 
 def _with_background(

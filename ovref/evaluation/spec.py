@@ -1,6 +1,6 @@
 """What `ovref evaluate` evaluates, on what, and how: plain data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ovref.config import STRICT
@@ -30,6 +30,7 @@ TITLES = {
     "freeda": "FreeDA",
     "vocseg": "VOCSeg",
     "retclip": "RetCLIP",
+    "retclip_oracle": "RetCLIP with oracle masks",
     "corrclip": "CorrCLIPv2",
     "knn": "nearest patches",
 }
@@ -40,7 +41,7 @@ FREEDA = FreedaConfig(windows=None)
 
 RowName = Literal[
     "fossil", "fossil_no_proposals", "fossil_oracle", "text_only", "text_only_opencut",
-    "text_only_oracle", "freeda", "vocseg", "retclip", "corrclip",
+    "text_only_oracle", "freeda", "vocseg", "retclip", "retclip_oracle", "corrclip",
 ]  # fmt: skip
 
 
@@ -64,7 +65,7 @@ class KnnConfig:
     folder: LabelFolder | None = None
     """Training images beside `folder`; those of `dataset` are its split `train`."""
     seed: int = 0
-    """Of the choice of patches."""
+    """Seed of the choice of patches."""
 
     def __post_init__(self) -> None:
         for name in ("neighbours", "memory", "images"):
@@ -107,6 +108,9 @@ class EvaluateSpec:
     protocol: str = ""
     """How images are resized and cut into windows and background is found: `tcl`, `corrclip`,
     `retclip`, `vocseg` or `zs3`; empty takes each image as it is, as a whole."""
+    proposals: Literal["window", "image"] = "window"
+    """Whether regions are proposed in each window of the protocol, or once in the resized image;
+    the papers leave it open."""
     limit: int | None = None
     """The first so many images of `dataset` or `folder`; null takes all."""
     folder: LabelFolder | None = None
@@ -189,8 +193,10 @@ class EvaluateSpec:
             ConfigError: there is no protocol of that name.
         """
         if self.fossil.windows is not None:
-            return protocol_of_windows(self.fossil.windows)
-        return protocol_of(self.protocol, self.dataset) if self.protocol else None
+            return replace(protocol_of_windows(self.fossil.windows), proposals=self.proposals)
+        if not self.protocol:
+            return None
+        return replace(protocol_of(self.protocol, self.dataset), proposals=self.proposals)
 
     def open_training(self) -> LabelledSet:
         """The training images of `method=knn`; nothing of them is read yet. Raises as

@@ -82,7 +82,9 @@ class Totals:
 def scored_images(scores: StepFolder) -> Iterator[ScoredImage]:
     """All images of a finished step, in the order of the data set."""
     for shard in scores.committed():
-        yield from scores.read(shard)
+        for record in scores.read(shard):
+            if isinstance(record, ScoredImage):
+                yield record
 
 
 def add_up(images: Iterable[ScoredImage], rows: int, classes: int, things: Any) -> Totals:

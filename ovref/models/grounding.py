@@ -49,7 +49,7 @@ class ProposalRoute:
     __pydantic_config__ = STRICT
 
     proposer: ProposerConfig
-    """Makes the masks, none overlapping another."""
+    """Makes the masks; a noun gets one of them, overlapping others or not."""
     visual: VisualEncoderConfig
     """CLIP's embeddings of the masks: `crop_binary` in VOCSeg, or dense features to be pooled."""
     text: TextEncoderConfig
@@ -68,6 +68,8 @@ class ProposalRoute:
                 "visual must be a CLIP of library open_clip, for masks are compared with texts; "
                 f"found {self.visual.library!r}"
             )
+        if self.proposer.grounded_sam is not None:
+            raise ValueError("grounded_sam looks for class names; use ground.detector in a build")
         if self.visual.masking == "heatmap" and self.proposer.mask_former is None:
             raise ValueError("only mask_former gives heatmaps; visual.features must not need them")
 
@@ -115,7 +117,7 @@ def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detector = load_grounding_dino(route.detector, device=device, batch_size=batch_size)
-    sam = SamMasks(load_sam(route.sam.model).to(device), batch_size=batch_size)
+    sam = SamMasks(load_sam(route.sam.model, device), batch_size=batch_size)
     models = GroundedSam(detector, sam, multimask=route.sam.multimask)
 
     def check() -> None:
@@ -211,13 +213,13 @@ def _proposals(
 
         propose = load_proposer(config, batch_size=batch_size)
         return lambda images: ((masks_nhw, None) for masks_nhw in propose(images))
-    from ovref_inference.proposers.mask_former import exclusive_masks, load_mask_former
+    from ovref_inference.proposers.mask_former import load_mask_former, masks_of
 
     model = load_mask_former(settings, batch_size=batch_size)
 
     def propose_soft(images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for proposals in model.propose(images):
-            masks_nhw, rows = exclusive_masks(proposals, settings)
+            masks_nhw, rows = masks_of(proposals, settings)
             yield masks_nhw, proposals.mask_probs_nhw[rows]
 
     return propose_soft

@@ -3,9 +3,12 @@
 FOSSIL (section 3.2) passes a heatmap through a sigmoid, to flatten its peaks, and thresholds the
 result at 0.45. A heatmap is never negative and the sigmoid of a non-negative number is never under
 0.5, so taken literally, the mask would always be the whole image. A sigmoid preserves the order of
-values, so the question is only which values are compared with 0.45. There are two readings:
+values, so the question is only which values are compared with 0.45. There are three readings:
 
 - `minmax`, the default: the heatmap stretched to [0, 1], as DAAM does before its own 0.4;
+- `sigmoid_minmax`: the sigmoid of DAAM's own values, stretched to [0, 1]. For values below 1 the
+  sigmoid is nearly a straight line. It depends on the heatmap's scale, so it is applied before
+  heatmaps are stretched to be stored (`flattened`);
 - `standardised_sigmoid`: sigmoid of (heatmap - mean) / standard deviation. The mask of a
   small thing on an even background then includes the background, whose value is about
   -sqrt(a / (1 - a)) for a thing of area a, with a sigmoid above 0.45 for a below 4 percent.
@@ -32,9 +35,9 @@ class BinariseRule:
 
     __pydantic_config__ = STRICT
 
-    method: Literal["minmax", "standardised_sigmoid"] = "minmax"
+    method: Literal["minmax", "standardised_sigmoid", "sigmoid_minmax"] = "minmax"
     """`minmax`: the heatmap stretched to [0, 1]. `standardised_sigmoid`: sigmoid of the heatmap in
-    standard deviations from its mean."""
+    standard deviations from its mean. `sigmoid_minmax`: sigmoid of DAAM's own values, stretched."""
     threshold: float = 0.45
     """In (0, 1), on the values that `method` gives: YES above, NO below."""
     band: float = 0.05
@@ -67,11 +70,18 @@ def stretched(heatmaps_nhw: np.ndarray) -> np.ndarray:
     return ((maps - low) / span).astype(np.float16)
 
 
+def flattened(heatmaps_nhw: np.ndarray, rule: BinariseRule) -> np.ndarray:
+    """DAAM's own values as the rule takes them, before they are stretched: (n, h, w) floats."""
+    if rule.method != "sigmoid_minmax":
+        return heatmaps_nhw
+    return 1 / (1 + np.exp(-np.asarray(heatmaps_nhw, dtype=np.float64)))
+
+
 def binarise(heatmaps_nhw: np.ndarray, size_hw: tuple[int, int], rule: BinariseRule) -> np.ndarray:
     """Tri-state masks at the size of the image.
 
-    Both methods ignore a heatmap's scale and offset, so masks can be made again, with another rule,
-    from the stored heatmaps.
+    The heatmap's scale and offset are ignored, so masks can be made again, with another rule, from
+    the stored heatmaps; except with `sigmoid_minmax`, whose stored heatmaps are `flattened`.
 
     Args:
         heatmaps_nhw: (n, h, w) finite floats.
@@ -120,7 +130,7 @@ def _values(heat_hw: np.ndarray, method: str) -> np.ndarray:
     # Resizing a constant leaves rounding errors, which are not to be stretched into a shape.
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return np.zeros_like(heat_hw)
-    if method == "minmax":
+    if method in ("minmax", "sigmoid_minmax"):
         return (heat_hw - low) / (high - low)
     z_hw = (heat_hw - heat_hw.mean()) / heat_hw.std()
     return 1 / (1 + np.exp(-z_hw))

@@ -44,6 +44,9 @@ class ExtractNouns:
     """Join adjacent nouns to one: `brick wall`."""
     stop_nouns: tuple[str, ...] = ()
     """Additional singular, lower-case nouns to exclude, besides the built-in ones."""
+    built_in_stop_nouns: bool = field(default=True, metadata=ADDED_LATER)
+    """Whether views, media, quantities and the like are excluded; False keeps them, as FOSSIL and
+    VOCSeg, which name no such list, may do."""
     max_nouns: int | None = None
     """Maximum number of nouns per caption; the first are kept. None keeps all."""
     source: Literal["text", "labels"] = field(default="text", metadata=ADDED_LATER)
@@ -75,7 +78,7 @@ class ExtractNouns:
         from ovref.ops.word_lists import STOP_NOUNS
 
         nlp = load_tagger(self.tagger, self.tagger_version)
-        stop_nouns = STOP_NOUNS | set(self.stop_nouns)
+        stop_nouns = (STOP_NOUNS if self.built_in_stop_nouns else set()) | set(self.stop_nouns)
 
         def nouns_of_batch(texts: list[str]) -> list[tuple[Noun, ...]]:
             # spaCy caches every word; a memory zone drops them again, so that the memory of an

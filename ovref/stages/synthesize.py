@@ -16,7 +16,7 @@ from ovref.contract import Dropped
 from ovref.identity import record_seed
 from ovref.models.blank import blank_prompt
 from ovref.models.tokens import mentions
-from ovref.ops.heatmaps import BinariseRule, binarise, contrast, stretched
+from ovref.ops.heatmaps import BinariseRule, binarise, contrast, flattened, stretched
 from ovref.ops.masks import reject_reason
 from ovref.records import ImageRecord, Noun, Prompt, Region
 from ovref_inference.ranges import require_at_least, require_each_at_least, require_within
@@ -288,7 +288,8 @@ class SynthesizeStage:
         measured = {"batch_size": self.batch_size} if spec.batch_size == "auto" else {}
         kept_maps, regions = [], []
         # Masks are made from the stored float16 heatmaps, so that they can be reproduced.
-        for (number, noun), heatmap_hw in zip(request.nouns, stretched(heatmaps_nhw), strict=True):
+        kept_nhw = stretched(flattened(heatmaps_nhw, spec.binarise))
+        for (number, noun), heatmap_hw in zip(request.nouns, kept_nhw, strict=True):
             if not np.isfinite(heatmap_hw).all():
                 yield Dropped(f"{prompt.key}#{number}", "nonfinite_heatmap")
                 continue

@@ -27,6 +27,7 @@ examples:
   ovref reduce --config miniature output=runs/demo replace=true reduce.prototypes.k=3
   ovref evaluate --config miniature_evaluate collection=runs/demo/collection
   ovref compare runs/first runs/second --output runs/compared
+  ovref reproduce fossil_ade --data /data --dry-run
   ovref search runs/demo/collection red boat --sheet boats.png
   ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
   ovref publish runs/demo/collection hf://user/name
@@ -111,6 +112,25 @@ def parser() -> argparse.ArgumentParser:
         help="batch sizes of the stage that makes images; default: the configuration's",
     )  # fmt: skip
     add_configured("evaluate", "measure a collection on the miniature's scenes or labelled images")
+
+    reproduce = add(
+        "reproduce", "get a row of a paper's table again: check, build, evaluate, compare",
+        usage="ovref reproduce NAME --data DIR [options] [build.a=value evaluate.b=value ...]",
+    )  # fmt: skip
+    reproduce.add_argument(
+        "name", metavar="NAME", help="a row that comes with ovref, or a file; `list` names all"
+    )
+    reproduce.add_argument("--data", metavar="DIR", help="folder of data sets and weights")
+    reproduce.add_argument(
+        "--runs", default="runs/papers", metavar="DIR", help="results; default: runs/papers"
+    )
+    reproduce.add_argument(
+        "--dry-run", action="store_true", help="check data and weights, build nothing"
+    )
+    reproduce.add_argument(
+        "--partial", action="store_true", help="use data of other counts than the published ones"
+    )
+    reproduce.set_defaults(overrides=[])
 
     compare = add("compare", "compare two evaluations of the same images, class by class")
     compare.add_argument("first", metavar="RUN", help="output of an evaluation")

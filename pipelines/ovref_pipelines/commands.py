@@ -14,7 +14,7 @@ from ovref_inference import ReferenceCollection
 from ovref_pipelines import recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.console import Console
-from ovref_pipelines.errors import FAILED, STOPPED
+from ovref_pipelines.errors import FAILED, MEND_FIRST, STOPPED
 from ovref_pipelines.folders import open_steps, unfinished
 from ovref_pipelines.output import open_build
 from ovref_pipelines.verbs import show
@@ -90,6 +90,27 @@ def _evaluate(options: Namespace, console: Console) -> int:
         console.use_json()
     evaluate.evaluate(config, console)
     console.show(f"written to {config.output}: {', '.join(sorted(os.listdir(config.output)))}")
+    return 0
+
+
+def _reproduce(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import paper_rows, reproduce
+
+    if options.name == "list":
+        console.show("\n".join(paper_rows.names()))
+        return 0
+    if options.data is None:
+        raise InputError("give --data, the folder of data sets")
+    data, runs = (absolute_local(getattr(options, one), f"--{one}") for one in ("data", "runs"))
+    row = paper_rows.read_row(
+        paper_rows.find(options.name), data=data, runs=runs, overrides=options.overrides
+    )
+    console.show(reproduce.introduction(row))
+    checked = reproduce.check(row)
+    console.show(reproduce.text(checked))
+    if options.dry_run:
+        return MEND_FIRST if checked.problems else 0
+    console.show(reproduce.reproduce(row, checked, console, partial=options.partial))
     return 0
 
 
@@ -250,6 +271,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "bench": _bench,
     "evaluate": _evaluate,
     "compare": _compare,
+    "reproduce": _reproduce,
     "status": _status,
     "inspect": _status,
     "reference": _reference,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ovref_inference.collection.nouns import Nouns
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
@@ -18,8 +19,8 @@ class CollectionHandle:
 
     url: str
     manifest: Any
-    noun_counts: np.ndarray
     _deleted: np.ndarray
+    _nouns: Nouns
     _table: ReferenceTable
     _opened: dict[str, Any]
     """How it was opened, for another process to do the same."""
@@ -29,7 +30,7 @@ class CollectionHandle:
         living = manifest.counts["references"] - len(self._deleted)
         return (
             f"ReferenceCollection({self.url!r}: {living} references "
-            f"of {int((self.noun_counts > 0).sum())} nouns, {manifest.visual.model} "
+            f"of {int((self._nouns.counts > 0).sum())} nouns, {manifest.visual.model} "
             f"{manifest.visual.dim} wide, {manifest.textual.model} {manifest.textual.dim} wide)"
         )
 

@@ -176,7 +176,8 @@ class ReferenceCollection(CollectionHandle):
         Args:
             text_embeddings: (classes, d_textual).
             n: references retrieved for each class; k: centroids of each.
-            seed, iterations: of k-means, which starts `prototypes.STARTS` times.
+            seed: k-means starts from it, `prototypes.STARTS` times.
+            iterations: of each start.
 
         Raises:
             ValueError: an argument out of range, or as `search_text`.

@@ -25,16 +25,18 @@ class VisualEncoderConfig:
     size_hw: tuple[int, int] = (512, 512)
     """Height and width in pixels to which each image is resized, aspect ratio not kept; rounded to
     multiples of the patch. FOSSIL's 512 with patch 14 becomes 518: a grid of 37 x 37."""
-    features: Literal["tokens", "keys", "values", "crop_binary", "crop_heatmap", "crop_none"] = (
-        "tokens"
-    )
+    features: Literal[
+        "tokens", "keys", "values",
+        "crop_binary", "crop_heatmap", "crop_none", "crop_heatmap_black",
+    ] = "tokens"  # fmt: skip
     """Dense features, pooled over regions: `tokens`: last layer, after its norm; in open_clip also
     projected into the joint space, of a ConvNeXt after pooling (FC-CLIP). `keys`: of the last
     attention layer, heads concatenated (DINO, for OpenCut). `values`: of CLIP's ViT, the last layer
     with each patch attending to itself only (MaskCLIP), in the joint space. Of regions alone:
     `crop_<masking>`, CLIP's embedding of each region cut out, what is around it erased, attenuated
     by its heatmap, or kept (VOCSeg); `size_hw` is then what crops are resized to, best CLIP's own
-    input size."""
+    input size. What is erased or attenuated goes to CLIP's mean colour, with `crop_heatmap_black`
+    to black, which is the paper's product of pixels and heatmap."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of weights and arithmetic; results are float32 in any case."""
 
@@ -55,6 +57,7 @@ class VisualEncoderConfig:
             "crop_binary": "binary",
             "crop_heatmap": "heatmap",
             "crop_none": "none",
+            "crop_heatmap_black": "heatmap",
         }
         return masking.get(self.features)
 

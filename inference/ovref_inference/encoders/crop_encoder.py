@@ -23,7 +23,11 @@ class CropEncoder:
         masking: Masking,
         images: Pixels,
         batch_size: int,
+        fill_rgb: tuple[float, float, float] | None = None,
     ) -> None:
+        """`fill_rgb`: colour in [0, 255] of what is erased; None takes the model's own mean."""
+        red, green, blue = (255 * value for value in images.mean)
+        self._fill_rgb = fill_rgb or (red, green, blue)
         self._forward = forward
         self._images = images
         self._batch_size = BatchSize(batch_size)
@@ -43,7 +47,7 @@ class CropEncoder:
         masks: Sequence[np.ndarray],
         heatmaps: Sequence[np.ndarray] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Each region cut out by `crops.masked_crop`, erased to the model's own mean, and encoded.
+        """Each region cut out by `crops.masked_crop`, its surroundings treated, and encoded.
 
         Args, returns: as of `VisualEncoder.encode_regions`. With the strategy `heatmap`, heatmaps
         (n, H, W) are needed, each as in `masked_crop`.
@@ -54,7 +58,6 @@ class CropEncoder:
         soft = (
             heatmaps if self.masking == "heatmap" and heatmaps is not None else [None] * len(masks)
         )
-        red, green, blue = (255 * value for value in self._images.mean)
         crops: list[np.ndarray] = []
         owners: list[np.ndarray] = []
         for image_hwc, masks_nhw, maps_nhw in zip(images, masks, soft, strict=True):
@@ -66,7 +69,7 @@ class CropEncoder:
                     yes[i],
                     self.masking,
                     heatmap_hw=None if maps_nhw is None else maps_nhw[i],
-                    fill_rgb=(red, green, blue),
+                    fill_rgb=self._fill_rgb,
                 )
                 for i in np.flatnonzero(owners[-1])
             ]

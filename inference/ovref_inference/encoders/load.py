@@ -268,6 +268,7 @@ def _crop_encoder(
         masking=masking,
         images=images,
         batch_size=batch_size,
+        fill_rgb=(0.0, 0.0, 0.0) if config.features == "crop_heatmap_black" else None,
     )
 
 

@@ -1,7 +1,7 @@
 """Mean-region pooling (FOSSIL eq. 4), the one way from dense features to a region's embedding."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -24,7 +24,11 @@ class RegionEncoder(Protocol):
         ...
 
 
-def pool_regions(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pool_regions(
+    features_hwd: np.ndarray,
+    masks_nhw: np.ndarray,
+    mask_grid: Literal["area", "bilinear"] = "area",
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the features under each mask, weighted by how much of each cell the mask covers.
 
     FOSSIL eq. 4, with M_l brought to the feature grid by area averaging: the weight of a cell is
@@ -35,6 +39,7 @@ def pool_regions(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.nd
         features_hwd: (h, w, d) dense features, any real dtype.
         masks_nhw: (n, H, W) masks at the image's size, bool, or uint8 tri-state (0, UNSURE, YES:
             YES alone is pooled). The grid is taken to cover the whole image.
+        mask_grid: as of `mask_weights`.
 
     Returns:
         The pooled features, (n, d) float32, not normalised; and (n,) bool, False where a mask is
@@ -46,7 +51,7 @@ def pool_regions(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.nd
     if features_hwd.ndim != 3:
         raise ValueError(f"features_hwd must be (h, w, d), found {features_hwd.shape}")
     h, w, d = features_hwd.shape
-    weights_nhw = mask_weights(masks_nhw, (h, w))
+    weights_nhw = mask_weights(masks_nhw, (h, w), mask_grid)
     weights = weights_nhw.reshape(len(masks_nhw), h * w)
     features = features_hwd.reshape(h * w, d).astype(np.float32)
     finite_cells = np.isfinite(features).all(axis=1)
@@ -73,11 +78,16 @@ def pool_each(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarr
     return pooled, valid
 
 
-def mask_weights(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+def mask_weights(
+    masks_nhw: np.ndarray,
+    size_hw: tuple[int, int],
+    mask_grid: Literal["area", "bilinear"] = "area",
+) -> np.ndarray:
     """(n, H, W) masks as in `pool_regions` -> (n, h, w) float32: the covered part of each cell.
 
     Cells are equal rectangles that tile the image; a pixel on a border counts for each side by
-    its share, so sizes need not divide each other.
+    its share, so sizes need not divide each other. With `bilinear` the weight of a cell is the mask
+    interpolated at the cell's centre, from the four pixels around it (FOSSIL eq. 4 to the letter).
     """
     if masks_nhw.ndim != 3:
         raise ValueError(f"masks_nhw must be (n, H, W), found {masks_nhw.shape}")
@@ -93,7 +103,8 @@ def mask_weights(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     count, height, width = yes.shape
     if height == 0 or width == 0:
         raise ValueError(f"masks_nhw must have pixels, found {masks_nhw.shape}")
-    rows, columns = _averaging(size_hw[0], height), _averaging(size_hw[1], width).T
+    matrix = _averaging if mask_grid == "area" else _interpolating
+    rows, columns = matrix(size_hw[0], height), matrix(size_hw[1], width).T
     weights = np.empty((count, *size_hw), dtype=np.float32)
     step = max(1, _CHUNK_PIXELS // (height * width))
     for start in range(0, count, step):
@@ -108,3 +119,13 @@ def _averaging(cells: int, pixels: int) -> np.ndarray:
     left = np.maximum(edges[:-1, None], np.arange(pixels)[None, :])
     right = np.minimum(edges[1:, None], np.arange(1, pixels + 1)[None, :])
     return (np.clip(right - left, 0.0, None) * (cells / pixels)).astype(np.float32)
+
+
+def _interpolating(cells: int, pixels: int) -> np.ndarray:
+    """(cells, pixels): how much each cell's centre takes of the two pixels beside it."""
+    centres = np.clip((np.arange(cells) + 0.5) * (pixels / cells) - 0.5, 0, pixels - 1)
+    left = np.floor(centres).astype(np.int64)
+    matrix = np.zeros((cells, pixels), dtype=np.float32)
+    np.add.at(matrix, (np.arange(cells), left), 1 - (centres - left))
+    np.add.at(matrix, (np.arange(cells), np.minimum(left + 1, pixels - 1)), centres - left)
+    return matrix

@@ -6,6 +6,9 @@ from typing import Literal
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 
+ADDED_LATER = {"fingerprint": "unless default"}
+"""Metadata of a field that fingerprints leave out at its default (`ovref.identity`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingDinoConfig:
@@ -66,6 +69,8 @@ class SamGridConfig:
     """Least IoU of a mask at a higher and at a lower threshold."""
     nms_iou: float = 0.7
     """If the boxes of two masks have a higher IoU, the mask of lower predicted IoU is left out."""
+    exclusive: bool = field(default=True, metadata=ADDED_LATER)
+    """Whether a pixel belongs to the mask of the highest predicted IoU alone."""
 
     def __post_init__(self) -> None:
         require_at_least("points_per_side", self.points_per_side, 1)
@@ -92,6 +97,9 @@ class MaskFormerConfig:
     min_kept: float = 0.8
     """Masks are left out that keep no more than this share of their pixels, because surer masks
     have the others."""
+    exclusive: bool = field(default=True, metadata=ADDED_LATER)
+    """Whether a pixel belongs to the surest query alone. False: each query has every pixel above
+    the threshold, so masks overlap, as VOCSeg's do (section 3.2), and `min_kept` does not count."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -120,12 +128,17 @@ class OpenCutConfig:
     eta: float = 16.0
     """Connected components smaller than this are dropped. In patches of the paper's 60 x 60 grid,
     so 16 is 0.44 % of the image; on another grid it is scaled by area. 0 keeps everything."""
+    eta_unit: Literal["patches", "pixels"] = field(default="patches", metadata=ADDED_LATER)
+    """`pixels`: of the paper's 480 x 480 image, to the letter; 16 of them are a quarter of a patch,
+    so that only masks finer than patches (`OpenCutProposerConfig.crf_at`) lose anything."""
     mu: float = 0.8
     """A component is merged with an earlier mask if their intersection over union is above this."""
     rho: float = 0.7
     """A component is dropped if more than this share of it lies in earlier masks."""
 
     def __post_init__(self) -> None:
+        if self.eta_unit not in ("patches", "pixels"):
+            raise ValueError(f"eta_unit must be patches or pixels, found {self.eta_unit!r}")
         if not self.taus:
             raise ValueError("taus must name at least one threshold, found none")
         for tau in self.taus:
@@ -177,6 +190,30 @@ class OpenCutProposerConfig:
     """How it cuts."""
     crf: CrfConfig | None = field(default_factory=CrfConfig)
     """How its masks are moved to the edges of the image; null leaves them on the patch grid."""
+    crf_at: Literal["masks", "cuts"] = field(default="masks", metadata=ADDED_LATER)
+    """`masks`: one field of all masks of an image, at the end. `cuts`: one of each cut, before cuts
+    are refined into masks, as MaskCut has it; slower by the number of cuts."""
+
+    def __post_init__(self) -> None:
+        if self.crf_at not in ("masks", "cuts"):
+            raise ValueError(f"crf_at must be masks or cuts, found {self.crf_at!r}")
+        if self.crf_at == "cuts" and self.crf is None:
+            raise ValueError("crf_at cuts needs a crf, found none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundedSamConfig:
+    """GroundingDINO asked for all classes, and SAM's masks of its boxes (RetCLIP section 2.2)."""
+
+    __pydantic_config__ = STRICT
+
+    detector: GroundingDinoConfig
+    """Finds boxes of the class names."""
+    sam: SamConfig
+    """Turns boxes into masks."""
+    exclusive: bool = True
+    """Whether a pixel belongs to the surest box alone. False: masks overlap as SAM gives them, and
+    are pooled as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +225,9 @@ class ProposerConfig:
     mask_former: MaskFormerConfig | None = None
     sam_grid: SamGridConfig | None = None
     opencut: OpenCutProposerConfig | None = None
+    grounded_sam: GroundedSamConfig | None = field(default=None, metadata=ADDED_LATER)
+    """For evaluations: it is asked for class names, which a build has none of; `ground.detector`
+    is its like there."""
 
     def __post_init__(self) -> None:
         given = [name for name in self.__dataclass_fields__ if getattr(self, name) is not None]

@@ -54,6 +54,31 @@ def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) ->
     return edged_nhw[edged_nhw.any((1, 2))]
 
 
+def cut_to_edges(cuts_mhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
+    """Each cut of a patch grid as a mask of the image, moved to its edges by a field of its own.
+
+    So MaskCut has it (FOSSIL section 4.1). A cut whose field changes it beyond recognition (an IoU
+    with the cut of less than a half) is left out.
+
+    Args:
+        cuts_mhw: (m, h, w) bool, which may overlap.
+        image_hwc: (H, W, 3) uint8 RGB.
+        config: the field.
+
+    Returns:
+        (n, H, W) bool in the same order, without those that are empty or were left out.
+    """
+    size_hw = (image_hwc.shape[0], image_hwc.shape[1])
+    kept = [np.zeros((0, *size_hw), dtype=bool)]
+    for cut_hw in cuts_mhw[cuts_mhw.any((1, 2))]:
+        edged_nhw = to_edges(cut_hw[None], image_hwc, config)
+        before_hw = owned(shares(cut_hw[None], size_hw))[0]
+        both = np.count_nonzero(edged_nhw & before_hw)
+        if 2 * both >= np.count_nonzero(edged_nhw.any(0) | before_hw) and len(edged_nhw):
+            kept.append(edged_nhw)
+    return np.concatenate(kept)
+
+
 def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
     """Probabilities of labels under the field, after `config.steps` steps of mean-field inference.
 
@@ -85,7 +110,7 @@ def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) 
 
 
 def _softmax(values_nl: np.ndarray) -> np.ndarray:
-    """Of each row; over a first axis it takes a third of the time, copies included."""
+    """Softmax of each row; over a first axis it takes a third of the time, copies included."""
     return np.ascontiguousarray(softmax(np.ascontiguousarray(values_nl.T), axis=0).T)
 
 

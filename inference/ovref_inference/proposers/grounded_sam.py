@@ -66,6 +66,6 @@ def load_grounded_sam(
     """
     return GroundedSam(
         load_grounding_dino(detector, device=device, batch_size=batch_size),
-        SamMasks(load_sam(sam.model).to(device_of(device)), batch_size=batch_size),
+        SamMasks(load_sam(sam.model, device_of(device)), batch_size=batch_size),
         multimask=sam.multimask,
     )

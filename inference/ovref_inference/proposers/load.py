@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,22 @@ import torch
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import (
     CrfConfig,
+    GroundedSamConfig,
     MaskFormerConfig,
     ProposerConfig,
     SamGridConfig,
 )
-from ovref_inference.proposers.crf import to_edges
-from ovref_inference.proposers.grounded_sam import GroundedSam
-from ovref_inference.proposers.mask_former import MaskFormer, exclusive_masks, load_mask_former
-from ovref_inference.proposers.opencut import OpenCutConfig, opencut, upsample_masks
+from ovref_inference.proposers.crf import cut_to_edges, to_edges
+from ovref_inference.proposers.grounded_sam import GroundedSam, load_grounded_sam
+from ovref_inference.proposers.mask_former import MaskFormer, load_mask_former, masks_of
+from ovref_inference.proposers.opencut import (
+    OpenCutConfig,
+    opencut,
+    raw_cuts,
+    refine,
+    upsample_masks,
+)
+from ovref_inference.proposers.proposals import Proposals
 from ovref_inference.proposers.sam import SamMasks
 from ovref_inference.proposers.sam_model import load_sam
 
@@ -49,6 +57,7 @@ def opencut_proposer(
     config: OpenCutConfig = OpenCutConfig(),  # noqa: B008 (frozen)
     *,
     crf: CrfConfig | None = CrfConfig(),  # noqa: B008 (frozen)
+    crf_at: Literal["masks", "cuts"] = "masks",
     device: str | None = None,
     graph_bytes: int | None = None,
 ) -> Proposer:
@@ -59,6 +68,7 @@ def opencut_proposer(
             are resized to (480 pixels in the paper).
         config: thresholds and refinement.
         crf: how masks are moved to the edges of the image; None leaves them on the patch grid.
+        crf_at: as of `OpenCutProposerConfig`.
         device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
         graph_bytes: as in `opencut.opencut`.
     """
@@ -66,13 +76,17 @@ def opencut_proposer(
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         keys_bhwd = torch.from_numpy(encoder.encode(images)).to(where)
-        cuts = opencut(keys_bhwd, config, graph_bytes)
+        find = raw_cuts if crf_at == "cuts" else opencut
+        cuts = find(keys_bhwd, config, graph_bytes)
         if crf is None:
             sizes = [image.shape[:2] for image in images]
             return [upsample_masks(*cut) for cut in zip(cuts, sizes, strict=True)]
         # Each field runs on one core, most of the time without Python's lock.
         with ThreadPoolExecutor(max(1, min(len(images), os.cpu_count() or 1))) as pool:
-            return list(pool.map(partial(to_edges, config=crf), cuts, images))
+            if crf_at == "masks":
+                return list(pool.map(partial(to_edges, config=crf), cuts, images))
+            edged = pool.map(partial(cut_to_edges, config=crf), cuts, images)
+            return list(pool.map(partial(refine, config=config), edged))
 
     return propose
 
@@ -98,20 +112,24 @@ def without_overlap(masks_nhw: np.ndarray, scores_n: np.ndarray) -> np.ndarray:
 
 
 def sam_grid_proposer(sam: SamMasks, config: SamGridConfig) -> Proposer:
-    """SAM's automatic masks at a grid of points; overlaps go to the higher predicted IoU."""
+    """SAM's automatic masks at a grid of points; overlaps go to the higher predicted IoU, unless
+    masks may overlap."""
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [without_overlap(*found) for found in sam.of_grid(images, config)]
+        found = sam.of_grid(images, config)
+        if config.exclusive:
+            return [without_overlap(*one) for one in found]
+        return [masks_nhw for masks_nhw, _ in found]
 
     return propose
 
 
 def mask_former_proposer(model: MaskFormer, config: MaskFormerConfig) -> Proposer:
-    """The masks of a MaskFormer or Mask2Former, without its classes; overlaps go to the higher
-    product of probabilities (`mask_former.exclusive_masks`)."""
+    """The masks of a MaskFormer or Mask2Former, without its classes (`mask_former.masks_of`); they
+    overlap only if that is configured."""
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [exclusive_masks(found, config)[0] for found in model.propose(images)]
+        return [masks_of(found, config)[0] for found in model.propose(images)]
 
     return propose
 
@@ -133,10 +151,34 @@ def grounded_sam_proposer(model: GroundedSam, class_names: Sequence[str]) -> Pro
     return propose
 
 
+def grounded_sam_proposals(
+    model: GroundedSam, class_names: Sequence[str], config: GroundedSamConfig
+) -> Callable[[Sequence[np.ndarray]], list[Proposals]]:
+    """As `grounded_sam_proposer`, with what was found of the classes in each image, and with masks
+    that overlap if that is configured."""
+
+    def propose(images: Sequence[np.ndarray]) -> list[Proposals]:
+        proposals = []
+        for found in model.find(images, [class_names] * len(images)):
+            masks_nhw = found.masks_nhw
+            if config.exclusive:
+                masks_nhw = without_overlap(masks_nhw, found.detections.scores)
+            numbers = sorted(set(found.detections.nouns.tolist()))
+            proposals.append(
+                Proposals(
+                    mask_probs_nhw=masks_nhw.astype(np.float32),
+                    found_names=tuple(class_names[number] for number in numbers),
+                )
+            )
+        return proposals
+
+    return propose
+
+
 def load_proposer(
     config: ProposerConfig, *, device: str | None = None, batch_size: int = 8
 ) -> Proposer:
-    """Loads the models of a proposer.
+    """Loads the models of a proposer of masks.
 
     Args:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
@@ -144,16 +186,50 @@ def load_proposer(
 
     Raises:
         ModelError: a model cannot be found or read.
+        ValueError: `grounded_sam`, which needs class names (`load_proposals`).
     """
+    if config.grounded_sam is not None:
+        raise ValueError("grounded_sam needs class names; in a build use ground.detector")
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
-        sam = load_sam(config.sam_grid.sam.model).to(device_of(device))
+        sam = load_sam(config.sam_grid.sam.model, device_of(device))
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
     from ovref_inference.encoders import load_visual_encoder
 
     chosen = config.opencut
     assert chosen is not None  # ProposerConfig has exactly one
     keys = load_visual_encoder(chosen.keys, device=device, batch_size=batch_size)
-    return opencut_proposer(keys, chosen.cut, crf=chosen.crf, device=device)
+    return opencut_proposer(keys, chosen.cut, crf=chosen.crf, crf_at=chosen.crf_at, device=device)
+
+
+def load_proposals(
+    config: ProposerConfig,
+    class_names: Sequence[str],
+    *,
+    device: str | None = None,
+    batch_size: int = 8,
+) -> Callable[[Sequence[np.ndarray]], list[Any]]:
+    """Loads a proposer for the segmenters of regions: it gives all that they can use.
+
+    That is, of `mask_former`, soft masks and the probabilities of its own classes (VOCSeg eq. 4 and
+    5), of `grounded_sam` what was found of the classes; of others masks.
+
+    Args:
+        class_names: what `grounded_sam` is asked for; of no use to others.
+        device, batch_size: as of `load_proposer`.
+
+    Raises:
+        ModelError: a model cannot be found or read.
+    """
+    if config.mask_former is not None:
+        model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
+        return lambda images: list(model.propose(images))
+    if config.grounded_sam is not None:
+        grounded = config.grounded_sam
+        models = load_grounded_sam(
+            grounded.detector, grounded.sam, device=device, batch_size=batch_size
+        )
+        return grounded_sam_proposals(models, class_names, grounded)
+    return load_proposer(config, device=device, batch_size=batch_size)

@@ -114,6 +114,16 @@ class _Queries:
     size_hw: tuple[int, int]
 
 
+def masks_of(proposals: Proposals, config: MaskFormerConfig) -> tuple[np.ndarray, np.ndarray]:
+    """`exclusive_masks`, or, where these are not wanted, every pixel above the threshold of every
+    proposal that has one; result as there."""
+    if config.exclusive:
+        return exclusive_masks(proposals, config)
+    masks_nhw = proposals.mask_probs_nhw >= config.mask_threshold
+    rows = np.flatnonzero(masks_nhw.any((1, 2)))
+    return masks_nhw[rows], rows
+
+
 def exclusive_masks(
     proposals: Proposals, config: MaskFormerConfig
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,9 @@ WEAK_LINK = 1e-5
 REFERENCE_GRID = 60 * 60
 """Patches of the grid that the paper cuts: DINO ViT-B/8 on images of 480 x 480 pixels."""
 
+REFERENCE_PIXELS = 480 * 480
+"""Pixels of those images."""
+
 BASIS = 48
 """Vectors of the eigenvector solver at most, before it restarts from the best third of them."""
 
@@ -52,14 +55,27 @@ def opencut(
 
     Patches in no mask are left to the segmenter, each as a region of its own.
 
+    Args, errors: as of `raw_cuts`.
+
+    Returns:
+        For every image a (masks, h, w) bool array, in order of discovery, possibly with no mask.
+    """
+    return [refine(cuts_mhw, config) for cuts_mhw in raw_cuts(keys_bhwd, config, graph_bytes)]
+
+
+def raw_cuts(
+    keys_bhwd: torch.Tensor, config: OpenCutConfig, graph_bytes: int | None = None
+) -> list[np.ndarray]:
+    """Every cut of a batch of key grids of one size, before refinement.
+
     Args:
         keys_bhwd: (images, h, w, d) keys of the last attention layer, any float type, any scale.
-        config: thresholds and refinement.
+        config: thresholds.
         graph_bytes: memory for the graphs cut at once; None takes a quarter of a GPU's free memory,
             or CPU_GRAPH_BYTES. It changes speed only.
 
     Returns:
-        For every image a (masks, h, w) bool array, in order of discovery, possibly with no mask.
+        For every image a (taus x stages, h, w) bool array, in order of importance; some are empty.
 
     Raises:
         ValueError: `keys_bhwd` has not four axes, or holds a value that is not finite.
@@ -77,12 +93,12 @@ def opencut(
     # A graph is one matrix of doubles; a second one is made when other graphs finish before it.
     at_once = max(1, graph_bytes // (2 * 8 * (height * width) ** 2))
     taus_t = torch.tensor(config.taus, dtype=torch.float32, device=keys_bhwd.device)
-    masks = []
+    cuts = []
     for keys_bnd in keys_bhwd.flatten(1, 2).split(max(1, at_once // len(taus_t))):
         cuts_btsn = maskcut(keys_bnd, taus_t, config.stages, config.foreground, at_once).cpu()
         for cuts_mn in cuts_btsn.flatten(1, 2).numpy():
-            masks.append(refine(cuts_mn.reshape(-1, height, width), config))
-    return masks
+            cuts.append(cuts_mn.reshape(-1, height, width))
+    return cuts
 
 
 def maskcut(
@@ -300,7 +316,8 @@ def _combined(weights_gkm: torch.Tensor, vectors_gkn: torch.Tensor) -> torch.Ten
 
 
 def refine(masks_mhw: np.ndarray, config: OpenCutConfig) -> np.ndarray:
-    """Raw cuts into masks that share no patch (FOSSIL section 3.4, mask refinement).
+    """Raw cuts into masks that share no patch, or no pixel where cuts are as fine as that (FOSSIL
+    section 3.4, mask refinement).
 
     Each cut is split into connected components (patches that touch by a side). In order, a
     component is dropped if it is smaller than eta; merged with the earlier mask it overlaps most if
@@ -318,7 +335,8 @@ def refine(masks_mhw: np.ndarray, config: OpenCutConfig) -> np.ndarray:
         (masks, h, w) bool, no two of them overlapping.
     """
     size_hw = masks_mhw.shape[1:]
-    smallest = config.eta * size_hw[0] * size_hw[1] / REFERENCE_GRID
+    parts = REFERENCE_GRID if config.eta_unit == "patches" else REFERENCE_PIXELS
+    smallest = config.eta * size_hw[0] * size_hw[1] / parts
     kept: list[np.ndarray] = []
     covered_hw = np.zeros(size_hw, dtype=bool)
     for mask_hw in masks_mhw:

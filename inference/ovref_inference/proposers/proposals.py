@@ -16,6 +16,9 @@ class Proposals:
     None for a proposer that knows no classes."""
     trained_names: tuple[str, ...] = ()
     """The classes that it was trained on."""
+    found_names: tuple[str, ...] | None = None
+    """Names that the proposer was asked for and found in the image; None for a proposer that is
+    asked for none."""
 
     def __post_init__(self) -> None:
         found = self.mask_probs_nhw
@@ -51,6 +54,26 @@ class Proposals:
             mask_probs_nhw=self.mask_probs_nhw[rows],
             class_probs_nc=None if self.class_probs_nc is None else self.class_probs_nc[rows],
             trained_names=self.trained_names,
+            found_names=self.found_names,
+        )
+
+    def with_rest(self, threshold: float) -> "Proposals":
+        """These and one more region of all pixels that no mask at this threshold has, if there are
+        any (VOCSeg eq. 1). The proposer's own classes are all equally probable there."""
+        rest_hw = ~np.any(self.masks(threshold), axis=0)
+        if not rest_hw.any():
+            return self
+        class_probs_nc = self.class_probs_nc
+        if class_probs_nc is not None:
+            even_c = np.full(
+                (1, class_probs_nc.shape[1]), 1 / class_probs_nc.shape[1], dtype=np.float32
+            )
+            class_probs_nc = np.concatenate([class_probs_nc, even_c])
+        return Proposals(
+            mask_probs_nhw=np.concatenate([self.mask_probs_nhw, rest_hw[None].astype(np.float32)]),
+            class_probs_nc=class_probs_nc,
+            trained_names=self.trained_names,
+            found_names=self.found_names,
         )
 
 

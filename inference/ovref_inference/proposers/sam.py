@@ -7,7 +7,7 @@ The image encoder is nearly all of the cost and runs once an image, however many
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ MASK_THRESHOLD = 0.0
 """Logits above it are in the mask."""
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of RGB in [0, 255], as all models were trained with."""
+"""Mean and standard deviation of RGB in [0, 255], as all models were trained with."""
 
 
 class SamMasks:
@@ -45,7 +45,8 @@ class SamMasks:
             batch_size: images per pass of the image encoder at most.
             prompts_at_once: boxes or points per pass of the mask decoder at most.
         """
-        self._sam, self._side = sam, sam.config.vision_config.image_size
+        config: Any = sam.config
+        self._sam, self._side = sam, config.vision_config.image_size
         self._batch_size, self._prompts_at_once = BatchSize(batch_size), prompts_at_once
 
     @torch.inference_mode()

@@ -4,6 +4,7 @@ segment-anything, whose weights are the same under other names.
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -53,8 +54,8 @@ _RENAMED = [
 _POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
 
-def load_sam(model: str) -> SamModel:
-    """A SAM with its weights, in float32, on the CPU, in evaluation mode, without gradients.
+def load_sam(model: str, device: str | torch.device = "cpu") -> SamModel:
+    """A SAM with its weights, in float32, in evaluation mode, without gradients.
 
     Args:
         model: `miniature:sam` or a folder of transformers; or a published checkpoint of
@@ -69,18 +70,20 @@ def load_sam(model: str) -> SamModel:
         ". Expected a published checkpoint of segment-anything (.pth or .safetensors), or a folder "
         "that transformers saved a SamModel to"
     )
+    report: dict[str, Any] = {"missing_keys": []}
     with model_errors(f"load SAM from {model}", advice):
         if path.is_dir():
             settings = SamConfig.get_config_dict(path, local_files_only=True)[0]
             if settings.get("model_type") != "sam":
                 raise ValueError(f"it is a {settings.get('model_type')}, not a sam")
-            sam, report = SamModel.from_pretrained(
+            loaded: Any = SamModel.from_pretrained(
                 path, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
+            sam, report = loaded
         else:
             sam = from_segment_anything(_tensors(path))
-            report = {"missing_keys": []}
     check_complete(model, report)
+    torch.nn.Module.to(sam, device)  # transformers' own hides its arguments from type checkers
     return sam.eval().requires_grad_(False)
 
 

@@ -10,17 +10,18 @@ their own: `vocseg`, `retclip`, `corrclip`, `freeda`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
 from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.clustering import MAX_SEED
+from ovref_inference.collection.euclidean import euclidean_prototypes
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import TEMPLATES, Texts, checked_names
-from ovref_inference.encoders.pooling import pool_regions
+from ovref_inference.encoders.pooling import mask_weights, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Encoder, Proposer
 from ovref_inference.ranges import require_at_least, require_within
@@ -50,6 +51,17 @@ class FossilConfig:
     """Weight of the best prototype against the mean of all, in [0, 1] (eq. 5)."""
     seed: int = 0
     """Seed of k-means."""
+    clustering: Literal["spherical", "euclidean"] = "spherical"
+    """`spherical`: by cosines, from a spread start. `euclidean`: as the library faiss does it,
+    which the paper uses, from a random start. Collections hold directions, so centroids are of
+    these."""
+    uncovered: Literal["interpolated", "nearest"] = "interpolated"
+    """What a pixel gets that no mask covers: scores interpolated between patches, or those of the
+    patch that covers it (the paper, section 3.5)."""
+    mask_grid: Literal["area", "bilinear"] = "area"
+    """How a mask comes to the grid of patches: by the share of each patch that it covers, or by
+    bilinear interpolation (the paper, eq. 4), to which small masks may be lost: their pixels are
+    then uncovered."""
     windows: WindowConfig | None = field(default_factory=WindowConfig)
     """Sliding window; null scores each image as a whole, for images of the encoder's size."""
     floor: float | None = FLOOR
@@ -98,9 +110,15 @@ class FossilSegmenter:
         names = checked_names(class_names)
         if names not in self._prepared:
             support = supported_classes(self.collection, names, self.texts, self.config.floor)
-            prototypes = self.collection.fossil_prototypes(
-                self.texts(names), n=self.config.n, k=self.config.k, seed=self.config.seed
-            )
+            texts_cd, config = self.texts(names), self.config
+            if config.clustering == "euclidean":
+                prototypes = euclidean_prototypes(
+                    self.collection, texts_cd, n=config.n, k=config.k, seed=config.seed
+                )
+            else:
+                prototypes = self.collection.fossil_prototypes(
+                    texts_cd, n=config.n, k=config.k, seed=config.seed
+                )
             self._prepared[names] = prototypes.supported(support)
         return self._prepared[names]
 
@@ -128,7 +146,14 @@ class FossilSegmenter:
             # Only classes with support take part, so that no infinite score is ever interpolated.
             return prototype_scores(features_nd, prototypes, self.config.gamma)[:, present]
 
-        score_crops = partial(crop_scores, visual=self.visual, proposer=self.proposer, score=score)
+        score_crops = partial(
+            crop_scores,
+            visual=self.visual,
+            proposer=self.proposer,
+            score=score,
+            mask_grid=self.config.mask_grid,
+            nearest=self.config.uncovered == "nearest",
+        )
         found = score_images(images, score_crops, self.config.windows)
         missing = missing_names(class_names, prototypes.support)
         return [
@@ -163,7 +188,10 @@ class FossilSegmenter:
             return prototype_scores(features_nd, prototypes, self.config.gamma)[:, present]
 
         features_hwd = np.asarray(features_hwd, dtype=np.float32)
-        scores = scored_regions(features_hwd, masks_nhw, score, None)
+        nearest = self.config.uncovered == "nearest"
+        scores = scored_regions(
+            features_hwd, masks_nhw, score, None, self.config.mask_grid, nearest
+        )
         size_hw = masks_nhw.shape[1:]
         missing = missing_names(class_names, prototypes.support)
         return labelled(lambda part: scores.pixels(part), present, size_hw, missing)
@@ -236,6 +264,8 @@ def crop_scores(
     visual: Encoder,
     proposer: Proposer,
     score: Callable[[np.ndarray], np.ndarray],
+    mask_grid: Literal["area", "bilinear"] = "area",
+    nearest: bool = False,
 ) -> list[CropScores]:
     """Scores of images or crops: a pixel takes its region's where a mask covers it, else its
     patch's (FOSSIL 3.5). A region's score is that of the mean of the features under it (eq. 4).
@@ -245,6 +275,8 @@ def crop_scores(
         visual: dense features; scores are brought to pixels on its `device`, if it has one.
         proposer: masks at the size of each crop that do not overlap.
         score: maps (m, d) features to (m, classes) finite scores.
+        mask_grid: as of `FossilConfig`.
+        nearest: as of `CropScores`.
 
     Raises:
         ValueError: masks of another size; features that are zero or not finite.
@@ -258,7 +290,7 @@ def crop_scores(
             raise ValueError(
                 f"masks must have the image's size {crop.shape[:2]}, found {masks_nhw.shape}"
             )
-        found.append(scored_regions(features_hwd, masks_nhw, score, device))
+        found.append(scored_regions(features_hwd, masks_nhw, score, device, mask_grid, nearest))
     return found
 
 
@@ -267,20 +299,25 @@ def scored_regions(
     masks_nhw: np.ndarray,
     score: Callable[[np.ndarray], np.ndarray],
     device: torch.device | None,
+    mask_grid: Literal["area", "bilinear"] = "area",
+    nearest: bool = False,
 ) -> CropScores:
     """`crop_scores` of one image whose features (h, w, d) and masks (n, H, W) are there."""
     h, w, d = features_hwd.shape
     patches_pc = score(features_hwd.reshape(h * w, d))
     filled_nhw = masks_nhw[masks_nhw.any((1, 2))]
+    if mask_grid == "bilinear":
+        filled_nhw = filled_nhw[mask_weights(filled_nhw, (h, w), mask_grid).any((1, 2))]
     region_hw = np.full(masks_nhw.shape[1:], -1, dtype=np.int64)
     for number, mask_hw in enumerate(filled_nhw):
         region_hw[mask_hw] = number
     regions_nc = patches_pc[:0]
     if len(filled_nhw):
-        regions_nc = score(pool_regions(features_hwd, filled_nhw)[0])
+        regions_nc = score(pool_regions(features_hwd, filled_nhw, mask_grid)[0])
     patches_chw = patches_pc.T.reshape(-1, h, w)
     return CropScores(
         region_hw=torch.as_tensor(region_hw, device=device),
         regions_cn=torch.as_tensor(regions_nc.T, dtype=torch.float32, device=device),
         patches_chw=torch.as_tensor(patches_chw, dtype=torch.float32, device=device),
+        nearest=nearest,
     )

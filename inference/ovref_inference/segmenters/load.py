@@ -74,7 +74,7 @@ def load_segmenter(
         return kind(collection, visual, text, config)
     if proposer is None and hasattr(visual, "encode"):
         proposer = opencut_proposer(visual, device=device)
-    encoders = (visual, text)
+    encoders: tuple[Any, ...] = (visual, text)
     if method == "corrclip":
         encoders = (visual, _clip_of(collection, visual, device), text)
     return kind(collection, *encoders, proposer, config)

@@ -60,6 +60,12 @@ class RetClipConfig:
     counts."""
     label_threshold: float = 0.95
     """A noun stands for a class if the cosine of their texts is above this."""
+    bare_labels: bool = False
+    """Whether these texts are the names alone (the paper: "CLIP text embedding of class names"), or
+    those of the collection's templates, which are all alike by what they share."""
+    prune: bool = False
+    """Whether a class that the proposer did not find in an image is pruned from it (section 2.2),
+    where the proposer says what it found; else every region is scored against every class."""
     mask_threshold: float = 0.5
     """A pixel belongs to a region's mask if its probability is above this."""
     min_score: float = 0.0
@@ -136,6 +142,7 @@ class RetClipSegmenter:
         self.fallback = fallback
         self.visual = visual
         self.texts = NamedTexts(text, collection.manifest.templates)
+        self._bare = NamedTexts(text, ("{}",))
         self.proposer = proposer
         self.config = config
         self._prepared: dict[tuple[str, ...], Labelled] = BoundedCache()
@@ -217,6 +224,8 @@ class RetClipSegmenter:
                 )
                 scores_nc = ensemble(scores_nc, trained_scores_nc, seen, config.alpha, config.beta)
             scores_nc[:, ~present] = 0.0
+            if config.prune and found.found_names is not None:
+                scores_nc[:, [name not in found.found_names for name in class_names]] = 0.0
             scored.append(
                 ScoredRegions(
                     mask_probs_nhw=found.mask_probs_nhw,
@@ -299,12 +308,11 @@ class RetClipSegmenter:
     def _classes_of(
         self, collection: ReferenceCollection, names: tuple[str, ...], texts_cd: np.ndarray
     ) -> np.ndarray:
+        nouns_vd = collection.noun_embeddings
+        if self.config.bare_labels:
+            nouns_vd, texts_cd = self._bare(collection.nouns), self._bare(names)
         found = match_labels(
-            collection.nouns,
-            collection.noun_embeddings,
-            names,
-            texts_cd,
-            self.config.label_threshold,
+            collection.nouns, nouns_vd, names, texts_cd, self.config.label_threshold
         )
         # A noun whose references are all deleted stands for nothing.
         return np.where(collection.noun_counts > 0, found, -1)

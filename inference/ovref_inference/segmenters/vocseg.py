@@ -54,6 +54,9 @@ class VocSegConfig:
     """A trained class stands for an asked one if the cosine of their texts is above this."""
     rest: bool = True
     """Whether what no mask covers is one more region, so that regions cover the image (eq. 1)."""
+    rest_of_soft: bool = False
+    """The same where the proposer gives soft masks, as a trained one does. Then a pixel that no
+    mask has at `mask_threshold` is no longer decided by the small activations of many (eq. 5)."""
 
     floor: float | None = FLOOR
     """As `FossilConfig.floor`."""
@@ -125,6 +128,8 @@ class VocSegSegmenter:
         check_images(images)
         prototypes, texts_cd = self.prepare(class_names), self.texts(class_names)
         proposals = [as_proposals(found, rest=self.config.rest) for found in self.proposer(images)]
+        if self.config.rest_of_soft:
+            proposals = [found.with_rest(self.config.mask_threshold) for found in proposals]
         scored = []
         for found, features_nd in region_features(
             self.visual, images, proposals, self.config.mask_threshold

@@ -72,13 +72,21 @@ class CropScores:
     """(classes, n) float32, finite."""
     patches_chw: torch.Tensor | None = None
     """(classes, h, w) float32, finite; None where regions cover every pixel."""
+    nearest: bool = False
+    """Whether a pixel takes the score of the patch that covers it, not one interpolated between
+    patches."""
 
     def pixels(self, classes: slice) -> torch.Tensor:
-        """(classes in the slice, H, W) float32; patches are interpolated bilinearly."""
+        """(classes in the slice, H, W) float32; patches are interpolated bilinearly, unless
+        `nearest`."""
         regions_cn = self.regions_cn[classes]
         if self.patches_chw is None:
             return regions_cn[:, self.region_hw]
-        scores_chw = resize_scores(self.patches_chw[classes], self.region_hw.shape)
+        patches_chw, size_hw = self.patches_chw[classes], tuple(self.region_hw.shape)
+        if self.nearest:
+            scores_chw = interpolate(patches_chw[None], size=size_hw, mode="nearest-exact")[0]
+        else:
+            scores_chw = resize_scores(patches_chw, size_hw)
         if not regions_cn.shape[1]:
             return scores_chw
         regions_chw = regions_cn[:, self.region_hw.clamp(min=0)]

@@ -36,7 +36,7 @@ class LabelFolder:
     """Text file, one class a line, in the order of the labels, its synonyms separated by `;`;
     different names, letter case aside. Not for COCO annotations."""
     background: str = ""
-    """Of COCO annotations: name of a first class that all pixels without a mask have; empty does
+    """For COCO annotations: name of a first class that all pixels without a mask have; empty does
     not evaluate them."""
     first_label: int = 0
     """Value of the first class in the maps; 1 for ADE20k, whose 0 is no class."""

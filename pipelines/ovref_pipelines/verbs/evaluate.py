@@ -64,7 +64,9 @@ def with_absolute_places(config: Spec) -> Spec:
 
 def _absolute_folder(folder: LabelFolder) -> LabelFolder:
     places = [one for one in ("images", "labels", "classes") if getattr(folder, one)]
-    changes = {one: absolute_local(getattr(folder, one), one) for one in places}
+    changes: dict[str, Any] = {
+        one: absolute_local(getattr(folder, one), one) for one in places
+    }
     return dataclasses.replace(folder, **changes)
 
 

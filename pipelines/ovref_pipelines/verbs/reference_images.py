@@ -6,6 +6,7 @@ from typing import Any
 from ovref.contract import base_key
 from ovref.errors import InputError
 from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures, picture_of
+from ovref.records import ImageRecord
 from ovref_pipelines.output import open_build
 
 
@@ -54,6 +55,8 @@ def _of_build(url: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, P
         if shard not in known:
             continue
         for record in step.read(shard):
+            if not isinstance(record, ImageRecord):
+                continue
             for key in wanted.pop(record.key, ()):
                 yield key, picture_of(record, key)
             if not wanted:

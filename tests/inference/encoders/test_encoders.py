@@ -393,7 +393,7 @@ def test_a_region_is_pooled_as_everywhere_and_alone(case):
     np.testing.assert_array_equal(alone[0], found[2])
 
 
-@pytest.mark.parametrize("masking", ["binary", "heatmap", "none"])
+@pytest.mark.parametrize("masking", ["binary", "heatmap", "none", "heatmap_black"])
 def test_crops_are_encoded_as_images_of_their_own(masking):
     """The crop made by hand, resized, through CLIP: in the order of masks, over several images."""
     config = VisualEncoderConfig(
@@ -416,9 +416,10 @@ def test_crops_are_encoded_as_images_of_their_own(masking):
             masked_crop(
                 images[i],
                 masks[i][j],
-                masking,
+                masking.removesuffix("_black"),
                 heatmap_hw=heatmaps[i][j],
-                fill_rgb=(127.5, 127.5, 127.5),  # the miniature's own mean
+                # The miniature's own mean, or the paper's product of pixels and heatmap.
+                fill_rgb=(0, 0, 0) if masking.endswith("black") else (127.5, 127.5, 127.5),
             )
             for j in range(2)
         ]

@@ -103,3 +103,27 @@ def test_many_masks_are_taken_in_parts(monkeypatch):
     whole = mask_weights(masks, (4, 4))
     monkeypatch.setattr("ovref_inference.encoders.pooling._CHUNK_PIXELS", 2 * 16 * 16)
     np.testing.assert_array_equal(mask_weights(masks, (4, 4)), whole)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "image_hw"), [((3, 4), (7, 5)), ((5, 2), (5, 2)), ((6, 6), (3, 9))]
+)
+def test_bilinear_weights_are_the_mask_at_the_centres_of_cells(size_hw, image_hw):
+    masks = np.random.default_rng(0).random((3, *image_hw)) < 0.4
+    found = mask_weights(masks, size_hw, "bilinear")
+    for number, i, j in np.ndindex(found.shape):
+        y = min(max((i + 0.5) * image_hw[0] / size_hw[0] - 0.5, 0), image_hw[0] - 1)
+        x = min(max((j + 0.5) * image_hw[1] / size_hw[1] - 0.5, 0), image_hw[1] - 1)
+        expected = 0.0
+        for row in range(image_hw[0]):
+            for column in range(image_hw[1]):
+                share = max(0.0, 1 - abs(y - row)) * max(0.0, 1 - abs(x - column))
+                expected += share * masks[number, row, column]
+        assert found[number, i, j] == pytest.approx(expected, abs=1e-5)
+
+
+def test_interpolation_may_lose_a_small_mask():
+    features, masks = np.ones((2, 2, 3)), np.zeros((1, 16, 16), dtype=bool)
+    masks[0, 0, 0] = True
+    assert pool_regions(features, masks)[1].tolist() == [True]
+    assert pool_regions(features, masks, "bilinear")[1].tolist() == [False]

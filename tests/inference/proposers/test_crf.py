@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ovref_inference.proposers.config import CrfConfig
-from ovref_inference.proposers.crf import gaussian_filter, mean_field, to_edges
+from ovref_inference.proposers.crf import cut_to_edges, gaussian_filter, mean_field, to_edges
 
 PLAIN = CrfConfig(appearance_distance=100.0, appearance_colour=10.0, smoothness_weight=0.0)
 
@@ -134,3 +134,20 @@ def test_large_images_are_done_at_480_pixels():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         CrfConfig(**settings)
+
+
+def test_each_cut_has_a_field_of_its_own_and_one_that_is_changed_wholly_is_left_out():
+    image = halves()
+    cuts = np.zeros((4, 6, 8), dtype=bool)
+    cuts[0, :, :4] = True
+    cuts[1, :, :3] = True  # overlaps the first
+    cuts[3, 2, 2] = True  # which the field takes away
+    found = cut_to_edges(cuts, image, PLAIN)
+    expected = [to_edges(cut[None], image, PLAIN) for cut in cuts[:2]]
+    np.testing.assert_array_equal(found, np.concatenate(expected))
+    # Dense fields say the same of both.
+    for cut, mask in zip(cuts[:2], found, strict=True):
+        share = np.kron(cut, np.ones((4, 4))).astype(np.float32)
+        exact = dense_mean_field(np.stack([share, 1 - share]), image, PLAIN).argmax(0) == 0
+        assert (exact == mask).mean() > 0.98
+    assert cut_to_edges(cuts[2:3], image, PLAIN).shape == (0, 24, 32)

@@ -1,6 +1,7 @@
 """OpenCut: eigenvectors against a dense solver, cuts of made-up keys, refinement by hand."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -340,12 +341,18 @@ def test_refine_against_a_slow_loop_on_random_masks():
     for _ in range(30):
         masks_mhw = np.kron(rng.random((6, 4, 4)) < 0.5, np.ones((2, 2), bool)).astype(bool)
         np.testing.assert_array_equal(refine(masks_mhw, config), slow_refine(masks_mhw, config))
+        in_pixels = replace(config, eta=16.0, eta_unit="pixels")
+        found = refine(masks_mhw, in_pixels)
+        np.testing.assert_array_equal(found, slow_refine(masks_mhw, in_pixels))
+        # 16 of 480 x 480 pixels are less than one of 64 patches, so nothing is too small.
+        np.testing.assert_array_equal(found, refine(masks_mhw, replace(config, eta=0.0)))
 
 
 def slow_refine(masks_mhw, config):
     """The same rules over sets of patches."""
     height, width = masks_mhw.shape[1:]
-    smallest = config.eta * height * width / 3600
+    parts = {"patches": 60 * 60, "pixels": 480 * 480}[config.eta_unit]
+    smallest = config.eta * height * width / parts
     kept = []
     for mask_hw in masks_mhw:
         todo = {(y, x) for y, x in itertools.product(range(height), range(width)) if mask_hw[y, x]}

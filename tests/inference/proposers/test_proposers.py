@@ -1,26 +1,34 @@
 """Proposers of models: masks share no pixel, are of the images' sizes, and come from the models."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import (
+    CrfConfig,
+    GroundedSamConfig,
+    GroundingDinoConfig,
     MaskFormerConfig,
     OpenCutProposerConfig,
     ProposerConfig,
     SamConfig,
     SamGridConfig,
 )
+from ovref_inference.proposers.crf import cut_to_edges
 from ovref_inference.proposers.load import (
+    grounded_sam_proposals,
     grounded_sam_proposer,
     load_proposer,
     mask_former_proposer,
+    opencut_proposer,
     sam_grid_proposer,
     without_overlap,
 )
-from ovref_inference.proposers.opencut import OpenCutConfig
+from ovref_inference.proposers.opencut import OpenCutConfig, raw_cuts, refine
 from ovref_inference.proposers.proposals import Proposals
 
 RNG = np.random.default_rng(0)
@@ -63,9 +71,12 @@ def test_the_grid_of_sam():
     sam = SimpleNamespace(
         of_grid=lambda images, config: (overlapping(image.shape[:2]) for image in images)
     )
-    for image, masks in zip(IMAGES, sam_grid_proposer(sam, None)(IMAGES), strict=True):
+    for image, masks in zip(IMAGES, sam_grid_proposer(sam, GRID)(IMAGES), strict=True):
         (second, first), _ = overlapping(image.shape[:2])
         np.testing.assert_array_equal(masks, [first, second & ~first])
+
+    whole = sam_grid_proposer(sam, replace(GRID, exclusive=False))(IMAGES)
+    np.testing.assert_array_equal(whole[0], overlapping((6, 7))[0])
 
 
 def test_boxes_and_sam_from_class_names():
@@ -84,6 +95,28 @@ def test_boxes_and_sam_from_class_names():
     assert asked == [[["cat", "dog"]] * 2]
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_proposals_of_class_names_say_what_was_found_and_may_overlap(exclusive):
+    def find(images, nouns):
+        for image in images:
+            masks, scores = overlapping(image.shape[:2])
+            detections = SimpleNamespace(scores=scores, nouns=np.array([2, 2]))
+            yield SimpleNamespace(masks_nhw=masks, detections=detections)
+
+    config = GroundedSamConfig(
+        detector=GroundingDinoConfig(model="none"), sam=SamConfig(model="none"), exclusive=exclusive
+    )
+    names = ["cat", "dog", "bird"]
+    propose = grounded_sam_proposals(SimpleNamespace(find=find), names, config)
+    for image, found in zip(IMAGES, propose(IMAGES), strict=True):
+        (second, first), _ = overlapping(image.shape[:2])
+        expected = [first, second & ~first] if exclusive else [second, first]
+        np.testing.assert_array_equal(found.masks(0.5), expected)
+        assert found.found_names == ("bird",)
+    with pytest.raises(ValueError, match="needs class names"):
+        load_proposer(ProposerConfig(grounded_sam=config))
+
+
 def test_mask_former():
     def propose(images):
         for image in images:
@@ -98,6 +131,25 @@ def test_mask_former():
     masks = mask_former_proposer(SimpleNamespace(propose=propose), every)(IMAGES)
     (second, first), _ = overlapping((6, 7))
     np.testing.assert_array_equal(masks[0], [first, second & ~first])
+    every = MaskFormerConfig(model="none", exclusive=False)
+    masks = mask_former_proposer(SimpleNamespace(propose=propose), every)(IMAGES)
+    np.testing.assert_array_equal(masks[0], [first, second])
+
+
+def test_opencut_with_a_field_at_each_cut_refines_pixels():
+    rng = np.random.default_rng(0)
+    image = np.where(np.arange(32) < 13, 60, 160)[None, :, None] + rng.integers(0, 9, (24, 32, 3))
+    image = image.astype(np.uint8)
+    keys = image[::4, ::4].astype(np.float32) - 110
+    encoder = SimpleNamespace(encode=lambda images: np.stack([keys for _ in images]))
+    config = OpenCutConfig(taus=(0.5,), stages=2, eta=0)
+    crf = CrfConfig(appearance_distance=100.0, appearance_colour=10.0, smoothness_weight=0.0)
+    (found,) = opencut_proposer(encoder, config, crf=crf, crf_at="cuts", device="cpu")([image])
+    cuts = raw_cuts(torch.from_numpy(keys)[None], config)[0]
+    np.testing.assert_array_equal(found, refine(cut_to_edges(cuts, image, crf), config))
+    # The edge at column 13, which lies within a patch.
+    assert found.shape == (1, 24, 32)
+    assert (found[0] == (np.arange(32) < 13)).all() or (found[0] == (np.arange(32) >= 13)).all()
 
 
 OPENCUT = OpenCutProposerConfig(

@@ -75,7 +75,7 @@ def test_features_of_another_encoder_are_refused():
         prototype_scores(np.ones((4, 5)), prototypes_of([np.ones((2, 3))], 3), 0.5)
 
 
-def pixels(features_hwd, masks_nhw):
+def pixels(features_hwd, masks_nhw, **options):
     """Scores of the pixels of one image whose scores are its features."""
     size_hw = masks_nhw.shape[1:]
     encoder = SimpleNamespace(encode=lambda crops: [features_hwd])
@@ -84,6 +84,7 @@ def pixels(features_hwd, masks_nhw):
         visual=encoder,
         proposer=lambda crops: [masks_nhw],
         score=lambda features_nd: features_nd,
+        **options,
     )
     return found.pixels(slice(None)).numpy()
 
@@ -99,6 +100,28 @@ def test_pixels_take_their_region_and_uncovered_pixels_their_patch():
     )
     # The last corner lies outside of all cell centres: its own patch alone counts.
     np.testing.assert_allclose(scores[:, -1, -1], features_hwd[-1, -1])
+
+
+def test_uncovered_pixels_may_take_the_patch_that_covers_them():
+    features_hwd = np.arange(1, 13, dtype=np.float32).reshape(2, 3, 2)
+    masks_nhw = np.zeros((1, 4, 7), bool)
+    masks_nhw[0, :2, :2] = True
+    scores = pixels(features_hwd, masks_nhw, nearest=True)
+    for y in range(4):
+        for x in range(7):
+            if not masks_nhw[0, y, x]:
+                patch = features_hwd[y // 2, int((x + 0.5) * 3 / 7)]
+                np.testing.assert_array_equal(scores[:, y, x], patch)
+
+
+def test_a_mask_that_interpolation_loses_leaves_its_pixels_to_their_patches():
+    features_hwd = np.arange(1, 9, dtype=np.float32).reshape(2, 2, 2)
+    masks_nhw = np.zeros((2, 4, 16), bool)
+    masks_nhw[0, 0, 0] = True
+    masks_nhw[1, :, 8:] = True
+    scores = pixels(features_hwd, masks_nhw, mask_grid="bilinear", nearest=True)
+    np.testing.assert_array_equal(scores[:, 0, 0], features_hwd[0, 0])
+    np.testing.assert_allclose(scores[:, 0, 8], features_hwd[:, 1].mean(0))
 
 
 def test_empty_masks_are_passed_over_and_foreign_sizes_refused():

@@ -248,3 +248,36 @@ def test_no_proposals_and_one_reference(tmp_path):
 def test_parameters_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         RetClipConfig(**settings)
+
+
+def test_classes_that_the_proposer_did_not_find_are_pruned(tmp_path):
+    def proposer(found):
+        return lambda images: [
+            Proposals(mask_probs_nhw=masks_of(LABELS).astype(np.float32), found_names=found)
+        ]
+
+    image, found = picture(LABELS, NAMES), ("green", "blue")
+    (pruned,) = segmenter(tmp_path / "a", proposer(found), prune=True).score([image], NAMES)
+    (whole,) = segmenter(tmp_path / "b", proposer(found)).score([image], NAMES)
+    np.testing.assert_array_equal(pruned.scores_nc[:, 1:], whole.scores_nc[:, 1:])
+    assert not pruned.scores_nc[:, 0].any() and whole.scores_nc[0, 0] > 0.9
+    (open_,) = segmenter(tmp_path / "c", proposer(None), prune=True).score([image], NAMES)
+    np.testing.assert_array_equal(open_.scores_nc, whole.scores_nc)
+
+
+def test_labels_may_be_compared_as_bare_names(tmp_path):
+    class Strict(Texts):
+        """A template pulls every text to grey; a bare name is its colour."""
+
+        def encode(self, texts):
+            bare = np.array([text in COLOURS for text in texts])[:, None]
+            return np.where(bare, super().encode(texts), unit((120, 100, 100))).astype(np.float32)
+
+    classes = {}
+    for bare in (False, True):
+        it = segmenter(tmp_path / str(bare), bare_labels=bare, counts={"crimson": 4, "blue": 4})
+        it.texts._text = it._bare._text = Strict()
+        own = it._classes_of(it.collection, ("red", "blue"), it.texts(("red", "blue")))
+        classes[bare] = dict(zip(it.collection.nouns, own.tolist(), strict=True))
+    # The collection's own noun embeddings are no greys, so with templates only spelling agrees.
+    assert classes == {False: {"blue": 1, "crimson": -1}, True: {"blue": 1, "crimson": 0}}

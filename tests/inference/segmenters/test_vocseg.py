@@ -221,3 +221,28 @@ def test_a_collection_whose_pictures_and_texts_are_in_two_spaces_is_refused(tmp_
 def test_parameters_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         VocSegConfig(**settings)
+
+
+def test_the_rest_of_soft_masks_is_a_region_of_its_own(tmp_path):
+    activations = np.zeros((2, 4, 4), np.float32)
+    activations[0, :2], activations[1, 2:, :2] = 0.9, 0.5
+    activations[0, 2:, 2:] = 0.05  # so faint that no mask has it
+    given = Proposals(
+        mask_probs_nhw=activations,
+        class_probs_nc=np.float32([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]]),
+        trained_names=("red", "green"),
+    )
+    whole = given.with_rest(0.4)
+    rest = np.array(
+        [[all(a[y, x] <= 0.4 for a in activations) for x in range(4)] for y in range(4)]
+    )
+    np.testing.assert_array_equal(whole.mask_probs_nhw, [*activations, rest])
+    np.testing.assert_allclose(whole.class_probs_nc[2], 1 / 3)
+    assert whole.with_rest(0.4) is whole
+    labels_hw = np.where(rest, 2, np.where(activations[0] > 0.4, 0, 1))
+    image, plain = picture(labels_hw, NAMES), segmenter(tmp_path / "a", lambda images: [given])
+    (without,) = plain.segment([image], NAMES)
+    assert (without.labels_hw[2:, 2:] == 0).all()
+    it = segmenter(tmp_path / "b", lambda images: [given], rest_of_soft=True)
+    (found,) = it.segment([image], NAMES)
+    np.testing.assert_array_equal(found.labels_hw, labels_hw)

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from ovref.errors import StorageError
-from ovref.evaluation.cached import CachedEncoder, CachedProposer, CachedTexts, Kept
+from ovref.evaluation.cached import CachedEncoder, CachedModels, CachedProposer, CachedTexts, Kept
+from ovref.miniature.scenes import render
+from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
+from ovref_inference.proposers.proposals import Proposals
 
 
 class Model:
@@ -134,3 +137,14 @@ def test_each_list_of_texts_and_each_image_is_encoded_once():
     for _ in range(2):
         np.testing.assert_array_equal(texts.encode_images([image, image]), [[7], [7]])
     assert encoder.asked == 3
+
+
+def test_segmenters_of_regions_get_soft_masks_and_the_proposer_s_own_classes():
+    config = ProposerConfig(mask_former=MaskFormerConfig(model="miniature:maskformer"))
+    with CachedModels(device="cpu") as models:
+        propose = models.proposals(config, ("sky", "tree"))
+        (found,) = propose([render(0, "test").image_hwc])
+        assert propose is models.proposals(config, ("sky", "tree"))
+    assert isinstance(found, Proposals) and found.class_probs_nc is not None
+    assert "tree" in found.trained_names
+    assert ((found.mask_probs_nhw > 0.05) & (found.mask_probs_nhw < 0.95)).any()

@@ -451,11 +451,20 @@ def test_windows_of_a_protocol_are_those_that_a_segmenter_slides_itself(spec, da
         own.config = changed.fossil
         expected = [one.labels_hw for one in own.segment(data.images[:2], data.classes)]
         oracle = [slid.labels(Row(name="fossil_oracle"), one) for one in data.images[:2]]
+        once = Methods(replace(changed, proposals="image"), opened, models)
+        once.look_at(list(opened))
+        for name in ("fossil_oracle", "fossil_no_proposals"):  # to which it makes no difference
+            np.testing.assert_array_equal(
+                once.labels(Row(name=name), data.images[0]),
+                slid.labels(Row(name=name), data.images[0]),
+            )
+        other = [once.labels(Row(name="fossil"), one) for one in data.images[:2]]
     # Rounding differs, where two classes are nearly equal.
     assert min(np.mean(a == b) for a, b in zip(found, expected, strict=True)) > 0.999
     whole = [methods.labels(Row(name="fossil"), one) for one in data.images[:2]]
     assert max(np.mean(a == b) for a, b in zip(found, whole, strict=True)) < 0.999
     assert scores_of(data.labels[:2], oracle, data.classes).pixel_accuracy > 0.5
+    assert min(np.mean(a == b) for a, b in zip(found, other, strict=True)) < 1
     assert "windows of 48 at stride 16" in slid.protocol.described()
 
 

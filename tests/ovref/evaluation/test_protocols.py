@@ -12,13 +12,14 @@ from ovref.evaluation.protocols import (
     PROTOCOLS,
     Protocol,
     label_windows_of,
+    proposed_of,
     protocol_of,
     protocol_of_windows,
     segment_with_protocol,
     windows_of,
 )
 from ovref_inference.segmenters.regions import NO_CLASS, Segmentation
-from ovref_inference.segmenters.windows import WindowConfig
+from ovref_inference.segmenters.windows import WindowConfig, window_boxes
 
 SMALL = Protocol(
     name="small", source="this test", resize="short_side", side=12, longest=40, window=8, stride=5
@@ -205,6 +206,42 @@ def test_windows_are_not_slid_twice():
     segmenter.windows = WindowConfig()
     with pytest.raises(ValueError, match="slides windows of its own"):
         segment_with_protocol(segmenter, picture((9, 9)), NAMES, SMALL)
+
+
+def test_regions_may_be_proposed_once_an_image():
+    image_hwc, asked = picture((20, 30)), []
+    protocol = replace(SMALL, proposals="image")
+    height, width = protocol.size_of((20, 30))
+    whole_nhw = np.zeros((2, height, width), bool)
+    whole_nhw[0, :3], whole_nhw[1, 5:, 9:] = True, True
+
+    def propose(images):
+        asked.extend(image.shape[:2] for image in images)
+        return [whole_nhw for _ in images]
+
+    class Regions(Channels):
+        proposer = staticmethod(propose)
+
+        def segment(self, images, names):
+            self.seen.append(self.proposer(images)[0])
+            return super().segment(images, names)
+
+    segmenter = Regions()
+    segmenter.seen = []
+    segment_with_protocol(segmenter, image_hwc, NAMES, protocol)
+    assert asked == [(height, width)] and segmenter.proposer is propose
+    boxes = window_boxes((height, width), 8, 5)
+    for masks_nhw, (top, left, bottom, right) in zip(segmenter.seen, boxes, strict=True):
+        parts = [mask[top:bottom, left:right] for mask in whole_nhw]
+        kept = [part for part in parts if part.any()]
+        assert len(masks_nhw) == len(kept)
+        for mask, part in zip(masks_nhw, kept, strict=True):
+            np.testing.assert_array_equal(mask, part)
+    assert "proposed once an image" in protocol.described()
+    (whole,) = proposed_of(image_hwc, protocol)
+    assert whole.shape == (height, width, 3)
+    parts, windows = proposed_of(image_hwc, SMALL), windows_of(image_hwc, SMALL)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, windows, strict=True))
 
 
 def test_true_labels_are_cut_as_the_image_is():

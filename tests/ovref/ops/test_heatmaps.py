@@ -7,7 +7,7 @@ import pytest
 
 from ovref.config import parse
 from ovref.errors import ConfigError
-from ovref.ops.heatmaps import BinariseRule, binarise, contrast, resized, stretched
+from ovref.ops.heatmaps import BinariseRule, binarise, contrast, flattened, resized, stretched
 from ovref.ops.masks import iou
 from ovref.records import NO, UNSURE, YES
 
@@ -50,6 +50,24 @@ def test_the_sigmoid_of_a_raw_heatmap_would_select_everything():
     assert (1 / (1 + np.exp(-raw)) > 0.45).all()
     share = (binarise(raw[None], (8, 6), BinariseRule(threshold=0.45, band=0.0)) == YES).mean()
     assert 0.3 < share < 0.8
+
+
+@pytest.mark.parametrize("scale", [1.0, 400.0])
+def test_the_sigmoid_of_daams_own_values_is_stretched_afterwards(scale):
+    """The third reading; it is the first one where values are small."""
+    rule = BinariseRule(method="sigmoid_minmax", band=0.0)
+    maps = heatmaps() * scale
+    found = binarise(stretched(flattened(maps, rule)), (8, 6), rule)
+    for m in range(3):
+        values = [1 / (1 + math.exp(-float(v))) for v in maps[m].ravel()]
+        low, high = min(values), max(values)
+        for place, value in enumerate(values):
+            put = (value - low) / (high - low)
+            if abs(put - 0.45) > 1e-3:  # kept heatmaps have 11 bits
+                assert found[m].ravel()[place] == (YES if put > 0.45 else NO)
+    plain = binarise(maps, (8, 6), BinariseRule(band=0.0))
+    assert ((found == plain).mean() > 0.97) == (scale == 1.0)
+    np.testing.assert_array_equal(flattened(maps, BinariseRule()), maps)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)

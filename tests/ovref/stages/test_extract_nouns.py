@@ -78,6 +78,18 @@ def test_nouns_of_common_captions(stage, text, expected):
     assert nouns(stage, text)[: len(expected)] == expected
 
 
+def test_the_built_in_stop_nouns_can_be_left_out(stage):
+    text = "a photo of a group of dogs in the background"
+    assert nouns(stage, text) == ["dog"]
+    every = ExtractNouns(built_in_stop_nouns=False, stop_nouns=("group",))
+    assert nouns(every.build(), text) == ["photo", "dog", "background"]
+    fields = spec_identity(ExtractNouns())["fields"]
+    assert (
+        "built_in_stop_nouns" not in fields
+        and not spec_identity(every)["fields"]["built_in_stop_nouns"]
+    )
+
+
 def test_every_caption_is_answered_once_and_in_order(stage):
     words = ["dog", "very", "cats", "of", "sky", ""]
     records = [caption(f"the {a} and {b} {i}") for i, (a, b) in enumerate(

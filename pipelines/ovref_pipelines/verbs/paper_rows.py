@@ -1,0 +1,137 @@
+"""A row of a paper's table as a configuration: what is built and evaluated, and what it gave there.
+
+The files lie in `configs/papers`. A file that `extends` another, by its name beside it, has that
+one's settings where it has none of its own. In texts `{data}` and `{runs}` stand for the folder of
+data sets and the folder of results.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ovref.config import STRICT, load_tree, read_tree
+from ovref.errors import ConfigError
+from ovref.evaluation.report import COLUMNS
+from ovref.evaluation.spec import TITLES
+from ovref_pipelines import shipped
+from ovref_pipelines.build_config import BuildConfig
+from ovref_pipelines.verbs.evaluate import EvaluateConfig
+
+EXTENDS = "extends"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """A row of a table, and how to get it again."""
+
+    __pydantic_config__ = STRICT
+
+    paper: str
+    """Paper, table and row, for people."""
+    figures: dict[str, float]
+    """What the paper prints, in percent, by `evaluation.report.COLUMNS`."""
+    row: str
+    """Which row of the evaluation it is: one of `evaluation.spec.TITLES`."""
+    needs: tuple[str, ...]
+    """Data and weights, for people."""
+    gpu_hours: float
+    """Estimate for one H100: building, shared by the rows of one collection, and evaluating."""
+    build: BuildConfig
+    """The collection."""
+    evaluate: EvaluateConfig
+    """The evaluation of it."""
+    captions: int | None = None
+    """Captions that the corpus has as published; null where that is not known."""
+    leaves_open: tuple[str, ...] = ()
+    """What the paper does not say, and what was taken."""
+    differs: tuple[str, ...] = ()
+    """What is not as in the paper."""
+    blocked: tuple[str, ...] = ()
+    """Why it cannot be run yet; none for a row that can."""
+
+    def __post_init__(self) -> None:
+        if self.row not in TITLES or self.row not in self.evaluate.rows:
+            raise ValueError(f"row must be one of evaluate.rows, found {self.row!r}")
+        unknown = sorted(set(self.figures) - set(COLUMNS))
+        if unknown or not self.figures:
+            raise ValueError(f"figures must be of {', '.join(COLUMNS)}, found {unknown or 'none'}")
+
+
+def folder() -> Path:
+    """Where the files lie."""
+    return shipped.folder() / "papers"
+
+
+def names() -> list[str]:
+    """The names of all rows; files that begin with an underscore are only extended."""
+    return sorted(path.stem for path in folder().glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def find(name: str) -> Path:
+    """The file of a row: a path, or the name of a shipped one.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if Path(name).suffix == ".yaml" and Path(name).exists():
+        return Path(name)
+    if name not in names():
+        raise ConfigError(f"there is no row {name!r}; choose from {', '.join(names())}")
+    return folder() / f"{name}.yaml"
+
+
+def read_row(
+    path: Path, *, data: str, runs: str, overrides: list[str] | tuple[str, ...] = ()
+) -> PaperRow:
+    """Reads a row.
+
+    Args:
+        path: of `find`.
+        data: folder of data sets.
+        runs: folder of results; the collection of a row and its evaluation lie below it.
+        overrides: `build.a=value` and `evaluate.b=value`.
+
+    Raises:
+        ConfigError: as `config.load`; or a file extends one that is not there, or itself.
+    """
+    tree = _layered(path, ())
+    places = {"{data}": data, "{runs}": runs}
+    tree = _placed(tree, places)
+    build, evaluate = tree.get("build"), tree.get("evaluate")
+    if isinstance(build, dict) and isinstance(evaluate, dict):
+        evaluate.setdefault("output", f"{runs}/{path.stem}")
+        evaluate.setdefault("collection", f"{build.get('output')}/collection")
+    return load_tree(PaperRow, tree, str(path), overrides)
+
+
+def _layered(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The settings of a file over those of the one that it extends."""
+    if path in seen:
+        raise ConfigError(f"{path} extends itself, by way of {', '.join(map(str, seen))}")
+    tree = read_tree(path)
+    base = tree.pop(EXTENDS, None)
+    if base is None:
+        return tree
+    return _over(_layered(path.parent / f"{base}.yaml", (*seen, path)), tree)
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Mappings key by key; anything else replaces what is below."""
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    found = dict(below)
+    for key, value in above.items():
+        found[key] = _over(found[key], value) if key in found else value
+    return found
+
+
+def _placed(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _placed(item, places) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_placed(item, places) for item in value]
+    if isinstance(value, str):
+        for mark, place in places.items():
+            value = value.replace(mark, place)
+    return value

@@ -1,0 +1,225 @@
+"""A row of a paper's table again: data and weights are checked, what is missing is built, and our
+figure stands beside the paper's."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovref.check_models import UNKNOWN, models_of, weights_fingerprint
+from ovref.contract import Dropped
+from ovref.corpora import read_captions
+from ovref.errors import InputError
+from ovref.evaluation import report
+from ovref.evaluation.named_sets.definitions import SETS
+from ovref.evaluation.named_sets.opening import LabelledSet
+from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.spec import TITLES
+from ovref_inference.errors import OvrefError
+from ovref_pipelines import recipe
+from ovref_pipelines.build_config import with_absolute_places
+from ovref_pipelines.console import Console
+from ovref_pipelines.verbs import evaluate as evaluating
+from ovref_pipelines.verbs.paper_rows import PaperRow
+
+LOOKED_AT = 50
+"""Label files whose classes are counted before anything is built."""
+
+PICTURE, RESULT = "look.png", "reproduce.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What was found of data and weights."""
+
+    lines: tuple[str, ...]
+    """For people: what is there."""
+    problems: tuple[str, ...]
+    """What must be mended before a run; of these the last ones only make it another experiment."""
+    partial: tuple[str, ...]
+    """Counts that are not the published ones."""
+
+
+def introduction(row: PaperRow) -> str:
+    """What a row is of, what it needs, and what it is not."""
+    figures = ", ".join(f"{report.COLUMNS[name]} {value}" for name, value in row.figures.items())
+    lines = [f"{row.paper}: {figures}", f"About {row.gpu_hours:g} GPU hours of an H100. It needs:"]
+    lines += [f"  - {one}" for one in row.needs]
+    for title, found in (
+        ("The paper leaves open:", row.leaves_open),
+        ("Not as in the paper:", row.differs),
+        ("Cannot be run yet:", row.blocked),
+    ):
+        lines += [title, *(f"  - {one}" for one in found)] if found else []
+    protocol = row.evaluate.chosen_protocol()
+    lines.append("Protocol " + ("images as they are" if protocol is None else protocol.described()))
+    return "\n".join(lines)
+
+
+def check(row: PaperRow) -> Checked:
+    """Looks at the data and for the weights of a row, without loading a model.
+
+    A picture of one image with its labels is drawn into the output, to be looked at: a class list
+    of another order shows in it at once.
+    """
+    lines: list[str] = []
+    problems: list[str] = []
+    partial: list[str] = []
+    for look in (_data, _captions):
+        try:
+            said, other = look(row)
+        except OvrefError as error:
+            problems.append(str(error))
+            continue
+        lines += said
+        partial += other
+    for name, revision in sorted(set(_models(row))):
+        state = _weights(name, revision)
+        (problems if state.startswith("missing") else lines).append(f"{name}: {state}")
+    return Checked(lines=tuple(lines), problems=tuple(problems), partial=tuple(partial))
+
+
+def text(checked: Checked) -> str:
+    """What was found, for people."""
+    lines = [f"  {one}" for one in checked.lines]
+    lines += [f"  NOT AS PUBLISHED: {one}" for one in checked.partial]
+    lines += [f"  MISSING: {one}" for one in checked.problems]
+    return "\n".join(["Found:", *lines])
+
+
+def reproduce(row: PaperRow, checked: Checked, console: Console, *, partial: bool) -> str:
+    """Builds the collection, or carries on, evaluates it, and says ours beside the paper's.
+
+    Args:
+        checked: of `check`.
+        console: gets lines for people on the way.
+        partial: whether data of other counts than the published ones may be used.
+
+    Raises:
+        InputError: something is missing, or the row cannot be run.
+        OvrefError: as building and evaluating.
+    """
+    stops = [*row.blocked, *checked.problems, *(() if partial else checked.partial)]
+    if stops:
+        advice = "" if partial or not checked.partial else "; --partial takes what there is"
+        raise InputError(f"{row.paper} cannot be run: {'; '.join(stops)}{advice}")
+    console.say(f"building {row.build.output}")
+    summary = recipe.build(with_absolute_places(row.build), console.say)
+    if summary.collection is None:
+        raise InputError(f"{row.build.output} has no collection: shards failed for good")
+    config = evaluating.with_absolute_places(row.evaluate)
+    result = evaluating.evaluate(config, console)
+    ours = next(one for one in result["rows"] if one["name"] == TITLES[row.row])
+    table = comparison(row, ours)
+    found = {
+        "paper": row.paper,
+        "figures": row.figures,
+        "ours": {name: _percent(ours.get(name)) for name in row.figures},
+        "data": result["data"],
+        "protocol": result["protocol"],
+        "not_as_published": list(checked.partial),
+        "differs": list(row.differs),
+    }
+    path = Path(config.output) / RESULT
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return "\n".join([table, *(f"NOT AS PUBLISHED: {one}" for one in checked.partial)])
+
+
+def comparison(row: PaperRow, ours: dict[str, Any]) -> str:
+    """A table of the paper's figures, ours, and the difference, in percent."""
+    rows = [["", "the paper", "here", "difference"]]
+    for name, theirs in row.figures.items():
+        value = _percent(ours.get(name))
+        own = "-" if value is None else f"{value:.1f}"
+        difference = "-" if value is None else f"{value - theirs:+.1f}"
+        rows.append([report.COLUMNS[name], f"{theirs:.1f}", own, difference])
+    return "\n".join([row.paper, *report.aligned(rows)])
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else round(100 * fraction, 2)
+
+
+def _data(row: PaperRow) -> tuple[list[str], list[str]]:
+    """The data set: its files, counts, class list and labels."""
+    data = row.evaluate.open_data()
+    ids = data.ids[:: max(1, len(data) // LOOKED_AT)][:LOOKED_AT]
+    seen: set[int] = set()
+    shown = None
+    for name in ids:
+        example = data.read(name)
+        classes = set(np.unique(example.label_hw).tolist()) - {-1}
+        if shown is None or len(classes) > shown[0]:
+            shown = (len(classes), example)
+        seen |= classes
+    if shown is None or not seen:
+        raise InputError(f"{data.name} has no labelled pixel in its first {len(ids)} images")
+    picture = _draw(data, shown[1], Path(row.evaluate.output))
+    lines = [
+        f"{data.name}; {data.convention}",
+        f"class list {data.class_list.name} of {len(data.class_names)} ({data.class_fingerprint}), "
+        f"{len(seen)} of them in {len(ids)} label maps",
+        f"look at {picture}: are the names those of what is shown?",
+    ]
+    named = SETS.get(row.evaluate.dataset)
+    published = None if named is None else named.images.get("val")
+    if published in (None, len(data)):
+        return lines, []
+    return lines, [f"{data.name}, as published {published}"]
+
+
+def _draw(data: LabelledSet, example: Any, output: Path) -> Path:
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / PICTURE
+    prediction_grid([example.image_hwc], {"truth": [example.label_hw]}, data.class_names, path)
+    return path
+
+
+def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
+    """The corpus, read to its end where it is known how many captions it has."""
+    corpus = with_absolute_places(row.build).corpus
+    images = row.build.ground is not None
+    count = 0
+    for item in read_captions(corpus, images=False if row.captions else images):
+        count += not isinstance(item, Dropped)
+        if count and row.captions is None:
+            break
+    if not count:
+        raise InputError(f"{corpus.path} has no usable caption")
+    if images and corpus.images is not None and not os.path.isdir(corpus.images):
+        raise InputError(f"there is no folder of images {corpus.images}")
+    if row.captions is None:
+        return [f"{corpus.path}: captions are there"], []
+    line = f"{corpus.path}: {count} captions"
+    return [line], [] if count == row.captions else [f"{line}, as published {row.captions}"]
+
+
+def _models(row: PaperRow) -> Iterator[tuple[str, str]]:
+    """The models that a row loads: name and revision."""
+    spec, build = row.evaluate, row.build
+    parts: list[Any] = [build.extract_nouns, build.make_images, build.embed]
+    if row.row.startswith("fossil"):
+        parts.append(spec.opencut)
+    elif spec.proposer is not None and row.row != "freeda":
+        parts.append(spec.proposer)
+    if row.row == "corrclip":
+        parts.append(spec.clip)
+    for part in parts:
+        for _, name, revision in models_of(part):
+            yield name, revision
+
+
+def _weights(name: str, revision: str) -> str:
+    """Where weights are: here, to be downloaded, or missing."""
+    found = weights_fingerprint(name, revision)
+    if found != UNKNOWN:
+        return f"there ({found[:19]}...)"
+    if name.startswith("/") or name.endswith((".pth", ".safetensors")):
+        return "missing: there is no such file"
+    if "/" in name or ":" in name:
+        return "not here; it is downloaded when it is loaded"
+    return f"missing: the package is not installed (python -m spacy download {name})"

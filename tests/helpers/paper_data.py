@@ -1,0 +1,70 @@
+"""A few small images of every data set of the papers' rows, in its published layout."""
+
+import json
+
+import numpy as np
+from PIL import Image
+from scipy.io import savemat
+
+SIZE_HW = (24, 30)
+
+
+def write_all(root):
+    """Everything below `root` that `ovref reproduce --data` looks for."""
+    rng = np.random.default_rng(0)
+
+    def photo(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)).save(path)
+
+    def labels(path, values, dtype=np.uint8):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.choice(np.array(values), SIZE_HW).astype(dtype)).save(path)
+
+    def text(path, content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    ade, full = root / "ade/ADEChallengeData2016", root / "ade/ADE20K_2021_17_01"
+    voc, context = (root / f"pascal/VOCdevkit/VOC20{year}" for year in (12, 10))
+    coco, city = root / "coco", root / "cityscapes"
+    for number in range(2):
+        name = f"ADE_val_{number:08d}"
+        photo(ade / f"images/validation/{name}.jpg")
+        labels(ade / f"annotations/validation/{name}.png", range(151))
+        instances = np.zeros((*SIZE_HW, 3), np.uint8)
+        instance_path = ade / f"annotations_instance/validation/{name}.png"
+        instance_path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(instances).save(instance_path)
+        photo(full / f"images_detectron2/validation/{name}.jpg")
+        labels(full / f"annotations_detectron2/validation/{name}.tif", range(847), np.uint16)
+        name = f"2008_00000{number}"
+        photo(voc / f"JPEGImages/{name}.jpg")
+        labels(voc / f"SegmentationClass/{name}.png", [*range(21), 255])
+        photo(context / f"JPEGImages/{name}.jpg")
+        labels(context / f"SegmentationClassContext/{name}.png", range(60))
+        (context / "trainval").mkdir(parents=True, exist_ok=True)
+        full_hw = rng.integers(0, 460, SIZE_HW).astype(np.uint16)
+        savemat(context / f"trainval/{name}.mat", {"LabelMap": full_hw})
+        photo(coco / f"val2017/{number:012d}.jpg")
+        labels(coco / f"stuffthingmaps/val2017/{number:012d}.png", [0, 1, 17, 95, 181, 255])
+        photo(coco / f"train2017/{number:012d}.jpg")
+        photo(city / f"leftImg8bit/val/ulm/ulm_{number}_leftImg8bit.png")
+        labels(city / f"gtFine/val/ulm/ulm_{number}_gtFine_labelIds.png", range(34))
+    ids = "2008_000000\n2008_000001\n"
+    text(voc / "ImageSets/Segmentation/val.txt", ids)
+    text(context / "ImageSets/SegmentationContext/val.txt", ids)
+    captions = [
+        {"id": n, "image_id": n % 2, "caption": f"a dog and {n} cats on a road"} for n in range(3)
+    ]
+    images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in range(2)]
+    text(
+        coco / "annotations/captions_train2017.json",
+        json.dumps({"images": images, "annotations": captions}),
+    )
+    text(
+        root / "ade/training_labels.jsonl",
+        '{"caption": "a wall and a tree", "image": "ADE_train_00000000.jpg"}\n',
+    )
+    photo(ade / "images/training/ADE_train_00000000.jpg")
+    text(root / "weights/sam_vit_b_01ec64.pth", "stands in for a checkpoint; it is not loaded")

@@ -1,0 +1,176 @@
+"""Rows of the papers' tables: all pass the dry run, and one runs through on the miniature."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import paper_data
+from ovref.errors import ConfigError
+from ovref.evaluation.named_sets.definitions import SETS
+from ovref.evaluation.named_sets.names import bundled_list
+from ovref.miniature.scenes import render
+from ovref.miniature.shapes import CLASSES
+from ovref_pipelines import cli
+from ovref_pipelines.verbs import paper_rows, reproduce
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("papers") / "data"
+    paper_data.write_all(root)
+    return root
+
+
+@pytest.mark.parametrize("name", paper_rows.names())
+def test_every_row_passes_the_dry_run(name, data, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(reproduce, "prediction_grid", lambda *arguments: drawn.append(arguments))
+    row = paper_rows.read_row(paper_rows.find(name), data=str(data), runs=str(tmp_path))
+    checked = reproduce.check(row)
+    assert checked.problems == ()
+    # The stand-ins are fewer than what was published, which is said and stops a run.
+    images = SETS[row.evaluate.dataset].images["val"]
+    assert any(f"as published {images}" in one for one in checked.partial)
+    ((images, columns, classes, path),) = drawn  # a legend of 847 names takes seconds
+    assert path == tmp_path / name / reproduce.PICTURE
+    assert images[0].shape[:2] == columns["truth"][0].shape
+    assert columns["truth"][0].max() < len(classes)
+    page = reproduce.introduction(row)
+    assert row.paper in page and f"Protocol {row.evaluate.protocol}: " in page
+    assert row.evaluate.collection == f"{row.build.output}/collection"
+    assert row.evaluate.chosen_protocol().names in ("mmseg", "fcclip", "corrclip")
+
+
+def test_the_rows_are_those_of_the_tables():
+    """Figures typed a second time, from the papers."""
+
+    def figures(name):
+        row = paper_rows.read_row(paper_rows.find(name), data="/data", runs="/runs")
+        return tuple(row.figures.values())
+
+    assert [figures(f"fossil_{n}") for n in ("context", "coco_stuff", "ade", "cityscapes")] == [
+        (35.8,), (24.8,), (18.8,), (23.2,),
+    ]  # fmt: skip
+    assert [figures(f"fossil_ade_{n}") for n in ("mae", "dino")] == [(2.0,), (12.0,)]
+    vocseg = ("pas20", "ade150", "ade847", "pc59", "pc459")
+    assert [figures(f"vocseg_{n}")[0] for n in vocseg] == [93.4, 22.5, 8.1, 47.3, 10.8]
+    tables = ("none", "heatmap", "text", "visual")
+    assert [figures(f"vocseg_ade150_{n}")[0] for n in tables] == [17.7, 17.7, 21.0, 20.1]
+    assert [figures(f"vocseg_pas20_{n}")[0] for n in tables] == [82.51, 85.0, 92.6, 93.2]
+    assert figures("retclip_l") == (16.1, 10.3, 22.2) and figures("retclip_b") == (12.7, 7.5, 17.3)
+    assert figures("retclip_l_truth") == (28.4, 17.3, 39.4)
+
+
+def test_settings_are_the_papers():
+    def row(name):
+        return paper_rows.read_row(paper_rows.find(name), data="/data", runs="/runs")
+
+    found = [row(f"fossil_{n}").evaluate.fossil for n in ("context", "coco_stuff", "cityscapes")]
+    assert [(f.n, f.k, f.gamma) for f in found] == [(70, 10, 0.7), (95, 25, 0.5), (95, 30, 0.55)]
+    fossil = row("fossil_ade")
+    assert (fossil.build.synthesize.binarise.band, fossil.build.synthesize.steps) == (0.0, 50)
+    cut = fossil.evaluate.opencut
+    assert (cut.keys.model, cut.keys.features, cut.keys.size_hw, cut.crf_at, cut.cut.eta_unit) == (
+        "facebook/dino-vitb8", "keys", (480, 480), "cuts", "pixels",
+    )  # fmt: skip
+    names = ("pas20", "ade150", "ade847", "pc59", "pc459")
+    found = [row(f"vocseg_{n}").evaluate.vocseg for n in names]
+    assert [f.alpha for f in found] == [0.8, 0.35, 0.2, 0.9, 0.1]
+    assert [f.beta for f in found] == [0.6, 0.7, 0.7, 0.6, 0.6]
+    vocseg = row("vocseg_ade150_heatmap").build
+    assert (
+        vocseg.embed.visual.features
+        == "crop_heatmap_black"
+        == (vocseg.ground.proposals.visual.features)
+    )
+    assert len(vocseg.embed.templates) == 21 and not (
+        vocseg.ground.proposals.proposer.mask_former.exclusive
+    )
+    gammas = [row(f"retclip_b{n}").evaluate.retclip.gamma for n in ("", "_clip", "_retrieval")]
+    assert gammas == [0.3, 0.0, 1.0]
+
+
+def test_what_is_missing_is_named_all_at_once(data, tmp_path, capsys):
+    arguments = ["reproduce", "vocseg_ade847", "--data", str(tmp_path), "--runs", str(tmp_path)]
+    assert cli.main([*arguments, "--dry-run"]) == 2
+    shown = capsys.readouterr().out
+    assert "MISSING" in shown and "holds no ade847" in shown
+    assert "captions_train2017.json" in shown and "VOCSeg, table 3: ADE-847" in shown
+    assert cli.main(arguments) == 2
+    assert "cannot be run" in capsys.readouterr().err
+    # Fewer images than published stop a run too, unless that is wanted.
+    arguments = ["reproduce", "fossil_ade", "--data", str(data), "--runs", str(tmp_path)]
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    assert "NOT AS PUBLISHED" in capsys.readouterr().out
+    with Image.open(tmp_path / "fossil_ade" / reproduce.PICTURE) as picture:
+        assert picture.size[0] > paper_data.SIZE_HW[1]
+    assert cli.main(arguments) == 2
+    assert "--partial takes what there is" in capsys.readouterr().err
+    places = ["--data", str(data), "--runs", str(tmp_path)]
+    assert cli.main(["reproduce", "retclip_b", *places, "--partial"]) == 2
+    assert "class labels" in capsys.readouterr().err
+
+
+def test_unknown_rows_and_files_that_extend_themselves(tmp_path, capsys):
+    assert cli.main(["reproduce", "list"]) == 0
+    assert "fossil_ade\n" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"no row 'fosil'.*fossil_ade"):
+        paper_rows.find("fosil")
+    (tmp_path / "a.yaml").write_text("extends: b\n")
+    (tmp_path / "b.yaml").write_text("extends: a\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        paper_rows.read_row(tmp_path / "a.yaml", data="d", runs="r")
+    with pytest.raises(ConfigError, match="cannot read"):
+        (tmp_path / "a.yaml").write_text("extends: c\n")
+        paper_rows.read_row(tmp_path / "a.yaml", data="d", runs="r")
+    with pytest.raises(ConfigError, match=r"figures must be of .*found \['mIou'\]"):
+        path = tmp_path / "c.yaml"
+        path.write_text((paper_rows.folder() / "fossil_ade.yaml").read_text())
+        for base in paper_rows.folder().glob("_*.yaml"):
+            (tmp_path / base.name).write_text(base.read_text())
+        path.write_text(path.read_text().replace("miou: 18.8", "mIou: 18.8"))
+        paper_rows.read_row(path, data="d", runs="r")
+
+
+SMALL = [
+    "build.corpus.path=config:miniature_captions.txt", "build.corpus.format=text",
+    "build.corpus.limit=40", "build.shard_size=20", "build.engine.engine=local",
+    "build.engine.gpus_per_worker=0", "build.engine.workers=1",
+    "build.synthesize.model=miniature:stable_diffusion", "build.synthesize.steps=8",
+    "build.synthesize.guidance=4.0", "build.synthesize.size_hw=[64, 64]",
+    "build.synthesize.dtype=float32", "build.synthesize.compiled=false",
+    "build.synthesize.factors=[1]", "build.embed.visual.model=miniature:dinov2",
+    "build.embed.visual.size_hw=[64, 64]", "build.embed.visual.precision=float32",
+    "build.embed.text.model=miniature:clip", "evaluate.opencut.keys.model=miniature:dino",
+    "evaluate.opencut.keys.size_hw=[64, 64]", "evaluate.fossil.n=10", "evaluate.fossil.k=2",
+    "captions=40",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_row_runs_through_on_the_miniature(tmp_path, capsys):
+    """Scenes stand in for ADE20k's photographs, with the ids of the classes that both have."""
+    names = bundled_list("ade150", "mmseg").names
+    value_of = np.array([names.index(name) + 1 if name in names else 0 for name in CLASSES])
+    assert (value_of > 0).sum() >= 8
+    base = tmp_path / "data/ade/ADEChallengeData2016"
+    for part in ("images", "annotations"):
+        (base / part / "validation").mkdir(parents=True)
+    for seed in range(2):
+        scene = render(seed, "test")
+        name = f"validation/ADE_val_{seed:08d}"
+        Image.fromarray(scene.image_hwc).save(base / f"images/{name}.jpg", quality=95)
+        values_hw = value_of[scene.label_hw].astype(np.uint8)
+        Image.fromarray(values_hw).save(base / f"annotations/{name}.png")
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--partial"]
+    assert cli.main(["reproduce", "fossil_ade", *places, *SMALL]) == 0
+    shown = capsys.readouterr().out
+    assert "the paper" in shown and "18.8" in shown
+    found = json.loads((tmp_path / "runs/fossil_ade" / reproduce.RESULT).read_text())
+    assert 0 < found["ours"]["miou"] <= 100 and found["figures"] == {"miou": 18.8}
+    assert found["protocol"].startswith("tcl: short side 448") and found["not_as_published"]
+    # Again: nothing is built or scored a second time.
+    assert cli.main(["reproduce", "fossil_ade", *places, *SMALL]) == 0
+    assert json.loads((tmp_path / "runs/fossil_ade" / reproduce.RESULT).read_text()) == found
