@@ -135,6 +135,7 @@ def card(
         *front, "---", f"# {title}", "",
         "A reference collection for training-free open-vocabulary segmentation, built with ovref: "
         f"{living:,} references of {counts['nouns']:,} nouns, {counts['prototypes']:,} prototypes.",
+        *_deleted(counts["tombstones"]),
         "", "```python", "import ovref_inference",
         f'collection = ovref_inference.open("{target}")',
         'segmenter = collection.segmenter("fossil")', "```", "",
@@ -174,6 +175,16 @@ def card(
         f"`sha256sum -c {SUMS}` checks the files.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _deleted(count: int) -> list[str]:
+    if not count:
+        return []
+    return [
+        "",
+        f"{count:,} more were deleted: whoever opens the collection does not get them, but their "
+        "embeddings and captions are still in its files.",
+    ]
 
 
 def _measured(evaluation: dict[str, Any] | None) -> list[str]:

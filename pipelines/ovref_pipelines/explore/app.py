@@ -85,10 +85,13 @@ class Guard:
         await self._app(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        if request.headers.get("host", "") not in self._hosts:
+        # The address that the request came to is no name that another site could have.
+        address, port = request.scope["server"]
+        hosts = self._hosts | {f"[{address}]:{port}" if ":" in address else f"{address}:{port}"}
+        if request.headers.get("host", "") not in hosts:
             return PlainTextResponse("this server has another name", 403)
         origin = request.headers.get("origin")
-        if origin is not None and origin.removeprefix("http://") not in self._hosts:
+        if origin is not None and origin.removeprefix("http://") not in hosts:
             return PlainTextResponse("requests of other sites are refused", 403)
         given = request.query_params.get("token") or request.cookies.get(self._cookie) or ""
         if not secrets.compare_digest(given.encode(), self._token.encode()):

@@ -1,6 +1,7 @@
 """Publishing at a folder and at a stand-in for the Hub, and opening what was published."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -89,6 +90,15 @@ def test_a_folder_with_its_images_card_and_checksums(collection, tmp_path):
     assert {len(row["regions"]) for row in pictures.rows()} == {2}  # birds are no references
     with ovref_inference.open(target) as opened:
         assert len(opened) == 40
+
+
+def test_the_card_says_what_deleting_leaves_in_the_files(collection, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(collection, copy)
+    store.tombstone(str(copy), [3, 5], "an opt-out")
+    publishing.publish(str(copy), str(tmp_path / "there"), title="x")
+    card = (tmp_path / "there" / "README.md").read_text()
+    assert "38 references of 2 nouns" in card and "2 more were deleted" in card
 
 
 def test_another_collection_is_not_overwritten(collection, tmp_path):
