@@ -62,9 +62,6 @@ def write_all(root):
         coco / "annotations/captions_train2017.json",
         json.dumps({"images": images, "annotations": captions}),
     )
-    text(
-        root / "ade/training_labels.jsonl",
-        '{"caption": "a wall and a tree", "image": "ADE_train_00000000.jpg"}\n',
-    )
     photo(ade / "images/training/ADE_train_00000000.jpg")
+    labels(ade / "annotations/training/ADE_train_00000000.png", range(12))
     text(root / "weights/sam_vit_b_01ec64.pth", "stands in for a checkpoint; it is not loaded")

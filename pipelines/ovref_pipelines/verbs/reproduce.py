@@ -12,13 +12,13 @@ import numpy as np
 
 from ovref.check_models import UNKNOWN, models_of, weights_fingerprint
 from ovref.contract import Dropped
-from ovref.corpora import read_captions
 from ovref.errors import InputError
 from ovref.evaluation import report
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.pictures import prediction_grid
 from ovref.evaluation.spec import TITLES
+from ovref.labelled_corpora import read_corpus
 from ovref_inference.errors import OvrefError
 from ovref_pipelines import recipe
 from ovref_pipelines.build_config import with_absolute_places
@@ -182,9 +182,9 @@ def _draw(data: LabelledSet, example: Any, output: Path) -> Path:
 def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
     """The corpus, read to its end where it is known how many captions it has."""
     corpus = with_absolute_places(row.build).corpus
-    images = row.build.ground is not None
+    images = row.build.uses_images
     count = 0
-    for item in read_captions(corpus, images=False if row.captions else images):
+    for item in read_corpus(corpus, images=False if row.captions else images):
         count += not isinstance(item, Dropped)
         if count and row.captions is None:
             break

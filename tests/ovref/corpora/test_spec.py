@@ -2,10 +2,9 @@ import dataclasses
 import os
 
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from ovref import config
-from ovref.corpora import CorpusSpec, identify
+from ovref.corpora import CorpusSpec, corpus_identity, identify
 from ovref.corpora.spec import corpus_files, corpus_id
 from ovref.errors import ConfigError, InputError
 from ovref.identity import fingerprint
@@ -162,6 +161,6 @@ def test_an_unreadable_file_is_an_input_error(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(LocalFileSystem, "open", refuse)
+    monkeypatch.setattr(corpus_identity, "sha256_of", refuse)
     with pytest.raises(InputError, match=r"cannot read .*c\.txt.*Permission denied"):
         identify(CorpusSpec(path=str(tmp_path / "c.txt")))
