@@ -193,10 +193,12 @@ def _references(
             check_key(key)
         except ValueError as error:
             raise InputError(f"reference {number}: {error}") from error
-        start = max(0, captions[row].lower().find(nouns[row]))
+        start = captions[row].lower().find(nouns[row])
+        # An empty span where the caption does not name the noun.
+        start, end = (start, start + len(nouns[row])) if start >= 0 else (0, 0)
         yield Reference(
             key=key,
-            noun=Noun(text=nouns[row], start=start, end=start + len(nouns[row])),
+            noun=Noun(text=nouns[row], start=start, end=end),
             caption=captions[row],
             box_xyxy=boxes[row],
             area=float(areas[row]),
