@@ -76,8 +76,13 @@ def publish(
             f"the evaluation is of the collection {measured_of(evaluation)[:12]}, this one is "
             f"{manifest.fingerprint[:12]}: evaluate it again"
         )
-    if not replace:
-        _check_target(target, manifest.fingerprint)
+    there = _fingerprint_at(target)
+    is_other = there not in (None, manifest.fingerprint)
+    if is_other and not replace:
+        raise MismatchError(
+            f"{target} holds another collection (fingerprint {str(there)[:12]}, this one has "
+            f"{manifest.fingerprint[:12]}); choose another place, or give --replace"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for role, path in paths.items():
@@ -95,6 +100,8 @@ def publish(
             _to_hub(folder, target, manifest.fingerprint)
         else:
             place = Store.open(target)
+            if is_other:  # first, so that nobody opens a mixture of both if this is cut off
+                place.delete(fmt.MANIFEST)
             for name in place.list():  # of an earlier publication
                 if any(fnmatch(name, pattern) for pattern in OF_IMAGES) and name not in names:
                     place.delete(name)
@@ -218,21 +225,19 @@ def _link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _check_target(target: str, fingerprint: str) -> None:
-    content = _manifest_on_hub(target) if target.startswith(hub.PREFIX) else None
-    if not target.startswith(hub.PREFIX) and (place := Store.open(target)).exists(fmt.MANIFEST):
-        content = place.read(fmt.MANIFEST)
+def _fingerprint_at(target: str) -> str | None:
+    """The fingerprint of the collection at a target; None where there is none."""
+    if target.startswith(hub.PREFIX):
+        content = _manifest_on_hub(target)
+    else:
+        place = Store.open(target)
+        content = place.read(fmt.MANIFEST) if place.exists(fmt.MANIFEST) else None
     if content is None:
-        return
+        return None
     try:
-        there = str(json.loads(content)["fingerprint"])
+        return str(json.loads(content)["fingerprint"])
     except (ValueError, TypeError, KeyError):
-        there = "unknown"
-    if there != fingerprint:
-        raise MismatchError(
-            f"{target} holds another collection (fingerprint {there[:12]}, this one has "
-            f"{fingerprint[:12]}); choose another place, or give --replace"
-        )
+        return "unknown"
 
 
 def _manifest_on_hub(target: str) -> bytes | None:

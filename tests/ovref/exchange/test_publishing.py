@@ -9,11 +9,12 @@ import pytest
 import ovref_inference
 from array_fakes import EMBED, FakeTexts
 from hub_server import Hub
-from ovref.errors import InputError, MismatchError
+from ovref.errors import InputError, MismatchError, StorageError
 from ovref.exchange import publishing
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
 from ovref.exchange.picture_files import PublishedPictures, has_pictures, write_pictures
 from ovref.records import NO, YES, ImageRecord, Noun, Region
+from ovref.storage.store import Store
 from ovref_inference.collection import hub, store
 from ovref_inference.errors import CollectionError
 
@@ -90,6 +91,13 @@ def test_a_folder_with_its_images_card_and_checksums(collection, tmp_path):
     assert {len(row["regions"]) for row in pictures.rows()} == {2}  # birds are no references
     with ovref_inference.open(target) as opened:
         assert len(opened) == 40
+    file = target / "pictures-00000.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(StorageError, match="is cut off"):
+        list(PublishedPictures(str(target)).rows())
+    (target / "pictures.json").write_text("[")
+    with pytest.raises(StorageError, match=r"pictures\.json is damaged"):
+        PublishedPictures(str(target))
 
 
 def test_the_card_says_what_deleting_leaves_in_the_files(collection, tmp_path):
@@ -101,7 +109,11 @@ def test_the_card_says_what_deleting_leaves_in_the_files(collection, tmp_path):
     assert "38 references of 2 nouns" in card and "2 more were deleted" in card
 
 
-def test_another_collection_is_not_overwritten(collection, tmp_path):
+def cut(self, local_path, path):
+    raise OSError("the line is cut")
+
+
+def test_another_collection_is_not_overwritten(collection, tmp_path, monkeypatch):
     target = tmp_path / "there"
     target.mkdir()
     (target / "collection.json").write_text('{"fingerprint": "other"}')
@@ -114,6 +126,14 @@ def test_another_collection_is_not_overwritten(collection, tmp_path):
     assert not (target / "samples.png").exists() and (target / "notes.txt").exists()
     assert "Embeddings only" in (target / "README.md").read_text()
     publishing.publish(collection, str(target), title="x")  # the same one again
+    manifest = target / "collection.json"
+    whole = manifest.read_bytes()
+    manifest.write_text('{"fingerprint": "other"}')
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the line is cut"):
+        patch.setattr(Store, "upload", cut)
+        publishing.publish(collection, str(target), title="x", replace=True)
+    assert not manifest.exists()  # rather than a mixture of both
+    manifest.write_bytes(whole)
     other = {"collection": {"fingerprint": "f" * 64}}
     with pytest.raises(InputError, match="the evaluation is of the collection ffff"):
         publishing.publish(collection, str(target), title="x", evaluation=other)
