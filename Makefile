@@ -16,8 +16,9 @@ demo: install
 	    collection=$(DEMO)/collection output=$(DEMO)/evaluation
 	$(BIN)/ovref status $(DEMO) --pictures $(DEMO)/samples.png
 
-# Files are shared out over the cores, at most four: each process holds PyTorch and its companions.
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+# Whole files are shared out over the cores, at most four: each process holds PyTorch and its
+# companions.
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test: install
 	$(PYTEST) -m "not slow"

@@ -9,18 +9,6 @@ import pytest
 # Imported by their plain names; behind all else, so that they hide nothing.
 sys.path += [str(Path(__file__).parent / name) for name in ("helpers", "benchmarks")]
 
-ON_RAY = (
-    "pipelines/engine", "pipelines/ray", "pipelines/verbs/test_submit", "pipelines/test_miniature"
-)  # fmt: skip
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Files stay whole, for the sake of their fixtures, and one process has all that start Ray."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        item.add_marker(pytest.mark.xdist_group("ray" if path.startswith(ON_RAY) else path))
-
 
 def pytest_collection_finish():
     """What importing made is never garbage: builds collect often, and need not look at it again."""

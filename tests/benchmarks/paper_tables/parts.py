@@ -59,7 +59,7 @@ class Parts(CachedModels):
         """The open collection of a field of `Collections`."""
         return self.collection(getattr(self.spec.collections, name))
 
-    def proposals(self, name: str) -> RegionProposer:
+    def named_proposals(self, name: str) -> RegionProposer:
         """One of PROPOSALS."""
         if name not in self._named:
             self._named[name] = CachedProposer(self._load_proposer(name))
@@ -89,7 +89,7 @@ class Parts(CachedModels):
             own,
             self.encoder(own.visual_config),
             self.text(own.text_config),
-            self.proposals(proposals),
+            self.named_proposals(proposals),
             config,
         )
         return _of_pixels(segmenter, data)
@@ -100,7 +100,7 @@ class Parts(CachedModels):
         segmenter = TextOnlySegmenter(
             self.encoder(self.spec.clip),
             self.text(own.text_config),
-            self.proposals(proposals),
+            self.named_proposals(proposals),
             templates=own.manifest.templates,
             windows=None,
         )
@@ -122,7 +122,7 @@ class Parts(CachedModels):
             self.encoder(own.visual_config),
             self.encoder(self.spec.clip),
             self.text(own.text_config),
-            self.proposals(proposals),
+            self.named_proposals(proposals),
             config,
         )
         return _of_regions(segmenter, data)
@@ -136,7 +136,7 @@ class Parts(CachedModels):
             own,
             self.encoder(own.visual_config),
             self.text(own.text_config),
-            self.proposals(proposals),
+            self.named_proposals(proposals),
             config,
         )
         return _of_regions(segmenter, data)
@@ -148,7 +148,7 @@ class Parts(CachedModels):
             own,
             self.encoder(own.visual_config),
             self.text(own.text_config),
-            self.proposals(proposals),
+            self.named_proposals(proposals),
             config,
         )
         return _of_regions(segmenter, data, config.min_score, config.overlap)

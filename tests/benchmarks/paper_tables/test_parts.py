@@ -91,7 +91,8 @@ def test_text_alone_has_the_templates_of_the_collection(parts, data, embed, monk
 
 
 def test_true_masks_are_the_true_segments(parts, data):
-    for masks, truth in zip(parts.proposals("truth")(data.images), data.panoptic, strict=True):
+    found = parts.named_proposals("truth")(data.images)
+    for masks, truth in zip(found, data.panoptic, strict=True):
         assert len(masks) == len(truth.labels) and (masks.sum(0) == 1).all()
         np.testing.assert_array_equal(masks.argmax(0) + 1, truth.ids_hw)
 
@@ -114,16 +115,16 @@ def test_every_segmenter_knows_more_than_chance(parts, data):
 def test_models_are_loaded_and_asked_once(parts, data):
     config = parts.named("fossil").visual_config
     assert parts.encoder(config) is parts.encoder(config)
-    assert parts.proposals("opencut") is parts.proposer("opencut")
-    first = parts.proposals("opencut")(data.images)
-    assert parts.proposals("opencut")(data.images)[0] is first[0]
+    assert parts.named_proposals("opencut") is parts.named_proposals("opencut")
+    first = parts.named_proposals("opencut")(data.images)
+    assert parts.named_proposals("opencut")(data.images)[0] is first[0]
 
 
 @pytest.mark.parametrize("name", ["trained", "sam_grid", "grounded_sam"])
 def test_trained_proposers_cover_the_true_segments(parts, data, name):
     """The best proposal of each true segment; nothing at all would have 0."""
     best = []
-    for found, truth in zip(parts.proposals(name)(data.images), data.panoptic, strict=True):
+    for found, truth in zip(parts.named_proposals(name)(data.images), data.panoptic, strict=True):
         masks = found.masks(0.5) if isinstance(found, Proposals) else found
         for segment in truth.labels:
             true_hw = truth.ids_hw == segment
