@@ -54,3 +54,11 @@ def plain_image(file: bytes) -> tuple[bytes, np.ndarray]:
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     kept = buffer.getvalue()
     return kept, decode_image(kept)
+
+
+def png_of(pixels: np.ndarray | Image.Image) -> bytes:
+    """A PNG file of (H, W, 3) uint8 RGB, of (H, W) uint8 or uint16 grey, or of a Pillow image."""
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

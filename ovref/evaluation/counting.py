@@ -30,6 +30,7 @@ from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.identity import fingerprint
+from ovref.images import png_of
 from ovref.records import LabelledImage, ScoredImage
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store
@@ -183,9 +184,7 @@ def _bits(values_n: np.ndarray) -> np.ndarray:
 
 def png_of_labels(labels_hw: np.ndarray) -> bytes:
     """A label map as a PNG file of 16 bits: 0 is NO_CLASS, classes follow from 1."""
-    file = io.BytesIO()
-    Image.fromarray((labels_hw + 1).astype(np.uint16)).save(file, format="png")
-    return file.getvalue()
+    return png_of((labels_hw + 1).astype(np.uint16))
 
 
 def labels_of_png(png: bytes) -> np.ndarray:

@@ -3,7 +3,6 @@
 Each `.pt` file is one tensor, which `torch.load(..., weights_only=True)` reads.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ovref.contract import base_key
 from ovref.errors import InputError
 from ovref.exchange.exemplars import best_references, click_points
 from ovref.exchange.picture_files import Picture
+from ovref.images import png_of
 from ovref.ops.run_lengths import rle
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.segmenters.regions import box_of
@@ -220,7 +219,7 @@ def export_exemplars(
                 continue
             file = f"images/{base_key(row['key'])}.png"
             if file not in files:
-                (folder / file).write_bytes(_png(picture.image_hwc))
+                (folder / file).write_bytes(png_of(picture.image_hwc))
                 files[file] = (picture.image_hwc.shape[0], picture.image_hwc.shape[1])
             tree.setdefault(noun, []).append(
                 {
@@ -301,12 +300,6 @@ def _check_names(stems: Sequence[str]) -> None:
     bad = [stem for stem in stems if not _is_name(stem)]
     if bad:
         raise InputError(f"{bad[0]!r}, the key of an image, cannot be the name of a file")
-
-
-def _png(image_hwc: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image_hwc).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def _write_json(path: Path, value: Any) -> None:
