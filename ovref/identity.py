@@ -102,7 +102,10 @@ def changes(found: Any, wanted: Any, path: str = "") -> list[str]:
 
 
 _ABSENT = object()
+LONGEST_SHOWN = 300
+"""Characters of a value in a message: a list of classes may have thousands."""
 
 
 def _shown(value: Any) -> str:
-    return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    text = "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

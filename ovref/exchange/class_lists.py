@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ovref.class_files import SYNONYMS, list_of_file
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.names import SYNONYMS, bundled_list, list_of_file
+from ovref.evaluation.named_sets.names import bundled_list
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,19 @@ Works on any spaCy `Doc` whose tokens carry Penn Treebank tags (`token.tag_`). T
 5. Nouns tagged plural are made singular (`ops.singular`). Taggers slip on rare plurals (`zebras`),
    so one tagged singular counts as plural too where the lexicon has it as one.
 6. With `include_proper`, names of things are nouns, as one noun each (`ops.names`).
-7. A noun said twice counts once, where it is said first.
+7. Names of given classes go before all of this, the longest first, and become the first name of
+   their class. Several words, or one that is in no lexicon, always count. Any other single word
+   must be a noun by rules 1 to 3, with others behind it in none: of `kitchen table` the class
+   `table` makes `table`, the class `kitchen` nothing; known compounds and names stay as they are.
+   The nouns right before a class's name in one compound describe it and do not count.
+8. A noun said twice counts once, where it is said first.
 """
 
 from collections.abc import Collection
 
 from spacy.tokens import Doc
 
+from ovref.ops.given_names import GivenNames, Mention, mentions
 from ovref.ops.names import name_sizes
 from ovref.ops.word_lists import (
     AMOUNTS_OF,
@@ -67,6 +73,7 @@ def nouns_of(
     compounds: bool = True,
     stop_nouns: Collection[str] = STOP_NOUNS,
     max_nouns: int | None = None,
+    given: GivenNames | None = None,
 ) -> tuple[Noun, ...]:
     """The nouns of one tagged caption, in order of mention.
 
@@ -76,15 +83,27 @@ def nouns_of(
         compounds: join adjacent nouns; else each word is a noun of its own. Names stay whole.
         stop_nouns: singular nouns that never count.
         max_nouns: keep the first so many; None keeps all.
+        given: names of classes (rule 7).
     """
     words = words_of(doc)
     known = {at: size for at in range(len(words)) if (size := _known_size(words, at))}
     names = _free_names(words, known) if include_proper else {}
+    classes: dict[int, Mention] = {}
+    if given is not None:
+        classes = _mentioned(words, given, known, names, compounds, stop_nouns)
+        taken = {at for mention in classes.values() for at in range(mention.start, mention.end)}
+        known = {at: n for at, n in known.items() if taken.isdisjoint(range(at, at + n))}
+        names = {at: n for at, n in names.items() if taken.isdisjoint(range(at, at + n[0]))}
+    others = known.keys() | names.keys() | classes.keys()
     found: dict[str, Noun] = {}
     at = 0
     while at < len(words):
         noun = None
-        if at in names:
+        if at in classes:
+            size = classes[at].size
+            start, end = words[at].start, words[at + size - 1].end
+            noun = Noun(text=classes[at].text, start=start, end=end)
+        elif at in names:
             size, text = names[at]
             if text is not None and text not in stop_nouns:
                 noun = Noun(text=text, start=words[at].start, end=words[at + size - 1].end)
@@ -92,12 +111,46 @@ def nouns_of(
             is_known = compounds and at in known
             size = known[at] if is_known else 1
             if compounds and not is_known:
-                size = _run_size(words, at, stop_nouns, known.keys() | names.keys())
-            noun = _noun(words, at, at + size, stop_nouns, known=is_known)
+                size = _run_size(words, at, stop_nouns, others)
+            end = at + size
+            describes = (
+                compounds
+                and end in classes
+                and _may_begin(words[end - 1], stop_nouns)
+                and (words[end].noun or classes[end].size > 1)
+            )
+            if not describes:
+                noun = _noun(words, at, end, stop_nouns, known=is_known)
         if noun is not None:
             found.setdefault(noun.text, noun)
         at += size
     return tuple(found.values())[:max_nouns]
+
+
+def _mentioned(
+    words: list[Word],
+    given: GivenNames,
+    known: dict[int, int],
+    names: dict[int, tuple[int, str | None]],
+    compounds: bool,
+    stop_nouns: Collection[str],
+) -> dict[int, Mention]:
+    """The mentions of classes that count, by their first words; they do not overlap."""
+    whole = {at + step for at, size in known.items() if compounds for step in range(size)}
+    whole |= {at + step for at, (size, _) in names.items() for step in range(size)}
+    found: dict[int, Mention] = {}
+    taken: set[int] = set()
+    for mention in mentions(words, given):
+        at, end = mention.start, mention.end
+        if not taken.isdisjoint(range(at, end)):
+            continue
+        if not mention.sure:
+            joined = compounds and end < len(words) and _joins(words, end, stop_nouns)
+            if at in whole or joined or not _noun(words, at, end, stop_nouns, known=False):
+                continue
+        found[at] = mention
+        taken.update(range(at, end))
+    return found
 
 
 def _free_names(words: list[Word], known: dict[int, int]) -> dict[int, tuple[int, str | None]]:
@@ -126,15 +179,15 @@ def _run_size(
 ) -> int:
     """How many words from `at` on make one noun because they stand together."""
     end = at + 1
-    while (
-        end < len(words)
-        and end not in others
-        and _may_begin(words[end - 1], stop_nouns)
-        and words[end].noun
-        and words[end].lemma not in stop_nouns
-    ):
+    while end < len(words) and end not in others and _joins(words, end, stop_nouns):
         end += 1
     return end - at if end - at <= LONGEST_COMPOUND else 1
+
+
+def _joins(words: list[Word], at: int, stop_nouns: Collection[str]) -> bool:
+    """Whether a word makes one noun with the one before it."""
+    word = words[at]
+    return _may_begin(words[at - 1], stop_nouns) and word.noun and word.lemma not in stop_nouns
 
 
 def _may_begin(word: Word, stop_nouns: Collection[str]) -> bool:

@@ -7,11 +7,15 @@ The labels of a labelled set are nouns as they are, without a tagger and in any 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import BeforeValidator
+
+from ovref.class_files import list_of_file
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
+from ovref.places import absolute
 from ovref.records import Caption, Noun, Prompt
 from ovref_inference.ranges import require_at_least
 
@@ -19,6 +23,18 @@ CAPTIONS_PER_BATCH = 256
 """Does not change results, so it is not in the spec. Limits memory: a batch may hold images."""
 MANY_OTHER_LANGUAGE = 0.05
 """Share of captions in another language above which the user is warned."""
+
+
+def _classes(value: Any) -> Any:
+    """What a configuration gives for classes: the content of the file, where it names one."""
+    if isinstance(value, str):
+        return list_of_file(absolute(value, "extract_nouns.classes")).classes
+    if isinstance(value, list):  # of JSON
+        return tuple(tuple(names) if isinstance(names, list) else names for names in value)
+    return value
+
+
+ClassNames = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_classes)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +68,31 @@ class ExtractNouns:
     source: Literal["text", "labels"] = field(default="text", metadata=ADDED_LATER)
     """Where nouns are found: in the captions, or in `labels`, those of a labelled set
     (`corpus.labels`). Then the tagger is not loaded, and its settings do not matter."""
+    classes: ClassNames = field(default=(), metadata=ADDED_LATER)
+    """A text file of classes whose names go before the tagger's nouns, the longest first: one class
+    a line, its synonyms after `;`. A noun is then the first name of its class; other nouns of the
+    caption are kept. The names themselves become the setting, so that another content of the file
+    is another setting, and no worker needs the file. In Python: the names of each class, such as
+    `list_of_file(path).classes`."""
 
     def __post_init__(self) -> None:
         if not self.tagger:
             raise ValueError("tagger must name a spaCy pipeline, found an empty string")
         if self.max_nouns is not None:
             require_at_least("max_nouns", self.max_nouns, 1)
-        if self.source == "labels" and (self.stop_nouns or self.max_nouns is not None):
+        if self.source == "labels" and (
+            self.stop_nouns or self.classes or self.max_nouns is not None
+        ):
             raise ValueError(
-                "with source=labels every label is a noun: leave out stop_nouns and max_nouns"
+                "with source=labels every label is a noun: leave out stop_nouns, classes and "
+                "max_nouns"
             )
+        for names in self.classes:
+            if isinstance(names, str) or not names or not all(map(str.strip, names)):
+                raise ValueError(
+                    "classes must be the names of each class, as list_of_file(path).classes gives "
+                    f"them, found {names!r} for one"
+                )
         for noun in self.stop_nouns:
             if noun != noun.lower().strip() or not noun:
                 raise ValueError(
@@ -69,16 +100,19 @@ class ExtractNouns:
                 )
 
     def build(self) -> Callable[[Iterator[Caption]], Iterator[Prompt | Dropped]]:
-        """Loads the tagger, if nouns are found in text. Raises ModelError when it cannot."""
+        """Loads the tagger, if nouns are found in text. Raises ModelError when it cannot,
+        and InputError when two classes are one to captions."""
         if self.source == "labels":
             return _labels_as_nouns
         from ovref.models.tagger import load_tagger
+        from ovref.ops.given_names import given_names
         from ovref.ops.language import is_other_language
         from ovref.ops.nouns import nouns_of, tagger_text
         from ovref.ops.word_lists import STOP_NOUNS
 
         nlp = load_tagger(self.tagger, self.tagger_version)
         stop_nouns = (STOP_NOUNS if self.built_in_stop_nouns else set()) | set(self.stop_nouns)
+        given = given_names(self.classes, nlp.make_doc) if self.classes else None
 
         def nouns_of_batch(texts: list[str]) -> list[tuple[Noun, ...]]:
             # spaCy caches every word; a memory zone drops them again, so that the memory of an
@@ -91,6 +125,7 @@ class ExtractNouns:
                         compounds=self.compounds,
                         stop_nouns=stop_nouns,
                         max_nouns=self.max_nouns,
+                        given=given,
                     )
                     for doc in nlp.pipe(map(tagger_text, texts), batch_size=CAPTIONS_PER_BATCH)
                 ]

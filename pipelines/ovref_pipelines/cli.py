@@ -13,8 +13,11 @@ from ovref_pipelines.tool_arguments import add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs that the extra `cli` is enough for."""
-EXTRAS = dict.fromkeys(("segment", "search", "publish", "export"), "cli,segment,formats,hf") | {
-    "explore": "explore"
+EXTRAS = {
+    **dict.fromkeys(
+        ("segment", "search", "coverage", "publish", "export"), "cli,segment,formats,hf"
+    ),
+    "explore": "explore",
 }
 """Extras that verbs need which do not build."""
 
@@ -30,6 +33,7 @@ examples:
   ovref reproduce fossil_ade --data /data --dry-run
   ovref search runs/demo/collection red boat --sheet boats.png
   ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
+  ovref coverage runs/demo/collection --classes classes.txt
   ovref publish runs/demo/collection hf://user/name
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate

@@ -60,6 +60,10 @@ def add_tools(add: Add) -> None:
         "collection, or the folder that it is in",
     )  # fmt: skip
     search.add_argument("--json", action="store_true", help="for programs")
+    coverage = add("coverage", "say what a collection has for each class, the weakest first")
+    coverage.add_argument("collection", help="folder or URL")
+    coverage.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
+    coverage.add_argument("--json", action="store_true", help="for programs")
     publish = add("publish", "publish a collection, with a card, for others to open")
     publish.add_argument("collection", help="folder or URL")
     publish.add_argument("target", help="folder, s3://bucket/name or hf://user/name")

@@ -55,6 +55,19 @@ def _search(options: Namespace, console: Console) -> int:
     return 0
 
 
+def _coverage(options: Namespace, console: Console) -> int:
+    from ovref.exchange.class_lists import read_classes
+    from ovref.exchange.coverage import coverage
+    from ovref_inference.collection.reference_collection import ReferenceCollection
+    from ovref_pipelines.verbs import coverage as shown
+
+    classes = read_classes(options.classes)
+    with ReferenceCollection.open(absolute(options.collection, "collection")) as collection:
+        found = coverage(collection, classes)
+    console.show((shown.as_json if options.json else shown.text)(found))
+    return 0
+
+
 def _publish(options: Namespace, console: Console) -> int:
     from ovref_pipelines import api
 
@@ -104,6 +117,7 @@ def _import(options: Namespace, console: Console) -> int:
 TOOLS: dict[str, Callable[[Namespace, Console], Any]] = {
     "segment": _segment,
     "search": _search,
+    "coverage": _coverage,
     "publish": _publish,
     "export": _export,
     "import": _import,

@@ -130,6 +130,24 @@ def test_search(tiny_build, photographs, tmp_path, capsys):
         assert code == 2 and message in err, err
 
 
+def test_coverage(tiny_build, tmp_path, capsys):
+    place, classes = tiny_build / "collection", tmp_path / "classes.txt"
+    with ovref_inference.open(place) as collection:
+        counts = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
+    first, second, *_ = counts
+    classes.write_text(f"{first.upper()}\nthing of no name; {second}\nxqvz korpatsch\n")
+    code, out, _ = run(capsys, "coverage", place, "--classes", classes, "--json")
+    found = {row["name"]: row for row in json.loads(out)["classes"]}
+    assert code == 0 and next(iter(found)) == "xqvz korpatsch"
+    assert found[first.upper()]["by_name"] == counts[first]
+    assert found["thing of no name"]["by_synonym"] == counts[second]
+    assert found[first.upper()]["nearest"] == "thing of no name"
+    code, out, _ = run(capsys, "coverage", place, "--classes", classes)
+    assert code == 0 and "3 classes: " in out and first.upper() in out
+    code, _, err = run(capsys, "coverage", place, "--classes", "nothing.txt")
+    assert code == 2 and "there is no class list nothing.txt" in err
+
+
 def test_a_search_by_words_imports_no_torch(tiny_build):
     code = (
         "import sys; from ovref_pipelines.cli import main\n"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ovref.class_files import ClassList
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
 from ovref.evaluation.named_sets.coco_drawing import mask_of
-from ovref.evaluation.named_sets.names import ClassList
 from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, read_image
 from ovref.evaluation.named_sets.panoptic import labels_of_segments
 from ovref.evaluation.named_sets.rules import IGNORE

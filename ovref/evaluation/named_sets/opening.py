@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ovref.class_files import ClassList, list_of_file
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.named_sets.context_json import context_values
@@ -20,7 +21,7 @@ from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.finding import Found, find_files
 from ovref.evaluation.named_sets.label_files import READERS
 from ovref.evaluation.named_sets.layouts import SPLITS, FolderLayout, NamedSet
-from ovref.evaluation.named_sets.names import ClassList, bundled_list, list_of_file
+from ovref.evaluation.named_sets.names import bundled_list
 from ovref.evaluation.named_sets.panoptic import (
     ade_instances,
     labels_of_segments,

@@ -7,6 +7,7 @@ import spacy
 from spacy.tokens import Doc
 
 from ovref.corpora import CorpusSpec, read_captions
+from ovref.ops.given_names import given_names
 from ovref.ops.nouns import nouns_of, tagger_text
 from ovref.ops.singular import singular
 from ovref.ops.word_lists import COLOURS, COMPOUNDS, INVARIANT, IRREGULAR, STOP_NOUNS
@@ -538,3 +539,61 @@ def test_names_have_the_span_of_what_the_caption_says():
         "St. Paul's Cathedral",
         "Boeing 747",
     ]
+
+
+# -- given classes ------------------------------------------------------------------------------
+
+CLASSES = (
+    ("Garlic Press", "garlic crusher"), ("petri dish",), ("table", "desk"), ("kitchen",), ("dog",),
+    ("person", "man", "woman"), ("Nutella",), ("wine glass",), ("painting",), ("bridge",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tagged", "expected"),
+    [
+        # Several words count however they are tagged, and what describes them does not.
+        ("a/DT garlic/JJ press/VB", ["garlic press"]),
+        ("two/CD steel/NN garlic/NN Presses/NNS", ["garlic press"]),
+        ("a/DT garlic/JJ crusher/NN", ["garlic press"]),
+        ("a/DT petri/FW dish/NN lid/NN and/CC a/DT cat/NN", ["petri dish", "lid", "cat"]),
+        ("three/CD wine/NN glasses/NNS of/IN water/NN", ["wine glass", "water"]),
+        # Single words must be nouns, with none behind them, and may have some before.
+        ("a/DT kitchen/NN table/NN in/IN a/DT kitchen/NN", ["table", "kitchen"]),
+        ("she/PRP dogs/VBZ the/DT man/NN", ["person"]),
+        ("two/CD men/NNS and/CC a/DT woman/NN at/IN desks/NNS", ["person", "table"]),
+        ("a/DT man/NN dog/NN", ["person", "dog"]),
+        # Known compounds, names and media stay what they are.
+        ("a/DT hot/JJ dog/NN on/IN a/DT dining/NN table/NN", ["hot dog", "dining table"]),
+        ("the/DT Brooklyn/NNP Bridge/NNP", ["brooklyn bridge"]),
+        ("a/DT painting/NN of/IN a/DT boat/NN", ["boat"]),
+        # A word that no lexicon has is a name.
+        ("a/DT Nutella/NNP jar/NN", ["nutella", "jar"]),
+        ("nutella/JJ", ["nutella"]),
+        # What is not there.
+        ("no/DT garlic/NN press/NN", []),
+        ("a/DT cat/NN without/IN a/DT desk/NN", ["cat"]),
+    ],
+)
+def test_given_classes_go_before_the_tagger(tagged, expected):
+    assert texts(tagged, given=given_names(CLASSES, BLANK.make_doc)) == expected
+
+
+def test_a_given_class_has_the_span_of_what_names_it():
+    tagged = doc("Steel/NN Garlic/NNP Presses/NNS and/CC desks/NNS")
+    found = nouns_of(tagged, given=given_names(CLASSES, BLANK.make_doc))
+    said = [(noun.text, tagged.text[noun.start : noun.end]) for noun in found]
+    assert said == [("garlic press", "Garlic Presses"), ("table", "desks")]
+
+
+def test_without_compounds_a_class_may_describe_a_noun():
+    given = given_names(CLASSES, BLANK.make_doc)
+    tagged = "a/DT kitchen/NN door/NN and/CC a/DT hot/JJ dog/NN"
+    assert texts(tagged, given=given, compounds=False) == ["kitchen", "door", "dog"]
+
+
+def test_stop_nouns_are_no_classes_unless_they_are_several_words():
+    given = given_names([("group",), ("photo booth",)], BLANK.make_doc)
+    tagged = "a/DT group/NN in/IN a/DT photo/NN booth/NN"
+    assert texts(tagged, given=given) == ["photo booth"]
+    assert texts(tagged, given=given, stop_nouns=()) == ["group", "photo booth"]

@@ -8,7 +8,7 @@ import pytest
 from ovref import config
 from ovref.check_models import check_models
 from ovref.contract import Dropped
-from ovref.errors import ConfigError, ModelError
+from ovref.errors import ConfigError, InputError, ModelError
 from ovref.identity import canonical, fingerprint, record_key, spec_identity
 from ovref.miniature.scenes import sample_captions
 from ovref.records import Caption, Noun, Prompt, Segments
@@ -225,3 +225,53 @@ def test_labels_are_not_filtered():
 def test_the_source_of_nouns_is_no_news_to_earlier_builds():
     assert "source" not in canonical(ExtractNouns())
     assert canonical(ExtractNouns(source="labels"))["source"] == "labels"
+
+
+# -- given classes ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def class_file(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("Garlic Press; garlic crusher\npetri dish\nThermomix\ntable; desk\n")
+    return path
+
+
+def test_given_classes_have_nouns_of_their_own(stage, class_file):
+    spec = config.load(ExtractNouns, None, [f"classes={class_file}"])
+    given = spec.build()
+    text = "Garlic presses and a petri dish on a kitchen table beside a Thermomix and a cat"
+    assert nouns(given, text) == ["garlic press", "petri dish", "table", "thermomix", "cat"]
+    assert "petri dish" not in nouns(stage, text) and "garlic press" not in nouns(stage, text)
+    assert nouns(given, "two garlic crushers, no desk") == ["garlic press"]
+    assert nouns(given, "a dog on a red sofa") == nouns(stage, "a dog on a red sofa")
+
+
+def test_captions_without_the_classes_keep_their_nouns(stage):
+    records = [caption(text) for text, _ in sample_captions(100, seed=2)]
+    given = ExtractNouns(classes=(("garlic press",), ("petri dish",))).build()
+    assert list(given(iter(records))) == list(stage(iter(records)))
+
+
+def test_the_content_of_the_file_is_the_setting(class_file):
+    spec = config.load(ExtractNouns, None, [f"classes={class_file}"])
+    assert spec.classes[0] == ("Garlic Press", "garlic crusher") and len(spec.classes) == 4
+    assert config.parse(ExtractNouns, config.dump(spec)) == spec
+    moved = class_file.rename(class_file.with_name("other.txt"))
+    assert config.load(ExtractNouns, None, [f"classes={moved}"]) == spec
+    moved.write_text(moved.read_text() + "cork screw\n")
+    longer = config.load(ExtractNouns, None, [f"classes={moved}"])
+    assert fingerprint(spec_identity(longer)) != fingerprint(spec_identity(spec))
+    assert "classes" not in canonical(ExtractNouns())
+
+
+def test_classes_that_are_no_list_are_refused(class_file):
+    with pytest.raises(InputError, match="cannot read the class list"):
+        config.load(ExtractNouns, None, [f"classes={class_file}x"])
+    for wrong in (("dog", "cat"), ((),), ((" ",),)):
+        with pytest.raises(ValueError, match="names of each class"):
+            ExtractNouns(classes=wrong)
+    with pytest.raises(ConfigError, match="classes"):
+        config.load(ExtractNouns, None, ["classes=3"])
+    with pytest.raises(ConfigError, match="leave out stop_nouns, classes"):
+        config.load(ExtractNouns, None, [f"classes={class_file}", "source=labels"])

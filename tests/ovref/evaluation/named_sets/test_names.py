@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from ovref.errors import InputError
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.names import bundled, bundled_list, list_of_file
+from ovref.evaluation.named_sets.names import bundled, bundled_list
 
 COUNTS = {
     "voc21": 21,
@@ -83,35 +82,3 @@ def test_the_fingerprint_depends_on_names_and_order():
     prints = {bundled_list("voc21", name).fingerprint for name in SETS["voc21"].lists}
     assert len(prints) == 3
     assert bundled_list("voc21", "mmseg").fingerprint == "6f1ece02499500ab"
-
-
-@pytest.fixture
-def own(tmp_path):
-    def write(text, encoding="utf-8"):
-        path = tmp_path / "own.txt"
-        path.write_text(text, encoding=encoding)
-        return path
-
-    return write
-
-
-def test_a_list_of_one_s_own(own):
-    path = own("sky; clouds\r\npeople\n\nchest of drawers ;\n", "utf-8-sig")
-    found = list_of_file(path, 3)
-    assert found.classes == (("sky", "clouds"), ("people",), ("chest of drawers",))
-    assert found.names == ("sky", "people", "chest of drawers")
-
-
-def test_a_list_of_another_length_is_refused(own):
-    with pytest.raises(InputError, match=r"own\.txt has 2 classes, the data set 3"):
-        list_of_file(own("a\nb\n"), 3)
-
-
-def test_names_that_differ_in_case_alone_are_refused(own):
-    with pytest.raises(InputError, match="'car' twice, letter case aside: classes 1 and 3"):
-        list_of_file(own("Car\nbus\ncar\n"), 3)
-
-
-def test_a_list_in_another_encoding_is_refused(own):
-    with pytest.raises(InputError, match="cannot read the class list"):
-        list_of_file(own("caf\xe9\nbus\n", "latin-1"), 2)

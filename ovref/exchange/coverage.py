@@ -1,0 +1,224 @@
+"""What a collection has for each class of a list: how much, how tight, how distinct."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from ovref.exchange.class_lists import Classes
+from ovref_inference.collection.class_support import MEANINGLESS, ClassSupport, class_support
+from ovref_inference.collection.prototypes import Prototypes
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.vectors import l2_normalised
+
+FEW = 10
+"""Fewer references than this are few."""
+SAMPLE = 1000
+"""References of a class that its tightness is measured with, at most."""
+_ROWS = 512
+"""Prototypes that are compared with all others at a time."""
+_WEAKEST = ("none", "borrowed", "few", "own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCoverage:
+    """What a collection has for one class.
+
+    Its prototypes are those of all its names that have support (`class_support`), which is what a
+    segmenter that is asked for them compares with.
+    """
+
+    name: str
+    verdict: Literal["none", "borrowed", "few", "own"]
+    """Whether it has references by name or synonym, fewer than FEW of them, those of a near noun,
+    or none."""
+    noun: str | None
+    """The noun that stands for it, or borrows to it; of a class without support the nearest one."""
+    cosine: float
+    """Of the class's text to that noun's, over its names the best."""
+    by_name: int
+    """References of the noun that is the class's name."""
+    by_synonym: int
+    """References of nouns that are its synonyms."""
+    by_neighbours: int
+    """References of the noun that a class without its own borrows from."""
+    others: tuple[str, ...] = ()
+    """Other nouns whose references went into its prototypes, because it has few or none."""
+    tightness: float | None = None
+    """Mean cosine of its references to the nearest of its prototypes each."""
+    nearest: str | None = None
+    """The class whose prototypes come nearest to its own."""
+    similarity: float | None = None
+    """The greatest cosine of two prototypes, one of it and one of the nearest class."""
+
+    @property
+    def references(self) -> int:
+        """References that stand for it."""
+        return self.by_name + self.by_synonym + self.by_neighbours
+
+    @property
+    def confusable(self) -> bool:
+        """Whether a prototype of another class is as near to one of its own as its references are
+        to theirs."""
+        if self.tightness is None or self.similarity is None:
+            return False
+        return self.similarity >= self.tightness
+
+
+def coverage(
+    collection: ReferenceCollection, classes: Classes, *, measured: bool = True
+) -> list[ClassCoverage]:
+    """What stands for each class, the weakest first: without support, borrowed, few, own; among
+    those the ones that can be confused, then those with fewer references.
+
+    Names that are no noun of the vocabulary are compared with it by the collection's own text
+    encoder, which is loaded for the first of them. Reads at most SAMPLE references a class.
+
+    Args:
+        collection: the collection.
+        classes: the classes and their synonyms.
+        measured: whether to make prototypes, for `others`, `tightness`, `nearest` and `similarity`;
+            without, it takes a few milliseconds.
+
+    Raises:
+        ModelError: that encoder cannot be loaded.
+    """
+    prototypes = collection.prototypes(classes.asked) if measured else None
+    support = _support(collection, classes.asked) if prototypes is None else prototypes.support
+    counts = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
+    rows = [
+        _row(name, [(classes.asked[i], support[i]) for i in np.flatnonzero(classes.class_of == at)],
+             counts)
+        for at, name in enumerate(classes.names)
+    ]  # fmt: skip
+    if prototypes is not None:
+        rows = _measured(collection, classes, prototypes, rows)
+    return sorted(
+        rows,
+        key=lambda row: (
+            _WEAKEST.index(row.verdict), not row.confusable, row.references, row.name,
+        ),
+    )  # fmt: skip
+
+
+def _support(collection: ReferenceCollection, names: Sequence[str]) -> tuple[ClassSupport, ...]:
+    counts = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
+    unknown = [at for at, name in enumerate(names) if not counts.get(name.strip().lower())]
+    embeddings_cd = np.zeros((len(names), collection.manifest.textual.dim), np.float32)
+    if unknown:
+        embeddings_cd[unknown] = collection.embed_text([names[at] for at in unknown])
+    return class_support(
+        collection, names, embeddings_cd, meaningless=lambda: collection.embed_text(MEANINGLESS)
+    )
+
+
+def _row(name: str, found: list[tuple[str, ClassSupport]], counts: dict[str, int]) -> ClassCoverage:
+    """Counts the references of the nouns that stand for a class, each noun once.
+
+    Args:
+        found: names of the class and their support.
+        counts: references of each noun.
+    """
+    own = dict.fromkeys(support.nouns[0] for _, support in found if support.source == "own")
+    by_name = counts[name.strip().lower()] if name.strip().lower() in own else 0
+    by_synonym = sum(counts[noun] for noun in own) - by_name
+    ranked = sorted(
+        (support for _, support in found),
+        key=lambda support: (-_WEAKEST.index(support.source), -support.cosine),
+    )
+    best = ranked[0]
+    borrowed = counts[best.nouns[0]] if best.source == "borrowed" else 0
+    few = best.source == "own" and by_name + by_synonym < FEW
+    return ClassCoverage(
+        name=name,
+        verdict="few" if few else best.source,
+        noun=best.nouns[0] if best.nouns else None,
+        cosine=best.cosine,
+        by_name=by_name,
+        by_synonym=by_synonym,
+        by_neighbours=borrowed,
+    )
+
+
+def _measured(
+    collection: ReferenceCollection,
+    classes: Classes,
+    prototypes: Prototypes,
+    rows: list[ClassCoverage],
+) -> list[ClassCoverage]:
+    """The rows of classes, in their order, with what their prototypes say."""
+    sets, others = [], []
+    for at in range(len(classes.names)):
+        of_class = np.flatnonzero(classes.class_of == at)
+        vectors = [prototypes.vectors_nkd[i, : prototypes.counts[i]] for i in of_class]
+        sets.append(np.concatenate(vectors))
+        own = {noun for i in of_class for noun in prototypes.support[i].nouns}
+        used = dict.fromkeys(noun for i in of_class for noun in prototypes.nouns[i])
+        others.append(tuple(noun for noun in used if noun not in own))
+    tight = [
+        _tightness(collection, _own_nouns(classes, prototypes, at, row), vectors)
+        for at, (row, vectors) in enumerate(zip(rows, sets, strict=True))
+    ]
+    nearest, similarity = nearest_sets(sets)
+    return [
+        replace(
+            row,
+            others=others[at],
+            tightness=tight[at],
+            nearest=classes.names[nearest[at]] if nearest[at] >= 0 else None,
+            similarity=float(similarity[at]) if nearest[at] >= 0 else None,
+        )
+        for at, row in enumerate(rows)
+    ]
+
+
+def _own_nouns(classes: Classes, prototypes: Prototypes, at: int, row: ClassCoverage) -> list[str]:
+    """The nouns whose references stand for a class."""
+    if row.verdict == "none":
+        return []
+    if row.verdict == "borrowed":
+        return [row.noun or ""]
+    support = [prototypes.support[i] for i in np.flatnonzero(classes.class_of == at)]
+    return list(dict.fromkeys(one.nouns[0] for one in support if one.source == "own"))
+
+
+def _tightness(
+    collection: ReferenceCollection, nouns: list[str], prototypes_kd: np.ndarray
+) -> float | None:
+    """Mean cosine of the nouns' references, or of every so-many-th, to the nearest prototype."""
+    if not nouns:
+        return None
+    ids = np.sort(np.concatenate([collection.references_of(noun) for noun in nouns]))
+    ids = ids[:: -(-len(ids) // SAMPLE)]
+    cosines = l2_normalised(collection.visual[ids]) @ prototypes_kd.T
+    return float(cosines.max(1).mean())
+
+
+def nearest_sets(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """For each set of vectors the other set that comes nearest.
+
+    Args:
+        sets: c arrays (n_i, d), L2-normalised; n_i may be 0.
+
+    Returns:
+        (c,) int64 numbers of the nearest sets, -1 for an empty set or if there is no other one, and
+        (c,) float32, the greatest cosine of two of their vectors.
+    """
+    filled = [at for at, vectors in enumerate(sets) if len(vectors)]
+    nearest = np.full(len(sets), -1, np.int64)
+    similarity = np.zeros(len(sets), np.float32)
+    if len(filled) < 2:
+        return nearest, similarity
+    sizes = np.array([len(sets[at]) for at in filled])
+    starts, owner = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(filled)), sizes)
+    every_nd = np.concatenate([sets[at] for at in filled])
+    best_cc = np.full((len(filled), len(filled)), -np.inf, np.float32)
+    for begin in range(0, len(every_nd), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        cosines = np.maximum.reduceat(every_nd[rows] @ every_nd.T, starts, axis=1)
+        np.maximum.at(best_cc, owner[rows], cosines)
+    np.fill_diagonal(best_cc, -np.inf)
+    nearest[filled] = np.array(filled)[best_cc.argmax(1)]
+    similarity[filled] = best_cc.max(1)
+    return nearest, similarity
