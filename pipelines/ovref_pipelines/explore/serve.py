@@ -13,9 +13,6 @@ from ovref.errors import ConfigError
 from ovref_pipelines.explore.app import make_app
 from ovref_pipelines.explore.library import Library
 
-EVERYWHERE = ("0.0.0.0", "::")
-"""Hosts that stand for all addresses of this machine."""
-
 
 def serve(
     place: str,
@@ -49,9 +46,8 @@ def serve(
         listener.close()
         raise ConfigError(f"cannot listen at {host} port {port}: {error}") from error
     port = listener.getsockname()[1]
-    name = f"[{host}]" if ":" in host else host
-    if host in EVERYWHERE:
-        name = socket.gethostname()
+    everywhere = host in ("0.0.0.0", "::")
+    name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
     url = f"http://{name}:{port}/?token={token}"
     say(f"explore: {place} is at {url} (Ctrl-C ends it)")
     app = make_app(library, token, hosts=(name, "localhost"), port=port)
