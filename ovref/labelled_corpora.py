@@ -5,24 +5,22 @@ masks of the labels (`records.Segments`).
 """
 
 import dataclasses
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.corpora.corpus_identity import identify_folder, identify_labels
+from ovref.corpora.corpus_identity import identify_files, identify_labels
 from ovref.corpora.labels import SYNONYMS, names_of_label, text_of_labels
 from ovref.corpora.places import shown
 from ovref.corpora.readers import draws_of
 from ovref.corpora.spec import corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import fingerprint
-from ovref.images import decode_image
+from ovref.images import decode_image, png_of
 from ovref.records import Caption, Segments
 
 if TYPE_CHECKING:
@@ -64,10 +62,7 @@ def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:
         raise ValueError(f"{spec.labels.dataset} is a labelled set")
     return {
         "corpus_id": corpus_id(spec),
-        "files": [
-            identify_folder(str(place)) if place.is_dir() else [place.name, place.stat().st_size]
-            for place in data.folders
-        ],
+        "files": identify_files(data.folders),
         "images": fingerprint(list(data.ids)),
         "set": data.convention,
         "class_list": data.class_list.fingerprint,
@@ -130,7 +125,7 @@ def _captions(
         return draws_of(spec, corpus, text, place, None, nouns)
     of_class = dict(zip(present, owners, strict=True))
     segments = Segments(
-        nouns=tuple(tuple(of_class[each]) for each in classes), map_png=_png(segments_hw)
+        nouns=tuple(tuple(of_class[each]) for each in classes), map_png=png_of(segments_hw)
     )
     return draws_of(spec, corpus, text, place, _image_file(example), nouns, segments)
 
@@ -157,16 +152,10 @@ def _segments(example: "Example") -> tuple[np.ndarray, list[int]]:
     return segments_hw, list(known.values())
 
 
-def _png(values_hw: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(values_hw).save(file, "PNG")
-    return file.getvalue()
-
-
 def _image_file(example: "Example") -> bytes:
     """The image's file, or another one where the set's protocol resizes its images."""
     if example.image_path.is_file():
         file = example.image_path.read_bytes()
         if decode_image(file).shape == example.image_hwc.shape:
             return file
-    return _png(example.image_hwc)
+    return png_of(example.image_hwc)

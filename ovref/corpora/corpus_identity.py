@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from pathlib import PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -73,6 +74,14 @@ def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
         return identity | {"sha256": sha256_of(name)}
     except store_errors() as error:
         raise InputError(f"cannot read {name} of the corpus: {describe(error)}") from error
+
+
+def identify_files(places: Iterable[Path]) -> list[Any]:
+    """Hashes of the names and sizes in local folders; names and sizes of single files."""
+    return [
+        identify_folder(str(place)) if place.is_dir() else [place.name, place.stat().st_size]
+        for place in places
+    ]
 
 
 def identify_folder(place: str, captions: bool = False) -> dict[str, Any]:

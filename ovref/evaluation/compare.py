@@ -138,8 +138,8 @@ def compare(
         "images": images,
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    (output / "compare.json").write_text(json.dumps(result, indent=1) + "\n")
-    (output / "compare.md").write_text(markdown(result))
+    (output / "compare.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (output / "compare.md").write_text(markdown(result), encoding="utf-8")
     with open(output / "images.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, fieldnames=list(images[0]))
         table.writeheader()

@@ -18,6 +18,7 @@ from PIL import Image
 from ovref.check_models import models_of, weights_fingerprint
 from ovref.config import dump
 from ovref.contract import Stage
+from ovref.corpora.corpus_identity import identify_files
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.knn import KnnMethod, memory_identity, open_training
@@ -29,6 +30,7 @@ from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.identity import fingerprint
+from ovref.images import png_of
 from ovref.records import LabelledImage, ScoredImage
 from ovref.storage.steps import StepFolder, open_step
 from ovref.storage.store import Store
@@ -52,7 +54,7 @@ PLACES = {
     "folder": ("images", "labels", "classes"),
 }
 """Fields of `EvaluateSpec` that change nothing of what is counted in an image, or whose content is
-in the fingerprints of classes and images."""
+identified by the class list and by the names and sizes of the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +184,7 @@ def _bits(values_n: np.ndarray) -> np.ndarray:
 
 def png_of_labels(labels_hw: np.ndarray) -> bytes:
     """A label map as a PNG file of 16 bits: 0 is NO_CLASS, classes follow from 1."""
-    file = io.BytesIO()
-    Image.fromarray((labels_hw + 1).astype(np.uint16)).save(file, format="png")
-    return file.getvalue()
+    return png_of((labels_hw + 1).astype(np.uint16))
 
 
 def labels_of_png(png: bytes) -> np.ndarray:
@@ -218,8 +218,10 @@ def open_steps(
     if collection is None:
         identity["memory"] = memory_identity(spec, open_training(spec, data))
     else:
-        found = {"fingerprint": collection.manifest.fingerprint, "rows": len(collection)}
-        identity["collection"] = found
+        identity["collection"] = {
+            "fingerprint": collection.manifest.fingerprint,
+            "tombstones": collection.manifest.files["tombstones"].sha256,
+        }
         parts += [collection.visual_config, collection.text_config]
     identity["models"] = {
         name: weights_fingerprint(name, revision)
@@ -230,13 +232,15 @@ def open_steps(
 
 
 def images_identity(spec: EvaluateSpec, data: LabelledSet) -> dict[str, Any]:
-    """What tells the images and labels of an evaluation from others."""
+    """What tells the images and labels of an evaluation from others. Of files, names and sizes
+    count, not where they are."""
     return {
         "data": data.name,
         "convention": data.convention,
         "class_list": data.class_list.fingerprint,
         "classes": list(data.class_names),
         "images": fingerprint(list(data.ids)),
+        "files": identify_files(data.folders),
         "shard_size": spec.shard_size,
     }
 

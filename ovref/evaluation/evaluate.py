@@ -317,8 +317,8 @@ def _write(
     result: dict[str, Any],
     output: Path,
 ) -> None:
-    (output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-    (output / "evaluation.md").write_text(report.markdown(result))
+    (output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (output / "evaluation.md").write_text(report.markdown(result), encoding="utf-8")
     names = [*data.class_names, "no class"]
     pairs = np.argwhere(totals.confusion[0])
     with open(output / "confusion.csv", "w", newline="", encoding="utf-8") as file:

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 from torch.nn.functional import interpolate
 
 from ovref.check_models import weights_fingerprint
 from ovref.config import dump
+from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError, StorageError
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.metrics import IGNORE
@@ -60,6 +61,7 @@ def memory_identity(spec: EvaluateSpec, training: LabelledSet) -> dict[str, Any]
         "patches": spec.knn.memory,
         "seed": spec.knn.seed,
         "training": [training.name, training.class_fingerprint, fingerprint(list(training.ids))],
+        "files": identify_files(training.folders),
     }
 
 
@@ -110,11 +112,11 @@ def make_memory(
             chosen = chosen_patches(shares_pc, quota, rng)
             flat_pd = grid_hwd.reshape(-1, grid_hwd.shape[-1])
             features.append(l2_normalised(flat_pd[chosen]).astype(np.float16))
-            shares.append(shares_pc[chosen])
+            shares.append(csr_array(shares_pc[chosen]))
         models.forget()
         report(start + len(examples))
     memory = Memory(
-        features_nd=np.concatenate(features), shares_nc=csr_array(np.concatenate(shares))
+        features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr")
     )
     if not len(memory.features_nd):
         raise InputError(f"no image of {training.name} has a labelled pixel")

@@ -1,12 +1,12 @@
 """A sheet of crops with their masks, drawn with Pillow alone because it must be quick."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ovref.exchange.picture_files import Picture
+from ovref.images import png_of
 
 CELL, TEXT, GAP, COLUMNS = 168, 30, 8, 6
 MARGIN = 0.25
@@ -46,9 +46,7 @@ def contact_sheet(
         for line, text in enumerate(lines):
             colour = (28, 28, 28) if line == 0 else (107, 107, 107)
             pen.text((left, top + CELL + 1 + 13 * line), _fitted(text, font), colour, font=font)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "png")
-    return buffer.getvalue()
+    return png_of(sheet)
 
 
 def _crop(picture: Picture, box: tuple[int, int, int, int]) -> np.ndarray:

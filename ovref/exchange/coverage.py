@@ -36,7 +36,7 @@ class ClassCoverage:
     noun: str | None
     """The noun that stands for it, or borrows to it; of a class without support the nearest one."""
     cosine: float
-    """Of the class's text to that noun's, over its names the best."""
+    """Cosine of the class's text to that noun's; of several names the best."""
     by_name: int
     """References of the noun that is the class's name."""
     by_synonym: int

@@ -17,13 +17,14 @@ def best_references(
     Yields:
         The noun, and ids of its references, those of the largest clusters first.
     """
+    place = {noun: row for row, noun in enumerate(collection.nouns)}
     for noun in nouns:
         ids = collection.references_of(noun)
         if len(ids) <= k:
             yield noun, ids.tolist()
             continue
         vectors_nd = np.asarray(collection.visual[ids], dtype=np.float32)
-        texts = collection.noun_embeddings[[collection.nouns.index(noun)]]
+        texts = collection.noun_embeddings[[place[noun]]]
         found = collection.prototypes([noun], k, text_embeddings=texts, floor=None)
         cosines = vectors_nd @ found.vectors_nkd[0, : found.counts[0]].T
         sizes = np.bincount(cosines.argmax(1), minlength=cosines.shape[1])

@@ -1,9 +1,8 @@
-"""Collections in the layouts of other programs. What each holds is said in docs/guides/exchange.md.
+"""Collections in the layouts of other programs, described in docs/guides/publish-and-exchange.md.
 
 Each `.pt` file is one tensor, which `torch.load(..., weights_only=True)` reads.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ovref.contract import base_key
 from ovref.errors import InputError
 from ovref.exchange.exemplars import best_references, click_points
 from ovref.exchange.picture_files import Picture
+from ovref.images import png_of
 from ovref.ops.run_lengths import rle
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.segmenters.regions import box_of
@@ -77,7 +76,7 @@ def export_segrag(collection: ReferenceCollection, folder: Path) -> Exported:
     import torch
 
     vectors, owners = _prototypes(collection)
-    left_out, written = [], 0
+    left_out, written, total = [], 0, 0
     for row, noun in enumerate(collection.nouns):
         own = vectors[owners == row]
         if not _is_name(noun):
@@ -88,9 +87,10 @@ def export_segrag(collection: ReferenceCollection, folder: Path) -> Exported:
             (folder / noun).mkdir(parents=True, exist_ok=True)
             torch.save(torch.from_numpy(np.ascontiguousarray(own)), folder / noun / "prototypes.pt")
             written += 1
+            total += len(own)
     return Exported(
         folder=folder,
-        counts={"nouns": written, "prototypes": len(vectors)},
+        counts={"nouns": written, "prototypes": total},
         left_out=tuple(left_out),
     )
 
@@ -166,6 +166,7 @@ def _masks_of_images(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Each image by its key, in order, with the (n, H, W) bool masks of its references."""
     stems = sorted(images)
+    _check_names(stems)
     for start in range(0, len(stems), IMAGES_AT_ONCE):
         part = stems[start : start + IMAGES_AT_ONCE]
         found = iter(pictures(collection.rows([i for stem in part for i in images[stem]])))
@@ -211,13 +212,14 @@ def export_exemplars(
     for start in range(0, len(asked), IMAGES_AT_ONCE):
         part = asked[start : start + IMAGES_AT_ONCE]
         rows = collection.rows([number for _, number in part])
+        _check_names([base_key(row["key"]) for row in rows])
         for (noun, _), row, picture in zip(part, rows, pictures(rows), strict=True):
             if picture is None or picture.mask_hw is None:
                 left_out.append(f"{noun}: reference {row['id']} has no image")
                 continue
             file = f"images/{base_key(row['key'])}.png"
             if file not in files:
-                (folder / file).write_bytes(_png(picture.image_hwc))
+                (folder / file).write_bytes(png_of(picture.image_hwc))
                 files[file] = (picture.image_hwc.shape[0], picture.image_hwc.shape[1])
             tree.setdefault(noun, []).append(
                 {
@@ -293,10 +295,11 @@ def _is_name(text: str) -> bool:
     return text not in ("", ".", "..") and not set(text) & set("/\\:\0")
 
 
-def _png(image_hwc: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image_hwc).save(buffer, "png")
-    return buffer.getvalue()
+def _check_names(stems: Sequence[str]) -> None:
+    """Keys become names of files: one of a collection of others must not lead out of the folder."""
+    bad = [stem for stem in stems if not _is_name(stem)]
+    if bad:
+        raise InputError(f"{bad[0]!r}, the key of an image, cannot be the name of a file")
 
 
 def _write_json(path: Path, value: Any) -> None:

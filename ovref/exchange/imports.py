@@ -48,6 +48,8 @@ def read_freeda(
             "not of one release"
         )
     place = {name: row for row, name in enumerate(sorted(names))}
+    if len(place) != len(names):
+        raise InputError(f"{embeddings} has two embeddings of one name")
     visual: np.ndarray | None = None
     for name, file in rows:
         try:

@@ -17,6 +17,7 @@ from ovref.records import Noun, Reference
 from ovref.reduce.run import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
+from ovref.storage.codec import check_key
 from ovref.storage.steps import open_step
 from ovref.storage.store import Store
 from ovref_inference.collection.retrieve import Texts, class_embeddings, retrieval_embedding
@@ -36,13 +37,13 @@ class OwnArrays:
     """(n, d_visual) of any real dtype, finite and not zero; may be memory-mapped."""
     nouns: Sequence[str]
     """(n,) what each shows, as text; compared in lower case."""
-    captions: Sequence[str] | None = None
-    """(n,) None takes the noun."""
+    captions: Sequence[str | None] | None = None
+    """(n,) None takes the noun, of all or of one."""
     textual: np.ndarray | None = None
     """(n, d_textual) embeddings to search by, of the text encoder; None encodes noun and caption
     as a build does."""
     more: dict[str, Sequence[Any]] = field(default_factory=dict)
-    """Other columns of COLUMNS."""
+    """Other columns of COLUMNS; None where a reference has no value."""
 
     def __post_init__(self) -> None:
         n = len(self.visual)
@@ -127,7 +128,7 @@ def read_arrays(visual: str, table: str, textual: str | None = None) -> OwnArray
     Raises:
         InputError: a file cannot be read, is not of that kind, or lengths differ.
     """
-    vectors = [None if path is None else _vectors(path) for path in (visual, textual)]
+    vectors, texts = _vectors(visual), None if textual is None else _vectors(textual)
     try:
         found = pq.read_table(table)
     except (OSError, pa.ArrowException) as error:
@@ -137,11 +138,10 @@ def read_arrays(visual: str, table: str, textual: str | None = None) -> OwnArray
     columns = {
         name: found.column(name).to_pylist() for name in COLUMNS if name in found.column_names
     }
-    assert vectors[0] is not None
     try:
         return OwnArrays(
-            visual=vectors[0],
-            textual=vectors[1],
+            visual=vectors,
+            textual=texts,
             nouns=columns.pop("noun"),
             captions=columns.pop("caption", None),
             more=columns,
@@ -164,31 +164,41 @@ def _references(
     arrays: OwnArrays, part: slice, embed: Embed, texts: Texts, name: str
 ) -> Iterator[Reference]:
     numbers = range(part.start, part.stop)
-    nouns = [str(noun).strip().lower() for noun in arrays.nouns[part]]
+    nouns = ["" if noun is None else str(noun).strip().lower() for noun in arrays.nouns[part]]
     if not all(nouns):
         row = part.start + nouns.index("")
         raise InputError(f"reference {row} has an empty noun")
-    captions = nouns if arrays.captions is None else [str(c) for c in arrays.captions[part]]
+    given = nouns if arrays.captions is None else arrays.captions[part]
+    captions = [n if c is None else str(c) for n, c in zip(nouns, given, strict=True)]
     visual = _unit(arrays.visual[part], part.start, "visual")
     if arrays.textual is not None:
         textual = _unit(arrays.textual[part], part.start, "textual")
     else:
         unique = sorted(set(nouns))
+        place = {noun: row for row, noun in enumerate(unique)}
         embedded = class_embeddings(texts, unique, embed.templates)
-        of_nouns = embedded[[unique.index(noun) for noun in nouns]]
+        of_nouns = embedded[[place[noun] for noun in nouns]]
         textual = retrieval_embedding(of_nouns, texts.encode(list(captions)), embed.weights)
 
     def column(key: str, default: Any) -> list[Any]:
-        return list(arrays.more[key][part]) if key in arrays.more else [default] * len(nouns)
+        values = arrays.more[key][part] if key in arrays.more else [None] * len(nouns)
+        return [default if value is None else value for value in values]
 
     keys, scores, sources = column("key", None), column("score", 1.0), column("source", name)
     boxes = list(zip(*(column(side, 0) for side in ("x0", "y0", "x1", "y1")), strict=True))
     areas = column("area", 1.0)
     for row, number in enumerate(numbers):
-        start = max(0, captions[row].lower().find(nouns[row]))
+        key = keys[row] or f"{record_key(name, captions[row], number)}#0"
+        try:
+            check_key(key)
+        except ValueError as error:
+            raise InputError(f"reference {number}: {error}") from error
+        start = captions[row].lower().find(nouns[row])
+        # An empty span where the caption does not name the noun.
+        start, end = (start, start + len(nouns[row])) if start >= 0 else (0, 0)
         yield Reference(
-            key=keys[row] or f"{record_key(name, captions[row], number)}#0",
-            noun=Noun(text=nouns[row], start=start, end=start + len(nouns[row])),
+            key=key,
+            noun=Noun(text=nouns[row], start=start, end=end),
             caption=captions[row],
             box_xyxy=boxes[row],
             area=float(areas[row]),

@@ -10,7 +10,7 @@ laid out as the Hugging Face Hub shows images.
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,18 +110,32 @@ class PublishedPictures:
         """Raises StorageError or CollectionError where there are none, or of another version."""
         self._url = url
         with self._local(INDEX) as path:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree.get("version") != VERSION:
+            try:
+                tree = json.loads(path.read_text(encoding="utf-8"))
+                version, self._files = tree["version"], tree["files"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise StorageError(f"{url}/{INDEX} is damaged: {error!r}") from error
+        if version != VERSION:
             raise StorageError(
-                f"{url}/{INDEX} has version {tree.get('version')!r}, expected {VERSION}: use the "
-                "version of ovref that wrote it"
+                f"{url}/{INDEX} has version {version!r}, expected {VERSION}: use the version of "
+                "ovref that wrote it"
             )
-        self._files = tree["files"]
 
     def _local(self, name: str) -> AbstractContextManager[Path]:
         if self._url.startswith(hub.PREFIX):
             return nullcontext(hub.download(self._url, name))
         return Store.open(self._url).local_copy(name)
+
+    @contextmanager
+    def _parquet(self, file: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
+        """One of the files, whose size is compared; `sha256sum -c` compares its content."""
+        with self._local(file["path"]) as path, open(path, "rb") as opened:
+            if path.stat().st_size != file["bytes"]:
+                raise StorageError(
+                    f"{self._url}/{file['path']} has {path.stat().st_size} bytes, expected "
+                    f"{file['bytes']}: it is cut off; publish the collection again"
+                )
+            yield pq.ParquetFile(opened)
 
     def pictures(self, keys: Iterable[str]) -> Iterator[tuple[str, Picture]]:
         """The pictures of these references, as far as they are there, file by file."""
@@ -129,8 +143,7 @@ class PublishedPictures:
         for key in keys:
             wanted.setdefault(base_key(key), []).append(key)
         for file in self._files:
-            with self._local(file["path"]) as path, open(path, "rb") as opened:
-                parquet = pq.ParquetFile(opened)
+            with self._parquet(file) as parquet:
                 for group in _groups(parquet, wanted):
                     for row in parquet.read_row_group(group).to_pylist():
                         for key in wanted.get(row["key"], ()):
@@ -139,8 +152,7 @@ class PublishedPictures:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every image as a row of SCHEMA."""
         for file in self._files:
-            with self._local(file["path"]) as path, open(path, "rb") as opened:
-                parquet = pq.ParquetFile(opened)
+            with self._parquet(file) as parquet:
                 for group in range(parquet.num_row_groups):
                     yield from parquet.read_row_group(group).to_pylist()
 

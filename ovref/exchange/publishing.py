@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from ovref_inference.collection.nouns import read_nouns
 from ovref_inference.places import sha256_of
 
 CARD, SUMS, SAMPLES = "README.md", "SHA256SUMS", "samples.png"
+OF_IMAGES = ("pictures-*.parquet", INDEX, SAMPLES)
+"""Files that an earlier publication may have left and a later one without images must not have."""
 NOUNS = 20
 """Nouns named on the card."""
 
@@ -62,6 +65,7 @@ def publish(
         InputError: the evaluation is of another collection; `target` has a revision.
         MismatchError: `target` holds another collection, and `replace` is not set.
         StorageError: the target cannot be written.
+        InputError: the Hub cannot be reached, or refuses.
     """
     on_hub = target.startswith(hub.PREFIX)
     if on_hub and hub.hub_place(target).revision:
@@ -72,8 +76,13 @@ def publish(
             f"the evaluation is of the collection {measured_of(evaluation)[:12]}, this one is "
             f"{manifest.fingerprint[:12]}: evaluate it again"
         )
-    if not on_hub:
-        _check_target(Store.open(target), manifest.fingerprint, replace)
+    there = _fingerprint_at(target)
+    is_other = there not in (None, manifest.fingerprint)
+    if is_other and not replace:
+        raise MismatchError(
+            f"{target} holds another collection (fingerprint {str(there)[:12]}, this one has "
+            f"{manifest.fingerprint[:12]}); choose another place, or give --replace"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for role, path in paths.items():
@@ -91,6 +100,11 @@ def publish(
             _to_hub(folder, target, manifest.fingerprint)
         else:
             place = Store.open(target)
+            if is_other:  # first, so that nobody opens a mixture of both if this is cut off
+                place.delete(fmt.MANIFEST)
+            for name in place.list():  # of an earlier publication
+                if any(fnmatch(name, pattern) for pattern in OF_IMAGES) and name not in names:
+                    place.delete(name)
             for name in names:
                 place.upload(folder / name, name)
         size = sum((folder / name).stat().st_size for name in names)
@@ -128,6 +142,7 @@ def card(
         *front, "---", f"# {title}", "",
         "A reference collection for training-free open-vocabulary segmentation, built with ovref: "
         f"{living:,} references of {counts['nouns']:,} nouns, {counts['prototypes']:,} prototypes.",
+        *_deleted(counts["tombstones"]),
         "", "```python", "import ovref_inference",
         f'collection = ovref_inference.open("{target}")',
         'segmenter = collection.segmenter("fossil")', "```", "",
@@ -169,6 +184,16 @@ def card(
     return "\n".join(lines)
 
 
+def _deleted(count: int) -> list[str]:
+    if not count:
+        return []
+    return [
+        "",
+        f"{count:,} more were deleted: whoever opens the collection does not get them, but their "
+        "embeddings and captions are still in its files.",
+    ]
+
+
 def _measured(evaluation: dict[str, Any] | None) -> list[str]:
     if evaluation is None:
         return ["It was not measured, or nothing was said of it."]
@@ -200,15 +225,34 @@ def _link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _check_target(place: Store, fingerprint: str, replace: bool) -> None:
-    if replace or not place.exists(fmt.MANIFEST):
-        return
-    there = json.loads(place.read(fmt.MANIFEST)).get("fingerprint", "unknown")
-    if there != fingerprint:
-        raise MismatchError(
-            f"{place.url} holds another collection (fingerprint {there[:12]}, this one has "
-            f"{fingerprint[:12]}); choose another place, or give --replace"
-        )
+def _fingerprint_at(target: str) -> str | None:
+    """The fingerprint of the collection at a target; None where there is none."""
+    if target.startswith(hub.PREFIX):
+        content = _manifest_on_hub(target)
+    else:
+        place = Store.open(target)
+        content = place.read(fmt.MANIFEST) if place.exists(fmt.MANIFEST) else None
+    if content is None:
+        return None
+    try:
+        return str(json.loads(content)["fingerprint"])
+    except (ValueError, TypeError, KeyError):
+        return "unknown"
+
+
+def _manifest_on_hub(target: str) -> bytes | None:
+    """The manifest that is there; None where there is no repository yet, or none in it."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    place, api = hub.hub_place(target), HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        if not api.file_exists(place.repository, place.path(fmt.MANIFEST), repo_type="dataset"):
+            return None
+    except (HfHubHTTPError, httpx.HTTPError) as error:
+        raise InputError(f"cannot look up {target}: {str(error)[:300]}") from error
+    return hub.download(target, fmt.MANIFEST).read_bytes()
 
 
 def _to_hub(folder: Path, target: str, fingerprint: str) -> None:
@@ -226,7 +270,7 @@ def _to_hub(folder: Path, target: str, fingerprint: str) -> None:
             path_in_repo=place.folder or None,
             repo_type="dataset",
             commit_message=f"Reference collection {fingerprint[:12]}",
-            delete_patterns=["pictures-*.parquet", INDEX],
+            delete_patterns=list(OF_IMAGES),
         )
     except (HfHubHTTPError, httpx.HTTPError) as error:
         raise InputError(

@@ -5,7 +5,6 @@ pycocotools. Category ids are positions in the class list plus one. Annotations 
 are made, so that memory does not grow with the number of images.
 """
 
-import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from scipy import ndimage
 
 from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.exchange.class_lists import Classes
+from ovref.images import png_of
 from ovref.ops.palette import class_palette
 from ovref.ops.run_lengths import rle
 from ovref_inference.segmenters.regions import NO_CLASS, box_of
@@ -61,12 +61,12 @@ def label_png(labels_hw: np.ndarray, classes: int) -> bytes:
         raise ValueError(f"a label map has at most {NO_LABEL_16} classes, found {classes}")
     if classes > NO_LABEL_8:
         values = np.where(labels_hw < 0, NO_LABEL_16, labels_hw).astype(np.uint16)
-        return _png(Image.fromarray(values))
+        return png_of(Image.fromarray(values))
     image = Image.fromarray(np.where(labels_hw < 0, NO_LABEL_8, labels_hw).astype(np.uint8))
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[:classes] = class_palette(classes)[:classes]
     image.putpalette(colours.tobytes())
-    return _png(image)
+    return png_of(image)
 
 
 def overlay_png(image_hwc: np.ndarray, labels_hw: np.ndarray, classes: int) -> bytes:
@@ -78,7 +78,7 @@ def overlay_png(image_hwc: np.ndarray, labels_hw: np.ndarray, classes: int) -> b
     edges_hw[1:] |= labels_hw[1:] != labels_hw[:-1]
     edges_hw[:, 1:] |= labels_hw[:, 1:] != labels_hw[:, :-1]
     mixed[edges_hw] = 255
-    return _png(Image.fromarray(mixed.round().astype(np.uint8)))
+    return png_of(Image.fromarray(mixed.round().astype(np.uint8)))
 
 
 def coco_annotations(segments: Segments, image_id: int) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def panoptic_png(segments: Segments) -> bytes:
     """Segment ids as colours: id = R + 256 G + 256^2 B, 0 without a segment."""
     ids_hw = segments.found.ids_hw.astype(np.uint32)
     rgb = np.stack([ids_hw % 256, ids_hw // 256 % 256, ids_hw // 65536], axis=2)
-    return _png(Image.fromarray(rgb.astype(np.uint8)))
+    return png_of(Image.fromarray(rgb.astype(np.uint8)))
 
 
 def categories(classes: Classes) -> list[dict[str, Any]]:
@@ -176,9 +176,3 @@ def _copy(part: IO[str], file: IO[str]) -> None:
     while text := part.read(1 << 20):
         file.write(text)
     part.close()
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return buffer.getvalue()

@@ -1,8 +1,8 @@
 """Phase 2: leaves out what is unusable or unwanted, and numbers the rest.
 
 Each filter sees what the one before it left, and its counts before and after go into the manifest.
-References of a collection that is being grown are existing: they stay, with their ids, but the new
-ones are compared with them. Of deleted ones only the keys are, so that they do not come back.
+Existing references of a collection that is being grown are kept, with their ids; the new ones are
+compared with them, and by their keys with the deleted ones, so that those do not come back.
 """
 
 from collections.abc import Callable

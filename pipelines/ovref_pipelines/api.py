@@ -5,7 +5,6 @@ summary = ovref.build("miniature", {"output": "runs/x", "corpus.limit": 40})
 result = ovref.evaluate({"collection": summary.collection_url, "output": "runs/x/evaluation"})
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from ovref.config import load
 from ovref.errors import ConfigError
-from ovref.places import absolute, absolute_local
+from ovref.places import absolute
 from ovref_pipelines import shipped
 from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.recipe import BuildSummary
@@ -55,14 +54,9 @@ def evaluate(
     """
     from ovref.evaluation.evaluate import EvaluateSpec
     from ovref.evaluation.evaluate import evaluate as run
+    from ovref_pipelines.verbs.evaluate import with_absolute_places
 
-    spec = configured(EvaluateSpec, config, settings)
-    spec = dataclasses.replace(
-        spec,
-        collection=absolute(spec.collection, "collection"),
-        output=absolute_local(spec.output, "output"),
-    )
-    return run(spec, say, device)
+    return run(with_absolute_places(configured(EvaluateSpec, config, settings)), say, device)
 
 
 def publish(

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from ovref import images
 from ovref.images import REASONS, UnusableImageError, decode_image, plain_image
+from ovref_inference import pictures, read_image
 
 HEIGHT, WIDTH = 24, 40
 RED, GREEN, BLUE = (230, 30, 30), (30, 200, 30), (30, 30, 230)
@@ -274,9 +275,9 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
     # 200,000 x 200,000 pixels promised by a file of a few bytes, and one just above the limit.
     assert reason_of(_png(200_000, 200_000, depth=8, colour=2, rows=b"")) == "image_too_large"
     assert reason_of(_png(12_000, 9_000, depth=8, colour=2, rows=b"")) == "image_too_large"
-    monkeypatch.setattr(images, "MAX_PIXELS", HEIGHT * WIDTH)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", HEIGHT * WIDTH)
     assert decode_image(file_of("RGB", "PNG")).shape == (HEIGHT, WIDTH, 3)
-    monkeypatch.setattr(images, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", HEIGHT * WIDTH - 1)
     assert reason_of(file_of("RGB", "PNG")) == "image_too_large"
 
 
@@ -336,3 +337,21 @@ def _png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "LA", "P"])
+def test_the_light_half_reads_files_as_builds_do(mode, tmp_path):
+    path = tmp_path / "a.png"
+    grey = Image.fromarray(np.linspace(0, 65535, 24, dtype=np.uint16).reshape(4, 6))
+    image = grey if mode == "I;16" else Image.fromarray(quarters()).convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(0)
+    image.save(path)
+    found = read_image(path)
+    assert np.array_equal(found, decode_image(path.read_bytes()))
+    if mode in ("RGBA", "LA"):
+        assert (found == 255).all()
+    if mode == "I;16":
+        assert found.min() == 0 and len(np.unique(found)) == 24
+    with pytest.raises(OSError, match="none"):
+        read_image(tmp_path / "none.png")

@@ -25,11 +25,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(library):
+def served(library, hosts=("127.0.0.1",)):
     """Serves a library for the time of the block."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    app = make_app(library, TOKEN, hosts=("127.0.0.1",), port=port)
+    app = make_app(library, TOKEN, hosts=hosts, port=port)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

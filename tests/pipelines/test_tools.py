@@ -191,6 +191,14 @@ def test_settings_in_python_are_as_strict_as_elsewhere(tmp_path):
         ovref.build("minature", {"output": tmp_path})
     with pytest.raises(ConfigError, match="scenes"):
         ovref.evaluate({"collection": "x", "output": str(tmp_path), "scenes": "many"})
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr("ovref.evaluation.evaluate.evaluate", lambda spec, *rest: seen.append(spec))
+        ovref.evaluate({"collection": "x", "output": "o", "dataset": "voc21", "root": "r"})
+        ovref.evaluate({"method": "knn", "output": "o"})
+    assert (seen[0].root, seen[0].collection) == (str(tmp_path / "r"), str(tmp_path / "x"))
+    assert seen[1].collection == ""
     with pytest.raises(AttributeError, match="no attribute 'built'"):
         ovref.built  # noqa: B018
 

@@ -129,11 +129,18 @@ def read_tombstones(
 ) -> dict[str, list[Any]]:
     """The deleted references of the collection at `url`, in the order of their deletion: columns
     `id` and `reason`. Raises CollectionError like `read_manifest`."""
-    fs, root = _open_store(url, storage_options)
     manifest = read_manifest(url, storage_options=storage_options)
+    name = manifest.files["tombstones"].path
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, fmt.FILES["tombstones"])
-        fs.get_file(f"{root}/{manifest.files['tombstones'].path}", str(path))
+        if url.startswith(hub.PREFIX):
+            path = hub.download(url, name)
+        else:
+            fs, root = _open_store(url, storage_options)
+            path = Path(scratch, fmt.FILES["tombstones"])
+            try:
+                fs.get_file(f"{root}/{name}", str(path))
+            except store_errors() as error:
+                raise CollectionError(f"cannot read {root}/{name}: {describe(error)}") from error
         with fmt.open_table(path, fmt.TOMBSTONE_SCHEMA) as table:
             return table.read().to_pydict()
 
@@ -247,6 +254,10 @@ def cache_folder() -> Path:
 
 
 def _open_store(url: str, storage_options: dict[str, Any] | None) -> tuple[Any, str]:
+    if str(url).startswith(hub.PREFIX):
+        raise CollectionError(
+            f"{url} is not changed where it lies: change a local copy and `ovref publish` it there"
+        )
     try:
         fs, root = open_place(str(url), **(storage_options or {}))
     except ValueError as error:

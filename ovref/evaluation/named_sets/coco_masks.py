@@ -89,7 +89,7 @@ def open_coco_masks(
         ids=tuple(names),
         read=read,
         things=(*(False for _ in own), *(thing for *_, thing in categories)),
-        folders=(root,),
+        folders=(root, path),
     )
 
 

@@ -98,6 +98,7 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
         ids=tuple(paths),
         read=read,
         seen=seen,
+        folders=tuple(dict.fromkeys((root, labels))),
     )
 
 

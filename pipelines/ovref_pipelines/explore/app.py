@@ -6,6 +6,7 @@ server through a name of its own; the page loads nothing from anywhere else.
 """
 
 import asyncio
+import json
 import secrets
 import threading
 from collections import OrderedDict
@@ -46,6 +47,8 @@ POLICY = (
 PAGE = 200
 """Most rows of one answer."""
 UPLOAD_BYTES = 40 << 20
+TEXT_BYTES = 1 << 20
+"""Most that is read of anything but a photograph."""
 RESULTS = 24
 """Label maps that are kept for the page to fetch."""
 
@@ -82,10 +85,13 @@ class Guard:
         await self._app(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        if request.headers.get("host", "") not in self._hosts:
+        # The address that the request came to is no name that another site could have.
+        address, port = request.scope["server"]
+        hosts = self._hosts | {f"[{address}]:{port}" if ":" in address else f"{address}:{port}"}
+        if request.headers.get("host", "") not in hosts:
             return PlainTextResponse("this server has another name", 403)
         origin = request.headers.get("origin")
-        if origin is not None and origin.removeprefix("http://") not in self._hosts:
+        if origin is not None and origin.removeprefix("http://") not in hosts:
             return PlainTextResponse("requests of other sites are refused", 403)
         given = request.query_params.get("token") or request.cookies.get(self._cookie) or ""
         if not secrets.compare_digest(given.encode(), self._token.encode()):
@@ -136,6 +142,8 @@ class Pages:
         self._library = library
         self._results: OrderedDict[str, bytes] = OrderedDict()
         self._photographs: tuple[Any, Any] = (None, None)
+        self._models = threading.Lock()
+        """Held while models work: their tokenizers must not be used by two threads at once."""
         self._writing = threading.Lock()
 
     def about(self, request: Request) -> Any:
@@ -204,33 +212,43 @@ class Pages:
 
     async def result(self, request: Request) -> Response:
         """A label map that was made for the page."""
-        name = request.path_params["name"]
-        if name not in self._results:
+        found = self._results.get(request.path_params["name"])
+        if found is None:
             raise InputError("this result is gone: segment the photograph again")
-        return _image(self._results[name])
+        return _image(found)
 
     async def coverage(self, request: Request) -> Response:
         """How well a list of classes is covered."""
-        text = (await _body(request, 1 << 20)).decode("utf-8", "replace")
+        text = (await _body(request, TEXT_BYTES)).decode("utf-8", "replace")
 
         def answer() -> Any:
-            return {"classes": coverage(self._library.open().collection, class_names(text))}
+            with self._models:
+                return {"classes": coverage(self._library.open().collection, class_names(text))}
 
         return JSONResponse(await asyncio.to_thread(answer))
 
     async def segment(self, request: Request) -> Response:
         """A photograph by several methods."""
-        async with request.form(max_files=1, max_part_size=UPLOAD_BYTES) as form:
+        wanted = f"give a photograph of at most {UPLOAD_BYTES >> 20} MB"
+        # The form is written to the disk as it comes: one that is too large is not read at all.
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > UPLOAD_BYTES + TEXT_BYTES:
+            raise InputError(wanted)
+        async with request.form(max_files=1, max_part_size=TEXT_BYTES) as form:
             upload, classes = form.get("photograph"), str(form.get("classes", ""))
             methods = [str(method) for method in form.getlist("method")]
-            if not isinstance(upload, UploadFile) or (upload.size or 0) > UPLOAD_BYTES:
-                raise InputError(f"give a photograph of at most {UPLOAD_BYTES >> 20} MB")
+            if not isinstance(upload, UploadFile):
+                raise InputError(wanted)
             data = await upload.read()
         if not methods:
             raise InputError("choose at least one method")
-        return JSONResponse(
-            await asyncio.to_thread(self._segment, data, class_names(classes), methods)
-        )
+        names = class_names(classes)
+
+        def answer() -> Any:
+            with self._models:
+                return self._segment(data, names, methods)
+
+        return JSONResponse(await asyncio.to_thread(answer))
 
     def _segment(self, data: bytes, names: list[str], methods: list[str]) -> dict[str, Any]:
         from ovref_pipelines.explore.segmenting import Photographs
@@ -261,17 +279,26 @@ class Pages:
     async def mark(self, request: Request) -> Response:
         """Deletes references, or takes deletions back."""
         try:
-            tree = await request.json()
+            tree = json.loads(await _body(request, TEXT_BYTES))
             ids, undo = [int(number) for number in tree["ids"]], bool(tree.get("undo"))
-            reason = str(tree.get("reason", "")).strip()
+            reason, seen = str(tree.get("reason", "")).strip(), tree["fingerprint"]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"expected ids, and a reason or undo, found {error!r}") from error
+            raise InputError(
+                f"expected ids, the fingerprint of their collection, and a reason or undo, found "
+                f"{error!r}"
+            ) from error
         if not ids or not (undo or reason):
             raise InputError("choose references, and say why they are deleted")
 
         def answer() -> Any:
             url = self._library.collection_url
             with self._writing:
+                if collections.read_manifest(url).fingerprint != seen:
+                    self._library.reopen()
+                    raise InputError(
+                        "nothing was changed: the collection has been made again meanwhile, and "
+                        "its references have other numbers. Load the page again"
+                    )
                 try:
                     if undo:
                         collections.untombstone(url, ids)

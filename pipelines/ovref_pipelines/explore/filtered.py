@@ -56,7 +56,14 @@ def dropped_image(library: Library, row: int) -> tuple[ImageRecord, int]:
 
 
 def _table(library: Library) -> pa.Table | None:
-    """The list of the reduction that made the collection; None where it is not here."""
+    """The list of the reduction that made the collection, read once; None where it is not here."""
+    opened = library.open()
+    if not opened.dropped:
+        opened.dropped.append(_read(library))
+    return opened.dropped[0]
+
+
+def _read(library: Library) -> pa.Table | None:
     if library.build is None:
         return None
     work = build_config(library.build.store).get("work")

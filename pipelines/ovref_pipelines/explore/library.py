@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ovref.contract import base_key
 from ovref.errors import InputError, StorageError
@@ -15,6 +16,7 @@ from ovref.storage.samples import Samples
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection import hub
 from ovref_inference.collection import store as collections
 from ovref_pipelines import live
 from ovref_pipelines.explore.row_cache import RowCache
@@ -38,6 +40,8 @@ class Opened:
     by_count: list[int]
     """Rows of nouns, those of most references first."""
     ranked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dropped: list[pa.Table | None] = field(default_factory=list)
+    """What the filters left out (`filtered`), once it has been read."""
 
 
 class Library:
@@ -65,7 +69,7 @@ class Library:
     @property
     def is_published(self) -> bool:
         """Whether there is a collection yet."""
-        return Store.open(self.collection_url).exists(fmt.MANIFEST)
+        return _is_collection(self.collection_url)
 
     def open(self) -> Opened:
         """The collection, opened when it is first asked for.
@@ -110,6 +114,7 @@ class Library:
         if self.is_published:
             manifest = self.open().collection.manifest
             found |= {
+                "fingerprint": manifest.fingerprint,
                 "counts": manifest.counts,
                 "visual": manifest.visual.model,
                 "textual": manifest.textual.model,
@@ -356,13 +361,19 @@ def _row(collection: ReferenceCollection, name: str) -> int:
     return row
 
 
+def _is_collection(url: str) -> bool:
+    """Whether a collection is there. Of the Hub nothing else is opened."""
+    return url.startswith(hub.PREFIX) or Store.open(url).exists(fmt.MANIFEST)
+
+
 def _places(url: str, build: str | None) -> tuple[BuildOutput | None, str]:
     """The build, and where the collection is or will be."""
-    store = Store.open(url)
-    if store.exists(fmt.MANIFEST):
+    if _is_collection(url):
         if build is not None:
             return open_build(build), url
-        parent = store.url.rstrip("/").rpartition("/")[0]
+        if url.startswith(hub.PREFIX):
+            return None, url
+        parent = Store.open(url).url.rstrip("/").rpartition("/")[0]
         try:
             found = open_build(parent) if parent else None
         except (InputError, StorageError):

@@ -78,14 +78,6 @@ def labelled(image_hwc: np.ndarray, labels_hw: np.ndarray, colours: np.ndarray) 
     return np.where((labels_hw < 0)[..., None], grey_hwc * 0.7, under_hwc).astype(np.uint8)
 
 
-def palette(count: int) -> np.ndarray:
-    """(count, 3) uint8 colours that differ from one another, the same in every call."""
-    hues = (np.arange(count) * 0.61803398875) % 1
-    levels = 0.62 + 0.38 * ((np.arange(count) // 3) % 2)
-    ramp = np.clip(np.abs((hues[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
-    return (255 * levels[:, None] * (0.25 + 0.75 * ramp)).astype(np.uint8)
-
-
 def resized(image_hwc: np.ndarray, side: int) -> np.ndarray:
     """The image with its longer side at most `side`; a smaller one enlarged by a whole number."""
     height, width = image_hwc.shape[:2]

@@ -8,11 +8,12 @@ import numpy as np
 from PIL import Image
 
 from ovref.errors import InputError
+from ovref.ops.palette import class_palette
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder
 from ovref_inference.segmenters.load import METHODS, load_segmenter
 from ovref_inference.vectors import l2_normalised
-from ovref_pipelines.explore.pictures import labelled, palette, webp
+from ovref_pipelines.explore.pictures import labelled, webp
 
 SIDE = 1024
 """Longer side in pixels to which a larger photograph is reduced."""
@@ -50,7 +51,7 @@ class Photographs:
             raise InputError(f"give 1 to {MOST_CLASSES} classes, found {len(names)}")
         if unknown := sorted(set(methods) - METHODS.keys()):
             raise InputError(f"methods are {', '.join(METHODS)}, found {', '.join(unknown)}")
-        image_hwc, colours = _reduced(image_hwc), palette(len(names))
+        image_hwc, colours = _reduced(image_hwc), class_palette(len(names))[:-1]
         with self._lock:
             results = {method: self._by(method, image_hwc, names, colours) for method in methods}
         return {

@@ -46,7 +46,8 @@ def serve(
     except OSError as error:
         raise ConfigError(f"cannot listen at {host} port {port}: {error}") from error
     port = listener.getsockname()[1]
-    name = f"[{host}]" if ":" in host else host
+    everywhere = host in ("0.0.0.0", "::")
+    name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
     url = f"http://{name}:{port}/?token={token}"
     say(f"explore: {place} is at {url} (Ctrl-C ends it)")
     app = make_app(library, token, hosts=(name, "localhost"), port=port)

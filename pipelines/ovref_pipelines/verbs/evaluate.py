@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ovref.evaluation import evaluate as evaluation
 from ovref.evaluation.counting import ScoreImages
@@ -19,6 +19,8 @@ from ovref_pipelines.engine.run_steps import (
 )
 from ovref_pipelines.engine.summary import step_line
 from ovref_pipelines.errors import JobError
+
+Spec = TypeVar("Spec", bound=EvaluateSpec)
 
 
 def this_process() -> EngineConfig:
@@ -42,7 +44,7 @@ class EvaluateConfig(EvaluateSpec):
         return EvaluateSpec(**{one.name: getattr(self, one.name) for one in fields})
 
 
-def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
+def with_absolute_places(config: Spec) -> Spec:
     """The configuration with every place as it is seen from any folder."""
     changes: dict[str, Any] = {"output": absolute_local(config.output, "output")}
     if config.collection:

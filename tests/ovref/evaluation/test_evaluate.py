@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -364,6 +365,21 @@ def test_a_label_folder_is_evaluated_like_scenes(spec, folder, tmp_path):
     )  # fmt: skip
     for row, same in zip(one["rows"], scene["rows"], strict=True):
         assert row["miou"] == same["miou"] and "hiou" not in same
+
+
+def test_changed_labels_are_not_taken_for_the_ones_that_were_counted(spec, folder, tmp_path):
+    spec = replace(
+        spec, folder=folder, output=str(tmp_path / "out"), rows=("text_only",), pictures=0,
+        ablate_n=(), ablate_k=(), ablate_gamma=(),
+    )  # fmt: skip
+    evaluate(spec, lambda line: None, device="cpu")
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder.labels, moved)
+    elsewhere = replace(spec, folder=replace(folder, labels=str(moved)))
+    evaluate(elsewhere, lambda line: None, device="cpu")  # the same files at another place
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(moved / "0.png")
+    with pytest.raises(MismatchError, match="files"):
+        evaluate(elsewhere, lambda line: None, device="cpu")
 
 
 def test_a_named_set_scores_what_the_same_files_score_as_a_folder(spec, data, tmp_path):

@@ -3,9 +3,11 @@
 import io
 import json
 import tarfile
+from functools import partial
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -181,6 +183,21 @@ def test_exemplars(collection, tmp_path):
             assert image.size == (12, 10)
     with pytest.raises(InputError, match="has no nouns horse"):
         exports.export_exemplars(collection, pictures, tmp_path, nouns=["horse"])
+
+
+def test_no_file_is_written_outside_of_the_folder(collection, tmp_path, monkeypatch):
+    """Keys come with a collection of somebody else's."""
+    rows = [row | {"key": "../b#0"} for row in collection.rows([0, 1])]
+    monkeypatch.setattr(collection, "rows", lambda ids: rows[: len(ids)])
+    table = pa.table({"id": [0, 1], "key": ["../b#0", "../b#1"]})
+    monkeypatch.setattr(collection, "to_table", lambda columns: table)
+    for export in (
+        partial(exports.export_exemplars, k=2, nouns=["dog"]),
+        exports.export_corrclip,
+    ):
+        with pytest.raises(InputError, match=r"'\.\./b', the key of an image, cannot be"):
+            export(collection, pictures, tmp_path / "inside")
+    assert not list(tmp_path.rglob("b*.*"))
 
 
 def test_coco_with_the_list_of_references(collection, tmp_path):

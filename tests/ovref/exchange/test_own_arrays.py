@@ -104,4 +104,25 @@ def test_what_does_not_fit_is_refused(arrays, tmp_path):
     nameless = OwnArrays(visual=np.ones((2, 3)), nouns=["cat", " "])
     with pytest.raises(InputError, match="reference 1 has an empty noun"):
         collection_from_arrays(str(tmp_path / "x"), nameless, EMBED, texts=FakeTexts())
+    nameless = OwnArrays(visual=np.ones((2, 3)), nouns=["cat", None])
+    with pytest.raises(InputError, match="reference 1 has an empty noun"):
+        collection_from_arrays(str(tmp_path / "x"), nameless, EMBED, texts=FakeTexts())
+    unsafe = OwnArrays(visual=np.ones((2, 3)), nouns=["cat"] * 2, more={"key": ["a#0", "../b#0"]})
+    with pytest.raises(InputError, match=r"reference 1: .* found '\.\./b#0'"):
+        collection_from_arrays(str(tmp_path / "x"), unsafe, EMBED, texts=FakeTexts())
     assert not (tmp_path / "x").exists()
+
+
+def test_what_a_table_leaves_empty_takes_the_default(tmp_path):
+    arrays = OwnArrays(
+        visual=np.eye(3), nouns=["cat", "dog", "tree"], captions=["a cat", None, "an oak"],
+        more={"score": [0.5, None, 0.25], "x0": [None, 1, 2], "source": ["mine", None, None]},
+    )  # fmt: skip
+    collection_from_arrays(str(tmp_path / "x"), arrays, EMBED, texts=FakeTexts(), name="own")
+    with ReferenceCollection.open(tmp_path / "x") as collection:
+        rows = collection.rows([0, 1, 2])
+    assert [row["caption"] for row in rows] == ["a cat", "dog", "an oak"]
+    assert [(row["span_start"], row["span_end"]) for row in rows] == [(2, 5), (0, 3), (0, 0)]
+    assert [row["score"] for row in rows] == [0.5, 1.0, 0.25]
+    assert [row["x0"] for row in rows] == [0, 1, 2]
+    assert [row["source"] for row in rows] == ["mine", "own", "own"]

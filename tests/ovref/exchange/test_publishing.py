@@ -1,6 +1,7 @@
 """Publishing at a folder and at a stand-in for the Hub, and opening what was published."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import pytest
 import ovref_inference
 from array_fakes import EMBED, FakeTexts
 from hub_server import Hub
-from ovref.errors import InputError, MismatchError
+from ovref.errors import InputError, MismatchError, StorageError
 from ovref.exchange import publishing
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
 from ovref.exchange.picture_files import PublishedPictures, has_pictures, write_pictures
 from ovref.records import NO, YES, ImageRecord, Noun, Region
-from ovref_inference.collection import hub
+from ovref.storage.store import Store
+from ovref_inference.collection import hub, store
 from ovref_inference.errors import CollectionError
 
 
@@ -89,17 +91,49 @@ def test_a_folder_with_its_images_card_and_checksums(collection, tmp_path):
     assert {len(row["regions"]) for row in pictures.rows()} == {2}  # birds are no references
     with ovref_inference.open(target) as opened:
         assert len(opened) == 40
+    file = target / "pictures-00000.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(StorageError, match="is cut off"):
+        list(PublishedPictures(str(target)).rows())
+    (target / "pictures.json").write_text("[")
+    with pytest.raises(StorageError, match=r"pictures\.json is damaged"):
+        PublishedPictures(str(target))
 
 
-def test_another_collection_is_not_overwritten(collection, tmp_path):
+def test_the_card_says_what_deleting_leaves_in_the_files(collection, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(collection, copy)
+    store.tombstone(str(copy), [3, 5], "an opt-out")
+    publishing.publish(str(copy), str(tmp_path / "there"), title="x")
+    card = (tmp_path / "there" / "README.md").read_text()
+    assert "38 references of 2 nouns" in card and "2 more were deleted" in card
+
+
+def cut(self, local_path, path):
+    raise OSError("the line is cut")
+
+
+def test_another_collection_is_not_overwritten(collection, tmp_path, monkeypatch):
     target = tmp_path / "there"
     target.mkdir()
     (target / "collection.json").write_text('{"fingerprint": "other"}')
     with pytest.raises(MismatchError, match="holds another collection"):
         publishing.publish(collection, str(target), title="x")
+    for name in ("pictures.json", "pictures-00007.parquet", "samples.png", "notes.txt"):
+        (target / name).write_text("of the other one")
     publishing.publish(collection, str(target), title="x", replace=True)
+    assert not has_pictures(str(target)) and not list(target.glob("pictures*"))
+    assert not (target / "samples.png").exists() and (target / "notes.txt").exists()
     assert "Embeddings only" in (target / "README.md").read_text()
     publishing.publish(collection, str(target), title="x")  # the same one again
+    manifest = target / "collection.json"
+    whole = manifest.read_bytes()
+    manifest.write_text('{"fingerprint": "other"}')
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the line is cut"):
+        patch.setattr(Store, "upload", cut)
+        publishing.publish(collection, str(target), title="x", replace=True)
+    assert not manifest.exists()  # rather than a mixture of both
+    manifest.write_bytes(whole)
     other = {"collection": {"fingerprint": "f" * 64}}
     with pytest.raises(InputError, match="the evaluation is of the collection ffff"):
         publishing.publish(collection, str(target), title="x", evaluation=other)
@@ -139,6 +173,12 @@ def test_the_hub_and_its_cache(collection, the_hub, tmp_path, monkeypatch):
     the_hub.repositories["me/cats"].append(("1" * 40, {**tree, "collection.json": b"{}"}))
     with pytest.raises(CollectionError, match="is not the manifest"):
         ovref_inference.open("hf://me/cats", cache=cache)
+    with pytest.raises(MismatchError, match="hf://me/cats holds another collection"):
+        publishing.publish(collection, "hf://me/cats", title="Cats")
+    publishing.publish(collection, "hf://me/cats", title="Cats", replace=True)
+    assert store.read_tombstones("hf://me/cats")["id"] == []
+    with pytest.raises(CollectionError, match="not changed where it lies"):
+        store.tombstone("hf://me/cats", [1], "no good")
     with ovref_inference.open(f"hf://datasets/me/cats@{first}", cache=cache) as opened:
         assert len(opened) == 40
 

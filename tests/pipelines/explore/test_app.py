@@ -12,10 +12,13 @@ from explorer_server import TOKEN, served
 from PIL import Image
 from recipe_fakes import FakeTexts, fake_build
 
+from hub_server import Hub
 from ovref.errors import InputError
+from ovref.exchange.publishing import publish
 from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref_inference import ModelError, ReferenceCollection
 from ovref_pipelines import recipe
+from ovref_pipelines.explore import app
 from ovref_pipelines.explore.library import Library, agreement_of
 from ovref_pipelines.output import open_build
 
@@ -178,7 +181,12 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
     shutil.copytree(build_output, tmp_path / "out")
     with served(Library(str(tmp_path / "out"))) as explorer:
         ids = [one["id"] for one in get(explorer, "/api/noun", noun="cup")["references"]][:2]
-        post = explorer.client.post
+        fingerprint = get(explorer, "/api/about")["fingerprint"]
+
+        def post(path, json=None, **content):
+            known = None if json is None else json | {"fingerprint": fingerprint}
+            return explorer.client.post(path, json=known, **content)
+
         refused(post("/api/tombstones", json={"ids": ids}), 422, "say why")
         refused(post("/api/tombstones", json={"ids": [99], "reason": "x"}), 422, "not [99]")
         refused(post("/api/tombstones", content="{"), 422, "expected ids")
@@ -193,6 +201,53 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
             assert len(collection) == 58
         assert post("/api/tombstones", json={"ids": ids, "undo": True}).json() == {"total": 0}
         assert get(explorer, "/api/noun", noun="cup")["count"] == 9
+        # A reduction with other filters gives the numbers to other references.
+        path = tmp_path / "out" / "collection" / "collection.json"
+        path.write_text(path.read_text().replace(fingerprint, "f" * 64))
+        refused(post("/api/tombstones", json={"ids": ids, "reason": "x"}), 422, "made again")
+        fingerprint = get(explorer, "/api/about")["fingerprint"]
+        assert fingerprint == "f" * 64
+        assert post("/api/tombstones", json={"ids": ids, "reason": "x"}).json() == {"total": 2}
+
+
+def test_the_address_of_the_machine_is_a_name_of_a_server_that_listens_everywhere(explorer):
+    port = explorer.client.base_url.port
+    with served(explorer.library, hosts=("elsewhere",)) as other:
+        answer = other.client.get("/api/about")  # by the address that the request came to
+        assert answer.status_code == 200 and port != other.client.base_url.port
+        for host in ("localhost", "evil.example", "127.0.0.1"):
+            wrong = {"host": f"{host}:{port}"}
+            assert other.client.get("/api/about", headers=wrong).status_code == 403
+
+
+def test_a_collection_on_the_hub_is_shown_and_not_changed(build_output, tmp_path, monkeypatch):
+    hub = Hub()
+    for name, value in {"ENDPOINT": hub.url, "TOKEN": "hf_test"}.items():
+        monkeypatch.setenv(f"HF_{name}", value)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    try:
+        publish(str(build_output / "collection"), "hf://me/seen", title="Seen")
+        with served(Library("hf://me/seen")) as explorer:
+            about = get(explorer, "/api/about")
+            assert about["build"] is None and about["counts"]["references"] == 60
+            assert get(explorer, "/api/noun", noun="cup")["count"] == 9
+            assert get(explorer, "/api/tombstones")["total"] == 0
+            deletion = {"ids": [1], "reason": "x", "fingerprint": about["fingerprint"]}
+            answer = explorer.client.post("/api/tombstones", json=deletion)
+            refused(answer, 422, "not changed where it lies")
+    finally:
+        hub.close()
+
+
+def test_what_is_too_large_is_not_read(explorer, monkeypatch):
+    monkeypatch.setattr(app, "UPLOAD_BYTES", 1 << 20)
+    post, large = explorer.client.post, b" " * (3 << 20)
+    files = {"photograph": ("a.jpg", large)}
+    refused(post("/api/segment", data={"classes": "cup"}, files=files), 422, "at most 1 MB")
+    refused(post("/api/segment", content=iter([b"--x--"])), 422, "at most 1 MB")  # of no length
+    refused(post("/api/tombstones", content=large), 422, "bytes are read")
+    refused(post("/api/coverage", content=large), 422, "bytes are read")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ export async function change(ids, body, said) {
   await ask("/api/tombstones", {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ ids, ...body }),
+    body: JSON.stringify({ ids, fingerprint: state.about.fingerprint, ...body }),
   });
   note(said);
   await about();

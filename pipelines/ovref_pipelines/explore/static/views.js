@@ -18,7 +18,9 @@ function time(seconds) {
   return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
 }
 
-function captionOf(text, spans) {
+function captionOf(caption, spans) {
+  const letters = [...caption]; // spans count characters, strings of JavaScript UTF-16 units
+  const text = { slice: (from, to) => letters.slice(from, to).join("") };
   const parts = [];
   let at = 0;
   for (const { span, href } of [...spans].sort((a, b) => a.span[0] - b.span[0])) {
@@ -32,7 +34,7 @@ function captionOf(text, spans) {
 
 function picture(id, layer, side = 192, kind = "picture") {
   if (!state.about.has_images) return el("div", { className: "noimage" }, "no image here");
-  const image = el("img", { loading: "lazy", alt: `${layer} of reference ${id}`, src: `/api/${kind}/${id}/${layer}?side=${side}` });
+  const image = el("img", { loading: "lazy", alt: `${layer} of reference ${id}`, src: `/api/${kind}/${id}/${layer}?side=${side}&of=${state.about.fingerprint.slice(0, 12)}` });
   image.onerror = () => image.replaceWith(el("div", { className: "noimage" }, "no image here"));
   return image;
 }
@@ -291,7 +293,8 @@ function resultOf(method, result, { colours, size_hw: [height, width] }) {
   });
   function explain(region, button) {
     for (const other of overlay.querySelectorAll("button")) other.setAttribute("aria-pressed", other === button);
-    const contested = region.others.filter((one) => one.noun !== region.name).length;
+    const own = region.name.trim().toLowerCase();
+    const contested = region.others.filter((one) => one.noun !== own).length;
     why.replaceChildren(
       el("h2", {}, el("span", { className: "dot", style: { background: colours[region.name] } }), `${region.name}, ${percent(region.area)} of the image`),
       el("small", {}, "references of this class that look most like the region"),
