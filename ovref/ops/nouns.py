@@ -115,6 +115,7 @@ def nouns_of(
             end = at + size
             describes = (
                 compounds
+                and not is_known
                 and end in classes
                 and _may_begin(words[end - 1], stop_nouns)
                 and (words[end].noun or classes[end].size > 1)

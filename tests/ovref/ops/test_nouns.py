@@ -565,6 +565,7 @@ CLASSES = (
         ("a/DT man/NN dog/NN", ["person", "dog"]),
         # Known compounds, names and media stay what they are.
         ("a/DT hot/JJ dog/NN on/IN a/DT dining/NN table/NN", ["hot dog", "dining table"]),
+        ("a/DT stuffed/JJ toy/NN dog/NN", ["stuffed toy", "dog"]),
         ("the/DT Brooklyn/NNP Bridge/NNP", ["brooklyn bridge"]),
         ("a/DT painting/NN of/IN a/DT boat/NN", ["boat"]),
         # A word that no lexicon has is a name.
