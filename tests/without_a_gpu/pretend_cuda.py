@@ -151,6 +151,7 @@ def pretend_cuda(patch: Any) -> Iterator[Card]:
         patch: pytest's `MonkeyPatch`, whose changes last as long as its test.
     """
     patch.setattr(torch.cuda, "is_available", lambda: True)
+    patch.setattr(torch.cuda, "device_count", lambda: 1)
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
     patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     patch.setattr(torch.cuda, "empty_cache", lambda: None)
