@@ -16,7 +16,7 @@ _MODULES = {
     "evaluate": "ovref_pipelines.api",
     "publish": "ovref_pipelines.api",
 }
-"""By name, because `ovref_pipelines` stands above this package."""
+"""Modules are named, not imported: `ovref_pipelines` depends on this package."""
 
 __all__ = ["OwnArrays", "build", "collection_from_arrays", "evaluate", "publish"]
 

@@ -217,7 +217,7 @@ def interval(
 def _per_class(
     a: Overlaps, b: Overlaps, times_sn: np.ndarray, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """By the size of the difference; classes that neither has are left out."""
+    """Classes sorted by the size of the difference, without those that occur in neither run."""
     sampled = iou_of_samples(a, times_sn) - iou_of_samples(b, times_sn)
     first, second = iou_of_samples(a, ones(a))[0], iou_of_samples(b, ones(b))[0]
     table = []
@@ -236,8 +236,8 @@ def _per_class(
 
 
 def _per_image(a: Overlaps, b: Overlaps, names: Sequence[str]) -> list[dict[str, Any]]:
-    """By `effect`, highest first: by how much the difference in mIoU would be smaller without the
-    image; and the image's own mIoU in both runs."""
+    """Images sorted by `effect`, highest first: how much smaller the difference in mIoU would be
+    without the image; with the image's own mIoU in both runs."""
     whole = miou_of_samples(a, ones(a))[0] - miou_of_samples(b, ones(b))[0]
     one, other = (
         _means(_shares(each.right.sum(0) - each.right, each.either.sum(0) - each.either))

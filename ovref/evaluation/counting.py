@@ -232,8 +232,8 @@ def open_steps(
 
 
 def images_identity(spec: EvaluateSpec, data: LabelledSet) -> dict[str, Any]:
-    """What tells the images and labels of an evaluation from others. Of files, names and sizes
-    count, not where they are."""
+    """Identity of the images and labels of an evaluation: the names and sizes of their files, not
+    their location."""
     return {
         "data": data.name,
         "convention": data.convention,

@@ -23,7 +23,7 @@ RATIOS = {"over_text_only": "the better text-only row", "over_oracle": "oracle m
 def text(result: dict[str, Any]) -> str:
     """The result of `evaluate` as aligned text for a terminal."""
     blocks = [result["caption"], f"{result['data']}; {_collection_line(result)}"]
-    blocks += [f"Protocol {result['protocol']}", ""]
+    blocks += [f"Protocol: {result['protocol']}", ""]
     for rows in _tables(result):
         blocks += [*aligned(rows), ""]
     return "\n".join([*blocks, *_notes(result)])
@@ -42,7 +42,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def markdown(result: dict[str, Any]) -> str:
     """The result of `evaluate` as a Markdown page."""
     lines = ["# Evaluation", "", f"*{result['caption']}*", ""]
-    lines += [f"{result['data']}; {_collection_line(result)}. Protocol {result['protocol']}.", ""]
+    lines += [f"{result['data']}; {_collection_line(result)}. Protocol: {result['protocol']}.", ""]
     for header, *rows in _tables(result):
         lines += [*markdown_table(header, rows), ""]
     for note in _notes(result):

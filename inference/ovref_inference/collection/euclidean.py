@@ -11,7 +11,7 @@ from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import as_float32, l2_normalised, prefetch_rows
 
 STEPS = 25
-"""Steps that faiss makes unless it is told otherwise."""
+"""Iterations of faiss.Kmeans by default."""
 
 
 def euclidean_prototypes(

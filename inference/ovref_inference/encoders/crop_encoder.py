@@ -47,7 +47,7 @@ class CropEncoder:
         masks: Sequence[np.ndarray],
         heatmaps: Sequence[np.ndarray] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Each region cut out by `crops.masked_crop`, its surroundings treated, and encoded.
+        """Encodes each region as cut out by `crops.masked_crop`, with its background as configured.
 
         Args, returns: as of `VisualEncoder.encode_regions`. With the strategy `heatmap`, heatmaps
         (n, H, W) are needed, each as in `masked_crop`.
