@@ -16,7 +16,7 @@ from ovref.corpora import CorpusSpec, identify, read_captions
 from ovref.corpora.corpus_identity import identify_files, identify_labels
 from ovref.corpora.labels import SYNONYMS, names_of_label, text_of_labels
 from ovref.corpora.places import shown
-from ovref.corpora.readers import draws_of
+from ovref.corpora.readers import draws_of, up_to
 from ovref.corpora.spec import corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import fingerprint
@@ -40,16 +40,9 @@ def read_corpus(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption |
     if data is None:
         yield from read_captions(spec, images=images)
         return
-    corpus, good = corpus_id(spec), 0
-    for example in data:
-        answer = _captions(spec, corpus, data, example, images)
-        if isinstance(answer, Dropped):
-            yield answer
-            continue
-        yield from answer
-        good += 1
-        if good == spec.limit:
-            return
+    corpus = corpus_id(spec)
+    records = (_captions(spec, corpus, data, example, images) for example in data)
+    yield from up_to(spec.limit, records)
 
 
 def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:

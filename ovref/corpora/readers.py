@@ -8,7 +8,8 @@ import csv
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import PurePosixPath
@@ -67,6 +68,29 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
         InputError: the corpus is missing, unreadable or of another format, lacks the named column
             or the requested images, or holds no record.
     """
+    yield from up_to(spec.limit, _records(spec, images))
+
+
+def up_to(
+    limit: int | None, records: Generator[Dropped | Iterator[Caption], None, None]
+) -> Iterator[Caption | Dropped]:
+    """The captions and drops of these records, until `limit` records had captions."""
+    good = 0
+    with closing(records):
+        for record in records:
+            if isinstance(record, Dropped):
+                yield record
+                continue
+            yield from record
+            good += 1
+            if good == limit:
+                return
+
+
+def _records(
+    spec: CorpusSpec, images: bool
+) -> Generator[Dropped | Iterator[Caption], None, None]:
+    """For each record of a corpus its captions, or the reason why it is dropped."""
     if not images:
         spec = replace(spec, images=None, image_column=None)
     place, files = spec.images, [(None, spec.path, "miniature")]
@@ -76,21 +100,14 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
         if found[0][1] in FOLDERS:
             place = spec.path
     name = corpus_id(spec)
-    records = good = 0
+    records = 0
     for fs, path, written in files:
         if images:
             _check_has_images(spec, path, written)
         rows = _rows(spec, fs, path, written)
         for row in _with_images(rows, _ImageFolder(place)) if images else rows:
             records += 1
-            answer = _caption(spec, name, PurePosixPath(path).name, row, images)
-            if isinstance(answer, Dropped):
-                yield answer
-                continue
-            yield from answer
-            good += 1
-            if good == spec.limit:
-                return
+            yield _caption(spec, name, PurePosixPath(path).name, row, images)
     if not records:
         raise InputError(
             f"the corpus {spec.path} ({files[0][2]}) holds no record; expected at least one caption"

@@ -37,6 +37,7 @@ from ovref.evaluation.pictures import prediction_grid
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref.evaluation.totals import Totals, add_up, overlaps_of, scored_images
 from ovref.identity import fingerprint
+from ovref.meter import Meter
 from ovref.records import ScoredImage
 from ovref.run_shard import run_shard
 from ovref.storage.steps import StepFolder
@@ -56,8 +57,6 @@ CAPTION = (
 Say = Callable[[str], None]
 RunShards = Callable[[ScoreImages, StepFolder, StepFolder], None]
 """Makes every shard of the second step that is missing from the first one's."""
-
-PROGRESS_SECONDS = 5.0
 
 
 def evaluate(
@@ -97,8 +96,8 @@ def evaluate(
         collection = models.collection(spec.collection) if spec.collection else None
         methods = methods_of(spec, data, models)  # refuses what does not fit before all else
         images, scores = open_steps(spec, data, collection)
-        meter = _Meter(len(data), progress)
-        list_images(data, images, spec.shard_size, lambda done: meter.tell("checked", done))
+        meter = Meter(len(data), "images", progress)
+        list_images(data, images, spec.shard_size, lambda done: meter.tell(done, "checked"))
         compared = _memory(spec, data, models, progress) if collection is None else _of(collection)
         run = run_shards or _run_here(progress, models)
         run(ScoreImages(evaluate=spec, device=device), images, scores)
@@ -141,8 +140,8 @@ def _memory(
 ) -> _Compared:
     """Remembers the training images, before any worker needs them."""
     training = open_training(spec, data)
-    meter = _Meter(len(training), progress)
-    memory = make_memory(spec, training, models, lambda done: meter.tell("remembered", done))
+    meter = Meter(len(training), "images", progress)
+    memory = make_memory(spec, training, models, lambda done: meter.tell(done, "remembered"))
     patches = np.bincount(memory.shares_nc.indices, minlength=len(data.class_names)).tolist()
     names = [name.strip().lower() for name in data.class_names]
     return _Compared(
@@ -159,7 +158,8 @@ def _run_here(progress: Say, models: CachedModels) -> RunShards:
         done = set(scores.committed())
         missing = [shard for shard in shards if shard not in done]
         commits = images.commits()
-        meter = _Meter(sum(commits[shard].outputs for shard in shards), progress)
+        total = sum(commits[shard].outputs for shard in shards)
+        meter = Meter(total, "images", progress)
         if not missing:
             return
         stage = ImageScorer(spec.evaluate, models)
@@ -169,40 +169,12 @@ def _run_here(progress: Say, models: CachedModels) -> RunShards:
 
             def counted(records: Any) -> Any:
                 for item in stage(records):
-                    meter.count()
+                    meter.count("scored")
                     yield item
 
             run_shard([counted], images, scores, shard)
 
     return run
-
-
-class _Meter:
-    """Says how many images are done, at what rate, and how long the rest will take."""
-
-    def __init__(self, total: int, say: Say) -> None:
-        self._total, self._say = total, say
-        self._done = self._first = 0
-        self._started = self._said = time.monotonic()
-
-    def begin(self, done: int) -> None:
-        """So many were done before."""
-        self._done = self._first = done
-        self._started = self._said = time.monotonic()
-
-    def count(self) -> None:
-        """One more."""
-        self.tell("scored", self._done + 1)
-
-    def tell(self, what: str, done: int) -> None:
-        """So many now."""
-        self._done, now = done, time.monotonic()
-        if now - self._said < PROGRESS_SECONDS:
-            return
-        self._said = now
-        rate = (done - self._first) / (now - self._started)
-        left = (self._total - done) / rate
-        self._say(f"{what} {done} of {self._total} images, {rate:.3g} images/s, {left:.0f} s to go")
 
 
 def _result(
@@ -355,7 +327,7 @@ def _draw(
     """Images by their number, in the order given, with the truth and the first rows."""
     picked = images_by_number(scores, chosen)
     examples = [data.read(image.name) for image in picked]
-    # Three columns are as many as can be told apart; without proposals is more telling than text.
+    # Three columns stay legible; FOSSIL without proposals shows more than the text-only row.
     shown = [i for i, row in enumerate(rows) if row.name not in ("fossil_oracle",)][:3]
     columns = {"truth": [example.label_hw for example in examples]}
     for number in shown:

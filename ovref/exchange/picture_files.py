@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from ovref.contract import base_key
 from ovref.errors import StorageError
+from ovref.evaluation.named_sets import coco_drawing
 from ovref.images import decode_image
-from ovref.ops.run_lengths import mask_of_rle, rle
+from ovref.ops.run_lengths import rle
 from ovref.records import YES, ImageRecord
 from ovref.storage.store import Store
 from ovref_inference.collection import hub
@@ -177,7 +178,8 @@ def picture_of(record: ImageRecord, key: str) -> Picture:
 
 def mask_of(region: Mapping[str, Any]) -> np.ndarray:
     """(H, W) bool: the mask of a region of SCHEMA."""
-    return mask_of_rle({"size": region["size_hw"], "counts": region["counts"]})
+    size = region["size_hw"]
+    return coco_drawing.mask_of({"size": size, "counts": region["counts"]}, tuple(size))
 
 
 def _picture(row: dict[str, Any], key: str) -> Picture:

@@ -1,6 +1,5 @@
 """Masks as COCO's compressed run-length codes, by pycocotools."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,3 @@ def rle(mask_hw: np.ndarray) -> dict[str, Any]:
 
     code = coco.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
-
-
-def mask_of_rle(code: Mapping[str, Any]) -> np.ndarray:
-    """The (H, W) bool mask of `size` and `counts`."""
-    from pycocotools import mask as coco
-
-    counts = code["counts"]
-    plain = {"size": list(code["size"]), "counts": counts.encode("ascii")}
-    return coco.decode(plain).astype(bool)

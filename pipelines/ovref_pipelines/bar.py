@@ -1,9 +1,10 @@
 """Progress over many items: a bar in a terminal, a line every few seconds elsewhere."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from ovref.meter import Meter
 
 EVERY_SECONDS = 10.0
 
@@ -33,18 +34,15 @@ def bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[
 
             yield step
         return
-    said = first = time.monotonic()
+    meter = Meter(total, what, say, EVERY_SECONDS)
     done = 0
 
     def line() -> None:
-        nonlocal done, said, first
+        nonlocal done
         done += 1
-        now = time.monotonic()
         if done == 1:  # before it, models were loaded
-            said = first = now
-        elif now - said >= EVERY_SECONDS and done < total:
-            said = now
-            rate = (done - 1) / (now - first)
-            say(f"{done} of {total} {what}, {rate:.2f}/s, {(total - done) / rate:.0f} s to go")
+            meter.begin(1)
+        elif done < total:
+            meter.count()
 
     yield line

@@ -18,7 +18,8 @@ import yaml
 
 from ovref.config import load
 from ovref.storage.store import Store
-from ovref_pipelines import cli, shipped
+from ovref_inference.segmenters import load as loading
+from ovref_pipelines import cli, shipped, tool_arguments
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.folders import open_steps
 
@@ -110,6 +111,10 @@ def test_verbs_and_flags_are_pinned():
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
     assert len(shown) == 21 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+
+
+def test_methods_of_segment_are_those_that_load():
+    assert tuple(loading.METHODS) == tool_arguments.METHODS
 
 
 def test_help_has_examples_and_version_has_a_number(ovref):

@@ -31,6 +31,7 @@ from ovref_pipelines.explore import filtered
 from ovref_pipelines.explore.classes import class_names, coverage
 from ovref_pipelines.explore.library import Library
 from ovref_pipelines.explore.pictures import LAYERS, picture
+from ovref_pipelines.tool_arguments import METHODS
 
 STATIC = Path(__file__).parent / "static"
 FILES = {
@@ -148,7 +149,7 @@ class Pages:
 
     def about(self, request: Request) -> Any:
         """What lies here."""
-        return self._library.about()
+        return self._library.about() | {"methods": METHODS}
 
     def progress(self, request: Request) -> Any:
         """Where the build stands."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from safetensors.numpy import load_file
 
@@ -19,7 +20,6 @@ from ovref.exchange import exports, imports
 from ovref.exchange.exemplars import best_references, click_points
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
 from ovref.exchange.picture_files import Picture
-from ovref.ops.run_lengths import mask_of_rle
 from ovref.stages.embed import Embed
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
@@ -177,7 +177,7 @@ def test_exemplars(collection, tmp_path):
     assert list(tree) == ["dog", "tree"]
     for one in tree["dog"]:
         assert one["box_xyxy"] == [4, 1, 8, 9] and one["area"] == 32
-        mask_hw = mask_of_rle(one["mask"])
+        mask_hw = coco_mask.decode(one["mask"]).astype(bool)
         assert mask_hw.sum() == 32 and all(mask_hw[y, x] for x, y in one["points_xy"])
         with Image.open(io.BytesIO((tmp_path / one["image"]).read_bytes())) as image:
             assert image.size == (12, 10)

@@ -2,7 +2,6 @@
 import { ask, change, clearMarks, el, mark, note, state } from "/app.js";
 
 const PAGE = 24;
-const METHODS = ["fossil", "freeda", "vocseg", "retclip", "corrclip"];
 const sheet = document.getElementById("sheet");
 const kept = { search: "", order: "count", gallery: "suspicious", classes: "" };
 
@@ -253,7 +252,7 @@ async function segment(main) {
   }
   main.onpaste = (event) => take([...event.clipboardData.files][0]);
   const text = el("textarea", { placeholder: "Classes to look for: tree, grass, sky", value: kept.classes, "aria-label": "Classes" });
-  const boxes = METHODS.map((name) => el("label", {}, el("input", { type: "checkbox", value: name, checked: name === "fossil" }), ` ${name} `));
+  const boxes = state.about.methods.map((name) => el("label", {}, el("input", { type: "checkbox", value: name, checked: name === "fossil" }), ` ${name} `));
   const out = el("div", { className: "results" });
   const go = el("button", { className: "main", onclick: async () => {
     if (!file) { note("choose a photograph first"); return; }
