@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref_inference.encoders.config import VisualEncoderConfig
-from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
-
-ADDED_LATER = {"fingerprint": "unless default"}
-"""Metadata of a field that fingerprints leave out at its default (`ovref.identity`)."""
+from ovref_inference.ranges import (
+    ADDED_LATER,
+    STRICT,
+    require_above,
+    require_at_least,
+    require_within,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
