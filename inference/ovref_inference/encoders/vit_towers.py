@@ -38,6 +38,7 @@ OWN_CODE = (
     "the installed transformers knows"
 )
 
+
 def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
     """The tower that `config` names; a folder of timm's layout goes to timm.
 
@@ -84,12 +85,14 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         images=images,
     )
 
+
 def settings_of(model_id: str, revision: str) -> tuple[Any, str, dict[str, Any]]:
     """A model's configuration, and path and options for `from_pretrained`. Raises ModelError."""
     path, options = pretrained(model_id, revision)
     options["trust_remote_code"] = False
     with model_errors(f"load the visual encoder {model_id}", OWN_CODE):
         return AutoConfig.from_pretrained(path, **options), path, options
+
 
 def patch_of(settings: Any, model_id: str) -> int:
     """Pixels per side of a patch, or of a cell of a ConvNeXt's last feature map.
@@ -111,6 +114,7 @@ def patch_of(settings: Any, model_id: str) -> int:
             "that transformers can find alone", f"expected {KNOWN}",
         )  # fmt: skip
     return patch
+
 
 def load_vit(
     model_id: str,
@@ -145,6 +149,7 @@ def load_vit(
     check_complete(model_id, report)
     return model.eval(), processor
 
+
 def prefix_tokens(settings: Any) -> int:
     """How many class, distillation and register tokens come before those of the patches."""
     if settings.model_type == "radio":
@@ -153,6 +158,7 @@ def prefix_tokens(settings: Any) -> int:
         return int(settings.n_cls_tokens)
     registers = getattr(settings, "num_register_tokens", 0) or 0
     return PREFIX_TOKENS.get(settings.model_type, 1 + registers)
+
 
 def _class_of(settings: Any, project: bool = False) -> Any:
     """The class of a vision tower, with its projection into a joint space where that is a layer of
@@ -165,6 +171,7 @@ def _class_of(settings: Any, project: bool = False) -> Any:
     # MetaCLIP 2's is in no table of automatic classes.
     return getattr(transformers, f"{name}Model", None) if name.endswith("Vision") else None
 
+
 def _layers(model: Any) -> Any:
     """The list of a transformer's layers; None in a model that has no single one."""
     count = getattr(model.config, "num_hidden_layers", None)
@@ -174,6 +181,7 @@ def _layers(model: Any) -> Any:
         if isinstance(module, torch.nn.ModuleList) and len(module) == count
     ]
     return lists[0] if lists else None
+
 
 def _shorten(model: Any, config: VisualEncoderConfig) -> None:
     """Makes the configured layer the last one."""
@@ -186,6 +194,7 @@ def _shorten(model: Any, config: VisualEncoderConfig) -> None:
         )
     keep_until(layers, config.layer, config.model)
     model.config.num_hidden_layers = len(layers)
+
 
 def _tokens(model: Any, keys: bool, model_id: str) -> Layer:
     """Pixels (n, 3, H, W) -> (n, prefix + cells, d): all tokens of the last layer after its norm,
@@ -205,6 +214,7 @@ def _tokens(model: Any, keys: bool, model_id: str) -> Layer:
         return caught.__dict__.pop("keys")
 
     return last_keys
+
 
 def _joint_values(model: Any, joint: Any, model_id: str) -> Layer:
     """Pixels -> (n, prefix + cells, d): tokens in the space of the model's texts, each attending to
@@ -232,6 +242,7 @@ def _joint_values(model: Any, joint: Any, model_id: str) -> Layer:
 
     return pooled_alone
 
+
 def _runner(model: Any) -> Layer:
     """Pixels (n, 3, H, W) -> (n, prefix + cells, d): the model's last hidden state."""
     kind, patch = model.config.model_type, getattr(model.config, "patch_size", None)
@@ -252,6 +263,7 @@ def _runner(model: Any) -> Layer:
 
     return unmasked
 
+
 def flexible(pixels: torch.Tensor, patch: int) -> dict[str, torch.Tensor]:
     """Pixels as SigLIP2 of any aspect ratio (NaFlex) takes them: patches, rows of pixels in each,
     colours last; no padding."""
@@ -262,6 +274,7 @@ def flexible(pixels: torch.Tensor, patch: int) -> dict[str, torch.Tensor]:
     shapes = torch.tensor([[rows, columns]], device=pixels.device).expand(count, -1)
     mask = torch.ones(count, rows * columns, dtype=torch.int64, device=pixels.device)
     return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
 
 def _last_keys(model: Any, model_id: str) -> torch.nn.Linear:
     """The linear layer that makes the keys of the last attention layer."""
