@@ -9,7 +9,14 @@ from torch.nn.functional import interpolate, linear
 
 from ovref_inference.encoders import timm_towers
 from ovref_inference.encoders.config import VisualEncoderConfig
-from ovref_inference.encoders.towers import Layer, Tower, keep_until, rounded, unusable
+from ovref_inference.encoders.towers import (
+    Layer,
+    Tower,
+    keep_until,
+    parameters_of,
+    rounded,
+    unusable,
+)
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors, resolve
 from ovref_inference.pixels import Pixels
@@ -31,7 +38,8 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
             "features 'crop_binary' and the like need neither",
         )  # fmt: skip
     shape: dict[str, Any] = {
-        "model_class": name, "size_hw": size_hw, "patch_size": patch, "images": images
+        "model_class": name, "size_hw": size_hw, "patch_size": patch, "images": images,
+        "parameters": parameters_of(visual),
     }  # fmt: skip
     if is_vit(visual):
         if config.layer != -1:

@@ -20,7 +20,7 @@ from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConf
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.crops import Masking
 from ovref_inference.encoders.pooling import pool_each
-from ovref_inference.encoders.towers import Tower
+from ovref_inference.encoders.towers import Tower, parameters_of
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors
 from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
@@ -41,6 +41,7 @@ class VisualEncoder:
         head: Callable[[torch.Tensor], torch.Tensor] | None = None,
         model_class: str = "",
         prefix_tokens: int = 0,
+        parameters: int = 0,
     ) -> None:
         """`head` takes (m, c) of what `forward` gives to (m, dim), after pooling."""
         self._forward = forward
@@ -57,6 +58,8 @@ class VisualEncoder:
         """Class of the model in its library."""
         self.prefix_tokens = prefix_tokens
         """Class and register tokens that the model has before its patches."""
+        self.parameters = parameters
+        """How many numbers the weights are; 0 where nobody said."""
 
     @property
     def images(self) -> Pixels:
@@ -151,9 +154,22 @@ class TextEncoder:
         """Width of the embeddings."""
 
     @property
-    def images(self) -> Pixels:
-        """Preprocessing of whole images."""
-        return self._images
+    def model_class(self) -> str:
+        """Class of the model in its library."""
+        return type(getattr(self._model, "model", self._model)).__name__
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are, the image tower's with them."""
+        return parameters_of(getattr(self._model, "model", self._model))
+
+    def tokens_of(self, text: str) -> tuple[int, int]:
+        """How many tokens a text has, those that begin and end it with them, and can have."""
+        ids = self._tokenizer([text])
+        ids = ids if isinstance(ids, torch.Tensor) else ids.input_ids
+        blank = self._tokenizer([""])
+        blank = blank if isinstance(blank, torch.Tensor) else blank.input_ids
+        return int((ids != blank[0, -1]).sum()), ids.shape[1]
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -214,6 +230,7 @@ def load_visual_encoder(
         head=tower.head,
         model_class=tower.model_class,
         prefix_tokens=tower.prefix_tokens,
+        parameters=tower.parameters,
     )
 
 

@@ -13,7 +13,15 @@ import torch
 from timm.data import resolve_model_data_config
 
 from ovref_inference.encoders.config import VisualEncoderConfig
-from ovref_inference.encoders.towers import Alone, Layer, Tower, keep_until, rounded, unusable
+from ovref_inference.encoders.towers import (
+    Alone,
+    Layer,
+    Tower,
+    keep_until,
+    parameters_of,
+    rounded,
+    unusable,
+)
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors, pretrained
 from ovref_inference.pixels import RESAMPLING, Pixels
@@ -55,6 +63,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         patch_size=patch,
         prefix_tokens=getattr(model, "num_prefix_tokens", 0),
         images=images,
+        parameters=parameters_of(model),
     )
 
 

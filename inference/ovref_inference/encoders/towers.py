@@ -30,6 +30,8 @@ class Tower:
     """Class and register tokens before those of the patches, which `forward` leaves out."""
     images: Pixels
     """Preprocessing."""
+    parameters: int = 0
+    """How many numbers its weights are."""
 
     @property
     def cells(self) -> int:
@@ -49,6 +51,11 @@ class Alone(torch.nn.Module):
     def forward(self, tokens_nld: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         found = self.layer(tokens_nld.flatten(0, 1)[:, None], **self.options)
         return found.view_as(tokens_nld)
+
+
+def parameters_of(model: torch.nn.Module) -> int:
+    """How many numbers the weights of a model are."""
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def unusable(model_id: str, model_class: str, missing: str, works: str) -> ModelError:

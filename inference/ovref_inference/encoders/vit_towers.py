@@ -13,7 +13,15 @@ import transformers
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor
 
 from ovref_inference.encoders.config import VisualEncoderConfig
-from ovref_inference.encoders.towers import Alone, Layer, Tower, keep_until, rounded, unusable
+from ovref_inference.encoders.towers import (
+    Alone,
+    Layer,
+    Tower,
+    keep_until,
+    parameters_of,
+    rounded,
+    unusable,
+)
 from ovref_inference.models import check_complete, model_errors, pretrained
 from ovref_inference.pixels import Pixels
 
@@ -83,6 +91,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         patch_size=patch,
         prefix_tokens=prefix,
         images=images,
+        parameters=parameters_of(model),
     )
 
 
