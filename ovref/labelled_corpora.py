@@ -13,15 +13,15 @@ import numpy as np
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify, read_captions
+from ovref.corpora.class_labels import SYNONYMS, names_of_label, text_of_labels
 from ovref.corpora.corpus_identity import identify_files, identify_labels
-from ovref.corpora.labels import SYNONYMS, names_of_label, text_of_labels
-from ovref.corpora.places import shown
+from ovref.corpora.listing import shown
 from ovref.corpora.readers import draws_of, up_to
 from ovref.corpora.spec import corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import fingerprint
-from ovref.images import decode_image, png_of
 from ovref.records import Caption, Segments
+from ovref.stored_images import decode_image, png_of
 
 if TYPE_CHECKING:
     from ovref.evaluation.named_sets.opening import Example, LabelledSet

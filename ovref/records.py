@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.images import decode_image
+from ovref.stored_images import decode_image
 from ovref_inference.encoders.pooling import NO as NO
 from ovref_inference.encoders.pooling import UNSURE as UNSURE
 from ovref_inference.encoders.pooling import YES as YES
@@ -109,7 +109,7 @@ class ImageRecord:
         """The decoded image, (H, W, 3) uint8 RGB.
 
         Raises:
-            UnusableImageError: see `ovref.images.decode_image`.
+            UnusableImageError: see `ovref.stored_images.decode_image`.
         """
         return decode_image(self.image)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.image_formats import identify_miniature
-from ovref.corpora.places import find, open_place, shown
+from ovref.corpora.listing import find, open_place, shown
 from ovref.corpora.spec import (
     CAPTION_FILES,
     FOLDERS,

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ovref.corpora import formats
 from ovref.corpora.formats import CorpusRow
-from ovref.corpora.places import walk
+from ovref.corpora.listing import walk
 from ovref.corpora.spec import CAPTION_FILES, IMAGE_SUFFIXES, MINIATURE, CorpusSpec
 from ovref.errors import InputError
-from ovref.images import decode_image
+from ovref.stored_images import decode_image
 
 FILE_NAME = "file_name"
 """Column of a metadata file with the image's path relative to it (Hugging Face's layout)."""

@@ -19,8 +19,8 @@ from fsspec import AbstractFileSystem
 
 from ovref.ahead import map_ahead
 from ovref.contract import Dropped
-from ovref.corpora import formats, image_formats, labels
-from ovref.corpora.places import open_place, shown
+from ovref.corpora import class_labels, formats, image_formats
+from ovref.corpora.listing import open_place, shown
 from ovref.corpora.spec import (
     FOLDERS,
     MINIATURE,
@@ -149,8 +149,8 @@ def _rows(
         "text": formats.read_text,
         "webdataset": formats.read_webdataset,
         "imagefolder": image_formats.read_imagefolder,
-        "class_folders": labels.read_class_folders,
-        "open_images": labels.read_open_images,
+        "class_folders": class_labels.read_class_folders,
+        "open_images": class_labels.read_open_images,
     }[written]
     if spec.labels is not None and spec.caption_column is None and written in COLUMNS_OF_LABELS:
         raise InputError(f"name the column of labels in {path} with `caption_column`")
@@ -177,10 +177,10 @@ def _caption(
     nouns: tuple[Noun, ...] = ()
     try:
         if spec.labels is not None:
-            found = labels.labels_of_value(row.text, spec.labels)
+            found = class_labels.labels_of_value(row.text, spec.labels)
             if not found:
                 return dropped("malformed_record" if found is None else "no_labels")
-            text, nouns, _ = labels.text_of_labels(found)
+            text, nouns, _ = class_labels.text_of_labels(found)
         elif isinstance(row.text, str | bytes):
             text = row.text.decode("utf-8") if isinstance(row.text, bytes) else row.text
             text = normalised(text)

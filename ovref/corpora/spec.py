@@ -7,7 +7,7 @@ from typing import Literal
 from fsspec import AbstractFileSystem
 
 from ovref.config import STRICT
-from ovref.corpora.places import MAGIC, entries, matches, open_place, shown
+from ovref.corpora.listing import MAGIC, entries, matches, open_place, shown
 from ovref.errors import InputError
 from ovref_inference.places import describe, store_errors
 from ovref_inference.ranges import require_at_least

@@ -26,8 +26,8 @@ from ovref.config import dump
 from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError, StorageError
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.metrics import IGNORE
 from ovref.evaluation.metrics_panoptic import panoptic_of_labels
+from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec, KnnConfig

@@ -7,8 +7,8 @@ import numpy as np
 
 from ovref.class_files import SYNONYMS, list_of_file
 from ovref.errors import InputError
+from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.names import bundled_list
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ovref.exchange.picture_files import Picture
-from ovref.images import png_of
+from ovref.stored_images import png_of
 
 CELL, TEXT, GAP, COLUMNS = 168, 30, 8, 6
 MARGIN = 0.25

@@ -16,8 +16,8 @@ from ovref.contract import base_key
 from ovref.errors import InputError
 from ovref.exchange.exemplars import best_references, click_points
 from ovref.exchange.picture_files import Picture
-from ovref.images import png_of
 from ovref.ops.run_lengths import rle
+from ovref.stored_images import png_of
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.segmenters.regions import box_of
 from ovref_inference.vectors import l2_normalised

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 
 from ovref.errors import InputError
 from ovref.identity import record_key, spec_identity
-from ovref.places import absolute
+from ovref.locations import absolute
 from ovref.records import Noun, Reference
 from ovref.reduce.run import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.codec import check_key
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 from ovref_inference.collection.retrieve import Texts, class_embeddings, retrieval_embedding
 from ovref_inference.vectors import l2_normalised
 

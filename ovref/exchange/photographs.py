@@ -6,10 +6,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from ovref.corpora.places import MAGIC, find, matches, open_place, shown
+from ovref.corpora.listing import MAGIC, find, matches, open_place, shown
 from ovref.corpora.spec import IMAGE_SUFFIXES
 from ovref.errors import InputError
-from ovref.images import decode_image
+from ovref.stored_images import decode_image
 from ovref_inference.places import describe, store_errors
 
 

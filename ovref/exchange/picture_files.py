@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from ovref.contract import base_key
 from ovref.errors import StorageError
 from ovref.evaluation.named_sets import coco_drawing
-from ovref.images import decode_image
 from ovref.ops.run_lengths import rle
 from ovref.records import YES, ImageRecord
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
+from ovref.stored_images import decode_image
 from ovref_inference.collection import hub
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import sha256_of

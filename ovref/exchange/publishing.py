@@ -20,7 +20,7 @@ from typing import Any
 
 from ovref.errors import InputError, MismatchError
 from ovref.exchange.picture_files import INDEX
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub, store
 from ovref_inference.collection.nouns import read_nouns

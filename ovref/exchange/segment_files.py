@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.exchange.class_lists import Classes
-from ovref.images import png_of
 from ovref.ops.palette import class_palette
 from ovref.ops.run_lengths import rle
+from ovref.stored_images import png_of
 from ovref_inference.segmenters.regions import NO_CLASS, box_of
 
 NO_LABEL_8, NO_LABEL_16 = 255, 65535

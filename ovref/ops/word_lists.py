@@ -102,7 +102,7 @@ COLOURS = _words(
     coloured
     """
 )
-"""Never nouns in the singular, but for `orange` where it is the fruit (`nouns._is_fruit`)."""
+"""Never nouns in the singular, except `orange` as the fruit (`noun_extraction._is_fruit`)."""
 
 PERSONS = _words(
     "man woman boy girl guy lady gentleman person male female couple kid child toddler"

@@ -1,4 +1,7 @@
-"""The words of a tagged caption, nouns and negated words marked (rules 1 and 2 of `ops.nouns`)."""
+"""The words of a tagged caption, with nouns and negated words marked.
+
+These are rules 1 and 2 of `ops.noun_extraction`.
+"""
 
 from spacy.tokens import Doc, Token
 

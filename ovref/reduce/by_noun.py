@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from ovref.reduce.phases import RunTasks, Task
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import write_vectors
 
 SPAN_ROWS = 131_072

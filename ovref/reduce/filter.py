@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ovref.errors import InputError
 from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
 from ovref.reduce.gather import USABLE
-from ovref.reduce.index import build_index_on_disk
+from ovref.reduce.indexing import build_index_on_disk
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
 from ovref.reduce.spec import FilterSpec
@@ -51,7 +51,7 @@ def filter_references(
     """Writes the kept references of `gathered` into `out`, numbered without gaps.
 
     Memory: the columns key, noun, area and score, one noun's visual embeddings at a time, and for
-    the noun agreement what making an index on disk takes (`index.build_indexes`).
+    the noun agreement what making an index on disk takes (`indexing.build_indexes`).
 
     Args:
         existing: number of leading rows that are always kept.

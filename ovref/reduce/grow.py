@@ -9,12 +9,12 @@ import numpy as np
 from ovref import config
 from ovref.errors import MismatchError
 from ovref.identity import spec_identity
-from ovref.places import with_absolute_models
-from ovref.reduce.index import ROLES, GrownIndex
-from ovref.reduce.prototypes import GrownPrototypes
+from ovref.locations import with_absolute_models
+from ovref.reduce.indexing import ROLES, GrownIndex
+from ovref.reduce.noun_prototypes import GrownPrototypes
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 

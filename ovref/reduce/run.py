@@ -26,7 +26,7 @@ import numpy as np
 from ovref import config
 from ovref.errors import InputError, MismatchError
 from ovref.identity import canonical, fingerprint, spec_identity
-from ovref.places import with_absolute_models
+from ovref.locations import with_absolute_models
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import Shards, gather
 from ovref.reduce.grow import (
@@ -37,14 +37,13 @@ from ovref.reduce.grow import (
     open_base,
     provenance_of,
 )
-from ovref.reduce.index import build_indexes, tune_indexes
-from ovref.reduce.phases import Report, one_at_a_time, run_phase
-from ovref.reduce.prototypes import build_prototypes
+from ovref.reduce.indexing import build_indexes, tune_indexes
+from ovref.reduce.noun_prototypes import build_prototypes
+from ovref.reduce.phases import Report, RunTasks, in_process, one_at_a_time, run_phase
 from ovref.reduce.spec import ReduceSpec
-from ovref.reduce.tasks import RunTasks, in_process
 from ovref.stages.embed import Embed
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder
-from ovref.storage.store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.retrieve import Texts

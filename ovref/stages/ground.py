@@ -8,9 +8,8 @@ import numpy as np
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
-from ovref.images import UnusableImageError, plain_image
 from ovref.models.blank import blank_prompt
-from ovref.models.grounding import (
+from ovref.models.noun_grounding import (
     DetectorRoute,
     Finder,
     GroundedNoun,
@@ -18,9 +17,10 @@ from ovref.models.grounding import (
     detector_finder,
     proposal_finder,
 )
-from ovref.ops.heatmaps import resized
+from ovref.ops.binarisation import resized
 from ovref.ops.masks import reject_reason
 from ovref.records import NO, YES, ImageRecord, Prompt, Region
+from ovref.stored_images import UnusableImageError, plain_image
 from ovref_inference.ranges import require_at_least
 
 HEATMAP_STRIDE = 4
@@ -82,12 +82,12 @@ class Ground:
 class GroundStage:
     """`Prompt` with image in; `ImageRecord`, or `Dropped`, out.
 
-    Stores the upright image (`images.plain_image`); masks have its size. The provenance has the
-    models and a list `regions`: the detector's `box_xyxy` in pixels and SAM's `predicted_iou` of
-    each region. A region's score is the detector's, or the cosine of noun and mask. A repeated noun
-    counts once; it may have several regions.
+    Stores the upright image (`stored_images.plain_image`); masks have its size. The provenance has
+    the models and a list `regions`: the detector's `box_xyxy` in pixels and SAM's `predicted_iou`
+    of each region. A region's score is the detector's, or the cosine of noun and mask. A repeated
+    noun counts once; it may have several regions.
 
-    Dropped records: `no_image`, `no_nouns`, those of `ovref.images.REASONS`, `no_regions` (all
+    Dropped records: `no_image`, `no_nouns`, those of `stored_images.REASONS`, `no_regions` (all
     of its nouns were dropped). Dropped regions, under `<key>#<number of the noun in the prompt>`:
     `no_box` (no box above the thresholds) or `no_match` (no proposal, or none similar enough),
     `empty_mask`, `full_mask`.

@@ -16,7 +16,7 @@ from ovref.contract import Dropped
 from ovref.identity import record_seed
 from ovref.models.blank import blank_prompt
 from ovref.models.tokens import mentions
-from ovref.ops.heatmaps import BinariseRule, binarise, contrast, flattened, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, contrast, flattened, stretched
 from ovref.ops.masks import reject_reason
 from ovref.records import ImageRecord, Noun, Prompt, Region
 from ovref_inference.ranges import require_at_least, require_each_at_least, require_within

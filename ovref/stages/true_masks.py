@@ -10,9 +10,9 @@ from PIL import Image
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
-from ovref.images import UnusableImageError, plain_image
 from ovref.ops.masks import reject_reason
 from ovref.records import NO, YES, ImageRecord, Prompt, Region, Segments
+from ovref.stored_images import UnusableImageError, plain_image
 
 SOURCE = "labels"
 """Source of the regions."""
@@ -50,12 +50,12 @@ class TrueMasks:
 class TrueMasksStage:
     """`Prompt` with image and segments in; `ImageRecord`, or `Dropped`, out.
 
-    The stored image is upright (`images.plain_image`); masks have its size. A segment with several
-    names is a region of each. A region's score is 1.
+    The stored image is upright (`stored_images.plain_image`); masks have its size. A segment with
+    several names is a region of each. A region's score is 1.
 
     Dropped records: `no_image`, `no_masks` (the corpus has labels alone), those of
-    `ovref.images.REASONS`, `wrong_mask_size` (another shape than the image's), `no_regions` (all of
-    its masks were dropped). Dropped regions, under `<key>#<number of the noun in the prompt>`:
+    `stored_images.REASONS`, `wrong_mask_size` (another shape than the image's), `no_regions`
+    (all of its masks were dropped). Dropped regions, under `<key>#<number of the noun in the prompt>`:
     `empty_mask`, `full_mask`.
     """
 

@@ -18,7 +18,7 @@ from ovref.check_models import (
     weights_fingerprint,
 )
 from ovref.errors import ModelError
-from ovref.models.grounding import DetectorRoute, ProposalRoute
+from ovref.models.noun_grounding import DetectorRoute, ProposalRoute
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.ground import Ground

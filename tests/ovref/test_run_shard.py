@@ -7,8 +7,8 @@ from ovref.contract import Dropped
 from ovref.errors import AccountingError, StorageError
 from ovref.records import Caption, Noun, Prompt, Reference
 from ovref.run_shard import run_alone, run_shard
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, formats, identify, read_captions, readers
 from ovref.errors import InputError
 from ovref.identity import record_key
-from ovref.images import decode_image
 from ovref.records import Caption
+from ovref.stored_images import decode_image
 
 PAIRS = [
     ("a.jpg", "a cat on a mat"),

@@ -10,7 +10,7 @@ from ovref.errors import InputError
 from ovref.reduce import FilterSpec, ReduceSpec, coverage
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import USABLE, Shards, gather
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.prototypes import PrototypeConfig
@@ -144,8 +144,8 @@ def test_the_noun_agreement_by_an_inverted_file_on_disk(place, reduced, monkeypa
     """As many references as need lists: the index is made by parts, mapped, and gone in the end."""
     references, _ = mislabelled()
     _, exact = reduced(place(references), spec(min_noun_agreement=0.5), "exact")
-    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF4,SQfp16")
-    monkeypatch.setattr("ovref.reduce.index.PART_ROWS", 50)
+    monkeypatch.setattr("ovref.reduce.indexing.choose_index", lambda n, dim: "IVF4,SQfp16")
+    monkeypatch.setattr("ovref.reduce.indexing.PART_ROWS", 50)
     monkeypatch.setattr("ovref.reduce.ivf.BLOCK", 25)
     step, report = place(references, run=1), lambda *event: None
     found, out = tmp_path / "gathered", tmp_path / "filtered"

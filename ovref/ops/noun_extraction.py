@@ -16,7 +16,7 @@ Works on any spaCy `Doc` whose tokens carry Penn Treebank tags (`token.tag_`). T
    `black hole`) are joined whatever their first words are tagged.
 5. Nouns tagged plural are made singular (`ops.singular`). Taggers slip on rare plurals (`zebras`),
    so one tagged singular counts as plural too where the lexicon has it as one.
-6. With `include_proper`, names of things are nouns, as one noun each (`ops.names`).
+6. With `include_proper`, names of things are nouns, as one noun each (`ops.proper_names`).
 7. Names of given classes go before all of this, the longest first, and become the first name of
    their class. Several words, or one that is in no lexicon, always count. Any other single word
    must be a noun by rules 1 to 3, with others behind it in none: of `kitchen table` the class
@@ -30,7 +30,7 @@ from collections.abc import Collection
 from spacy.tokens import Doc
 
 from ovref.ops.given_names import GivenNames, Mention, mentions
-from ovref.ops.names import name_sizes
+from ovref.ops.proper_names import name_sizes
 from ovref.ops.word_lists import (
     AMOUNTS_OF,
     COMPOUNDS,

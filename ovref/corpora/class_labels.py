@@ -9,7 +9,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.formats import CorpusRow, open_text
-from ovref.corpora.places import open_place, shown, walk
+from ovref.corpora.listing import open_place, shown, walk
 from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec, LabelSpec
 from ovref.errors import InputError
 from ovref.identity import normalised

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from ovref.reduce.by_noun import NounRows, NounTable, partition_by_noun, read_vocabulary
-from ovref.reduce.phases import Report
+from ovref.reduce.phases import Report, RunTasks, Task
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import (
     FILES,
     NOUN_SCHEMA,

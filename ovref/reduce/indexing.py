@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from ovref.reduce import ivf
-from ovref.reduce.phases import Report
+from ovref.reduce.phases import Report, RunTasks, Task
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import (
     FILES,
     IndexInfo,
