@@ -14,6 +14,7 @@ from ovref.errors import InputError
 from ovref.records import Caption
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
+from ovref_inference.ranges import require_at_least
 
 UPLOADS = 8
 """Shards uploaded, or compared with the store, at a time: object stores have high latency but serve
@@ -53,8 +54,7 @@ def ingest(
         InputError: the corpus has no usable caption, or differs from the one that the committed
             shards were cut from.
     """
-    if shard_size < 1:
-        raise ValueError(f"shard_size must be at least 1, found {shard_size}")
+    require_at_least("shard_size", shard_size, 1)
     if target.complete() is not None:
         return _summary_of(target)
     committed = set(target.committed())
@@ -62,6 +62,7 @@ def ingest(
     shards: list[str] = []
     kept, dropped = 0, Counter[str]()
     following: Caption | None = None
+    # Not `ahead.map_ahead`: before the first upload, all checks that are under way must succeed.
     with ThreadPoolExecutor(UPLOADS) as pool:
         uploads: deque[Future[None]] = deque()
         checks: deque[Future[None]] = deque()
