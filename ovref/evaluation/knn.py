@@ -115,9 +115,7 @@ def make_memory(
             shares.append(csr_array(shares_pc[chosen]))
         models.forget()
         report(start + len(examples))
-    memory = Memory(
-        features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr")
-    )
+    memory = Memory(features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr"))
     if not len(memory.features_nd):
         raise InputError(f"no image of {training.name} has a labelled pixel")
     _write(path, memory, identity)

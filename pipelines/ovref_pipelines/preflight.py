@@ -38,7 +38,7 @@ def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
 def no_usable_caption(dropped: dict[str, int]) -> InputError:
     """The error of a corpus without usable captions."""
     return InputError(
-        f"the corpus has no usable caption: it is empty or all of it was dropped {dropped}"
+        f"the corpus has no usable caption: it is empty or all were dropped {dropped}"
     )
 
 
