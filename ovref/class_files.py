@@ -28,7 +28,7 @@ class ClassList:
         """The first name of each class."""
         return tuple(names[0] for names in self.classes)
 
-    def asked(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    def query_names(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """All distinct names, and the class of each; a shared name belongs to the first class."""
         owners: dict[str, int] = {}
         for number, names in enumerate(self.classes):

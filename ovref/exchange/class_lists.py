@@ -18,7 +18,7 @@ class Classes:
 
     names: tuple[str, ...]
     """(c,) the name of each class."""
-    asked: tuple[str, ...]
+    query_names: tuple[str, ...]
     """(n,) all distinct names: the query for a segmenter."""
     class_of: np.ndarray
     """(n,) int64: the class of each name."""
@@ -32,8 +32,7 @@ class Classes:
 
     def missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Classes whose names are all among these."""
-        gone = np.isin(self.asked, names) if names else np.zeros(len(self.asked), dtype=bool)
-        kept = set(self.class_of[~gone].tolist())
+        kept = set(self.class_of[[name not in names for name in self.query_names]].tolist())
         return tuple(name for i, name in enumerate(self.names) if i not in kept)
 
 
@@ -87,7 +86,7 @@ def _classes(
                 raise InputError(f"two classes of {text!r} have the name {name!r}")
     classes = Classes(
         names=tuple(names[0] for names in found),
-        asked=tuple(owner),
+        query_names=tuple(owner),
         class_of=np.array(list(owner.values()), dtype=np.int64),
         things=known,
     )
@@ -101,5 +100,8 @@ def _classes(
         raise InputError(f"things must be classes, found {', '.join(unknown)}")
     numbers = frozenset(i for i, name in enumerate(classes.names) if name in wanted)
     return Classes(
-        names=classes.names, asked=classes.asked, class_of=classes.class_of, things=numbers
+        names=classes.names,
+        query_names=classes.query_names,
+        class_of=classes.class_of,
+        things=numbers,
     )

@@ -271,4 +271,5 @@ def test_synonyms_of_a_class_list_share_its_label(folder, tmp_path):
     (tmp_path / "classes.txt").write_text("sky;heaven\nred panda; sky\ngrass\n")
     opened = open_label_folder(folder)
     assert opened.class_names == ("sky", "red panda", "grass")
-    assert opened.class_list.asked() == (("sky", "heaven", "red panda", "grass"), (0, 0, 1, 2))
+    names = ("sky", "heaven", "red panda", "grass")
+    assert opened.class_list.query_names() == (names, (0, 0, 1, 2))
