@@ -36,7 +36,7 @@ def test_unknown_sets_splits_and_lists_are_refused_with_the_choices(ade, tmp_pat
         open_set("ade150", tmp_path, "validation")
     with pytest.raises(InputError, match=r"no class list 'clip'; choose from mmseg, fcclip"):
         open_set("ade150", tmp_path, names="clip")
-    with pytest.raises(InputError, match="holds no ade150, split train"):
+    with pytest.raises(InputError, match="does not contain ade150, split train"):
         open_set("ade150", tmp_path, "train")
 
 
