@@ -16,7 +16,7 @@ from ovref.corpora import CorpusSpec, identify, read_captions
 from ovref.corpora.class_labels import SYNONYMS, names_of_label, text_of_labels
 from ovref.corpora.corpus_identity import identify_files, identify_labels
 from ovref.corpora.listing import shown
-from ovref.corpora.readers import draws_of, up_to
+from ovref.corpora.readers import draws_of, limited
 from ovref.corpora.spec import corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import fingerprint
@@ -42,7 +42,7 @@ def read_corpus(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption |
         return
     corpus = corpus_id(spec)
     records = (_captions(spec, corpus, data, example, images) for example in data)
-    yield from up_to(spec.limit, records)
+    yield from limited(spec.limit, records)
 
 
 def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:

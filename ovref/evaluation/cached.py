@@ -1,7 +1,7 @@
 """Models that cache their results, for evaluations that need the same results repeatedly.
 
 Segmenters take them in place of the models themselves, so that an ablation of a segmenter's
-parameters needs no further forward passes. Results are kept until `CachedModels.forget`, and, if a
+parameters needs no further forward passes. Results are kept until `CachedModels.clear`, and, if a
 folder is given, on disk between runs.
 """
 
@@ -65,7 +65,7 @@ class CachedModels:
         """A visual encoder, of dense features or of masked crops."""
         if config not in self._encoders:
             encoder = load_region_encoder(config, device=self.device)
-            self._encoders[config] = CachedEncoder(encoder, self._kept(config))
+            self._encoders[config] = CachedEncoder(encoder, self._disk_cache(config))
         return self._encoders[config]
 
     def text(self, config: TextEncoderConfig) -> "CachedTexts":
@@ -86,7 +86,7 @@ class CachedModels:
                 loaded = opencut_proposer(
                     keys, cut.cut, crf=cut.crf, crf_at=cut.crf_at, device=self.device
                 )
-            self._proposers[config] = CachedProposer(loaded, self._kept(config))
+            self._proposers[config] = CachedProposer(loaded, self._disk_cache(config))
         return self._proposers[config]
 
     def proposals(self, config: ProposerConfig, class_names: tuple[str, ...]) -> "CachedProposer":
@@ -100,25 +100,25 @@ class CachedModels:
             self._proposals[key] = CachedProposer(loaded)
         return self._proposals[key]
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drops the results of images; models and text embeddings stay."""
         for encoder in self._encoders.values():
-            encoder.forget()
+            encoder.clear()
         for text in self._texts.values():
-            text.forget()
+            text.clear()
         for proposer in (*self._proposers.values(), *self._proposals.values()):
-            proposer.forget()
+            proposer.clear()
 
-    def _kept(self, config: Any) -> "Kept | None":
+    def _disk_cache(self, config: Any) -> "DiskCache | None":
         """The folder of a model's results, specific to model, size and device."""
         if not self._folder:
             return None
         weights = [weights_fingerprint(name, revision) for _, name, revision in models_of(config)]
         made_by = [type(config).__name__, dump(config), weights, device_of(self.device).type]
-        return Kept(Path(self._folder).expanduser() / fingerprint(made_by)[:24])
+        return DiskCache(Path(self._folder).expanduser() / fingerprint(made_by)[:24])
 
 
-class Kept:
+class DiskCache:
     """Arrays in files, by image key."""
 
     def __init__(self, folder: Path) -> None:
@@ -159,12 +159,12 @@ class Kept:
 class CachedEncoder:
     """A visual encoder that caches its results; other attributes are the wrapped encoder's."""
 
-    def __init__(self, encoder: Any, kept: Kept | None = None) -> None:
-        self._encoder, self._kept = encoder, kept
+    def __init__(self, encoder: Any, kept: DiskCache | None = None) -> None:
+        self._encoder, self._disk_cache = encoder, kept
         self._dense: dict[bytes, np.ndarray] = {}
         self._regions: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drops the cached results."""
         self._dense.clear()
         self._regions.clear()
@@ -179,7 +179,7 @@ class CachedEncoder:
             self._dense,
             keys,
             lambda new: self._encoder.encode([images[i] for i in new]),
-            self._kept,
+            self._disk_cache,
         )
         return np.stack(found) if found else self._encoder.encode([])
 
@@ -199,7 +199,7 @@ class CachedEncoder:
                 [images[i] for i in new], [masks[i] for i in new], some
             )
 
-        return _cached(self._regions, keys, encode, self._kept)
+        return _cached(self._regions, keys, encode, self._disk_cache)
 
 
 class CachedTexts:
@@ -210,7 +210,7 @@ class CachedTexts:
         self._known: dict[tuple[str, ...], np.ndarray] = {}
         self._images: dict[bytes, np.ndarray] = {}
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drops the cached results of images."""
         self._images.clear()
 
@@ -233,11 +233,11 @@ class CachedTexts:
 class CachedProposer:
     """A proposer that caches its results."""
 
-    def __init__(self, proposer: RegionProposer, kept: Kept | None = None) -> None:
-        self._proposer, self._kept = proposer, kept
+    def __init__(self, proposer: RegionProposer, kept: DiskCache | None = None) -> None:
+        self._proposer, self._disk_cache = proposer, kept
         self._known: dict[bytes, Any] = {}
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drops the cached results."""
         self._known.clear()
 
@@ -247,7 +247,7 @@ class CachedProposer:
             self._known,
             keys,
             lambda new: self._proposer([images[i] for i in new]),
-            self._kept,
+            self._disk_cache,
         )
 
 
@@ -255,7 +255,7 @@ def _cached(
     known: dict[bytes, Any],
     keys: list[bytes],
     make: Callable[[list[int]], Sequence[Any]],
-    kept: Kept | None = None,
+    kept: DiskCache | None = None,
 ) -> list[Any]:
     """The result of each key; `make` is called with the positions of new, distinct keys."""
     new = list({key: i for i, key in enumerate(keys) if key not in known}.values())

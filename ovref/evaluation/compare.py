@@ -136,8 +136,12 @@ def compare(
         "data": first.result["data"],
         "class_fingerprint": first.result["class_fingerprint"],
         "differences": {
-            name: vars(interval(metric(a, ones(a)), metric(b, ones(b)), metric(a, times_sn),
-                                metric(b, times_sn)))
+            name: vars(
+                interval(
+                    metric(a, each_once(a)), metric(b, each_once(b)),
+                    metric(a, times_sn), metric(b, times_sn),
+                )
+            )
             for name, metric in METRICS.items()
         },
         "per_class": per_class,
@@ -199,7 +203,7 @@ METRICS: dict[str, Callable[[Overlaps, np.ndarray], np.ndarray]] = {
 }
 
 
-def ones(overlaps: Overlaps) -> np.ndarray:
+def each_once(overlaps: Overlaps) -> np.ndarray:
     """(1, images) multiplicities of the original data set: each image once."""
     return np.ones((1, len(overlaps.right)))
 
@@ -219,7 +223,7 @@ def _per_class(
 ) -> list[dict[str, Any]]:
     """Classes sorted by absolute difference, without those that occur in neither run."""
     sampled = iou_of_samples(a, times_sn) - iou_of_samples(b, times_sn)
-    first, second = iou_of_samples(a, ones(a))[0], iou_of_samples(b, ones(b))[0]
+    first, second = iou_of_samples(a, each_once(a))[0], iou_of_samples(b, each_once(b))[0]
     table = []
     for label, name in enumerate(classes):
         if math.isnan(first[label]) and math.isnan(second[label]):
@@ -238,7 +242,7 @@ def _per_class(
 def _per_image(a: Overlaps, b: Overlaps, names: Sequence[str]) -> list[dict[str, Any]]:
     """Images with their mIoU in both runs, sorted by `effect`, highest first: how much smaller the
     difference in mIoU would be without the image."""
-    whole = miou_of_samples(a, ones(a))[0] - miou_of_samples(b, ones(b))[0]
+    whole = miou_of_samples(a, each_once(a))[0] - miou_of_samples(b, each_once(b))[0]
     one, other = (
         _means(_shares(each.right.sum(0) - each.right, each.either.sum(0) - each.either))
         for each in (a, b)
@@ -257,14 +261,14 @@ def _known(value: float) -> float | None:
 
 
 def _about(run: Run, overlaps: Overlaps) -> dict[str, Any]:
-    iou = iou_of_samples(overlaps, ones(overlaps))[0]
+    iou = iou_of_samples(overlaps, each_once(overlaps))[0]
     return {
         "folder": run.folder,
         "row": run.row.title,
         "collection": run.result["collection"]["fingerprint"],
         "protocol": run.result["protocol"],
         "miou": _known(mean_of_known(iou)),
-        "pixel_accuracy": _known(accuracy_of_samples(overlaps, ones(overlaps))[0]),
+        "pixel_accuracy": _known(accuracy_of_samples(overlaps, each_once(overlaps))[0]),
     }
 
 

@@ -21,11 +21,11 @@ from ovref.contract import Stage
 from ovref.corpora.corpus_identity import identify_files
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
-from ovref.evaluation.knn import KnnMethod, memory_identity, open_training
+from ovref.evaluation.knn import KnnMethod, memory_bank_identity, open_training
 from ovref.evaluation.methods import Methods, rows_of
 from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, MatchedDetections, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticQuality
-from ovref.evaluation.metrics_semantic import boundary_pixels, confused
+from ovref.evaluation.metrics_semantic import boundary_pixels, sparse_confusion
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec
@@ -92,7 +92,7 @@ class ImageScorer:
                 self._methods.encode_batch(examples)
                 for record, example in zip(batch, examples, strict=True):
                     yield self._scored(record, example)
-            self._models.forget()
+            self._models.clear()
 
     def _scored(self, record: LabelledImage, example: Example) -> ScoredImage:
         tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
@@ -120,7 +120,7 @@ def counts_of(
 ) -> dict[str, np.ndarray]:
     """The tables of one row and image (`TABLES`), without the column of the row."""
     classes = len(data.class_names)
-    tables = {"confusion": confused(example.label_hw, found.labels_hw, classes)}
+    tables = {"confusion": sparse_confusion(example.label_hw, found.labels_hw, classes)}
     if boundaries:
         tables["boundaries"] = boundary_pixels(example.label_hw, found.labels_hw, classes)
     if example.panoptic is None or data.things is None:
@@ -216,7 +216,7 @@ def open_steps(
         "classes": data.class_fingerprint,
     }
     if collection is None:
-        identity["memory"] = memory_identity(spec, open_training(spec, data))
+        identity["memory"] = memory_bank_identity(spec, open_training(spec, data))
     else:
         identity["collection"] = {
             "fingerprint": collection.manifest.fingerprint,

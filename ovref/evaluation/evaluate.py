@@ -29,13 +29,13 @@ from ovref.evaluation.counting import (
     methods_of,
     open_steps,
 )
-from ovref.evaluation.knn import make_memory, memory_identity, open_training
+from ovref.evaluation.knn import make_memory_bank, memory_bank_identity, open_training
 from ovref.evaluation.methods import DENSE, Methods, Row, rows_of
 from ovref.evaluation.metrics_semantic import scores_of_counts
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.spec import TITLES, EvaluateSpec
-from ovref.evaluation.totals import Totals, add_up, overlaps_of, scored_images
+from ovref.evaluation.totals import Totals, overlaps_of, scored_images, sum_counts
 from ovref.identity import fingerprint
 from ovref.meter import Meter
 from ovref.records import ScoredImage
@@ -97,14 +97,14 @@ def evaluate(
         methods = methods_of(spec, data, models)  # checks the settings before anything else
         images, scores = open_steps(spec, data, collection)
         meter = Meter(len(data), "images", progress)
-        list_images(data, images, spec.shard_size, lambda done: meter.tell(done, "checked"))
+        list_images(data, images, spec.shard_size, lambda done: meter.update(done, "checked"))
         compared = _memory(spec, data, models, progress) if collection is None else _of(collection)
         run = run_shards or _run_here(progress, models)
         run(ScoreImages(evaluate=spec, device=device), images, scores)
         shards = images.complete() or []
         scores.finish(shards)
         rows = rows_of(spec)
-        totals = add_up(scored_images(scores), len(rows), len(data.class_names), data.things)
+        totals = sum_counts(scored_images(scores), len(rows), len(data.class_names), data.things)
         fossil = [name for name in spec.rows if name in DENSE and name != "freeda"]
         support = methods.support() if isinstance(methods, Methods) and fossil else {}
         result = _result(spec, data, compared, totals, support)
@@ -141,11 +141,11 @@ def _memory(
     """Makes the memory bank, before any worker needs it."""
     training = open_training(spec, data)
     meter = Meter(len(training), "images", progress)
-    memory = make_memory(spec, training, models, lambda done: meter.tell(done, "remembered"))
+    memory = make_memory_bank(spec, training, models, lambda done: meter.update(done, "read"))
     patches = np.bincount(memory.shares_nc.indices, minlength=len(data.class_names)).tolist()
     names = [name.strip().lower() for name in data.class_names]
     return _Compared(
-        fingerprint=fingerprint(memory_identity(spec, training)),
+        fingerprint=fingerprint(memory_bank_identity(spec, training)),
         size=len(memory.features_nd),
         counts=dict(zip(names, patches, strict=True)),
         model=spec.knn.encoder.model,

@@ -43,7 +43,7 @@ IMAGES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryBank:
     """A memory bank: patches of training images."""
 
     features_nd: np.ndarray
@@ -52,7 +52,7 @@ class Memory:
     """(n, classes) float32: class shares among the labelled pixels of each patch; rows sum to 1."""
 
 
-def memory_identity(spec: EvaluateSpec, training: LabelledSet) -> dict[str, Any]:
+def memory_bank_identity(spec: EvaluateSpec, training: LabelledSet) -> dict[str, Any]:
     """Identity of a memory bank."""
     model = spec.knn.encoder
     return {
@@ -80,24 +80,24 @@ def open_training(spec: EvaluateSpec, data: LabelledSet) -> LabelledSet:
     return training
 
 
-def make_memory(
+def make_memory_bank(
     spec: EvaluateSpec,
     training: LabelledSet,
     models: CachedModels,
     report: Callable[[int], None] = lambda done: None,
-) -> Memory:
+) -> MemoryBank:
     """Makes a memory bank of training images, or opens the one that an earlier call with the same
     settings stored in the output.
 
     Each image contributes equally many patches; patches whose classes are rare in the image are
-    more probable (`chosen_patches`).
+    more probable (`sample_patches`).
 
     Raises:
         InputError: a training image cannot be read, or no image has a labelled pixel.
         StorageError: the stored file is damaged.
     """
     path = Path(spec.output) / MEMORY
-    identity = fingerprint(memory_identity(spec, training))
+    identity = fingerprint(memory_bank_identity(spec, training))
     if (found := _read(path, identity)) is not None:
         return found
     encoder, classes = models.encoder(spec.knn.encoder), len(training.class_names)
@@ -107,22 +107,24 @@ def make_memory(
         examples = [training.read(name) for name in training.ids[start : start + IMAGES_AT_ONCE]]
         grids_nhwd = encoder.encode([example.image_hwc for example in examples])
         for example, grid_hwd in zip(examples, grids_nhwd, strict=True):
-            shares_pc = shares_of_patches(example.label_hw, grid_hwd.shape[:2], classes)
+            shares_pc = patch_class_shares(example.label_hw, grid_hwd.shape[:2], classes)
             rng = np.random.default_rng(record_seed(spec.knn.seed, example.id))
-            chosen = chosen_patches(shares_pc, quota, rng)
+            chosen = sample_patches(shares_pc, quota, rng)
             flat_pd = grid_hwd.reshape(-1, grid_hwd.shape[-1])
             features.append(l2_normalised(flat_pd[chosen]).astype(np.float16))
             shares.append(csr_array(shares_pc[chosen]))
-        models.forget()
+        models.clear()
         report(start + len(examples))
-    memory = Memory(features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr"))
+    memory = MemoryBank(
+        features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr")
+    )
     if not len(memory.features_nd):
         raise InputError(f"no image of {training.name} has a labelled pixel")
     _write(path, memory, identity)
     return memory
 
 
-def shares_of_patches(label_hw: np.ndarray, grid_hw: tuple[int, int], classes: int) -> np.ndarray:
+def patch_class_shares(label_hw: np.ndarray, grid_hw: tuple[int, int], classes: int) -> np.ndarray:
     """(h * w, classes) float32: class shares among the labelled pixels of each patch; zeros for a
     patch without any. A pixel belongs to the patch that contains its centre.
 
@@ -143,7 +145,7 @@ def shares_of_patches(label_hw: np.ndarray, grid_hw: tuple[int, int], classes: i
     return counts_pc / np.maximum(counts_pc.sum(1, keepdims=True), 1)
 
 
-def chosen_patches(shares_pc: np.ndarray, quota: int, rng: np.random.Generator) -> np.ndarray:
+def sample_patches(shares_pc: np.ndarray, quota: int, rng: np.random.Generator) -> np.ndarray:
     """Samples at most `quota` labelled patches of one image: (n,) int64.
 
     A patch's score is the number of patches with one of its classes, summed over its classes, times
@@ -158,7 +160,7 @@ def chosen_patches(shares_pc: np.ndarray, quota: int, rng: np.random.Generator) 
 class NearestPatches:
     """Class scores of patches by their nearest neighbours in the memory bank."""
 
-    def __init__(self, memory: Memory, config: KnnConfig, device: str | None = None) -> None:
+    def __init__(self, memory: MemoryBank, config: KnnConfig, device: str | None = None) -> None:
         self._config, self._shares_nc = config, memory.shares_nc
         self._device = device_of(device)
         # CPUs multiply float32 faster than float16.
@@ -200,7 +202,7 @@ class KnnMethod:
     """The only row of `method=knn`, in place of `methods.Methods`."""
 
     def __init__(self, spec: EvaluateSpec, data: LabelledSet, models: CachedModels) -> None:
-        """The memory bank, made by `make_memory`, is opened with the first image."""
+        """The memory bank, made by `make_memory_bank`, is opened with the first image."""
         self._spec, self._data, self._models = spec, data, models
         self._nearest: NearestPatches | None = None
 
@@ -208,7 +210,7 @@ class KnnMethod:
         """Encodes images in one batch."""
         if self._nearest is None:
             training = open_training(self._spec, self._data)
-            memory = make_memory(self._spec, training, self._models)
+            memory = make_memory_bank(self._spec, training, self._models)
             self._nearest = NearestPatches(memory, self._spec.knn, self._models.device)
         self._encoder.encode([example.image_hwc for example in examples])
 
@@ -223,14 +225,14 @@ class KnnMethod:
         grid_hwd = self._encoder.encode([image_hwc])[0]
         height, width = grid_hwd.shape[:2]
         scores_pc = self._nearest(grid_hwd.reshape(height * width, -1))
-        labels_hw, scores_hw = enlarged(scores_pc, (height, width), image_hwc.shape[:2])
+        labels_hw, scores_hw = upsampled_labels(scores_pc, (height, width), image_hwc.shape[:2])
         things = self._data.things if segments and self._data.things else None
         own = panoptic_of_labels(labels_hw, things or [False] * len(self._data.class_names))
         found = {id_: float(scores_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
         return Prediction(labels_hw=labels_hw, panoptic=own, scores=found)
 
 
-def enlarged(
+def upsampled_labels(
     scores_pc: np.ndarray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best class of each pixel after bilinear upsampling, (H, W) int32, and its score.
@@ -247,7 +249,7 @@ def enlarged(
     return found[best.indices.numpy()].astype(np.int32), best.values.numpy()
 
 
-def _read(path: Path, identity: str) -> Memory | None:
+def _read(path: Path, identity: str) -> MemoryBank | None:
     """The stored memory bank; None if there is none or its settings differ."""
     if not path.exists():
         return None
@@ -257,12 +259,12 @@ def _read(path: Path, identity: str) -> Memory | None:
                 return None
             parts = (kept["shares"], kept["classes"], kept["starts"])
             shares_nc = csr_array(parts, shape=tuple(kept["shape"].tolist()))
-            return Memory(features_nd=kept["features"], shares_nc=shares_nc)
+            return MemoryBank(features_nd=kept["features"], shares_nc=shares_nc)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise StorageError(f"{path} is damaged ({error}): delete it to rebuild it") from error
 
 
-def _write(path: Path, memory: Memory, identity: str) -> None:
+def _write(path: Path, memory: MemoryBank, identity: str) -> None:
     """Writes the file, which appears completely or not at all."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     shares = memory.shares_nc

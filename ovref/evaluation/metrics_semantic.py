@@ -64,12 +64,12 @@ def confusion(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> n
         ValueError: shapes differ, the type is not an integer, or a label is out of range.
     """
     counts = np.zeros((classes, classes + 1), dtype=np.int64)
-    truth, predicted, pixels = confused(truth_hw, predicted_hw, classes).T
+    truth, predicted, pixels = sparse_confusion(truth_hw, predicted_hw, classes).T
     counts[truth, predicted] = pixels
     return counts
 
 
-def confused(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
+def sparse_confusion(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
     """The non-zero entries of `confusion`, since an image has few of hundreds of classes.
 
     Args, Raises: see `confusion`.

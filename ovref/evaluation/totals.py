@@ -87,7 +87,7 @@ def scored_images(scores: StepFolder) -> Iterator[ScoredImage]:
                 yield record
 
 
-def add_up(images: Iterable[ScoredImage], rows: int, classes: int, things: Any) -> Totals:
+def sum_counts(images: Iterable[ScoredImage], rows: int, classes: int, things: Any) -> Totals:
     """Sums the counts of images.
 
     Args:

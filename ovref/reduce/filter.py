@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovref.errors import InputError
-from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
+from ovref.ops.quality import count_on_other_images, first_of_near_duplicates, noun_agreement
 from ovref.reduce.gather import USABLE
 from ovref.reduce.indexing import build_index_on_disk
 from ovref.reduce.phases import Report
@@ -167,7 +167,7 @@ def _agreement(
     _write_vectors(visual, rows, path)
     build_index_on_disk(path, index_path, seed=seed)
     vectors, index = Rows(path), read_index(index_path)
-    available = elsewhere(nouns, images)
+    available = count_on_other_images(nouns, images)
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
     nprobe = None
     if hasattr(index, "nlist"):

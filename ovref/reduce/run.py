@@ -113,7 +113,7 @@ def reduce_collection(
     identity = _identity(spec, embed, inputs, grown, licences)
     wanted = fingerprint(identity)
 
-    standing = partial(_standing, output, wanted, grown, spec, inputs, replace)
+    standing = partial(_already_published, output, wanted, grown, spec, inputs, replace)
     if (summary := standing()) is not None:
         return summary
     folder = Path(work) / wanted[:16]
@@ -225,7 +225,7 @@ def reduce_collection(
         return summary | {"fingerprint": complete.fingerprint}
 
 
-def _standing(
+def _already_published(
     output: Store, wanted: str, grown: Base | None, spec: ReduceSpec, inputs: list[Shards],
     replace: bool,
 ) -> dict[str, Any] | None:  # fmt: skip

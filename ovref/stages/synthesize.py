@@ -16,7 +16,7 @@ from ovref.contract import Dropped
 from ovref.identity import record_seed
 from ovref.models.blank import blank_prompt
 from ovref.models.tokens import mentions
-from ovref.ops.binarisation import BinariseRule, binarise, contrast, flattened, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, contrast, min_max_scaled, with_sigmoid
 from ovref.ops.masks import image_record, reject_reason, require_areas
 from ovref.records import ImageRecord, Noun, Prompt, Region
 from ovref_inference.ranges import require_at_least, require_each_at_least, require_within
@@ -273,7 +273,7 @@ class SynthesizeStage:
         measured = {"batch_size": self.batch_size} if spec.batch_size == "auto" else {}
         kept_maps, regions = [], []
         # Masks are made from the stored float16 heatmaps, so that they can be reproduced.
-        kept_nhw = stretched(flattened(heatmaps_nhw, spec.binarise))
+        kept_nhw = min_max_scaled(with_sigmoid(heatmaps_nhw, spec.binarise))
         for (number, noun), heatmap_hw in zip(request.nouns, kept_nhw, strict=True):
             if not np.isfinite(heatmap_hw).all():
                 yield Dropped(f"{prompt.key}#{number}", "nonfinite_heatmap")

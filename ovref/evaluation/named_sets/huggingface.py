@@ -21,7 +21,7 @@ from ovref.evaluation.named_sets.opening import (
     LabelledSet,
     check_sizes,
     class_list_of,
-    likely,
+    matching_sets,
     open_set,
 )
 from ovref.evaluation.named_sets.rules import labels_of_values
@@ -114,7 +114,7 @@ def open_huggingface(
 
 def _foreign(where: Path, wrong: str, values: set[int], layout: FolderLayout) -> str:
     message = f"{where} holds the values {wrong}, expected {layout.ids}"
-    better = likely({int(value) for value in values}, layout)
+    better = matching_sets({int(value) for value in values}, layout)
     return f"{message}. These look like {better}" if better else message
 
 

@@ -53,9 +53,7 @@ class LabelFolder:
                 f"their own: found labels {self.labels!r} with classes {self.classes!r}"
             )
         if self.background and not self.is_coco:
-            raise ValueError(
-                "background is for COCO annotations; label maps list it in classes"
-            )
+            raise ValueError("background is for COCO annotations; label maps list it in classes")
 
     @property
     def is_coco(self) -> bool:

@@ -203,7 +203,7 @@ class _Reader:
             f"not have: "
             f"{layout.what} has {layout.ids}. Values found in {self._found.folder}: {spans(seen)}"
         )
-        better = likely(seen, layout)
+        better = matching_sets(seen, layout)
         return f"{message}. These look like {better}" if better else message
 
 
@@ -215,7 +215,7 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def likely(values: set[int], other_than: FolderLayout) -> str:
+def matching_sets(values: set[int], other_than: FolderLayout) -> str:
     """The ids that match label values most closely, and their sets; empty if none do."""
     fits: dict[str, tuple[int, list[str]]] = {}
     for named in SETS.values():

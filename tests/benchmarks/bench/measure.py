@@ -33,7 +33,7 @@ from ovref.models.diffusion import (
     optimize_pipeline,
     to_uint8,
 )
-from ovref.ops.binarisation import binarise, resized, stretched
+from ovref.ops.binarisation import binarise, min_max_scaled, resized
 from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
 from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg
@@ -247,7 +247,7 @@ def _record_parts(
 
     def binarise_all() -> None:
         for prompt, heatmaps_nhw in zip(prompts, maps, strict=True):
-            found_nhw = stretched(heatmaps_nhw[: len(prompt.nouns)])
+            found_nhw = min_max_scaled(heatmaps_nhw[: len(prompt.nouns)])
             binarise(found_nhw, size_hw, synthesize.binarise)
 
     def write() -> None:

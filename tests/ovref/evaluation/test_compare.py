@@ -19,7 +19,7 @@ from ovref.evaluation.compare import (
     text,
 )
 from ovref.evaluation.evaluate import EvaluateSpec, evaluate
-from ovref.evaluation.metrics_semantic import confused, confusion, scores_of_counts
+from ovref.evaluation.metrics_semantic import confusion, scores_of_counts, sparse_confusion
 from ovref.evaluation.totals import overlaps_of
 from ovref.records import ScoredImage
 
@@ -48,7 +48,7 @@ def overlaps(maps):
             name=f"{number}",
             tables={
                 "confusion": np.concatenate([
-                    np.insert(confused(truth_hw, row_hw, CLASSES), 0, place, axis=1)
+                    np.insert(sparse_confusion(truth_hw, row_hw, CLASSES), 0, place, axis=1)
                     for place, row_hw in enumerate(rows)
                 ])
             },

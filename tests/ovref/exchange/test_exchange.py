@@ -156,7 +156,7 @@ def test_freedas_release(collection, tmp_path, packed, kind):
     assert np.array_equal(arrays.visual, visual[kept])
     assert np.allclose(arrays.textual, collection.textual[kept], atol=1e-6)
     with pytest.raises(InputError, match="text encoder 6: name the CLIP"):
-        imports.named_by(np.ones((2, 4), np.float32), NOUNS, FakeTexts())
+        imports.nearest_names(np.ones((2, 4), np.float32), NOUNS, FakeTexts())
 
 
 def test_a_release_of_two_halves_is_refused(tmp_path):
