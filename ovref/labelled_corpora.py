@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovref.class_files import SYNONYMS
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.corpora.class_labels import SYNONYMS, names_of_label, text_of_labels
+from ovref.corpora.class_labels import names_of_label, text_of_labels
 from ovref.corpora.corpus_identity import identify_files, identify_labels
 from ovref.corpora.listing import shown
 from ovref.corpora.readers import draws_of, limited

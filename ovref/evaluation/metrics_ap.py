@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ovref_inference.ranges import require_at_least
+
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """IoU thresholds at which a detection is correct."""
 
@@ -78,8 +80,7 @@ class AveragePrecision:
 
     def __init__(self, classes: int) -> None:
         """`classes` is their number. Raises ValueError if it is below 1."""
-        if classes < 1:
-            raise ValueError(f"classes must be at least 1, found {classes}")
+        require_at_least("classes", classes, 1)
         self.truths = np.zeros(classes, dtype=np.int64)
         """(classes,) number of true instances that are not crowds."""
         self._matched: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]

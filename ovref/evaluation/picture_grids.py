@@ -22,7 +22,6 @@ MAX_BYTES = 400_000
 
 YES_RGB, UNSURE_RGB = np.array([66, 214, 110]), np.array([250, 190, 60])
 INK, MUTED = "#1c1c1c", "#6b6b6b"
-DPI = 110
 CELL = 1.45
 """Side of one picture in a grid, in inches."""
 

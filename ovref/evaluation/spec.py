@@ -13,7 +13,7 @@ from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
-from ovref_inference.ranges import require_at_least
+from ovref_inference.ranges import require_above, require_at_least
 from ovref_inference.segmenters.corrclip import CorrClipConfig
 from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
@@ -72,8 +72,7 @@ class KnnConfig:
         for name in ("neighbours", "memory", "images"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, found {self.temperature}")
+        require_above("temperature", self.temperature, 0)
         if self.encoder.masking is not None:
             raise ValueError("encoder must have dense features, not masked crops")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovref.class_files import SYNONYMS, list_of_file
+from ovref.class_files import list_of_file, names_of
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
@@ -61,17 +61,13 @@ def read_classes(text: str, things: str | None = None) -> Classes:
         found = bundled_list(of_set.classes, listed or of_set.lists[0]).classes
         known = of_set.things
     else:
-        found = tuple(names for part in text.split(",") if (names := _synonyms(part)))
+        found = tuple(names for part in text.split(",") if (names := names_of(part)))
         if len(found) == 1 and text.endswith((".txt", ".csv", ".json")):
             raise InputError(
                 f"there is no class list {text}; give a file, names separated by commas, or "
                 f"one of {', '.join(SETS)}"
             )
     return _classes(found, things, known, text)
-
-
-def _synonyms(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(SYNONYMS) if name.strip())
 
 
 def _classes(

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
 from ovref.models.blank import BLANK_HWC, blank_image, blank_prompt
+from ovref.models.noun_embeddings import noun_embedding, require_templates
 from ovref.ops import masks
 from ovref.ops.binarisation import resized
 from ovref.records import NO, YES, ImageRecord, Reference, Region
@@ -21,7 +21,6 @@ from ovref.stored_images import UnusableImageError
 from ovref_inference.collection.retrieve import (
     TEMPLATES,
     WEIGHTS,
-    class_embeddings,
     retrieval_embedding,
 )
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
@@ -30,7 +29,6 @@ from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
 
-NOUNS_REMEMBERED = 65_536
 DECODERS = min(4, os.cpu_count() or 1)
 """Threads that decode images, and images decoded ahead."""
 
@@ -74,8 +72,7 @@ class Embed:
     round the last bits differently."""
 
     def __post_init__(self) -> None:
-        if not self.templates or any(text.count("{}") != 1 for text in self.templates):
-            raise ValueError(f"templates must have one {{}} each, found {self.templates}")
+        require_templates(self.templates)
         if min(self.weights) < 0 or max(self.weights) <= 0:
             raise ValueError(f"weights must be at least 0, not both 0, found {self.weights}")
         require_at_least("min_cells", self.min_cells, 0)
@@ -126,10 +123,7 @@ class EmbedStage:
         """`visual` has `grid_hw` and `encode_regions`, `texts` has `encode`, as the encoders of
         `ovref_inference.encoders.load`."""
         self._spec, self._visual, self._texts = spec, visual, texts
-        # A noun is encoded alone, so that its bits do not depend on a batch of other nouns.
-        self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(
-            lambda noun: class_embeddings(texts, [noun], spec.templates)[0]
-        )
+        self._noun_embedding = noun_embedding(texts, spec.templates)
 
     def __call__(self, records: Iterator[ImageRecord]) -> Iterator[Reference | Dropped]:
         # A thread embeds one batch while the caller writes the previous and reads the next one.

@@ -36,8 +36,9 @@ from ovref.models.diffusion import (
 from ovref.ops.binarisation import binarise, min_max_scaled, resized
 from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
-from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg
+from ovref.stages.synthesize import Synthesize, SynthesizeStage
 from ovref.storage.shards import ShardFiles
+from ovref.stored_images import jpeg_of
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 
@@ -258,7 +259,7 @@ def _record_parts(
 
     runs = {
         "masks": binarise_all,
-        "jpeg": lambda: [jpeg(image_hwc, synthesize.jpeg_quality) for _ in prompts],
+        "jpeg": lambda: [jpeg_of(image_hwc, synthesize.jpeg_quality) for _ in prompts],
         "embedding": lambda: list(embed(iter(records))),
         "writing": write,
     }
