@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-class Meter:
+class ProgressMeter:
     """Reports the number of items done, the rate, and the remaining time."""
 
     def __init__(

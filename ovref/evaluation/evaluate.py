@@ -37,7 +37,7 @@ from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref.evaluation.totals import Totals, overlaps_of, scored_images, sum_counts
 from ovref.identity import fingerprint
-from ovref.meter import Meter
+from ovref.meter import ProgressMeter
 from ovref.records import ScoredImage
 from ovref.run_shard import run_shard
 from ovref.storage.steps import StepFolder
@@ -96,7 +96,7 @@ def evaluate(
         collection = models.collection(spec.collection) if spec.collection else None
         methods = methods_of(spec, data, models)  # checks the settings before anything else
         images, scores = open_steps(spec, data, collection)
-        meter = Meter(len(data), "images", progress)
+        meter = ProgressMeter(len(data), "images", progress)
         list_images(data, images, spec.shard_size, lambda done: meter.update(done, "checked"))
         compared = _memory(spec, data, models, progress) if collection is None else _of(collection)
         run = run_shards or _run_here(progress, models)
@@ -140,7 +140,7 @@ def _memory(
 ) -> _Compared:
     """Makes the memory bank, before any worker needs it."""
     training = open_training(spec, data)
-    meter = Meter(len(training), "images", progress)
+    meter = ProgressMeter(len(training), "images", progress)
     memory = make_memory_bank(spec, training, models, lambda done: meter.update(done, "read"))
     patches = np.bincount(memory.shares_nc.indices, minlength=len(data.class_names)).tolist()
     names = [name.strip().lower() for name in data.class_names]
@@ -159,7 +159,7 @@ def _run_here(progress: Say, models: CachedModels) -> RunShards:
         missing = [shard for shard in shards if shard not in done]
         commits = images.commits()
         total = sum(commits[shard].outputs for shard in shards)
-        meter = Meter(total, "images", progress)
+        meter = ProgressMeter(total, "images", progress)
         if not missing:
             return
         stage = ImageScorer(spec.evaluate, models)

@@ -8,11 +8,11 @@ from pathlib import Path
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.context_json import ContextMasks, read_context
 from ovref.evaluation.named_sets.layouts import FolderLayout, NamedSet
-from ovref.evaluation.named_sets.panoptic import Segments, read_index
+from ovref.evaluation.named_sets.panoptic import IndexedSegments, read_index
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FoundLayout:
     """A layout and its location."""
 
     layout: FolderLayout
@@ -24,7 +24,7 @@ class Found:
     """The layout's image path that exists."""
     ids: tuple[str, ...]
     """Image ids, sorted, or in the order of the split file."""
-    segments: Mapping[str, Segments] | None = None
+    segments: Mapping[str, IndexedSegments] | None = None
     """Segments of each image, from a panoptic JSON file."""
     masks: Mapping[str, ContextMasks] | None = None
     """Masks of each image, from Pascal Context's JSON file."""
@@ -53,7 +53,7 @@ class Found:
         return self.base / self.layout.instances.format(split=self.split, id=image_id)
 
 
-def find_files(named: NamedSet, root: Path, split: str) -> Found:
+def find_files(named: NamedSet, root: Path, split: str) -> FoundLayout:
     """Finds the files of a split.
 
     Raises:
@@ -96,7 +96,7 @@ def _is_there(layout: FolderLayout, base: Path, split: str, images: str) -> bool
     return any(True for _ in _ids(base, layout.labels, split, layout.not_labels))
 
 
-def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> Found:
+def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> FoundLayout:
     """The layout with its image ids, all of which have image and label file."""
     segments = masks = None
     if layout.listed_by in ("images", "labels"):
@@ -119,7 +119,7 @@ def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> Found:
         folder_images = set(_ids(base, images, split, ()))
         folder_labels = set(masks or _ids(base, layout.labels, split, ()))
         bad = {each for each in ids if each not in folder_images or each not in folder_labels}
-    found = Found(
+    found = FoundLayout(
         layout=layout,
         base=base,
         split=split,

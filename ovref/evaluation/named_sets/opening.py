@@ -19,7 +19,7 @@ from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.context_json import context_values
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.finding import Found, find_files
+from ovref.evaluation.named_sets.finding import FoundLayout, find_files
 from ovref.evaluation.named_sets.label_files import READERS
 from ovref.evaluation.named_sets.layouts import SPLITS, FolderLayout, NamedSet
 from ovref.evaluation.named_sets.panoptic import (
@@ -143,7 +143,7 @@ def open_set(name: str, root: str | Path, split: str = "val", names: str = "") -
 class _Reader:
     """Reads the images and labels of a layout."""
 
-    def __init__(self, named: NamedSet, found: Found) -> None:
+    def __init__(self, named: NamedSet, found: FoundLayout) -> None:
         self._named, self._found = named, found
         self._table = found.layout.rule.table()
 

@@ -15,7 +15,7 @@ from ovref.evaluation.named_sets.rules import IGNORE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segments:
+class IndexedSegments:
     """The segments of one image in the JSON file."""
 
     classes: Mapping[int, int]
@@ -24,7 +24,7 @@ class Segments:
     """Ids of crowd segments."""
 
 
-def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, Segments]:
+def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, IndexedSegments]:
     """Reads a panoptic JSON file.
 
     Args:
@@ -60,15 +60,15 @@ def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, Segments]:
     return index
 
 
-def _segments(annotation: Mapping[str, Any], classes: Mapping[int, int]) -> Segments:
+def _segments(annotation: Mapping[str, Any], classes: Mapping[int, int]) -> IndexedSegments:
     infos = annotation["segments_info"]
-    return Segments(
+    return IndexedSegments(
         classes={int(each["id"]): classes[int(each["category_id"])] for each in infos},
         crowd=frozenset(int(each["id"]) for each in infos if each.get("iscrowd", 0)),
     )
 
 
-def panoptic_file(path: Path, segments: Segments) -> PanopticMap:
+def panoptic_file(path: Path, segments: IndexedSegments) -> PanopticMap:
     """The segments of a panoptic PNG.
 
     Raises:
