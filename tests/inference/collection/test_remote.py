@@ -294,7 +294,7 @@ def plain_server(large):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_server_without_ranges_needs_a_copy(large, plain_server, tmp_path):
-    with pytest.raises(CollectionError, match="does not serve ranges.*copy=True"):
+    with pytest.raises(CollectionError, match=r"does not serve ranges.*copy=True"):
         ReferenceCollection.open(plain_server, cache=tmp_path)
     with ReferenceCollection.open(plain_server, cache=tmp_path, copy=True) as collection:
         assert len(collection) == len(large[0].visual)
