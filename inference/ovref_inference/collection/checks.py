@@ -24,7 +24,7 @@ def check_counts(
             vocabulary does not fit; the message names the files.
     """
     matrices = ("visual", "textual", "prototypes")
-    shapes = {role: fmt.open_vectors(paths[role]).shape for role in matrices}
+    shapes = {role: fmt.open_vectors_anywhere(paths[role]).shape for role in matrices}
     schemas = {
         "references": fmt.REFERENCE_SCHEMA,
         "nouns": fmt.NOUN_SCHEMA,

@@ -317,25 +317,34 @@ def write_vectors(path: str | Path, vectors: np.ndarray) -> None:
             writer.append(vectors[start : start + ROW_GROUP])
 
 
-def open_vectors(path: str | Path | RemoteFile) -> Vectors:
-    """The (rows, dim) float16 matrix: memory-mapped read-only, or read by ranges.
+def open_vectors(path: str | Path) -> np.memmap:
+    """The (rows, dim) float16 matrix, memory-mapped read-only.
 
     Raises:
         CollectionError: missing, cut off, or not such a file.
     """
-    vectors: Any
-    if isinstance(path, RemoteFile):
-        vectors = RemoteVectors(path)
-    else:
-        try:
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise CollectionError(f"cannot read the vectors {path}: {error}") from error
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CollectionError(f"cannot read the vectors {path}: {error}") from error
+    _check_vectors(vectors, path)
+    return vectors
+
+
+def open_vectors_anywhere(file: Path | RemoteFile) -> Vectors:
+    """`open_vectors`, or a matrix on an object store that is read by ranges."""
+    if not isinstance(file, RemoteFile):
+        return open_vectors(file)
+    vectors = RemoteVectors(file)
+    _check_vectors(vectors, file)
+    return vectors
+
+
+def _check_vectors(vectors: np.memmap | RemoteVectors, path: object) -> None:
     if vectors.ndim != 2 or vectors.dtype != np.float16:
         raise CollectionError(
             f"{path} must hold a (rows, dim) float16 matrix, found {vectors.shape} {vectors.dtype}"
         )
-    return vectors
 
 
 def open_table(

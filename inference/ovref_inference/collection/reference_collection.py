@@ -58,14 +58,14 @@ class ReferenceCollection(CollectionHandle):
             )
         self.url = url
         self.manifest = manifest
-        self.visual: Vectors = fmt.open_vectors(paths["visual"])
+        self.visual: Vectors = fmt.open_vectors_anywhere(paths["visual"])
         """(references, d_visual) float16, memory-mapped or read by ranges."""
-        self.textual: Vectors = fmt.open_vectors(paths["textual"])
+        self.textual: Vectors = fmt.open_vectors_anywhere(paths["textual"])
         """(references, d_textual) float16, memory-mapped or read by ranges."""
         rows = len(self.visual)
         self._visual_index = _index(paths["visual_index"], rows, manifest.visual.dim)
         self._textual_index = _index(paths["textual_index"], rows, manifest.textual.dim)
-        self._prototypes = fmt.open_vectors(paths["prototypes"])
+        self._prototypes = fmt.open_vectors_anywhere(paths["prototypes"])
         self._deleted = fmt.read_tombstones(paths["tombstones"])
         self._nouns = Nouns(paths, nouns, self._deleted, manifest.settled_tombstones)
         self._table = ReferenceTable(paths["references"])

@@ -311,13 +311,13 @@ class RemoteVectors:
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step == 1:
-                rows = max(stop - start, 0)
+                count = max(stop - start, 0)
                 values = self._file.read(
-                    [self._offset + start * self._row_bytes], [rows * self._row_bytes]
+                    [self._offset + start * self._row_bytes], [count * self._row_bytes]
                 )
-                return values.view(self.dtype).reshape(rows, *self.shape[1:])
+                return values.view(self.dtype).reshape(count, *self.shape[1:])
             key = np.arange(start, stop, step)
-        rows = np.asarray(key)
+        rows: np.ndarray = np.asarray(key)
         if rows.dtype == bool:
             rows = np.flatnonzero(rows)
         rows = rows.astype(np.int64)

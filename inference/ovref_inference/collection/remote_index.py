@@ -70,7 +70,7 @@ class RemoteIndex:
                     file.write(self.file.read([0], [begin]).tobytes())
                 file.truncate(self.file.size)
             try:
-                index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+                index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
             except RuntimeError as error:
                 raise CollectionError(f"cannot read the index {self.file}: {error}") from error
             if not hasattr(index, "nlist") or (index.ntotal, index.d) != (self.ntotal, self.d):
@@ -134,7 +134,7 @@ class RemoteIndex:
         """New lists of the index, without entries."""
         import faiss
 
-        lists = faiss.ArrayInvertedLists(index.nlist, self._entry_bytes - _ID_BYTES)
+        lists: Any = faiss.ArrayInvertedLists(index.nlist, self._entry_bytes - _ID_BYTES)
         index.replace_invlists(lists, True)
         lists.this.disown()  # they are the index's now
         return lists

@@ -273,8 +273,8 @@ def _opened_on_hub(
     files: dict[str, Path | RemoteFile] = {}
     for role, info in manifest.files.items():
         if blocks is not None and _readable_in_place(manifest, role):
-            fs, path = hub.file_by_ranges(url, info.path, cache)
-            files[role] = RemoteFile(fs, path, info.bytes, info.sha256, blocks)
+            fs, address = hub.file_by_ranges(url, info.path, cache)
+            files[role] = RemoteFile(fs, address, info.bytes, info.sha256, blocks)
             continue
         path = files[role] = hub.download(url, info.path, cache)
         if problem := _problem(path, info, full=full):
