@@ -187,7 +187,7 @@ def main() -> None:
             asked = subprocess.run(
                 [sys.executable, __file__, "--server", "", "--only",
                  f"http://127.0.0.1:{proxy.port}", str(Path(scratch, "cache"))],
-                check=True, capture_output=True, text=True,
+                check=True, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
     report = {
         "date": date.today().isoformat(), "commit": _commit(),
