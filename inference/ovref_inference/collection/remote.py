@@ -4,10 +4,10 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -43,17 +43,26 @@ class BlockCache:
         self._written: int | None = None
         """Bytes written since the folder was last measured; None before the first time."""
 
-    def read(self, name: str, block: int, size: int) -> bytes | None:
-        """The block of a file, or None if it is not there or was cut off."""
+    def has(self, name: str, block: int, size: int) -> bool:
+        """Whether the block of a file is there, and whole."""
+        try:
+            return self._path(name, block).stat().st_size == size
+        except OSError:
+            return False
+
+    def open(self, name: str, block: int, size: int) -> BinaryIO | None:
+        """The block of a file, opened; None if it is not there or was cut off."""
         path = self._path(name, block)
         try:
-            content = path.read_bytes()
-            if len(content) == size:
-                os.utime(path)  # file systems that record no reading would lose the order of use
-                return content
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
         except OSError:
-            pass  # never written, or deleted by another process
-        return None
+            return None  # never written, or deleted by another process
+        if os.fstat(file.fileno()).st_size != size:
+            file.close()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # file systems that record no reading would lose the order of use
+        return file
 
     def write(self, name: str, block: int, content: bytes) -> None:
         """Keeps a block. Raises OSError if the disk is full."""
@@ -134,16 +143,18 @@ class RemoteFile:
         order = np.argsort(blocks, kind="stable")
         blocks, owners = blocks[order], owners[order]
         wanted, firsts = np.unique(blocks, return_index=True)
+        self._bring(wanted.tolist())
+        memory = memoryview(found)
         stops = np.append(firsts[1:], len(blocks))
-        contents = self._contents(wanted)
-        for block, first, stop, content in zip(wanted, firsts, stops, contents, strict=True):
-            values = np.frombuffer(content, dtype=np.uint8)
-            begin = int(block) * BLOCK_BYTES
-            for owner in owners[first:stop]:
-                start, end = int(starts[owner]), int(starts[owner] + lengths[owner])
-                low, high = max(start, begin), min(end, begin + len(values))
-                target = int(targets[owner]) + low - start
-                found[target : target + high - low] = values[low - begin : high - begin]
+        for block, first, stop in zip(wanted.tolist(), firsts, stops, strict=True):
+            begin, size = block * BLOCK_BYTES, self._block_size(block)
+            with self._opened(block) as source:
+                for owner in owners[first:stop]:
+                    start, end = int(starts[owner]), int(starts[owner] + lengths[owner])
+                    low, high = max(start, begin), min(end, begin + size)
+                    target = int(targets[owner]) + low - start
+                    source.seek(low - begin)
+                    source.readinto(memory[target : target + high - low])
         return found
 
     def prefetch(self, starts: Any, lengths: Any) -> None:
@@ -151,29 +162,31 @@ class RemoteFile:
         starts = np.asarray(starts, dtype=np.int64)
         lengths = np.asarray(lengths, dtype=np.int64)
         blocks, _ = _blocks_of(starts[lengths > 0], lengths[lengths > 0])
-        for _content in self._contents(np.unique(blocks)):
-            pass
+        self._bring(np.unique(blocks).tolist())
 
     def open(self) -> io.BufferedReader:
         """The file as Python's own file objects are: seekable, binary, read-only."""
         return io.BufferedReader(_Raw(self), buffer_size=1 << 16)
 
-    def _contents(self, blocks: np.ndarray) -> Iterator[bytes]:
-        """The contents of these blocks, which are sorted and once each."""
-        for start in range(0, len(blocks), _BATCH_BLOCKS):
-            batch = blocks[start : start + _BATCH_BLOCKS].tolist()
-            contents: dict[int, bytes] = {}
-            for block in batch:
-                content = self.cache.read(self.sha256, block, self._block_size(block))
-                if content is not None:
-                    contents[block] = content
-            contents |= self._fetched([block for block in batch if block not in contents])
-            yield from (contents[block] for block in batch)
+    def _bring(self, blocks: list[int]) -> None:
+        """Fetches those of these blocks, sorted and once each, that are not in the cache."""
+        missing = [
+            block
+            for block in blocks
+            if not self.cache.has(self.sha256, block, self._block_size(block))
+        ]
+        for start in range(0, len(missing), _BATCH_BLOCKS):
+            self._fetch(missing[start : start + _BATCH_BLOCKS])
+
+    def _opened(self, block: int) -> Any:
+        """The block as a file; fetched again if it was deleted from the cache meanwhile."""
+        file = self.cache.open(self.sha256, block, self._block_size(block))
+        return file or io.BytesIO(self._fetch([block])[block])
 
     def _block_size(self, block: int) -> int:
         return min(BLOCK_BYTES, self.size - block * BLOCK_BYTES)
 
-    def _fetched(self, blocks: list[int]) -> dict[int, bytes]:
+    def _fetch(self, blocks: list[int]) -> dict[int, bytes]:
         runs = _runs(blocks)
         found: dict[int, bytes] = {}
         begins = [first * BLOCK_BYTES for first, _ in runs]

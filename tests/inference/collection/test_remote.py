@@ -215,14 +215,21 @@ def test_the_cache_keeps_to_its_limit_and_drops_what_was_used_least_recently(tmp
     for path in sorted((tmp_path / "a").iterdir()):
         now = next(times)
         os.utime(path, (now, now))
-    assert cache.read("a", 0, 1000) == bytes(1000)  # used just now
+    with cache.open("a", 0, 1000) as block:  # used just now
+        assert block.read() == bytes(1000)
     for block in range(5):
         cache.write("b", block, bytes(1000))
         kept = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
         assert kept <= 101_000
-    assert cache.read("a", 0, 1000) is not None
-    assert cache.read("a", 1, 1000) is None
-    assert cache.read("a", 99, 1000) is not None
+    assert [cache.has("a", block, 1000) for block in (0, 1, 99)] == [True, False, True]
+    assert cache.open("a", 1, 1000) is None
+
+
+def test_blocks_that_do_not_fit_into_the_cache_are_read_all_the_same(file):
+    found, content = file
+    found.cache.limit = 2_000
+    np.testing.assert_array_equal(found.read([0], [10_500]), content)
+    assert sum(path.stat().st_size for path in found.cache.folder.rglob("*")) < 10_000
 
 
 def test_several_threads_share_a_file(file):
