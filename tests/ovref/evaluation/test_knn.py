@@ -179,7 +179,7 @@ def test_a_damaged_memory_and_images_without_labels_are_errors(tmp_path):
     )
     encode = lambda images: np.ones((len(images), 2, 2, 3), np.float32)  # noqa: E731
     models = SimpleNamespace(
-        encoder=lambda config: SimpleNamespace(encode=encode), forget=lambda: None
+        encoder=lambda config: SimpleNamespace(encode=encode), clear=lambda: None
     )
     with pytest.raises(InputError, match="labelled pixel"):
         make_memory_bank(spec, blank, models)
