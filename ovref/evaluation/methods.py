@@ -111,7 +111,7 @@ class Methods:
         self._models = models
         self._oracle: RegionProposer = oracle_proposer([], [])
         self._segmenters: dict[Row, Any] = {}
-        self.names, self._class_of = _asked(data, spec)
+        self.names, self._class_of = _query_names(data, spec)
         seen = data.seen
         self._seen = None if seen is None else [seen[label] for label in self._class_of[:-1]]
 
@@ -270,7 +270,7 @@ class Methods:
         return label_windows(example.label_hw, self.protocol)
 
 
-def _asked(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:
+def _query_names(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:
     """The names given to a segmenter, and (names + 1,) int64, the class of each, the last NO_CLASS.
 
     A class has all of its synonyms and takes the best score; a background that is not queried has

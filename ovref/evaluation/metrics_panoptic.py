@@ -146,19 +146,19 @@ class PanopticQuality:
         for name, panoptic in (("truth", truth), ("prediction", predicted)):
             if not np.issubdtype(panoptic.ids_hw.dtype, np.integer):
                 raise ValueError(f"{name} must hold integer ids, found {panoptic.ids_hw.dtype}")
-            drawn = set(np.unique(panoptic.ids_hw).tolist()) - {VOID}
-            if drawn - set(panoptic.labels):
-                raise ValueError(f"{name} has no label for {sorted(drawn - set(panoptic.labels))}")
+            ids = set(np.unique(panoptic.ids_hw).tolist()) - {VOID}
+            if ids - set(panoptic.labels):
+                raise ValueError(f"{name} has no label for {sorted(ids - set(panoptic.labels))}")
             wrong = [v for v in panoptic.labels.values() if not 0 <= v < len(self.things)]
             if wrong or VOID in panoptic.labels:
                 raise ValueError(
                     f"{name}: segment ids start at 1 and labels lie in 0 to "
                     f"{len(self.things) - 1}, found {dict(panoptic.labels)}"
                 )
-            if name == "prediction" and (set(panoptic.labels) - drawn or panoptic.crowd):
+            if name == "prediction" and (set(panoptic.labels) - ids or panoptic.crowd):
                 raise ValueError(
                     "predicted segments must have pixels and not be crowds, found segments "
-                    f"{sorted(set(panoptic.labels) - drawn)} without, crowd {set(panoptic.crowd)}"
+                    f"{sorted(set(panoptic.labels) - ids)} without, crowd {set(panoptic.crowd)}"
                 )
 
 

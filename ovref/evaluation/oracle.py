@@ -39,8 +39,8 @@ def oracle_proposer(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -
     """
     known = {array_key(image): masks_nhw for image, masks_nhw in zip(images, masks, strict=True)}
 
-    def propose(asked: Sequence[np.ndarray]) -> list[np.ndarray]:
-        keys = [array_key(image) for image in asked]
+    def propose(queried: Sequence[np.ndarray]) -> list[np.ndarray]:
+        keys = [array_key(image) for image in queried]
         unknown = [index for index, key in enumerate(keys) if key not in known]
         if unknown:
             raise ValueError(

@@ -48,10 +48,10 @@ def noun_agreement(
         (q,) float64; NaN where no other image shows the noun.
     """
     other_image = images_n[neighbours_qm] != images_n[query_rows_q][:, None]
-    asked = other_image & (neighbours_qm >= 0)
-    asked &= np.cumsum(asked, axis=1) <= k
+    considered = other_image & (neighbours_qm >= 0)
+    considered &= np.cumsum(considered, axis=1) <= k
     same_noun = nouns_n[neighbours_qm] == nouns_n[query_rows_q][:, None]
-    agreeing = (asked & same_noun).sum(axis=1)
+    agreeing = (considered & same_noun).sum(axis=1)
 
     available = elsewhere_n[query_rows_q]
     with np.errstate(invalid="ignore"):

@@ -102,13 +102,13 @@ def filter_references(
         agreement_n[alive[rows]] = _agreement(
             visual, live_rows, nouns[live_rows], images[live_rows], spec, seed, out
         )
-        judged = ~np.isnan(agreement_n)
-        fine = ~judged | (agreement_n >= spec.min_noun_agreement)
+        measured = ~np.isnan(agreement_n)
+        fine = ~measured | (agreement_n >= spec.min_noun_agreement)
         apply("noun_agreement", lambda rows: fine)
         agreement = {
-            "judged": int(judged.sum()),
-            "mean_before": _mean(agreement_n[judged]),
-            "mean_of_kept": _mean(agreement_n[judged & fine]),
+            "judged": int(measured.sum()),
+            "mean_before": _mean(agreement_n[measured]),
+            "mean_of_kept": _mean(agreement_n[measured & fine]),
         }
     if len(rows) == 0:
         lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)

@@ -287,11 +287,11 @@ def _check_made_by(embed: Embed, step: StepFolder) -> None:
         )
     fields = {"part": "region"} | stages[-1]["fields"]  # older steps do not record their part
     for name in ("visual", "text", "templates", "weights", "part"):
-        asked, found = canonical(getattr(embed, name)), fields[name]
-        if asked != found:
+        wanted, found = canonical(getattr(embed, name)), fields[name]
+        if wanted != found:
             raise MismatchError(
                 f"{step.store.url} was made with other settings: {name} was {found} and is now "
-                f"{asked}; restore the setting, or embed the images again into another folder"
+                f"{wanted}; restore the setting, or embed the images again into another folder"
             )
 
 

@@ -149,18 +149,18 @@ class EmbedStage:
         return [*drops, *self._embed(images)] if images else list(drops)
 
     def _embed(self, batch: list[_Decoded]) -> Iterator[Reference | Dropped]:
-        asked = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
+        masks_of_images = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
         found = self._visual.encode_regions(
             [image_hwc for _, image_hwc in batch],
             [
                 _stacked([mask_hw for mask_hw in some if not isinstance(mask_hw, str)], image_hwc)
-                for some, (_, image_hwc) in zip(asked, batch, strict=True)
+                for some, (_, image_hwc) in zip(masks_of_images, batch, strict=True)
             ],
-            self._heatmaps(batch, asked),
+            self._heatmaps(batch, masks_of_images),
         )
         captions_nd = self._texts.encode([record.caption for record, _ in batch])
         for (record, _), masks_or_reasons, (features, valid), caption_d in zip(
-            batch, asked, found, captions_nd, strict=True
+            batch, masks_of_images, found, captions_nd, strict=True
         ):
             yield from self._references(record, masks_or_reasons, features, valid, caption_d)
 
@@ -188,7 +188,7 @@ class EmbedStage:
         return found
 
     def _heatmaps(
-        self, batch: list[_Decoded], asked: list[list[np.ndarray | str]]
+        self, batch: list[_Decoded], masks_of_images: list[list[np.ndarray | str]]
     ) -> list[np.ndarray] | None:
         """(n, H, W) float32 of each image's embedded regions, where the strategy needs them."""
         if self._spec.visual.masking != "heatmap":
@@ -203,7 +203,7 @@ class EmbedStage:
                 ],
                 image_hwc,
             )
-            for (record, image_hwc), some in zip(batch, asked, strict=True)
+            for (record, image_hwc), some in zip(batch, masks_of_images, strict=True)
         ]
 
     def _references(

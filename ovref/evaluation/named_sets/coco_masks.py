@@ -103,17 +103,17 @@ def _segments(
     ids_hw = np.full(size_hw, VOID, dtype=np.int32)
     labels: dict[int, int] = {}
     crowd = set()
-    drawn = [(mask_of(each["segmentation"], size_hw), each) for each in annotations]
+    masks = [(mask_of(each["segmentation"], size_hw), each) for each in annotations]
     # Crowds first, below single instances.
-    drawn.sort(key=lambda pair: (not pair[1].get("iscrowd", 0), -int(pair[0].sum())))
-    for id_, (mask_hw, each) in enumerate(drawn, start=1):
+    masks.sort(key=lambda pair: (not pair[1].get("iscrowd", 0), -int(pair[0].sum())))
+    for id_, (mask_hw, each) in enumerate(masks, start=1):
         ids_hw[mask_hw] = id_
         labels[id_] = classes[int(each["category_id"])]
         if each.get("iscrowd", 0):
             crowd.add(id_)
     if rest is not None:
-        labels[len(drawn) + 1] = rest
-        ids_hw[ids_hw == VOID] = len(drawn) + 1
+        labels[len(masks) + 1] = rest
+        ids_hw[ids_hw == VOID] = len(masks) + 1
     present = set(np.unique(ids_hw).tolist())  # without those that are completely covered
     labels = {id_: label for id_, label in labels.items() if id_ in present}
     return PanopticMap(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd & present))
