@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovref.class_files import SYNONYMS, list_of_file
+from ovref.class_files import list_of_file, names_of
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
@@ -18,7 +18,7 @@ class Classes:
 
     names: tuple[str, ...]
     """(c,) the name of each class."""
-    asked: tuple[str, ...]
+    query_names: tuple[str, ...]
     """(n,) all distinct names: the query for a segmenter."""
     class_of: np.ndarray
     """(n,) int64: the class of each name."""
@@ -32,8 +32,7 @@ class Classes:
 
     def missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Classes whose names are all among these."""
-        gone = np.isin(self.asked, names) if names else np.zeros(len(self.asked), dtype=bool)
-        kept = set(self.class_of[~gone].tolist())
+        kept = set(self.class_of[[name not in names for name in self.query_names]].tolist())
         return tuple(name for i, name in enumerate(self.names) if i not in kept)
 
 
@@ -62,17 +61,13 @@ def read_classes(text: str, things: str | None = None) -> Classes:
         found = bundled_list(of_set.classes, listed or of_set.lists[0]).classes
         known = of_set.things
     else:
-        found = tuple(names for part in text.split(",") if (names := _synonyms(part)))
+        found = tuple(names for part in text.split(",") if (names := names_of(part)))
         if len(found) == 1 and text.endswith((".txt", ".csv", ".json")):
             raise InputError(
                 f"there is no class list {text}; give a file, names separated by commas, or "
                 f"one of {', '.join(SETS)}"
             )
     return _classes(found, things, known, text)
-
-
-def _synonyms(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(SYNONYMS) if name.strip())
 
 
 def _classes(
@@ -87,7 +82,7 @@ def _classes(
                 raise InputError(f"two classes of {text!r} have the name {name!r}")
     classes = Classes(
         names=tuple(names[0] for names in found),
-        asked=tuple(owner),
+        query_names=tuple(owner),
         class_of=np.array(list(owner.values()), dtype=np.int64),
         things=known,
     )
@@ -101,5 +96,8 @@ def _classes(
         raise InputError(f"things must be classes, found {', '.join(unknown)}")
     numbers = frozenset(i for i, name in enumerate(classes.names) if name in wanted)
     return Classes(
-        names=classes.names, asked=classes.asked, class_of=classes.class_of, things=numbers
+        names=classes.names,
+        query_names=classes.query_names,
+        class_of=classes.class_of,
+        things=numbers,
     )

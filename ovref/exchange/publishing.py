@@ -142,7 +142,7 @@ def card(
 ) -> str:
     """The data set card: contents, models, licences, evaluation, and how to load it."""
     counts = manifest.counts
-    living = counts["references"] - counts["tombstones"]
+    live = counts["references"] - counts["tombstones"]
     front = [
         "---", f"pretty_name: {json.dumps(title, ensure_ascii=False)}", "license: other",
         "task_categories: [image-segmentation]", "tags: [ovref, reference-collection]",
@@ -155,7 +155,7 @@ def card(
     lines = [
         *front, "---", f"# {title}", "",
         "A reference collection for training-free open-vocabulary segmentation, built with ovref: "
-        f"{living:,} references of {counts['nouns']:,} nouns, {counts['prototypes']:,} prototypes.",
+        f"{live:,} references of {counts['nouns']:,} nouns, {counts['prototypes']:,} prototypes.",
         *_deleted(counts["tombstones"]),
         "", "```python", "import ovref_inference",
         f'collection = ovref_inference.open("{target}")',

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovref.errors import InputError
-from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
+from ovref.ops.quality import count_on_other_images, first_of_near_duplicates, noun_agreement
 from ovref.reduce.gather import USABLE
 from ovref.reduce.indexing import build_index_on_disk
 from ovref.reduce.phases import Report
@@ -102,13 +102,13 @@ def filter_references(
         agreement_n[alive[rows]] = _agreement(
             visual, live_rows, nouns[live_rows], images[live_rows], spec, seed, out
         )
-        judged = ~np.isnan(agreement_n)
-        fine = ~judged | (agreement_n >= spec.min_noun_agreement)
+        measured = ~np.isnan(agreement_n)
+        fine = ~measured | (agreement_n >= spec.min_noun_agreement)
         apply("noun_agreement", lambda rows: fine)
         agreement = {
-            "judged": int(judged.sum()),
-            "mean_before": _mean(agreement_n[judged]),
-            "mean_of_kept": _mean(agreement_n[judged & fine]),
+            "judged": int(measured.sum()),
+            "mean_before": _mean(agreement_n[measured]),
+            "mean_of_kept": _mean(agreement_n[measured & fine]),
         }
     if len(rows) == 0:
         lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
@@ -167,7 +167,7 @@ def _agreement(
     _write_vectors(visual, rows, path)
     build_index_on_disk(path, index_path, seed=seed)
     vectors, index = Rows(path), read_index(index_path)
-    available = elsewhere(nouns, images)
+    available = count_on_other_images(nouns, images)
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
     nprobe = None
     if hasattr(index, "nlist"):

@@ -1,6 +1,5 @@
 """Prompts to images: generate an image for each caption, and a region for each noun."""
 
-import io
 import logging
 import os
 from collections.abc import Iterator
@@ -8,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image
 
 from ovref.ahead import map_ahead
 from ovref.config import STRICT
@@ -16,9 +14,10 @@ from ovref.contract import Dropped
 from ovref.identity import record_seed
 from ovref.models.blank import blank_prompt
 from ovref.models.tokens import mentions
-from ovref.ops.binarisation import BinariseRule, binarise, contrast, flattened, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, contrast, min_max_scaled, with_sigmoid
 from ovref.ops.masks import image_record, reject_reason, require_areas
 from ovref.records import ImageRecord, Noun, Prompt, Region
+from ovref.stored_images import jpeg_of
 from ovref_inference.ranges import require_at_least, require_each_at_least, require_within
 
 logger = logging.getLogger(__name__)
@@ -273,7 +272,7 @@ class SynthesizeStage:
         measured = {"batch_size": self.batch_size} if spec.batch_size == "auto" else {}
         kept_maps, regions = [], []
         # Masks are made from the stored float16 heatmaps, so that they can be reproduced.
-        kept_nhw = stretched(flattened(heatmaps_nhw, spec.binarise))
+        kept_nhw = min_max_scaled(with_sigmoid(heatmaps_nhw, spec.binarise))
         for (number, noun), heatmap_hw in zip(request.nouns, kept_nhw, strict=True):
             if not np.isfinite(heatmap_hw).all():
                 yield Dropped(f"{prompt.key}#{number}", "nonfinite_heatmap")
@@ -288,7 +287,7 @@ class SynthesizeStage:
             kept_maps.append(heatmap_hw)
         yield image_record(
             prompt,
-            jpeg(image_hwc, spec.jpeg_quality),
+            jpeg_of(image_hwc, spec.jpeg_quality),
             regions,
             kept_maps,
             seed=request.seed,
@@ -304,11 +303,3 @@ class SynthesizeStage:
                 **measured,
             },
         )
-
-
-def jpeg(image_hwc: np.ndarray, quality: int) -> bytes:
-    """(H, W, 3) uint8 RGB as a JPEG file."""
-    buffer = io.BytesIO()
-    # Colour at full resolution: half of it would blur the edges of small regions.
-    Image.fromarray(image_hwc).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()

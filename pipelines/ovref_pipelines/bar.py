@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ovref.meter import Meter
+from ovref.meter import ProgressMeter
 
 EVERY_SECONDS = 10.0
 
@@ -34,7 +34,7 @@ def bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[
 
             yield step
         return
-    meter = Meter(total, what, say, EVERY_SECONDS)
+    meter = ProgressMeter(total, what, say, EVERY_SECONDS)
     done = 0
 
     def line() -> None:

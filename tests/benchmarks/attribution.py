@@ -45,7 +45,7 @@ from ovref.models.diffusion import (
 )
 from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
-from ovref.ops.binarisation import BinariseRule, binarise, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, min_max_scaled
 from ovref.records import YES
 from ovref.stages.synthesize import Synthesize
 
@@ -254,7 +254,7 @@ def fewer(pipeline, count):
         ious = {"things": [], "stuff": []}
         for scene, maps in zip(scenes, heatmaps, strict=True):
             masks = binarise(
-                stretched(maps[: len(scene.nouns)]), scene.label_hw.shape, BinariseRule()
+                min_max_scaled(maps[: len(scene.nouns)]), scene.label_hw.shape, BinariseRule()
             )
             for noun, mask in zip(scene.nouns, masks == YES, strict=True):
                 truth = scene.label_hw == CLASSES.index(noun.lemma)

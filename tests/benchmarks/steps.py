@@ -183,7 +183,7 @@ def measure(built, arguments):
         with CachedModels() as models:
             collection = models.collection(found["collection"])
             methods = Methods(spec, data, models, collection)
-            methods.look_at(examples)
+            methods.encode_batch(examples)
             scores = {
                 title: miou(methods.segmenter(Row(name=kind)), examples, data.class_names)
                 for title, kind in MASKS.items()

@@ -33,7 +33,7 @@ def coverage(collection: ReferenceCollection, names: list[str]) -> list[dict[str
     Raises:
         ModelError: the collection's text encoder, needed for what is no noun, cannot be loaded.
     """
-    classes = Classes(names=tuple(names), asked=tuple(names), class_of=np.arange(len(names)))
+    classes = Classes(names=tuple(names), query_names=tuple(names), class_of=np.arange(len(names)))
     return [
         {
             "name": row.name, "verdict": row.verdict, "noun": row.noun, "count": row.references,

@@ -76,7 +76,7 @@ def import_bank(
         if layout == "arrays":
             arrays = read_arrays(files[0], files[1], files[2] if len(files) > 2 else None)
         else:
-            names = read_classes(classes or "").asked
+            names = read_classes(classes or "").query_names
             if layout == "freeda":
                 arrays = imports.read_freeda(
                     Path(files[0]), Path(files[1]), names, texts, Path(scratch)

@@ -195,7 +195,7 @@ class Worker:
             )
             with warnings.catch_warnings():  # the summary tells of missing classes
                 warnings.filterwarnings("ignore", message=".* has no references for")
-                self.segmenter.prepare(job.classes.asked)  # type: ignore[attr-defined]
+                self.segmenter.prepare(job.classes.query_names)  # type: ignore[attr-defined]
         except ValueError as error:
             hint = "; --proposer names one" if "give a proposer" in str(error) else ""
             raise InputError(f"{error}{hint}") from error
@@ -203,7 +203,7 @@ class Worker:
     def segment(self, photograph: Photograph, image_hwc: np.ndarray) -> Done:
         """Segments one image and writes its files."""
         job, classes = self.job, self.job.classes
-        (found,) = self.segmenter.segment([image_hwc], classes.asked)
+        (found,) = self.segmenter.segment([image_hwc], classes.query_names)
         labels_hw, name = classes.labels(found.labels_hw), photograph.name
         count = len(classes.names)
         if "labels" in job.formats:

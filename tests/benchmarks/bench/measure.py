@@ -33,11 +33,12 @@ from ovref.models.diffusion import (
     optimize_pipeline,
     to_uint8,
 )
-from ovref.ops.binarisation import binarise, resized, stretched
+from ovref.ops.binarisation import binarise, min_max_scaled, resized
 from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
-from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg
+from ovref.stages.synthesize import Synthesize, SynthesizeStage
 from ovref.storage.shards import ShardFiles
+from ovref.stored_images import jpeg_of
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 
@@ -247,7 +248,7 @@ def _record_parts(
 
     def binarise_all() -> None:
         for prompt, heatmaps_nhw in zip(prompts, maps, strict=True):
-            found_nhw = stretched(heatmaps_nhw[: len(prompt.nouns)])
+            found_nhw = min_max_scaled(heatmaps_nhw[: len(prompt.nouns)])
             binarise(found_nhw, size_hw, synthesize.binarise)
 
     def write() -> None:
@@ -258,7 +259,7 @@ def _record_parts(
 
     runs = {
         "masks": binarise_all,
-        "jpeg": lambda: [jpeg(image_hwc, synthesize.jpeg_quality) for _ in prompts],
+        "jpeg": lambda: [jpeg_of(image_hwc, synthesize.jpeg_quality) for _ in prompts],
         "embedding": lambda: list(embed(iter(records))),
         "writing": write,
     }

@@ -101,7 +101,7 @@ def test_the_verbs_evaluate_and_compare(config, local, capsys, tmp_path, monkeyp
     found = json.loads((tmp_path / "both/compare.json").read_text())
     assert found["first"]["row"] == "FOSSIL without proposals"
     assert cli.main(["compare", "out", "gone", "--output", "both"]) == 2
-    assert "gone is no finished evaluation" in capsys.readouterr().err
+    assert "gone is not a finished evaluation" in capsys.readouterr().err
     assert cli.main([*arguments, "fossil.n=3"]) == 2
     assert "settings.fossil.n was 20 and is now 3" in capsys.readouterr().err
 

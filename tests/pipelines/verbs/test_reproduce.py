@@ -98,7 +98,7 @@ def test_what_is_missing_is_named_all_at_once(data, tmp_path, capsys):
     arguments = ["reproduce", "vocseg_ade847", "--data", str(tmp_path), "--runs", str(tmp_path)]
     assert cli.main([*arguments, "--dry-run"]) == 2
     shown = capsys.readouterr().out
-    assert "MISSING" in shown and "holds no ade847" in shown
+    assert "MISSING" in shown and "does not contain ade847" in shown
     assert "captions_train2017.json" in shown and "VOCSeg, table 3: ADE-847" in shown
     assert cli.main(arguments) == 2
     assert "cannot be run" in capsys.readouterr().err
