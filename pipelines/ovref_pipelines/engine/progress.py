@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
+from ovref_pipelines.bar import REDRAW_SECONDS, Bars
 from ovref_pipelines.console import json_line
 from ovref_pipelines.engine.bill import Bill
 from ovref_pipelines.engine.rate import Rate
@@ -75,7 +76,7 @@ class Progress:
         self._reports: dict[str, Report] = {}
         self._rate = Rate(clock)
         self._printed = clock()
-        self._bars: Any = None
+        self._bars = Bars(self._stream)
         self._lock = threading.RLock()
 
     def begin(
@@ -169,17 +170,17 @@ class Progress:
             if self._watcher is not None:
                 self._watcher([progress.counts() for progress in self._shown])
             now = self._clock()
-            if now - self._printed < (0.2 if self._live else self._every_seconds):
+            if now - self._printed < (REDRAW_SECONDS if self._live else self._every_seconds):
                 return
             self._printed = now
             if self._live:
-                self._draw()
+                self._bars.show([(step.line(), *step._bar()) for step in self._shown])
             elif self._json:
                 for progress in self._shown:
                     line = progress.line()
-                    self._print(json_line(progress._step, "progress", line, progress.counts()))
+                    self._bars.print(json_line(progress._step, "progress", line, progress.counts()))
             else:
-                self._print("; ".join(progress.line() for progress in self._shown))
+                self._bars.print("; ".join(progress.line() for progress in self._shown))
 
     def say(self, message: str, event: str = "note", **fields: Any) -> None:
         """Prints a separate line: a failed shard, a lost worker.
@@ -189,7 +190,7 @@ class Progress:
         """
         line = f"{self._step}: {message}"
         with self._lock:
-            self._leader._print(
+            self._leader._bars.print(
                 json_line(self._step, event, message, fields) if self._json else line
             )
 
@@ -197,9 +198,7 @@ class Progress:
         """Removes the bars from the terminal."""
         if self._leader is self and self._watcher is not None:
             self._watcher([progress.counts() for progress in self._shown])
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        self._bars.close()
 
     def records_per_second(self) -> float | None:
         """Input records per second over the recent batches; None before the first is finished."""
@@ -274,33 +273,6 @@ class Progress:
         in_hand = self._records() - self._records_now
         done = self._records_before + self._records_now
         return done + in_hand, done + self._to_go
-
-    def _draw(self) -> None:
-        if self._bars is None:
-            from rich import console, progress, table  # only a terminal needs it
-
-            one_line = table.Column(no_wrap=True)
-            self._bars = progress.Progress(
-                progress.BarColumn(bar_width=20),
-                progress.TextColumn("{task.description}", markup=False, table_column=one_line),
-                progress.TimeElapsedColumn(),
-                console=console.Console(file=self._stream),
-                refresh_per_second=2,
-                transient=True,
-            )
-            self._bars.start()
-        for number, step in enumerate(self._shown):
-            done, total = step._bar()
-            if number == len(self._bars.task_ids):
-                self._bars.add_task("", total=total)
-            task = self._bars.task_ids[number]
-            self._bars.update(task, description=step.line(), completed=done, total=total)
-
-    def _print(self, line: str) -> None:
-        if self._bars is None:
-            print(line, file=self._stream, flush=True)
-        else:  # above the bars
-            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Throttle:
