@@ -18,7 +18,7 @@ class Vectors(Protocol):
 
 
 def as_float32(vectors: Any) -> np.ndarray:
-    """An array or a tensor as a float32 array; a tensor may be of any dtype, lie on any device and
+    """An array or tensor as a float32 array; a tensor may have any dtype, be on any device and
     require gradients."""
     if hasattr(vectors, "detach"):
         vectors = vectors.detach().cpu().float().numpy()
@@ -32,8 +32,8 @@ def l2_normalised(vectors: Any) -> np.ndarray:
         vectors: array or tensor, see `as_float32`.
 
     Raises:
-        ValueError: a vector is zero or not finite; it has no direction, and a NaN in an index
-            would break every search.
+        ValueError: a vector is zero or not finite: it has no direction, and NaN in an index breaks
+            every search.
     """
     vectors = as_float32(vectors)
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.
@@ -51,12 +51,12 @@ def l2_normalised(vectors: Any) -> np.ndarray:
 def prefetch_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
     """Asks the system to load rows of a memory-mapped matrix together, before they are read.
 
-    Otherwise each row that is not in memory is one page fault, which waits for the disk and reads
-    many neighbouring pages too. Returns at once; does nothing if the matrix is not a memory map or
-    the platform has no `madvise`.
+    Otherwise each row that is not in memory causes a page fault, which waits for the disk and also
+    reads many neighbouring pages. Returns at once; does nothing if the matrix is not a memory map
+    or the platform has no `madvise`.
 
     Args:
-        matrix: (n, d), contiguous rows, as of `format.open_vectors`.
+        matrix: (n, d), contiguous rows, as in `format.open_vectors`.
         rows: integers from 0 to n - 1, in any order, repeated or none at all.
     """
     mapping: object = matrix

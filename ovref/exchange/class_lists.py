@@ -1,6 +1,8 @@
 """Class lists as people give them: words, a file, or a list of the field by its name."""
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +50,8 @@ def read_classes(text: str, things: str | None = None) -> Classes:
         things: `all`, `none`, or names with commas; None takes those that a set says.
 
     Raises:
-        InputError: no names, a name that two classes share, an unknown list of a set, or things
-            that are no classes.
+        InputError: no names, a name that two classes share, an unknown list of a set, a word that
+            looks like a misspelt set, or things that are no classes.
     """
     known: frozenset[int] | None = None
     name, _, listed = text.partition(":")
@@ -67,6 +69,11 @@ def read_classes(text: str, things: str | None = None) -> Classes:
             raise InputError(
                 f"there is no class list {text}; give a file, names with commas between them, or "
                 f"one of {', '.join(SETS)}"
+            )
+        if re.fullmatch(r"[a-z]+[\d_]\w*", name) and (close := get_close_matches(name, SETS, 1)):
+            raise InputError(
+                f"there is no set {name}; did you mean {close[0]}? For a class of that name give a "
+                "text file"
             )
     return _classes(found, things, known, text)
 

@@ -36,7 +36,7 @@ def build(
 
     Raises:
         ConfigError: an unknown setting, or a value of another type or out of range.
-        OvrefError: as of `ovref_pipelines.recipe.build`.
+        OvrefError: as in `ovref_pipelines.recipe.build`.
     """
     return run_build(configured(BuildConfig, config, settings), say)
 
@@ -47,10 +47,10 @@ def evaluate(
     """Measures a collection: `ovref evaluate` from Python.
 
     Args:
-        config, settings, say: as of `build`, for `ovref.evaluation.evaluate.EvaluateSpec`.
+        config, settings, say: as in `build`, for `ovref.evaluation.evaluate.EvaluateSpec`.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
 
-    Returns, raises: as of `ovref.evaluation.evaluate.evaluate`.
+    Returns, raises: as in `ovref.evaluation.evaluate.evaluate`.
     """
     from ovref.evaluation.evaluate import EvaluateSpec
     from ovref.evaluation.evaluate import evaluate as run
@@ -77,7 +77,7 @@ def publish(
         build: output of the build that made it; None takes the folder that the collection is in.
         evaluation: path of an evaluation.json for the card; None takes the build's, if any.
 
-    Returns, raises: as of `ovref.exchange.publishing.publish`.
+    Returns, raises: as in `ovref.exchange.publishing.publish`.
     """
     from ovref_pipelines.verbs import publish as verb
 

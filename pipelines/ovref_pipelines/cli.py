@@ -12,7 +12,9 @@ from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
 from ovref_pipelines.tool_arguments import add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
-"""Verbs that the extra `cli` is enough for."""
+"""Verbs for which the extra `cli` is enough, without `--pictures` and `--regenerate`."""
+LIGHT_PACKAGES = ("pydantic", "yaml", "PIL", "rich")
+"""Top-level modules of the packages in the extra `cli`."""
 RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "reproduce")
 """Verbs that resume where they were stopped; the others begin anew."""
 EXTRAS = {
@@ -21,7 +23,7 @@ EXTRAS = {
     ),
     "explore": "explore",
 }
-"""Extras that verbs need which do not build."""
+"""Extras for verbs that do not build."""
 
 EPILOG = """\
 examples:
@@ -349,7 +351,8 @@ def _run(options: argparse.Namespace, console: consoles.Console) -> int:
 def _code(error: BaseException, verb: str, console: consoles.Console) -> int | None:
     """Reports an error and returns its exit code; None for an unexpected error."""
     if isinstance(error, ModuleNotFoundError) and not (error.name or "ovref").startswith("ovref"):
-        extra = "cli" if verb in LIGHT_VERBS else EXTRAS.get(verb, "build")
+        light = verb in LIGHT_VERBS and error.name in LIGHT_PACKAGES
+        extra = "cli" if light else EXTRAS.get(verb, "build")
         console.say(
             f"ovref: {verb} needs the package {error.name}, which is not installed: "
             f"`pip install 'ovref[cpu,{extra}]'`, in a clone `pip install '.[cpu,{extra}]'`",

@@ -62,7 +62,7 @@ def add_tools(add: Add) -> None:
     search.add_argument("--json", action="store_true", help="for programs")
     coverage = add("coverage", "say what a collection has for each class, the weakest first")
     coverage.add_argument("collection", help="folder or URL")
-    coverage.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
+    coverage.add_argument("--classes", required=True, metavar="LIST", help="as in segment")
     coverage.add_argument("--json", action="store_true", help="for programs")
     publish = add("publish", "publish a collection, with a card, for others to open")
     publish.add_argument("collection", help="folder or URL")
@@ -99,7 +99,7 @@ def add_tools(add: Add) -> None:
     )  # fmt: skip
     imported.add_argument("--size", type=_positive, default=518, metavar="PIXELS")
     imported.add_argument("--text", required=True, metavar="MODEL", help="the CLIP model")
-    imported.add_argument("--classes", metavar="LIST", help="names for a bank, as of segment")
+    imported.add_argument("--classes", metavar="LIST", help="names for a bank, as in segment")
     imported.add_argument("--name", default="own", help="of the bank, or of the source")
     _add_models(imported)
     imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")

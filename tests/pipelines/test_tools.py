@@ -85,6 +85,7 @@ def test_segment_refuses_before_it_loads_a_model(tiny_build, photographs, tmp_pa
     place = tiny_build / "collection"
     for arguments, message in (
         ((place, photographs, "--classes", "none.txt"), "there is no class list none.txt"),
+        ((place, photographs, "--classes", "ade151"), "did you mean ade150?"),
         ((place, tmp_path / "x.png", "--classes", "sky"), "there is no image at"),
         ((place, photographs, "--classes", "sky", "--proposer", "sam"), "--proposer must be"),
         ((tmp_path, photographs, "--classes", "sky"), "no reference collection at"),
@@ -127,6 +128,7 @@ def test_search(tiny_build, photographs, tmp_path, capsys):
         (("sky", "--box", "0,0,1,1"), "give --image too"),
         (("--image", picture, "--box", "0,0,65,1"), "must lie in the image of 64 x 64"),
         (("--image", photographs / "broken.jpg"), "is no image"),
+        (("sky", "--sheet", tmp_path / "sheet.jpg"), "sheet.jpg must end in .png"),
     ):
         code, _, err = run(capsys, "search", place, *arguments)
         assert code == 2 and message in err, err

@@ -119,7 +119,7 @@ class CorrClipSegmenter:
     ) -> list[ScoredRegions]:
         """The proposals of each image with the probability of every class.
 
-        Args, errors: as of `segment`.
+        Args, errors: as in `segment`.
         """
         check_images(images)
         support = self.prepare(class_names)

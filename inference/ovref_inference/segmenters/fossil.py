@@ -171,7 +171,7 @@ class FossilSegmenter:
                 real dtype; their grid covers the whole image.
             masks_nhw: (n, H, W) bool at the image's size, no two overlapping; n may be 0, then
                 every pixel is classified by its patch.
-            class_names: as of `segment`.
+            class_names: as in `segment`.
 
         Raises:
             ValueError: like `segment`; features of another width; or masks that are not bool.
@@ -220,7 +220,7 @@ class TextOnlySegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images; arguments, result and errors as of `FossilSegmenter.segment`."""
+        """Label maps of images; arguments, result and errors as in `FossilSegmenter.segment`."""
         check_images(images)
         texts_cd = self.texts(class_names)
 
@@ -275,8 +275,8 @@ def crop_scores(
         visual: dense features; scores are brought to pixels on its `device`, if it has one.
         proposer: masks at the size of each crop that do not overlap.
         score: maps (m, d) features to (m, classes) finite scores.
-        mask_grid: as of `FossilConfig`.
-        nearest: as of `CropScores`.
+        mask_grid: as in `FossilConfig`.
+        nearest: as in `CropScores`.
 
     Raises:
         ValueError: masks of another size; features that are zero or not finite.

@@ -121,13 +121,13 @@ def segment_features(
 
     Args:
         collection: an open one, or where it is.
-        features_hwd, masks_nhw, class_names: as of `FossilSegmenter.segment_features`.
-        config: as of `load_segmenter`.
+        features_hwd, masks_nhw, class_names: as in `FossilSegmenter.segment_features`.
+        config: as in `load_segmenter`.
         text: the collection's text encoder, if it is there already; None loads it.
 
     Raises:
-        CollectionError, ModelError: as of `load_segmenter`.
-        ValueError: as of `FossilSegmenter.segment_features`.
+        CollectionError, ModelError: as in `load_segmenter`.
+        ValueError: as in `FossilSegmenter.segment_features`.
     """
     if not isinstance(collection, ReferenceCollection):
         collection = ReferenceCollection.open(collection)

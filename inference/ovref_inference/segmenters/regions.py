@@ -50,7 +50,7 @@ class Segmentation:
 
     def to_torch(self, device: Any = None) -> dict[str, Any]:
         """Tensors: `labels` (H, W) int64 with NO_CLASS where there is none, `scores` (H, W) float32
-        of the best class, `masks` (n, H, W) bool and `classes` (n,) int64 as of `masks`."""
+        of the best class, `masks` (n, H, W) bool and `classes` (n,) int64 as in `masks`."""
         import torch
 
         masks_nhw, classes = self.masks()

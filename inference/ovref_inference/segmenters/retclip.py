@@ -99,6 +99,8 @@ class Labelled:
     """(m,) int64: their classes."""
     missing: tuple[str, ...]
     """Classes without support in either collection."""
+    by_text: tuple[str, ...] = ()
+    """Classes without references that are classified by text alone."""
 
 
 class RetClipSegmenter:
@@ -178,7 +180,7 @@ class RetClipSegmenter:
             lacking = self._unsupported(without)
             if len(lacking) == len(names):
                 raise ValueError(f"{self.collection.url} has no references for any of {names}")
-            by_text = [name for name in without if name not in lacking]
+            by_text = tuple(name for name in without if name not in lacking)
             for some, consequence in (
                 (lacking, "not be predicted"),
                 (by_text, "be classified by text alone"),
@@ -194,6 +196,7 @@ class RetClipSegmenter:
                 extra_md=np.asarray(matrix[rows], dtype=np.float32),
                 extra_classes=extra_classes,
                 missing=lacking,
+                by_text=by_text,
             )
         return self._prepared[names]
 
@@ -202,7 +205,7 @@ class RetClipSegmenter:
     ) -> list[ScoredRegions]:
         """The proposals of each image with the ensemble's score of every class.
 
-        Args, errors: as of `segment`.
+        Args, errors: as in `segment`.
         """
         check_images(images)
         labelled, texts_cd = self.prepare(class_names), self.texts(class_names)
@@ -258,7 +261,7 @@ class RetClipSegmenter:
     ) -> list[Panoptic]:
         """Panoptic maps of images, by `regions.panoptic`.
 
-        Args, errors: as of `segment`; `things` says of each class whether it is a thing.
+        Args, errors: as in `segment`; `things` says of each class whether it is a thing.
         """
         return [
             panoptic(
@@ -334,7 +337,7 @@ def retrieval_scores(
         distances_nk: (n, k) to the retrieved references; inf where fewer were found.
         classes_nk: (n, k) integers; -1 for a reference of none of the classes.
         classes: how many there are.
-        votes: as of `RetClipConfig`.
+        votes: as in `RetClipConfig`.
 
     Returns:
         (n, classes) float32 in [0, 1]; 0 for a class of which nothing was retrieved.

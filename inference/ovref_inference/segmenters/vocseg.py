@@ -123,7 +123,7 @@ class VocSegSegmenter:
     ) -> list[ScoredRegions]:
         """The proposals of each image with p_ij of every class (eq. 4).
 
-        Args, errors: as of `segment`.
+        Args, errors: as in `segment`.
         """
         check_images(images)
         prototypes, texts_cd = self.prepare(class_names), self.texts(class_names)
