@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "pipelines")]
 import small_build  # noqa: E402
 
 import compare_builds  # noqa: E402
-from ovref.storage.store import Store  # noqa: E402
+from ovref.storage.file_store import Store  # noqa: E402
 
 
 @pytest.fixture(scope="module")
