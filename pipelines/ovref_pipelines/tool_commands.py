@@ -1,6 +1,6 @@
 """The verbs that use a finished collection: each takes its arguments and returns an exit code.
 
-Apart from `commands`, because they must answer at once: what builds need is not imported here.
+Separate from `commands`, because they must start fast: nothing that only builds need is imported.
 """
 
 from argparse import Namespace

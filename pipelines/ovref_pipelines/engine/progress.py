@@ -1,13 +1,13 @@
 """Progress of a running step: records done, records per second, remaining time.
 
-On a terminal a bar for each step, drawn by rich, with `line()` beside it; elsewhere (a log, a
-cluster job) `line()` at intervals; `json_line` gives the same as one JSON object per line. The rate
-is that of the last few batches of this run, so there is no estimate before the first one is
-finished. A `Meter` exports the counts to a metrics system, a `Watcher` to `progress.json`.
+On a terminal it draws one bar per step with `line()` beside it; elsewhere (a log, a cluster job) it
+prints `line()` at intervals, or the same as one JSON object per line. The rate is that of the last
+few batches of this run, so there is no estimate before the first one is finished. A `Meter` exports
+the counts to a metrics system, a `Watcher` to `progress.json`.
 
-Whoever runs a step calls `begin` once, then `report`, `finished`, `set_aside`, `more` and `failed`
-as things happen, `tick` often and `close` at the end. All outputs come from `line`, `counts` and
-the share done that `_bar` gives. Workers of this process report from a thread of their own.
+The engine calls `begin` once, then `report`, `finished`, `set_aside`, `more` and `failed` as things
+happen, `tick` often and `close` at the end. All outputs come from `line`, `counts` and the share
+done that `_bar` gives. Workers in this process report from a separate thread.
 """
 
 import sys
@@ -24,7 +24,7 @@ from ovref_pipelines.engine.rate import Rate
 from ovref_pipelines.engine.reports import Report
 
 Watcher = Callable[[list[dict[str, Any]]], None]
-"""Gets `Progress.counts` of the steps that run at the same time; called often."""
+"""Called often with the `Progress.counts` of the steps that run concurrently."""
 
 
 class Meter(Protocol):
@@ -56,7 +56,7 @@ class Progress:
         watcher: Watcher | None = None,
     ) -> None:
         """`stream` defaults to stderr; `clock` is monotonic, in seconds; `log` is `text` or `json`;
-        `bill` is the build's, updated by whoever starts workers."""
+        `bill` is the build's, updated by the code that starts workers."""
         self._step = step
         self._every_seconds = every_seconds
         self._stream = sys.stderr if stream is None else stream
@@ -232,7 +232,8 @@ class Progress:
         return ", ".join(parts)
 
     def counts(self) -> dict[str, Any]:
-        """The same for programs, as plain values; `dropped` is of committed shards, by reason."""
+        """The same for programs, as plain values; `dropped` counts committed shards only, by
+        reason."""
         done, total = self._bar()
         dropped = sum(report.dropped for report in self._reports.values())
         return {
@@ -252,7 +253,7 @@ class Progress:
         }
 
     def _records(self) -> int:
-        """Records done by this run, with those of shards in hand."""
+        """Records done by this run, including shards in progress."""
         return self._records_now + sum(report.done for report in self._reports.values())
 
     def _gpu(self) -> dict[str, Any] | None:
@@ -269,14 +270,14 @@ class Progress:
         }
 
     def _bar(self) -> tuple[int, int]:
-        """Records done, and records in all as far as they are known."""
+        """Records done, and the known total."""
         in_hand = self._records() - self._records_now
         done = self._records_before + self._records_now
         return done + in_hand, done + self._to_go
 
 
 class Throttle:
-    """Passes on at most one message every so many seconds, for work that has no shards to count."""
+    """Passes on at most one message per interval, for work without shards to count."""
 
     def __init__(
         self,
@@ -294,7 +295,7 @@ class Throttle:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: as exact as an estimate is worth."""
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: with the precision of an estimate."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

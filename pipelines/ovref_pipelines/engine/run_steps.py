@@ -101,7 +101,7 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
     to_come = 0
     for before, run in zip([None, *runs], runs, strict=False):
         sources, done = run.source.commits(), set(run.target.committed())
-        # The order of a step that is complete is that of its list, which may be a chosen one.
+        # A complete step's list gives the order, which may differ from the sorted one.
         records = {
             shard: sources[shard].outputs
             for shard in run.source.complete() or sources

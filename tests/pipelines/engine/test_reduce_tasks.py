@@ -56,7 +56,7 @@ def test_a_call_runs_once_in_a_process_that_ends_with_it(local_ray, tmp_path):
         ray_tasks.run_once(partial(os._exit, 1), RAY, PoolConfig())
 
 
-def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
+def test_a_machine_that_cannot_access_the_folder_says_so(tmp_path):
     ray_tasks = sys.modules["ovref_pipelines.ray.tasks"]
-    with pytest.raises(StorageError, match=r"does not see .*leave it out"):
+    with pytest.raises(StorageError, match=r"cannot access .*omit it"):
         ray_tasks._call(os.getpid, tmp_path / "elsewhere" / "seen-1")

@@ -237,7 +237,7 @@ def test_two_senders_at_the_same_moment(cluster, monkeypatch):
     lists = iter([[], there])
     monkeypatch.setattr(cluster, "list_jobs", lambda: next(lists))
     cluster.refuses = "there already"
-    with pytest.raises(ConfigError, match=f"by somebody else just now, as job {job}"):
+    with pytest.raises(ConfigError, match=f"by someone else, as job {job}"):
         submit.submit(cluster, CONFIG)
 
 

@@ -71,9 +71,9 @@ def test_a_reason_is_one_line_and_a_noun_in_lower_case(place):
 
 def test_nothing_is_deleted_that_was_not_named_or_without_a_reason(place, tmp_path):
     for options, says in (
-        ({"noun": ["cup"]}, "say why they are deleted"),
-        ({"noun": ["cup"], "reason": " \n"}, "say why they are deleted"),
-        ({"reason": "x"}, "say which references"),
+        ({"noun": ["cup"]}, "give --reason"),
+        ({"noun": ["cup"], "reason": " \n"}, "give --reason"),
+        ({"reason": "x"}, "select references"),
         ({"reason": "x", "noun": ["zebra"]}, "has no reference of the nouns: zebra"),
         ({"undo": True, "noun": ["cup"]}, "has no deleted reference of the nouns: cup"),
     ):
