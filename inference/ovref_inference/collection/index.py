@@ -232,7 +232,7 @@ def exact_search(
     return best, ids
 
 
-class Questions:
+class RecallQueries:
     """Queries for measuring recall, with the scores that true neighbours have at each k."""
 
     def __init__(
@@ -253,8 +253,8 @@ class Questions:
                 rows.
             excluded: sorted ids of deleted rows, which are not neighbours of any query.
         """
-        gone = 0 if excluded is None else len(excluded)
-        others = len(vectors) - gone - (own is not None)
+        deleted = 0 if excluded is None else len(excluded)
+        others = len(vectors) - deleted - (own is not None)
         self.ks = sorted({min(k, others) for k in ks})
         self.own, self.excluded = own, excluded
         self.queries = np.ascontiguousarray(queries, dtype=np.float32)
@@ -273,7 +273,7 @@ class Questions:
         seed: int = 0,
         ks: Sequence[int] = MEASURED_K,
         excluded: np.ndarray | None = None,
-    ) -> "Questions":
+    ) -> "RecallQueries":
         """Uses some of the rows as queries, as substitutes for unseen regions."""
         rows = np.arange(len(vectors))
         if excluded is not None:
@@ -304,7 +304,7 @@ class Questions:
 
 
 def tune(
-    index: Any, questions: Questions, *, target: float = TARGET_RECALL
+    index: Any, questions: RecallQueries, *, target: float = TARGET_RECALL
 ) -> tuple[SearchPoint, ...]:
     """The smallest power-of-two `nprobe` that reaches `target` recall, for each k of `questions`.
 

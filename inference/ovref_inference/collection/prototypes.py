@@ -87,7 +87,7 @@ class Prototypes:
             self,
             vectors_nkd=np.where(np.array(none)[:, None, None], 0.0, self.vectors_nkd),
             counts=np.where(none, 0, self.counts),
-            nouns=tuple(() if gone else n for gone, n in zip(none, self.nouns, strict=True)),
+            nouns=tuple(() if missing else n for missing, n in zip(none, self.nouns, strict=True)),
             support=support,
         )
 

@@ -230,8 +230,8 @@ class RemoteFile:
         if len(answer) != size:
             raise CollectionError(
                 f"{self.path} gave {len(answer)} bytes where {size} were asked for: it is "
-                "truncated, or its server does not serve ranges, and then the collection must be opened with "
-                "copy=True"
+                "truncated, or its server does not serve ranges, and then the collection must be "
+                "opened with copy=True"
             )
 
 

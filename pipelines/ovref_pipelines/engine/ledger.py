@@ -228,7 +228,7 @@ class Ledger:
             self.waiting.append(shard)
             return
         self.quarantined.append(shard)
-        self.progress.set_aside(shard, self.records[shard])
+        self.progress.quarantined(shard, self.records[shard])
         self.progress.say(
             f"shard {shard} is quarantined: {_last_line(reason)}", event="quarantine", shard=shard
         )

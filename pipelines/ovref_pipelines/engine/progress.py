@@ -5,9 +5,9 @@ prints `line()` at intervals, or the same as one JSON object per line. The rate 
 few batches of this run, so there is no estimate before the first one is finished. A `Meter` exports
 the counts to a metrics system, a `Watcher` to `progress.json`.
 
-The engine calls `begin` once, then `report`, `finished`, `set_aside`, `more` and `failed` as things
-happen, `tick` often and `close` at the end. All outputs come from `line`, `counts` and the share
-done that `_bar` gives. Workers in this process report from a separate thread.
+The engine calls `begin` once, then `report`, `finished`, `quarantined`, `more` and `failed` as
+events occur, `tick` often and `close` at the end. All outputs come from `line`, `counts` and the
+share done that `_bar` gives. Workers in this process report from a separate thread.
 """
 
 import sys
@@ -36,7 +36,7 @@ class Meter(Protocol):
     def failed(self, what: str) -> None:
         """One of `Ledger.tallies` has grown."""
 
-    def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
+    def update_state(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
         """Current state of the step."""
 
 
@@ -68,7 +68,7 @@ class Progress:
         self._leader = self
         self.bill = bill or Bill(None, of_gpus=False, clock=clock)
         self._watcher = watcher
-        self._total = self._done = self._to_go = self._set_aside = 0
+        self._total = self._done = self._to_go = self._quarantined = 0
         self._records_before = self._records_now = 0
         self._announced = 0
         self._ready = False
@@ -94,12 +94,12 @@ class Progress:
         """Sends counts to `meter` from now on."""
         self._meter = meter
 
-    def beside(self, other: "Progress") -> None:
+    def show_with(self, other: "Progress") -> None:
         """Shows `other`, of a concurrent step, together with this one."""
         self._leader._shown.append(other)
         other._leader, other._lock = self._leader, self._lock
 
-    def still_to_come(self, shards: int) -> None:
+    def expect_shards(self, shards: int) -> None:
         """The previous step still has this many shards to make; `more` adds each. Until then the
         number of records is unknown, and there is no estimate."""
         self._announced = shards
@@ -144,11 +144,11 @@ class Progress:
             if self._done < self._total:
                 self.tick()
 
-    def set_aside(self, shard: str, inputs: int) -> None:
+    def quarantined(self, shard: str, inputs: int) -> None:
         """A shard of `inputs` records is quarantined."""
         with self._lock:
             self.lost(shard)
-            self._set_aside += 1
+            self._quarantined += 1
             self._to_go -= inputs
 
     def failed(self, what: str) -> None:
@@ -156,10 +156,10 @@ class Progress:
         if self._meter is not None:
             self._meter.failed(what)
 
-    def stands(self, shards_waiting: int, workers: int) -> None:
+    def update_state(self, shards_waiting: int, workers: int) -> None:
         """For the meter: unassigned shards, and workers with loaded models."""
         if self._meter is not None:
-            self._meter.stands(shards_waiting, workers, self.records_per_second() or 0.0)
+            self._meter.update_state(shards_waiting, workers, self.records_per_second() or 0.0)
 
     def tick(self) -> None:
         """Prints if the interval has passed; call it often."""
@@ -221,8 +221,8 @@ class Progress:
         dropped = sum(self._dropped.values()) + sum(r.dropped for r in self._reports.values())
         if dropped:
             parts.append(f"{dropped} drops")
-        if self._set_aside:
-            parts.append(f"{self._set_aside} shards quarantined")
+        if self._quarantined:
+            parts.append(f"{self._quarantined} shards quarantined")
         if used := self._gpu():
             busy = "" if used["busy"] is None else f" {used['busy']:.0%} busy,"
             parts.append(f"GPU{busy} {used['used_bytes'] / 1e9:.3g} of "
@@ -242,7 +242,7 @@ class Progress:
             "records_done": done,
             "shards": self._total,
             "shards_done": self._done,
-            "shards_quarantined": self._set_aside,
+            "shards_quarantined": self._quarantined,
             "records_to_go": None if self._announced > 0 else total - done,
             "records_per_second": self.records_per_second(),
             "seconds_to_go": None if self._announced > 0 else self._rate.to_go(total - done),

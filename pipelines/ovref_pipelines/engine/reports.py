@@ -32,14 +32,14 @@ class Report:
 
 @contextlib.contextmanager
 def reporting(
-    tell: Callable[[Report], None] | None, shard: str, every_seconds: float | None = None
+    send: Callable[[Report], None] | None, shard: str, every_seconds: float | None = None
 ) -> Iterator[Callable[[int, int], None]]:
     """Reports the progress of a shard every few seconds (`REPORT_SECONDS`) during the block.
 
-    Yields a function to call with the numbers of processed records and of drops so far. `tell` is
+    Yields a function to call with the numbers of processed records and of drops so far. `send` is
     called from a separate thread, so that a long batch does not silence it.
     """
-    if tell is None:
+    if send is None:
         yield lambda done, dropped: None
         return
     seconds = REPORT_SECONDS if every_seconds is None else every_seconds
@@ -52,7 +52,7 @@ def reporting(
         while not over.wait(seconds):
             done, dropped = latest[0]
             try:
-                tell(Report(shard=shard, done=done, dropped=dropped, **gpu()))
+                send(Report(shard=shard, done=done, dropped=dropped, **gpu()))
             except Exception as error:  # a failed report must not stop the work
                 logger.warning("progress of shard %s cannot be reported: %s", shard, error)
 

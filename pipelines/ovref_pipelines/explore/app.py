@@ -269,10 +269,10 @@ class Pages:
                     self._results.popitem(last=False)
             for region in result.get("regions", ()):
                 for kind in ("references", "others"):
-                    region[kind] = self._told(region[kind])
+                    region[kind] = self._with_scores(region[kind])
         return found
 
-    def _told(self, pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    def _with_scores(self, pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
         cosines = {number: cosine for number, cosine in pairs if number >= 0}
         known = self._library.references(list(cosines))
         return [one | {"cosine": round(cosines[one["id"]], 3)} for one in known]

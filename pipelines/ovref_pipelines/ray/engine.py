@@ -89,7 +89,7 @@ class _Driver:
                 self._replace_hung(pool)
                 for one in pool.runs:
                     ready_handles = len(pool.calls) - pool.loading + len(pool.idle)
-                    one.progress.stands(len(one.ledger.waiting), ready_handles)
+                    one.progress.update_state(len(one.ledger.waiting), ready_handles)
             self._report_waiting()
             calls = {ref: pool for pool in self._pools for ref in pool.calls}
             if not calls:

@@ -53,7 +53,7 @@ class RayMeter:
         """One of `Ledger.tallies` has grown."""
         self._trouble.inc(1, tags={"what": what})
 
-    def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
+    def update_state(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
         """Current state of the step."""
         self._waiting.set(shards_waiting)
         self._workers.set(workers)

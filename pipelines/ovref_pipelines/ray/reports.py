@@ -20,14 +20,14 @@ SHARE_OF_DRIVER = 0.05
 less often."""
 
 
-def teller(channel: str, step: int) -> Callable[[Report], None]:
+def publisher(channel: str, step: int) -> Callable[[Report], None]:
     """A function that publishes a worker's reports, for the step of this number."""
 
-    def tell(report: Report) -> None:
+    def send(report: Report) -> None:
         content = json.dumps(dataclasses.asdict(report)).encode()
         internal_kv._internal_kv_put(_key(channel, step), content, namespace=NAMESPACE)
 
-    return tell
+    return send
 
 
 class Reports:

@@ -59,14 +59,14 @@ def wanted(
     named = {"keys": keys, "sources": sources, "nouns": nouns}
     if ids is None and not any(named.values()):
         raise InputError("select references by --ids, --key, --source or --noun")
-    dead = store.read_tombstones(place)["id"]
+    deleted_ids = store.read_tombstones(place)["id"]
     with ReferenceCollection.open(place) as collection:
         found = collection.ids_of(**named, deleted=deleted)
         total = len(collection.visual)
     given = np.unique(np.asarray([] if ids is None else ids, dtype=np.int64))
     if len(bad := given[given >= total]):
         raise InputError(f"{place} has references 0 to {total - 1}, not {bad[:10].tolist()}")
-    given = given[np.isin(given, dead) == deleted]
+    given = given[np.isin(given, deleted_ids) == deleted]
     chosen = np.union1d(given, found).tolist()
     if not chosen:
         asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
@@ -121,5 +121,5 @@ def _nouns(place: str, ids: list[int]) -> str:
     with ReferenceCollection.open(place) as collection:
         names = collection.nouns
         counts = Counter(names[row] for row in collection.noun_rows(np.asarray(ids)).tolist())
-    told = [f"{count} {noun}" for noun, count in counts.most_common(NAMED)]
-    return ", ".join(told) + (", ..." if len(counts) > NAMED else "")
+    parts = [f"{count} {noun}" for noun, count in counts.most_common(NAMED)]
+    return ", ".join(parts) + (", ..." if len(counts) > NAMED else "")

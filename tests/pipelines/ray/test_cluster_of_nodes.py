@@ -54,9 +54,9 @@ def undisturbed(tmp_path_factory):
 class Watched(Progress):
     workers = 0
 
-    def stands(self, shards_waiting, workers):
+    def update_state(self, shards_waiting, workers):
         self.workers = workers
-        super().stands(shards_waiting, workers)
+        super().update_state(shards_waiting, workers)
 
 
 def drain(cluster, node):
