@@ -155,18 +155,10 @@ class CorrClipSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images.
+        """Label maps of images; see `Segmenter.segment`, and `prepare` for further errors.
 
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation per image, at the image's size; NO_CLASS for background.
-
-        Raises:
-            ValueError: no class names or an empty one; images of another kind; encoders of other
-                widths than the collection's; features of a region that are zero or not finite.
+        Background has the label NO_CLASS. Raises ValueError also for encoders whose widths differ
+        from the collection's.
         """
         found = [semantic(regions) for regions in self.score(images, class_names)]
         if self.config.background is None:

@@ -126,19 +126,7 @@ class FossilSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images.
-
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation per image, at the image's size.
-
-        Raises:
-            ValueError: like `prepare`; images of another type or shape; or features of an image are
-                zero or not finite.
-        """
+        """Label maps of images; see `Segmenter.segment`, and `prepare` for further errors."""
         check_images(images)
         prototypes = self.prepare(class_names)
         present = prototypes.counts > 0

@@ -156,19 +156,9 @@ class FreedaSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images.
+        """Label maps of images; see `Segmenter.segment`, and `prepare` for further errors.
 
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation per image, at the image's size; NO_CLASS for background, and scores of
-            -inf where a class is not possible.
-
-        Raises:
-            ValueError: like `prepare`; images of another type or shape; or features of an image are
-                zero or not finite.
+        Background has the label NO_CLASS; scores are -inf where a class is not possible.
         """
         check_images(images)
         prototypes, background = self.prepare(class_names)

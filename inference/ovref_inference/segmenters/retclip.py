@@ -243,19 +243,8 @@ class RetClipSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images, by `regions.semantic`.
-
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation per image, at the image's size; NO_CLASS where there is no proposal.
-
-        Raises:
-            ValueError: like `prepare`; images of another type or shape; or features of a region are
-                zero or not finite.
-        """
+        """Label maps of images, by `regions.semantic`; see `Segmenter.segment`, and `prepare` for
+        further errors. Pixels without a proposal have the label NO_CLASS."""
         return [semantic(regions) for regions in self.score(images, class_names)]
 
     def segment_panoptic(

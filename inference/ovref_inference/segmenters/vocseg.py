@@ -155,19 +155,7 @@ class VocSegSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images (eq. 5).
-
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation per image, at the image's size.
-
-        Raises:
-            ValueError: like `prepare`; images of another type or shape; or features of a region are
-                zero or not finite.
-        """
+        """Label maps of images (eq. 5); see `Segmenter.segment`, and `prepare` for further errors."""
         return [semantic(regions) for regions in self.score(images, class_names)]
 
 
