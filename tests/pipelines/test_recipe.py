@@ -1,4 +1,4 @@
-"""The recipe from captions to a collection, with small fakes in the place of the models."""
+"""The recipe from captions to a collection, with small fakes in place of the models."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""The verbs that use a collection, from the shell, and the examples, over one tiny real build."""
+"""The verbs that use a collection, and the examples, over one tiny real build."""
 
 import json
 import runpy

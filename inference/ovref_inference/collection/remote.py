@@ -236,7 +236,7 @@ class RemoteFile:
 
 
 class RemoteTable(pq.ParquetFile):
-    """A Parquet file of which the column chunks that are asked for are read, in parallel."""
+    """A Parquet file that reads only the requested column chunks, in parallel."""
 
     def __init__(self, file: RemoteFile, **options: Any) -> None:
         self._remote = file
@@ -292,7 +292,7 @@ class _Raw(io.RawIOBase):
 
 
 class RemoteVectors:
-    """A (n, d) matrix in an .npy file of which the rows that are asked for are read."""
+    """A (n, d) matrix in an .npy file that reads only the requested rows."""
 
     def __init__(self, file: RemoteFile) -> None:
         """

@@ -155,7 +155,7 @@ class VocSegSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images (eq. 5); see `Segmenter.segment`, and `prepare` for further errors."""
+        """Label maps of images (eq. 5); see `Segmenter.segment`, and `prepare` for errors."""
         return [semantic(regions) for regions in self.score(images, class_names)]
 
 

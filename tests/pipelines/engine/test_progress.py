@@ -1,4 +1,4 @@
-"""The progress line: honest rates and times."""
+"""The progress line: correct rates and times."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Tasks of a reduction on a real Ray give what they give here."""
+"""Tasks of a reduction give the same results on a real Ray as in this process."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Workers tell how far they are within a shard, in this process and on Ray."""
+"""Workers report their progress within a shard, in this process and on Ray."""
 
 import io
 import threading

@@ -1,4 +1,4 @@
-"""The explorer's HTTP interface, asked by real requests."""
+"""The explorer's HTTP interface, tested by real requests."""
 
 import dataclasses
 import io

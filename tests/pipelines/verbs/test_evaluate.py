@@ -1,4 +1,4 @@
-"""Evaluation on the engine: the same totals on any workers, what is committed is kept."""
+"""Evaluation on the engine: the same totals on any number of workers; committed shards are kept."""
 
 import json
 from dataclasses import replace

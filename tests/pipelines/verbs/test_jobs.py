@@ -1,4 +1,4 @@
-"""The builds on a cluster: listed and ended."""
+"""The builds on a cluster: listed and stopped."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""References made again from their provenance, and estimates, on a real build of the miniature."""
+"""References regenerated from their provenance, and estimates, on a real build of the miniature."""
 
 import json
 import shutil

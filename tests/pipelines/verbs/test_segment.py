@@ -1,4 +1,4 @@
-"""Which classes `ovref segment` says have no references of their own."""
+"""Classes that `ovref segment` reports as having no references of their own."""
 
 import numpy as np
 import pytest

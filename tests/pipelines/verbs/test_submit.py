@@ -1,4 +1,4 @@
-"""Builds as jobs: what is sent, refused and reported; then on a real head with a dashboard."""
+"""Builds as jobs: submission, refusals and reports; then on a real head with a dashboard."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""`ovref tombstone`: delete, list, try, take back."""
+"""`ovref tombstone`: delete, list, dry run, undo."""
 
 import json
 from argparse import Namespace
