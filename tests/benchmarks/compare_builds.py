@@ -102,7 +102,7 @@ def build_with(code: Path, captions: int, output: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "ovref_pipelines", "build", "--config", code / CONFIG,
          f"output={output}", *settings],
-        cwd=code, env={**os.environ, "PYTHONPATH": paths}, check=True, stderr=subprocess.DEVNULL,
+        cwd=code, env={**os.environ, "PYTHONPATH": paths}, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
 
 
