@@ -201,7 +201,7 @@ def _submit(client: JobSubmissionClient, say: Callable[[str], None], **job: Any)
         if not said:
             say(
                 "ovref: the cluster's head has no agent yet that could start the job; retrying "
-                f"again for {AGENT_SECONDS:g} s"
+                f"for {AGENT_SECONDS:g} s"
             )
             said = True
         time.sleep(AGENT_RETRY_SECONDS)

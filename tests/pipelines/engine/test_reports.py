@@ -41,7 +41,7 @@ def test_what_cannot_be_told_does_not_stop_the_work(caplog):
 
     with reporting(tell, "000000", every_seconds=0.01):
         assert failed.wait(10)
-    assert "progress of shard 000000 cannot be told: nobody listens" in caplog.text
+    assert "progress of shard 000000 cannot be reported: nobody listens" in caplog.text
 
 
 @pytest.mark.parametrize("busy", [0.5, None])

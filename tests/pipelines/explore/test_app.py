@@ -48,7 +48,7 @@ def test_nothing_without_the_token_and_nothing_for_other_sites(explorer):
 
 
 def test_a_port_that_does_not_exist(build_output):
-    with pytest.raises(ConfigError, match=r"cannot listen at 127\.0\.0\.1 port 70000"):
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1 port 70000"):
         serve(str(build_output), port=70_000)
 
 
@@ -298,6 +298,6 @@ def test_what_the_filters_left_out_is_counted_and_shown(build_output, tmp_path):
         assert len(keys) == 60 - lost and not keys & {one["key"] for one in shown}
         answer = explorer.client.get(f"/api/filtered/{shown[0]['row']}/image?side=8")
         assert answer.headers["content-type"] == "image/webp"
-        refused(explorer.client.get("/api/filtered/999/image"), 422, "under the number 999")
+        refused(explorer.client.get("/api/filtered/999/image"), 422, "with the number 999")
     with served(Library(f"{config.output}/collection", str(build_output))) as elsewhere:
         assert get(elsewhere, "/api/filtered")["dropped"] is None

@@ -58,8 +58,8 @@ def test_numbers_of_a_file_are_deleted_listed_and_taken_back(place, tmp_path):
     ]  # fmt: skip
     assert json.loads(run(place, list=True, json=True))[3] == {"id": 0, "reason": "again"}
     assert run(place, ids=str(numbers), undo=True, dry_run=True).startswith("2 deletions would")
-    assert run(place, ids=str(numbers), undo=True) == "2 deletions taken back"
-    assert run(place, noun=["cup"], undo=True) == "2 deletions taken back"
+    assert run(place, ids=str(numbers), undo=True) == "2 deletions undone"
+    assert run(place, noun=["cup"], undo=True) == "2 deletions undone"
     assert living(place) == total
 
 
