@@ -48,14 +48,12 @@ def check(specs: Sequence[tuple[Spec, PoolConfig]], engine: EngineConfig) -> lis
     Raises:
         ModelError: a model cannot be loaded or used.
     """
-    found: list[CheckedModel] = []
-    for spec, pool in specs:
-        call = partial(_check_here, spec, engine.threads)
-        if engine.engine == "ray":
-            found += ray_module(engine, "tasks").run_once(call, engine, pool)
-        else:
-            found += call()
-    return found
+    calls = [(partial(_check_here, spec, engine.threads), pool) for spec, pool in specs]
+    if engine.engine == "ray":
+        found = ray_module(engine, "tasks").run_each(calls, engine)
+    else:
+        found = [call() for call, _ in calls]
+    return [model for models in found for model in models]
 
 
 def _check_here(spec: Spec, threads: int) -> tuple[CheckedModel, ...]:
