@@ -1,6 +1,8 @@
 """Class lists from the command line: words, a file, or the name of a published list."""
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +49,8 @@ def read_classes(text: str, things: str | None = None) -> Classes:
         things: `all`, `none`, or names separated by commas; None takes the things of a set.
 
     Raises:
-        InputError: there are no names, two classes share a name, the set has no such list, or
-            `things` are not classes.
+        InputError: there are no names, two classes share a name, the set has no such list, a word
+            looks like a misspelt set, or `things` are not classes.
     """
     known: frozenset[int] | None = None
     name, _, listed = text.partition(":")
@@ -66,6 +68,11 @@ def read_classes(text: str, things: str | None = None) -> Classes:
             raise InputError(
                 f"there is no class list {text}; give a file, names separated by commas, or "
                 f"one of {', '.join(SETS)}"
+            )
+        if re.fullmatch(r"[a-z]+[\d_]\w*", name) and (close := get_close_matches(name, SETS, 1)):
+            raise InputError(
+                f"there is no set {name}; did you mean {close[0]}? For a class of that name give a "
+                "text file"
             )
     return _classes(found, things, known, text)
 

@@ -29,7 +29,7 @@ from ovref_inference.collection.format import (
     open_table,
     open_vectors,
 )
-from ovref_inference.collection.index import Questions, read_index, search, tune
+from ovref_inference.collection.index import RecallQueries, read_index, search, tune
 
 DROPPED = "dropped.parquet"
 """Dropped references and the reason, for tuning thresholds; not published."""
@@ -172,7 +172,7 @@ def _agreement(
     nprobe = None
     if hasattr(index, "nlist"):
         # Tuned for the number of neighbours searched below, without the row itself.
-        questions = Questions.of_rows(vectors, seed=seed, ks=[wanted - 1])
+        questions = RecallQueries.of_rows(vectors, seed=seed, ks=[wanted - 1])
         nprobe = tune(index, questions)[0].nprobe
     found = np.empty(len(rows))
     for start in range(0, len(rows), 4096):

@@ -444,7 +444,7 @@ def test_each_missing_or_cut_off_or_damaged_file_is_named(published, name):
     changed = bytearray(content)
     changed[-1] ^= 1
     for damage, message in (
-        (content[:-1], "cut off"),
+        (content[:-1], "truncated"),
         (bytes(changed), "checksum"),
         (None, "is missing"),
     ):
@@ -486,7 +486,7 @@ def test_a_foreign_manifest_is_refused(published, change, message):
 def test_a_cut_off_manifest_is_refused(published):
     path = published / fmt.MANIFEST
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CollectionError, match="cut off"):
+    with pytest.raises(CollectionError, match="truncated"):
         ReferenceCollection.open(published)
     path.write_text("[]")
     with pytest.raises(CollectionError, match="not the manifest"):

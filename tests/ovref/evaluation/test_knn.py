@@ -1,4 +1,4 @@
-"""Nearest patches: every part against a slow rule, and an evaluation from end to end."""
+"""Nearest patches: every part against a slow rule, and an evaluation end to end."""
 
 import json
 from dataclasses import replace

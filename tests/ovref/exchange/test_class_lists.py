@@ -19,6 +19,8 @@ def test_words_files_and_sets_of_the_field(tmp_path):
     assert len(read_classes("ade150").names) == 150
     assert "walls" in read_classes("ade150:fcclip").query_names
     assert read_classes("coco_panoptic").things is not None
+    # Words that no set is like stay classes.
+    assert read_classes("boeing747").names == ("boeing747",)
 
 
 def test_things():
@@ -34,6 +36,8 @@ def test_things():
         ("tree,tree", None, "two classes of 'tree,tree' have the name 'tree'"),
         ("lists/none.txt", None, "there is no class list lists/none.txt"),
         ("ade150:other", None, "ade150 has the class lists mmseg"),
+        ("ade151", None, "there is no set ade151; did you mean ade150"),
+        ("coco_stuf:mmseg", None, "there is no set coco_stuf; did you mean coco_stuff"),
         ("tree", "dog", "things must be classes, found dog"),
     ],
 )

@@ -109,7 +109,7 @@ def test_what_is_missing_is_named_all_at_once(data, tmp_path, capsys):
     with Image.open(tmp_path / "fossil_ade" / reproduce.PICTURE) as picture:
         assert picture.size[0] > paper_data.SIZE_HW[1]
     assert cli.main(arguments) == 2
-    assert "--partial takes what there is" in capsys.readouterr().err
+    assert "--partial accepts these data" in capsys.readouterr().err
     row = paper_rows.read_row(paper_rows.find("retclip_b"), data=str(data), runs=str(tmp_path))
     stopped = dataclasses.replace(row, blocked=("no such model",))
     checked = reproduce.Checked(lines=(), problems=(), partial=())
