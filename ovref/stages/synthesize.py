@@ -3,7 +3,7 @@
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
-from ovref.identity import record_seed
+from ovref.identity import ADDED_LATER, record_seed
 from ovref.models.blank import blank_prompt
 from ovref.models.tokens import mentions
 from ovref.ops.heatmaps import BinariseRule, binarise, contrast, flattened, stretched
@@ -30,8 +30,24 @@ FINISHERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank weights that are added to a generator's."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    """A `.safetensors` file, a folder or a Hugging Face id."""
+    revision: str | None = None
+    """Revision on the Hugging Face hub."""
+    file: str | None = None
+    """File name in a folder or repository; needed where there are several."""
+    scale: float = 1.0
+    """What the weights are multiplied by before they are added."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Synthesize:
-    """Generates images from prompts with Stable Diffusion and keeps a region for each noun.
+    """Generates images from prompts with a diffusion model and keeps a region for each noun.
 
     The device is not a setting: `build` uses CUDA if available.
     """
@@ -41,24 +57,36 @@ class Synthesize:
     __pydantic_config__ = STRICT
 
     model: str
-    """`miniature:stable_diffusion`, a Hugging Face id or a folder of diffusers' layout."""
+    """`miniature:stable_diffusion`, a Hugging Face id, a folder of diffusers' layout, or a single
+    `.safetensors` file, which needs `base`."""
     revision: str | None = None
     """Revision on the Hugging Face hub; a commit makes the collection reproducible."""
     scheduler: Literal[
-        "ddim", "dpm_solver++", "sde_dpm_solver++", "unipc", "euler", "euler_ancestral", "lcm"
+        "ddim",
+        "dpm_solver++",
+        "sde_dpm_solver++",
+        "unipc",
+        "euler",
+        "euler_ancestral",
+        "lcm",
+        "flow_euler",
+        "scm",
     ] = "dpm_solver++"
-    """The sampler; the noise schedule remains the model's."""
+    """The sampler; the noise schedule remains the model's. Models of flow matching (Stable
+    Diffusion 3, FLUX, Qwen-Image, Z-Image) take `flow_euler`, Sana-Sprint takes `scm`."""
     steps: int = 25
     """Scheduler steps per image."""
     guidance: float = 7.5
-    """Classifier-free guidance scale; at 1 or less there is no guidance and the cost halves."""
+    """Classifier-free guidance scale; at 1 or less there is no guidance and the cost halves. A
+    model that embeds the guidance (FLUX.1-dev, FLUX.2-dev, LCM, Sana-Sprint) takes it as an input
+    instead, at no cost."""
     guided_share: float = 1.0
     """Share of the steps, from the first on, with guidance; steps without it cost half as much. The
     first steps determine the layout, the last ones the details."""
     negative_prompt: str = ""
     """Negative prompt; empty for the model's own empty conditioning."""
     size_hw: tuple[int, int] = (512, 512)
-    """Image height and width in pixels, multiples of 8."""
+    """Image height and width in pixels, multiples of 8; of 16 for transformers, of 32 for Sana."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of weights and activations; attribution is always accumulated in float32."""
     batch_size: int | Literal["auto"] = USUAL_BATCH_SIZE
@@ -78,8 +106,8 @@ class Synthesize:
     run_seed: int = 0
     """Seed of the run; together with a record's key it determines the image's seed."""
     factors: tuple[int, ...] = (1, 2, 4)
-    """Down-sampling factors, relative to the latent, of the attention layers used for heatmaps.
-    The default is DAAM's; for a model with small latents, leave out the coarse layers."""
+    """Down-sampling factors, relative to the latent, of the attention layers used for heatmaps of
+    UNets. The default is DAAM's; for a model with small latents, leave out the coarse layers."""
     binarise: BinariseRule = field(default_factory=BinariseRule)
     """How a heatmap becomes a mask."""
     min_area: float = 0.002
@@ -88,6 +116,25 @@ class Synthesize:
     """Regions whose YES pixels are a larger fraction of the image are dropped as `full_mask`."""
     jpeg_quality: int = 95
     """JPEG quality of stored images, 1 to 100, without chroma subsampling."""
+    reading: Literal["share", "output"] | None = field(default=None, metadata=ADDED_LATER)
+    """Of a transformer's attention, what a heatmap is: `share`, the probability with which image
+    positions attend to the noun's tokens, or `output`, the product of the attention's outputs at
+    image positions and at the noun's tokens. None for the default of the model's family."""
+    blocks: tuple[int, ...] | None = field(default=None, metadata=ADDED_LATER)
+    """Transformer blocks whose attention is read, from 0; None for the default of the family."""
+    read_steps: tuple[float, float] | None = field(default=None, metadata=ADDED_LATER)
+    """Part of a transformer's steps that is read, as shares of their number: (0.7, 1.0) for the
+    last 30 %; at least one step is. None for the default of the family."""
+    variant: str | None = field(default=None, metadata=ADDED_LATER)
+    """Variant of the weight files: `fp16` for `*.fp16.safetensors`."""
+    base: str | None = field(default=None, metadata=ADDED_LATER)
+    """For a single-file model: the folder or Hugging Face id of its base model in diffusers'
+    layout, of which configurations and tokenizers are taken."""
+    loras: tuple[Lora, ...] = field(default=(), metadata=ADDED_LATER)
+    """LoRAs that are added to the weights, such as those of few-step sampling."""
+    offload: bool = field(default=False, metadata=ADDED_LATER)
+    """Keeps text encoders, network and decoder in host memory while they are not running, so that
+    larger models fit on a GPU; each batch then copies them over."""
 
     def __post_init__(self):
         require_at_least("steps", self.steps, 1)
@@ -96,6 +143,10 @@ class Synthesize:
         if any(size < 8 or size % 8 for size in self.size_hw):
             raise ValueError(f"size_hw must be multiples of 8, found {self.size_hw}")
         require_each_at_least("factors", self.factors, 1)
+        if self.blocks is not None:
+            require_each_at_least("blocks", self.blocks, 0)
+        if self.read_steps is not None and not 0 <= self.read_steps[0] < self.read_steps[1] <= 1:
+            raise ValueError(f"read_steps must be ordered in [0, 1], found {self.read_steps}")
         if self.batch_size != "auto":
             require_at_least("batch_size", self.batch_size, 1)
         if not 0 <= self.min_area < self.max_area <= 1:
@@ -115,7 +166,7 @@ class Synthesize:
         batch_size = self._batch_size(pipeline)
         self._optimize(pipeline)
         generator = replace(self, batch_size=batch_size).generator(pipeline)
-        return SynthesizeStage(self, generator, batch_size)
+        return SynthesizeStage(self, generator, batch_size, generator.provenance)
 
     def check(self) -> list["ImageRecord | Dropped"]:
         """Generates one image in a step or two, not compiled; see `ovref.check_models`."""
@@ -129,7 +180,7 @@ class Synthesize:
     def _load(self) -> Any:
         import torch
 
-        from ovref.models.diffusion import load_pipeline
+        from ovref.models.loading import load_pipeline
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         logger.info("generating with %s on %s", self.model, device)
@@ -139,10 +190,14 @@ class Synthesize:
             scheduler=self.scheduler,
             dtype=self.dtype,
             device=device,
+            variant=self.variant,
+            base=self.base,
+            loras=self.loras,
+            offload=self.offload,
         )
 
     def _optimize(self, pipeline: Any) -> None:
-        from ovref.models.diffusion import optimize_pipeline
+        from ovref.models.loading import optimize_pipeline
 
         optimize_pipeline(
             pipeline,
@@ -163,7 +218,7 @@ class Synthesize:
         return automatic_batch_size(pipeline, probe.generator(pipeline))
 
     def generator(self, pipeline: Any) -> Any:
-        """The `models.diffusion.Generator` of these settings, for a pipeline of `load_pipeline`.
+        """The `models.diffusion.Generator` of these settings, for a pipeline of `_load`.
 
         `batch_size` must be a number: `build` resolves `auto`.
         """
@@ -192,13 +247,24 @@ class SynthesizeStage:
     `nonfinite_heatmap`, `empty_mask`, `full_mask`.
     """
 
-    def __init__(self, spec: Synthesize, generator: Any, batch_size: int | None = None):
+    def __init__(
+        self,
+        spec: Synthesize,
+        generator: Any,
+        batch_size: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ):
         """
         Args:
             spec: the settings.
             generator: a `models.diffusion.Generator`, or anything with its two methods.
             batch_size: resolved batch size; None takes the spec's.
+            provenance: more of it for each record: what was read of a transformer's attention.
         """
+        self._provenance = dict(provenance or {})
+        self._source = (
+            "concept_attention" if self._provenance.get("reading") == "output" else "daam"
+        )
         self._spec = spec
         self._generator = generator
         self.batch_size = spec.batch_size if batch_size is None else batch_size
@@ -299,7 +365,7 @@ class SynthesizeStage:
                 yield Dropped(f"{prompt.key}#{number}", reason)
                 continue
             score = contrast(heatmap_hw, mask_hw)
-            regions.append(Region(noun=noun, mask_hw=mask_hw, score=score, source="daam"))
+            regions.append(Region(noun=noun, mask_hw=mask_hw, score=score, source=self._source))
             kept_maps.append(heatmap_hw)
         if not regions:
             yield Dropped(prompt.key, "no_regions")
@@ -322,6 +388,7 @@ class SynthesizeStage:
                 "negative_prompt": spec.negative_prompt,
                 "dtype": spec.dtype,
                 **measured,
+                **self._provenance,
             },
         )
 

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from bench import presets
 from ovref.models import attribution
-from ovref.models.attribution import Attribution, Layer, noun_weights, recording
+from ovref.models.attribution import Attribution, Layer, noun_weights
+from ovref.models.recorders.unet import recording
 
 WEIGHTS = noun_weights([[(1, 2), (5,)], [(3,)]], 77)
 CAPTIONS = len(WEIGHTS)

@@ -13,8 +13,9 @@ import torch
 
 from generators import generator_of
 from ovref.errors import ModelError
-from ovref.models.attribution import noun_weights, recording
-from ovref.models.diffusion import DTYPES, load_pipeline, optimize_pipeline
+from ovref.models.attribution import noun_weights
+from ovref.models.loading import DTYPES, load_pipeline, optimize_pipeline
+from ovref.models.recorders.unet import recording
 from ovref.models.schedulers import SCHEDULERS
 from ovref.stages.synthesize import Synthesize
 
