@@ -182,19 +182,24 @@ def _add_lora(pipeline: Any, lora: Any, named: str) -> None:
         ModelError: it cannot be read, or belongs to another model.
     """
     path = Path(lora.model).expanduser()
-    if path.suffix and path.suffix != ".safetensors" and path.is_file():
+    if path.is_file() and path.suffix != ".safetensors":
         raise ModelError(f"the LoRA {lora.model!r} is no .safetensors file, so it is not read")
     if not hasattr(pipeline, "load_lora_weights"):
         raise ModelError(f"{named} is a {type(pipeline).__name__}, which takes no LoRA")
+    folder, file = str(path) if path.exists() else lora.model, lora.file
+    if path.suffix == ".safetensors":
+        folder, file = str(path.parent), path.name
     try:
         pipeline.load_lora_weights(
-            str(path) if path.exists() else lora.model,
-            weight_name=lora.file,
-            revision=lora.revision,
-            use_safetensors=True,
+            folder, weight_name=file, revision=lora.revision, use_safetensors=True
         )
-        fused = [name for name in pipeline._lora_loadable_modules if hasattr(pipeline, name)]
-        pipeline.fuse_lora(components=fused, lora_scale=lora.scale)
+        if not pipeline.get_list_adapters():
+            raise ModelError(
+                f"the LoRA {lora.model!r} has no weights for {named}: it was trained for another "
+                "model"
+            )
+        parts = [part for part in pipeline._lora_loadable_modules if getattr(pipeline, part, None)]
+        pipeline.fuse_lora(components=parts, lora_scale=lora.scale)
         pipeline.unload_lora_weights()
     except UNREADABLE as error:
         raise ModelError(f"cannot add the LoRA {lora.model!r} to {named}: {error}") from error

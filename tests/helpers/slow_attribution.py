@@ -155,10 +155,7 @@ def assert_tokens_are_nouns(pipeline, tokenizer, encoder, place=lambda token, id
         lambda module, args, options: seen.append(args[0] if args else options["input_ids"]),
         with_kwargs=True,
     )
-    settings = settings_of(
-        steps=1,
-        scheduler=settings_of().scheduler if "shift" in pipeline.scheduler.config else "scm",
-    )
+    settings = settings_of(steps=1)
     generator = Generator(pipeline, settings)
     try:
         for caption, spans in zip(CAPTIONS, SPANS, strict=True):
