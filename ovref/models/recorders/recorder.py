@@ -156,8 +156,12 @@ class TransformerRecorder:
                 f"{name} takes no negative prompt at guidance {settings.guidance}: negative_prompt "
                 f"must be empty, found {settings.negative_prompt!r}"
             )
-        if settings.fused_projections:
-            raise ModelError("fused_projections is for UNets: leave it out")
+        for field in ("factors", "fused_projections"):
+            default = getattr(type(settings), field)
+            if getattr(settings, field) != default:
+                raise ModelError(
+                    f"{field} is for UNets, but {name} has a transformer: leave it out"
+                )
 
     def options(self, captions: Sequence[str], settings: Any) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call, but for size, steps and seeds."""

@@ -125,9 +125,37 @@ def test_negative_prompts_and_captions_without_nouns(loaded):
         ({"negative_prompt": "dog", "guidance": 1.0}, "takes no negative prompt at guidance 1.0"),
         ({"guided_share": 0.5, "guidance": 1.0}, "cannot end guidance before the last step"),
         ({"fused_projections": True}, "fused_projections is for UNets"),
+        ({"factors": (1,)}, "factors is for UNets"),
     ],
     ids=str,
 )
 def test_settings_that_cannot_be_met_are_refused(loaded, fields, named):
     with pytest.raises(ModelError, match=named):
         generator_of(loaded("sd3"), steps=2, **{**FLOW, "guidance": 4.0, **fields})
+
+
+@pytest.mark.slow
+def test_recorded_blocks_are_one_graph(loaded):
+    """A second batch compiles nothing, whether its steps are read or not."""
+    pipeline = loaded("sd3")
+    settings = {**FLOW, "steps": 3, "guidance": 4.0, "blocks": (1, 2), "read_steps": (0.3, 0.7)}
+    batches = [
+        (["a cat and a dog", "dog"], [[(2,), (5,)], [(1,)]], [0, 1]),
+        (["dog", "a cat and a dog"], [[(1,)], [(2,), (5,)]], [2, 3]),
+    ]
+    plain = [generator_of(pipeline, **settings).generate(*batch) for batch in batches]
+    torch._dynamo.reset()
+    pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    try:
+        generator = generator_of(pipeline, **settings)
+        compiled = [generator.generate(*batches[0])]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            compiled.append(generator.generate(*batches[1]))
+    finally:
+        for block in pipeline.transformer.transformer_blocks:
+            block._compiled_call_impl = None
+        torch._dynamo.reset()
+    for one, other in zip(plain, compiled, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a.heatmaps_nhw, b.heatmaps_nhw, atol=1e-6)
+            assert np.abs(a.image_hwc.astype(int) - b.image_hwc).max() <= 1
