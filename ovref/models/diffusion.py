@@ -127,7 +127,7 @@ class Generator:
             torch.OutOfMemoryError: it does not.
             ModelError: as `generate`.
         """
-        height, width = self._settings.size_hw
+        height, width = self._settings.image_size_hw
         wanted = len(captions)
         if self._fill_up_to is not None:
             captions, positions, seeds = (

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,16 +63,9 @@ class Synthesize:
     revision: str | None = None
     """Revision on the Hugging Face hub; a commit makes the collection reproducible."""
     scheduler: Literal[
-        "ddim",
-        "dpm_solver++",
-        "sde_dpm_solver++",
-        "unipc",
-        "euler",
-        "euler_ancestral",
-        "lcm",
-        "flow_euler",
-        "scm",
-    ] = "dpm_solver++"
+        "ddim", "dpm_solver++", "sde_dpm_solver++", "unipc", "euler", "euler_ancestral", "lcm",
+        "flow_euler", "scm",
+    ] = "dpm_solver++"  # fmt: skip
     """The sampler; the noise schedule remains the model's. Models of flow matching (Stable
     Diffusion 3, FLUX, Qwen-Image, Z-Image) take `flow_euler`, Sana-Sprint takes `scm`."""
     steps: int = 25
@@ -132,6 +126,9 @@ class Synthesize:
     layout, of which configurations and tokenizers are taken."""
     loras: tuple[Lora, ...] = field(default=(), metadata=ADDED_LATER)
     """LoRAs that are added to the weights, such as those of few-step sampling."""
+    aspect_ratio_hw: tuple[int, int] | None = field(default=None, metadata=ADDED_LATER)
+    """Height to width, such as (2, 3): the image then has about as many pixels as `size_hw`, and a
+    height and width that are multiples of 32."""
     offload: bool = field(default=False, metadata=ADDED_LATER)
     """Keeps text encoders, network and decoder in host memory while they are not running, so that
     larger models fit on a GPU; each batch then copies them over."""
@@ -142,6 +139,8 @@ class Synthesize:
         require_within("guided_share", self.guided_share, 0, 1, "(]")
         if any(size < 8 or size % 8 for size in self.size_hw):
             raise ValueError(f"size_hw must be multiples of 8, found {self.size_hw}")
+        if self.aspect_ratio_hw is not None:
+            require_each_at_least("aspect_ratio_hw", self.aspect_ratio_hw, 1)
         require_each_at_least("factors", self.factors, 1)
         if self.blocks is not None:
             require_each_at_least("blocks", self.blocks, 0)
@@ -155,6 +154,15 @@ class Synthesize:
                 f"{self.min_area} and {self.max_area}"
             )
         require_within("jpeg_quality", self.jpeg_quality, 1, 100)
+
+    @property
+    def image_size_hw(self) -> tuple[int, int]:
+        """Height and width of the images: `size_hw`, or what `aspect_ratio_hw` makes of it."""
+        if self.aspect_ratio_hw is None:
+            return self.size_hw
+        pixels, (tall, wide) = self.size_hw[0] * self.size_hw[1], self.aspect_ratio_hw
+        height, width = math.sqrt(pixels * tall / wide), math.sqrt(pixels * wide / tall)
+        return max(32, round(height / 32) * 32), max(32, round(width / 32) * 32)
 
     def build(self) -> "SynthesizeStage":
         """Loads the model.
@@ -210,7 +218,7 @@ class Synthesize:
         """The batch size; `auto` is measured, before anything is compiled."""
         if self.batch_size != "auto":
             return self.batch_size
-        if pipeline.device.type == "cpu":
+        if pipeline._execution_device.type == "cpu":
             return USUAL_BATCH_SIZE
         from ovref.models.batch_size import PROBE_STEPS, automatic_batch_size
 

@@ -55,8 +55,8 @@ class ExplicitAttention:
     def _called(self, *_):
         self._call += 1
 
-    def _attend(self, query, key, value, attn_mask=None, scale=None, **_):
-        output = self._fused(query, key, value, attn_mask=attn_mask, scale=scale)
+    def _attend(self, query, key, value, attn_mask=None, **options):
+        output = self._fused(query, key, value, attn_mask=attn_mask, **options)
         if self._block is not None:
             scores = query.double() @ key.double().mT / query.shape[-1] ** 0.5
             if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -109,7 +109,7 @@ def assert_equals_slow(pipeline, starts, *, read_blocks, calls, own="last", **fi
     assert all(noun for nouns in positions for noun in nouns)
     generated = generator.generate(CAPTIONS, positions, SEEDS)
 
-    grid_hw = recorder.grid_hw(settings.size_hw)
+    grid_hw = recorder.grid_hw(settings.image_size_hw)
     network = pipeline.transformer
     before = dict(network.named_modules())
     with ExplicitAttention(
@@ -117,7 +117,7 @@ def assert_equals_slow(pipeline, starts, *, read_blocks, calls, own="last", **fi
     ) as reference:
         pixels = pipeline(
             prompt=list(CAPTIONS), num_inference_steps=settings.steps,
-            height=settings.size_hw[0], width=settings.size_hw[1], output_type="pt",
+            height=settings.image_size_hw[0], width=settings.image_size_hw[1], output_type="pt",
             generator=[torch.Generator().manual_seed(s) for s in SEEDS],
             **recorder.options(CAPTIONS, settings),
         ).images  # fmt: skip

@@ -131,10 +131,10 @@ class TransformerRecorder:
         """Raises ModelError if the pipeline cannot do what the settings ask for."""
         name, kind = type(self.pipeline).__name__, self.network_name
         multiple = self.pipeline.vae_scale_factor * self.patch()
-        if any(size % multiple for size in settings.size_hw):
+        if any(size % multiple for size in settings.image_size_hw):
             raise ModelError(
                 f"{name} makes images whose height and width are multiples of {multiple}, found "
-                f"size_hw {settings.size_hw}"
+                f"{settings.image_size_hw}"
             )
         reading = settings.reading or self.reads.reading
         if reading not in self.readings:
@@ -202,7 +202,7 @@ class TransformerRecorder:
         """Records attention while the pipeline generates one image per caption in the block."""
         attribution = JointAttribution(
             positions,
-            self.grid_hw(settings.size_hw),
+            self.grid_hw(settings.image_size_hw),
             self.layout,
             settings.reading or self.reads.reading,
             device=self.pipeline._execution_device,

@@ -74,7 +74,7 @@ class UNetRecorder:
     @contextmanager
     def recording(self, positions: Positions, settings: Any) -> Iterator[Attribution]:
         """Records attention while the pipeline generates one image per caption in the block."""
-        height, width = settings.size_hw
+        height, width = settings.image_size_hw
         factor = self.pipeline.vae_scale_factor
         weights_bkn = noun_weights(positions, self.pipeline.tokenizer.model_max_length)
         latent_hw = (height // factor, width // factor)

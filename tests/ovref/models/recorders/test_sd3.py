@@ -106,6 +106,14 @@ def test_a_batch_equals_its_captions_one_at_a_time(loaded):
         assert np.abs(one.image_hwc.astype(int) - alone.image_hwc).max() <= 1
 
 
+def test_the_size_may_come_from_an_aspect_ratio(loaded):
+    generator = generator_of(
+        loaded("sd3"), scheduler="flow_euler", size_hw=(64, 64), aspect_ratio_hw=(1, 2), steps=1
+    )
+    (image,) = generator.generate(["a cat"], [[(2,)]], [0])
+    assert image.image_hwc.shape == (32, 96, 3) and image.heatmaps_nhw.shape == (1, 4, 12)
+
+
 def test_negative_prompts_and_captions_without_nouns(loaded):
     options = {**FLOW, "steps": 2, "guidance": 4.0}
     images = [
