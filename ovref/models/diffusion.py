@@ -21,28 +21,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """One generated image and the heatmaps of its caption's nouns."""
+    """A generated image and the heatmaps of its caption's nouns."""
 
     image_hwc: np.ndarray | None
-    """(H, W, 3) uint8 RGB; None when the model gave numbers that are not finite."""
+    """(H, W, 3) uint8 RGB; None if the model's output was not finite."""
     heatmaps_nhw: np.ndarray
     """(nouns, h, w) float32 >= 0, of a UNet at the size of its latent, of a transformer at that of
     its grid of image positions."""
 
 
 class Generator:
-    """Generates batches of captions, each from its own seed, with the heatmaps of their nouns."""
+    """Generates a batch of images, each from its own seed, with the heatmaps of their nouns."""
 
     def __init__(self, pipeline: Any, settings: Any) -> None:
         """
         Args:
-            pipeline: as `loading.load_pipeline` gives it.
-            settings: an `ovref.stages.synthesize.Synthesize` whose `batch_size` is a number. If it
-                says `compiled`, smaller batches are padded to `batch_size` by repeating their last
-                caption, so that a compiled network sees one size only.
+            pipeline: a pipeline of `loading.load_pipeline`.
+            settings: an `ovref.stages.synthesize.Synthesize` whose `batch_size` is a number. With
+                `compiled`, smaller batches are padded to `batch_size` by repeating their last
+                caption, so that a compiled network sees only one size.
 
         Raises:
-            ModelError: the pipeline cannot do what is asked for.
+            ModelError: the pipeline does not support the settings.
         """
         self._recorder = recorder_of(pipeline)
         self._recorder.check(settings)
@@ -79,16 +79,16 @@ class Generator:
         positions: Sequence[Sequence[Sequence[int]]],
         seeds: Sequence[int],
     ) -> list[GeneratedImage]:
-        """One image per caption, generated as one batch.
+        """Generates one image per caption, in one batch.
 
-        An image depends on its caption and seed alone, but for the rounding of kernels that add in
-        another order at another batch size: equal batches give equal bytes. When the device runs
-        out of memory, the batch is halved, and stays so.
+        An image depends only on its caption and seed, except for rounding, which depends on the
+        batch size: equal batches give equal bytes. When the device runs out of memory, the batch
+        size is halved for good.
 
         Args:
             captions: the prompts.
-            positions: per caption, per noun, its token positions (`positions`).
-            seeds: per caption, in [0, 2**63).
+            positions: token positions per caption and noun (`positions`).
+            seeds: one per caption, in [0, 2**63).
 
         Raises:
             torch.OutOfMemoryError: a single image does not fit.
@@ -105,7 +105,7 @@ class Generator:
                 size = self._fill_up_to or len(captions[part])
                 if size == 1:
                     raise
-            # Outside the handler, so that the failed call's tensors are free.
+            # Outside the handler, so that the failed call's tensors have been freed.
             self._most_at_once = size // 2
             if self._fill_up_to is not None:
                 self._fill_up_to = size // 2
@@ -121,10 +121,10 @@ class Generator:
         positions: Sequence[Sequence[Sequence[int]]],
         seeds: Sequence[int],
     ) -> list[GeneratedImage]:
-        """As `generate`, in one batch, whether it fits or not.
+        """Like `generate`, but without halving the batch.
 
         Raises:
-            torch.OutOfMemoryError: it does not.
+            torch.OutOfMemoryError: it does not fit.
             ModelError: as `generate`.
         """
         height, width = self._settings.image_size_hw
@@ -134,7 +134,7 @@ class Generator:
                 [*items, *[items[-1]] * (self._fill_up_to - wanted)]
                 for items in (captions, positions, seeds)
             )
-        # On the CPU, so that a seed means the same noise on every device.
+        # On the CPU, so that a seed gives the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         with (
             self._pipeline_lock,
@@ -171,19 +171,19 @@ def attribute_images(
     seed: int,
     factors: Sequence[int] = FACTORS,
 ) -> np.ndarray:
-    """Heatmaps of images that exist already, for measuring attribution against true masks.
+    """Heatmaps of existing images, for measuring attribution against true masks.
 
-    Each image is encoded, noised to each of the timesteps as in training, and denoised once under
-    its own caption, without guidance; the heatmap is the mean over the timesteps.
+    Each image is encoded, noised to each timestep as in training, and denoised once with its own
+    caption, without guidance; the heatmap is the mean over timesteps.
 
     Args:
-        pipeline: as `load_pipeline` gives it.
+        pipeline: a pipeline of `load_pipeline`.
         images_bhwc: (images, H, W, 3) uint8 RGB; H and W multiples of 8.
         captions: one per image.
-        positions: per caption, per noun, its token positions (`token_positions`).
-        timesteps: in [0, steps of training).
-        seed: of the noise; one noise per image is used at all timesteps.
-        factors: as of `Generator`.
+        positions: token positions per caption and noun (`token_positions`).
+        timesteps: in [0, training timesteps).
+        seed: seed of the noise; each image has the same noise at all timesteps.
+        factors: see `Synthesize.factors`.
 
     Returns:
         (images, nouns, h, w) float32 >= 0 at the size of the latent.
@@ -194,7 +194,7 @@ def attribute_images(
     noise = torch.randn(latents.shape, generator=torch.Generator("cpu").manual_seed(seed))
     noise = noise.to(device, latents.dtype)
     conditioning = conditioning_of(pipeline, captions, images_bhwc.shape[1:3])
-    # Every scheduler that can be chosen keeps the model's table of signal levels.
+    # Every supported scheduler keeps the model's table of signal levels.
     signal = pipeline.scheduler.alphas_cumprod.to(device, torch.float32)
     weights_bkn = noun_weights(positions, pipeline.tokenizer.model_max_length)
     with recording(unet, weights_bkn, tuple(latents.shape[2:]), factors) as attribution:
@@ -208,7 +208,7 @@ def attribute_images(
 def conditioning_of(
     pipeline: Any, captions: Sequence[str], size_hw: tuple[int, int]
 ) -> dict[str, Any]:
-    """The UNet's keyword arguments for captions without guidance."""
+    """The UNet's conditioning for captions, as keyword arguments, without guidance."""
     encoded = pipeline.encode_prompt(
         prompt=list(captions),
         device=pipeline.unet.device,
@@ -218,7 +218,7 @@ def conditioning_of(
     if isinstance(pipeline, diffusers.StableDiffusionPipeline):
         return {"encoder_hidden_states": encoded[0]}
     embeddings, _, pooled, _ = encoded
-    # SDXL takes the original size, the crop's corner, and the wanted size.
+    # SDXL takes the original size, the top-left corner of the crop, and the target size.
     time_ids = torch.tensor([[*size_hw, 0, 0, *size_hw]] * len(captions))
     time_ids = time_ids.to(embeddings.device, embeddings.dtype)
     return {
@@ -228,8 +228,8 @@ def conditioning_of(
 
 
 def to_uint8(images_bchw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images in [0, 1], (b, 3, H, W), as uint8 (b, H, W, 3) on their own device (fewer bytes to
-    copy to the host), and which of them are finite, (b,) bool."""
+    """Converts images in [0, 1], (b, 3, H, W), to (b, H, W, 3) uint8 on their device, where fewer
+    bytes remain to copy to the host; also returns which of them are finite, (b,) bool."""
     images = images_bchw.float()
     finite_b = images.isfinite().flatten(1).all(1)
     images = images.nan_to_num().mul(255).round()

@@ -64,10 +64,10 @@ def load_pipeline(
     Args:
         model: `miniature:stable_diffusion`, a Hugging Face id, the path of a diffusers folder, or
             of a single `.safetensors` file with the weights of all parts.
-        revision: of the Hugging Face repository; None for its default branch or a folder.
+        revision: revision of the Hugging Face repository; None for its default branch or a folder.
         scheduler: a key of `schedulers.SCHEDULERS`.
         dtype: a key of `DTYPES`.
-        device: of torch, such as `cuda` or `cpu`.
+        device: torch device, such as `cuda` or `cpu`.
         variant: of the weights: `fp16` for files named `*.fp16.safetensors`.
         base: for a single file, the diffusers folder or Hugging Face id of its base model, which
             gives configurations and tokenizers.
@@ -158,7 +158,7 @@ def _hint(path: str, variant: str | None) -> str:
 
 
 def _check_text_to_image(pipeline: Any, named: str) -> None:
-    """Raises ModelError for a model that needs more than a text, or lacks what reads texts."""
+    """Raises ModelError for a model that needs more input than text, or lacks a text encoder."""
     if pipeline.tokenizer is None or pipeline.text_encoder is None:
         raise ModelError(
             f"{named} has no first text encoder (an SDXL refiner?), whose tokens attribution "
@@ -216,13 +216,13 @@ def optimize_pipeline(
     """Speeds up the pipeline in place; images change only by rounding.
 
     Args:
-        pipeline: as `load_pipeline` gives it.
+        pipeline: a pipeline of `load_pipeline`.
         compiled: compile network and decoder for every size they are called with: a UNet as one
             graph, a transformer block by block. It takes minutes the first time; later processes
             of the same user read the compiler's cache on the disk.
         channels_last: run their convolutions on channels-last memory.
         fused_projections: compute query, key and value of a UNet's self-attention in one product.
-        cuda_graphs: launch compiled code as CUDA graphs where the compiler can.
+        cuda_graphs: launch compiled code as CUDA graphs where the compiler supports it.
     """
     network, vae = network_of(pipeline), pipeline.vae
     if fused_projections:

@@ -28,7 +28,7 @@ class UNetRecorder:
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
         self.network = pipeline.unet
-        # A fast tokenizer keeps padding and truncation inside itself from call to call, and the
+        # A copy, because a fast tokenizer stores padding and truncation from call to call, and the
         # pipeline sets them while it generates, possibly in another thread.
         self._tokenizer = copy.deepcopy(pipeline.tokenizer)
 
@@ -53,7 +53,7 @@ class UNetRecorder:
 
     def options(self, captions: Sequence[str], settings: Any) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call, but for size, steps and seeds."""
-        # None means the model's own empty conditioning: zeros for SDXL, else an empty text.
+        # None means the model's own empty conditioning: zeros for SDXL, otherwise an empty text.
         use_negative = settings.negative_prompt and settings.guidance > 1
         options = {
             "guidance_scale": settings.guidance,

@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.errors import ModelError, StorageError
-from ovref.reduce.tasks import Task
+from ovref.reduce.phases import Task
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, thread_variables
 from ovref_pipelines.ray.cluster import join

@@ -28,7 +28,7 @@ from ovref.models.diffusion import GeneratedImage, Generator, conditioning_of, t
 from ovref.models.loading import DTYPES, optimize_pipeline
 from ovref.models.recorders import guided_steps
 from ovref.models.recorders.unet import recording
-from ovref.ops.heatmaps import binarise, resized, stretched
+from ovref.ops.binarisation import binarise, resized, stretched
 from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
 from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg

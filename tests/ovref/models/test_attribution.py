@@ -13,7 +13,7 @@ from ovref.models.attribution import PAD, Attribution, Layer, _add_second_produc
 from ovref.models.diffusion import attribute_images
 from ovref.models.loading import load_pipeline
 from ovref.models.recorders.unet import is_recorded, recording
-from ovref.ops.heatmaps import BinariseRule, binarise, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, stretched
 from ovref.ops.masks import iou
 
 CAPTIONS = ["a cat and a dog", "the zebra, the dog and the dog", "hotdog cat"]

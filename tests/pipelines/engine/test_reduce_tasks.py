@@ -8,7 +8,7 @@ import pytest
 from task_fakes import die_once, fails, square_of
 
 from ovref.errors import ModelError, StorageError
-from ovref.reduce.tasks import in_process
+from ovref.reduce.phases import in_process
 from ovref_pipelines.engine import reduce_tasks
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 
