@@ -89,7 +89,9 @@ class JointAttribution:
         self._captions = len(positions)
         self._nouns = max((len(nouns) for nouns in positions), default=0)
         tokens_bt, weights_bnt = _tokens_and_weights(positions)
-        self._last_token = int(tokens_bt.max()) if tokens_bt.numel() else 0
+        self._last_token = max(
+            (t for nouns in positions for noun in nouns for t in noun), default=0
+        )
         self._tokens_b1t1 = tokens_bt[:, None, :, None].to(device)
         self._weights_bnt = weights_bnt.to(device)
         self._positions = grid_hw[0] * grid_hw[1]

@@ -83,10 +83,17 @@ def load_pipeline(
     _check_file(path, base, named)
     described = (base or "") if single_file else path
     try:
-        found = diffusers.DiffusionPipeline.load_config(
+        index = diffusers.DiffusionPipeline.load_config(
             resolve(described), revision=None if single_file else revision
-        )["_class_name"]
-        options = {"dtype": DTYPES[dtype], **_without_extras(found)}
+        )
+        found = index["_class_name"]
+        # Parts that a model was saved without, such as Stable Diffusion 3's T5.
+        absent = [name for name, kind in index.items() if kind in ([None, None], (None, None))]
+        options = {
+            "dtype": DTYPES[dtype],
+            **dict.fromkeys(absent),
+            **_without_extras(found),
+        }
         if single_file:
             pipeline = _class_of(found, named).from_single_file(
                 path, config=resolve(described), **options

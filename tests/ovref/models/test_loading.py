@@ -4,6 +4,7 @@ import json
 import shutil
 from typing import get_args, get_type_hints
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -127,7 +128,9 @@ def test_other_pipelines_of_the_same_networks_are_loaded(
 
 def test_a_variant_is_read_when_asked_for_and_suggested_when_not(sd1, tmp_path):
     pipeline = load_pipeline(sd1, **OPTIONS)
-    pipeline.save_pretrained(tmp_path / "fp16", variant="fp16")
+    diffusers.StableDiffusionPipeline.from_pretrained(sd1, safety_checker=None).save_pretrained(
+        tmp_path / "fp16", variant="fp16"
+    )
     assert not list((tmp_path / "fp16" / "unet").glob("diffusion_pytorch_model.safetensors"))
     found = load_pipeline(str(tmp_path / "fp16"), variant="fp16", **OPTIONS)
     assert torch.equal(weights_of(found.unet), weights_of(pipeline.unet))
@@ -137,7 +140,9 @@ def test_a_variant_is_read_when_asked_for_and_suggested_when_not(sd1, tmp_path):
 
 def test_sharded_weights_are_read(sd1, tmp_path):
     pipeline = load_pipeline(sd1, **OPTIONS)
-    pipeline.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    diffusers.StableDiffusionPipeline.from_pretrained(sd1, safety_checker=None).save_pretrained(
+        tmp_path / "shards", max_shard_size="100KB"
+    )
     assert len(list((tmp_path / "shards" / "unet").glob("*-of-*.safetensors"))) > 1
     found = load_pipeline(str(tmp_path / "shards"), **OPTIONS)
     assert torch.equal(weights_of(found.unet), weights_of(pipeline.unet))

@@ -68,7 +68,7 @@ def test_timesteps_are_those_of_diffusers(name):
     ],
 )
 def test_a_model_of_another_family_is_refused(name, source, advice):
-    if advice.endswith(name) or (name in OF_BETAS and source is diffusers.PNDMScheduler):
+    if advice.split()[-1] == name or (name in OF_BETAS and source is diffusers.PNDMScheduler):
         assert make_scheduler(name, source().config)
         return
     with pytest.raises(ModelError, match=f"would generate with a noise schedule .*{advice}"):
@@ -99,9 +99,10 @@ def test_flow_matching_in_a_class_of_betas_goes_to_classes_that_know_it(name):
             make_scheduler(name, source.config)
         return
     made = make_scheduler(name, source.config)
+    assert {field: made.config[field] for field in options} == options
     made.set_timesteps(5)
     source.set_timesteps(5)
-    torch.testing.assert_close(made.sigmas, source.sigmas)
+    torch.testing.assert_close(made.sigmas, source.sigmas, rtol=0.01, atol=0)  # they round apart
 
 
 @pytest.mark.parametrize(
