@@ -54,7 +54,7 @@ class Generator:
             ) from error
         self._pipeline, self._settings = pipeline, settings
         self.provenance: dict[str, Any] = self._recorder.provenance(settings)
-        """Of each image: what was read of a transformer's attention."""
+        """Provenance of each image: what was read of a transformer's attention."""
         self._fill_up_to: int | None = settings.batch_size if settings.compiled else None
         self._most_at_once: int | None = None
         # The pipeline's scheduler, and the network while it is recorded, hold the state of one

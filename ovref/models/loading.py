@@ -246,8 +246,12 @@ def optimize_pipeline(
         options = {"deterministic": True, "triton.cudagraphs": cuda_graphs}
         known = torch._inductor.list_options()
         options = {name: value for name, value in options.items() if name in known}
-        compile_network = (
-            network.compile if hasattr(pipeline, "unet") else (network.compile_repeated_blocks)
-        )
-        compile_network(fullgraph=True, dynamic=False, options=options)
+        for part in [network] if hasattr(pipeline, "unet") else blocks_of(network):
+            part.compile(fullgraph=True, dynamic=False, options=options)
         vae.decoder.compile(fullgraph=True, dynamic=False, options=options)
+
+
+def blocks_of(network: Any) -> list[Any]:
+    """The blocks of a diffusion transformer, which are alike, so that few graphs serve them all."""
+    lists = [part for part in network.children() if isinstance(part, torch.nn.ModuleList)]
+    return [block for blocks in lists for block in blocks]

@@ -135,8 +135,9 @@ def assert_equals_slow(pipeline, starts, *, read_blocks, calls, own="last", **fi
             expected = expected - expected.amin(1, keepdim=True)
         expected = expected.unflatten(1, grid_hw).numpy()
         assert one.heatmaps_nhw.shape == expected.shape and expected.std() > 0
-        scale = max(1.0, float(expected.max()))
-        np.testing.assert_allclose(one.heatmaps_nhw / scale, expected / scale, atol=2e-6)
+        # Products are rounded in float32; shares are probabilities.
+        scale, atol = (float(expected.max()), 1e-5) if reading == "output" else (1.0, 2e-6)
+        np.testing.assert_allclose(one.heatmaps_nhw / scale, expected / scale, atol=atol)
     return reference, [one.heatmaps_nhw for one in generated]
 
 

@@ -6,6 +6,7 @@ import torch
 
 from generators import generator_of
 from ovref.errors import ModelError
+from ovref.models.loading import blocks_of
 from slow_attribution import CAPTIONS, SPANS, assert_equals_slow, assert_tokens_are_nouns
 
 CLIP = 77
@@ -153,7 +154,8 @@ def test_recorded_blocks_are_one_graph(loaded):
     ]
     plain = [generator_of(pipeline, **settings).generate(*batch) for batch in batches]
     torch._dynamo.reset()
-    pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    for block in blocks_of(pipeline.transformer):
+        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
     try:
         generator = generator_of(pipeline, **settings)
         compiled = [generator.generate(*batches[0])]
