@@ -111,9 +111,9 @@ class Synthesize:
     jpeg_quality: int = 95
     """JPEG quality of stored images, 1 to 100, without chroma subsampling."""
     reading: Literal["share", "output"] | None = field(default=None, metadata=ADDED_LATER)
-    """What a transformer's heatmap is: `share`, the probability with which image positions attend to
-    the noun's tokens, or `output`, the product of the attention's outputs at image positions and at
-    the noun's tokens. None for the default of the model's family."""
+    """What a transformer's heatmap is: `share`, the probability with which image positions attend
+    to the noun's tokens, or `output`, the product of the attention's outputs at image positions and
+    at the noun's tokens. None for the default of the model's family."""
     blocks: tuple[int, ...] | None = field(default=None, metadata=ADDED_LATER)
     """Transformer blocks whose attention is read, from 0; None for the default of the family."""
     read_steps: tuple[float, float] | None = field(default=None, metadata=ADDED_LATER)
