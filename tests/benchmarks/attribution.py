@@ -36,13 +36,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
-from ovref.models.attribution import FACTORS, is_recorded, noun_weights, recording
-from ovref.models.diffusion import (
-    Generator,
-    attribute_images,
-    conditioning_of,
-    load_pipeline,
-)
+from ovref.models.attribution import FACTORS, noun_weights
+from ovref.models.diffusion import Generator, attribute_images, conditioning_of
+from ovref.models.loading import load_pipeline
+from ovref.models.recorders.unet import is_recorded, recording
 from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
 from ovref.ops.binarisation import BinariseRule, binarise, min_max_scaled

@@ -31,7 +31,7 @@ from ovref.config import load
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.evaluate import EvaluateSpec
 from ovref.evaluation.methods import Methods, Row
-from ovref.models.diffusion import guided_steps
+from ovref.models.recorders import guided_steps
 from ovref.records import YES
 from ovref_inference.models import resolve
 from ovref_pipelines import recipe

@@ -23,16 +23,11 @@ from ovref.config import dump
 from ovref.contract import Dropped
 from ovref.identity import record_key
 from ovref.miniature.scenes import render
-from ovref.models.attribution import noun_weights, recording
-from ovref.models.diffusion import (
-    DTYPES,
-    GeneratedImage,
-    Generator,
-    conditioning_of,
-    guided_steps,
-    optimize_pipeline,
-    to_uint8,
-)
+from ovref.models.attribution import noun_weights
+from ovref.models.diffusion import GeneratedImage, Generator, conditioning_of, to_uint8
+from ovref.models.loading import DTYPES, optimize_pipeline
+from ovref.models.recorders import guided_steps
+from ovref.models.recorders.unet import recording
 from ovref.ops.binarisation import binarise, min_max_scaled, resized
 from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
