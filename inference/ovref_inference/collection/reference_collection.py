@@ -176,8 +176,8 @@ class ReferenceCollection(CollectionHandle):
         Args:
             text_embeddings: (classes, d_textual).
             n: references retrieved for each class; k: centroids of each.
-            seed: k-means starts from it, `prototypes.STARTS` times.
-            iterations: of each start.
+            seed: of the start of k-means.
+            iterations: of k-means at most.
 
         Raises:
             ValueError: an argument out of range, or as `search_text`.
