@@ -34,12 +34,12 @@ def reference(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -
     """What `mean_field` gives, by pydensecrf; distances are of images of 480 pixels."""
     labels, height, width = unary_nhw.shape
     field = pydensecrf.densecrf.DenseCRF2D(width, height, labels)
-    field.setUnaryEnergy(np.ascontiguousarray(-unary_nhw.reshape(labels, -1), dtype=np.float32))
+    field.setUnaryEnergy(np.array(-unary_nhw.reshape(labels, -1), dtype=np.float32))
     if config.smoothness_weight:
         field.addPairwiseGaussian(sxy=config.smoothness_distance, compat=config.smoothness_weight)
     field.addPairwiseBilateral(
         sxy=config.appearance_distance, srgb=config.appearance_colour,
-        rgbim=np.ascontiguousarray(image_hwc), compat=config.appearance_weight,
+        rgbim=np.array(image_hwc), compat=config.appearance_weight,
     )  # fmt: skip
     return np.array(field.inference(config.steps)).reshape(labels, height, width)
 
