@@ -12,12 +12,6 @@ from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.collection.clustering import MAX_SEED, spherical_kmeans
 from ovref_inference.ranges import STRICT, require_at_least, require_within
 
-STARTS = 10
-"""Starts of k-means over the references that a query retrieves, as in FreeDA's released code
-(FreeDA shares authors with FOSSIL). With 150 references and k = 10 they take 16 ms per class
-instead of 2, once per list of classes, and raise the mean cosine of a reference to its nearest
-prototype by 0.017."""
-
 _NOUNS_AT_ONCE = 64
 
 
@@ -166,11 +160,7 @@ def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
 
 
 def make_prototypes(vectors: np.ndarray, config: PrototypeConfig) -> np.ndarray:
-    """(n, d) visual embeddings of a noun -> its (min(k, n), d) float32 prototypes, L2-normalised.
-
-    k-means runs once: STARTS starts would raise the mean cosine to the nearest prototype by 0.01 to
-    0.02, but take six to eight times as long for every noun of the vocabulary.
-    """
+    """(n, d) visual embeddings of a noun -> its (min(k, n), d) float32 prototypes, L2-normalised."""
     return spherical_kmeans(vectors, config.k, seed=config.seed, iterations=config.iterations)
 
 
@@ -179,12 +169,15 @@ def retrieved_prototypes(
 ) -> Prototypes:
     """Prototypes of classes from the references retrieved for each (FOSSIL 3.3).
 
+    k-means starts once, here as for stored prototypes: ten starts bring prototypes nearer to the
+    references but segment no better (`tests/benchmarks/results/kmeans_starts.md`).
+
     Args:
         sets: (n_i, dim) visual embeddings of each class; n_i may be 0.
-        k, seed, iterations: of `spherical_kmeans`, which starts STARTS times.
+        k, seed, iterations: of `spherical_kmeans`.
     """
     per_class = [
-        spherical_kmeans(vectors, k, seed=seed, iterations=iterations, starts=STARTS)
+        spherical_kmeans(vectors, k, seed=seed, iterations=iterations)
         if len(vectors)
         else np.zeros((0, dim), dtype=np.float32)
         for vectors in sets

@@ -186,8 +186,8 @@ class ReferenceCollection(CollectionHandle):
         Args:
             text_embeddings: (classes, d_textual).
             n: references retrieved per class; k: centroids per class.
-            seed: seed of the `prototypes.STARTS` starts of k-means.
-            iterations: of each start.
+            seed: seed of k-means.
+            iterations: maximum number of k-means steps.
 
         Raises:
             ValueError: an argument out of range, or as `search_text`.
