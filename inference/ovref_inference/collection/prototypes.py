@@ -160,7 +160,7 @@ def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
 
 
 def make_prototypes(vectors: np.ndarray, config: PrototypeConfig) -> np.ndarray:
-    """(n, d) visual embeddings of a noun -> its (min(k, n), d) float32 prototypes, L2-normalised."""
+    """(n, d) visual embeddings of a noun -> (min(k, n), d) float32 prototypes, L2-normalised."""
     return spherical_kmeans(vectors, config.k, seed=config.seed, iterations=config.iterations)
 
 
