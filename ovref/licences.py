@@ -13,6 +13,13 @@ MODELS = {
     "*/stable-diffusion-xl-base-1.0": "CreativeML Open RAIL++-M",
     "*/stable-diffusion-v1-5": "CreativeML OpenRAIL-M",
     "CompVis/stable-diffusion-v1-4": "CreativeML OpenRAIL-M",
+    "stabilityai/stable-diffusion-3*": "Stability AI Community License",
+    "black-forest-labs/FLUX.1-schnell": "Apache-2.0",
+    "black-forest-labs/FLUX.1-dev": "FLUX.1 [dev] Non-Commercial License",
+    "black-forest-labs/FLUX.2-klein-*4B": "Apache-2.0",
+    "Tongyi-MAI/Z-Image-Turbo": "Apache-2.0",
+    "Qwen/Qwen-Image": "Apache-2.0",
+    "Efficient-Large-Model/Sana_Sprint_*": "NVIDIA Source Code License (NSCL) v2-custom",
     "facebook/dino-vit*": "Apache-2.0",
     "facebook/dinov2-*": "Apache-2.0",
     "facebook/dinov3-*": "DINOv3 License",
@@ -41,12 +48,12 @@ MODELS = {
     "hf-hub:laion/CLIP-*": "MIT",
     "en_core_web_*": "MIT",
 }
-"""Model id, or file name of an original checkpoint, as a pattern -> licence; the first that matches
+"""Pattern of a model id, or of the file name of an original checkpoint -> licence; the first match
 counts."""
 
 
 def licence_of(model: str) -> str:
-    """The licence of a model as its publisher states it; `unknown` for one that is not listed."""
+    """The licence of a model as stated by its publisher; `unknown` if it is not listed."""
     names = (model, PurePosixPath(model).name if model.endswith(".pth") else model)
     for pattern, licence in MODELS.items():
         if any(fnmatchcase(name, pattern) for name in names):

@@ -1,39 +1,40 @@
-"""Class lists as people give them: words, a file, or a list of the field by its name."""
+"""Class lists from the command line: words, a file, or the name of a published list."""
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from ovref.class_files import SYNONYMS, list_of_file
+from ovref.class_files import list_of_file, names_of
 from ovref.errors import InputError
+from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.names import bundled_list
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Classes and their synonyms. A segmenter is asked for all names, and a class is what any of
-    its names is."""
+    """Classes and their synonyms. A segmenter is queried with all names; each name counts for its
+    class."""
 
     names: tuple[str, ...]
     """(c,) the name of each class."""
-    asked: tuple[str, ...]
-    """(n,) every name once: what a segmenter is asked for."""
+    query_names: tuple[str, ...]
+    """(n,) all distinct names: the query for a segmenter."""
     class_of: np.ndarray
     """(n,) int64: the class of each name."""
     things: frozenset[int] | None = None
-    """Classes that are things; None where nobody said."""
+    """Classes that are things; None if unknown."""
 
     def labels(self, labels_hw: np.ndarray) -> np.ndarray:
-        """(H, W) int32 classes of a label map of the names; what has no name stays below 0."""
+        """Maps a label map of names to (H, W) int32 classes; unlabelled pixels stay below 0."""
         found = self.class_of[np.maximum(labels_hw, 0)]
         return np.where(labels_hw < 0, labels_hw, found).astype(np.int32)
 
     def missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Classes all of whose names are among these."""
-        gone = np.isin(self.asked, names) if names else np.zeros(len(self.asked), dtype=bool)
-        kept = set(self.class_of[~gone].tolist())
+        """Classes whose names are all among these."""
+        kept = set(self.class_of[[name not in names for name in self.query_names]].tolist())
         return tuple(name for i, name in enumerate(self.names) if i not in kept)
 
 
@@ -41,15 +42,15 @@ def read_classes(text: str, things: str | None = None) -> Classes:
     """Reads a class list.
 
     Args:
-        text: a text file (one class a line, synonyms after `;`); or the name of a set of the field,
-            with one of its lists if it is not the first (`ade150`, `voc21:fcclip`); or names with
-            commas between them, synonyms again after `;`. A file goes before a set, and a set
-            before names.
-        things: `all`, `none`, or names with commas; None takes those that a set says.
+        text: a text file (one class per line, synonyms after `;`); or the name of a published set,
+            with the name of its list unless it is the first (`ade150`, `voc21:fcclip`); or names
+            separated by commas, with synonyms after `;`. A file takes precedence over a set, and a
+            set over names.
+        things: `all`, `none`, or names separated by commas; None takes the things of a set.
 
     Raises:
-        InputError: no names, a name that two classes share, an unknown list of a set, or things
-            that are no classes.
+        InputError: there are no names, two classes share a name, the set has no such list, a word
+            looks like a misspelt set, or `things` are not classes.
     """
     known: frozenset[int] | None = None
     name, _, listed = text.partition(":")
@@ -62,17 +63,18 @@ def read_classes(text: str, things: str | None = None) -> Classes:
         found = bundled_list(of_set.classes, listed or of_set.lists[0]).classes
         known = of_set.things
     else:
-        found = tuple(names for part in text.split(",") if (names := _synonyms(part)))
+        found = tuple(names for part in text.split(",") if (names := names_of(part)))
         if len(found) == 1 and text.endswith((".txt", ".csv", ".json")):
             raise InputError(
-                f"there is no class list {text}; give a file, names with commas between them, or "
+                f"there is no class list {text}; give a file, names separated by commas, or "
                 f"one of {', '.join(SETS)}"
             )
+        if re.fullmatch(r"[a-z]+[\d_]\w*", name) and (close := get_close_matches(name, SETS, 1)):
+            raise InputError(
+                f"there is no set {name}; did you mean {close[0]}? For a class of that name give a "
+                "text file"
+            )
     return _classes(found, things, known, text)
-
-
-def _synonyms(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(SYNONYMS) if name.strip())
 
 
 def _classes(
@@ -87,7 +89,7 @@ def _classes(
                 raise InputError(f"two classes of {text!r} have the name {name!r}")
     classes = Classes(
         names=tuple(names[0] for names in found),
-        asked=tuple(owner),
+        query_names=tuple(owner),
         class_of=np.array(list(owner.values()), dtype=np.int64),
         things=known,
     )
@@ -101,5 +103,8 @@ def _classes(
         raise InputError(f"things must be classes, found {', '.join(unknown)}")
     numbers = frozenset(i for i, name in enumerate(classes.names) if name in wanted)
     return Classes(
-        names=classes.names, asked=classes.asked, class_of=classes.class_of, things=numbers
+        names=classes.names,
+        query_names=classes.query_names,
+        class_of=classes.class_of,
+        things=numbers,
     )

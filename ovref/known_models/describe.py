@@ -218,8 +218,8 @@ def _mask_former(config: MaskFormerConfig) -> tuple[str, ...]:
     model = load_mask_former(config)
     found, seconds = _timed(lambda: list(model.propose([_picture()])))
     return (
-        f"masks     {len(found[0].mask_probs_nhw)} of a picture of noise; {seconds:.2f} s an image; "
-        f"{_peak()}",
+        f"masks     {len(found[0].mask_probs_nhw)} in a picture of noise; {seconds:.2f} s an "
+        f"image; {_peak()}",
     )
 
 

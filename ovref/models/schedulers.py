@@ -1,4 +1,4 @@
-"""Schedulers: diffusers' own by the names of the settings, with a model's noise schedule."""
+"""Schedulers: diffusers' classes by setting name, with the noise schedule of a model."""
 
 import inspect
 from typing import Any
@@ -14,8 +14,8 @@ _DDIM: Any = diffusers.DDIMScheduler  # its decorators hide its methods from typ
 class HostDDIM(_DDIM):
     """DDIM without a synchronisation at each step.
 
-    diffusers' own reads the timestep back from the device, which then idles until the next call of
-    the UNet is launched. The other schedulers count their steps.
+    diffusers' DDIM reads the timestep back from the device, which then idles until the next UNet
+    call is launched. The other schedulers count their steps.
     """
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
@@ -42,18 +42,22 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler": (diffusers.EulerDiscreteScheduler, {}),
     "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
     "lcm": (diffusers.LCMScheduler, {}),
+    "flow_euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
+    "scm": (diffusers.SCMScheduler, {}),
 }
-"""Name in the configuration -> class and what is set beside the model's own config."""
+"""Setting -> class, and what is set in addition to the model's own config."""
 
 
 TRAINED = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
     "prediction_type", "rescale_betas_zero_snr",
 )  # fmt: skip
-"""Fields that say which noise the model was trained on. Classes differ in their defaults, so they
-are carried over even where the model's file leaves them to its own class."""
+"""Fields that describe the noise that the model was trained with. Defaults differ between classes,
+so these are carried over even if the model's file leaves them to its own class."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-"""What a model of the beta family may predict; `flow_prediction` belongs to flow matching."""
+"""Supported predictions of a model of betas; `flow_prediction` belongs to flow matching."""
+BETAS, FLOW, TRIGFLOW = "betas", "flow matching", "TrigFlow (Sana-Sprint)"
+OTHER = "another family (EDM, ...)"
 STEPS: dict[str, Any] = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -69,40 +73,56 @@ STEPS: dict[str, Any] = {
     "sigma_min": None,
     "sigma_max": None,
 }
-"""Fields that change the noise levels of the steps -> the value that changes nothing. A scheduler
-that does not know one is refused unless it has that value; `timestep_spacing` and `steps_offset`
-are known to all."""
+"""Fields that change the noise levels of the steps -> the neutral value. A scheduler without such a
+field is refused unless the field has that value; all have `timestep_spacing` and `steps_offset`."""
 
 
 def make_scheduler(name: str, config: Any) -> Any:
-    """The scheduler of this name with a model's own noise schedule.
+    """The scheduler of this name with the noise schedule of a model.
 
-    Fields that the model's file states are kept. Fields that it leaves to its class have the chosen
-    class's defaults, as in diffusers, but for those of `TRAINED`.
+    Fields in the model's file are kept. Other fields have the chosen class's defaults, as in
+    diffusers, except those in `TRAINED`.
 
     Args:
         name: a key of `SCHEDULERS`.
         config: configuration of the model's scheduler object (not of its file), of any class.
 
+    Models of flow matching take `flow_euler`. Those whose own scheduler is a class of betas that is
+    set to flow matching (Sana) take any class with these settings. Sana-Sprint takes `scm`.
+
     Raises:
-        ModelError: the model's scheduler has no betas (EDM, flow matching), or a setting that
-            changes the noise schedule and that the chosen scheduler does not have.
+        ModelError: the model's scheduler belongs to another family than the chosen one, or has a
+            setting that changes the noise schedule and is missing from the chosen scheduler.
     """
     kind, options = SCHEDULERS[name]
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
+    own = _family(config)
+    if own != _family(kind().config):
+        takes = [other for other in SCHEDULERS if _family(SCHEDULERS[other][0]().config) == own]
         raise ModelError(
-            "the model's own scheduler has no betas (it belongs to EDM, flow matching or another "
-            f"family), so {name!r} would generate with a noise schedule that the model was not "
-            "trained on: use a model whose scheduler has beta_schedule or trained_betas"
+            f"the model's own scheduler is one of {own}, so {name!r} would generate with a noise "
+            "schedule that the model was not trained on: "
+            + (f"choose one of {', '.join(takes)}" if takes else "use another model")
         )
+    if own == FLOW and config.get("stochastic_sampling"):
+        raise ModelError(
+            "the model's scheduler has stochastic_sampling, whose noise the pipeline does not take "
+            "from the images' seeds: set it to false in the model's scheduler_config.json"
+        )
+    if own in (FLOW, TRIGFLOW):
+        return kind.from_config(config, **options)
     trained = {field: config[field] for field in TRAINED if field in config}
-    if trained.get("prediction_type", "epsilon") not in PREDICTIONS:
+    flow = trained.get("prediction_type") == "flow_prediction"
+    if flow != bool(config.get("use_flow_sigmas")):
+        raise ModelError(
+            f"the model's scheduler has prediction_type {config['prediction_type']!r} and "
+            f"use_flow_sigmas {config.get('use_flow_sigmas')!r}: expected flow_prediction with "
+            "use_flow_sigmas, or neither"
+        )
+    if not flow and trained.get("prediction_type", "epsilon") not in PREDICTIONS:
         raise ModelError(
             f"the model's scheduler has prediction_type {config['prediction_type']!r}, expected "
-            f"one of {', '.join(PREDICTIONS)}: a model of flow matching cannot be used"
+            f"one of {', '.join(PREDICTIONS)}"
         )
-    if config.get("use_flow_sigmas"):
-        raise ModelError("the model's scheduler has use_flow_sigmas: flow matching cannot be used")
     unknown = {
         field: config[field]
         for field, neutral in STEPS.items()
@@ -125,3 +145,26 @@ def make_scheduler(name: str, config: Any) -> Any:
 
 def _fields(name: str) -> set[str]:
     return set(inspect.signature(SCHEDULERS[name][0]).parameters)
+
+
+def set_timesteps(scheduler: Any, steps: int) -> None:
+    """Sets the steps of a scheduler as a pipeline would, to find out whether it can make them.
+
+    Raises:
+        ValueError: as the scheduler does.
+    """
+    options: dict[str, Any] = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        options["mu"] = 1.0  # pipelines compute it from the size of the image
+    if isinstance(scheduler, diffusers.SCMScheduler) and steps != 2:
+        options["intermediate_timesteps"] = None
+    scheduler.set_timesteps(steps, **options)
+
+
+def _family(config: Any) -> str:
+    """The family of noise schedules that a scheduler's configuration belongs to."""
+    if "beta_schedule" in config or config.get("trained_betas") is not None:
+        return BETAS
+    if config.get("prediction_type") == "trigflow":
+        return TRIGFLOW
+    return FLOW if "shift" in config and "use_dynamic_shifting" in config else OTHER

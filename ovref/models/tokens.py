@@ -1,19 +1,23 @@
-"""Where the nouns of a caption stand: every mention, and in a text encoder's own tokenization."""
+"""Locates the nouns of a caption: all mentions, and their tokens in a text encoder."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from ovref.errors import ModelError
 from ovref.records import Noun
 
+PLACEHOLDER = "\ue000caption\ue001"
+"""Stands for a caption while a chat template is examined: characters that no template has."""
+
 
 def mentions(caption: str, nouns: Sequence[Noun]) -> dict[str, list[tuple[int, int]]]:
-    """All the places where each noun is said; DAAM averages a word over its occurrences.
+    """All mentions of each noun; DAAM averages a word over its occurrences.
 
-    A noun is said at its own spans and wherever the caption has the same words again, in either
-    case, as whole words and not as a part of another noun (`wall` is not said in `brick wall` when
-    that is a noun of its own).
+    A noun is mentioned at its own spans and wherever the caption repeats its words, ignoring case,
+    as whole words that are not part of another noun (if `brick wall` is a noun, it does not mention
+    `wall`).
 
     Returns:
         Noun text -> ascending spans [start, end), in the order of `nouns`.
@@ -31,45 +35,58 @@ def mentions(caption: str, nouns: Sequence[Noun]) -> dict[str, list[tuple[int, i
 
 
 def token_positions(
-    tokenizer: Any, caption: str, spans: Sequence[Sequence[tuple[int, int]]]
+    tokenizer: Any,
+    caption: str,
+    spans: Sequence[Sequence[tuple[int, int]]],
+    *,
+    max_length: int | None = None,
+    before: str = "",
+    after: str = "",
+    **options: Any,
 ) -> list[tuple[int, ...]]:
-    """Positions of each noun's tokens along the text encoder's key axis.
+    """Positions of each noun's tokens among the tokens of a text encoder.
 
-    The tokenizer is called exactly as the diffusers pipelines call it (truncated to its
-    `model_max_length`, special tokens added), and its character offsets refer to the caption as it
-    was given, so lower-casing, Unicode composition and white-space clean-up inside the tokenizer do
-    not move anything. A token belongs to a span when the two share a character.
+    The tokenizer is called exactly as by diffusers' pipelines (truncated to its
+    `model_max_length`, special tokens added). Its character offsets refer to the original
+    caption, whatever lower-casing, Unicode composition and white-space clean-up the tokenizer
+    applies. A token belongs to a span if they share a character.
 
-    The two tokenizers of SDXL cut text alike (they differ in padding), so one call serves both.
+    The two tokenizers of SDXL split text alike (they differ in padding), so one call serves both.
 
     Args:
         tokenizer: a fast transformers tokenizer, such as a pipeline's `tokenizer`.
-        caption: the prompt as it goes to the pipeline.
+        caption: the prompt as passed to the pipeline.
         spans: for each noun, the character spans [start, end) of its occurrences.
+        max_length: tokens that the text encoder sees; None for the tokenizer's own maximum.
+        before: what a prompt template puts before the caption.
+        after: what it puts after it.
+        options: of the tokenizer's call, such as `padding="max_length"`, which on the left moves
+            all positions.
 
     Returns:
-        For each noun the ascending positions of the tokens of all its occurrences that lie wholly
-        within the context, counted from the start-of-text token at 0. Empty when no occurrence
-        does: the noun has no heatmap.
+        For each noun, the ascending token positions of all its occurrences that lie entirely within
+        the context, counted from the first token (of CLIP, the start of the text) at 0. Empty if no
+        occurrence does; the noun then has no heatmap.
 
     Raises:
-        ModelError: the tokenizer cannot tell character offsets.
+        ModelError: the tokenizer does not provide character offsets.
         ValueError: a span is empty or lies outside the caption.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed, "
+            f"{type(tokenizer).__name__} has no character offsets: a fast tokenizer is needed, "
             "whose folder holds tokenizer.json or vocab.json with merges.txt"
         )
     encoded = tokenizer(
-        caption,
+        before + caption + after,
         truncation=True,
-        max_length=tokenizer.model_max_length,
+        max_length=tokenizer.model_max_length if max_length is None else max_length,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
+        **options,
     )
-    # The first row is what the text encoder sees, the others are what was cut off.
+    # The first row is the text encoder's input, the others were cut off.
     rows = [
         [
             (position, start, end)
@@ -88,10 +105,48 @@ def token_positions(
         for start, end in noun_spans:
             if not 0 <= start < end <= len(caption):
                 raise ValueError(f"span [{start}, {end}) is not in a caption of {len(caption)}")
-            if not _within(cut_off, start, end):
-                positions.update(_within(kept, start, end))
+            first, last = start + len(before), end + len(before)
+            if not _within(cut_off, first, last):
+                positions.update(_within(kept, first, last))
         found.append(tuple(sorted(positions)))
     return found
+
+
+def around_caption(render: Callable[[str], str]) -> tuple[str, str]:
+    """What a chat template puts before and after a caption.
+
+    Args:
+        render: the caption to the text that is tokenized.
+
+    Raises:
+        ModelError: the template does not contain the caption exactly once as it is given.
+    """
+    before, _, after = (text := render(PLACEHOLDER)).partition(PLACEHOLDER)
+    if text != before + PLACEHOLDER + after or PLACEHOLDER in after:
+        raise ModelError(
+            "the chat template of the text encoder changes or repeats the caption, so positions of "
+            f"nouns cannot be found in it; it makes {text[:200]!r} of {PLACEHOLDER!r}"
+        )
+    return before, after
+
+
+def lowered(
+    caption: str, spans: Sequence[Sequence[tuple[int, int]]]
+) -> tuple[str, list[list[tuple[int, int]]]]:
+    """`caption.lower().strip()`, as PixArt and Sana take it, and the spans in that text."""
+    # Lower-casing may lengthen a character; it never shortens one.
+    starts = [0, *accumulate(len(character.lower()) for character in caption)]
+    text = caption.lower()
+    cut = len(text) - len(text.lstrip())
+    text = text.strip()
+    moved = [
+        [
+            (max(0, starts[start] - cut), min(len(text), starts[end] - cut))
+            for start, end in noun_spans
+        ]
+        for noun_spans in spans
+    ]
+    return text, moved
 
 
 def _within(tokens: list[tuple[int, int, int]], start: int, end: int) -> list[int]:

@@ -8,8 +8,8 @@ from ovref.contract import Spec
 from ovref.errors import MismatchError
 from ovref.identity import canonical, spec_identity
 from ovref.labelled_corpora import identify_corpus
+from ovref.storage.file_store import Store
 from ovref.storage.steps import STEP, StepFolder, existing_step, open_step
-from ovref.storage.store import Store
 from ovref_pipelines.build_config import BuildConfig, output_of
 from ovref_pipelines.engine.config import PoolConfig
 
@@ -21,7 +21,7 @@ class Folders:
     captions: StepFolder
     prompts: StepFolder
     selected: StepFolder | None
-    """None where no prompts are selected."""
+    """None if the build has no such step."""
     images: StepFolder
     references: StepFolder
 
@@ -52,7 +52,7 @@ def open_steps(config: BuildConfig) -> Folders:
                 return older
             raise MismatchError(
                 f"{error}. An earlier version of ovref made it with the same settings: "
-                "accept_older=true uses it as it is, another output makes it anew"
+                "accept_older=true uses it as it is, another output makes it again"
             ) from error
 
     prompts = opened(upstream, "prompts", config.extract_nouns, captions)

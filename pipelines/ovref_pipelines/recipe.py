@@ -27,8 +27,8 @@ from ovref.records import Noun, Prompt
 from ovref.reduce.run import reduce_collection
 from ovref.select_prompts import SelectPrompts, select_prompts
 from ovref.stages.extract_nouns import ExtractNouns, language_warning
+from ovref.storage.file_store import Store, check_conditional_create
 from ovref.storage.steps import StepFolder
-from ovref.storage.store import Store, check_conditional_create
 from ovref_inference.collection.retrieve import Texts
 from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_pipelines import preflight, provenance
@@ -87,13 +87,13 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     check_conditional_create(output)
     live = Live(output)
 
-    def tell(message: str) -> None:
+    def say_and_record(message: str) -> None:
         say(message)
         live.message(message)
 
-    tell(f"build: {config.corpus.path} to {config.output}")
+    say_and_record(f"build: {config.corpus.path} to {config.output}")
     with live.during():
-        return _build(config, output, folders, tell, live)
+        return _build(config, output, folders, say_and_record, live)
 
 
 def _build(

@@ -76,12 +76,12 @@ def write(rows):
     lines = [
         "# Encoders at full size",
         "",
-        "Random weights of the real architecture in the layout of its library, made by",
-        "`tests/benchmarks/full_size_models.py` on one core of a CPU in float32: a check that sizes,",
-        "tokens and features are right, not of quality. The machine was busy, so times are CPU",
-        "seconds of the process. Memory is what was resident after an image was encoded. The last",
-        "column is the largest difference from the library's own forward pass, as a share of the",
-        "largest feature.",
+        "Random weights of the real architecture in the layout of its library, measured by",
+        "`tests/benchmarks/full_size_models.py` on one core of a CPU in float32: a check that",
+        "sizes, tokens and features are right, not of quality. The machine was busy, so times are",
+        "CPU seconds of the process. Memory is what was resident after an image was encoded. The",
+        "last column is the largest difference from the library's own forward pass, as a share of",
+        "the largest feature.",
         "",
         "| model | class | million parameters | image | grid | left-out tokens | width | "
         "CPU s to load | CPU s an image | GB | difference |",

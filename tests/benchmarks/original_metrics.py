@@ -32,16 +32,16 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ovref.evaluation.metrics import (
-    IGNORE,
-    boundary_hw,
-    confused,
-    confusion,
-    scores_of_counts,
-    split_scores,
-)
 from ovref.evaluation.metrics_ap import AveragePrecision, Detections, TrueInstances
 from ovref.evaluation.metrics_panoptic import VOID, PanopticMap, PanopticQuality
+from ovref.evaluation.metrics_semantic import (
+    IGNORE,
+    boundary_hw,
+    confusion,
+    scores_of_counts,
+    sparse_confusion,
+    split_scores,
+)
 
 CLASSES = (3, 21, 150, 459, 847)
 SIZES = ((1, 1), (7, 5), (48, 64), (64, 96))
@@ -126,7 +126,7 @@ def semantic_rows(metric, images):
             truth_hw, predicted_hw = semantic_maps(rng, classes)
             counts += confusion(truth_hw, predicted_hw, classes)
             own = np.zeros_like(counts)
-            true, said, pixels = confused(truth_hw, predicted_hw, classes).T
+            true, said, pixels = sparse_confusion(truth_hw, predicted_hw, classes).T
             own[true, said] = pixels
             theirs = metric.intersect_and_union(
                 torch.from_numpy(predicted_hw), torch.from_numpy(truth_hw), classes, IGNORE

@@ -43,8 +43,8 @@ from ovref.corpora import CorpusSpec, read_captions
 from ovref.identity import record_key, spec_identity
 from ovref.ingest import ingest
 from ovref.records import YES, ImageRecord, Noun, Prompt, Region
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, existing_step, open_step
-from ovref.storage.store import Store
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.run_steps import ray_left_as_found, run_step
@@ -129,8 +129,8 @@ class Clock(Progress):
         super().finished(shard, inputs, dropped, outputs)
         self.finished_at.append(time.monotonic())
 
-    def stands(self, shards_waiting: int, workers: int) -> None:
-        super().stands(shards_waiting, workers)
+    def update_state(self, shards_waiting: int, workers: int) -> None:
+        super().update_state(shards_waiting, workers)
         now = time.monotonic()
         if workers > (self.ready_at[-1][0] if self.ready_at else 0):
             self.ready_at.append((workers, now))

@@ -12,11 +12,11 @@ from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify
 from ovref.corpora.spec import LabelSpec
 from ovref.errors import InputError
-from ovref.images import decode_image
 from ovref.labelled_corpora import identify_corpus, read_corpus
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, THINGS
 from ovref.storage.codec import decode, encode
+from ovref.stored_images import decode_image
 
 SEEDS = range(4)
 
@@ -149,7 +149,7 @@ def test_a_limit_counts_usable_images(ade):
     [
         ({"path": "s3://bucket/ade", "labels": LabelSpec(dataset="ade150")}, "local disk"),
         ({"path": "nowhere", "labels": LabelSpec(dataset="ade151")}, "no data set 'ade151'"),
-        ({"path": "nowhere", "labels": LabelSpec(dataset="ade150")}, "holds no ade150"),
+        ({"path": "nowhere", "labels": LabelSpec(dataset="ade150")}, "does not contain ade150"),
     ],
 )
 def test_a_set_that_is_not_there_is_refused(settings, message):

@@ -1,11 +1,11 @@
-"""progress.json: where a build stands, for whoever looks from outside."""
+"""progress.json: the state of a build, for other processes."""
 
 import json
 
 import pytest
 
 from ovref.errors import StorageError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines import live
 from ovref_pipelines.live import EVERY_SECONDS, PROGRESS, Live
 

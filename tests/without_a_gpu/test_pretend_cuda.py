@@ -12,11 +12,12 @@ from ovref.contract import Dropped
 from ovref.identity import record_key
 from ovref.miniature.scenes import render
 from ovref.models.diffusion import Generator
-from ovref.models.grounding import DetectorRoute, ProposalRoute
+from ovref.models.noun_grounding import DetectorRoute, ProposalRoute
 from ovref.records import ImageRecord, Noun, Prompt, Reference
 from ovref.stages.embed import Embed
 from ovref.stages.ground import Ground
-from ovref.stages.synthesize import Synthesize, jpeg
+from ovref.stages.synthesize import Synthesize
+from ovref.stored_images import jpeg_of
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.proposers.config import (
     GroundingDinoConfig,
@@ -45,7 +46,7 @@ def prompts(count):
                 caption=scene.caption,
                 nouns=nouns,
                 source=f"test:{seed}",
-                image=jpeg(scene.image_hwc, 95),
+                image=jpeg_of(scene.image_hwc, 95),
             )
         )
     return found

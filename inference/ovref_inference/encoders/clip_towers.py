@@ -82,7 +82,8 @@ def open_parts(
 
 
 def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
-    """A CLIP model in evaluation mode on the CPU, and the name by which its tokenizer is found.
+    """A CLIP model in evaluation mode on the CPU, and the name under which open_clip finds its
+    tokenizer.
 
     Args:
         model_id: `miniature:clip`, a folder, `hf-hub:<id>`, or `<architecture>:<tag>`.
@@ -143,8 +144,8 @@ def cell_pixels(visual: Any) -> int | None:
 def vit_features(visual: Any, kind: str) -> Layer:
     """Pixels (n, 3, H, W) -> (n, cells, d): a ViT's patches in the joint space.
 
-    `tokens`: the last layer's. `values`: of the last layer with each patch attending to itself
-    alone, which keeps the place of things better (MaskCLIP).
+    `tokens`: output of the last layer. `values`: of the last layer with each patch attending only
+    to itself, which localises better (MaskCLIP).
     """
     blocks = visual.transformer.resblocks
 
@@ -174,7 +175,8 @@ def _head(visual: Any) -> Layer:
 
 
 def resize_positions(visual: Any, grid_hw: tuple[int, int]) -> None:
-    """Brings a CLIP ViT's learned positions to another grid, as its library does when loading."""
+    """Resizes a CLIP ViT's learned position embeddings to another grid, as open_clip does when
+    loading."""
     if tuple(visual.grid_size) == grid_hw:
         return
     positions = visual.positional_embedding.detach()

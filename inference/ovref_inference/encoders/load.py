@@ -3,8 +3,8 @@
 The builder and the segmenters load their encoders here, so that resizing, normalisation, the choice
 of features and the pooling of regions agree. Weights are read as safetensors, or else by a loader
 that refuses anything but tensors; models are in evaluation mode; a local folder is loaded without
-the network. Each visual encoder encodes one black image when it is loaded, so that a model which
-does not fit is refused then and not in the middle of a build.
+the network. Each visual encoder encodes one black image when it is loaded, so that an unsuitable
+model is refused before a build starts.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class VisualEncoder:
         prefix_tokens: int = 0,
         parameters: int = 0,
     ) -> None:
-        """`head` takes (m, c) of what `forward` gives to (m, dim), after pooling."""
+        """`head` maps the (m, c) output of `forward`, after pooling, to (m, dim)."""
         self._forward = forward
         self._head = head
         self._images = images
@@ -51,7 +51,7 @@ class VisualEncoder:
         self.dim = dim
         """Width of the features."""
         self.size_hw = size_hw
-        """Height and width that images are resized to, in pixels."""
+        """Height and width in pixels to which images are resized."""
         self.patch_size = patch_size
         """Pixels per side of a grid cell, after resizing."""
         self.model_class = model_class
@@ -80,7 +80,7 @@ class VisualEncoder:
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """(H, W, 3) uint8 RGB images, of any sizes -> (n, h, w, dim) float32, not normalised.
 
-        The grid covers the whole of each image. Out of GPU memory, the batch is halved.
+        The grid covers the whole image. If GPU memory runs out, the batch size is halved.
         """
         maps = self._maps(images)
         if self._head:
@@ -102,12 +102,12 @@ class VisualEncoder:
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
-            masks: of each image (n, H, W), bool or tri-state uint8; n may be 0.
+            masks: (n, H, W) for each image, bool or tri-state uint8; n may be 0.
             heatmaps: not used here.
 
         Returns:
-            Of each image the features (n, dim) float32, not normalised; and (n,) bool, False where
-            a mask is empty or the features under it are not finite: such a row is zero.
+            For each image the features (n, dim) float32, not normalised; and (n,) bool, False where
+            a mask is empty or the features under it are not finite; such a row is zero.
         """
         found = []
         for map_lc, masks_nhw in zip(self._maps(images), masks, strict=True):
@@ -173,7 +173,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, dim) float32, L2-normalised. A text longer than the context loses its end."""
+        """(n, dim) float32, L2-normalised. A text longer than the context is truncated."""
         batches = batched(texts, self._batch_size, self._encode_texts)
         return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
 
@@ -201,8 +201,8 @@ def load_visual_encoder(
     """Loads a visual backbone and encodes one black image with it.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
         ModelError: the model cannot be found or read, has no grid of features, or gives no finite
@@ -237,10 +237,10 @@ def load_visual_encoder(
 def load_region_encoder(
     config: VisualEncoderConfig, *, device: str | None = None, batch_size: int = 32
 ) -> VisualEncoder | registry.OwnEncoder | CropEncoder:
-    """Loads what embeds regions as configured: by pooling, or by masked crops.
+    """Loads the encoder of regions as configured: by pooling or by masked crops.
 
     Arguments and errors as in `load_visual_encoder`; the batch size counts images or crops. Masked
-    crops need no dense features: any image tower of open_clip will do.
+    crops need no dense features, so any open_clip image tower works.
     """
     if config.masking:
         return _crop_encoder(config, config.masking, device_of(device), batch_size)
@@ -297,7 +297,7 @@ def _try(
     cells: int | None,
     model_class: str,
 ) -> int:
-    """Width of what the model makes of one black image.
+    """Width of the model's output for one black image.
 
     Args:
         cells: how many vectors there must be; None for one alone, without that axis.

@@ -39,8 +39,8 @@ PUBLISHED = {
         "num_hidden_layers": 32, "num_attention_heads": 16, "global_attn_indexes": [7, 15, 23, 31]
     },
 }  # fmt: skip
-"""The image encoders of the published checkpoints (vit_b, vit_l, vit_h) by their width; everything
-else of these models is as transformers has it by default."""
+"""The image encoders of the published checkpoints (vit_b, vit_l, vit_h) by their width; all other
+settings of these models are transformers' defaults."""
 
 _RENAMED = [
     (re.compile(old), new)
@@ -114,7 +114,7 @@ def from_segment_anything(
 
     Args:
         state: of `segment_anything.modeling.Sam`, in any dtype.
-        config: sizes of the model; None recognises the published ones.
+        config: sizes of the model; None infers them for published checkpoints.
 
     Raises:
         ValueError, KeyError, RuntimeError: the weights are of another architecture.
@@ -141,7 +141,7 @@ def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     renamed = {}
     for name, tensor in state.items():
         if name == _POSITIONS:
-            # The encodings of prompts and of the image are one.
+            # Prompts and the image share one positional encoding.
             renamed["shared_image_embedding.positional_embedding"] = tensor
             renamed["prompt_encoder.shared_embedding.positional_embedding"] = tensor
             continue

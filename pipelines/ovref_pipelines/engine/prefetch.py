@@ -1,4 +1,8 @@
-"""Copies the next shard to the local disk while the current one is processed."""
+"""Copies the next shard to the local disk while the current one is processed.
+
+Unlike the items of `ovref.ahead`, the next shard is a guess: the driver may hand out another one,
+and a failed copy is no error, since the shard is then read from its source.
+"""
 
 import contextlib
 import dataclasses
@@ -8,9 +12,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ovref.storage.file_store import Store
 from ovref.storage.scratch import scratch_folder
 from ovref.storage.steps import StepFolder, copy_shard
-from ovref.storage.store import Store
 
 logger = logging.getLogger(__name__)
 

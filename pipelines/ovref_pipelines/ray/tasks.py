@@ -12,19 +12,19 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.errors import ModelError, StorageError
-from ovref.reduce.tasks import Task
+from ovref.reduce.phases import Task
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, thread_variables
 from ovref_pipelines.ray.cluster import join
 
 
 def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool) -> Iterator[Any]:
-    """Results in the order of `tasks`, `config.workers` of which run at a time.
+    """Yields results in the order of `tasks`, running `config.workers` at a time.
 
     A task whose worker dies is run again by Ray; one that raises ends the run.
 
     Raises:
-        StorageError: a machine that runs a task does not see `work`.
+        StorageError: a machine that runs a task cannot access `work`.
         Exception: whatever a task raises.
     """
     join(config)
@@ -60,20 +60,36 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
                     results[numbers.pop(ref)] = _result(ref)
             yield results.pop(number)
     finally:
-        # What still runs is not cancelled: it ends with the driver, and a reply that crosses a
-        # cancellation aborts the driver without a word (a check in Ray 2.60's task manager).
+        # Running tasks are not cancelled: they end with the driver, and a reply that crosses a
+        # cancellation aborts the driver silently (a check in Ray 2.60's task manager).
         if not numbers:
             sign.unlink()
 
 
-def run_once(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) -> Any:
-    """Runs one call on a worker like those of `pool`, in a process that ends with it.
+def run_each(
+    calls: Sequence[tuple[Callable[[], Any], PoolConfig]], config: EngineConfig
+) -> list[Any]:
+    """Runs each call on a worker like those of its pool, in a process that ends with it, at most
+    `config.workers` of them at a time.
+
+    Returns:
+        The results, in the order of `calls`.
 
     Raises:
-        ModelError: the process died: its models need more memory than it has.
-        Exception: whatever the call raises.
+        ModelError: a process died: its models need more memory than it has.
+        Exception: whatever the first of the calls that fail raises; those after it are not started.
     """
     join(config)
+    waiting: list[Any] = []
+    results: list[Any] = []
+    for call, pool in calls:
+        while len(waiting) >= config.workers:
+            results.append(_of_worker(waiting.pop(0)))
+        waiting.append(_started(call, config, pool))
+    return results + [_of_worker(ref) for ref in waiting]
+
+
+def _started(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) -> Any:
     variables = thread_variables(config.threads)
     if pool.gpus_per_worker == 0:
         variables["CUDA_VISIBLE_DEVICES"] = ""
@@ -83,9 +99,13 @@ def run_once(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) ->
         "max_retries": 0,
         "runtime_env": {"env_vars": variables},
     }
+    # Only the decorator takes `max_calls`, which ends the process after the call.
+    return ray.remote(max_calls=1)(_apply).options(**options).remote(call)
+
+
+def _of_worker(ref: Any) -> Any:
     try:
-        # Only the decorator takes `max_calls`, which ends the process after the call.
-        return _result(ray.remote(max_calls=1)(_apply).options(**options).remote(call))
+        return _result(ref)
     except RayError as error:
         raise ModelError(
             f"the worker that loaded the models died (out of memory? see Ray's logs): {error}"
@@ -99,8 +119,8 @@ def _apply(call: Callable[[], Any]) -> Any:
 def _call(task: Task, sign: Path) -> Any:
     if not sign.exists():
         raise StorageError(
-            f"{socket.gethostname()} does not see {sign.parent}: `work` must be a folder that all "
-            "machines of the cluster share; leave it out to reduce on the driver's machine alone"
+            f"{socket.gethostname()} cannot access {sign.parent}: `work` must be a folder that all "
+            "machines of the cluster share; omit it to reduce only on the driver's machine"
         )
     limit_threads(1)
     return task()

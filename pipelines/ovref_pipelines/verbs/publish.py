@@ -1,4 +1,4 @@
-"""`ovref publish`: what of a build goes with its collection."""
+"""`ovref publish`: selects the parts of a build that are published with its collection."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from ovref.exchange.contact_sheet import contact_sheet
 from ovref.exchange.exemplars import best_references
 from ovref.exchange.picture_files import write_pictures
 from ovref.records import ImageRecord
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_pipelines.output import BuildOutput, open_build
 from ovref_pipelines.verbs.reference_images import build_of, reference_pictures
 
 SAMPLES = 18
-"""Crops on the card."""
+"""Number of crops on the card."""
 EVALUATION = "evaluation/evaluation.json"
 
 
@@ -55,7 +55,7 @@ def _build(url: str) -> BuildOutput:
         return open_build(url)
     except InputError as error:
         raise InputError(
-            f"the images are not here: {error}. Name the output of the build that made them with "
+            f"the images are not here: {error}. Give the output of the build that made them with "
             "--build, or publish without them by --no-images"
         ) from error
 
@@ -88,7 +88,7 @@ def _records(output: BuildOutput) -> Iterator[ImageRecord]:
 
 
 def _samples(collection: ReferenceCollection, build: str | None) -> bytes:
-    """One reference of each of some nouns, the one that is most like the others of it."""
+    """A sheet with the most typical reference of each of some nouns."""
     order = collection.noun_counts.argsort(kind="stable")[::-1][:SAMPLES]
     nouns = [collection.nouns[row] for row in order if collection.noun_counts[row] > 0]
     ids = [found[0] for _, found in best_references(collection, nouns, 1)]

@@ -75,7 +75,7 @@ def test_a_value_outside_of_the_class_list_in_the_last_image(refused, folder, tm
 
 def test_8_bit_maps_of_459_classes(refused, context459):
     message = refused(**context459(np.full((4, 4), 9, np.uint8)))
-    assert "a.tif has 8 bits a pixel, and this set has more classes" in message
+    assert "a.tif has 8 bits per pixel, but this set has more classes" in message
 
 
 def test_label_and_image_of_different_sizes(refused, folder, tmp_path):
@@ -97,7 +97,7 @@ def test_a_palette_that_was_resolved_to_colours(refused, folder, tmp_path):
 
 def test_class_names_that_differ_in_case_alone(refused, folder, tmp_path):
     (tmp_path / "classes.txt").write_text("sky\nRed panda\nred Panda\n")
-    assert "has the class 'red Panda' twice, letter case aside" in refused(folder=folder)
+    assert "has the class 'red Panda' twice, ignoring case" in refused(folder=folder)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(folder, tmp_path):

@@ -14,7 +14,7 @@ from ovref.exchange import publishing
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
 from ovref.exchange.picture_files import PublishedPictures, has_pictures, write_pictures
 from ovref.records import NO, YES, ImageRecord, Noun, Region
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import hub, store
 from ovref_inference.errors import CollectionError
 
@@ -157,7 +157,7 @@ def test_what_is_no_evaluation_is_said(collection, tmp_path):
     with ovref_inference.open(collection) as opened:
         fingerprint = opened.manifest.fingerprint
     for tree in ([], "x", {"collection": {"fingerprint": fingerprint}}):
-        with pytest.raises(InputError, match=r"no evaluation\.json of `ovref evaluate`"):
+        with pytest.raises(InputError, match=r"not an evaluation\.json of `ovref evaluate`"):
             publishing.publish(collection, str(tmp_path / "x"), title="x", evaluation=tree)
 
 

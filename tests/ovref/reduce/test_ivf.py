@@ -50,7 +50,7 @@ def test_rows_are_read_as_the_matrix_has_them(stored, vectors):
     for key in (slice(3, 9), slice(1490, 9999), slice(5, 5), *map(np.array, several)):
         np.testing.assert_array_equal(rows[key], vectors[key])
     assert rows[np.zeros(0, dtype=np.int64)].shape == (0, DIM)
-    with pytest.raises(ValueError, match="steps of 1"):
+    with pytest.raises(ValueError, match="step of a slice of rows must be 1"):
         rows[::2]
 
 
@@ -124,7 +124,7 @@ def test_an_hnsw_quantiser(stored, centroids, vectors, tmp_path):
     ivf.merge(index, parts, tmp_path / "merged")
     found = indexes.read_index(tmp_path / "merged", rows=ROWS, dim=DIM)
     np.testing.assert_array_equal(ivf.centroids_of(found), centroids)
-    recalls = indexes.Questions.of_rows(vectors, ks=[10]).recalls(found, LISTS)
+    recalls = indexes.RecallQueries.of_rows(vectors, ks=[10]).recalls(found, LISTS)
     assert recalls[10].mean() > 0.99
 
 
