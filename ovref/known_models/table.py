@@ -93,6 +93,14 @@ VISUAL = (
         note="the same weights as facebook's, and its licence; not in float16",
     ),
     KnownModel(
+        model="facebook/dinov2-large",
+        network="Dinov2Model",
+        config=LARGE | {"patch_size": 14, "image_size": 518},
+        tiny=TINY | {"image_size": 70},
+        processor={"image_processor_type": "BitImageProcessor", "resample": 3, **IMAGENET},
+        note="FOSSIL's backbone",
+    ),
+    KnownModel(
         model="facebook/dinov2-with-registers-large",
         network="Dinov2WithRegistersModel",
         config=LARGE | {"num_register_tokens": 4, "patch_size": 14, "image_size": 518},
@@ -107,6 +115,13 @@ VISUAL = (
         processor=_vit(**PLAIN),
         note="normalises images itself; 3 class and 7 register tokens; up to 2048 pixels; no text; "
         "loaded by transformers' own class, code of the repository is never run",
+    ),
+    KnownModel(
+        model="timm/vit_large_patch16_radio_v3.c_radio",
+        library="timm",
+        network="vit_large_patch16_radio_v3",
+        tiny=TINY_VIT | {"img_size": 64},
+        note="the same weights as NVIDIA's, in a layout that needs no code of theirs",
     ),
     KnownModel(
         model="facebook/vit-mae-large",
