@@ -1,9 +1,9 @@
 """Pages that mkdocs makes of other files of the repository.
 
-`<!-- models -->` becomes the table of known models. `<!-- settings: package.module.Class -->` becomes tables of the settings of a frozen dataclass and
-of those that it contains, from their docstrings. `<!-- fence yaml: path -->` becomes the text of a
-file, `<!-- docstring: path -->` the docstring of a module. The results of benchmarks and the guide
-of the cluster become pages.
+`<!-- settings: package.module.Class -->` becomes tables of the settings of a frozen dataclass and
+of those that it contains, from their docstrings. `<!-- models -->` becomes the table of known
+models, `<!-- fence yaml: path -->` the text of a file, `<!-- docstring: path -->` the docstring of
+a module. The results of benchmarks and the guide of the cluster become pages.
 """
 
 import ast

@@ -6,7 +6,7 @@ without a download (`random_weights`). `tiny` shrinks it for tests.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Library = Literal["transformers", "open_clip", "timm"]
@@ -332,9 +332,16 @@ ENCODERS = (*VISUAL, *JOINT)
 
 
 def find(model: str) -> KnownModel | None:
-    """The entry of a model id; None for one that is not listed."""
+    """The entry of a model id, or of another tag of a listed architecture of open_clip; None for
+    one that is not listed."""
     wanted = model.removeprefix("hf-hub:")
-    return next((known for known in MODELS if known.model == wanted), None)
+    architecture, colon, _ = wanted.partition(":")
+    for known in MODELS:
+        if known.model == wanted:
+            return known
+        if colon and known.library == "open_clip" and known.network == architecture:
+            return replace(known, model=wanted)
+    return None
 
 
 MODELS = ENCODERS

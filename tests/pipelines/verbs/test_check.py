@@ -54,6 +54,7 @@ def test_known_models_get_random_weights_and_others_are_left_out(monkeypatch):
     assert checked.text.count("the same as") == 2
     assert "synthesize: miniature:stable_diffusion\n    left out" in checked.text
     assert table.find("miniature:dinov2") is None
+    assert table.find("ViT-L-14:laion2b_s32b_b82k").network == "ViT-L-14"
 
 
 def test_random_and_shapes_exclude_each_other(capsys):
