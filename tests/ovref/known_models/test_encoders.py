@@ -147,9 +147,9 @@ def test_what_cannot_be_used_says_what_works(folder, tmp_path):
             settings | {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         )
     )
-    with pytest.raises(ModelError, match="normalises images itself.*set do_normalize to false"):
+    with pytest.raises(ModelError, match=r"normalises images itself.*set do_normalize to false"):
         load_visual_encoder(VisualEncoderConfig(model=str(twice)), device="cpu")
-    with pytest.raises(ModelError, match="'dinov3_vit'.*expected a model of type clip"):
+    with pytest.raises(ModelError, match=r"'dinov3_vit'.*expected a model of type clip"):
         load_text_encoder(
             TextEncoderConfig(model=folder(find(DINOV3)), library="transformers"), device="cpu"
         )
