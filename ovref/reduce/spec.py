@@ -25,7 +25,7 @@ class FilterSpec:
     max_area: float = 1.0
     """Largest mask kept, as a fraction of the image."""
     duplicate_cosine: float | None = None
-    """Of two visual embeddings of one noun with at least this cosine, only the first is kept; None
+    """If two visual embeddings of one noun have at least this cosine, only the first is kept; None
     keeps all."""
     min_noun_agreement: float | None = None
     """Lowest `ops.quality.noun_agreement` kept, in [0, 1]; None: not measured."""
