@@ -53,9 +53,14 @@ class ClassCoverage:
     """The greatest cosine of two prototypes, one of it and one of the nearest class."""
 
     @property
+    def own(self) -> int:
+        """References by its name and its synonyms."""
+        return self.by_name + self.by_synonym
+
+    @property
     def references(self) -> int:
         """References that stand for it."""
-        return self.by_name + self.by_synonym + self.by_neighbours
+        return self.own + self.by_neighbours
 
     @property
     def confusable(self) -> bool:

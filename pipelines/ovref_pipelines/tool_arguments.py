@@ -106,6 +106,37 @@ def add_tools(add: Add) -> None:
     imported.add_argument("--replace", action="store_true", help="even if another one is there")
 
 
+def add_grow(add: Add) -> argparse.ArgumentParser:
+    """Adds the verb `grow`."""
+    grow = add(
+        "grow", "build references for the classes that a collection has too few of",
+        usage="ovref grow COLLECTION --classes LIST --target N --output URL [options] "
+        "[key=value ...]",
+    )  # fmt: skip
+    grow.add_argument("place", metavar="COLLECTION", help="or the output of its build")
+    grow.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
+    grow.add_argument(
+        "--target", required=True, type=_positive, metavar="N",
+        help="references that each class should have",
+    )  # fmt: skip
+    grow.add_argument(
+        "--output", required=True, metavar="URL",
+        help="of the build of the new captions; the grown collection is in it",
+    )  # fmt: skip
+    grow.add_argument(
+        "--templates", metavar="FILE", help="of captions with {} for the class, one a line"
+    )
+    grow.add_argument(
+        "--captions", action="append", default=[], metavar="URL",
+        help="captions that are taken first: a text file or another corpus; may be repeated",
+    )  # fmt: skip
+    grow.add_argument(
+        "--config", metavar="NAME", help="of the build; default: the settings that made it"
+    )
+    grow.set_defaults(overrides=[])
+    return grow
+
+
 def _add_models(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--clip-name", default="metaclip_l", help="CorrCLIPv2's name of its CLIP")
     sub.add_argument("--vfm-name", default="dinov2", help="and of its vision model")

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +25,6 @@ SAID = {
 
 def text(rows: list[ClassCoverage]) -> str:
     """A table with a summary, for people."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(caption_justify="left", caption=_summary(rows))
@@ -42,10 +42,7 @@ def text(rows: list[ClassCoverage]) -> str:
             _cosine(row.tightness), f"{row.nearest or ''}{' (!)' * row.confusable}",
             _cosine(row.similarity),
         )  # fmt: skip
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    written = io.StringIO()
-    Console(file=written, width=width).print(table)
-    return written.getvalue().rstrip()
+    return _drawn(table)
 
 
 def as_json(rows: list[ClassCoverage]) -> str:
@@ -53,6 +50,45 @@ def as_json(rows: list[ClassCoverage]) -> str:
     classes = [asdict(row) | {"confusable": row.confusable} for row in rows]
     return json.dumps({"verdicts": _counted(rows), "classes": classes}, indent=1,
                       ensure_ascii=False)  # fmt: skip
+
+
+def change_text(
+    before: Sequence[ClassCoverage], after: Sequence[ClassCoverage], target: int
+) -> str:
+    """How the classes that had fewer references than `target` have changed, as a table."""
+    from rich.table import Table
+
+    now = {row.name: row for row in after}
+    changed = [(row, now[row.name]) for row in before if row.own < target]
+    reached = sum(row.own >= target for _, row in changed)
+    table = Table(
+        caption_justify="left",
+        caption=f"{reached} of {len(changed)} weak classes have {target} references or more now",
+    )
+    table.add_column("class", style="bold")
+    for head in ("references", "tight", "nearest class", "cosine"):
+        table.add_column(head)
+    for old, new in changed:
+        table.add_row(
+            old.name, _change(f"{old.own:,}", f"{new.own:,}"),
+            _change(_cosine(old.tightness), _cosine(new.tightness)),
+            _change(old.nearest or "", f"{new.nearest or ''}{' (!)' * new.confusable}"),
+            _change(_cosine(old.similarity), _cosine(new.similarity)),
+        )  # fmt: skip
+    return _drawn(table)
+
+
+def _change(old: str, new: str) -> str:
+    return new if old == new else f"{old or '-'} -> {new or '-'}"
+
+
+def _drawn(table: Any) -> str:
+    from rich.console import Console
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    written = io.StringIO()
+    Console(file=written, width=width).print(table)
+    return written.getvalue().rstrip()
 
 
 def _counted(rows: list[ClassCoverage]) -> dict[str, int]:
