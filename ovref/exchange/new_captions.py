@@ -186,8 +186,9 @@ def _captions_of(collection: ReferenceCollection, noun: str) -> Iterator[Mapping
     """Rows of the noun's references whose captions have it in the singular, each caption once."""
     seen = set()
     for row in collection.rows(collection.references_of(noun)[:_ROWS_OF_A_NOUN]):
-        said = row["caption"][row["span_start"] : row["span_end"]]
-        if said.lower() == noun and row["caption"] not in seen:
+        said, after = row["caption"][row["span_start"] : row["span_end"]], row["span_end"]
+        plural = row["caption"][after : after + 1].isalpha()  # of spans found in others' captions
+        if said.lower() == noun and not plural and row["caption"] not in seen:
             seen.add(row["caption"])
             yield row
 
