@@ -94,7 +94,8 @@ def reduce_collection(
     Returns:
         Plain values: `fingerprint`; `references`, `nouns`, `rare_nouns` and `prototypes`, counted;
         `added`, the references that `base` did not have; `dropped_before`, counts by reason of
-        the embed step; `filter`, counts before and after each one; `noun_agreement`; `index`;
+        the embed step; `filter`, counts before and after each one; `noun_agreement`; where images
+        were classified, `flagged`, the kept references of unsafe ones; `index`;
         `most_frequent` and `least_frequent`, [noun, references].
 
     Raises:
@@ -187,6 +188,7 @@ def reduce_collection(
             "dropped_before": _dropped_before(inputs),
             "filter": filtered["steps"],
             "noun_agreement": filtered["noun_agreement"],
+            **({"flagged": filtered["flagged"]} if "flagged" in filtered else {}),
             "index": indexes,
             **vocabulary,
         }

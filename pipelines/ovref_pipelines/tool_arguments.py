@@ -63,6 +63,13 @@ def add_tools(add: Add) -> None:
     coverage = add("coverage", "say what a collection has for each class, the weakest first")
     coverage.add_argument("collection", help="folder or URL")
     coverage.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
+    coverage.add_argument(
+        "--clip", action="store_true",
+        help="ask CLIP, too, whether the references' images show their classes",
+    )  # fmt: skip
+    coverage.add_argument(
+        "--build", metavar="URL", help="output of the build that made the images; as of search"
+    )
     coverage.add_argument("--json", action="store_true", help="for programs")
     publish = add("publish", "publish a collection, with a card, for others to open")
     publish.add_argument("collection", help="folder or URL")

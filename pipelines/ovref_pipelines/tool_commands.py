@@ -5,6 +5,7 @@ Apart from `commands`, because they must answer at once: what builds need is not
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ovref.errors import InputError
@@ -60,10 +61,14 @@ def _coverage(options: Namespace, console: Console) -> int:
     from ovref.exchange.coverage import coverage
     from ovref_inference.collection.reference_collection import ReferenceCollection
     from ovref_pipelines.verbs import coverage as shown
+    from ovref_pipelines.verbs.reference_images import each_picture
 
     classes = read_classes(options.classes)
-    with ReferenceCollection.open(absolute(options.collection, "collection")) as collection:
-        found = coverage(collection, classes)
+    place = absolute(options.collection, "collection")
+    build = absolute(options.build, "--build") if options.build else None
+    pictures = partial(each_picture, place, build=build) if options.clip else None
+    with ReferenceCollection.open(place) as collection:
+        found = coverage(collection, classes, pictures=pictures)
     console.show((shown.as_json if options.json else shown.text)(found))
     return 0
 

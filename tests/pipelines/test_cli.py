@@ -95,7 +95,7 @@ def test_verbs_and_flags_are_pinned():
             ["--box", "--build", "--help", "--image", "--json", "--mask", "--sheet", "-h", "-k",
              "collection", "text"]
         ),
-        "coverage": ["--classes", "--help", "--json", "-h", "collection"],
+        "coverage": ["--build", "--classes", "--clip", "--help", "--json", "-h", "collection"],
         "grow": sorted(
             [*common, *dry_run, "--captions", "--classes", "--output", "--target", "--templates",
              "place"]

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ovref.contract import base_key
 from ovref.errors import InputError, StorageError
+from ovref.ops.quality import agreement_with_others
 from ovref.records import ImageRecord
 from ovref.storage.samples import Samples
 from ovref.storage.store import Store
@@ -25,8 +26,6 @@ from ovref_pipelines.verbs.status import status
 
 COMPARED = 4096
 """References of a noun that are compared with each other at most, spread evenly over all."""
-ODD = 3.0
-"""A reference is suspicious if its agreement is so many median deviations below the median."""
 SHOWN_NEIGHBOURS = 8
 PROTOTYPE_REFERENCES = 4
 
@@ -314,7 +313,8 @@ class Library:
         ids = opened.collection.references_of(name)
         if len(ids) > COMPARED:
             ids = ids[np.linspace(0, len(ids) - 1, COMPARED).astype(int)]
-        agreement, odd = agreement_of(np.asarray(opened.collection.visual[ids], np.float32))
+        vectors_nd = np.asarray(opened.collection.visual[ids], np.float32)
+        agreement, odd = agreement_with_others(vectors_nd)
         near = self._noun_neighbours(opened.collection, name)
         found = {"ids": ids, "agreement": agreement, "odd": odd, "neighbours": near}
         if len(opened.ranked) > 256:
@@ -334,28 +334,6 @@ class Library:
              "count": int(counts[i])}
             for i in near.tolist() if i != row
         ]  # fmt: skip
-
-
-def agreement_of(vectors_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How well each of a noun's references agrees with the others.
-
-    Args:
-        vectors_nd: (n, d) float32 visual embeddings.
-
-    Returns:
-        (n,) cosines to the mean of the others, 1 for a single one; and (n,) bool, which are
-        suspicious: more than `ODD` median deviations below the median.
-    """
-    count = len(vectors_nd)
-    if count < 2:
-        return np.ones(count), np.zeros(count, bool)
-    others_nd = vectors_nd.sum(0) - vectors_nd
-    norms = np.linalg.norm(others_nd, axis=1) * np.linalg.norm(vectors_nd, axis=1)
-    agreement = (others_nd * vectors_nd).sum(1) / np.maximum(norms, 1e-12)
-    middle = np.median(agreement)
-    # 1.4826 makes the median deviation of a normal distribution its standard deviation.
-    limit = middle - ODD * 1.4826 * np.median(np.abs(agreement - middle))
-    return agreement, (agreement < limit) & (count > 4)
 
 
 def _row(collection: ReferenceCollection, name: str) -> int:

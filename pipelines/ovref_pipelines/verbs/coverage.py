@@ -30,17 +30,21 @@ def text(rows: list[ClassCoverage]) -> str:
     table = Table(caption_justify="left", caption=_summary(rows))
     table.add_column("class", style="bold")
     table.add_column("references")
-    for head in ("by name", "synonym", "neighbour", "tight"):
+    for head in ("tight", "outliers"):
         table.add_column(head, justify="right")
+    table.add_column("taken for")
+    table.add_column("heat", justify="right")
     table.add_column("nearest class")
-    table.add_column("cosine", justify="right")
+    if asked := any(row.clip for row in rows):
+        table.add_column("CLIP", justify="right")
     for row in rows:
+        nearest = f"{row.nearest} {_cosine(row.similarity)}" if row.nearest else ""
+        taken = f"{row.taken_for} {row.taken_share:.0%}" if row.taken_for else ""
+        clip = f"{row.clip.cosine:.2f} {row.clip.first:.0%}" if row.clip else ""
         table.add_row(
-            row.name, _stands(row), *(f"{count:,}" if count else "" for count in (
-                row.by_name, row.by_synonym, row.by_neighbours
-            )),
-            _cosine(row.tightness), f"{row.nearest or ''}{' (!)' * row.confusable}",
-            _cosine(row.similarity),
+            row.name, _stands(row), _cosine(row.tightness),
+            f"{row.outliers:.0%}" if row.outliers else "", taken, _cosine(row.contrast),
+            f"{nearest}{' (!)' * row.confusable}", *([clip] if asked else []),
         )  # fmt: skip
     return _drawn(table)
 
@@ -104,14 +108,19 @@ def _summary(rows: list[ClassCoverage]) -> str:
 
 
 def _stands(row: ClassCoverage) -> str:
-    """Where the references come from, in words."""
+    """How many references there are and where they come from, in words."""
     if row.noun is None or row.verdict == "none":
         return f"none (nearest: {row.noun})" if row.noun else "none"
-    others = ""
+    if row.verdict == "borrowed":
+        text = f"{row.by_neighbours:,} borrowed of {row.noun}"
+    else:
+        text = f"{row.own:,} {row.verdict}"
+        if row.by_synonym:
+            text += f", {row.by_synonym:,} by synonyms"
     if row.others:
         rest = f" and {len(row.others) - SHOWN} more" if len(row.others) > SHOWN else ""
-        others = f", with {', '.join(row.others[:SHOWN])}{rest}"
-    return f"{row.verdict} ({row.noun}{others})" if row.verdict != "own" else f"own{others}"
+        text += f", with {', '.join(row.others[:SHOWN])}{rest}"
+    return text
 
 
 def _cosine(value: float | None) -> str:

@@ -277,9 +277,7 @@ def _resumed(output: Store, asked: dict[str, Any], classes: Classes, config: Bui
     """The plan that an earlier run has written."""
     try:
         found = json.loads(output.read(GROWN))
-        before = tuple(
-            ClassCoverage(**row | {"others": tuple(row["others"])}) for row in found["before"]
-        )
+        before = tuple(_row(row) for row in found["before"])
         captions = tuple((text, name, source) for text, name, source in found["captions"])
         earlier = found["asked"]
     except (ValueError, KeyError, TypeError) as error:
@@ -289,6 +287,11 @@ def _resumed(output: Store, asked: dict[str, Any], classes: Classes, config: Bui
             f"{output.url} is of another growth: {'; '.join(different)}; choose another output"
         )
     return Plan(asked=asked, classes=classes, before=before, captions=captions, config=config)
+
+
+def _row(tree: dict[str, Any]) -> ClassCoverage:
+    lists = {name: tuple(tree[name]) for name in ("others", "synonyms")}
+    return ClassCoverage(**tree | lists | {"clip": None})
 
 
 def _json(plan: Plan, after: Sequence[ClassCoverage] | None) -> bytes:
