@@ -110,6 +110,7 @@ class PublishedPictures:
     def __init__(self, url: str) -> None:
         """Raises StorageError or CollectionError where there are none, or of another version."""
         self._url = url
+        self._checked: set[str] = set()
         with self._local(INDEX) as path:
             try:
                 tree = json.loads(path.read_text(encoding="utf-8"))
@@ -129,13 +130,23 @@ class PublishedPictures:
 
     @contextmanager
     def _parquet(self, file: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
-        """One of the files, whose size is compared; `sha256sum -c` compares its content."""
+        """One of the files. Its checksum is compared the first time.
+
+        Raises:
+            StorageError: it is cut off or damaged.
+        """
         with self._local(file["path"]) as path, open(path, "rb") as opened:
             if path.stat().st_size != file["bytes"]:
                 raise StorageError(
                     f"{self._url}/{file['path']} has {path.stat().st_size} bytes, expected "
                     f"{file['bytes']}: it is cut off; publish the collection again"
                 )
+            if file["path"] not in self._checked and sha256_of(path) != file["sha256"]:
+                raise StorageError(
+                    f"{self._url}/{file['path']} is damaged: its SHA-256 is not the one in "
+                    f"{INDEX}; publish the collection again"
+                )
+            self._checked.add(file["path"])
             yield pq.ParquetFile(opened)
 
     def pictures(self, keys: Iterable[str]) -> Iterator[tuple[str, Picture]]:

@@ -32,6 +32,10 @@ def add_tools(add: Add) -> None:
         "mask_former:MODEL or sam_grid:MODEL",
     )  # fmt: skip
     segment.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="a setting of the method, such as n=40 or k=5; may be repeated",
+    )  # fmt: skip
+    segment.add_argument(
         "--formats", type=_formats, default=["overlay", "labels", "coco"], metavar="F,F",
         help=f"of {', '.join(FORMATS)}; default: overlay,labels,coco",
     )  # fmt: skip

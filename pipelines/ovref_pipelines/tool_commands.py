@@ -26,6 +26,7 @@ def _segment(options: Namespace, console: Console) -> int:
         method=options.method,
         proposer=options.proposer,
         formats=tuple(options.formats),
+        settings=tuple(options.set),
         device=options.device,
     )
     photographs = find_photographs(options.images)

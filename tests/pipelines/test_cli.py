@@ -89,7 +89,7 @@ def test_verbs_and_flags_are_pinned():
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
         "segment": sorted(
             ["--classes", "--device", "--formats", "--help", "--method", "--output", "--proposer",
-             "--things", "--workers", "-h", "collection", "images"]
+             "--set", "--things", "--workers", "-h", "collection", "images"]
         ),
         "search": sorted(
             ["--box", "--build", "--help", "--image", "--json", "--mask", "--sheet", "-h", "-k",
