@@ -74,7 +74,7 @@ class Picture:
 
 def write_pictures(
     records: Iterable[ImageRecord], wanted: frozenset[str], folder: Path
-) -> dict[str, Any]:
+) -> Iterator[str]:
     """Writes the images that have one of the wanted references, with these regions.
 
     Args:
@@ -82,8 +82,9 @@ def write_pictures(
         wanted: keys of references.
         folder: where the files go.
 
-    Returns:
-        The content of pictures.json, which is written too.
+    Yields:
+        The name of each file once it is whole, pictures.json the last. It may be taken away before
+        the next one is asked for.
     """
     files: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -97,11 +98,13 @@ def write_pictures(
         if size >= FILE_BYTES:
             files.append(_write(rows, folder, len(files)))
             rows, size = [], 0
+            yield files[-1]["path"]
     if rows:
         files.append(_write(rows, folder, len(files)))
+        yield files[-1]["path"]
     index = {"version": VERSION, "files": files, "images": sum(file["rows"] for file in files)}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return index
+    yield INDEX
 
 
 class PublishedPictures:

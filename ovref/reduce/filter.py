@@ -152,7 +152,7 @@ def filter_references(
     dropped = np.flatnonzero(reasons != "")
     why = pa.array(reasons[dropped], pa.string())
     pq.write_table(_rows_of(gathered, dropped).append_column("reason", why), out / DROPPED)
-    _write_kept(gathered, out, rows)
+    write_rows(gathered, out, rows)
     found = {"steps": steps, "noun_agreement": agreement, "references": len(rows)}
     if "unsafe" in measures:
         found["flagged"] = {"unsafe": int((measures["unsafe"][rows] > FLAGGED).sum())}
@@ -287,7 +287,12 @@ def _rows_of(gathered: Path, rows: np.ndarray) -> pa.Table:
     return pa.concat_tables(found)
 
 
-def _write_kept(gathered: Path, out: Path, rows: np.ndarray) -> None:
+def write_rows(gathered: Path, out: Path, rows: np.ndarray) -> None:
+    """Writes these rows of the table and the matrices in a folder into another, numbered anew.
+
+    Args:
+        rows: (n,) int64, ascending.
+    """
     for role in ("visual", "textual"):
         _write_vectors(open_vectors(gathered / FILES[role]), rows, out / FILES[role])
     with (

@@ -37,12 +37,14 @@ def publish(
     measured = _evaluation(collection_url, manifest.fingerprint, build, evaluation)
     output = _build(build_of(collection_url, build)) if images else None
 
-    def write(folder: Path) -> None:
-        if output is not None:
-            with ReferenceCollection.open(collection_url) as collection:
-                keys = frozenset(collection.to_table(["key"]).column("key").to_pylist())
-                write_pictures(_records(output), keys, folder)
-                (folder / publishing.SAMPLES).write_bytes(_samples(collection, build))
+    def write(folder: Path) -> Iterator[str]:
+        if output is None:
+            return
+        with ReferenceCollection.open(collection_url) as collection:
+            keys = frozenset(collection.to_table(["key"]).column("key").to_pylist())
+            yield from write_pictures(_records(output), keys, folder)
+            (folder / publishing.SAMPLES).write_bytes(_samples(collection, build))
+            yield publishing.SAMPLES
 
     return publishing.publish(
         collection_url, target, title=title, evaluation=measured, write_pictures=write,
