@@ -1,6 +1,8 @@
 """A collection from vectors that somebody else made, with everything that a built one has."""
 
+import dataclasses
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovref.errors import InputError
+from ovref.exchange.own_pictures import Images, add_pictures
 from ovref.identity import record_key, spec_identity
 from ovref.places import absolute
 from ovref.records import Noun, Reference
@@ -25,7 +28,7 @@ from ovref_inference.vectors import l2_normalised
 
 ROWS = 4096
 """References of a shard: what is in memory at once."""
-COLUMNS = ("noun", "caption", "key", "score", "source", "x0", "y0", "x1", "y1", "area")
+COLUMNS = ("noun", "caption", "key", "score", "source", "x0", "y0", "x1", "y1", "area", "image")
 """Columns of a table of references that are read; all but `noun` may be missing."""
 
 
@@ -70,6 +73,7 @@ def collection_from_arrays(
     spec: ReduceSpec = ReduceSpec(),  # noqa: B008 (frozen)
     licences: Sequence[str] = (),
     replace: bool = False,
+    images: str | None = None,
 ) -> dict[str, Any]:
     """Publishes a collection of arrays: indexes, vocabulary and prototypes as of a build.
 
@@ -84,6 +88,9 @@ def collection_from_arrays(
         spec: filters, prototypes, indexes.
         licences: of what the vectors were made from, as `<name>: <licence>`.
         replace: whether a collection that is there may be replaced.
+        images: folder or URL of the image files that the column `image` names; they are published
+            beside the collection, where whatever shows references finds them. Without the column
+            `key`, references of one file become those of one image. None publishes no images.
 
     Returns:
         As of `reduce_collection`; `filter` tells what was left out and why.
@@ -94,6 +101,15 @@ def collection_from_arrays(
         ModelError: the text encoder cannot be loaded.
     """
     target = absolute(output, "output")
+    found, names = None, {}
+    if images is not None:
+        if "image" not in arrays.more:
+            raise InputError("images need the column `image`, the file of each reference")
+        arrays = _with_keys(arrays, name)
+        keys, files = arrays.more["key"], arrays.more["image"]
+        names = {key: str(file) for key, file in zip(keys, files, strict=True) if file is not None}
+        found = Images(images)
+        found.check(list(dict.fromkeys(names.values())))
     if texts is None:
         from ovref_inference.encoders import load_text_encoder
 
@@ -108,7 +124,7 @@ def collection_from_arrays(
             references = list(_references(arrays, part, embed, texts, name))
             step.commit(shards[-1], references, inputs=len(references))
         step.finish(shards)
-        return reduce_collection(
+        summary = reduce_collection(
             step,
             spec,
             embed=embed,
@@ -119,6 +135,22 @@ def collection_from_arrays(
             provenance={"own_arrays": name, "references": len(arrays.visual)},
             replace=replace,
         )
+    if found is not None:
+        add_pictures(target, found, names)
+    return summary
+
+
+def _with_keys(arrays: OwnArrays, name: str) -> OwnArrays:
+    """The arrays with a key for each reference; those of one image file share what is before #."""
+    if "key" in arrays.more:
+        return arrays
+    seen: Counter[str] = Counter()
+    keys = []
+    for number, file in enumerate(arrays.more["image"]):
+        image = f"{number}" if file is None else f"image {file}"
+        keys.append(f"{record_key(name, image)}#{seen[image]}")
+        seen[image] += 1
+    return dataclasses.replace(arrays, more=arrays.more | {"key": keys})
 
 
 def read_arrays(visual: str, table: str, textual: str | None = None) -> OwnArrays:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovref.contract import base_key
@@ -83,18 +84,25 @@ def write_pictures(
         folder: where the files go.
 
     Yields:
+        As `write_image_rows`.
+    """
+    rows = (image_row(record, _numbers(record, wanted)) for record in records)
+    return write_image_rows((row for row in rows if row["regions"]), folder)
+
+
+def write_image_rows(images: Iterable[dict[str, Any]], folder: Path) -> Iterator[str]:
+    """Writes rows of SCHEMA into files.
+
+    Yields:
         The name of each file once it is whole, pictures.json the last. It may be taken away before
         the next one is asked for.
     """
     files: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     size = 0
-    for record in records:
-        row = _row(record, wanted)
-        if row is None:
-            continue
+    for row in images:
         rows.append(row)
-        size += len(record.image)
+        size += len(row["image"]["bytes"])
         if size >= FILE_BYTES:
             files.append(_write(rows, folder, len(files)))
             rows, size = [], 0
@@ -160,8 +168,10 @@ class PublishedPictures:
         for file in self._files:
             with self._parquet(file) as parquet:
                 for group in _groups(parquet, wanted):
-                    for row in parquet.read_row_group(group).to_pylist():
-                        for key in wanted.get(row["key"], ()):
+                    table = parquet.read_row_group(group)
+                    here = pc.is_in(table.column("key"), pa.array(list(wanted)))
+                    for row in table.filter(here).to_pylist():
+                        for key in wanted[row["key"]]:
                             yield key, _picture(row, key)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -214,11 +224,22 @@ def _groups(parquet: pq.ParquetFile, wanted: Mapping[str, Any]) -> list[int]:
     return found
 
 
-def _row(record: ImageRecord, wanted: frozenset[str]) -> dict[str, Any] | None:
+def _numbers(record: ImageRecord, wanted: frozenset[str]) -> dict[int, int]:
+    numbers = range(len(record.regions))
+    return {number: number for number in numbers if f"{record.key}#{number}" in wanted}
+
+
+def image_row(record: ImageRecord, numbers: Mapping[int, int]) -> dict[str, Any]:
+    """A row of SCHEMA.
+
+    Args:
+        record: the image.
+        numbers: by the place of a region in it, the number in the key of its reference; others are
+            left out.
+    """
     regions = []
-    for number, region in enumerate(record.regions):
-        if f"{record.key}#{number}" not in wanted:
-            continue
+    for place, number in numbers.items():
+        region = record.regions[place]
         mask_hw = region.mask_hw == YES
         code = rle(mask_hw)
         regions.append(
@@ -232,8 +253,6 @@ def _row(record: ImageRecord, wanted: frozenset[str]) -> dict[str, Any] | None:
                 "counts": code["counts"],
             }
         )
-    if not regions:
-        return None
     suffix = "png" if record.image.startswith(b"\x89PNG") else "jpg"
     return {
         "key": record.key,

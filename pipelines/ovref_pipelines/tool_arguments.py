@@ -112,6 +112,9 @@ def add_tools(add: Add) -> None:
     imported.add_argument("--text", required=True, metavar="MODEL", help="the CLIP model")
     imported.add_argument("--classes", metavar="LIST", help="names for a bank, as of segment")
     imported.add_argument("--name", default="own", help="of the bank, or of the source")
+    imported.add_argument(
+        "--images", metavar="URL", help="of arrays: folder of the files in the table's column image"
+    )
     _add_models(imported)
     imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")
     imported.add_argument("--replace", action="store_true", help="even if another one is there")

@@ -112,7 +112,7 @@ def _import(options: Namespace, console: Console) -> int:
         options.layout, options.files, absolute(options.output, "--output"),
         visual=options.visual, size=options.size, text=options.text, classes=options.classes,
         name=options.name, clip=options.clip_name, vfm=options.vfm_name, licences=options.licence,
-        replace=options.replace,
+        replace=options.replace, images=options.images,
     )  # fmt: skip
     console.show(
         f"collection: {options.output}, {found['references']} references of {found['nouns']} nouns"

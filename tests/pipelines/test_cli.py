@@ -109,8 +109,8 @@ def test_verbs_and_flags_are_pinned():
              "collection", "layout", "output"]
         ),
         "import": sorted(
-            ["--classes", "--clip-name", "--help", "--licence", "--name", "--output", "--replace",
-             "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
+            ["--classes", "--clip-name", "--help", "--images", "--licence", "--name", "--output",
+             "--replace", "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
         ),
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}

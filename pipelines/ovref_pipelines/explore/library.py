@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from ovref.contract import base_key
 from ovref.errors import InputError, StorageError
+from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures
+from ovref.images import png_of
 from ovref.ops.quality import agreement_with_others
-from ovref.records import ImageRecord
+from ovref.records import NO, YES, ImageRecord, Noun, Region
 from ovref.storage.samples import Samples
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
@@ -62,8 +64,12 @@ class Library:
         self._lock = threading.RLock()
         self._opened: Opened | None = None
         self._samples: tuple[str, Samples] | None = None
+        self._beside: PublishedPictures | None = None
+        """The images that were published with the collection, where there is no build."""
         if self.is_published:
             self.open()
+            if self.build is None and has_pictures(self.collection_url):
+                self._beside = PublishedPictures(self.collection_url)
 
     @property
     def is_published(self) -> bool:
@@ -118,7 +124,8 @@ class Library:
                 "visual": manifest.visual.model,
                 "textual": manifest.textual.model,
                 "licences": list(manifest.licences),
-                "has_images": self.build is not None and self.build.has("images"),
+                "has_images": self._beside is not None
+                or (self.build is not None and self.build.has("images")),
             }
         return found
 
@@ -278,6 +285,10 @@ class Library:
 
     def image_of(self, made_in: str, key: str) -> tuple[ImageRecord, int]:
         """The image of a reference by its columns `shard` and `key`. Errors like `image`."""
+        if self._beside is not None:
+            for _, found in self._beside.pictures([key]):
+                return _as_record(key, found), 0
+            raise InputError("the image of this reference was not published with the collection")
         made_by, _, shard = made_in.partition("/")
         record = self._images(made_by).get(shard, base_key(key))
         region = int(key.rpartition("#")[2])
@@ -334,6 +345,19 @@ class Library:
              "count": int(counts[i])}
             for i in near.tolist() if i != row
         ]  # fmt: skip
+
+
+def _as_record(key: str, picture: Picture) -> ImageRecord:
+    mask_hw = np.ones(picture.image_hwc.shape[:2], bool)
+    if picture.mask_hw is not None:
+        mask_hw = picture.mask_hw
+    region = Region(
+        noun=Noun(text="", start=0, end=0), mask_hw=np.where(mask_hw, YES, NO).astype(np.uint8),
+        score=0.0, source="",
+    )  # fmt: skip
+    return ImageRecord(
+        key=base_key(key), caption="", source="", image=png_of(picture.image_hwc), regions=(region,)
+    )
 
 
 def _row(collection: ReferenceCollection, name: str) -> int:

@@ -17,7 +17,7 @@ from ovref.errors import ConfigError, InputError
 from ovref.exchange.publishing import publish
 from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref_inference import ModelError, ReferenceCollection
-from ovref_pipelines import recipe
+from ovref_pipelines import api, recipe
 from ovref_pipelines.explore import app
 from ovref_pipelines.explore.library import Library
 from ovref_pipelines.explore.serve import serve
@@ -172,6 +172,21 @@ def test_coverage_of_a_list_of_classes(explorer, monkeypatch):
 
     monkeypatch.setattr(ReferenceCollection, "embed_text", missing)
     refused(explorer.client.post("/api/coverage", content="goblet"), 503, "fake")
+
+
+def test_a_published_collection_has_its_images(build_output, tmp_path):
+    source, there, again = build_output / "collection", tmp_path / "there", tmp_path / "again"
+    api.publish(str(source), str(there))
+    with served(Library(str(there))) as explorer:
+        assert get(explorer, "/api/about")["has_images"]
+        wanted = Library(str(build_output)).image(7)[0].image_hwc()
+        found, number = explorer.library.image(7)
+        assert np.array_equal(found.image_hwc(), wanted) and found.regions[number].mask_hw.all()
+        answer = explorer.client.get("/api/picture/7/mask?side=64")
+        assert answer.status_code == 200 and answer.headers["content-type"] == "image/webp"
+    api.publish(str(there), str(again))  # without the build: what lies beside it goes with it
+    for name in ("pictures-00000.parquet", "pictures.json", "samples.png"):
+        assert (again / name).read_bytes() == (there / name).read_bytes()
 
 
 def test_a_pasted_list_has_synonyms_and_is_measured_when_asked(explorer):
