@@ -9,12 +9,12 @@ import numpy as np
 
 from ovref.ahead import map_ahead
 from ovref.contract import base_key
-from ovref.corpora.places import open_place, shown
+from ovref.corpora.listing import open_place, shown
 from ovref.errors import InputError
 from ovref.exchange.picture_files import image_row, write_image_rows
-from ovref.images import UnusableImageError, plain_image
 from ovref.records import NO, YES, ImageRecord, Noun, Region
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
+from ovref.stored_images import UnusableImageError, plain_image
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.places import describe, store_errors
 

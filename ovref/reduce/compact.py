@@ -9,8 +9,8 @@ import numpy as np
 from ovref.errors import InputError
 from ovref.identity import fingerprint
 from ovref.reduce.filter import write_rows
-from ovref.reduce.index import build_indexes, tune_indexes
-from ovref.reduce.prototypes import GrownPrototypes, build_prototypes
+from ovref.reduce.indexing import build_indexes, tune_indexes
+from ovref.reduce.noun_prototypes import GrownPrototypes, build_prototypes
 from ovref.reduce.spec import ReduceSpec
 from ovref.reduce.tasks import in_process
 from ovref_inference.collection import format as fmt

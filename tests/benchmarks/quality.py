@@ -26,8 +26,8 @@ from ovref.identity import spec_identity
 from ovref.ops.measures import MeasureSpec
 from ovref.records import Noun, Reference
 from ovref.reduce import FilterSpec, ReduceSpec, reduce_collection
+from ovref.storage.file_store import Store
 from ovref.storage.steps import existing_step, open_step
-from ovref.storage.store import Store
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.output import FOLDER, build_config, open_build

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ovref.errors import InputError, OvrefError
 from ovref.exchange.class_lists import Classes
-from ovref.images import UnusableImageError, decode_image
+from ovref.stored_images import UnusableImageError, decode_image
 from ovref_inference.collection import store as collections
 from ovref_inference.errors import ModelError
 from ovref_pipelines.explore import filtered

@@ -12,11 +12,11 @@ import pyarrow as pa
 from ovref.contract import base_key
 from ovref.errors import InputError, StorageError
 from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures
-from ovref.images import png_of
 from ovref.ops.quality import agreement_with_others
 from ovref.records import NO, YES, ImageRecord, Noun, Region
+from ovref.storage.file_store import Store
 from ovref.storage.samples import Samples
-from ovref.storage.store import Store
+from ovref.stored_images import png_of
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub

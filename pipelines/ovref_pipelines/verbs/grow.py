@@ -25,9 +25,9 @@ from ovref.exchange.coverage import ClassCoverage, coverage
 from ovref.exchange.new_captions import TEMPLATES, Wanted, new_captions, read_templates
 from ovref.identity import changes, fingerprint
 from ovref.licences import UNKNOWN
-from ovref.places import absolute, with_absolute_models
+from ovref.locations import absolute, with_absolute_models
 from ovref.records import Caption
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection.reference_collection import ReferenceCollection
