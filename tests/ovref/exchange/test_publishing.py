@@ -222,6 +222,7 @@ def the_hub(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     yield server
     server.close()
 
@@ -235,6 +236,7 @@ def test_the_hub_and_its_cache(collection, the_hub, tmp_path, monkeypatch):
     publishing.publish(collection, "hf://me/cats", title="Cats", write_pictures=images)
     first, tree = the_hub.repositories["me/cats"][-1]
     assert {"README.md", "SHA256SUMS", "collection.json", "visual.faiss"} <= tree.keys()
+    assert list(the_hub.large.values()) == [tree["pictures-00000.parquet"]]  # before the commit
     cache = tmp_path / "cache"
     with ovref_inference.open("hf://me/cats", cache=cache, verify="full") as opened:
         assert len(opened) == 40 and "hf://me/cats" in repr(opened)
