@@ -56,7 +56,7 @@ def clip_agreement(
         for number in of_class[::step].tolist():
             owners.setdefault(number, []).append(at)
     encoder: Any = load_text_encoder(collection.text_config)
-    texts_nd = collection.embed_text(classes.asked)
+    texts_nd = collection.embed_text(classes.query_names)
     cosines: list[list[float]] = [[] for _ in ids]
     first: list[int] = [0] * len(ids)
 

@@ -118,14 +118,14 @@ def coverage(
     Raises:
         ModelError: the text encoder cannot be loaded.
     """
-    prototypes = collection.prototypes(classes.asked) if measured else None
-    support = _support(collection, classes.asked) if prototypes is None else prototypes.support
+    names = classes.query_names
+    prototypes = collection.prototypes(names) if measured else None
+    support = _support(collection, names) if prototypes is None else prototypes.support
     counts = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
     rows = [
-        _row(name, [(classes.asked[i], support[i]) for i in np.flatnonzero(classes.class_of == at)],
-             counts)
+        _row(name, [(names[i], support[i]) for i in np.flatnonzero(classes.class_of == at)], counts)
         for at, name in enumerate(classes.names)
-    ]  # fmt: skip
+    ]
     if prototypes is not None:
         rows = _measured(collection, classes, prototypes, rows, pictures)
     return sorted(

@@ -43,17 +43,17 @@ def noun_agreement(
             reached, m must exceed k by the maximum number of references on one image.
         query_rows_q: (q,) int, the query rows.
         nouns_n, images_n: (n,) int codes of every row's noun and image.
-        elsewhere_n: (n,) int, `elsewhere(nouns_n, images_n)`.
+        elsewhere_n: (n,) int, `count_on_other_images(nouns_n, images_n)`.
         k: neighbours to consider, at least 1.
 
     Returns:
         (q,) float64; NaN where no other image shows the noun.
     """
     other_image = images_n[neighbours_qm] != images_n[query_rows_q][:, None]
-    asked = other_image & (neighbours_qm >= 0)
-    asked &= np.cumsum(asked, axis=1) <= k
+    considered = other_image & (neighbours_qm >= 0)
+    considered &= np.cumsum(considered, axis=1) <= k
     same_noun = nouns_n[neighbours_qm] == nouns_n[query_rows_q][:, None]
-    agreeing = (asked & same_noun).sum(axis=1)
+    agreeing = (considered & same_noun).sum(axis=1)
 
     available = elsewhere_n[query_rows_q]
     with np.errstate(invalid="ignore"):
@@ -85,7 +85,7 @@ def agreement_with_others(
     return agreement, (agreement < limit) & (count > 4)
 
 
-def elsewhere(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
+def count_on_other_images(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
     """(n,) int: number of references of the same noun on other images."""
     _, noun_codes, noun_counts = np.unique(nouns_n, return_inverse=True, return_counts=True)
     pairs = np.stack([nouns_n, images_n], axis=1)

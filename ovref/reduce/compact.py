@@ -11,8 +11,8 @@ from ovref.identity import fingerprint
 from ovref.reduce.filter import write_rows
 from ovref.reduce.indexing import build_indexes, tune_indexes
 from ovref.reduce.noun_prototypes import GrownPrototypes, build_prototypes
+from ovref.reduce.phases import in_process
 from ovref.reduce.spec import ReduceSpec
-from ovref.reduce.tasks import in_process
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.prototypes import PrototypeConfig

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ovref.errors import InputError
 from ovref.ops.quality import (
     agreement_with_others,
-    elsewhere,
+    count_on_other_images,
     first_of_near_duplicates,
     noun_agreement,
 )
@@ -35,7 +35,7 @@ from ovref_inference.collection.format import (
     open_table,
     open_vectors,
 )
-from ovref_inference.collection.index import Questions, read_index, search, tune
+from ovref_inference.collection.index import RecallQueries, read_index, search, tune
 
 MEASURED: dict[str, tuple[str, str, str]] = {
     "clip_agreement": ("clip", "min_clip_agreement", ""),
@@ -135,13 +135,13 @@ def filter_references(
         agreement_n[alive[rows]] = _agreement(
             visual, live_rows, nouns[live_rows], images[live_rows], spec, seed, out
         )
-        judged = ~np.isnan(agreement_n)
-        fine = ~judged | (agreement_n >= spec.min_noun_agreement)
+        measured = ~np.isnan(agreement_n)
+        fine = ~measured | (agreement_n >= spec.min_noun_agreement)
         apply("noun_agreement", lambda rows: fine)
         agreement = {
-            "judged": int(judged.sum()),
-            "mean_before": _mean(agreement_n[judged]),
-            "mean_of_kept": _mean(agreement_n[judged & fine]),
+            "judged": int(measured.sum()),
+            "mean_before": _mean(agreement_n[measured]),
+            "mean_of_kept": _mean(agreement_n[measured & fine]),
         }
     if len(rows) == 0:
         lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
@@ -248,12 +248,12 @@ def _agreement(
     _write_vectors(visual, rows, path)
     build_index_on_disk(path, index_path, seed=seed)
     vectors, index = Rows(path), read_index(index_path)
-    available = elsewhere(nouns, images)
+    available = count_on_other_images(nouns, images)
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
     nprobe = None
     if hasattr(index, "nlist"):
         # Tuned for the number of neighbours searched below, without the row itself.
-        questions = Questions.of_rows(vectors, seed=seed, ks=[wanted - 1])
+        questions = RecallQueries.of_rows(vectors, seed=seed, ks=[wanted - 1])
         nprobe = tune(index, questions)[0].nprobe
     found = np.empty(len(rows))
     for start in range(0, len(rows), 4096):

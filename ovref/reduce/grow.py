@@ -65,7 +65,7 @@ def open_base(store: Store, embed: Embed) -> Base:
 def grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]:
     """The base's indexes by role; empty if they were made with another seed or version, since the
     centroids would then differ from those of building at once."""
-    if grown is None or not _as_now(grown, spec, "seed"):
+    if grown is None or not _same_setting(grown, spec, "seed"):
         return {}
     return {
         role: GrownIndex(
@@ -88,11 +88,11 @@ def grown_prototypes(grown: Base | None, spec: ReduceSpec) -> GrownPrototypes | 
         prototypes=grown.paths["prototypes"],
         references=grown.rows,
         excluded=np.setdiff1d(fmt.read_tombstones(tombstones), not_applied),
-        same_settings=_as_now(grown, spec, "prototypes"),
+        same_settings=_same_setting(grown, spec, "prototypes"),
     )
 
 
-def _as_now(grown: Base, spec: ReduceSpec, field: str) -> bool:
+def _same_setting(grown: Base, spec: ReduceSpec, field: str) -> bool:
     """Whether the base was reduced by the present version with the same value of a setting."""
     now, then = spec_identity(spec), grown.manifest.build.get("reduce", {})
     return then.get("version") == now["version"] and then["fields"][field] == now["fields"][field]

@@ -114,7 +114,7 @@ def reduce_collection(
     identity = _identity(spec, embed, inputs, grown, licences)
     wanted = fingerprint(identity)
 
-    standing = partial(_standing, output, wanted, grown, spec, inputs, replace)
+    standing = partial(_already_published, output, wanted, grown, spec, inputs, replace)
     if (summary := standing()) is not None:
         return summary
     folder = Path(work) / wanted[:16]
@@ -227,7 +227,7 @@ def reduce_collection(
         return summary | {"fingerprint": complete.fingerprint}
 
 
-def _standing(
+def _already_published(
     output: Store, wanted: str, grown: Base | None, spec: ReduceSpec, inputs: list[Shards],
     replace: bool,
 ) -> dict[str, Any] | None:  # fmt: skip
@@ -289,11 +289,11 @@ def _check_made_by(embed: Embed, step: StepFolder) -> None:
         )
     fields = {"part": "region"} | stages[-1]["fields"]  # older steps do not record their part
     for name in ("visual", "text", "templates", "weights", "part"):
-        asked, found = canonical(getattr(embed, name)), fields[name]
-        if asked != found:
+        wanted, found = canonical(getattr(embed, name)), fields[name]
+        if wanted != found:
             raise MismatchError(
                 f"{step.store.url} was made with other settings: {name} was {found} and is now "
-                f"{asked}; restore the setting, or embed the images again into another folder"
+                f"{wanted}; restore the setting, or embed the images again into another folder"
             )
 
 

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
 from ovref.models.blank import BLANK_HWC, blank_image, blank_prompt
+from ovref.models.noun_embeddings import noun_embedding, require_templates
 from ovref.ops import masks
 from ovref.ops.binarisation import resized
 from ovref.ops.measures import MeasureSpec, components, heat_entropy
@@ -22,7 +22,6 @@ from ovref.stored_images import UnusableImageError
 from ovref_inference.collection.retrieve import (
     TEMPLATES,
     WEIGHTS,
-    class_embeddings,
     retrieval_embedding,
 )
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
@@ -32,7 +31,6 @@ from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
 
-NOUNS_REMEMBERED = 65_536
 DECODERS = min(4, os.cpu_count() or 1)
 """Threads that decode images, and images decoded ahead."""
 
@@ -79,8 +77,7 @@ class Embed:
     round the last bits differently."""
 
     def __post_init__(self) -> None:
-        if not self.templates or any(text.count("{}") != 1 for text in self.templates):
-            raise ValueError(f"templates must have one {{}} each, found {self.templates}")
+        require_templates(self.templates)
         if min(self.weights) < 0 or max(self.weights) <= 0:
             raise ValueError(f"weights must be at least 0, not both 0, found {self.weights}")
         require_at_least("min_cells", self.min_cells, 0)
@@ -137,11 +134,8 @@ class EmbedStage:
         `encode_images`, as the encoders of `ovref_inference.encoders.load`; `safety` is that of
         `models.safety`."""
         self._spec, self._visual, self._texts = spec, visual, texts
+        self._noun_embedding = noun_embedding(texts, spec.templates)
         self._safety = safety
-        # A noun is encoded alone, so that its bits do not depend on a batch of other nouns.
-        self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(
-            lambda noun: class_embeddings(texts, [noun], spec.templates)[0]
-        )
 
     def __call__(self, records: Iterator[ImageRecord]) -> Iterator[Reference | Dropped]:
         # A thread embeds one batch while the caller writes the previous and reads the next one.
@@ -167,37 +161,37 @@ class EmbedStage:
         return [*drops, *self._embed(images)] if images else list(drops)
 
     def _embed(self, batch: list[_Decoded]) -> Iterator[Reference | Dropped]:
-        asked = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
+        masks_of_images = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
         found = self._visual.encode_regions(
             [image_hwc for _, image_hwc in batch],
             [
                 _stacked([mask_hw for mask_hw in some if not isinstance(mask_hw, str)], image_hwc)
-                for some, (_, image_hwc) in zip(asked, batch, strict=True)
+                for some, (_, image_hwc) in zip(masks_of_images, batch, strict=True)
             ],
-            self._heatmaps(batch, asked),
+            self._heatmaps(batch, masks_of_images),
         )
         captions_nd = self._texts.encode([record.caption for record, _ in batch])
-        measured = self._measured(batch, asked)
+        measured = self._measured(batch, masks_of_images)
         for (record, _), masks_or_reasons, (features, valid), caption_d, measures in zip(
-            batch, asked, found, captions_nd, measured, strict=True
+            batch, masks_of_images, found, captions_nd, measured, strict=True
         ):
             yield from self._references(
                 record, masks_or_reasons, features, valid, caption_d, measures
             )
 
     def _measured(
-        self, batch: list[_Decoded], asked: list[list[np.ndarray | str]]
+        self, batch: list[_Decoded], masks_of_images: list[list[np.ndarray | str]]
     ) -> list[list[dict[str, float]]]:
         """What is measured of each image's embedded regions, in their order."""
         spec = self._spec.measures
         found: list[list[dict[str, float]]] = [
-            [{} for mask_hw in some if not isinstance(mask_hw, str)] for some in asked
+            [{} for mask_hw in some if not isinstance(mask_hw, str)] for some in masks_of_images
         ]
         if spec is None:
             return found
         crops, texts, flat = [], [], []
         unsafe_n = self._safety([image_hwc for _, image_hwc in batch]) if self._safety else None
-        for at, (some, (record, image_hwc)) in enumerate(zip(asked, batch, strict=True)):
+        for at, (some, (record, image_hwc)) in enumerate(zip(masks_of_images, batch, strict=True)):
             here = iter(found[at])
             for number, mask_hw in enumerate(some):
                 if isinstance(mask_hw, str):
@@ -241,7 +235,7 @@ class EmbedStage:
         return found
 
     def _heatmaps(
-        self, batch: list[_Decoded], asked: list[list[np.ndarray | str]]
+        self, batch: list[_Decoded], masks_of_images: list[list[np.ndarray | str]]
     ) -> list[np.ndarray] | None:
         """(n, H, W) float32 of each image's embedded regions, where the strategy needs them."""
         if self._spec.visual.masking != "heatmap":
@@ -256,7 +250,7 @@ class EmbedStage:
                 ],
                 image_hwc,
             )
-            for (record, image_hwc), some in zip(batch, asked, strict=True)
+            for (record, image_hwc), some in zip(batch, masks_of_images, strict=True)
         ]
 
     def _references(

@@ -21,7 +21,7 @@ from ovref_pipelines.verbs import show
 
 Config = TypeVar("Config")
 PROBE = 16
-"""Captions that a dry run sends through the models unless `--probe` says otherwise."""
+"""Default of `--probe`: captions that a dry run sends through the models."""
 
 
 def _config(cls: type[Config], options: Namespace) -> Config:
@@ -45,7 +45,7 @@ def _build(options: Namespace, console: Console) -> int:
     if options.retry_failed:
         from ovref_pipelines.verbs import retry
 
-        open_build(config.output)  # a wrong name would start a build
+        open_build(config.output)  # a wrong name would start a new build
         folders = open_steps(config)
         failed = retry.failed_in(config, folders)
         console.show(retry.failed_text(failed))
@@ -196,7 +196,7 @@ def _tombstone(options: Namespace, console: Console) -> int:
         console.show((tombstone.listed_json if options.json else tombstone.listed)(place))
         return 0
     if not (options.undo or options.dry_run or (options.reason or "").strip()):
-        raise InputError("say why they are deleted, by --reason: it is kept in the collection")
+        raise InputError("give --reason: it is stored in the collection with the deletions")
     ids = tombstone.wanted(
         place,
         ids=None if options.ids is None else tombstone.read_ids(options.ids),
@@ -265,7 +265,7 @@ def _cancel(options: Namespace, console: Console) -> int:
 
     client = submit.connect(options.address)
     job = jobs.cancel(client, options.job, wait=not options.detach, say=console.say)
-    console.show(f"job {job.name} {'is told to end' if options.detach else job.status}")
+    console.show(f"job {job.name} {'was asked to stop' if options.detach else job.status}")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""`progress.json` of a build's output: where the build stands, for whoever looks from outside.
+"""`progress.json` in a build's output: the current state of the build, for other processes.
 
-The process that drives the build rewrites it every few seconds, so it can be read from any machine:
-by `ovref status`, by the explorer's page, by programs of others.
+The driver of the build rewrites it every few seconds, so `ovref status`, the explorer and other
+programs can read it from any machine.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 EVERY_SECONDS = 3.0
-"""Between two writes to a local folder."""
+"""Interval between writes to a local folder."""
 EVERY_SECONDS_REMOTE = 15.0
-"""Between two writes to an object store, which charges for each."""
+"""Interval between writes to an object store, which charges for each."""
 STALE_SECONDS = 60.0
-"""After which a build that says it runs counts as gone without a word."""
+"""Age of the last update after which a running build counts as dead."""
 
 
 class Live:
@@ -42,7 +42,7 @@ class Live:
         }  # fmt: skip
 
     def message(self, text: str) -> None:
-        """What the build is doing, in words."""
+        """Sets what the build is doing, in words."""
         self._state["doing"] = text
         self._write()
 
@@ -55,7 +55,7 @@ class Live:
 
     @contextlib.contextmanager
     def during(self) -> Iterator[None]:
-        """Says in the end whether the block was `done` or has `ended` early, and why."""
+        """Records at the end whether the block is `done` or has `ended` early, and why."""
         try:
             yield
         except BaseException as error:
@@ -74,7 +74,7 @@ class Live:
             tree = self._state | {"time": _now()}
             data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
             self._store.write(PROGRESS, data)
-        except (OvrefError, OSError) as error:  # the build matters, not what is told of it
+        except (OvrefError, OSError) as error:  # a failed update must not stop the build
             logger.warning("%s/%s cannot be written: %s", self._store.url, PROGRESS, error)
         finally:
             self._due = self._clock() + self._every
@@ -82,9 +82,9 @@ class Live:
 
 
 def read(store: Store) -> dict[str, Any] | None:
-    """The content of `progress.json`, with `age_seconds`; None where there is none.
+    """The content of `progress.json`, with `age_seconds`; None if there is none.
 
-    A build that says `running` but has not said so for a minute is `gone`.
+    A build that is `running` but has not updated the file for a minute is `gone`.
     """
     if not store.exists(PROGRESS):
         return None
@@ -101,7 +101,8 @@ def read(store: Store) -> dict[str, Any] | None:
 
 
 def text(now: dict[str, Any]) -> str:
-    """How far a build is, of what `read` gives: the steps that are at work, or what it does."""
+    """The progress of a build in words, from the result of `read`: its running steps, or what it is
+    doing."""
     unfinished = [
         f"{name} {step['records_done']} of {step['records'] or '?'} records"
         + (f", {duration(step['seconds_to_go'])} to go" if step["seconds_to_go"] else "")

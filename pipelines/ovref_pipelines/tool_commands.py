@@ -1,6 +1,6 @@
 """The verbs that use a finished collection: each takes its arguments and returns an exit code.
 
-Apart from `commands`, because they must answer at once: what builds need is not imported here.
+Separate from `commands`, because they must start fast: nothing that only builds need is imported.
 """
 
 from argparse import Namespace
@@ -46,6 +46,8 @@ def _search(options: Namespace, console: Console) -> int:
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from error
+    if options.sheet and not options.sheet.lower().endswith(".png"):
+        raise InputError(f"--sheet writes a PNG: {options.sheet} must end in .png")
     with ReferenceCollection.open(absolute(options.collection, "collection")) as collection:
         found = search.search(collection, query, options.k)
         console.show((search.as_json if options.json else search.text)(found))

@@ -132,7 +132,7 @@ def test_help_has_examples_and_version_has_a_number(ovref):
 def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
     code, printed, _ = ovref("build", "--config", "build.yaml", "--dry-run", "--probe", "0")
     assert code == 0
-    assert printed.startswith("captions: corpus to be read, 0 shards there already\n")
+    assert printed.startswith("captions: corpus not read yet, 0 shards committed\n")
     assert [line.partition(":")[0] for line in printed.splitlines()] == [
         "captions",
         "prompts",
@@ -225,7 +225,7 @@ def test_what_cannot_be_resumed_is_not_said_to_be(ovref, monkeypatch):
 
     monkeypatch.setitem(tool_commands.TOOLS, "search", end)
     code, _, error = ovref("search", "collection", "tree")
-    assert code == 130 and error == "ovref: stopped; run the same command to begin anew\n"
+    assert code == 130 and error == "ovref: stopped; run the same command to start again\n"
 
 
 def commands_in_the_help():
@@ -272,8 +272,8 @@ def test_settings_and_options_mix_in_any_order(arguments):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["build", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry run"),
-        (["retry-failed", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry"),
+        (["build", "--config", "build.yaml", "--probe", "3"], "--probe needs --dry-run"),
+        (["retry-failed", "--config", "build.yaml", "--probe", "3"], "--probe needs --dry-run"),
         (["status", "out", "more"], "unrecognized arguments: more"),
         (["submit"], "submit needs --config, or --attach with the name of a job"),
     ],
@@ -357,6 +357,7 @@ HEAVY = {
         ("reference OUT/collection 0", HEAVY - {"yaml", "pydantic"}, None),
         ("build --config miniature output=OUT/more", HEAVY - {"yaml", "pydantic"}, "cpu,build"),
         ("status OUT", HEAVY, "cpu,cli"),
+        ("status OUT --pictures OUT/x.png", {"matplotlib"}, "cpu,build"),
         ("explore OUT", HEAVY | {"starlette"}, "cpu,explore"),
         ("evaluate --config miniature_evaluate", HEAVY, "cpu,build"),
     ],

@@ -1,4 +1,4 @@
-"""The verbs that use a collection, from the shell, and the examples, over one tiny real build."""
+"""The verbs that use a collection, and the examples, over one tiny real build."""
 
 import dataclasses
 import json
@@ -100,6 +100,7 @@ def test_segment_refuses_before_it_loads_a_model(tiny_build, photographs, tmp_pa
     place = tiny_build / "collection"
     for arguments, message in (
         ((place, photographs, "--classes", "none.txt"), "there is no class list none.txt"),
+        ((place, photographs, "--classes", "ade151"), "did you mean ade150?"),
         ((place, tmp_path / "x.png", "--classes", "sky"), "there is no image at"),
         ((place, photographs, "--classes", "sky", "--proposer", "sam"), "--proposer must be"),
         ((tmp_path, photographs, "--classes", "sky"), "no reference collection at"),
@@ -138,12 +139,13 @@ def test_search(tiny_build, photographs, tmp_path, capsys):
     )  # fmt: skip
     assert code == 0 and json.loads(out)["references"] == by_box
     for arguments, message in (
-        (("sky", "--image", picture), "words to look for, or --image, not both"),
-        ((" ",), "there is nothing to look for"),
-        ((), "there is nothing to look for"),
+        (("sky", "--image", picture), "words to search for, or --image, not both"),
+        ((" ",), "there is nothing to search for"),
+        ((), "there is nothing to search for"),
         (("sky", "--box", "0,0,1,1"), "give --image too"),
         (("--image", picture, "--box", "0,0,65,1"), "must lie in the image of 64 x 64"),
-        (("--image", photographs / "broken.jpg"), "is no image"),
+        (("--image", photographs / "broken.jpg"), "is not an image"),
+        (("sky", "--sheet", tmp_path / "sheet.jpg"), "sheet.jpg must end in .png"),
     ):
         code, _, err = run(capsys, "search", place, *arguments)
         assert code == 2 and message in err, err
@@ -200,7 +202,7 @@ def test_publish_export_and_import(tiny_build, tmp_path, capsys):
     code, _, err = run(
         capsys, "import", "freeda", tmp_path, tmp_path, *models, "--output", tmp_path / "x"
     )
-    assert code == 2 and "--classes says what" in err
+    assert code == 2 and "give their names with --classes" in err
 
 
 def test_settings_in_python_are_as_strict_as_elsewhere(tmp_path):

@@ -15,7 +15,8 @@ Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
 def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
-    """A CLIP model in evaluation mode on the CPU, and the name by which its tokenizer is found.
+    """A CLIP model in evaluation mode on the CPU, and the name under which open_clip finds its
+    tokenizer.
 
     Args:
         model_id: `miniature:clip`, a folder, `hf-hub:<id>`, or `<architecture>:<tag>`.
@@ -58,7 +59,7 @@ def _snapshot(repository: str, revision: str) -> str:
 
 @torch.inference_mode()
 def joint_dim(model: Any) -> int:
-    """Width of CLIP's joint space, seen on a text: not every image tower says its own."""
+    """Width of CLIP's joint space, measured on a text: not every image tower states it."""
     device = next(model.parameters()).device
     tokens = torch.zeros(1, model.context_length, dtype=torch.long, device=device)
     return model.encode_text(tokens).shape[-1]
@@ -76,8 +77,8 @@ def is_convnext(visual: Any) -> bool:
 
 
 def cell_pixels(visual: Any) -> int | None:
-    """Pixels per side of a cell of the tower's last feature map; None if the tower is neither a
-    plain ViT nor a ConvNeXt."""
+    """Side in pixels of a cell of the tower's last feature map; None if it is neither a plain ViT
+    nor a ConvNeXt."""
     if is_vit(visual):
         size = visual.patch_size
         return size[0] if isinstance(size, tuple | list) else size
@@ -89,8 +90,8 @@ def cell_pixels(visual: Any) -> int | None:
 def vit_features(visual: Any, kind: str) -> Layer:
     """Pixels (n, 3, H, W) -> (n, cells, d): a ViT's patches in the joint space.
 
-    `tokens`: the last layer's. `values`: of the last layer with each patch attending to itself
-    alone, which keeps the place of things better (MaskCLIP).
+    `tokens`: output of the last layer. `values`: of the last layer with each patch attending only
+    to itself, which localises better (MaskCLIP).
     """
     blocks = visual.transformer.resblocks
 
@@ -110,12 +111,12 @@ def vit_features(visual: Any, kind: str) -> Layer:
 
 
 def convnext_features(visual: Any) -> tuple[Layer, Layer]:
-    """A ConvNeXt's dense features, and what brings them to the joint space (FC-CLIP).
+    """A ConvNeXt's dense features, and the head that maps them to the joint space (FC-CLIP).
 
     Returns:
         Pixels (n, 3, H, W) -> (n, cells, c), the trunk's last feature map; and (m, c) -> (m, d),
-        the trunk's norm and CLIP's projection, which FC-CLIP applies to what is pooled under a
-        mask: pooled over the whole image it gives the image's own CLIP embedding.
+        the trunk's norm and CLIP's projection, which FC-CLIP applies after mask pooling; applied to
+        features pooled over the whole image they give its CLIP embedding.
     """
     trunk = visual.trunk
 
@@ -129,7 +130,8 @@ def convnext_features(visual: Any) -> tuple[Layer, Layer]:
 
 
 def resize_positions(visual: Any, grid_hw: tuple[int, int]) -> None:
-    """Brings a CLIP ViT's learned positions to another grid, as its library does when loading."""
+    """Resizes a CLIP ViT's learned position embeddings to another grid, as open_clip does when
+    loading."""
     if tuple(visual.grid_size) == grid_hw:
         return
     positions = visual.positional_embedding.detach()

@@ -1,4 +1,4 @@
-"""Which encoders, as data: importable without torch, for specs and manifests."""
+"""Settings of encoders: importable without torch, for specs and manifests."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from ovref_inference.ranges import STRICT, require_each_at_least
 
 @dataclass(frozen=True, kw_only=True)
 class VisualEncoderConfig:
-    """A frozen visual backbone and which of its features are used."""
+    """A frozen visual backbone and the features that are used of it."""
 
     __pydantic_config__ = STRICT
 
@@ -23,8 +23,8 @@ class VisualEncoderConfig:
     revision: str = ""
     """Commit or tag on the hub; empty for the newest, or for a local model."""
     size_hw: tuple[int, int] = (512, 512)
-    """Height and width in pixels to which each image is resized, aspect ratio not kept; rounded to
-    multiples of the patch. FOSSIL's 512 with patch 14 becomes 518: a grid of 37 x 37."""
+    """Height and width in pixels to which each image is resized without keeping the aspect ratio;
+    rounded to multiples of the patch. FOSSIL's 512 with patch 14 becomes 518: a grid of 37 x 37."""
     features: Literal[
         "tokens", "keys", "values",
         "crop_binary", "crop_heatmap", "crop_none", "crop_heatmap_black",
@@ -32,13 +32,13 @@ class VisualEncoderConfig:
     """Dense features, pooled over regions: `tokens`: last layer, after its norm; in open_clip also
     projected into the joint space, of a ConvNeXt after pooling (FC-CLIP). `keys`: of the last
     attention layer, heads concatenated (DINO, for OpenCut). `values`: of CLIP's ViT, the last layer
-    with each patch attending to itself only (MaskCLIP), in the joint space. Of regions alone:
-    `crop_<masking>`, CLIP's embedding of each region cut out, what is around it erased, attenuated
-    by its heatmap, or kept (VOCSeg); `size_hw` is then what crops are resized to, best CLIP's own
-    input size. What is erased or attenuated goes to CLIP's mean colour, with `crop_heatmap_black`
-    to black, which is the paper's product of pixels and heatmap."""
+    with each patch attending to itself only (MaskCLIP), in the joint space. For regions only:
+    `crop_<masking>`, CLIP's embedding of each region's crop with the background erased, attenuated
+    by its heatmap, or kept (VOCSeg); crops are resized to `size_hw`, best CLIP's own input size.
+    Erased or attenuated pixels move to CLIP's mean colour, or with `crop_heatmap_black` to black,
+    as in the paper's product of pixels and heatmap."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of weights and arithmetic; results are float32 in any case."""
+    """Type of weights and arithmetic; results are always float32."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -52,7 +52,7 @@ class VisualEncoderConfig:
 
     @property
     def masking(self) -> Masking | None:
-        """The strategy of masked crops; None where dense features are pooled."""
+        """The masking strategy of crops; None if dense features are pooled."""
         masking: dict[str, Masking] = {
             "crop_binary": "binary",
             "crop_heatmap": "heatmap",

@@ -3,8 +3,8 @@
 The builder and the segmenters load their encoders here, so that resizing, normalisation, the choice
 of features and the pooling of regions agree. Weights are read as safetensors, or else by a loader
 that refuses anything but tensors; models are in evaluation mode; a local folder is loaded without
-the network. Each visual encoder encodes one black image when it is loaded, so that a model which
-does not fit is refused then and not in the middle of a build.
+the network. Each visual encoder encodes one black image when it is loaded, so that an unsuitable
+model is refused before a build starts.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ class VisualEncoder:
         batch_size: int,
         head: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        """`head` takes (m, c) of what `forward` gives to (m, dim), after pooling."""
+        """`head` maps the (m, c) output of `forward`, after pooling, to (m, dim)."""
         self._forward = forward
         self._head = head
         self._images = images
@@ -46,7 +46,7 @@ class VisualEncoder:
         self.dim = dim
         """Width of the features."""
         self.size_hw = size_hw
-        """Height and width that images are resized to, in pixels."""
+        """Height and width in pixels to which images are resized."""
         self.patch_size = patch_size
         """Pixels per side of a grid cell, after resizing."""
 
@@ -64,7 +64,7 @@ class VisualEncoder:
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """(H, W, 3) uint8 RGB images, of any sizes -> (n, h, w, dim) float32, not normalised.
 
-        The grid covers the whole of each image. Out of GPU memory, the batch is halved.
+        The grid covers the whole image. If GPU memory runs out, the batch size is halved.
         """
         maps = self._maps(images)
         if self._head:
@@ -81,17 +81,16 @@ class VisualEncoder:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean-region pooling (`pooling.pool_regions`), each mask alone.
 
-        What a ConvNeXt gives is pooled before its head (FC-CLIP); a ViT's patches are in their
-        space already.
+        A ConvNeXt's features are pooled before its head (FC-CLIP); a ViT's patches need no head.
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
-            masks: of each image (n, H, W), bool or tri-state uint8; n may be 0.
+            masks: (n, H, W) for each image, bool or tri-state uint8; n may be 0.
             heatmaps: not used here.
 
         Returns:
-            Of each image the features (n, dim) float32, not normalised; and (n,) bool, False where
-            a mask is empty or the features under it are not finite: such a row is zero.
+            For each image the features (n, dim) float32, not normalised; and (n,) bool, False where
+            a mask is empty or the features under it are not finite; such a row is zero.
         """
         found = []
         for map_lc, masks_nhw in zip(self._maps(images), masks, strict=True):
@@ -133,7 +132,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, dim) float32, L2-normalised. A text longer than the context loses its end."""
+        """(n, dim) float32, L2-normalised. A text longer than the context is truncated."""
         batches = batched(texts, self._batch_size, self._encode_texts)
         return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
 
@@ -161,13 +160,13 @@ def load_visual_encoder(
     """Loads a visual backbone and encodes one black image with it.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
-        ModelError: the model cannot be found or read, is neither a plain ViT nor, of open_clip, a
-            ConvNeXt, or gives no finite features at the configured size; or the configured features
-            are not dense.
+        ModelError: the model cannot be found or read, is neither a plain ViT nor an open_clip
+            ConvNeXt, or its features are not finite at the configured size; or the configured
+            features are not dense.
     """
     if config.model.startswith(registry.OWN):
         return registry.load_own(config, device)
@@ -182,10 +181,10 @@ def load_visual_encoder(
 def load_region_encoder(
     config: VisualEncoderConfig, *, device: str | None = None, batch_size: int = 32
 ) -> VisualEncoder | registry.OwnEncoder | CropEncoder:
-    """Loads what embeds regions as configured: by pooling, or by masked crops.
+    """Loads the encoder of regions as configured: by pooling or by masked crops.
 
     Arguments and errors as in `load_visual_encoder`; the batch size counts images or crops. Masked
-    crops need no dense features: any image tower of open_clip will do.
+    crops need no dense features, so any open_clip image tower works.
     """
     if config.masking:
         return _crop_encoder(config, config.masking, device_of(device), batch_size)
@@ -275,8 +274,8 @@ def _crop_encoder(
 def _open_clip_parts(
     config: VisualEncoderConfig, device: torch.device
 ) -> tuple[Any, Pixels, int | None, tuple[int, int]]:
-    """Image tower, its preprocessing, pixels per cell (None without any), and the size of images
-    as multiples of that."""
+    """Image tower, its preprocessing, pixels per cell (None without cells), and the image size
+    rounded to multiples of that."""
     dtype = getattr(torch, config.precision)
     model, _ = clip_towers.load_clip(config.model, config.revision)
     visual, patch = model.visual, clip_towers.cell_pixels(model.visual)
@@ -296,10 +295,10 @@ def _try(
     size_hw: tuple[int, int],
     tokens: int | None,
 ) -> int:
-    """Width of what the model makes of one black image.
+    """Width of the model's output for one black image.
 
     Args:
-        tokens: how many vectors there must be; None for one alone, without that axis.
+        tokens: expected number of vectors; None for a single one without that axis.
 
     Raises:
         ModelError: the model fails, or gives another shape or values that are not finite.

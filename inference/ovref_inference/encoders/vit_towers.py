@@ -1,4 +1,4 @@
-"""Vision transformers of the library transformers: loading, and all their tokens."""
+"""Vision transformers of the library transformers: loading, and access to all their tokens."""
 
 import inspect
 import threading
@@ -12,10 +12,11 @@ from ovref_inference.errors import ModelError
 from ovref_inference.models import check_complete, model_errors, pretrained
 
 PREFIX_TOKENS = {"deit": 2, "ijepa": 0, "siglip_vision_model": 0}
-"""Tokens before those of the patches, by type of model; others have a class token and registers."""
+"""Number of tokens before the patch tokens, by model type; other types have a class token and
+registers."""
 
 JOINT_MODELS = ("clip", "siglip")
-"""Types of models of images and texts whose vision tower alone can be loaded."""
+"""Types of image-text models whose vision tower can be loaded alone."""
 
 
 def load_vit(model_id: str, revision: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
@@ -54,7 +55,7 @@ def load_vit(model_id: str, revision: str, dtype: torch.dtype) -> tuple[Any, dic
 
 
 def prefix_tokens(model: Any) -> int:
-    """How many class, distillation and register tokens come before those of the patches."""
+    """Number of class, distillation and register tokens before the patch tokens."""
     registers = getattr(model.config, "num_register_tokens", 0) or 0
     return PREFIX_TOKENS.get(model.config.model_type, 1 + registers)
 
@@ -76,17 +77,17 @@ def all_tokens(model: Any, cells: int, kind: str) -> Callable[[torch.Tensor], to
     masked = model.config.model_type == "vit_mae"
     if masked:
         model.config.mask_ratio = 0.0
-    # CLIP applies its last norm to the class token alone.
+    # CLIP applies its last norm only to the class token.
     is_clip = model.config.model_type == "clip_vision_model"
     norm = model.post_layernorm if is_clip else torch.nn.Identity()
     keys = _last_keys(model) if kind == "keys" else None
-    # Threads may encode at the same time: each has its own.
+    # Thread-local, because several threads may encode at the same time.
     caught = threading.local()
     if keys:
         keys.register_forward_hook(lambda *call: setattr(caught, "keys", call[2]))
 
     def tokens(pixels: torch.Tensor) -> torch.Tensor:
-        # Even when it masks nothing, a MAE puts patches in the order of this noise.
+        # Even without masking, a MAE sorts patches by this noise.
         order = {"noise": torch.arange(cells, device=pixels.device).expand(len(pixels), -1)}
         found = model(pixel_values=pixels, **options, **(order if masked else {}))
         return caught.__dict__.pop("keys") if keys else norm(found.last_hidden_state)

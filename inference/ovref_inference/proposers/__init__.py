@@ -1,4 +1,4 @@
-"""Proposers: images -> masks of regions, whatever their classes.
+"""Proposers: images -> class-agnostic masks.
 
 Importing this package is light; the names below that load or run models import torch and their
 libraries when they are first used.

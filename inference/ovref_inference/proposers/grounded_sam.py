@@ -14,14 +14,14 @@ from ovref_inference.proposers.sam_model import load_sam
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedMasks:
-    """What was found in one image, by falling score of the detector."""
+    """Detections in one image with their masks, by descending detector score."""
 
     detections: DetectedBoxes
     """Boxes, nouns and scores."""
     masks_nhw: np.ndarray
     """(n, H, W) bool, the mask of each box; masks may overlap or be empty."""
     predicted_iou: np.ndarray
-    """(n,) float32: what SAM thinks of its masks, about [0, 1]."""
+    """(n,) float32: IoU that SAM predicts for its masks, roughly in [0, 1]."""
 
 
 class GroundedSam:
@@ -29,7 +29,7 @@ class GroundedSam:
     `load_grounded_sam`."""
 
     def __init__(self, detector: GroundingDino, sam: SamMasks, *, multimask: bool = False) -> None:
-        """`multimask` as of `SamConfig`."""
+        """`multimask` as in `SamConfig`."""
         self._detector, self._sam, self._multimask = detector, sam, multimask
 
     def find(
@@ -39,7 +39,7 @@ class GroundedSam:
 
         Args:
             images: (H, W, 3) uint8 RGB, of any sizes.
-            nouns: of every image, as of `GroundingDino.detect`.
+            nouns: of every image, as in `GroundingDino.detect`.
         """
         found = self._detector.detect(images, nouns)
         boxes = [detections.boxes_xyxy for detections in found]
@@ -58,8 +58,8 @@ def load_grounded_sam(
     """Loads both models.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
         ModelError: one of them cannot be found or read.

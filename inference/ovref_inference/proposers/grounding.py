@@ -1,10 +1,10 @@
 """GroundingDINO (Liu et al., ECCV 2024): images and nouns -> boxes, each with its noun and score.
 
-All nouns of an image are asked for in one prompt, "noun. noun. ...", and images with different
-prompts run in one batch. Which noun a box shows is read from the tokens: a box scores for a noun
-with the mean probability of *that* noun's tokens, and belongs to the noun it scores highest for.
-Nouns of several tokens, nouns that contain one another ("light", "traffic light") and any number of
-nouns are thus kept apart, where joining the words above a threshold gives "traffic light light".
+All nouns of an image form one prompt, "noun. noun. ...", and images with different prompts run in
+one batch. A box's score for a noun is the mean probability of that noun's tokens, and the box
+belongs to the noun with the highest score. This separates nouns of several tokens and nouns that
+contain one another ("light", "traffic light"), where joining the words above a threshold gives
+"traffic light light".
 """
 
 from collections.abc import Sequence
@@ -28,25 +28,25 @@ NOUNS_REMEMBERED = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedBoxes:
-    """The boxes found in one image, by falling score."""
+    """The boxes found in one image, by descending score."""
 
     boxes_xyxy: np.ndarray
     """(n, 4) float32 in pixels of the image, within it, of positive width and height."""
     nouns: np.ndarray
-    """(n,) int64: which of the nouns asked for."""
+    """(n,) int64: index of the noun in the request."""
     scores: np.ndarray
     """(n,) float32 in [0, 1]: mean probability of the noun's tokens."""
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Some of an image's nouns as tokens."""
+    """Some of an image's nouns, tokenised."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
     """Tokens [start, end) of each noun."""
     nouns: list[int]
-    """Which of the nouns asked for."""
+    """Indices of the nouns in the request."""
 
 
 class GroundingDino:
@@ -66,23 +66,25 @@ class GroundingDino:
             model: in evaluation mode, on its device.
             tokenizer, image_processor: of transformers, as the model was trained with.
             config: thresholds.
-            batch_size: images per forward pass at most.
+            batch_size: maximum number of images per forward pass.
 
         Raises:
-            ModelError: the tokenizer has other ids than the model for what ends a phrase.
+            ModelError: the tokenizer and the model disagree on the ids of the tokens that end a
+                phrase.
         """
         self._model, self._tokenizer, self._images = model, tokenizer, image_processor
         self._config, self._batch_size = config, BatchSize(batch_size)
         self._begin, self._end = tokenizer.cls_token_id, tokenizer.sep_token_id
         self._stop = tokenizer.convert_tokens_to_ids(".")
-        # Between these the model lets no token see another phrase's; it has their ids built in.
+        # These tokens separate phrases in the model's attention mask; their ids are built into the
+        # model.
         known = set(model.model.special_tokens.tolist())
         if not {self._begin, self._end, self._stop} <= known:
             raise ModelError(
                 f"GroundingDINO ends phrases at the ids {sorted(known)}, but its tokenizer has "
                 f"{self._begin}, {self._end} and {self._stop} for [CLS], [SEP] and '.'"
             )
-        # The same nouns come again and again: a proposer asks for all its classes in every image.
+        # Cached, because a proposer asks for all its classes in every image.
         self._ids = lru_cache(NOUNS_REMEMBERED)(self._tokenised)
         settings: Any = model.config
         self._longest = min(settings.max_text_len, settings.text_config.max_position_embeddings)
@@ -93,10 +95,9 @@ class GroundingDino:
     ) -> list[DetectedBoxes]:
         """Boxes of the nouns of every image.
 
-        A noun given twice is asked for once and found under its first number. Nouns that the
-        tokenizer does not know at all, or that alone are longer than a prompt, are never found.
-        More nouns than fit into a prompt go into several; a box then belongs to the best noun of
-        its own prompt.
+        A repeated noun is found under its first index. Nouns that the tokenizer does not know at
+        all, or that are longer than a prompt, are never found. Nouns that do not fit into one
+        prompt go into several; a box then belongs to the best noun of its own prompt.
 
         Args:
             images: (H, W, 3) uint8 RGB, of any sizes.
@@ -114,7 +115,7 @@ class GroundingDino:
         return [self._detections(parts) for parts in found]
 
     def _prompts(self, texts: Sequence[str]) -> list[_Prompt]:
-        """The nouns as prompts of the model's length at most."""
+        """The nouns as prompts within the model's maximum length."""
         prompts: list[_Prompt] = []
         for number, text in enumerate(texts):
             ids = self._ids(text)
@@ -133,7 +134,7 @@ class GroundingDino:
         return prompts
 
     def _tokenised(self, text: str) -> list[int]:
-        # What ends a phrase would cut a noun in two.
+        # A token that ends a phrase would split the noun.
         words = text.replace(".", " ").replace("?", " ")
         return self._tokenizer(words, add_special_tokens=False).input_ids
 
@@ -148,7 +149,8 @@ class GroundingDino:
             ids_bl[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
             mask_bl[row, : len(prompt.ids)] = 1
         # Images of different sizes are padded; the pixel mask marks where they end.
-        # Where the channels are is said, for an image of three rows would be taken for another.
+        # The channel axis is explicit, because for an image of three rows it would be guessed
+        # wrongly.
         pixels = self._images(
             images=[np.ascontiguousarray(images[index]) for index, _ in asked],
             input_data_format="channels_last",
@@ -207,11 +209,11 @@ class GroundingDino:
 def load_grounding_dino(
     config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8
 ) -> GroundingDino:
-    """Loads a GroundingDINO, by a loader that takes nothing but tensors, and tries it on one image.
+    """Loads a GroundingDINO, with a loader that accepts only tensors, and tries it on one image.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
         ModelError: the model or its tokenizer cannot be found or read.

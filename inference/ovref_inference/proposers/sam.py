@@ -1,9 +1,10 @@
 """Segment Anything (Kirillov et al., ICCV 2023): boxes or points on images -> masks.
 
-The model is that of transformers; see `sam_model.load_sam`. Prompts, preprocessing and enlarging
+The model is that of transformers; see `sam_model.load_sam`. Prompts, preprocessing and upsampling
 are as in the package segment-anything.
 
-The image encoder is nearly all of the cost and runs once an image, however many prompts follow.
+The image encoder accounts for nearly all of the cost and runs once per image, for any number of
+prompts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposers.config import SamGridConfig
 
 UPSCALED_PIXELS = 2**26
-"""Logits of masks brought to the image's size at once: 256 MB of float32."""
+"""Number of mask logits upsampled at once: 256 MB of float32."""
 
 STABILITY_OFFSET = 1.0
 """A mask is stable if its area changes little between thresholds this far above and below its own,
@@ -29,10 +30,10 @@ in logits (as in segment-anything)."""
 
 
 MASK_THRESHOLD = 0.0
-"""Logits above it are in the mask."""
+"""Pixels with logits above it are in the mask."""
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Mean and standard deviation of RGB in [0, 255], as all models were trained with."""
+"""Mean and standard deviation of RGB in [0, 255], of the training of all models."""
 
 
 class SamMasks:
@@ -41,9 +42,9 @@ class SamMasks:
     def __init__(self, sam: SamModel, *, batch_size: int = 8, prompts_at_once: int = 64) -> None:
         """
         Args:
-            sam: as `load_sam` gives it, on its device.
-            batch_size: images per pass of the image encoder at most.
-            prompts_at_once: boxes or points per pass of the mask decoder at most.
+            sam: from `load_sam`, on its device.
+            batch_size: maximum number of images per pass of the image encoder.
+            prompts_at_once: maximum number of boxes or points per pass of the mask decoder.
         """
         config: Any = sam.config
         self._sam, self._side = sam, config.vision_config.image_size
@@ -66,7 +67,7 @@ class SamMasks:
 
         Yields:
             For every image (n, H, W) bool masks, which may overlap or be empty, and their predicted
-            IoU, (n,) float32, about [0, 1]; one image at a time, for masks are large. An image
+            IoU, (n,) float32, about [0, 1]; one image at a time, because masks are large. An image
             without boxes is not encoded.
         """
         asked = [index for index, boxes in enumerate(boxes_xyxy) if len(boxes)]
@@ -89,14 +90,15 @@ class SamMasks:
     def of_grid(
         self, images: Sequence[np.ndarray], config: SamGridConfig
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Masks of whatever is found at a grid of points, each point alone.
+        """Masks for a grid of points, each point prompted alone.
 
-        As in the paper's automatic masks, without its extra passes over crops: three masks a point,
-        those kept that are surely good and stable, duplicates removed by their boxes.
+        As in the paper's automatic mask generation, without its extra passes over crops: three
+        masks per point; those with a high predicted IoU and stability are kept; duplicates are
+        removed by box NMS.
 
         Yields:
-            For every image (n, H, W) bool masks, which may overlap, by falling predicted IoU, and
-            these, (n,) float32.
+            For every image (n, H, W) bool masks, which may overlap, by descending predicted IoU,
+            and the predicted IoU, (n,) float32.
         """
         side = (np.arange(config.points_per_side) + 0.5) / config.points_per_side
         grid_n2 = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
@@ -119,7 +121,7 @@ class SamMasks:
         size_hw: tuple[int, int],
         config: SamGridConfig,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The masks worth keeping, still small, with their predicted IoU and boxes (n, 4)."""
+        """The masks to keep, at low resolution, with their predicted IoU and boxes (n, 4)."""
         good = ious_nk > config.min_predicted_iou
         logits_nhw, ious_n = logits_nkhw[good], ious_nk[good]
         stable, boxes = [], [torch.zeros(0, 4, device=ious_n.device)]
@@ -137,7 +139,7 @@ class SamMasks:
         return logits_nhw, ious_n, torch.cat(boxes)
 
     def _embeddings(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """(1, d, h, w) of every image, each encoded once."""
+        """(1, d, h, w) for every image, each encoded once."""
         batches = batched(images, self._batch_size, self._encode)
         return [part_1dhw for batch_ndhw in batches for part_1dhw in batch_ndhw.split(1)]
 
@@ -172,7 +174,8 @@ class SamMasks:
         kind: Literal["box", "point"],
         multimask: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Small logits (n, masks, h, w) and predicted IoU (n, masks) of prompts in image pixels."""
+        """Low-resolution logits (n, masks, h, w) and predicted IoU (n, masks) of prompts in image
+        pixels."""
         fitted_hw = self._fitted_hw(size_hw)
         scale_xy = np.divide(fitted_hw, size_hw)[::-1]
         prompts = torch.as_tensor(
@@ -204,6 +207,6 @@ class SamMasks:
 
 
 def _best(logits_nkhw: torch.Tensor, ious_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mask of the highest predicted IoU for every prompt: (n, h, w) and (n,)."""
+    """The mask with the highest predicted IoU for every prompt: (n, h, w) and (n,)."""
     rows, best = torch.arange(len(ious_nk), device=ious_nk.device), ious_nk.argmax(1)
     return logits_nkhw[rows, best], ious_nk[rows, best]

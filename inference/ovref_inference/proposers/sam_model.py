@@ -1,4 +1,4 @@
-"""Loading of Segment Anything: folders of transformers, and checkpoints of the package
+"""Loads Segment Anything from folders of transformers, or from checkpoints of the package
 segment-anything, whose weights are the same under other names.
 """
 
@@ -21,8 +21,8 @@ PUBLISHED = {
         "num_hidden_layers": 32, "num_attention_heads": 16, "global_attn_indexes": [7, 15, 23, 31]
     },
 }  # fmt: skip
-"""The image encoders of the published checkpoints (vit_b, vit_l, vit_h) by their width; everything
-else of these models is as transformers has it by default."""
+"""The image encoders of the published checkpoints (vit_b, vit_l, vit_h) by their width; all other
+settings of these models are transformers' defaults."""
 
 _RENAMED = [
     (re.compile(old), new)
@@ -59,8 +59,8 @@ def load_sam(model: str, device: str | torch.device = "cpu") -> SamModel:
 
     Args:
         model: `miniature:sam` or a folder of transformers; or a published checkpoint of
-            segment-anything, `.pth` or `.safetensors`, which is read by a loader that refuses
-            anything but tensors.
+            segment-anything, `.pth` or `.safetensors`, which is read by a loader that accepts only
+            tensors.
 
     Raises:
         ModelError: the files are missing, broken, or of another architecture.
@@ -94,7 +94,7 @@ def from_segment_anything(
 
     Args:
         state: of `segment_anything.modeling.Sam`, in any dtype.
-        config: sizes of the model; None recognises the published ones.
+        config: sizes of the model; None infers them for published checkpoints.
 
     Raises:
         ValueError, KeyError, RuntimeError: the weights are of another architecture.
@@ -121,7 +121,7 @@ def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     renamed = {}
     for name, tensor in state.items():
         if name == _POSITIONS:
-            # The encodings of prompts and of the image are one.
+            # Prompts and the image share one positional encoding.
             renamed["shared_image_embedding.positional_embedding"] = tensor
             renamed["prompt_encoder.shared_embedding.positional_embedding"] = tensor
             continue

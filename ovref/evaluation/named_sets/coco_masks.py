@@ -1,4 +1,4 @@
-"""COCO JSON masks as label maps: polygons and run lengths, drawn as pycocotools draws them."""
+"""COCO JSON masks, polygons and run lengths, as label maps."""
 
 import json
 from collections import defaultdict
@@ -28,17 +28,17 @@ def open_coco_masks(
     """Opens COCO instance annotations as a set of label maps.
 
     Classes are the file's categories in the order of their ids. Where masks overlap, the smaller
-    one is on top. Crowd regions are not evaluated. Each annotation is a segment of its own, a thing
-    unless its category says `"isthing": 0`. The file is streamed; what is kept of an annotation is
-    the text of what its mask is drawn from.
+    one is on top. Crowd regions are not evaluated. Each annotation is one segment, a thing unless
+    its category has `"isthing": 0`. The file is streamed; of each annotation only the text that its
+    mask is drawn from is kept.
 
     Args:
-        images: folder of the images that the file names.
+        images: folder of the images listed in the file.
         annotations: JSON file with `images`, `annotations` and `categories`.
-        background: name of a first class that all other pixels have; empty ignores them.
+        background: name of an additional first class for all other pixels; empty ignores them.
 
     Raises:
-        InputError: the file is not readable or not of this form, or an image is missing.
+        InputError: the file cannot be read or is not such a file, or an image is missing.
     """
     path, root = Path(annotations), Path(images)
     try:
@@ -49,9 +49,9 @@ def open_coco_masks(
     first = 1 if background else 0
     classes = {number: index + first for index, (number, *_) in enumerate(categories)}
     if len(classes) < len(categories) or not categories:
-        raise InputError(f"{path} has no categories, or two of one id")
+        raise InputError(f"{path} has no categories, or two with the same id")
     if len(names) < len(files) or not files:
-        raise InputError(f"{path} has no images, or two of one file name")
+        raise InputError(f"{path} has no images, or two with the same file name")
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         raise InputError(f"{root} lacks {len(missing)} images of {path}, for one {missing[0]}")
@@ -126,21 +126,21 @@ def _segments(
     classes: Mapping[int, int],
     rest: int | None,
 ) -> PanopticMap:
-    """The segments in the order they are drawn; where no mask is one of class `rest`, or void."""
+    """The segments in drawing order; pixels without a mask are of class `rest`, or void."""
     ids_hw = np.full(size_hw, VOID, dtype=np.int32)
     labels: dict[int, int] = {}
     crowd = set()
-    drawn = [(mask_of(each["segmentation"], size_hw), each) for each in annotations]
-    # Crowds first: what is annotated singly lies on them.
-    drawn.sort(key=lambda pair: (not pair[1].get("iscrowd", 0), -int(pair[0].sum())))
-    for id_, (mask_hw, each) in enumerate(drawn, start=1):
+    masks = [(mask_of(each["segmentation"], size_hw), each) for each in annotations]
+    # Crowds first, below single instances.
+    masks.sort(key=lambda pair: (not pair[1].get("iscrowd", 0), -int(pair[0].sum())))
+    for id_, (mask_hw, each) in enumerate(masks, start=1):
         ids_hw[mask_hw] = id_
         labels[id_] = classes[int(each["category_id"])]
         if each.get("iscrowd", 0):
             crowd.add(id_)
     if rest is not None:
-        labels[len(drawn) + 1] = rest
-        ids_hw[ids_hw == VOID] = len(drawn) + 1
-    present = set(np.unique(ids_hw).tolist())  # without what is wholly covered
+        labels[len(masks) + 1] = rest
+        ids_hw[ids_hw == VOID] = len(masks) + 1
+    present = set(np.unique(ids_hw).tolist())  # without those that are completely covered
     labels = {id_: label for id_, label in labels.items() if id_ in present}
     return PanopticMap(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd & present))

@@ -10,7 +10,7 @@ from ovref.exchange.coverage import coverage as of_classes
 from ovref_inference import ReferenceCollection
 
 MOST = 2000
-"""Classes in one list."""
+"""Maximum number of classes in a list."""
 
 
 def pasted_classes(text: str) -> Classes:
@@ -18,7 +18,7 @@ def pasted_classes(text: str) -> Classes:
     each once.
 
     Raises:
-        InputError: there is none, or more than `MOST`.
+        InputError: there are none or more than `MOST`.
     """
     lines = text.splitlines() if "\n" in text.strip() else text.split(",")
     found: dict[str, tuple[str, ...]] = {}
@@ -37,7 +37,8 @@ def coverage(
     """For each class what stands for it, the weakest first; see `ovref.exchange.coverage`.
 
     Raises:
-        ModelError: the collection's text encoder, needed for what is no noun, cannot be loaded.
+        ModelError: the collection's text encoder, needed for classes that are not nouns, cannot be
+            loaded.
     """
     return [
         {name: round(value, 4) if isinstance(value, float) else value

@@ -17,17 +17,17 @@ from ovref_inference.vectors import l2_normalised
 from ovref_pipelines.explore.pictures import labelled, webp
 
 SIDE = 1024
-"""Longer side in pixels to which a larger photograph is reduced."""
+"""Maximum length of the longer side in pixels; larger photographs are reduced to it."""
 MOST_CLASSES = 100
 SMALLEST = 0.004
-"""Smallest region that is explained, as a share of the image."""
+"""Minimum area of an explained region, as a fraction of the image."""
 MOST_REGIONS = 40
 DECIDING = 6
-"""References shown of a region."""
+"""References shown per region."""
 
 
 class Photographs:
-    """Segments photographs with one collection; one at a time, models are loaded once."""
+    """Segments photographs with one collection, one at a time. Models are loaded once."""
 
     def __init__(self, collection: ReferenceCollection) -> None:
         self._collection = collection
@@ -38,19 +38,20 @@ class Photographs:
     def segment(
         self, image_hwc: np.ndarray, classes: Classes, methods: list[str]
     ) -> dict[str, Any]:
-        """What each method makes of a photograph.
+        """Segments a photograph by each method.
 
         Returns:
             `size_hw`; `colours` of the classes; `results`, for each method its `picture` (WebP
-            bytes) and its `regions` (see `_explained`), or an `error` that says why it does not go
-            with this collection.
+            bytes) and its `regions` (see `_explained`), or an `error` that says why the method does
+            not suit this collection.
 
         Raises:
-            InputError: no such method, no class, or too many.
+            InputError: unknown method, no classes or too many.
         """
-        if not 1 <= len(classes.asked) <= MOST_CLASSES:
+        names = len(classes.query_names)
+        if not 1 <= names <= MOST_CLASSES:
             raise InputError(
-                f"give 1 to {MOST_CLASSES} classes with their synonyms, found {len(classes.asked)}"
+                f"give 1 to {MOST_CLASSES} classes with their synonyms, found {names}"
             )
         if unknown := sorted(set(methods) - METHODS.keys()):
             raise InputError(f"methods are {', '.join(METHODS)}, found {', '.join(unknown)}")
@@ -71,7 +72,7 @@ class Photographs:
                 self._segmenters[method] = load_segmenter(self._collection, method)  # type: ignore[arg-type]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of missing classes, which are told below
-                (found,) = self._segmenters[method].segment([image_hwc], classes.asked)
+                (found,) = self._segmenters[method].segment([image_hwc], classes.query_names)
         except ValueError as error:
             return {"error": str(error).replace(self._collection.url, "this collection")}
         labels_hw = classes.labels(found.labels_hw)
@@ -86,8 +87,8 @@ class Photographs:
     ) -> list[dict[str, Any]]:
         """Connected regions of one class, the largest first, each with its references.
 
-        `references` are the class's own that look most like the region, `others` those of any noun:
-        where they are of another noun, the region is contested.
+        `references` are the class's references most similar to the region, `others` the most
+        similar of any noun: if those are of another noun, the region is contested.
         """
         regions = _regions(labels_hw)
         if not regions:
@@ -103,7 +104,7 @@ class Photographs:
         found = []
         any_noun = self._collection.search_regions(features_nd, k=DECIDING)
         for number, (label, mask_hw) in enumerate(regions):
-            names = [classes.asked[i] for i in np.flatnonzero(classes.class_of == label)]
+            names = [classes.query_names[i] for i in np.flatnonzero(classes.class_of == label)]
             own, cosines = self._nearest(features_nd[number], names)
             rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
             found.append({

@@ -1,4 +1,4 @@
-"""`ovref coverage`: what a collection has for each class of a list, the weakest first."""
+"""`ovref coverage`: how well a collection covers each class of a list, the weakest first."""
 
 import io
 import json
@@ -12,9 +12,9 @@ from typing import Any
 from ovref.exchange.coverage import FEW, ClassCoverage
 
 WIDTH = 110
-"""Columns of a table where stdout is no terminal."""
+"""Width of a table if stdout is not a terminal."""
 SHOWN = 3
-"""Other nouns of a class that are named in the table."""
+"""Maximum number of other nouns listed per class."""
 SAID = {
     "none": "have none",
     "borrowed": "borrow those of a near noun",

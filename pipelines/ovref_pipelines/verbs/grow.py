@@ -182,8 +182,8 @@ def with_corpus_in(plan: Plan, folder: str) -> BuildConfig:
 def _names(classes: Classes) -> list[tuple[str, ...]]:
     """The names of each class, its own first."""
     return [
-        (name, *(asked for asked, of in zip(classes.asked, classes.class_of, strict=True)
-                 if of == number and asked != name))
+        (name, *(other for other, of in zip(classes.query_names, classes.class_of, strict=True)
+                 if of == number and other != name))
         for number, name in enumerate(classes.names)
     ]  # fmt: skip
 

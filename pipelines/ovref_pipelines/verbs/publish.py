@@ -1,4 +1,4 @@
-"""`ovref publish`: what of a build goes with its collection."""
+"""`ovref publish`: selects the parts of a build that are published with its collection."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from ovref_pipelines.output import BuildOutput, open_build
 from ovref_pipelines.verbs.reference_images import build_of, reference_pictures
 
 SAMPLES = 18
-"""Crops on the card."""
+"""Number of crops on the card."""
 EVALUATION = "evaluation/evaluation.json"
 
 
@@ -66,7 +66,7 @@ def _build(url: str) -> BuildOutput:
         return open_build(url)
     except InputError as error:
         raise InputError(
-            f"the images are not here: {error}. Name the output of the build that made them with "
+            f"the images are not here: {error}. Give the output of the build that made them with "
             "--build, or publish without them by --no-images"
         ) from error
 
@@ -107,7 +107,7 @@ def _published(collection_url: str, keys: frozenset[str]) -> Iterator[dict[str, 
 
 
 def _samples(collection: ReferenceCollection, build: str | None) -> bytes:
-    """One reference of each of some nouns, the one that is most like the others of it."""
+    """A sheet with the most typical reference of each of some nouns."""
     order = collection.noun_counts.argsort(kind="stable")[::-1][:SAMPLES]
     nouns = [collection.nouns[row] for row in order if collection.noun_counts[row] > 0]
     ids = [found[0] for _, found in best_references(collection, nouns, 1)]

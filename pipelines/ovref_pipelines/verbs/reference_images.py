@@ -13,16 +13,16 @@ from ovref_pipelines.output import open_build
 def reference_pictures(
     collection_url: str, rows: Sequence[dict[str, Any]], build: str | None = None
 ) -> list[Picture | None]:
-    """The picture of each of these rows of a collection; None where it is gone.
+    """The picture of each of these rows of a collection; None if it no longer exists.
 
     Args:
         rows: of `ReferenceCollection.rows`.
-        build: output of the build that made them; None takes what was published with the
-            collection, or else the folder that the collection is in.
+        build: output of the build that made them; None uses the images published with the
+            collection, otherwise those of the build in its parent folder.
 
     Raises:
         InputError: there are no images of this collection.
-        StorageError: they are damaged.
+        StorageError: the images are damaged.
     """
     found = dict(_pictures(collection_url, rows, build))
     return [found.get(row["key"]) for row in rows]
@@ -47,7 +47,7 @@ def _pictures(
 
 
 def build_of(collection_url: str, build: str | None) -> str:
-    """The build that is named, or else the folder that the collection is in."""
+    """The given build, or else the collection's parent folder."""
     return build or collection_url.rstrip("/").rpartition("/")[0] or "/"
 
 
@@ -57,7 +57,7 @@ def _of_build(url: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, P
     except InputError as error:
         raise InputError(
             f"there are no images of the collection: none were published with it, and {error}. "
-            "Name the output of the build that made it with --build"
+            "Give the output of the build that made it with --build"
         ) from error
     step = output.step("images")
     shards: dict[str, dict[str, list[str]]] = {}

@@ -136,7 +136,7 @@ def test_clip_is_asked_about_the_boxes_of_references_whose_images_are_there(
     collection, monkeypatch
 ):
     classes = read_classes("cat,dog;hound,tree")
-    texts_nd = NearTexts().encode([f"a {name}." for name in classes.asked])
+    texts_nd = NearTexts().encode([f"a {name}." for name in classes.query_names])
 
     class Eyes:
         def encode_images(self, images):  # what a crop shows is said by its only pixel's red
@@ -150,7 +150,7 @@ def test_clip_is_asked_about_the_boxes_of_references_whose_images_are_there(
             image_hwc, mask_hw = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), bool)
             mask_hw[1, 2] = True
             shows = {"cat": "dog" if row["id"] < 15 else "cat"}.get(row["noun"], row["noun"])
-            image_hwc[1, 2, 0] = classes.asked.index(shows)
+            image_hwc[1, 2, 0] = classes.query_names.index(shows)
             yield row, Picture(image_hwc=image_hwc, mask_hw=mask_hw)
 
     monkeypatch.setattr("ovref_inference.encoders.load_text_encoder", lambda config: Eyes())

@@ -212,7 +212,7 @@ def test_what_is_no_evaluation_is_said(collection, tmp_path):
     with ovref_inference.open(collection) as opened:
         fingerprint = opened.manifest.fingerprint
     for tree in ([], "x", {"collection": {"fingerprint": fingerprint}}):
-        with pytest.raises(InputError, match=r"no evaluation\.json of `ovref evaluate`"):
+        with pytest.raises(InputError, match=r"not an evaluation\.json of `ovref evaluate`"):
             publishing.publish(collection, str(tmp_path / "x"), title="x", evaluation=tree)
 
 

@@ -1,4 +1,4 @@
-"""The progress line: honest rates and times."""
+"""The progress line: correct rates and times."""
 
 import io
 import json
@@ -52,13 +52,13 @@ def test_what_a_lost_worker_had_done_is_not_done():
     clock.now = 20
     progress.lost("6")
     assert progress.line() == "images: 610/1000 records, 0.5 records/s, 13 min to go"
-    progress.set_aside("7", 100)
+    progress.quarantined("7", 100)
     assert progress.counts()["records_to_go"] == 300 and progress.counts()["records"] == 900
 
 
 def test_nobody_knows_the_end_while_shards_of_the_step_before_are_to_come():
     progress = begun(Clock())
-    progress.still_to_come(2)
+    progress.expect_shards(2)
     assert progress.line() == "images: 600/? records"
     assert progress.counts()["seconds_to_go"] is None
 
@@ -109,7 +109,7 @@ def test_quarantined_shards_are_shown_and_not_waited_for():
     progress.begin(total=3, done=0, records_to_go=30, workers=1)
     clock.now = 1
     progress.finished("0", 10, {})
-    progress.set_aside("1", 10)
+    progress.quarantined("1", 10)
     assert progress.line() == "images: 10/20 records, 10 records/s, 1 s to go, 1 shards quarantined"
 
 
@@ -138,7 +138,7 @@ def test_a_terminal_shows_bars_that_are_gone_at_the_end(monkeypatch):
     clock, terminal = Clock(), Terminal()
     progress = forty_of_a_hundred(terminal, clock)
     other = Progress("references", stream=terminal, clock=clock)
-    progress.beside(other)
+    progress.show_with(other)
     other.begin(total=100, done=20, records_to_go=20, workers=1)
     clock.now += 1
     other.finished("0", 1, {})

@@ -1,4 +1,4 @@
-"""The explorer's HTTP interface, asked by real requests."""
+"""The explorer's HTTP interface, tested by real requests."""
 
 import dataclasses
 import io
@@ -48,7 +48,7 @@ def test_nothing_without_the_token_and_nothing_for_other_sites(explorer):
 
 
 def test_a_port_that_does_not_exist(build_output):
-    with pytest.raises(ConfigError, match=r"cannot listen at 127\.0\.0\.1 port 70000"):
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1 port 70000"):
         serve(str(build_output), port=70_000)
 
 
@@ -142,7 +142,7 @@ def test_a_collection_alone_has_no_pictures(explorer, build_output, tmp_path):
     with served(Library(str(tmp_path / "alone"))) as alone:
         assert get(alone, "/api/about")["has_images"] is False
         assert get(alone, "/api/noun", noun="cup")["count"] == 9
-        refused(alone.client.get("/api/picture/5/image"), 422, "name its output with --build")
+        refused(alone.client.get("/api/picture/5/image"), 422, "give it with --build")
         refused(alone.client.get("/api/progress"), 422, "without its build")
     with served(Library(str(tmp_path / "alone"), str(build_output))) as together:
         assert together.client.get("/api/picture/5/image").status_code == 200
@@ -214,7 +214,7 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
             known = None if json is None else json | {"fingerprint": fingerprint}
             return explorer.client.post(path, json=known, **content)
 
-        refused(post("/api/tombstones", json={"ids": ids}), 422, "say why")
+        refused(post("/api/tombstones", json={"ids": ids}), 422, "give a reason")
         refused(post("/api/tombstones", json={"ids": [99], "reason": "x"}), 422, "not [99]")
         refused(post("/api/tombstones", content="{"), 422, "expected ids")
         for number in ("1e999", "1.7", "true", '"1"'):
@@ -234,7 +234,7 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
         # A reduction with other filters gives the numbers to other references.
         path = tmp_path / "out" / "collection" / "collection.json"
         path.write_text(path.read_text().replace(fingerprint, "f" * 64))
-        refused(post("/api/tombstones", json={"ids": ids, "reason": "x"}), 422, "made again")
+        refused(post("/api/tombstones", json={"ids": ids, "reason": "x"}), 422, "has been rebuilt")
         fingerprint = get(explorer, "/api/about")["fingerprint"]
         assert fingerprint == "f" * 64
         assert post("/api/tombstones", json={"ids": ids, "reason": "x"}).json() == {"total": 2}
@@ -276,8 +276,8 @@ def test_what_is_too_large_is_not_read(explorer, monkeypatch):
     files = {"photograph": ("a.jpg", large)}
     refused(post("/api/segment", data={"classes": "cup"}, files=files), 422, "at most 1 MB")
     refused(post("/api/segment", content=iter([b"--x--"])), 422, "at most 1 MB")  # of no length
-    refused(post("/api/tombstones", content=large), 422, "bytes are read")
-    refused(post("/api/coverage", content=large), 422, "bytes are read")
+    refused(post("/api/tombstones", content=large), 422, "is larger than")
+    refused(post("/api/coverage", content=large), 422, "is larger than")
 
 
 @pytest.mark.parametrize(
@@ -317,6 +317,6 @@ def test_what_the_filters_left_out_is_counted_and_shown(build_output, tmp_path):
         assert len(keys) == 60 - lost and not keys & {one["key"] for one in shown}
         answer = explorer.client.get(f"/api/filtered/{shown[0]['row']}/image?side=8")
         assert answer.headers["content-type"] == "image/webp"
-        refused(explorer.client.get("/api/filtered/999/image"), 422, "under the number 999")
+        refused(explorer.client.get("/api/filtered/999/image"), 422, "with the number 999")
     with served(Library(f"{config.output}/collection", str(build_output))) as elsewhere:
         assert get(elsewhere, "/api/filtered")["dropped"] is None

@@ -163,7 +163,7 @@ async function showPrototypes(root, name) {
   try {
     const found = await ask(`/api/prototypes?noun=${encodeURIComponent(name)}`);
     const own = found.length ? found[0].made_of.join(", ") : "";
-    root.replaceChildren(el("h2", {}, `${found.length} prototypes`), el("small", {}, own ? `made of the references of: ${own}` : "none"),
+    root.replaceChildren(el("h2", {}, `${found.length} prototypes`), el("small", {}, own ? `made from the references of: ${own}` : "none"),
       ...found.map((one) => el("div", {}, el("p", { className: "muted" }, `prototype ${one.prototype + 1}: its nearest references`),
         el("div", { className: "grid small" }, one.references.map((near) => tile(near, { fact: `${near.noun} ${near.cosine.toFixed(2)}` }))))),
       el("h2", {}, "References"));
@@ -189,7 +189,7 @@ export async function showReference(id) {
     el("div", { className: "tools" },
       el("button", { className: "danger", onclick: () => { mark(id, document.querySelector(`main .tile[data-id="${id}"]`)); sheet.close(); document.getElementById("reason").focus(); } },
         state.marked.has(id) ? "Take the mark back" : "Mark as bad")),
-    el("h2", {}, found.neighbours.length ? `Looks like: ${found.same_noun} of ${found.neighbours.length} are of the same noun` : "No neighbours"),
+    el("h2", {}, found.neighbours.length ? `Most similar: ${found.same_noun} of ${found.neighbours.length} have the same noun` : "No neighbours"),
     el("div", { className: "grid small" }, found.neighbours.map((near) => tile(near, { fact: `${near.noun} ${near.cosine.toFixed(2)}`, marks: false }))),
     el("h2", {}, "Provenance"),
     el("div", { className: "scroll" }, el("table", {}, facts.map(([key, value]) => el("tr", {}, el("th", {}, key), el("td", {}, String(value)))))));
@@ -250,7 +250,7 @@ async function coverage(main) {
     check.disabled = false;
   } }, "Check");
   main.replaceChildren(el("h1", {}, "Coverage"),
-    el("p", { className: "muted" }, "Which of your classes the collection has references for, the least covered first."),
+    el("p", { className: "muted" }, "Coverage of your classes by the collection, the weakest first."),
     text, el("div", { className: "tools" }, check), out);
 }
 
@@ -272,7 +272,7 @@ async function segment(main) {
     preview.replaceChildren(el("img", { src: url, alt: "the photograph" }), el("small", { style: { display: "block" } }, given.name));
   }
   main.onpaste = (event) => take([...event.clipboardData.files][0]);
-  const text = el("textarea", { placeholder: "Classes to look for: tree, grass, sky", value: kept.classes, "aria-label": "Classes" });
+  const text = el("textarea", { placeholder: "Classes to segment: tree, grass, sky", value: kept.classes, "aria-label": "Classes" });
   const boxes = state.about.methods.map((name) => el("label", {}, el("input", { type: "checkbox", value: name, checked: name === "fossil" }), ` ${name} `));
   const out = el("div", { className: "results" });
   const go = el("button", { className: "main", onclick: async () => {
@@ -283,7 +283,7 @@ async function segment(main) {
     form.append("classes", text.value);
     for (const box of main.querySelectorAll("input[type=checkbox]:checked")) form.append("method", box.value);
     go.disabled = true;
-    out.replaceChildren(el("p", { className: "muted" }, "segmenting … the first time, models are loaded"));
+    out.replaceChildren(el("p", { className: "muted" }, "segmenting … (models are loaded the first time)"));
     try {
       const found = await ask("/api/segment", { method: "POST", body: form });
       out.replaceChildren(...Object.entries(found.results).map(([method, result]) => resultOf(method, result, found)));
@@ -293,7 +293,7 @@ async function segment(main) {
     go.disabled = false;
   } }, "Segment");
   main.replaceChildren(el("h1", {}, "Segment a photograph"),
-    el("p", { className: "muted" }, "Methods side by side. Click a region to see the references that decided it."),
+    el("p", { className: "muted" }, "Methods side by side. Click a region to see the references behind it."),
     el("div", { className: "form" }, drop, el("div", {}, text, el("div", { className: "tools" }, boxes), go)), out);
 }
 
@@ -317,9 +317,9 @@ function resultOf(method, result, { colours, size_hw: [height, width] }) {
     const contested = region.others.filter((one) => one.noun !== own).length;
     why.replaceChildren(
       el("h2", {}, el("span", { className: "dot", style: { background: colours[region.name] } }), `${region.name}, ${percent(region.area)} of the image`),
-      el("small", {}, "references of this class that look most like the region"),
+      el("small", {}, "references of this class most similar to the region"),
       el("div", { className: "grid small" }, region.references.map((one) => tile(one, { fact: `${one.noun} ${one.cosine.toFixed(2)}`, marks: false }))),
-      el("p", {}, el("small", {}, contested ? `contested: ${contested} of the ${region.others.length} nearest of all references are of other nouns` : "the nearest of all references agree")),
+      el("p", {}, el("small", {}, contested ? `contested: ${contested} of the ${region.others.length} nearest references have other nouns` : "the nearest references all agree")),
       contested ? el("div", { className: "grid small" }, region.others.map((one) => tile(one, { fact: `${one.noun} ${one.cosine.toFixed(2)}`, marks: false }))) : null);
   }
   const seen = [...new Set(result.regions.map((region) => region.name))];
@@ -342,12 +342,12 @@ async function filtered(main) {
     components: "max_components", unsafe: "max_unsafe", outlier: "outlier_deviations",
   };
   main.replaceChildren(el("h1", {}, "Filtered"),
-    el("p", { className: "muted" }, "What the filters of the reduction left out. Their thresholds are the settings reduce.filter.*; `ovref reduce` applies others in a moment."),
+    el("p", { className: "muted" }, "References dropped by the filters of the reduction. Their thresholds are the settings reduce.filter.*; `ovref reduce` quickly applies others."),
     el("div", { className: "scroll" }, el("table", {},
-      el("tr", {}, ["filter", "setting", "before", "after", "left out"].map((head, at) => el("th", { className: at > 1 ? "number" : "" }, head))),
+      el("tr", {}, ["filter", "setting", "before", "after", "dropped"].map((head, at) => el("th", { className: at > 1 ? "number" : "" }, head))),
       steps.map(({ filter, before, after }) => el("tr", {}, el("td", {}, filter), el("td", { className: "muted" }, words[filter] || ""),
         [before, after, before - after].map((count) => el("td", { className: "number" }, number(count))))))),
-    dropped === null ? el("p", { className: "muted" }, "The list of what was left out is not here: it stays where the collection was reduced.") : null,
+    dropped === null ? el("p", { className: "muted" }, "The list of dropped references is not here: it is kept where the collection was reduced.") : null,
     dropped && Object.keys(dropped).length ? el("div", { className: "tools" }, layers(main)) : null,
     ...Object.entries(dropped || {}).flatMap(([reason, ones]) => [el("h2", {}, `${reason}: some of them`),
       el("div", { className: "grid" }, ones.map((one) => el("article", { className: "tile", tabIndex: 0 }, picture(one.row, state.layer, 192, "filtered"),
@@ -386,11 +386,11 @@ async function build(main) {
       return;
     }
     const { now } = found;
-    const words = { running: "running", done: "done", ended: "ended early", gone: "not heard of for a while: stopped or killed" };
+    const words = { running: "running", done: "done", ended: "ended early", gone: "no update for a while: stopped or killed" };
     main.replaceChildren(
       el("div", { className: "head" }, el("h1", {}, "Build"), now ? el("span", { className: "verdict" }, words[now.state] || now.state) : null,
         now ? el("small", {}, `${time(now.age_seconds)} ago`) : null),
-      now ? el("p", {}, now.doing, now.cost !== null ? ` · cost ${now.cost.toFixed(2)} so far` : "") : el("p", { className: "muted" }, "This build was made by a version that told nothing of its progress."),
+      now ? el("p", {}, now.doing, now.cost !== null ? ` · cost ${now.cost.toFixed(2)} so far` : "") : el("p", { className: "muted" }, "This build was made by a version that did not record its progress."),
       ...found.steps.map((step) => stepOf(step, now?.steps?.[step.step])),
       el("p", { className: "muted" }, found.published ? "The collection is published." : "There is no collection yet."));
     if (found.published && !state.about.collection) location.reload();
