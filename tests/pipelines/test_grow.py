@@ -59,6 +59,8 @@ def test_a_weak_class_gets_references(collection, classes, tmp_path, capsys):
         assert len(ids) == after["Castle"]["by_name"] and ids.min() >= before
         assert {row["caption"] for row in opened.rows(ids)} <= set(captions)
         assert opened.manifest.build["base"]
+        (new,) = [one for one in opened.manifest.licences if one.startswith("grow_")]
+        assert new.endswith(": Apache-2.0")  # as the captions that it was grown from
         fingerprint = opened.manifest.fingerprint
 
     code, out, _ = run(capsys, *command)  # nothing is left to do

@@ -207,13 +207,24 @@ def _opened(grow: Grow) -> tuple[str, dict[str, Any]]:
         if build == place:
             raise
         settings = {}  # of whatever lies beside a collection
-    return collection, settings or _of_manifest(collection)
+    with ReferenceCollection.open(collection) as opened_collection:
+        made = opened_collection.manifest.build
+    if not settings:
+        settings = _of_manifest(collection, made)
+    corpus = settings.get("corpus") or {}
+    return collection, settings | {"corpus": {"licence": corpus.get("licence") or _licence(made)}}
 
 
-def _of_manifest(url: str) -> dict[str, Any]:
+def _licence(build: dict[str, Any]) -> str | None:
+    """The licence of the captions, which those made from them have too."""
+    for made in build.get("provenance", []):
+        licence = made.get("corpus", {}).get("licence", UNKNOWN)
+        return None if licence == UNKNOWN else str(licence)
+    return None
+
+
+def _of_manifest(url: str, build: dict[str, Any]) -> dict[str, Any]:
     """The settings that a collection was made with, as far as its manifest tells them."""
-    with ReferenceCollection.open(url) as collection:
-        build = collection.manifest.build
     try:
         made = build["provenance"][0]
         stages = {
@@ -222,14 +233,12 @@ def _of_manifest(url: str) -> dict[str, Any]:
             for stage in step["identity"].get("stages", [])
         }
         settings = {name: stages[name] for name in ("extract_nouns", "synthesize", "embed")}
-        licence = made["corpus"]["licence"]
     except (KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"the manifest of {url} does not say how images are generated for it: name a "
             "configuration with --config"
         ) from error
-    settings["reduce"] = build["reduce"]["fields"]
-    return settings | {"corpus": {"licence": None if licence == UNKNOWN else licence}}
+    return settings | {"reduce": build["reduce"]["fields"]}
 
 
 def _config(
