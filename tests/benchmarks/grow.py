@@ -130,7 +130,7 @@ def report(results):
         f"{KEPT} each were deleted; `ovref grow --target {TARGET}` then wrote captions for the "
         "classes that had fewer, built them and added them. FOSSIL over "
         f"{results['scenes']} test scenes; no figure here is one of a real model. The growth "
-        f"took {results["seconds"]:.0f} s on one core of a busy machine. Captions that gave a "
+        f"took {results['seconds']:.0f} s on one core of a busy machine. Captions that gave a "
         f"reference of their class: {made}. Made by `tests/benchmarks/grow.py`.",
         "",
         "| | whole | weakened | grown |",
