@@ -60,7 +60,7 @@ class Grow:
     target: int
     """References that each class should have, its own or its synonyms'."""
     output: str
-    """Of the new build."""
+    """Output of the new build."""
     templates: str | None = None
     """A file of templates, in place of `TEMPLATES`."""
     captions: tuple[str, ...] = ()
