@@ -19,7 +19,7 @@ from ovref.evaluation.named_sets.rules import IGNORE
 
 MEMBERS = ("categories", "images", "annotations")
 KEPT = ("segmentation", "category_id", "iscrowd")
-"""Of an annotation, what its mask and its class are read from."""
+"""Fields of an annotation that its mask and its class are read from."""
 
 
 def open_coco_masks(

@@ -2,7 +2,7 @@
 
 What the output of its build has besides:
 
-    grow_captions.txt    the captions, one a line
+    grow_captions.txt    the captions, one per line
     grow.json            what was asked, the coverage before and after, and whose caption is whose
 """
 
