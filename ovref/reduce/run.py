@@ -376,7 +376,7 @@ def _assemble(folder: Path, out: Path, grown: Base | None) -> dict[str, Any]:
 
 def _encoder_info(encoder: Any, dim: int) -> fmt.EncoderInfo:
     return fmt.EncoderInfo(
-        model=encoder.model, revision=encoder.revision, dim=dim, settings=config.dump(encoder)
+        model=encoder.model, revision=encoder.revision, dim=dim, settings=canonical(encoder)
     )
 
 
