@@ -115,7 +115,7 @@ def test_verbs_and_flags_are_pinned():
         ),
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 22 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 23 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_methods_of_segment_are_those_that_load():
