@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-METHODS = ("fossil", "freeda", "vocseg", "retclip", "corrclip")
+METHODS = ("fossil", "freeda", "vocseg", "retclip", "corrclip", "rns")
 FORMATS = ("overlay", "labels", "coco", "panoptic")
 
 LAYOUTS = ("prototypes", "segrag", "corrclip", "coco", "exemplars")

@@ -1,6 +1,6 @@
 """Segmenters that need no training: images and class names -> label maps.
 
-Each is imported when its name is first used: FOSSIL, text alone and FreeDA need torch; VOCSeg,
+Each is imported when its name is first used: FOSSIL, text alone, FreeDA and RNS need torch; VOCSeg,
 RetCLIP and CorrCLIPv2 take whatever encodes regions and need nothing more themselves.
 """
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         semantic,
     )
     from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
+    from ovref_inference.segmenters.rns import RnsConfig, RnsSegmenter
+    from ovref_inference.segmenters.rns_head import RnsHeadConfig
     from ovref_inference.segmenters.superpixels import SuperpixelConfig
     from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
     from ovref_inference.segmenters.windows import WindowConfig
@@ -37,6 +39,9 @@ __all__ = [
     "PrototypeHead",
     "RetClipConfig",
     "RetClipSegmenter",
+    "RnsConfig",
+    "RnsHeadConfig",
+    "RnsSegmenter",
     "Segmentation",
     "Segmenter",
     "SegmenterModule",
@@ -62,6 +67,9 @@ _MODULES = {
     "PrototypeHead": "modules",
     "RetClipConfig": "retclip",
     "RetClipSegmenter": "retclip",
+    "RnsConfig": "rns",
+    "RnsHeadConfig": "rns_head",
+    "RnsSegmenter": "rns",
     "Segmentation": "regions",
     "Segmenter": "regions",
     "SegmenterModule": "modules",
