@@ -8,6 +8,7 @@ import open_clip
 import torch
 from torch.nn.functional import interpolate, linear
 
+from ovref_inference.encoders import cnn_towers
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors, resolve
 
@@ -69,21 +70,13 @@ def is_vit(visual: Any) -> bool:
     return isinstance(visual, open_clip.transformer.VisionTransformer) and not visual.attn_pool
 
 
-def is_convnext(visual: Any) -> bool:
-    """Whether an image tower is timm's ConvNeXt with an average pool before its head."""
-    trunk = getattr(visual, "trunk", None)
-    return type(trunk).__name__ == "ConvNeXt" and "pool" not in dict(visual.head.named_children())
-
-
 def cell_pixels(visual: Any) -> int | None:
     """Pixels per side of a cell of the tower's last feature map; None if the tower is neither a
-    plain ViT nor a ConvNeXt."""
+    plain ViT nor one of `cnn_towers`."""
     if is_vit(visual):
         size = visual.patch_size
         return size[0] if isinstance(size, tuple | list) else size
-    if is_convnext(visual):
-        return visual.trunk.feature_info[-1]["reduction"]
-    return None
+    return cnn_towers.cell_pixels(visual)
 
 
 def vit_features(visual: Any, kind: str) -> Layer:
@@ -107,25 +100,6 @@ def vit_features(visual: Any, kind: str) -> Layer:
 
     layer = values if kind == "values" else tokens
     return lambda pixels: visual.ln_post(layer(pixels)) @ visual.proj
-
-
-def convnext_features(visual: Any) -> tuple[Layer, Layer]:
-    """A ConvNeXt's dense features, and what brings them to the joint space (FC-CLIP).
-
-    Returns:
-        Pixels (n, 3, H, W) -> (n, cells, c), the trunk's last feature map; and (m, c) -> (m, d),
-        the trunk's norm and CLIP's projection, which FC-CLIP applies to what is pooled under a
-        mask: pooled over the whole image it gives the image's own CLIP embedding.
-    """
-    trunk = visual.trunk
-
-    def cells(pixels: torch.Tensor) -> torch.Tensor:
-        return trunk.forward_features(pixels).flatten(2).transpose(1, 2)
-
-    def head(pooled: torch.Tensor) -> torch.Tensor:
-        return visual.head(trunk.forward_head(pooled[:, :, None, None]))
-
-    return cells, head
 
 
 def resize_positions(visual: Any, grid_hw: tuple[int, int]) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import open_clip
 import torch
 
-from ovref_inference.encoders import clip_towers, registry, vit_towers
+from ovref_inference.encoders import clip_towers, cnn_towers, registry, vit_towers
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.crops import Masking
-from ovref_inference.encoders.pooling import pool_each
+from ovref_inference.encoders.pooling import mask_weights, pool_each
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors
 from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
@@ -37,10 +37,13 @@ class VisualEncoder:
         images: Pixels,
         batch_size: int,
         head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        pool: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        """`head` takes (m, c) of what `forward` gives to (m, dim), after pooling."""
+        """`head` takes (m, c) of what `forward` gives to (m, dim), after pooling; `pool`, in place
+        of the mean and `head`, (cells, c) of an image and (1, cells) of a mask to (1, dim)."""
         self._forward = forward
         self._head = head
+        self._pool = pool
         self._images = images
         self._batch_size = BatchSize(batch_size)
         self.dim = dim
@@ -81,8 +84,8 @@ class VisualEncoder:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean-region pooling (`pooling.pool_regions`), each mask alone.
 
-        What a ConvNeXt gives is pooled before its head (FC-CLIP); a ViT's patches are in their
-        space already.
+        What a ConvNeXt gives is pooled before its head, and what a ResNet gives by its attention
+        pool (both FC-CLIP); a ViT's patches are in their space already.
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
@@ -95,6 +98,9 @@ class VisualEncoder:
         """
         found = []
         for map_lc, masks_nhw in zip(self._maps(images), masks, strict=True):
+            if self._pool:
+                found.append(self._attended(map_lc, masks_nhw))
+                continue
             pooled, valid = pool_each(map_lc.reshape(*self.grid_hw, -1), masks_nhw)
             if self._head:
                 headed = np.zeros((len(pooled), self.dim), np.float32)
@@ -103,6 +109,22 @@ class VisualEncoder:
                 pooled[~valid] = 0.0
             found.append((pooled, valid))
         return found
+
+    def _attended(self, map_lc: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`encode_regions` of one image by `pool`, each mask alone as in `pool_each`."""
+        assert self._pool is not None
+        device, dtype = self._images.device, self._images.dtype
+        cells = torch.from_numpy(map_lc).to(device, dtype)
+        pooled = np.zeros((len(masks_nhw), self.dim), np.float32)
+        valid = np.zeros(len(masks_nhw), dtype=bool)
+        for row in range(len(masks_nhw)):
+            weights = mask_weights(masks_nhw[row : row + 1], self.grid_hw).reshape(1, -1)
+            if weights.any():
+                one = self._pool(cells, torch.from_numpy(weights).to(device, dtype))
+                pooled[row] = one[0].float().cpu().numpy()
+                valid[row] = np.isfinite(pooled[row]).all()
+        pooled[~valid] = 0.0
+        return pooled, valid
 
     def _maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(cells, c) of each image."""
@@ -238,8 +260,9 @@ def _open_clip_tower(
     visual, images, patch, size_hw = _open_clip_parts(config, device)
     if patch is None:
         raise ModelError(
-            f"{config.model}: dense features need a plain ViT or ConvNeXt image tower, found "
-            f"{type(visual).__name__}; features 'crop_binary' and the like need none"
+            f"{config.model}: dense features need a plain ViT, a ConvNeXt or a ResNet with an "
+            f"attention pool, found {type(visual).__name__}; features 'crop_binary' and the like "
+            "need none"
         )
     cells = (size_hw[0] // patch) * (size_hw[1] // patch)
     shape: dict[str, Any] = {
@@ -250,7 +273,14 @@ def _open_clip_tower(
         return VisualEncoder(features, dim=_try(config, features, images, size_hw, cells), **shape)
     if config.features == "values":
         raise ModelError(f"{config.model} is no ViT and has no values; features 'tokens' are")
-    trunk, head = clip_towers.convnext_features(visual)
+    if cnn_towers.is_resnet(visual):
+        trunk, head, pool = cnn_towers.resnet_features(
+            visual, (size_hw[0] // patch, size_hw[1] // patch)
+        )
+        _try(config, trunk, images, size_hw, cells)
+        dim = _try(config, lambda pixels: head(trunk(pixels)), images, size_hw, cells)
+        return VisualEncoder(trunk, head=head, pool=pool, dim=dim, **shape)
+    trunk, head = cnn_towers.convnext_features(visual)
     _try(config, trunk, images, size_hw, cells)
     dim = _try(config, lambda pixels: head(trunk(pixels).mean(1)), images, size_hw, None)
     return VisualEncoder(trunk, head=head, dim=dim, **shape)
