@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from ovref_inference.collection.clustering import MAX_SEED
 from ovref_inference.ranges import require_above, require_at_least, require_within
@@ -74,6 +74,7 @@ class Rows:
     """(r,) float32."""
 
 
+@torch.no_grad()
 def head_scores(
     items_nd: np.ndarray,
     references: References,
@@ -96,22 +97,20 @@ def head_scores(
     Returns:
         (n, c) float32 probabilities.
     """
-    # A caller may be in inference mode, whose tensors cannot be learnt from.
-    with torch.inference_mode(False), torch.enable_grad():
-        items = torch.as_tensor(items_nd, device=device).clone()
-        means = torch.as_tensor(references.means_cd, device=device)
-        texts = means if texts_cd is None else torch.as_tensor(texts_cd, device=device)
-        rows = rows_of(
-            items,
-            torch.as_tensor(references.vectors_md, device=device),
-            torch.as_tensor(references.labels_m, device=device),
-            means,
-            texts,
-            torch.as_tensor(weights_c, device=device),
-            config,
-        )
-        weight_cd, bias_c = fitted_head(rows, config)
-        return (items @ weight_cd.T + bias_c).softmax(1).cpu().numpy()
+    items = torch.as_tensor(items_nd, device=device)
+    means = torch.as_tensor(references.means_cd, device=device)
+    texts = means if texts_cd is None else torch.as_tensor(texts_cd, device=device)
+    rows = rows_of(
+        items,
+        torch.as_tensor(references.vectors_md, device=device),
+        torch.as_tensor(references.labels_m, device=device),
+        means,
+        texts,
+        torch.as_tensor(weights_c, device=device),
+        config,
+    )
+    weight_cd, bias_c = fitted_head(rows, config)
+    return (items @ weight_cd.T + bias_c).softmax(1).cpu().numpy()
 
 
 def rows_of(
@@ -167,18 +166,23 @@ def fitted_head(rows: Rows, config: RnsHeadConfig) -> tuple[torch.Tensor, torch.
     start = torch.empty(classes, rows.vectors_rd.shape[1])
     generator = torch.Generator().manual_seed(config.seed)
     torch.nn.init.kaiming_uniform_(start, nonlinearity="relu", generator=generator)
-    weight_cd = start.to(device).requires_grad_()
-    bias_c = torch.zeros(classes, device=device, requires_grad=True)
+    ones_r1 = torch.ones_like(rows.vectors_rd[:, :1])
+    inputs_ri = torch.cat([rows.vectors_rd, ones_r1], dim=1)
+    weighted_ri = inputs_ri * (rows.weights_r / len(inputs_ri))[:, None]
+    head_ci = torch.cat([start, torch.zeros(classes, 1)], dim=1).to(device)
     optimizer = torch.optim.AdamW(
-        [weight_cd, bias_c], lr=config.learning_rate, weight_decay=config.weight_decay
+        [head_ci],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
     )
     for _ in range(config.steps):
-        optimizer.zero_grad()
-        logits_rc = rows.vectors_rd @ weight_cd.T + bias_c
-        loss_r = cross_entropy(logits_rc, rows.targets_rc, reduction="none")
-        (rows.weights_r * loss_r).mean().backward()
+        # The gradient of the mean of the rows' weighted cross-entropies, without autograd, which
+        # would take most of the time of so small a model.
+        errors_rc = (inputs_ri @ head_ci.T).softmax(1) - rows.targets_rc
+        head_ci.grad = errors_rc.T @ weighted_ri
         optimizer.step()
-    return weight_cd.detach(), bias_c.detach()
+    return head_ci[:, :-1], head_ci[:, -1]
 
 
 def _mixed(shares: torch.Tensor, means_cd: torch.Tensor, texts_cd: torch.Tensor) -> torch.Tensor:
