@@ -29,7 +29,7 @@ def add_tools(add: Add) -> None:
     segment.add_argument(
         "--proposer", default="", metavar="KIND",
         help="masks: opencut (default, of the collection's own features), none, "
-        "mask_former:MODEL or sam_grid:MODEL",
+        "mask_former:MODEL, sam_grid:MODEL or fcclip:FOLDER (retclip, vocseg, corrclip)",
     )  # fmt: skip
     segment.add_argument(
         "--formats", type=_formats, default=["overlay", "labels", "coco"], metavar="F,F",
@@ -104,6 +104,19 @@ def add_tools(add: Add) -> None:
     _add_models(imported)
     imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")
     imported.add_argument("--replace", action="store_true", help="even if another one is there")
+    convert = add("convert", "convert another program's trained model for the segmenters")
+    convert.add_argument("kind", choices=("fcclip",))
+    convert.add_argument("checkpoint", metavar="FILE", help=".pth or .safetensors, as released")
+    convert.add_argument("output", metavar="FOLDER")
+    convert.add_argument(
+        "--clip", default="convnext_large_d_320", metavar="NAME",
+        help="open_clip's name of the model's CLIP: convnext_large_d_320 (default), "
+        "RN50x64-quickgelu, ...",
+    )  # fmt: skip
+    convert.add_argument(
+        "--classes", required=True, metavar="LIST",
+        help="what it was trained on, as of segment; the released ones: coco_panoptic:fcclip",
+    )  # fmt: skip
 
 
 def _add_models(sub: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ Apart from `commands`, because they must answer at once: what builds need is not
 
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError
@@ -114,6 +115,22 @@ def _import(options: Namespace, console: Console) -> int:
     return 0
 
 
+def _convert(options: Namespace, console: Console) -> int:
+    from ovref.exchange.checkpoints import convert_fcclip
+    from ovref.exchange.class_lists import read_classes
+
+    output = Path(absolute_local(options.output, "output"))
+    found = convert_fcclip(
+        Path(absolute_local(options.checkpoint, "checkpoint")), output, clip=options.clip,
+        trained_names=read_classes(options.classes).asked,
+    )  # fmt: skip
+    console.show(
+        f"written to {output}: a decoder of {found['queries']} queries ({found['decoder']} "
+        f"tensors) and its CLIP ({found['clip']} tensors)"
+    )
+    return 0
+
+
 TOOLS: dict[str, Callable[[Namespace, Console], Any]] = {
     "segment": _segment,
     "search": _search,
@@ -121,4 +138,5 @@ TOOLS: dict[str, Callable[[Namespace, Console], Any]] = {
     "publish": _publish,
     "export": _export,
     "import": _import,
+    "convert": _convert,
 }

@@ -186,10 +186,13 @@ def load_proposer(
 
     Raises:
         ModelError: a model cannot be found or read.
-        ValueError: `grounded_sam`, which needs class names (`load_proposals`).
+        ValueError: `grounded_sam`, which needs class names, or `fcclip`, whose masks overlap
+            (`load_proposals`).
     """
     if config.grounded_sam is not None:
         raise ValueError("grounded_sam needs class names; in a build use ground.detector")
+    if config.fcclip is not None:
+        raise ValueError("fcclip is for segmenters of regions; in a build use mask_former")
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return mask_former_proposer(model, config.mask_former)
@@ -214,7 +217,8 @@ def load_proposals(
     """Loads a proposer for the segmenters of regions: it gives all that they can use.
 
     That is, of `mask_former`, soft masks and the probabilities of its own classes (VOCSeg eq. 4 and
-    5), of `grounded_sam` what was found of the classes; of others masks.
+    5), of `fcclip` what it says of any class, with features of its own CLIP, of `grounded_sam` what
+    was found of the classes; of others masks.
 
     Args:
         class_names: what `grounded_sam` is asked for; of no use to others.
@@ -226,6 +230,10 @@ def load_proposals(
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return lambda images: list(model.propose(images))
+    if config.fcclip is not None:
+        from ovref_inference.proposers.fcclip import load_fcclip
+
+        return load_fcclip(config.fcclip, device=device).propose
     if config.grounded_sam is not None:
         grounded = config.grounded_sam
         models = load_grounded_sam(

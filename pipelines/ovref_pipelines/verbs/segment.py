@@ -31,6 +31,7 @@ from ovref.images import UnusableImageError
 from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.proposers.config import (
+    FcClipConfig,
     MaskFormerConfig,
     ProposerConfig,
     SamConfig,
@@ -39,6 +40,9 @@ from ovref_inference.proposers.config import (
 from ovref_pipelines.bar import bar
 
 Say = Callable[[str], None]
+
+OPEN = ("retclip", "vocseg", "corrclip")
+"""Methods that take the regions of `fcclip`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Job:
     method: str = "fossil"
     proposer: str = ""
     """Empty or `opencut` for the collection's own features; `none`, `mask_former:MODEL`,
-    `sam_grid:MODEL`."""
+    `sam_grid:MODEL`, `fcclip:FOLDER`."""
     formats: tuple[str, ...] = ("overlay", "labels", "coco")
     device: str | None = None
 
@@ -94,7 +98,12 @@ def segment(job: Job, photographs: Sequence[Photograph], workers: int, say: Say)
             of the classes; an image cannot be fetched.
         CollectionError, ModelError: as of `load_segmenter`.
     """
-    check_proposer(job.proposer)
+    config = check_proposer(job.proposer)
+    if config is not None and config.fcclip is not None and job.method not in OPEN:
+        raise ConfigError(
+            f"--proposer fcclip says of regions what they show, which {job.method} does not ask: "
+            f"give --method {' or '.join(OPEN)}"
+        )
     store = Store.open(job.output)
     say(f"segment: {len(photographs)} images, {len(job.classes.names)} classes, {job.method}")
     started = time.monotonic()
@@ -168,8 +177,11 @@ def check_proposer(text: str) -> ProposerConfig | None:
         return ProposerConfig(mask_former=MaskFormerConfig(model=model))
     if kind == "sam_grid" and model:
         return ProposerConfig(sam_grid=SamGridConfig(sam=SamConfig(model=model)))
+    if kind == "fcclip" and model:
+        return ProposerConfig(fcclip=FcClipConfig(model=model))
     raise ConfigError(
-        f"--proposer must be opencut, none, mask_former:MODEL or sam_grid:MODEL, found {text!r}"
+        "--proposer must be opencut, none, mask_former:MODEL, sam_grid:MODEL or fcclip:FOLDER, "
+        f"found {text!r}"
     )
 
 
@@ -177,14 +189,16 @@ class Worker:
     """The loaded models of one process."""
 
     def __init__(self, job: Job) -> None:
-        from ovref_inference.proposers.load import load_proposer, no_proposals
+        from ovref_inference.proposers.load import load_proposals, load_proposer, no_proposals
         from ovref_inference.segmenters import load_segmenter
 
         self.job = job
         self.store = Store.open(job.output)
         config = check_proposer(job.proposer)
         proposer: Any = no_proposals if job.proposer == "none" else None
-        if config is not None:
+        if config is not None and config.fcclip is not None:
+            proposer = load_proposals(config, (), device=job.device)
+        elif config is not None:
             proposer = load_proposer(config, device=job.device)
         try:
             self.segmenter = load_segmenter(
