@@ -11,47 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError
-
-HEAD = "sem_seg_head."
-
-RENAMED: tuple[tuple[str, str], ...] = (
-    (r"pixel_decoder\.adapter_1\.(weight|bias)", r"pixel_decoder.adapter_1.0.\1"),
-    (r"pixel_decoder\.adapter_1\.norm\.(\w+)", r"pixel_decoder.adapter_1.1.\1"),
-    (r"pixel_decoder\.layer_1\.(weight|bias)", r"pixel_decoder.layer_1.0.\1"),
-    (r"pixel_decoder\.layer_1\.norm\.(\w+)", r"pixel_decoder.layer_1.1.\1"),
-    (r"pixel_decoder\.input_proj\.(.+)", r"pixel_decoder.input_projections.\1"),
-    (r"pixel_decoder\.transformer\.level_embed", r"pixel_decoder.level_embed"),
-    (r"pixel_decoder\.transformer\.(encoder\.layers\.\d+)\.linear([12])\.(\w+)",
-     r"pixel_decoder.\1.fc\2.\3"),
-    (r"pixel_decoder\.transformer\.(encoder\.layers\.\d+)\.norm1\.(\w+)",
-     r"pixel_decoder.\1.self_attn_layer_norm.\2"),
-    (r"pixel_decoder\.transformer\.(encoder\.layers\.\d+)\.norm2\.(\w+)",
-     r"pixel_decoder.\1.final_layer_norm.\2"),
-    (r"pixel_decoder\.transformer\.(encoder\.layers\.\d+\.self_attn\..+)", r"pixel_decoder.\1"),
-    (r"pixel_decoder\.mask_features\.(\w+)", r"pixel_decoder.mask_projection.\1"),
-    (r"predictor\.query_embed\.weight", r"transformer.queries_embedder.weight"),
-    (r"predictor\.query_feat\.weight", r"transformer.queries_features.weight"),
-    (r"predictor\.level_embed\.weight", r"transformer.level_embed.weight"),
-    (r"predictor\.transformer_self_attention_layers\.(\d+)\.self_attn\.(.+)",
-     r"transformer.decoder.layers.\1.self_attn.\2"),
-    (r"predictor\.transformer_self_attention_layers\.(\d+)\.norm\.(\w+)",
-     r"transformer.decoder.layers.\1.self_attn_layer_norm.\2"),
-    (r"predictor\.transformer_cross_attention_layers\.(\d+)\.multihead_attn\.(.+)",
-     r"transformer.decoder.layers.\1.cross_attn.\2"),
-    (r"predictor\.transformer_cross_attention_layers\.(\d+)\.norm\.(\w+)",
-     r"transformer.decoder.layers.\1.cross_attn_layer_norm.\2"),
-    (r"predictor\.transformer_ffn_layers\.(\d+)\.linear([12])\.(\w+)",
-     r"transformer.decoder.layers.\1.fc\2.\3"),
-    (r"predictor\.transformer_ffn_layers\.(\d+)\.norm\.(\w+)",
-     r"transformer.decoder.layers.\1.final_layer_norm.\2"),
-    (r"predictor\.decoder_norm\.(\w+)", r"transformer.decoder.layernorm.\1"),
-    (r"predictor\.mask_embed\.layers\.(\d+)\.(\w+)",
-     r"transformer.decoder.mask_predictor.mask_embedder.\1.0.\2"),
-    (r"predictor\._mask_pooling_proj\.(.+)", r"pooled_projection.\1"),
-    (r"predictor\.logit_scale", r"log_scale"),
-)  # fmt: skip
-"""FC-CLIP's names, after HEAD, and those of `mask_decoder.MaskDecoder`. FC-CLIP is built on
-Mask2Former, whose names transformers renames in the same way."""
+from ovref.exchange.checkpoint_names import HEAD, SWIN, fcclip_names, open_mask_former_names
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -114,11 +74,7 @@ def convert_fcclip(
     from ovref_inference.proposers import fcclip
     from ovref_inference.proposers.mask_decoder import MaskDecoder
 
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is not empty: convert into a new folder")
-    names = tuple(name.strip() for name in trained_names if name.strip())
-    if not names:
-        raise InputError("name the classes that the model was trained on")
+    names = _ready(output, trained_names)
     settings = open_clip.get_model_config(clip)
     if settings is None:
         raise InputError(
@@ -152,41 +108,110 @@ def convert_fcclip(
     return {"decoder": len(renamed), "clip": len(backbone), "queries": decoder.queries}
 
 
-def fcclip_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """FC-CLIP's tensors under the names of `MaskDecoder`; those of its CLIP, of its preprocessing
-    and of its training's criterion are left out.
+def convert_open_mask_former(
+    checkpoint: Path, output: Path, *, trained_names: Sequence[str]
+) -> dict[str, Any]:
+    """Writes the MaskFormer of a released OVSeg or zsseg with a Swin backbone as a folder of
+    `proposers.open_mask_former`; its CLIP is left out, for a collection brings its own.
+
+    Args:
+        checkpoint, output: as of `convert_fcclip`.
+        trained_names: the classes that it was trained on, as of `convert_fcclip`.
+
+    Returns:
+        `tensors` and `queries`.
 
     Raises:
-        InputError: a tensor of the head has a name that is not FC-CLIP's.
+        InputError: as of `convert_fcclip`; or the backbone is another one.
     """
-    found: dict[str, Any] = {}
-    for name, value in tensors.items():
-        if name == "void_embedding.weight":
-            found["void"] = value
-            continue
-        if not name.startswith(HEAD):
-            continue
-        short = name.removeprefix(HEAD)
-        if match := re.fullmatch(r"predictor\.class_embed\.layers\.(\d+)\.(\w+)", short):
-            # A ReLU stands between two of these layers.
-            found[f"class_embed.{2 * int(match[1])}.{match[2]}"] = value
-            continue
-        for pattern, new in RENAMED:
-            if re.fullmatch(pattern, short):
-                found |= _split(re.sub(pattern, new, short), value)
-                break
-        else:
-            raise InputError(f"the checkpoint has a tensor {name}, which FC-CLIP has not")
-    return found
+    from transformers import MaskFormerImageProcessor
+
+    from ovref_inference.proposers.fcclip import TEMPLATES
+    from ovref_inference.proposers.open_mask_former import OpenMaskFormer
+
+    names = _ready(output, trained_names)
+    tensors = read_tensors(checkpoint)
+    if "backbone.patch_embed.proj.weight" not in tensors:
+        raise InputError(
+            f"{checkpoint} has no Swin backbone: of OVSeg and zsseg only models with one are read"
+        )
+    renamed = open_mask_former_names(tensors)
+    model = OpenMaskFormer(_open_settings(renamed, names, TEMPLATES))
+    wanted = model.state_dict()
+    # The library's own: weights of a loss that is not used, and a norm that no feature map passes.
+    ours = [name for name in wanted if name.startswith(("criterion.", SWIN + "layernorm."))]
+    _check(
+        str(checkpoint), wanted, renamed | {name: wanted[name] for name in (*ours, "trained_texts")}
+    )
+    model.load_state_dict(renamed, strict=False)
+    model.save_pretrained(output)
+    MaskFormerImageProcessor(
+        size={"shortest_edge": 640, "longest_edge": 2560}, size_divisor=32,
+        image_mean=[value / 255 for value in (123.675, 116.28, 103.53)],
+        image_std=[value / 255 for value in (58.395, 57.12, 57.375)],
+    ).save_pretrained(output)  # fmt: skip
+    return {"tensors": len(renamed), "queries": model.config.decoder_config.num_queries}
 
 
-def _split(name: str, value: Any) -> dict[str, Any]:
-    """Self-attention has its three projections apart, cross-attention keeps them together."""
-    kind = re.fullmatch(r"(transformer\..+\.self_attn)\.in_proj_(weight|bias)", name)
-    if kind is None:
-        return {name: value}
-    parts = dict(zip("qkv", value.chunk(3), strict=True))
-    return {f"{kind[1]}.{part}_proj.{kind[2]}": one for part, one in parts.items()}
+def _open_settings(
+    renamed: Mapping[str, Any], names: tuple[str, ...], templates: tuple[str, ...]
+) -> Any:
+    """transformers' configuration of a MaskFormer whose sizes are those of its tensors."""
+    from transformers import DetrConfig, MaskFormerConfig, MaskFormerSwinConfig
+
+    def layers(prefix: str) -> int:
+        pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+        return 1 + max((int(m[1]) for m in map(pattern.match, renamed) if m), default=-1)
+
+    try:
+        swin, decoder = f"{SWIN}encoder.layers", "model.transformer_module.decoder.layers"
+        stages = range(layers(swin))
+        tables = [
+            renamed[f"{swin}.{i}.blocks.0.attention.self.relative_position_bias_table"]
+            for i in stages
+        ]
+        patch = renamed[f"{SWIN}embeddings.patch_embeddings.projection.weight"]
+        queries, hidden = renamed["model.transformer_module.queries_embedder.weight"].shape
+        first = renamed[f"{swin}.0.blocks.0.intermediate.dense.weight"]
+        heads = [name for name in renamed if re.fullmatch(r"class_predictor\.\d+\.weight", name)]
+        heads.sort(key=lambda name: int(name.split(".")[1]))
+        widths = [renamed[heads[0]].shape[1], *(len(renamed[name]) for name in heads)]
+        pixel = "model.pixel_level_module.decoder"
+        config = MaskFormerConfig(
+            backbone_config=MaskFormerSwinConfig(
+                image_size=384, patch_size=patch.shape[-1], embed_dim=len(patch),
+                depths=[layers(f"{swin}.{i}.blocks") for i in stages],
+                num_heads=[table.shape[1] for table in tables],
+                window_size=(round(len(tables[0]) ** 0.5) + 1) // 2,
+                mlp_ratio=len(first) / first.shape[1],
+                out_features=[f"stage{i + 1}" for i in stages],
+            ),
+            decoder_config=DetrConfig(
+                d_model=hidden, num_queries=queries, encoder_layers=0,
+                decoder_layers=layers(decoder), decoder_attention_heads=8,
+                decoder_ffn_dim=len(renamed[f"{decoder}.0.fc1.weight"]), dropout=0.0,
+            ),
+            fpn_feature_size=len(renamed[f"{pixel}.fpn.stem.0.weight"]),
+            mask_feature_size=len(renamed[f"{pixel}.mask_projection.weight"]),
+            id2label=dict(enumerate(names)),
+            label2id={name: number for number, name in enumerate(names)},
+        )  # fmt: skip
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"the checkpoint's MaskFormer is incomplete: {error!r}") from error
+    config.open_classes = {
+        "widths": widths, "scale": 100.0, "templates": list(templates), "texts": 0,
+    }  # fmt: skip
+    return config
+
+
+def _ready(output: Path, trained_names: Sequence[str]) -> tuple[str, ...]:
+    """The names, without blanks; raises InputError where a conversion cannot begin."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is not empty: convert into a new folder")
+    names = tuple(name.strip() for name in trained_names if name.strip())
+    if not names:
+        raise InputError("name the classes that the model was trained on")
+    return names
 
 
 def _sizes(renamed: Mapping[str, Any], widths: tuple[int, ...]) -> Any:

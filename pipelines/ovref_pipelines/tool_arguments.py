@@ -7,6 +7,7 @@ METHODS = ("fossil", "freeda", "vocseg", "retclip", "corrclip", "rns")
 FORMATS = ("overlay", "labels", "coco", "panoptic")
 
 LAYOUTS = ("prototypes", "segrag", "corrclip", "coco", "exemplars")
+CONVERTED = ("fcclip", "ovseg")
 SOURCES = ("arrays", "freeda", "corrclip")
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -105,17 +106,18 @@ def add_tools(add: Add) -> None:
     imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")
     imported.add_argument("--replace", action="store_true", help="even if another one is there")
     convert = add("convert", "convert another program's trained model for the segmenters")
-    convert.add_argument("kind", choices=("fcclip",))
+    convert.add_argument("kind", choices=CONVERTED)
     convert.add_argument("checkpoint", metavar="FILE", help=".pth or .safetensors, as released")
     convert.add_argument("output", metavar="FOLDER")
     convert.add_argument(
         "--clip", default="convnext_large_d_320", metavar="NAME",
-        help="open_clip's name of the model's CLIP: convnext_large_d_320 (default), "
+        help="of fcclip: open_clip's name of its CLIP, convnext_large_d_320 (default), "
         "RN50x64-quickgelu, ...",
     )  # fmt: skip
     convert.add_argument(
         "--classes", required=True, metavar="LIST",
-        help="what it was trained on, as of segment; the released ones: coco_panoptic:fcclip",
+        help="what it was trained on, as of segment; the released ones: coco_panoptic:fcclip, "
+        "coco_stuff",
     )  # fmt: skip
 
 

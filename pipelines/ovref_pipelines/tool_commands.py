@@ -116,18 +116,20 @@ def _import(options: Namespace, console: Console) -> int:
 
 
 def _convert(options: Namespace, console: Console) -> int:
-    from ovref.exchange.checkpoints import convert_fcclip
+    from ovref.exchange import checkpoints
     from ovref.exchange.class_lists import read_classes
 
     output = Path(absolute_local(options.output, "output"))
-    found = convert_fcclip(
-        Path(absolute_local(options.checkpoint, "checkpoint")), output, clip=options.clip,
-        trained_names=read_classes(options.classes).asked,
-    )  # fmt: skip
-    console.show(
-        f"written to {output}: a decoder of {found['queries']} queries ({found['decoder']} "
-        f"tensors) and its CLIP ({found['clip']} tensors)"
-    )
+    checkpoint = Path(absolute_local(options.checkpoint, "checkpoint"))
+    names = read_classes(options.classes).asked
+    if options.kind == "ovseg":
+        found = checkpoints.convert_open_mask_former(checkpoint, output, trained_names=names)
+    else:
+        found = checkpoints.convert_fcclip(
+            checkpoint, output, clip=options.clip, trained_names=names
+        )
+    counts = ", ".join(f"{count} {what}" for what, count in found.items())
+    console.show(f"written to {output}: {counts}")
     return 0
 
 

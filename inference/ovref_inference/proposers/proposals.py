@@ -62,7 +62,7 @@ class Proposals:
     asked for none."""
     open_classes: OpenClasses | None = None
     """What is said of any class, by a proposer that was trained on texts; `trained_names` are then
-    the classes that it has seen, and `class_probs_nc` is None."""
+    the classes that it has seen. Segmenters ask this rather than `class_probs_nc`."""
     features_nd: np.ndarray | None = None
     """(n, d) float32: embeddings of the regions by the proposer's own frozen CLIP."""
     features_of: str = ""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fcclip_released import HEADS, SIZES, SlowHead, released_head
-from ovref.exchange.checkpoints import fcclip_names
+from ovref.exchange.checkpoint_names import fcclip_names
 from ovref_inference.proposers.mask_decoder import MaskDecoder, MaskDecoderConfig, pooled_under
 
 CONFIG = MaskDecoderConfig(heads=HEADS, **SIZES)

@@ -1,4 +1,4 @@
-"""A released FC-CLIP is converted by its names, and used; anything else is refused."""
+"""Released FC-CLIP and OVSeg are converted by their names, and used; else they are refused."""
 
 import json
 
@@ -11,9 +11,14 @@ from safetensors.torch import load_file, save_file
 from fcclip_folder import DIM, TOWERS
 from fcclip_released import released_head
 from ovref.errors import InputError
-from ovref.exchange.checkpoints import convert_fcclip, read_tensors
-from ovref_inference.proposers.config import FcClipConfig
+from ovref.exchange.checkpoints import (
+    convert_fcclip,
+    convert_open_mask_former,
+    read_tensors,
+)
+from ovref_inference.proposers.config import FcClipConfig, MaskFormerConfig
 from ovref_inference.proposers.fcclip import TEMPLATES, load_fcclip
+from ovref_inference.proposers.mask_former import load_mask_former
 
 NAME = "small_convnext_for_tests"
 WIDTHS = (40, 80, 160, 320)
@@ -76,6 +81,117 @@ def test_safetensors_are_read_too(released, tmp_path):
     _, tensors = released
     save_file(tensors, tmp_path / "fcclip.safetensors")
     assert set(read_tensors(tmp_path / "fcclip.safetensors")) == set(tensors)
+
+
+def released_mask_former(depths=(1, 2, 1, 1), width=8, hidden=32, queries=6, layers=2):
+    """Random tensors under the names of a released OVSeg with a Swin backbone."""
+    torch.manual_seed(5)
+    found = {}
+
+    def pair(name, *shape):
+        found[f"{name}.weight"], found[f"{name}.bias"] = torch.randn(shape), torch.randn(shape[0])
+
+    pair("backbone.patch_embed.proj", width, 3, 4, 4)
+    pair("backbone.patch_embed.norm", width)
+    for i, depth in enumerate(depths):
+        wide = width * 2**i
+        for j in range(depth):
+            block = f"backbone.layers.{i}.blocks.{j}"
+            pair(f"{block}.norm1", wide)
+            pair(f"{block}.norm2", wide)
+            pair(f"{block}.attn.qkv", 3 * wide, wide)
+            pair(f"{block}.attn.proj", wide, wide)
+            pair(f"{block}.mlp.fc1", 4 * wide, wide)
+            pair(f"{block}.mlp.fc2", wide, 4 * wide)
+            found[f"{block}.attn.relative_position_bias_table"] = torch.randn(49, 2**i)
+            rows = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij"))
+            apart = rows.flatten(1)[:, :, None] - rows.flatten(1)[:, None] + 3
+            found[f"{block}.attn.relative_position_index"] = apart[0] * 7 + apart[1]
+        if i < 3:
+            found[f"backbone.layers.{i}.downsample.reduction.weight"] = torch.randn(
+                2 * wide, 4 * wide
+            )
+            pair(f"backbone.layers.{i}.downsample.norm", 4 * wide)
+        pair(f"backbone.norm{i}", wide)
+        pixel = "sem_seg_head.pixel_decoder"
+        if i < 3:
+            found[f"{pixel}.adapter_{i + 1}.weight"] = torch.randn(hidden, wide, 1, 1)
+            pair(f"{pixel}.adapter_{i + 1}.norm", hidden)
+        source = hidden if i < 3 else wide
+        found[f"{pixel}.layer_{i + 1}.weight"] = torch.randn(hidden, source, 3, 3)
+        pair(f"{pixel}.layer_{i + 1}.norm", hidden)
+    pair(f"{pixel}.mask_features", hidden, hidden, 3, 3)
+    predictor = "sem_seg_head.predictor"
+    for i in range(layers):
+        layer = f"{predictor}.transformer.decoder.layers.{i}"
+        for name in ("self_attn", "multihead_attn"):
+            found[f"{layer}.{name}.in_proj_weight"] = torch.randn(3 * hidden, hidden)
+            found[f"{layer}.{name}.in_proj_bias"] = torch.randn(3 * hidden)
+            pair(f"{layer}.{name}.out_proj", hidden, hidden)
+        pair(f"{layer}.linear1", 40, hidden)
+        pair(f"{layer}.linear2", hidden, 40)
+        for number in (1, 2, 3):
+            pair(f"{layer}.norm{number}", hidden)
+    pair(f"{predictor}.transformer.decoder.norm", hidden)
+    found[f"{predictor}.query_embed.weight"] = torch.randn(queries, hidden)
+    pair(f"{predictor}.input_proj", hidden, 8 * width, 1, 1)
+    for i in range(3):
+        pair(f"{predictor}.mask_embed.layers.{i}", hidden, hidden)
+    pair(f"{predictor}.class_embed.layers.0", 48, hidden)
+    pair(f"{predictor}.class_embed.layers.1", DIM, 48)
+    found["clip_adapter.non_object_embedding"] = torch.randn(1, DIM)
+    found["clip_adapter.clip_model.logit_scale"] = torch.ones(())
+    found["criterion.empty_weight"] = torch.ones(4)
+    return found
+
+
+def test_the_mask_former_of_ovseg_is_converted(tmp_path):
+    tensors = released_mask_former()
+    torch.save({"model": tensors}, tmp_path / "ovseg.pth")
+    output = tmp_path / "open"
+    found = convert_open_mask_former(tmp_path / "ovseg.pth", output, trained_names=NAMES)
+    assert found["queries"] == 6
+    stored = load_file(output / "model.safetensors")
+    predictor = "sem_seg_head.predictor.transformer.decoder.layers.1"
+    swin = "model.pixel_level_module.encoder.model.encoder.layers.1.blocks.1"
+    ours = "model.transformer_module.decoder.layers.1"
+    fpn = "model.pixel_level_module.decoder.fpn.layers"
+    theirs = "sem_seg_head.pixel_decoder"
+    for name, expected in (
+        (f"{swin}.attention.self.key.weight",
+         tensors["backbone.layers.1.blocks.1.attn.qkv.weight"][16:32]),
+        (f"{ours}.encoder_attn.v_proj.bias", tensors[f"{predictor}.multihead_attn.in_proj_bias"][64:]),
+        (f"{ours}.self_attn.q_proj.weight", tensors[f"{predictor}.self_attn.in_proj_weight"][:32]),
+        (f"{ours}.encoder_attn_layer_norm.weight", tensors[f"{predictor}.norm2.weight"]),
+        (f"{ours}.final_layer_norm.bias", tensors[f"{predictor}.norm3.bias"]),
+        (f"{fpn}.0.block.0.weight", tensors[f"{theirs}.layer_3.weight"]),
+        (f"{fpn}.2.proj.1.bias", tensors[f"{theirs}.adapter_1.norm.bias"]),
+        ("class_predictor.2.weight", tensors["sem_seg_head.predictor.class_embed.layers.1.weight"]),
+        ("void", tensors["clip_adapter.non_object_embedding"]),
+    ):  # fmt: skip
+        torch.testing.assert_close(stored[name], expected)
+    model = load_mask_former(MaskFormerConfig(model=str(output)), device="cpu")
+    (proposals,) = model.propose([np.full((64, 80, 3), 90, np.uint8)])
+    assert proposals.trained_names == NAMES and proposals.open_classes.scale == 100.0
+    assert proposals.open_classes.embeddings_nd.shape == (len(proposals.mask_probs_nhw), DIM)
+
+
+def test_another_backbone_and_missing_tensors_of_ovseg_are_refused(tmp_path):
+    tensors, path = released_mask_former(), tmp_path / "changed.pth"
+    swinless = {n: v for n, v in tensors.items() if not n.startswith("backbone")}
+    lacking = {n: v for n, v in tensors.items() if not n.endswith("decoder.norm.bias")}
+    without = {n: v for n, v in tensors.items() if "class_embed" not in n}
+    strange = tensors | {"backbone.layers.0.mood": torch.ones(1)}
+    for changed, message in (
+        (swinless, "has no Swin backbone"),
+        (lacking, r"it lacks model\.transformer_module\.decoder\.layernorm\.bias"),
+        (without, "MaskFormer is incomplete"),
+        (strange, "backbone.layers.0.mood, which OVSeg's"),
+    ):
+        torch.save(changed, path)
+        with pytest.raises(InputError, match=message):
+            convert_open_mask_former(path, tmp_path / "out", trained_names=NAMES)
+        assert not (tmp_path / "out").exists()
 
 
 class Harmful:
