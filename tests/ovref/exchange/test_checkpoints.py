@@ -160,7 +160,8 @@ def test_the_mask_former_of_ovseg_is_converted(tmp_path):
     for name, expected in (
         (f"{swin}.attention.self.key.weight",
          tensors["backbone.layers.1.blocks.1.attn.qkv.weight"][16:32]),
-        (f"{ours}.encoder_attn.v_proj.bias", tensors[f"{predictor}.multihead_attn.in_proj_bias"][64:]),
+        (f"{ours}.encoder_attn.v_proj.bias",
+         tensors[f"{predictor}.multihead_attn.in_proj_bias"][64:]),
         (f"{ours}.self_attn.q_proj.weight", tensors[f"{predictor}.self_attn.in_proj_weight"][:32]),
         (f"{ours}.encoder_attn_layer_norm.weight", tensors[f"{predictor}.norm2.weight"]),
         (f"{ours}.final_layer_norm.bias", tensors[f"{predictor}.norm3.bias"]),
