@@ -32,8 +32,8 @@ FLOORS = {
     ),
     "ovref": (
         {
-            "ahead", "errors", "class_files", "config", "contract", "identity", "images", "meter",
-            "records", "places", "licences",
+            "ahead", "errors", "class_files", "config", "contract", "identity", "licences",
+            "locations", "meter", "records", "stored_images",
         },
         {"ops", "storage"},
         {"miniature", "models", "run_shard", "ingest", "check_models"},

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ovref.config import load
 from ovref.errors import InputError
-from ovref.places import absolute, absolute_local
+from ovref.locations import absolute, absolute_local
 from ovref_inference import ReferenceCollection
 from ovref_pipelines import recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
