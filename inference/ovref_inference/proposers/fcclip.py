@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate, pad
 from ovref_inference.encoders import clip_towers, cnn_towers
 from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
-from ovref_inference.models import model_errors, resolve
+from ovref_inference.models import canonical, model_errors, resolve
 from ovref_inference.pixels import Pixels, device_of
 from ovref_inference.proposers.config import FcClipConfig
 from ovref_inference.proposers.mask_decoder import MaskDecoder, MaskDecoderConfig
@@ -199,7 +199,7 @@ def load_fcclip(config: FcClipConfig, *, device: str | None = None) -> FcClip:
         images = replace(Pixels.of_open_clip(model, where, torch.float32), mode="bilinear")
     proposer = FcClip(
         visual.to(where).eval(), decoder.to(where).eval(), images, config, settings,
-        clip=clip_id,
+        clip=canonical(clip_id),
     )  # fmt: skip
     with model_errors(f"use FC-CLIP from {folder}"):
         proposer.propose([np.zeros((64, 64, 3), dtype=np.uint8)])

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from ovref_inference.errors import ModelError
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import (
     CrfConfig,
@@ -185,7 +186,7 @@ def load_proposer(
         batch_size: images per forward pass at most.
 
     Raises:
-        ModelError: a model cannot be found or read.
+        ModelError: a model cannot be found or read, or says nothing of objects.
         ValueError: `grounded_sam`, which needs class names, or `fcclip`, whose masks overlap
             (`load_proposals`).
     """
@@ -195,6 +196,12 @@ def load_proposer(
         raise ValueError("fcclip is for segmenters of regions; in a build use mask_former")
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
+        if not model.knows_objects:
+            raise ModelError(
+                f"{config.mask_former.model} has open classes and no texts of its trained ones, so "
+                "it does not say which masks are of objects; it is for VOCSeg and RetCLIP alone "
+                "(load_proposals)"
+            )
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
         sam = load_sam(config.sam_grid.sam.model, device_of(device))

@@ -40,6 +40,12 @@ class MaskFormer:
         names = model.config.id2label
         self._names = tuple(names[number] for number in range(len(names)))
 
+    @property
+    def knows_objects(self) -> bool:
+        """Whether it says how probably a query shows an object."""
+        model = self._model
+        return not isinstance(model, OpenMaskFormer) or len(model.trained_texts) > 0
+
     @torch.inference_mode()
     def propose(self, images: Sequence[np.ndarray]) -> Iterator[Proposals]:
         """The queries that show an object, by falling probability of that; of a model with open
@@ -125,7 +131,7 @@ class MaskFormer:
         model = self._model
         if not isinstance(model, OpenMaskFormer):
             return said_qd.softmax(-1)
-        if not len(model.trained_texts):
+        if not self.knows_objects:
             return None
         return model.class_logits(said_qd, model.trained_texts).softmax(-1)
 
@@ -169,10 +175,7 @@ def exclusive_masks(
         (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
     """
     if proposals.class_probs_nc is None:
-        raise ValueError(
-            "proposals must have the proposer's own probabilities, found none; a MaskFormer with "
-            "open classes and without the texts of its trained ones is for segmenters alone"
-        )
+        raise ValueError("proposals must have the proposer's own probabilities, found none")
     object_n = 1 - proposals.class_probs_nc[:, -1]
     masks_nhw, areas_n = owned_masks(proposals.mask_probs_nhw, object_n, config.mask_threshold)
     left_n = np.count_nonzero(masks_nhw, axis=(1, 2))

@@ -12,6 +12,7 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
+from ovref_inference.models import canonical
 from ovref_inference.proposers.config import ADDED_LATER
 from ovref_inference.proposers.proposals import Proposals, as_proposals
 from ovref_inference.ranges import require_above, require_at_least, require_within
@@ -153,6 +154,10 @@ class RetClipSegmenter:
         self._bare = NamedTexts(text, ("{}",))
         self.proposer = proposer
         self.config = config
+        # Features that a proposer brings are comparable where they are pooled from the same maps.
+        own = collection.manifest.visual
+        dense = own.settings.get("features", "tokens") == "tokens"
+        self._own_model = canonical(own.model) if dense else ""
         self._prepared: dict[tuple[str, ...], Labelled] = BoundedCache()
 
     def prepare(self, class_names: Sequence[str]) -> Labelled:
@@ -223,7 +228,7 @@ class RetClipSegmenter:
             images,
             proposals,
             config.mask_threshold,
-            self.collection.manifest.visual.model,
+            self._own_model,
         ):
             open_nc = mixed(
                 softmax(np.where(present, features_nd @ texts_cd.T, -np.inf), config.tau),

@@ -37,6 +37,8 @@ from ovref_inference.proposers.config import (
     SamConfig,
     SamGridConfig,
 )
+from ovref_inference.segmenters.regions import semantic
+from ovref_inference.segmenters.retclip import RetClipSegmenter
 from ovref_pipelines.bar import bar
 
 Say = Callable[[str], None]
@@ -217,7 +219,12 @@ class Worker:
     def segment(self, photograph: Photograph, image_hwc: np.ndarray) -> Done:
         """Segments one image and writes its files."""
         job, classes = self.job, self.job.classes
-        (found,) = self.segmenter.segment([image_hwc], classes.asked)
+        regions = None
+        if isinstance(self.segmenter, RetClipSegmenter):
+            (regions,) = self.segmenter.score([image_hwc], classes.asked)
+            found = semantic(regions)
+        else:
+            (found,) = self.segmenter.segment([image_hwc], classes.asked)
         labels_hw, name = classes.labels(found.labels_hw), photograph.name
         count = len(classes.names)
         if "labels" in job.formats:
@@ -228,7 +235,13 @@ class Worker:
         coco: list[dict[str, Any]] = []
         panoptic: list[dict[str, Any]] = []
         if {"coco", "panoptic"} & set(job.formats):
-            segments = files.segments_of(labels_hw, found.max_score_hw, classes)
+            if regions is None:
+                segments = files.segments_of(labels_hw, found.max_score_hw, classes)
+            else:
+                config = self.segmenter.config  # type: ignore[attr-defined]
+                segments = files.segments_of_regions(
+                    regions, classes, min_score=config.min_score, overlap=config.overlap
+                )
             if "coco" in job.formats:
                 coco = files.coco_annotations(segments, 0)
             if "panoptic" in job.formats:

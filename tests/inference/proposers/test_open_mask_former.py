@@ -74,9 +74,8 @@ def test_every_query_with_a_mask_says_of_any_class_what_it_shows(tmp_path):
     np.testing.assert_allclose(
         said.void_d * float(model.void.detach().norm()), model.void.detach()[0], atol=1e-5
     )
-    proposer = load_proposer(ProposerConfig(mask_former=config), device="cpu")
-    with pytest.raises(ValueError, match="open classes and without the texts"):
-        proposer([IMAGE])
+    with pytest.raises(ModelError, match="no texts of its trained ones"):
+        load_proposer(ProposerConfig(mask_former=config), device="cpu")
 
 
 def test_with_the_texts_of_its_trained_classes_it_is_a_proposer_like_any_other(tmp_path):
