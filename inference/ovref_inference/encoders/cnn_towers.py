@@ -5,15 +5,14 @@ pooled under a mask: by the average and CLIP's projection (ConvNeXt), or by CLIP
 pool (ResNet), both as in FC-CLIP (Yu et al., NeurIPS 2023).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import open_clip
 import torch
 from torch.nn.functional import interpolate
 
-Layer = Callable[[torch.Tensor], torch.Tensor]
-Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from ovref_inference.encoders import timm_towers
+from ovref_inference.encoders.towers import Layer, Pool
 
 STRIDES = (4, 8, 16, 32)
 """Pixels per side of a cell in the maps of `pyramid`."""
@@ -30,13 +29,6 @@ def is_resnet(visual: Any) -> bool:
     return isinstance(visual, open_clip.modified_resnet.ModifiedResNet)
 
 
-def cell_pixels(visual: Any) -> int | None:
-    """Pixels per side of a cell of the tower's last feature map; None for any other tower."""
-    if is_resnet(visual):
-        return STRIDES[-1]
-    return visual.trunk.feature_info[-1]["reduction"] if is_convnext(visual) else None
-
-
 def pyramid(visual: Any, pixels: torch.Tensor) -> list[torch.Tensor]:
     """Feature maps of a ConvNeXt or ResNet, one for each of STRIDES.
 
@@ -45,8 +37,7 @@ def pyramid(visual: Any, pixels: torch.Tensor) -> list[torch.Tensor]:
         pixels: (n, 3, H, W), as its model normalises them; sides that are multiples of 32.
 
     Returns:
-        (n, c, H / stride, W / stride) each; the last is what `convnext_features` and
-        `resnet_features` pool.
+        (n, c, H / stride, W / stride) each; the last is what is pooled.
     """
     if is_resnet(visual):
         maps = visual.forward_intermediates(pixels, indices=[1, 2, 3, 4], intermediates_only=True)
@@ -67,23 +58,14 @@ def widths(visual: Any) -> list[int]:
     return [info["num_chs"] for info in visual.trunk.feature_info]
 
 
-def convnext_features(visual: Any) -> tuple[Layer, Layer]:
-    """A ConvNeXt's dense features, and what brings them to the joint space (FC-CLIP).
+def trunk_head(visual: Any) -> Layer:
+    """(m, c) of a trunk of timm -> (m, d): its pool, norm and projection into the joint space.
 
-    Returns:
-        Pixels (n, 3, H, W) -> (n, cells, c), the trunk's last feature map; and (m, c) -> (m, d),
-        the trunk's norm and CLIP's projection, which FC-CLIP applies to what is pooled under a
-        mask: pooled over the whole image it gives the image's own CLIP embedding.
+    Applied to what is pooled under a mask (FC-CLIP): pooled over the whole image, the features of a
+    network with an average pool give the image's own CLIP embedding.
     """
-    trunk = visual.trunk
-
-    def cells(pixels: torch.Tensor) -> torch.Tensor:
-        return trunk.forward_features(pixels).flatten(2).transpose(1, 2)
-
-    def head(pooled: torch.Tensor) -> torch.Tensor:
-        return visual.head(trunk.forward_head(pooled[:, :, None, None]))
-
-    return cells, head
+    trunk = timm_towers.head(visual.trunk)
+    return lambda rows: visual.head(trunk(rows))
 
 
 def resnet_features(visual: Any, grid_hw: tuple[int, int]) -> tuple[Layer, Layer, Pool]:

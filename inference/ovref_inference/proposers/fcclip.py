@@ -159,8 +159,7 @@ def region_embeddings(visual: Any, map_chw: torch.Tensor, masks_qhw: torch.Tenso
         positions_lc = cnn_towers.cell_positions(visual.attnpool, grid_hw).to(map_chw)
         cells_lc = map_chw.flatten(1).T + positions_lc
         return cnn_towers.attention_pooled(visual.attnpool, cells_lc, inside_ql, positions_lc)
-    _, head = cnn_towers.convnext_features(visual)
-    return head(inside_ql @ map_chw.flatten(1).T / inside_ql.sum(1, keepdim=True))
+    return cnn_towers.trunk_head(visual)(inside_ql @ map_chw.flatten(1).T / inside_ql.sum(1, keepdim=True))
 
 
 def load_fcclip(config: FcClipConfig, *, device: str | None = None) -> FcClip:
@@ -181,7 +180,7 @@ def load_fcclip(config: FcClipConfig, *, device: str | None = None) -> FcClip:
     where = device_of(device)
     model, _ = clip_towers.load_clip(clip_id, "")
     visual = model.visual
-    if cnn_towers.cell_pixels(visual) != cnn_towers.STRIDES[-1]:
+    if not (cnn_towers.is_convnext(visual) or cnn_towers.is_resnet(visual)):
         raise ModelError(
             f"{clip_id} has no ConvNeXt or ResNet image tower, found {type(visual).__name__}: "
             "FC-CLIP's decoder needs the feature maps of one"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import interpolate, multi_head_attention_forward
 
-from ovref_inference.encoders import cnn_towers
+from ovref_inference.encoders import clip_towers, cnn_towers, timm_towers
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.load import load_text_encoder, load_visual_encoder
 from ovref_inference.errors import ModelError
@@ -112,7 +112,7 @@ def check_tower(visual, side):
         found = pool(cells(pixels)[0], single)
         torch.testing.assert_close(found / scale, dense / scale, atol=1e-5, rtol=1e-4)
     else:
-        cells, head = cnn_towers.convnext_features(visual)
+        cells, head = timm_towers.features(visual.trunk), cnn_towers.trunk_head(visual)
         found = cells(pixels)
         torch.testing.assert_close(found, maps[-1].flatten(2).transpose(1, 2))
         torch.testing.assert_close(head(found.mean(1)), expected, atol=1e-4, rtol=1e-4)
@@ -137,7 +137,7 @@ def test_towers_of_full_size_are_open_clips(name, side, widths):
     settings = open_clip.get_model_config(name)
     vision = {**settings["vision_cfg"], "timm_model_pretrained": False}
     tower = open_clip.model._build_vision_tower(settings["embed_dim"], vision)
-    assert cnn_towers.widths(tower) == widths and cnn_towers.cell_pixels(tower) == 32
+    assert cnn_towers.widths(tower) == widths and clip_towers.cell_pixels(tower) == 32
     check_tower(awake(tower), side)
 
 

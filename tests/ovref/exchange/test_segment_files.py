@@ -85,7 +85,7 @@ def test_panoptic_files_are_of_the_published_format(labels_hw):
 
 def test_ids_above_a_byte_survive():
     found = files.PanopticMap(ids_hw=np.array([[70_000, 300]]), labels={})
-    png = files.panoptic_png(files.Segments(found=found, scores={}))
+    png = files.panoptic_png(files.ScoredSegments(found=found, scores={}))
     rgb = np.asarray(Image.open(io.BytesIO(png)))
     assert (rgb.astype(int) @ [1, 256, 65536]).tolist() == [[70_000, 300]]
 
@@ -96,7 +96,7 @@ def test_segments_of_regions_are_one_each_of_the_best_name(labels_hw):
     parts = [labels_hw == 0, labels_hw == 1]
     left = np.arange(12) < 6
     masks = np.stack([parts[0], parts[1] & left, parts[1] & ~left]).astype(np.float32)
-    names = list(classes.asked)
+    names = list(classes.query_names)
     scores = np.full((3, len(names)), 0.1, np.float32)
     scores[0, names.index("oak")] = 0.75
     scores[1:, names.index("sky")] = 0.5, 0.625
