@@ -159,7 +159,8 @@ def region_embeddings(visual: Any, map_chw: torch.Tensor, masks_qhw: torch.Tenso
         positions_lc = cnn_towers.cell_positions(visual.attnpool, grid_hw).to(map_chw)
         cells_lc = map_chw.flatten(1).T + positions_lc
         return cnn_towers.attention_pooled(visual.attnpool, cells_lc, inside_ql, positions_lc)
-    return cnn_towers.trunk_head(visual)(inside_ql @ map_chw.flatten(1).T / inside_ql.sum(1, keepdim=True))
+    pooled_qc = inside_ql @ map_chw.flatten(1).T / inside_ql.sum(1, keepdim=True)
+    return cnn_towers.trunk_head(visual)(pooled_qc)
 
 
 def load_fcclip(config: FcClipConfig, *, device: str | None = None) -> FcClip:
