@@ -2,7 +2,8 @@
 
     python tests/benchmarks/rns.py OUTPUT DINO=runs/demo/collection CLIP=runs/clip/collection
 
-Parameters are those of the papers, or chosen on validation scenes; figures are of 200 test scenes.
+Parameters are those of the papers, or were chosen on 100 validation scenes; figures are of 200 test
+scenes.
 Writes rns.json and rns.md to OUTPUT; finished parts are kept there and not made again.
 """
 
@@ -28,12 +29,11 @@ AGAINST = ("RNS, k = 20", "RNS without proposals, k = 20")
 """Rows that all others are compared with."""
 
 
-def runs_of(output: Path, kind: str, collection: str, split: str) -> dict[str, tuple[str, str]]:
+def runs_of(output: Path, kind: str, collection: str) -> dict[str, tuple[str, str]]:
     """Evaluates one collection. Returns the folder and the name there of each row."""
     spec = EvaluateSpec(
         collection=collection,
-        output=str(output / f"{kind}_{split}"),
-        split=split,
+        output=str(output / kind.replace(" ", "_")),
         rows=ROWS,
         # Chosen on validation scenes for the tables of the papers in small.
         freeda=FreedaConfig(n=20, local=0.9, windows=None),
@@ -52,7 +52,7 @@ def runs_of(output: Path, kind: str, collection: str, split: str) -> dict[str, t
     return found
 
 
-def measured(output: Path, kind: str, runs: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def measured(output: Path, runs: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """mIoU and accuracy of each row, and its differences to AGAINST."""
     result: dict[str, Any] = {}
     for name, (folder, title) in runs.items():
@@ -61,7 +61,7 @@ def measured(output: Path, kind: str, runs: dict[str, tuple[str, str]]) -> dict[
         result[name] = {"miou": row["miou"], "accuracy": row["pixel_accuracy"], "differences": {}}
         for other in AGAINST:
             if other != name:
-                found = compare(run, open_run(*runs[other]), output / "compared" / kind, pictures=0)
+                found = compare(run, open_run(*runs[other]), output / "compared", pictures=0)
                 result[name]["differences"][other] = found["differences"]["miou"]
     return result
 
@@ -92,11 +92,10 @@ def main(output: Path, collections: dict[str, str]) -> None:
     """Measures everything that is not there yet, and writes both files."""
     result = {}
     for kind, collection in collections.items():
-        for split in ("validation", "test"):
-            runs = runs_of(output, kind, collection, split)
-            result[f"{kind}, {split}"] = measured(output, f"{kind}_{split}", runs)
-    (output / "rns.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (output / "rns.md").write_text(markdown(result), encoding="utf-8")
+        result[kind] = measured(output, runs_of(output, kind, collection))
+        text = json.dumps(result, indent=1) + "\n"
+        (output / "rns.json").write_text(text, encoding="utf-8")
+        (output / "rns.md").write_text(markdown(result), encoding="utf-8")
     print(markdown(result))
 
 
