@@ -58,6 +58,15 @@ def widths(visual: Any) -> list[int]:
     return [info["num_chs"] for info in visual.trunk.feature_info]
 
 
+@torch.no_grad()
+def joint_width(visual: Any) -> int:
+    """Width of the joint space."""
+    if is_resnet(visual):
+        return visual.output_dim
+    weights = next(visual.parameters())
+    return trunk_head(visual)(weights.new_zeros(1, widths(visual)[-1])).shape[1]
+
+
 def trunk_head(visual: Any) -> Layer:
     """(m, c) of a trunk of timm -> (m, d): its pool, norm and projection into the joint space.
 

@@ -186,7 +186,7 @@ def load_fcclip(config: FcClipConfig, *, device: str | None = None) -> FcClip:
             f"{clip_id} has no ConvNeXt or ResNet image tower, found {type(visual).__name__}: "
             "FC-CLIP's decoder needs the feature maps of one"
         )
-    found = tuple(cnn_towers.widths(visual)), clip_towers.joint_dim(model)
+    found = tuple(cnn_towers.widths(visual)), cnn_towers.joint_width(visual)
     wanted = settings.decoder.widths, settings.decoder.dim
     if found != wanted:
         raise ModelError(
