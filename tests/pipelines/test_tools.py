@@ -107,6 +107,7 @@ def test_segment_refuses_before_it_loads_a_model(tiny_build, photographs, tmp_pa
         ((place, photographs, "--classes", "sky", "--method", "vocseg"), "compares the two"),
         ((place, photographs, "--classes", "sky", "--set", "m=5"), "unknown key m (known here"),
         ((place, photographs, "--classes", "sky", "--set", "k=0"), "k=0"),
+        ((place, photographs, "--classes", "sky", "--proposer", "fcclip:x"), "fossil does not ask"),
     ):
         code, _, err = run(capsys, "segment", *arguments, "--output", tmp_path / "out")
         assert code == 2 and message in err, err
