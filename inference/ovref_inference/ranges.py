@@ -5,6 +5,8 @@ from typing import Any
 STRICT = {"extra": "forbid", "strict": True}
 """Marks a dataclass of settings: unknown keys and values of another type are refused when it is
 read from a file (`ovref.config`)."""
+ADDED_LATER = {"fingerprint": "unless default"}
+"""Metadata of a field that fingerprints leave out at its default (`ovref.identity`)."""
 
 
 def require_at_least(name: str, value: Any, low: float) -> None:

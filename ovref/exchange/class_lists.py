@@ -74,12 +74,25 @@ def read_classes(text: str, things: str | None = None) -> Classes:
                 f"there is no set {name}; did you mean {close[0]}? For a class of that name give a "
                 "text file"
             )
-    return _classes(found, things, known, text)
+    return classes_of(found, text, things, known)
 
 
-def _classes(
-    found: tuple[tuple[str, ...], ...], things: str | None, known: frozenset[int] | None, text: str
+def classes_of(
+    found: tuple[tuple[str, ...], ...],
+    text: str,
+    things: str | None = None,
+    known: frozenset[int] | None = None,
 ) -> Classes:
+    """The classes of a list that was read.
+
+    Args:
+        found: names of each class, its own first.
+        text: what it was read from, for messages.
+        things: as of `read_classes`; known: those that a set says.
+
+    Raises:
+        InputError: as of `read_classes`.
+    """
     if not found:
         raise InputError(f"expected one class or more, found none in {text!r}")
     owner: dict[str, int] = {}

@@ -93,7 +93,8 @@ def reduce_collection(
     Returns:
         Plain values: `fingerprint`; the counts `references`, `nouns`, `rare_nouns` and
         `prototypes`; `added`, the number of references that `base` did not have; `dropped_before`,
-        the embed step's drops by reason; `filter`, counts before and after each filter;
+        the embed step's drops by reason; `filter`, counts before and after each filter; `flagged`
+        (where images were classified), the number of kept references of unsafe ones;
         `noun_agreement`; `index`; `most_frequent` and `least_frequent`, [noun, references].
 
     Raises:
@@ -186,6 +187,7 @@ def reduce_collection(
             "dropped_before": _dropped_before(inputs),
             "filter": filtered["steps"],
             "noun_agreement": filtered["noun_agreement"],
+            **({"flagged": filtered["flagged"]} if "flagged" in filtered else {}),
             "index": indexes,
             **vocabulary,
         }
@@ -374,7 +376,7 @@ def _assemble(folder: Path, out: Path, grown: Base | None) -> dict[str, Any]:
 
 def _encoder_info(encoder: Any, dim: int) -> fmt.EncoderInfo:
     return fmt.EncoderInfo(
-        model=encoder.model, revision=encoder.revision, dim=dim, settings=config.dump(encoder)
+        model=encoder.model, revision=encoder.revision, dim=dim, settings=canonical(encoder)
     )
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from ovref_pipelines import console as consoles
 from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
-from ovref_pipelines.tool_arguments import add_tools
+from ovref_pipelines.tool_arguments import add_grow, add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs for which the extra `cli` is enough, without `--pictures` and `--regenerate`."""
 LIGHT_PACKAGES = ("pydantic", "yaml", "PIL", "rich")
 """Top-level modules of the packages in the extra `cli`."""
-RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "reproduce")
+RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "reproduce", "grow")
 """Verbs that resume where they were stopped; the others start again."""
 EXTRAS = {
     **dict.fromkeys(
@@ -38,6 +38,7 @@ examples:
   ovref search runs/demo/collection red boat --sheet boats.png
   ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
   ovref coverage runs/demo/collection --classes classes.txt
+  ovref grow runs/demo --classes classes.txt --target 30 --output runs/grown
   ovref publish runs/demo/collection hf://user/name
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
@@ -208,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
         "--no-browser", action="store_true", help="only print the address, with its secret token"
     )
     add_tools(add)
+    _add_dry_run(add_grow(add))
     verify = add("verify", "check every file of a build or a collection")
     verify.add_argument("place", help="folder or URL")
     garbage = add("gc", "delete leftovers of killed attempts in a build's output")

@@ -58,6 +58,31 @@ def _build(options: Namespace, console: Console) -> int:
     return FAILED if summary.quarantined else 0
 
 
+def _grow(options: Namespace, console: Console) -> int:
+    import tempfile
+
+    from ovref_pipelines.verbs import coverage, grow
+
+    plan = grow.plan(
+        grow.Grow(
+            place=options.place, classes=options.classes, target=options.target,
+            output=options.output, templates=options.templates, captions=tuple(options.captions),
+            config=options.config, overrides=tuple(options.overrides),
+        )
+    )  # fmt: skip
+    console.show(grow.plan_text(plan))
+    if options.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            return _dry_run(grow.with_corpus_in(plan, folder), options, console)
+    if not plan.captions:
+        return 0
+    summary, after = grow.grow_collection(plan, console.say)
+    console.show(show.build_summary(summary))
+    if after:
+        console.show(coverage.change_text(plan.before, after, options.target))
+    return FAILED if summary.quarantined else 0
+
+
 def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
     from ovref_pipelines import preflight
     from ovref_pipelines.verbs import estimate
@@ -268,6 +293,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "jobs": _jobs,
     "cancel": _cancel,
     "reduce": _reduce,
+    "grow": _grow,
     "bench": _bench,
     "evaluate": _evaluate,
     "compare": _compare,

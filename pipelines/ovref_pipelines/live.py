@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,12 +29,14 @@ STALE_SECONDS = 60.0
 
 
 class Live:
-    """Writes `progress.json`. `watch` is the `Watcher` of the build's steps."""
+    """Writes `progress.json`. `watch` is the `Watcher` of the build's steps; any thread may call
+    it, and none waits for another's write."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._clock = store, clock
         self._every = EVERY_SECONDS if store.is_local else EVERY_SECONDS_REMOTE
         self._due = clock()
+        self._writing = threading.Lock()
         self._state: dict[str, Any] = {
             "state": "running", "started": _now(), "doing": "", "cost": None, "steps": {},
         }  # fmt: skip
@@ -44,10 +47,10 @@ class Live:
         self._write()
 
     def watch(self, steps: list[dict[str, Any]]) -> None:
-        """Sets the state of the running steps, from `Progress.counts`."""
-        for counts in steps:
-            self._state["steps"][counts["step"]] = counts
-            self._state["cost"] = counts["cost"]
+        """Where steps stand, as `Progress.counts` gives it."""
+        known = self._state["steps"] | {counts["step"]: counts for counts in steps}
+        cost = steps[-1]["cost"] if steps else self._state["cost"]
+        self._state = self._state | {"steps": known, "cost": cost}
         self._write()
 
     @contextlib.contextmanager
@@ -65,13 +68,17 @@ class Live:
     def _write(self, *, now: bool = False) -> None:
         if not now and self._clock() < self._due:
             return
-        tree = self._state | {"time": _now()}
-        data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+        if not self._writing.acquire(blocking=now):
+            return
         try:
+            tree = self._state | {"time": _now()}
+            data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
             self._store.write(PROGRESS, data)
         except (OvrefError, OSError) as error:  # a failed update must not stop the build
             logger.warning("%s/%s cannot be written: %s", self._store.url, PROGRESS, error)
-        self._due = self._clock() + self._every
+        finally:
+            self._due = self._clock() + self._every
+            self._writing.release()
 
 
 def read(store: Store) -> dict[str, Any] | None:

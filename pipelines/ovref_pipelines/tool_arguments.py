@@ -32,6 +32,10 @@ def add_tools(add: Add) -> None:
         "mask_former:MODEL or sam_grid:MODEL",
     )  # fmt: skip
     segment.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="a setting of the method, such as n=40 or k=5; may be repeated",
+    )  # fmt: skip
+    segment.add_argument(
         "--formats", type=_formats, default=["overlay", "labels", "coco"], metavar="F,F",
         help=f"any of {', '.join(FORMATS)}; default: overlay,labels,coco",
     )  # fmt: skip
@@ -62,7 +66,14 @@ def add_tools(add: Add) -> None:
     search.add_argument("--json", action="store_true", help="for programs")
     coverage = add("coverage", "report how well a collection covers each class, the weakest first")
     coverage.add_argument("collection", help="folder or URL")
-    coverage.add_argument("--classes", required=True, metavar="LIST", help="as in segment")
+    coverage.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
+    coverage.add_argument(
+        "--clip", action="store_true",
+        help="ask CLIP, too, whether the references' images show their classes",
+    )  # fmt: skip
+    coverage.add_argument(
+        "--build", metavar="URL", help="output of the build that made the images; as of search"
+    )
     coverage.add_argument("--json", action="store_true", help="for programs")
     publish = add("publish", "publish a collection with a card")
     publish.add_argument("collection", help="folder or URL")
@@ -101,9 +112,43 @@ def add_tools(add: Add) -> None:
     imported.add_argument("--text", required=True, metavar="MODEL", help="the CLIP model")
     imported.add_argument("--classes", metavar="LIST", help="names for a bank, as in segment")
     imported.add_argument("--name", default="own", help="of the bank, or of the source")
+    imported.add_argument(
+        "--images", metavar="URL", help="of arrays: folder of the files in the table's column image"
+    )
     _add_models(imported)
     imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")
     imported.add_argument("--replace", action="store_true", help="replace another one")
+
+
+def add_grow(add: Add) -> argparse.ArgumentParser:
+    """Adds the verb `grow`."""
+    grow = add(
+        "grow", "build references for the classes that a collection has too few of",
+        usage="ovref grow COLLECTION --classes LIST --target N --output URL [options] "
+        "[key=value ...]",
+    )  # fmt: skip
+    grow.add_argument("place", metavar="COLLECTION", help="or the output of its build")
+    grow.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
+    grow.add_argument(
+        "--target", required=True, type=_positive, metavar="N",
+        help="references that each class should have",
+    )  # fmt: skip
+    grow.add_argument(
+        "--output", required=True, metavar="URL",
+        help="of the build of the new captions; the grown collection is in it",
+    )  # fmt: skip
+    grow.add_argument(
+        "--templates", metavar="FILE", help="of captions with {} for the class, one a line"
+    )
+    grow.add_argument(
+        "--captions", action="append", default=[], metavar="URL",
+        help="captions that are taken first: a text file or another corpus; may be repeated",
+    )  # fmt: skip
+    grow.add_argument(
+        "--config", metavar="NAME", help="of the build; default: the settings that made it"
+    )
+    grow.set_defaults(overrides=[])
+    return grow
 
 
 def _add_models(sub: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ Separate from `commands`, because they must start fast: nothing that only builds
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ovref.errors import InputError
@@ -25,6 +26,7 @@ def _segment(options: Namespace, console: Console) -> int:
         method=options.method,
         proposer=options.proposer,
         formats=tuple(options.formats),
+        settings=tuple(options.set),
         device=options.device,
     )
     photographs = find_photographs(options.images)
@@ -62,10 +64,14 @@ def _coverage(options: Namespace, console: Console) -> int:
     from ovref.exchange.coverage import coverage
     from ovref_inference.collection.reference_collection import ReferenceCollection
     from ovref_pipelines.verbs import coverage as shown
+    from ovref_pipelines.verbs.reference_images import each_picture
 
     classes = read_classes(options.classes)
-    with ReferenceCollection.open(absolute(options.collection, "collection")) as collection:
-        found = coverage(collection, classes)
+    place = absolute(options.collection, "collection")
+    build = absolute(options.build, "--build") if options.build else None
+    pictures = partial(each_picture, place, build=build) if options.clip else None
+    with ReferenceCollection.open(place) as collection:
+        found = coverage(collection, classes, pictures=pictures)
     console.show((shown.as_json if options.json else shown.text)(found))
     return 0
 
@@ -108,7 +114,7 @@ def _import(options: Namespace, console: Console) -> int:
         options.layout, options.files, absolute(options.output, "--output"),
         visual=options.visual, size=options.size, text=options.text, classes=options.classes,
         name=options.name, clip=options.clip_name, vfm=options.vfm_name, licences=options.licence,
-        replace=options.replace,
+        replace=options.replace, images=options.images,
     )  # fmt: skip
     console.show(
         f"collection: {options.output}, {found['references']} references of {found['nouns']} nouns"

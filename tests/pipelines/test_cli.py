@@ -89,13 +89,17 @@ def test_verbs_and_flags_are_pinned():
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
         "segment": sorted(
             ["--classes", "--device", "--formats", "--help", "--method", "--output", "--proposer",
-             "--things", "--workers", "-h", "collection", "images"]
+             "--set", "--things", "--workers", "-h", "collection", "images"]
         ),
         "search": sorted(
             ["--box", "--build", "--help", "--image", "--json", "--mask", "--sheet", "-h", "-k",
              "collection", "text"]
         ),
-        "coverage": ["--classes", "--help", "--json", "-h", "collection"],
+        "coverage": ["--build", "--classes", "--clip", "--help", "--json", "-h", "collection"],
+        "grow": sorted(
+            [*common, *dry_run, "--captions", "--classes", "--output", "--target", "--templates",
+             "place"]
+        ),
         "publish": sorted(
             ["--build", "--evaluation", "--help", "--no-images", "--replace", "--title", "-h",
              "collection", "target"]
@@ -105,12 +109,12 @@ def test_verbs_and_flags_are_pinned():
              "collection", "layout", "output"]
         ),
         "import": sorted(
-            ["--classes", "--clip-name", "--help", "--licence", "--name", "--output", "--replace",
-             "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
+            ["--classes", "--clip-name", "--help", "--images", "--licence", "--name", "--output",
+             "--replace", "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
         ),
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 21 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 22 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_methods_of_segment_are_those_that_load():
@@ -234,7 +238,7 @@ def test_every_example_of_the_help_is_read_as_it_is_written(arguments):
     from ovref_pipelines.verbs.evaluate import EvaluateConfig
 
     options = cli.parse(arguments)
-    if hasattr(options, "overrides") and options.verb != "reproduce":  # whose settings are rows
+    if hasattr(options, "overrides") and options.verb not in ("reproduce", "grow"):
         cls = EvaluateConfig if options.verb == "evaluate" else BuildConfig
         config = load(cls, shipped.find(options.config), options.overrides)
         if options.verb == "submit":

@@ -1,5 +1,6 @@
 """The verbs that use a collection, and the examples, over one tiny real build."""
 
+import dataclasses
 import json
 import runpy
 import subprocess
@@ -14,9 +15,13 @@ from pycocotools.coco import COCO
 import ovref
 import ovref_inference
 from ovref.errors import ConfigError
+from ovref.exchange.class_lists import read_classes
 from ovref.exchange.segment_files import NO_LABEL_8
 from ovref.miniature.scenes import render
+from ovref_inference.segmenters import load
+from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_pipelines import cli
+from ovref_pipelines.verbs import segment
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 CLASSES = "sky;heaven,grass,brick wall,zebra crossing"
@@ -68,6 +73,16 @@ def test_segment(tiny_build, photographs, tmp_path, capsys):
     assert total == report["pixels"]
 
 
+def test_settings_of_the_method_are_those_that_fit_with_what_is_asked(tiny_build):
+    with ovref_inference.open(tiny_build / "collection") as collection:
+        job = segment.Job(
+            collection="", output="", classes=read_classes("sky"), settings=("k=3", "gamma=0.25")
+        )
+        found = segment.method_settings(job, collection)
+        fitting = load.fitting(FossilConfig(), collection)
+        assert found == dataclasses.replace(fitting, k=3, gamma=0.25) and found.n < FossilConfig().n
+
+
 @pytest.mark.slow
 def test_workers_write_the_same(tiny_build, photographs, tmp_path, capsys):
     for workers in (1, 2):
@@ -90,6 +105,8 @@ def test_segment_refuses_before_it_loads_a_model(tiny_build, photographs, tmp_pa
         ((place, photographs, "--classes", "sky", "--proposer", "sam"), "--proposer must be"),
         ((tmp_path, photographs, "--classes", "sky"), "no reference collection at"),
         ((place, photographs, "--classes", "sky", "--method", "vocseg"), "compares the two"),
+        ((place, photographs, "--classes", "sky", "--set", "m=5"), "unknown key m (known here"),
+        ((place, photographs, "--classes", "sky", "--set", "k=0"), "k=0"),
     ):
         code, _, err = run(capsys, "segment", *arguments, "--output", tmp_path / "out")
         assert code == 2 and message in err, err

@@ -144,7 +144,7 @@ class RemoteFile:
         blocks, owners = blocks[order], owners[order]
         wanted, firsts = np.unique(blocks, return_index=True)
         self._bring(wanted.tolist())
-        memory = memoryview(found)
+        memory = found.data
         stops = np.append(firsts[1:], len(blocks))
         for block, first, stop in zip(wanted.tolist(), firsts, stops, strict=True):
             begin, size = block * BLOCK_BYTES, self._block_size(block)
@@ -286,7 +286,7 @@ class _Raw(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         size = max(min(len(buffer), self._file.size - self._at), 0)
-        memoryview(buffer).cast("B")[:size] = self._file.read([self._at], [size])
+        memoryview(buffer).cast("B")[:size] = self._file.read([self._at], [size]).data
         self._at += size
         return size
 

@@ -4,33 +4,42 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref_inference.encoders.config import VisualEncoderConfig
-from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
-
-ADDED_LATER = {"fingerprint": "unless default"}
-"""Metadata of a field that fingerprints leave out at its default (`ovref.identity`)."""
+from ovref_inference.ranges import (
+    ADDED_LATER,
+    STRICT,
+    require_above,
+    require_at_least,
+    require_within,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingDinoConfig:
-    """A GroundingDINO model and the thresholds for its boxes, by default the published ones."""
+    """A detector of named things and which of its boxes are kept; GroundingDINO's published
+    thresholds. MM-Grounding-DINO, LLMDet and OWLv2 can take its place."""
 
     __pydantic_config__ = STRICT
 
     model: str
-    """`miniature:grounding_dino`, a Hugging Face id (`IDEA-Research/grounding-dino-base`), or a
-    folder of transformers' layout."""
+    """`miniature:grounding_dino`, a Hugging Face id (`IDEA-Research/grounding-dino-base`,
+    `google/owlv2-base-patch16-ensemble`), or a folder of transformers' layout."""
     revision: str = ""
     """Commit or tag on the hub; empty for the newest, or for a local model."""
     box_threshold: float = 0.35
-    """A box is kept if the probability of its most probable token is above this ..."""
+    """A box is kept if its most probable token is above this; of OWLv2, if its noun's probability
+    is (its authors' demonstration has 0.1)."""
     text_threshold: float = 0.25
-    """... and the mean probability of its noun's tokens is above this."""
+    """And if the mean probability of its noun's tokens is above this; of no use to OWLv2."""
     nms_iou: float = 0.7
     """If two boxes of one noun have a higher IoU, the one with the lower score is dropped."""
+    template: str = field(default="a photo of a {}", metadata=ADDED_LATER)
+    """What OWLv2 is asked for a noun, with one `{}`; the others are asked for the noun alone."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("model must name a model, found an empty string")
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template must have one {{}}, found {self.template!r}")
         for name in ("box_threshold", "text_threshold", "nms_iou"):
             require_within(name, getattr(self, name), 0, 1)
 
@@ -43,7 +52,10 @@ class SamConfig:
 
     model: str
     """`miniature:sam`, a published `.pth` checkpoint of segment-anything (or the same tensors as
-    `.safetensors`), or a folder of transformers' SamModel."""
+    `.safetensors`), or a folder or Hugging Face id of transformers' SAM, SAM 2 (`facebook/
+    sam2.1-hiera-large`), SAM-HQ or EdgeTAM."""
+    revision: str = field(default="", metadata=ADDED_LATER)
+    """Commit or tag on the hub; empty for the newest, or for a local model."""
     multimask: bool = False
     """False: the decoder's single mask, which its authors recommend for unambiguous prompts such as
     boxes. True: the one of its three masks with the highest predicted IoU."""

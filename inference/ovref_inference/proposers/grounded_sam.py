@@ -7,7 +7,8 @@ import numpy as np
 
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
-from ovref_inference.proposers.grounding import DetectedBoxes, GroundingDino, load_grounding_dino
+from ovref_inference.proposers.detectors import Detector, load_detector
+from ovref_inference.proposers.grounding import DetectedBoxes
 from ovref_inference.proposers.sam import SamMasks
 from ovref_inference.proposers.sam_model import load_sam
 
@@ -28,8 +29,8 @@ class GroundedSam:
     """Finds nouns in images as boxes and turns the boxes into masks. Made by
     `load_grounded_sam`."""
 
-    def __init__(self, detector: GroundingDino, sam: SamMasks, *, multimask: bool = False) -> None:
-        """`multimask` as in `SamConfig`."""
+    def __init__(self, detector: Detector, sam: SamMasks, *, multimask: bool = False) -> None:
+        """`multimask` as of `SamConfig`."""
         self._detector, self._sam, self._multimask = detector, sam, multimask
 
     def find(
@@ -65,7 +66,9 @@ def load_grounded_sam(
         ModelError: one of them cannot be found or read.
     """
     return GroundedSam(
-        load_grounding_dino(detector, device=device, batch_size=batch_size),
-        SamMasks(load_sam(sam.model, device_of(device)), batch_size=batch_size),
+        load_detector(detector, device=device, batch_size=batch_size),
+        SamMasks(
+            load_sam(sam.model, device_of(device), revision=sam.revision), batch_size=batch_size
+        ),
         multimask=sam.multimask,
     )

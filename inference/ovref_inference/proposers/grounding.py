@@ -1,4 +1,5 @@
-"""GroundingDINO (Liu et al., ECCV 2024): images and nouns -> boxes, each with its noun and score.
+"""GroundingDINO (Liu et al., ECCV 2024), MM-Grounding-DINO and LLMDet: images and nouns -> boxes,
+each with its noun and score.
 
 All nouns of an image form one prompt, "noun. noun. ...", and images with different prompts run in
 one batch. A box's score for a noun is the mean probability of that noun's tokens, and the box
@@ -15,7 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
-from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    GroundingDinoForObjectDetection,
+    MMGroundingDinoForObjectDetection,
+)
 
 from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
@@ -24,6 +31,12 @@ from ovref_inference.pixels import BatchSize, batched, device_of
 from ovref_inference.proposers.config import GroundingDinoConfig
 
 NOUNS_REMEMBERED = 65_536
+
+CLASSES: dict[str, Any] = {
+    "grounding-dino": GroundingDinoForObjectDetection,
+    "mm-grounding-dino": MMGroundingDinoForObjectDetection,
+}
+"""Classes of transformers by type of model. LLMDet is published as an MM-Grounding-DINO."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +67,7 @@ class GroundingDino:
 
     def __init__(
         self,
-        model: GroundingDinoForObjectDetection,
+        model: Any,
         tokenizer: Any,
         image_processor: Any,
         config: GroundingDinoConfig,
@@ -63,7 +76,7 @@ class GroundingDino:
     ) -> None:
         """
         Args:
-            model: in evaluation mode, on its device.
+            model: one of `CLASSES`, in evaluation mode, on its device.
             tokenizer, image_processor: of transformers, as the model was trained with.
             config: thresholds.
             batch_size: maximum number of images per forward pass.
@@ -112,7 +125,7 @@ class GroundingDino:
         for batch in batched(asked, self._batch_size, lambda part: self._detect(images, part)):
             for index, boxes in batch:
                 found[index].append(boxes)
-        return [self._detections(parts) for parts in found]
+        return [detections(parts) for parts in found]
 
     def _prompts(self, texts: Sequence[str]) -> list[_Prompt]:
         """The nouns as prompts within the model's maximum length."""
@@ -186,30 +199,57 @@ class GroundingDino:
         scores_q, best_q = scores_qn.max(1)
         sure = probabilities_ql.amax(1) > config.box_threshold
         kept = sure & (scores_q > config.text_threshold)
-        height, width = size_hw
-        boxes = box_convert(boxes_q4[kept], "cxcywh", "xyxy")
-        boxes = clip_boxes_to_image(boxes * torch.tensor([width, height] * 2), size_hw)
-        scores, best = scores_q[kept], best_q[kept]
-        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes, scores, best = boxes[solid], scores[solid], best[solid]
-        left = batched_nms(boxes, scores, best, config.nms_iou)
-        return boxes[left], torch.tensor(prompt.nouns)[best[left]], scores[left]
-
-    def _detections(self, parts: list[tuple[torch.Tensor, ...]]) -> DetectedBoxes:
-        none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
-        boxes, nouns, scores = (torch.cat(group) for group in zip(none, *parts, strict=True))
-        order = scores.argsort(descending=True, stable=True)
-        return DetectedBoxes(
-            boxes_xyxy=boxes[order].numpy(),
-            nouns=nouns[order].numpy(),
-            scores=scores[order].numpy(),
+        boxes, best, scores = kept_boxes(
+            boxes_q4[kept], best_q[kept], scores_q[kept], size_hw, size_hw, config.nms_iou
         )
+        return boxes, torch.tensor(prompt.nouns)[best], scores
+
+
+def kept_boxes(
+    centred_n4: torch.Tensor,
+    nouns_n: torch.Tensor,
+    scores_n: torch.Tensor,
+    frame_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+    nms_iou: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Boxes within the image and without duplicates of one noun.
+
+    Args:
+        centred_n4: centres and sizes, as shares of `frame_hw`.
+        nouns_n, scores_n: of each box.
+        frame_hw: height and width in pixels of what the detector saw, the image at its top left.
+        size_hw: height and width of the image.
+        nms_iou: as of `GroundingDinoConfig`.
+
+    Returns:
+        Boxes (m, 4), left, top, right and bottom in pixels of the image; nouns and scores (m,).
+    """
+    height, width = frame_hw
+    boxes = box_convert(centred_n4, "cxcywh", "xyxy")
+    boxes = clip_boxes_to_image(boxes * torch.tensor([width, height] * 2), size_hw)
+    solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    boxes, scores, nouns = boxes[solid], scores_n[solid], nouns_n[solid]
+    left = batched_nms(boxes, scores, nouns, nms_iou)
+    return boxes[left], nouns[left], scores[left]
+
+
+def detections(parts: list[tuple[torch.Tensor, ...]]) -> DetectedBoxes:
+    """What was found in the passes over one image, each as `kept_boxes` gives it."""
+    none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    boxes, nouns, scores = (torch.cat(group) for group in zip(none, *parts, strict=True))
+    order = scores.argsort(descending=True, stable=True)
+    return DetectedBoxes(
+        boxes_xyxy=boxes[order].numpy(),
+        nouns=nouns[order].numpy(),
+        scores=scores[order].numpy(),
+    )
 
 
 def load_grounding_dino(
     config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8
 ) -> GroundingDino:
-    """Loads a GroundingDINO, with a loader that accepts only tensors, and tries it on one image.
+    """Loads one of `CLASSES`, with a loader that accepts only tensors, and tries it on one image.
 
     Args:
         device: "cpu", "cuda", ...; None selects a GPU if there is one.
@@ -220,9 +260,11 @@ def load_grounding_dino(
     """
     path, options = pretrained(config.model, config.revision)
     with model_errors(f"load GroundingDINO from {config.model}"):
-        model: Any
-        report: Any
-        model, report = GroundingDinoForObjectDetection.from_pretrained(  # type: ignore[misc]
+        options["trust_remote_code"] = False
+        kind = AutoConfig.from_pretrained(path, **options).model_type
+        if kind not in CLASSES:
+            raise ValueError(f"it is of type {kind!r}, not one of {', '.join(CLASSES)}")
+        model, report = CLASSES[kind].from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)

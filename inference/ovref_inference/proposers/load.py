@@ -195,7 +195,8 @@ def load_proposer(
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
-        sam = load_sam(config.sam_grid.sam.model, device_of(device))
+        chosen_sam = config.sam_grid.sam
+        sam = load_sam(chosen_sam.model, device_of(device), revision=chosen_sam.revision)
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
     from ovref_inference.encoders import load_visual_encoder
 

@@ -1,7 +1,8 @@
 """Segment Anything (Kirillov et al., ICCV 2023): boxes or points on images -> masks.
 
-The model is that of transformers; see `sam_model.load_sam`. Prompts, preprocessing and upsampling
-are as in the package segment-anything.
+The model is that of transformers; see `sam_model.load_sam`. Prompts, preprocessing and enlarging
+are as in the package segment-anything; SAM-HQ (Ke et al., NeurIPS 2023) has the same. SAM 2 (Ravi
+et al., ICLR 2025) and EdgeTAM stretch images to a square instead of padding them.
 
 The image encoder accounts for nearly all of the cost and runs once per image, for any number of
 prompts.
@@ -15,7 +16,6 @@ import torch
 from torch.nn.functional import interpolate, pad
 from torchvision.ops import masks_to_boxes, nms
 from torchvision.transforms.functional import resize, to_pil_image
-from transformers import SamModel
 
 from ovref_inference.images import check_image
 from ovref_inference.pixels import BatchSize, batched
@@ -39,15 +39,19 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class SamMasks:
     """Masks for boxes, or for a grid of points, at the size of the images."""
 
-    def __init__(self, sam: SamModel, *, batch_size: int = 8, prompts_at_once: int = 64) -> None:
+    def __init__(self, sam: Any, *, batch_size: int = 8, prompts_at_once: int = 64) -> None:
         """
         Args:
             sam: from `load_sam`, on its device.
             batch_size: maximum number of images per pass of the image encoder.
             prompts_at_once: maximum number of boxes or points per pass of the mask decoder.
         """
-        config: Any = sam.config
-        self._sam, self._side = sam, config.vision_config.image_size
+        self._sam, self._kind = sam, sam.config.model_type
+        # SAM 2 and EdgeTAM give features of several sizes, and see the image stretched.
+        self._stretched = hasattr(sam, "backbone_feature_sizes")
+        config = sam.config.prompt_encoder_config if self._stretched else sam.config.vision_config
+        side = config.image_size
+        self._side: int = side if isinstance(side, int) else side[0]
         self._batch_size, self._prompts_at_once = BatchSize(batch_size), prompts_at_once
 
     @torch.inference_mode()
@@ -102,11 +106,11 @@ class SamMasks:
         """
         side = (np.arange(config.points_per_side) + 0.5) / config.points_per_side
         grid_n2 = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-        for image_hwc, embedding_1dhw in zip(images, self._embeddings(images), strict=True):
+        for image_hwc, embedding in zip(images, self._embeddings(images), strict=True):
             size_hw = image_hwc.shape[:2]
             points_n12 = (grid_n2 * size_hw[::-1])[:, None]
             kept = [
-                self._stable(*self._decode(embedding_1dhw, part, size_hw, "point", True), size_hw,
+                self._stable(*self._decode(embedding, part, size_hw, "point", True), size_hw,
                              config)
                 for part in self._parts(points_n12)
             ]  # fmt: skip
@@ -138,26 +142,46 @@ class SamMasks:
             logits_nhw, ious_n = logits_nhw[keep], ious_n[keep]
         return logits_nhw, ious_n, torch.cat(boxes)
 
-    def _embeddings(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """(1, d, h, w) for every image, each encoded once."""
-        batches = batched(images, self._batch_size, self._encode)
-        return [part_1dhw for batch_ndhw in batches for part_1dhw in batch_ndhw.split(1)]
+    def _embeddings(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """What the mask decoder needs of every image, each encoded once."""
+        return [one for part in batched(images, self._batch_size, self._encode) for one in part]
 
-    def _encode(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        fitted = []
+    def _encode(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         mean = torch.tensor(MEAN, device=self._sam.device)[:, None, None]
         std = torch.tensor(STD, device=self._sam.device)[:, None, None]
+        fitted = []
         for image_hwc in images:
             check_image(image_hwc)
-            small = resize(to_pil_image(image_hwc), list(self._fitted_hw(image_hwc.shape[:2])))
-            pixels = torch.as_tensor(np.array(small), device=self._sam.device).permute(2, 0, 1)
-            pixels = (pixels - mean) / std
+            pixels = (self._fitted(image_hwc).to(self._sam.device) - mean) / std
             height, width = pixels.shape[1:]
             fitted.append(pad(pixels, (0, self._side - width, 0, self._side - height)))
-        return self._sam.vision_encoder(torch.stack(fitted)).last_hidden_state
+        pixels_n3hw = torch.stack(fitted)
+        if self._stretched:
+            levels = [level.split(1) for level in self._sam.get_image_embeddings(pixels_n3hw)]
+            return [{"image_embeddings": list(one)} for one in zip(*levels, strict=True)]
+        if self._kind == "sam_hq":
+            found = self._sam.vision_encoder(pixels_n3hw)
+            pairs = zip(
+                found.last_hidden_state.split(1), found.intermediate_embeddings[0].split(1),
+                strict=True,
+            )  # fmt: skip
+            return [{"image_embeddings": a, "intermediate_embeddings": [b]} for a, b in pairs]
+        encoded_ndhw = self._sam.vision_encoder(pixels_n3hw).last_hidden_state
+        return [{"image_embeddings": part_1dhw} for part_1dhw in encoded_ndhw.split(1)]
+
+    def _fitted(self, image_hwc: np.ndarray) -> torch.Tensor:
+        """(3, h, w) float32 in [0, 255]: the image at the size at which it is encoded."""
+        size = list(self._fitted_hw(image_hwc.shape[:2]))
+        if self._stretched:
+            pixels = torch.as_tensor(np.ascontiguousarray(image_hwc)).permute(2, 0, 1).float()
+            return resize(pixels, size, antialias=True)
+        small = resize(to_pil_image(image_hwc), size)
+        return torch.as_tensor(np.array(small)).permute(2, 0, 1)
 
     def _fitted_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The size of an image whose longer side fills the encoder's square."""
+        """The size at which an image is encoded: its longer side fills the square, or all of it."""
+        if self._stretched:
+            return self._side, self._side
         scale = self._side / max(size_hw)
         height, width = (max(1, int(side * scale + 0.5)) for side in size_hw)
         return height, width
@@ -168,7 +192,7 @@ class SamMasks:
 
     def _decode(
         self,
-        embedding_1dhw: torch.Tensor,
+        embedding: dict[str, Any],
         points_nk2: np.ndarray,
         size_hw: tuple[int, int],
         kind: Literal["box", "point"],
@@ -182,7 +206,7 @@ class SamMasks:
             points_nk2 * scale_xy, dtype=torch.float32, device=self._sam.device
         )
         found = self._sam(
-            image_embeddings=embedding_1dhw,
+            **embedding,
             input_boxes=prompts.flatten(1)[None] if kind == "box" else None,
             input_points=prompts[None] if kind == "point" else None,
             multimask_output=multimask,
@@ -202,7 +226,9 @@ class SamMasks:
         (height, width), square = self._fitted_hw(size_hw), (self._side, self._side)
         at_once = max(1, UPSCALED_PIXELS // max(size_hw[0] * size_hw[1], self._side**2))
         for part_nhw in logits_nhw.split(at_once) if len(logits_nhw) else ():
-            large = interpolate(part_nhw[:, None], square, mode="bilinear")[..., :height, :width]
+            large = part_nhw[:, None]
+            if not self._stretched:
+                large = interpolate(large, square, mode="bilinear")[..., :height, :width]
             yield interpolate(large, size_hw, mode="bilinear")[:, 0]
 
 

@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 
 from ovref.class_files import ClassList
+from ovref.corpora.json_stream import stream_members
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
 from ovref.evaluation.named_sets.coco_drawing import mask_of
 from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, read_image
 from ovref.evaluation.named_sets.panoptic import labels_of_segments
 from ovref.evaluation.named_sets.rules import IGNORE
+
+MEMBERS = ("categories", "images", "annotations")
+KEPT = ("segmentation", "category_id", "iscrowd")
+"""Fields of an annotation that its mask and its class are read from."""
 
 
 def open_coco_masks(
@@ -24,7 +29,8 @@ def open_coco_masks(
 
     Classes are the file's categories in the order of their ids. Where masks overlap, the smaller
     one is on top. Crowd regions are not evaluated. Each annotation is one segment, a thing unless
-    its category has `"isthing": 0`.
+    its category has `"isthing": 0`. The file is streamed; of each annotation only the text that its
+    mask is drawn from is kept.
 
     Args:
         images: folder of the images listed in the file.
@@ -36,16 +42,8 @@ def open_coco_masks(
     """
     path, root = Path(annotations), Path(images)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        categories = sorted(
-            (int(each["id"]), str(each["name"]), bool(each.get("isthing", 1)))
-            for each in content["categories"]
-        )
-        files = {int(each["id"]): each for each in content["images"]}
-        masks: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-        for each in content["annotations"]:
-            masks[int(each["image_id"])].append(each)
-        names = {str(each["file_name"]): number for number, each in files.items()}
+        categories, files, masks = _read(path)
+        names = {name: number for number, (name, _) in files.items()}
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"cannot read the COCO annotations {path}: {error!r}") from error
     first = 1 if background else 0
@@ -59,11 +57,11 @@ def open_coco_masks(
         raise InputError(f"{root} lacks {len(missing)} images of {path}, for one {missing[0]}")
 
     def read(name: str) -> Example:
-        entry = files[names[name]]
-        size = (int(entry["height"]), int(entry["width"]))
+        _, size = files[names[name]]
         image_hwc = read_image(root / name)
         try:
-            panoptic = _segments(masks[names[name]], size, classes, 0 if background else None)
+            annotations = [json.loads(text) for text in masks.get(names[name], ())]
+            panoptic = _segments(annotations, size, classes, 0 if background else None)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise InputError(f"{path}, image {name}: {error!r}") from error
         crowd_hw = np.isin(panoptic.ids_hw, list(panoptic.crowd))
@@ -91,6 +89,35 @@ def open_coco_masks(
         things=(*(False for _ in own), *(thing for *_, thing in categories)),
         folders=(root, path),
     )
+
+
+def _read(
+    path: Path,
+) -> tuple[
+    list[tuple[int, str, bool]], dict[int, tuple[str, tuple[int, int]]], dict[int, list[bytes]]
+]:
+    """Categories (id, name, thing), sorted; by id of an image its file name and (height, width);
+    and by the same its annotations as JSON."""
+    categories, files = [], {}
+    masks: dict[int, list[bytes]] = defaultdict(list)
+    seen, member = set(), ""
+    with open(path, encoding="utf-8-sig") as file:
+        for kind, each in stream_members(file, *MEMBERS):
+            if kind == "member":
+                member = each
+                seen.add(member)
+            elif member == "categories":
+                thing = bool(each.get("isthing", 1))
+                categories.append((int(each["id"]), str(each["name"]), thing))
+            elif member == "images":
+                size_hw = (int(each["height"]), int(each["width"]))
+                files[int(each["id"])] = (str(each["file_name"]), size_hw)
+            else:
+                kept = {name: each[name] for name in KEPT if name in each}
+                masks[int(each["image_id"])].append(json.dumps(kept).encode())
+    if missing := [name for name in MEMBERS if name not in seen]:
+        raise ValueError(f"it has no {missing[0]}")
+    return sorted(categories), files, masks
 
 
 def _segments(

@@ -120,7 +120,7 @@ class Progress:
         with self._lock:
             self._reports[report.shard] = report
             self._rate.at(self._records())
-            self.tick()
+        self.tick()
 
     def lost(self, shard: str) -> None:
         """A worker's progress within a shard is lost."""
@@ -141,8 +141,9 @@ class Progress:
             self._rate.at(self._records())
             if self._meter is not None:
                 self._meter.finished(inputs, outputs, dropped)
-            if self._done < self._total:
-                self.tick()
+            more = self._done < self._total
+        if more:
+            self.tick()
 
     def quarantined(self, shard: str, inputs: int) -> None:
         """A shard of `inputs` records is quarantined."""
@@ -167,20 +168,24 @@ class Progress:
             self._leader.tick()
             return
         with self._lock:
-            if self._watcher is not None:
-                self._watcher([progress.counts() for progress in self._shown])
+            counts = [progress.counts() for progress in self._shown] if self._watcher else []
             now = self._clock()
-            if now - self._printed < (REDRAW_SECONDS if self._live else self._every_seconds):
-                return
-            self._printed = now
-            if self._live:
-                self._bars.show([(step.line(), *step._bar()) for step in self._shown])
-            elif self._json:
-                for progress in self._shown:
-                    line = progress.line()
-                    self._bars.print(json_line(progress._step, "progress", line, progress.counts()))
-            else:
-                self._bars.print("; ".join(progress.line() for progress in self._shown))
+            if now - self._printed >= (REDRAW_SECONDS if self._live else self._every_seconds):
+                self._printed = now
+                self._tell()
+        if self._watcher is not None:  # it may write to a slow store: not while others wait
+            self._watcher(counts)
+
+    def _tell(self) -> None:
+        """Prints where the steps stand."""
+        if self._live:
+            self._bars.show([(step.line(), *step._bar()) for step in self._shown])
+        elif self._json:
+            for progress in self._shown:
+                line = progress.line()
+                self._bars.print(json_line(progress._step, "progress", line, progress.counts()))
+        else:
+            self._bars.print("; ".join(progress.line() for progress in self._shown))
 
     def say(self, message: str, event: str = "note", **fields: Any) -> None:
         """Prints a separate line: a failed shard, a lost worker.

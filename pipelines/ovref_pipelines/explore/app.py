@@ -24,11 +24,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ovref.errors import InputError, OvrefError
+from ovref.exchange.class_lists import Classes
 from ovref.stored_images import UnusableImageError, decode_image
 from ovref_inference.collection import store as collections
 from ovref_inference.errors import ModelError
 from ovref_pipelines.explore import filtered
-from ovref_pipelines.explore.classes import class_names, coverage
+from ovref_pipelines.explore.classes import coverage, pasted_classes
 from ovref_pipelines.explore.library import Library
 from ovref_pipelines.explore.pictures import LAYERS, picture
 from ovref_pipelines.tool_arguments import METHODS
@@ -221,10 +222,13 @@ class Pages:
     async def coverage(self, request: Request) -> Response:
         """How well a list of classes is covered."""
         text = (await _body(request, TEXT_BYTES)).decode("utf-8", "replace")
+        measured = "measured" in request.query_params
 
         def answer() -> Any:
+            collection = self._library.open().collection
             with self._models:
-                return {"classes": coverage(self._library.open().collection, class_names(text))}
+                rows = coverage(collection, pasted_classes(text), measured=measured)
+            return {"classes": rows}
 
         return JSONResponse(await asyncio.to_thread(answer))
 
@@ -243,15 +247,15 @@ class Pages:
             data = await upload.read()
         if not methods:
             raise InputError("choose at least one method")
-        names = class_names(classes)
+        listed = pasted_classes(classes)
 
         def answer() -> Any:
             with self._models:
-                return self._segment(data, names, methods)
+                return self._segment(data, listed, methods)
 
         return JSONResponse(await asyncio.to_thread(answer))
 
-    def _segment(self, data: bytes, names: list[str], methods: list[str]) -> dict[str, Any]:
+    def _segment(self, data: bytes, classes: Classes, methods: list[str]) -> dict[str, Any]:
         from ovref_pipelines.explore.segmenting import Photographs
 
         collection = self._library.open().collection
@@ -259,7 +263,7 @@ class Pages:
         if known is not collection:
             photographs = Photographs(collection)
             self._photographs = (collection, photographs)
-        found = photographs.segment(decode_image(data), names, methods)
+        found = photographs.segment(decode_image(data), classes, methods)
         for result in found["results"].values():
             if "picture" in result:
                 name = secrets.token_hex(8)

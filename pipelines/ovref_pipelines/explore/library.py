@@ -11,9 +11,12 @@ import pyarrow as pa
 
 from ovref.contract import base_key
 from ovref.errors import InputError, StorageError
-from ovref.records import ImageRecord
+from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures
+from ovref.ops.quality import agreement_with_others
+from ovref.records import NO, YES, ImageRecord, Noun, Region
 from ovref.storage.file_store import Store
 from ovref.storage.samples import Samples
+from ovref.stored_images import png_of
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
@@ -26,8 +29,6 @@ from ovref_pipelines.verbs.status import status
 COMPARED = 4096
 """Maximum number of references of a noun that are compared with each other, an even sample of
 all."""
-ODD = 3.0
-"""A reference is suspicious if its agreement is this many median deviations below the median."""
 SHOWN_NEIGHBOURS = 8
 PROTOTYPE_REFERENCES = 4
 
@@ -64,8 +65,12 @@ class Library:
         self._lock = threading.RLock()
         self._opened: Opened | None = None
         self._samples: tuple[str, Samples] | None = None
+        self._beside: PublishedPictures | None = None
+        """The images that were published with the collection, where there is no build."""
         if self.is_published:
             self.open()
+            if self.build is None and has_pictures(self.collection_url):
+                self._beside = PublishedPictures(self.collection_url)
 
     @property
     def is_published(self) -> bool:
@@ -121,7 +126,8 @@ class Library:
                 "visual": manifest.visual.model,
                 "textual": manifest.textual.model,
                 "licences": list(manifest.licences),
-                "has_images": self.build is not None and self.build.has("images"),
+                "has_images": self._beside is not None
+                or (self.build is not None and self.build.has("images")),
             }
         return found
 
@@ -282,6 +288,10 @@ class Library:
 
     def image_of(self, made_in: str, key: str) -> tuple[ImageRecord, int]:
         """The image of a reference by its columns `shard` and `key`. Errors like `image`."""
+        if self._beside is not None:
+            for _, found in self._beside.pictures([key]):
+                return _as_record(key, found), 0
+            raise InputError("the image of this reference was not published with the collection")
         made_by, _, shard = made_in.partition("/")
         record = self._images(made_by).get(shard, base_key(key))
         region = int(key.rpartition("#")[2])
@@ -317,7 +327,8 @@ class Library:
         ids = opened.collection.references_of(name)
         if len(ids) > COMPARED:
             ids = ids[np.linspace(0, len(ids) - 1, COMPARED).astype(int)]
-        agreement, odd = agreement_of(np.asarray(opened.collection.visual[ids], np.float32))
+        vectors_nd = np.asarray(opened.collection.visual[ids], np.float32)
+        agreement, odd = agreement_with_others(vectors_nd)
         near = self._noun_neighbours(opened.collection, name)
         found = {"ids": ids, "agreement": agreement, "odd": odd, "neighbours": near}
         if len(opened.ranked) > 256:
@@ -339,27 +350,17 @@ class Library:
         ]  # fmt: skip
 
 
-def agreement_of(vectors_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How well each of a noun's references agrees with the others.
-
-    Args:
-        vectors_nd: (n, d) float32 visual embeddings.
-
-    Returns:
-        (n,) cosines to the mean of the others, 1 for a single one; and (n,) bool, which are
-        suspicious: more than `ODD` median deviations below the median.
-    """
-    count = len(vectors_nd)
-    if count < 2:
-        return np.ones(count), np.zeros(count, bool)
-    others_nd = vectors_nd.sum(0) - vectors_nd
-    norms = np.linalg.norm(others_nd, axis=1) * np.linalg.norm(vectors_nd, axis=1)
-    agreement = (others_nd * vectors_nd).sum(1) / np.maximum(norms, 1e-12)
-    middle = np.median(agreement)
-    # The factor 1.4826 turns the median deviation of a normal distribution into its standard
-    # deviation.
-    limit = middle - ODD * 1.4826 * np.median(np.abs(agreement - middle))
-    return agreement, (agreement < limit) & (count > 4)
+def _as_record(key: str, picture: Picture) -> ImageRecord:
+    mask_hw = np.ones(picture.image_hwc.shape[:2], bool)
+    if picture.mask_hw is not None:
+        mask_hw = picture.mask_hw
+    region = Region(
+        noun=Noun(text="", start=0, end=0), mask_hw=np.where(mask_hw, YES, NO).astype(np.uint8),
+        score=0.0, source="",
+    )  # fmt: skip
+    return ImageRecord(
+        key=base_key(key), caption="", source="", image=png_of(picture.image_hwc), regions=(region,)
+    )
 
 
 def _row(collection: ReferenceCollection, name: str) -> int:

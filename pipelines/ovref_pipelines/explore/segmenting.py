@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ovref.errors import InputError
+from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder
@@ -35,7 +36,7 @@ class Photographs:
         self._lock = threading.Lock()
 
     def segment(
-        self, image_hwc: np.ndarray, names: list[str], methods: list[str]
+        self, image_hwc: np.ndarray, classes: Classes, methods: list[str]
     ) -> dict[str, Any]:
         """Segments a photograph by each method.
 
@@ -47,38 +48,42 @@ class Photographs:
         Raises:
             InputError: unknown method, no classes or too many.
         """
-        if not 1 <= len(names) <= MOST_CLASSES:
-            raise InputError(f"give 1 to {MOST_CLASSES} classes, found {len(names)}")
+        names = len(classes.query_names)
+        if not 1 <= names <= MOST_CLASSES:
+            raise InputError(
+                f"give 1 to {MOST_CLASSES} classes with their synonyms, found {names}"
+            )
         if unknown := sorted(set(methods) - METHODS.keys()):
             raise InputError(f"methods are {', '.join(METHODS)}, found {', '.join(unknown)}")
-        image_hwc, colours = _reduced(image_hwc), class_palette(len(names))[:-1]
+        image_hwc, colours = _reduced(image_hwc), class_palette(len(classes.names))[:-1]
         with self._lock:
-            results = {method: self._by(method, image_hwc, names, colours) for method in methods}
+            results = {method: self._by(method, image_hwc, classes, colours) for method in methods}
         return {
             "size_hw": list(image_hwc.shape[:2]),
-            "colours": dict(zip(names, map(_css, colours), strict=True)),
+            "colours": dict(zip(classes.names, map(_css, colours), strict=True)),
             "results": results,
         }
 
     def _by(
-        self, method: str, image_hwc: np.ndarray, names: list[str], colours: np.ndarray
+        self, method: str, image_hwc: np.ndarray, classes: Classes, colours: np.ndarray
     ) -> dict[str, Any]:
         try:
             if method not in self._segmenters:
                 self._segmenters[method] = load_segmenter(self._collection, method)  # type: ignore[arg-type]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about missing classes, which are reported below
-                (found,) = self._segmenters[method].segment([image_hwc], names)
+                warnings.simplefilter("ignore")  # of missing classes, which are told below
+                (found,) = self._segmenters[method].segment([image_hwc], classes.query_names)
         except ValueError as error:
             return {"error": str(error).replace(self._collection.url, "this collection")}
+        labels_hw = classes.labels(found.labels_hw)
         return {
-            "picture": webp(labelled(image_hwc, found.labels_hw, colours)),
-            "missing": list(found.missing),
-            "regions": self._explained(image_hwc, found.labels_hw, names),
+            "picture": webp(labelled(image_hwc, labels_hw, colours)),
+            "missing": list(classes.missing(found.missing)),
+            "regions": self._explained(image_hwc, labels_hw, classes),
         }
 
     def _explained(
-        self, image_hwc: np.ndarray, labels_hw: np.ndarray, names: list[str]
+        self, image_hwc: np.ndarray, labels_hw: np.ndarray, classes: Classes
     ) -> list[dict[str, Any]]:
         """Connected regions of one class, the largest first, each with its references.
 
@@ -99,10 +104,11 @@ class Photographs:
         found = []
         any_noun = self._collection.search_regions(features_nd, k=DECIDING)
         for number, (label, mask_hw) in enumerate(regions):
-            own, cosines = self._nearest(features_nd[number], names[label])
+            names = [classes.query_names[i] for i in np.flatnonzero(classes.class_of == label)]
+            own, cosines = self._nearest(features_nd[number], names)
             rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
             found.append({
-                "name": names[label],
+                "name": classes.names[label],
                 "area": float(mask_hw.mean()),
                 "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
                 "references": list(zip(own, cosines, strict=True)),
@@ -112,12 +118,11 @@ class Photographs:
             })  # fmt: skip
         return found
 
-    def _nearest(self, feature_d: np.ndarray, name: str) -> tuple[list[int], list[float]]:
-        """The references of a class that are most similar to a region."""
-        noun = name.strip().lower()
-        ids = self._collection.references_of(noun)
+    def _nearest(self, feature_d: np.ndarray, names: list[str]) -> tuple[list[int], list[float]]:
+        """The references that stand for a class of these names and look most like a region."""
+        ids = np.concatenate([self._collection.references_of(name) for name in names])
         if not len(ids):
-            texts = self._collection.embed_text([name])
+            texts = self._collection.embed_text(names[:1])
             ids = self._collection.search_text(texts, k=100).ids[0]
             ids = ids[ids >= 0]
         cosines = np.asarray(self._collection.visual[ids], np.float32) @ l2_normalised(

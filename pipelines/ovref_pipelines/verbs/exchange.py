@@ -53,6 +53,7 @@ def export(
 def import_bank(
     layout: str, files: Sequence[str], output: str, *, visual: str, size: int, text: str,
     classes: str | None, name: str, clip: str, vfm: str, licences: Sequence[str], replace: bool,
+    images: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Makes a collection from arrays or from another program's bank.
 
@@ -65,7 +66,9 @@ def import_bank(
     """
     least, most = FILES[layout]
     if not least <= len(files) <= most:
-        raise InputError(f"{layout} needs {least} to {most} files, found {len(files)}")
+        raise InputError(f"{layout} is read from {least} to {most} files, found {len(files)}")
+    if layout != "arrays" and images is not None:
+        raise InputError(f"{layout} does not say which images its references are of: no --images")
     if layout != "arrays" and not classes:
         raise InputError(f"{layout} has no nouns: give their names with --classes")
     embed = Embed(visual=_visual(visual, size), text=TextEncoderConfig(model=text))
@@ -84,8 +87,9 @@ def import_bank(
             else:
                 arrays = imports.read_corrclip(Path(files[0]), name, clip, vfm, names, texts)
         return collection_from_arrays(
-            output, arrays, embed, texts=texts, name=name, licences=licences, replace=replace
-        )
+            output, arrays, embed, texts=texts, name=name, licences=licences, replace=replace,
+            images=images,
+        )  # fmt: skip
 
 
 def _visual(model: str, size: int) -> VisualEncoderConfig:

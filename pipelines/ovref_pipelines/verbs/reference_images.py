@@ -24,12 +24,26 @@ def reference_pictures(
         InputError: there are no images of this collection.
         StorageError: the images are damaged.
     """
-    keys = [row["key"] for row in rows]
+    found = dict(_pictures(collection_url, rows, build))
+    return [found.get(row["key"]) for row in rows]
+
+
+def each_picture(
+    collection_url: str, rows: Sequence[dict[str, Any]], build: str | None = None
+) -> Iterator[tuple[dict[str, Any], Picture]]:
+    """The pictures that are there, one at a time, each with its row. Arguments and errors as of
+    `reference_pictures`."""
+    of_key = {row["key"]: row for row in rows}
+    for key, picture in _pictures(collection_url, rows, build):
+        yield of_key[key], picture
+
+
+def _pictures(
+    collection_url: str, rows: Sequence[dict[str, Any]], build: str | None
+) -> Iterator[tuple[str, Picture]]:
     if build is None and has_pictures(collection_url):
-        found = dict(PublishedPictures(collection_url).pictures(keys))
-        return [found.get(key) for key in keys]
-    found = dict(_of_build(build_of(collection_url, build), rows))
-    return [found.get(key) for key in keys]
+        return PublishedPictures(collection_url).pictures([row["key"] for row in rows])
+    return _of_build(build_of(collection_url, build), rows)
 
 
 def build_of(collection_url: str, build: str | None) -> str:

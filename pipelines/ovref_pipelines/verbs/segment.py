@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ovref.ahead import map_ahead
+from ovref.config import dump, load_tree
 from ovref.errors import ConfigError, InputError
 from ovref.exchange import segment_files as files
 from ovref.exchange.class_lists import Classes
@@ -57,6 +58,8 @@ class Job:
     """Empty or `opencut` for the collection's own features; `none`, `mask_former:MODEL`,
     `sam_grid:MODEL`."""
     formats: tuple[str, ...] = ("overlay", "labels", "coco")
+    settings: tuple[str, ...] = ()
+    """Settings of the method, as `name=value`."""
     device: str | None = None
 
 
@@ -191,6 +194,19 @@ def check_proposer(text: str) -> ProposerConfig | None:
     )
 
 
+def method_settings(job: Job, collection: ReferenceCollection) -> Any:
+    """The settings of the method: those that fit the collection, with what is asked for.
+
+    Raises:
+        ConfigError: there is no such setting, or a value of another type or out of range.
+    """
+    from ovref_inference.segmenters.load import METHODS, fitting
+
+    kind = METHODS[job.method][1]
+    tree = dump(fitting(kind(), collection))
+    return load_tree(kind, tree, f"the settings of {job.method}", job.settings)
+
+
 class Worker:
     """The loaded models of one process."""
 
@@ -200,15 +216,18 @@ class Worker:
 
         self.job = job
         self.store = Store.open(job.output)
+        collection = ReferenceCollection.open(job.collection)
+        settings = method_settings(job, collection)
         config = check_proposer(job.proposer)
         proposer: Any = no_proposals if job.proposer == "none" else None
         if config is not None:
             proposer = load_proposer(config, device=job.device)
         try:
             self.segmenter = load_segmenter(
-                ReferenceCollection.open(job.collection),
+                collection,
                 job.method,  # type: ignore[arg-type]
                 proposer=proposer,
+                config=settings,
                 device=job.device,
             )
             with warnings.catch_warnings():  # the summary lists these classes
@@ -331,6 +350,7 @@ def _report(job: Job, summary: Summary) -> dict[str, Any]:
         "collection": job.collection,
         "method": job.method,
         "proposer": job.proposer or "opencut",
+        "settings": list(job.settings),
         "classes": list(job.classes.names),
         "no_class": files.NO_LABEL_8
         if len(job.classes.names) <= files.NO_LABEL_8

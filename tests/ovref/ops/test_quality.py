@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ovref.ops.quality import (
+    agreement_with_others,
     count_on_other_images,
     first_of_near_duplicates,
     noun_agreement,
@@ -87,3 +88,14 @@ def test_near_duplicates_of_nothing_and_of_equal_rows():
     for min_cosine in (0.99, 1.0):
         keep = first_of_near_duplicates(same.astype(np.float16), min_cosine)
         assert keep.tolist() == [True, False, False, False, False]
+
+
+def test_one_that_is_unlike_the_others_is_suspicious():
+    rng = np.random.default_rng(0)
+    vectors_nd = rng.normal([1, 0, 0, 0], 0.05, (40, 4)).astype(np.float32)
+    vectors_nd[7] = [0, 1, 0, 0]
+    agreement, odd = agreement_with_others(vectors_nd)
+    assert odd[7] and odd.sum() <= 4 and agreement.argmin() == 7
+    agreement, odd = agreement_with_others(np.zeros((6, 4), np.float32))  # of a file of holes
+    assert not agreement.any() and not odd.any()
+    assert agreement_with_others(vectors_nd[:1])[0].tolist() == [1.0]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 from ovref_pipelines.engine.bill import Bill
 from ovref_pipelines.engine.progress import Progress, Throttle, duration
@@ -167,3 +168,23 @@ def test_durations_are_as_exact_as_they_are_worth():
         "3 h 05 min",
         "2 d 4 h",
     ]
+
+
+def test_what_is_told_of_a_build_is_written_while_others_report():
+    """A store that is slow to write holds up nobody but who writes."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    def watcher(counts):
+        if threading.current_thread() is not threading.main_thread():
+            writing.set()
+            assert go_on.wait(30)
+
+    progress = begun(Clock(), watcher=watcher)
+    slow = threading.Thread(target=progress.tick)
+    slow.start()
+    assert writing.wait(30)
+    progress.report(Report(shard="00000", done=3, dropped=0))
+    progress.finished("00000", 10, {})
+    assert slow.is_alive() and progress.counts()["records_done"] == 10
+    go_on.set()
+    slow.join()

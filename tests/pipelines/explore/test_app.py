@@ -17,9 +17,9 @@ from ovref.errors import ConfigError, InputError
 from ovref.exchange.publishing import publish
 from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref_inference import ModelError, ReferenceCollection
-from ovref_pipelines import recipe
+from ovref_pipelines import api, recipe
 from ovref_pipelines.explore import app
-from ovref_pipelines.explore.library import Library, agreement_of
+from ovref_pipelines.explore.library import Library
 from ovref_pipelines.explore.serve import serve
 from ovref_pipelines.output import open_build
 
@@ -102,17 +102,6 @@ def test_a_noun_s_references_come_by_their_agreement_with_each_other(explorer):
     refused(explorer.client.get("/api/noun?noun=zebra"), 422, "no noun 'zebra'")
 
 
-def test_one_that_is_unlike_the_others_is_suspicious():
-    rng = np.random.default_rng(0)
-    vectors_nd = rng.normal([1, 0, 0, 0], 0.05, (40, 4)).astype(np.float32)
-    vectors_nd[7] = [0, 1, 0, 0]
-    agreement, odd = agreement_of(vectors_nd)
-    assert odd[7] and odd.sum() <= 4 and agreement.argmin() == 7
-    agreement, odd = agreement_of(np.zeros((6, 4), np.float32))  # of a file of holes
-    assert not agreement.any() and not odd.any()
-    assert agreement_of(vectors_nd[:1])[0].tolist() == [1.0]
-
-
 def test_a_reference_with_its_neighbours_and_the_nouns_of_its_image(explorer):
     found = get(explorer, "/api/reference/5")
     collection = explorer.library.open().collection
@@ -183,6 +172,36 @@ def test_coverage_of_a_list_of_classes(explorer, monkeypatch):
 
     monkeypatch.setattr(ReferenceCollection, "embed_text", missing)
     refused(explorer.client.post("/api/coverage", content="goblet"), 503, "fake")
+
+
+def test_a_published_collection_has_its_images(build_output, tmp_path):
+    source, there, again = build_output / "collection", tmp_path / "there", tmp_path / "again"
+    api.publish(str(source), str(there))
+    with served(Library(str(there))) as explorer:
+        assert get(explorer, "/api/about")["has_images"]
+        wanted = Library(str(build_output)).image(7)[0].image_hwc()
+        found, number = explorer.library.image(7)
+        assert np.array_equal(found.image_hwc(), wanted) and found.regions[number].mask_hw.all()
+        answer = explorer.client.get("/api/picture/7/mask?side=64")
+        assert answer.status_code == 200 and answer.headers["content-type"] == "image/webp"
+    api.publish(str(there), str(again))  # without the build: what lies beside it goes with it
+    for name in ("pictures-00000.parquet", "pictures.json", "samples.png"):
+        assert (again / name).read_bytes() == (there / name).read_bytes()
+
+
+def test_a_pasted_list_has_synonyms_and_is_measured_when_asked(explorer):
+    lists = "Cup; house\nboat\nCup; house"
+    quick, full = (
+        explorer.client.post(f"/api/coverage{query}", content=lists).json()["classes"]
+        for query in ("", "?measured")
+    )
+    for rows in (quick, full):
+        assert {one["name"]: (one["synonyms"], one["count"]) for one in rows} == {
+            "Cup": (["house"], 18), "boat": ([], 9),
+        }  # fmt: skip
+    assert {one["nearest"] for one in quick} == {None}
+    assert {one["name"]: one["nearest"] for one in full} == {"Cup": "boat", "boat": "Cup"}
+    assert all(0 < one["tightness"] <= 1 and 0 <= one["taken_share"] <= 1 for one in full)
 
 
 def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_path):

@@ -203,26 +203,47 @@ sheet.addEventListener("click", (event) => {
 
 // -- coverage ----------------------------------------------------------------------------------
 
+function covered(classes, measured) {
+  const counts = {};
+  for (const { verdict } of classes) counts[verdict] = (counts[verdict] || 0) + 1;
+  const said = { own: "have references of their own", few: "have few", borrowed: "borrow a near noun's", none: "have none" };
+  const cosine = (value) => (value === null ? "" : value.toFixed(2));
+  const heads = ["class", "", "stands for it", "references", ...(measured ? ["tight", "outliers", "taken for", "heat", "nearest class"] : [])];
+  const numbers = ["references", "tight", "outliers", "heat"];
+  const cell = (head, ...content) => el("td", { className: numbers.includes(head) ? "number" : "" }, content);
+  return [
+    el("p", {}, Object.entries(said).filter(([key]) => counts[key]).map(([key, what]) => `${counts[key]} ${what}`).join(" · ")),
+    el("div", { className: "scroll" }, el("table", {},
+      el("tr", {}, heads.map((head) => el("th", { className: numbers.includes(head) ? "number" : "" }, head))),
+      classes.map((one) => el("tr", {},
+        cell("class", one.name, one.synonyms.length ? el("small", {}, ` ${one.synonyms.join(", ")}`) : ""),
+        cell("", el("span", { className: `verdict ${one.verdict}` }, one.verdict)),
+        cell("stands for it", one.noun ? el("a", { href: nounLink(one.noun) }, one.noun) : "–", one.noun && one.cosine < 0.995 ? ` ${one.cosine.toFixed(2)}` : ""),
+        cell("references", number(one.count)),
+        ...(measured ? [
+          cell("tight", cosine(one.tightness)), cell("outliers", one.outliers ? percent(one.outliers) : ""),
+          cell("taken for", one.taken_for ? `${one.taken_for} ${percent(one.taken_share)}` : ""), cell("heat", cosine(one.contrast)),
+          cell("nearest class", one.nearest ? `${one.nearest} ${cosine(one.similarity)}` : "", one.confusable ? el("span", { className: "verdict few", title: "as near as its own references: likely to be confused" }, "!") : ""),
+        ] : []))))),
+    el("p", { className: "muted" }, measured
+      ? "tight: mean cosine of references to their prototype · taken for: the class that most references nearer to another class are nearest to · heat: contrast of heatmaps"
+      : "measuring …"),
+  ];
+}
+
 async function coverage(main) {
-  const text = el("textarea", { placeholder: "One class per line, or separated by commas", value: kept.classes, "aria-label": "Classes" });
+  const text = el("textarea", { placeholder: "One class a line, or with commas between them; synonyms after a semicolon", value: kept.classes, "aria-label": "Classes" });
   const out = el("div");
   const check = el("button", { className: "main", onclick: async () => {
     kept.classes = text.value;
     check.disabled = true;
     out.replaceChildren(el("p", { className: "muted" }, "comparing …"));
     try {
-      const { classes } = await ask("/api/coverage", { method: "POST", body: text.value });
-      const counts = {};
-      for (const { verdict } of classes) counts[verdict] = (counts[verdict] || 0) + 1;
-      const said = { own: "have references of their own", few: "have few", borrowed: "borrow a near noun's", none: "have none" };
-      out.replaceChildren(
-        el("p", {}, Object.entries(said).filter(([key]) => counts[key]).map(([key, what]) => `${counts[key]} ${what}`).join(" · ")),
-        el("div", { className: "scroll" }, el("table", {},
-          el("tr", {}, ["class", "", "stands for it", "references", "cosine"].map((head, at) => el("th", { className: at > 2 ? "number" : "" }, head))),
-          classes.map((one) => el("tr", {},
-            el("td", {}, one.name), el("td", {}, el("span", { className: `verdict ${one.verdict}` }, one.verdict)),
-            el("td", {}, one.noun ? el("a", { href: nounLink(one.noun) }, one.noun) : "–"),
-            el("td", { className: "number" }, number(one.count)), el("td", { className: "number" }, one.cosine.toFixed(2)))))));
+      // The counts at once, then what takes reading references.
+      for (const query of ["", "?measured"]) {
+        const { classes } = await ask(`/api/coverage${query}`, { method: "POST", body: text.value });
+        out.replaceChildren(...covered(classes, Boolean(query)));
+      }
     } catch (error) {
       out.replaceChildren(el("p", { className: "error" }, error.message));
     }
@@ -317,6 +338,8 @@ async function filtered(main) {
   const words = {
     unusable_vectors: "embedding not finite or not of unit length", repeated_key: "occurs twice", area: "min_area, max_area",
     score: "min_score", near_duplicate: "duplicate_cosine", noun_agreement: "min_noun_agreement",
+    blocked_caption: "blocked_captions", clip_agreement: "min_clip_agreement", entropy: "max_entropy",
+    components: "max_components", unsafe: "max_unsafe", outlier: "outlier_deviations",
   };
   main.replaceChildren(el("h1", {}, "Filtered"),
     el("p", { className: "muted" }, "References dropped by the filters of the reduction. Their thresholds are the settings reduce.filter.*; `ovref reduce` quickly applies others."),
