@@ -75,6 +75,7 @@ def test_verbs_and_flags_are_pinned():
         "compare": sorted(
             ["--help", "--output", "--pictures", "--row", "--second-row", "-h", "first", "second"]
         ),
+        "check": sorted([*common, "--random", "--shapes"]),
         "bench": sorted([*common, "--batch-sizes", "--images"]),
         "reproduce": ["--data", "--dry-run", "--help", "--partial", "--runs", "-h", "name"],
         "status": place,

@@ -19,7 +19,7 @@ from ovref_inference.places import describe, is_local, open_place, sha256_of, st
 Verify = Literal["quick", "full"]
 _SMALL_BYTES = 8 << 20
 IN_PLACE_BYTES = 32 << 20
-"""Of a remote file that is read where it is; a smaller one is copied in less than a second."""
+"""Least size of a remote file that is read where it is; a smaller one is copied in a second."""
 
 
 def publish(

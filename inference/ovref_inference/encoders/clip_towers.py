@@ -1,5 +1,6 @@
 """Image towers of open_clip models: loading, and dense features in CLIP's joint space."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
             name = f"local-dir:{path}"
             if not list(Path(path).glob("*.safetensors")):
                 raise ModelError(f"no *.safetensors in {path}")
+            _refuse_code(Path(path), model_id)
         else:
             name, colon, tag = path.partition(":")
             if not colon:
@@ -126,6 +128,17 @@ def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
             options |= {"pretrained": tag, "force_quick_gelu": known.get("quick_gelu", False)}
         model = open_clip.create_model(name, **options)
     return model.eval(), name
+
+
+def _refuse_code(folder: Path, model_id: str) -> None:
+    """Refuses a folder whose configuration lets its tokenizer run code of its own."""
+    settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    text = settings.get("model_cfg", {}).get("text_cfg", {})
+    if text.get("tokenizer_kwargs", {}).get("trust_remote_code"):
+        raise ModelError(
+            f"{model_id} asks for a tokenizer with code of its own, which is never run: take a "
+            "model without trust_remote_code in open_clip_config.json"
+        )
 
 
 def _snapshot(repository: str, revision: str) -> str:

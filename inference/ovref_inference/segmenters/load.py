@@ -101,9 +101,11 @@ def _clip_of(collection: ReferenceCollection, visual: Any, device: str | None) -
     config, text = collection.visual_config, collection.text_config
     if config.library == "open_clip":
         return visual
+    if config.features == "values" and config.model == text.model:
+        return visual  # of transformers
     return load_region_encoder(
         VisualEncoderConfig(
-            model=text.model, revision=text.revision, library="open_clip", features="values",
+            model=text.model, revision=text.revision, library=text.library, features="values",
             size_hw=config.size_hw,
         ),
         device=device,
