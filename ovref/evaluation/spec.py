@@ -11,6 +11,7 @@ from ovref.evaluation.named_sets.huggingface import open_any_set
 from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
+from ovref.identity import ADDED_LATER
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
 from ovref_inference.ranges import require_above, require_at_least
@@ -18,6 +19,7 @@ from ovref_inference.segmenters.corrclip import CorrClipConfig
 from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
 from ovref_inference.segmenters.retclip import RetClipConfig
+from ovref_inference.segmenters.rns import RnsConfig
 from ovref_inference.segmenters.vocseg import VocSegConfig
 
 TITLES = {
@@ -32,6 +34,8 @@ TITLES = {
     "retclip": "RetCLIP",
     "retclip_oracle": "RetCLIP with oracle masks",
     "corrclip": "CorrCLIPv2",
+    "rns": "RNS",
+    "rns_no_proposals": "RNS without proposals",
     "knn": "nearest patches",
 }
 """Rows of the table -> titles."""
@@ -39,9 +43,13 @@ TITLES = {
 FREEDA = FreedaConfig(windows=None)
 """FreeDA's own settings without windows."""
 
+RNS = RnsConfig(windows=None)
+"""RNS's own settings without windows."""
+
 RowName = Literal[
     "fossil", "fossil_no_proposals", "fossil_oracle", "text_only", "text_only_opencut",
     "text_only_oracle", "freeda", "vocseg", "retclip", "retclip_oracle", "corrclip",
+    "rns", "rns_no_proposals",
 ]  # fmt: skip
 
 
@@ -133,10 +141,12 @@ class EvaluateSpec:
     """RetCLIP's settings."""
     corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
     """CorrCLIPv2's settings."""
+    rns: RnsConfig = field(default=RNS, metadata=ADDED_LATER)
+    """RNS's settings; their `windows` must be null, as of `freeda`."""
     opencut: OpenCutProposerConfig = miniature.OPENCUT
     """Settings of OpenCut, the default proposer."""
     proposer: ProposerConfig | None = None
-    """Proposals of `vocseg`, `retclip` and `corrclip`; null takes `opencut`."""
+    """Proposals of `vocseg`, `retclip`, `corrclip` and `rns`; null takes `opencut`."""
     clip: VisualEncoderConfig = miniature.CLIP
     """Dense CLIP features of the text-only baseline, in the space of the text encoder."""
     ablate_n: tuple[int, ...] = (5, 10, 20, 40, 80, 150)
@@ -178,8 +188,11 @@ class EvaluateSpec:
             raise ValueError(f"rows must name one or more rows, each once, found {self.rows}")
         if self.protocol and self.fossil.windows is not None:
             raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
-        if self.freeda.windows is not None:
-            raise ValueError("freeda.windows must be null; protocol or fossil.windows slides some")
+        for name in ("freeda", "rns"):
+            if getattr(self, name).windows is not None:
+                raise ValueError(
+                    f"{name}.windows must be null; protocol or fossil.windows slides some"
+                )
         self.chosen_protocol()
         require_at_least("pictures", self.pictures, 0)
         for name in ("limit", "shard_size", "batch_size"):

@@ -113,6 +113,7 @@ def test_verbs_and_flags_are_pinned():
             ["--classes", "--clip-name", "--help", "--images", "--licence", "--name", "--output",
              "--replace", "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
         ),
+        "convert": ["--classes", "--clip", "--help", "-h", "checkpoint", "kind", "output"],
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
     assert len(shown) == 23 and not {"inspect", "retry-failed"} & shown  # old names, not shown

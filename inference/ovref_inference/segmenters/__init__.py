@@ -1,7 +1,8 @@
 """Segmenters that need no training: images and class names -> label maps.
 
-Each is imported when its name is first used: FOSSIL, the text-only baseline and FreeDA need torch;
-VOCSeg, RetCLIP and CorrCLIPv2 accept any encoder of regions and need nothing else themselves.
+Each is imported when its name is first used: FOSSIL, the text-only baseline, FreeDA and RNS need
+torch; VOCSeg, RetCLIP and CorrCLIPv2 accept any encoder of regions and need nothing else
+themselves.
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
         semantic,
     )
     from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
+    from ovref_inference.segmenters.rns import RnsConfig, RnsSegmenter
+    from ovref_inference.segmenters.rns_head import RnsHeadConfig
     from ovref_inference.segmenters.superpixels import SuperpixelConfig
     from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
     from ovref_inference.segmenters.windows import WindowConfig
@@ -37,6 +40,9 @@ __all__ = [
     "PrototypeHead",
     "RetClipConfig",
     "RetClipSegmenter",
+    "RnsConfig",
+    "RnsHeadConfig",
+    "RnsSegmenter",
     "Segmentation",
     "Segmenter",
     "SegmenterModule",
@@ -62,6 +68,9 @@ _MODULES = {
     "PrototypeHead": "modules",
     "RetClipConfig": "retclip",
     "RetClipSegmenter": "retclip",
+    "RnsConfig": "rns",
+    "RnsHeadConfig": "rns_head",
+    "RnsSegmenter": "rns",
     "Segmentation": "regions",
     "Segmenter": "regions",
     "SegmenterModule": "modules",

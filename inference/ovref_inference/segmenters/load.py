@@ -17,6 +17,7 @@ from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter
 from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
 from ovref_inference.segmenters.regions import Segmentation, Segmenter
 from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
+from ovref_inference.segmenters.rns import RnsConfig, RnsSegmenter
 from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
 from ovref_inference.segmenters.windows import WindowConfig
 
@@ -26,12 +27,13 @@ METHODS: dict[str, Any] = {
     "vocseg": (VocSegSegmenter, VocSegConfig),
     "retclip": (RetClipSegmenter, RetClipConfig),
     "corrclip": (CorrClipSegmenter, CorrClipConfig),
+    "rns": (RnsSegmenter, RnsConfig),
 }
 
 
 def load_segmenter(
     collection: ReferenceCollection | str | Path,
-    method: Literal["fossil", "freeda", "vocseg", "retclip", "corrclip"] = "fossil",
+    method: Literal["fossil", "freeda", "vocseg", "retclip", "corrclip", "rns"] = "fossil",
     *,
     proposer: Any = None,
     config: Any = None,
