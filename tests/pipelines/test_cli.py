@@ -116,7 +116,7 @@ def test_verbs_and_flags_are_pinned():
         "convert": ["--classes", "--clip", "--help", "-h", "checkpoint", "kind", "output"],
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 22 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 24 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_methods_of_segment_are_those_that_load():
