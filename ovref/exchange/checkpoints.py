@@ -5,6 +5,8 @@ Read are tensors alone, by a loader that refuses everything else in a file; writ
 
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -124,6 +126,7 @@ def convert_open_mask_former(
     Raises:
         InputError: as of `convert_fcclip`; or the backbone is another one.
     """
+    from safetensors.torch import load_file, save_file
     from transformers import MaskFormerImageProcessor
 
     from ovref_inference.proposers.fcclip import TEMPLATES
@@ -137,19 +140,23 @@ def convert_open_mask_former(
         )
     renamed = open_mask_former_names(tensors)
     model = OpenMaskFormer(_open_settings(renamed, names, TEMPLATES))
-    wanted = model.state_dict()
-    # The library's own: weights of a loss that is not used, and a norm that no feature map passes.
-    ours = [name for name in wanted if name.startswith(("criterion.", SWIN + "layernorm."))]
-    _check(
-        str(checkpoint), wanted, renamed | {name: wanted[name] for name in (*ours, "trained_texts")}
-    )
-    model.load_state_dict(renamed, strict=False)
-    model.save_pretrained(output)
-    MaskFormerImageProcessor(
+    images = MaskFormerImageProcessor(
         size={"shortest_edge": 640, "longest_edge": 2560}, size_divisor=32,
         image_mean=[value / 255 for value in (123.675, 116.28, 103.53)],
         image_std=[value / 255 for value in (58.395, 57.12, 57.375)],
-    ).save_pretrained(output)  # fmt: skip
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        # Names in files are not those in memory: the library keeps the first for old files.
+        model.save_pretrained(scratch)
+        images.save_pretrained(scratch)
+        weights = Path(scratch, "model.safetensors")
+        wanted = load_file(weights)
+        # Ours: weights of a loss that is not used, a norm that no feature map passes, and no texts.
+        ours = ("criterion.", f"{SWIN}layernorm.", "trained_texts")
+        stored = renamed | {name: one for name, one in wanted.items() if name.startswith(ours)}
+        _check(str(checkpoint), wanted, stored)
+        save_file(_stored(stored), weights, metadata={"format": "pt"})
+        shutil.copytree(scratch, output, dirs_exist_ok=True)
     return {"tensors": len(renamed), "queries": model.config.decoder_config.num_queries}
 
 

@@ -20,12 +20,12 @@ from ovref.evaluation.spec import EvaluateSpec
 from ovref_inference.segmenters.corrclip import CorrClipConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
 from ovref_inference.segmenters.rns import RnsConfig
-from ovref_inference.segmenters.rns_head import RnsHeadConfig
 
 PUBLISHED = RnsConfig(windows=None)
-CHOSEN = RnsConfig(windows=None, head=RnsHeadConfig(k=20))
+CHOSEN = RnsConfig(windows=None, max_references=20)
 ROWS = ("fossil", "fossil_no_proposals", "freeda", "corrclip", "rns", "rns_no_proposals")
-AGAINST = ("RNS, k = 20", "RNS without proposals, k = 20")
+FEW = ", 20 references a class"
+AGAINST = ("RNS", f"RNS{FEW}")
 """Rows that all others are compared with."""
 
 
@@ -42,9 +42,9 @@ def runs_of(output: Path, kind: str, collection: str) -> dict[str, tuple[str, st
         ablate_n=(), ablate_k=(), ablate_gamma=(), pictures=0,
         features=str(output / "features"),
     )  # fmt: skip
-    chosen = replace(spec, output=f"{spec.output}_chosen", rows=ROWS[-2:], rns=CHOSEN)
+    chosen = replace(spec, output=f"{spec.output}_few", rows=ROWS[-2:], rns=CHOSEN)
     found = {}
-    for one, suffix in ((spec, ""), (chosen, ", k = 20")):
+    for one, suffix in ((spec, ""), (chosen, FEW)):
         if not Path(one.output, "evaluation.json").exists():
             evaluate(one, device="cpu")
         for row in rows_of(one):

@@ -285,7 +285,8 @@ class RnsSegmenter:
 
 def _covering(masks: np.ndarray | Proposals) -> np.ndarray:
     """(n, H, W) bool masks of proposals, the last of all pixels that are in no other."""
-    return as_proposals(masks, rest=False).with_rest(0.5).masks(0.5)
+    masks_nhw = as_proposals(masks, rest=False).masks(0.5)
+    return as_proposals(masks_nhw, rest=True).masks(0.5)
 
 
 def _items(

@@ -101,7 +101,7 @@ def test_features_of_regions_are_those_of_the_encoder_of_a_collection(folder):
 
 
 def test_the_proposer_is_loaded_for_segmenters_alone(folder):
-    config = ProposerConfig(fcclip=FcClipConfig(model=folder, short_side=32, long_side=64))
+    config = ProposerConfig(fcclip=FcClipConfig(model=folder, short_side=64, long_side=96))
     assert config.name == "fcclip"
     propose = load_proposals(config, ("tree",), device="cpu")
     assert propose(IMAGES[:1])[0].open_classes is not None and propose([]) == []

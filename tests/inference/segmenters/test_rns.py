@@ -9,7 +9,7 @@ import torch
 from colour_world import COLOURS, GREY, Texts, collection, picture, unit
 
 from ovref_inference.proposers.load import no_proposals
-from ovref_inference.proposers.proposals import Proposals
+from ovref_inference.proposers.proposals import OpenClasses, Proposals
 from ovref_inference.segmenters.rns import RnsConfig, RnsSegmenter
 from ovref_inference.segmenters.rns_head import References, RnsHeadConfig, head_scores
 from ovref_inference.segmenters.windows import WindowConfig
@@ -133,7 +133,10 @@ def test_it_finds_the_colours_by_patches_and_by_regions(tmp_path, joint):
     by_regions = segmenter(tmp_path / "regions", lambda _: masks, joint=joint).segment(
         images, NAMES[::-1]
     )
-    soft = [Proposals(mask_probs_nhw=one.astype(np.float32)) for one in masks]
+    said = OpenClasses(
+        embeddings_nd=np.ones((2, 3)), void_d=np.ones(3), scale=1.0, templates=("a {}.",)
+    )
+    soft = [Proposals(mask_probs_nhw=one.astype(np.float32), open_classes=said) for one in masks]
     by_soft = segmenter(tmp_path / "soft", lambda _: soft, joint=joint).segment(images, NAMES[::-1])
     for found in (by_patches, by_regions, by_soft):
         np.testing.assert_array_equal(found[0].labels_hw, 2 - LABELS)

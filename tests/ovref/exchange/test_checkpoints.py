@@ -212,8 +212,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(released, tmp_path)
     output = tmp_path / "out"
 
     def saved(changed):
-        torch.save(changed, tmp_path / "changed.pth")
-        return tmp_path / "changed.pth"
+        checkpoint = tmp_path / f"{len(list(tmp_path.iterdir()))}.pth"
+        torch.save(changed, checkpoint)
+        return checkpoint
 
     head = "sem_seg_head.predictor"
     lacking = {n: v for n, v in tensors.items() if n != f"{head}.decoder_norm.bias"}
