@@ -39,7 +39,7 @@ FLOORS = {
         {"miniature", "models", "run_shard", "ingest", "check_models"},
         {"corpora", "select_prompts", "stages"},
         {"reduce", "evaluation"},
-        {"exchange", "labelled_corpora"},
+        {"exchange", "labelled_corpora", "training"},
     ),
     "ovref_pipelines": (
         {"errors", "console", "shipped", "tool_arguments", "bar"},

@@ -29,6 +29,7 @@ from ovref.evaluation.metrics_panoptic import PanopticQuality
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec
+from ovref.evaluation.trained import TrainedMethod, head_identity
 from ovref.identity import fingerprint
 from ovref.images import png_of
 from ovref.records import LabelledImage, ScoredImage
@@ -52,6 +53,7 @@ TABLES: dict[str, tuple[type, tuple[str, ...]]] = {
 PLACES = {
     "": ("output", "collection", "root", "names", "features", "pictures", "shard_size", "limit"),
     "folder": ("images", "labels", "classes"),
+    "clip_rc": ("weights",),
 }
 """Fields of `EvaluateSpec` that change nothing of what is counted in an image, or whose content is
 identified by the class list and by the names and sizes of the files."""
@@ -109,9 +111,12 @@ class ImageScorer:
         return ScoredImage(key=record.key, name=record.name, tables=whole, maps=maps)
 
 
-def methods_of(spec: EvaluateSpec, data: LabelledSet, models: CachedModels) -> Methods | KnnMethod:
-    """What makes the rows' predictions. Raises InputError as `Methods`."""
-    return (KnnMethod if spec.method == "knn" else Methods)(spec, data, models)
+def methods_of(
+    spec: EvaluateSpec, data: LabelledSet, models: CachedModels
+) -> Methods | KnnMethod | TrainedMethod:
+    """What makes the rows' predictions. Raises InputError as `Methods` and `TrainedMethod`."""
+    kinds = {"collection": Methods, "knn": KnnMethod, "clip_rc": TrainedMethod}
+    return kinds[spec.method](spec, data, models)
 
 
 def counts_of(
@@ -196,8 +201,7 @@ def labels_of_png(png: bytes) -> np.ndarray:
 def open_steps(
     spec: EvaluateSpec, data: LabelledSet, collection: ReferenceCollection | None
 ) -> tuple[StepFolder, StepFolder]:
-    """The steps of names and of counts, made if they are new; without a collection those of
-    `method=knn`.
+    """The steps of names and of counts, made if they are new.
 
     Raises:
         MismatchError: the output is of another evaluation; the message says what differs.
@@ -215,9 +219,11 @@ def open_steps(
         "settings": settings,
         "classes": data.class_fingerprint,
     }
-    if collection is None:
+    if spec.method == "clip_rc":
+        identity["head"] = head_identity(spec)
+    if spec.method == "knn":
         identity["memory"] = memory_identity(spec, open_training(spec, data))
-    else:
+    if collection is not None:
         identity["collection"] = {
             "fingerprint": collection.manifest.fingerprint,
             "tombstones": collection.manifest.files["tombstones"].sha256,

@@ -4,16 +4,18 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ovref.config import STRICT
+from ovref.errors import InputError
 from ovref.evaluation import miniature
 from ovref.evaluation.datasets import HELD_OUT, open_scenes, training_scenes
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.huggingface import open_any_set
-from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
+from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder, seen_of
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
 from ovref_inference.ranges import require_at_least
+from ovref_inference.segmenters.clip_rc import ClipRcConfig
 from ovref_inference.segmenters.corrclip import CorrClipConfig
 from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
@@ -33,8 +35,12 @@ TITLES = {
     "retclip_oracle": "RetCLIP with oracle masks",
     "corrclip": "CorrCLIPv2",
     "knn": "nearest patches",
+    "clip_rc": "CLIP-RC",
 }
 """Rows of the table and how people write them."""
+
+CLIP_RC = ClipRcConfig(windows=None)
+"""CLIP-RC's own settings without windows."""
 
 FREEDA = FreedaConfig(windows=None)
 """FreeDA's own settings without windows."""
@@ -83,13 +89,18 @@ class EvaluateSpec:
 
     __pydantic_config__ = STRICT
 
-    method: Literal["collection", "knn"] = "collection"
+    method: Literal["collection", "knn", "clip_rc"] = "collection"
     """`knn` asks how good a backbone is, without any collection: each patch takes the classes of
-    the nearest patches of training images. Then `rows` and their settings do not matter."""
+    the nearest patches of training images. `clip_rc` is a trained head (`ovref train`). With both,
+    `rows` and their settings do not matter."""
     knn: KnnConfig = field(default_factory=KnnConfig)
     """Settings of `method=knn`."""
+    clip_rc: ClipRcConfig = CLIP_RC
+    """Settings of `method=clip_rc`; its `windows` must be null, for those of a protocol are slid.
+    A protocol's own penalty of seen classes takes the place of its `seen_penalty`."""
     collection: str = ""
-    """Folder or URL of the collection; its own encoders are loaded. Not for `method=knn`."""
+    """Folder or URL of the collection; its own encoders are loaded. Not for `method=knn`; for
+    `method=clip_rc` only with `clip_rc.classes=prototypes`."""
     output: str
     """Folder for evaluation.json, evaluation.md, tables and pictures, and for what is counted image
     by image, with which the same command resumes; made if it is missing."""
@@ -116,6 +127,9 @@ class EvaluateSpec:
     folder: LabelFolder | None = None
     """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
     should then name models for them."""
+    unseen: tuple[str, ...] = ()
+    """Classes of scenes or of `dataset` whose masks trained models never saw, for hIoU; empty takes
+    the set's own split."""
     rows: tuple[RowName, ...] = (
         "fossil", "fossil_no_proposals", "fossil_oracle",
         "text_only", "text_only_opencut", "text_only_oracle",
@@ -160,11 +174,18 @@ class EvaluateSpec:
     takes some 60 MB an image."""
 
     def __post_init__(self) -> None:
-        if bool(self.collection) == (self.method == "knn"):
+        needed = self.method == "collection" or (
+            self.method == "clip_rc" and self.clip_rc.classes == "prototypes"
+        )
+        if bool(self.collection) != needed:
             raise ValueError(
-                "name the collection that is evaluated" if not self.collection
-                else "method=knn has no collection: leave it out"
+                "name the collection that is evaluated" if needed
+                else f"method={self.method} has no collection: leave it out"
             )  # fmt: skip
+        if bool(self.clip_rc.weights) != (self.method == "clip_rc"):
+            raise ValueError("give clip_rc.weights with method=clip_rc, and with no other")
+        if self.unseen and self.folder:
+            raise ValueError("unseen is for scenes and dataset; folder has its own")
         if self.method == "knn" and (self.protocol or self.fossil.windows is not None):
             raise ValueError("method=knn takes images as they are: leave out protocol and windows")
         if bool(self.folder) != bool(self.knn.folder) and self.method == "knn":
@@ -180,6 +201,8 @@ class EvaluateSpec:
             raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
         if self.freeda.windows is not None:
             raise ValueError("freeda.windows must be null; protocol or fossil.windows slides some")
+        if self.clip_rc.windows is not None:
+            raise ValueError("clip_rc.windows must be null; protocol or fossil.windows slides some")
         self.chosen_protocol()
         require_at_least("pictures", self.pictures, 0)
         for name in ("limit", "shard_size", "batch_size"):
@@ -214,6 +237,15 @@ class EvaluateSpec:
         Raises:
             InputError: it is not there, or not as it should be.
         """
+        data = self._open()
+        if not self.unseen:
+            return data
+        try:
+            return replace(data, seen=seen_of(data.class_names, self.unseen))
+        except ValueError as error:
+            raise InputError(f"{data.name}: {error}") from error
+
+    def _open(self) -> LabelledSet:
         if self.folder:
             return open_label_folder(self.folder).first(self.limit)
         if not self.dataset:

@@ -6,6 +6,7 @@
 - supervised: masks of all classes.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -316,6 +317,8 @@ def _write_head(spec: ClipRcTraining, made: Prepared, facts: Mapping[str, Any]) 
     from safetensors.torch import save
 
     names, shown = made.data.class_names, made.split.shown
+    state = made.network.trained_state(with_recovery=False)
+    weights = save({name: value.cpu().contiguous() for name, value in state.items()})
     head = ClipRcHead(
         network=spec.network,
         dim=made.network.dim,
@@ -324,8 +327,7 @@ def _write_head(spec: ClipRcTraining, made: Prepared, facts: Mapping[str, Any]) 
         setting=spec.setting,
         templates=spec.templates,
         training=facts,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
-    state = made.network.trained_state(with_recovery=False)
-    weights = save({name: value.cpu().contiguous() for name, value in state.items()})
     made.store.write(WEIGHTS, weights)
-    made.store.write(HEAD, head.encoded(weights))
+    made.store.write(HEAD, head.encoded())

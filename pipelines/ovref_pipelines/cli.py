@@ -13,7 +13,7 @@ from ovref_pipelines.tool_arguments import add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs that the extra `cli` is enough for."""
-RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "reproduce")
+RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce")
 """Verbs that resume where they were stopped; the others begin anew."""
 EXTRAS = {
     **dict.fromkeys(
@@ -32,6 +32,7 @@ examples:
   ovref reduce --config miniature output=runs/demo replace=true reduce.prototypes.k=3
   ovref evaluate --config miniature_evaluate collection=runs/demo/collection
   ovref compare runs/first runs/second --output runs/compared
+  ovref train --config miniature_clip_rc
   ovref reproduce fossil_ade --data /data --dry-run
   ovref search runs/demo/collection red boat --sheet boats.png
   ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
@@ -118,6 +119,10 @@ def parser() -> argparse.ArgumentParser:
         help="batch sizes of the stage that makes images; default: the configuration's",
     )  # fmt: skip
     add_configured("evaluate", "measure a collection on the miniature's scenes or labelled images")
+    train = add_configured("train", "train a segmenter on labelled images, or resume training it")
+    train.add_argument(
+        "--dry-run", action="store_true", help="check data and models, make one step; write nothing"
+    )
 
     reproduce = add(
         "reproduce", "get a row of a paper's table again: check, build, evaluate, compare",

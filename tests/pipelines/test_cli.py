@@ -72,6 +72,7 @@ def test_verbs_and_flags_are_pinned():
         "cancel": ["--address", "--detach", "--help", "-h", "job"],
         "reduce": common,
         "evaluate": common,
+        "train": sorted([*common, "--dry-run"]),
         "compare": sorted(
             ["--help", "--output", "--pictures", "--row", "--second-row", "-h", "first", "second"]
         ),
@@ -110,7 +111,7 @@ def test_verbs_and_flags_are_pinned():
         ),
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
-    assert len(shown) == 21 and not {"inspect", "retry-failed"} & shown  # old names, not shown
+    assert len(shown) == 22 and not {"inspect", "retry-failed"} & shown  # old names, not shown
 
 
 def test_methods_of_segment_are_those_that_load():

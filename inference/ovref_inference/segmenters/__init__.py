@@ -1,7 +1,7 @@
-"""Segmenters that need no training: images and class names -> label maps.
+"""Segmenters: images and class names -> label maps. All but CLIP-RC need no training.
 
-Each is imported when its name is first used: FOSSIL, text alone and FreeDA need torch; VOCSeg,
-RetCLIP and CorrCLIPv2 take whatever encodes regions and need nothing more themselves.
+Each is imported when its name is first used: FOSSIL, text alone, FreeDA and CLIP-RC need torch;
+VOCSeg, RetCLIP and CorrCLIPv2 take whatever encodes regions and need nothing more themselves.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ovref_inference.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from ovref_inference.segmenters.clip_rc import ClipRcConfig, ClipRcSegmenter
     from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
     from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
     from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ovref_inference.segmenters.windows import WindowConfig
 
 __all__ = [
+    "ClipRcConfig",
+    "ClipRcSegmenter",
     "CorrClipConfig",
     "CorrClipSegmenter",
     "FossilConfig",
@@ -52,6 +55,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ClipRcConfig": "clip_rc",
+    "ClipRcSegmenter": "clip_rc",
     "CorrClipConfig": "corrclip",
     "CorrClipSegmenter": "corrclip",
     "FossilConfig": "fossil",

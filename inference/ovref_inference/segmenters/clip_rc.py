@@ -83,12 +83,12 @@ class ClipRcHead:
     """What class names were put into, for their text embeddings."""
     training: Mapping[str, Any]
     """Steps, data and settings, for people."""
+    weights_sha256: str
+    """Checksum of the weights' file."""
 
-    def encoded(self, weights: bytes) -> bytes:
-        """The JSON file, with the checksum of the weights' file."""
-        tree = {"format_version": FORMAT_VERSION, **asdict(self)}
-        tree["weights_sha256"] = hashlib.sha256(weights).hexdigest()
-        return json.dumps(tree, indent=1).encode()
+    def encoded(self) -> bytes:
+        """The JSON file."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1).encode()
 
 
 def read_head(place: str) -> tuple[ClipRcHead, dict[str, torch.Tensor]]:
@@ -120,12 +120,11 @@ def read_head(place: str) -> tuple[ClipRcHead, dict[str, torch.Tensor]]:
             raise ModelError(
                 f"{place}/{HEAD} has format version {version}, this ovref reads {FORMAT_VERSION}"
             )
-        checksum = tree.pop("weights_sha256")
         tree["network"] = ClipRcNetworkConfig(**_tuples(tree["network"]))
         head = ClipRcHead(**_tuples(tree))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{place}/{HEAD} is damaged: {error!r}") from error
-    if hashlib.sha256(weights).hexdigest() != checksum:
+    if hashlib.sha256(weights).hexdigest() != head.weights_sha256:
         raise ModelError(f"{place}/{WEIGHTS} is damaged, or not the file that {HEAD} belongs to")
     try:
         return head, tensors_of(weights)

@@ -37,6 +37,7 @@ from ovref_inference.proposers.config import (
     SamGridConfig,
 )
 from ovref_pipelines.bar import bar
+from ovref_pipelines.tool_arguments import TRAINED
 
 Say = Callable[[str], None]
 
@@ -187,8 +188,9 @@ class Worker:
         if config is not None:
             proposer = load_proposer(config, device=job.device)
         try:
+            trained = job.method in TRAINED
             self.segmenter = load_segmenter(
-                ReferenceCollection.open(job.collection),
+                job.collection if trained else ReferenceCollection.open(job.collection),
                 job.method,  # type: ignore[arg-type]
                 proposer=proposer,
                 device=job.device,
