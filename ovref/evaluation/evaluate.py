@@ -218,6 +218,7 @@ def _result(
         "class_list": data.class_list.name,
         "class_fingerprint": data.class_fingerprint,
         "classes": list(data.class_names),
+        "seen": None if data.seen is None else list(data.seen),
         "images": len(totals.names),
         "collection": {
             "fingerprint": compared.fingerprint,
