@@ -25,7 +25,7 @@ from ovref.identity import fingerprint
 from ovref.storage.store import Store
 from ovref.training import checkpoints
 from ovref.training.data import LabelledBatch, LabelledBatches, TrainingData
-from ovref.training.loop import Losses, train, worker
+from ovref.training.loop import Losses, train
 from ovref.training.losses import (
     class_targets,
     dice_loss,
@@ -34,6 +34,7 @@ from ovref.training.losses import (
     recovery_loss,
 )
 from ovref.training.settings import TrainingConfig
+from ovref.training.workers import place
 from ovref_inference.collection.retrieve import class_embeddings
 from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_inference.encoders.load import load_text_encoder
@@ -136,7 +137,7 @@ def run(spec: ClipRcTraining, say: Say = print) -> dict[str, Any]:
         "settings": dump(spec),
         "last": dict(result["history"][-1]),
     }
-    if worker() == 0:
+    if place()[0] == 0:
         _write_head(spec, made, facts)
         say(f"written to {spec.output}: {HEAD}, {WEIGHTS}")
     return facts

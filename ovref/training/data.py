@@ -27,6 +27,9 @@ ATTEMPTS = 10
 """Crops tried for one of varied classes, as in mmsegmentation; and images tried for one with a
 labelled pixel."""
 
+SCENES_KEPT = 5000
+"""Scenes of the miniature held in memory, 45 kB each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
@@ -94,6 +97,8 @@ class TrainingData:
         """
         if self.scenes:
             data = training_scenes(self.scenes)
+            # Drawing a scene takes longer than a small network needs for it.
+            data = replace(data, read=lru_cache(SCENES_KEPT)(data.read))
         elif self.folder:
             data = open_label_folder(self.folder)
         else:

@@ -7,7 +7,7 @@ its arguments; `losses_of(model, batch)` gives the losses of each image. The los
 sum of the means over all its images. So a step is the same however its images are spread over
 workers and accumulated parts, and what was killed goes on to the same weights.
 
-Workers are processes of one `torch.distributed` group, where there is one: each calls `train`.
+Workers are processes of one `torch.distributed` group (`workers.joined`): each calls `train`.
 """
 
 import math
@@ -27,6 +27,7 @@ from ovref.storage.store import Store
 from ovref.training import checkpoints
 from ovref.training.settings import UNCOUNTED, TrainingConfig, rate_at
 from ovref.training.summary import Summary
+from ovref.training.workers import place
 from ovref_inference.models import copy_weights
 
 Say = Callable[[str], None]
@@ -77,7 +78,7 @@ def train(
         StorageError: its checkpoint is damaged.
         ConfigError: the batch is no multiple of workers and parts.
     """
-    rank, workers = _place()
+    rank, workers = place()
     parts = workers * config.accumulate
     if config.batch % parts:
         raise ConfigError(
@@ -308,21 +309,9 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def worker() -> int:
-    """This worker's number, from 0."""
-    return _place()[0]
-
-
-def _place() -> tuple[int, int]:
-    """This worker's number, and how many there are."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
-
-
 def _summed(tensors: Sequence[torch.Tensor]) -> None:
     """Sums tensors of one kind over all workers, in place, in one message."""
-    if _place()[1] == 1:
+    if place()[1] == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
@@ -332,5 +321,5 @@ def _summed(tensors: Sequence[torch.Tensor]) -> None:
 
 def _shared(tensor: torch.Tensor) -> None:
     """Gives every worker the values of worker 0."""
-    if _place()[1] > 1:
+    if place()[1] > 1:
         dist.broadcast(tensor, 0)

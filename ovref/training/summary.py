@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import distributed as dist
-
 from ovref.errors import ConfigError
 from ovref.storage.store import Store
 from ovref.training.settings import TrainingConfig
+from ovref.training.workers import place
 from ovref_inference.errors import MissingPackageError
 
 
@@ -21,8 +20,7 @@ class Summary:
             ConfigError: the output is not on this machine.
         """
         self._writer: Any = None
-        first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-        if not (config.tensorboard and first):
+        if not config.tensorboard or place()[0] != 0:
             return
         if not store.is_local:
             raise ConfigError(

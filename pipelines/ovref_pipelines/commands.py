@@ -99,7 +99,7 @@ def _train(options: Namespace, console: Console) -> int:
 
     config = train.with_absolute_places(_config(train.TrainConfig, options))
     if options.dry_run:
-        console.show(clip_rc.check(config))
+        console.show(clip_rc.check(config.spec))
         return 0
     train.train(config, console)
     return 0

@@ -2,37 +2,41 @@
 
     ovref train --config miniature_clip_rc
     torchrun --nproc-per-node 8 -m ovref_pipelines train --config clip_rc_voc data.root=/data/voc
+    ovref train --config clip_rc_voc engine.engine=ray engine.workers=8 engine.gpus_per_worker=1
 
 Workers that a launcher such as torchrun starts find each other by its environment variables.
 """
 
 import dataclasses
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from torch import distributed as dist
-
-from ovref.errors import ConfigError
 from ovref.places import absolute, absolute_local, with_absolute_models
 from ovref.training import clip_rc
 from ovref.training.clip_rc import ClipRcTraining
+from ovref.training.workers import joined, place
 from ovref_pipelines.console import Console
-from ovref_pipelines.verbs.evaluate import absolute_folder
-
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What launchers of torch.distributed tell their workers."""
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.run_steps import ray_left_as_found
+from ovref_pipelines.verbs.evaluate import absolute_folder, this_process
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ClipRcTraining):
-    """What is trained."""
+    """What is trained, and where."""
 
     method: Literal["clip_rc"] = "clip_rc"
     """CLIP-RC (Zhang et al., CVPR 2024)."""
+    engine: EngineConfig = field(default_factory=this_process)
+    """This process, or (`engine.engine=ray`) so many workers of a Ray cluster, which must all see
+    the data and the output. `workers`, `address`, `cpus_per_worker`, `gpus_per_worker`, `threads`
+    and `attempts` count."""
+
+    @property
+    def spec(self) -> ClipRcTraining:
+        """The part that says what is trained."""
+        fields = dataclasses.fields(ClipRcTraining)
+        return ClipRcTraining(**{one.name: getattr(self, one.name) for one in fields})
 
 
 def with_absolute_places(config: TrainConfig) -> TrainConfig:
@@ -50,36 +54,17 @@ def with_absolute_places(config: TrainConfig) -> TrainConfig:
 
 
 def train(config: TrainConfig, console: Console) -> None:
-    """Trains as `ovref.training.clip_rc.run`, with its errors; worker 0 tells how it goes."""
-    with workers(config.device) as device:
-        here = dataclasses.replace(config, device=device)
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        clip_rc.run(here, console.say if first else lambda line: None)
-
-
-@contextmanager
-def workers(device: str | None) -> Iterator[str | None]:
-    """Joins the other workers, if a launcher started some; gives this one's device.
+    """Trains as `ovref.training.clip_rc.run`, with its errors; worker 0 tells how it goes.
 
     Raises:
-        ConfigError: a part of what launchers tell is missing.
+        JobError: workers of Ray died too often; the same call resumes.
     """
-    told = [name for name in LAUNCHED if name in os.environ]
-    if "RANK" not in told:
-        yield device
+    if config.engine.engine == "ray":
+        from ovref_pipelines.ray import training
+
+        with ray_left_as_found():
+            training.run(config.spec, config.engine, console.say)
         return
-    if missing := [name for name in LAUNCHED if name not in told]:
-        raise ConfigError(
-            f"RANK is set in the environment but {', '.join(missing)} not: start workers by "
-            "torchrun, or unset RANK"
-        )
-    gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
-    if gpu:
-        number = int(os.environ.get("LOCAL_RANK", 0))
-        torch.cuda.set_device(number)
-        device = f"cuda:{number}"
-    dist.init_process_group("nccl" if gpu else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    with joined(config.device) as device:
+        here = dataclasses.replace(config.spec, device=device)
+        clip_rc.run(here, console.say if place()[0] == 0 else lambda line: None)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ovref.config import dump, load
-from ovref.errors import ConfigError
-from ovref.training.clip_rc import check
+from ovref.errors import ConfigError, MismatchError
+from ovref.training.clip_rc import check, run
+from ovref.training.workers import joined
 from ovref_inference.segmenters.clip_rc import read_head
 from ovref_pipelines import cli
-from ovref_pipelines.verbs import train
+from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.verbs.train import TrainConfig, with_absolute_places
 from trained_heads import SPEC, UNSEEN, trained_head
 
@@ -82,7 +84,7 @@ def test_a_launcher_must_tell_all(monkeypatch):
     for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=r"RANK is set .* WORLD_SIZE, MASTER_ADDR"):
-        next(train.workers("cpu").gen)
+        next(joined("cpu").gen)
 
 
 def test_the_papers_settings():
@@ -154,7 +156,7 @@ def test_a_real_step_at_full_size(path, full_size_clip, tmp_path):
     write_images(tmp_path)
     name = path.stem.removeprefix("clip_rc_").split("_")[0]
     given = [f"data.root={tmp_path / name}", f"network.model={full_size_clip}", "device=cpu"]
-    text = check(load(TrainConfig, path, [*given, f"output={tmp_path / 'out'}"]))
+    text = check(load(TrainConfig, path, [*given, f"output={tmp_path / 'out'}"]).spec)
     seen, unseen = {"voc": (15, 5), "context": (50, 10), "coco": (156, 15)}[name]
     assert f"{seen} classes with masks, {unseen} without" in text
     assert "of 16 images one by one" in text
@@ -181,3 +183,25 @@ def test_launched_workers_train_what_one_does(small, trained_head, tmp_path):
     one, two = (read_head(str(tmp_path / name))[1] for name in ("one", "two"))
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_workers_of_ray_train_what_one_process_does(local_ray, trained_head, tmp_path):
+    from ovref_pipelines.ray import training
+
+    network = replace(SPEC.network, dropout=0.0)
+    engine = EngineConfig(engine="ray", workers=2)
+    lines = []
+    for name in ("one", "two"):
+        spec = replace(SPEC, network=network, output=str(tmp_path / name))
+        if name == "one":
+            run(spec, lambda line: None)
+        else:
+            training.run(spec, engine, lines.append)
+    assert any("step 4 of 4" in line for line in lines)
+    one, two = (read_head(str(tmp_path / name))[1] for name in ("one", "two"))
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-5)
+    wrong = replace(SPEC, output=str(tmp_path / "one"))  # with dropout
+    with pytest.raises(MismatchError, match=r"network.dropout was 0.0 and is now 0.1"):
+        training.run(wrong, engine, lines.append)
