@@ -53,7 +53,7 @@ def write(store: Store, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> 
     checksums = {}
     for part in TENSORS:
         tensors: Mapping[str, torch.Tensor] = getattr(checkpoint, part)
-        data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        data = _encoded(tensors)
         checksums[part] = hashlib.sha256(data).hexdigest()
         store.write(f"{name}.{part}.safetensors", data)
     described = {
@@ -113,6 +113,15 @@ def check_identity(store: Store, found: Any, wanted: Mapping[str, Any]) -> None:
             f"{store.url} holds a training with other settings: {'; '.join(different)}. Choose "
             "another output, or the settings of that one"
         )
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors as they are written."""
+    return hashlib.sha256(_encoded(tensors)).hexdigest()
+
+
+def _encoded(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    return save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
 
 
 def delete_but(store: Store, kept: Sequence[int]) -> None:

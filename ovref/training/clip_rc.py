@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch.nn.functional import interpolate
 
 from ovref.check_models import weights_fingerprint
@@ -194,7 +195,6 @@ def prepare(spec: ClipRcTraining) -> Prepared:
     data = spec.data.open()
     split = _split(data, spec.setting)
     store = Store.open(spec.output)
-    identity = _identity(spec, data)
     batches = LabelledBatches(
         data, split.classes, spec.data, shown=split.shown, size_hw=spec.network.size_hw,
         batch=spec.training.batch, seed=spec.training.seed,
@@ -203,8 +203,10 @@ def prepare(spec: ClipRcTraining) -> Prepared:
     device = device_of(spec.device)
     torch.manual_seed(spec.training.seed)
     network, pixels = load_network(spec.network, device)
+    identity = _identity(spec, data)
     if spec.start:
-        _start(spec, network, [data.class_names[i] for i in _shown(data)])
+        seen = [data.class_names[label] for label in _shown(data)]
+        identity["start"] = _start(spec, network, seen)
     text = load_text_encoder(
         TextEncoderConfig(model=spec.network.model, revision=spec.network.revision), device="cpu"
     )
@@ -278,8 +280,10 @@ def _identity(spec: ClipRcTraining, data: LabelledSet) -> dict[str, Any]:
     settings = dump(spec)
     for name in ("output", "training", "device", "start"):
         del settings[name]
-    for name in ("root", "folder", "threads"):
+    for name in ("root", "threads"):
         del settings["data"][name]
+    for name in ("images", "labels", "classes") if spec.data.folder else ():
+        del settings["data"]["folder"][name]
     return {
         "method": "clip_rc",
         **settings,
@@ -291,8 +295,8 @@ def _identity(spec: ClipRcTraining, data: LabelledSet) -> dict[str, Any]:
     }
 
 
-def _start(spec: ClipRcTraining, network: ClipRcNetwork, seen: list[str]) -> None:
-    """The middle checkpoint of an inductive training, put into the network.
+def _start(spec: ClipRcTraining, network: ClipRcNetwork, seen: list[str]) -> str:
+    """Puts the middle checkpoint of an inductive training into the network; its checksum.
 
     Raises:
         MismatchError: it is of another architecture, CLIP or class split, or no inductive one.
@@ -311,12 +315,11 @@ def _start(spec: ClipRcTraining, network: ClipRcNetwork, seen: list[str]) -> Non
     checkpoints.check_identity(store, {name: identity.get(name) for name in wanted}, wanted)
     found = checkpoints.read(store, steps // 2)
     copy_weights(network.trained_state(), found.weights, f"{spec.start}, step {found.step}")
+    return checkpoints.checksum(found.weights)
 
 
 def _write_head(spec: ClipRcTraining, made: Prepared, facts: Mapping[str, Any]) -> None:
     """The weights first: a reader of both files finds their checksum in the second one."""
-    from safetensors.torch import save
-
     names, shown = made.data.class_names, made.split.shown
     state = made.network.trained_state(with_recovery=False)
     weights = save({name: value.cpu().contiguous() for name, value in state.items()})
