@@ -56,11 +56,11 @@ class ClipRcLosses:
     __pydantic_config__ = STRICT
 
     focal: float = 100.0
-    """Of the focal loss."""
+    """Weight of the focal loss."""
     dice: float = 1.0
-    """Of the dice loss."""
+    """Weight of the dice loss."""
     recovery: float = 2.0
-    """Of the recovery loss, a mean over numbers; the paper's eq. 10 is a sum."""
+    """Weight of the recovery loss, a mean over numbers; the paper's eq. 10 is a sum."""
     recovery_kind: Literal["l1", "l2"] = "l1"
     """Absolute or squared differences (table 8)."""
     unlabelled: Literal["ignored", "negative"] = "ignored"

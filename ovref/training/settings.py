@@ -68,7 +68,7 @@ class TrainingConfig:
     clip_norm: float | None = None
     """Gradients of a larger norm are scaled to this one; null leaves them."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic; weights, their gradients and the losses stay float32."""
+    """Type of the arithmetic; weights, their gradients and the losses stay float32."""
     seed: int = 0
     """Seed of new weights, of the order of images, of crops and of what is dropped."""
     save_every: int = 1000
