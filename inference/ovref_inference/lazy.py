@@ -17,6 +17,7 @@ EXTRAS = {
     "cli": ("pydantic", "yaml", "rich"),
     "formats": ("pycocotools", "supervision"),
     "pandas": ("pandas",),
+    "tensorboard": ("tensorboard",),
     "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
 }  # fmt: skip
 """Packages that are imported when they are first needed, by the extra of ovref that brings them."""

@@ -7,7 +7,7 @@ from ovref.errors import ConfigError
 from ovref.storage.store import Store
 from ovref.training.settings import TrainingConfig
 from ovref.training.workers import place
-from ovref_inference.errors import MissingPackageError
+from ovref_inference.lazy import missing_package
 
 
 class Summary:
@@ -29,10 +29,7 @@ class Summary:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise MissingPackageError(
-                "training.tensorboard needs the package tensorboard, which is not installed: pip "
-                "install tensorboard"
-            ) from error
+            raise missing_package(error, "training.tensorboard") from error
         self._writer = SummaryWriter(f"{store.url}/tensorboard")
 
     def __enter__(self) -> "Summary":

@@ -241,8 +241,19 @@ def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     for name in [n for n in sys.modules if n.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(MissingPackageError, match="pip install tensorboard"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'ovref\[tensorboard\]'"):
         trained(tmp_path, replace(CONFIG, tensorboard=True))
+
+
+def test_the_history_is_written_for_tensorboard(undisturbed, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained(tmp_path, replace(CONFIG, tensorboard=True))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    history = undisturbed[1]["history"]
+    assert found == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in history]
 
 
 def run_fakes(folder, **variables):
