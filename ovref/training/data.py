@@ -212,14 +212,13 @@ class LabelledBatches:
         config = self._config
         factor = rng.uniform(*config.scale)
         sides = WindowConfig(short_side=config.short_side, long_side=config.long_side)
-        size_hw = tuple(
-            max(1, round(side * factor)) for side in resized_size(image_hwc.shape[:2], sides)
-        )
+        height, width = resized_size(image_hwc.shape[:2], sides)
+        size_hw = (max(1, round(height * factor)), max(1, round(width * factor)))
         if size_hw != image_hwc.shape[:2]:
-            image = Image.fromarray(image_hwc).resize(size_hw[::-1], Image.Resampling.BILINEAR)
+            image = Image.fromarray(image_hwc).resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)
             image_hwc = np.asarray(image)
             labels = Image.fromarray(labels_hw.astype(np.int32))
-            labels = labels.resize(size_hw[::-1], Image.Resampling.NEAREST)
+            labels = labels.resize((size_hw[1], size_hw[0]), Image.Resampling.NEAREST)
             labels_hw = np.asarray(labels).astype(np.int64)
         top, left = self._corner(labels_hw, rng)
         height, width = self._size_hw

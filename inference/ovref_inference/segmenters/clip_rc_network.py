@@ -219,13 +219,14 @@ class TwinDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.queries, self.patches = nn.Linear(query_dim, dim), nn.Linear(patch_dim, dim)
-        self.layers = nn.ModuleList(TwinLayer(dim, config) for _ in range(layers))
+        twins = [TwinLayer(dim, config) for _ in range(layers)]
+        self.layers = nn.ModuleList(twins)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        for layer in self.layers:
-            nn.init.zeros_(layer.patches.linear2.weight)
+        for twin in twins:
+            nn.init.zeros_(twin.patches.linear2.weight)
 
     def forward(
         self, queries_nqe: torch.Tensor, patches_npe: torch.Tensor

@@ -104,10 +104,11 @@ def _clip_rc(
         stride = max(1, side * config.windows.stride // config.windows.crop)
         windows = WindowConfig(short_side=side, crop=side, stride=stride)
         config = replace(config, windows=windows)
-    collection = None
-    if config.classes == "prototypes":
-        opened = isinstance(place, ReferenceCollection)
-        collection = place if opened else ReferenceCollection.open(place)  # type: ignore[arg-type]
+    collection: ReferenceCollection | None = None
+    if isinstance(place, ReferenceCollection):
+        collection = place
+    elif config.classes == "prototypes":
+        collection = ReferenceCollection.open(place)
     text = load_text_encoder(
         TextEncoderConfig(model=network.model, revision=network.revision), device=device
     )

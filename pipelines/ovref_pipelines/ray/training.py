@@ -85,7 +85,7 @@ def _run_once(spec: ClipRcTraining, config: EngineConfig, say: Callable[[str], N
         "max_concurrency": 2,
         "runtime_env": {"env_vars": thread_variables(config.threads)},
     }
-    actor = ray.remote(TrainingWorker).options(**options)
+    actor: Any = ray.remote(TrainingWorker).options(**options)
     workers = [actor.remote() for _ in range(config.workers)]
     try:
         address = ray.get(workers[0].address.remote())
