@@ -11,10 +11,10 @@ DEMO ?= runs/demo
 demo: install
 	@echo "Building a collection from 400 captions: nouns, images, references, index"
 	$(BIN)/ovref build --config configs/miniature_fast.yaml output=$(DEMO)
+	$(BIN)/ovref status $(DEMO) --pictures $(DEMO)/samples.png
 	@echo "Segmenting 200 scenes with it, and with what it is compared with"
 	$(BIN)/ovref evaluate --config configs/miniature_evaluate.yaml \
 	    collection=$(DEMO)/collection output=$(DEMO)/evaluation
-	$(BIN)/ovref status $(DEMO) --pictures $(DEMO)/samples.png
 
 # Whole files are shared out over the cores, at most four: each process holds PyTorch and its
 # companions.

@@ -3,7 +3,7 @@
     import ovref
     summary = ovref.build("own_captions", {"corpus.path": "captions.txt", "output": "runs/first"})
 
-What is named here is imported when it is first used.
+Names are imported on first use.
 """
 
 import importlib
@@ -16,7 +16,7 @@ _MODULES = {
     "evaluate": "ovref_pipelines.api",
     "publish": "ovref_pipelines.api",
 }
-"""Modules are named, not imported: `ovref_pipelines` depends on this package."""
+"""Name -> module, not imported yet: `ovref_pipelines` depends on this package."""
 
 __all__ = ["OwnArrays", "build", "collection_from_arrays", "evaluate", "publish"]
 

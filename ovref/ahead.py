@@ -15,10 +15,10 @@ READERS = 8
 def map_ahead(
     call: Callable[[Item], Result], items: Iterable[Item], threads: int = READERS
 ) -> Iterator[Result]:
-    """`call(item)` for each item, in order, while threads process the next `threads` items.
+    """Yields `call(item)` for each item, in order, while threads process the next `threads` items.
 
-    Exceptions of `call` are raised in their turn. After an exception, or when the iterator is
-    closed, no further call begins. At most `threads + 1` results are held. `items` are consumed in
+    Exceptions of `call` are raised in order, too. After an exception, or when the iterator is
+    closed, no further call begins. At most `threads + 1` results are held. `items` is consumed in
     the caller's thread.
     """
     pool = ThreadPoolExecutor(threads)

@@ -1,8 +1,8 @@
-"""Every model of a build, loaded and fed one blank input before any work begins.
+"""Loads every model of a build and runs it on one blank input before any work begins.
 
-A model that loads may still fail on its first input (a vision tower of another input size, a
-backbone that is no plain ViT). Found here, this costs a minute; found by the last step of a build,
-it costs the steps before.
+A model that loads may still fail on its first input (a vision tower with another input size, a
+backbone that is not a plain ViT). Found here, this costs a minute; found by the last step of a
+build, it costs all steps before.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from ovref_inference.models import miniature_folder, resolve
 logger = logging.getLogger(__name__)
 
 WHOLE_BYTES = 1 << 24
-"""Files up to this size are hashed whole."""
+"""Files up to this size are hashed completely."""
 BLOCK_BYTES = 1 << 16
 BLOCKS = 64
-"""Blocks of `BLOCK_BYTES` hashed of a larger file, evenly spaced, the first and last included."""
+"""Number of evenly spaced blocks hashed of a larger file, including the first and the last."""
 UNKNOWN = "unknown"
-"""The fingerprint of weights that cannot be found on this machine."""
+"""Fingerprint of weights that are not on this machine."""
 
 
 class ModelSpec(Protocol):
@@ -34,34 +34,34 @@ class ModelSpec(Protocol):
     name: Any
 
     def check(self) -> list[Any]:
-        """Builds the stage and feeds it one blank input; what it answers.
+        """Builds the stage and returns its output for one blank input.
 
         Raises ModelError, or whatever a model's own code raises."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckedModel:
-    """A model of a build, and which weights it had."""
+    """A model of a build and the fingerprint of its weights."""
 
     step: str
     """Name of the stage: `synthesize`, `embed`, ..."""
     setting: str
-    """Where the stage's settings name it: `visual.model`."""
+    """Setting of the stage that names the model: `visual.model`."""
     model: str
     revision: str
-    """As configured; empty where none is."""
+    """As configured; empty if not set."""
     weights: str
     """`weights_fingerprint`."""
 
 
 def check_models(specs: Iterable[Any]) -> tuple[CheckedModel, ...]:
-    """Builds each stage, feeds it one blank input, and fingerprints its weights.
+    """Builds each stage, runs it on one blank input, and fingerprints its weights.
 
-    The stages are built one after the other and not kept. Runs on the device that workers take; the
-    arguments and the result can be pickled.
+    The stages are built one after another and not kept. Runs on the device that workers use;
+    arguments and result can be pickled.
 
     Args:
-        specs: the Specs of a build; those without a method `check` are only fingerprinted.
+        specs: the specs of a build; those without a method `check` are only fingerprinted.
 
     Raises:
         ModelError: a model cannot be loaded, or fails on the blank input.
@@ -84,21 +84,21 @@ def check_models(specs: Iterable[Any]) -> tuple[CheckedModel, ...]:
 
 
 def changed_models(before: Iterable[CheckedModel], now: Iterable[CheckedModel]) -> list[str]:
-    """A line of text for each model whose weights differ under the same name and revision."""
+    """A message for each model whose weights differ under the same name and revision."""
     known = {(old.step, old.setting, old.model, old.revision): old.weights for old in before}
     lines = []
     for model in now:
         old = known.get((model.step, model.setting, model.model, model.revision))
         if old is not None and UNKNOWN not in (old, model.weights) and old != model.weights:
             lines.append(
-                f"{model.step}.{model.setting}={model.model} has other weights than before: "
+                f"{model.step}.{model.setting}={model.model} has different weights than before: "
                 f"{old[:19]}... then, {model.weights[:19]}... now"
             )
     return lines
 
 
 def models_of(spec: Any) -> Iterator[tuple[str, str, str]]:
-    """The models that settings name: path of the setting, model id, revision or an empty text."""
+    """The models in a spec: path of the setting, model id, revision or an empty string."""
     if hasattr(spec, "tagger") and spec.source == "text":
         yield "tagger", spec.tagger, spec.tagger_version or ""
     for field in dataclasses.fields(spec):
@@ -111,16 +111,16 @@ def models_of(spec: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def weights_fingerprint(model: str, revision: str = "") -> str:
-    """What distinguishes these weights from others of the same name.
+    """Distinguishes weights with the same name.
 
     Args:
-        model: `miniature:<name>`, a folder or file, a Hugging Face id (`hf-hub:` before it or not),
-            `<architecture>:<tag>` of open_clip, or an installed spaCy package.
-        revision: of the Hugging Face repository; empty for its default branch.
+        model: `miniature:<name>`, a folder or file, a Hugging Face id (with or without `hf-hub:`),
+            open_clip's `<architecture>:<tag>`, or an installed spaCy package.
+        revision: revision of the Hugging Face repository; empty for its default branch.
 
     Returns:
-        `sha256:<64 digits>` of the files' names, sizes and content (of large files 64 blocks), or
-        `commit:<40 digits>` of what the Hugging Face cache has, or `unknown`.
+        `sha256:<64 digits>` of the files' names, sizes and contents (64 blocks of a large file),
+        `commit:<40 digits>` of the snapshot in the Hugging Face cache, or `unknown`.
 
     Raises:
         ModelError: there is no such miniature model.
@@ -154,7 +154,7 @@ def _check(spec: ModelSpec) -> None:
     for answer in answers:
         if isinstance(answer, Dropped) and answer.reason.startswith("nonfinite"):
             raise ModelError(
-                f"stage {spec.name} gets numbers that are not finite from its models "
+                f"stage {spec.name} gets non-finite numbers from its models "
                 f"({_names(spec)}) for a blank input: choose another dtype or precision, or "
                 "another model"
             )
@@ -165,7 +165,7 @@ def _names(spec: Any) -> str:
 
 
 def _files_fingerprint(path: Path) -> str:
-    """Over the files of a folder that are not hidden, or over one file."""
+    """SHA-256 over the visible files of a folder, or over one file."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     total = hashlib.sha256()
     for file in files:
@@ -185,7 +185,7 @@ def _files_fingerprint(path: Path) -> str:
 
 
 def _cached_commit(repository: str, revision: str) -> str:
-    """The commit of a Hugging Face repository in this machine's cache."""
+    """The commit of a Hugging Face repository in the local cache."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -198,7 +198,7 @@ def _cached_commit(repository: str, revision: str) -> str:
 
 
 def _open_clip_repository(name: str) -> str:
-    """The Hugging Face id of `<architecture>:<tag>`; empty where open_clip has none."""
+    """The Hugging Face id of `<architecture>:<tag>`; empty if open_clip has none."""
     import open_clip
 
     architecture, _, tag = name.partition(":")

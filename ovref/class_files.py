@@ -1,4 +1,4 @@
-"""Lists of classes with their synonyms, and text files of them."""
+"""Lists of classes with synonyms, and their text files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +9,19 @@ from ovref.errors import InputError
 from ovref.identity import fingerprint
 
 SYNONYMS = ";"
-"""Separates the names of one class in a text file, as in CorrCLIP's lists."""
+"""Separator of the names of a class in a text file, as in CorrCLIP's lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassList:
-    """The names of a set's classes, in the order of its labels."""
+    """Class names of a data set, in the order of its labels."""
 
     name: str
     """Name of the list (`mmseg`, `fcclip`, `corrclip`, ...) or path of the user's file."""
     source: str
     """Repository and file that the names were taken from."""
     classes: tuple[tuple[str, ...], ...]
-    """Names of each class, the first of them its own; a class scores the best of its names."""
+    """Names of each class, its own first; the score of a class is the maximum over its names."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ class ClassList:
         return tuple(names[0] for names in self.classes)
 
     def asked(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Every name once, and the class of each; a name that two classes have is the first's."""
+        """All distinct names, and the class of each; a shared name belongs to the first class."""
         owners: dict[str, int] = {}
         for number, names in enumerate(self.classes):
             for name in names:
@@ -38,20 +38,20 @@ class ClassList:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any name, synonym or order; 16 hexadecimal digits."""
+        """Hash of all names in order: 16 hexadecimal digits."""
         return fingerprint([list(names) for names in self.classes])[:16]
 
 
 def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
-    """Reads a class list: UTF-8 text, one class a line, its names separated by SYNONYMS.
+    """Reads a class list: UTF-8 text, one class per line, its names separated by SYNONYMS.
 
     Args:
         path: the file, local or a URL.
-        count: classes that the set has; None takes as many as there are, at least one.
+        count: expected number of classes; None accepts any, at least one.
 
     Raises:
-        InputError: the file cannot be read, has another number of classes, or two classes have
-            the same first name, letter case aside.
+        InputError: the file cannot be read, has another number of classes, or two classes have the
+            same first name, ignoring case.
     """
     try:
         with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:  # no byte-order mark
@@ -64,18 +64,18 @@ def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
         if line.strip(f"{SYNONYMS} \t")
     ]
     if not classes:
-        raise InputError(f"{path} has no class; give one a line")
+        raise InputError(f"{path} has no class; give one per line")
     if count is not None and len(classes) != count:
         raise InputError(
-            f"{path} has {len(classes)} classes, the data set {count}; give one class a line, its "
-            f"synonyms separated by {SYNONYMS!r}"
+            f"{path} has {len(classes)} classes, the data set {count}; give one class per line, "
+            f"its synonyms separated by {SYNONYMS!r}"
         )
     first: dict[str, int] = {}
     for number, names in enumerate(classes):
         earlier = first.setdefault(names[0].casefold(), number)
         if earlier != number:
             raise InputError(
-                f"{path} has the class {names[0]!r} twice, letter case aside: classes "
+                f"{path} has the class {names[0]!r} twice, ignoring case: classes "
                 f"{earlier + 1} and {number + 1}"
             )
     return ClassList(name=str(path), source=str(path), classes=tuple(classes))

@@ -1,9 +1,8 @@
-"""Strict configuration: YAML and `key=value` overrides into frozen dataclasses, nothing ignored.
+"""Strict configuration: YAML and `key=value` overrides into frozen dataclasses.
 
 Config classes are plain frozen dataclasses beside their owner, marked strict with
-`__pydantic_config__ = STRICT`; a string under each field says what it means. Settings that are
-given for a nested dataclass, in the file or by an override, change its field's default and leave
-the rest of that default as it is.
+`__pydantic_config__ = STRICT`; a string under each field documents it. Settings of a nested
+dataclass, in the file or in an override, change only those fields of its default.
 """
 
 import dataclasses
@@ -32,24 +31,23 @@ def load(
 ) -> Config:
     """Reads a YAML file into `cls`, with `a.b=value` overrides.
 
-    An override's value is YAML, except for settings that are text, which take it as it is typed;
-    list items are named by their numbers (`builds.0.config=...`). Without a path there are the
-    overrides alone.
+    An override's value is YAML, except for text settings, which take it literally. List items are
+    addressed by index (`builds.0.config=...`). Without a path, only the overrides apply.
 
     Raises:
-        ConfigError: the file is missing or not a YAML mapping, a key is unknown, given twice or
-            missing, or a value has the wrong type or is out of range; the message names the file
-            or the override, the field and what was found.
+        ConfigError: the file is missing or not a YAML mapping; a key is unknown, duplicate or
+            missing; or a value has the wrong type or is out of range. The message names the file or
+            override, the field and the value found.
     """
     where = "command line" if path is None else str(path)
     return load_tree(cls, read_tree(path), where, overrides)
 
 
 def read_tree(path: str | Path | None) -> dict[str, Any]:
-    """The mapping of a YAML file; empty without a path.
+    """The mapping in a YAML file; empty without a path.
 
     Raises:
-        ConfigError: the file is missing, not YAML, or no mapping, or gives a key twice.
+        ConfigError: the file is missing, not YAML or not a mapping, or has a duplicate key.
     """
     try:
         text = "" if path is None else Path(path).read_text(encoding="utf-8")
@@ -69,7 +67,7 @@ def load_tree(
     where: str,
     overrides: list[str] | tuple[str, ...] = (),
 ) -> Config:
-    """As `load`, of a mapping that was read from `where`."""
+    """Like `load`, for a mapping that was read from `where`."""
     tree = _filled(cls, tree)
     given: dict[tuple[str, ...], str] = {}
     for override in overrides:
@@ -87,14 +85,14 @@ def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration")
 
 
 def dump(config: Any) -> dict[str, Any]:
-    """The effective configuration as plain values, fit for `yaml.safe_dump` or JSON."""
+    """The effective configuration as plain values for `yaml.safe_dump` or JSON."""
     cls: Any = type(config)
     return _adapter(cls).dump_python(config, mode="json")
 
 
 @cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
-    """Made once a class, for it takes longer than reading a file."""
+    """Cached, because making one takes longer than reading a file."""
     return TypeAdapter(cls)
 
 
@@ -111,17 +109,17 @@ def _parse(cls: Any, tree: Any, where: str, given: Mapping[tuple[str, ...], str]
             lines.setdefault(_source(where, item, line, given), []).append(line)
         message = "; ".join(f"{at}: {'; '.join(found)}" for at, found in lines.items())
         raise ConfigError(message) from error
-    except (TypeError, ValueError) as error:  # a NaN, bytes: no value of a setting
+    except (TypeError, ValueError) as error:  # such as a NaN or bytes
         raise ConfigError(f"{where}: {error}") from error
 
 
 def _source(where: str, item: Any, line: str, given: Mapping[tuple[str, ...], str]) -> str:
-    """What is to blame for an error: the file, overrides, or both together."""
+    """The source of an error: the file, overrides, or both."""
     place = tuple(str(part) for part in item["loc"])
     exact = [text for keys, text in given.items() if place[: len(keys)] == keys]
     if exact:
         return exact[-1]
-    # A check of several settings: those below it that its message names.
+    # A check of several settings: the overrides below it that the message names.
     below = [(keys, text) for keys, text in given.items() if keys[: len(place)] == place]
     named = [text for keys, text in below if re.search(rf"\b{re.escape(keys[-1])}\b", line)]
     return f"{where} with {' '.join(named)}" if named else where
@@ -131,7 +129,7 @@ def _source(where: str, item: Any, line: str, given: Mapping[tuple[str, ...], st
 
 
 def _filled(hint: Any, value: Any, default: Any = _ABSENT) -> Any:
-    """`value` with what it leaves out of dataclasses taken from the defaults of their fields."""
+    """`value` with missing settings of dataclasses filled in from the defaults of their fields."""
     if isinstance(value, list):
         return [_filled(_hint_inside(hint, value, n), item) for n, item in enumerate(value)]
     owner = _owner(hint, value, default) if isinstance(value, dict) else None
@@ -154,8 +152,8 @@ def _filled(hint: Any, value: Any, default: Any = _ABSENT) -> Any:
 
 
 def _owner(hint: Any, value: Mapping[Any, Any], default: Any = _ABSENT) -> Any:
-    """The dataclass that a mapping stands for: of several the default's, or the one that has its
-    keys; None if it is not one alone."""
+    """The dataclass that a mapping represents; among several, the default's or the only one with
+    its keys; None if ambiguous."""
     found = [part for part in _alternatives(hint) if dataclasses.is_dataclass(part)]
     if len(found) > 1:
         found = [part for part in found if value.keys() <= part.__dataclass_fields__.keys()]
@@ -164,14 +162,14 @@ def _owner(hint: Any, value: Mapping[Any, Any], default: Any = _ABSENT) -> Any:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; any other hint alone."""
+    """The members of a union; a tuple of the hint itself otherwise."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
 
 
 def _hint_inside(hint: Any, node: Any, key: Any) -> Any:
-    """The type of what stands under a key of a dataclass or dict, or a number of a list."""
+    """The type of the value at a key of a dataclass or dict, or at an index of a list."""
     if isinstance(node, dict) and (owner := _owner(hint, node)) is not None:
         return typing.get_type_hints(owner).get(key)
     for part in _alternatives(hint):
@@ -187,7 +185,7 @@ def _hint_inside(hint: Any, node: Any, key: Any) -> Any:
 
 
 def _set(cls: type, tree: dict[str, Any], override: str) -> tuple[str, ...]:
-    """Puts an override into a filled tree; returns its keys."""
+    """Applies an override to a filled tree; returns its keys."""
     path, equals, text = override.partition("=")
     keys = tuple(path.split("."))
     if not equals or not all(keys):
@@ -211,12 +209,12 @@ def _set(cls: type, tree: dict[str, Any], override: str) -> tuple[str, ...]:
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{override!r}: {name} is a single value and has no settings in it")
+            raise ConfigError(f"{override!r}: {name} is a single value without settings")
     return keys
 
 
 def _value(hint: Any, text: str, override: str) -> Any:
-    """The value of an override: as typed where only text is asked for, YAML elsewhere."""
+    """The value of an override: literal for text settings, otherwise YAML."""
     kinds = _alternatives(hint)
     absent = type(None) in kinds and text in ("", "null", "~")
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
@@ -239,7 +237,7 @@ def _value(hint: Any, text: str, override: str) -> Any:
 
 
 def _explain(cls: type, item: Any, seen: set[tuple[Any, ...]]) -> str:
-    """One error in words. The known keys of a level are listed once; `seen` has those levels."""
+    """Describes one error. Known keys are listed once per level; `seen` holds the listed levels."""
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "unexpected_keyword_argument":
         level = item["loc"][:-1]
@@ -249,13 +247,13 @@ def _explain(cls: type, item: Any, seen: set[tuple[Any, ...]]) -> str:
         return f"unknown key {path}{hint}"
     if item["type"] == "missing":
         return f"missing key {path}"
-    if item["type"] == "value_error":  # of a __post_init__, which says field and value itself
+    if item["type"] == "value_error":  # from a __post_init__, whose message has field and value
         return f"{path}: {item['ctx']['error']}" if path else str(item["ctx"]["error"])
     return f"{path}: {item['msg']}, found {item['input']!r}"
 
 
 def _fields_at(cls: Any, path: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the dataclass that stands at `path` of `cls`, if one alone does."""
+    """Field names of the dataclass at `path` in `cls`, if it is unambiguous."""
     for part in path:
         if isinstance(part, str):
             cls = _dataclass_in(typing.get_type_hints(cls).get(part))
@@ -265,14 +263,14 @@ def _fields_at(cls: Any, path: tuple[Any, ...]) -> list[str]:
 
 
 def _dataclass_in(hint: Any) -> type | None:
-    """The one dataclass in `Inner`, `Inner | None`, `tuple[Inner, ...]`; None if not one alone."""
+    """The only dataclass in `Inner`, `Inner | None`, `tuple[Inner, ...]`; None if ambiguous."""
     parts = (hint, *typing.get_args(hint))
     found = {part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)}
     return found.pop() if len(found) == 1 else None
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, where YAML would silently take the last; dates are
+    """Safe YAML that refuses duplicate keys, where YAML would silently take the last; dates are
     text, and `1e-3` is a number."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (as in PyYAML)

@@ -1,8 +1,8 @@
 """The contract of the builder: a `Spec` is data, `build()` makes the `Stage` that does the work.
 
-A stage is an iterator of records in, an iterator of records or `Dropped` out. It batches inside,
-touches no files, and answers every input: by outputs, by a drop, or by both. Keys tell which input
-an output answers: the part before `#` is the key of the input (`base_key`).
+A stage maps an iterator of records to an iterator of records or `Dropped`. It batches internally,
+touches no files, and answers every input with outputs, a drop, or both. The part of an output's key
+before `#` is the key of the input that it answers (`base_key`).
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Protocol
 
 @dataclass(frozen=True)
 class Dropped:
-    """One record (or, with `#`, one part of a record) that a stage gave up on purpose."""
+    """A record (or, with `#`, a part of one) that a stage dropped deliberately."""
 
     key: str
     reason: str
-    """Short and countable, from a closed set per stage: `no_nouns`, `empty_mask`, ..."""
+    """One of a fixed set of short names per stage, to be counted: `no_nouns`, `empty_mask`, ..."""
 
 
 class Stage(Protocol):
@@ -26,11 +26,11 @@ class Stage(Protocol):
 
 
 class Spec(Protocol):
-    """Frozen, picklable, cheap to import. Its fields are all that affects the stage's bytes."""
+    """Frozen, picklable, cheap to import. Only its fields affect the stage's bytes."""
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Raised by hand whenever the same fields would give other bytes."""
+    """Raised by hand whenever the same fields give different bytes."""
 
     def build(self) -> Stage: ...
 

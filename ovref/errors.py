@@ -1,4 +1,4 @@
-"""The errors of building, chosen by what the caller can do about them.
+"""Errors of the builder, by what the caller can do about them.
 
     OvrefError
     |-- ConfigError       fix the configuration (unknown key, wrong type, value out of range)
@@ -9,8 +9,8 @@
     |-- CollectionError   fix or replace a collection
     `-- AccountingError   a shard's inputs are not all answered: a bug in a stage
 
-The root, `ModelError` and `CollectionError` are those of the light half. One bad record among
-millions is not an error but a `ovref.contract.Dropped` with its reason.
+`OvrefError`, `ModelError` and `CollectionError` are those of `ovref_inference`. One bad record
+among millions is not an error but an `ovref.contract.Dropped` with a reason.
 """
 
 from ovref_inference.errors import CollectionError, ModelError, OvrefError
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class ConfigError(OvrefError):
-    """The configuration is wrong; the message names the field."""
+    """The configuration is invalid; the message names the field."""
 
 
 class InputError(OvrefError):
@@ -36,11 +36,11 @@ class InputError(OvrefError):
 
 
 class MismatchError(OvrefError):
-    """A folder was written under another fingerprint than the one asked for."""
+    """A folder was written with a fingerprint other than the requested one."""
 
 
 class StorageError(OvrefError):
-    """A write or read of the store failed in a way that a retry does not fix."""
+    """A read or write of a store failed in a way that a retry does not fix."""
 
 
 class AccountingError(OvrefError):

@@ -9,18 +9,15 @@ from typing import Any
 KEY_BITS = 96
 
 ADDED_LATER = {"fingerprint": "unless default"}
-"""Metadata of a dataclass field that was added when fingerprints of its class were already written:
-at its default, which must do what was done before, it is left out of them."""
+"""Metadata of a dataclass field that was added after fingerprints of its class had been stored. At
+its default, which must preserve the earlier behaviour, it is left out of fingerprints."""
 
 
 def record_key(corpus_id: str, caption: str, draw: int = 0, image: str | None = None) -> str:
-    """Key of one draw of one caption: 24 hexadecimal digits.
+    """Key of one draw of a caption: 24 hexadecimal digits.
 
-    Of a caption that comes with its image, the image's SHA-256 (`image`) is part of what it is:
-    the same words tell of many images.
-
-    Captions that differ only in Unicode normal form or in outer or repeated white space are the
-    same caption.
+    If a caption has an image, `image`, its SHA-256, is part of the key, because many images may
+    have the same caption. Unicode normal form and outer or repeated white space do not matter.
     """
     content = [corpus_id, normalised(caption), draw]
     return _digest(content if image is None else [*content, image])[: KEY_BITS // 4]
@@ -32,35 +29,35 @@ def record_seed(run_seed: int, key: str) -> int:
 
 
 INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
-"""Soft hyphen, zero-width blank, word joiner, byte order mark: captions from web pages have them,
-and a word with one in it is another word. The joiners that emoji and some scripts need stay."""
+"""Soft hyphen, zero-width space, word joiner, byte order mark: captions from web pages have them,
+and they would make different words. Joiners that emoji and some scripts need are kept."""
 
 
 def normalised(caption: str) -> str:
-    """NFC without INVISIBLE, with every run of white space made one blank and none at the ends."""
+    """NFC, without INVISIBLE characters, outer white space and repeated white space."""
     return " ".join(unicodedata.normalize("NFC", caption.translate(INVISIBLE)).split())
 
 
 def fingerprint(value: Any) -> str:
     """SHA-256 over the canonical form of `value`: 64 hexadecimal digits.
 
-    Accepted are None, bool, int, finite float, str, list, tuple, dict with str keys, and
-    dataclasses of these; anything else has no canonical form.
+    Accepts None, bool, int, finite float, str, list, tuple, dict with str keys, and dataclasses of
+    these.
 
     Raises:
-        TypeError: for a value without a canonical form.
-        ValueError: for a float that is not finite.
+        TypeError: a value of another type.
+        ValueError: a float that is not finite.
     """
     return _digest(canonical(value))
 
 
 def spec_identity(spec: Any) -> dict[str, Any]:
-    """What a stage's spec adds to the fingerprint of its step: name, version and fields."""
+    """A stage's part of the fingerprint of its step: name, version and fields."""
     return {"name": spec.name, "version": spec.version, "fields": canonical(spec)}
 
 
 def canonical(value: Any) -> Any:
-    """`value` in the plain JSON types that `fingerprint` hashes. Raises like `fingerprint`."""
+    """Converts `value` to the JSON types that `fingerprint` hashes. Raises like `fingerprint`."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -86,7 +83,7 @@ def _digest(value: Any) -> str:
 
 
 def changes(found: Any, wanted: Any, path: str = "") -> list[str]:
-    """Where two canonical values differ, as text for people: `a.b was 1 and is now 2`."""
+    """Describes the differences of two canonical values: `a.b was 1 and is now 2`."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         pairs = [(key, found.get(key, _ABSENT), wanted.get(key, _ABSENT)) for key in found | wanted]
     elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
@@ -103,7 +100,7 @@ def changes(found: Any, wanted: Any, path: str = "") -> list[str]:
 
 _ABSENT = object()
 LONGEST_SHOWN = 300
-"""Characters of a value in a message: a list of classes may have thousands."""
+"""Maximum length of a value in a message: a class list may be very long."""
 
 
 def _shown(value: Any) -> str:

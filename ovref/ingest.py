@@ -1,4 +1,4 @@
-"""Cuts a corpus into caption shards, in its order, each caption once."""
+"""Splits a corpus into caption shards, in order, without duplicates."""
 
 import hashlib
 from array import array
@@ -14,21 +14,21 @@ from ovref.errors import InputError
 from ovref.records import Caption
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
+from ovref_inference.ranges import require_at_least
 
 UPLOADS = 8
-"""Shards uploaded, or compared with the store, at a time: object stores have high latency but serve
-many requests at once."""
+"""Shards uploaded, or compared with the store, at a time; see `ovref.ahead.READERS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSummary:
-    """Progress, or the result, of a pass over a corpus."""
+    """Progress or result of a pass over a corpus."""
 
     shards: int
     captions: int
-    """Number kept."""
+    """Captions kept."""
     dropped: dict[str, int]
-    """Number dropped, by reason."""
+    """Number of captions dropped, by reason."""
     finished: bool
 
 
@@ -38,23 +38,22 @@ def ingest(
     shard_size: int,
     on_progress: Callable[[IngestSummary], None] | None = None,
 ) -> IngestSummary:
-    """Cuts a corpus into caption shards `000000`, `000001`, ... of `shard_size`, in order.
+    """Splits a corpus into caption shards `000000`, `000001`, ... of `shard_size`, in order.
 
-    Drops captions whose key was seen before (`duplicate_caption`) and captions that are not
-    Unicode text (`undecodable_text`), and passes on each `Dropped` of the reader. After an
-    interruption, the next call reads the corpus from the beginning and writes only missing
-    shards; if `target` is complete it returns without reading. The identity of `target` must hold
-    the corpus's identity and `shard_size`.
+    Drops captions whose key was seen before (`duplicate_caption`) and captions that are not Unicode
+    text (`undecodable_text`); counts the reader's drops. After an interruption, the next call reads
+    the corpus from the beginning and writes only missing shards; if `target` is complete, it
+    returns without reading. The identity of `target` must contain the corpus's identity and
+    `shard_size`.
 
     Args:
-        on_progress: called after every shard, whether written now or found.
+        on_progress: called after every shard, whether new or already committed.
 
     Raises:
         InputError: the corpus has no usable caption, or differs from the one that the committed
-            shards were cut from.
+            shards were made from.
     """
-    if shard_size < 1:
-        raise ValueError(f"shard_size must be at least 1, found {shard_size}")
+    require_at_least("shard_size", shard_size, 1)
     if target.complete() is not None:
         return _summary_of(target)
     committed = set(target.committed())
@@ -62,6 +61,7 @@ def ingest(
     shards: list[str] = []
     kept, dropped = 0, Counter[str]()
     following: Caption | None = None
+    # Not `ahead.map_ahead`: before the first upload, all checks that are under way must succeed.
     with ThreadPoolExecutor(UPLOADS) as pool:
         uploads: deque[Future[None]] = deque()
         checks: deque[Future[None]] = deque()
@@ -73,14 +73,14 @@ def ingest(
                 dropped.update(drop.reason for drop in drops)
                 if not keys:
                     raise InputError(
-                        "the corpus has no usable caption: it is empty or all of it was dropped "
+                        "the corpus has no usable caption: it is empty or all were dropped "
                         f"{dict(dropped)}"
                     )
                 if files is None:
                     inputs = len(keys) + len(drops)
                     checks.append(pool.submit(_check_unchanged, target, shard, keys, inputs))
                 else:
-                    _wait_for(checks, 0)  # nothing is added from a corpus that has changed
+                    _wait_for(checks, 0)  # so that nothing is added from a changed corpus
                     inputs = len(keys) + len(drops)
                     held = opened.pop_all()
                     uploads.append(pool.submit(_publish, held, target, shard, files, inputs, drops))
@@ -103,7 +103,7 @@ def ingest(
 
 
 class KeySet:
-    """A set of keys in 11 to 22 bytes each, whatever their length, so that a corpus fits in memory.
+    """A set of keys that takes 11 to 22 bytes per key, so that a corpus fits in memory.
 
     Open addressing over 64-bit hashes. Two keys with the same hash count as one; the probability
     of any collision among n keys is n**2 / 2**65, one in a hundred thousand for 20 million.
@@ -127,7 +127,7 @@ class KeySet:
         return True
 
     def _slot(self, value: int) -> int:
-        """Slot of `value`, or the free slot where it belongs."""
+        """The slot of `value`, or the free slot for it."""
         mask = len(self._slots) - 1
         slot = value & mask
         while self._slots[slot] not in (0, value):
@@ -143,7 +143,7 @@ class KeySet:
 
 
 def first_of_each_key(captions: Iterable[Caption | Dropped]) -> Iterator[Caption | Dropped]:
-    """Replaces later captions with the same key, and text that cannot be encoded, by drops."""
+    """Replaces captions with a repeated key, and text that cannot be encoded, by drops."""
     seen = KeySet()
     for item in captions:
         if isinstance(item, Dropped):
@@ -157,7 +157,7 @@ def first_of_each_key(captions: Iterable[Caption | Dropped]) -> Iterator[Caption
 
 
 def _is_unicode(text: str) -> bool:
-    # JSON can spell half of a surrogate pair, which is no character.
+    # JSON can encode a lone surrogate, which is not a character.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -171,7 +171,8 @@ def _fill(
     first: Caption | None,
     shard_size: int,
 ) -> tuple[list[str], list[Dropped], Caption | None]:
-    """Takes one shard's items, into `files` if given; also returns the caption that did not fit."""
+    """Takes one shard's items, into `files` if given; also returns the first caption of the
+    next."""
     keys: list[str] = []
     drops: list[Dropped] = []
     for item in items if first is None else chain([first], items):
@@ -187,7 +188,7 @@ def _fill(
 
 
 def _wait_for(futures: deque[Future[None]], but: int) -> None:
-    """Waits for the oldest futures until `but` are left; raises what they raise."""
+    """Waits for the oldest futures until `but` are left; raises their exceptions."""
     while len(futures) > but:
         futures.popleft().result()
 
@@ -209,8 +210,8 @@ def _check_unchanged(target: StepFolder, shard: str, keys: list[str], inputs: in
     if commit.inputs != inputs or target.table(shard, ["key"])["key"].to_pylist() != keys:
         raise InputError(
             f"the corpus has changed since the build began: shard {shard} of {target.store.url} "
-            f"was cut from {commit.inputs} other captions, now {inputs}; choose another output "
-            "folder or bring the old corpus back"
+            f"was made from {commit.inputs} other captions, now {inputs}; choose another output "
+            "folder or restore the old corpus"
         )
 
 

@@ -1,7 +1,7 @@
-"""Corpora of every kind: captions, labels, and the labelled sets that `ovref evaluate` also reads.
+"""Reads all kinds of corpora: captions, labels, and the labelled sets of `ovref evaluate`.
 
-Of a labelled set the labels of an image are its caption, and its label map comes along as the true
-masks of the labels (`records.Segments`).
+In a labelled set, the labels of an image are its caption, and its label map provides the true masks
+of the labels (`records.Segments`).
 """
 
 import dataclasses
@@ -13,28 +13,28 @@ import numpy as np
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify, read_captions
+from ovref.corpora.class_labels import SYNONYMS, names_of_label, text_of_labels
 from ovref.corpora.corpus_identity import identify_files, identify_labels
-from ovref.corpora.labels import SYNONYMS, names_of_label, text_of_labels
-from ovref.corpora.places import shown
+from ovref.corpora.listing import shown
 from ovref.corpora.readers import draws_of, up_to
 from ovref.corpora.spec import corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import fingerprint
-from ovref.images import decode_image, png_of
 from ovref.records import Caption, Segments
+from ovref.stored_images import decode_image, png_of
 
 if TYPE_CHECKING:
     from ovref.evaluation.named_sets.opening import Example, LabelledSet
 
 
 def read_corpus(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption | Dropped]:
-    """The captions of a corpus as `ovref.corpora.read_captions`; those of a labelled set, whose
-    text are its labels, with the labels as nouns and with its masks.
+    """The captions of a corpus, as in `ovref.corpora.read_captions`. Captions of a labelled set
+    consist of its labels, which are also the nouns, and have masks.
 
     An image without labels is dropped as `no_labels`.
 
     Raises:
-        InputError: as `read_captions`; or the labelled set is not as it should be.
+        InputError: see `read_captions`; or the labelled set is incomplete or invalid.
     """
     data = _labelled_set(spec)
     if data is None:
@@ -46,8 +46,8 @@ def read_corpus(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption |
 
 
 def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:
-    """The corpus's part of a fingerprint, as `ovref.corpora.identify`. Of a set of the field, the
-    names and sizes of all files in its folders are hashed, not their contents."""
+    """The corpus's part of a fingerprint, as in `ovref.corpora.identify`. For a published data set,
+    the names and sizes of all files are hashed, not their contents."""
     if spec.labels is None or not spec.labels.dataset:
         return identify(spec)
     data = _labelled_set(spec)
@@ -67,10 +67,10 @@ def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:
 
 
 def _labelled_set(spec: CorpusSpec) -> "LabelledSet | None":
-    """The labelled set that a corpus is; None for one of rows."""
+    """Opens a corpus that is a labelled set; None for other corpora."""
     if spec.labels is None:
         return None
-    # Imported here, because reading MATLAB files takes SciPy, which builds load late.
+    # Imported here, because reading MATLAB files needs SciPy, which builds load late.
     from ovref.evaluation.named_sets.coco_masks import open_coco_masks
     from ovref.evaluation.named_sets.huggingface import open_any_set
 
@@ -83,7 +83,7 @@ def _labelled_set(spec: CorpusSpec) -> "LabelledSet | None":
     if spec.images is None:
         raise InputError(f"set `images` to the image folder of {spec.path}")
     if len(files) > 1:
-        raise InputError(f"expected one file of annotations at {spec.path}, found {len(files)}")
+        raise InputError(f"expected one annotation file at {spec.path}, found {len(files)}")
     return open_coco_masks(_local(spec.images), _local(files[0][0]))
 
 
@@ -98,7 +98,7 @@ def _local(place: str) -> Path:
 def _captions(
     spec: CorpusSpec, corpus: str, data: "LabelledSet", example: "Example", images: bool
 ) -> Dropped | Iterator[Caption]:
-    """`spec.draws` captions of one image, or the reason why it is dropped."""
+    """`spec.draws` captions of one image, or its drop."""
     if spec.labels is None:
         raise ValueError("a labelled set has labels")
     place = f"{corpus}:{example.id}"
@@ -124,10 +124,10 @@ def _captions(
 
 
 def _segments(example: "Example") -> tuple[np.ndarray, list[int]]:
-    """(H, W) uint16, 0 where no segment is, and the class of each segment, the first of which is 1.
+    """(H, W) uint16 segment numbers from 1, 0 without a segment; and the class of each segment.
 
-    Segments are instances and stuff where the set has them, otherwise one for each class; those
-    that stand for many things at once are none.
+    Segments are instances and stuff if the set has them, otherwise one per class; crowd segments
+    are left out.
     """
     from ovref.evaluation.named_sets.rules import IGNORE
 
@@ -146,7 +146,7 @@ def _segments(example: "Example") -> tuple[np.ndarray, list[int]]:
 
 
 def _image_file(example: "Example") -> bytes:
-    """The image's file, or another one where the set's protocol resizes its images."""
+    """The image file, or a new one if the set's protocol resizes images."""
     if example.image_path.is_file():
         file = example.image_path.read_bytes()
         if decode_image(file).shape == example.image_hwc.shape:

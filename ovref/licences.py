@@ -26,12 +26,12 @@ MODELS = {
     "hf-hub:laion/CLIP-*": "MIT",
     "en_core_web_*": "MIT",
 }
-"""Model id, or file name of an original checkpoint, as a pattern -> licence; the first that matches
+"""Pattern of a model id, or of the file name of an original checkpoint -> licence; the first match
 counts."""
 
 
 def licence_of(model: str) -> str:
-    """The licence of a model as its publisher states it; `unknown` for one that is not listed."""
+    """The licence of a model as stated by its publisher; `unknown` if it is not listed."""
     names = (model, PurePosixPath(model).name if model.endswith(".pth") else model)
     for pattern, licence in MODELS.items():
         if any(fnmatchcase(name, pattern) for name in names):

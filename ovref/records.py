@@ -1,7 +1,7 @@
-"""The records that flow through the builder. Frozen; arrays are checked once, when they are made.
+"""The records that flow through the builder. Frozen; arrays are checked on construction.
 
-A record's `key` identifies the caption and draw it comes from (`identity.record_key`) and stays the
-same from caption to image; a reference's key is `<image key>#<region number>`.
+A record's `key` identifies its caption and draw (`identity.record_key`) and stays the same from
+caption to image; a reference's key is `<image key>#<region number>`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.images import decode_image
+from ovref.stored_images import decode_image
 from ovref_inference.encoders.pooling import NO as NO
 from ovref_inference.encoders.pooling import UNSURE as UNSURE
 from ovref_inference.encoders.pooling import YES as YES
@@ -18,7 +18,7 @@ from ovref_inference.encoders.pooling import YES as YES
 
 @dataclass(frozen=True, kw_only=True)
 class Noun:
-    """A singular, lower-case concept and where the caption names it."""
+    """A singular, lower-case concept, and its span in the caption."""
 
     text: str
     start: int
@@ -31,27 +31,27 @@ class Segments:
     """The true masks of a labelled image: each pixel belongs to one segment or to none."""
 
     nouns: tuple[tuple[int, ...], ...]
-    """Numbers of the labels that name each segment, as they stand in the record; from 0."""
+    """Indices of the labels that name each segment, in the record's order."""
     map_png: bytes
-    """PNG file of 16 bits, of the upright image or smaller: 0 is no segment, others follow from 1
-    in the order of `nouns`."""
+    """16-bit PNG file at the size of the upright image or smaller: 0 for no segment, then from 1 in
+    the order of `nouns`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """One caption of a corpus, and its image where the corpus has one."""
+    """One caption of a corpus, and its image if it has one."""
 
     key: str
     text: str
     source: str
-    """Where it stands in the corpus, for people: `captions_val2017.json:12`, an image id, ..."""
+    """Position in the corpus, for messages: `captions_val2017.json:12`, an image id, ..."""
     draw: int = 0
     image: bytes | None = None
-    """The encoded image file, as the corpus holds it."""
+    """The encoded image file, as stored in the corpus."""
     labels: tuple[Noun, ...] = ()
-    """What a labelled set says is in the image, each where `text` names it."""
+    """The labels of an image in a labelled set, each with its span in `text`."""
     segments: Segments | None = None
-    """The masks of the labels, where the set has them."""
+    """The masks of the labels, if the set has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Prompt:
     draw: int = 0
     image: bytes | None = None
     segments: Segments | None = None
-    """The true masks of the nouns, where a labelled set has them."""
+    """The true masks of the nouns, if a labelled set has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Region:
     mask_hw: np.ndarray
     """(H, W) uint8 of NO, UNSURE, YES, at the image's size."""
     score: float
-    """How sure the source is, higher is surer; its meaning is the source's."""
+    """Confidence of the source; the scale depends on the source."""
     source: str
     """`daam`, `grounded_sam`, ..."""
 
@@ -95,11 +95,11 @@ class ImageRecord:
     caption: str
     source: str
     image: bytes
-    """The encoded image (JPEG when generated). What is embedded is what is kept."""
+    """The encoded image (JPEG if generated); the same file is embedded and stored."""
     regions: tuple[Region, ...]
     heatmaps_nhw: np.ndarray | None = None
-    """(regions, h, w) float16 attribution heatmaps, before binarisation, each in [0, 1] of its own
-    range; None where the source makes none."""
+    """(regions, h, w) float16 attribution heatmaps before binarisation, each rescaled to [0, 1];
+    None if the source makes none."""
     seed: int | None = None
     """Seed of the generator that made the image; None for a real image."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -109,14 +109,14 @@ class ImageRecord:
         """The decoded image, (H, W, 3) uint8 RGB.
 
         Raises:
-            UnusableImageError: see `ovref.images.decode_image`.
+            UnusableImageError: see `ovref.stored_images.decode_image`.
         """
         return decode_image(self.image)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """One region's embeddings and where they come from."""
+    """The embeddings of a region, with provenance."""
 
     key: str
     noun: Noun
@@ -144,7 +144,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImage:
-    """One image of a labelled data set that is there and whole, by its name in the set."""
+    """An image of a labelled data set that exists and is valid, by its name in the set."""
 
     key: str
     name: str
@@ -152,12 +152,12 @@ class LabelledImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredImage:
-    """What an evaluation counted in one image."""
+    """The counts of an evaluation for one image."""
 
     key: str
     name: str
-    """Its name in the data set."""
+    """Name in the data set."""
     tables: Mapping[str, np.ndarray]
-    """By name, (n, columns) int64 or float64; the names have lower-case letters and `_` only."""
+    """Name -> (n, columns) int64 or float64; names have only lower-case letters and `_`."""
     maps: Mapping[int, bytes] = field(default_factory=dict)
-    """Predicted label maps, by the number of the row that predicted them, as PNG files."""
+    """Predicted label maps as PNG files, by number of the predicting row."""

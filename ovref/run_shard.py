@@ -23,17 +23,17 @@ def run_shard(
 ) -> Commit:
     """Reads `shard` of `source`, applies the stages in turn, commits the same name in `target`.
 
-    Records flow one by one; a `Dropped` passes the later stages untouched. A shard that `target`
-    has already is not run again: its marker is returned.
+    Records flow one by one; a `Dropped` bypasses the later stages. A shard that `target` already
+    has is not run again; its commit is returned.
 
     Args:
-        without: number of a record in the shard, from 0 -> reason for which it is dropped before
-            any stage sees it. The bytes are those of a first stage that drops it.
+        without: index of a record in the shard -> reason to drop it before any stage. The bytes are
+            the same as if a first stage dropped it.
         watch: called after every output with the number of inputs answered and of drops so far.
 
     Raises:
-        AccountingError: a stage left an input unanswered, answered an unknown key, or answered
-            with one key twice. Nothing is committed.
+        AccountingError: a stage left an input unanswered, answered an unknown key, or used a key
+            twice. Nothing is committed.
         StorageError: the source shard is damaged, or the target cannot be written (full disk).
         Exception: whatever a stage raises; nothing is committed.
     """
@@ -41,8 +41,7 @@ def run_shard(
         return earlier
     started = time.monotonic()
     drops: list[Dropped] = []
-    # Closed at the end in any case: an unfinished read keeps its temporary copy, and an unfinished
-    # stage its threads.
+    # Always closed: an unfinished read keeps its temporary copy, an unfinished stage its threads.
     with contextlib.closing(source.read(shard)) as reader, ShardFiles() as files:
         inputs = _Counted(reader, without or {}, drops)
         answers = _Answers(drops)
@@ -57,9 +56,9 @@ def run_shard(
 
 
 def run_alone(stages: Sequence[Stage], record: Any) -> None:
-    """Applies the stages to one record and encodes what comes out; keeps nothing.
+    """Applies the stages to one record, encodes the outputs, and discards them.
 
-    For finding a record that kills its process: this call then does not return.
+    For finding a record that kills its process; this call then does not return.
 
     Raises:
         Exception: whatever a stage raises.
@@ -89,7 +88,7 @@ def _undropped(items: Iterable[Any]) -> Iterator[Any]:
 
 
 class _Counted:
-    """The records of a shard but those left out, with the count of all that were read."""
+    """The records of a shard without excluded ones, and the number of all records read."""
 
     def __init__(
         self, items: Iterable[Any], without: Mapping[int, str], drops: list[Dropped]
@@ -107,14 +106,14 @@ class _Counted:
 
 
 class _Answers:
-    """Counts the inputs that were answered, by an output or by a drop of the whole record."""
+    """Counts the inputs answered by an output or by a drop of the whole record."""
 
     def __init__(self, drops: Sequence[Dropped]) -> None:
         self._drops, self._seen = drops, 0
         self._keys: set[str] = set()
 
     def count(self, key: str) -> int:
-        """How many there are after the output `key`."""
+        """The number of answered inputs after the output `key`."""
         self._keys.add(base_key(key))
         self._keys.update(drop.key for drop in self._drops[self._seen :] if "#" not in drop.key)
         self._seen = len(self._drops)
@@ -124,7 +123,8 @@ class _Answers:
 def _accounted(
     stage: Stage, records: Iterable[Any], drops: list[Dropped], where: str
 ) -> Iterator[Any]:
-    """The stage's output records, its drops put aside, each input checked to be answered."""
+    """Yields the stage's output records, collects its drops, and checks that inputs are
+    answered."""
     given: set[str] = set()
     answered: set[str] = set()
     outputs: set[str] = set()
@@ -139,20 +139,20 @@ def _accounted(
     for item in stage(fed):
         key = item.key
         if base_key(key) not in given:
-            raise AccountingError(f"{where}: answered {key!r}, which it was not given")
+            raise AccountingError(f"{where}: answered {key!r}, which is not one of its inputs")
         answered.add(base_key(key))
         if isinstance(item, Dropped):
-            # One region may be given up twice: a stage numbers those that the last one left.
+            # A region's key may be dropped twice: each stage numbers the regions that it receives.
             if "#" not in key and key in given_up:
                 raise AccountingError(f"{where}: dropped {key!r} twice")
             given_up.add(key)
             drops.append(item)
             continue
         if key in outputs:
-            raise AccountingError(f"{where}: gave two records with the key {key!r}")
+            raise AccountingError(f"{where}: returned two records with the key {key!r}")
         outputs.add(key)
         yield item
-    for _ in fed:  # what the stage did not care to take is unanswered too
+    for _ in fed:  # inputs that the stage did not read are unanswered, too
         pass
     missing = sorted(given - answered)
     if missing:

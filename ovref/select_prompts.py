@@ -1,12 +1,12 @@
 """An optional step between nouns and images that limits the number of prompts per noun.
 
-Captions mention men, tables and streets thousands of times as often as cactuses, and image
-generation is nearly all of a build's cost. This is the only step that considers its shards in
+Captions mention men, tables and streets thousands of times more often than cacti, and image
+generation is nearly all of a build's cost. This is the only step that processes its shards in
 order, because each decision depends on earlier ones; it reads only text and is fast.
 
-It can also choose the order in which the later steps process the shards, so that a build that is
-stopped half-way has references of as many nouns as possible. This order is that of the list in the
-step's `complete.json`; a shard holds the same prompts in any order.
+It can also choose the order in which later steps process the shards, so that a build that is
+stopped early has references of as many nouns as possible. The order is that of the list in the
+step's `complete.json`; the shards themselves do not depend on it.
 """
 
 import heapq
@@ -26,12 +26,12 @@ from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
 
 COUNTED = 1 << 16
-"""Prompts of a noun beyond which further ones have no value when shards are ordered."""
+"""Number of prompts per noun beyond which further ones have no value for the order of shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectPrompts:
-    """Settings of the step, and its identity (`identity.spec_identity`)."""
+    """Settings of the step, which are also its identity (`identity.spec_identity`)."""
 
     __pydantic_config__ = STRICT
     name: ClassVar[str] = "select_prompts"
@@ -41,10 +41,10 @@ class SelectPrompts:
     """A prompt is kept while one of its nouns has been kept fewer times than this; None keeps
     all."""
     order: Literal["corpus", "rare_first"] = "corpus"
-    """Order in which the later steps process the shards. `corpus` keeps that of the captions.
+    """Order in which later steps process the shards. `corpus` keeps that of the captions.
     `rare_first` starts with the shards whose nouns have had the fewest prompts so far, so that a
     build that is stopped early has more nouns, and more references of rare ones. Prompts stay in
-    their shards; with smaller shards (`shard_size`) the effect is greater."""
+    their shards; the effect is greater with smaller shards (`shard_size`)."""
 
     def __post_init__(self) -> None:
         if self.max_per_noun is None and self.order == "corpus":
@@ -59,18 +59,18 @@ def select_prompts(
     target: StepFolder,
     on_progress: Callable[[Commit], None] | None = None,
 ) -> None:
-    """Selects from the prompts of every shard of `source`, until `target` is complete.
+    """Selects prompts from every shard of `source`, until `target` is complete.
 
     Prompts that are not kept, or have no noun, are dropped (`nouns_capped`). After an interruption,
-    the next call makes the missing shards. Memory: a count for each noun, 8 bytes for each dropped
-    prompt and, to choose an order, 8 bytes for each noun of each shard.
+    the next call makes the missing shards. Memory: a count per noun, 8 bytes per dropped prompt
+    and, to choose an order, 8 bytes per noun of each shard.
 
     Args:
-        on_progress: called after every shard, whether written now or found.
+        on_progress: called after every shard, whether new or already committed.
 
     Raises:
-        InputError: the shards of `source` are not complete, so the order is not known.
-        StorageError, AccountingError: as `run_shard`.
+        InputError: `source` is not complete, so the order is unknown.
+        StorageError, AccountingError: see `run_shard`.
     """
     shards = source.complete()
     if shards is None:
@@ -92,11 +92,11 @@ def select_prompts(
 @dataclass(frozen=True)
 class _Choice:
     dropped: dict[str, array]
-    """Numbers of the prompts of each shard, from 0, that are not kept."""
+    """Indices of the prompts of each shard that are dropped."""
     kept: dict[str, int]
-    """Prompts kept in each shard."""
+    """Number of prompts kept in each shard."""
     nouns: dict[str, np.ndarray]
-    """(2, n) int32: the nouns of the prompts kept in each shard, as numbers, and how often each."""
+    """(2, n) int32: noun codes of the prompts kept in each shard, and their counts."""
 
 
 def _choose(spec: SelectPrompts, source: StepFolder, shards: list[str]) -> _Choice:
@@ -126,10 +126,10 @@ def _choose(spec: SelectPrompts, source: StepFolder, shards: list[str]) -> _Choi
 def _rare_first(choice: _Choice) -> list[str]:
     """Greedy order of the shards by value per prompt, where a noun's n-th prompt has value 1 / n.
 
-    The total value is monotone and submodular, so the greedy choice is near the best one for every
-    number of shards (Nemhauser, Wolsey and Fisher 1978), and a shard's value never rises: its last
-    known value is an upper bound, and only the shards at the top are evaluated again (Minoux 1978).
-    Values are whole numbers, so that every machine finds the same order.
+    The total value is monotone and submodular, so the greedy choice is near-optimal for every
+    number of shards (Nemhauser, Wolsey and Fisher 1978), and a shard's value never increases: its
+    last known value is an upper bound, so only the top shards are evaluated again (Minoux 1978).
+    Values are integers, so that every machine finds the same order.
     """
     total = np.zeros(COUNTED + 1, dtype=np.int64)
     total[1:] = np.cumsum((1 << 32) // np.arange(1, COUNTED + 1))
@@ -142,7 +142,7 @@ def _rare_first(choice: _Choice) -> list[str]:
         after = total[np.minimum(had[ids] + counts, COUNTED)]
         return int((after - before).sum()) / max(1, choice.kept[shard])
 
-    # Ties go to the first in the corpus.
+    # Ties go to the earliest in the corpus.
     waiting = [(-value(shard), place, shard) for place, shard in enumerate(choice.nouns)]
     heapq.heapify(waiting)
     order = []

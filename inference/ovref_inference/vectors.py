@@ -48,23 +48,30 @@ def l2_normalised(vectors: Any) -> np.ndarray:
     return scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
 
 
-def prefetch_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
-    """Asks the system to load rows of a memory-mapped matrix together, before they are read.
+def prefetch_rows(matrix: Vectors, rows: np.ndarray) -> None:
+    """Loads rows of a matrix in a file together, before they are read one by one.
 
-    Otherwise each row that is not in memory is one page fault, which waits for the disk and reads
-    many neighbouring pages too. Returns at once; does nothing if the matrix is not a memory map or
-    the platform has no `madvise`.
+    Of a memory-mapped matrix each row that is not in memory would be one page fault, which waits
+    for the disk and reads many neighbouring pages too; the system is asked to load the rows, and
+    this returns at once. A matrix with a `prefetch` of its own, such as one on an object store, has
+    the rows in its cache when this returns. Does nothing for a matrix in memory or on a platform
+    without `madvise`.
 
     Args:
         matrix: (n, d), contiguous rows, as of `format.open_vectors`.
         rows: integers from 0 to n - 1, in any order, repeated or none at all.
     """
+    if hasattr(matrix, "prefetch"):
+        matrix.prefetch(rows)
+        return
     mapping: object = matrix
     while isinstance(mapping, np.ndarray):
         mapping = mapping.base
     if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
         return
-    if len(rows) == 0 or matrix.size == 0 or not matrix.flags.c_contiguous:
+    if not isinstance(matrix, np.ndarray) or len(rows) == 0 or matrix.size == 0:
+        return
+    if not matrix.flags.c_contiguous:
         return
     start = matrix.ctypes.data - np.frombuffer(mapping, dtype=np.uint8).ctypes.data
     width = matrix.strides[0]

@@ -1,4 +1,4 @@
-"""A corpus's part of a fingerprint: its contents and how they are read, not its location."""
+"""A corpus's part of a fingerprint."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.image_formats import identify_miniature
-from ovref.corpora.places import find, open_place, shown
+from ovref.corpora.listing import find, open_place, shown
 from ovref.corpora.spec import (
     CAPTION_FILES,
     FOLDERS,
@@ -27,9 +27,9 @@ def identify(spec: CorpusSpec) -> dict[str, Any]:
     """The corpus's part of a fingerprint: its contents and how they are read, not its location.
 
     Local files are hashed (SHA-256). Remote files are identified by size and the store's checksum
-    (ETag) without a download, so the same corpus has a different identity on S3. Of images that
-    the corpus names, only the listing of `images` (names and sizes) is hashed; of an image folder
-    the caption files are hashed too. Raises InputError like `corpus_files`.
+    (ETag), without a download, so the same corpus has a different identity on S3. For images that
+    the corpus refers to, only the listing of `images` (names and sizes) is hashed; for an image
+    folder, also its caption files. Raises InputError like `corpus_files`.
     """
     if spec.path.startswith(MINIATURE):
         written, identities = "miniature", [identify_miniature(spec)]
@@ -57,7 +57,7 @@ def identify(spec: CorpusSpec) -> dict[str, Any]:
 
 
 def identify_labels(labels: LabelSpec) -> dict[str, Any]:
-    """How labels are read; a file of names by its contents."""
+    """How labels are read; a file of names is identified by its contents."""
     found = dataclasses.asdict(labels)
     if labels.names and not labels.dataset:
         fs, path = open_place(labels.names)
@@ -77,7 +77,8 @@ def _identify_file(fs: AbstractFileSystem, name: str) -> dict[str, Any]:
 
 
 def identify_files(places: Iterable[Path]) -> list[Any]:
-    """Hashes of the names and sizes in local folders; names and sizes of single files."""
+    """For folders a hash of the names and sizes in them, for files the name and size. Local
+    only."""
     return [
         identify_folder(str(place)) if place.is_dir() else [place.name, place.stat().st_size]
         for place in places
@@ -85,7 +86,7 @@ def identify_files(places: Iterable[Path]) -> list[Any]:
 
 
 def identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
-    """Hash of the names and sizes below a folder, and of the contents of its caption files."""
+    """Hash of the names and sizes below a folder, and of its caption files' contents."""
     try:
         fs, root = open_place(place)
         entries = find(fs, root)
@@ -98,7 +99,7 @@ def identify_folder(place: str, captions: bool = False) -> dict[str, Any]:
         digest.update(f"{name.removeprefix(root)}\0{entries[name]['size']}\n".encode())
         path = PurePosixPath(name)
         if captions and (path.suffix.lower() == ".txt" or path.name in CAPTION_FILES):
-            # An object store's listing has the checksums; a request per file would take hours.
+            # The listing has the checksums; one request per file would take hours.
             contents = entries[name].get("ETag") or _identify_file(fs, name)
             digest.update(f"{contents}\n".encode())
     kind = "captions_names_and_sizes_sha256" if captions else "names_and_sizes_sha256"

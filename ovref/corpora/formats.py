@@ -18,40 +18,41 @@ from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec
 from ovref.errors import InputError
 
 CAPTION_NAMES = ("caption", "text", "TEXT", "title", "sentence")
-"""Columns that may hold the caption if none is named."""
+"""Caption columns to look for if none is configured."""
 
 PARQUET_ROWS, PARQUET_IMAGES = 1024, 16
-"""Rows decoded at a time, without and with images."""
+"""Rows decoded at a time: without images, and with images."""
 PARQUET_BUFFER_BYTES = 1 << 20
 TEXT_OR_BYTES = (
     pa.string(), pa.large_string(), pa.string_view(),
     pa.binary(), pa.large_binary(), pa.binary_view(),
 )  # fmt: skip
 FIRST_BLOCK = 1 << 16
-"""Bytes of a text in which line ends are detected."""
+"""Bytes of a text file that are examined to detect line ends."""
 OBJECTS_TO_CHECK = 1000
-"""A corpus is refused if none of its first JSON objects, this many, has the caption's field."""
+"""Number of JSON objects, from the first on, of which one must have the caption field."""
 LONGEST_MEMBER_BYTES = 1 << 28
 """A longer file inside a tar is a malformed record."""
 
 
 class CorpusRow(NamedTuple):
     """One record as found in a file; its `text` is None if there is no usable caption field, and a
-    list where it holds labels."""
+    list if it holds labels."""
 
     line: int | str
     text: Any
     image: Any = None
-    """None, the encoded image, or the name of its file."""
+    """The encoded image, or the name of its file; None without an image."""
     source: str = ""
-    """Appended to the file's name instead of the line, if set."""
+    """If set, appended to the file name in place of the line."""
 
 
 def open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> io.TextIOWrapper:
-    """The file as UTF-8 text; invalid bytes become lone surrogates, checked for per record.
+    """Opens a file as UTF-8 text; invalid bytes become lone surrogates, which each record is
+    checked for.
 
-    By default only `\\n` ends a line, since captions may contain other separators; if the first
-    block has `\\r` and no `\\n`, `\\r` does.
+    By default only `\\n` ends a line, since captions may contain other separators; `\\r` does if
+    the first block has it and no `\\n`.
     """
     file = fs.open(path, "rb", compression="gzip" if path.endswith(".gz") else None)
     head = file.read(FIRST_BLOCK)
@@ -59,9 +60,9 @@ def open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> 
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         found = "UTF-16 text"
     elif head[:2] == b"\x1f\x8b":
-        found = "gzip; give it a name in .gz"
+        found = "gzip; rename it to end in .gz"
     elif head[:4] == b"PAR1":
-        found = "Parquet; give it a name in .parquet"
+        found = "Parquet; rename it to end in .parquet"
     if found is not None:
         file.close()
         raise InputError(f"expected UTF-8 text in {path}, found {found}")
@@ -110,7 +111,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
     except ValueError as error:
         raise InputError(
             f"{path} is not COCO JSON: {error}. A list of captions is read as JSON Lines (.jsonl): "
-            f"one object a line"
+            f"one object per line"
         ) from error
     if "annotations" not in seen:
         raise InputError(
@@ -121,7 +122,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
 
 
 def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
-    # Published caption TSVs (CC3M, CC12M) have no quoting: a quotation mark is a quotation mark.
+    # Published caption TSVs (CC3M, CC12M) have no quoting: quotation marks are literal.
     tabs = PurePosixPath(path.removesuffix(".gz")).suffix.lower() == ".tsv" or spec.format == "tsv"
     with open_text(fs, path, newline="") as file:
         lines = _Lines(file)
@@ -149,7 +150,7 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
             try:
                 row = next(rows, None)
                 if len(lines.taken) > 1:
-                    # An unclosed quotation swallows lines; an intended one is well-formed.
+                    # An unclosed quotation mark swallows lines; intended quoting is well-formed.
                     next(csv.reader(lines.taken, strict=True))
             except csv.Error:
                 lines.give_back()
@@ -171,7 +172,7 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
 
 
 class _Lines:
-    """The lines of a table; a malformed record uses up only its first line."""
+    """The lines of a table; a malformed record consumes only its first line."""
 
     def __init__(self, file: io.TextIOWrapper) -> None:
         self._file, self._again = file, deque[str]()
@@ -188,7 +189,7 @@ class _Lines:
         return self.taken[-1]
 
     def give_back(self) -> None:
-        """Returns all but the record's first line, to be read again."""
+        """Puts back all lines of the record but the first."""
         self._again.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
 
@@ -239,7 +240,7 @@ def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
 
 
 class _FieldCheck:
-    """Refuses a file in which no JSON object has the caption's field."""
+    """Refuses a file in which no JSON object has the caption field."""
 
     def __init__(self, path: str, named: tuple[str | int, ...]) -> None:
         self._path, self._named = path, named
@@ -275,7 +276,7 @@ def _image_field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
 
 
 def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
-    # Buffered and without pre_buffer; otherwise a whole row group of images is read into memory.
+    # Buffered and without pre_buffer, or else a whole row group of images is read into memory.
     with (
         fs.open(path, "rb") as handle,
         pq.ParquetFile(handle, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as file,
@@ -296,7 +297,7 @@ def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterato
             wanted.append(spec.image_column)
             field = file.schema_arrow.field(spec.image_column)
             if not pa.types.is_struct(field.type):
-                _check_type(path, field, TEXT_OR_BYTES, "encoded images, or names of their files")
+                _check_type(path, field, TEXT_OR_BYTES, "encoded images, or their file names")
         row, rows = 0, PARQUET_ROWS if len(wanted) == 1 else PARQUET_IMAGES
         for batch in file.iter_batches(batch_size=rows, columns=wanted):
             # As bytes, because Arrow does not verify UTF-8.
@@ -316,18 +317,18 @@ def _check_type(path: str, field: pa.Field, allowed: tuple[pa.DataType, ...], wh
 
 
 def read_webdataset(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
-    """A sample is a run of members whose base names are equal up to the first dot.
+    """Reads samples: adjacent members whose base names are equal up to the first dot.
 
     Raises:
         InputError: the members of a sample are not adjacent.
     """
-    parts_by_name: dict[int, tuple[bool, bool]] = {}  # by hash of the name, which is smaller
+    parts_by_name: dict[int, tuple[bool, bool]] = {}  # by a hash of the name, which is smaller
     for row in _samples(spec, fs, path):
         parts = (row.text is not None, row.image is not None)
         if parts_by_name.setdefault(hash(row.line), parts) != parts:
             raise InputError(
                 f"the members of the sample {row.line} of {path} are not adjacent, as a "
-                f"WebDataset requires: pack the files again in the order of their names "
+                f"WebDataset requires: pack the files again, sorted by name "
                 f"(`tar --sort=name -cf ...`)"
             )
         yield row

@@ -12,13 +12,13 @@ from PIL import Image
 
 from ovref.corpora import formats
 from ovref.corpora.formats import CorpusRow
-from ovref.corpora.places import walk
+from ovref.corpora.listing import walk
 from ovref.corpora.spec import CAPTION_FILES, IMAGE_SUFFIXES, MINIATURE, CorpusSpec
 from ovref.errors import InputError
-from ovref.images import decode_image
+from ovref.stored_images import decode_image
 
 FILE_NAME = "file_name"
-"""Column of a metadata file with the image's path relative to it (Hugging Face's layout)."""
+"""Column with the image path relative to the metadata file (Hugging Face's layout)."""
 
 FIRST_SCENE = 4_000_000
 """Seed of a miniature corpus's first scene; no model was trained on these scenes."""
@@ -27,9 +27,9 @@ FIRST_SCENE = 4_000_000
 def read_imagefolder(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Iterator[CorpusRow]:
     """The images below a folder, each with its captions, folder by folder in order of name.
 
-    A metadata file (`metadata.jsonl`, `.csv` or `.parquet`, with `file_name` and the caption's
-    column) covers its folder and all folders below; images that it does not name are not part of
-    the corpus. Elsewhere the captions of `x.jpg` are the non-blank lines of `x.txt`, and an image
+    A metadata file (`metadata.jsonl`, `.csv` or `.parquet`, with the columns `file_name` and the
+    caption) covers its folder and all folders below; images that it does not list are not part of
+    the corpus. Elsewhere, the captions of `x.jpg` are the non-blank lines of `x.txt`, and an image
     without any is a record with an empty caption. Image names are relative to `root`.
     """
     root = root.rstrip("/")
@@ -83,10 +83,10 @@ def _by_sidecar(
 
 
 def read_miniature(spec: CorpusSpec) -> Iterator[CorpusRow]:
-    """Scenes of a split of the miniature, rendered as they are read: PNG files and captions.
+    """Scenes of a split of the miniature as PNG files with captions, rendered when read.
 
     Raises:
-        InputError: there is no such split, or no `limit` (the number of scenes is unlimited).
+        InputError: there is no such split, or no `limit` (the number of scenes is infinite).
     """
     from ovref.miniature.scenes import SPLITS, render
 
@@ -104,9 +104,9 @@ def read_miniature(spec: CorpusSpec) -> Iterator[CorpusRow]:
 
 
 def identify_miniature(spec: CorpusSpec, scenes: int = 3) -> dict[str, Any]:
-    """Identity of rendered scenes: a hash of the pixels and captions of the first ones.
+    """Identity of rendered scenes: a hash of the first ones' pixels and captions.
 
-    Raises InputError as `read_miniature`.
+    Raises InputError like `read_miniature`.
     """
     digest = hashlib.sha256()
     first = spec.limit and min(spec.limit, scenes)

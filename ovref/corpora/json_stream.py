@@ -8,7 +8,7 @@ _DECODER = json.JSONDecoder()
 _BLANKS = " \t\n\r"
 FIRST_READ = 1 << 16
 LONGEST_VALUE = 1 << 28
-"""Characters; a longer value means that the file is broken."""
+"""Maximum length of a value in characters; a longer one means that the file is broken."""
 
 
 def stream_members(file: TextIO, wanted: str) -> Iterator[tuple[str, Any]]:
@@ -16,7 +16,7 @@ def stream_members(file: TextIO, wanted: str) -> Iterator[tuple[str, Any]]:
 
     Args:
         file: the text, read in blocks from its current position.
-        wanted: name of the member whose elements are wanted, for instance `annotations`.
+        wanted: name of the member whose elements are yielded, for instance `annotations`.
 
     Yields:
         ("member", name) when a member begins, and ("item", value) for each element of the wanted
@@ -34,7 +34,7 @@ def stream_members(file: TextIO, wanted: str) -> Iterator[tuple[str, Any]]:
     while True:
         name = window.value()
         if not isinstance(name, str):
-            raise ValueError(f"expected a member's name, found {name!r}")
+            raise ValueError(f"expected a member name, found {name!r}")
         window.expect(":")
         yield "member", name
         if window.peek() == "[":
@@ -64,7 +64,7 @@ def _elements(window: "_Window") -> Iterator[Any]:
 
 
 class _Window:
-    """The part of the text that has been read and not yet consumed."""
+    """The part of the text that has been read but not consumed."""
 
     def __init__(self, file: TextIO):
         self._file, self._text, self._at, self._ended = file, "", 0, False

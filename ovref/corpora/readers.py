@@ -19,8 +19,8 @@ from fsspec import AbstractFileSystem
 
 from ovref.ahead import map_ahead
 from ovref.contract import Dropped
-from ovref.corpora import formats, image_formats, labels
-from ovref.corpora.places import open_place, shown
+from ovref.corpora import class_labels, formats, image_formats
+from ovref.corpora.listing import open_place, shown
 from ovref.corpora.spec import (
     FOLDERS,
     MINIATURE,
@@ -44,29 +44,29 @@ DROP_REASONS = (
 )
 
 COLUMNS_OF_LABELS = ("csv", "tsv", "jsonl", "parquet", "webdataset")
-"""Formats whose labels have a column that must be named."""
+"""Formats in which the column of labels must be named."""
 
 NO_TEXT = re.compile("[\x00-\x1f\x7f\ufffd]")
-"""Control characters, and the replacement character that a failed decoding leaves."""
+"""Control characters, and the replacement character of failed decoding."""
 
 
 IMAGES_AHEAD = 16
-"""Image files read ahead: object stores have high latency but serve many requests at once."""
+"""Number of image files read ahead; see `ovref.ahead.READERS`."""
 
 
 def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption | Dropped]:
-    """The captions of a corpus in its order, `spec.draws` of each; bad records as drops.
+    """The captions of a corpus in order, `spec.draws` of each; bad records become drops.
 
-    Texts are normalised (NFC, single spaces), so equal keys mean equal texts. Duplicates are passed
-    on; `ingest` drops them. Memory: one record, one block of a Parquet file, IMAGES_AHEAD images.
+    Texts are normalised (NFC, single spaces), so equal keys mean equal texts. Duplicates are kept;
+    `ingest` drops them. Memory: one record, one block of a Parquet file, IMAGES_AHEAD images.
 
     Args:
         images: whether to read the image of every caption. It becomes part of the key but is not
-            decoded here; a caption without one is dropped as `missing_image`.
+            decoded here; a caption without an image is dropped as `missing_image`.
 
     Raises:
         InputError: the corpus is missing, unreadable or of another format, lacks the named column
-            or the requested images, or holds no record.
+            or the requested images, or has no records.
     """
     yield from up_to(spec.limit, _records(spec, images))
 
@@ -74,7 +74,7 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
 def up_to(
     limit: int | None, records: Generator[Dropped | Iterator[Caption], None, None]
 ) -> Iterator[Caption | Dropped]:
-    """The captions and drops of these records, until `limit` records had captions."""
+    """The captions and drops of these records, until `limit` records have had captions."""
     good = 0
     with closing(records):
         for record in records:
@@ -87,10 +87,8 @@ def up_to(
                 return
 
 
-def _records(
-    spec: CorpusSpec, images: bool
-) -> Generator[Dropped | Iterator[Caption], None, None]:
-    """For each record of a corpus its captions, or the reason why it is dropped."""
+def _records(spec: CorpusSpec, images: bool) -> Generator[Dropped | Iterator[Caption], None, None]:
+    """The captions of each record of a corpus, or its drop."""
     if not images:
         spec = replace(spec, images=None, image_column=None)
     place, files = spec.images, [(None, spec.path, "miniature")]
@@ -149,8 +147,8 @@ def _rows(
         "text": formats.read_text,
         "webdataset": formats.read_webdataset,
         "imagefolder": image_formats.read_imagefolder,
-        "class_folders": labels.read_class_folders,
-        "open_images": labels.read_open_images,
+        "class_folders": class_labels.read_class_folders,
+        "open_images": class_labels.read_open_images,
     }[written]
     if spec.labels is not None and spec.caption_column is None and written in COLUMNS_OF_LABELS:
         raise InputError(f"name the column of labels in {path} with `caption_column`")
@@ -168,19 +166,19 @@ def _rows(
 def _caption(
     spec: CorpusSpec, corpus: str, file: str, row: formats.CorpusRow, images: bool
 ) -> Dropped | Iterator[Caption]:
-    """`spec.draws` captions of one row, or the reason why it is dropped."""
+    """`spec.draws` captions of one row, or its drop."""
     where = f"{file}:{row.line}".encode("utf-8", "backslashreplace").decode()
 
     def dropped(reason: str) -> Dropped:
-        return Dropped(f"line:{where}".replace("#", "%23"), reason)  # `#` would name a part
+        return Dropped(f"line:{where}".replace("#", "%23"), reason)  # `#` would denote a part
 
     nouns: tuple[Noun, ...] = ()
     try:
         if spec.labels is not None:
-            found = labels.labels_of_value(row.text, spec.labels)
+            found = class_labels.labels_of_value(row.text, spec.labels)
             if not found:
                 return dropped("malformed_record" if found is None else "no_labels")
-            text, nouns, _ = labels.text_of_labels(found)
+            text, nouns, _ = class_labels.text_of_labels(found)
         elif isinstance(row.text, str | bytes):
             text = row.text.decode("utf-8") if isinstance(row.text, bytes) else row.text
             text = normalised(text)
@@ -211,7 +209,7 @@ def draws_of(
     nouns: tuple[Noun, ...] = (),
     segments: Segments | None = None,
 ) -> Iterator[Caption]:
-    """`spec.draws` captions of one text."""
+    """`spec.draws` captions with the same text."""
     digest = sha256(image).hexdigest() if isinstance(image, bytes) else None
     for draw in range(spec.draws):
         yield Caption(
@@ -226,7 +224,7 @@ def draws_of(
 
 
 class _ImageFolder:
-    """The image files that a corpus names."""
+    """The image files that a corpus refers to."""
 
     def __init__(self, place: str | None):
         self._place = place
@@ -237,20 +235,20 @@ class _ImageFolder:
         """The file's bytes; empty if there is no such file. Thread-safe.
 
         Raises:
-            InputError: the corpus names images and `images` does not say where they are, or the
-                names are web addresses.
+            InputError: `images`, the location of the files, is not set, or their names are web
+                addresses.
         """
         if "://" in name:
             raise InputError(
                 f"the image column holds addresses such as {name}; ovref downloads nothing. Fetch "
-                f"the images first (img2dataset writes a WebDataset that is read as it is)"
+                f"the images first (img2dataset writes a WebDataset, which ovref reads)"
             )
         if self._place is None:
             raise InputError(
                 f"the corpus names image files such as {name!r}; set `images` to their folder"
             )
         if not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-            return b""  # never outside the folder
+            return b""  # never outside of the folder
         try:
             return self._fs.cat_file(f"{self._root.rstrip('/')}/{name}")
         except (FileNotFoundError, IsADirectoryError):

@@ -1,4 +1,4 @@
-"""Settings of a caption corpus: its place, its format, and which of its captions to read."""
+"""Settings of a caption corpus: location, format, and which captions to read."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -7,7 +7,7 @@ from typing import Literal
 from fsspec import AbstractFileSystem
 
 from ovref.config import STRICT
-from ovref.corpora.places import MAGIC, entries, matches, open_place, shown
+from ovref.corpora.listing import MAGIC, entries, matches, open_place, shown
 from ovref.errors import InputError
 from ovref_inference.places import describe, store_errors
 from ovref_inference.ranges import require_at_least
@@ -37,17 +37,17 @@ SUFFIXES = {
     ".txt": "text",
     ".tar": "webdataset",
 }
-"""Format of a file by its suffix; `.gz` may follow for all but Parquet."""
+"""File suffix -> format; `.gz` may follow except for Parquet."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-"""Names of the metadata file that holds the captions of an image folder."""
+"""Names of the metadata file with the captions of an image folder."""
 
 LABELLED = ("class_folders", "open_images")
-"""Formats of labelled sets alone."""
+"""Formats with labels only."""
 
 MINIATURE = "miniature:"
-"""Prefix of the path of a corpus of the miniature's scenes; the split follows."""
+"""Path prefix of a corpus of the miniature's scenes, followed by the split."""
 
 BLOCK_BYTES = 1 << 20
 
@@ -57,36 +57,37 @@ NO_IMAGE_COLUMN = (
 )  # fmt: skip
 """Formats without an image column."""
 FOLDERS = ("imagefolder", "class_folders")
-"""Formats of a folder of images, read with the folders below it."""
+"""Formats that read a folder of images and all folders below."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpec:
-    """What the labels of a labelled set are. They take the place of captions."""
+    """Labels of a labelled set, which take the place of captions."""
 
     __pydantic_config__ = STRICT
 
     dataset: str = ""
-    """A set of the field by its name (`ade150`, `ade_panoptic`, `coco_stuff`, ..., as `evaluate`
-    reads them); `path` is then the folder that holds it, and its label maps are the masks of the
-    labels. Empty for another labelled set."""
+    """Name of a published data set (`ade150`, `ade_panoptic`, `coco_stuff`, ..., as for
+    `evaluate`); `path` is then the folder that contains it, and its label maps are the masks of the
+    labels. Empty for other labelled sets."""
     split: Literal["train", "val"] = "train"
-    """Images of `dataset`."""
+    """Split of `dataset`."""
     names: str = ""
-    """Names of the classes: of `dataset` one of its class lists or a text file, as for `evaluate`;
-    of `open_images` the file of class descriptions."""
+    """Class names: for `dataset` one of its class lists or a text file, as for `evaluate`; for
+    `open_images` the file of class descriptions."""
     separator: str = ","
-    """Between the labels in one cell of a table. A list in JSON or Parquet needs none."""
+    """Separator of the labels in a table cell. Lists in JSON or Parquet need none."""
     synonyms: bool = False
-    """Whether all names of a class, separated by `;`, are nouns of its regions. False takes the
-    first alone."""
+    """Whether all names of a class, separated by `;`, are nouns of its regions. False takes only
+    the first."""
     min_confidence: float = 1.0
-    """For `open_images`: labels below it are left out. 1.0 takes those that people verified, and
-    none that people found wrong; 0.7 also takes a machine's guesses of that confidence."""
+    """For `open_images`: minimum confidence of a label. 1.0 takes only labels verified by people;
+    0.7 also takes machine-generated labels of that confidence. Labels rejected by people never
+    count."""
 
     def __post_init__(self) -> None:
         if not self.separator.strip():
-            raise ValueError("separator must have a character that is not blank")
+            raise ValueError("separator must not be blank")
         if not 0 < self.min_confidence <= 1:
             raise ValueError(f"min_confidence must be in (0, 1], found {self.min_confidence}")
 
@@ -99,33 +100,33 @@ class CorpusSpec:
 
     path: str
     """A file, a folder, or a pattern with `*`, `?`, `[...]` or `**`; a local path or a URL such as
-    `s3://bucket/part-*`. Symbolic links are followed; names that begin with a dot are left out.
-    `miniature:train` is the first `limit` scenes of the miniature."""
+    `s3://bucket/part-*`. Symbolic links are followed; hidden files are ignored. `miniature:train`
+    is the first `limit` scenes of the miniature."""
     format: Format = "auto"
-    """`auto` decides by the file names; `coco` is the official JSON layout of COCO captions;
-    `imagefolder` a folder of images, each with a .txt of captions (one a line) beside it, or with
-    `metadata.jsonl`, `.csv` or `.parquet` that has the columns `file_name` and the caption's."""
+    """`auto` decides by file names; `coco` is the official JSON layout of COCO captions;
+    `imagefolder` is a folder of images, each with a .txt of captions (one per line) beside it, or
+    with a `metadata.jsonl`, `.csv` or `.parquet` with the columns `file_name` and the caption."""
     corpus_id: str | None = None
-    """Part of every key. Default: name of the file, or of the folder that holds the files."""
+    """Part of every key. Default: name of the file, or of the folder that contains the files."""
     caption_column: str | int | None = None
     """Column or JSON field of the caption; a number (from 0) for a CSV or TSV file without a header
     line. Default: the first of `caption`, `text`, `TEXT`, `title`, `sentence` that exists."""
     image_column: str | int | None = None
-    """Column of the image: its encoded bytes, or a path relative to `images`. Read only by builds
-    that ground captions."""
+    """Image column: encoded bytes, or a path relative to `images`. Read only by builds that ground
+    captions."""
     images: str | None = None
-    """Folder or URL prefix of the image files that the corpus names."""
+    """Folder or URL prefix of the image files that the corpus refers to."""
     labels: LabelSpec | None = None
-    """Reads a labelled set, whose labels are the nouns: with `labels.dataset` a set of the field,
-    with the format `coco` the categories and masks of an instances file, with `open_images` the
-    CSV file of image-level labels of Open Images, with `class_folders` a folder of images for each
-    class; of other formats, `caption_column` is then the column of the labels."""
+    """Reads a labelled set, whose labels are the nouns: with `labels.dataset` a published data set,
+    with the format `coco` the categories and masks of an instances file, with `open_images` the CSV
+    file of image-level labels of Open Images, with `class_folders` one folder of images per class;
+    in other formats, `caption_column` is then the column of labels."""
     licence: str | None = None
-    """The licence of captions and images, for the manifest of the collection."""
+    """Licence of captions and images, for the manifest of the collection."""
     limit: int | None = None
-    """Read only this many usable captions; None reads all."""
+    """Number of usable captions to read; None reads all."""
     draws: int = 1
-    """How many images to generate for each caption, each with its own key."""
+    """Images to generate per caption, each with its own key."""
     max_characters: int = 1000
     """Longer captions are dropped as `caption_too_long`."""
 
@@ -150,7 +151,6 @@ class CorpusSpec:
                 f"images has no meaning in the format {self.format}, which has its own"
             )
 
-
     def _check_labels(self) -> None:
         labels = self.labels
         if labels is None:
@@ -171,7 +171,7 @@ class CorpusSpec:
 
 
 def corpus_id(spec: CorpusSpec) -> str:
-    """The id in the keys: `spec.corpus_id`, or the name of the file or folder."""
+    """The corpus id in keys: `spec.corpus_id`, or the name of the file or folder."""
     if spec.corpus_id is not None:
         return spec.corpus_id
     if spec.path.startswith(MINIATURE):
@@ -194,8 +194,8 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
         The file system, and (path on it, format) of each file.
 
     Raises:
-        InputError: nothing exists there, it cannot be listed, or it holds no file of the format or
-            files of several formats.
+        InputError: nothing exists at the path, it cannot be listed, or it has no file of the format
+            or files of several formats.
     """
     try:
         fs, root = open_place(spec.path)
@@ -208,9 +208,7 @@ def corpus_files(spec: CorpusSpec) -> tuple[AbstractFileSystem, list[tuple[str, 
             is_pattern = any(mark in root for mark in MAGIC)
             names = matches(fs, root) if is_pattern else []
         if spec.format in FOLDERS and not fs.isdir(root):
-            raise InputError(
-                f"the format {spec.format} reads a folder, found {shown(spec.path)}"
-            )
+            raise InputError(f"the format {spec.format} reads a folder, found {shown(spec.path)}")
     except store_errors(ValueError) as error:
         raise InputError(
             f"cannot look for the corpus at {shown(spec.path)}: {describe(error)}"

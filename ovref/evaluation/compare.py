@@ -19,12 +19,12 @@ from ovref.errors import InputError
 from ovref.evaluation.counting import IMAGES, SCORES, labels_of_png
 from ovref.evaluation.evaluate import images_by_number
 from ovref.evaluation.methods import Row, rows_of
-from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.report import aligned, markdown_table
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.evaluation.totals import Overlaps, overlaps_of, scored_images
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, existing_step
-from ovref.storage.store import Store
 
 SAMPLES = 1000
 """Resampled data sets of the bootstrap."""

@@ -23,18 +23,18 @@ from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.knn import KnnMethod, memory_identity, open_training
 from ovref.evaluation.methods import Methods, rows_of
-from ovref.evaluation.metrics import boundary_pixels, confused
 from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, MatchedDetections, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticQuality
+from ovref.evaluation.metrics_semantic import boundary_pixels, confused
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.evaluation.trained import TrainedMethod, head_identity
 from ovref.identity import fingerprint
-from ovref.images import png_of
 from ovref.records import LabelledImage, ScoredImage
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, open_step
-from ovref.storage.store import Store
+from ovref.stored_images import png_of
 from ovref_inference.collection.reference_collection import ReferenceCollection
 
 IMAGES, SCORES = "images", "scores"

@@ -13,9 +13,9 @@ import numpy as np
 
 from ovref.class_files import ClassList
 from ovref.corpora.image_formats import FIRST_SCENE
-from ovref.evaluation.metrics import IGNORE
 from ovref.evaluation.metrics_ap import TrueInstances
 from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.label_folder import seen_of
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.identity import fingerprint

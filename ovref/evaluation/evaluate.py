@@ -31,9 +31,9 @@ from ovref.evaluation.counting import (
 )
 from ovref.evaluation.knn import make_memory, memory_identity, open_training
 from ovref.evaluation.methods import DENSE, Methods, Row, rows_of
-from ovref.evaluation.metrics import scores_of_counts
+from ovref.evaluation.metrics_semantic import scores_of_counts
 from ovref.evaluation.named_sets.opening import LabelledSet
-from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref.evaluation.totals import Totals, add_up, overlaps_of, scored_images
 from ovref.evaluation.trained import head_identity

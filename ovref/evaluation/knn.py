@@ -26,8 +26,8 @@ from ovref.config import dump
 from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError, StorageError
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.metrics import IGNORE
 from ovref.evaluation.metrics_panoptic import panoptic_of_labels
+from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec, KnnConfig
@@ -115,9 +115,7 @@ def make_memory(
             shares.append(csr_array(shares_pc[chosen]))
         models.forget()
         report(start + len(examples))
-    memory = Memory(
-        features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr")
-    )
+    memory = Memory(features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr"))
     if not len(memory.features_nd):
         raise InputError(f"no image of {training.name} has a labelled pixel")
     _write(path, memory, identity)

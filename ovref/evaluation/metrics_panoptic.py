@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from ovref.evaluation.metrics import IGNORE
+from ovref.evaluation.metrics_semantic import IGNORE
 
 VOID = 0
 """Segment id of pixels without a segment."""

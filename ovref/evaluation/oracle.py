@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from ovref.evaluation.cached import RegionProposer, array_key
-from ovref.evaluation.metrics import IGNORE
+from ovref.evaluation.metrics_semantic import IGNORE
 
 
 def label_masks(label_hw: np.ndarray, ignore: int = IGNORE) -> np.ndarray:

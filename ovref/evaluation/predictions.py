@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ovref.evaluation.datasets import Dataset, true_instances
-from ovref.evaluation.metrics import (
+from ovref.evaluation.metrics_ap import AveragePrecision, Detections
+from ovref.evaluation.metrics_panoptic import PanopticMap, PanopticQuality, panoptic_of_labels
+from ovref.evaluation.metrics_semantic import (
     confusion,
     iou_of_counts,
     scores_of_counts,
     split_scores,
 )
-from ovref.evaluation.metrics_ap import AveragePrecision, Detections
-from ovref.evaluation.metrics_panoptic import PanopticMap, PanopticQuality, panoptic_of_labels
 from ovref_inference.segmenters.instances import Instances
 from ovref_inference.segmenters.regions import NO_CLASS
 
@@ -63,7 +63,7 @@ class Evaluation:
     per_class_iou: np.ndarray
     """(classes,) float64; NaN for a class in neither truth nor prediction."""
     confusion: np.ndarray
-    """(n, classes, classes + 1) int64 pixels, as in `metrics.confusion`."""
+    """(n, classes, classes + 1) int64 pixels, as in `metrics_semantic.confusion`."""
     ious: np.ndarray | None
     """(n, classes) float64: sum of the IoU of matched segments; None without panoptic truth."""
     segments: np.ndarray | None

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ovref.evaluation.counting import matched_of
-from ovref.evaluation.metrics import mean_of_known, scores_of_counts, split_scores
 from ovref.evaluation.metrics_ap import AveragePrecision
 from ovref.evaluation.metrics_panoptic import PanopticQuality
+from ovref.evaluation.metrics_semantic import mean_of_known, scores_of_counts, split_scores
 from ovref.records import ScoredImage
 from ovref.storage.steps import StepFolder
 
@@ -42,7 +42,7 @@ class Totals:
     """Counts of all images by row."""
 
     confusion: np.ndarray
-    """(rows, classes, classes + 1) int64, as in `metrics.confusion`."""
+    """(rows, classes, classes + 1) int64, as in `metrics_semantic.confusion`."""
     boundaries: np.ndarray | None
     """(rows, classes, 2) int64: pixels in both boundaries, in either; None if not measured."""
     quality: list[PanopticQuality] | None

@@ -1,1 +1,1 @@
-"""What goes in and out of ovref: photographs, class lists, segmentations, collections."""
+"""Import and export: photographs, class lists, segmentations, collections."""

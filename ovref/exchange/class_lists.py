@@ -1,4 +1,4 @@
-"""Class lists as people give them: words, a file, or a list of the field by its name."""
+"""Class lists from the command line: words, a file, or the name of a published list."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,31 +7,31 @@ import numpy as np
 
 from ovref.class_files import SYNONYMS, list_of_file
 from ovref.errors import InputError
+from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.names import bundled_list
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Classes and their synonyms. A segmenter is asked for all names, and a class is what any of
-    its names is."""
+    """Classes and their synonyms. A segmenter is queried with all names; each name counts for its
+    class."""
 
     names: tuple[str, ...]
     """(c,) the name of each class."""
     asked: tuple[str, ...]
-    """(n,) every name once: what a segmenter is asked for."""
+    """(n,) all distinct names: the query for a segmenter."""
     class_of: np.ndarray
     """(n,) int64: the class of each name."""
     things: frozenset[int] | None = None
-    """Classes that are things; None where nobody said."""
+    """Classes that are things; None if unknown."""
 
     def labels(self, labels_hw: np.ndarray) -> np.ndarray:
-        """(H, W) int32 classes of a label map of the names; what has no name stays below 0."""
+        """Maps a label map of names to (H, W) int32 classes; unlabelled pixels stay below 0."""
         found = self.class_of[np.maximum(labels_hw, 0)]
         return np.where(labels_hw < 0, labels_hw, found).astype(np.int32)
 
     def missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Classes all of whose names are among these."""
+        """Classes whose names are all among these."""
         gone = np.isin(self.asked, names) if names else np.zeros(len(self.asked), dtype=bool)
         kept = set(self.class_of[~gone].tolist())
         return tuple(name for i, name in enumerate(self.names) if i not in kept)
@@ -41,15 +41,15 @@ def read_classes(text: str, things: str | None = None) -> Classes:
     """Reads a class list.
 
     Args:
-        text: a text file (one class a line, synonyms after `;`); or the name of a set of the field,
-            with one of its lists if it is not the first (`ade150`, `voc21:fcclip`); or names with
-            commas between them, synonyms again after `;`. A file goes before a set, and a set
-            before names.
-        things: `all`, `none`, or names with commas; None takes those that a set says.
+        text: a text file (one class per line, synonyms after `;`); or the name of a published set,
+            with the name of its list unless it is the first (`ade150`, `voc21:fcclip`); or names
+            separated by commas, with synonyms after `;`. A file takes precedence over a set, and a
+            set over names.
+        things: `all`, `none`, or names separated by commas; None takes the things of a set.
 
     Raises:
-        InputError: no names, a name that two classes share, an unknown list of a set, or things
-            that are no classes.
+        InputError: there are no names, two classes share a name, the set has no such list, or
+            `things` are not classes.
     """
     known: frozenset[int] | None = None
     name, _, listed = text.partition(":")
@@ -65,7 +65,7 @@ def read_classes(text: str, things: str | None = None) -> Classes:
         found = tuple(names for part in text.split(",") if (names := _synonyms(part)))
         if len(found) == 1 and text.endswith((".txt", ".csv", ".json")):
             raise InputError(
-                f"there is no class list {text}; give a file, names with commas between them, or "
+                f"there is no class list {text}; give a file, names separated by commas, or "
                 f"one of {', '.join(SETS)}"
             )
     return _classes(found, things, known, text)

@@ -1,4 +1,4 @@
-"""A sheet of crops with their masks, drawn with Pillow alone because it must be quick."""
+"""A contact sheet of crops with their masks, drawn with Pillow alone for speed."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ovref.exchange.picture_files import Picture
-from ovref.images import png_of
+from ovref.stored_images import png_of
 
 CELL, TEXT, GAP, COLUMNS = 168, 30, 8, 6
 MARGIN = 0.25
-"""Part of a box's side that is added around it, so that its surroundings are seen."""
+"""Margin around a box, as a fraction of its side."""
 EDGE_RGB = (66, 214, 110)
 
 
@@ -19,12 +19,12 @@ def contact_sheet(
     boxes: Sequence[tuple[int, int, int, int]],
     titles: Sequence[tuple[str, str]],
 ) -> bytes:
-    """A PNG: each crop with what is outside of its mask dimmed, two lines of text under it.
+    """A PNG of crops, each dimmed outside its mask, with two lines of text below.
 
     Args:
-        pictures: None where there is none, which leaves an empty cell.
+        pictures: None leaves an empty cell.
         boxes: x0, y0, x1, y1 in pixels, right and bottom exclusive.
-        titles: two lines of each.
+        titles: two lines per crop.
     """
     columns = min(COLUMNS, max(1, len(pictures)))
     rows = -(-len(pictures) // columns)
@@ -68,7 +68,7 @@ def _crop(picture: Picture, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text, cut so that it does not run into the next cell."""
+    """Truncates the text to the width of a cell."""
     text = text.encode("latin-1", "replace").decode("latin-1")
     while text and font.getlength(text) > CELL:
         text = text[:-1]

@@ -1,4 +1,4 @@
-"""What a collection has for each class of a list: how much, how tight, how distinct."""
+"""How well a collection covers the classes of a list: support, tightness, separation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,54 +13,54 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.vectors import l2_normalised
 
 FEW = 10
-"""Fewer references than this are few."""
+"""Classes with fewer references than this get the verdict `few`."""
 SAMPLE = 1000
-"""References of a class that its tightness is measured with, at most."""
+"""Maximum number of references per class used to measure tightness."""
 _ROWS = 512
-"""Prototypes that are compared with all others at a time."""
+"""Prototypes compared with all others at a time."""
 _WEAKEST = ("none", "borrowed", "few", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCoverage:
-    """What a collection has for one class.
+    """How well a collection covers one class.
 
-    Its prototypes are those of all its names that have support (`class_support`), which is what a
-    segmenter that is asked for them compares with.
+    The class's prototypes are those of all its names with support (`class_support`), the same that
+    a segmenter compares with.
     """
 
     name: str
     verdict: Literal["none", "borrowed", "few", "own"]
-    """Whether it has references by name or synonym, fewer than FEW of them, those of a near noun,
-    or none."""
+    """`own`: references by name or synonym; `few`: fewer than FEW of them; `borrowed`: those of a
+    near noun; `none`."""
     noun: str | None
-    """The noun that stands for it, or borrows to it; of a class without support the nearest one."""
+    """The noun that represents the class or lends to it; the nearest noun of a class without
+    support."""
     cosine: float
-    """Cosine of the class's text to that noun's; of several names the best."""
+    """Cosine between the texts of the class and that noun; the maximum over its names."""
     by_name: int
-    """References of the noun that is the class's name."""
+    """Number of references of the noun that equals the class's name."""
     by_synonym: int
-    """References of nouns that are its synonyms."""
+    """Number of references of nouns that are synonyms."""
     by_neighbours: int
-    """References of the noun that a class without its own borrows from."""
+    """Number of references borrowed from the nearest noun by a class without its own."""
     others: tuple[str, ...] = ()
-    """Other nouns whose references went into its prototypes, because it has few or none."""
+    """Other nouns whose references contribute to its prototypes, because it has few or none."""
     tightness: float | None = None
-    """Mean cosine of its references to the nearest of its prototypes each."""
+    """Mean cosine between each of its references and the nearest of its prototypes."""
     nearest: str | None = None
-    """The class whose prototypes come nearest to its own."""
+    """The class with the nearest prototypes."""
     similarity: float | None = None
-    """The greatest cosine of two prototypes, one of it and one of the nearest class."""
+    """Maximum cosine between a prototype of this class and one of the nearest class."""
 
     @property
     def references(self) -> int:
-        """References that stand for it."""
+        """Number of references that represent the class."""
         return self.by_name + self.by_synonym + self.by_neighbours
 
     @property
     def confusable(self) -> bool:
-        """Whether a prototype of another class is as near to one of its own as its references are
-        to theirs."""
+        """Whether the prototypes of another class are at least as near as its own references."""
         if self.tightness is None or self.similarity is None:
             return False
         return self.similarity >= self.tightness
@@ -69,20 +69,20 @@ class ClassCoverage:
 def coverage(
     collection: ReferenceCollection, classes: Classes, *, measured: bool = True
 ) -> list[ClassCoverage]:
-    """What stands for each class, the weakest first: without support, borrowed, few, own; among
-    those the ones that can be confused, then those with fewer references.
+    """The coverage of each class, the weakest first: none, borrowed, few, own; within these,
+    confusable classes first, then those with fewer references.
 
-    Names that are no noun of the vocabulary are compared with it by the collection's own text
-    encoder, which is loaded for the first of them. Reads at most SAMPLE references a class.
+    Names outside the vocabulary are compared with it by the collection's text encoder, which is
+    loaded only if there are any. Reads at most SAMPLE references per class.
 
     Args:
         collection: the collection.
         classes: the classes and their synonyms.
         measured: whether to make prototypes, for `others`, `tightness`, `nearest` and `similarity`;
-            without, it takes a few milliseconds.
+            without them, it takes a few milliseconds.
 
     Raises:
-        ModelError: that encoder cannot be loaded.
+        ModelError: the text encoder cannot be loaded.
     """
     prototypes = collection.prototypes(classes.asked) if measured else None
     support = _support(collection, classes.asked) if prototypes is None else prototypes.support
@@ -114,11 +114,11 @@ def _support(collection: ReferenceCollection, names: Sequence[str]) -> tuple[Cla
 
 
 def _row(name: str, found: list[tuple[str, ClassSupport]], counts: dict[str, int]) -> ClassCoverage:
-    """Counts the references of the nouns that stand for a class, each noun once.
+    """Counts the references of the nouns that represent a class, each noun once.
 
     Args:
         found: names of the class and their support.
-        counts: references of each noun.
+        counts: number of references of each noun.
     """
     own = dict.fromkeys(support.nouns[0] for _, support in found if support.source == "own")
     by_name = counts[name.strip().lower()] if name.strip().lower() in own else 0
@@ -147,7 +147,7 @@ def _measured(
     prototypes: Prototypes,
     rows: list[ClassCoverage],
 ) -> list[ClassCoverage]:
-    """The rows of classes, in their order, with what their prototypes say."""
+    """The rows, in the order of the classes, completed with measures of the prototypes."""
     sets, others = [], []
     for at in range(len(classes.names)):
         of_class = np.flatnonzero(classes.class_of == at)
@@ -174,7 +174,7 @@ def _measured(
 
 
 def _own_nouns(classes: Classes, prototypes: Prototypes, at: int, row: ClassCoverage) -> list[str]:
-    """The nouns whose references stand for a class."""
+    """The nouns whose references represent a class."""
     if row.verdict == "none":
         return []
     if row.verdict == "borrowed":
@@ -186,7 +186,7 @@ def _own_nouns(classes: Classes, prototypes: Prototypes, at: int, row: ClassCove
 def _tightness(
     collection: ReferenceCollection, nouns: list[str], prototypes_kd: np.ndarray
 ) -> float | None:
-    """Mean cosine of the nouns' references, or of every so-many-th, to the nearest prototype."""
+    """Mean cosine of the nouns' references, evenly sampled, to the nearest prototype."""
     if not nouns:
         return None
     ids = np.sort(np.concatenate([collection.references_of(noun) for noun in nouns]))
@@ -196,14 +196,14 @@ def _tightness(
 
 
 def nearest_sets(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """For each set of vectors the other set that comes nearest.
+    """For each set of vectors, the nearest other set.
 
     Args:
         sets: c arrays (n_i, d), L2-normalised; n_i may be 0.
 
     Returns:
-        (c,) int64 numbers of the nearest sets, -1 for an empty set or if there is no other one, and
-        (c,) float32, the greatest cosine of two of their vectors.
+        (c,) int64 indices of the nearest sets, -1 for an empty set or if there is no other, and
+        (c,) float32, the maximum cosine between their vectors.
     """
     filled = [at for at, vectors in enumerate(sets) if len(vectors)]
     nearest = np.full(len(sets), -1, np.int64)

@@ -1,4 +1,4 @@
-"""Which references stand for a noun: the nearest to each of its prototypes, and where to click."""
+"""Representative references of a noun, and click points inside their masks."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +11,11 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 def best_references(
     collection: ReferenceCollection, nouns: Sequence[str], k: int
 ) -> Iterator[tuple[str, list[int]]]:
-    """k references of each noun that show its different looks: of the noun's own references the
-    nearest to each of k prototypes, no reference twice; all where there are no more than k.
+    """k representative references of each noun: the nearest of its own references to each of k
+    prototypes, without repetition; all references if there are at most k.
 
     Yields:
-        The noun, and ids of its references, those of the largest clusters first.
+        The noun and the ids of its references, those of the largest clusters first.
     """
     place = {noun: row for row, noun in enumerate(collection.nouns)}
     for noun in nouns:
@@ -38,8 +38,8 @@ def best_references(
 
 
 def click_points(mask_hw: np.ndarray, count: int = 3) -> list[tuple[int, int]]:
-    """Pixels (x, y) inside of a mask, as a person would click: the one farthest from its edge,
-    then each time the one farthest from the edge and from the points before. Fewer if the mask has
+    """Pixels (x, y) inside a mask, as a person would click: first the one farthest from its edge,
+    then repeatedly the one farthest from the edge and the previous points. Fewer if the mask has
     fewer pixels, none if it is empty."""
     padded = np.pad(mask_hw, 1)
     depth_hw = ndimage.distance_transform_edt(padded)[1:-1, 1:-1]

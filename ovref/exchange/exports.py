@@ -1,4 +1,4 @@
-"""Collections in the layouts of other programs, described in docs/guides/publish-and-exchange.md.
+"""Exports collections for other programs; see docs/guides/publish-and-exchange.md.
 
 Each `.pt` file is one tensor, which `torch.load(..., weights_only=True)` reads.
 """
@@ -16,36 +16,36 @@ from ovref.contract import base_key
 from ovref.errors import InputError
 from ovref.exchange.exemplars import best_references, click_points
 from ovref.exchange.picture_files import Picture
-from ovref.images import png_of
 from ovref.ops.run_lengths import rle
+from ovref.stored_images import png_of
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.segmenters.regions import box_of
 from ovref_inference.vectors import l2_normalised
 
 Pictures = Callable[[Sequence[dict[str, Any]]], list[Picture | None]]
-"""Rows of the collection -> their images and masks; None where one is gone."""
+"""Rows of the collection -> their images and masks; None for one that no longer exists."""
 
 IMAGES_AT_ONCE = 256
-"""Images asked for together: they are read from files that hold many."""
+"""Images requested at a time: they are read from files that hold many."""
 PQ_ROWS = 10_000
-"""References from which on CorrCLIPv2's index is compressed, as its builder makes it; below, there
-is too little to train it on, and its loader takes a flat one."""
+"""Number of references from which CorrCLIPv2's index is compressed, as by its builder. Fewer are
+too few for training; its loader then accepts a flat index."""
 PQ_PARTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """Summary of an export."""
 
     folder: Path
     counts: dict[str, int]
     left_out: tuple[str, ...] = ()
-    """Nouns or references, and why."""
+    """Nouns or references left out, with the reason."""
 
 
 def export_prototypes(collection: ReferenceCollection, folder: Path) -> Exported:
-    """`prototypes.npy` (p, d) float32, `prototypes.safetensors` with the same and `noun`, the
-    position of each row's noun in `nouns.txt`; `prototypes.json` says of which models."""
+    """Writes `prototypes.npy` (p, d) float32; `prototypes.safetensors` with the same and `noun`,
+    the line of each row's noun in `nouns.txt`; and `prototypes.json`, which names the models."""
     from safetensors.numpy import save_file
 
     vectors, owners = _prototypes(collection)
@@ -70,8 +70,8 @@ def export_prototypes(collection: ReferenceCollection, folder: Path) -> Exported
 def export_segrag(collection: ReferenceCollection, folder: Path) -> Exported:
     """SegRAG's bank: `<noun>/prototypes.pt`, one float32 tensor (k, d), rows L2-normalised.
 
-    SegRAG compares them with DINOv3-L features; a collection of another backbone needs that one
-    there.
+    SegRAG compares them with DINOv3-L features; it must use the collection's backbone instead if
+    that is another.
     """
     import torch
 
@@ -107,15 +107,15 @@ def export_corrclip(
 ) -> Exported:
     """CorrCLIPv2's memory bank: manifests, masks, CLIP and vision embeddings, and the index.
 
-    The CLIP embeddings are the collection's textual ones, as `CorrClipSegmenter` reads a
-    collection; its program must run with the models that the collection was built with.
+    The CLIP embeddings are the collection's textual ones, as in `CorrClipSegmenter`. CorrCLIPv2
+    must run with the models that the collection was built with.
 
     Args:
-        name: of the bank; `clip` and `vfm` are its program's names of the two models, `masks` the
-            name of the mask generator: they become names of files.
+        name: name of the bank. `clip` and `vfm` are CorrCLIPv2's names of the two models, `masks`
+            that of the mask generator. All become file names.
 
     Raises:
-        InputError: a reference has no image, or one of the names is none of a file.
+        InputError: a reference has no image, or a name cannot be a file name.
     """
     import faiss
     import torch
@@ -164,7 +164,7 @@ def export_corrclip(
 def _masks_of_images(
     collection: ReferenceCollection, pictures: Pictures, images: dict[str, list[int]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each image by its key, in order, with the (n, H, W) bool masks of its references."""
+    """The images in order of key, with the (n, H, W) bool masks of their references."""
     stems = sorted(images)
     _check_names(stems)
     for start in range(0, len(stems), IMAGES_AT_ONCE):
@@ -175,8 +175,8 @@ def _masks_of_images(
             known = [one.mask_hw for one in own if one is not None and one.mask_hw is not None]
             if len(known) != len(own):
                 raise InputError(
-                    f"{len(own) - len(known)} of {len(own)} masks of the image {stem} are gone; a "
-                    "bank needs them all"
+                    f"{len(own) - len(known)} of {len(own)} masks of the image {stem} are missing; "
+                    "a bank needs them all"
                 )
             yield stem, np.stack(known)
 
@@ -190,14 +190,14 @@ def export_exemplars(
     nouns: Sequence[str] | None = None,
     coco: bool = False,
 ) -> Exported:
-    """k exemplars a noun: image, box, mask and points, for programs that are shown what to find.
+    """Writes k exemplars per noun, with image, box, mask and points, for exemplar-based programs.
 
-    `exemplars.json`: noun -> list of `image`, `box_xyxy`, `mask` (COCO's run-length code),
-    `points_xy` (inside the mask), `reference`, `caption`. With `coco` instead `coco.json`, and
-    `references.json`: category id -> list of `img_id` and `ann_ids`, no-time-to-train's list.
+    `exemplars.json`: noun -> list of `image`, `box_xyxy`, `mask` (COCO's run-length encoding),
+    `points_xy` (inside the mask), `reference`, `caption`. With `coco`, instead `coco.json` and
+    `references.json`: category id -> list of `img_id` and `ann_ids`, as in no-time-to-train.
 
     Raises:
-        InputError: a noun is not in the vocabulary, or not one image is there.
+        InputError: a noun is not in the vocabulary, or no image exists.
     """
     wanted = list(nouns or collection.nouns)
     unknown = sorted(set(wanted) - set(collection.nouns))
@@ -276,7 +276,7 @@ def _write_coco(
 
 
 def _prototypes(collection: ReferenceCollection) -> tuple[np.ndarray, np.ndarray]:
-    """(p, d) float32, L2-normalised, of all nouns, and (p,) int64, the noun of each."""
+    """The prototypes of all nouns, (p, d) float32, L2-normalised; (p,) int64, their nouns."""
     dim = collection.manifest.visual.dim
     parts, owners = [np.zeros((0, dim), dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
     texts = collection.noun_embeddings
@@ -296,7 +296,7 @@ def _is_name(text: str) -> bool:
 
 
 def _check_names(stems: Sequence[str]) -> None:
-    """Keys become names of files: one of a collection of others must not lead out of the folder."""
+    """Rejects keys that cannot be file names: a foreign key must not lead out of the folder."""
     bad = [stem for stem in stems if not _is_name(stem)]
     if bad:
         raise InputError(f"{bad[0]!r}, the key of an image, cannot be the name of a file")

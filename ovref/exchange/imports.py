@@ -1,10 +1,10 @@
-"""Other programs' banks as arrays for `own_arrays.collection_from_arrays`.
+"""Reads reference sets of other programs as arrays for `own_arrays.collection_from_arrays`.
 
-    FreeDA       prototype_embeddings.tar or its folder, a .npy a reference; faiss_index/knn.index
+    FreeDA       prototype_embeddings.tar or folder, one .npy per reference; faiss_index/knn.index
     CorrCLIPv2   vfm_embeddings/<bank>_<vfm>.pt, clip_embeddings/<bank>_<clip>.pt, manifests/
 
-Neither has nouns: each reference gets the class of a list whose text is nearest in CLIP's space,
-with the cosine as its score. A file is never unpickled but by torch's reader of plain tensors.
+Neither has nouns: each reference gets the class of a list whose text is nearest in CLIP space, with
+the cosine as its score. Nothing is unpickled, except by torch's reader of plain tensors.
 """
 
 import tarfile
@@ -27,29 +27,29 @@ def read_freeda(
 ) -> OwnArrays:
     """FreeDA's released reference set.
 
-    Row i of the index belongs to the i-th of the sorted names of the embeddings, as in its code;
-    references that are not finite are left out, as there.
+    As in FreeDA's code, row i of the index belongs to the i-th sorted embedding name, and
+    references that are not finite are left out.
 
     Args:
         embeddings: the archive, or the folder that it was unpacked into.
-        index: `knn.index`, over the textual embeddings, which are read back out of it.
-        classes: what references are called after.
-        texts: CLIP ViT-L/14 of OpenAI, which made the index.
+        index: `knn.index` of the textual embeddings, which are reconstructed from it.
+        classes: class names to choose nouns from.
+        texts: OpenAI's CLIP ViT-L/14, which made the index.
         scratch: local folder for the matrix.
 
     Raises:
-        InputError: files are missing or of another kind, or their numbers differ.
+        InputError: files are missing or of the wrong type, or their lengths differ.
     """
     textual = _stored_vectors(index)
     names, rows = _embedding_files(embeddings)
     if len(names) != len(textual):
         raise InputError(
             f"{embeddings} has {len(names)} embeddings, {index} {len(textual)} vectors: they are "
-            "not of one release"
+            "not from the same release"
         )
     place = {name: row for row, name in enumerate(sorted(names))}
     if len(place) != len(names):
-        raise InputError(f"{embeddings} has two embeddings of one name")
+        raise InputError(f"{embeddings} has two embeddings with the same name")
     visual: np.ndarray | None = None
     for name, file in rows:
         try:
@@ -85,12 +85,12 @@ def read_corrclip(
 
     Args:
         bank: the folder `memory_bank`.
-        name, clip, vfm: of the bank and of its two models, as in the files' names.
-        classes: what references are called after.
-        texts: the CLIP model that `clip` names.
+        name, clip, vfm: names of the bank and its two models, as in the file names.
+        classes: class names to choose nouns from.
+        texts: the CLIP model called `clip`.
 
     Raises:
-        InputError: a file is missing or of another kind, or their lengths differ.
+        InputError: a file is missing or of the wrong type, or lengths differ.
     """
     visual = _tensor(bank / f"vfm_embeddings/{name}_{vfm}.pt")
     textual = _tensor(bank / f"clip_embeddings/{name}_{clip}.pt")
@@ -114,16 +114,16 @@ def read_corrclip(
 def named_by(
     textual: np.ndarray, classes: Sequence[str], texts: Texts
 ) -> tuple[list[str], list[float]]:
-    """The class whose text is nearest to each row, and the cosine.
+    """The class with the nearest text for each row, and the cosine.
 
     Raises:
-        InputError: the text encoder has another width than the rows.
+        InputError: the widths of text encoder and rows differ.
     """
     texts_cd = class_embeddings(texts, list(classes), TEMPLATES)
     if texts_cd.shape[1] != textual.shape[1]:
         raise InputError(
-            f"the CLIP embeddings have {textual.shape[1]} numbers, those of the text encoder "
-            f"{texts_cd.shape[1]}: name the CLIP model that they are of"
+            f"the CLIP embeddings have {textual.shape[1]} dimensions, those of the text encoder "
+            f"{texts_cd.shape[1]}: give the CLIP model that made them"
         )
     nouns: list[str] = []
     scores: list[float] = []
@@ -135,7 +135,7 @@ def named_by(
 
 
 def _stored_vectors(path: Path) -> np.ndarray:
-    """(n, d) float32 out of a faiss index that keeps its vectors, if only nearly."""
+    """Reconstructs (n, d) float32 from a faiss index that stores its vectors, exactly or not."""
     import faiss
 
     try:
@@ -148,11 +148,11 @@ def _stored_vectors(path: Path) -> np.ndarray:
     try:
         return index.reconstruct_n(0, index.ntotal)
     except RuntimeError as error:
-        raise InputError(f"{path} does not keep the vectors that are in it: {error}") from error
+        raise InputError(f"{path} does not store its vectors: {error}") from error
 
 
 def _embedding_files(place: Path) -> tuple[list[str], Iterator[tuple[str, BinaryIO]]]:
-    """Names of all .npy files, and each with its content, as it comes."""
+    """The names of all .npy files, and an iterator of each with its content, in stored order."""
     if place.is_dir():
         paths = sorted(place.glob("*.npy"))
 
@@ -171,7 +171,7 @@ def _embedding_files(place: Path) -> tuple[list[str], Iterator[tuple[str, Binary
     def unpacked() -> Iterator[tuple[str, BinaryIO]]:
         import io
 
-        with tarfile.open(place) as tar:  # read in memory: no path leaves the archive
+        with tarfile.open(place) as tar:  # read in memory, so no path can escape the archive
             for item in tar:
                 content = tar.extractfile(item) if item.name.endswith(".npy") else None
                 if content is not None:
@@ -181,7 +181,7 @@ def _embedding_files(place: Path) -> tuple[list[str], Iterator[tuple[str, Binary
 
 
 def _tensor(path: Path) -> np.ndarray:
-    """(n, d) float16 of a `.pt` file that is one tensor."""
+    """Reads (n, d) float16 from a `.pt` file with a single tensor."""
     import torch
 
     try:

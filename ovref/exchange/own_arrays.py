@@ -1,4 +1,4 @@
-"""A collection from vectors that somebody else made, with everything that a built one has."""
+"""Makes a collection from the user's own vectors, with everything that a built one has."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,38 +12,38 @@ import pyarrow.parquet as pq
 
 from ovref.errors import InputError
 from ovref.identity import record_key, spec_identity
-from ovref.places import absolute
+from ovref.locations import absolute
 from ovref.records import Noun, Reference
 from ovref.reduce.run import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.codec import check_key
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 from ovref_inference.collection.retrieve import Texts, class_embeddings, retrieval_embedding
 from ovref_inference.vectors import l2_normalised
 
 ROWS = 4096
-"""References of a shard: what is in memory at once."""
+"""References per shard, which are in memory at once."""
 COLUMNS = ("noun", "caption", "key", "score", "source", "x0", "y0", "x1", "y1", "area")
-"""Columns of a table of references that are read; all but `noun` may be missing."""
+"""Columns read from a table of references; all except `noun` are optional."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnArrays:
-    """References as arrays. Row i of each is reference i."""
+    """References as arrays; row i of each array is reference i."""
 
     visual: np.ndarray
-    """(n, d_visual) of any real dtype, finite and not zero; may be memory-mapped."""
+    """(n, d_visual) of any real dtype, finite, without zero rows; may be memory-mapped."""
     nouns: Sequence[str]
-    """(n,) what each shows, as text; compared in lower case."""
+    """(n,) noun of each reference; compared in lower case."""
     captions: Sequence[str | None] | None = None
-    """(n,) None takes the noun, of all or of one."""
+    """(n,) captions; None, for all or for one, takes the noun."""
     textual: np.ndarray | None = None
-    """(n, d_textual) embeddings to search by, of the text encoder; None encodes noun and caption
-    as a build does."""
+    """(n, d_textual) embeddings of the text encoder to search by; None encodes noun and caption as
+    in a build."""
     more: dict[str, Sequence[Any]] = field(default_factory=dict)
-    """Other columns of COLUMNS; None where a reference has no value."""
+    """Other columns of COLUMNS; None for a missing value."""
 
     def __post_init__(self) -> None:
         n = len(self.visual)
@@ -71,25 +71,25 @@ def collection_from_arrays(
     licences: Sequence[str] = (),
     replace: bool = False,
 ) -> dict[str, Any]:
-    """Publishes a collection of arrays: indexes, vocabulary and prototypes as of a build.
+    """Publishes a collection of arrays, with indexes, vocabulary and prototypes as in a build.
 
     Args:
         output: folder or URL of the collection.
         arrays: the references.
-        embed: what made the vectors, for whoever segments with them: `visual` (a backbone of your
-            own is `own:<name>`) and `text`, whose texts, templates and weights are used here.
-        texts: the text encoder, if it is there already; None loads `embed.text`. It must give the
-            space of `arrays.textual`.
-        name: stands in the references' column `source` where they have none; part of their keys.
+        embed: the encoders that made the vectors, for later segmentation: `visual` (your own
+            backbone is `own:<name>`) and `text`, whose templates and weights are used here.
+        texts: the text encoder if already loaded; None loads `embed.text`. `arrays.textual` must be
+            in its space.
+        name: default of the column `source`; part of the references' keys.
         spec: filters, prototypes, indexes.
-        licences: of what the vectors were made from, as `<name>: <licence>`.
-        replace: whether a collection that is there may be replaced.
+        licences: licences of the data that the vectors were made from, as `<name>: <licence>`.
+        replace: whether an existing collection may be replaced.
 
     Returns:
-        As of `reduce_collection`; `filter` tells what was left out and why.
+        The summary of `reduce_collection`; `filter` says what was dropped and why.
 
     Raises:
-        InputError: a vector is zero or not finite, a noun is empty; or as `reduce_collection`.
+        InputError: a vector is zero or not finite, a noun is empty; or see `reduce_collection`.
         MismatchError: `output` holds another collection.
         ModelError: the text encoder cannot be loaded.
     """
@@ -122,11 +122,11 @@ def collection_from_arrays(
 
 
 def read_arrays(visual: str, table: str, textual: str | None = None) -> OwnArrays:
-    """Arrays from files: `.npy` of vectors, memory-mapped, and Parquet with the columns `noun` and,
-    where there are any, the others of COLUMNS.
+    """Reads arrays from files: vectors from `.npy`, memory-mapped, and a Parquet table with the
+    column `noun` and optionally the others of COLUMNS.
 
     Raises:
-        InputError: a file cannot be read, is not of that kind, or lengths differ.
+        InputError: a file cannot be read or is of the wrong type, or lengths differ.
     """
     vectors, texts = _vectors(visual), None if textual is None else _vectors(textual)
     try:
@@ -147,7 +147,7 @@ def read_arrays(visual: str, table: str, textual: str | None = None) -> OwnArray
             more=columns,
         )
     except ValueError as error:
-        raise InputError(f"{visual} and {table} do not fit: {error}") from error
+        raise InputError(f"{visual} and {table} do not match: {error}") from error
 
 
 def _vectors(path: str) -> np.ndarray:
@@ -198,7 +198,7 @@ def _references(
         except ValueError as error:
             raise InputError(f"reference {number}: {error}") from error
         start = captions[row].lower().find(nouns[row])
-        # An empty span where the caption does not name the noun.
+        # The span is empty if the caption does not contain the noun.
         start, end = (start, start + len(nouns[row])) if start >= 0 else (0, 0)
         yield Reference(
             key=key,
@@ -231,7 +231,7 @@ def _value(kind: Callable[[Any], Any], value: Any, column: str, row: int) -> Any
 
 
 def _unit(vectors: np.ndarray, first: int, name: str) -> np.ndarray:
-    """float16, L2-normalised. Raises InputError for a row that has no direction."""
+    """L2-normalises rows, as float16. Raises InputError for a zero or non-finite row."""
     vectors = np.asarray(vectors, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(1) | ~vectors.any(1))
     if len(bad):

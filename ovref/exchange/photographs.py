@@ -1,4 +1,4 @@
-"""Photographs to be looked at: files, folders and patterns, local or in an object store."""
+"""Photographs to segment: files, folders and patterns, local or in an object store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from ovref.corpora.places import MAGIC, find, matches, open_place, shown
+from ovref.corpora.listing import MAGIC, find, matches, open_place, shown
 from ovref.corpora.spec import IMAGE_SUFFIXES
 from ovref.errors import InputError
-from ovref.images import decode_image
+from ovref.stored_images import decode_image
 from ovref_inference.places import describe, store_errors
 
 
@@ -20,18 +20,18 @@ class Photograph:
     place: str
     """Path or URL."""
     file_name: str
-    """Path relative to the folder that was given."""
+    """Path relative to the given folder."""
 
     @property
     def name(self) -> str:
-        """`file_name` without its suffix: names what is made of it."""
+        """`file_name` without its suffix: the name of output files."""
         return str(PurePosixPath(self.file_name).with_suffix(""))
 
     def image_hwc(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB, upright.
 
         Raises:
-            UnusableImageError: it is no image, or a damaged one.
+            UnusableImageError: it is not an image, or is damaged.
             InputError: it cannot be read.
         """
         fs, path = open_place(self.place)
@@ -43,11 +43,11 @@ class Photograph:
 
 
 def find_photographs(places: Sequence[str]) -> list[Photograph]:
-    """The image files of these places, in order: a file, all below a folder, or those of a pattern
-    (`*`, `?`, `[...]`, `**`). What is not named as an image is left out of folders.
+    """The image files at these locations, in order: a file, all files below a folder, or those that
+    match a pattern (`*`, `?`, `[...]`, `**`). Folders are searched for image suffixes only.
 
     Raises:
-        InputError: nothing is there, or two files would have one name.
+        InputError: nothing was found, or two files would have the same name.
     """
     found: list[Photograph] = []
     for place in places:

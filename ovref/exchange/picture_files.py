@@ -1,10 +1,10 @@
-"""Images of a published collection with the masks of its references, in a few large files.
+"""The images of a published collection, with its references' masks, in a few large files.
 
     pictures.json               the files with their rows, sizes and checksums
-    pictures-00000.parquet      one row an image, sorted by key (`SCHEMA`)
+    pictures-00000.parquet      one row per image, sorted by key (`SCHEMA`)
 
-They are no part of the collection's manifest: opening it does not fetch them. The column `image` is
-laid out as the Hugging Face Hub shows images.
+They are not part of the collection's manifest: opening it does not fetch them. The column `image`
+has the layout in which the Hugging Face Hub displays images.
 """
 
 import json
@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from ovref.contract import base_key
 from ovref.errors import StorageError
 from ovref.evaluation.named_sets import coco_drawing
-from ovref.images import decode_image
 from ovref.ops.run_lengths import rle
 from ovref.records import YES, ImageRecord
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
+from ovref.stored_images import decode_image
 from ovref_inference.collection import hub
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import sha256_of
@@ -34,7 +34,7 @@ from ovref_inference.segmenters.regions import box_of
 INDEX = "pictures.json"
 VERSION = 1
 FILE_BYTES = 256 << 20
-"""Size from which on a new file is begun."""
+"""Size at which a new file is begun."""
 
 _REGION = pa.struct(
     [
@@ -59,31 +59,31 @@ SCHEMA = pa.schema(
         "huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}),
     },
 )
-"""Regions: the reference `<key>#<number>`; its mask is COCO's run-length code of `size_hw`."""
+"""Regions: the reference `<key>#<number>`, its mask in COCO's run-length encoding at `size_hw`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """The image of a reference, and its mask."""
+    """The image and the mask of a reference."""
 
     image_hwc: np.ndarray
     """(H, W, 3) uint8."""
     mask_hw: np.ndarray | None
-    """(H, W) bool; None where it is not known any more."""
+    """(H, W) bool; None if it no longer exists."""
 
 
 def write_pictures(
     records: Iterable[ImageRecord], wanted: frozenset[str], folder: Path
 ) -> dict[str, Any]:
-    """Writes the images that have one of the wanted references, with these regions.
+    """Writes the images of the wanted references, with the regions of these.
 
     Args:
-        records: in any order; they are written in it, sorted within each file.
+        records: written in this order, but sorted within each file.
         wanted: keys of references.
-        folder: where the files go.
+        folder: target folder.
 
     Returns:
-        The content of pictures.json, which is written too.
+        The content of pictures.json, which is also written.
     """
     files: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -105,10 +105,10 @@ def write_pictures(
 
 
 class PublishedPictures:
-    """The images of a collection that was published with them."""
+    """The images of a collection that was published with images."""
 
     def __init__(self, url: str) -> None:
-        """Raises StorageError or CollectionError where there are none, or of another version."""
+        """Raises StorageError or CollectionError if there are none or their version differs."""
         self._url = url
         with self._local(INDEX) as path:
             try:
@@ -129,7 +129,7 @@ class PublishedPictures:
 
     @contextmanager
     def _parquet(self, file: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
-        """One of the files, whose size is compared; `sha256sum -c` compares its content."""
+        """Fetches one of the files and checks its size; `sha256sum -c` checks its content."""
         with self._local(file["path"]) as path, open(path, "rb") as opened:
             if path.stat().st_size != file["bytes"]:
                 raise StorageError(
@@ -139,7 +139,7 @@ class PublishedPictures:
             yield pq.ParquetFile(opened)
 
     def pictures(self, keys: Iterable[str]) -> Iterator[tuple[str, Picture]]:
-        """The pictures of these references, as far as they are there, file by file."""
+        """The available pictures of these references, file by file."""
         wanted: dict[str, list[str]] = {}
         for key in keys:
             wanted.setdefault(base_key(key), []).append(key)
@@ -170,14 +170,14 @@ def has_pictures(url: str) -> bool:
 
 
 def picture_of(record: ImageRecord, key: str) -> Picture:
-    """The picture of the reference `key`, one of the regions of a record."""
+    """The picture of the reference `key`, which is one of the record's regions."""
     number = int(key.partition("#")[2] or 0)
     mask_hw = record.regions[number].mask_hw == YES if number < len(record.regions) else None
     return Picture(image_hwc=record.image_hwc(), mask_hw=mask_hw)
 
 
 def mask_of(region: Mapping[str, Any]) -> np.ndarray:
-    """(H, W) bool: the mask of a region of SCHEMA."""
+    """Decodes the (H, W) bool mask of a region of SCHEMA."""
     size = region["size_hw"]
     return coco_drawing.mask_of({"size": size, "counts": region["counts"]}, tuple(size))
 
@@ -190,7 +190,7 @@ def _picture(row: dict[str, Any], key: str) -> Picture:
 
 
 def _groups(parquet: pq.ParquetFile, wanted: Mapping[str, Any]) -> list[int]:
-    """Row groups that can hold one of the keys, by the statistics of the first column."""
+    """Row groups that may contain one of the keys, by the statistics of the first column."""
     keys, found = sorted(wanted), []
     for group in range(parquet.num_row_groups):
         limits = parquet.metadata.row_group(group).column(0).statistics

@@ -1,10 +1,10 @@
-"""Publishing a collection for others: its files, a card that says what it is, checksums, images.
+"""Publishes a collection for others: its files, a data set card, checksums and images.
 
-    README.md           the card, of the manifest (with the Hub's front matter)
-    SHA256SUMS          of every other file, as `sha256sum -c` reads them
+    README.md           the card, made from the manifest (with the Hub's front matter)
+    SHA256SUMS          checksums of all other files, for `sha256sum -c`
     samples.png         crops of some references with their masks
-    pictures.json, pictures-*.parquet       the images, unless they are left out
-    collection.json     and the files it names; written last, it is the commit
+    pictures.json, pictures-*.parquet       the images, unless left out
+    collection.json     the manifest, written last as the commit, and the files it names
 
 Files that opening a collection does not need are not named by its manifest.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from ovref.errors import InputError, MismatchError
 from ovref.exchange.picture_files import INDEX
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub, store
 from ovref_inference.collection.nouns import read_nouns
@@ -28,12 +28,12 @@ from ovref_inference.places import sha256_of
 
 CARD, SUMS, SAMPLES = "README.md", "SHA256SUMS", "samples.png"
 OF_IMAGES = ("pictures-*.parquet", INDEX, SAMPLES)
-"""Files that an earlier publication may have left and a later one without images must not have."""
+"""Files of an earlier publication that a later one without images must remove."""
 NOUNS = 20
-"""Nouns named on the card."""
+"""Number of nouns named on the card."""
 
 WritePictures = Callable[[Path], None]
-"""Writes the images of a collection, or its samples, into a folder."""
+"""Writes the images of a collection, or samples of them, into a folder."""
 
 
 def publish(
@@ -50,22 +50,22 @@ def publish(
 
     Args:
         collection_url: the collection.
-        target: folder, fsspec URL, or hf://user/name, which is made if it is not there.
-        title: of the card.
-        evaluation: content of an evaluation.json of the collection, for the card.
-        write_pictures: writes `samples.png` and the images into the folder that is published.
+        target: folder, fsspec URL, or hf://user/name, which is created if it does not exist.
+        title: title of the card.
+        evaluation: content of the collection's evaluation.json, for the card.
+        write_pictures: writes `samples.png` and the images into the published folder.
         replace: whether another collection at `target` may be replaced.
-        storage_options: of `collection_url`, for fsspec.
+        storage_options: fsspec's options for `collection_url`.
 
     Returns:
-        files and bytes.
+        `files` and `bytes`.
 
     Raises:
-        CollectionError: there is no collection, or a file of it is damaged.
-        InputError: the evaluation is of another collection, or is none; `target` has a revision.
+        CollectionError: there is no collection, or one of its files is damaged.
+        InputError: the evaluation is invalid or belongs to another collection; `target` has a
+            revision; or the Hub cannot be reached, or refuses.
         MismatchError: `target` holds another collection, and `replace` is not set.
         StorageError: the target cannot be written.
-        InputError: the Hub cannot be reached, or refuses.
     """
     on_hub = target.startswith(hub.PREFIX)
     if on_hub and hub.hub_place(target).revision:
@@ -73,7 +73,7 @@ def publish(
     manifest, paths = store.fetch(collection_url, verify="full", storage_options=storage_options)
     if evaluation is not None and not _is_evaluation(evaluation):
         raise InputError(
-            "the evaluation is no evaluation.json of `ovref evaluate`: expected caption, data, "
+            "the evaluation is not an evaluation.json of `ovref evaluate`: expected caption, data, "
             "rows and collection"
         )
     if evaluation is not None and measured_of(evaluation) != manifest.fingerprint:
@@ -105,9 +105,9 @@ def publish(
             _to_hub(folder, target, manifest.fingerprint)
         else:
             place = Store.open(target)
-            if is_other:  # first, so that nobody opens a mixture of both if this is cut off
+            if is_other:  # first, so that nobody opens a mixture of both if this is interrupted
                 place.delete(fmt.MANIFEST)
-            # Of an earlier publication only: other folders have files of these names too.
+            # Only after an earlier publication: other folders may have files with these names.
             for name in place.list() if there is not None else ():
                 if any(fnmatch(name, pattern) for pattern in OF_IMAGES) and name not in names:
                     place.delete(name)
@@ -127,7 +127,7 @@ def _is_evaluation(tree: Any) -> bool:
 
 
 def measured_of(evaluation: Any) -> str:
-    """The fingerprint of the collection that an evaluation.json is of; empty for other files."""
+    """The fingerprint of the collection that an evaluation.json measured; empty for other files."""
     collection = evaluation.get("collection") if isinstance(evaluation, dict) else None
     return collection.get("fingerprint", "") if isinstance(collection, dict) else ""
 
@@ -140,8 +140,7 @@ def card(
     files: list[str],
     nouns: list[tuple[str, int]],
 ) -> str:
-    """The data set card: what it is, how many, of which models and licences, how measured, how to
-    load it."""
+    """The data set card: contents, models, licences, evaluation, and how to load it."""
     counts = manifest.counts
     living = counts["references"] - counts["tombstones"]
     front = [
@@ -232,7 +231,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _link(path: Path, target: Path) -> None:
-    """The same file under another name where one disk allows it, or else a copy."""
+    """Hard-links a file if possible, otherwise copies it."""
     path = path.resolve()  # the Hub's cache holds links
     try:
         os.link(path, target)
@@ -241,7 +240,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _fingerprint_at(target: str) -> str | None:
-    """The fingerprint of the collection at a target; None where there is none."""
+    """The fingerprint of the collection at a target; None if there is none."""
     if target.startswith(hub.PREFIX):
         content = _manifest_on_hub(target)
     else:
@@ -256,7 +255,7 @@ def _fingerprint_at(target: str) -> str | None:
 
 
 def _manifest_on_hub(target: str) -> bytes | None:
-    """The manifest that is there; None where there is no repository yet, or none in it."""
+    """The manifest in a repository; None if there is no repository or no manifest."""
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -278,7 +277,7 @@ def _to_hub(folder: Path, target: str, fingerprint: str) -> None:
     place, api = hub.hub_place(target), HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         api.create_repo(place.repository, repo_type="dataset", exist_ok=True)
-        # One commit: whoever opens the newest revision sees the old collection or this one.
+        # One commit: readers of the newest revision see the old collection or this one.
         api.upload_folder(
             repo_id=place.repository,
             folder_path=folder,

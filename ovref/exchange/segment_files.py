@@ -1,8 +1,8 @@
 """Segmentations as files: overlays, label maps with a palette, COCO JSON and panoptic COCO.
 
-COCO's formats are those of cocodataset.org/#format-data; masks are run-length encoded by
-pycocotools. Category ids are positions in the class list plus one. Annotations go to a file as they
-are made, so that memory does not grow with the number of images.
+COCO's formats are described at cocodataset.org/#format-data; masks are run-length encoded by
+pycocotools. Category ids are positions in the class list plus one. Annotations are written as they
+are made, so memory does not grow with the number of images.
 """
 
 import json
@@ -17,20 +17,20 @@ from scipy import ndimage
 
 from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.exchange.class_lists import Classes
-from ovref.images import png_of
 from ovref.ops.palette import class_palette
 from ovref.ops.run_lengths import rle
+from ovref.stored_images import png_of
 from ovref_inference.segmenters.regions import NO_CLASS, box_of
 
 NO_LABEL_8, NO_LABEL_16 = 255, 65535
-"""Pixels without a class in label maps of 8 and of 16 bits."""
+"""Value of unlabelled pixels in label maps of 8 and 16 bits."""
 OPACITY = 0.55
 """Weight of the class's colour in an overlay, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segments:
-    """One image's segments, no two overlapping, and how sure each is."""
+    """Non-overlapping segments of one image, with scores."""
 
     found: PanopticMap
     scores: Mapping[int, float]
@@ -38,7 +38,7 @@ class Segments:
 
 
 def segments_of(labels_hw: np.ndarray, max_score_hw: np.ndarray, classes: Classes) -> Segments:
-    """Segments of a label map: each connected part of a thing, and all pixels of other classes."""
+    """Segments of a label map: each connected part of a thing class, and each stuff class."""
     things = [i in (classes.things or ()) for i in range(len(classes.names))]
     found = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
     ids = np.array(list(found.labels), dtype=np.int64)
@@ -48,14 +48,14 @@ def segments_of(labels_hw: np.ndarray, max_score_hw: np.ndarray, classes: Classe
 
 
 def label_png(labels_hw: np.ndarray, classes: int) -> bytes:
-    """A label map: 8 bits with a palette of colours up to 255 classes, 16 bits of grey above.
+    """Encodes a label map: 8 bits with a palette for up to 255 classes, 16-bit grey for more.
 
     Args:
         labels_hw: (H, W) int32 positions in the class list; below 0 for no class, which becomes
             NO_LABEL_8 or NO_LABEL_16.
 
     Raises:
-        ValueError: more classes than 16 bits tell apart.
+        ValueError: there are too many classes for 16 bits.
     """
     if classes > NO_LABEL_16:
         raise ValueError(f"a label map has at most {NO_LABEL_16} classes, found {classes}")
@@ -70,7 +70,7 @@ def label_png(labels_hw: np.ndarray, classes: int) -> bytes:
 
 
 def overlay_png(image_hwc: np.ndarray, labels_hw: np.ndarray, classes: int) -> bytes:
-    """The image with its classes in their colours, edges between classes in white."""
+    """The image overlaid with class colours, with white edges between classes."""
     colours_hwc = class_palette(classes)[np.where(labels_hw < 0, classes, labels_hw)]
     given_hw1 = (labels_hw >= 0)[:, :, None]
     mixed = np.where(given_hw1, (1 - OPACITY) * image_hwc + OPACITY * colours_hwc, image_hwc)
@@ -82,8 +82,8 @@ def overlay_png(image_hwc: np.ndarray, labels_hw: np.ndarray, classes: int) -> b
 
 
 def coco_annotations(segments: Segments, image_id: int) -> list[dict[str, Any]]:
-    """Annotations of one image without their ids: category, RLE mask, box (x, y, width, height),
-    area in pixels, score."""
+    """Annotations of one image, without ids: category, RLE mask, box (x, y, width, height), area in
+    pixels, score."""
     found, annotations = segments.found, []
     for segment, label in found.labels.items():
         mask_hw = found.ids_hw == segment
@@ -103,7 +103,7 @@ def coco_annotations(segments: Segments, image_id: int) -> list[dict[str, Any]]:
 
 
 def panoptic_annotation(segments: Segments, image_id: int, file_name: str) -> dict[str, Any]:
-    """The annotation of one image in COCO's panoptic format; `panoptic_png` has its pixels."""
+    """The annotation of one image in COCO's panoptic format, for the map of `panoptic_png`."""
     infos = []
     for one in coco_annotations(segments, image_id):
         infos.append({k: v for k, v in one.items() if k not in ("image_id", "segmentation")})
@@ -134,7 +134,7 @@ def categories(classes: Classes) -> list[dict[str, Any]]:
 
 
 class CocoFile:
-    """Writes a COCO file whose images and annotations come one after another."""
+    """Writes a COCO file image by image."""
 
     def __init__(self, heads: Sequence[dict[str, Any]]) -> None:
         """`heads` are the categories."""
@@ -144,7 +144,7 @@ class CocoFile:
         self.images = self.annotations = 0
 
     def add(self, image: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> None:
-        """One image and its annotations, which get the next ids unless they are panoptic."""
+        """Adds an image and its annotations, which get the next ids unless they are panoptic."""
         _append(self._images, image, self.images)
         self.images += 1
         for annotation in annotations:
@@ -154,7 +154,7 @@ class CocoFile:
             self.annotations += 1
 
     def write(self, file: IO[str]) -> None:
-        """The whole file, as JSON; the parts are gone then."""
+        """Writes the whole file as JSON and removes the parts."""
         file.write('{"images": [')
         _copy(self._images, file)
         file.write('],\n"annotations": [')

@@ -1,4 +1,4 @@
-"""The largest batch that a GPU generates at once, measured with a few images that are discarded."""
+"""Finds the largest batch that fits on a GPU by generating a few images, which are discarded."""
 
 import copy
 import logging
@@ -14,23 +14,23 @@ logger = logging.getLogger(__name__)
 PROBED = (2, 4)
 """Batch sizes whose memory is measured."""
 PROBE_STEPS = 2
-"""Scheduler steps while measuring: more take no more memory."""
+"""Scheduler steps while measuring; memory does not depend on their number."""
 LARGEST = 32
 """Largest batch: a UNet at 512 pixels keeps the device busy with far fewer."""
 SHARE = 0.5
 """Share of the free memory for images. The rest is for encoders in the same worker, other workers
-on the device, fragments and larger captions. It costs one halving of the batch at most."""
+on the device, fragmentation and longer captions. It costs at most one halving of the batch."""
 
 
 def largest_batch(peaks: Mapping[int, int], free: int) -> int:
     """The largest power of two, up to `LARGEST`, whose images fit into `SHARE` of the free memory.
 
-    Memory is taken to grow along the line through the two measurements. Without two of them,
-    nothing is known of larger batches: it is the size that was measured, or 1.
+    Memory is extrapolated linearly from the two measurements. With fewer than two, the result is
+    the size that was measured, or 1.
 
     Args:
-        peaks: batch size -> bytes that it took, for those of `PROBED` that fit.
-        free: bytes, with the model loaded.
+        peaks: batch size -> peak bytes, for those of `PROBED` that fit.
+        free: free bytes, with the model loaded.
     """
     most = LARGEST if len(peaks) > 1 else max(peaks, default=1)
     size = 1
@@ -40,21 +40,22 @@ def largest_batch(peaks: Mapping[int, int], free: int) -> int:
 
 
 def predicted(peaks: Mapping[int, int], size: int) -> float:
-    """Bytes that `size` images at once take, on the line through the first and last measurement."""
+    """Bytes for a batch of `size`, on the line through the first and last measurement."""
     first, last = min(peaks), max(peaks)
     slope = (peaks[last] - peaks[first]) / (last - first) if last > first else 0.0
-    # Less memory for more images is noise of the allocator.
+    # Less memory for more images is allocator noise.
     return peaks[last] + max(0.0, slope) * (size - last)
 
 
 def automatic_batch_size(pipeline: Any, generator: Generator) -> int:
-    """`largest_batch` of this CUDA device, with the images of `generator`.
+    """`largest_batch` on this CUDA device, measured with images of `generator`.
 
-    Leaves the pipeline as it was.
+    Leaves the pipeline unchanged.
 
     Args:
-        pipeline: of the generator, on the device; not compiled, or it would be for each size.
-        generator: with few steps.
+        pipeline: the generator's pipeline, on the device; not compiled, because it would compile
+            for each size.
+        generator: a generator with few steps.
     """
     scheduler = pipeline.scheduler
     pipeline.scheduler = copy.deepcopy(scheduler)
@@ -79,7 +80,7 @@ def automatic_batch_size(pipeline: Any, generator: Generator) -> int:
 
 
 def _peak(generator: Generator, size: int) -> int | None:
-    """Bytes that a batch of `size` takes beyond what is held before; None if it does not fit."""
+    """Additional peak bytes of a batch of `size`; None if it does not fit."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()

@@ -1,4 +1,4 @@
-"""The input on which models are tried before a build begins (`ovref.check_models`)."""
+"""Blank input for checking models before a build begins (`ovref.check_models`)."""
 
 import io
 
@@ -19,7 +19,7 @@ def blank_image() -> bytes:
 
 
 def blank_prompt() -> Prompt:
-    """A caption of one noun, with the grey image."""
+    """A caption with one noun, and the grey image."""
     noun = Noun(text="thing", start=2, end=7)
     return Prompt(
         key="blank", caption="a thing", nouns=(noun,), source="blank", image=blank_image()

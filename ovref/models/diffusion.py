@@ -1,4 +1,4 @@
-"""Generates images with Stable Diffusion 1.x, 2.x and XL, and the heatmaps of their nouns."""
+"""Generates images, and attribution heatmaps of nouns, with Stable Diffusion 1.x, 2.x and XL."""
 
 import copy
 import logging
@@ -24,17 +24,17 @@ from ovref_inference.models import resolve
 logger = logging.getLogger(__name__)
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-"""`_class_name` in model_index.json of the models whose attribution can be read."""
+"""Supported pipelines: `_class_name` in model_index.json."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """One generated image and the heatmaps of its caption's nouns."""
+    """A generated image and the heatmaps of its caption's nouns."""
 
     image_hwc: np.ndarray | None
-    """(H, W, 3) uint8 RGB; None when the model gave numbers that are not finite."""
+    """(H, W, 3) uint8 RGB; None if the model's output was not finite."""
     heatmaps_nhw: np.ndarray
     """(nouns, h, w) float32 >= 0 at the size of the latent (`Attribution.heatmaps_bnhw`)."""
 
@@ -48,10 +48,10 @@ def load_pipeline(
 
     Args:
         model: `miniature:stable_diffusion`, a Hugging Face id, or the path of a diffusers folder.
-        revision: of the Hugging Face repository; None for its default branch or a folder.
+        revision: revision of the Hugging Face repository; None for its default branch or a folder.
         scheduler: a key of `schedulers.SCHEDULERS`.
         dtype: a key of `DTYPES`.
-        device: of torch, such as `cuda` or `cpu`.
+        device: torch device, such as `cuda` or `cpu`.
 
     Raises:
         ModelError: the model cannot be found, read or used for attribution.
@@ -82,7 +82,7 @@ def load_pipeline(
 
 
 def _check_text_to_image(pipeline: Any, named: str) -> None:
-    """Raises ModelError for a model that needs more than a text, or lacks what reads texts."""
+    """Raises ModelError for a model that needs more input than text, or lacks a text encoder."""
     channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
     if channels != latents:
         raise ModelError(
@@ -108,13 +108,13 @@ def optimize_pipeline(
     """Speeds up the pipeline in place; images change only by rounding.
 
     Args:
-        pipeline: as `load_pipeline` gives it.
-        compiled: compile UNet and decoder, each as one graph, for every size they are called
-            with. It takes minutes the first time; later processes of the same user read the
-            compiler's cache on the disk.
-        channels_last: run their convolutions on channels-last memory.
+        pipeline: a pipeline of `load_pipeline`.
+        compiled: compile UNet and decoder, each as one graph per input size. Compilation takes
+            minutes the first time; later processes of the same user read the compiler's cache from
+            disk.
+        channels_last: use channels-last memory for their convolutions.
         fused_projections: compute query, key and value of self-attention in one product.
-        cuda_graphs: launch compiled code as CUDA graphs where the compiler can.
+        cuda_graphs: launch compiled code as CUDA graphs where the compiler supports it.
     """
     unet, vae = pipeline.unet, pipeline.vae
     if fused_projections:
@@ -136,24 +136,24 @@ def optimize_pipeline(
 
 
 class Generator:
-    """Generates batches of captions, each from its own seed, with the heatmaps of their nouns."""
+    """Generates a batch of images, each from its own seed, with the heatmaps of their nouns."""
 
     def __init__(self, pipeline: Any, settings: Any) -> None:
         """
         Args:
-            pipeline: as `load_pipeline` gives it.
-            settings: an `ovref.stages.synthesize.Synthesize` whose `batch_size` is a number. If it
-                says `compiled`, smaller batches are padded to `batch_size` by repeating their last
-                caption, so that a compiled UNet sees one size only.
+            pipeline: a pipeline of `load_pipeline`.
+            settings: an `ovref.stages.synthesize.Synthesize` whose `batch_size` is a number. With
+                `compiled`, smaller batches are padded to `batch_size` by repeating their last
+                caption, so that a compiled UNet sees only one size.
 
         Raises:
-            ModelError: the pipeline cannot do what is asked for.
+            ModelError: the pipeline does not support the settings.
         """
         # Latent consistency models (LCM) take the guidance scale as an input of the UNet.
         if pipeline.unet.config.time_cond_proj_dim is not None:
             if settings.guided_share < 1:
                 raise ModelError(
-                    "this UNet is a latent consistency model, which has guidance built in at every "
+                    "this UNet is a latent consistency model, which has guidance built into every "
                     f"step: guided_share must be 1, found {settings.guided_share}"
                 )
             if settings.negative_prompt:
@@ -171,16 +171,16 @@ class Generator:
         self._guided_steps = guided_steps(settings.steps, settings.guidance, settings.guided_share)
         self._fill_up_to: int | None = settings.batch_size if settings.compiled else None
         self._most_at_once: int | None = None
-        # A fast tokenizer keeps padding and truncation inside itself from call to call, and the
+        # A copy, because a fast tokenizer stores padding and truncation from call to call, and the
         # pipeline sets them while it generates, possibly in another thread.
         self._positions_tokenizer = copy.deepcopy(pipeline.tokenizer)
-        # The pipeline's scheduler, and the UNet while it is recorded, hold the state of one batch.
+        # The scheduler, and the UNet while attention is recorded, hold the state of one batch.
         self._pipeline_lock = threading.Lock()
 
     def positions(
         self, caption: str, spans: Sequence[Sequence[tuple[int, int]]]
     ) -> list[tuple[int, ...]]:
-        """`token_positions` in this pipeline's tokenizer. Other threads may generate meanwhile."""
+        """`token_positions` with this pipeline's tokenizer. Safe while another thread generates."""
         return token_positions(self._positions_tokenizer, caption, spans)
 
     def generate(
@@ -189,16 +189,16 @@ class Generator:
         positions: Sequence[Sequence[Sequence[int]]],
         seeds: Sequence[int],
     ) -> list[GeneratedImage]:
-        """One image per caption, generated as one batch.
+        """Generates one image per caption, in one batch.
 
-        An image depends on its caption and seed alone, but for the rounding of kernels that add in
-        another order at another batch size: equal batches give equal bytes. When the device runs
-        out of memory, the batch is halved, and stays so.
+        An image depends only on its caption and seed, except for rounding, which depends on the
+        batch size: equal batches give equal bytes. When the device runs out of memory, the batch
+        size is halved for good.
 
         Args:
             captions: the prompts.
-            positions: per caption, per noun, its token positions (`positions`).
-            seeds: per caption, in [0, 2**63).
+            positions: token positions per caption and noun (`positions`).
+            seeds: one per caption, in [0, 2**63).
 
         Raises:
             torch.OutOfMemoryError: a single image does not fit.
@@ -215,7 +215,7 @@ class Generator:
                 size = self._fill_up_to or len(captions[part])
                 if size == 1:
                     raise
-            # Outside the handler, so that the failed call's tensors are free.
+            # Outside the handler, so that the failed call's tensors have been freed.
             self._most_at_once = size // 2
             if self._fill_up_to is not None:
                 self._fill_up_to = size // 2
@@ -231,10 +231,10 @@ class Generator:
         positions: Sequence[Sequence[Sequence[int]]],
         seeds: Sequence[int],
     ) -> list[GeneratedImage]:
-        """As `generate`, in one batch, whether it fits or not.
+        """Like `generate`, but without halving the batch.
 
         Raises:
-            torch.OutOfMemoryError: it does not.
+            torch.OutOfMemoryError: it does not fit.
             ModelError: as `generate`.
         """
         pipeline = self._pipeline
@@ -247,9 +247,9 @@ class Generator:
                 for items in (captions, positions, seeds)
             )
         weights_bkn = noun_weights(positions, pipeline.tokenizer.model_max_length)
-        # On the CPU, so that a seed means the same noise on every device.
+        # On the CPU, so that a seed gives the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        # None means the model's own empty conditioning: zeros for SDXL, else an empty text.
+        # None means the model's own empty conditioning: zeros for SDXL, otherwise an empty text.
         use_negative = self._settings.negative_prompt and self._settings.guidance > 1
         negative_prompt = [self._settings.negative_prompt] * len(captions) if use_negative else None
         latent_hw = (height // factor, width // factor)
@@ -280,7 +280,7 @@ class Generator:
         ][:wanted]
 
     def _partly_guided(self) -> dict[str, Any]:
-        """Arguments of the pipeline that end guidance after its share of the steps."""
+        """Arguments of the pipeline that end guidance after the guided share of the steps."""
         if self._guided_steps in (0, self._settings.steps):
             return {}
         names = ["prompt_embeds"]
@@ -293,12 +293,12 @@ class Generator:
 
 
 def guided_steps(steps: int, guidance: float, guided_share: float) -> int:
-    """Guided steps of an image, each of which costs two passes of the UNet."""
+    """Number of guided steps per image, each of which costs two UNet passes."""
     return math.ceil(guided_share * steps) if guidance > 1 else 0
 
 
 def _end_guidance_after(steps: int) -> Callable[..., dict[str, torch.Tensor]]:
-    """A callback, as diffusers documents it, that switches guidance off after so many steps."""
+    """A diffusers callback that switches guidance off after this many steps."""
 
     def step_ended(
         pipeline: Any, step: int, _timestep: Any, inputs: dict[str, torch.Tensor]
@@ -321,19 +321,19 @@ def attribute_images(
     seed: int,
     factors: Sequence[int] = FACTORS,
 ) -> np.ndarray:
-    """Heatmaps of images that exist already, for measuring attribution against true masks.
+    """Heatmaps of existing images, for measuring attribution against true masks.
 
-    Each image is encoded, noised to each of the timesteps as in training, and denoised once under
-    its own caption, without guidance; the heatmap is the mean over the timesteps.
+    Each image is encoded, noised to each timestep as in training, and denoised once with its own
+    caption, without guidance; the heatmap is the mean over timesteps.
 
     Args:
-        pipeline: as `load_pipeline` gives it.
+        pipeline: a pipeline of `load_pipeline`.
         images_bhwc: (images, H, W, 3) uint8 RGB; H and W multiples of 8.
         captions: one per image.
-        positions: per caption, per noun, its token positions (`token_positions`).
-        timesteps: in [0, steps of training).
-        seed: of the noise; one noise per image is used at all timesteps.
-        factors: as of `Generator`.
+        positions: token positions per caption and noun (`token_positions`).
+        timesteps: in [0, training timesteps).
+        seed: seed of the noise; each image has the same noise at all timesteps.
+        factors: see `Synthesize.factors`.
 
     Returns:
         (images, nouns, h, w) float32 >= 0 at the size of the latent.
@@ -344,7 +344,7 @@ def attribute_images(
     noise = torch.randn(latents.shape, generator=torch.Generator("cpu").manual_seed(seed))
     noise = noise.to(device, latents.dtype)
     conditioning = conditioning_of(pipeline, captions, images_bhwc.shape[1:3])
-    # Every scheduler that can be chosen keeps the model's table of signal levels.
+    # Every supported scheduler keeps the model's table of signal levels.
     signal = pipeline.scheduler.alphas_cumprod.to(device, torch.float32)
     weights_bkn = noun_weights(positions, pipeline.tokenizer.model_max_length)
     with recording(unet, weights_bkn, tuple(latents.shape[2:]), factors) as attribution:
@@ -358,7 +358,7 @@ def attribute_images(
 def conditioning_of(
     pipeline: Any, captions: Sequence[str], size_hw: tuple[int, int]
 ) -> dict[str, Any]:
-    """The UNet's keyword arguments for captions without guidance."""
+    """The UNet's conditioning for captions, as keyword arguments, without guidance."""
     encoded = pipeline.encode_prompt(
         prompt=list(captions),
         device=pipeline.unet.device,
@@ -368,7 +368,7 @@ def conditioning_of(
     if isinstance(pipeline, diffusers.StableDiffusionPipeline):
         return {"encoder_hidden_states": encoded[0]}
     embeddings, _, pooled, _ = encoded
-    # SDXL takes the original size, the crop's corner, and the wanted size.
+    # SDXL takes the original size, the top-left corner of the crop, and the target size.
     time_ids = torch.tensor([[*size_hw, 0, 0, *size_hw]] * len(captions))
     time_ids = time_ids.to(embeddings.device, embeddings.dtype)
     return {
@@ -378,8 +378,8 @@ def conditioning_of(
 
 
 def to_uint8(images_bchw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images in [0, 1], (b, 3, H, W), as uint8 (b, H, W, 3) on their own device (fewer bytes to
-    copy to the host), and which of them are finite, (b,) bool."""
+    """Converts images in [0, 1], (b, 3, H, W), to (b, H, W, 3) uint8 on their device, where fewer
+    bytes remain to copy to the host; also returns which of them are finite, (b,) bool."""
     images = images_bchw.float()
     finite_b = images.isfinite().flatten(1).all(1)
     images = images.nan_to_num().mul(255).round()

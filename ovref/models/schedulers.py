@@ -1,4 +1,4 @@
-"""Schedulers: diffusers' own by the names of the settings, with a model's noise schedule."""
+"""Schedulers: diffusers' classes by setting name, with the noise schedule of a model."""
 
 import inspect
 from typing import Any
@@ -14,8 +14,8 @@ _DDIM: Any = diffusers.DDIMScheduler  # its decorators hide its methods from typ
 class HostDDIM(_DDIM):
     """DDIM without a synchronisation at each step.
 
-    diffusers' own reads the timestep back from the device, which then idles until the next call of
-    the UNet is launched. The other schedulers count their steps.
+    diffusers' DDIM reads the timestep back from the device, which then idles until the next UNet
+    call is launched. The other schedulers count their steps.
     """
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
@@ -43,17 +43,17 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
     "lcm": (diffusers.LCMScheduler, {}),
 }
-"""Name in the configuration -> class and what is set beside the model's own config."""
+"""Setting -> class, and what is set in addition to the model's own config."""
 
 
 TRAINED = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
     "prediction_type", "rescale_betas_zero_snr",
 )  # fmt: skip
-"""Fields that say which noise the model was trained on. Classes differ in their defaults, so they
-are carried over even where the model's file leaves them to its own class."""
+"""Fields that describe the noise that the model was trained with. Defaults differ between classes,
+so these are carried over even if the model's file leaves them to its own class."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-"""What a model of the beta family may predict; `flow_prediction` belongs to flow matching."""
+"""Supported predictions of a model; `flow_prediction` belongs to flow matching."""
 STEPS: dict[str, Any] = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -69,24 +69,23 @@ STEPS: dict[str, Any] = {
     "sigma_min": None,
     "sigma_max": None,
 }
-"""Fields that change the noise levels of the steps -> the value that changes nothing. A scheduler
-that does not know one is refused unless it has that value; `timestep_spacing` and `steps_offset`
-are known to all."""
+"""Fields that change the noise levels of the steps -> the neutral value. A scheduler without such a
+field is refused unless the field has that value; all have `timestep_spacing` and `steps_offset`."""
 
 
 def make_scheduler(name: str, config: Any) -> Any:
-    """The scheduler of this name with a model's own noise schedule.
+    """The scheduler of this name with the noise schedule of a model.
 
-    Fields that the model's file states are kept. Fields that it leaves to its class have the chosen
-    class's defaults, as in diffusers, but for those of `TRAINED`.
+    Fields in the model's file are kept. Other fields have the chosen class's defaults, as in
+    diffusers, except those in `TRAINED`.
 
     Args:
         name: a key of `SCHEDULERS`.
         config: configuration of the model's scheduler object (not of its file), of any class.
 
     Raises:
-        ModelError: the model's scheduler has no betas (EDM, flow matching), or a setting that
-            changes the noise schedule and that the chosen scheduler does not have.
+        ModelError: the model's scheduler has no betas (EDM, flow matching), or has a setting that
+            changes the noise schedule and is missing from the chosen scheduler.
     """
     kind, options = SCHEDULERS[name]
     if "beta_schedule" not in config and config.get("trained_betas") is None:

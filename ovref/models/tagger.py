@@ -1,4 +1,4 @@
-"""Loads the part-of-speech tagger that finds the nouns of captions."""
+"""Loads the part-of-speech tagger for extracting nouns from captions."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from ovref_inference.models import miniature_folder
 
 MINIATURE = "miniature:tagger"
 UNNEEDED = ("ner", "parser", "lemmatizer", "senter")
-"""Components that cost time and add nothing to the tags; `nouns.singular` does the lemmas."""
+"""Components that take time and do not affect the tags; lemmas come from `ops.singular`."""
 
 
 def load_tagger(name: str = MINIATURE, version: str | None = None) -> Language:
     """A spaCy pipeline that sets `token.tag_` to Penn Treebank tags.
 
     Args:
-        name: `miniature:tagger` for the one of `ovref_miniature`; else an installed spaCy package
-            such as `en_core_web_sm`, or a folder that `nlp.to_disk` wrote.
-        version: of the pipeline, as its `meta.json` has it; None for any.
+        name: `miniature:tagger` for the tagger of `ovref_miniature`, an installed spaCy package
+            such as `en_core_web_sm`, or a folder written by `nlp.to_disk`.
+        version: required version in the pipeline's `meta.json`; None for any.
 
     Raises:
-        ModelError: no such pipeline is installed, it cannot be read, it has another version, or it
-            has no tagger.
+        ModelError: the pipeline is not installed, cannot be read, has another version, or has no
+            tagger.
     """
     try:
         place = miniature_folder(name) / "tagger" if name == MINIATURE else name
@@ -38,7 +38,7 @@ def load_tagger(name: str = MINIATURE, version: str | None = None) -> Language:
     if version is not None and found != version:
         raise ModelError(
             f"the noun tagger {name!r} has version {found}, expected {version}. Install that "
-            f"one, or change `tagger_version` and build again under another fingerprint"
+            f"version, or change `tagger_version`, which gives the build another fingerprint"
         )
     tagger: Any = nlp.get_pipe("tagger") if nlp.has_pipe("tagger") else None
     tags = set(tagger.labels) if tagger is not None else set()

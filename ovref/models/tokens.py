@@ -1,4 +1,4 @@
-"""Where the nouns of a caption stand: every mention, and in a text encoder's own tokenization."""
+"""Locates the nouns of a caption: all mentions, and their tokens in a text encoder."""
 
 import re
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from ovref.records import Noun
 
 
 def mentions(caption: str, nouns: Sequence[Noun]) -> dict[str, list[tuple[int, int]]]:
-    """All the places where each noun is said; DAAM averages a word over its occurrences.
+    """All mentions of each noun; DAAM averages a word over its occurrences.
 
-    A noun is said at its own spans and wherever the caption has the same words again, in either
-    case, as whole words and not as a part of another noun (`wall` is not said in `brick wall` when
-    that is a noun of its own).
+    A noun is mentioned at its own spans and wherever the caption repeats its words, ignoring case,
+    as whole words that are not part of another noun (if `brick wall` is a noun, it does not mention
+    `wall`).
 
     Returns:
         Noun text -> ascending spans [start, end), in the order of `nouns`.
@@ -35,30 +35,30 @@ def token_positions(
 ) -> list[tuple[int, ...]]:
     """Positions of each noun's tokens along the text encoder's key axis.
 
-    The tokenizer is called exactly as the diffusers pipelines call it (truncated to its
-    `model_max_length`, special tokens added), and its character offsets refer to the caption as it
-    was given, so lower-casing, Unicode composition and white-space clean-up inside the tokenizer do
-    not move anything. A token belongs to a span when the two share a character.
+    The tokenizer is called exactly as by diffusers' pipelines (truncated to its
+    `model_max_length`, special tokens added). Its character offsets refer to the original
+    caption, whatever lower-casing, Unicode composition and white-space clean-up the tokenizer
+    applies. A token belongs to a span if they share a character.
 
-    The two tokenizers of SDXL cut text alike (they differ in padding), so one call serves both.
+    The two tokenizers of SDXL split text alike (they differ in padding), so one call serves both.
 
     Args:
         tokenizer: a fast transformers tokenizer, such as a pipeline's `tokenizer`.
-        caption: the prompt as it goes to the pipeline.
+        caption: the prompt as passed to the pipeline.
         spans: for each noun, the character spans [start, end) of its occurrences.
 
     Returns:
-        For each noun the ascending positions of the tokens of all its occurrences that lie wholly
-        within the context, counted from the start-of-text token at 0. Empty when no occurrence
-        does: the noun has no heatmap.
+        For each noun, the ascending token positions of all its occurrences that lie entirely within
+        the context, counted from the start-of-text token at 0. Empty if no occurrence does; the
+        noun then has no heatmap.
 
     Raises:
-        ModelError: the tokenizer cannot tell character offsets.
+        ModelError: the tokenizer does not provide character offsets.
         ValueError: a span is empty or lies outside the caption.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed, "
+            f"{type(tokenizer).__name__} has no character offsets: a fast tokenizer is needed, "
             "whose folder holds tokenizer.json or vocab.json with merges.txt"
         )
     encoded = tokenizer(
@@ -69,7 +69,7 @@ def token_positions(
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    # The first row is what the text encoder sees, the others are what was cut off.
+    # The first row is the text encoder's input, the others were cut off.
     rows = [
         [
             (position, start, end)

@@ -1,4 +1,4 @@
-"""Where a caption names one of the classes that the user gave, letter case and plural aside."""
+"""Finds the names of user-given classes in captions, regardless of case and number."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from ovref.ops.words import Word, words_of
 
 @dataclass(frozen=True, kw_only=True)
 class GivenNames:
-    """The names of classes, as their words in the singular and in lower case."""
+    """Class names, as words in lower case and in the singular."""
 
     classes: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The class of each name, in lower case."""
     longest: dict[str, int] = field(default_factory=dict)
-    """Words of the longest name that begins with a word."""
+    """Number of words in the longest name that begins with a given word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Mention:
 
     start: int
     size: int
-    """Number of the first word, and how many there are."""
+    """Index of the first word, and number of words."""
     text: str
     """The class."""
     sure: bool
-    """Whether they can mean nothing else: several words, or one that is in no lexicon."""
+    """Whether the name is unambiguous: several words, or one that is not in the lexicon."""
 
     @property
     def end(self) -> int:
@@ -40,15 +40,15 @@ class Mention:
 
 
 def given_names(classes: Sequence[Sequence[str]], tokenise: Callable[[str], Doc]) -> GivenNames:
-    """Prepares the names of classes.
+    """Prepares class names for matching.
 
     Args:
-        classes: names of each class, the first its own. A synonym that another class had before is
-            that one's.
-        tokenise: splits a name as captions are split; `nlp.make_doc`.
+        classes: names of each class, its own name first. A synonym that several classes share
+            belongs to the first of them.
+        tokenise: splits a name into words in the way captions are split; `nlp.make_doc`.
 
     Raises:
-        InputError: two classes have the same first name, letter case and plural aside.
+        InputError: two classes have the same first name, regardless of case and number.
     """
     found: dict[tuple[str, ...], str] = {}
     longest: dict[str, int] = {}
@@ -59,18 +59,18 @@ def given_names(classes: Sequence[Sequence[str]], tokenise: Callable[[str], Doc]
             before = found.setdefault(key, own)
             if name == names[0] and before != own:
                 raise InputError(
-                    f"the classes {before!r} and {own!r} are one to captions, which are read "
-                    f"without case and plural, or {own!r} is a synonym of {before!r}: make them "
-                    "one class, or leave one out"
+                    f"the classes {before!r} and {own!r} cannot be told apart in captions, "
+                    f"where case and plural do not count, or {own!r} is a synonym of {before!r}: "
+                    "make them one class, or leave one out"
                 )
             longest[key[0]] = max(longest.get(key[0], 0), len(key))
     return GivenNames(classes=found, longest=longest)
 
 
 def mentions(words: list[Word], given: GivenNames) -> Iterator[Mention]:
-    """Every place where words are a name of a class, longest first, then in order; they overlap.
+    """All mentions of classes, longest first, then in order; they may overlap.
 
-    What a caption says is not there (`without a garlic press`) is none.
+    Negated mentions (`without a garlic press`) are skipped.
     """
     keys = [_key(word.text) for word in words]
     found = []
@@ -78,7 +78,7 @@ def mentions(words: list[Word], given: GivenNames) -> Iterator[Mention]:
         most = max(given.longest.get(first, 0) for first in (key, words[start].lemma))
         for end in range(start + 1, min(start + most, len(words)) + 1):
             text = given.classes.get(tuple(keys[start:end]))
-            if text is None:  # what is a plural may depend on the words around: `wine glasses`
+            if text is None:  # neighbours may decide whether it is a plural: `wine glasses`
                 text = given.classes.get((*keys[start : end - 1], words[end - 1].lemma))
             if text is None or (words[end - 1].negated and words[start].text != "no"):
                 continue

@@ -1,4 +1,4 @@
-"""Whether a caption is not in English, by its script and its function words.
+"""Detects captions that are not in English, by script and function words.
 
 For corpora that are mostly English: cheap, and conservative with short captions and foreign names.
 Knows the function words of six European languages, and other scripts.
@@ -40,18 +40,18 @@ OTHERS = _words(
 AMBIGUOUS = _words(
     "o e i y no lo la el le du van von au en on as au par sur due san los las al con"
 )
-"""Words of these lists that English captions have too, above all in names: no proof alone."""
+"""Words of these lists that also occur in English captions, mostly in names: no evidence alone."""
 
 
 def is_other_language(caption: str) -> bool:
-    """Whether the caption is not in English, as far as its words show it."""
+    """Whether the caption's words show that it is not in English."""
     letters = [letter for letter in caption if letter.isalpha()]
     latin = sum(letter < "\u0250" or "\u1e00" <= letter <= "\u1eff" for letter in letters)
     if 2 * latin < len(letters):
         return True
     words = _WORD.findall(caption.lower().replace("\u2019", "'"))
     english = sum(word in ENGLISH for word in words)
-    # An elision counts like a separate word: `l'herbe`, `dell'acqua`.
+    # An elision counts as a separate word: `l'herbe`, `dell'acqua`.
     others = [word for word in words if word in OTHERS or re.match(r"(l|d|qu|dell|nell|un)'", word)]
     certain = [word for word in others if word not in AMBIGUOUS]
     if not certain and len(others) < 3:

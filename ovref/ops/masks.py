@@ -1,8 +1,20 @@
 """Tri-state masks (`records.NO`, `UNSURE`, `YES`): area, box, overlap, reasons to reject one."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from ovref.records import YES
+from ovref.contract import Dropped
+from ovref.records import YES, ImageRecord, Prompt, Region
+
+
+def require_areas(min_area: float, max_area: float) -> None:
+    """Raises ValueError unless `0 <= min_area < max_area <= 1`, the limits of `reject_reason`."""
+    if not 0 <= min_area < max_area <= 1:
+        raise ValueError(
+            f"min_area and max_area must be ordered in [0, 1], found {min_area} and {max_area}"
+        )
 
 
 def area(mask_hw: np.ndarray) -> float:
@@ -49,3 +61,32 @@ def reject_reason(mask_hw: np.ndarray, min_area: float, max_area: float) -> str 
     if fraction > max_area:
         return "full_mask"
     return None
+
+
+def image_record(
+    prompt: Prompt,
+    image: bytes,
+    regions: Sequence[Region],
+    heatmaps: Sequence[np.ndarray] = (),
+    *,
+    seed: int | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> ImageRecord | Dropped:
+    """The record of a prompt's image, or the drop `no_regions` where no region is left.
+
+    Args:
+        image: the stored file.
+        heatmaps: one (h, w) float16 array for each region, or none.
+    """
+    if not regions:
+        return Dropped(prompt.key, "no_regions")
+    return ImageRecord(
+        key=prompt.key,
+        caption=prompt.caption,
+        source=prompt.source,
+        image=image,
+        regions=tuple(regions),
+        heatmaps_nhw=np.stack(heatmaps) if heatmaps else None,
+        seed=seed,
+        provenance=provenance or {},
+    )

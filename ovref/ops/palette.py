@@ -4,7 +4,7 @@ import numpy as np
 
 
 def class_palette(classes: int) -> np.ndarray:
-    """Colours of labels: (classes + 1, 3) uint8, the last one white for whatever has no class.
+    """Colours of labels, (classes + 1, 3) uint8; the last one, white, is for unlabelled pixels.
 
     Hues are spread by the golden ratio, so that neighbouring labels differ; lightness and
     saturation alternate over three levels.

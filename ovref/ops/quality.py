@@ -1,8 +1,8 @@
 """Measures of the reliability of references, on plain arrays.
 
-A collection of generated or self-labelled references holds masks that missed their noun. Two
-measures find most of them without any annotation: a reference whose visual neighbours on *other*
-images carry other nouns, and a reference that repeats another one.
+A collection of generated or automatically labelled references contains masks that miss their noun.
+Two measures find most of them without annotations: whether a reference's visual neighbours on
+*other* images have the same noun, and whether a reference nearly duplicates another.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ _ROUNDING = 1e-6
 
 
 def usable_rows(vectors_nd: np.ndarray, tolerance: float = 0.01) -> np.ndarray:
-    """(n,) bool: which rows are finite and of unit length (within `tolerance`, for float16)."""
+    """(n,) bool: whether each row is finite and of unit length, within `tolerance` for float16."""
     vectors_nd = vectors_nd.astype(np.float32)
     finite = np.isfinite(vectors_nd).all(axis=1)
     lengths = np.linalg.norm(np.where(finite[:, None], vectors_nd, 0), axis=1)
@@ -29,17 +29,17 @@ def noun_agreement(
 ) -> np.ndarray:
     """How well a reference's visual neighbours on other images share its noun, in [0, 1].
 
-    Of the m candidates of each query the first k that lie on another image than the query count
-    (so a reference never supports itself, nor two regions of one image each other).
-    The count of those with the query's noun is divided by its maximum, the smaller of k and the
-    number of references with this noun on other images, so that rare nouns are not penalised.
-    The idea is SegRAG's intra-class consistency check, which keeps a support
-    feature when it retrieves its own class in other supports.
+    For each query, the first k of its m candidates that lie on another image count, so a reference
+    never supports itself, and regions of one image never support each other. The number with the
+    query's noun is divided by its maximum, the smaller of k and the number of references with this
+    noun on other images, so that rare nouns are not penalised. The idea is that of SegRAG's
+    intra-class consistency check, which keeps a support feature if it retrieves its own class in
+    other supports.
 
     Args:
-        neighbours_qm: (q, m) int rows nearest first, -1 where the search found fewer. Pass m
-            larger than k by the most references one image has, or the k may not be reached.
-        query_rows_q: (q,) int, the rows that were searched for.
+        neighbours_qm: (q, m) int rows, nearest first, -1 where the search found fewer. For k to be
+            reached, m must exceed k by the maximum number of references on one image.
+        query_rows_q: (q,) int, the query rows.
         nouns_n, images_n: (n,) int codes of every row's noun and image.
         elsewhere_n: (n,) int, `elsewhere(nouns_n, images_n)`.
         k: neighbours to consider, at least 1.
@@ -59,7 +59,7 @@ def noun_agreement(
 
 
 def elsewhere(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
-    """(n,) int: how many references of the same noun lie on other images."""
+    """(n,) int: number of references of the same noun on other images."""
     _, noun_codes, noun_counts = np.unique(nouns_n, return_inverse=True, return_counts=True)
     pairs = np.stack([nouns_n, images_n], axis=1)
     _, pair_codes, pair_counts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
@@ -71,16 +71,16 @@ def first_of_near_duplicates(
 ) -> np.ndarray:
     """(n,) bool: the rows to keep so that no two kept rows have a cosine of `min_cosine` or more.
 
-    Rows are taken in order; a row stays unless it is that near to one that stays before it. The
-    cost is n times the number kept; memory is block times the number kept.
+    Greedy, in order: a row is kept unless it is that near to a row kept before. Time is O(n kept),
+    memory O(block kept).
 
     Args:
-        vectors_nd: (n, d) float, rows not zero.
-        min_cosine: in (-1, 1]; 1 for rows that are equal but for rounding.
+        vectors_nd: (n, d) float, no zero rows.
+        min_cosine: in (-1, 1]; 1 for rows that are equal up to rounding.
         existing: number of leading rows that are always kept, duplicates or not.
         block: rows compared at a time; does not change the result.
     """
-    # Float16 rows are of unit length within 1e-3 only, and cosines near 1 are what is asked here.
+    # Float16 rows have unit length only within 1e-3, but cosines near 1 matter here.
     vectors_nd = vectors_nd.astype(np.float32)
     vectors_nd /= np.linalg.norm(vectors_nd, axis=1, keepdims=True)
     min_cosine -= _ROUNDING

@@ -1,4 +1,4 @@
-"""Masks as COCO's compressed run-length codes, by pycocotools."""
+"""Masks as COCO's compressed run-length encoding, by pycocotools."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def rle(mask_hw: np.ndarray) -> dict[str, Any]:
-    """(H, W) bool -> `size` [H, W] and `counts`, a text."""
+    """Encodes an (H, W) bool mask: `size` [H, W] and `counts`, a str."""
     from pycocotools import mask as coco
 
     code = coco.encode(np.asfortranarray(mask_hw, dtype=np.uint8))

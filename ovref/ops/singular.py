@@ -1,4 +1,4 @@
-"""Singulars of English nouns: a lexicon first, then rules for the words that it does not have.
+"""Singulars of English nouns: from a lexicon, and by rules for words that it lacks.
 
 The lexicon is lemminflect's, from the SPECIALIST Lexicon of the National Library of Medicine; only
 its dictionary is used (its model of unknown words is a pickle).
@@ -11,10 +11,10 @@ from ovref.ops.word_lists import INVARIANT, IRREGULAR, SINGULARS_IN_S
 
 @lru_cache(maxsize=65536)
 def singular(plural: str) -> str:
-    """The singular of a lower-case plural, hyphenated and irregular ones too.
+    """The singular of a lower-case plural, including hyphenated and irregular ones.
 
-    A singular that ends with s (`rhinoceros`) stays where the lexicon or `SINGULARS_IN_S` has it,
-    and words that are always plural (`pants`) stay.
+    Unchanged are singulars that end in s (`rhinoceros`) and are in the lexicon or in
+    `SINGULARS_IN_S`, and words that are always plural (`pants`).
     """
     head, hyphen, word = plural.rpartition("-")
     for whole in (plural, word):
@@ -31,7 +31,7 @@ def singular(plural: str) -> str:
 
 
 def is_plural(word: str) -> bool:
-    """Whether a lower-case word that a tagger calls singular is a plural all the same."""
+    """Whether a lower-case word that was tagged singular is in fact a plural."""
     last = word.rpartition("-")[2]
     if last in IRREGULAR:
         return True
@@ -45,18 +45,18 @@ def is_plural(word: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def noun_lemmas(word: str) -> tuple[str, ...]:
-    """The singulars that the lexicon has for a noun in either number; empty for other words."""
+    """The lexicon's singulars of a singular or plural noun; empty for other words."""
     return _lemmas(word).get("NOUN", ())
 
 
 def in_lexicon(word: str) -> bool:
-    """Whether the lexicon has the word, as whatever it is."""
+    """Whether the word is in the lexicon, as any part of speech."""
     return bool(_lemmas(word))
 
 
 @lru_cache(maxsize=65536)
 def is_adjective_only(word: str) -> bool:
-    """Whether a word has an adjective's ending, and the lexicon knows no such noun: `snowy`."""
+    """Whether a word ends like an adjective and is no noun in the lexicon: `snowy`."""
     if not word.endswith(("y", "less")):
         return False
     lemmas = _lemmas(word)

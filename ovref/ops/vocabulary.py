@@ -14,20 +14,19 @@ SCARCE_BELOW = (2, 5, 20)
 def vocabulary_report(
     prompts: Iterable[Prompt | Dropped], *, classes: Sequence[str] = (), listed: int = 50
 ) -> dict[str, Any]:
-    """Counts of the nouns of a corpus, as plain JSON values.
+    """Noun statistics of a corpus, as plain JSON values.
 
     Args:
-        prompts: what `extract_nouns` gives, drops included; read once.
-        classes: class names (lower-case, singular) whose counts are wanted.
-        listed: how many of the most and of the least frequent nouns to list.
+        prompts: output of `extract_nouns`, including drops; read once.
+        classes: class names (lower-case, singular) to count.
+        listed: number of the most, and of the least, frequent nouns to list.
 
     Returns:
-        `captions` (with nouns), `dropped` (by reason), `nouns` (different ones), `mentions`
-        (captions summed over nouns), `compounds` (different nouns of several words),
-        `nouns_per_caption` (count of captions by their number of nouns), `coverage` (share of
-        mentions that the most frequent 100, 1000, 10000 nouns have), `scarce` (different nouns with
-        fewer mentions than 2, 5, 20), `top` and `rare` ([noun, mentions] pairs), `classes`
-        (mentions by class name).
+        `captions` (with nouns), `dropped` (by reason), `nouns` (distinct), `mentions` (captions
+        summed over nouns), `compounds` (distinct nouns of several words), `nouns_per_caption`
+        (number of captions by number of nouns), `coverage` (share of mentions covered by the most
+        frequent 100, 1000, 10000 nouns), `scarce` (distinct nouns with fewer mentions than 2, 5,
+        20), `top` and `rare` ([noun, mentions] pairs), `classes` (mentions by class name).
     """
     counts: Counter[str] = Counter()
     per_caption: Counter[int] = Counter()
@@ -64,7 +63,7 @@ def vocabulary_report(
 
 
 def vocabulary_table(report: dict[str, Any]) -> str:
-    """The report for people: lines of text, the most frequent nouns last."""
+    """The report as text, with the most frequent nouns last."""
     captions, dropped = report["captions"], report["dropped"]
     total = captions + sum(dropped.values())
     lines = [

@@ -11,8 +11,8 @@ IRREGULAR = {
     "passers-by": "passer-by", "dice": "dice", "brioches": "brioche", "creches": "creche",
     "floes": "floe", "paparazzi": "paparazzo",
 }  # fmt: skip
-"""Plural to singular where the lexicon and the rules of `ops.singular` go wrong. People are
-persons, as the class lists of segmentation data sets have it."""
+"""Plural to singular where the lexicon and the rules of `ops.singular` are wrong. The singular of
+people is person, as in the class lists of segmentation data sets."""
 
 INVARIANT = _words(
     """
@@ -25,10 +25,10 @@ INVARIANT = _words(
     watercraft offspring poultry livestock wildlife graffiti spaghetti broccoli confetti ravioli
     """
 )
-"""Plural in form or use: they stay as they are."""
+"""Plurals without a singular, which stay unchanged."""
 
 DRINKS = _words("wine beer water juice milk champagne cocktail martini shot pint drinking")
-"""Before `glasses` they tell that one drinks from them."""
+"""Words before `glasses` that mean drinking glasses."""
 
 SINGULARS_IN_S = _words(
     """
@@ -37,7 +37,7 @@ SINGULARS_IN_S = _words(
     texas kansas arkansas vegas dallas athens wales mars triceratops thermos rhinoceros
     """
 )
-"""Singular though they end as plurals do, whatever a tagger calls them."""
+"""Singulars that end like plurals, however they are tagged."""
 
 STOP_NOUNS = _words(
     """
@@ -59,7 +59,7 @@ STOP_NOUNS = _words(
     yesterday
     """
 )
-"""Nouns that name no region of an image: views, positions, media, quantities, times, abstract
+"""Nouns without a region in the image: views, positions, media, quantities, times, abstract
 things."""
 
 DEPICTIONS = _words(
@@ -68,8 +68,8 @@ DEPICTIONS = _words(
     wallpaper graphic vector icon
     """
 )
-"""Media that are things as well: no nouns where the caption says what they show (`a painting of
-sunflowers`), or where they are all that stands between commas (`a dog, digital painting`)."""
+"""Media that are also things: not nouns where the caption says what they show (`a painting of
+sunflowers`), or where they stand alone between commas (`a dog, digital painting`)."""
 
 MATERIALS = _words(
     """
@@ -77,23 +77,22 @@ MATERIALS = _words(
     pixel vector concept digital stock clip comic line brush studio anime cartoon
     """
 )
-"""Before a medium they say how it is made: `pencil drawing`, `ink wash painting`."""
+"""Words that describe the medium after them: `pencil drawing`, `ink wash painting`."""
 
 TAKES_FIRST = _words(
     "game match play competition event tournament race lighting version style aesthetic"
 )
-"""Stop nouns that take the noun before them with them: `tennis match` shows no region called
-tennis."""
+"""Stop nouns that also rule out the noun before them: `tennis match` has no region for tennis."""
 
 AMOUNTS_OF = _words(
     """
     couple base body school pride pack cluster batch range stream
     """
 )
-"""Before `of` they are quantities: `a school of fish`."""
+"""Nouns that are quantities before `of`: `a school of fish`."""
 
 NEGATIONS = _words("no without sans lacking minus zero")
-"""What a noun phrase after them names is not in the image."""
+"""Words that negate the noun phrase after them."""
 
 COLOURS = _words(
     """
@@ -102,12 +101,12 @@ COLOURS = _words(
     coloured
     """
 )
-"""Never nouns in the singular, but for `orange` where it is the fruit (`nouns._is_fruit`)."""
+"""Never nouns in the singular, except `orange` as the fruit (`noun_extraction._is_fruit`)."""
 
 PERSONS = _words(
     "man woman boy girl guy lady gentleman person male female couple kid child toddler"
 )
-"""Do not begin a compound: in `man skateboard` there are two nouns."""
+"""Nouns that do not begin a compound: `man skateboard` is two nouns."""
 
 ING_NOUNS = _words(
     """
@@ -116,7 +115,7 @@ ING_NOUNS = _words(
     topping frosting dressing siding landing bedding seating swing drawing carving
     """
 )
-"""Words in -ing that may stand beside another noun; others there are verbs or adjectives."""
+"""Words in -ing that are nouns beside another noun, where others are verbs or adjectives."""
 
 COMPOUNDS = (
     "hot dog", "dining table", "dining room", "living room", "parking meter", "parking lot",
@@ -162,11 +161,11 @@ COMPOUNDS = (
     "remote controller", "mechanical pencil", "electric scooter", "electric fan",
     "electric toothbrush",
 )  # fmt: skip
-"""Compounds whose first word a tagger may well call a verb or an adjective; joined wherever they
-stand and their last word is tagged a noun."""
+"""Compounds whose first word may be tagged as a verb or an adjective; always joined if their last
+word is tagged as a noun."""
 
 NUMBER_WORDS = _words("two three four five six seven eight nine ten twelve")
-"""Before a singular noun that another one follows, they make it a measure: `two lane road`."""
+"""Words that make the first of two singular nouns after them a measure: `two lane road`."""
 
 LANDMARKS = _words(
     """
@@ -176,7 +175,7 @@ LANDMARKS = _words(
     fountain garden gardens memorial monument shrine pagoda fort ruins pier market library cape
     """
 )
-"""Parts of the names of places that can be seen as regions; lower-case ones belong to the name
+"""Words in names of places that can be regions of an image; in lower case they belong to the name
 before them (`Eiffel tower`)."""
 
 NAME_LINKS = _words("of de la le du del della der den di da van von y al el & 's")
@@ -188,7 +187,7 @@ DATES = _words(
     tuesday wednesday thursday friday saturday sunday christmas easter halloween thanksgiving
     """
 )
-"""Capitalised, and no names of things."""
+"""Capitalised words that are not names of things."""
 
 ADDRESSES = _words(
     """
@@ -196,7 +195,7 @@ ADDRESSES = _words(
     expressway exit broadway
     """
 )
-"""Names with one of these are written on signs."""
+"""Words in names that are written on signs."""
 
 SPELLS = _words('reads read reading says say saying labeled labelled called named intersection "')
-"""Before a name they tell what is written, or how something is called."""
+"""Words that introduce written text, or what something is called."""

@@ -1,4 +1,7 @@
-"""The words of a tagged caption, nouns and negated words marked (rules 1 and 2 of `ops.nouns`)."""
+"""The words of a tagged caption, with nouns and negated words marked.
+
+These are rules 1 and 2 of `ops.noun_extraction`.
+"""
 
 from spacy.tokens import Doc, Token
 
@@ -17,14 +20,14 @@ NOUN_TAGS = ("NN", "NNS")
 PROPER_TAGS = ("NNP", "NNPS")
 PLURAL_TAGS = ("NNS", "NNPS")
 SHORTEST_NOUN = 2
-"""Letters."""
+"""Length in letters."""
 NEGATING_PAIRS = (
     ("free", "of"), ("devoid", "of"), ("empty", "of"), ("not", "a"), ("not", "an"), ("not", "any"),
 )  # fmt: skip
 
 
 class Word:
-    """One word of the caption: a token, or tokens tied by hyphens."""
+    """One word of the caption: a token, or hyphenated tokens."""
 
     def __init__(self, tokens: list[Token]):
         last = tokens[-1]
@@ -51,7 +54,7 @@ class Word:
 
 
 def words_of(doc: Doc) -> list[Word]:
-    """The words of a caption, nouns marked."""
+    """The words of a caption, with nouns marked."""
     groups: list[list[Token]] = []
     for token in doc:
         if token.is_space:
@@ -127,7 +130,7 @@ def _unmark_measures(words: list[Word]) -> None:
 
 
 def _mark_glasses(words: list[Word]) -> None:
-    """`wine glasses` and `glasses of milk` are many of one thing; other glasses are worn."""
+    """`wine glasses` and `glasses of milk` are plurals of glass; other glasses are eyewear."""
     for at, word in enumerate(words):
         before = words[at - 1].text if at else ""
         after = words[at + 1].text if at + 1 < len(words) else ""
@@ -136,7 +139,7 @@ def _mark_glasses(words: list[Word]) -> None:
 
 
 def _mark_negated(words: list[Word]) -> None:
-    """Marks what a noun phrase after `no` or `without` names."""
+    """Marks the nouns of a noun phrase after `no` or `without`."""
     negated = False
     for at, word in enumerate(words):
         before = words[at - 1].text if at else ""
@@ -156,7 +159,7 @@ def _mark_negated(words: list[Word]) -> None:
 
 
 def _is_fruit(token: Token) -> bool:
-    """Whether a noun `orange` is the fruit: it has an article or the like and describes no noun."""
+    """Whether a noun `orange` is the fruit: it has a determiner and modifies no other noun."""
     before = token.nbor(-1) if token.i else None
     after = [token.nbor(step) for step in (1, 2) if token.i + step < len(token.doc)]
     if before is None or before.tag_ not in ("DT", "CD", "VBN", "JJ") or before.lower_ in COLOURS:

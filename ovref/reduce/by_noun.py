@@ -1,8 +1,8 @@
-"""The visual embeddings in the order of their nouns, on disk: a shuffle in two passes.
+"""The visual embeddings sorted by noun, on disk: a shuffle in two passes.
 
-Nouns are dealt out to partitions by a hash of their text. The first pass reads the matrix once, in
-order, and writes for each span of rows what belongs to each partition; the second puts a
-partition's pieces together and sorts them by noun. Each task holds one span or one partition.
+Nouns are assigned to partitions by a hash of their text. The first pass reads the matrix once, in
+order, and splits each span of rows by partition; the second joins each partition's pieces and sorts
+them by noun. Each task holds one span or one partition.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from ovref.reduce.phases import RunTasks, Task
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import write_vectors
 
 SPAN_ROWS = 131_072
@@ -24,23 +24,23 @@ PARTITION_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class NounTable:
-    """The nouns of a table of references, and whose reference is which."""
+    """The nouns of a table of references, and the ids of each noun's references."""
 
     nouns: list[str]
     """Sorted."""
     starts: np.ndarray
-    """(nouns + 1,) int64: where each noun's ids begin in `order`."""
+    """(nouns + 1,) int64: index of each noun's first id in `order`."""
     order: np.ndarray
     """(references,) int64: ids sorted by noun, then by id."""
 
     @property
     def counts(self) -> np.ndarray:
-        """(nouns,) int64: references of each noun."""
+        """(nouns,) int64: number of references of each noun."""
         return np.diff(self.starts)
 
 
 def read_vocabulary(path: Path) -> NounTable:
-    """The vocabulary of references.parquet."""
+    """Reads the nouns of references.parquet."""
     with pq.ParquetFile(path, read_dictionary=["noun"]) as file:
         column = file.read(columns=["noun"]).column("noun")
     encoded = column.combine_chunks().dictionary_encode()
@@ -57,7 +57,7 @@ def read_vocabulary(path: Path) -> NounTable:
 def partition_by_noun(
     vectors: Path, vocabulary: NounTable, wanted: np.ndarray, out: Path, run_tasks: RunTasks
 ) -> int:
-    """Writes `by_noun_<p>.npy`, the rows of each partition's nouns, with what `NounRows` needs.
+    """Writes `by_noun_<p>.npy`, the rows of each partition, and the files that `NounRows` needs.
 
     Args:
         wanted: (nouns,) bool: the nouns whose rows are needed.
@@ -91,7 +91,7 @@ def partition_by_noun(
 
 
 class NounRows:
-    """The embeddings of nouns, out of the files of `partition_by_noun`."""
+    """Reads the embeddings of nouns from the files of `partition_by_noun`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -102,11 +102,11 @@ class NounRows:
         self._files: dict[int, Rows] = {}
 
     def ids(self, noun: int) -> np.ndarray:
-        """(n,) int64, ascending: the references of a noun, deleted ones too."""
+        """(n,) int64, ascending: ids of a noun's references, including deleted ones."""
         return np.asarray(self._order[self._starts[noun] : self._starts[noun + 1]])
 
     def vectors(self, nouns: Sequence[int], ids: np.ndarray) -> np.ndarray:
-        """(len(ids), d) float16: the references `ids`, ascending, all of them of these nouns."""
+        """(len(ids), d) float16 embeddings of ascending `ids`, all of them ids of these nouns."""
         found = np.zeros((0, 0), dtype=np.float16)
         for noun in nouns:
             at = np.searchsorted(ids, own := self.ids(noun))
@@ -127,7 +127,7 @@ def _hashed(noun: str) -> int:
 
 
 def _scatter(vectors: Path, start: int, partitions: int, out: Path) -> None:
-    """One span of rows, sorted by partition, and how many are of each."""
+    """Writes one span of rows, sorted by partition, and the rows per partition."""
     halves = Rows(vectors)[start : start + SPAN_ROWS]
     noun_of = np.load(out / "noun_of.npy", mmap_mode="r", allow_pickle=False)
     partition_of = np.load(out / "partition_of.npy", allow_pickle=False)
@@ -140,7 +140,7 @@ def _scatter(vectors: Path, start: int, partitions: int, out: Path) -> None:
 
 
 def _collect(partition: int, spans: list[int], dim: int, out: Path) -> None:
-    """One partition's rows out of all spans, sorted by noun, of one noun by id."""
+    """Joins one partition's rows of all spans, sorted by noun, then by id."""
     nouns, spots = [np.zeros(0, dtype=np.int32)], []
     noun_of = np.load(out / "noun_of.npy", mmap_mode="r", allow_pickle=False)
     partition_of = np.load(out / "partition_of.npy", allow_pickle=False)
@@ -152,7 +152,7 @@ def _collect(partition: int, spans: list[int], dim: int, out: Path) -> None:
     order = np.argsort(np.concatenate(nouns), kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    # Each piece goes where it belongs as it is read: the partition is in memory once.
+    # Each piece is read straight into its place, so that the partition is in memory only once.
     found, done = np.empty((len(order), dim), dtype=np.float16), 0
     for start, (at, count) in zip(spans, spots, strict=True):
         found[place[done : done + count]] = Rows(out / f"span_{start:012d}.npy")[at : at + count]

@@ -1,8 +1,8 @@
-"""Phase 2: leaves out what is unusable or unwanted, and numbers the rest.
+"""Phase 2: drops unusable and unwanted references and renumbers the rest.
 
-Each filter sees what the one before it left, and its counts before and after go into the manifest.
-Existing references of a collection that is being grown are kept, with their ids; the new ones are
-compared with them, and by their keys with the deleted ones, so that those do not come back.
+Each filter sees what the previous one kept; its counts before and after go into the manifest.
+When a collection grows, its existing references are kept, with their ids. New references are
+compared with them, and their keys with those of deleted ones, so that these do not come back.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ovref.errors import InputError
 from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
 from ovref.reduce.gather import USABLE
-from ovref.reduce.index import build_index_on_disk
+from ovref.reduce.indexing import build_index_on_disk
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
 from ovref.reduce.spec import FilterSpec
@@ -32,7 +32,7 @@ from ovref_inference.collection.format import (
 from ovref_inference.collection.index import Questions, read_index, search, tune
 
 DROPPED = "dropped.parquet"
-"""What was left out, and the reason: for tuning thresholds, not published."""
+"""Dropped references and the reason, for tuning thresholds; not published."""
 DROPPED_COLUMNS = ["key", "noun", "caption", "score", "area", "shard"]
 
 _CHUNK = 65_536
@@ -50,13 +50,13 @@ def filter_references(
 ) -> dict[str, Any]:
     """Writes the kept references of `gathered` into `out`, numbered without gaps.
 
-    Memory: the columns key, noun, area and score, one noun's visual embeddings at a time, and for
-    the noun agreement what making an index on disk takes (`index.build_indexes`).
+    Memory: the columns key, noun, area and score; one noun's visual embeddings at a time; and for
+    the noun agreement, as much as building an index on disk (`indexing.build_indexes`).
 
     Args:
         existing: number of leading rows that are always kept.
         deleted: sorted ids of the deleted ones among them.
-        seed: of the index that the noun agreement searches.
+        seed: seed of the index that is searched for the noun agreement.
 
     Raises:
         InputError: nothing is left; the message counts what each filter dropped.
@@ -124,7 +124,7 @@ def filter_references(
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """(n,) int: equal texts, equal numbers."""
+    """(n,) int64: equal texts have equal codes."""
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.indices.to_numpy().astype(np.int64)
 
@@ -162,7 +162,7 @@ def _agreement(
     seed: int,
     out: Path,
 ) -> np.ndarray:
-    """`noun_agreement` of these rows among each other; NaN for those that are not to be judged."""
+    """`noun_agreement` among these rows; NaN for nouns that are too rare to measure."""
     path, index_path = out / "judged.npy", out / "judged.faiss"
     _write_vectors(visual, rows, path)
     build_index_on_disk(path, index_path, seed=seed)
@@ -171,7 +171,7 @@ def _agreement(
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
     nprobe = None
     if hasattr(index, "nlist"):
-        # Tuned for as many neighbours as are asked for below, the row itself left out.
+        # Tuned for the number of neighbours searched below, without the row itself.
         questions = Questions.of_rows(vectors, seed=seed, ks=[wanted - 1])
         nprobe = tune(index, questions)[0].nprobe
     found = np.empty(len(rows))
@@ -192,7 +192,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _rows_of(gathered: Path, rows: np.ndarray) -> pa.Table:
-    """`DROPPED_COLUMNS` of some rows, read a row group at a time."""
+    """`DROPPED_COLUMNS` of some rows, read one row group at a time."""
     found: list[pa.Table] = []
     with open_table(gathered / FILES["references"], REFERENCE_SCHEMA) as file:
         first = 0

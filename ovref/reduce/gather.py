@@ -1,6 +1,6 @@
 """Phase 1: all reference shards, in the order of their names, into one table and two matrices.
 
-A collection that is grown comes before them, row by row as it is, so its ids stay what they are.
+A collection that is being grown comes first, unchanged, so that its ids stay the same.
 """
 
 import itertools
@@ -31,8 +31,8 @@ from ovref_inference.collection.format import (
 )
 
 USABLE = "usable.npy"
-"""(rows,) bool beside the matrices: False for a row whose vectors cannot be indexed; in the
-matrices such a row is zero."""
+"""(rows,) bool beside the matrices: False for rows whose vectors cannot be indexed, which are zero
+in the matrices."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Shards:
         return sum(commit.outputs for commit in self.commits.values())
 
     def label(self, shard: str) -> str:
-        """How the column `shard` of the collection names a shard, wherever the step lies."""
+        """The shard's name in the column `shard` of a collection, wherever the step is stored."""
         return f"{self.step.fingerprint[:12]}/{shard}"
 
 
@@ -67,15 +67,15 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
     Memory: a few shards at a time.
 
     Raises:
-        InputError: there is no reference at all, or shards differ in the width of a vector.
+        InputError: there are no references, or shards differ in embedding width.
     """
     existing = base.rows if base else 0
     rows = existing + sum(shards.rows for shards in inputs)
     if rows == 0:
         steps = ", ".join(shards.step.store.url for shards in inputs)
         raise InputError(
-            f"expected references, found none in the committed shards of {steps}; the counts of "
-            "what the steps before dropped say why"
+            f"expected references, found none in the committed shards of {steps}; the "
+            "drop counts of the earlier steps say why"
         )
     parts = _parts(base, inputs)
     first = next(parts)
@@ -92,7 +92,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
             if found != widths:
                 raise InputError(
                     f"shard {part.label} has visual and textual embeddings of widths {found}, "
-                    f"those before it of {widths}: they were not made by the same encoders, so "
+                    f"the shards before it {widths}: they were made by different encoders, so "
                     "they cannot be in one collection"
                 )
             stop = start + len(part.visual)
@@ -130,7 +130,7 @@ def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
 
 
 def _columns(table: pa.Table, label: str) -> dict[str, Any]:
-    """A sidecar's rows as the columns of REFERENCE_SCHEMA, without `id`."""
+    """A sidecar's rows as columns of REFERENCE_SCHEMA, without `id`."""
     noun = table.column("noun").combine_chunks()
     box_n4 = table.column("box_xyxy").combine_chunks().flatten().to_numpy().reshape(-1, 4)
     return {

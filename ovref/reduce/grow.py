@@ -1,4 +1,4 @@
-"""The published collection that is grown, and what the new one reuses of it."""
+"""The published collection that is being grown, and what the new one reuses of it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,19 +9,19 @@ import numpy as np
 from ovref import config
 from ovref.errors import MismatchError
 from ovref.identity import spec_identity
-from ovref.places import with_absolute_models
-from ovref.reduce.index import ROLES, GrownIndex
-from ovref.reduce.prototypes import GrownPrototypes
+from ovref.locations import with_absolute_models
+from ovref.reduce.indexing import ROLES, GrownIndex
+from ovref.reduce.noun_prototypes import GrownPrototypes
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 
 
 @dataclass(frozen=True)
 class Base:
-    """The published collection that is grown."""
+    """The published collection that is being grown."""
 
     manifest: fmt.Manifest
     paths: dict[str, Path]
@@ -33,10 +33,10 @@ class Base:
 
 
 def open_base(store: Store, embed: Embed) -> Base:
-    """The collection at `store`, on this machine.
+    """Fetches the collection at `store` to this machine.
 
     Raises:
-        MismatchError: it was made with other encoders, templates or weights than `embed` says.
+        MismatchError: its encoders, templates or weights differ from those of `embed`.
         CollectionError: it cannot be read.
     """
     manifest, paths = collections.fetch(store.url, storage_options=store.storage_options)
@@ -56,14 +56,15 @@ def open_base(store: Store, embed: Embed) -> Base:
         if new != old:
             raise MismatchError(
                 f"{store.url} cannot be grown with these references: its {name} is {old}, theirs "
-                f"{new}; vectors of two encoders cannot be compared, so build another collection"
+                f"is {new}; embeddings of different encoders cannot be compared, so build another "
+                "collection"
             )
     return Base(manifest, paths)
 
 
 def grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]:
-    """The base's indexes by role; none if another seed or version would give other centroids than
-    building at once."""
+    """The base's indexes by role; empty if they were made with another seed or version, since the
+    centroids would then differ from those of building at once."""
     if grown is None or not _as_now(grown, spec, "seed"):
         return {}
     return {
@@ -77,7 +78,7 @@ def grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]
 
 
 def grown_prototypes(grown: Base | None, spec: ReduceSpec) -> GrownPrototypes | None:
-    """What clustering takes from the grown collection, if there is one."""
+    """What clustering reuses of the grown collection, if there is one."""
     if grown is None:
         return None
     tombstones = grown.paths["tombstones"]
@@ -92,20 +93,20 @@ def grown_prototypes(grown: Base | None, spec: ReduceSpec) -> GrownPrototypes | 
 
 
 def _as_now(grown: Base, spec: ReduceSpec, field: str) -> bool:
-    """Whether the grown collection was reduced by the same version with the same setting."""
+    """Whether the base was reduced by the present version with the same value of a setting."""
     now, then = spec_identity(spec), grown.manifest.build.get("reduce", {})
     return then.get("version") == now["version"] and then["fields"][field] == now["fields"][field]
 
 
 def inputs_of(grown: Base | None) -> list[dict[str, Any]]:
-    """The shards that it was made of, as its manifest names them."""
+    """The base's input shards, as named in its manifest."""
     return grown.manifest.build["inputs"] if grown else []
 
 
 def provenance_of(grown: Base | None, new: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the references were made from: those of the grown collection, then the new ones.
+    """The provenance of the base's references, then that of the new ones.
 
-    A grown collection that does not say counts as one entry that names its fingerprint alone.
+    A base without provenance counts as one entry with its fingerprint.
     """
     if grown is None:
         return [new]

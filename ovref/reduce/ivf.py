@@ -1,14 +1,13 @@
-"""An inverted-file index of any size in bounded memory: train, assign by parts, merge on disk.
+"""An inverted-file index of any size in bounded memory: train, assign in parts, merge on disk.
 
 Codes are the stored float16 embeddings themselves, so the lists are the matrix in another order:
-faiss trains and searches, and only the list of each row has to be computed. Both the
-training and the assignment take two levels, cells of centroids first, which costs about a tenth of
-comparing with every centroid; a row may so end in its second-best list, for which `nprobe`, being
-tuned on the finished index, makes up.
+faiss trains and searches, and only each row's list has to be computed. Training and assignment have
+two levels, cells of centroids first, which costs about a tenth of comparing with every centroid. A
+row may end up in its second-best list; `nprobe`, which is tuned on the finished index, compensates.
 
-Everything goes in blocks of `BLOCK` rows counted from row 0, because a matrix product may round a
-row differently in a different batch: the same rows give the same index, in however many parts it
-was made, and a grown collection has the index of one built at once.
+Rows are processed in blocks of `BLOCK` counted from row 0, because a matrix product may round a row
+differently in a different batch. So the same rows give the same index in any number of parts, and a
+grown collection has the same index as one built at once.
 """
 
 import os
@@ -23,11 +22,11 @@ from ovref.reduce.rows import Rows
 from ovref_inference.collection.index import faiss_module
 
 BLOCK = 32_768
-"""Rows whose lists are found together."""
+"""Rows assigned to lists in one matrix product."""
 CELLS_PROBED = 4
-"""Cells of centroids that are looked into for a row's nearest."""
+"""Cells searched for the nearest centroid of a row."""
 _COARSE_PER_CELL = 256
-"""Training rows of one cell of the first level; faiss takes no more than this either."""
+"""Training rows per cell on the first level; also the most that faiss uses."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,15 @@ class Cells:
     centres: np.ndarray
     """(cells, d) float32."""
     centroids: np.ndarray
-    """(lists, d) float32, those of one cell together."""
+    """(lists, d) float32, grouped by cell."""
     numbers: np.ndarray
-    """(lists,) int64: the list of each of them."""
+    """(lists,) int64: the list number of each centroid."""
     starts: np.ndarray
-    """(cells + 1,) int64: where each cell's centroids begin."""
+    """(cells + 1,) int64: index of each cell's first centroid."""
 
 
 def cells_of(centroids: np.ndarray) -> Cells:
-    """Groups centroids into about the square root of their number; the same each time."""
+    """Groups n centroids into about sqrt(n) cells. Deterministic."""
     count = max(1, 2 ** round(np.log2(np.sqrt(len(centroids)))))
     centres = _kmeans(centroids, count, seed=0)
     owner = (centroids @ centres.T).argmax(axis=1)
@@ -55,7 +54,8 @@ def cells_of(centroids: np.ndarray) -> Cells:
 
 
 def assign(vectors: np.ndarray, cells: Cells) -> np.ndarray:
-    """(n, d) float32 -> (n,) int64: the list of the nearest centroid in the nearest cells."""
+    """Assigns (n, d) float32 vectors to lists: (n,) int64, by the nearest centroid in the
+    nearest cells."""
     probed = min(CELLS_PROBED, len(cells.centres))
     nearest = np.argpartition(vectors @ cells.centres.T, -probed, axis=1)[:, -probed:]
     looks = np.zeros((len(cells.centres), len(vectors)), dtype=bool)
@@ -76,10 +76,10 @@ def assign(vectors: np.ndarray, cells: Cells) -> np.ndarray:
 
 
 def train(sample: np.ndarray, lists: int, *, seed: int) -> np.ndarray:
-    """(t, d) float32 -> (lists, d) float32 centroids by cosine.
+    """Trains (lists, d) float32 centroids by cosine on a (t, d) float32 sample.
 
-    On GPUs, where faiss has them, plain k-means over all centroids. Otherwise k-means into cells,
-    then within each cell, its share of the centroids in proportion to its rows.
+    On GPUs, if faiss can use them, plain k-means over all centroids. Otherwise k-means into cells,
+    then k-means within each cell, whose share of the centroids is proportional to its rows.
     """
     if gpus():
         return _kmeans_on_gpus(sample, lists, seed)
@@ -103,28 +103,28 @@ def train(sample: np.ndarray, lists: int, *, seed: int) -> np.ndarray:
 
 
 def gpus() -> int:
-    """GPUs that this build of faiss can use."""
+    """Number of GPUs that this build of faiss can use."""
     return faiss_module().get_num_gpus()
 
 
 def empty_index(factory: str, centroids: np.ndarray) -> Any:
-    """A trained faiss index without a row, its codes the vectors themselves in float16."""
+    """A trained faiss index without entries, whose codes are the vectors in float16."""
     faiss = faiss_module()
     index = faiss.index_factory(centroids.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     index.by_residual = False
     index.quantizer.add(np.ascontiguousarray(centroids))
-    index.train(np.ascontiguousarray(centroids))  # float16 codes have nothing to learn
+    index.train(np.ascontiguousarray(centroids))  # float16 codes need no training
     return index
 
 
 def centroids_of(index: Any) -> np.ndarray:
-    """(lists, d) float32, of a trained index."""
+    """The (lists, d) float32 centroids of a trained index."""
     return index.quantizer.reconstruct_n(0, index.nlist)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows' entries, sorted by list: raw codes and ids, and the entries of each list."""
+    """The entries of some rows, sorted by list: raw codes, ids, and the size of each list."""
 
     codes: Path
     ids: Path
@@ -133,7 +133,7 @@ class Part:
 
 
 def write_part(vectors: Path, cells: Cells, start: int, stop: int, out: Path) -> Part:
-    """Finds the lists of rows [start, stop) and writes `<out>.*`; a block begins at `start`."""
+    """Assigns rows [start, stop) to lists and writes `<out>.*`; a block begins at `start`."""
     rows = Rows(vectors)
     halves = rows[start:stop]
     owner = np.concatenate(
@@ -163,7 +163,7 @@ def read_part(out: Path) -> Part:
 
 
 def part_of_index(path: Path, rows: int, out: Path) -> Part:
-    """The entries with ids below `rows` of an index that `merge` wrote, as a part at `out`."""
+    """Writes the entries with ids below `rows` of an index made by `merge` as a part at `out`."""
     faiss = faiss_module()
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     lists = index.invlists
@@ -175,7 +175,7 @@ def part_of_index(path: Path, rows: int, out: Path) -> Part:
             if not size:
                 continue
             found: np.ndarray = faiss.rev_swig_ptr(lists.get_ids(number), size)
-            kept = int(np.searchsorted(found, rows))  # of one list, ids ascend
+            kept = int(np.searchsorted(found, rows))  # ids ascend within a list
             sizes[number] = kept
             if kept:
                 ids.write(found[:kept].tobytes())
@@ -186,10 +186,10 @@ def part_of_index(path: Path, rows: int, out: Path) -> Part:
 
 
 def merge(index: Any, parts: Sequence[Part], path: Path) -> None:
-    """Writes the empty `index` with the entries of `parts`, a list at a time.
+    """Writes the empty `index` with the entries of `parts`, one list at a time.
 
-    The file is what `faiss.write_index` would write had all been added in memory. Parts must be in
-    the order of their ids.
+    The file equals what `faiss.write_index` would write had all been added in memory. Parts must be
+    in ascending order of ids.
     """
     faiss = faiss_module()
     sizes = np.stack([part.sizes for part in parts]).sum(axis=0, dtype=np.int64)
@@ -198,7 +198,9 @@ def merge(index: Any, parts: Sequence[Part], path: Path) -> None:
     # An index without entries ends in: fourcc, lists, code size, "sprs" and no (list, size) pairs.
     empty = b"ilar" + _u64(index.nlist) + _u64(index.code_size) + b"sprs" + _u64(0)
     if not header.endswith(empty):
-        raise RuntimeError("this faiss writes inverted lists in another way than this ovref knows")
+        raise RuntimeError(
+            "this version of faiss writes inverted lists in a format that ovref does not know"
+        )
     offsets = [np.cumsum(part.sizes) - part.sizes for part in parts]
     files = [(os.open(part.codes, os.O_RDONLY), os.open(part.ids, os.O_RDONLY)) for part in parts]
     try:
@@ -228,7 +230,7 @@ def _u64(value: int) -> bytes:
 
 
 def _kmeans(vectors: np.ndarray, count: int, seed: int, steps: int = 10) -> np.ndarray:
-    """(n, d) -> (count, d) centroids by cosine, by faiss on this CPU; n may be less than count."""
+    """(count, d) centroids by cosine of (n, d) vectors, with faiss on the CPU; n may be < count."""
     faiss = faiss_module()
     if len(vectors) <= count:
         rest = vectors[np.arange(count - len(vectors)) % len(vectors)]

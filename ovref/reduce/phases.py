@@ -1,7 +1,13 @@
-"""Listed, restartable phases: each has a folder, which appears whole or not at all.
+"""Restartable phases: each has a folder, which appears whole or not at all.
 
-A phase writes into `<name>.partial` and ends by renaming it to `<name>`. So a folder that is there
-is complete, and after a kill the next run repeats the phase that was under way and no other.
+A phase writes into `<name>.partial` and ends by renaming it to `<name>`. So a folder that exists is
+complete, and after a kill the next run repeats only the phase that was interrupted.
+
+Phases spread their work as lists of tasks. A task is a call without arguments (a
+`functools.partial` of a module's function), picklable, that reads and writes files under the work
+folder and returns plain values. It may run wherever that folder is visible, in any order, and again
+after a failure: it writes under a name of its own, and its bytes depend on its arguments alone. So
+every way of running a list gives the same collection.
 """
 
 import contextlib
@@ -10,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +27,17 @@ WAIT_SECONDS = 1.0
 """Between two looks at whether another process is done."""
 
 Report = Callable[[str, int, int], None]
-"""Called with the phase's name, the work done and the work there is; for progress bars."""
+"""Called with the phase's name, the work done and the total work; for progress bars."""
+Task = Callable[[], Any]
+RunTasks = Callable[[Sequence[Task]], Iterator[Any]]
+"""Runs tasks and yields their results in the order of the list, each as soon as it and those before
+it are done."""
+
+
+def in_process(tasks: Sequence[Task]) -> Iterator[Any]:
+    """Runs tasks one after another in this process."""
+    for task in tasks:
+        yield task()
 
 
 def run_phase(work: Path, name: str, phase: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows of a matrix on disk, read and not mapped: pages of a map count as memory while they stay."""
+"""Rows of a matrix on disk, read rather than memory-mapped: mapped pages count as memory."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ovref_inference.collection.format import open_vectors
 
 
 class Rows:
-    """The (rows, dim) float16 matrix of a file, by slices and by numbers of rows.
+    """The (rows, dim) float16 matrix of a file, indexed by slices and by row numbers.
 
     rows = Rows(path)
     rows[100:200]                  # (100, dim), one read
@@ -30,10 +30,10 @@ class Rows:
             if isinstance(key, slice):
                 start, stop, step = key.indices(len(self))
                 if step != 1:
-                    raise ValueError(f"rows are read in steps of 1, found {step}")
+                    raise ValueError(f"the step of a slice of rows must be 1, found {step}")
                 return self._read(file, start, max(start, stop))
             if len(key) and key[-1] - key[0] == len(key) - 1 and (np.diff(key) == 1).all():
-                return self._read(file, key[0], key[-1] + 1)  # as a noun's references mostly are
+                return self._read(file, key[0], key[-1] + 1)  # as a noun's references usually are
             wanted, inverse = np.unique(key, return_inverse=True)
             found = np.empty((len(wanted), self.shape[1]), dtype=np.float16)
             cuts = np.flatnonzero(np.diff(wanted) > 1) + 1

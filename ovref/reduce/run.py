@@ -1,16 +1,16 @@
 """Reference shards to a published collection, in six phases.
 
     gather       all shards -> one table, two matrices          work/<fingerprint>/gather
-    filter       leave out, number                              work/<fingerprint>/filter
-    index        over visual and textual embeddings             work/<fingerprint>/index
+    filter       drop references, renumber                      work/<fingerprint>/filter
+    index        of visual and textual embeddings               work/<fingerprint>/index
     prototypes   vocabulary, k-means per noun                   work/<fingerprint>/prototypes
     tune         recall of the indexes, nprobe for each k       work/<fingerprint>/tune
     publish      its files, then the manifest: the collection   work/<fingerprint>/files
 
-Indexing and clustering are lists of tasks (`tasks`), which other processes that see the work folder
-may run; matrices are read by parts, whatever the number of references. A killed reduction resumes
-with the phase that was interrupted; two reductions of the same references give the same bytes,
-whatever made the shards and in whatever order.
+Indexing and clustering are lists of tasks (`phases`), which any process that can see the work
+folder may run; matrices are read in parts, so memory does not grow with the number of references. A
+killed reduction resumes with the phase that was interrupted. Two reductions of the same references
+give the same bytes, regardless of how and in which order the shards were made.
 """
 
 import os
@@ -26,7 +26,7 @@ import numpy as np
 from ovref import config
 from ovref.errors import InputError, MismatchError
 from ovref.identity import canonical, fingerprint, spec_identity
-from ovref.places import with_absolute_models
+from ovref.locations import with_absolute_models
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import Shards, gather
 from ovref.reduce.grow import (
@@ -37,14 +37,13 @@ from ovref.reduce.grow import (
     open_base,
     provenance_of,
 )
-from ovref.reduce.index import build_indexes, tune_indexes
-from ovref.reduce.phases import Report, one_at_a_time, run_phase
-from ovref.reduce.prototypes import build_prototypes
+from ovref.reduce.indexing import build_indexes, tune_indexes
+from ovref.reduce.noun_prototypes import build_prototypes
+from ovref.reduce.phases import Report, RunTasks, in_process, one_at_a_time, run_phase
 from ovref.reduce.spec import ReduceSpec
-from ovref.reduce.tasks import RunTasks, in_process
 from ovref.stages.embed import Embed
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder
-from ovref.storage.store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.retrieve import Texts
@@ -70,40 +69,40 @@ def reduce_collection(
     """Makes the collection of these reference shards and publishes it at `output`.
 
     Args:
-        references: the step, or several steps in the order their references shall have.
+        references: the step, or several steps, in the order in which their references are stored.
         embed: the stage that made the references; its encoders, templates and weights go into the
             manifest.
         texts: `embed.text`, loaded; encodes the vocabulary.
         output: where the collection is published; `base` itself to grow it in place.
         work: local folder for the phases; it needs about five times the size of the embeddings.
-            What the filters dropped stays there (`<fingerprint>-dropped.parquet`), the rest is
-            removed at the end.
+            The list of dropped references stays there (`<fingerprint>-dropped.parquet`), the rest
+            is removed at the end.
         licences: stated for the inputs; part of the collection's fingerprint.
         provenance: what the references were made from, as plain values, for the manifest: corpus,
             steps, models and, under `licences`, what follows from them.
-        base: a published collection to grow. Its references keep their ids, filters are not run on
-            them again, its shards are not read again, its tombstones stay; indexes get the new
-            references, and nouns that they or a tombstone touch get new prototypes. Without new
-            shards this applies tombstones, or changes the prototypes.
-        replace: whether `output` may hold another collection that will be gone.
+        base: a published collection to grow. Its references keep their ids and are not filtered
+            again, its shards are not read again, and its tombstones stay. New references are added
+            to the indexes, and nouns with a new or deleted reference get new prototypes. Without
+            new shards, this applies tombstones or changes the prototypes.
+        replace: whether another collection at `output` may be overwritten.
         allow_incomplete: whether steps may lack shards.
-        run_tasks: runs the work of indexing and clustering, in this process or on others that see
-            `work`; it does not change a byte.
+        run_tasks: runs the tasks of indexing and clustering, in this process or in others that can
+            see `work`; the bytes do not depend on it.
         report: called with the progress.
 
     Returns:
-        Plain values: `fingerprint`; `references`, `nouns`, `rare_nouns` and `prototypes`, counted;
-        `added`, the references that `base` did not have; `dropped_before`, counts by reason of
-        the embed step; `filter`, counts before and after each one; `noun_agreement`; `index`;
-        `most_frequent` and `least_frequent`, [noun, references].
+        Plain values: `fingerprint`; the counts `references`, `nouns`, `rare_nouns` and
+        `prototypes`; `added`, the number of references that `base` did not have; `dropped_before`,
+        the embed step's drops by reason; `filter`, counts before and after each filter;
+        `noun_agreement`; `index`; `most_frequent` and `least_frequent`, [noun, references].
 
     Raises:
-        InputError: no references, an incomplete step, widths that differ, or nothing is left by
-            the filters.
+        InputError: there are no references, a step is incomplete, embedding widths differ, or the
+            filters leave nothing.
         MismatchError: `output` holds another collection, or one with tombstones that is not
-            `base`, or was changed meanwhile; or a step or `base` was made with other encoders,
-            templates or weights than `embed` says.
-        CollectionError: `base` or what lies at `output` cannot be read.
+            `base`, or was changed meanwhile; or a step or `base` was made with encoders, templates
+            or weights that differ from those of `embed`.
+        CollectionError: `base`, or the collection at `output`, cannot be read.
         ValueError: a vector or a noun that cannot be encoded.
     """
     made_from = dict(provenance or {})
@@ -230,11 +229,11 @@ def _standing(
     output: Store, wanted: str, grown: Base | None, spec: ReduceSpec, inputs: list[Shards],
     replace: bool,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """The summary of what is published if that is what is asked for; None if there is work to do.
+    """The summary of the published collection if it is the requested one; None otherwise.
 
     Raises:
-        MismatchError: it is another collection, which may not be replaced, or would be by one in
-            which references that were deleted are again.
+        MismatchError: it is another collection and must not be replaced, or replacing it would
+            bring deleted references back.
     """
     published = _published(output, replace)
     if published is None:
@@ -252,8 +251,8 @@ def _standing(
     deleted = published.counts.get("tombstones", 0)
     if not of_base and deleted:
         raise MismatchError(
-            f"{output.url} has {deleted} deleted references, which a collection made anew would "
-            f"have again: choose another folder, or keep them deleted by base={output.url}"
+            f"{output.url} has {deleted} deleted references, which a new collection would contain "
+            f"again: choose another folder, or keep them deleted with base={output.url}"
         )
     return None
 
@@ -265,7 +264,7 @@ def _shards(step: StepFolder, embed: Embed, grown: Base | None, allow_incomplete
     if step.complete() is None and not allow_incomplete:
         raise InputError(
             f"{step.store.url} is not complete: {len(commits)} shards are committed, more may "
-            "follow; finish the build, or set allow_incomplete=true to take what is there"
+            "follow; finish the build, or set allow_incomplete=true to use the committed ones"
         )
     known = {
         shard
@@ -277,24 +276,27 @@ def _shards(step: StepFolder, embed: Embed, grown: Base | None, allow_incomplete
 
 
 def _check_made_by(embed: Embed, step: StepFolder) -> None:
-    """Embeddings of two encoders cannot be compared, and their widths may be the same."""
+    """Raises MismatchError unless `embed` made the step.
+
+    Embeddings of different encoders cannot be compared, and the width need not reveal it.
+    """
     stages = [stage for stage in step.identity.get("stages", []) if stage["name"] == embed.name]
     if not stages:
         raise MismatchError(
             f"{step.store.url} was not made by the stage {embed.name}, so it holds no references"
         )
-    fields = {"part": "region"} | stages[-1]["fields"]  # steps of before do not say their part
+    fields = {"part": "region"} | stages[-1]["fields"]  # older steps do not record their part
     for name in ("visual", "text", "templates", "weights", "part"):
         asked, found = canonical(getattr(embed, name)), fields[name]
         if asked != found:
             raise MismatchError(
                 f"{step.store.url} was made with other settings: {name} was {found} and is now "
-                f"{asked}; set it as it was, or embed the images again into another folder"
+                f"{asked}; restore the setting, or embed the images again into another folder"
             )
 
 
 def _up_to_date(base: fmt.Manifest, spec: ReduceSpec, inputs: list[Shards]) -> bool:
-    """Whether growing `base` would add nothing, delete nothing and decide nothing otherwise."""
+    """Whether growing `base` would change nothing."""
     return (
         not any(shards.commits for shards in inputs)
         and base.settled_tombstones == base.counts["tombstones"]
@@ -338,7 +340,7 @@ def _identity(
 
 
 def _published(output: Store, replace: bool) -> fmt.Manifest | None:
-    """The manifest of what lies at `output`; None if there is nothing, or nothing to be kept."""
+    """The manifest of the collection at `output`; None if there is none that must be kept."""
     if not output.exists(fmt.MANIFEST):
         return None
     try:
@@ -350,7 +352,7 @@ def _published(output: Store, replace: bool) -> fmt.Manifest | None:
 
 
 def _assemble(folder: Path, out: Path, grown: Base | None) -> dict[str, Any]:
-    """All files of the collection in one folder, as links: nothing is copied on one disk."""
+    """Collects all files of the collection in one folder, as links if on the same disk."""
     made_by = {
         "references": "filter",
         "visual": "filter",
@@ -377,7 +379,7 @@ def _encoder_info(encoder: Any, dim: int) -> fmt.EncoderInfo:
 
 
 def _dropped_before(inputs: list[Shards]) -> dict[str, int]:
-    """What the embed step dropped from the shards taken now, records and regions, by reason."""
+    """The embed step's drops in these shards, of records and regions, by reason."""
     counts: Counter[str] = Counter()
     for shards in inputs:
         for commit in shards.commits.values():
@@ -387,9 +389,9 @@ def _dropped_before(inputs: list[Shards]) -> dict[str, int]:
 
 
 def _clean(folder: Path) -> None:
-    """The collection is published: of the phases only the list of what was left out is kept."""
+    """Removes the phases of a published collection, but for the list of dropped references."""
     shutil.copyfile(folder / "filter" / DROPPED, folder.with_name(f"{folder.name}-{DROPPED}"))
-    # Renamed first, because a folder that is half deleted must not pass for a complete phase.
+    # Renamed first, because a half-deleted folder must not pass for a complete phase.
     done = folder.with_name(f"{folder.name}.done")
     shutil.rmtree(done, ignore_errors=True)
     os.replace(folder, done)

@@ -1,4 +1,4 @@
-"""What decides the content of a collection, once its references are made."""
+"""Settings that determine how references become a collection."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,7 +10,7 @@ from ovref_inference.ranges import require_at_least, require_within
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSpec:
-    """Which references are left out. Every filter that is on is counted before and after.
+    """Which references are dropped. Counts before and after each active filter are recorded.
 
     The defaults drop only what cannot be indexed (vectors that are not finite or not of unit
     length) and keys that occur twice.
@@ -19,20 +19,20 @@ class FilterSpec:
     __pydantic_config__ = STRICT
 
     min_score: float | None = None
-    """Lowest score kept; None for no limit. A score means what its source says."""
+    """Lowest score kept; None for no limit. The scale of scores depends on their source."""
     min_area: float = 0.0
     """Smallest mask kept, as a fraction of the image."""
     max_area: float = 1.0
     """Largest mask kept, as a fraction of the image."""
     duplicate_cosine: float | None = None
-    """Cosine of two visual embeddings of one noun from which only the first is kept; None keeps
-    all."""
+    """Of two visual embeddings of one noun with at least this cosine, only the first is kept; None
+    keeps all."""
     min_noun_agreement: float | None = None
-    """Lowest `ops.quality.noun_agreement` kept, in [0, 1]; None does not measure it."""
+    """Lowest `ops.quality.noun_agreement` kept, in [0, 1]; None: not measured."""
     agreement_neighbours: int = 10
-    """Neighbours on other images that are asked for it."""
+    """Nearest references on other images that the agreement is measured with."""
     agreement_min_elsewhere: int = 3
-    """Nouns with fewer references than this on other images are too rare to judge, and kept."""
+    """Nouns with fewer references than this on other images are too rare to measure, and kept."""
 
     def __post_init__(self) -> None:
         require_within("min_area", self.min_area, 0, 1)
@@ -50,7 +50,7 @@ class FilterSpec:
 
     @property
     def filters(self) -> int:
-        """How many filters are on, with the two that always are."""
+        """Number of active filters, including the two that always are."""
         optional = (self.min_score, self.duplicate_cosine, self.min_noun_agreement)
         return 2 + self.limits_area + sum(value is not None for value in optional)
 
@@ -61,19 +61,19 @@ class FilterSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceSpec:
-    """Everything that decides how reference shards become a collection."""
+    """Everything that determines how reference shards become a collection."""
 
     __pydantic_config__ = STRICT
 
     filter: FilterSpec = field(default_factory=FilterSpec)
-    """Which references are left out."""
+    """Which references are dropped."""
     prototypes: PrototypeConfig = field(default_factory=PrototypeConfig)
-    """How many prototypes a noun gets, and where a rare noun takes them from."""
+    """Prototypes per noun, and where a rare noun borrows references from."""
     index_recall: float = 0.95
     """Mean recall against exact search that an approximate index is tuned to reach, with a margin
-    for the error of measuring it: at 10 to 350 neighbours, by class names over the textual
-    embeddings and by held-out references over the visual ones. The worst tenth of these queries
-    may miss four times as much: at 0.95 it reaches 0.8."""
+    for measurement error: at 10 to 350 neighbours, with class names as queries for the textual
+    embeddings and held-out references for the visual ones. The worst tenth of these queries may
+    miss four times as much: at 0.95 their recall is at least 0.8."""
     seed: int = 0
     """Seed of the samples for training and measuring an index."""
 

@@ -13,11 +13,11 @@ from ovref.ahead import map_ahead
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
-from ovref.images import UnusableImageError
 from ovref.models.blank import BLANK_HWC, blank_image, blank_prompt
 from ovref.ops import masks
-from ovref.ops.heatmaps import resized
+from ovref.ops.binarisation import resized
 from ovref.records import NO, YES, ImageRecord, Reference, Region
+from ovref.stored_images import UnusableImageError
 from ovref_inference.collection.retrieve import (
     TEMPLATES,
     WEIGHTS,
@@ -116,8 +116,8 @@ class Embed:
 class EmbedStage:
     """`ImageRecord` in; `Reference`, or `Dropped`, out.
 
-    Dropped records: `no_regions` (the record has none), and `ovref.images.REASONS` for images
-    that cannot be decoded. Dropped regions, under the key the reference would have had:
+    Dropped records: `no_regions` (the record has none), and `stored_images.REASONS` for images that
+    cannot be decoded. Dropped regions, under the key the reference would have had:
     `empty_mask`, `small_mask`, `wrong_mask_size`, `no_background`, `no_heatmap`,
     `nonfinite_features` (also features that are all zero, which have no direction).
     """

@@ -15,7 +15,7 @@ from ovref.class_files import list_of_file
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
-from ovref.places import absolute
+from ovref.locations import absolute
 from ovref.records import Caption, Noun, Prompt
 from ovref_inference.ranges import require_at_least
 
@@ -39,7 +39,7 @@ ClassNames = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_classes)]
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractNouns:
-    """Finds the nouns of each caption with a part-of-speech tagger. See `ovref.ops.nouns`."""
+    """Finds the nouns of each caption with a part-of-speech tagger. See `ops.noun_extraction`."""
 
     __pydantic_config__ = STRICT
 
@@ -107,7 +107,7 @@ class ExtractNouns:
         from ovref.models.tagger import load_tagger
         from ovref.ops.given_names import given_names
         from ovref.ops.language import is_other_language
-        from ovref.ops.nouns import nouns_of, tagger_text
+        from ovref.ops.noun_extraction import nouns_of, tagger_text
         from ovref.ops.word_lists import STOP_NOUNS
 
         nlp = load_tagger(self.tagger, self.tagger_version)

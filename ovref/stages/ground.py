@@ -8,9 +8,8 @@ import numpy as np
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
-from ovref.images import UnusableImageError, plain_image
 from ovref.models.blank import blank_prompt
-from ovref.models.grounding import (
+from ovref.models.noun_grounding import (
     DetectorRoute,
     Finder,
     GroundedNoun,
@@ -18,9 +17,10 @@ from ovref.models.grounding import (
     detector_finder,
     proposal_finder,
 )
-from ovref.ops.heatmaps import resized
-from ovref.ops.masks import reject_reason
+from ovref.ops.binarisation import resized
+from ovref.ops.masks import image_record, reject_reason, require_areas
 from ovref.records import NO, YES, ImageRecord, Prompt, Region
+from ovref.stored_images import UnusableImageError, plain_image
 from ovref_inference.ranges import require_at_least
 
 HEATMAP_STRIDE = 4
@@ -53,11 +53,7 @@ class Ground:
     def __post_init__(self) -> None:
         if (self.detector is None) == (self.proposals is None):
             raise ValueError("name one route, detector or proposals, and not the other")
-        if not 0 <= self.min_area < self.max_area <= 1:
-            raise ValueError(
-                "min_area and max_area must be ordered in [0, 1], found "
-                f"{self.min_area} and {self.max_area}"
-            )
+        require_areas(self.min_area, self.max_area)
         require_at_least("batch_size", self.batch_size, 1)
 
     def build(self) -> "GroundStage":
@@ -82,12 +78,12 @@ class Ground:
 class GroundStage:
     """`Prompt` with image in; `ImageRecord`, or `Dropped`, out.
 
-    Stores the upright image (`images.plain_image`); masks have its size. The provenance has the
-    models and a list `regions`: the detector's `box_xyxy` in pixels and SAM's `predicted_iou` of
-    each region. A region's score is the detector's, or the cosine of noun and mask. A repeated noun
-    counts once; it may have several regions.
+    Stores the upright image (`stored_images.plain_image`); masks have its size. The provenance has
+    the models and a list `regions`: the detector's `box_xyxy` in pixels and SAM's `predicted_iou`
+    of each region. A region's score is the detector's, or the cosine of noun and mask. A repeated
+    noun counts once; it may have several regions.
 
-    Dropped records: `no_image`, `no_nouns`, those of `ovref.images.REASONS`, `no_regions` (all
+    Dropped records: `no_image`, `no_nouns`, those of `stored_images.REASONS`, `no_regions` (all
     of its nouns were dropped). Dropped regions, under `<key>#<number of the noun in the prompt>`:
     `no_box` (no box above the thresholds) or `no_match` (no proposal, or none similar enough),
     `empty_mask`, `full_mask`.
@@ -154,18 +150,8 @@ class GroundStage:
                 small_hw = (-(-height // HEATMAP_STRIDE), -(-width // HEATMAP_STRIDE))
                 heatmap_hw = resized(answer.heatmap_hw, small_hw).clip(0, 1)
                 heatmaps.append(heatmap_hw.astype(np.float16))
-        if not regions:
-            yield Dropped(prompt.key, "no_regions")
-            return
-        yield ImageRecord(
-            key=prompt.key,
-            caption=prompt.caption,
-            source=prompt.source,
-            image=file,
-            regions=tuple(regions),
-            heatmaps_nhw=np.stack(heatmaps) if heatmaps else None,
-            provenance={**finder.provenance, "regions": facts},
-        )
+        provenance = {**finder.provenance, "regions": facts}
+        yield image_record(prompt, file, regions, heatmaps, provenance=provenance)
 
 
 def _first_mentions(prompt: Prompt) -> dict[str, int]:

@@ -4,20 +4,20 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
+from ovref.ahead import map_ahead
 from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import record_seed
 from ovref.models.blank import blank_prompt
 from ovref.models.tokens import mentions
-from ovref.ops.heatmaps import BinariseRule, binarise, contrast, flattened, stretched
-from ovref.ops.masks import reject_reason
+from ovref.ops.binarisation import BinariseRule, binarise, contrast, flattened, stretched
+from ovref.ops.masks import image_record, reject_reason, require_areas
 from ovref.records import ImageRecord, Noun, Prompt, Region
 from ovref_inference.ranges import require_at_least, require_each_at_least, require_within
 
@@ -98,11 +98,7 @@ class Synthesize:
         require_each_at_least("factors", self.factors, 1)
         if self.batch_size != "auto":
             require_at_least("batch_size", self.batch_size, 1)
-        if not 0 <= self.min_area < self.max_area <= 1:
-            raise ValueError(
-                "min_area and max_area must be ordered in [0, 1], found "
-                f"{self.min_area} and {self.max_area}"
-            )
+        require_areas(self.min_area, self.max_area)
         require_within("jpeg_quality", self.jpeg_quality, 1, 100)
 
     def build(self) -> "SynthesizeStage":
@@ -205,38 +201,27 @@ class SynthesizeStage:
         """Prompts per batch."""
 
     def __call__(self, prompts: Iterator[Prompt]) -> Iterator[ImageRecord | Dropped]:
-        # One thread generates the next batch while the finishers and the caller process the
-        # previous one, so that the device does not wait.
-        generating, finishers = ThreadPoolExecutor(1), ThreadPoolExecutor(FINISHERS)
-        upcoming: Future[list[Any]] | None = None
-        batch: list[_Request] = []
-        try:
-            for item in self._batches(prompts):
-                if isinstance(item, Dropped):
-                    yield item
-                    continue
-                images = [] if upcoming is None else upcoming.result()
-                upcoming = generating.submit(self._generate, item)
-                yield from self._answers(finishers, batch, images)
-                batch = item
-            if upcoming is not None:
-                yield from self._answers(finishers, batch, upcoming.result())
-        finally:
-            generating.shutdown(cancel_futures=True)
-            finishers.shutdown(cancel_futures=True)
+        # One thread generates the next batch while others make records of the previous one, so that
+        # the device does not wait.
+        for drops, generated in map_ahead(self._generate, self._batches(prompts), threads=1):
+            yield from drops
+            for answers in map_ahead(self._finished, generated, FINISHERS):
+                yield from answers
 
-    def _batches(self, prompts: Iterator[Prompt]) -> Iterator[list[_Request] | Dropped]:
+    def _batches(self, prompts: Iterator[Prompt]) -> Iterator[tuple[list[Dropped], list[_Request]]]:
+        """Batches of requests, each with the drops among its prompts, which do not count."""
+        drops: list[Dropped] = []
         requests: list[_Request] = []
         for prompt in prompts:
             request, dropped = self._request(prompt)
-            yield from dropped
+            drops += dropped
             if request is not None:
                 requests.append(request)
             if len(requests) == self.batch_size:
-                yield requests
-                requests = []
-        if requests:
-            yield requests
+                yield drops, requests
+                drops, requests = [], []
+        if drops or requests:
+            yield drops, requests
 
     def _request(self, prompt: Prompt) -> tuple[_Request | None, list[Dropped]]:
         if not prompt.nouns:
@@ -262,18 +247,18 @@ class SynthesizeStage:
         )
         return request, dropped
 
-    def _generate(self, requests: list[_Request]) -> list[Any]:
-        return self._generator.generate(
+    def _generate(
+        self, batch: tuple[list[Dropped], list[_Request]]
+    ) -> tuple[list[Dropped], list[tuple[_Request, Any]]]:
+        drops, requests = batch
+        if not requests:
+            return drops, []
+        images = self._generator.generate(
             [request.prompt.caption for request in requests],
             [request.positions for request in requests],
             [request.seed for request in requests],
         )
-
-    def _answers(
-        self, finishers: ThreadPoolExecutor, requests: list[_Request], images: list[Any]
-    ) -> Iterator[ImageRecord | Dropped]:
-        for answers in finishers.map(self._finished, zip(requests, images, strict=True)):
-            yield from answers
+        return drops, list(zip(requests, images, strict=True))
 
     def _finished(self, generated: tuple[_Request, Any]) -> list[ImageRecord | Dropped]:
         request, image = generated
@@ -301,16 +286,11 @@ class SynthesizeStage:
             score = contrast(heatmap_hw, mask_hw)
             regions.append(Region(noun=noun, mask_hw=mask_hw, score=score, source="daam"))
             kept_maps.append(heatmap_hw)
-        if not regions:
-            yield Dropped(prompt.key, "no_regions")
-            return
-        yield ImageRecord(
-            key=prompt.key,
-            caption=prompt.caption,
-            source=prompt.source,
-            image=jpeg(image_hwc, spec.jpeg_quality),
-            regions=tuple(regions),
-            heatmaps_nhw=np.stack(kept_maps),
+        yield image_record(
+            prompt,
+            jpeg(image_hwc, spec.jpeg_quality),
+            regions,
+            kept_maps,
             seed=request.seed,
             provenance={
                 "generator": spec.model,

@@ -10,9 +10,9 @@ from PIL import Image
 
 from ovref.config import STRICT
 from ovref.contract import Dropped
-from ovref.images import UnusableImageError, plain_image
-from ovref.ops.masks import reject_reason
+from ovref.ops.masks import image_record, reject_reason, require_areas
 from ovref.records import NO, YES, ImageRecord, Prompt, Region, Segments
+from ovref.stored_images import UnusableImageError, plain_image
 
 SOURCE = "labels"
 """Source of the regions."""
@@ -36,11 +36,7 @@ class TrueMasks:
     """Masks that are a larger fraction of the image are dropped as `full_mask`."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_area < self.max_area <= 1:
-            raise ValueError(
-                "min_area and max_area must be ordered in [0, 1], found "
-                f"{self.min_area} and {self.max_area}"
-            )
+        require_areas(self.min_area, self.max_area)
 
     def build(self) -> "TrueMasksStage":
         """No model is loaded."""
@@ -50,13 +46,13 @@ class TrueMasks:
 class TrueMasksStage:
     """`Prompt` with image and segments in; `ImageRecord`, or `Dropped`, out.
 
-    The stored image is upright (`images.plain_image`); masks have its size. A segment with several
-    names is a region of each. A region's score is 1.
+    The stored image is upright (`stored_images.plain_image`); masks have its size. A segment with
+    several names is a region of each. A region's score is 1.
 
     Dropped records: `no_image`, `no_masks` (the corpus has labels alone), those of
-    `ovref.images.REASONS`, `wrong_mask_size` (another shape than the image's), `no_regions` (all of
-    its masks were dropped). Dropped regions, under `<key>#<number of the noun in the prompt>`:
-    `empty_mask`, `full_mask`.
+    `stored_images.REASONS`, `wrong_mask_size` (another shape than the image's), `no_regions`
+    (all of its masks were dropped). Dropped regions, under `<key>#<number of the noun in the
+    prompt>`: `empty_mask`, `full_mask`.
     """
 
     def __init__(self, spec: TrueMasks) -> None:
@@ -95,16 +91,7 @@ class TrueMasksStage:
                 regions.append(
                     Region(noun=prompt.nouns[noun], mask_hw=mask_hw, score=1.0, source=SOURCE)
                 )
-        if not regions:
-            yield Dropped(prompt.key, "no_regions")
-            return
-        yield ImageRecord(
-            key=prompt.key,
-            caption=prompt.caption,
-            source=prompt.source,
-            image=file,
-            regions=tuple(regions),
-        )
+        yield image_record(prompt, file, regions)
 
 
 def _segment_numbers(segments: Segments, size_hw: tuple[int, int]) -> np.ndarray | None:

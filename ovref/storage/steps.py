@@ -37,8 +37,8 @@ from ovref.storage.commits import (
     marker_path,
     parse_marker,
 )
+from ovref.storage.file_store import Store, is_unfinished
 from ovref.storage.shards import ShardFiles, read_drops, read_tar
-from ovref.storage.store import Store, is_unfinished
 from ovref_inference.places import sha256_of
 
 FORMAT_VERSION = 1

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 
 from ovref.errors import MismatchError, StorageError
 from ovref.identity import canonical, changes
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 
 FOLDER = "checkpoints"
 TENSORS = ("weights", "optimiser")

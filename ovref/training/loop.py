@@ -7,7 +7,7 @@ its arguments; `losses_of(model, batch)` gives the losses of each image. The los
 sum of the means over all its images. So a step is the same however its images are spread over
 workers and accumulated parts, and what was killed goes on to the same weights.
 
-Workers are processes of one `torch.distributed` group (`workers.joined`): each calls `train`.
+Workers are processes of one `torch.distributed` group (`process_group.joined`): each calls `train`.
 """
 
 import math
@@ -23,11 +23,11 @@ from torch import nn
 
 from ovref.errors import ConfigError, ModelError
 from ovref.identity import canonical, fingerprint
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref.training import checkpoints
+from ovref.training.process_group import place
 from ovref.training.settings import UNCOUNTED, TrainingConfig, rate_at
-from ovref.training.summary import Summary
-from ovref.training.workers import place
+from ovref.training.tensorboard_log import Summary
 from ovref_inference.models import copy_weights
 
 Say = Callable[[str], None]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ovref.config import load
 from ovref.errors import ConfigError
-from ovref.places import absolute
+from ovref.locations import absolute
 from ovref_pipelines import shipped
 from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.recipe import BuildSummary

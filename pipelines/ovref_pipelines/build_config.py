@@ -8,7 +8,7 @@ from typing import Any
 from ovref.config import STRICT
 from ovref.corpora import CorpusSpec
 from ovref.corpora.spec import MINIATURE
-from ovref.places import absolute, absolute_local
+from ovref.locations import absolute, absolute_local
 from ovref.reduce.spec import ReduceSpec
 from ovref.select_prompts import SelectPrompts
 from ovref.stages.embed import Embed
@@ -109,7 +109,7 @@ class BuildConfig:
 
 
 def with_absolute_places(config: BuildConfig) -> BuildConfig:
-    """The configuration with absolute places (`ovref.places`).
+    """The configuration with absolute places (`ovref.locations`).
 
     Raises:
         ConfigError: one of them is not a place.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ovref.config import load
 from ovref.errors import InputError
-from ovref.places import absolute, absolute_local
+from ovref.locations import absolute, absolute_local
 from ovref_inference import ReferenceCollection
 from ovref_pipelines import recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
@@ -94,12 +94,12 @@ def _evaluate(options: Namespace, console: Console) -> int:
 
 
 def _train(options: Namespace, console: Console) -> int:
-    from ovref.training import clip_rc
+    from ovref.training import train_clip_rc
     from ovref_pipelines.verbs import train
 
     config = train.with_absolute_places(_config(train.TrainConfig, options))
     if options.dry_run:
-        console.show(clip_rc.check(config.spec))
+        console.show(train_clip_rc.check(config.spec))
         return 0
     train.train(config, console)
     return 0

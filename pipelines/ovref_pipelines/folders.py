@@ -8,8 +8,8 @@ from ovref.contract import Spec
 from ovref.errors import MismatchError
 from ovref.identity import canonical, spec_identity
 from ovref.labelled_corpora import identify_corpus
+from ovref.storage.file_store import Store
 from ovref.storage.steps import STEP, StepFolder, existing_step, open_step
-from ovref.storage.store import Store
 from ovref_pipelines.build_config import BuildConfig, output_of
 from ovref_pipelines.engine.config import PoolConfig
 

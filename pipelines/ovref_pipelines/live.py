@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ovref.errors import OvrefError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines.engine.progress import duration
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError, StorageError
-from ovref.places import is_relative
+from ovref.locations import is_relative
+from ovref.storage.file_store import Store
 from ovref.storage.steps import STEP, StepFolder, existing_step
-from ovref.storage.store import Store
 from ovref_inference.collection import format as fmt
 from ovref_pipelines.engine.ledger import QUARANTINE
 

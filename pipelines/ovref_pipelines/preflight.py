@@ -13,7 +13,7 @@ from ovref.corpora import CorpusSpec
 from ovref.errors import InputError, MismatchError
 from ovref.ingest import first_of_each_key
 from ovref.labelled_corpora import read_corpus
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, ray_module
 
@@ -38,7 +38,7 @@ def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
 def no_usable_caption(dropped: dict[str, int]) -> InputError:
     """The error of a corpus without usable captions."""
     return InputError(
-        f"the corpus has no usable caption: it is empty or all of it was dropped {dropped}"
+        f"the corpus has no usable caption: it is empty or all were dropped {dropped}"
     )
 
 
@@ -48,14 +48,12 @@ def check(specs: Sequence[tuple[Spec, PoolConfig]], engine: EngineConfig) -> lis
     Raises:
         ModelError: a model cannot be loaded or used.
     """
-    found: list[CheckedModel] = []
-    for spec, pool in specs:
-        call = partial(_check_here, spec, engine.threads)
-        if engine.engine == "ray":
-            found += ray_module(engine, "tasks").run_once(call, engine, pool)
-        else:
-            found += call()
-    return found
+    calls = [(partial(_check_here, spec, engine.threads), pool) for spec, pool in specs]
+    if engine.engine == "ray":
+        found = ray_module(engine, "tasks").run_each(calls, engine)
+    else:
+        found = [call() for call, _ in calls]
+    return [model for models in found for model in models]
 
 
 def _check_here(spec: Spec, threads: int) -> tuple[CheckedModel, ...]:

@@ -27,8 +27,8 @@ from ovref.records import Noun, Prompt
 from ovref.reduce.run import reduce_collection
 from ovref.select_prompts import SelectPrompts, select_prompts
 from ovref.stages.extract_nouns import ExtractNouns, language_warning
+from ovref.storage.file_store import Store, check_conditional_create
 from ovref.storage.steps import StepFolder
-from ovref.storage.store import Store, check_conditional_create
 from ovref_inference.collection.retrieve import Texts
 from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_pipelines import preflight, provenance

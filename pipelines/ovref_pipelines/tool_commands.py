@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ovref.errors import InputError
-from ovref.places import absolute, absolute_local
+from ovref.locations import absolute, absolute_local
 from ovref_pipelines.console import Console
 from ovref_pipelines.errors import FAILED
 

@@ -45,7 +45,7 @@ from ovref.models.diffusion import (
 )
 from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
-from ovref.ops.heatmaps import BinariseRule, binarise, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, stretched
 from ovref.records import YES
 from ovref.stages.synthesize import Synthesize
 

@@ -19,7 +19,7 @@ from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.models.diffusion import attribute_images, load_pipeline
 from ovref.models.tokens import mentions, token_positions
-from ovref.ops.heatmaps import BinariseRule, binarise
+from ovref.ops.binarisation import BinariseRule, binarise
 from ovref.records import YES, Noun
 from ovref_miniature import weights_path
 

@@ -66,8 +66,8 @@ def run(captions: Path, folder: Path, with_nouns: bool, order: str) -> list[dict
     from ovref.run_shard import run_shard
     from ovref.select_prompts import SelectPrompts, select_prompts
     from ovref.stages.extract_nouns import ExtractNouns
+    from ovref.storage.file_store import Store
     from ovref.storage.steps import open_step
-    from ovref.storage.store import Store
 
     store, report = Store.open(str(folder)), []
     spec = CorpusSpec(path=str(captions), corpus_id="many")
@@ -105,8 +105,8 @@ def coverage(data: Path, folder: Path) -> None:
     """Prints a row for each size of shards and part of them."""
     from ovref.records import Noun, Prompt
     from ovref.select_prompts import SelectPrompts, select_prompts
+    from ovref.storage.file_store import Store
     from ovref.storage.steps import open_step
-    from ovref.storage.store import Store
 
     found = json.loads((data / "coco" / "captions_val2017.json").read_text())["annotations"]
     texts = [" ".join(item["caption"].split()).lower() for item in found]

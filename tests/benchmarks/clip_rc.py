@@ -18,7 +18,7 @@ from ovref.evaluation.compare import compare, open_run
 from ovref.evaluation.evaluate import evaluate
 from ovref.evaluation.report import markdown_table
 from ovref.evaluation.spec import EvaluateSpec
-from ovref.training.clip_rc import ClipRcTraining, run
+from ovref.training.train_clip_rc import ClipRcTraining, run
 from ovref_inference.segmenters import ClipRcConfig
 from ovref_pipelines.verbs.train import TrainConfig
 

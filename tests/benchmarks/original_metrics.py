@@ -32,7 +32,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ovref.evaluation.metrics import (
+from ovref.evaluation.metrics_ap import AveragePrecision, Detections, TrueInstances
+from ovref.evaluation.metrics_panoptic import VOID, PanopticMap, PanopticQuality
+from ovref.evaluation.metrics_semantic import (
     IGNORE,
     boundary_hw,
     confused,
@@ -40,8 +42,6 @@ from ovref.evaluation.metrics import (
     scores_of_counts,
     split_scores,
 )
-from ovref.evaluation.metrics_ap import AveragePrecision, Detections, TrueInstances
-from ovref.evaluation.metrics_panoptic import VOID, PanopticMap, PanopticQuality
 
 CLASSES = (3, 21, 150, 459, 847)
 SIZES = ((1, 1), (7, 5), (48, 64), (64, 96))

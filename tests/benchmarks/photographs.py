@@ -29,11 +29,11 @@ import numpy as np
 from pycocotools import mask as rle
 
 from ovref.config import load
-from ovref.evaluation.pictures import generation_grid
-from ovref.images import decode_image
-from ovref.models.grounding import Finder, GroundedNoun, Matcher
+from ovref.evaluation.picture_grids import generation_grid
+from ovref.models.noun_grounding import Finder, GroundedNoun, Matcher
 from ovref.records import YES, ImageRecord
 from ovref.stages.ground import Ground, GroundStage
+from ovref.stored_images import decode_image
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_pipelines import recipe

@@ -43,8 +43,8 @@ from ovref.corpora import CorpusSpec, read_captions
 from ovref.identity import record_key, spec_identity
 from ovref.ingest import ingest
 from ovref.records import YES, ImageRecord, Noun, Prompt, Region
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, existing_step, open_step
-from ovref.storage.store import Store
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.run_steps import ray_left_as_found, run_step

@@ -115,8 +115,8 @@ class Texts:
 
 def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     """ovref's phases `index` and `prototypes`, spread over worker processes, then published."""
-    from ovref.reduce.index import build_indexes, tune_indexes
-    from ovref.reduce.prototypes import build_prototypes
+    from ovref.reduce.indexing import build_indexes, tune_indexes
+    from ovref.reduce.noun_prototypes import build_prototypes
     from ovref_inference.collection import format as fmt
     from ovref_inference.collection import store
     from ovref_inference.collection.prototypes import PrototypeConfig

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bench import measure
-from ovref.ops.heatmaps import resized
+from ovref.ops.binarisation import resized
 from ovref.stages.embed import Embed, EmbedStage
 from ovref.stages.synthesize import Synthesize, SynthesizeStage
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig

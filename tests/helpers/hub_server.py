@@ -110,7 +110,12 @@ class Hub:
         if request.command == "GET":
             self.fetched.append(path)
         heads = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": commit}
-        return self.raw(request, 200, data, "application/octet-stream", heads)
+        status, asked = 200, request.headers.get("Range", "")
+        if asked.startswith("bytes="):
+            first, last = map(int, asked.removeprefix("bytes=").split("-"))
+            heads["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            status, data = 206, data[first : last + 1]
+        return self.raw(request, status, data, "application/octet-stream", heads)
 
     def missing(self, request, code, heads=None):
         self.send(request, 404, {"error": code}, {"X-Error-Code": code, **(heads or {})})

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from ovref.training.clip_rc import ClipRcTraining, run
-from ovref.training.data import TrainingData
+from ovref.training.labelled_batches import TrainingData
 from ovref.training.settings import TrainingConfig
+from ovref.training.train_clip_rc import ClipRcTraining, run
 from ovref_inference.segmenters.clip_rc_config import ClipRcNetworkConfig
 
 UNSEEN = ("car", "mushroom", "balloon")

@@ -68,7 +68,7 @@ def fresh():
 
 
 if __name__ == "__main__":
-    from ovref.storage.store import Store
+    from ovref.storage.file_store import Store
     from ovref.training.loop import train
     from ovref.training.settings import TrainingConfig
 

@@ -18,7 +18,7 @@ from ovref.check_models import (
     weights_fingerprint,
 )
 from ovref.errors import ModelError
-from ovref.models.grounding import DetectorRoute, ProposalRoute
+from ovref.models.noun_grounding import DetectorRoute, ProposalRoute
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.ground import Ground
@@ -132,7 +132,7 @@ def test_numbers_that_are_not_finite_are_found(tmp_path):
     state["decoder.conv_out.bias"][0] = torch.nan
     save_file(state, path, metadata={"format": "pt"})
     spec = Synthesize(model=str(folder), size_hw=(64, 64), factors=(1,))
-    with pytest.raises(ModelError, match="numbers that are not finite"):
+    with pytest.raises(ModelError, match="non-finite numbers"):
         check_models([spec])
 
 
@@ -201,5 +201,5 @@ def test_other_weights_under_the_same_name_are_named():
     new = CheckedModel(step="embed", setting="visual.model", model="dino", revision="",
                        weights="sha256:2")  # fmt: skip
     (line,) = changed_models([old], [new])
-    assert line.startswith("embed.visual.model=dino has other weights than before: sha256:1")
+    assert line.startswith("embed.visual.model=dino has different weights than before: sha256:1")
     assert changed_models([old], [old]) == []

@@ -29,7 +29,7 @@ def test_a_list_of_another_length_is_refused(own):
 
 
 def test_names_that_differ_in_case_alone_are_refused(own):
-    with pytest.raises(InputError, match="'car' twice, letter case aside: classes 1 and 3"):
+    with pytest.raises(InputError, match="'car' twice, ignoring case: classes 1 and 3"):
         list_of_file(own("Car\nbus\ncar\n"), 3)
 
 

@@ -265,7 +265,7 @@ def test_the_known_keys_of_a_level_are_listed_once(written):
     [
         ("seed", "an override has the form key=value, found 'seed'"),
         ("=1", "an override has the form key=value, found '=1'"),
-        ("seed.more=1", "'seed.more=1': seed is a single value and has no settings in it"),
+        ("seed.more=1", "'seed.more=1': seed is a single value without settings"),
         ("seed=[", "'seed=\\[': the value is not YAML"),
         ("seed=x", "seed: Input should be a valid integer, found 'x'"),
         ("heatmap.treshold=1", r"unknown key heatmap.treshold \(known here: threshold"),

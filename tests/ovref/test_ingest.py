@@ -10,8 +10,8 @@ from ovref.contract import Dropped
 from ovref.errors import InputError, StorageError
 from ovref.ingest import KeySet, ingest
 from ovref.records import Caption
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, open_step
-from ovref.storage.store import Store
 
 
 def caption(n: int) -> Caption:

@@ -12,11 +12,11 @@ from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify
 from ovref.corpora.spec import LabelSpec
 from ovref.errors import InputError
-from ovref.images import decode_image
 from ovref.labelled_corpora import identify_corpus, read_corpus
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, THINGS
 from ovref.storage.codec import decode, encode
+from ovref.stored_images import decode_image
 
 SEEDS = range(4)
 

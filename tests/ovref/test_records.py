@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from ovref.contract import Dropped, base_key
-from ovref.images import UnusableImageError
 from ovref.records import NO, UNSURE, YES, ImageRecord, Noun, Reference, Region
+from ovref.stored_images import UnusableImageError
 
 CAT = Noun(text="cat", start=2, end=5)
 

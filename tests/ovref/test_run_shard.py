@@ -7,8 +7,8 @@ from ovref.contract import Dropped
 from ovref.errors import AccountingError, StorageError
 from ovref.records import Caption, Noun, Prompt, Reference
 from ovref.run_shard import run_alone, run_shard
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 
 
 @pytest.fixture
@@ -211,10 +211,10 @@ def drops_twice(records):
         (leaves_out, "left 2 of 6 inputs without an output or a drop: k2, k4$"),
         (takes_a_few, "left 3 of 6 inputs without an output or a drop: k3, k4, k5$"),
         (answers_nothing, "left 6 of 6 .*: k0, k1, k2, k3, k4, ...$"),
-        (invents, "answered 'xk0', which it was not given"),
-        (invents_a_drop, "answered 'k6', which it was not given"),
-        (answers_before_it_is_asked, "answered 'k0', which it was not given"),
-        (repeats, "gave two records with the key 'k0'"),
+        (invents, "answered 'xk0', which is not one of its inputs"),
+        (invents_a_drop, "answered 'k6', which is not one of its inputs"),
+        (answers_before_it_is_asked, "answered 'k0', which is not one of its inputs"),
+        (repeats, "returned two records with the key 'k0'"),
         (drops_twice, "dropped 'k0' twice"),
     ],
 )

@@ -10,8 +10,8 @@ from ovref.errors import ConfigError, InputError
 from ovref.records import Noun, Prompt
 from ovref.run_shard import run_shard
 from ovref.select_prompts import SelectPrompts, select_prompts
+from ovref.storage.file_store import Store
 from ovref.storage.steps import existing_step, open_step
-from ovref.storage.store import Store
 
 NOUNS = [["cat", "mat"], ["cat"], ["cat", "dog"], ["cat", "mat"], ["dog"], ["cat"], [], ["owl"]]
 

@@ -18,8 +18,8 @@ from ovref.contract import Dropped
 from ovref.errors import ModelError, StorageError
 from ovref.identity import record_key, record_seed, spec_identity
 from ovref.records import Caption, Noun, Prompt
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, open_step
-from ovref.storage.store import Store
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.ledger import CRASHED_WORKER
 from ovref_pipelines.engine.run_steps import run_step

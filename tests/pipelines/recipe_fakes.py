@@ -28,8 +28,8 @@ from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
+from ovref.storage.file_store import Store
 from ovref.storage.steps import existing_step
-from ovref.storage.store import Store
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.vectors import l2_normalised
 from ovref_pipelines import recipe

@@ -11,8 +11,8 @@ from ovref.records import YES, Caption, ImageRecord, Noun, Prompt, Reference, Re
 from ovref.reduce.run import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
+from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, open_step
-from ovref.storage.store import Store
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 SHARDS = ["000000", "000001", "000002"]

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ovref.config import load
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.segmenters import load as loading
 from ovref_pipelines import cli, shipped, tool_arguments
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places

@@ -23,8 +23,8 @@ from s3fs import S3FileSystem
 
 from ovref.errors import StorageError
 from ovref.identity import spec_identity
+from ovref.storage.file_store import Store, check_conditional_create
 from ovref.storage.steps import existing_step, open_step
-from ovref.storage.store import Store, check_conditional_create
 from ovref_pipelines import recipe
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.run_steps import run_step

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ovref.errors import StorageError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines import live
 from ovref_pipelines.live import EVERY_SECONDS, PROGRESS, Live
 

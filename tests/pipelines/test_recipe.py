@@ -17,8 +17,7 @@ from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec
 from ovref.errors import InputError, MismatchError, ModelError
 from ovref.identity import record_seed
-from ovref.images import UnusableImageError, plain_image
-from ovref.models.grounding import ProposalRoute
+from ovref.models.noun_grounding import ProposalRoute
 from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
 from ovref.reduce.spec import ReduceSpec
 from ovref.select_prompts import SelectPrompts
@@ -26,7 +25,8 @@ from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
+from ovref.stored_images import UnusableImageError, plain_image
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
@@ -529,7 +529,8 @@ def test_other_weights_under_the_same_name_are_noticed(config, tmp_path, monkeyp
     assert {entry["step"] for entry in entries} == {"extract_nouns", "synthesize", "embed"}
     assert recipe.build(config).quarantined == 1
     (tmp_path / "fake").write_bytes(b"others")
-    with pytest.raises(MismatchError, match=r"synthesize.model=fake has other weights than before"):
+    message = r"synthesize.model=fake has different weights than before"
+    with pytest.raises(MismatchError, match=message):
         recipe.build(config)
 
 

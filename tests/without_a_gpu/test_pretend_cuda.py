@@ -12,7 +12,7 @@ from ovref.contract import Dropped
 from ovref.identity import record_key
 from ovref.miniature.scenes import render
 from ovref.models.diffusion import Generator
-from ovref.models.grounding import DetectorRoute, ProposalRoute
+from ovref.models.noun_grounding import DetectorRoute, ProposalRoute
 from ovref.records import ImageRecord, Noun, Prompt, Reference
 from ovref.stages.embed import Embed
 from ovref.stages.ground import Ground

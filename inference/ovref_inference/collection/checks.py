@@ -6,16 +6,17 @@ from typing import Any
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection.nouns import noun_embedding_values
+from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.errors import CollectionError
 
 
 def check_counts(
-    paths: Mapping[str, Path], manifest: fmt.Manifest, nouns: dict[str, Any]
+    paths: Mapping[str, Path | RemoteFile], manifest: fmt.Manifest, nouns: dict[str, Any]
 ) -> dict[str, int]:
     """Counts of the files' rows, after checking that all files belong together.
 
     Args:
-        paths: role -> local file.
+        paths: role -> file.
         nouns: `nouns.read_nouns` of the vocabulary.
 
     Raises:
@@ -23,7 +24,7 @@ def check_counts(
             vocabulary does not fit; the message names the files.
     """
     matrices = ("visual", "textual", "prototypes")
-    shapes = {role: fmt.open_vectors(paths[role]).shape for role in matrices}
+    shapes = {role: fmt.open_vectors_anywhere(paths[role]).shape for role in matrices}
     schemas = {
         "references": fmt.REFERENCE_SCHEMA,
         "nouns": fmt.NOUN_SCHEMA,
@@ -55,7 +56,7 @@ def check_counts(
     return rows
 
 
-def _check_ids(path: Path) -> None:
+def _check_ids(path: Path | RemoteFile) -> None:
     """Checks ids through the statistics of each row group, so that no column is read."""
     start = 0
     with fmt.open_table(path, fmt.REFERENCE_SCHEMA) as table:
@@ -70,7 +71,9 @@ def _check_ids(path: Path) -> None:
             start += group.num_rows
 
 
-def _check_nouns(path: Path, table: dict[str, Any], rows: Mapping[str, int], dim: int) -> None:
+def _check_nouns(
+    path: Path | RemoteFile, table: dict[str, Any], rows: Mapping[str, int], dim: int
+) -> None:
     nouns, known = table["noun"], set(table["noun"])
     starts, stops = table["prototype_start"].tolist(), table["prototype_stop"].tolist()
     problems = {

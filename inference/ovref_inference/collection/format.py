@@ -27,7 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovref_inference.collection.remote import RemoteFile, RemoteTable, RemoteVectors
 from ovref_inference.errors import CollectionError
+from ovref_inference.vectors import Vectors
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -325,24 +327,53 @@ def open_vectors(path: str | Path) -> np.memmap:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CollectionError(f"cannot read the vectors {path}: {error}") from error
+    _check_vectors(vectors, path)
+    return vectors
+
+
+def open_vectors_anywhere(file: Path | RemoteFile) -> Vectors:
+    """`open_vectors`, or a matrix on an object store that is read by ranges."""
+    if not isinstance(file, RemoteFile):
+        return open_vectors(file)
+    vectors = RemoteVectors(file)
+    _check_vectors(vectors, file)
+    return vectors
+
+
+def _check_vectors(vectors: np.memmap | RemoteVectors, path: object) -> None:
     if vectors.ndim != 2 or vectors.dtype != np.float16:
         raise CollectionError(
             f"{path} must hold a (rows, dim) float16 matrix, found {vectors.shape} {vectors.dtype}"
         )
-    return vectors
 
 
-def open_table(path: str | Path, schema: pa.Schema) -> pq.ParquetFile:
-    """A Parquet file of the collection, memory-mapped, its schema checked.
+def open_table(
+    path: str | Path | RemoteFile, schema: pa.Schema, *, read_dictionary: list[str] | None = None
+) -> pq.ParquetFile:
+    """A Parquet file of the collection, memory-mapped or read by ranges, its schema checked.
+
+    Args:
+        read_dictionary: columns that are read as dictionaries.
 
     Raises:
         CollectionError: missing, cut off, or with another schema.
     """
     try:
-        file = pq.ParquetFile(path, memory_map=True)
+        if isinstance(path, RemoteFile):
+            file = RemoteTable(path, read_dictionary=read_dictionary)
+        else:
+            file = pq.ParquetFile(path, memory_map=True, read_dictionary=read_dictionary)
     except (OSError, pa.ArrowException) as error:
         raise CollectionError(f"cannot read the table {path}: {error}") from error
-    if not file.schema_arrow.equals(schema):
+    expected = pa.schema(
+        [
+            field.with_type(pa.dictionary(pa.int32(), field.type))
+            if field.name in (read_dictionary or ())
+            else field
+            for field in schema
+        ]
+    )
+    if not file.schema_arrow.equals(expected):
         raise CollectionError(
             f"{path} has columns {file.schema_arrow.names}, expected {schema.names} "
             "with the types of this format version"
@@ -350,7 +381,7 @@ def open_table(path: str | Path, schema: pa.Schema) -> pq.ParquetFile:
     return file
 
 
-def read_tombstones(path: str | Path, *, skip: int = 0) -> np.ndarray:
+def read_tombstones(path: str | Path | RemoteFile, *, skip: int = 0) -> np.ndarray:
     """The deleted ids, (t,) int64, sorted, without those of the first `skip` rows."""
     with open_table(path, TOMBSTONE_SCHEMA) as file:
         return np.unique(file.read(columns=["id"]).column("id").to_numpy()[skip:])

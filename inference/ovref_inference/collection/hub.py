@@ -9,7 +9,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError
 from ovref_inference.lazy import missing_package
 
@@ -74,6 +76,33 @@ def download(url: str, name: str, cache: str | Path | None = None) -> Path:
             "network, and `hf auth login` for one that is private"
         ) from error
     return Path(str(found))
+
+
+def file_by_ranges(url: str, name: str, cache: str | Path | None = None) -> tuple[Any, str]:
+    """fsspec's HTTP file system and the address of a file of the place, to be read by ranges.
+
+    The address names the commit of the manifest in the library's cache, so that what is pushed
+    meanwhile is not mixed in.
+
+    Raises:
+        CollectionError: as `download`.
+        MissingPackageError: huggingface_hub or aiohttp is not installed.
+    """
+    manifest = download(url, fmt.MANIFEST, cache)
+    try:
+        from fsspec.implementations.http import HTTPFileSystem
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+    except ModuleNotFoundError as error:
+        raise missing_package(error, url) from error
+    place = hub_place(url)
+    # <cache>/datasets--user--name/snapshots/<commit>/...
+    commit = manifest.parts[manifest.parts.index("snapshots") + 1]
+    address = hf_hub_url(
+        place.repository, place.path(name), repo_type="dataset", revision=commit,
+        endpoint=os.environ.get("HF_ENDPOINT"),
+    )  # fmt: skip
+    return HTTPFileSystem(headers=build_hf_headers()), address
 
 
 def _short(error: Exception) -> str:

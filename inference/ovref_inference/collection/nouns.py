@@ -1,13 +1,14 @@
 """The vocabulary of an open collection, and the noun of each reference."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.errors import CollectionError
 
 
@@ -16,14 +17,14 @@ class Nouns:
 
     def __init__(
         self,
-        paths: dict[str, Path],
+        paths: Mapping[str, Path | RemoteFile],
         table: dict[str, Any],
         deleted: np.ndarray,
         applied_tombstones: int,
     ) -> None:
         """
         Args:
-            paths: role -> local file.
+            paths: role -> file.
             table: `read_nouns`.
             deleted: (t,) sorted ids of deleted references.
             applied_tombstones: how many of the first tombstones the stored prototypes leave out.
@@ -47,8 +48,8 @@ class Nouns:
     @cached_property
     def of_references(self) -> np.ndarray:
         """(references,) int32: the row of each reference's noun."""
-        with pq.ParquetFile(
-            self._paths["references"], memory_map=True, read_dictionary=["noun"]
+        with fmt.open_table(
+            self._paths["references"], fmt.REFERENCE_SCHEMA, read_dictionary=["noun"]
         ) as file:
             column = file.read(columns=["noun"]).column("noun").unify_dictionaries()
         if not len(column):
@@ -105,7 +106,7 @@ class Nouns:
         return np.bincount(self.of_references[ids], minlength=len(self.names))
 
 
-def read_nouns(path: str | Path) -> dict[str, Any]:
+def read_nouns(path: str | Path | RemoteFile) -> dict[str, Any]:
     """nouns.parquet without the embeddings, which are nearly all of it, as columns: noun (list),
     neighbours (Arrow array of lists), the rest as numpy arrays."""
     columns = [name for name in fmt.NOUN_SCHEMA.names if name != "embedding"]
@@ -120,7 +121,7 @@ def read_nouns(path: str | Path) -> dict[str, Any]:
     }
 
 
-def read_noun_embeddings(path: str | Path) -> np.ndarray:
+def read_noun_embeddings(path: str | Path | RemoteFile) -> np.ndarray:
     """(nouns, d_textual) float32 of nouns.parquet.
 
     Raises:
@@ -139,7 +140,7 @@ def read_noun_embeddings(path: str | Path) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
 
-def noun_embedding_values(path: str | Path) -> int:
+def noun_embedding_values(path: str | Path | RemoteFile) -> int:
     """How many numbers the embeddings of nouns.parquet are, by its metadata; nothing is read."""
     with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
         paths = [file.schema.column(i).path for i in range(len(file.schema))]

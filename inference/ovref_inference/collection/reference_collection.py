@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from ovref_inference.collection.prototypes import (
     stacked,
 )
 from ovref_inference.collection.reference_table import ReferenceTable
+from ovref_inference.collection.remote import CACHE_BYTES, RemoteFile
+from ovref_inference.collection.remote_index import RemoteIndex
 from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
 from ovref_inference.errors import CollectionError
 from ovref_inference.ranges import require_at_least
-from ovref_inference.vectors import as_float32, l2_normalised, prefetch_rows
+from ovref_inference.vectors import Vectors, as_float32, l2_normalised, prefetch_rows
 
 _FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
 """Attributes that `ReferenceCollection.close` removes."""
@@ -45,7 +47,9 @@ class ReferenceCollection(CollectionHandle):
         support = collection.search_regions(region_features, k=20)
     """
 
-    def __init__(self, url: str, manifest: fmt.Manifest, paths: dict[str, Path]) -> None:
+    def __init__(
+        self, url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]
+    ) -> None:
         nouns = read_nouns(paths["nouns"])
         counts = check_counts(paths, manifest, nouns)
         if counts != manifest.counts:
@@ -54,18 +58,14 @@ class ReferenceCollection(CollectionHandle):
             )
         self.url = url
         self.manifest = manifest
-        self.visual: np.ndarray = fmt.open_vectors(paths["visual"])
-        """(references, d_visual) float16, memory-mapped."""
-        self.textual: np.ndarray = fmt.open_vectors(paths["textual"])
-        """(references, d_textual) float16, memory-mapped."""
+        self.visual: Vectors = fmt.open_vectors_anywhere(paths["visual"])
+        """(references, d_visual) float16, memory-mapped or read by ranges."""
+        self.textual: Vectors = fmt.open_vectors_anywhere(paths["textual"])
+        """(references, d_textual) float16, memory-mapped or read by ranges."""
         rows = len(self.visual)
-        self._visual_index = indexes.read_index(
-            paths["visual_index"], rows=rows, dim=manifest.visual.dim
-        )
-        self._textual_index = indexes.read_index(
-            paths["textual_index"], rows=rows, dim=manifest.textual.dim
-        )
-        self._prototypes = fmt.open_vectors(paths["prototypes"])
+        self._visual_index = _index(paths["visual_index"], rows, manifest.visual.dim)
+        self._textual_index = _index(paths["textual_index"], rows, manifest.textual.dim)
+        self._prototypes = fmt.open_vectors_anywhere(paths["prototypes"])
         self._deleted = fmt.read_tombstones(paths["tombstones"])
         self._nouns = Nouns(paths, nouns, self._deleted, manifest.settled_tombstones)
         self._table = ReferenceTable(paths["references"])
@@ -80,16 +80,23 @@ class ReferenceCollection(CollectionHandle):
         url: str | Path,
         *,
         cache: str | Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        copy: bool = False,
         verify: store.Verify = "quick",
         storage_options: dict[str, Any] | None = None,
     ) -> "ReferenceCollection":
-        """Opens a local collection in place, or a remote one through a local cache.
+        """Opens a collection where it is. Of a remote one the ranges that are needed are read,
+        through a local cache; files below 32 MiB are copied to it.
 
         Args:
             url: folder, fsspec URL such as s3://bucket/name, or hf://user/name@revision.
-            cache: folder for copies of remote files; None takes $OVREF_CACHE, or else the
-                platform's cache folder.
-            verify: "quick" checks all sizes and small files' checksums, "full" all checksums.
+            cache: folder for copies and blocks of remote files; None takes $OVREF_CACHE, or else
+                the platform's cache folder.
+            cache_bytes: of the blocks; beyond it the least recently used ones are deleted.
+            copy: copies all of a remote collection first: one that is searched often is then as
+                fast as a local one.
+            verify: "quick" checks all sizes and small files' checksums, "full" all checksums; then
+                a remote collection is copied.
             storage_options: for fsspec (endpoint, credentials).
 
         Raises:
@@ -97,12 +104,14 @@ class ReferenceCollection(CollectionHandle):
                 what to do.
             ImportError: faiss is not installed; says how to get it.
         """
-        manifest, paths = store.fetch(
-            str(url), cache=cache, verify=verify, storage_options=storage_options
-        )
+        paths: Mapping[str, Path | RemoteFile]
+        where: dict[str, Any] = {"cache": cache, "storage_options": storage_options}
+        if copy or verify != "quick":
+            manifest, paths = store.fetch(str(url), verify=verify, **where)
+        else:
+            manifest, paths = store.locate(str(url), cache_bytes=cache_bytes, **where)
         collection = cls(str(url), manifest, paths)
-        options = {"cache": cache, "verify": verify, "storage_options": storage_options}
-        collection._opened = options
+        collection._opened = where | {"cache_bytes": cache_bytes, "copy": copy, "verify": verify}
         return collection
 
     def __len__(self) -> int:
@@ -365,3 +374,9 @@ class ReferenceCollection(CollectionHandle):
         from ovref_inference.encoders import load_text_encoder
 
         return load_text_encoder(self.text_config)
+
+
+def _index(path: Path | RemoteFile, rows: int, dim: int) -> Any:
+    if isinstance(path, RemoteFile):
+        return RemoteIndex(path, rows, dim)
+    return indexes.read_index(path, rows=rows, dim=dim)

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ovref_inference.collection.format import REFERENCE_SCHEMA, open_table
+from ovref_inference.collection.remote import RemoteFile
 
 
 class ReferenceTable:
     """references.parquet, of which only the row groups that are asked for are read; by several
     threads, if need be."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | RemoteFile) -> None:
         self._file = open_table(path, REFERENCE_SCHEMA)
         self._lock = threading.Lock()
         groups = range(self._file.num_row_groups)

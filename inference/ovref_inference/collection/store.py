@@ -12,11 +12,14 @@ from ovref_inference.collection import hub
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.nouns import read_nouns
+from ovref_inference.collection.remote import CACHE_BYTES, BlockCache, RemoteFile
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import describe, is_local, open_place, sha256_of, store_errors
 
 Verify = Literal["quick", "full"]
 _SMALL_BYTES = 8 << 20
+IN_PLACE_BYTES = 32 << 20
+"""Of a remote file that is read where it is; a smaller one is copied in less than a second."""
 
 
 def publish(
@@ -207,39 +210,92 @@ def fetch(
     """
     if verify not in ("quick", "full"):
         raise ValueError(f'verify must be "quick" or "full", found {verify!r}')
+    copied: dict[str, Path] = {}
+    manifest, found = _opened(url, cache, verify == "full", storage_options, None)
+    copied.update((role, path) for role, path in found.items() if isinstance(path, Path))
+    return manifest, copied
+
+
+def locate(
+    url: str,
+    *,
+    cache: str | Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    storage_options: dict[str, Any] | None = None,
+) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
+    """The manifest and files of the collection at `url`, without copying its large files.
+
+    A remote file of `IN_PLACE_BYTES` or more is read by ranges, through a cache of blocks on disk;
+    its sizes are checked, its checksum is not. Smaller files, and indexes without inverted lists,
+    are copied as by `fetch`.
+
+    Args:
+        cache: as in `fetch`; blocks are kept in its folder `blocks`, or in `cache_folder()`.
+        cache_bytes: of all blocks; beyond it the least recently used ones are deleted.
+
+    Raises:
+        CollectionError: as `fetch`.
+    """
+    folder = Path(cache) if cache is not None else cache_folder()
+    blocks = BlockCache(folder / "blocks", cache_bytes)
+    return _opened(url, cache, False, storage_options, blocks)
+
+
+def _opened(
+    url: str,
+    cache: str | Path | None,
+    full: bool,
+    storage_options: dict[str, Any] | None,
+    blocks: BlockCache | None,
+) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
     if url.startswith(hub.PREFIX):
-        return _fetch_from_hub(url, cache, full=verify == "full")
+        return _opened_on_hub(url, cache, full, blocks)
     manifest = read_manifest(url, storage_options=storage_options)
     fs, root = _open_store(url, storage_options)
-    paths = {}
+    files: dict[str, Path | RemoteFile] = {}
     for role, info in manifest.files.items():
+        path = f"{root}/{info.path}"
         if is_local(fs):
-            path = Path(root, info.path)
-            problem = _problem(path, info, full=verify == "full")
-            if problem:
+            if problem := _problem(Path(path), info, full=full):
                 raise CollectionError(f"{path} {problem}; publish the collection again")
+            files[role] = Path(path)
+        elif blocks is not None and _readable_in_place(manifest, role):
+            files[role] = RemoteFile(fs, path, info.bytes, info.sha256, blocks)
         else:
-            path = _cached(fs, f"{root}/{info.path}", info, cache, full=verify == "full")
-        paths[role] = path
-    return manifest, paths
+            files[role] = _cached(fs, path, info, cache, full=full)
+    return manifest, files
+
+
+def _opened_on_hub(
+    url: str, cache: str | Path | None, full: bool, blocks: BlockCache | None
+) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
+    manifest = _hub_manifest(url, cache)
+    files: dict[str, Path | RemoteFile] = {}
+    for role, info in manifest.files.items():
+        if blocks is not None and _readable_in_place(manifest, role):
+            fs, address = hub.file_by_ranges(url, info.path, cache)
+            files[role] = RemoteFile(fs, address, info.bytes, info.sha256, blocks)
+            continue
+        path = files[role] = hub.download(url, info.path, cache)
+        if problem := _problem(path, info, full=full):
+            raise CollectionError(
+                f"{info.path} of {url} {problem}; delete {path} and open it again"
+            )
+    return manifest, files
+
+
+def _readable_in_place(manifest: fmt.Manifest, role: str) -> bool:
+    if manifest.files[role].bytes < IN_PLACE_BYTES or role == "tombstones":
+        return False
+    if role not in ("visual_index", "textual_index"):
+        return True
+    factory: str = getattr(manifest, role).factory
+    return factory.startswith("IVF") and factory.endswith(",SQfp16")
 
 
 def _hub_manifest(url: str, cache: str | Path | None) -> fmt.Manifest:
     path = hub.download(url, fmt.MANIFEST, cache)
     return fmt.parse_manifest(path.read_bytes(), f"{url}/{fmt.MANIFEST}")
-
-
-def _fetch_from_hub(
-    url: str, cache: str | Path | None, full: bool
-) -> tuple[fmt.Manifest, dict[str, Path]]:
-    manifest, paths = _hub_manifest(url, cache), {}
-    for role, info in manifest.files.items():
-        paths[role] = hub.download(url, info.path, cache)
-        if problem := _problem(paths[role], info, full=full):
-            raise CollectionError(
-                f"{info.path} of {url} {problem}; delete {paths[role]} and open it again"
-            )
-    return manifest, paths
 
 
 def cache_folder() -> Path:

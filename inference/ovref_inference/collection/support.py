@@ -5,15 +5,15 @@ from typing import Protocol
 
 import numpy as np
 
-from ovref_inference.vectors import prefetch_rows
+from ovref_inference.vectors import Vectors, prefetch_rows
 
 
 class References(Protocol):
     """What a support set reads from the collection that was searched."""
 
-    visual: np.ndarray
+    visual: Vectors
     """(n, d_visual)."""
-    textual: np.ndarray
+    textual: Vectors
     """(n, d_textual)."""
 
     @property
@@ -55,7 +55,7 @@ class Support:
         words = self.collection.nouns
         return [[words[i] if i >= 0 else None for i in row] for row in self.noun_rows.tolist()]
 
-    def _vectors(self, matrix: np.ndarray) -> np.ndarray:
+    def _vectors(self, matrix: Vectors) -> np.ndarray:
         prefetch_rows(matrix, self.ids[self.ids >= 0])
         vectors = np.asarray(matrix[np.maximum(self.ids, 0)], dtype=np.float32)
         vectors[self.ids < 0] = 0.0

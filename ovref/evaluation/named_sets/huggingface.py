@@ -25,7 +25,7 @@ from ovref.evaluation.named_sets.opening import (
     open_set,
 )
 from ovref.evaluation.named_sets.rules import labels_of_values
-from ovref.images import UnusableImageError, decode_image
+from ovref.stored_images import UnusableImageError, decode_image
 
 _Row = Callable[[int], dict[str, Any]]
 

@@ -11,12 +11,12 @@ from ovref.class_files import list_of_file
 from ovref.config import STRICT
 from ovref.corpora.spec import IMAGE_SUFFIXES
 from ovref.errors import InputError
-from ovref.evaluation.metrics import IGNORE
+from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.coco_masks import open_coco_masks
 from ovref.evaluation.named_sets.label_files import index_map
 from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, read_image
 from ovref.evaluation.named_sets.rules import spans
-from ovref.images import FORMATS
+from ovref.stored_images import FORMATS
 from ovref_inference.ranges import require_at_least
 
 

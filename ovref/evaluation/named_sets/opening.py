@@ -16,12 +16,12 @@ import numpy as np
 from ovref.class_files import ClassList, list_of_file
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.context_json import context_values
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.finding import Found, find_files
 from ovref.evaluation.named_sets.label_files import READERS
 from ovref.evaluation.named_sets.layouts import SPLITS, FolderLayout, NamedSet
-from ovref.evaluation.named_sets.names import bundled_list
 from ovref.evaluation.named_sets.panoptic import (
     ade_instances,
     labels_of_segments,
@@ -31,7 +31,7 @@ from ovref.evaluation.named_sets.resizing import within_short_side
 from ovref.evaluation.named_sets.rules import labels_of_values, spans
 from ovref.evaluation.named_sets.sets_scenes import ADE_INSTANCES
 from ovref.identity import fingerprint
-from ovref.images import UnusableImageError, decode_image
+from ovref.stored_images import UnusableImageError, decode_image
 
 _SAMPLE = 50
 """Label files looked at to say which set's ids they hold, once one has a wrong value."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovref.evaluation.metrics import IGNORE
+from ovref.evaluation.metrics_semantic import IGNORE
 
 _UNKNOWN = -2
 _LARGEST = 1 << 16

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from ovref.evaluation.named_sets.bundled_classes import bundled
 from ovref.evaluation.named_sets.layouts import COCO_SPLITS, FolderLayout, NamedSet
-from ovref.evaluation.named_sets.names import bundled
 from ovref.evaluation.named_sets.rules import LabelRule, listed, shifted
 
 _COCO = ("", "coco", "coco_stuff164k", "coco-stuff")

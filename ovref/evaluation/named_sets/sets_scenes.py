@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from ovref.evaluation.named_sets.bundled_classes import bundled
 from ovref.evaluation.named_sets.layouts import TRAINING, FolderLayout, NamedSet
-from ovref.evaluation.named_sets.names import bundled
 from ovref.evaluation.named_sets.rules import listed, shifted
 
 _ADE = ("", "ADEChallengeData2016", "ade/ADEChallengeData2016")

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ovref.storage.file_store import Store
 from ovref.storage.scratch import scratch_folder
 from ovref.storage.steps import StepFolder, copy_shard
-from ovref.storage.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
-"""Runs the tasks of a reduction (`ovref.reduce.tasks`) here, or on Ray if that is the engine."""
+"""Runs the tasks of a reduction (`ovref.reduce.phases`) here, or on Ray if that is the engine."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ovref.reduce.tasks import RunTasks, Task, in_process
+from ovref.reduce.phases import RunTasks, Task, in_process
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.run_steps import ray_module
 

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ovref.errors import InputError, OvrefError
-from ovref.images import UnusableImageError, decode_image
+from ovref.stored_images import UnusableImageError, decode_image
 from ovref_inference.collection import store as collections
 from ovref_inference.errors import ModelError
 from ovref_pipelines.explore import filtered

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from ovref.errors import InputError, StorageError
 from ovref.records import ImageRecord
 from ovref.reduce.filter import DROPPED
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines.explore.library import Library
 from ovref_pipelines.output import WORK, build_config
 

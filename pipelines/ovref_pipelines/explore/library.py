@@ -12,8 +12,8 @@ import pyarrow as pa
 from ovref.contract import base_key
 from ovref.errors import InputError, StorageError
 from ovref.records import ImageRecord
+from ovref.storage.file_store import Store
 from ovref.storage.samples import Samples
-from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub

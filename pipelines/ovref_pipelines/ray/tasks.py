@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.errors import ModelError, StorageError
-from ovref.reduce.tasks import Task
+from ovref.reduce.phases import Task
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, thread_variables
 from ovref_pipelines.ray.cluster import join
@@ -66,14 +66,30 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
             sign.unlink()
 
 
-def run_once(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) -> Any:
-    """Runs one call on a worker like those of `pool`, in a process that ends with it.
+def run_each(
+    calls: Sequence[tuple[Callable[[], Any], PoolConfig]], config: EngineConfig
+) -> list[Any]:
+    """Runs each call on a worker like those of its pool, in a process that ends with it, at most
+    `config.workers` of them at a time.
+
+    Returns:
+        The results, in the order of `calls`.
 
     Raises:
-        ModelError: the process died: its models need more memory than it has.
-        Exception: whatever the call raises.
+        ModelError: a process died: its models need more memory than it has.
+        Exception: whatever the first of the calls that fail raises; those after it are not started.
     """
     join(config)
+    waiting: list[Any] = []
+    results: list[Any] = []
+    for call, pool in calls:
+        while len(waiting) >= config.workers:
+            results.append(_of_worker(waiting.pop(0)))
+        waiting.append(_started(call, config, pool))
+    return results + [_of_worker(ref) for ref in waiting]
+
+
+def _started(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) -> Any:
     variables = thread_variables(config.threads)
     if pool.gpus_per_worker == 0:
         variables["CUDA_VISIBLE_DEVICES"] = ""
@@ -83,9 +99,13 @@ def run_once(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) ->
         "max_retries": 0,
         "runtime_env": {"env_vars": variables},
     }
+    # Only the decorator takes `max_calls`, which ends the process after the call.
+    return ray.remote(max_calls=1)(_apply).options(**options).remote(call)
+
+
+def _of_worker(ref: Any) -> Any:
     try:
-        # Only the decorator takes `max_calls`, which ends the process after the call.
-        return _result(ray.remote(max_calls=1)(_apply).options(**options).remote(call))
+        return _result(ref)
     except RayError as error:
         raise ModelError(
             f"the worker that loaded the models died (out of memory? see Ray's logs): {error}"

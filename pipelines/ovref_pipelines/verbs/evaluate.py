@@ -8,7 +8,7 @@ from ovref.evaluation import evaluate as evaluation
 from ovref.evaluation.counting import ScoreImages
 from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.spec import EvaluateSpec
-from ovref.places import absolute, absolute_local, with_absolute_models
+from ovref.locations import absolute, absolute_local, with_absolute_models
 from ovref.storage.steps import StepFolder
 from ovref_inference.models import MINIATURE
 from ovref_pipelines.console import Console

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines.engine.progress import duration
 from ovref_pipelines.output import BuildOutput
 

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ovref.errors import ConfigError, OvrefError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines import live
 from ovref_pipelines.engine.progress import duration
 

@@ -11,7 +11,7 @@ from ovref.exchange.contact_sheet import contact_sheet
 from ovref.exchange.exemplars import best_references
 from ovref.exchange.picture_files import write_pictures
 from ovref.records import ImageRecord
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_pipelines.output import BuildOutput, open_build

@@ -15,7 +15,7 @@ from ovref import config as configs
 from ovref.contract import Spec, base_key
 from ovref.errors import InputError, MismatchError
 from ovref.identity import spec_identity
-from ovref.places import with_absolute_models
+from ovref.locations import with_absolute_models
 from ovref.records import YES, ImageRecord, Reference
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.steps import StepFolder

@@ -16,7 +16,7 @@ from ovref.errors import InputError
 from ovref.evaluation import report
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.opening import LabelledSet
-from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.spec import TITLES
 from ovref.labelled_corpora import read_corpus
 from ovref_inference.errors import OvrefError

@@ -187,7 +187,7 @@ def _region(query: Query, size_hw: tuple[int, ...]) -> np.ndarray:
 
 def _read(place: str) -> np.ndarray:
     from ovref.exchange.photographs import Photograph
-    from ovref.images import UnusableImageError
+    from ovref.stored_images import UnusableImageError
 
     try:
         return Photograph(place=place, file_name=place).image_hwc()

@@ -27,8 +27,8 @@ from ovref.errors import ConfigError, InputError
 from ovref.exchange import segment_files as files
 from ovref.exchange.class_lists import Classes
 from ovref.exchange.photographs import Photograph
-from ovref.images import UnusableImageError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
+from ovref.stored_images import UnusableImageError
 from ovref_inference import ReferenceCollection
 from ovref_inference.proposers.config import (
     MaskFormerConfig,

@@ -80,7 +80,7 @@ def draw_samples(url: str, path: str) -> None:
     Raises:
         InputError: `url` is not the output of a build, or there are no images yet.
     """
-    from ovref.evaluation.pictures import generation_grid
+    from ovref.evaluation.picture_grids import generation_grid
 
     build = open_build(url)
     if not build.has("images"):

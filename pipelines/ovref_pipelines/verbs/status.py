@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ovref.storage.file_store import Store
 from ovref.storage.steps import COMMITS, STEP, StepFolder, existing_step
-from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections

@@ -26,7 +26,7 @@ from ovref.config import dump
 from ovref.corpora.spec import MINIATURE
 from ovref.errors import ConfigError
 from ovref.identity import fingerprint
-from ovref.places import is_relative
+from ovref.locations import is_relative
 from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.shipped import PREFIX
 

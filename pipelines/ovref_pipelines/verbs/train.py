@@ -11,10 +11,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ovref.places import absolute, absolute_local, with_absolute_models
-from ovref.training import clip_rc
-from ovref.training.clip_rc import ClipRcTraining
-from ovref.training.workers import joined, place
+from ovref.locations import absolute, absolute_local, with_absolute_models
+from ovref.training import train_clip_rc
+from ovref.training.process_group import joined, place
+from ovref.training.train_clip_rc import ClipRcTraining
 from ovref_pipelines.console import Console
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.run_steps import ray_left_as_found
@@ -54,17 +54,17 @@ def with_absolute_places(config: TrainConfig) -> TrainConfig:
 
 
 def train(config: TrainConfig, console: Console) -> None:
-    """Trains as `ovref.training.clip_rc.run`, with its errors; worker 0 tells how it goes.
+    """Trains as `ovref.training.train_clip_rc.run`, with its errors; worker 0 tells how it goes.
 
     Raises:
         JobError: workers of Ray died too often; the same call resumes.
     """
     if config.engine.engine == "ray":
-        from ovref_pipelines.ray import training
+        from ovref_pipelines.ray import training_group
 
         with ray_left_as_found():
-            training.run(config.spec, config.engine, console.say)
+            training_group.run(config.spec, config.engine, console.say)
         return
     with joined(config.device) as device:
         here = dataclasses.replace(config.spec, device=device)
-        clip_rc.run(here, console.say if place()[0] == 0 else lambda line: None)
+        train_clip_rc.run(here, console.say if place()[0] == 0 else lambda line: None)

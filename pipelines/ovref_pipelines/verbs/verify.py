@@ -16,10 +16,10 @@ from ovref.contract import Dropped, base_key
 from ovref.errors import MismatchError, StorageError
 from ovref.storage.codec import is_part
 from ovref.storage.commits import Commit, StoredFile
+from ovref.storage.file_store import Store
 from ovref.storage.scratch import scratch_folder
 from ovref.storage.shards import read_drops
 from ovref.storage.steps import StepFolder
-from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError

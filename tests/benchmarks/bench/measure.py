@@ -33,7 +33,7 @@ from ovref.models.diffusion import (
     optimize_pipeline,
     to_uint8,
 )
-from ovref.ops.heatmaps import binarise, resized, stretched
+from ovref.ops.binarisation import binarise, resized, stretched
 from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
 from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg

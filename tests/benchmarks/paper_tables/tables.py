@@ -15,7 +15,7 @@ from typing import Any
 
 from ovref.config import dump, parse
 from ovref.evaluation.datasets import Dataset, miniature_scenes, with_unseen
-from ovref.evaluation.pictures import prediction_grid
+from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.predictions import Prediction, single_metric
 from ovref.identity import fingerprint
 from ovref.miniature.shapes import UNSEEN

@@ -16,7 +16,7 @@ from ovref.config import dump
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.evaluate import EvaluateSpec
 from ovref.evaluation.methods import Methods
-from ovref.evaluation.metrics import confusion, scores_of_counts
+from ovref.evaluation.metrics_semantic import confusion, scores_of_counts
 from ovref.evaluation.named_sets.opening import Example
 from ovref.evaluation.oracle import oracle_proposer
 from ovref_inference.proposers.config import CrfConfig, OpenCutConfig

@@ -19,8 +19,8 @@ from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, formats, identify, read_captions, readers
 from ovref.errors import InputError
 from ovref.identity import record_key
-from ovref.images import decode_image
 from ovref.records import Caption
+from ovref.stored_images import decode_image
 
 PAIRS = [
     ("a.jpg", "a cat on a mat"),
@@ -350,7 +350,7 @@ def test_a_sample_of_a_tar_without_its_image_is_a_drop(tmp_path, monkeypatch):
 @pytest.mark.parametrize("values", [[1, 2], [[1], [2]]])
 def test_a_parquet_column_that_holds_no_images_is_refused(tmp_path, values):
     pq.write_table(pa.table({"text": ["a", "b"], "image": values}), tmp_path / "c.parquet")
-    with pytest.raises(InputError, match="expected encoded images, or names of their files"):
+    with pytest.raises(InputError, match="expected encoded images, or their file names"):
         read(CorpusSpec(path=str(tmp_path / "c.parquet"), image_column="image"))
 
 

@@ -74,7 +74,7 @@ def test_an_empty_object_has_no_members():
         ('{"annotations": [{"a": }]}', "broken or cut-off JSON"),
         ('{"annotations": ["abc', "broken or cut-off JSON"),
         ('{"annotations": {"a": 1}}', "expected annotations to be an array"),
-        ("{1: 2}", "expected a member's name"),
+        ("{1: 2}", "expected a member name"),
         ('{"annotations" [1]}', "expected ':'"),
     ],
 )

@@ -97,7 +97,7 @@ def test_a_palette_that_was_resolved_to_colours(refused, folder, tmp_path):
 
 def test_class_names_that_differ_in_case_alone(refused, folder, tmp_path):
     (tmp_path / "classes.txt").write_text("sky\nRed panda\nred Panda\n")
-    assert "has the class 'red Panda' twice, letter case aside" in refused(folder=folder)
+    assert "has the class 'red Panda' twice, ignoring case" in refused(folder=folder)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(folder, tmp_path):

@@ -19,7 +19,7 @@ from ovref.evaluation.compare import (
     text,
 )
 from ovref.evaluation.evaluate import EvaluateSpec, evaluate
-from ovref.evaluation.metrics import confused, confusion, scores_of_counts
+from ovref.evaluation.metrics_semantic import confused, confusion, scores_of_counts
 from ovref.evaluation.totals import overlaps_of
 from ovref.records import ScoredImage
 

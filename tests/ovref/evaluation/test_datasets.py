@@ -198,7 +198,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name_and_case_no_difference(folder, t
     assert data.classes == ("sky", "Red Panda", "grass") and data.seen == (True, False, True)
     path.write_text("sky\nred panda\nSky ")
     with pytest.raises(
-        InputError, match=r"has the class 'Sky' twice, letter case aside: classes 1 and 3"
+        InputError, match=r"has the class 'Sky' twice, ignoring case: classes 1 and 3"
     ):
         label_folder(folder)
 

@@ -18,7 +18,7 @@ from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import in_memory
 from ovref.evaluation.evaluate import EvaluateSpec, evaluate
 from ovref.evaluation.methods import Methods, Row
-from ovref.evaluation.metrics import confusion, scores_of_counts
+from ovref.evaluation.metrics_semantic import confusion, scores_of_counts
 from ovref.evaluation.miniature import OPENCUT
 from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.oracle import label_masks, oracle_proposer

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ovref.evaluation.datasets import miniature_scenes, with_unseen
-from ovref.evaluation.metrics import confusion, scores_of_counts
 from ovref.evaluation.metrics_panoptic import PanopticQuality
+from ovref.evaluation.metrics_semantic import confusion, scores_of_counts
 from ovref.evaluation.predictions import (
     METRICS,
     Prediction,

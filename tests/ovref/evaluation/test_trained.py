@@ -11,7 +11,7 @@ from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.compare import compare, open_run
 from ovref.evaluation.counting import methods_of
 from ovref.evaluation.evaluate import evaluate
-from ovref.evaluation.metrics import confusion, scores_of_counts, split_scores
+from ovref.evaluation.metrics_semantic import confusion, scores_of_counts, split_scores
 from ovref.evaluation.spec import EvaluateSpec
 from ovref_inference import load_segmenter
 from ovref_inference.errors import ModelError

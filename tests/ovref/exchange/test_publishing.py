@@ -14,7 +14,7 @@ from ovref.exchange import publishing
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
 from ovref.exchange.picture_files import PublishedPictures, has_pictures, write_pictures
 from ovref.records import NO, YES, ImageRecord, Noun, Region
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import hub, store
 from ovref_inference.errors import CollectionError
 

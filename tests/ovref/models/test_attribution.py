@@ -19,7 +19,7 @@ from ovref.models.attribution import (
     recording,
 )
 from ovref.models.diffusion import attribute_images, load_pipeline
-from ovref.ops.heatmaps import BinariseRule, binarise, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, stretched
 from ovref.ops.masks import iou
 
 CAPTIONS = ["a cat and a dog", "the zebra, the dog and the dog", "hotdog cat"]

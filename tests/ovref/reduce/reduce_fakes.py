@@ -9,8 +9,8 @@ from ovref.identity import spec_identity
 from ovref.records import Noun, Reference
 from ovref.reduce import ReduceSpec, reduce_collection
 from ovref.stages.embed import Embed
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.vectors import l2_normalised
 

@@ -7,10 +7,10 @@ import pytest
 from reduce_fakes import D_VISUAL, direction, make_references
 
 from ovref.errors import InputError
-from ovref.reduce import FilterSpec, ReduceSpec, coverage
+from ovref.reduce import FilterSpec, ReduceSpec
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import USABLE, Shards, gather
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.prototypes import PrototypeConfig
@@ -75,7 +75,7 @@ def test_limits_include_their_ends(place, reduced):
     target, summary = reduced(place(references), spec(min_area=0.25, max_area=0.5, min_score=0.5))
     assert counts_of(summary)["area"] == (16, 8) and counts_of(summary)["score"] == (8, 8)
     with ReferenceCollection.open(target) as collection:
-        assert coverage(collection, ["cat"])[0].enough  # 8 of 8 that are needed
+        assert len(collection.references_of("cat")) == 8
 
 
 def test_a_threshold_of_zero_is_a_threshold(place, reduced):
@@ -144,8 +144,8 @@ def test_the_noun_agreement_by_an_inverted_file_on_disk(place, reduced, monkeypa
     """As many references as need lists: the index is made by parts, mapped, and gone in the end."""
     references, _ = mislabelled()
     _, exact = reduced(place(references), spec(min_noun_agreement=0.5), "exact")
-    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF4,SQfp16")
-    monkeypatch.setattr("ovref.reduce.index.PART_ROWS", 50)
+    monkeypatch.setattr("ovref.reduce.indexing.choose_index", lambda n, dim: "IVF4,SQfp16")
+    monkeypatch.setattr("ovref.reduce.indexing.PART_ROWS", 50)
     monkeypatch.setattr("ovref.reduce.ivf.BLOCK", 25)
     step, report = place(references, run=1), lambda *event: None
     found, out = tmp_path / "gathered", tmp_path / "filtered"

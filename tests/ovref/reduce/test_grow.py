@@ -6,8 +6,8 @@ from reduce_fakes import COUNTS, commit_step, make_references, reduce_into
 
 from ovref.errors import MismatchError
 from ovref.reduce import ReduceSpec, run
-from ovref.reduce.tasks import in_process
-from ovref.storage.store import Store
+from ovref.reduce.phases import in_process
+from ovref.storage.file_store import Store
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.prototypes import PrototypeConfig
 from ovref_inference.collection.reference_collection import ReferenceCollection
@@ -194,7 +194,7 @@ def test_shards_of_the_same_names_with_other_contents_are_another_collection(red
 
 
 def test_another_version_makes_prototypes_and_centroids_anew(place, reduced, monkeypatch):
-    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF4,SQfp16")
+    monkeypatch.setattr("ovref.reduce.indexing.choose_index", lambda n, dim: "IVF4,SQfp16")
     target, _ = reduced(place(make_references()), SPEC)
     delete(target, "lion")
     monkeypatch.setattr(ReduceSpec, "version", ReduceSpec.version + 1)
@@ -204,13 +204,13 @@ def test_another_version_makes_prototypes_and_centroids_anew(place, reduced, mon
 @pytest.mark.parametrize("trained", [60, 50])
 def test_parts_of_a_grown_index_begin_with_whole_blocks(place, reduced, monkeypatch, trained):
     """And with nothing of the old one where centroids would be trained on other rows."""
-    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF4,SQfp16")
-    monkeypatch.setattr("ovref.reduce.index.training_rows", lambda n, factory: (60, 100))
-    monkeypatch.setattr("ovref.reduce.index.PART_ROWS", 32)
+    monkeypatch.setattr("ovref.reduce.indexing.choose_index", lambda n, dim: "IVF4,SQfp16")
+    monkeypatch.setattr("ovref.reduce.indexing.training_rows", lambda n, factory: (60, 100))
+    monkeypatch.setattr("ovref.reduce.indexing.PART_ROWS", 32)
     monkeypatch.setattr("ovref.reduce.ivf.BLOCK", 16)
     old, new = place(make_references()), place(make_references({"owl": 21}, seed=1), run=1)
     target, _ = reduced(old, SPEC)
-    monkeypatch.setattr("ovref.reduce.index.training_rows", lambda n, factory: (trained, 100))
+    monkeypatch.setattr("ovref.reduce.indexing.training_rows", lambda n, factory: (trained, 100))
     spans = []
 
     def watched(tasks):

@@ -23,10 +23,10 @@ from reduce_fakes import (
 )
 
 from ovref.errors import InputError, MismatchError, StorageError
-from ovref.reduce import FilterSpec, ReduceSpec, coverage, reduce_collection
-from ovref.reduce.tasks import in_process
+from ovref.reduce import FilterSpec, ReduceSpec, reduce_collection
+from ovref.reduce.phases import in_process
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.prototypes import PrototypeConfig
 from ovref_inference.collection.reference_collection import ReferenceCollection
@@ -152,7 +152,7 @@ def test_indexes_find_what_exact_search_finds(place, reduced):
 
 
 def test_approximate_indexes_are_measured_by_what_they_will_be_asked(place, reduced, monkeypatch):
-    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF16,SQfp16")
+    monkeypatch.setattr("ovref.reduce.indexing.choose_index", lambda n, dim: "IVF16,SQfp16")
     references = make_references({"cat": 200, "dog": 200, "tree": 9, "boat": 20}, noise=0.5)
     target, summary = reduced(place(references), SPEC)
     curves = {}
@@ -203,10 +203,10 @@ KILLS = {
     "first shard": ("ovref.reduce.gather.VectorWriter.append", 0),
     "second shard": ("ovref.reduce.gather.VectorWriter.append", 3),
     "filter": ("ovref.reduce.filter._write_kept", 0),
-    "first index": ("ovref.reduce.index.write_index", 0),
-    "second index": ("ovref.reduce.index.write_index", 1),
-    "clustering": ("ovref.reduce.prototypes.make_prototypes", 0),
-    "third noun": ("ovref.reduce.prototypes.VectorWriter.append", 2),
+    "first index": ("ovref.reduce.indexing.write_index", 0),
+    "second index": ("ovref.reduce.indexing.write_index", 1),
+    "clustering": ("ovref.reduce.noun_prototypes.make_prototypes", 0),
+    "third noun": ("ovref.reduce.noun_prototypes.VectorWriter.append", 2),
     "tombstones": ("ovref.reduce.run.fmt.write_table", 0),
     "end of gather": ("ovref.reduce.phases.os.replace", 0),
     "end of filter": ("ovref.reduce.phases.os.replace", 1),
@@ -237,7 +237,7 @@ def test_a_reduction_killed_anywhere_goes_on_and_ends_in_the_same_bytes(
 def test_a_finished_phase_is_not_run_again(undisturbed, tmp_path, monkeypatch):
     step, files, _ = undisturbed
     with monkeypatch.context() as patch:
-        die_in(patch, "ovref.reduce.prototypes.make_prototypes", 0)
+        die_in(patch, "ovref.reduce.noun_prototypes.make_prototypes", 0)
         with pytest.raises(KeyboardInterrupt):
             reduce_into(tmp_path / "collection", step, SPEC)
     for finished in ("gather", "filter_references", "build_indexes"):
@@ -350,7 +350,7 @@ def test_shards_of_other_encoders_are_refused(place, reduced):
     narrow = [dataclasses.replace(r, visual=r.visual[:5]) for r in references[1::3]]
     mixed = list(references)
     mixed[1::3] = narrow
-    with pytest.raises(InputError, match=r"widths \(5, 8\), those before it of \(12, 8\)"):
+    with pytest.raises(InputError, match=r"widths \(5, 8\), the shards before it \(12, 8\)"):
         reduced(place(mixed), SPEC)
 
 
@@ -384,13 +384,13 @@ def test_growing_keeps_ids_and_equals_building_at_once(place, reduced):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Inverted files, partitions and tasks that a hundred references fill several of."""
-    monkeypatch.setattr("ovref.reduce.index.choose_index", lambda n, dim: "IVF4,SQfp16")
-    monkeypatch.setattr("ovref.reduce.index.training_rows", lambda n, factory: (60, 100))
-    monkeypatch.setattr("ovref.reduce.index.PART_ROWS", 32)
+    monkeypatch.setattr("ovref.reduce.indexing.choose_index", lambda n, dim: "IVF4,SQfp16")
+    monkeypatch.setattr("ovref.reduce.indexing.training_rows", lambda n, factory: (60, 100))
+    monkeypatch.setattr("ovref.reduce.indexing.PART_ROWS", 32)
     monkeypatch.setattr("ovref.reduce.ivf.BLOCK", 16)
     monkeypatch.setattr("ovref.reduce.by_noun.SPAN_ROWS", 30)
     monkeypatch.setattr("ovref.reduce.by_noun.PARTITION_BYTES", 40 * 12 * 2)
-    monkeypatch.setattr("ovref.reduce.prototypes.NOUNS_A_TASK", 2)
+    monkeypatch.setattr("ovref.reduce.noun_prototypes.NOUNS_A_TASK", 2)
 
 
 def test_spread_over_tasks_in_any_order_gives_equal_bytes(place, reduced, small_parts, tmp_path):
@@ -437,7 +437,7 @@ def test_growing_does_only_what_is_new_and_gives_the_bytes_of_building_at_once(
         _, whole = reduced([old, new], SPEC, "at_once", base=Store.open(str(at_once)))
     encoded = []
     monkeypatch.setattr(
-        "ovref.reduce.prototypes.class_embeddings",
+        "ovref.reduce.noun_prototypes.class_embeddings",
         lambda texts, nouns, templates: (
             encoded.extend(nouns), class_embeddings(texts, nouns, templates)
         )[1],
@@ -585,7 +585,7 @@ def test_a_collection_of_regions_does_not_grow_by_backgrounds(place, reduced, tm
     target, _ = reduced(place(make_references()), SPEC)
     before, around = content(target), dataclasses.replace(EMBED, part="background")
     others = commit_step(tmp_path / "others", make_references(seed=1), embed=around)
-    with pytest.raises(MismatchError, match=r"its part is region, theirs background"):
+    with pytest.raises(MismatchError, match=r"its part is region, theirs is background"):
         reduce_into(target, others, SPEC, embed=around, base=Store.open(str(target)))
     assert content(target) == before
 
@@ -594,16 +594,6 @@ def test_a_step_that_holds_no_references_is_refused(tmp_path):
     step = open_step(Store.open(str(tmp_path)), "images", {"stages": [{"name": "synthesize"}]})
     with pytest.raises(MismatchError, match="holds no references"):
         reduce_into(tmp_path / "collection", step, SPEC)
-
-
-def test_coverage_of_a_class_list(place, reduced):
-    target, _ = reduced(place(make_references()), SPEC)
-    with ReferenceCollection.open(target) as collection:
-        boat, lion, gnu = coverage(collection, [" Boat", "lion", "gnu"])
-    assert (boat.name, boat.references, boat.enough, boat.neighbours) == (" Boat", 40, True, ())
-    assert (lion.references, lion.needed, lion.enough) == (3, 8, False)
-    assert lion.neighbours == ("cat",)
-    assert (gnu.references, gnu.enough, gnu.neighbours) == (0, False, ())
 
 
 def test_progress_is_reported_for_every_phase(place, reduced):

@@ -15,8 +15,8 @@ from ovref.identity import spec_identity
 from ovref.records import NO, UNSURE, YES, ImageRecord, Noun, Reference, Region
 from ovref.run_shard import run_shard
 from ovref.stages.embed import Embed, EmbedStage
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 from ovref_inference.collection.retrieve import class_embeddings, retrieval_embedding
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.pooling import pool_each

@@ -12,7 +12,7 @@ from ovref.config import dump, parse
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, ModelError
 from ovref.identity import record_key
-from ovref.models.grounding import DetectorRoute, Finder, GroundedNoun, ProposalRoute
+from ovref.models.noun_grounding import DetectorRoute, Finder, GroundedNoun, ProposalRoute
 from ovref.records import YES, ImageRecord, Noun, Prompt
 from ovref.stages.ground import Ground, GroundStage
 from ovref.storage.codec import decode, encode

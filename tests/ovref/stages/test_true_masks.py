@@ -9,9 +9,9 @@ from PIL import Image
 from ovref.check_models import check_models
 from ovref.config import dump, parse
 from ovref.contract import Dropped
-from ovref.images import MAX_SIDE
 from ovref.records import YES, Noun, Prompt, Segments
 from ovref.stages.true_masks import TrueMasks
+from ovref.stored_images import MAX_SIDE
 
 NOUNS = tuple(Noun(text=text, start=0, end=1) for text in ("sky", "tree", "oak"))
 

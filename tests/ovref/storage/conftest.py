@@ -4,7 +4,7 @@ import secrets
 
 import pytest
 
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 
 
 @pytest.fixture(scope="session")

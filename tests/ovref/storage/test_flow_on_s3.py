@@ -2,8 +2,8 @@ from ovref.ingest import ingest
 from ovref.records import Caption, Noun, Prompt
 from ovref.run_shard import run_shard
 from ovref.select_prompts import SelectPrompts, select_prompts
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 
 CORPUS = [Caption(key=f"k{n}", text=f"cat {n}", source=f"c:{n}") for n in range(10)]
 

@@ -9,9 +9,9 @@ import pytest
 from ovref.errors import StorageError
 from ovref.records import YES, ImageRecord, Noun, Region
 from ovref.storage import samples
+from ovref.storage.file_store import Store
 from ovref.storage.samples import Samples
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 
 SHARDS = [f"{number:06d}" for number in range(3)]
 

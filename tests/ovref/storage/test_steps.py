@@ -16,9 +16,9 @@ from ovref.errors import MismatchError, StorageError
 from ovref.records import YES, Caption, ImageRecord, Noun, Reference, Region
 from ovref.storage import shards
 from ovref.storage.commits import Commit
+from ovref.storage.file_store import Store
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder, existing_step, open_step
-from ovref.storage.store import Store
 
 IDENTITY = {"stages": [{"name": "embed", "fields": {"threshold": 0.45, "size_hw": (64, 64)}}]}
 
@@ -450,7 +450,7 @@ KILLED = """
 import os, sys, time
 from ovref.records import Caption
 from ovref.storage.steps import existing_step
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 
 step = existing_step(Store.open(sys.argv[1]), "captions")
 

@@ -15,7 +15,7 @@ import torch
 
 import training_fakes as fakes
 from ovref.errors import ConfigError, MismatchError, ModelError, StorageError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref.training import checkpoints
 from ovref.training.loop import train
 from ovref.training.settings import ParameterGroup, TrainingConfig, rate_at

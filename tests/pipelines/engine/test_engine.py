@@ -11,7 +11,7 @@ import pytest
 from pipeline_fakes import ObedientSpec, caption_step, files_of, prompt_step
 
 from ovref.errors import ConfigError, ModelError, StorageError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.ledger import JobError, Ledger, Outcome, ShardTask
 from ovref_pipelines.engine.progress import Progress

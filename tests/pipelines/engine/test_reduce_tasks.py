@@ -8,7 +8,7 @@ import pytest
 from task_fakes import die_once, fails, square_of
 
 from ovref.errors import ModelError, StorageError
-from ovref.reduce.tasks import in_process
+from ovref.reduce.phases import in_process
 from ovref_pipelines.engine import reduce_tasks
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 
@@ -45,15 +45,17 @@ def test_what_a_task_raises_arrives_as_it_is(local_ray, tmp_path):
             list(run(tasks))
 
 
-def test_a_call_runs_once_in_a_process_that_ends_with_it(local_ray, tmp_path):
+def test_calls_run_in_processes_that_end_with_them(local_ray, tmp_path):
     """As models are tried before a build: each in a worker that leaves nothing in memory."""
     ray_tasks = sys.modules["ovref_pipelines.ray.tasks"]
-    pids = [ray_tasks.run_once(os.getpid, RAY, PoolConfig()) for _ in range(2)]
-    assert len({*pids, os.getpid()}) == 3
+    calls = [os.getpid, partial(os.path.basename, "a/b"), os.getpid]
+    first, name, last = ray_tasks.run_each([(call, PoolConfig()) for call in calls], RAY)
+    assert name == "b"
+    assert len({first, last, os.getpid()}) == 3
     with pytest.raises(StorageError, match="no space"):
-        ray_tasks.run_once(partial(fails, "no space"), RAY, PoolConfig())
+        ray_tasks.run_each([(partial(fails, "no space"), PoolConfig())] * 2, RAY)
     with pytest.raises(ModelError, match="the worker that loaded the models died"):
-        ray_tasks.run_once(partial(os._exit, 1), RAY, PoolConfig())
+        ray_tasks.run_each([(partial(os._exit, 1), PoolConfig())], RAY)
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):

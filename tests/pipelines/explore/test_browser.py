@@ -18,8 +18,8 @@ from ovref.identity import spec_identity
 from ovref.records import Caption, ImageRecord, Reference
 from ovref.reduce.run import reduce_collection
 from ovref.reduce.spec import ReduceSpec
+from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
-from ovref.storage.store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders import load_text_encoder
 from ovref_pipelines.explore.library import Library

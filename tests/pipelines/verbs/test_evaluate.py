@@ -10,8 +10,8 @@ from pipeline_fakes import files_of
 from ovref.config import load
 from ovref.evaluation import counting
 from ovref.evaluation.compare import open_run
+from ovref.storage.file_store import Store
 from ovref.storage.steps import existing_step
-from ovref.storage.store import Store
 from ovref_pipelines import cli
 from ovref_pipelines.console import Console
 from ovref_pipelines.engine.config import EngineConfig

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ovref.errors import ConfigError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_pipelines import cli
 from ovref_pipelines.live import Live
 

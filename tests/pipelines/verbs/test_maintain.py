@@ -11,8 +11,8 @@ from s3fs import S3FileSystem
 from small_build import SHARDS
 
 from ovref.errors import InputError, StorageError
+from ovref.storage.file_store import Store
 from ovref.storage.steps import existing_step
-from ovref.storage.store import Store
 from ovref_pipelines import cli
 from ovref_pipelines.output import STEPS, open_build
 from ovref_pipelines.verbs.garbage import collect_garbage, garbage_text

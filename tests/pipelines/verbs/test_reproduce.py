@@ -9,8 +9,8 @@ from PIL import Image
 
 import paper_data
 from ovref.errors import ConfigError, InputError
+from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.names import bundled_list
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
 from ovref_pipelines import cli

@@ -7,7 +7,7 @@ import pytest
 import small_build
 
 from ovref.errors import InputError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref_inference import ReferenceCollection
 from ovref_pipelines import commands
 from ovref_pipelines.verbs import tombstone

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from ovref.config import dump, load
 from ovref.errors import ConfigError, MismatchError
-from ovref.training.clip_rc import check, run
-from ovref.training.workers import joined
+from ovref.training.process_group import joined
+from ovref.training.train_clip_rc import check, run
 from ovref_inference.segmenters.clip_rc import read_head
 from ovref_pipelines import cli
 from ovref_pipelines.engine.config import EngineConfig
@@ -187,7 +187,7 @@ def test_launched_workers_train_what_one_does(small, trained_head, tmp_path):
 
 @pytest.mark.slow
 def test_workers_of_ray_train_what_one_process_does(local_ray, trained_head, tmp_path):
-    from ovref_pipelines.ray import training
+    from ovref_pipelines.ray import training_group
 
     network = replace(SPEC.network, dropout=0.0)
     engine = EngineConfig(engine="ray", workers=2)
@@ -197,11 +197,11 @@ def test_workers_of_ray_train_what_one_process_does(local_ray, trained_head, tmp
         if name == "one":
             run(spec, lambda line: None)
         else:
-            training.run(spec, engine, lines.append)
+            training_group.run(spec, engine, lines.append)
     assert any("step 4 of 4" in line for line in lines)
     one, two = (read_head(str(tmp_path / name))[1] for name in ("one", "two"))
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-5)
     wrong = replace(SPEC, output=str(tmp_path / "one"))  # with dropout
     with pytest.raises(MismatchError, match=r"network.dropout was 0.0 and is now 0.1"):
-        training.run(wrong, engine, lines.append)
+        training_group.run(wrong, engine, lines.append)

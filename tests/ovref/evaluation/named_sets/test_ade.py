@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.names import bundled
+from ovref.evaluation.named_sets.bundled_classes import bundled
 from ovref.evaluation.named_sets.opening import open_set
 
 IDS_847 = bundled("ade847", "mask2former")["ids"]

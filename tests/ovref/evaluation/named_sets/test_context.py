@@ -8,7 +8,7 @@ import scipy.io
 from pycocotools import mask as coco
 
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.names import bundled_list
+from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.opening import open_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

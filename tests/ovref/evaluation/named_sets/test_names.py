@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ovref.evaluation.named_sets.bundled_classes import bundled, bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.names import bundled, bundled_list
 
 COUNTS = {
     "voc21": 21,

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ovref.errors import InputError
+from ovref.evaluation.named_sets.bundled_classes import bundled
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.names import bundled
 from ovref.evaluation.named_sets.opening import open_set
 
 COCO = bundled("coco_panoptic", "panopticapi")

@@ -13,7 +13,7 @@ from ovref.errors import InputError
 from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.miniature.shapes import CLASSES
-from ovref.training.data import LabelledBatches, TrainingData, distorted
+from ovref.training.labelled_batches import LabelledBatches, TrainingData, distorted
 from ovref.training.losses import HIDDEN, UNLABELLED
 
 NAMES = ("sky", "sea", "boat", "car")

@@ -10,7 +10,7 @@ import pytest
 from ovref.config import dump, parse
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.corpora.labels import text_of_labels
+from ovref.corpora.class_labels import text_of_labels
 from ovref.corpora.spec import LabelSpec
 from ovref.errors import InputError
 

@@ -1,5 +1,3 @@
-"""Run: pytest tests/ovref/ops/test_images.py"""
-
 import io
 import struct
 import zlib
@@ -8,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ovref import images
-from ovref.images import REASONS, UnusableImageError, decode_image, plain_image
+from ovref import stored_images
+from ovref.stored_images import REASONS, UnusableImageError, decode_image, plain_image
 from ovref_inference import pictures, read_image
 
 HEIGHT, WIDTH = 24, 40
@@ -306,7 +304,7 @@ def test_a_plain_file_is_kept_byte_for_byte(mode, file_format):
 
 
 def test_what_is_kept_of_a_large_image_is_smaller(monkeypatch):
-    monkeypatch.setattr(images, "MAX_SIDE", 20)
+    monkeypatch.setattr(stored_images, "MAX_SIDE", 20)
     kept, image_hwc = plain_image(file_of("RGB", "JPEG"))  # 24 x 40
     assert image_hwc.shape == (12, 20, 3)
     np.testing.assert_array_equal(image_hwc, decode_image(kept))
@@ -315,7 +313,7 @@ def test_what_is_kept_of_a_large_image_is_smaller(monkeypatch):
     assert np.abs(image_hwc - means).mean() < 8
     assert plain_image(kept)[0] is kept
     assert plain_image(encoded(Image.new("RGB", (400, 20)), "PNG"))[1].shape == (1, 20, 3)
-    monkeypatch.setattr(images, "MAX_SIDE", 40)
+    monkeypatch.setattr(stored_images, "MAX_SIDE", 40)
     assert plain_image(file_of("RGB", "JPEG"))[1].shape == (24, 40, 3)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ovref.evaluation.metrics import (
+from ovref.evaluation.metrics_semantic import (
     IGNORE,
     boundary_hw,
     boundary_pixels,

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from ovref.errors import OvrefError
-from ovref.training.clip_rc import ClipRcTraining
+from ovref.training.train_clip_rc import ClipRcTraining
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.run_steps import thread_variables
 from ovref_pipelines.errors import JobError
@@ -36,8 +36,8 @@ class TrainingWorker:
         self, spec: ClipRcTraining, rank: int, workers: int, address: tuple[str, int]
     ) -> OvrefError | None:
         """Trains as one of several; returns an error that ovref raises on purpose."""
-        from ovref.training import clip_rc
-        from ovref.training.workers import joined
+        from ovref.training import train_clip_rc
+        from ovref.training.process_group import joined
 
         os.environ |= {
             "RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_RANK": "0",
@@ -46,7 +46,7 @@ class TrainingWorker:
         try:
             with joined(spec.device) as device:
                 say = self._lines.append if rank == 0 else lambda line: None
-                clip_rc.run(dataclasses.replace(spec, device=device), say)
+                train_clip_rc.run(dataclasses.replace(spec, device=device), say)
         except OvrefError as error:
             return error
         return None

@@ -1,4 +1,4 @@
-"""Phases 3 and 5: an index over each kind of embedding, chosen by their number, and its recall."""
+"""Phases 3 and 5: an index of each kind of embedding, and its recall."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from ovref.reduce import ivf
-from ovref.reduce.phases import Report
+from ovref.reduce.phases import Report, RunTasks, Task
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import (
     FILES,
     IndexInfo,
@@ -32,15 +31,15 @@ from ovref_inference.collection.nouns import read_noun_embeddings
 
 ROLES = ("visual", "textual")
 QUERIES = {"visual": "held-out rows", "textual": "class names"}
-"""What each index is asked in use, and measured with: regions, which stored rows stand for, and
-class names, for which there are the collection's own nouns."""
+"""What each index is queried with, in use and when measured: regions, for which stored rows stand
+in, and class names, for which the collection's nouns stand in."""
 PART_ROWS = 4 * ivf.BLOCK
-"""Rows of one task: 200 MB of codes at a width of 768."""
+"""Rows per task: 200 MB of codes at a width of 768."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrownIndex:
-    """The index of the collection that is grown, over its first references."""
+    """The existing index of a collection that is being grown."""
 
     path: Path
     info: IndexInfo
@@ -59,14 +58,14 @@ def build_indexes(
     """Writes visual.faiss and textual.faiss into `out`; the summary holds an IndexInfo for each,
     without a curve, which `tune_indexes` measures.
 
-    An inverted file is trained, filled by parts and merged on disk (`ivf`); memory is that of the
-    training sample or of one part a task. A grown collection keeps the centroids and the entries
-    of its index while the number of lists stays the same, which gives the bytes of building at
-    once, since the centroids are trained on the first rows alone (`training_rows`).
+    An inverted file is trained, filled in parts and merged on disk (`ivf`); each task holds the
+    training sample or one part in memory. When a collection grows, its index keeps its centroids
+    and entries as long as the number of lists stays the same. This gives the same bytes as building
+    at once, since centroids are trained on the first rows only (`training_rows`).
 
     Args:
-        seed: of the training samples; the same that `grown` was built with.
-        grown: by role, where a collection is grown.
+        seed: seed of the training samples, the same that `grown` was built with.
+        grown: existing indexes by role; empty for a new collection.
     """
     plans = [
         _plan(filtered / FILES[role], out / FILES[f"{role}_index"], seed, grown.get(role))
@@ -96,14 +95,14 @@ def tune_indexes(
     run_tasks: RunTasks,
     report: Report,
 ) -> dict[str, Any]:
-    """Measures recall for queries like those of later use, and chooses `nprobe` for each k.
+    """Measures recall for queries like those in use, and chooses `nprobe` for each k.
 
     Args:
         filtered, built: the folders of the phases `filter` and `index`.
-        nouns: nouns.parquet, whose text embeddings are the class names that are asked for.
+        nouns: nouns.parquet, whose text embeddings are the class-name queries.
         indexes: by role, what `build_indexes` returned.
         recall: mean recall against exact search to reach at each k.
-        seed: of the samples of queries.
+        seed: seed of the query samples.
         deleted: sorted ids of deleted references, which no search returns.
 
     Returns:
@@ -130,7 +129,7 @@ def tune_indexes(
 
 
 def build_index_on_disk(vectors: Path, path: Path, *, seed: int) -> None:
-    """Writes the index of one matrix, in the memory that `build_indexes` takes, in this process."""
+    """Writes the index of one matrix in this process, in as much memory as `build_indexes`."""
     plans = [_plan(vectors, path, seed, None)]
     for stage in _stages(plans):
         for task in stage:
@@ -159,7 +158,7 @@ def _plan(vectors: Path, path: Path, seed: int, grown: GrownIndex | None) -> _Pl
     count, of = training_rows(n, factory)
     kept = 0
     if grown and grown.info.factory == factory and grown.info.train_rows == count:
-        # The last block of the old rows was not full: its rows are assigned again in a full one.
+        # The last block of the old rows was not full; its rows are assigned again in a full block.
         kept = grown.rows // ivf.BLOCK * ivf.BLOCK
     old = grown.path if grown and kept else None
     parts: list[Task] = []
@@ -183,7 +182,7 @@ def _plan(vectors: Path, path: Path, seed: int, grown: GrownIndex | None) -> _Pl
 
 
 def _stages(plans: list[_Plan]) -> list[list[Task]]:
-    """What to run, all of one list before the next."""
+    """Lists of tasks; each list must finish before the next begins."""
     return [
         [plan.train for plan in plans if plan.train],
         [part for plan in plans for part in plan.parts],
@@ -192,7 +191,7 @@ def _stages(plans: list[_Plan]) -> list[list[Task]]:
 
 
 def _whole(vectors: Path, factory: str, path: Path) -> None:
-    """A small index, in one go."""
+    """Builds a small index in memory."""
     write_index(build_index(Rows(vectors), factory), path)
 
 
@@ -241,7 +240,7 @@ def _tuned(
 
 
 def _scratch(path: Path) -> tuple[Path, str]:
-    """Beside an index, while it is made: the trained centroids, and how names of parts begin."""
+    """The trained-centroids file and the parts' name prefix, beside an index being built."""
     return path.with_name(f"{path.stem}_trained"), f"{path.with_name(path.stem)}_part_"
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ovref.errors import ConfigError
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
+from ovref.training.process_group import place
 from ovref.training.settings import TrainingConfig
-from ovref.training.workers import place
 from ovref_inference.lazy import missing_package
 
 

@@ -1,4 +1,4 @@
-"""Labels in place of captions: their text and nouns, and the formats that have labels alone."""
+"""Labels in place of captions: their text and nouns, and formats that have only labels."""
 
 import csv
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ovref.corpora.formats import CorpusRow, open_text
-from ovref.corpora.places import open_place, shown, walk
+from ovref.corpora.listing import open_place, shown, walk
 from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec, LabelSpec
 from ovref.errors import InputError
 from ovref.identity import normalised
@@ -23,19 +23,19 @@ OPEN_IMAGES_COLUMNS = ("ImageID", "LabelName", "Confidence")
 
 
 def names_of_label(label: str, synonyms: bool) -> tuple[str, ...]:
-    """The names of a label, normalised; without `synonyms` the first alone."""
+    """The names of a label, normalised; without `synonyms` only the first."""
     names = [name for part in label.split(SYNONYMS) if (name := normalised(part))]
     return tuple(names if synonyms else names[:1])
 
 
 def labels_of_value(value: Any, spec: LabelSpec) -> list[tuple[str, ...]] | None:
-    """The labels in a cell or field, each with its names; None if it holds something else.
+    """The labels in a cell or field, each with its names; None if it does not hold labels.
 
     Args:
-        value: a list of texts, or one text with separators; bytes are UTF-8.
+        value: a list of strings, or one string with separators; bytes are decoded as UTF-8.
 
     Raises:
-        UnicodeDecodeError: bytes that are no UTF-8.
+        UnicodeDecodeError: bytes are not UTF-8.
     """
     if isinstance(value, str | bytes):
         text = value.decode("utf-8") if isinstance(value, bytes) else value
@@ -47,13 +47,13 @@ def labels_of_value(value: Any, spec: LabelSpec) -> list[tuple[str, ...]] | None
 
 
 def text_of_labels(labels: list[tuple[str, ...]]) -> tuple[str, tuple[Noun, ...], list[list[int]]]:
-    """A text that names every label once, in their order: `wall, brick wall, tree`.
+    """A text that names every label once, in order: `wall, brick wall, tree`.
 
     Args:
         labels: names of each label, normalised and not empty.
 
     Returns:
-        The text; its nouns, the names in lower case; and the nouns of each label.
+        The text; its nouns, which are the names in lower case; and the noun numbers of each label.
     """
     text, nouns, owners = "", list[Noun](), list[list[int]]()
     numbers: dict[str, int] = {}
@@ -71,8 +71,8 @@ def text_of_labels(labels: list[tuple[str, ...]]) -> tuple[str, tuple[Noun, ...]
 
 
 def read_class_folders(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> Iterator[CorpusRow]:
-    """The images below a folder; the label of each is the folder of `root` that it is in, at any
-    depth, with blanks for underscores. An image in `root` itself is a malformed record."""
+    """The images below a folder, at any depth; the label of each is its top-level folder in `root`,
+    with spaces for underscores. An image in `root` itself is a malformed record."""
     root = root.rstrip("/")
     for folder, inside in walk(fs, root):
         label = folder.removeprefix(root).strip("/").partition("/")[0].replace("_", " ")
@@ -86,11 +86,11 @@ def read_class_folders(spec: CorpusSpec, fs: AbstractFileSystem, root: str) -> I
 def read_open_images(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:
     """The images of a CSV file of image-level labels, whose rows are sorted by image.
 
-    A label counts for an image if its confidence is `labels.min_confidence` or more and no row of
-    the image has it with 0, which says that people looked and found it wrong.
+    A label counts for an image if its confidence is at least `labels.min_confidence` and no row of
+    the image has it with confidence 0, which means that people rejected it.
 
     Raises:
-        InputError: the file lacks a column, a label has no description, a confidence is no number,
+        InputError: a column is missing, a label has no description, a confidence is not a number,
             or the rows of an image are not adjacent.
     """
     if spec.labels is None:
@@ -135,7 +135,7 @@ def read_open_images(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Ite
 
 
 def _descriptions(place: str) -> dict[str, str]:
-    """Label id -> name, of a file of class descriptions."""
+    """Reads a file of class descriptions: label id -> name."""
     try:
         fs, path = open_place(place)
         with open_text(fs, path, newline="") as file:
@@ -143,5 +143,5 @@ def _descriptions(place: str) -> dict[str, str]:
     except store_errors(csv.Error) as error:
         raise InputError(f"cannot read labels.names, {shown(place)}: {error}") from error
     if any(len(row) < 2 for row in rows) or not rows:
-        raise InputError(f"{shown(place)} must have two columns, a label's id and its name")
+        raise InputError(f"{shown(place)} must have two columns, the id and the name of a label")
     return {row[0]: row[1] for row in rows}

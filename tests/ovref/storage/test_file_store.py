@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ovref.errors import StorageError
-from ovref.storage.store import Store, check_conditional_create
+from ovref.storage.file_store import Store, check_conditional_create
 
 
 def test_objects_are_written_replaced_listed_and_deleted(store):

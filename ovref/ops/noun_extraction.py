@@ -1,28 +1,28 @@
-"""Which nouns a tagged caption holds: singular, lower-case, each with its character span.
+"""Extracts the nouns of a tagged caption: singular, lower-case, each with its character span.
 
 Works on any spaCy `Doc` whose tokens carry Penn Treebank tags (`token.tag_`). The rules:
 
 1. A token counts when it is tagged NN or NNS and is a word of letters, but not a known adjective
-   (`snowy`). Words tied by hyphens (`t-shirt`) are one word, and count when their last part does. A
-   single capitalised word that the lexicon has is a common noun.
-2. Verbs that taggers take for nouns do not count: a plural right after a noun that has the article
-   a or an (`a dish sits`), and a word in -ing beside a noun (`cutting pizza`, `cat sleeping`). Nor
-   do measures (`two lane road`) and what is not there (`no windows`, `without people or cars`).
-3. Colours do not count; nor do stop nouns (media, views, positions, quantities, times, games), and
-   media that are things as well (`painting`) where the caption says what they show.
-4. Adjacent nouns make one compound (`brick wall`), except after a plural (`people kites`) or a
-   person (`man skateboard`): there the caption or the tagger has lost a word in between. Of more
-   than `LONGEST_COMPOUND` words the first ones stay single. Known compounds (`dining table`,
-   `black hole`) are joined whatever their first words are tagged.
-5. Nouns tagged plural are made singular (`ops.singular`). Taggers slip on rare plurals (`zebras`),
-   so one tagged singular counts as plural too where the lexicon has it as one.
-6. With `include_proper`, names of things are nouns, as one noun each (`ops.names`).
-7. Names of given classes go before all of this, the longest first, and become the first name of
-   their class. Several words, or one that is in no lexicon, always count. Any other single word
-   must be a noun by rules 1 to 3, with others behind it in none: of `kitchen table` the class
-   `table` makes `table`, the class `kitchen` nothing; known compounds and names stay as they are.
-   The nouns right before a class's name in one compound describe it and do not count.
-8. A noun said twice counts once, where it is said first.
+   (`snowy`). Hyphenated words (`t-shirt`) are one word, and count when their last part does. A
+   single capitalised word that is in the lexicon is a common noun.
+2. Verbs that taggers mistake for nouns do not count: a plural right after a noun with the article a
+   or an (`a dish sits`), and a word in -ing beside a noun (`cutting pizza`, `cat sleeping`). Nor do
+   measures (`two lane road`) and negated nouns (`no windows`, `without people or cars`).
+3. Colours do not count. Nor do stop nouns (media, views, positions, quantities, times, games), and
+   media that are also things (`painting`) where the caption says what they show.
+4. Adjacent nouns form one compound (`brick wall`), except after a plural (`people kites`) or a
+   person (`man skateboard`), where the caption or the tagger has lost a word in between. In a
+   sequence longer than `LONGEST_COMPOUND` words, the first ones stay single. Known compounds
+   (`dining table`, `black hole`) are joined whatever tags their first words have.
+5. Nouns tagged plural are made singular (`ops.singular`). Taggers miss rare plurals (`zebras`), so
+   a noun tagged singular also counts as plural where the lexicon has it as one.
+6. With `include_proper`, names of things are nouns, one each (`ops.proper_names`).
+7. Names of given classes take precedence over all of this, the longest first, and become the first
+   name of their class. Names of several words, or one that is not in the lexicon, always count. Any
+   other single word must be a noun by rules 1 to 3 and the last word of its compound: `kitchen
+   table` matches the class `table`, but not the class `kitchen`. Known compounds and proper names
+   stay whole. The nouns right before a class name in a compound describe it and do not count.
+8. A repeated noun counts once, at its first mention.
 """
 
 from collections.abc import Collection
@@ -30,7 +30,7 @@ from collections.abc import Collection
 from spacy.tokens import Doc
 
 from ovref.ops.given_names import GivenNames, Mention, mentions
-from ovref.ops.names import name_sizes
+from ovref.ops.proper_names import name_sizes
 from ovref.ops.word_lists import (
     AMOUNTS_OF,
     COMPOUNDS,
@@ -45,19 +45,19 @@ from ovref.ops.words import Word, words_of
 from ovref.records import Noun
 
 LONGEST_COMPOUND = 3
-"""Words of a compound that is not in the list of known ones."""
+"""Maximum number of words in a compound that is not in the list of known ones."""
 
 KNOWN = frozenset(tuple(compound.split()) for compound in COMPOUNDS)
 LONGEST_KNOWN = max(len(compound) for compound in KNOWN)
 SHOWS = ("of", "showing", "depicting", "featuring", "style")
-"""After a medium they say what it shows; before a noun, how it looks."""
+"""Words after a medium that introduce what it shows; before a noun, how it looks."""
 
 
 def tagger_text(caption: str) -> str:
-    """The caption as the tagger should see it: in lower case where its capitals mean nothing.
+    """The caption as given to the tagger: in lower case if its capitals carry no meaning.
 
-    Captions all in capitals or With Every Word Capitalised would be taken for names. The length
-    stays the same, so character spans do.
+    Captions all in capitals or With Every Word Capitalised would be tagged as names. The length,
+    and so all character spans, stay the same.
     """
     words = [word for word in caption.split() if word[0].isalpha()]
     capitals = sum(word[0].isupper() for word in words)
@@ -79,11 +79,11 @@ def nouns_of(
 
     Args:
         doc: tagged; its text has the caption's length (`tagger_text`), so spans fit the caption.
-        include_proper: count names of things too.
-        compounds: join adjacent nouns; else each word is a noun of its own. Names stay whole.
+        include_proper: also count names of things.
+        compounds: join adjacent nouns; if False, each word is a noun. Names stay whole.
         stop_nouns: singular nouns that never count.
-        max_nouns: keep the first so many; None keeps all.
-        given: names of classes (rule 7).
+        max_nouns: number of nouns to keep, from the first on; None keeps all.
+        given: class names (rule 7).
     """
     words = words_of(doc)
     known = {at: size for at in range(len(words)) if (size := _known_size(words, at))}
@@ -136,7 +136,7 @@ def _mentioned(
     compounds: bool,
     stop_nouns: Collection[str],
 ) -> dict[int, Mention]:
-    """The mentions of classes that count, by their first words; they do not overlap."""
+    """The class mentions that count, by index of their first word; they do not overlap."""
     whole = {at + step for at, size in known.items() if compounds for step in range(size)}
     whole |= {at + step for at, (size, _) in names.items() for step in range(size)}
     found: dict[int, Mention] = {}
@@ -155,7 +155,7 @@ def _mentioned(
 
 
 def _free_names(words: list[Word], known: dict[int, int]) -> dict[int, tuple[int, str | None]]:
-    """The names that no known compound has a part of."""
+    """The names that overlap no known compound."""
     taken = {at + step for at, size in known.items() for step in range(size)}
     return {
         at: (size, text)
@@ -165,7 +165,7 @@ def _free_names(words: list[Word], known: dict[int, int]) -> dict[int, tuple[int
 
 
 def _known_size(words: list[Word], at: int) -> int:
-    """How many words from `at` on are a known compound; 0 for none."""
+    """Number of words of the known compound that begins at `at`; 0 if there is none."""
     for size in range(LONGEST_KNOWN, 1, -1):
         group = words[at : at + size]
         if len(group) < size or not (group[-1].noun or group[-1].tag.startswith("NNP")):
@@ -178,7 +178,7 @@ def _known_size(words: list[Word], at: int) -> int:
 def _run_size(
     words: list[Word], at: int, stop_nouns: Collection[str], others: Collection[int]
 ) -> int:
-    """How many words from `at` on make one noun because they stand together."""
+    """Number of adjacent words from `at` on that form one noun."""
     end = at + 1
     while end < len(words) and end not in others and _joins(words, end, stop_nouns):
         end += 1
@@ -186,7 +186,7 @@ def _run_size(
 
 
 def _joins(words: list[Word], at: int, stop_nouns: Collection[str]) -> bool:
-    """Whether a word makes one noun with the one before it."""
+    """Whether a word forms one noun with the word before it."""
     word = words[at]
     return _may_begin(words[at - 1], stop_nouns) and word.noun and word.lemma not in stop_nouns
 
@@ -210,14 +210,14 @@ def _noun(
     if after and after.text == "of" and text in AMOUNTS_OF:
         return None
     if after and after.noun and after.lemma in TAKES_FIRST and after.lemma in stop_nouns:
-        return None  # `tennis match` names the match, which is no region
+        return None  # `tennis match` means the match, which has no region
     if not known and (_is_depiction(words, at, end) or _says_material(words, end, group)):
         return None
     return Noun(text=text, start=group[0].start, end=last.end)
 
 
 def _is_depiction(words: list[Word], at: int, end: int) -> bool:
-    """Whether a noun is the medium of what the caption shows, and no thing in it."""
+    """Whether a noun is the medium of the image described, rather than a thing in it."""
     if words[end - 1].lemma not in DEPICTIONS:
         return False
     if end < len(words) and words[end].text in SHOWS:
@@ -230,7 +230,7 @@ def _is_depiction(words: list[Word], at: int, end: int) -> bool:
 
 
 def _says_material(words: list[Word], end: int, group: list[Word]) -> bool:
-    """Whether a noun only says how the medium after it is made: `pencil drawing`."""
+    """Whether a noun only describes the medium after it: `pencil drawing`."""
     if any(word.text not in MATERIALS for word in group):
         return False
     medium = words[end] if end < len(words) else None

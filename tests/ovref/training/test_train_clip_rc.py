@@ -13,10 +13,17 @@ from ovref.errors import InputError, MismatchError, ModelError
 from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
-from ovref.storage.store import Store
-from ovref.training import checkpoints, clip_rc
-from ovref.training.clip_rc import ClipRcLosses, ClipRcTraining, check, losses_of, prepare, run
-from ovref.training.data import TrainingData
+from ovref.storage.file_store import Store
+from ovref.training import checkpoints, train_clip_rc
+from ovref.training.labelled_batches import TrainingData
+from ovref.training.train_clip_rc import (
+    ClipRcLosses,
+    ClipRcTraining,
+    check,
+    losses_of,
+    prepare,
+    run,
+)
 from ovref_inference.segmenters.clip_rc import read_head
 from trained_heads import SPEC, UNSEEN, spec_at
 
@@ -50,14 +57,14 @@ def test_it_writes_a_head_that_says_what_it_is(trained_head):
 
 
 def test_a_stopped_training_resumes_to_the_same_head(trained_head, tmp_path, monkeypatch):
-    real = clip_rc.LabelledBatches.__call__
+    real = train_clip_rc.LabelledBatches.__call__
 
     def stopping(self, step, part, parts):
         if step == 3:
             raise KeyboardInterrupt
         return real(self, step, part, parts)
 
-    monkeypatch.setattr(clip_rc.LabelledBatches, "__call__", stopping)
+    monkeypatch.setattr(train_clip_rc.LabelledBatches, "__call__", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(spec_at(tmp_path), silent)
     assert not (tmp_path / "clip_rc.json").exists()
@@ -94,8 +101,8 @@ def test_masks_and_names_of_unseen_classes_change_nothing(tmp_path, monkeypatch,
         return np.select([label_hw == label for label in unseen], np.roll(unseen, 1), label_hw)
 
     asked = []
-    real = clip_rc.class_embeddings
-    monkeypatch.setattr(clip_rc, "class_embeddings", lambda *a: asked.append(a[1]) or real(*a))
+    real = train_clip_rc.class_embeddings
+    monkeypatch.setattr(train_clip_rc, "class_embeddings", lambda *a: asked.append(a[1]) or real(*a))
     found = []
     for name, change in (("true", np.asarray), ("swapped", lambda m: swapped(m).astype(np.uint8))):
         data = folder_of(tmp_path / name, 24, change)
@@ -189,7 +196,7 @@ def test_an_unfit_start_is_refused(trained_head, tmp_path):
 
 
 def test_data_is_checked_before_any_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(clip_rc, "load_network", None)
+    monkeypatch.setattr(train_clip_rc, "load_network", None)
     data = TrainingData(dataset="voc_15_5", root=str(tmp_path))
     with pytest.raises(InputError, match="holds no voc_15_5, split train"):
         run(spec_at(tmp_path / "out", data=data), silent)

@@ -1,10 +1,11 @@
-"""Names of single things in a tagged caption: `eiffel tower`, `ha long bay`, `porsche 356`.
+"""Proper names of things in a tagged caption: `eiffel tower`, `ha long bay`, `porsche 356`.
 
-1. A name is a run of words that are tagged as proper nouns, or that are capitalised inside the
-   caption and beside one or in no lexicon. Small words (`Statue of Liberty`), a number after a name
-   (`Boeing 747`) and a landmark in lower case (`Eiffel tower`) belong to it.
-2. Right before a common noun a name describes it and is no noun itself: `a Volkswagen van`.
-3. Names of the whole scene, of an author or on a sign show no region: after `in`, `from` or `by`
+1. A name is a sequence of words that are tagged as proper nouns, or are capitalised inside the
+   caption and either next to a proper noun or absent from the lexicon. Small words (`Statue of
+   Liberty`), a number after a name (`Boeing 747`) and a landmark in lower case (`Eiffel tower`)
+   belong to it.
+2. Right before a common noun, a name describes it and is no noun itself: `a Volkswagen van`.
+3. Names of the whole scene, of an author or on a sign have no region: after `in`, `from` or `by`
    (`in Tokyo`), unless they have a landmark in them (`in Central Park`), in `the style of`, in
    addresses, after `says` and the like; nor do dates.
 """
@@ -16,11 +17,11 @@ from ovref.ops.word_lists import ADDRESSES, COLOURS, DATES, LANDMARKS, NAME_LINK
 from ovref.ops.words import NOUN_TAGS, PROPER_TAGS, Word
 
 LONGEST_NAME = 6
-"""Words."""
+"""Maximum number of words in a name."""
 DEMONYMS = ("ish", "ese", "ian", "can", "man")
-"""Ends of words that say of what kind a landmark is: `Victorian house`."""
+"""Endings of words that describe a landmark: `Victorian house`."""
 OF_SCENES = (["style", "of"], ["manner", "of"], ["city", "of"], ["corner", "of"], ["sign", "for"])
-"""Before the name of an author, of the whole scene, or of what a sign says."""
+"""Words before the name of an author, of the whole scene, or of the text on a sign."""
 
 _NUMBERED = re.compile(r"[a-z]+-?\d+[a-z]*")
 """Words of letters and digits that are names: `f-16`."""
@@ -28,11 +29,11 @@ _NAME = re.compile(r"[^\W_][\w.'&-]*")
 
 
 def name_sizes(words: list[Word]) -> dict[int, tuple[int, str | None]]:
-    """Where names are.
+    """Finds names.
 
     Returns:
-        For the number of each name's first word: the number of its words, and the name in lower
-        case, or None where it is no noun (rules 2 and 3).
+        Index of each name's first word -> number of its words, and the name in lower case, or None
+        if it is not a noun (rules 2 and 3).
     """
     found: dict[int, tuple[int, str | None]] = {}
     at, before, linked = 0, 0, False
@@ -41,7 +42,7 @@ def name_sizes(words: list[Word]) -> dict[int, tuple[int, str | None]]:
         if end == at:
             at += 1
             continue
-        # In `Sydney, Australia` and `the corner of A and B` the second is no more than the first.
+        # In `Sydney, Australia` and `the corner of A and B`, the second is treated like the first.
         follows = at - before == 1 and words[before].text in (",", "and", "/") and linked
         noun = None if follows else _noun_of_name(words, at, end)
         found[at] = end - at, noun
@@ -51,7 +52,7 @@ def name_sizes(words: list[Word]) -> dict[int, tuple[int, str | None]]:
 
 
 def _name_end(words: list[Word], at: int) -> int:
-    """Where the name that begins at `at` ends; `at` itself where none does."""
+    """End of the name that begins at `at`; `at` itself if none does."""
     end = at
     while end < len(words) and _in_name(words[end], first=end == 0):
         end += 1
@@ -90,7 +91,7 @@ def _in_name(word: Word, first: bool) -> bool:
 
 
 def _names_something(word: Word, first: bool) -> bool:
-    """Whether a word of a run makes it a name."""
+    """Whether a word makes its sequence a name."""
     is_acronym = word.written.rstrip("s").isupper()  # `TV`, `DVDs`
     return (
         word.tag in PROPER_TAGS
@@ -100,7 +101,7 @@ def _names_something(word: Word, first: bool) -> bool:
 
 
 def _has_number(words: list[Word], at: int) -> bool:
-    """Whether the word at `at` is a number of the name before it, and counts nothing after it."""
+    """Whether the word at `at` is a number that belongs to the name before it (`Boeing 747`)."""
     if at >= len(words) or not words[at].text.isdigit():
         return False
     after = words[at + 1] if at + 1 < len(words) else None

@@ -1,4 +1,4 @@
-"""Opens the locations of corpora, and lists them, following symbolic links."""
+"""Opens and lists the locations of corpora, following symbolic links."""
 
 import os
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ MAGIC = "*?["
 
 
 def open_place(place: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a path or URL, and the path on it. Listings are never cached.
+    """The file system of a path or URL, and the path on it. Listings are not cached.
 
     Raises:
-        InputError: the URL's protocol is unknown.
-        MissingPackageError: its package is not installed.
+        InputError: the protocol of the URL is unknown.
+        MissingPackageError: the protocol's package is not installed.
     """
     if "://" not in place:  # not parsed as chained URLs: `a::b` is a file name
         local = fsspec.filesystem("file")
@@ -40,7 +40,7 @@ def open_place(place: str) -> tuple[AbstractFileSystem, str]:
 
 
 def shown(place: str) -> str:
-    """The place for a message: a relative path together with its absolute path."""
+    """The location for messages: a relative path also has its absolute path."""
     expanded = os.path.expanduser(place)
     if "://" in place or os.path.isabs(expanded):
         return place
@@ -51,13 +51,13 @@ def entries(fs: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
     """The entries of a folder without hidden ones, as fsspec's dicts sorted by name.
 
     A symbolic link has the type and size of its target; a broken link counts as a file, so that
-    reading it fails with a message.
+    reading it raises an error.
     """
     found = []
     for item in fs.ls(folder, detail=True):
         path = item["name"].rstrip("/")
         if path == folder or path.rpartition("/")[2].startswith("."):
-            continue  # S3 lists a folder's marker inside the folder
+            continue  # S3 lists the marker of a folder inside it
         kind = item["type"]
         if item.get("islink"):
             kind = "directory" if os.path.isdir(path) else "file"
@@ -70,8 +70,8 @@ def walk(
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Each folder from `folder` downwards, with its `entries`.
 
-    Folders that the caller removes from the list are not walked. Links back to a folder that is
-    being walked (`above`) are not followed.
+    Folders that the caller removes from the list are not walked. Links back to a parent folder
+    (`above`) are not followed.
     """
     folder = folder.rstrip("/")
     inside = entries(fs, folder)
@@ -84,7 +84,7 @@ def walk(
 
 
 def find(fs: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
-    """All files below a folder by path, without hidden ones; local links are followed."""
+    """All files below a folder by path, without hidden ones; follows local links."""
     if is_local(fs):
         inside = [item for _, items in walk(fs, folder) for item in items]
         return {item["name"]: item for item in inside if item["type"] != "directory"}
@@ -98,7 +98,7 @@ def leads_back(item: dict[str, Any], above: tuple[str, ...]) -> bool:
 
 
 def matches(fs: AbstractFileSystem, pattern: str) -> list[str]:
-    """The files that a pattern with `*`, `?`, `[...]` or `**` matches, in order of name.
+    """The files that match a pattern with `*`, `?`, `[...]` or `**`, in order of name.
 
     A path component that exists literally is not a pattern: `photos [2019]/*.txt`.
     """

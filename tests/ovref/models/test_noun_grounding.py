@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ovref.models.grounding import Matcher, ProposalRoute, _boxes_found
+from ovref.models.noun_grounding import Matcher, ProposalRoute, _boxes_found
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.pooling import pool_each
 from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig

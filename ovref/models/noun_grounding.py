@@ -1,11 +1,11 @@
-"""Where the nouns of a caption are in its image: two routes, each with its models.
+"""Locates the nouns of a caption in its image, by one of two routes.
 
-The *detector* route (RetCLIP section 2.1) asks GroundingDINO for the nouns and turns its boxes into
-masks with SAM. The *proposal* route (VOCSeg section 3.1) takes class-agnostic masks and gives each
-noun the one that CLIP finds most similar to it: since the caption names the noun, one of the masks
-must show it.
+The *detector* route (RetCLIP section 2.1) finds boxes of the nouns with GroundingDINO and turns
+them into masks with SAM. The *proposal* route (VOCSeg section 3.1) takes class-agnostic masks and
+gives each noun the mask with the highest CLIP similarity: since the caption names the noun, one of
+the masks should show it.
 
-Importing this loads no torch; the finders do, when they load their models.
+Importing this module loads no torch; loading a route's models does.
 """
 
 import logging
@@ -32,12 +32,12 @@ NOUNS_REMEMBERED = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRoute:
-    """GroundingDINO's boxes, SAM's masks."""
+    """Boxes from GroundingDINO, masks from SAM."""
 
     __pydantic_config__ = STRICT
 
     detector: GroundingDinoConfig
-    """Finds the nouns as boxes; a noun may have several."""
+    """Finds boxes of the nouns; a noun may have several."""
     sam: SamConfig
     """Turns boxes into masks."""
 
@@ -49,15 +49,15 @@ class ProposalRoute:
     __pydantic_config__ = STRICT
 
     proposer: ProposerConfig
-    """Makes the masks; a noun gets one of them, overlapping others or not."""
+    """Makes the masks; a noun gets one of them, which may overlap others."""
     visual: VisualEncoderConfig
-    """CLIP's embeddings of the masks: `crop_binary` in VOCSeg, or dense features to be pooled."""
+    """CLIP embeddings of the masks: `crop_binary` in VOCSeg, or dense features to be pooled."""
     text: TextEncoderConfig
     """The same CLIP's text encoder."""
     templates: tuple[str, ...] = TEMPLATES
-    """Prompts that a noun is put into, each with one `{}`; their embeddings are averaged."""
+    """Prompt templates, each with one `{}` for the noun; their embeddings are averaged."""
     min_similarity: float = -1.0
-    """Least cosine of a noun's text and its mask; -1 gives every noun a mask, as in VOCSeg."""
+    """Lowest cosine of a noun's text and its mask; -1 gives every noun a mask, as in VOCSeg."""
 
     def __post_init__(self) -> None:
         if not self.templates or any(text.count("{}") != 1 for text in self.templates):
@@ -65,29 +65,29 @@ class ProposalRoute:
         require_within("min_similarity", self.min_similarity, -1, 1)
         if self.visual.library != "open_clip":
             raise ValueError(
-                "visual must be a CLIP of library open_clip, for masks are compared with texts; "
+                "visual must be a CLIP of library open_clip, as masks are compared with texts; "
                 f"found {self.visual.library!r}"
             )
         if self.proposer.grounded_sam is not None:
             raise ValueError("grounded_sam looks for class names; use ground.detector in a build")
         if self.visual.masking == "heatmap" and self.proposer.mask_former is None:
-            raise ValueError("only mask_former gives heatmaps; visual.features must not need them")
+            raise ValueError("only mask_former has heatmaps; visual.features must not need them")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedNoun:
-    """One mask of one noun."""
+    """A mask of a noun."""
 
     noun: int
-    """Which of the nouns asked for."""
+    """Index of the noun in the query."""
     mask_hw: np.ndarray
     """(H, W) bool at the image's size; may be empty."""
     score: float
-    """How sure the route is."""
+    """Confidence of the route."""
     facts: dict[str, Any]
     """Plain JSON values for the record's provenance."""
     heatmap_hw: np.ndarray | None = None
-    """(H, W) float32 in [0, 1]: the mask before it was made binary, where the route knows it."""
+    """(H, W) float32 in [0, 1]: the soft mask before binarisation, if the route has one."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,15 @@ class Finder:
     """A route with its models loaded."""
 
     find: Callable[[Sequence[np.ndarray], Sequence[Sequence[str]]], Iterable[list[GroundedNoun]]]
-    """Images and the nouns of each, no noun twice -> for each image what was found."""
+    """Images, and the distinct nouns of each -> the masks found in each image."""
     source: str
     """Source of its regions: `grounded_sam`, `mask_former_clip`, ..."""
     missing: str
-    """Why a noun has no mask, as a reason for `Dropped`."""
+    """Reason for `Dropped` of a noun without a mask."""
     provenance: dict[str, Any]
     """Provenance of its records: models and thresholds."""
     check: Callable[[], Any] = lambda: None
-    """Feeds each model a blank input, also those that a blank image would not reach."""
+    """Runs each model on blank input, including those that a blank image would not reach."""
 
 
 def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
@@ -144,7 +144,7 @@ def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
 
 
 def _boxes_found(grounded: Any) -> list[GroundedNoun]:
-    """What a `GroundedMasks` holds."""
+    """The nouns of a `GroundedMasks`."""
     detections = grounded.detections
     return [
         GroundedNoun(
@@ -168,7 +168,7 @@ def _boxes_found(grounded: Any) -> list[GroundedNoun]:
 
 
 def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
-    """Loads a proposer and CLIP. Raises ModelError, also when text and visual do not fit."""
+    """Loads a proposer and CLIP. Raises ModelError, also if the text and visual encoder differ."""
     from ovref_inference.encoders import load_region_encoder, load_text_encoder
 
     propose = _proposals(route.proposer, batch_size)
@@ -176,8 +176,8 @@ def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
     texts = load_text_encoder(route.text)
     if visual.dim != texts.dim:
         raise ModelError(
-            f"{route.visual.model} and {route.text.model} are of different CLIPs: their "
-            f"embeddings have {visual.dim} and {texts.dim} numbers"
+            f"{route.visual.model} and {route.text.model} belong to different CLIP models: their "
+            f"embeddings have {visual.dim} and {texts.dim} dimensions"
         )
 
     def check() -> None:
@@ -206,7 +206,7 @@ def proposal_finder(route: ProposalRoute, batch_size: int) -> Finder:
 def _proposals(
     config: ProposerConfig, batch_size: int
 ) -> Callable[[Sequence[np.ndarray]], Iterable[tuple[np.ndarray, np.ndarray | None]]]:
-    """Images -> for each its masks (n, H, W) bool and, where there are any, their heatmaps."""
+    """A function from images to (n, H, W) bool masks of each and, if available, their heatmaps."""
     settings = config.mask_former
     if settings is None:
         from ovref_inference.proposers import load_proposer
@@ -226,17 +226,16 @@ def _proposals(
 
 
 class Matcher:
-    """Gives each noun the proposal that CLIP finds most similar to it (VOCSeg section 3.1).
+    """Gives each noun the proposal with the highest CLIP similarity (VOCSeg section 3.1).
 
-    A proposal may be given to several nouns: nothing says that their masks must differ ("a man in a
-    suit").
+    Several nouns may share a proposal, since their masks need not differ ("a man in a suit").
     """
 
     def __init__(self, propose: Any, visual: Any, texts: Any, route: ProposalRoute) -> None:
         """`propose` gives masks and heatmaps of images; `visual` has `encode_regions` and `texts`
         `encode`, as the encoders of `ovref_inference.encoders.load`."""
         self._propose, self._visual, self._min = propose, visual, route.min_similarity
-        # A noun is encoded alone, so that its bits do not depend on the nouns that came before it.
+        # Each noun is encoded alone, so that its bits do not depend on the nouns before it.
         self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(
             lambda noun: class_embeddings(texts, [noun], route.templates)[0]
         )

@@ -1,4 +1,4 @@
-"""Phase 4: the vocabulary, and every noun's prototypes."""
+"""Phase 4: the vocabulary and the prototypes of every noun."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from ovref.reduce.by_noun import NounRows, NounTable, partition_by_noun, read_vocabulary
-from ovref.reduce.phases import Report
+from ovref.reduce.phases import Report, RunTasks, Task
 from ovref.reduce.rows import Rows
-from ovref.reduce.tasks import RunTasks, Task
 from ovref_inference.collection.format import (
     FILES,
     NOUN_SCHEMA,
@@ -35,16 +34,16 @@ NOUNS_A_TASK = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class GrownPrototypes:
-    """The vocabulary of the collection that is grown."""
+    """The existing vocabulary of a collection that is being grown."""
 
     nouns: Path
     prototypes: Path
     references: int
-    """Ids from here on are new."""
+    """Number of existing references; ids from here on are new."""
     excluded: np.ndarray
-    """Sorted ids of deleted references that its prototypes leave out."""
+    """Sorted ids of the deleted references that its prototypes already exclude."""
     same_settings: bool
-    """Whether prototypes made now would be made in the same way."""
+    """Whether its prototypes were made with the present version and settings."""
 
 
 def build_prototypes(
@@ -61,15 +60,15 @@ def build_prototypes(
 ) -> dict[str, Any]:
     """Writes nouns.parquet, sorted by noun, and prototypes.f16.npy into `out`.
 
-    A noun with `config.needed` references or more is clustered alone, a rarer one together with
-    its neighbours in text space (VOCSeg 3.1), by the functions that queries use too. Of a grown
-    collection, nouns keep their prototypes unless references of theirs or of a neighbour were
-    added or deleted. Memory: the noun of every reference and the vocabulary's text embeddings; in a
-    task one partition of `by_noun`, or one noun's visual embeddings.
+    A noun with at least `config.needed` references is clustered alone, a rarer one together with
+    its neighbours in text space (VOCSeg 3.1), by the same functions as at query time. When a
+    collection grows, a noun keeps its prototypes unless its own references or those of a neighbour
+    were added or deleted. Memory: the noun of every reference and the vocabulary's text embeddings;
+    each task holds one partition of `by_noun`, or one noun's visual embeddings.
 
     Args:
-        deleted: sorted ids of deleted references; they are counted but make no prototypes.
-        texts, templates: encode the nouns as queries encode class names.
+        deleted: sorted ids of deleted references; they are counted but not clustered.
+        texts, templates: encode the nouns in the way queries encode class names.
     """
     vocabulary = read_vocabulary(filtered / FILES["references"])
     nouns, counts = vocabulary.nouns, vocabulary.counts
@@ -136,7 +135,7 @@ def build_prototypes(
 def _embeddings(
     nouns: list[str], old: "_Old", texts: Texts, templates: tuple[str, ...]
 ) -> np.ndarray:
-    """Each noun is encoded alone, so that its bits do not depend on those that came with it."""
+    """Encodes each noun alone, so that its bits do not depend on the rest of a batch."""
     return np.stack(
         [
             old.embedding(noun)
@@ -187,7 +186,7 @@ def _touched(
 
 
 class _Old:
-    """The nouns of a grown collection; empty where none is grown."""
+    """The nouns of the collection that is being grown; empty for a new collection."""
 
     def __init__(self, grown: GrownPrototypes | None) -> None:
         self.row: dict[str, int] = {}
@@ -218,7 +217,7 @@ class _Old:
 
 
 def _cluster(folder: Path, config: PrototypeConfig, nouns: list[int], used: list[list[int]]) -> str:
-    """Prototypes of these nouns, one after another, in a file; its name."""
+    """Writes the prototypes of these nouns, concatenated, to a file; returns its name."""
     rows = NounRows(folder)
     deleted = np.load(folder / "deleted.npy", allow_pickle=False)
 
@@ -234,7 +233,7 @@ def _cluster(folder: Path, config: PrototypeConfig, nouns: list[int], used: list
 
 
 class _Made:
-    """The prototypes of the tasks' files, in order."""
+    """Reads prototypes in order from the files that the tasks wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.files: list[str] = []
@@ -255,6 +254,6 @@ def _remove_scratch(out: Path) -> None:
 
 
 def _counted(nouns: list[str], counts: np.ndarray, largest: bool, how_many: int = 20) -> list:
-    """[noun, references], for the ends of the vocabulary."""
+    """[noun, references] of the most or least frequent nouns."""
     order = np.argsort(-counts if largest else counts, kind="stable")[:how_many]
     return [[nouns[i], int(counts[i])] for i in order]

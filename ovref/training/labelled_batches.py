@@ -15,7 +15,7 @@ from PIL import Image
 from ovref.config import STRICT
 from ovref.errors import InputError
 from ovref.evaluation.datasets import training_scenes
-from ovref.evaluation.metrics import IGNORE
+from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.huggingface import open_any_set
 from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder, seen_of
 from ovref.evaluation.named_sets.opening import LabelledSet
@@ -213,12 +213,12 @@ class LabelledBatches:
         factor = rng.uniform(*config.scale)
         sides = WindowConfig(short_side=config.short_side, long_side=config.long_side)
         height, width = resized_size(image_hwc.shape[:2], sides)
-        size_hw = (max(1, round(height * factor)), max(1, round(width * factor)))
-        if size_hw != image_hwc.shape[:2]:
-            image = Image.fromarray(image_hwc).resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)
+        size_wh = (max(1, round(width * factor)), max(1, round(height * factor)))
+        if size_wh != image_hwc.shape[1::-1]:
+            image = Image.fromarray(image_hwc).resize(size_wh, Image.Resampling.BILINEAR)
             image_hwc = np.asarray(image)
             labels = Image.fromarray(labels_hw.astype(np.int32))
-            labels = labels.resize((size_hw[1], size_hw[0]), Image.Resampling.NEAREST)
+            labels = labels.resize(size_wh, Image.Resampling.NEAREST)
             labels_hw = np.asarray(labels).astype(np.int64)
         top, left = self._corner(labels_hw, rng)
         height, width = self._size_hw

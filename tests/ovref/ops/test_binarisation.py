@@ -1,5 +1,3 @@
-"""Run: pytest tests/ovref/ops/test_heatmaps.py"""
-
 import math
 
 import numpy as np
@@ -7,7 +5,7 @@ import pytest
 
 from ovref.config import parse
 from ovref.errors import ConfigError
-from ovref.ops.heatmaps import BinariseRule, binarise, contrast, flattened, resized, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, contrast, flattened, resized, stretched
 from ovref.ops.masks import iou
 from ovref.records import NO, UNSURE, YES
 
@@ -187,7 +185,7 @@ def test_unknown_methods_are_refused():
 
 
 def test_standardised_a_small_thing_takes_the_even_ground_along():
-    """The reason that ops/heatmaps.py gives for its default."""
+    """The reason given in ops/binarisation.py for its default."""
     heat = np.zeros((1, 20, 20), np.float32)
     heat[0, :3, :5] = 1  # 3.75 percent
     shares = {

@@ -23,9 +23,9 @@ from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.identity import fingerprint
-from ovref.storage.store import Store
+from ovref.storage.file_store import Store
 from ovref.training import checkpoints
-from ovref.training.data import LabelledBatch, LabelledBatches, TrainingData
+from ovref.training.labelled_batches import LabelledBatch, LabelledBatches, TrainingData
 from ovref.training.loop import Losses, train
 from ovref.training.losses import (
     class_targets,
@@ -34,8 +34,8 @@ from ovref.training.losses import (
     pseudo_labels,
     recovery_loss,
 )
+from ovref.training.process_group import place
 from ovref.training.settings import TrainingConfig
-from ovref.training.workers import place
 from ovref_inference.collection.retrieve import class_embeddings
 from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_inference.encoders.load import load_text_encoder

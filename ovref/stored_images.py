@@ -1,10 +1,10 @@
-"""Image files as builds store them.
+"""Image files as stored by builds.
 
-Decoding is that of the light half (`ovref_inference.pictures`): pixels are always those of the
-*upright* image. The ground stage stores `plain_image(file)` in its `ImageRecord`s: the file
-itself if every decoder reads the same pixels from it and it is small enough, otherwise a JPEG of
-the decoded pixels. So any program that opens the stored file, even one that ignores EXIF, alpha or
-bit depth, sees the pixels that the masks belong to.
+Decoding is that of `ovref_inference.pictures`: pixels are always those of the *upright* image.
+Stages with real images store `plain_image(file)` in `ImageRecord`s: the file itself if every
+decoder reads the same pixels from it and it is small enough, otherwise a JPEG of the decoded
+pixels. So any program that opens the stored file, even one that ignores EXIF, alpha or bit depth,
+sees the pixels that the masks belong to.
 
     try:
         file, image_hwc = plain_image(prompt.image)
@@ -25,7 +25,7 @@ from ovref_inference.pictures import decode_image as decode_image
 from ovref_inference.pictures import decoded
 
 MAX_SIDE = 2048
-"""Longest side of a stored image, in pixels. No model uses more, and masks of a larger photograph
+"""Maximum side of a stored image in pixels. No model uses more, and masks of a larger photograph
 take gigabytes of memory."""
 JPEG_QUALITY = 95
 
@@ -34,12 +34,12 @@ def plain_image(file: bytes) -> tuple[bytes, np.ndarray]:
     """The file to store for an image, and its pixels.
 
     Returns:
-        The file: `file` itself if it is an upright, opaque, still JPEG, PNG or WebP of 8-bit RGB
-        or grey and of at most MAX_SIDE, otherwise a JPEG of `decode_image(file)`, downscaled to
-        MAX_SIDE if it is larger. And `decode_image` of that file: (H, W, 3) uint8 RGB.
+        The file: `file` itself if it is an upright, opaque, still JPEG, PNG or WebP of 8-bit RGB or
+        grey and of at most MAX_SIDE, otherwise a JPEG of `decode_image(file)`, downscaled to
+        MAX_SIDE if larger. And `decode_image` of that file: (H, W, 3) uint8 RGB.
 
     Raises:
-        UnusableImageError: as `decode_image`.
+        UnusableImageError: see `decode_image`.
     """
     image_hwc, plain = decoded(file)
     longer = max(image_hwc.shape)

@@ -39,7 +39,7 @@ class BinariseRule:
     """`minmax`: the heatmap stretched to [0, 1]. `standardised_sigmoid`: sigmoid of the heatmap in
     standard deviations from its mean. `sigmoid_minmax`: sigmoid of DAAM's own values, stretched."""
     threshold: float = 0.45
-    """In (0, 1), on the values that `method` gives: YES above, NO below."""
+    """Threshold in (0, 1) for the values of `method`: YES above, NO below."""
     band: float = 0.05
     """Within this distance of the threshold a pixel is UNSURE; 0 for two-state masks."""
 
@@ -56,8 +56,8 @@ def stretched(heatmaps_nhw: np.ndarray) -> np.ndarray:
     """Each heatmap rescaled to [0, 1] by its own range: the form in which heatmaps are stored.
 
     Args:
-        heatmaps_nhw: (n, h, w) floats. One with values that are not finite becomes all NaN, a
-            constant one all 0.
+        heatmaps_nhw: (n, h, w) floats. A map with non-finite values becomes all NaN, a constant map
+            all 0.
 
     Returns:
         (n, h, w) float16.
@@ -71,7 +71,7 @@ def stretched(heatmaps_nhw: np.ndarray) -> np.ndarray:
 
 
 def flattened(heatmaps_nhw: np.ndarray, rule: BinariseRule) -> np.ndarray:
-    """DAAM's own values as the rule takes them, before they are stretched: (n, h, w) floats."""
+    """Prepares DAAM's own values for the rule, before they are stretched: (n, h, w) floats."""
     if rule.method != "sigmoid_minmax":
         return heatmaps_nhw
     return 1 / (1 + np.exp(-np.asarray(heatmaps_nhw, dtype=np.float64)))
@@ -80,12 +80,12 @@ def flattened(heatmaps_nhw: np.ndarray, rule: BinariseRule) -> np.ndarray:
 def binarise(heatmaps_nhw: np.ndarray, size_hw: tuple[int, int], rule: BinariseRule) -> np.ndarray:
     """Tri-state masks at the size of the image.
 
-    The heatmap's scale and offset are ignored, so masks can be made again, with another rule, from
-    the stored heatmaps; except with `sigmoid_minmax`, whose stored heatmaps are `flattened`.
+    The heatmap's scale and offset are ignored, so masks can be recomputed from the stored heatmaps
+    with another rule; except with `sigmoid_minmax`, whose stored heatmaps are `flattened`.
 
     Args:
         heatmaps_nhw: (n, h, w) finite floats.
-        size_hw: of the masks.
+        size_hw: height and width of the masks.
         rule: method, threshold and band.
 
     Returns:
@@ -125,9 +125,9 @@ def resized(heatmap_hw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _values(heat_hw: np.ndarray, method: str) -> np.ndarray:
-    """Values that are compared with the threshold, in [0, 1]; 0 for a constant heatmap."""
+    """The values to compare with the threshold, in [0, 1]; 0 for a constant heatmap."""
     low, high = float(heat_hw.min()), float(heat_hw.max())
-    # Resizing a constant leaves rounding errors, which are not to be stretched into a shape.
+    # Resizing a constant leaves rounding errors, which must not be stretched into a shape.
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return np.zeros_like(heat_hw)
     if method in ("minmax", "sigmoid_minmax"):

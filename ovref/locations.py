@@ -1,4 +1,4 @@
-"""One reading of the places that people name: local paths, and URLs of object stores."""
+"""Canonical forms of user-given locations: local paths, and URLs of object stores."""
 
 import dataclasses
 import os
@@ -11,17 +11,16 @@ from ovref_inference.places import LOCAL_PROTOCOLS
 
 
 def absolute(place: str, name: str = "place") -> str:
-    """The place in the form that means the same from every folder, without a slash at its end.
+    """The location in a form that is the same from every folder, without a trailing slash.
 
-    A local path becomes absolute, with `~` expanded, and `file://` is left out; a URL stays as it
-    is.
+    Local paths become absolute, with `~` expanded and without `file://`; URLs stay unchanged.
 
     Args:
-        name: of the setting or argument, for the message.
+        name: name of the setting or argument, for the message.
 
     Raises:
-        ConfigError: the text is empty, holds `::` (fsspec would take it for several places), or is
-            a URL of an unknown protocol.
+        ConfigError: the text is empty, contains `::` (which chains locations in fsspec), or is a
+            URL with an unknown protocol.
     """
     if not place.strip():
         raise ConfigError(f"{name} must name a folder or URL, found an empty string")
@@ -39,10 +38,10 @@ def absolute(place: str, name: str = "place") -> str:
 
 
 def absolute_local(place: str, name: str = "place") -> str:
-    """Like `absolute`, for what can only be a file or folder of this machine.
+    """Like `absolute`, for what must be a file or folder on this machine.
 
     Raises:
-        ConfigError: as of `absolute`, or the place is a URL.
+        ConfigError: see `absolute`; or the location is a URL.
     """
     found = absolute(place, name)
     if "://" in found:
@@ -51,13 +50,13 @@ def absolute_local(place: str, name: str = "place") -> str:
 
 
 def is_relative(place: str) -> bool:
-    """Whether a place means something else in another folder (or to another person)."""
+    """Whether a location depends on the current folder."""
     return "://" not in place and not os.path.isabs(place)
 
 
 def with_absolute_models(spec: Any, folder: str | None = None) -> Any:
-    """A stage's spec whose models that are relative paths are made absolute, as seen from `folder`
-    (the current one if None). Ids and paths of nothing stay as they are."""
+    """A copy of a stage's spec in which relative paths of models, as seen from `folder` (the
+    current one if None), are absolute. Ids, and paths that do not exist, stay unchanged."""
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ovref.evaluation import pictures
-from ovref.evaluation.pictures import (
+from ovref.evaluation import picture_grids
+from ovref.evaluation.picture_grids import (
     MAX_BYTES,
     class_palette,
     generation_grid,
@@ -64,7 +64,7 @@ def test_prediction_grid_shows_truth_and_predictions_in_the_same_colours(tmp_pat
 
 def test_the_legend_names_pixels_without_a_class(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "save_png", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(picture_grids, "save_png", lambda figure, path: drawn.append(figure))
     image = np.full((4, 4, 3), 128, np.uint8)
     for label in (np.zeros((4, 4), int), np.array([[0, 0, 255, 255]] * 4)):
         prediction_grid([image], {"FOSSIL": [label]}, ("grass",), tmp_path / "x.png")
@@ -74,7 +74,7 @@ def test_the_legend_names_pixels_without_a_class(tmp_path, monkeypatch):
 
 def test_pixels_without_a_true_class_are_not_judged(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "save_png", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(picture_grids, "save_png", lambda figure, path: drawn.append(figure))
     image = np.full((2, 4, 3), 128, np.uint8)
     columns = {
         "truth": [np.array([[0, 0, 255, 255]] * 2), np.full((2, 4), 255)],
@@ -96,7 +96,7 @@ def test_grids_refuse_nothing_and_columns_of_another_length(tmp_path):
 
 
 def test_a_picture_over_the_limit_loses_colours_and_then_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(picture_grids, "MAX_BYTES", 20_000)
     figure = Figure(figsize=(3, 3))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(np.random.default_rng(0).random((200, 200, 3)))

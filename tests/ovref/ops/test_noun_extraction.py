@@ -8,7 +8,7 @@ from spacy.tokens import Doc
 
 from ovref.corpora import CorpusSpec, read_captions
 from ovref.ops.given_names import given_names
-from ovref.ops.nouns import nouns_of, tagger_text
+from ovref.ops.noun_extraction import nouns_of, tagger_text
 from ovref.ops.singular import singular
 from ovref.ops.word_lists import COLOURS, COMPOUNDS, INVARIANT, IRREGULAR, STOP_NOUNS
 from ovref.records import Caption

@@ -1,0 +1,140 @@
+"""A faiss index on an object store: a query reads the inverted lists that it probes."""
+
+import tempfile
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovref_inference.collection.remote import RemoteFile
+from ovref_inference.errors import CollectionError
+
+_LIST_BYTES = 64 << 20
+"""Inverted lists in memory at a time."""
+_ID_BYTES = 8
+
+
+class RemoteIndex:
+    """An `IVF…,SQfp16` index, searched as faiss searches it, with the same results.
+
+    Its centroids are read at the first search. Safe to search from several threads, one of which
+    searches at a time.
+    """
+
+    def __init__(self, file: RemoteFile, rows: int, dim: int) -> None:
+        self.file, self.ntotal, self.d = file, rows, dim
+        self._lock = threading.Lock()
+
+    @property
+    def nlist(self) -> int:
+        """Inverted lists."""
+        return int(self._header[0].nlist)
+
+    def search(self, queries: np.ndarray, k: int, *, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        """As `faiss.IndexIVF.search`.
+
+        Args:
+            queries: (m, d) float32.
+            k: neighbours, at least 1.
+            params: faiss' SearchParametersIVF; its `nprobe` lists of each query are read.
+
+        Raises:
+            CollectionError: the file cannot be read, or is no such index.
+        """
+        with self._lock:
+            index, starts, sizes = self._header
+            _, lists_mp = index.quantizer.search(queries, params.nprobe)
+            parts = []
+            for first, last in self._groups(lists_mp, sizes):
+                self._load(lists_mp[first:last], index, starts, sizes)
+                parts.append(index.search(queries[first:last], k, params=params))
+            self._empty(index)
+        scores, ids = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(ids)
+
+    @cached_property
+    def _header(self) -> tuple[Any, np.ndarray, np.ndarray]:
+        """The index with empty lists; where each list begins in the file, and its entries."""
+        import faiss
+
+        entry = self._entry_bytes
+        begin = self.file.size - self.ntotal * entry
+        with tempfile.TemporaryDirectory() as scratch:
+            # faiss reads the centroids, and from the sizes of the lists where each one would be;
+            # the lists themselves are a hole in this file.
+            path = Path(scratch, "header.faiss")
+            with open(path, "wb") as file:
+                if begin > 0:
+                    file.write(self.file.read([0], [begin]).tobytes())
+                file.truncate(self.file.size)
+            try:
+                index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+            except RuntimeError as error:
+                raise CollectionError(f"cannot read the index {self.file}: {error}") from error
+            if not hasattr(index, "nlist") or (index.ntotal, index.d) != (self.ntotal, self.d):
+                raise CollectionError(
+                    f"the index {self.file} holds {index.ntotal} vectors of width {index.d}, the "
+                    f"collection {self.ntotal} of width {self.d}: publish it again"
+                )
+            lists = index.invlists
+            sizes = np.array([lists.list_size(number) for number in range(index.nlist)])
+            if lists.code_size != entry - _ID_BYTES or sizes.sum() != self.ntotal:
+                raise CollectionError(
+                    f"the index {self.file} does not hold float16 vectors list by list; open the "
+                    "collection with copy=True"
+                )
+            self._empty(index)
+        starts = begin + (np.cumsum(sizes) - sizes) * entry
+        return index, starts, sizes
+
+    @property
+    def _entry_bytes(self) -> int:
+        return 2 * self.d + _ID_BYTES
+
+    def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
+        """Consecutive queries whose lists fit into memory together; one query always does."""
+        groups: list[tuple[int, int]] = []
+        first, seen, bytes_read = 0, set[int](), 0
+        for number, row in enumerate(lists_mp.tolist()):
+            fresh = set(row) - seen - {-1}
+            more = int(sizes[list(fresh)].sum()) * self._entry_bytes if fresh else 0
+            if number > first and bytes_read + more > _LIST_BYTES:
+                groups.append((first, number))
+                first, seen = number, set()
+                bytes_read, fresh = 0, set(row) - {-1}
+                more = int(sizes[list(fresh)].sum()) * self._entry_bytes if fresh else 0
+            seen |= fresh
+            bytes_read += more
+        return [*groups, (first, len(lists_mp))]
+
+    def _load(
+        self, lists_mp: np.ndarray, index: Any, starts: np.ndarray, sizes: np.ndarray
+    ) -> None:
+        """Fills these lists of the index, and no others."""
+        import faiss
+
+        lists = self._empty(index)
+        wanted = np.unique(lists_mp[lists_mp >= 0])
+        lengths = sizes[wanted] * self._entry_bytes
+        content = self.file.read(starts[wanted], lengths)
+        at = 0
+        for number, length in zip(wanted.tolist(), lengths.tolist(), strict=True):
+            part = content[at : at + length]
+            at += length
+            split = len(part) // self._entry_bytes * 2 * self.d
+            codes, ids = part[:split].copy(), part[split:].copy()
+            lists.add_entries(
+                number, len(ids) // _ID_BYTES,
+                faiss.swig_ptr(ids.view(np.int64)), faiss.swig_ptr(codes),
+            )  # fmt: skip
+
+    def _empty(self, index: Any) -> Any:
+        """New lists of the index, without entries."""
+        import faiss
+
+        lists: Any = faiss.ArrayInvertedLists(index.nlist, self._entry_bytes - _ID_BYTES)
+        index.replace_invlists(lists, True)
+        lists.this.disown()  # they are the index's now
+        return lists

@@ -1,0 +1,215 @@
+"""What opening a large collection on an S3 server costs where nothing is copied.
+
+    npm install s3rver          (in any folder; its node_modules/.bin/s3rver is --server)
+    python tests/benchmarks/open_in_place.py --server .../s3rver [--references 1000000]
+
+Makes a collection of the sizes of a real one as open_million.py does (matrices and inverted lists
+are holes), serves it by s3rver, an S3 server that serves ranges from disk, behind a proxy that
+holds each request back for --delay milliseconds, and asks it in a process of its own: opening,
+prototypes of 171 classes from an empty cache and from a full one, and the nearest references of
+eight regions. Writes results/open_in_place_<references>x<width>.json.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+import numpy as np
+
+from open_million import make
+
+HERE = Path(__file__).parent
+CLASSES, REPEATS = 171, 5
+OPTIONS = {"key": "S3RVER", "secret": "S3RVER"}
+
+
+class DelayingProxy:
+    """Passes connections on, holding back what the client sends; counts the server's bytes."""
+
+    def __init__(self, port: int, delay_s: float) -> None:
+        self.target, self.delay_s, self.sent, self.requests = port, delay_s, 0, 0
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+        self._ready.wait()
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+            self.port = server.sockets[0].getsockname()[1]
+            self._ready.set()
+
+        self._loop.run_until_complete(serve())
+        self._loop.run_forever()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
+
+            async def requests() -> None:
+                while data := await reader.read(1 << 16):
+                    self.requests += data.startswith((b"GET", b"HEAD"))
+                    await asyncio.sleep(self.delay_s)
+                    up_writer.write(data)
+                up_writer.close()
+
+            async def answers() -> None:
+                while data := await up_reader.read(1 << 18):
+                    self.sent += len(data)
+                    writer.write(data)
+                    await writer.drain()
+                writer.close()
+
+            await asyncio.gather(requests(), answers())
+
+
+@contextlib.contextmanager
+def served(server: str, root: Path, port: int) -> Iterator[None]:
+    """s3rver over `root`, in which each object is a file `<key>._S3rver_object`."""
+    process = subprocess.Popen(
+        [
+            server,
+            "--directory",
+            str(root),
+            "--address",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--no-vhost-buckets",
+            "--configure-bucket",
+            "bucket",
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        time.sleep(3)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def as_objects(folder: Path, root: Path) -> None:
+    """Moves the files of `folder` to where s3rver looks for s3://bucket/large/."""
+    target = root / "bucket" / "large"
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        path.rename(target / f"{path.name}._S3rver_object")
+        metadata = {"content-type": "binary/octet-stream"}
+        (target / f"{path.name}._S3rver_metadata.json").write_text(json.dumps(metadata))
+        (target / f"{path.name}._S3rver_object.md5").write_text("0" * 32)
+
+
+def ask(endpoint: str, cache: str) -> dict[str, Any]:
+    """Seconds, and the megabytes of this process beside its imports."""
+    import faiss  # noqa: F401 - loaded before the clock starts
+    import s3fs  # noqa: F401
+
+    from ovref_inference import ReferenceCollection
+
+    found: dict[str, Any] = {"imports_mb": _resident_mb()}
+    options = OPTIONS | {"endpoint_url": endpoint}
+
+    def opened() -> ReferenceCollection:
+        return ReferenceCollection.open("s3://bucket/large", cache=cache, storage_options=options)
+
+    with timed(found, "open_cold_s"):
+        collection = opened()
+    found["resident_open_mb"] = _resident_mb()
+    rng = np.random.default_rng(0)
+    names = [collection.nouns[i] for i in rng.permutation(len(collection.nouns))[:CLASSES]]
+    with timed(found, f"prototypes_of_{CLASSES}_cold_s"):
+        collection.prototypes(names)
+    for _ in range(REPEATS):
+        with timed(found, f"prototypes_of_{CLASSES}_warm_s"):
+            collection.prototypes(names)
+    found["resident_prototypes_mb"] = _resident_mb()
+    with timed(found, "open_warm_s"):
+        opened().close()
+    queries = rng.standard_normal((8, collection.manifest.visual.dim)).astype(np.float32)
+    for k in (10, 150):
+        with timed(found, f"search_8_k{k}_cold_s"):
+            collection.search_regions(queries, k)
+        with timed(found, f"search_8_k{k}_warm_s"):
+            collection.search_regions(queries, k)
+    found["resident_search_mb"] = _resident_mb()
+    return found
+
+
+@contextlib.contextmanager
+def timed(found: dict[str, Any], name: str) -> Iterator[None]:
+    """Keeps the least wall time of a name."""
+    began = time.perf_counter()
+    yield
+    found[name] = min(found.get(name, np.inf), time.perf_counter() - began)
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--server", required=True, help="s3rver's program")
+    parser.add_argument("--references", type=int, default=1_000_000)
+    parser.add_argument("--nouns", type=int, default=50_000)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--delay", type=float, default=30.0, help="milliseconds a request")
+    parser.add_argument("--scratch", type=Path, help="folder for the files of holes")
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(ask(*arguments.only)))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        folder, root = Path(scratch, "collection"), Path(scratch, "s3")
+        folder.mkdir()
+        make(folder, arguments.references, arguments.nouns, arguments.width)
+        manifest = json.loads((folder / "collection.json").read_text())
+        as_objects(folder, root)
+        with served(arguments.server, root, 4571):
+            proxy = DelayingProxy(4571, arguments.delay / 1000)
+            asked = subprocess.run(
+                [sys.executable, __file__, "--server", "", "--only",
+                 f"http://127.0.0.1:{proxy.port}", str(Path(scratch, "cache"))],
+                check=True, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+    report = {
+        "date": date.today().isoformat(), "commit": _commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "references": arguments.references, "nouns": arguments.nouns, "width": arguments.width,
+        "delay_ms": arguments.delay,
+        "gigabytes": sum(info["bytes"] for info in manifest["files"].values()) / 1e9,
+        **json.loads(asked.stdout),
+        "megabytes_sent": proxy.sent / 1e6, "requests": proxy.requests,
+    }  # fmt: skip
+    report = {
+        key: round(value, 4) if isinstance(value, float) else value for key, value in report.items()
+    }
+    path = HERE / "results" / f"open_in_place_{arguments.references}x{arguments.width}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(path.read_text())
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
