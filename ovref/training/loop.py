@@ -7,7 +7,8 @@ its arguments; `losses_of(model, batch)` gives the losses of each image. The los
 sum of the means over all its images. So a step is the same however its images are spread over
 workers and accumulated parts, and what was killed goes on to the same weights.
 
-Workers are processes of one `torch.distributed` group (`process_group.joined`): each calls `train`.
+Workers are processes of one `torch.distributed` group (`process_group.joined`), each of which calls
+`train`.
 """
 
 import math

@@ -102,7 +102,8 @@ def test_masks_and_names_of_unseen_classes_change_nothing(tmp_path, monkeypatch,
 
     asked = []
     real = train_clip_rc.class_embeddings
-    monkeypatch.setattr(train_clip_rc, "class_embeddings", lambda *a: asked.append(a[1]) or real(*a))
+    spy = lambda *given: asked.append(given[1]) or real(*given)  # noqa: E731
+    monkeypatch.setattr(train_clip_rc, "class_embeddings", spy)
     found = []
     for name, change in (("true", np.asarray), ("swapped", lambda m: swapped(m).astype(np.uint8))):
         data = folder_of(tmp_path / name, 24, change)
