@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -150,6 +151,21 @@ def full_size_clip(tmp_path_factory):
     return folder
 
 
+def difference(one, two):
+    """Length of the difference of two heads' weights, as a share of the length of the first.
+
+    Biases of an attention's keys are left out: they change nothing, so that their gradients are
+    nothing but rounding errors, which Adam scales up.
+    """
+    heads = [read_head(str(place))[1] for place in (one, two)]
+    for head in heads:
+        for name in head:
+            if name.endswith("in_proj_bias"):
+                head[name].view(3, -1)[1] = 0.0
+    first, second = (torch.cat([head[name].flatten() for name in heads[0]]) for head in heads)
+    return float((first - second).norm() / first.norm())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_a_real_step_at_full_size(path, full_size_clip, tmp_path):
@@ -180,9 +196,8 @@ def test_launched_workers_train_what_one_does(small, trained_head, tmp_path):
     said = [process.communicate(timeout=280)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert "step 4 of 4" in said[0] and "step 4 of 4" not in said[1]
-    one, two = (read_head(str(tmp_path / name))[1] for name in ("one", "two"))
-    for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-5)
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
+    assert difference(tmp_path / "one", trained_head) > 1e-2
 
 
 @pytest.mark.slow
@@ -199,9 +214,8 @@ def test_workers_of_ray_train_what_one_process_does(local_ray, trained_head, tmp
         else:
             training_group.run(spec, engine, lines.append)
     assert any("step 4 of 4" in line for line in lines)
-    one, two = (read_head(str(tmp_path / name))[1] for name in ("one", "two"))
-    for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-5)
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
+    assert difference(tmp_path / "one", trained_head) > 1e-2
     wrong = replace(SPEC, output=str(tmp_path / "one"))  # with dropout
     with pytest.raises(MismatchError, match=r"network.dropout was 0.0 and is now 0.1"):
         training_group.run(wrong, engine, lines.append)
