@@ -108,6 +108,10 @@ def models_of(spec: Any) -> Iterator[tuple[str, str, str]]:
         elif dataclasses.is_dataclass(value):
             for path, model, revision in models_of(value):
                 yield f"{field.name}.{path}", model, revision
+        elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+            for number, item in enumerate(value):
+                for path, model, revision in models_of(item):
+                    yield f"{field.name}.{number}.{path}", model, revision
 
 
 def weights_fingerprint(model: str, revision: str = "") -> str:

@@ -28,7 +28,7 @@ class ClassList:
         """The first name of each class."""
         return tuple(names[0] for names in self.classes)
 
-    def asked(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    def query_names(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """All distinct names, and the class of each; a shared name belongs to the first class."""
         owners: dict[str, int] = {}
         for number, names in enumerate(self.classes):
@@ -40,6 +40,11 @@ class ClassList:
     def fingerprint(self) -> str:
         """Hash of all names in order: 16 hexadecimal digits."""
         return fingerprint([list(names) for names in self.classes])[:16]
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names of a class in a line of text, separated by SYNONYMS."""
+    return tuple(name.strip() for name in text.split(SYNONYMS) if name.strip())
 
 
 def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
@@ -58,11 +63,7 @@ def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
             lines = file.read().splitlines()
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"cannot read the class list {path}: {error}") from error
-    classes = [
-        tuple(name.strip() for name in line.split(SYNONYMS) if name.strip())
-        for line in lines
-        if line.strip(f"{SYNONYMS} \t")
-    ]
+    classes = [names_of(line) for line in lines if line.strip(f"{SYNONYMS} \t")]
     if not classes:
         raise InputError(f"{path} has no class; give one per line")
     if count is not None and len(classes) != count:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovref.class_files import SYNONYMS
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.corpora.class_labels import SYNONYMS, names_of_label, text_of_labels
+from ovref.corpora.class_labels import names_of_label, text_of_labels
 from ovref.corpora.corpus_identity import identify_files, identify_labels
 from ovref.corpora.listing import shown
-from ovref.corpora.readers import draws_of, up_to
+from ovref.corpora.readers import draws_of, limited
 from ovref.corpora.spec import corpus_files, corpus_id
 from ovref.errors import InputError
 from ovref.identity import fingerprint
@@ -42,7 +43,7 @@ def read_corpus(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption |
         return
     corpus = corpus_id(spec)
     records = (_captions(spec, corpus, data, example, images) for example in data)
-    yield from up_to(spec.limit, records)
+    yield from limited(spec.limit, records)
 
 
 def identify_corpus(spec: CorpusSpec) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-class Meter:
+class ProgressMeter:
     """Reports the number of items done, the rate, and the remaining time."""
 
     def __init__(
@@ -26,9 +26,9 @@ class Meter:
 
     def count(self, verb: str = "") -> None:
         """Counts one more item."""
-        self.tell(self._done + 1, verb)
+        self.update(self._done + 1, verb)
 
-    def tell(self, done: int, verb: str = "") -> None:
+    def update(self, done: int, verb: str = "") -> None:
         """Sets the number done; `verb` says what was done with them: `scored`."""
         self._done, now = done, time.monotonic()
         if now - self._said < self._every_seconds:

@@ -132,6 +132,8 @@ class Reference:
     """(d_visual,) float16, L2-normalised."""
     textual: np.ndarray
     """(d_textual,) float16, L2-normalised."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What else was measured of the region, by name, for filters; NaN where it could not be."""
 
     def __post_init__(self) -> None:
         for name in ("visual", "textual"):

@@ -24,6 +24,7 @@ from ovref.errors import InputError
 from ovref.run_shard import run_shard
 from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
+from ovref_inference.ranges import require_at_least
 
 COUNTED = 1 << 16
 """Number of prompts per noun beyond which further ones have no value for the order of shards."""
@@ -49,8 +50,8 @@ class SelectPrompts:
     def __post_init__(self) -> None:
         if self.max_per_noun is None and self.order == "corpus":
             raise ValueError("either max_per_noun or order must be given, or nothing is selected")
-        if self.max_per_noun is not None and self.max_per_noun < 1:
-            raise ValueError(f"max_per_noun must be at least 1, found {self.max_per_noun}")
+        if self.max_per_noun is not None:
+            require_at_least("max_per_noun", self.max_per_noun, 1)
 
 
 def select_prompts(

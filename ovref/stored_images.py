@@ -49,11 +49,17 @@ def plain_image(file: bytes) -> tuple[bytes, np.ndarray]:
     if longer > MAX_SIDE:
         smaller = [max(1, round(side * MAX_SIDE / longer)) for side in image.size]
         image = image.resize(smaller, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    # Colour at full resolution: half of it would blur the edges of small regions.
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    kept = buffer.getvalue()
+    kept = jpeg_of(image, JPEG_QUALITY)
     return kept, decode_image(kept)
+
+
+def jpeg_of(pixels: np.ndarray | Image.Image, quality: int) -> bytes:
+    """A JPEG file of (H, W, 3) uint8 RGB, or of a Pillow image."""
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    # Without chroma subsampling, which would blur the edges of small regions.
+    image.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
 
 
 def png_of(pixels: np.ndarray | Image.Image) -> bytes:

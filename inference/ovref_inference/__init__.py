@@ -5,7 +5,7 @@
     image_hwc = ovref_inference.read_image("photo.jpg")
     labels_hw = segmenter.segment([image_hwc], ["red panda", "grass"])[0].labels_hw
 
-Everything is imported when it is first used. Collections need numpy, pyarrow, fsspec and faiss;
+Each name is imported when it is first used. Collections need numpy, pyarrow, fsspec and faiss;
 segmenters, encoders and proposers need torch and its companions (`pip install 'ovref[segment]'`).
 """
 

@@ -1,10 +1,10 @@
 """The errors that ovref raises on purpose, chosen by what the caller can do about them.
 
     OvrefError
-    |-- CollectionError   a collection is missing, cut off, foreign or of another format version
+    |-- CollectionError   a collection is missing, truncated, foreign or of another format version
     |-- ModelError        a model cannot be loaded or used: fix its id, revision, path or files
-    |-- MissingPackageError   an extra of ovref is not installed: the message has the pip line
-    `-- ...               those of building: `ovref.errors`
+    |-- MissingPackageError   an extra of ovref is not installed: the message has the pip command
+    `-- ...               the errors of building: `ovref.errors`
 
 A single bad query is a ValueError.
 """
@@ -15,7 +15,7 @@ class OvrefError(Exception):
 
 
 class CollectionError(OvrefError):
-    """A reference collection is missing, cut off, foreign or of another format version."""
+    """A reference collection is missing, truncated, foreign or of another format version."""
 
 
 class ModelError(OvrefError):

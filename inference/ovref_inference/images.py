@@ -1,4 +1,4 @@
-"""What an image must be, checked before models see it. No torch is needed here."""
+"""Checks of images before models see them. No torch is needed here."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def check_image(image_hwc: np.ndarray) -> None:
 
 
 def check_images(images: Sequence[np.ndarray]) -> None:
-    """`check_image` of each; one image alone is a sequence too, of its rows, and refused."""
+    """Runs `check_image` on each. A single image, which is a sequence of rows, is refused."""
     shape = getattr(images, "shape", ())
     if len(shape) == 3:
         raise ValueError(

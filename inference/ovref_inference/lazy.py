@@ -1,5 +1,5 @@
-"""Lets a package export names of modules that are slow to import, without importing them; and says
-what to install where a package that they need is missing."""
+"""Lazy exports: a package names what slow modules define without importing them, and a missing
+optional package gives an error that says what to install."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -20,11 +20,11 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
 }  # fmt: skip
-"""Packages that are imported when they are first needed, by the extra of ovref that brings them."""
+"""Top-level modules that are imported on first use, by the extra of ovref that installs them."""
 
 
 def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose exports are imported when they are first asked for.
+    """The `__getattr__` of a package whose exports are imported on first access.
 
     It raises MissingPackageError where a package of one of ovref's extras is not installed.
 
@@ -46,8 +46,8 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], An
 
 
 def missing_package(error: ModuleNotFoundError, user: str) -> ImportError:
-    """The error to raise instead: one sentence with the pip line if an extra has the package, or
-    else the error itself.
+    """The error to raise instead: one sentence with the pip command if an extra installs the
+    package, otherwise the error itself.
 
     Args:
         user: what needs the package.

@@ -1,4 +1,4 @@
-"""Model ids: `miniature:<name>` is in the package ovref_miniature, others pass unchanged."""
+"""Model ids: `miniature:<name>` is in the package ovref_miniature, all others pass unchanged."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from ovref_inference.errors import ModelError
 
 MINIATURE = "miniature:"
 LONGEST_REASON = 400
-"""Characters of a library's message that are quoted; some list everything that they know."""
+"""Maximum length of a quoted library message; some list every name that the library knows."""
 
 
 @contextmanager
@@ -18,11 +18,11 @@ def model_errors(attempt: str, advice: str = "") -> Iterator[None]:
     """Turns what model libraries raise for missing, broken or unfit files into a ModelError.
 
     Args:
-        attempt: what the block does, for the message: "load the visual encoder x".
+        attempt: what the block does, as in "load the visual encoder x".
         advice: the end of the message: what to do.
 
     Raises:
-        ModelError: the block raised one of the libraries' errors, which is its cause.
+        ModelError: the block raised a library error, which becomes its cause.
         torch.OutOfMemoryError: as raised; no other model would help.
     """
     import torch
@@ -49,7 +49,7 @@ def resolve(model_id: str) -> str:
     """The folder of `miniature:<name>`; any other id (a hub id, a local path) as it is.
 
     Raises:
-        ModelError: the miniature's models are not installed, or there is none of that name.
+        ModelError: the miniature's models are not installed, or none has that name.
     """
     if not model_id.startswith(MINIATURE):
         return model_id
@@ -65,7 +65,7 @@ def resolve(model_id: str) -> str:
 
 
 def miniature_folder(wanted: str) -> Path:
-    """Where the package `ovref_miniature` lies; it is found but not imported.
+    """The folder of the package `ovref_miniature`, found without importing it.
 
     Args:
         wanted: the model's id, for the message.
@@ -84,7 +84,8 @@ def miniature_folder(wanted: str) -> Path:
 
 
 def pretrained(model_id: str, revision: str) -> tuple[str, dict[str, Any]]:
-    """First argument and options for `from_pretrained` of transformers; folders stay offline.
+    """First argument and options for transformers' `from_pretrained`; a local folder needs no
+    network.
 
     Args:
         model_id: as in `resolve`, which raises for it.

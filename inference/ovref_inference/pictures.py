@@ -1,4 +1,4 @@
-"""Image files to pixels: decoded here, and only here, by builds, evaluations and segmenters alike.
+"""Decodes image files. Builds, evaluations and segmenters all decode here, and only here.
 
 Pixels are always those of the *upright* image, with EXIF orientation applied, and every mask and
 box refers to them. Colour profiles are not applied: pixels are read as sRGB, as in the models'
@@ -22,7 +22,7 @@ MAX_PIXELS = 1 << 26
 MAX_ASPECT = 20.0
 """Maximum aspect ratio; beyond it (rulers, banners) nothing is recognisable after resizing."""
 BACKGROUND_RGB = (255, 255, 255)
-"""Colour of transparent pixels: white, the page that images with alpha are made for."""
+"""Colour behind transparent pixels: white, for which most images with alpha are made."""
 
 REASONS = (
     "empty_image",
@@ -89,21 +89,21 @@ def decode_image(file: bytes) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """`decode_image` of a file of this machine.
+    """`decode_image` for a local file.
 
     Raises:
         OSError: it cannot be read.
-        UnusableImageError: it is no image, or a damaged one.
+        UnusableImageError: it is not an image, or it is damaged.
     """
     return decode_image(Path(path).read_bytes())
 
 
 def decoded(file: bytes) -> tuple[np.ndarray, bool]:
-    """The pixels, and whether every decoder reads the same ones from the file."""
+    """The pixels, and whether every decoder would read the same ones."""
     if not file:
         raise UnusableImageError("empty_image", "the file has no bytes")
     with warnings.catch_warnings():
-        # Pillow warns of damaged metadata, which does not matter here, and of bombs.
+        # Pillow warns about damaged metadata, which does not matter here, and decompression bombs.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

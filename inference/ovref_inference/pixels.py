@@ -1,4 +1,4 @@
-"""Images as a model takes them, the device it runs on, and batches that fit into its memory."""
+"""Preprocessing of images, the device of a model, and batches that fit into its memory."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
-"""PIL's numbers for the interpolations that models are resized with."""
+"""PIL's numbers for the supported interpolations."""
 
 FLAGS = {
     "do_resize", "do_center_crop", "do_pad", "do_rescale", "do_normalize", "do_convert_rgb",
@@ -27,7 +27,7 @@ labels."""
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of that name; None takes a GPU where there is one.
+    """The device of that name; None selects a GPU if there is one.
 
     Raises:
         ModelError: torch knows no such device, or this machine has none.
@@ -47,7 +47,7 @@ def device_of(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images -> normalised pixels, as the model was trained on."""
+    """Preprocessing: images to the normalised pixels that a model expects."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -63,7 +63,7 @@ class Pixels:
         """Preprocessing of an open_clip model; its `resize_mode` is replaced by plain resizing.
 
         Raises:
-            ModelError: it asks for another interpolation or colour mode.
+            ModelError: it needs another interpolation or colour mode.
         """
         settings = model.visual.preprocess_cfg
         mean, std, mode = settings["mean"], settings["std"], settings["interpolation"]
@@ -78,7 +78,7 @@ class Pixels:
     def of_transformers(
         settings: Mapping[str, Any], device: torch.device, dtype: torch.dtype
     ) -> "Pixels":
-        """Preprocessing of an image processor of transformers, from its fields (`to_dict`).
+        """Preprocessing of a transformers image processor, from its fields (`to_dict`).
 
         Rescaling, normalisation and resampling are honoured. Sizes, crops and padding are replaced
         by resizing to the size that is configured.
@@ -123,10 +123,11 @@ class Pixels:
 
 
 class BatchSize:
-    """Most items per forward pass; halved permanently when the device runs out of memory.
+    """Maximum number of items per forward pass; halved permanently if the device runs out of
+    memory.
 
-    Kernels round differently at another batch size: results after that differ in the last bits from
-    those of another machine. Where bytes matter, configure the smaller size.
+    Kernels round differently at another batch size: results then differ in the last bits from those
+    of another machine. Where bytes matter, configure the smaller size.
     """
 
     def __init__(self, items: int) -> None:
@@ -136,7 +137,7 @@ class BatchSize:
 def batched(
     items: Sequence[Any], batch_size: int | BatchSize, run: Callable[[Sequence[Any]], Any]
 ) -> list[Any]:
-    """`run` over all items in batches; out of GPU memory, the batch is halved from there on.
+    """Applies `run` to all items in batches, halving the batch size if GPU memory runs out.
 
     Args:
         batch_size: a `BatchSize` keeps the halved size for later calls.

@@ -1,7 +1,6 @@
-"""Places that fsspec opens: local folders and object stores, and what to do when they fail.
+"""Opens places with fsspec (local folders, object stores) and words their errors.
 
-Whoever opens a place puts its own error around these words: a collection, a build's store, a
-corpus.
+The callers (a collection, a build's store, a corpus) wrap these messages in their own error types.
 """
 
 import errno
@@ -24,13 +23,14 @@ def open_place(place: str, **options: Any) -> tuple[Any, str]:
     """fsspec's file system of a path or URL, and the path on it.
 
     Raises:
-        MissingPackageError: the package of the protocol is not installed; says how to get it.
+        MissingPackageError: the package for the protocol is not installed; the message says how to
+            get it.
         ValueError: the protocol is unknown, or an option is wrong.
     """
     try:
         return fsspec.core.url_to_fs(place, **options)
     except ImportError as error:
-        # fsspec hides which package is missing behind a sentence of its own.
+        # fsspec's own message does not name the missing package.
         cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
         if not isinstance(cause, ModuleNotFoundError):
             raise MissingPackageError(f"{place} cannot be opened: {error}") from error
@@ -44,15 +44,15 @@ def open_place(place: str, **options: Any) -> tuple[Any, str]:
 
 
 def is_local(fs: Any) -> bool:
-    """Whether the files of a file system lie on this machine's disks, or are mounted there."""
+    """Whether a file system is on local or mounted disks."""
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     return any(protocol in LOCAL_PROTOCOLS for protocol in protocols)
 
 
 def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What reading and writing may raise, and `more`.
+    """The exceptions that reading and writing may raise, and `more`.
 
-    The errors of botocore and of HTTP clients are no OSErrors, and count once those are loaded.
+    Errors of botocore and of HTTP clients are not OSErrors; they are added if those are loaded.
     """
     found: list[type[Exception]] = [OSError, *more]
     for module, names in (
@@ -73,7 +73,7 @@ def service_code(error: BaseException) -> str:
 
 
 def lasting_remedy(error: Exception) -> str:
-    """What to do about an error that trying again does not mend; empty where it may."""
+    """What to do about an error that a retry cannot fix; empty if a retry may help."""
     if service_code(error) == "NoSuchBucket":
         return "there is no such bucket: create it or correct the URL"
     if type(error).__name__ in NO_CREDENTIALS:
@@ -92,7 +92,7 @@ def lasting_remedy(error: Exception) -> str:
 
 
 def describe(error: Exception) -> str:
-    """What an error of a store says, with what to do about it where that is known."""
+    """The message of a store's error, with a remedy if one is known."""
     remedy = lasting_remedy(error)
     if not remedy and (isinstance(error, ConnectionError) or not isinstance(error, OSError)):
         remedy = "check the network, the address and the credentials"

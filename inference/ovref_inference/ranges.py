@@ -1,10 +1,12 @@
-"""Checks of settings and arguments: one wording for every value that is out of range."""
+"""Range checks of settings and arguments, with one wording for all."""
 
 from typing import Any
 
 STRICT = {"extra": "forbid", "strict": True}
 """Marks a dataclass of settings: unknown keys and values of another type are refused when it is
 read from a file (`ovref.config`)."""
+ADDED_LATER = {"fingerprint": "unless default"}
+"""Metadata of a field that fingerprints leave out at its default (`ovref.identity`)."""
 
 
 def require_at_least(name: str, value: Any, low: float) -> None:
@@ -24,7 +26,7 @@ def require_within(name: str, value: Any, low: float, high: float, ends: str = "
 
     Args:
         name: of the setting or argument, for the message.
-        ends: which ends belong to the interval, as in `[]`, `(]`, `[)` or `()`.
+        ends: which ends are included, as in `[]`, `(]`, `[)` or `()`.
     """
     above = value is not None and (value > low if ends[0] == "(" else value >= low)
     below = value is not None and (value < high if ends[1] == ")" else value <= high)

@@ -18,7 +18,7 @@ class Vectors(Protocol):
 
 
 def as_float32(vectors: Any) -> np.ndarray:
-    """An array or a tensor as a float32 array; a tensor may be of any dtype, lie on any device and
+    """An array or tensor as a float32 array; a tensor may have any dtype, be on any device and
     require gradients."""
     if hasattr(vectors, "detach"):
         vectors = vectors.detach().cpu().float().numpy()
@@ -32,8 +32,8 @@ def l2_normalised(vectors: Any) -> np.ndarray:
         vectors: array or tensor, see `as_float32`.
 
     Raises:
-        ValueError: a vector is zero or not finite; it has no direction, and a NaN in an index
-            would break every search.
+        ValueError: a vector is zero or not finite: it has no direction, and NaN in an index breaks
+            every search.
     """
     vectors = as_float32(vectors)
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.
@@ -51,14 +51,14 @@ def l2_normalised(vectors: Any) -> np.ndarray:
 def prefetch_rows(matrix: Vectors, rows: np.ndarray) -> None:
     """Loads rows of a matrix in a file together, before they are read one by one.
 
-    Of a memory-mapped matrix each row that is not in memory would be one page fault, which waits
-    for the disk and reads many neighbouring pages too; the system is asked to load the rows, and
-    this returns at once. A matrix with a `prefetch` of its own, such as one on an object store, has
-    the rows in its cache when this returns. Does nothing for a matrix in memory or on a platform
-    without `madvise`.
+    Otherwise each row of a memory-mapped matrix that is not in memory causes a page fault, which
+    waits for the disk and also reads many neighbouring pages; here the system is asked to load the
+    rows, and this returns at once. A matrix with its own `prefetch`, such as one on an object
+    store, has the rows in its cache when this returns. Does nothing for a matrix in memory or on a
+    platform without `madvise`.
 
     Args:
-        matrix: (n, d), contiguous rows, as of `format.open_vectors`.
+        matrix: (n, d), contiguous rows, as in `format.open_vectors`.
         rows: integers from 0 to n - 1, in any order, repeated or none at all.
     """
     if hasattr(matrix, "prefetch"):

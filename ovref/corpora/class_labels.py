@@ -8,6 +8,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from ovref.class_files import SYNONYMS
 from ovref.corpora.formats import CorpusRow, open_text
 from ovref.corpora.listing import open_place, shown, walk
 from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec, LabelSpec
@@ -17,8 +18,6 @@ from ovref.ingest import KeySet
 from ovref.records import Noun
 from ovref_inference.places import store_errors
 
-SYNONYMS = ";"
-"""Separates the names of one label, as in the class lists of `ovref evaluate`."""
 OPEN_IMAGES_COLUMNS = ("ImageID", "LabelName", "Confidence")
 
 

@@ -153,7 +153,7 @@ def read_table(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
                     # An unclosed quotation mark swallows lines; intended quoting is well-formed.
                     next(csv.reader(lines.taken, strict=True))
             except csv.Error:
-                lines.give_back()
+                lines.put_back()
                 yield CorpusRow(lines.number, None)
                 continue
             if row is None:
@@ -188,7 +188,7 @@ class _Lines:
         self.number += 1
         return self.taken[-1]
 
-    def give_back(self) -> None:
+    def put_back(self) -> None:
         """Puts back all lines of the record but the first."""
         self._again.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1

@@ -11,19 +11,19 @@ LONGEST_VALUE = 1 << 28
 """Maximum length of a value in characters; a longer one means that the file is broken."""
 
 
-def stream_members(file: TextIO, wanted: str) -> Iterator[tuple[str, Any]]:
+def stream_members(file: TextIO, *wanted: str) -> Iterator[tuple[str, Any]]:
     """Iterates over the top-level object of a JSON text, one array element at a time.
 
     Args:
         file: the text, read in blocks from its current position.
-        wanted: name of the member whose elements are yielded, for instance `annotations`.
+        wanted: names of the members whose elements are yielded, for instance `annotations`.
 
     Yields:
-        ("member", name) when a member begins, and ("item", value) for each element of the wanted
+        ("member", name) when a member begins, and ("item", value) for each element of a wanted
         member's array. At most one value is in memory (other arrays are streamed too).
 
     Raises:
-        ValueError: the text is not a JSON object, ends early, or the wanted member is not an array.
+        ValueError: the text is not a JSON object, ends early, or a wanted member is not an array.
     """
     window = _Window(file)
     if window.peek() != "{":
@@ -39,9 +39,9 @@ def stream_members(file: TextIO, wanted: str) -> Iterator[tuple[str, Any]]:
         yield "member", name
         if window.peek() == "[":
             for item in _elements(window):
-                if name == wanted:
+                if name in wanted:
                     yield "item", item
-        elif name == wanted:
+        elif name in wanted:
             raise ValueError(f"expected {name} to be an array, found {window.value()!r:.80}")
         else:
             window.value()

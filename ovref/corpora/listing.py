@@ -79,7 +79,7 @@ def walk(
     if is_local(fs):
         above = (*above, os.path.realpath(folder))
     for item in inside:
-        if item["type"] == "directory" and not leads_back(item, above):
+        if item["type"] == "directory" and not links_to_parent(item, above):
             yield from walk(fs, item["name"], above)
 
 
@@ -92,7 +92,7 @@ def find(fs: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
     return {name: found[name] for name in found if "/." not in name.removeprefix(folder)}
 
 
-def leads_back(item: dict[str, Any], above: tuple[str, ...]) -> bool:
+def links_to_parent(item: dict[str, Any], above: tuple[str, ...]) -> bool:
     """Whether an entry is a link to one of these folders (real paths)."""
     return bool(item.get("islink")) and os.path.realpath(item["name"]) in above
 

@@ -68,10 +68,10 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
         InputError: the corpus is missing, unreadable or of another format, lacks the named column
             or the requested images, or has no records.
     """
-    yield from up_to(spec.limit, _records(spec, images))
+    yield from limited(spec.limit, _records(spec, images))
 
 
-def up_to(
+def limited(
     limit: int | None, records: Generator[Dropped | Iterator[Caption], None, None]
 ) -> Iterator[Caption | Dropped]:
     """The captions and drops of these records, until `limit` records have had captions."""

@@ -10,7 +10,7 @@ from ovref.config import STRICT
 from ovref.corpora.listing import MAGIC, entries, matches, open_place, shown
 from ovref.errors import InputError
 from ovref_inference.places import describe, store_errors
-from ovref_inference.ranges import require_at_least
+from ovref_inference.ranges import require_at_least, require_within
 
 Format = Literal[
     "auto",
@@ -88,8 +88,7 @@ class LabelSpec:
     def __post_init__(self) -> None:
         if not self.separator.strip():
             raise ValueError("separator must not be blank")
-        if not 0 < self.min_confidence <= 1:
-            raise ValueError(f"min_confidence must be in (0, 1], found {self.min_confidence}")
+        require_within("min_confidence", self.min_confidence, 0, 1, "(]")
 
 
 @dataclass(frozen=True, kw_only=True)

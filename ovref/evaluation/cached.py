@@ -1,8 +1,8 @@
-"""Models that are loaded once and compute each answer once, for evaluations that ask many times.
+"""Models that cache their results, for evaluations that need the same results repeatedly.
 
-The segmenters take them in place of the models themselves, so that an ablation of a segmenter's
-parameters costs no further forward passes. Answers are kept until `CachedModels.forget`, and in a
-folder from one run to the next where one is given.
+Segmenters take them in place of the models themselves, so that an ablation of a segmenter's
+parameters needs no further forward passes. Results are kept until `CachedModels.clear`, and, if a
+folder is given, on disk between runs.
 """
 
 import hashlib
@@ -28,17 +28,17 @@ from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import load_proposals, load_proposer, opencut_proposer
 
 RegionProposer = Callable[[Sequence[np.ndarray]], list[Any]]
-"""Images -> masks or `Proposals`, one answer an image."""
+"""Images -> masks or `Proposals` of each image."""
 
 
 class CachedModels:
-    """Collections and encoders, each opened or loaded at first use. Use as a context manager."""
+    """Collections and models, each opened or loaded on first use. Use as a context manager."""
 
     def __init__(self, device: str | None = None, folder: str = "") -> None:
         """
         Args:
-            device: "cpu", "cuda", ...; None takes a GPU where there is one.
-            folder: keeps features and masks for later runs; empty keeps none.
+            device: "cpu", "cuda", ...; None takes a GPU if there is one.
+            folder: where features and masks are kept for later runs; empty keeps none.
         """
         self.device = device
         self._folder = folder
@@ -56,7 +56,7 @@ class CachedModels:
         self._open.close()
 
     def collection(self, url: str) -> ReferenceCollection:
-        """The open collection; closed at the end of the context."""
+        """The collection, which stays open until the end of the context."""
         if url not in self._collections:
             self._collections[url] = self._open.enter_context(ReferenceCollection.open(url))
         return self._collections[url]
@@ -65,7 +65,7 @@ class CachedModels:
         """A visual encoder, of dense features or of masked crops."""
         if config not in self._encoders:
             encoder = load_region_encoder(config, device=self.device)
-            self._encoders[config] = CachedEncoder(encoder, self._kept(config))
+            self._encoders[config] = CachedEncoder(encoder, self._disk_cache(config))
         return self._encoders[config]
 
     def text(self, config: TextEncoderConfig) -> "CachedTexts":
@@ -75,7 +75,7 @@ class CachedModels:
         return self._texts[config]
 
     def proposer(self, config: ProposerConfig) -> "CachedProposer":
-        """A class-agnostic proposer. OpenCut cuts the features of `encoder`, which are kept too."""
+        """A class-agnostic proposer. OpenCut cuts features of `encoder`, which are cached, too."""
         if config not in self._proposers:
             cut = config.opencut
             loaded: Any
@@ -86,12 +86,12 @@ class CachedModels:
                 loaded = opencut_proposer(
                     keys, cut.cut, crf=cut.crf, crf_at=cut.crf_at, device=self.device
                 )
-            self._proposers[config] = CachedProposer(loaded, self._kept(config))
+            self._proposers[config] = CachedProposer(loaded, self._disk_cache(config))
         return self._proposers[config]
 
     def proposals(self, config: ProposerConfig, class_names: tuple[str, ...]) -> "CachedProposer":
-        """All that segmenters of regions can use of a proposer (`load_proposals`). Soft masks are
-        not kept for later runs: they are large."""
+        """A proposer with everything that region segmenters can use (`load_proposals`). Soft masks
+        are not kept for later runs, because they are large."""
         if config.mask_former is None and config.grounded_sam is None:
             return self.proposer(config)
         key = (config, class_names)
@@ -100,32 +100,32 @@ class CachedModels:
             self._proposals[key] = CachedProposer(loaded)
         return self._proposals[key]
 
-    def forget(self) -> None:
-        """Drops what was computed of images; models and texts stay."""
+    def clear(self) -> None:
+        """Drops the results of images; models and text embeddings stay."""
         for encoder in self._encoders.values():
-            encoder.forget()
+            encoder.clear()
         for text in self._texts.values():
-            text.forget()
+            text.clear()
         for proposer in (*self._proposers.values(), *self._proposals.values()):
-            proposer.forget()
+            proposer.clear()
 
-    def _kept(self, config: Any) -> "Kept | None":
-        """The place of a model's answers; another model, size or device has another one."""
+    def _disk_cache(self, config: Any) -> "DiskCache | None":
+        """The folder of a model's results, specific to model, size and device."""
         if not self._folder:
             return None
         weights = [weights_fingerprint(name, revision) for _, name, revision in models_of(config)]
         made_by = [type(config).__name__, dump(config), weights, device_of(self.device).type]
-        return Kept(Path(self._folder).expanduser() / fingerprint(made_by)[:24])
+        return DiskCache(Path(self._folder).expanduser() / fingerprint(made_by)[:24])
 
 
-class Kept:
-    """Arrays in files, by the images that they are of."""
+class DiskCache:
+    """Arrays in files, by image key."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, key: bytes) -> Any:
-        """An array, or a tuple of some; None if there is none.
+        """Reads an array or a tuple of arrays; None if there is none.
 
         Raises:
             StorageError: the file is damaged.
@@ -137,15 +137,15 @@ class Kept:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
                 arrays = tuple(kept[name] for name in kept.files)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise StorageError(f"{path} is damaged ({error}): delete it to make it anew") from error
+            raise StorageError(f"{path} is damaged ({error}): delete it to rebuild it") from error
         return arrays[0] if len(arrays) == 1 else arrays
 
     def write(self, key: bytes, value: Any) -> None:
-        """Keeps an array or a tuple of some. The file appears whole or not at all."""
+        """Writes an array or a tuple of arrays. The file appears completely or not at all."""
         path, arrays = self._path(key), value if isinstance(value, tuple) else (value,)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-        # Masks are nearly all runs; features are not worth the time.
+        # Masks compress well; compressing features is not worth the time.
         save = np.savez_compressed if arrays[0].dtype == bool else np.savez
         with open(partial, "wb") as file:
             save(file, *arrays)
@@ -157,15 +157,15 @@ class Kept:
 
 
 class CachedEncoder:
-    """A visual encoder that keeps its results; other attributes are the wrapped encoder's."""
+    """A visual encoder that caches its results; other attributes are the wrapped encoder's."""
 
-    def __init__(self, encoder: Any, kept: Kept | None = None) -> None:
-        self._encoder, self._kept = encoder, kept
+    def __init__(self, encoder: Any, kept: DiskCache | None = None) -> None:
+        self._encoder, self._disk_cache = encoder, kept
         self._dense: dict[bytes, np.ndarray] = {}
         self._regions: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
-    def forget(self) -> None:
-        """Drops what was computed."""
+    def clear(self) -> None:
+        """Drops the cached results."""
         self._dense.clear()
         self._regions.clear()
 
@@ -173,13 +173,13 @@ class CachedEncoder:
         return getattr(self._encoder, name)
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """As `VisualEncoder.encode`."""
+        """See `VisualEncoder.encode`."""
         keys = [array_key(image) for image in images]
         found = _cached(
             self._dense,
             keys,
             lambda new: self._encoder.encode([images[i] for i in new]),
-            self._kept,
+            self._disk_cache,
         )
         return np.stack(found) if found else self._encoder.encode([])
 
@@ -189,7 +189,7 @@ class CachedEncoder:
         masks: Sequence[np.ndarray],
         heatmaps: Sequence[np.ndarray] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As `RegionEncoder.encode_regions`."""
+        """See `RegionEncoder.encode_regions`."""
         given = [images, masks] if heatmaps is None else [images, masks, heatmaps]
         keys = [array_key(*arrays) for arrays in zip(*given, strict=True)]
 
@@ -199,30 +199,30 @@ class CachedEncoder:
                 [images[i] for i in new], [masks[i] for i in new], some
             )
 
-        return _cached(self._regions, keys, encode, self._kept)
+        return _cached(self._regions, keys, encode, self._disk_cache)
 
 
 class CachedTexts:
-    """CLIP's joint space: keeps the embeddings of each list of texts and of each image."""
+    """A text encoder that caches the embeddings of each list of texts and each image."""
 
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
         self._known: dict[tuple[str, ...], np.ndarray] = {}
         self._images: dict[bytes, np.ndarray] = {}
 
-    def forget(self) -> None:
-        """Drops what was computed of images."""
+    def clear(self) -> None:
+        """Drops the cached results of images."""
         self._images.clear()
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """As `TextEncoder.encode`."""
+        """See `TextEncoder.encode`."""
         key = tuple(texts)
         if key not in self._known:
             self._known[key] = self._encoder.encode(list(texts))
         return self._known[key]
 
     def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """As `TextEncoder.encode_images`."""
+        """See `TextEncoder.encode_images`."""
         keys = [array_key(image) for image in images]
         found = _cached(
             self._images, keys, lambda new: self._encoder.encode_images([images[i] for i in new])
@@ -231,14 +231,14 @@ class CachedTexts:
 
 
 class CachedProposer:
-    """A proposer that keeps its results."""
+    """A proposer that caches its results."""
 
-    def __init__(self, proposer: RegionProposer, kept: Kept | None = None) -> None:
-        self._proposer, self._kept = proposer, kept
+    def __init__(self, proposer: RegionProposer, kept: DiskCache | None = None) -> None:
+        self._proposer, self._disk_cache = proposer, kept
         self._known: dict[bytes, Any] = {}
 
-    def forget(self) -> None:
-        """Drops what was computed."""
+    def clear(self) -> None:
+        """Drops the cached results."""
         self._known.clear()
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Any]:
@@ -247,7 +247,7 @@ class CachedProposer:
             self._known,
             keys,
             lambda new: self._proposer([images[i] for i in new]),
-            self._kept,
+            self._disk_cache,
         )
 
 
@@ -255,9 +255,9 @@ def _cached(
     known: dict[bytes, Any],
     keys: list[bytes],
     make: Callable[[list[int]], Sequence[Any]],
-    kept: Kept | None = None,
+    kept: DiskCache | None = None,
 ) -> list[Any]:
-    """The result of each key; `make` gets the positions of new keys, each key once."""
+    """The result of each key; `make` is called with the positions of new, distinct keys."""
     new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
     if kept is not None:
         found = {i: value for i in new if (value := kept.read(keys[i])) is not None}

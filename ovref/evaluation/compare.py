@@ -1,7 +1,7 @@
-"""Two evaluations of the same images: which is better, by how much, and what made the difference.
+"""Compares two evaluations of the same images: which is better, by how much, and where.
 
-The interval is of a paired bootstrap over the images: both are measured on the same resampled
-images, so that what makes an image hard for both cancels out.
+Intervals come from a paired bootstrap over images: both are measured on the same resampled images,
+so that the difficulty of an image for both cancels out.
 """
 
 import csv
@@ -27,19 +27,19 @@ from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, existing_step
 
 SAMPLES = 1000
-"""Resampled data sets of the bootstrap."""
+"""Number of bootstrap samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished evaluation, and the row of it that is compared."""
+    """A finished evaluation, and its compared row."""
 
     folder: str
     spec: EvaluateSpec
     result: dict[str, Any]
     row: Row
     number: int
-    """Number of the row."""
+    """Index of the row."""
     images: StepFolder
     scores: StepFolder
     names: tuple[str, ...]
@@ -47,13 +47,13 @@ class Run:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Title for people."""
         return f"{self.row.title} of {self.folder}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A difference and its 95 % bootstrap interval; positive where the first is better."""
+    """A difference and its 95 % bootstrap interval; positive if the first is better."""
 
     value: float
     low: float
@@ -65,10 +65,10 @@ def open_run(folder: str, row: str = "") -> Run:
 
     Args:
         folder: the output.
-        row: a row by its name in the table; empty takes the first.
+        row: name of a row of the table; empty takes the first.
 
     Raises:
-        InputError: there is no finished evaluation, or no such row in it.
+        InputError: there is no finished evaluation, or it has no such row.
     """
     path = Path(folder) / "evaluation.json"
     try:
@@ -76,7 +76,7 @@ def open_run(folder: str, row: str = "") -> Run:
         spec = parse(EvaluateSpec, result["spec"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{folder} is no finished evaluation: cannot read {path} ({error!r})"
+            f"{folder} is not a finished evaluation: cannot read {path} ({error!r})"
         ) from error
     rows = rows_of(spec)
     titles = [one.title for one in rows]
@@ -102,18 +102,18 @@ def compare(
     """Compares two runs and writes compare.json, compare.md, images.csv and pictures.
 
     Args:
-        first, second: of the same images and classes; another collection, settings, row or
-            protocol.
-        output: folder, made if it is missing.
-        pictures: images drawn for each side; 0 draws none.
-        seed: of the resampling.
+        first, second: runs over the same images and classes, which may differ in collection,
+            settings, row or protocol.
+        output: folder, created if missing.
+        pictures: number of images drawn for each side; 0 draws none.
+        seed: seed of the resampling.
 
     Returns:
-        What compare.json holds: the metrics of both, differences with intervals, per-class and
+        The content of compare.json: metrics of both, differences with intervals, per-class and
         per-image differences.
 
     Raises:
-        InputError: the runs are of other images or classes, or `output` is one of them.
+        InputError: images or classes of the runs differ, or `output` is one of them.
     """
     _check_same(first, second)
     for run in (first, second):
@@ -136,8 +136,12 @@ def compare(
         "data": first.result["data"],
         "class_fingerprint": first.result["class_fingerprint"],
         "differences": {
-            name: vars(interval(metric(a, ones(a)), metric(b, ones(b)), metric(a, times_sn),
-                                metric(b, times_sn)))
+            name: vars(
+                interval(
+                    metric(a, each_once(a)), metric(b, each_once(b)),
+                    metric(a, times_sn), metric(b, times_sn),
+                )
+            )
             for name, metric in metrics.items()
         },
         "per_class": per_class,
@@ -161,18 +165,18 @@ def compare(
 
 
 def bootstrap_times(images: int, seed: int = 0, samples: int = SAMPLES) -> np.ndarray:
-    """(samples, images) float64: how often each resampled data set holds each image."""
+    """(samples, images) float64: multiplicity of each image in each bootstrap sample."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
 
 
 def iou_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
-    """(samples, classes) float64 IoU of resampled data sets; NaN for a class that they lack."""
+    """(samples, classes) float64 IoU of bootstrap samples; NaN for classes that do not occur."""
     return _shares(times_sn @ overlaps.right, times_sn @ overlaps.either)
 
 
 def miou_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
-    """(samples,) float64 mIoU of resampled data sets."""
+    """(samples,) float64 mIoU of bootstrap samples."""
     return _means(iou_of_samples(overlaps, times_sn))
 
 
@@ -181,14 +185,14 @@ def _shares(right: np.ndarray, either: np.ndarray) -> np.ndarray:
 
 
 def _means(shares_sc: np.ndarray) -> np.ndarray:
-    """(samples,) mean over the classes that are known; NaN without any."""
+    """(samples,) mean over the classes that are not NaN; NaN without any."""
     known = ~np.isnan(shares_sc)
     total = np.where(known, shares_sc, 0).sum(1)
     return np.where(known.any(1), total / np.maximum(known.sum(1), 1), math.nan)
 
 
 def accuracy_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
-    """(samples,) float64 pixel accuracy of resampled data sets."""
+    """(samples,) float64 pixel accuracy of bootstrap samples."""
     pixels = times_sn @ overlaps.true.sum(1)
     return np.where(pixels > 0, times_sn @ overlaps.right.sum(1) / np.maximum(pixels, 1), math.nan)
 
@@ -231,15 +235,15 @@ def _split_of(first: Run, second: Run) -> Sequence[bool] | None:
     return one if one == other else None
 
 
-def ones(overlaps: Overlaps) -> np.ndarray:
-    """(1, images): each image once."""
+def each_once(overlaps: Overlaps) -> np.ndarray:
+    """(1, images) multiplicities of the original data set: each image once."""
     return np.ones((1, len(overlaps.right)))
 
 
 def interval(
     first: np.ndarray, second: np.ndarray, first_s: np.ndarray, second_s: np.ndarray
 ) -> Interval:
-    """The difference of two values, (1,) each, with the interval of those of the samples."""
+    """The difference of two values, (1,) each, with the interval over the samples."""
     sampled = first_s - second_s
     known = sampled[np.isfinite(sampled)]
     low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (math.nan, math.nan)
@@ -249,9 +253,9 @@ def interval(
 def _per_class(
     a: Overlaps, b: Overlaps, times_sn: np.ndarray, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Classes sorted by the size of the difference, without those that occur in neither run."""
+    """Classes sorted by absolute difference, without those that occur in neither run."""
     sampled = iou_of_samples(a, times_sn) - iou_of_samples(b, times_sn)
-    first, second = iou_of_samples(a, ones(a))[0], iou_of_samples(b, ones(b))[0]
+    first, second = iou_of_samples(a, each_once(a))[0], iou_of_samples(b, each_once(b))[0]
     table = []
     for label, name in enumerate(classes):
         if math.isnan(first[label]) and math.isnan(second[label]):
@@ -268,9 +272,9 @@ def _per_class(
 
 
 def _per_image(a: Overlaps, b: Overlaps, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Images sorted by `effect`, highest first: how much smaller the difference in mIoU would be
-    without the image; with the image's own mIoU in both runs."""
-    whole = miou_of_samples(a, ones(a))[0] - miou_of_samples(b, ones(b))[0]
+    """Images with their mIoU in both runs, sorted by `effect`, highest first: how much smaller the
+    difference in mIoU would be without the image."""
+    whole = miou_of_samples(a, each_once(a))[0] - miou_of_samples(b, each_once(b))[0]
     one, other = (
         _means(_shares(each.right.sum(0) - each.right, each.either.sum(0) - each.either))
         for each in (a, b)
@@ -294,7 +298,10 @@ def _about(run: Run, overlaps: Overlaps, metrics: Mapping[str, Metric]) -> dict[
         "row": run.row.title,
         "collection": run.result["collection"]["fingerprint"],
         "protocol": run.result["protocol"],
-        **{name: _known(metric(overlaps, ones(overlaps))[0]) for name, metric in metrics.items()},
+        **{
+            name: _known(metric(overlaps, each_once(overlaps))[0])
+            for name, metric in metrics.items()
+        },
     }
 
 
@@ -306,7 +313,7 @@ def _check_same(first: Run, second: Run) -> None:
     ):
         if one != other:
             raise InputError(
-                f"{first.folder} and {second.folder} cannot be compared, they are of other {what}: "
+                f"{first.folder} and {second.folder} cannot be compared: their {what} differ: "
                 f"{first.result['data']} with {len(first.result['classes'])} classes, and "
                 f"{second.result['data']} with {len(second.result['classes'])}"
             )
@@ -318,7 +325,7 @@ def _draw(first: Run, second: Run, chosen: Sequence[int], path: Path) -> None:
     columns = {"truth": [example.label_hw for example in examples]}
     for name, run in (("first", first), ("second", second)):
         scored = images_by_number(run.scores, chosen)
-        if all(run.number in one.maps for one in scored):  # rows of ablations keep no maps
+        if all(run.number in one.maps for one in scored):  # rows of ablations store no maps
             columns[f"{name}: {run.row.title}"] = [
                 labels_of_png(one.maps[run.number]) for one in scored
             ]
@@ -329,7 +336,7 @@ def _draw(first: Run, second: Run, chosen: Sequence[int], path: Path) -> None:
 
 
 SHOWN = 15
-"""Classes and images of the page; the files have all."""
+"""Number of classes and images on the page; the files have all."""
 
 
 def _tables(result: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:

@@ -1,8 +1,8 @@
-"""What is counted of the images of an evaluation, one shard after another.
+"""The per-image counts of an evaluation, shard by shard.
 
-The images of a data set are a step of names, what is counted of them is the step after it, made by
-the stage of `ScoreImages`. So an evaluation is committed, resumed and spread over workers as a
-build is, and its totals are sums over committed shards, the same in any order.
+A first step holds the image names of a data set, a second step their counts, made by the stage of
+`ScoreImages`. So an evaluation is committed, resumed and spread over workers like a build, and its
+totals are sums over committed shards, whatever their order.
 """
 
 import io
@@ -21,11 +21,11 @@ from ovref.contract import Stage
 from ovref.corpora.corpus_identity import identify_files
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
-from ovref.evaluation.knn import KnnMethod, memory_identity, open_training
+from ovref.evaluation.knn import KnnMethod, memory_bank_identity, open_training
 from ovref.evaluation.methods import Methods, rows_of
 from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, MatchedDetections, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticQuality
-from ovref.evaluation.metrics_semantic import boundary_pixels, confused
+from ovref.evaluation.metrics_semantic import boundary_pixels, sparse_confusion
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec
@@ -47,21 +47,21 @@ TABLES: dict[str, tuple[type, tuple[str, ...]]] = {
     "instances": (np.int64, ("row", "class", "true instances")),
     "detections": (np.float64, ("row", "class", "score", "right", "ignored")),
 }
-"""The columns of `ScoredImage.tables`. Of detections, `right` and `ignored` have a bit for each of
-`metrics_ap.THRESHOLDS`."""
+"""Columns of `ScoredImage.tables`. For detections, `right` and `ignored` have a bit per threshold
+of `metrics_ap.THRESHOLDS`."""
 
 PLACES = {
     "": ("output", "collection", "root", "names", "features", "pictures", "shard_size", "limit"),
     "folder": ("images", "labels", "classes"),
     "clip_rc": ("weights",),
 }
-"""Fields of `EvaluateSpec` that change nothing of what is counted in an image, or whose content is
+"""Fields of `EvaluateSpec` that do not affect the counts of an image, or whose content is
 identified by the class list and by the names and sizes of the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreImages:
-    """Segments images by all rows and counts what is right."""
+    """Segments images by the method of every row and counts correct predictions."""
 
     name: ClassVar[str] = SCORES
     version: ClassVar[int] = 1
@@ -70,7 +70,7 @@ class ScoreImages:
     """"cpu", "cuda", ...; None takes a GPU where there is one."""
 
     def build(self) -> Stage:
-        """Opens the data set and the collection; models are loaded at the first image."""
+        """Opens the data set and the collection; models are loaded with the first image."""
         return ImageScorer(self.evaluate, CachedModels(self.device, self.evaluate.features))
 
 
@@ -78,7 +78,8 @@ class ImageScorer:
     """The stage of `ScoreImages`."""
 
     def __init__(self, spec: EvaluateSpec, models: CachedModels) -> None:
-        """`models` are loaded when a row first needs them, and forget each batch after it."""
+        """`models` are loaded when a row first needs them; their caches are cleared after each
+        batch."""
         self._spec, self._models = spec, models
         self._data = spec.open_data()
         self._methods = methods_of(spec, self._data, models)
@@ -88,12 +89,12 @@ class ImageScorer:
         for batch in _batches(records, self._spec.batch_size):
             examples = [self._data.read(record.name) for record in batch]
             with warnings.catch_warnings():
-                # The result says so of every class, and each row would say it again.
+                # The result has this for every class, and each row would repeat it.
                 warnings.filterwarnings("ignore", message=".* has no references for")
-                self._methods.look_at(examples)
+                self._methods.encode_batch(examples)
                 for record, example in zip(batch, examples, strict=True):
                     yield self._scored(record, example)
-            self._models.forget()
+            self._models.clear()
 
     def _scored(self, record: LabelledImage, example: Example) -> ScoredImage:
         tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
@@ -114,7 +115,8 @@ class ImageScorer:
 def methods_of(
     spec: EvaluateSpec, data: LabelledSet, models: CachedModels
 ) -> Methods | KnnMethod | TrainedMethod:
-    """What makes the rows' predictions. Raises InputError as `Methods` and `TrainedMethod`."""
+    """The methods that make the rows' predictions. Raises InputError like `Methods` and
+    `TrainedMethod`."""
     kinds = {"collection": Methods, "knn": KnnMethod, "clip_rc": TrainedMethod}
     return kinds[spec.method](spec, data, models)
 
@@ -122,9 +124,9 @@ def methods_of(
 def counts_of(
     example: Example, found: Prediction, data: LabelledSet, boundaries: bool = False
 ) -> dict[str, np.ndarray]:
-    """The tables of one row and image, without the column of the row (`TABLES`)."""
+    """The tables of one row and image (`TABLES`), without the column of the row."""
     classes = len(data.class_names)
-    tables = {"confusion": confused(example.label_hw, found.labels_hw, classes)}
+    tables = {"confusion": sparse_confusion(example.label_hw, found.labels_hw, classes)}
     if boundaries:
         tables["boundaries"] = boundary_pixels(example.label_hw, found.labels_hw, classes)
     if example.panoptic is None or data.things is None:
@@ -144,7 +146,7 @@ def counts_of(
 
 
 def _detections(found: Prediction, things: Sequence[bool]) -> Detections:
-    """What average precision is measured on: instances that may overlap, or the segments."""
+    """The detections for average precision: instances, which may overlap, or segments."""
     if found.instances is not None:
         own = found.instances
         scores = own.scores.astype(np.float64)
@@ -156,7 +158,7 @@ def _detections(found: Prediction, things: Sequence[bool]) -> Detections:
 
 
 def matched_of(instances_nc: np.ndarray, detections_nc: np.ndarray) -> list[MatchedDetections]:
-    """What `counts_of` packed, of one row and image: the tables with their column of the row."""
+    """Unpacks the detections of one row and image from the tables of `counts_of`."""
     found = []
     for _, label, truths in instances_nc.tolist():
         own = detections_nc[detections_nc[:, 1] == label]
@@ -170,7 +172,7 @@ def matched_of(instances_nc: np.ndarray, detections_nc: np.ndarray) -> list[Matc
 
 
 def _packed(matched: MatchedDetections) -> np.ndarray:
-    """(d, 4) float64: class, score, bits of the thresholds at which it is right, and ignored."""
+    """(d, 4) float64: class, score, and threshold bits of `right` and `ignored`."""
     powers = 2.0 ** np.arange(len(THRESHOLDS))
     columns = (
         np.full(len(matched.scores), matched.label, dtype=np.float64),
@@ -182,18 +184,18 @@ def _packed(matched: MatchedDetections) -> np.ndarray:
 
 
 def _bits(values_n: np.ndarray) -> np.ndarray:
-    """(thresholds, n) bool."""
+    """Unpacks bits to (thresholds, n) bool."""
     places = np.arange(len(THRESHOLDS))[:, None]
     return (values_n.astype(np.int64) >> places & 1).astype(bool)
 
 
 def png_of_labels(labels_hw: np.ndarray) -> bytes:
-    """A label map as a PNG file of 16 bits: 0 is NO_CLASS, classes follow from 1."""
+    """A label map as a 16-bit PNG file: 0 is NO_CLASS, classes follow from 1."""
     return png_of((labels_hw + 1).astype(np.uint16))
 
 
 def labels_of_png(png: bytes) -> np.ndarray:
-    """(H, W) int32 of `png_of_labels`."""
+    """Decodes a PNG of `png_of_labels` to (H, W) int32."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         return np.asarray(image).astype(np.int32) - 1
 
@@ -201,10 +203,10 @@ def labels_of_png(png: bytes) -> np.ndarray:
 def open_steps(
     spec: EvaluateSpec, data: LabelledSet, collection: ReferenceCollection | None
 ) -> tuple[StepFolder, StepFolder]:
-    """The steps of names and of counts, made if they are new.
+    """Opens or creates the steps of names and counts.
 
     Raises:
-        MismatchError: the output is of another evaluation; the message says what differs.
+        MismatchError: the output belongs to another evaluation; the message says what differs.
     """
     output = Store.open(spec.output)
     images = open_step(output, IMAGES, images_identity(spec, data))
@@ -222,7 +224,7 @@ def open_steps(
     if spec.method == "clip_rc":
         identity["head"] = head_identity(spec)
     if spec.method == "knn":
-        identity["memory"] = memory_identity(spec, open_training(spec, data))
+        identity["memory"] = memory_bank_identity(spec, open_training(spec, data))
     if collection is not None:
         identity["collection"] = {
             "fingerprint": collection.manifest.fingerprint,
@@ -238,8 +240,8 @@ def open_steps(
 
 
 def images_identity(spec: EvaluateSpec, data: LabelledSet) -> dict[str, Any]:
-    """Identity of the images and labels of an evaluation: the names and sizes of their files, not
-    their location."""
+    """Identity of the images and labels of an evaluation: names and sizes of files, not their
+    location."""
     return {
         "data": data.name,
         "convention": data.convention,
@@ -257,8 +259,8 @@ def list_images(
     """Reads every image and label map once, before any model is loaded, and commits their names.
 
     Raises:
-        InputError: an image or label map is missing, unreadable or of unknown values; then nothing
-            is scored.
+        InputError: an image or label map is missing, unreadable or has unknown values; nothing is
+            scored in that case.
     """
     if target.complete() is not None:
         return

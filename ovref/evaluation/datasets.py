@@ -1,8 +1,8 @@
-"""Labelled images to evaluate on: the miniature's scenes, and sets of few images in memory.
+"""Labelled images for evaluation: the miniature's scenes, and small data sets in memory.
 
-Label maps of the same data set exist with different orders and offsets in the wild, and a mismatch
-looks like a bad model. So the class list, a name for its convention and its fingerprint travel with
-every data set and into every result.
+Label maps of the same data set exist with different orders and offsets, and a mismatch looks like a
+bad model. So every data set and every result has the class list, the name of its label convention
+and its fingerprint.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ovref.miniature.shapes import CLASSES, STUFF_COLOURS, THINGS
 from ovref_inference.ranges import require_at_least
 
 HELD_OUT = ("validation", "test")
-"""Splits whose combinations of thing, colour and ground the miniature was not trained on."""
+"""Splits with combinations of thing, colour and ground that the miniature was not trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,38 +33,39 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    """Class names as asked of a segmenter; a label is a position in this list."""
+    """Class names given to a segmenter; a label is a position in this list."""
     convention: str
-    """Name and version of the meaning of the labels."""
+    """Name and version of the label convention."""
     images: tuple[np.ndarray, ...]
     """(H, W, 3) uint8 RGB each."""
     labels: tuple[np.ndarray, ...]
     """(H, W) int32 each: positions in `classes`, or IGNORE for pixels that are not evaluated."""
     colours: dict[str, tuple[int, int, int]]
-    """Classes with a colour of their own in pictures, sRGB in [0, 255]; others get any."""
+    """Colours of classes in pictures, sRGB in [0, 255]; other classes get arbitrary ones."""
     things: tuple[bool, ...] | None = None
-    """Whether each class is a thing; None where that is not known."""
+    """Whether each class is a thing; None if unknown."""
     panoptic: tuple[PanopticMap, ...] | None = None
-    """True segments with instances, one map an image; None where they are not known."""
+    """True segments with instances, one map per image; None if unknown."""
     seen: tuple[bool, ...] | None = None
-    """Whether trained models saw masks of each class; None without a split."""
+    """Whether each class was seen in training; None without a split."""
 
     @property
     def class_fingerprint(self) -> str:
-        """Changes with any name, any order and the convention; 16 hexadecimal digits."""
+        """Hash of names, order and convention: 16 hexadecimal digits."""
         return fingerprint([self.convention, list(self.classes)])[:16]
 
 
 def open_scenes(split: str, count: int) -> LabelledSet:
-    """The first `count` held-out scenes of a split: seeds 0 to count - 1, 64 x 64 pixels. Each is
-    drawn when it is asked for.
+    """The first `count` held-out scenes of a split: seeds 0 to count - 1, 64 x 64 pixels, rendered
+    when read.
 
     Args:
         split: `validation`, to choose parameters, or `test`, to report.
-        count: scenes, at least 1.
+        count: number of scenes, at least 1.
 
     Raises:
-        ValueError: another split (training scenes are not for evaluation), or `count` below 1.
+        ValueError: `split` is another one (training scenes are not for evaluation), or `count` is
+            below 1.
     """
     if split not in HELD_OUT:
         raise ValueError(f"split must be one of {HELD_OUT}, found {split!r}")
@@ -73,8 +74,8 @@ def open_scenes(split: str, count: int) -> LabelledSet:
 
 
 def training_scenes(count: int) -> LabelledSet:
-    """The first `count` training scenes that no model was trained on, for what needs training
-    images beside those to judge."""
+    """The first `count` scenes of the training distribution that no model was trained on, for
+    methods that need training images."""
     return _scenes("train", range(FIRST_SCENE, FIRST_SCENE + count))
 
 
@@ -105,10 +106,10 @@ def _scenes(split: str, seeds: range) -> LabelledSet:
 
 
 def in_memory(data: LabelledSet) -> Dataset:
-    """Reads all images of a set; for few of them, asked for many times.
+    """Reads all images of a small set into memory.
 
     Raises:
-        InputError: as `LabelledSet.read`.
+        InputError: see `LabelledSet.read`.
     """
     examples = list(data)
     known = [each.panoptic for each in examples if each.panoptic is not None]
@@ -131,20 +132,20 @@ def miniature_scenes(split: str, count: int) -> Dataset:
 
 
 def with_unseen(data: Dataset, unseen: Sequence[str]) -> Dataset:
-    """The data set with its classes split into unseen ones and the rest; letter case is ignored.
+    """The data set with its classes split into unseen and seen ones, ignoring case.
 
     Raises:
-        ValueError: a name is no class, or no class would be seen.
+        ValueError: a name is not a class, or no class would be seen.
     """
     return replace(data, seen=seen_of(data.classes, unseen))
 
 
 def panoptic_truth(label_hw: np.ndarray, instance_hw: np.ndarray) -> PanopticMap:
-    """Segments of a label map and an instance map: each instance, and the rest of each class.
+    """Segments of a label map and an instance map: all instances, and the rest of each class.
 
     Args:
         label_hw: (H, W) integer classes, or IGNORE, which becomes void.
-        instance_hw: (H, W) integers: 0 where there is no instance (stuff), others number them. The
+        instance_hw: (H, W) integers: 0 for no instance (stuff), others are instance numbers. The
             pixels of one number have one class.
 
     Returns:

@@ -1,9 +1,9 @@
-"""Evaluation of a collection on held-out scenes or labelled images: tables, files and pictures.
+"""Evaluates a collection on held-out scenes or labelled images: tables, files and pictures.
 
 The table answers three questions. What does the collection add over text alone (dense CLIP)? What
 do proposals add, and what would perfect ones? How much do N, K and gamma matter (FOSSIL, figure 2)?
-Images are streamed: each is encoded once, for all rows, and what is counted of it is committed
-(`counting`), so that memory does not grow with their number and a stopped evaluation resumes.
+Images are streamed: each is encoded once for all rows, and its counts are committed (`counting`),
+so that memory does not grow with the number of images and a stopped evaluation resumes.
 """
 
 import csv
@@ -29,16 +29,16 @@ from ovref.evaluation.counting import (
     methods_of,
     open_steps,
 )
-from ovref.evaluation.knn import make_memory, memory_identity, open_training
+from ovref.evaluation.knn import make_memory_bank, memory_bank_identity, open_training
 from ovref.evaluation.methods import DENSE, Methods, Row, rows_of
 from ovref.evaluation.metrics_semantic import scores_of_counts
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.spec import TITLES, EvaluateSpec
-from ovref.evaluation.totals import Totals, add_up, overlaps_of, scored_images
+from ovref.evaluation.totals import Totals, overlaps_of, scored_images, sum_counts
 from ovref.evaluation.trained import head_identity
 from ovref.identity import fingerprint
-from ovref.meter import Meter
+from ovref.meter import ProgressMeter
 from ovref.records import ScoredImage
 from ovref.run_shard import run_shard
 from ovref.storage.steps import StepFolder
@@ -48,17 +48,17 @@ from ovref_inference.segmenters.clip_rc import read_head
 __all__ = ["EvaluateSpec", "evaluate"]
 
 SMALL = "The miniature's small models are trained on synthetic scenes and know nothing of others."
-"""Stands above tables of other images that they had a part in."""
+"""Caption of tables on other images if the miniature's models were used."""
 
 CAPTION = (
     "Measured on the miniature: small models trained on drawn scenes. These numbers show that the "
     "parts work together; they say nothing about the real models."
 )
-"""Stands above every table of scenes."""
+"""Caption of every table on scenes."""
 
 Say = Callable[[str], None]
 RunShards = Callable[[ScoreImages, StepFolder, StepFolder], None]
-"""Makes every shard of the second step that is missing from the first one's."""
+"""Makes the missing shards of the second step from the first one."""
 
 
 def evaluate(
@@ -70,24 +70,24 @@ def evaluate(
     """Evaluates a collection and writes the results.
 
     Args:
-        spec: what and on what.
-        progress: receives lines for people, the finished table among them.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        spec: the settings.
+        progress: receives lines for people, including the finished table.
+        device: "cpu", "cuda", ...; None takes a GPU if there is one.
         run_shards: spreads the shards over workers; None scores them here, one after another.
 
     Returns:
-        What evaluation.json holds: caption, protocol, rows (name, mIoU, accuracies and whatever
-        else the data set has truth for, in [0, 1]; None where not defined), ablations, ratios,
-        per-class table, the support of each class in words (`class_support`), the effective
-        specification, class list, its fingerprint and the label convention, the collection's
-        fingerprint, seconds.
+        The content of evaluation.json: caption, protocol, rows (name, mIoU, accuracies and all
+        other metrics that the data set's truth allows, in [0, 1]; None if not defined), ablations,
+        ratios, per-class table, a description of each class's support (`class_support`), the
+        effective specification, class list, its fingerprint and the label convention, the
+        collection's fingerprint, seconds.
 
     Raises:
         CollectionError: the collection cannot be opened, or does not state its encoders.
         ModelError: an encoder cannot be loaded.
-        InputError: the data set is not as it should be (nothing is scored then), or the collection
-            is of masked crops.
-        MismatchError: the output has an evaluation of other settings.
+        InputError: the data set is incomplete or invalid (nothing is scored in that case), or the
+            collection is of masked crops.
+        MismatchError: the output belongs to an evaluation with other settings.
     """
     started = time.monotonic()
     output = Path(spec.output)
@@ -96,10 +96,10 @@ def evaluate(
     with CachedModels(device, spec.features) as models, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* has no references for")
         collection = models.collection(spec.collection) if spec.collection else None
-        methods = methods_of(spec, data, models)  # refuses what does not fit before all else
+        methods = methods_of(spec, data, models)  # checks the settings before anything else
         images, scores = open_steps(spec, data, collection)
-        meter = Meter(len(data), "images", progress)
-        list_images(data, images, spec.shard_size, lambda done: meter.tell(done, "checked"))
+        meter = ProgressMeter(len(data), "images", progress)
+        list_images(data, images, spec.shard_size, lambda done: meter.update(done, "checked"))
         if spec.method == "clip_rc":
             compared = _of_head(spec)
         elif collection is None:
@@ -111,7 +111,7 @@ def evaluate(
         shards = images.complete() or []
         scores.finish(shards)
         rows = rows_of(spec)
-        totals = add_up(scored_images(scores), len(rows), len(data.class_names), data.things)
+        totals = sum_counts(scored_images(scores), len(rows), len(data.class_names), data.things)
         fossil = [name for name in spec.rows if name in DENSE and name != "freeda"]
         support = methods.support() if isinstance(methods, Methods) and fossil else {}
         result = _result(spec, data, compared, totals, support)
@@ -123,15 +123,15 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Compared:
-    """What images are compared with: the references of a collection, remembered patches, or, with a
-    trained head, names alone."""
+    """What images are compared with: a collection's references, a memory bank of patches, or, for a
+    trained head, class names alone."""
 
     fingerprint: str
     size: int
     counts: Mapping[str, int]
-    """References by noun, or patches by class in lower case."""
+    """Number of references by noun, or of patches by lower-case class."""
     model: str
-    """The visual encoder's."""
+    """Name of the visual encoder."""
 
 
 def _of(collection: ReferenceCollection) -> _Compared:
@@ -153,14 +153,14 @@ def _of_head(spec: EvaluateSpec) -> _Compared:
 def _memory(
     spec: EvaluateSpec, data: LabelledSet, models: CachedModels, progress: Say
 ) -> _Compared:
-    """Remembers the training images, before any worker needs them."""
+    """Makes the memory bank, before any worker needs it."""
     training = open_training(spec, data)
-    meter = Meter(len(training), "images", progress)
-    memory = make_memory(spec, training, models, lambda done: meter.tell(done, "remembered"))
+    meter = ProgressMeter(len(training), "images", progress)
+    memory = make_memory_bank(spec, training, models, lambda done: meter.update(done, "read"))
     patches = np.bincount(memory.shares_nc.indices, minlength=len(data.class_names)).tolist()
     names = [name.strip().lower() for name in data.class_names]
     return _Compared(
-        fingerprint=fingerprint(memory_identity(spec, training)),
+        fingerprint=fingerprint(memory_bank_identity(spec, training)),
         size=len(memory.features_nd),
         counts=dict(zip(names, patches, strict=True)),
         model=spec.knn.encoder.model,
@@ -174,7 +174,7 @@ def _run_here(progress: Say, models: CachedModels) -> RunShards:
         missing = [shard for shard in shards if shard not in done]
         commits = images.commits()
         total = sum(commits[shard].outputs for shard in shards)
-        meter = Meter(total, "images", progress)
+        meter = ProgressMeter(total, "images", progress)
         if not missing:
             return
         stage = ImageScorer(spec.evaluate, models)
@@ -247,7 +247,7 @@ def _ablations(
 def _per_class(
     data: LabelledSet, totals: Totals, compared: _Compared, support: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Each class in the first row: its IoU, and what it is taken for most often."""
+    """The IoU of each class in the first row, and the class it is most often confused with."""
     counts = totals.confusion[0]
     iou, true = scores_of_counts(counts).iou, counts.sum(1)
     names = [*data.class_names, "no class"]
@@ -274,7 +274,7 @@ def _rounded(value: float) -> float | None:
 
 
 def _ratios(miou: dict[str, float | None]) -> dict[str, float]:
-    """FOSSIL's mIoU over that of its bounds; the better text-only row without oracle counts."""
+    """FOSSIL's mIoU relative to its bounds; of the text-only rows without oracle, the better."""
     own = miou.get("fossil")
     texts = [miou[name] or 0.0 for name in ("text_only", "text_only_opencut") if name in miou]
     bounds = {"text_only": max(texts, default=0.0), "oracle": miou.get("fossil_oracle") or 0.0}
@@ -332,7 +332,7 @@ def _write(
         step = max(1, count // spec.pictures)
         _draw(data, scores, rows, list(range(0, count, step)[: spec.pictures]),
               output / "predictions.png")  # fmt: skip
-        # Images without any class to judge come last.
+        # Images without an evaluated class come last.
         worst = np.argsort(ious[0], kind="stable")[: spec.pictures].tolist()
         _draw(data, scores, rows, worst, output / "worst.png")
 
@@ -340,7 +340,7 @@ def _write(
 def _draw(
     data: LabelledSet, scores: StepFolder, rows: Sequence[Row], chosen: Sequence[int], path: Path
 ) -> None:
-    """Images by their number, in the order given, with the truth and the first rows."""
+    """Draws images by index, in the given order, with the truth and the first rows."""
     picked = images_by_number(scores, chosen)
     examples = [data.read(image.name) for image in picked]
     # Three columns stay legible; FOSSIL without proposals shows more than the text-only row.
@@ -358,7 +358,7 @@ def _draw(
 
 
 def images_by_number(scores: StepFolder, chosen: Sequence[int]) -> list[ScoredImage]:
-    """Scored images by their number in the data set, in the order given."""
+    """Scored images by index in the data set, in the given order."""
     wanted = set(chosen)
     found = {i: one for i, one in enumerate(scored_images(scores)) if i in wanted}
     return [found[number] for number in chosen]

@@ -1,11 +1,11 @@
-"""k nearest neighbours of dense features: how good a backbone is for collections, without any.
+"""k-nearest-neighbour segmentation of dense features: evaluates a backbone without a collection.
 
-Balazevic et al., Towards In-context Scene Understanding (NeurIPS 2023, section 3), as
-vpariza/open-hummingbird-eval has it: patches of training images are remembered with the shares of
-the classes in them; each patch of an image attends to its nearest ones, and their shares, averaged
-and enlarged to the image, are its class scores. Different here: pixels without a class are left out
-(there they count as the first class), predictions keep their classes (there they are matched to
-the true ones by their overlap), and images are judged at their own size.
+Balazevic et al., Towards In-context Scene Understanding (NeurIPS 2023, section 3), as in
+vpariza/open-hummingbird-eval: patches of training images are stored in a memory bank with their
+class shares; each patch of an image attends to its nearest neighbours, whose averaged shares,
+upsampled to the image, are its class scores. Differences: pixels without a class are left out
+(there they count as the first class), predictions keep their classes (there they are matched to the
+true ones by overlap), and images are evaluated at their own size.
 """
 
 import os
@@ -36,24 +36,24 @@ from ovref_inference.pixels import device_of
 from ovref_inference.vectors import l2_normalised
 
 MEMORY = "memory.npz"
-"""The remembered patches, in an evaluation's output."""
+"""The memory bank in an evaluation's output."""
 BLOCK = 65_536
-"""Remembered patches compared at a time."""
+"""Patches of the memory bank compared at a time."""
 IMAGES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Patches of training images."""
+class MemoryBank:
+    """A memory bank: patches of training images."""
 
     features_nd: np.ndarray
     """(n, d) float16, L2-normalised."""
     shares_nc: csr_array
-    """(n, classes) float32: shares of the classes among a patch's labelled pixels; sum 1."""
+    """(n, classes) float32: class shares among the labelled pixels of each patch; rows sum to 1."""
 
 
-def memory_identity(spec: EvaluateSpec, training: LabelledSet) -> dict[str, Any]:
-    """What tells a memory from others."""
+def memory_bank_identity(spec: EvaluateSpec, training: LabelledSet) -> dict[str, Any]:
+    """Identity of a memory bank."""
     model = spec.knn.encoder
     return {
         "encoder": dump(model),
@@ -66,38 +66,38 @@ def memory_identity(spec: EvaluateSpec, training: LabelledSet) -> dict[str, Any]
 
 
 def open_training(spec: EvaluateSpec, data: LabelledSet) -> LabelledSet:
-    """The images that are remembered.
+    """The training images of the memory bank.
 
     Raises:
-        InputError: they are not there, or of other classes than `data`.
+        InputError: they do not exist, or their classes differ from those of `data`.
     """
     training = spec.open_training()
     if training.class_list.classes != data.class_list.classes:
         raise InputError(
-            f"the training images ({training.name}) have other classes than the images to judge "
-            f"({data.name}): give both one class list"
+            f"the training images ({training.name}) have other classes than the evaluated images "
+            f"({data.name}): give both the same class list"
         )
     return training
 
 
-def make_memory(
+def make_memory_bank(
     spec: EvaluateSpec,
     training: LabelledSet,
     models: CachedModels,
     report: Callable[[int], None] = lambda done: None,
-) -> Memory:
-    """Remembers patches of training images, or opens what an earlier call with the same settings
-    remembered in the output.
+) -> MemoryBank:
+    """Makes a memory bank of training images, or opens the one that an earlier call with the same
+    settings stored in the output.
 
-    Each image adds as many patches as any other; of its own, those whose classes are rare in it
-    are more probable (`chosen_patches`).
+    Each image contributes equally many patches; patches whose classes are rare in the image are
+    more probable (`sample_patches`).
 
     Raises:
-        InputError: a training image cannot be read, or none has a labelled pixel.
-        StorageError: the file of an earlier call is damaged.
+        InputError: a training image cannot be read, or no image has a labelled pixel.
+        StorageError: the stored file is damaged.
     """
     path = Path(spec.output) / MEMORY
-    identity = fingerprint(memory_identity(spec, training))
+    identity = fingerprint(memory_bank_identity(spec, training))
     if (found := _read(path, identity)) is not None:
         return found
     encoder, classes = models.encoder(spec.knn.encoder), len(training.class_names)
@@ -107,29 +107,31 @@ def make_memory(
         examples = [training.read(name) for name in training.ids[start : start + IMAGES_AT_ONCE]]
         grids_nhwd = encoder.encode([example.image_hwc for example in examples])
         for example, grid_hwd in zip(examples, grids_nhwd, strict=True):
-            shares_pc = shares_of_patches(example.label_hw, grid_hwd.shape[:2], classes)
+            shares_pc = patch_class_shares(example.label_hw, grid_hwd.shape[:2], classes)
             rng = np.random.default_rng(record_seed(spec.knn.seed, example.id))
-            chosen = chosen_patches(shares_pc, quota, rng)
+            chosen = sample_patches(shares_pc, quota, rng)
             flat_pd = grid_hwd.reshape(-1, grid_hwd.shape[-1])
             features.append(l2_normalised(flat_pd[chosen]).astype(np.float16))
             shares.append(csr_array(shares_pc[chosen]))
-        models.forget()
+        models.clear()
         report(start + len(examples))
-    memory = Memory(features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr"))
+    memory = MemoryBank(
+        features_nd=np.concatenate(features), shares_nc=vstack(shares, format="csr")
+    )
     if not len(memory.features_nd):
         raise InputError(f"no image of {training.name} has a labelled pixel")
     _write(path, memory, identity)
     return memory
 
 
-def shares_of_patches(label_hw: np.ndarray, grid_hw: tuple[int, int], classes: int) -> np.ndarray:
-    """(h * w, classes) float32: shares of the classes among the labelled pixels of each patch; a
-    row of zeros where there are none. A pixel is of the patch that its centre falls into.
+def patch_class_shares(label_hw: np.ndarray, grid_hw: tuple[int, int], classes: int) -> np.ndarray:
+    """(h * w, classes) float32: class shares among the labelled pixels of each patch; zeros for a
+    patch without any. A pixel belongs to the patch that contains its centre.
 
     Args:
         label_hw: (H, W) classes, or IGNORE.
-        grid_hw: patches of the whole image.
-        classes: how many there are.
+        grid_hw: number of patches of the whole image.
+        classes: number of classes.
     """
     rows, columns = (
         ((np.arange(size) + 0.5) * cells / size).astype(np.int64)
@@ -143,11 +145,11 @@ def shares_of_patches(label_hw: np.ndarray, grid_hw: tuple[int, int], classes: i
     return counts_pc / np.maximum(counts_pc.sum(1, keepdims=True), 1)
 
 
-def chosen_patches(shares_pc: np.ndarray, quota: int, rng: np.random.Generator) -> np.ndarray:
-    """(at most quota,) int64 labelled patches of one image.
+def sample_patches(shares_pc: np.ndarray, quota: int, rng: np.random.Generator) -> np.ndarray:
+    """Samples at most `quota` labelled patches of one image: (n,) int64.
 
-    A patch's score is the number of patches that its classes are in, summed over them, times a
-    uniform random number; the lowest are taken (section 3.1 of the paper).
+    A patch's score is the number of patches with one of its classes, summed over its classes, times
+    a uniform random number; the lowest scores are taken (section 3.1 of the paper).
     """
     present_pc = shares_pc > 0
     usable = np.flatnonzero(present_pc.any(1))
@@ -156,9 +158,9 @@ def chosen_patches(shares_pc: np.ndarray, quota: int, rng: np.random.Generator) 
 
 
 class NearestPatches:
-    """Class scores of patches by their nearest remembered ones."""
+    """Class scores of patches by their nearest neighbours in the memory bank."""
 
-    def __init__(self, memory: Memory, config: KnnConfig, device: str | None = None) -> None:
+    def __init__(self, memory: MemoryBank, config: KnnConfig, device: str | None = None) -> None:
         self._config, self._shares_nc = config, memory.shares_nc
         self._device = device_of(device)
         # CPUs multiply float32 faster than float16.
@@ -166,11 +168,11 @@ class NearestPatches:
         self._features_nd = torch.from_numpy(memory.features_nd).to(self._device, kind)
 
     def __call__(self, features_qd: np.ndarray) -> np.ndarray:
-        """(q, classes) float32, rows of sum 1: the shares of the k nearest patches by cosine,
+        """(q, classes) float32, rows sum to 1: the shares of the k nearest patches by cosine,
         weighted by the softmax of cosine / temperature.
 
         Args:
-            features_qd: (q, d) of any length.
+            features_qd: (q, d), of any norm.
         """
         cosines_qk, rows_qk = self._nearest(l2_normalised(features_qd))
         weights_qk = torch.softmax(cosines_qk / self._config.temperature, dim=1).cpu().numpy()
@@ -181,7 +183,7 @@ class NearestPatches:
         return (weights_qn @ self._shares_nc).toarray().astype(np.float32)
 
     def _nearest(self, queries_qd: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines of the k nearest remembered patches, and their rows."""
+        """Cosines and rows of the k nearest patches."""
         queries = torch.from_numpy(queries_qd).to(self._device, self._features_nd.dtype)
         k = min(self._config.neighbours, len(self._features_nd))
         cosines = torch.zeros((len(queries), 0), device=self._device)
@@ -197,18 +199,18 @@ class NearestPatches:
 
 
 class KnnMethod:
-    """The one row of `method=knn`, in place of `methods.Methods`."""
+    """The only row of `method=knn`, in place of `methods.Methods`."""
 
     def __init__(self, spec: EvaluateSpec, data: LabelledSet, models: CachedModels) -> None:
-        """The memory, which `make_memory` has made, is opened at the first image."""
+        """The memory bank, made by `make_memory_bank`, is opened with the first image."""
         self._spec, self._data, self._models = spec, data, models
         self._nearest: NearestPatches | None = None
 
-    def look_at(self, examples: Sequence[Example]) -> None:
-        """Encodes images together."""
+    def encode_batch(self, examples: Sequence[Example]) -> None:
+        """Encodes images in one batch."""
         if self._nearest is None:
             training = open_training(self._spec, self._data)
-            memory = make_memory(self._spec, training, self._models)
+            memory = make_memory_bank(self._spec, training, self._models)
             self._nearest = NearestPatches(memory, self._spec.knn, self._models.device)
         self._encoder.encode([example.image_hwc for example in examples])
 
@@ -217,38 +219,38 @@ class KnnMethod:
         return self._models.encoder(self._spec.knn.encoder)
 
     def predict(self, row: Any, image_hwc: np.ndarray, segments: bool = False) -> Prediction:
-        """As `Methods.predict`; the segments are connected pixels of a class."""
+        """See `Methods.predict`; segments are those of `panoptic_of_labels`."""
         if self._nearest is None:
-            raise ValueError("look_at must see an image before it is asked for")
+            raise ValueError("encode_batch must be called with an image before predict")
         grid_hwd = self._encoder.encode([image_hwc])[0]
         height, width = grid_hwd.shape[:2]
         scores_pc = self._nearest(grid_hwd.reshape(height * width, -1))
-        labels_hw, scores_hw = enlarged(scores_pc, (height, width), image_hwc.shape[:2])
+        labels_hw, scores_hw = upsampled_labels(scores_pc, (height, width), image_hwc.shape[:2])
         things = self._data.things if segments and self._data.things else None
         own = panoptic_of_labels(labels_hw, things or [False] * len(self._data.class_names))
         found = {id_: float(scores_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
         return Prediction(labels_hw=labels_hw, panoptic=own, scores=found)
 
 
-def enlarged(
+def upsampled_labels(
     scores_pc: np.ndarray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best class of each pixel after bilinear interpolation, (H, W) int32, and its score.
+    """The best class of each pixel after bilinear upsampling, (H, W) int32, and its score.
 
     Args:
         scores_pc: (h * w, classes), at least 0.
         grid_hw: h and w.
         size_hw: H and W.
     """
-    found = np.flatnonzero(scores_pc.max(0) > 0)  # a class without a score wins nowhere
+    found = np.flatnonzero(scores_pc.max(0) > 0)  # a class without a score never wins
     grid_chw = torch.from_numpy(np.ascontiguousarray(scores_pc[:, found].T))
     large = interpolate(grid_chw.reshape(1, -1, *grid_hw), size=size_hw, mode="bilinear")[0]
     best = large.max(0)
     return found[best.indices.numpy()].astype(np.int32), best.values.numpy()
 
 
-def _read(path: Path, identity: str) -> Memory | None:
-    """An earlier memory; None if there is none, or one of other settings."""
+def _read(path: Path, identity: str) -> MemoryBank | None:
+    """The stored memory bank; None if there is none or its settings differ."""
     if not path.exists():
         return None
     try:
@@ -257,13 +259,13 @@ def _read(path: Path, identity: str) -> Memory | None:
                 return None
             parts = (kept["shares"], kept["classes"], kept["starts"])
             shares_nc = csr_array(parts, shape=tuple(kept["shape"].tolist()))
-            return Memory(features_nd=kept["features"], shares_nc=shares_nc)
+            return MemoryBank(features_nd=kept["features"], shares_nc=shares_nc)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise StorageError(f"{path} is damaged ({error}): delete it to make it anew") from error
+        raise StorageError(f"{path} is damaged ({error}): delete it to rebuild it") from error
 
 
-def _write(path: Path, memory: Memory, identity: str) -> None:
-    """The file appears whole or not at all."""
+def _write(path: Path, memory: MemoryBank, identity: str) -> None:
+    """Writes the file, which appears completely or not at all."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     shares = memory.shares_nc
     with open(partial, "wb") as file:

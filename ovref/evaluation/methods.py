@@ -1,4 +1,4 @@
-"""The segmenters that an evaluation compares, over models that encode each image once."""
+"""The segmenters compared in an evaluation, which share models that encode each image once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,17 +9,17 @@ import torch
 from torch.nn.functional import interpolate
 
 from ovref.errors import InputError
+from ovref.evaluation.apply_protocol import (
+    label_windows,
+    proposal_images,
+    segment_with_protocol,
+    windows_of,
+)
 from ovref.evaluation.cached import CachedEncoder, CachedModels, RegionProposer
 from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.oracle import label_masks, oracle_proposer
 from ovref.evaluation.predictions import Prediction
-from ovref.evaluation.protocols import (
-    label_windows_of,
-    proposed_of,
-    segment_with_protocol,
-    windows_of,
-)
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.proposers.config import ProposerConfig
@@ -47,7 +47,7 @@ PROPOSALS = {
     "text_only_oracle": "oracle",
     "retclip_oracle": "oracle",
 }
-"""The proposals of a row."""
+"""Row -> source of its proposals."""
 
 DENSE = ("fossil", "fossil_no_proposals", "fossil_oracle", "freeda")
 """Rows that compare dense features with the collection."""
@@ -64,14 +64,14 @@ class Row:
 
     @property
     def title(self) -> str:
-        """How people write it."""
+        """Title for people."""
         changed = [f"{n if n == 'gamma' else n.upper()} = {v}" for n, v in self.changes]
         return ", ".join([TITLES[self.name], *changed])
 
 
 def rows_of(spec: EvaluateSpec) -> tuple[Row, ...]:
-    """The rows that are asked for, and then those of the ablations, one parameter at a time from
-    the best configuration (FOSSIL section 4.3)."""
+    """The requested rows, then those of the ablations, which vary one parameter at a time from the
+    best configuration (FOSSIL section 4.3)."""
     if spec.method != "collection":
         return (Row(name=spec.method),)
     grids = {"n": spec.ablate_n, "k": spec.ablate_k, "gamma": spec.ablate_gamma}
@@ -85,7 +85,7 @@ def rows_of(spec: EvaluateSpec) -> tuple[Row, ...]:
 
 
 class Methods:
-    """Segmenters over cached models, for the images that `look_at` was told about last."""
+    """Segmenters over cached models, for the images of the last `encode_batch`."""
 
     def __init__(
         self,
@@ -96,14 +96,13 @@ class Methods:
     ) -> None:
         """
         Args:
-            spec: what is asked for; models are loaded when a row first needs them.
-            data: whose class names are asked.
-            models: kept for as long as these are.
-            collection: in place of the one that `spec` names.
+            spec: the settings; models are loaded when a row first needs them.
+            data: data set with the class names.
+            models: the caching models.
+            collection: used in place of that of `spec`.
 
         Raises:
-            InputError: the collection is of masked crops, which a row's dense features cannot be
-                compared with.
+            InputError: the collection is of masked crops, but a row compares dense features.
         """
         self.collection = collection or models.collection(spec.collection)
         masked = self.collection.visual_config.masking
@@ -118,7 +117,7 @@ class Methods:
         self._models = models
         self._oracle: RegionProposer = oracle_proposer([], [])
         self._segmenters: dict[Row, Any] = {}
-        self.names, self._class_of = asked_names(data, spec)
+        self.names, self._class_of = query_names(data, spec)
         seen = data.seen
         self._seen = None if seen is None else [seen[label] for label in self._class_of[:-1]]
 
@@ -129,7 +128,7 @@ class Methods:
 
     @property
     def proposers(self) -> dict[str, Callable[[], RegionProposer]]:
-        """What makes proposals, by the names in PROPOSALS."""
+        """Loaders of proposers, by the names in PROPOSALS."""
         opencut = ProposerConfig(opencut=self.spec.opencut)
         return {
             "none": lambda: no_proposals,
@@ -139,7 +138,7 @@ class Methods:
         }
 
     def fossil(self, config: FossilConfig, proposals: str = "opencut") -> FossilSegmenter:
-        """FOSSIL with some proposals; windows are the protocol's."""
+        """FOSSIL with these proposals, without windows, which are the protocol's."""
         return FossilSegmenter(
             self.collection,
             self.visual,
@@ -149,7 +148,7 @@ class Methods:
         )
 
     def segmenter(self, row: Row) -> Any:
-        """The segmenter of a row; made once."""
+        """The segmenter of a row. Cached."""
         if row not in self._segmenters:
             self._segmenters[row] = self._make(row)
         return self._segmenters[row]
@@ -179,15 +178,15 @@ class Methods:
         )
 
     def support(self) -> dict[str, str]:
-        """Where the references of each class come from, in words, as FOSSIL has it."""
+        """A description of where FOSSIL takes the references of each class from."""
         support = self.fossil(self.spec.fossil, "none").prepare(self.names).support
         words: dict[str, str] = {}
         for label, one in zip(self._class_of[:-1].tolist(), support, strict=True):
             words.setdefault(self.data.class_names[label], str(one))
         return words
 
-    def look_at(self, examples: Sequence[Example]) -> None:
-        """Encodes what the rows will ask of these images, all windows of all images together."""
+    def encode_batch(self, examples: Sequence[Example]) -> None:
+        """Encodes everything that the rows need of these images, all windows together."""
         parts = [part for one in examples for part in self._windows(one.image_hwc)]
         names = set(self.spec.rows)
         if any(name.endswith("oracle") for name in names):
@@ -199,19 +198,21 @@ class Methods:
             self._models.encoder(self.spec.clip).encode(parts)
         proposed = parts
         if self.protocol is not None and self.protocol.proposals == "image":
-            proposed = [p for one in examples for p in proposed_of(one.image_hwc, self.protocol)]
+            proposed = [
+                part for one in examples for part in proposal_images(one.image_hwc, self.protocol)
+            ]
         if names & {name for name, proposals in PROPOSALS.items() if proposals == "opencut"}:
             self.proposers["opencut"]()(proposed)
         if names & {"vocseg", "retclip", "corrclip"}:
             self.proposers["own"]()(proposed)
 
     def predict(self, row: Row, image_hwc: np.ndarray, segments: bool = False) -> Prediction:
-        """What a row says of one image.
+        """The prediction of a row for one image.
 
         Args:
-            row: of `rows_of`.
-            image_hwc: (H, W, 3) uint8, of the images last looked at.
-            segments: whether panoptic segments are asked for too; else there are none.
+            row: a row of `rows_of`.
+            image_hwc: (H, W, 3) uint8, one of the last `encode_batch`.
+            segments: whether to make panoptic segments, too.
         """
         segmenter = self.segmenter(row)
         if segments and self._whole and hasattr(segmenter, "score"):
@@ -220,7 +221,7 @@ class Methods:
             found = segmenter.segment([image_hwc], self.names)[0]
         else:
             protocol = self.protocol
-            if PROPOSALS.get(row.name) == "oracle":  # true masks are of windows
+            if PROPOSALS.get(row.name) == "oracle":  # true masks are made per window
                 protocol = replace(protocol, proposals="window")
             found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
         return prediction_of(found, self._class_of, self.data, segments)
@@ -231,7 +232,7 @@ class Methods:
 
     @property
     def _whole(self) -> bool:
-        """Whether a segmenter sees an image as one, whose segments are those of the image."""
+        """Whether the segmenter gets the whole image, so that its segments are the image's."""
         return self.protocol is None or (
             self.protocol.window is None
             and self.protocol.background is None
@@ -239,7 +240,7 @@ class Methods:
         )
 
     def _of_regions(self, row: Row, segmenter: Any, image_hwc: np.ndarray) -> Prediction:
-        """Segments of scored regions, as RetCLIP and FC-CLIP have them, at the image's size."""
+        """Segments of scored regions, as in RetCLIP and FC-CLIP, at the size of the image."""
         (window_hwc,) = self._windows(image_hwc)
         regions = _resized(
             segmenter.score([window_hwc], self.names)[0], self._class_of, image_hwc.shape[:2]
@@ -265,7 +266,7 @@ class Methods:
     def _label_windows(self, example: Example) -> list[np.ndarray]:
         if self.protocol is None:
             return [example.label_hw]
-        return label_windows_of(example.label_hw, self.protocol)
+        return label_windows(example.label_hw, self.protocol)
 
 
 def prediction_of(
@@ -274,8 +275,8 @@ def prediction_of(
     """A label map as a prediction, with the connected pixels of a class as segments if asked for.
 
     Args:
-        found: of the names of `asked_names`.
-        class_of: of `asked_names`.
+        found: of the names of `query_names`.
+        class_of: of `query_names`.
         data: whose classes they are.
         segments: whether there are any; else there are none.
     """
@@ -289,23 +290,24 @@ def prediction_of(
     return Prediction(labels_hw=labels_hw, panoptic=own, scores=scores)
 
 
-def asked_names(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names asked of a segmenter, and (names + 1,) int64 the class of each, the last NO_CLASS.
+def query_names(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names given to a segmenter, and (names + 1,) int64, the class of each, the last NO_CLASS.
 
-    A class has all of its synonyms and takes the best; a background that is never asked has one.
+    A class has all of its synonyms and takes the best score; a background that is not queried has
+    one name.
     """
     classes, protocol = data.class_list, spec.chosen_protocol()
     if protocol is not None and protocol.background is not None and not protocol.ask_background:
         first, *others = classes.classes
         classes = replace(classes, classes=(first[:1], *others))
-    names, owners = classes.asked()
+    names, owners = classes.query_names()
     return names, np.array([*owners, NO_CLASS], dtype=np.int64)
 
 
 def _resized(
     regions: ScoredRegions, class_of: np.ndarray, size_hw: tuple[int, int]
 ) -> ScoredRegions:
-    """Scores of classes, each its best name's, and activations at another size."""
+    """The scores of classes, each the maximum over its names, and mask probabilities, resized."""
     labels = class_of[:-1]
     scores_nc = np.full((len(regions.scores_nc), labels.max() + 1), -np.inf, dtype=np.float32)
     np.maximum.at(scores_nc.T, labels, regions.scores_nc.T)

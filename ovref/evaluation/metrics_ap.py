@@ -1,8 +1,8 @@
-"""Mask average precision as COCO defines it (Lin et al., ECCV 2014, and its detection evaluation).
+"""Mask average precision as defined by COCO (Lin et al., ECCV 2014, and its evaluation code).
 
 Precision is interpolated at 101 recalls for each class and each of ten IoU thresholds, 0.50 to
-0.95; AP is the mean over all of them. At most 100 detections of a class are evaluated in an image.
-A detection that is best explained by a crowd instance counts neither as right nor as wrong.
+0.95; AP is the mean over all of them. At most 100 detections per class and image are evaluated. A
+detection that is matched to a crowd instance is ignored: it is neither right nor wrong.
 """
 
 import math
@@ -10,38 +10,40 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ovref_inference.ranges import require_at_least
+
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""IoU from which a detection is right."""
+"""IoU thresholds at which a detection is correct."""
 
 RECALLS = np.linspace(0.0, 1.0, 101)
-"""Recalls at which precision is read."""
+"""Recalls at which precision is sampled."""
 
 MAX_DETECTIONS = 100
-"""The best detections of one class in one image that are counted."""
+"""Maximum number of detections evaluated per class and image, the best first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrueInstances:
-    """The true things of one image; they may overlap."""
+    """The true instances of one image, which may overlap."""
 
     masks_nhw: np.ndarray
     """(n, H, W) bool; n may be 0."""
     labels: np.ndarray
     """(n,) integers: positions in the class list."""
     crowd: np.ndarray
-    """(n,) bool: the mask stands for many things at once."""
+    """(n,) bool: the mask is a crowd of several instances."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What was found in one image; masks may overlap."""
+    """The detections in one image; masks may overlap."""
 
     masks_nhw: np.ndarray
     """(n, H, W) bool; n may be 0."""
     labels: np.ndarray
     """(n,) integers: positions in the class list."""
     scores: np.ndarray
-    """(n,) float: confidence, comparable over images."""
+    """(n,) float: confidence, comparable across images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,11 @@ class ApScores:
     per_class: np.ndarray
     """(classes,) float64, mean over the thresholds; NaN for a class without a true instance."""
     ap: float
-    """Mean over the classes that have one and all thresholds; NaN without any."""
+    """Mean over all thresholds and classes with instances; NaN if there are none."""
     ap50: float
-    """The same at IoU 0.5 alone."""
+    """The same at IoU 0.5."""
     ap75: float
-    """The same at IoU 0.75 alone."""
+    """The same at IoU 0.75."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,45 +66,40 @@ class MatchedDetections:
 
     label: int
     truths: int
-    """True instances that are not crowd."""
+    """Number of true instances that are not crowds."""
     scores: np.ndarray
     """(d,) float."""
     right: np.ndarray
-    """(thresholds, d) bool: the detection is right at that IoU."""
+    """(thresholds, d) bool: the detection is correct at the threshold."""
     ignored: np.ndarray
-    """(thresholds, d) bool: a crowd explains it."""
+    """(thresholds, d) bool: the detection is matched to a crowd."""
 
 
 class AveragePrecision:
-    """Matched detections over many images."""
+    """Accumulates matched detections over images."""
 
     def __init__(self, classes: int) -> None:
-        """Starts from nothing. `classes` is how many there are, at least 1.
-
-        Raises:
-            ValueError: `classes` is below 1.
-        """
-        if classes < 1:
-            raise ValueError(f"classes must be at least 1, found {classes}")
+        """`classes` is their number. Raises ValueError if it is below 1."""
+        require_at_least("classes", classes, 1)
         self.truths = np.zeros(classes, dtype=np.int64)
-        """(classes,) true instances that are not crowd."""
+        """(classes,) number of true instances that are not crowds."""
         self._matched: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
-        # Of each class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
+        # Per class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
         self._matched = [[] for _ in range(classes)]
 
     def add(self, truth: TrueInstances, found: Detections) -> None:
-        """Judges one image. Of equal scores, the earlier detection and image comes first.
+        """Evaluates one image. Of equal scores, the earlier detection and image comes first.
 
         Raises:
-            ValueError: masks are not bool or of different sizes, numbers of masks, labels, scores
-                differ, a label is no class, or a score is not finite.
+            ValueError: masks are not bool or their sizes differ; the numbers of masks, labels and
+                scores differ; a label is not a class; or a score is not finite.
         """
         self._check(truth, found)
         for matched in match_detections(truth, found):
             self.add_matched(matched)
 
     def add_matched(self, matched: "MatchedDetections") -> None:
-        """Counts one class of one image, in the order of the images."""
+        """Adds one class of one image; to be called in the order of images."""
         self.truths[matched.label] += matched.truths
         self._matched[matched.label].append((matched.scores, matched.right, matched.ignored))
 
@@ -154,7 +151,7 @@ class AveragePrecision:
 
 
 def match_detections(truth: TrueInstances, found: Detections) -> list[MatchedDetections]:
-    """Which detections of one image are right, class by class."""
+    """Matches the detections of one image to its true instances, class by class."""
     matched = []
     for label in np.union1d(truth.labels, found.labels).tolist():
         true, chosen = truth.labels == label, np.flatnonzero(found.labels == label)
@@ -175,7 +172,7 @@ def match_detections(truth: TrueInstances, found: Detections) -> list[MatchedDet
 
 
 def _ious(masks_dhw: np.ndarray, true_ghw: np.ndarray, crowd_g: np.ndarray) -> np.ndarray:
-    """(d, g) float64 IoU; with a crowd instance, the share of the detection that lies on it."""
+    """(d, g) float64 IoU; for a crowd instance, the share of the detection that lies on it."""
     pixels = math.prod(masks_dhw.shape[1:])
     flat_dp = masks_dhw.reshape(len(masks_dhw), pixels).astype(np.float64)
     true_gp = true_ghw.reshape(len(true_ghw), pixels).astype(np.float64)
@@ -186,10 +183,10 @@ def _ious(masks_dhw: np.ndarray, true_ghw: np.ndarray, crowd_g: np.ndarray) -> n
 
 
 def _match(ious: np.ndarray, crowd_g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections, best first, are right and which are ignored: (thresholds, d) bool each.
+    """Which detections, best first, are correct and which are ignored: (thresholds, d) bool each.
 
-    Each takes the free true instance that it overlaps most, of equals the last; only where none
-    reaches the threshold, a crowd instance, which is never used up.
+    Each is matched to the unmatched true instance with the highest IoU, the last of equals; only if
+    none reaches the threshold, to a crowd instance, which can be matched repeatedly.
     """
     order = np.argsort(crowd_g, kind="stable")
     ious, crowd_g = ious[:, order], crowd_g[order]
@@ -209,7 +206,7 @@ def _match(ious: np.ndarray, crowd_g: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _interpolated(right: np.ndarray, truths: int) -> float:
-    """Mean over RECALLS of the best precision at that recall or beyond; 0 beyond the last."""
+    """Mean over RECALLS of the maximum precision at that recall or higher; 0 beyond the last."""
     hits = np.cumsum(right)
     precision = hits / np.arange(1, len(right) + 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]

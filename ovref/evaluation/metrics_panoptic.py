@@ -1,8 +1,8 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4).
 
-The definition is that of COCO's official evaluation, special rules included: void pixels of the
-truth do not count against a prediction, crowd segments are never missed and excuse what lies on
-them, and counts of a class are summed over all images before anything is divided.
+The definition is that of COCO's official evaluation, including its special rules: void pixels of
+the truth do not count against a prediction, crowd segments are never missed and predictions on them
+are ignored, and the counts of a class are summed over all images before anything is divided.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ VOID = 0
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticMap:
-    """Segments of one image, no two overlapping."""
+    """Non-overlapping segments of one image."""
 
     ids_hw: np.ndarray
-    """(H, W) integers: segment ids from 1, VOID where there is none."""
+    """(H, W) integers: segment ids from 1, VOID for no segment."""
     labels: Mapping[int, int]
     """Segment id -> class, a position in the class list."""
     crowd: frozenset[int] = frozenset()
-    """Ids of segments that stand for many things of a class at once; of the truth alone."""
+    """Ids of segments that are crowds of several instances; only in the truth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Quality:
     rq: float
     """Recognition quality: F1 of segments."""
     classes: int
-    """How many classes the means are of."""
+    """Number of classes in the means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +59,18 @@ class PanopticScores:
 
 
 class PanopticQuality:
-    """Counts of matched, missed and wrong segments over many images."""
+    """Accumulates counts of matched, missed and wrong segments over images."""
 
     def __init__(self, things: Sequence[bool]) -> None:
-        """Starts from nothing.
-
+        """
         Args:
-            things: of each class, whether it is a thing (counted one by one) or stuff.
+            things: whether each class is a thing (with instances) or stuff.
 
         Raises:
-            ValueError: no classes.
+            ValueError: there are no classes.
         """
         if len(things) < 1:
-            raise ValueError("things must tell of at least one class, found none")
+            raise ValueError("things must have at least one class, found none")
         self.things = np.asarray(things, dtype=bool)
         self.ious = np.zeros(len(things))
         """(classes,) float64: sum of the IoU of matched segments."""
@@ -82,13 +81,13 @@ class PanopticQuality:
         """Counts one image.
 
         A predicted segment matches a true one of its class if their IoU is above 0.5; the union
-        leaves out the prediction's pixels that are void in the truth. A predicted segment without
-        a match is wrong, unless more than half of it lies on void or on its class's crowd segment
-        (of several crowd segments of a class the last one, as in the official code).
+        excludes predicted pixels that are void in the truth. A predicted segment without a match is
+        wrong, unless more than half of it lies on void or on its class's crowd segment (if there
+        are several, the last one, as in the official code).
 
         Raises:
-            ValueError: shapes differ, an id has no label, a label is no class, a predicted segment
-                has no pixels or is a crowd.
+            ValueError: shapes differ, an id has no label, a label is not a class, or a predicted
+                segment has no pixels or is a crowd.
         """
         self._check(truth, predicted)
         true_area, area = _areas(truth.ids_hw), _areas(predicted.ids_hw)
@@ -147,37 +146,37 @@ class PanopticQuality:
         for name, panoptic in (("truth", truth), ("prediction", predicted)):
             if not np.issubdtype(panoptic.ids_hw.dtype, np.integer):
                 raise ValueError(f"{name} must hold integer ids, found {panoptic.ids_hw.dtype}")
-            drawn = set(np.unique(panoptic.ids_hw).tolist()) - {VOID}
-            if drawn - set(panoptic.labels):
-                raise ValueError(f"{name} has no label for {sorted(drawn - set(panoptic.labels))}")
+            ids = set(np.unique(panoptic.ids_hw).tolist()) - {VOID}
+            if ids - set(panoptic.labels):
+                raise ValueError(f"{name} has no label for {sorted(ids - set(panoptic.labels))}")
             wrong = [v for v in panoptic.labels.values() if not 0 <= v < len(self.things)]
             if wrong or VOID in panoptic.labels:
                 raise ValueError(
                     f"{name}: segment ids start at 1 and labels lie in 0 to "
                     f"{len(self.things) - 1}, found {dict(panoptic.labels)}"
                 )
-            if name == "prediction" and (set(panoptic.labels) - drawn or panoptic.crowd):
+            if name == "prediction" and (set(panoptic.labels) - ids or panoptic.crowd):
                 raise ValueError(
-                    "predicted segments need pixels and are no crowd, found segments "
-                    f"{sorted(set(panoptic.labels) - drawn)} without, crowd {set(panoptic.crowd)}"
+                    "predicted segments must have pixels and not be crowds, found segments "
+                    f"{sorted(set(panoptic.labels) - ids)} without, crowd {set(panoptic.crowd)}"
                 )
 
 
 def panoptic_of_labels(
     label_hw: np.ndarray, things: Sequence[bool], ignore: int = IGNORE
 ) -> PanopticMap:
-    """The panoptic map that a label map alone stands for.
+    """The panoptic map derived from a label map.
 
-    All pixels of a stuff class are one segment; of a thing each connected part is one, so that
-    things that touch count as one and a thing cut in two as two.
+    All pixels of a stuff class are one segment; each connected component of a thing class is one,
+    so that touching things count as one, and a thing cut in two as two.
 
     Args:
         label_hw: (H, W) integer classes.
-        things: of each class, whether it is a thing.
-        ignore: label of pixels in no segment.
+        things: whether each class is a thing.
+        ignore: label of pixels without a segment.
 
     Returns:
-        Segments in the order of classes, parts from top to bottom; parts touch by a side.
+        Segments in the order of classes, components (4-connected) from top to bottom.
     """
     ids_hw = np.zeros(label_hw.shape, dtype=np.int32)
     labels: dict[int, int] = {}
@@ -191,6 +190,6 @@ def panoptic_of_labels(
 
 
 def _areas(ids_hw: np.ndarray) -> dict[int, int]:
-    """Pixels of each id that has any."""
+    """Number of pixels of each id that occurs."""
     found, counts = np.unique(ids_hw, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))

@@ -1,9 +1,9 @@
 """Semantic segmentation metrics from confusion matrices.
 
-The definitions are mmsegmentation's, which the TCL protocol and FOSSIL use: counts are summed over
-the whole data set first, then intersection over union is taken for each class; pixels labelled
-`IGNORE` in the truth count nowhere; a class that occurs neither in the truth nor in a prediction
-has no IoU (NaN) and is left out of the mean.
+The definitions are those of mmsegmentation, also used by the TCL protocol and FOSSIL: counts are
+summed over the whole data set before intersection over union is computed for each class; pixels
+labelled `IGNORE` in the truth do not count; a class that occurs neither in the truth nor in a
+prediction has no IoU (NaN) and is left out of the mean.
 """
 
 import math
@@ -17,35 +17,35 @@ from ovref_inference.ranges import require_at_least
 from ovref_inference.segmenters.regions import NO_CLASS
 
 IGNORE = -1
-"""True label of pixels that are not evaluated. No class of any set has it, unlike 255 and 65535."""
+"""True label of pixels that are not evaluated. Unlike 255 and 65535, it is never a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Metrics of a whole data set; fractions in [0, 1], NaN where nothing could be evaluated."""
+    """Metrics of a whole data set; fractions in [0, 1], NaN if nothing could be evaluated."""
 
     iou: np.ndarray
     """(classes,) float64 intersection over union; NaN for a class in neither map."""
     accuracy: np.ndarray
-    """(classes,) float64 share of a class's pixels that are right; NaN for a class not in truth."""
+    """(classes,) float64 share of a class's true pixels that are correct; NaN without any."""
     miou: float
     """Mean of `iou` over the classes that have one."""
     mean_accuracy: float
     """Mean of `accuracy` over the classes that have one."""
     pixel_accuracy: float
-    """Share of all evaluated pixels that are right."""
+    """Share of all evaluated pixels that are correct."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitScores:
-    """Generalised zero-shot metrics: some classes were seen in training, the others never."""
+    """Generalised zero-shot metrics, for classes seen and unseen in training."""
 
     seen: float
-    """Mean IoU over the seen classes that have one; NaN if none has."""
+    """Mean IoU over the seen classes that have one; NaN without any."""
     unseen: float
-    """Mean IoU over the others."""
+    """Mean IoU over the unseen classes."""
     hiou: float
-    """Harmonic mean of the two; 0 if one of them is 0, NaN if one is NaN."""
+    """Harmonic mean of both; 0 if either is 0, NaN if either is NaN."""
 
 
 def confusion(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
@@ -64,15 +64,15 @@ def confusion(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> n
         ValueError: shapes differ, the type is not an integer, or a label is out of range.
     """
     counts = np.zeros((classes, classes + 1), dtype=np.int64)
-    truth, predicted, pixels = confused(truth_hw, predicted_hw, classes).T
+    truth, predicted, pixels = sparse_confusion(truth_hw, predicted_hw, classes).T
     counts[truth, predicted] = pixels
     return counts
 
 
-def confused(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
-    """The entries of `confusion` that are not zero: of hundreds of classes an image has few.
+def sparse_confusion(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
+    """The non-zero entries of `confusion`, since an image has few of hundreds of classes.
 
-    Args, errors: as of `confusion`.
+    Args, Raises: see `confusion`.
 
     Returns:
         (n, 3) int64: true class, predicted class (`classes` for NO_CLASS), pixels; sorted.
@@ -101,15 +101,15 @@ def confused(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np
 
 
 def boundary_hw(mask_hw: np.ndarray, ratio: float = 0.02) -> np.ndarray:
-    """The pixels of a mask that are near its edge (Cheng et al., "Boundary IoU", CVPR 2021).
+    """The pixels of a mask near its edge (Cheng et al., "Boundary IoU", CVPR 2021).
 
-    As in bowenc0221/boundary-iou-api: within `ratio` of the image's diagonal, rounded and at least
-    one pixel, of a pixel outside, counted along rows and columns and across corners; what is
-    outside of the image is outside of the mask.
+    As in bowenc0221/boundary-iou-api, these are the pixels whose Chebyshev distance to a pixel
+    outside of the mask is at most `ratio` times the image diagonal, rounded and at least one.
+    Pixels outside of the image are outside of the mask.
 
     Args:
         mask_hw: (H, W) bool.
-        ratio: of the diagonal.
+        ratio: distance as a fraction of the diagonal.
 
     Returns:
         (H, W) bool.
@@ -129,17 +129,15 @@ def boundary_pixels(
 ) -> np.ndarray:
     """Pixels near the edges of each class, for the boundary IoU of a data set.
 
-    Pixels that are not evaluated have no class in the prediction either. Summed over the images,
-    intersection over union is a class's boundary IoU, whose mean is taken as that of IoU.
+    Pixels that are not evaluated have no class in the prediction, either. The boundary IoU of a
+    class is the ratio of the sums over images, and the mean is taken as for IoU.
 
     Args:
-        truth_hw: as in `confusion`.
-        predicted_hw: as in `confusion`.
-        classes: number of classes.
-        ratio: as in `boundary_hw`.
+        truth_hw, predicted_hw, classes: see `confusion`.
+        ratio: see `boundary_hw`.
 
     Returns:
-        (n, 3) int64: class, pixels in both boundaries, pixels in either; of the classes that occur.
+        (n, 3) int64 for the classes that occur: class, pixels in both boundaries, pixels in either.
     """
     evaluated_hw = np.where(truth_hw == IGNORE, NO_CLASS, predicted_hw)
     found = np.union1d(truth_hw, evaluated_hw)
@@ -153,14 +151,14 @@ def boundary_pixels(
 
 
 def iou_of_counts(counts: np.ndarray) -> np.ndarray:
-    """(..., classes, classes + 1) pixels as in `confusion` -> (..., classes) float64 IoU."""
+    """(..., classes) float64 IoU from (..., classes, classes + 1) counts as in `confusion`."""
     right = np.diagonal(counts, axis1=-2, axis2=-1)
     union = counts.sum(-1) + counts[..., :-1].sum(-2) - right
     return np.where(union > 0, right / np.maximum(union, 1), math.nan)
 
 
 def scores_of_counts(counts: np.ndarray) -> Scores:
-    """Metrics of (classes, classes + 1) pixels: the sum of `confusion` over the images."""
+    """Metrics from (classes, classes + 1) counts: the sum of `confusion` over images."""
     right, true = np.diagonal(counts), counts.sum(1)
     iou = iou_of_counts(counts)
     accuracy = np.where(true > 0, right / np.maximum(true, 1), math.nan)
@@ -177,7 +175,7 @@ def split_scores(iou: np.ndarray, seen: Sequence[bool]) -> SplitScores:
     """Mean IoU of seen and of unseen classes and their harmonic mean (Xian et al., CVPR 2019).
 
     Args:
-        iou: (classes,) of `Scores`, from predictions among all classes, seen and unseen.
+        iou: (classes,) `Scores.iou` of predictions among all classes, seen and unseen.
         seen: whether each class was seen.
 
     Raises:

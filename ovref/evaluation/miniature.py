@@ -14,6 +14,6 @@ OPENCUT = OpenCutProposerConfig(
     # Its tokens gave better cuts than the keys of `miniature:dino`.
     keys=VisualEncoderConfig(model="miniature:dinov2", size_hw=(64, 64)),
     cut=OpenCutConfig(taus=(0.93,), stages=4, foreground="smaller"),
-    # Scenes have 64 pixels a side, to which MaskCut's smoothness over 3 of 480 means nothing.
+    # Scenes have 64 pixels a side; MaskCut's smoothness is made for 480.
     crf=CrfConfig(appearance_distance=150.0, appearance_colour=8.0, smoothness_weight=0.0),
 )

@@ -1,4 +1,4 @@
-"""True masks as proposals: what a segmenter would reach if its proposals were perfect."""
+"""True masks as proposals: the upper bound of a segmenter with perfect proposals."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from ovref.evaluation.metrics_semantic import IGNORE
 
 
 def label_masks(label_hw: np.ndarray, ignore: int = IGNORE) -> np.ndarray:
-    """Each connected part of each class of a true label map as one mask.
+    """One mask for each connected component of each class in a true label map.
 
     Args:
         label_hw: (H, W) integer class labels.
-        ignore: label that belongs to no mask.
+        ignore: label without a mask.
 
     Returns:
-        (n, H, W) bool, by class and then from top to bottom; connected pixels share a side.
+        (n, H, W) bool, by class and then from top to bottom; components are 4-connected.
     """
     parts = [np.zeros((0, *label_hw.shape), dtype=bool)]
     for label in np.unique(label_hw[label_hw != ignore]):
@@ -27,20 +27,20 @@ def label_masks(label_hw: np.ndarray, ignore: int = IGNORE) -> np.ndarray:
 
 
 def oracle_proposer(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> RegionProposer:
-    """Known masks as a proposer.
+    """A proposer that returns known masks.
 
     Args:
         images: (H, W, 3) uint8 each.
-        masks: (n, H, W) bool of each of these images.
+        masks: (n, H, W) bool for each of these images.
 
     Returns:
-        A proposer that accepts exactly these images, whole, in any order and number; it raises
+        A proposer that accepts exactly these whole images, in any order and number; it raises
         ValueError for others.
     """
     known = {array_key(image): masks_nhw for image, masks_nhw in zip(images, masks, strict=True)}
 
-    def propose(asked: Sequence[np.ndarray]) -> list[np.ndarray]:
-        keys = [array_key(image) for image in asked]
+    def propose(queried: Sequence[np.ndarray]) -> list[np.ndarray]:
+        keys = [array_key(image) for image in queried]
         unknown = [index for index, key in enumerate(keys) if key not in known]
         if unknown:
             raise ValueError(

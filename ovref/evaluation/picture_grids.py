@@ -1,6 +1,6 @@
-"""Picture grids for people: what was generated and attributed, what was predicted.
+"""Picture grids: generated images with their heatmaps and masks, and predicted label maps.
 
-Every function draws one PNG of at most `MAX_BYTES`, with the library's own words as labels.
+Every function draws one PNG of at most `MAX_BYTES`.
 """
 
 import io
@@ -18,28 +18,27 @@ from ovref.ops.palette import class_palette
 from ovref.records import UNSURE, YES, ImageRecord
 
 MAX_BYTES = 400_000
-"""Size of a picture file. Above it colours are reduced to a palette of 256."""
+"""Maximum size of a PNG; if it is larger, colours are reduced to a palette of at most 256."""
 
 YES_RGB, UNSURE_RGB = np.array([66, 214, 110]), np.array([250, 190, 60])
 INK, MUTED = "#1c1c1c", "#6b6b6b"
-DPI = 110
 CELL = 1.45
-"""Side of one picture of a grid in inches."""
+"""Side of one picture in a grid, in inches."""
 
 
 def generation_grid(records: Sequence[ImageRecord], path: str | Path, max_nouns: int = 3) -> None:
-    """Draws images with the heatmaps and masks of their nouns, one row a record.
+    """Draws images with the heatmaps and masks of their nouns, one row per record.
 
     Each noun takes two cells: its heatmap over the image, and its tri-state mask (green: yes,
-    amber: unsure, dimmed: no) with its score. Where no record has heatmaps it takes one, its mask.
+    amber: unsure, dimmed: no) with its score. If no record has heatmaps, it takes one, its mask.
 
     Args:
-        records: with at least one region each.
-        path: of the PNG.
-        max_nouns: regions drawn of each record.
+        records: records with at least one region each.
+        path: path of the PNG.
+        max_nouns: maximum number of regions drawn per record.
 
     Raises:
-        ValueError: no records.
+        ValueError: there are no records.
     """
     if not records:
         raise ValueError("generation_grid needs at least one record, found none")
@@ -47,7 +46,7 @@ def generation_grid(records: Sequence[ImageRecord], path: str | Path, max_nouns:
     heading, row_height = 0.3, CELL + 0.5
     heatmaps = any(record.heatmaps_nhw is not None for record in records)
     cells = 1 + heatmaps  # of a noun
-    # Never so narrow that the heading is cut off.
+    # Wide enough for the heading.
     width = max(CELL * 1.08 * (1 + cells * nouns), 3.2 * CELL)
     figure = Figure(figsize=(width, heading + row_height * len(records)))
     top = figure.get_figheight() - heading
@@ -80,22 +79,21 @@ def prediction_grid(
     truth: str = "truth",
     colours: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> None:
-    """Draws images beside their label maps in the colours of the classes, with a legend.
+    """Draws images beside their label maps in class colours, with a legend.
 
-    Under each predicted map stands the share of its pixels that agree with the truth, of those
-    that have a true class.
+    Below each predicted map is the share of correct pixels among those with a true class.
 
     Args:
         images: (H, W, 3) uint8.
-        columns: name -> one (H, W) integer label map an image; `truth` names the true ones. Labels
-            outside [0, classes) are drawn white.
+        columns: name -> one (H, W) integer label map per image. Labels outside [0, classes) are
+            drawn white.
         classes: class names by label.
-        path: of the PNG.
-        truth: key of `columns`, left out of the scores.
+        path: path of the PNG.
+        truth: the key of `columns` with the true maps.
         colours: sRGB in [0, 255] of some classes; the others get those of `class_palette`.
 
     Raises:
-        ValueError: no images, or a column of another length.
+        ValueError: there are no images, or a column has another length.
     """
     wrong = {name: len(maps) for name, maps in columns.items() if len(maps) != len(images)}
     if not images or wrong:
@@ -140,11 +138,11 @@ def prediction_grid(
 
 
 def heatmap_overlay(image_hwc: np.ndarray, heatmap_hw: np.ndarray) -> np.ndarray:
-    """An attribution heatmap over a greyed image.
+    """An attribution heatmap over the grey image.
 
     Args:
         image_hwc: (H, W, 3) uint8.
-        heatmap_hw: (h, w) values in [0, 1], brought to the image bilinearly.
+        heatmap_hw: (h, w) values in [0, 1], resized bilinearly.
 
     Returns:
         (H, W, 3) uint8.
@@ -153,7 +151,7 @@ def heatmap_overlay(image_hwc: np.ndarray, heatmap_hw: np.ndarray) -> np.ndarray
     heat = Image.fromarray(np.asarray(heatmap_hw, dtype=np.float32))
     heat_hw = np.clip(np.asarray(heat.resize(size, Image.Resampling.BILINEAR)), 0, 1)
     grey_hw1 = image_hwc.mean(2, keepdims=True) * 0.8
-    # Dark blue through red to yellow: each channel is a ramp of its own part of the range.
+    # Dark blue through red to yellow: each channel is a ramp over its own part of the range.
     ramp_hwc = np.stack([heat_hw * 2.2, heat_hw * 2.2 - 1.0, 0.45 - heat_hw], axis=2)
     colour_hwc = np.clip(ramp_hwc, 0, 1) * 255
     weight_hw1 = 0.35 + 0.45 * heat_hw[:, :, None]
@@ -170,7 +168,7 @@ def mask_overlay(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
 
 
 def save_png(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as a PNG of at most MAX_BYTES, with as many colours as that allows."""
+    """Writes a figure as a PNG of at most MAX_BYTES, reducing colours if necessary."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy())
@@ -192,7 +190,8 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _cell(figure: Figure, column: int, top: float, image_hwc: np.ndarray, below: str) -> None:
-    """A square picture with a line of text below; `top` in inches from the figure's bottom."""
+    """Draws a square picture with a line of text below; `top` in inches from the figure's
+    bottom."""
     width, height = figure.get_size_inches()
     left = column * CELL * 1.08 + 0.08
     axes = figure.add_axes((left / width, (top - CELL) / height, CELL / width, CELL / height))

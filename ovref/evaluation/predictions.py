@@ -1,7 +1,7 @@
-"""Predictions against the truth: all metrics at once, and whether a difference is significant.
+"""Evaluates predictions: all metrics at once, and whether a difference is significant.
 
-Counts are kept image by image. A metric of the data set comes from their sums, and a confidence
-interval of the difference of two segmenters from a paired bootstrap over the images.
+Counts are kept per image. Metrics of a data set are computed from their sums, and a confidence
+interval for the difference of two segmenters from a paired bootstrap over images.
 """
 
 import math
@@ -35,31 +35,31 @@ METRICS = {
     "unseen": "mIoU unseen",
     "hiou": "hIoU",
 }
-"""Keys of `Evaluation.metrics` and their names in tables."""
+"""Keys of `Evaluation.metrics` -> names in tables."""
 
 BOOTSTRAP_SAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a segmenter predicts for one image."""
+    """The prediction of a segmenter for one image."""
 
     labels_hw: np.ndarray
     """(H, W) integers: positions in the class list, or NO_CLASS."""
     panoptic: PanopticMap
-    """The same as segments, with instances of things."""
+    """The same as panoptic segments."""
     scores: Mapping[int, float]
-    """Confidence of each segment, comparable over images."""
+    """Confidence of each segment, comparable across images."""
     instances: Instances | None = None
-    """Detections for mask AP, which may overlap; None takes the segments of things."""
+    """Detections for mask AP, which may overlap; None takes the thing segments."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Counts of n images, and the metrics of all of them."""
+    """Counts of n images, and their metrics."""
 
     metrics: dict[str, float]
-    """Fractions in [0, 1] by the keys of METRICS; those that do not apply are left out."""
+    """Fractions in [0, 1] by key of METRICS, without those that do not apply."""
     per_class_iou: np.ndarray
     """(classes,) float64; NaN for a class in neither truth nor prediction."""
     confusion: np.ndarray
@@ -72,10 +72,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much better one segmenter is than another, on one metric."""
+    """The difference of two segmenters in one metric."""
 
     value: float
-    """Difference on the whole data set; positive where the first is better."""
+    """Difference on the whole data set; positive if the first is better."""
     low: float
     high: float
     """Ends of the 95 % bootstrap interval."""
@@ -86,13 +86,13 @@ def prediction_of_pixels(
 ) -> Prediction:
     """The prediction of a segmenter that only classifies pixels.
 
-    Segments are those of `panoptic_of_labels` (without knowing things from stuff, whole classes),
-    their confidence is the mean score of their class in them.
+    Segments are those of `panoptic_of_labels` (whole classes if things are unknown); their
+    confidence is the mean score of their class over their pixels.
 
     Args:
         labels_hw: (H, W) integers: positions in the class list, or NO_CLASS.
-        scores_chw: (classes, H, W), finite where its class was given.
-        things: whether each class is a thing; None where that is not known.
+        scores_chw: (classes, H, W), finite for the class of each pixel.
+        things: whether each class is a thing; None if unknown.
     """
     panoptic = panoptic_of_labels(labels_hw, things or [False] * len(scores_chw), ignore=NO_CLASS)
     scores = {
@@ -103,12 +103,12 @@ def prediction_of_pixels(
 
 
 def evaluate_predictions(data: Dataset, predictions: Sequence[Prediction]) -> Evaluation:
-    """Metrics of the predictions of all images of a data set.
+    """Computes the metrics of predictions for all images of a data set.
 
-    PQ and AP need the panoptic truth of the data set, hIoU its split of classes.
+    PQ and AP need panoptic truth, hIoU a split of classes.
 
     Raises:
-        ValueError: another number of predictions than of images, or what the metrics refuse.
+        ValueError: the numbers of predictions and images differ, or see the metrics.
     """
     if len(predictions) != len(data.images):
         raise ValueError(f"{len(predictions)} predictions for {len(data.images)} images")
@@ -138,15 +138,15 @@ def single_metric(data: Dataset, predictions: Sequence[Prediction], metric: str)
 
 
 def difference(first: Evaluation, second: Evaluation, metric: str, seed: int = 0) -> Difference:
-    """How much better `first` is than `second`, with a paired bootstrap over the images.
+    """The difference of `first` and `second`, with a paired bootstrap over images.
 
     Args:
         first, second: evaluations of the same images in the same order.
         metric: `miou` or `pq`.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: another metric, or other images.
+        ValueError: the metric is another one, or the images differ.
     """
     _check_metric(metric)
     if len(first.confusion) != len(second.confusion):
@@ -167,7 +167,7 @@ def _check_metric(metric: str) -> None:
 
 
 def _confusion(data: Dataset, predictions: Sequence[Prediction]) -> np.ndarray:
-    """(n, classes, classes + 1) as in `Evaluation`."""
+    """(n, classes, classes + 1) counts as in `Evaluation`."""
     return np.stack(
         [
             confusion(label_hw, predicted.labels_hw, len(data.classes))
@@ -179,7 +179,7 @@ def _confusion(data: Dataset, predictions: Sequence[Prediction]) -> np.ndarray:
 def _segments(
     truth: Sequence[PanopticMap], things: Sequence[bool], predictions: Sequence[Prediction]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n, classes) sums of matched IoU and (n, 3, classes) segments, as in `Evaluation`."""
+    """(n, classes) sums of matched IoU and (n, 3, classes) segment counts, as in `Evaluation`."""
     ious, segments = [], []
     for true, predicted in zip(truth, predictions, strict=True):
         one = PanopticQuality(things)
@@ -216,7 +216,7 @@ def _ap(
 
 
 def _resampled(evaluation: Evaluation, metric: str, times: np.ndarray) -> np.ndarray:
-    """(samples,) the metric of data sets that hold image i `times[:, i]` times."""
+    """(samples,) the metric of data sets that contain image i `times[:, i]` times."""
     samples, images = times.shape
     if metric == "miou":
         counts = times @ evaluation.confusion.reshape(images, -1)

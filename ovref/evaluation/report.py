@@ -30,7 +30,7 @@ def text(result: dict[str, Any]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table for a terminal: the first column is text, the others are numbers."""
+    """Lines of a table for a terminal: a column of text, then columns of numbers."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -59,7 +59,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table: the first column is text, the others are numbers."""
+    """Lines of a Markdown table: a column of text, then columns of numbers."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
@@ -70,7 +70,7 @@ def percent(value: float | None) -> str:
 
 
 def _tables(result: dict[str, Any]) -> list[list[list[str]]]:
-    """Rows of cells of each table, its header first."""
+    """The cells of each table, row by row, with its header."""
     metrics = [metric for metric in COLUMNS if metric in result["rows"][0]]
 
     def rows(title: str, named: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What `ovref evaluate` evaluates, on what, and how: plain data."""
+"""Settings of `ovref evaluate`."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -14,7 +14,7 @@ from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
-from ovref_inference.ranges import require_at_least
+from ovref_inference.ranges import require_above, require_at_least
 from ovref_inference.segmenters.clip_rc import ClipRcConfig
 from ovref_inference.segmenters.corrclip import CorrClipConfig
 from ovref_inference.segmenters.fossil import FossilConfig
@@ -37,7 +37,7 @@ TITLES = {
     "knn": "nearest patches",
     "clip_rc": "CLIP-RC",
 }
-"""Rows of the table and how people write them."""
+"""Rows of the table -> titles."""
 
 CLIP_RC = ClipRcConfig(windows=None)
 """CLIP-RC's own settings without windows."""
@@ -58,75 +58,75 @@ class KnnConfig:
     __pydantic_config__ = STRICT
 
     encoder: VisualEncoderConfig = miniature.OPENCUT.keys
-    """The backbone, of dense features; it resizes images to its own size."""
+    """The backbone, with dense features; images are resized to its input size."""
     neighbours: int = 30
-    """Remembered patches that a patch attends to."""
+    """Number of nearest patches in the memory bank that a patch attends to."""
     temperature: float = 0.02
-    """Cosines are divided by it before the softmax."""
+    """Temperature of the softmax over cosines."""
     memory: int = 102_400
-    """Patches that are remembered, as many of each training image. The published tables have
-    1,024,000 and 10,240,000, for which a GPU should compare them."""
+    """Patches in the memory bank, equally many per training image. The published tables use
+    1,024,000 and 10,240,000, which need a GPU."""
     images: int | None = None
-    """The first so many training images; null takes all, of scenes of the miniature 400."""
+    """Number of training images, from the first on; null takes all, or 400 scenes of the
+    miniature."""
     folder: LabelFolder | None = None
-    """Training images beside `folder`; those of `dataset` are its split `train`."""
+    """Training images for `folder`; those of `dataset` are its split `train`."""
     seed: int = 0
-    """Seed of the choice of patches."""
+    """Seed for sampling patches."""
 
     def __post_init__(self) -> None:
         for name in ("neighbours", "memory", "images"):
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, found {self.temperature}")
+        require_above("temperature", self.temperature, 0)
         if self.encoder.masking is not None:
-            raise ValueError("encoder must give dense features, not masked crops")
+            raise ValueError("encoder must have dense features, not masked crops")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSpec:
-    """What is evaluated, on what, and which variations are tried."""
+    """Settings of an evaluation: collection, data, methods and ablations."""
 
     __pydantic_config__ = STRICT
 
     method: Literal["collection", "knn", "clip_rc"] = "collection"
-    """`knn` asks how good a backbone is, without any collection: each patch takes the classes of
-    the nearest patches of training images. `clip_rc` is a trained head (`ovref train`). With both,
-    `rows` and their settings do not matter."""
+    """`knn` evaluates a backbone without a collection: each patch gets the classes of the nearest
+    patches of training images. `clip_rc` evaluates a trained head (`ovref train`). For both, `rows`
+    and their settings do not matter."""
     knn: KnnConfig = field(default_factory=KnnConfig)
     """Settings of `method=knn`."""
     clip_rc: ClipRcConfig = CLIP_RC
     """Settings of `method=clip_rc`; its `windows` must be null, for those of a protocol are slid.
     A protocol's own penalty of seen classes takes the place of its `seen_penalty`."""
     collection: str = ""
-    """Folder or URL of the collection; its own encoders are loaded. Not for `method=knn`; for
+    """Folder or URL of the collection, which names its encoders. Not for `method=knn`; for
     `method=clip_rc` only with `clip_rc.classes=prototypes`."""
     output: str
-    """Folder for evaluation.json, evaluation.md, tables and pictures, and for what is counted image
-    by image, with which the same command resumes; made if it is missing."""
+    """Folder for evaluation.json, evaluation.md, tables and pictures, and for the counts of images,
+    from which the same command resumes; created if missing."""
     split: Literal["validation", "test"] = "test"
     """Held-out scenes: `validation` to choose parameters, `test` to report."""
     scenes: int = 200
-    """Scenes evaluated."""
+    """Number of scenes."""
     dataset: str = ""
-    """A set of the field by its name (`ade150`, `voc21`, ...), evaluated instead of scenes."""
+    """Name of a published data set (`ade150`, `voc21`, ...), evaluated instead of scenes."""
     root: str = ""
-    """Folder that holds `dataset`, as published, in a usual converted layout, or as a data set of
-    Hugging Face's `datasets` with the columns `image` and `annotation`."""
+    """Folder that contains `dataset`: as published, in a common converted layout, or as a data set
+    of Hugging Face's `datasets` with the columns `image` and `annotation`."""
     names: str = ""
     """Class list of `dataset`: `mmseg`, `fcclip`, `corrclip`, ... or the path of a text file; empty
-    takes the protocol's."""
+    takes that of the protocol."""
     protocol: str = ""
-    """How images are resized and cut into windows and background is found: `tcl`, `corrclip`,
-    `retclip`, `vocseg` or `zs3`; empty takes each image as it is, as a whole."""
+    """How images are resized and cut into windows, and how background is found: `tcl`, `corrclip`,
+    `retclip`, `vocseg` or `zs3`; empty uses whole images at their own size."""
     proposals: Literal["window", "image"] = "window"
     """Whether regions are proposed in each window of the protocol, or once in the resized image;
-    the papers leave it open."""
+    the papers do not say."""
     limit: int | None = None
-    """The first so many images of `dataset` or `folder`; null takes all."""
+    """Number of images of `dataset` or `folder`, from the first on; null takes all."""
     folder: LabelFolder | None = None
-    """Images and label maps of your own, evaluated instead of scenes; `opencut.keys` and `clip`
-    should then name models for them."""
+    """Your own images and label maps, evaluated instead of scenes; `opencut.keys` and `clip` should
+    then be models for such images."""
     unseen: tuple[str, ...] = ()
     """Classes of scenes or of `dataset` whose masks trained models never saw, for hIoU; empty takes
     the set's own split."""
@@ -134,13 +134,13 @@ class EvaluateSpec:
         "fossil", "fossil_no_proposals", "fossil_oracle",
         "text_only", "text_only_opencut", "text_only_oracle",
     )  # fmt: skip
-    """What is compared; the report goes into the details of the first."""
+    """The compared methods; the report has details of the first."""
     fossil: FossilConfig = miniature.FOSSIL
-    """Configuration from which the ablations start; its `windows`, in place of a protocol, are slid
-    for every row. N is far below the paper's, for a small collection has few dozen references of a
-    class, and whatever is retrieved beyond them is of other classes."""
+    """Configuration from which the ablations start; without a protocol, its `windows` apply to
+    every row. N is far below the paper's, because a small collection has only a few dozen
+    references per class, and anything retrieved beyond them belongs to other classes."""
     freeda: FreedaConfig = FREEDA
-    """FreeDA's settings; their `windows` must be null, for those of a protocol are slid."""
+    """FreeDA's settings; `windows` must be null, because those of the protocol apply."""
     vocseg: VocSegConfig = field(default_factory=VocSegConfig)
     """VOCSeg's settings."""
     retclip: RetClipConfig = field(default_factory=RetClipConfig)
@@ -148,30 +148,30 @@ class EvaluateSpec:
     corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
     """CorrCLIPv2's settings."""
     opencut: OpenCutProposerConfig = miniature.OPENCUT
-    """Proposals."""
+    """Settings of OpenCut, the default proposer."""
     proposer: ProposerConfig | None = None
     """Proposals of `vocseg`, `retclip` and `corrclip`; null takes `opencut`."""
     clip: VisualEncoderConfig = miniature.CLIP
-    """Dense CLIP features of the text-only baseline, in the space of the collection's texts."""
+    """Dense CLIP features of the text-only baseline, in the space of the text encoder."""
     ablate_n: tuple[int, ...] = (5, 10, 20, 40, 80, 150)
-    """Retrieved references tried, everything else as in `fossil`."""
+    """Ablation: numbers of retrieved references, everything else as in `fossil`."""
     ablate_k: tuple[int, ...] = (1, 3, 5, 10, 20)
-    """Prototypes tried."""
+    """Ablation: numbers of prototypes."""
     ablate_gamma: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Weights of the best prototype tried."""
+    """Ablation: weights of the best prototype."""
     boundaries: bool = False
-    """Whether boundary IoU is measured too, which takes some 10 ms a class, image and row."""
+    """Whether to measure boundary IoU, which takes about 10 ms per class, image and row."""
     pictures: int = 6
-    """Images drawn in predictions.png, and in worst.png; 0 draws none."""
+    """Number of images drawn in predictions.png, and in worst.png; 0 draws none."""
     shard_size: int = 32
-    """Images of a shard, the unit of work and of commit: what a kill can cost at most."""
+    """Images per shard, the unit of work and of commit: the most that a kill can cost."""
     batch_size: int = 8
-    """Images whose windows are encoded together and held in memory; another number may change last
-    bits of features."""
+    """Images whose windows are encoded together and held in memory; another number may change the
+    last bits of features."""
     features: str = ""
-    """Folder that keeps features and proposals from one evaluation to the next, for those that
-    change only N, K, gamma, thresholds or rows; empty keeps none. On ADE20k at FOSSIL's settings it
-    takes some 60 MB an image."""
+    """Folder that keeps features and proposals between evaluations that change only N, K, gamma,
+    thresholds or rows; empty keeps none. On ADE20k with FOSSIL's settings it takes about 60 MB per
+    image."""
 
     def __post_init__(self) -> None:
         needed = self.method == "collection" or (
@@ -179,7 +179,7 @@ class EvaluateSpec:
         )
         if bool(self.collection) != needed:
             raise ValueError(
-                "name the collection that is evaluated" if needed
+                "name the collection to evaluate" if needed
                 else f"method={self.method} has no collection: leave it out"
             )  # fmt: skip
         if bool(self.clip_rc.weights) != (self.method == "clip_rc"):
@@ -187,7 +187,7 @@ class EvaluateSpec:
         if self.unseen and self.folder:
             raise ValueError("unseen is for scenes and dataset; folder has its own")
         if self.method == "knn" and (self.protocol or self.fossil.windows is not None):
-            raise ValueError("method=knn takes images as they are: leave out protocol and windows")
+            raise ValueError("method=knn uses whole images: leave out protocol and windows")
         if bool(self.folder) != bool(self.knn.folder) and self.method == "knn":
             raise ValueError("method=knn on a folder needs knn.folder, its training images, too")
         if self.split not in HELD_OUT:
@@ -222,7 +222,7 @@ class EvaluateSpec:
         return replace(protocol_of(self.protocol, self.dataset), proposals=self.proposals)
 
     def open_training(self) -> LabelledSet:
-        """The training images of `method=knn`; nothing of them is read yet. Raises as
+        """Opens the training images of `method=knn` without reading them. Raises like
         `open_data`."""
         if self.knn.folder:
             return open_label_folder(self.knn.folder).first(self.knn.images)
@@ -232,10 +232,10 @@ class EvaluateSpec:
         return found.first(self.knn.images)
 
     def open_data(self) -> LabelledSet:
-        """The data set; nothing of it is read yet.
+        """Opens the data set without reading images.
 
         Raises:
-            InputError: it is not there, or not as it should be.
+            InputError: it does not exist, or is incomplete or invalid.
         """
         data = self._open()
         if not self.unseen:

@@ -1,4 +1,4 @@
-"""The committed counts of an evaluation, added up: metrics of rows, classes and images."""
+"""Sums the committed counts of an evaluation: metrics of rows, classes and images."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,22 +17,22 @@ from ovref.storage.steps import StepFolder
 
 @dataclass(kw_only=True)
 class Overlaps:
-    """What each image adds to the IoU of each class in one row: all that a bootstrap needs."""
+    """The contribution of each image to the IoU of each class in one row, for a bootstrap."""
 
     right: np.ndarray
-    """(images, classes) int64: pixels that are rightly of the class."""
+    """(images, classes) int64: pixels of the class in truth and prediction."""
     either: np.ndarray
-    """(images, classes) int64: pixels that are of the class in truth or prediction."""
+    """(images, classes) int64: pixels of the class in truth or prediction."""
     true: np.ndarray
-    """(images, classes) int64: pixels that are of the class in truth."""
+    """(images, classes) int64: pixels of the class in truth."""
 
     def iou_of_images(self) -> np.ndarray:
-        """(images,) float64: mean over the classes that occur in an image; NaN without any."""
+        """(images,) float64: mean IoU over the classes that occur in an image; NaN without any."""
         shares = np.where(self.either > 0, self.right / np.maximum(self.either, 1), math.nan)
         return np.array([mean_of_known(row) for row in shares])
 
     def accuracy_of_images(self) -> np.ndarray:
-        """(images,) float64: share of evaluated pixels that are right; NaN without any."""
+        """(images,) float64: share of evaluated pixels that are correct; NaN without any."""
         pixels = self.true.sum(1)
         return np.where(pixels > 0, self.right.sum(1) / np.maximum(pixels, 1), math.nan)
 
@@ -46,14 +46,14 @@ class Totals:
     boundaries: np.ndarray | None
     """(rows, classes, 2) int64: pixels in both boundaries, in either; None if not measured."""
     quality: list[PanopticQuality] | None
-    """One for each row; None without panoptic truth."""
+    """One per row; None without panoptic truth."""
     average: list[AveragePrecision] | None
-    """One for each row; None without panoptic truth."""
+    """One per row; None without panoptic truth."""
     names: list[str] = field(default_factory=list)
-    """The images, in the order of the data set."""
+    """Image names, in the order of the data set."""
 
     def metrics(self, row: int, seen: Sequence[bool] | None) -> dict[str, float]:
-        """Metrics of a row in [0, 1], NaN where not defined; those that do not apply left out."""
+        """Metrics of a row in [0, 1], NaN if not defined, without those that do not apply."""
         scores = scores_of_counts(self.confusion[row])
         found = {
             "miou": scores.miou,
@@ -87,13 +87,13 @@ def scored_images(scores: StepFolder) -> Iterator[ScoredImage]:
                 yield record
 
 
-def add_up(images: Iterable[ScoredImage], rows: int, classes: int, things: Any) -> Totals:
-    """Adds up what was counted image by image.
+def sum_counts(images: Iterable[ScoredImage], rows: int, classes: int, things: Any) -> Totals:
+    """Sums the counts of images.
 
     Args:
-        images: in the order of the data set, which matters for detections of equal scores alone.
-        rows: how many there are.
-        classes: how many there are.
+        images: in the order of the data set, which matters only for detections of equal scores.
+        rows: number of rows.
+        classes: number of classes.
         things: whether each class is a thing, or None.
     """
     confusion = np.zeros((rows, classes, classes + 1), dtype=np.int64)
@@ -135,7 +135,7 @@ def _add_segments(
 
 
 def overlaps_of(images: Iterable[ScoredImage], rows: Sequence[int], classes: int) -> list[Overlaps]:
-    """What each image adds to each class, for some rows; images as they come."""
+    """The overlaps of some rows, with images in the order given."""
     parts: list[list[np.ndarray]] = [[] for _ in rows]
     for image in images:
         table_nc = image.tables["confusion"]

@@ -9,7 +9,7 @@ import numpy as np
 from ovref.config import dump
 from ovref.errors import InputError
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.methods import asked_names, prediction_of
+from ovref.evaluation.methods import prediction_of, query_names
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.protocols import segment_with_protocol
@@ -53,7 +53,7 @@ class TrainedMethod:
                 f"{spec.clip_rc.weights} was trained on masks of {', '.join(unseen)}, which count "
                 f"as unseen in {data.name}: evaluate with the split that it was trained with"
             )
-        self.names, self._class_of = asked_names(data, spec)
+        self.names, self._class_of = query_names(data, spec)
         seen = data.seen
         self._seen = None if seen is None else [seen[label] for label in self._class_of[:-1]]
         self._segmenter: ClipRcSegmenter | None = None

@@ -1,11 +1,13 @@
 """Class lists from the command line: words, a file, or the name of a published list."""
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from ovref.class_files import SYNONYMS, list_of_file
+from ovref.class_files import list_of_file, names_of
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
@@ -18,7 +20,7 @@ class Classes:
 
     names: tuple[str, ...]
     """(c,) the name of each class."""
-    asked: tuple[str, ...]
+    query_names: tuple[str, ...]
     """(n,) all distinct names: the query for a segmenter."""
     class_of: np.ndarray
     """(n,) int64: the class of each name."""
@@ -32,8 +34,7 @@ class Classes:
 
     def missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Classes whose names are all among these."""
-        gone = np.isin(self.asked, names) if names else np.zeros(len(self.asked), dtype=bool)
-        kept = set(self.class_of[~gone].tolist())
+        kept = set(self.class_of[[name not in names for name in self.query_names]].tolist())
         return tuple(name for i, name in enumerate(self.names) if i not in kept)
 
 
@@ -48,8 +49,8 @@ def read_classes(text: str, things: str | None = None) -> Classes:
         things: `all`, `none`, or names separated by commas; None takes the things of a set.
 
     Raises:
-        InputError: there are no names, two classes share a name, the set has no such list, or
-            `things` are not classes.
+        InputError: there are no names, two classes share a name, the set has no such list, a word
+            looks like a misspelt set, or `things` are not classes.
     """
     known: frozenset[int] | None = None
     name, _, listed = text.partition(":")
@@ -62,22 +63,36 @@ def read_classes(text: str, things: str | None = None) -> Classes:
         found = bundled_list(of_set.classes, listed or of_set.lists[0]).classes
         known = of_set.things
     else:
-        found = tuple(names for part in text.split(",") if (names := _synonyms(part)))
+        found = tuple(names for part in text.split(",") if (names := names_of(part)))
         if len(found) == 1 and text.endswith((".txt", ".csv", ".json")):
             raise InputError(
                 f"there is no class list {text}; give a file, names separated by commas, or "
                 f"one of {', '.join(SETS)}"
             )
-    return _classes(found, things, known, text)
+        if re.fullmatch(r"[a-z]+[\d_]\w*", name) and (close := get_close_matches(name, SETS, 1)):
+            raise InputError(
+                f"there is no set {name}; did you mean {close[0]}? For a class of that name give a "
+                "text file"
+            )
+    return classes_of(found, text, things, known)
 
 
-def _synonyms(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(SYNONYMS) if name.strip())
-
-
-def _classes(
-    found: tuple[tuple[str, ...], ...], things: str | None, known: frozenset[int] | None, text: str
+def classes_of(
+    found: tuple[tuple[str, ...], ...],
+    text: str,
+    things: str | None = None,
+    known: frozenset[int] | None = None,
 ) -> Classes:
+    """The classes of a list that was read.
+
+    Args:
+        found: names of each class, its own first.
+        text: what it was read from, for messages.
+        things: as of `read_classes`; known: those that a set says.
+
+    Raises:
+        InputError: as of `read_classes`.
+    """
     if not found:
         raise InputError(f"expected one class or more, found none in {text!r}")
     owner: dict[str, int] = {}
@@ -87,7 +102,7 @@ def _classes(
                 raise InputError(f"two classes of {text!r} have the name {name!r}")
     classes = Classes(
         names=tuple(names[0] for names in found),
-        asked=tuple(owner),
+        query_names=tuple(owner),
         class_of=np.array(list(owner.values()), dtype=np.int64),
         things=known,
     )
@@ -101,5 +116,8 @@ def _classes(
         raise InputError(f"things must be classes, found {', '.join(unknown)}")
     numbers = frozenset(i for i, name in enumerate(classes.names) if name in wanted)
     return Classes(
-        names=classes.names, asked=classes.asked, class_of=classes.class_of, things=numbers
+        names=classes.names,
+        query_names=classes.query_names,
+        class_of=classes.class_of,
+        things=numbers,
     )

@@ -1,12 +1,15 @@
 """How well a collection covers the classes of a list: support, tightness, separation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 
 from ovref.exchange.class_lists import Classes
+from ovref.exchange.clip_agreement import ClipAgreement, Picture, clip_agreement
+from ovref.ops.quality import agreement_with_others
 from ovref_inference.collection.class_support import MEANINGLESS, ClassSupport, class_support
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
@@ -15,7 +18,11 @@ from ovref_inference.vectors import l2_normalised
 FEW = 10
 """Classes with fewer references than this get the verdict `few`."""
 SAMPLE = 1000
-"""Maximum number of references per class used to measure tightness."""
+"""Maximum number of references per class used to measure it."""
+COMPARED = 200
+"""Maximum number of references per class compared with the prototypes of all others."""
+HEATMAPS = "daam"
+"""Source of references whose score is their heatmap's contrast (`ops.binarisation.contrast`)."""
 _ROWS = 512
 """Prototypes compared with all others at a time."""
 _WEAKEST = ("none", "borrowed", "few", "own")
@@ -42,6 +49,8 @@ class ClassCoverage:
     """Number of references of the noun that equals the class's name."""
     by_synonym: int
     """Number of references of nouns that are synonyms."""
+    synonyms: tuple[str, ...] = ()
+    """Its other names."""
     by_neighbours: int
     """Number of references borrowed from the nearest noun by a class without its own."""
     others: tuple[str, ...] = ()
@@ -52,11 +61,27 @@ class ClassCoverage:
     """The class with the nearest prototypes."""
     similarity: float | None = None
     """Maximum cosine between a prototype of this class and one of the nearest class."""
+    outliers: float | None = None
+    """Share of its references that agree much less with the others than most of them do
+    (`ops.quality.agreement_with_others`)."""
+    taken_share: float | None = None
+    """Share of its references that are nearer to a prototype of another class than to its own."""
+    taken_for: str | None = None
+    """The class that most of those are nearest to."""
+    contrast: float | None = None
+    """Mean contrast of their attribution heatmaps; None where they are of another source."""
+    clip: ClipAgreement | None = None
+    """What CLIP says of their images; None where it was not asked or there are none."""
+
+    @property
+    def own(self) -> int:
+        """Number of references by name and by synonym."""
+        return self.by_name + self.by_synonym
 
     @property
     def references(self) -> int:
         """Number of references that represent the class."""
-        return self.by_name + self.by_synonym + self.by_neighbours
+        return self.own + self.by_neighbours
 
     @property
     def confusable(self) -> bool:
@@ -66,8 +91,16 @@ class ClassCoverage:
         return self.similarity >= self.tightness
 
 
+Pictures = Callable[[list[dict[str, Any]]], Iterable[tuple[dict[str, Any], Picture]]]
+"""Gives the pictures of rows of a collection, each with its row, in any order; those it has."""
+
+
 def coverage(
-    collection: ReferenceCollection, classes: Classes, *, measured: bool = True
+    collection: ReferenceCollection,
+    classes: Classes,
+    *,
+    measured: bool = True,
+    pictures: Pictures | None = None,
 ) -> list[ClassCoverage]:
     """The coverage of each class, the weakest first: none, borrowed, few, own; within these,
     confusable classes first, then those with fewer references.
@@ -78,22 +111,23 @@ def coverage(
     Args:
         collection: the collection.
         classes: the classes and their synonyms.
-        measured: whether to make prototypes, for `others`, `tightness`, `nearest` and `similarity`;
-            without them, it takes a few milliseconds.
+        measured: whether to make prototypes and read references, for what is None otherwise;
+            without, it takes a few milliseconds.
+        pictures: the images of references, for what CLIP says of them; needs `measured`.
 
     Raises:
         ModelError: the text encoder cannot be loaded.
     """
-    prototypes = collection.prototypes(classes.asked) if measured else None
-    support = _support(collection, classes.asked) if prototypes is None else prototypes.support
+    names = classes.query_names
+    prototypes = collection.prototypes(names) if measured else None
+    support = _support(collection, names) if prototypes is None else prototypes.support
     counts = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
     rows = [
-        _row(name, [(classes.asked[i], support[i]) for i in np.flatnonzero(classes.class_of == at)],
-             counts)
+        _row(name, [(names[i], support[i]) for i in np.flatnonzero(classes.class_of == at)], counts)
         for at, name in enumerate(classes.names)
-    ]  # fmt: skip
+    ]
     if prototypes is not None:
-        rows = _measured(collection, classes, prototypes, rows)
+        rows = _measured(collection, classes, prototypes, rows, pictures)
     return sorted(
         rows,
         key=lambda row: (
@@ -132,6 +166,7 @@ def _row(name: str, found: list[tuple[str, ClassSupport]], counts: dict[str, int
     few = best.source == "own" and by_name + by_synonym < FEW
     return ClassCoverage(
         name=name,
+        synonyms=tuple(other for other, _ in found if other != name),
         verdict="few" if few else best.source,
         noun=best.nouns[0] if best.nouns else None,
         cosine=best.cosine,
@@ -146,31 +181,40 @@ def _measured(
     classes: Classes,
     prototypes: Prototypes,
     rows: list[ClassCoverage],
+    pictures: Pictures | None,
 ) -> list[ClassCoverage]:
-    """The rows, in the order of the classes, completed with measures of the prototypes."""
-    sets, others = [], []
-    for at in range(len(classes.names)):
+    """The rows of classes, in their order, with what their prototypes and references say."""
+    sets, others, samples = [], [], []
+    for at, row in enumerate(rows):
         of_class = np.flatnonzero(classes.class_of == at)
         vectors = [prototypes.vectors_nkd[i, : prototypes.counts[i]] for i in of_class]
         sets.append(np.concatenate(vectors))
         own = {noun for i in of_class for noun in prototypes.support[i].nouns}
         used = dict.fromkeys(noun for i in of_class for noun in prototypes.nouns[i])
         others.append(tuple(noun for noun in used if noun not in own))
-    tight = [
-        _tightness(collection, _own_nouns(classes, prototypes, at, row), vectors)
-        for at, (row, vectors) in enumerate(zip(rows, sets, strict=True))
-    ]
+        samples.append(_sample(collection, _own_nouns(classes, prototypes, at, row)))
     nearest, similarity = nearest_sets(sets)
-    return [
-        replace(
-            row,
-            others=others[at],
-            tightness=tight[at],
-            nearest=classes.names[nearest[at]] if nearest[at] >= 0 else None,
-            similarity=float(similarity[at]) if nearest[at] >= 0 else None,
-        )
-        for at, row in enumerate(rows)
-    ]
+    scores = _heat_scores(collection)
+    asked = clip_agreement(collection, classes, samples, pictures) if pictures else None
+    found = []
+    for at, (row, ids) in enumerate(zip(rows, samples, strict=True)):
+        changes: dict[str, Any] = {"others": others[at], "clip": asked[at] if asked else None}
+        if nearest[at] >= 0:
+            changes["nearest"] = classes.names[nearest[at]]
+            changes["similarity"] = float(similarity[at])
+        if len(ids):
+            vectors_nd = l2_normalised(collection.visual[ids])
+            taken_share, taken_for = _taken(vectors_nd[:: -(-len(ids) // COMPARED)], sets, at)
+            heat = scores[ids][~np.isnan(scores[ids])]
+            changes |= {
+                "tightness": float((vectors_nd @ sets[at].T).max(1).mean()),
+                "outliers": float(agreement_with_others(vectors_nd)[1].mean()),
+                "taken_share": taken_share,
+                "taken_for": None if taken_for is None else classes.names[taken_for],
+                "contrast": float(heat.mean()) if len(heat) else None,
+            }
+        found.append(replace(row, **changes))
+    return found
 
 
 def _own_nouns(classes: Classes, prototypes: Prototypes, at: int, row: ClassCoverage) -> list[str]:
@@ -183,16 +227,44 @@ def _own_nouns(classes: Classes, prototypes: Prototypes, at: int, row: ClassCove
     return list(dict.fromkeys(one.nouns[0] for one in support if one.source == "own"))
 
 
-def _tightness(
-    collection: ReferenceCollection, nouns: list[str], prototypes_kd: np.ndarray
-) -> float | None:
-    """Mean cosine of the nouns' references, evenly sampled, to the nearest prototype."""
+def _sample(collection: ReferenceCollection, nouns: list[str]) -> np.ndarray:
+    """Ids of the nouns' references, or of every so-many-th, ascending."""
     if not nouns:
-        return None
+        return np.zeros(0, np.int64)
     ids = np.sort(np.concatenate([collection.references_of(noun) for noun in nouns]))
-    ids = ids[:: -(-len(ids) // SAMPLE)]
-    cosines = l2_normalised(collection.visual[ids]) @ prototypes_kd.T
-    return float(cosines.max(1).mean())
+    return np.asarray(ids[:: -(-len(ids) // SAMPLE)])
+
+
+def _heat_scores(collection: ReferenceCollection) -> np.ndarray:
+    """(references,) float32: the contrast of each reference's heatmap, NaN of one that has none."""
+    table = collection.to_table(["id", "score", "source"])
+    scores = np.full(len(collection.visual), np.nan, np.float32)
+    here = table.filter(pc.equal(table.column("source"), HEATMAPS))
+    scores[here.column("id").to_numpy()] = here.column("score").to_numpy()
+    return scores
+
+
+def _taken(
+    vectors_nd: np.ndarray, sets: Sequence[np.ndarray], own: int
+) -> tuple[float, int | None]:
+    """The share of a class's references that are nearer to another class, and which most are.
+
+    Args:
+        vectors_nd: (n, d), L2-normalised; n at least 1.
+        sets: prototypes of every class, as of `nearest_sets`.
+        own: number of the class, which has prototypes.
+    """
+    filled = [at for at, vectors in enumerate(sets) if len(vectors)]
+    starts = np.cumsum([0, *(len(sets[at]) for at in filled[:-1])])
+    cosines_nc = np.maximum.reduceat(
+        vectors_nd @ np.concatenate([sets[at] for at in filled]).T, starts, axis=1
+    )
+    own_n = cosines_nc[:, filled.index(own)] + 1e-6  # classes may share their prototypes
+    best_n = cosines_nc.argmax(1)
+    taken = best_n[cosines_nc.max(1) > own_n]
+    if not len(taken):
+        return 0.0, None
+    return len(taken) / len(vectors_nd), filled[int(np.bincount(taken).argmax())]
 
 
 def nearest_sets(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -208,9 +208,9 @@ def export_exemplars(
     tree: dict[str, list[dict[str, Any]]] = {}
     files: dict[str, tuple[int, int]] = {}
     left_out = []
-    asked = [(noun, number) for noun, ids in chosen.items() for number in ids]
-    for start in range(0, len(asked), IMAGES_AT_ONCE):
-        part = asked[start : start + IMAGES_AT_ONCE]
+    requests = [(noun, number) for noun, ids in chosen.items() for number in ids]
+    for start in range(0, len(requests), IMAGES_AT_ONCE):
+        part = requests[start : start + IMAGES_AT_ONCE]
         rows = collection.rows([number for _, number in part])
         _check_names([base_key(row["key"]) for row in rows])
         for (noun, _), row, picture in zip(part, rows, pictures(rows), strict=True):

@@ -71,7 +71,7 @@ def read_freeda(
     keys = np.array(sorted(names))
     if not finite.all():
         visual, textual, keys = visual[finite], textual[finite], keys[finite]
-    nouns, scores = named_by(textual, classes, texts)
+    nouns, scores = nearest_names(textual, classes, texts)
     captions = [f"{noun} ({Path(key).stem})" for noun, key in zip(nouns, keys, strict=True)]
     return OwnArrays(
         visual=visual, nouns=nouns, captions=captions, textual=textual, more={"score": scores}
@@ -104,14 +104,14 @@ def read_corrclip(
             f"the bank {name} has {len(keys)} regions, {len(visual)} vision and {len(textual)} "
             "CLIP embeddings: it is not complete"
         )
-    nouns, scores = named_by(textual, classes, texts)
+    nouns, scores = nearest_names(textual, classes, texts)
     captions = [f"{noun} ({key})" for noun, key in zip(nouns, keys, strict=True)]
     return OwnArrays(
         visual=visual, nouns=nouns, captions=captions, textual=textual, more={"score": scores}
     )
 
 
-def named_by(
+def nearest_names(
     textual: np.ndarray, classes: Sequence[str], texts: Texts
 ) -> tuple[list[str], list[float]]:
     """The class with the nearest text for each row, and the cosine.

@@ -1,6 +1,8 @@
 """Makes a collection from the user's own vectors, with everything that a built one has."""
 
+import dataclasses
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovref.errors import InputError
+from ovref.exchange.own_pictures import Images, add_pictures
 from ovref.identity import record_key, spec_identity
 from ovref.locations import absolute
 from ovref.records import Noun, Reference
@@ -25,7 +28,7 @@ from ovref_inference.vectors import l2_normalised
 
 ROWS = 4096
 """References per shard, which are in memory at once."""
-COLUMNS = ("noun", "caption", "key", "score", "source", "x0", "y0", "x1", "y1", "area")
+COLUMNS = ("noun", "caption", "key", "score", "source", "x0", "y0", "x1", "y1", "area", "image")
 """Columns read from a table of references; all except `noun` are optional."""
 
 
@@ -70,6 +73,7 @@ def collection_from_arrays(
     spec: ReduceSpec = ReduceSpec(),  # noqa: B008 (frozen)
     licences: Sequence[str] = (),
     replace: bool = False,
+    images: str | None = None,
 ) -> dict[str, Any]:
     """Publishes a collection of arrays, with indexes, vocabulary and prototypes as in a build.
 
@@ -84,6 +88,9 @@ def collection_from_arrays(
         spec: filters, prototypes, indexes.
         licences: licences of the data that the vectors were made from, as `<name>: <licence>`.
         replace: whether an existing collection may be replaced.
+        images: folder or URL of the image files that the column `image` names; they are published
+            beside the collection, where whatever shows references finds them. Without the column
+            `key`, references of one file become those of one image. None publishes no images.
 
     Returns:
         The summary of `reduce_collection`; `filter` says what was dropped and why.
@@ -94,6 +101,15 @@ def collection_from_arrays(
         ModelError: the text encoder cannot be loaded.
     """
     target = absolute(output, "output")
+    found, names = None, {}
+    if images is not None:
+        if "image" not in arrays.more:
+            raise InputError("images need the column `image`, the file of each reference")
+        arrays = _with_keys(arrays, name)
+        keys, files = arrays.more["key"], arrays.more["image"]
+        names = {key: str(file) for key, file in zip(keys, files, strict=True) if file is not None}
+        found = Images(images)
+        found.check(list(dict.fromkeys(names.values())))
     if texts is None:
         from ovref_inference.encoders import load_text_encoder
 
@@ -108,7 +124,7 @@ def collection_from_arrays(
             references = list(_references(arrays, part, embed, texts, name))
             step.commit(shards[-1], references, inputs=len(references))
         step.finish(shards)
-        return reduce_collection(
+        summary = reduce_collection(
             step,
             spec,
             embed=embed,
@@ -119,6 +135,22 @@ def collection_from_arrays(
             provenance={"own_arrays": name, "references": len(arrays.visual)},
             replace=replace,
         )
+    if found is not None:
+        add_pictures(target, found, names)
+    return summary
+
+
+def _with_keys(arrays: OwnArrays, name: str) -> OwnArrays:
+    """The arrays with a key for each reference; those of one image file share what is before #."""
+    if "key" in arrays.more:
+        return arrays
+    seen: Counter[str] = Counter()
+    keys = []
+    for number, file in enumerate(arrays.more["image"]):
+        image = f"{number}" if file is None else f"image {file}"
+        keys.append(f"{record_key(name, image)}#{seen[image]}")
+        seen[image] += 1
+    return dataclasses.replace(arrays, more=arrays.more | {"key": keys})
 
 
 def read_arrays(visual: str, table: str, textual: str | None = None) -> OwnArrays:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovref.contract import base_key
@@ -74,7 +75,7 @@ class Picture:
 
 def write_pictures(
     records: Iterable[ImageRecord], wanted: frozenset[str], folder: Path
-) -> dict[str, Any]:
+) -> Iterator[str]:
     """Writes the images of the wanted references, with the regions of these.
 
     Args:
@@ -82,26 +83,36 @@ def write_pictures(
         wanted: keys of references.
         folder: target folder.
 
-    Returns:
-        The content of pictures.json, which is also written.
+    Yields:
+        As `write_image_rows`.
+    """
+    rows = (image_row(record, _numbers(record, wanted)) for record in records)
+    return write_image_rows((row for row in rows if row["regions"]), folder)
+
+
+def write_image_rows(images: Iterable[dict[str, Any]], folder: Path) -> Iterator[str]:
+    """Writes rows of SCHEMA into files.
+
+    Yields:
+        The name of each file once it is whole, pictures.json the last. It may be taken away before
+        the next one is asked for.
     """
     files: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     size = 0
-    for record in records:
-        row = _row(record, wanted)
-        if row is None:
-            continue
+    for row in images:
         rows.append(row)
-        size += len(record.image)
+        size += len(row["image"]["bytes"])
         if size >= FILE_BYTES:
             files.append(_write(rows, folder, len(files)))
             rows, size = [], 0
+            yield files[-1]["path"]
     if rows:
         files.append(_write(rows, folder, len(files)))
+        yield files[-1]["path"]
     index = {"version": VERSION, "files": files, "images": sum(file["rows"] for file in files)}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return index
+    yield INDEX
 
 
 class PublishedPictures:
@@ -110,6 +121,7 @@ class PublishedPictures:
     def __init__(self, url: str) -> None:
         """Raises StorageError or CollectionError if there are none or their version differs."""
         self._url = url
+        self._checked: set[str] = set()
         with self._local(INDEX) as path:
             try:
                 tree = json.loads(path.read_text(encoding="utf-8"))
@@ -129,13 +141,23 @@ class PublishedPictures:
 
     @contextmanager
     def _parquet(self, file: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
-        """Fetches one of the files and checks its size; `sha256sum -c` checks its content."""
+        """Fetches one of the files and checks its size and, the first time, its checksum.
+
+        Raises:
+            StorageError: it is cut off or damaged.
+        """
         with self._local(file["path"]) as path, open(path, "rb") as opened:
             if path.stat().st_size != file["bytes"]:
                 raise StorageError(
                     f"{self._url}/{file['path']} has {path.stat().st_size} bytes, expected "
                     f"{file['bytes']}: it is cut off; publish the collection again"
                 )
+            if file["path"] not in self._checked and sha256_of(path) != file["sha256"]:
+                raise StorageError(
+                    f"{self._url}/{file['path']} is damaged: its SHA-256 is not the one in "
+                    f"{INDEX}; publish the collection again"
+                )
+            self._checked.add(file["path"])
             yield pq.ParquetFile(opened)
 
     def pictures(self, keys: Iterable[str]) -> Iterator[tuple[str, Picture]]:
@@ -146,8 +168,10 @@ class PublishedPictures:
         for file in self._files:
             with self._parquet(file) as parquet:
                 for group in _groups(parquet, wanted):
-                    for row in parquet.read_row_group(group).to_pylist():
-                        for key in wanted.get(row["key"], ()):
+                    table = parquet.read_row_group(group)
+                    here = pc.is_in(table.column("key"), pa.array(list(wanted)))
+                    for row in table.filter(here).to_pylist():
+                        for key in wanted[row["key"]]:
                             yield key, _picture(row, key)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -200,11 +224,22 @@ def _groups(parquet: pq.ParquetFile, wanted: Mapping[str, Any]) -> list[int]:
     return found
 
 
-def _row(record: ImageRecord, wanted: frozenset[str]) -> dict[str, Any] | None:
+def _numbers(record: ImageRecord, wanted: frozenset[str]) -> dict[int, int]:
+    numbers = range(len(record.regions))
+    return {number: number for number in numbers if f"{record.key}#{number}" in wanted}
+
+
+def image_row(record: ImageRecord, numbers: Mapping[int, int]) -> dict[str, Any]:
+    """A row of SCHEMA.
+
+    Args:
+        record: the image.
+        numbers: by the place of a region in it, the number in the key of its reference; others are
+            left out.
+    """
     regions = []
-    for number, region in enumerate(record.regions):
-        if f"{record.key}#{number}" not in wanted:
-            continue
+    for place, number in numbers.items():
+        region = record.regions[place]
         mask_hw = region.mask_hw == YES
         code = rle(mask_hw)
         regions.append(
@@ -218,8 +253,6 @@ def _row(record: ImageRecord, wanted: frozenset[str]) -> dict[str, Any] | None:
                 "counts": code["counts"],
             }
         )
-    if not regions:
-        return None
     suffix = "png" if record.image.startswith(b"\x89PNG") else "jpg"
     return {
         "key": record.key,

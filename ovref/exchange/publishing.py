@@ -6,20 +6,24 @@
     pictures.json, pictures-*.parquet       the images, unless left out
     collection.json     the manifest, written last as the commit, and the files it names
 
-Files that opening a collection does not need are not named by its manifest.
+Files that opening a collection does not need are not named by its manifest. Nothing of deleted
+references is published: where there are any, the collection is made again without them.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError, MismatchError
 from ovref.exchange.picture_files import INDEX
+from ovref.reduce.compact import compact
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub, store
@@ -32,8 +36,9 @@ OF_IMAGES = ("pictures-*.parquet", INDEX, SAMPLES)
 NOUNS = 20
 """Number of nouns named on the card."""
 
-WritePictures = Callable[[Path], None]
-"""Writes the images of a collection, or samples of them, into a folder."""
+WritePictures = Callable[[Path], Iterable[str]]
+"""Writes the images of a collection, or its samples, into a folder; gives the name of each file
+once it is whole, after which it is taken away."""
 
 
 def publish(
@@ -53,7 +58,7 @@ def publish(
         target: folder, fsspec URL, or hf://user/name, which is created if it does not exist.
         title: title of the card.
         evaluation: content of the collection's evaluation.json, for the card.
-        write_pictures: writes `samples.png` and the images into the published folder.
+        write_pictures: writes `samples.png` and the images into the folder that it gets.
         replace: whether another collection at `target` may be replaced.
         storage_options: fsspec's options for `collection_url`.
 
@@ -81,40 +86,133 @@ def publish(
             f"the evaluation is of the collection {measured_of(evaluation)[:12]}, this one is "
             f"{manifest.fingerprint[:12]}: evaluate it again"
         )
-    there = _fingerprint_at(target)
-    is_other = there not in (None, manifest.fingerprint)
-    if is_other and not replace:
-        raise MismatchError(
-            f"{target} holds another collection (fingerprint {str(there)[:12]}, this one has "
-            f"{manifest.fingerprint[:12]}); choose another place, or give --replace"
-        )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+        source = manifest.fingerprint
+        if manifest.counts["tombstones"]:
+            manifest, paths = compact(manifest, paths, Path(scratch, "compact"))
+        there = _fingerprint_at(target)
+        is_other = there not in (None, manifest.fingerprint)
+        if is_other and there != source and not replace:
+            raise MismatchError(
+                f"{target} holds another collection (fingerprint {str(there)[:12]}, this one has "
+                f"{manifest.fingerprint[:12]}); choose another place, or give --replace"
+            )
+        place = _OnHub(target) if on_hub else _InStore(target, there is not None, is_other)
+        sums: dict[str, str] = {}
+        size = 0
+
+        def send(name: str) -> None:
+            nonlocal size
+            sums[name] = sha256_of(folder / name)
+            size += (folder / name).stat().st_size
+            place.send(folder / name)
+
+        folder = Path(scratch, "files")
+        folder.mkdir()
+        # One at a time, so that there is never more than one file of images on this disk.
+        for name in write_pictures(folder) if write_pictures is not None else ():
+            send(name)
         for role, path in paths.items():
             _link(path, folder / manifest.files[role].path)
-        (folder / fmt.MANIFEST).write_bytes(fmt.manifest_bytes(manifest))
-        if write_pictures is not None:
-            write_pictures(folder)
-        text = card(manifest, title, target, evaluation, _files(folder), _most_frequent(paths))
+            send(manifest.files[role].path)
+        text = card(manifest, title, target, evaluation, list(sums), _most_frequent(paths))
         (folder / CARD).write_text(text, encoding="utf-8")
-        names = [name for name in _files(folder) if name != SUMS]
-        sums = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names)
-        (folder / SUMS).write_text(sums, encoding="utf-8")
-        names = [name for name in _files(folder) if name != fmt.MANIFEST] + [fmt.MANIFEST]
-        if on_hub:
-            _to_hub(folder, target, manifest.fingerprint)
-        else:
-            place = Store.open(target)
-            if is_other:  # first, so that nobody opens a mixture of both if this is interrupted
-                place.delete(fmt.MANIFEST)
-            # Only after an earlier publication: other folders may have files with these names.
-            for name in place.list() if there is not None else ():
-                if any(fnmatch(name, pattern) for pattern in OF_IMAGES) and name not in names:
-                    place.delete(name)
-            for name in names:
-                place.upload(folder / name, name)
-        size = sum((folder / name).stat().st_size for name in names)
-    return {"files": len(names), "bytes": size}
+        send(CARD)
+        content = fmt.manifest_bytes(manifest)
+        sums[fmt.MANIFEST] = hashlib.sha256(content).hexdigest()
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        (folder / SUMS).write_text(lines, encoding="utf-8")
+        send(SUMS)
+        (folder / fmt.MANIFEST).write_bytes(content)
+        place.finish(folder / fmt.MANIFEST, set(sums), manifest.fingerprint)
+    return {"files": len(sums), "bytes": size + len(content)}
+
+
+class _InStore:
+    """A folder or an object store that is published to."""
+
+    def __init__(self, target: str, published: bool, is_other: bool) -> None:
+        """
+        Args:
+            published: whether there is a collection; is_other: and another one.
+        """
+        self._store, self._published = Store.open(target), published
+        if is_other:  # first, so that nobody opens a mixture of both if this is cut off
+            self._store.delete(fmt.MANIFEST)
+
+    def send(self, path: Path) -> None:
+        """Sends a file and takes it away."""
+        self._store.upload(path, path.name)
+        path.unlink()
+
+    def finish(self, manifest: Path, names: set[str], fingerprint: str) -> None:
+        """Sends the manifest, which is the commit; images of an earlier publication go."""
+        # Of an earlier publication only: other folders have files of these names too.
+        for name in self._store.list() if self._published else ():
+            if any(fnmatch(name, pattern) for pattern in OF_IMAGES) and name not in names:
+                self._store.delete(name)
+        self.send(manifest)
+
+
+class _OnHub:
+    """A repository of the Hub that is published to, in one commit: whoever opens the newest
+    revision sees the old collection or this one."""
+
+    def __init__(self, target: str) -> None:
+        from huggingface_hub import HfApi
+
+        self._target, self._place = target, hub.hub_place(target)
+        self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        self._operations: list[Any] = []
+        with self._errors():
+            self._api.create_repo(self._place.repository, repo_type="dataset", exist_ok=True)
+
+    def send(self, path: Path) -> None:
+        """Sends a large file and takes it away; a small one goes with the commit."""
+        from huggingface_hub import CommitOperationAdd
+
+        added = CommitOperationAdd(self._place.path(path.name), str(path))
+        with self._errors():
+            self._api.preupload_lfs_files(
+                self._place.repository, additions=[added], repo_type="dataset"
+            )
+        self._operations.append(added)
+        if added._is_uploaded:
+            path.unlink()
+
+    def finish(self, manifest: Path, names: set[str], fingerprint: str) -> None:
+        """Commits; images of an earlier publication go."""
+        from huggingface_hub import CommitOperationDelete
+
+        self.send(manifest)
+        wanted = {self._place.path(name) for name in names}
+        patterns = [self._place.path(pattern) for pattern in OF_IMAGES]
+        with self._errors():
+            known = self._api.list_repo_files(self._place.repository, repo_type="dataset")
+            self._operations += [
+                CommitOperationDelete(name)
+                for name in known
+                if any(fnmatch(name, pattern) for pattern in patterns) and name not in wanted
+            ]
+            self._api.create_commit(
+                self._place.repository,
+                self._operations,
+                commit_message=f"Reference collection {fingerprint[:12]}",
+                repo_type="dataset",
+            )
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        import httpx
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            yield
+        except (HfHubHTTPError, httpx.HTTPError) as error:
+            raise InputError(
+                f"cannot publish to {self._target}: {str(error)[:300]}; `hf auth login` stores a "
+                "token"
+            ) from error
 
 
 def _is_evaluation(tree: Any) -> bool:
@@ -142,7 +240,6 @@ def card(
 ) -> str:
     """The data set card: contents, models, licences, evaluation, and how to load it."""
     counts = manifest.counts
-    living = counts["references"] - counts["tombstones"]
     front = [
         "---", f"pretty_name: {json.dumps(title, ensure_ascii=False)}", "license: other",
         "task_categories: [image-segmentation]", "tags: [ovref, reference-collection]",
@@ -155,8 +252,8 @@ def card(
     lines = [
         *front, "---", f"# {title}", "",
         "A reference collection for training-free open-vocabulary segmentation, built with ovref: "
-        f"{living:,} references of {counts['nouns']:,} nouns, {counts['prototypes']:,} prototypes.",
-        *_deleted(counts["tombstones"]),
+        f"{counts['references']:,} references of {counts['nouns']:,} nouns, "
+        f"{counts['prototypes']:,} prototypes.",
         "", "```python", "import ovref_inference",
         f'collection = ovref_inference.open("{target}")',
         'segmenter = collection.segmenter("fossil")', "```", "",
@@ -198,16 +295,6 @@ def card(
     return "\n".join(lines)
 
 
-def _deleted(count: int) -> list[str]:
-    if not count:
-        return []
-    return [
-        "",
-        f"{count:,} more were deleted: whoever opens the collection does not get them, but their "
-        "embeddings and captions are still in its files.",
-    ]
-
-
 def _measured(evaluation: dict[str, Any] | None) -> list[str]:
     if evaluation is None:
         return ["It was not measured, or nothing was said of it."]
@@ -224,10 +311,6 @@ def _most_frequent(paths: dict[str, Path]) -> list[tuple[str, int]]:
     nouns = read_nouns(paths["nouns"])
     pairs = zip(nouns["noun"], nouns["count"].tolist(), strict=True)
     return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:NOUNS]
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def _link(path: Path, target: Path) -> None:
@@ -267,26 +350,3 @@ def _manifest_on_hub(target: str) -> bytes | None:
     except (HfHubHTTPError, httpx.HTTPError) as error:
         raise InputError(f"cannot look up {target}: {str(error)[:300]}") from error
     return hub.download(target, fmt.MANIFEST).read_bytes()
-
-
-def _to_hub(folder: Path, target: str, fingerprint: str) -> None:
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    place, api = hub.hub_place(target), HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    try:
-        api.create_repo(place.repository, repo_type="dataset", exist_ok=True)
-        # One commit: readers of the newest revision see the old collection or this one.
-        api.upload_folder(
-            repo_id=place.repository,
-            folder_path=folder,
-            path_in_repo=place.folder or None,
-            repo_type="dataset",
-            commit_message=f"Reference collection {fingerprint[:12]}",
-            delete_patterns=list(OF_IMAGES),
-        )
-    except (HfHubHTTPError, httpx.HTTPError) as error:
-        raise InputError(
-            f"cannot publish to {target}: {str(error)[:300]}; `hf auth login` stores a token"
-        ) from error

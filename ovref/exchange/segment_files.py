@@ -29,7 +29,7 @@ OPACITY = 0.55
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segments:
+class ScoredSegments:
     """Non-overlapping segments of one image, with scores."""
 
     found: PanopticMap
@@ -37,14 +37,16 @@ class Segments:
     """Segment id -> mean score of its pixels."""
 
 
-def segments_of(labels_hw: np.ndarray, max_score_hw: np.ndarray, classes: Classes) -> Segments:
+def segments_of(
+    labels_hw: np.ndarray, max_score_hw: np.ndarray, classes: Classes
+) -> ScoredSegments:
     """Segments of a label map: each connected part of a thing class, and each stuff class."""
     things = [i in (classes.things or ()) for i in range(len(classes.names))]
     found = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
     ids = np.array(list(found.labels), dtype=np.int64)
     means = ndimage.mean(max_score_hw, found.ids_hw, ids) if len(ids) else np.zeros(0)
     scores = {int(i): round(float(mean), 5) for i, mean in zip(ids, means, strict=True)}
-    return Segments(found=found, scores=scores)
+    return ScoredSegments(found=found, scores=scores)
 
 
 def label_png(labels_hw: np.ndarray, classes: int) -> bytes:
@@ -81,7 +83,7 @@ def overlay_png(image_hwc: np.ndarray, labels_hw: np.ndarray, classes: int) -> b
     return png_of(Image.fromarray(mixed.round().astype(np.uint8)))
 
 
-def coco_annotations(segments: Segments, image_id: int) -> list[dict[str, Any]]:
+def coco_annotations(segments: ScoredSegments, image_id: int) -> list[dict[str, Any]]:
     """Annotations of one image, without ids: category, RLE mask, box (x, y, width, height), area in
     pixels, score."""
     found, annotations = segments.found, []
@@ -102,7 +104,7 @@ def coco_annotations(segments: Segments, image_id: int) -> list[dict[str, Any]]:
     return annotations
 
 
-def panoptic_annotation(segments: Segments, image_id: int, file_name: str) -> dict[str, Any]:
+def panoptic_annotation(segments: ScoredSegments, image_id: int, file_name: str) -> dict[str, Any]:
     """The annotation of one image in COCO's panoptic format, for the map of `panoptic_png`."""
     infos = []
     for one in coco_annotations(segments, image_id):
@@ -112,7 +114,7 @@ def panoptic_annotation(segments: Segments, image_id: int, file_name: str) -> di
     return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
 
 
-def panoptic_png(segments: Segments) -> bytes:
+def panoptic_png(segments: ScoredSegments) -> bytes:
     """Segment ids as colours: id = R + 256 G + 256^2 B, 0 without a segment."""
     ids_hw = segments.found.ids_hw.astype(np.uint32)
     rgb = np.stack([ids_hw % 256, ids_hw // 256 % 256, ids_hw // 65536], axis=2)

@@ -14,7 +14,7 @@ NUMBERS = {1: "a", 2: "two", 3: "three"}
 
 
 @dataclass(frozen=True)
-class Noun:
+class CaptionNoun:
     """A class named in a caption."""
 
     lemma: str
@@ -64,7 +64,7 @@ class _Writer:
 
     def say_noun(self, surface, lemma):
         self.say(surface)
-        self.nouns.append(Noun(lemma, len(self.text) - len(surface), len(self.text)))
+        self.nouns.append(CaptionNoun(lemma, len(self.text) - len(surface), len(self.text)))
 
 
 def plural(thing):
@@ -131,7 +131,7 @@ def caption_of(layout, rng):
         rng: numpy Generator; draws wording and omissions.
 
     Returns:
-        (text, tuple of Noun).
+        (text, tuple of CaptionNoun).
     """
     writer = _Writer()
     draw = rng.random()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from ovref.miniature.captions import Group, Layout, Noun, caption_of, draw_rng
+from ovref.miniature.captions import CaptionNoun, Group, Layout, caption_of, draw_rng
 from ovref.miniature.shapes import (
     ACCENTS,
     CLASSES,
@@ -44,7 +44,7 @@ class Scene:
     instance_hw: np.ndarray
     """uint8, (size, size): 0 for stuff, 1.. for single things in drawing order."""
     caption: str
-    nouns: tuple[Noun, ...]
+    nouns: tuple[CaptionNoun, ...]
     """Classes named in the caption, in order; each is visible in the scene."""
     layout: Layout
 

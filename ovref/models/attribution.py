@@ -33,13 +33,11 @@ tried: `tests/benchmarks/results/attribution.md`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.nn import functional
 
 from ovref.errors import ModelError
@@ -283,117 +281,3 @@ def _rows(tokens_bt: torch.Tensor, keys: int, heads: int) -> torch.Tensor:
     captions_b11 = torch.arange(len(tokens_bt))[:, None, None]
     heads_h1 = torch.arange(heads)[:, None]
     return ((captions_b11 * keys + tokens_bt[:, None, :]) * heads + heads_h1).flatten()
-
-
-@contextmanager
-def recording(
-    unet: Any,
-    weights_bkn: torch.Tensor,
-    latent_hw: tuple[int, int],
-    factors: Sequence[int] = FACTORS,
-) -> Iterator[Attribution]:
-    """Records the cross-attention of a `UNet2DConditionModel` while it runs inside the block.
-
-    Replaces only the processors of cross-attention at these factors, and restores them at the end
-    in any case.
-
-    Args:
-        unet: the UNet of a Stable Diffusion 1.x, 2.x or XL pipeline.
-        weights_bkn: of the captions in the batch (`noun_weights`).
-        latent_hw: height and width of the latents.
-        factors: down-sampling factors, relative to the latent, of the layers to record.
-
-    Raises:
-        ModelError: there is no such layer, or one has an attention that cannot be recorded.
-    """
-    names = [
-        name
-        for name in unet.attn_processors
-        if is_recorded(name) and _factor(unet, name) in factors
-    ]
-    if not names:
-        raise ModelError(
-            f"{type(unet).__name__} has no attn2.processor outside its middle block at factors "
-            f"{tuple(factors)} of the latent"
-        )
-    attentions = [unet.get_submodule(name.removesuffix(".processor")) for name in names]
-    for name, attn in zip(names, attentions, strict=True):
-        _check_readable(name, attn)
-    layers = [
-        Layer(
-            factor=_factor(unet, name),
-            heads=attn.heads,
-            depth=attn.to_q.out_features // attn.heads,
-        )
-        for name, attn in zip(names, attentions, strict=True)
-    ]
-    before = [attn.processor for attn in attentions]
-    attribution = Attribution(weights_bkn, latent_hw, layers, dtype=unet.dtype, device=unet.device)
-    try:
-        for number, attn in enumerate(attentions):
-            attn.set_processor(_RecordingProcessor(attribution, number))
-        yield attribution
-    finally:
-        for attn, processor in zip(attentions, before, strict=True):
-            attn.set_processor(processor)
-
-
-def is_recorded(processor_name: str) -> bool:
-    """Whether this `unet.attn_processors` key is cross-attention outside the middle block."""
-    return processor_name.endswith("attn2.processor") and not processor_name.startswith("mid_block")
-
-
-def _factor(unet: Any, processor_name: str) -> int:
-    """Down-sampling factor of a layer, relative to the latent: all blocks but the last halve."""
-    side, number, _ = processor_name.split(".", 2)
-    place = int(number) if side == "down_blocks" else len(unet.up_blocks) - 1 - int(number)
-    return 2**place
-
-
-def _check_readable(name: str, attn: Any) -> None:
-    if type(attn.processor) is not AttnProcessor2_0:
-        raise ModelError(
-            f"{name} is {type(attn.processor).__name__}, expected AttnProcessor2_0: call "
-            "unet.set_default_attn_processor() and do not fuse projections or add adapters"
-        )
-    unusual = {
-        "spatial_norm": attn.spatial_norm is not None,
-        "group_norm": attn.group_norm is not None,
-        "norm_cross": bool(attn.norm_cross),
-        "norm_q or norm_k": attn.norm_q is not None or attn.norm_k is not None,
-        "residual_connection": attn.residual_connection,
-    }
-    if any(unusual.values()):
-        found = ", ".join(option for option, present in unusual.items() if present)
-        raise ModelError(f"{name} cannot be recorded: its attention uses {found}")
-
-
-class _RecordingProcessor:
-    """`AttnProcessor2_0` that also records query and key."""
-
-    def __init__(self, attribution: Attribution, layer: int):
-        self._attribution = attribution
-        self._layer = layer
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if attention_mask is not None:
-            raise ModelError("attribution does not know masked cross-attention")
-
-        def split(states: torch.Tensor) -> torch.Tensor:
-            rows, length, channels = states.shape
-            return states.view(rows, length, attn.heads, channels // attn.heads).transpose(1, 2)
-
-        query = split(attn.to_q(hidden_states))
-        key = split(attn.to_k(encoder_hidden_states))
-        value = split(attn.to_v(encoder_hidden_states))
-        output = self._attribution.attend(self._layer, query, key, value)
-        output = output.transpose(1, 2).flatten(2)
-        output = attn.to_out[1](attn.to_out[0](output))
-        return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor

@@ -11,14 +11,14 @@ Importing this module loads no torch; loading a route's models does.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ovref.config import STRICT
 from ovref.models.blank import BLANK_HWC
-from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
+from ovref.models.noun_embeddings import noun_embedding, require_templates
+from ovref_inference.collection.retrieve import TEMPLATES
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import ModelError
 from ovref_inference.proposers.config import GroundingDinoConfig, ProposerConfig, SamConfig
@@ -26,8 +26,6 @@ from ovref_inference.ranges import require_within
 from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
-
-NOUNS_REMEMBERED = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +58,7 @@ class ProposalRoute:
     """Lowest cosine of a noun's text and its mask; -1 gives every noun a mask, as in VOCSeg."""
 
     def __post_init__(self) -> None:
-        if not self.templates or any(text.count("{}") != 1 for text in self.templates):
-            raise ValueError(f"templates must have one {{}} each, found {self.templates}")
+        require_templates(self.templates)
         require_within("min_similarity", self.min_similarity, -1, 1)
         if self.visual.library != "open_clip":
             raise ValueError(
@@ -235,10 +232,7 @@ class Matcher:
         """`propose` gives masks and heatmaps of images; `visual` has `encode_regions` and `texts`
         `encode`, as the encoders of `ovref_inference.encoders.load`."""
         self._propose, self._visual, self._min = propose, visual, route.min_similarity
-        # Each noun is encoded alone, so that its bits do not depend on the nouns before it.
-        self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(
-            lambda noun: class_embeddings(texts, [noun], route.templates)[0]
-        )
+        self._noun_embedding = noun_embedding(texts, route.templates)
 
     def __call__(
         self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]

@@ -42,6 +42,8 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler": (diffusers.EulerDiscreteScheduler, {}),
     "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
     "lcm": (diffusers.LCMScheduler, {}),
+    "flow_euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
+    "scm": (diffusers.SCMScheduler, {}),
 }
 """Setting -> class, and what is set in addition to the model's own config."""
 
@@ -53,7 +55,9 @@ TRAINED = (
 """Fields that describe the noise that the model was trained with. Defaults differ between classes,
 so these are carried over even if the model's file leaves them to its own class."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-"""Supported predictions of a model; `flow_prediction` belongs to flow matching."""
+"""Supported predictions of a model of betas; `flow_prediction` belongs to flow matching."""
+BETAS, FLOW, TRIGFLOW = "betas", "flow matching", "TrigFlow (Sana-Sprint)"
+OTHER = "another family (EDM, ...)"
 STEPS: dict[str, Any] = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -83,25 +87,42 @@ def make_scheduler(name: str, config: Any) -> Any:
         name: a key of `SCHEDULERS`.
         config: configuration of the model's scheduler object (not of its file), of any class.
 
+    Models of flow matching take `flow_euler`. Those whose own scheduler is a class of betas that is
+    set to flow matching (Sana) take any class with these settings. Sana-Sprint takes `scm`.
+
     Raises:
-        ModelError: the model's scheduler has no betas (EDM, flow matching), or has a setting that
-            changes the noise schedule and is missing from the chosen scheduler.
+        ModelError: the model's scheduler belongs to another family than the chosen one, or has a
+            setting that changes the noise schedule and is missing from the chosen scheduler.
     """
     kind, options = SCHEDULERS[name]
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
+    own = _family(config)
+    if own != _family(kind().config):
+        takes = [other for other in SCHEDULERS if _family(SCHEDULERS[other][0]().config) == own]
         raise ModelError(
-            "the model's own scheduler has no betas (it belongs to EDM, flow matching or another "
-            f"family), so {name!r} would generate with a noise schedule that the model was not "
-            "trained on: use a model whose scheduler has beta_schedule or trained_betas"
+            f"the model's own scheduler is one of {own}, so {name!r} would generate with a noise "
+            "schedule that the model was not trained on: "
+            + (f"choose one of {', '.join(takes)}" if takes else "use another model")
         )
+    if own == FLOW and config.get("stochastic_sampling"):
+        raise ModelError(
+            "the model's scheduler has stochastic_sampling, whose noise the pipeline does not take "
+            "from the images' seeds: set it to false in the model's scheduler_config.json"
+        )
+    if own in (FLOW, TRIGFLOW):
+        return kind.from_config(config, **options)
     trained = {field: config[field] for field in TRAINED if field in config}
-    if trained.get("prediction_type", "epsilon") not in PREDICTIONS:
+    flow = trained.get("prediction_type") == "flow_prediction"
+    if flow != bool(config.get("use_flow_sigmas")):
+        raise ModelError(
+            f"the model's scheduler has prediction_type {config['prediction_type']!r} and "
+            f"use_flow_sigmas {config.get('use_flow_sigmas')!r}: expected flow_prediction with "
+            "use_flow_sigmas, or neither"
+        )
+    if not flow and trained.get("prediction_type", "epsilon") not in PREDICTIONS:
         raise ModelError(
             f"the model's scheduler has prediction_type {config['prediction_type']!r}, expected "
-            f"one of {', '.join(PREDICTIONS)}: a model of flow matching cannot be used"
+            f"one of {', '.join(PREDICTIONS)}"
         )
-    if config.get("use_flow_sigmas"):
-        raise ModelError("the model's scheduler has use_flow_sigmas: flow matching cannot be used")
     unknown = {
         field: config[field]
         for field, neutral in STEPS.items()
@@ -124,3 +145,26 @@ def make_scheduler(name: str, config: Any) -> Any:
 
 def _fields(name: str) -> set[str]:
     return set(inspect.signature(SCHEDULERS[name][0]).parameters)
+
+
+def set_timesteps(scheduler: Any, steps: int) -> None:
+    """Sets the steps of a scheduler as a pipeline would, to find out whether it can make them.
+
+    Raises:
+        ValueError: as the scheduler does.
+    """
+    options: dict[str, Any] = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        options["mu"] = 1.0  # pipelines compute it from the size of the image
+    if isinstance(scheduler, diffusers.SCMScheduler) and steps != 2:
+        options["intermediate_timesteps"] = None
+    scheduler.set_timesteps(steps, **options)
+
+
+def _family(config: Any) -> str:
+    """The family of noise schedules that a scheduler's configuration belongs to."""
+    if "beta_schedule" in config or config.get("trained_betas") is not None:
+        return BETAS
+    if config.get("prediction_type") == "trigflow":
+        return TRIGFLOW
+    return FLOW if "shift" in config and "use_dynamic_shifting" in config else OTHER

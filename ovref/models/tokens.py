@@ -1,11 +1,15 @@
 """Locates the nouns of a caption: all mentions, and their tokens in a text encoder."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from ovref.errors import ModelError
 from ovref.records import Noun
+
+PLACEHOLDER = "\ue000caption\ue001"
+"""Stands for a caption while a chat template is examined: characters that no template has."""
 
 
 def mentions(caption: str, nouns: Sequence[Noun]) -> dict[str, list[tuple[int, int]]]:
@@ -31,9 +35,16 @@ def mentions(caption: str, nouns: Sequence[Noun]) -> dict[str, list[tuple[int, i
 
 
 def token_positions(
-    tokenizer: Any, caption: str, spans: Sequence[Sequence[tuple[int, int]]]
+    tokenizer: Any,
+    caption: str,
+    spans: Sequence[Sequence[tuple[int, int]]],
+    *,
+    max_length: int | None = None,
+    before: str = "",
+    after: str = "",
+    **options: Any,
 ) -> list[tuple[int, ...]]:
-    """Positions of each noun's tokens along the text encoder's key axis.
+    """Positions of each noun's tokens among the tokens of a text encoder.
 
     The tokenizer is called exactly as by diffusers' pipelines (truncated to its
     `model_max_length`, special tokens added). Its character offsets refer to the original
@@ -46,11 +57,16 @@ def token_positions(
         tokenizer: a fast transformers tokenizer, such as a pipeline's `tokenizer`.
         caption: the prompt as passed to the pipeline.
         spans: for each noun, the character spans [start, end) of its occurrences.
+        max_length: tokens that the text encoder sees; None for the tokenizer's own maximum.
+        before: what a prompt template puts before the caption.
+        after: what it puts after it.
+        options: of the tokenizer's call, such as `padding="max_length"`, which on the left moves
+            all positions.
 
     Returns:
         For each noun, the ascending token positions of all its occurrences that lie entirely within
-        the context, counted from the start-of-text token at 0. Empty if no occurrence does; the
-        noun then has no heatmap.
+        the context, counted from the first token (of CLIP, the start of the text) at 0. Empty if no
+        occurrence does; the noun then has no heatmap.
 
     Raises:
         ModelError: the tokenizer does not provide character offsets.
@@ -62,12 +78,13 @@ def token_positions(
             "whose folder holds tokenizer.json or vocab.json with merges.txt"
         )
     encoded = tokenizer(
-        caption,
+        before + caption + after,
         truncation=True,
-        max_length=tokenizer.model_max_length,
+        max_length=tokenizer.model_max_length if max_length is None else max_length,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
+        **options,
     )
     # The first row is the text encoder's input, the others were cut off.
     rows = [
@@ -88,10 +105,48 @@ def token_positions(
         for start, end in noun_spans:
             if not 0 <= start < end <= len(caption):
                 raise ValueError(f"span [{start}, {end}) is not in a caption of {len(caption)}")
-            if not _within(cut_off, start, end):
-                positions.update(_within(kept, start, end))
+            first, last = start + len(before), end + len(before)
+            if not _within(cut_off, first, last):
+                positions.update(_within(kept, first, last))
         found.append(tuple(sorted(positions)))
     return found
+
+
+def around_caption(render: Callable[[str], str]) -> tuple[str, str]:
+    """What a chat template puts before and after a caption.
+
+    Args:
+        render: the caption to the text that is tokenized.
+
+    Raises:
+        ModelError: the template does not contain the caption exactly once as it is given.
+    """
+    before, _, after = (text := render(PLACEHOLDER)).partition(PLACEHOLDER)
+    if text != before + PLACEHOLDER + after or PLACEHOLDER in after:
+        raise ModelError(
+            "the chat template of the text encoder changes or repeats the caption, so positions of "
+            f"nouns cannot be found in it; it makes {text[:200]!r} of {PLACEHOLDER!r}"
+        )
+    return before, after
+
+
+def lowered(
+    caption: str, spans: Sequence[Sequence[tuple[int, int]]]
+) -> tuple[str, list[list[tuple[int, int]]]]:
+    """`caption.lower().strip()`, as PixArt and Sana take it, and the spans in that text."""
+    # Lower-casing may lengthen a character; it never shortens one.
+    starts = [0, *accumulate(len(character.lower()) for character in caption)]
+    text = caption.lower()
+    cut = len(text) - len(text.lstrip())
+    text = text.strip()
+    moved = [
+        [
+            (max(0, starts[start] - cut), min(len(text), starts[end] - cut))
+            for start, end in noun_spans
+        ]
+        for noun_spans in spans
+    ]
+    return text, moved
 
 
 def _within(tokens: list[tuple[int, int, int]], start: int, end: int) -> list[int]:

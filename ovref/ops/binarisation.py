@@ -8,7 +8,7 @@ values, so the question is only which values are compared with 0.45. There are t
 - `minmax`, the default: the heatmap stretched to [0, 1], as DAAM does before its own 0.4;
 - `sigmoid_minmax`: the sigmoid of DAAM's own values, stretched to [0, 1]. For values below 1 the
   sigmoid is nearly a straight line. It depends on the heatmap's scale, so it is applied before
-  heatmaps are stretched to be stored (`flattened`);
+  heatmaps are stretched to be stored (`with_sigmoid`);
 - `standardised_sigmoid`: sigmoid of (heatmap - mean) / standard deviation. The mask of a
   small thing on an even background then includes the background, whose value is about
   -sqrt(a / (1 - a)) for a thing of area a, with a sigmoid above 0.45 for a below 4 percent.
@@ -52,7 +52,7 @@ class BinariseRule:
             )
 
 
-def stretched(heatmaps_nhw: np.ndarray) -> np.ndarray:
+def min_max_scaled(heatmaps_nhw: np.ndarray) -> np.ndarray:
     """Each heatmap rescaled to [0, 1] by its own range: the form in which heatmaps are stored.
 
     Args:
@@ -70,7 +70,7 @@ def stretched(heatmaps_nhw: np.ndarray) -> np.ndarray:
     return ((maps - low) / span).astype(np.float16)
 
 
-def flattened(heatmaps_nhw: np.ndarray, rule: BinariseRule) -> np.ndarray:
+def with_sigmoid(heatmaps_nhw: np.ndarray, rule: BinariseRule) -> np.ndarray:
     """Prepares DAAM's own values for the rule, before they are stretched: (n, h, w) floats."""
     if rule.method != "sigmoid_minmax":
         return heatmaps_nhw
@@ -81,7 +81,7 @@ def binarise(heatmaps_nhw: np.ndarray, size_hw: tuple[int, int], rule: BinariseR
     """Tri-state masks at the size of the image.
 
     The heatmap's scale and offset are ignored, so masks can be recomputed from the stored heatmaps
-    with another rule; except with `sigmoid_minmax`, whose stored heatmaps are `flattened`.
+    with another rule; except with `sigmoid_minmax`, whose stored heatmaps are `with_sigmoid`.
 
     Args:
         heatmaps_nhw: (n, h, w) finite floats.

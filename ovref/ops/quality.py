@@ -9,6 +9,8 @@ import numpy as np
 
 _ROUNDING = 1e-6
 """Rounding error of a cosine in float32."""
+ODD = 3.0
+"""A reference is suspicious if its agreement is so many median deviations below the median."""
 
 
 def usable_rows(vectors_nd: np.ndarray, tolerance: float = 0.01) -> np.ndarray:
@@ -41,24 +43,49 @@ def noun_agreement(
             reached, m must exceed k by the maximum number of references on one image.
         query_rows_q: (q,) int, the query rows.
         nouns_n, images_n: (n,) int codes of every row's noun and image.
-        elsewhere_n: (n,) int, `elsewhere(nouns_n, images_n)`.
+        elsewhere_n: (n,) int, `count_on_other_images(nouns_n, images_n)`.
         k: neighbours to consider, at least 1.
 
     Returns:
         (q,) float64; NaN where no other image shows the noun.
     """
     other_image = images_n[neighbours_qm] != images_n[query_rows_q][:, None]
-    asked = other_image & (neighbours_qm >= 0)
-    asked &= np.cumsum(asked, axis=1) <= k
+    considered = other_image & (neighbours_qm >= 0)
+    considered &= np.cumsum(considered, axis=1) <= k
     same_noun = nouns_n[neighbours_qm] == nouns_n[query_rows_q][:, None]
-    agreeing = (asked & same_noun).sum(axis=1)
+    agreeing = (considered & same_noun).sum(axis=1)
 
     available = elsewhere_n[query_rows_q]
     with np.errstate(invalid="ignore"):
         return np.where(available > 0, agreeing / np.minimum(available, k), np.nan)
 
 
-def elsewhere(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
+def agreement_with_others(
+    vectors_nd: np.ndarray, deviations: float = ODD
+) -> tuple[np.ndarray, np.ndarray]:
+    """How well each of a noun's references agrees with the others.
+
+    Args:
+        vectors_nd: (n, d) float32 visual embeddings.
+        deviations: how many median deviations below the median one is suspicious.
+
+    Returns:
+        (n,) cosines to the mean of the others, 1 for a single one; and (n,) bool, which are
+        suspicious; of 4 or fewer none is.
+    """
+    count = len(vectors_nd)
+    if count < 2:
+        return np.ones(count), np.zeros(count, bool)
+    others_nd = vectors_nd.sum(0) - vectors_nd
+    norms = np.linalg.norm(others_nd, axis=1) * np.linalg.norm(vectors_nd, axis=1)
+    agreement = (others_nd * vectors_nd).sum(1) / np.maximum(norms, 1e-12)
+    middle = np.median(agreement)
+    # 1.4826 makes the median deviation of a normal distribution its standard deviation.
+    limit = middle - deviations * 1.4826 * np.median(np.abs(agreement - middle))
+    return agreement, (agreement < limit) & (count > 4)
+
+
+def count_on_other_images(nouns_n: np.ndarray, images_n: np.ndarray) -> np.ndarray:
     """(n,) int: number of references of the same noun on other images."""
     _, noun_codes, noun_counts = np.unique(nouns_n, return_inverse=True, return_counts=True)
     pairs = np.stack([nouns_n, images_n], axis=1)

@@ -141,12 +141,12 @@ def _scatter(vectors: Path, start: int, partitions: int, out: Path) -> None:
 
 def _collect(partition: int, spans: list[int], dim: int, out: Path) -> None:
     """Joins one partition's rows of all spans, sorted by noun, then by id."""
-    nouns, spots = [np.zeros(0, dtype=np.int32)], []
+    nouns, pieces = [np.zeros(0, dtype=np.int32)], []
     noun_of = np.load(out / "noun_of.npy", mmap_mode="r", allow_pickle=False)
     partition_of = np.load(out / "partition_of.npy", allow_pickle=False)
     for start in spans:
         sizes = np.load(out / f"span_{start:012d}.sizes.npy", allow_pickle=False)
-        spots.append((int(sizes[:partition].sum()), int(sizes[partition])))
+        pieces.append((int(sizes[:partition].sum()), int(sizes[partition])))
         here = noun_of[start : start + SPAN_ROWS]
         nouns.append(here[partition_of[here] == partition])
     order = np.argsort(np.concatenate(nouns), kind="stable")
@@ -154,7 +154,7 @@ def _collect(partition: int, spans: list[int], dim: int, out: Path) -> None:
     place[order] = np.arange(len(order))
     # Each piece is read straight into its place, so that the partition is in memory only once.
     found, done = np.empty((len(order), dim), dtype=np.float16), 0
-    for start, (at, count) in zip(spans, spots, strict=True):
+    for start, (at, count) in zip(spans, pieces, strict=True):
         found[place[done : done + count]] = Rows(out / f"span_{start:012d}.npy")[at : at + count]
         done += count
     write_vectors(_partition_file(out, partition), found)

@@ -5,6 +5,7 @@ When a collection grows, its existing references are kept, with their ids. New r
 compared with them, and their keys with those of deleted ones, so that these do not come back.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovref.errors import InputError
-from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement
-from ovref.reduce.gather import USABLE
+from ovref.ops.quality import (
+    agreement_with_others,
+    count_on_other_images,
+    first_of_near_duplicates,
+    noun_agreement,
+)
+from ovref.reduce.gather import MEASURES, USABLE
 from ovref.reduce.indexing import build_index_on_disk
 from ovref.reduce.phases import Report
 from ovref.reduce.rows import Rows
@@ -29,11 +35,21 @@ from ovref_inference.collection.format import (
     open_table,
     open_vectors,
 )
-from ovref_inference.collection.index import Questions, read_index, search, tune
+from ovref_inference.collection.index import RecallQueries, read_index, search, tune
 
+MEASURED: dict[str, tuple[str, str, str]] = {
+    "clip_agreement": ("clip", "min_clip_agreement", ""),
+    "entropy": ("entropy", "", "max_entropy"),
+    "components": ("components", "", "max_components"),
+    "unsafe": ("unsafe", "", "max_unsafe"),
+}
+"""Reason -> what was measured (`Reference.measures`), and the settings of its limits."""
 DROPPED = "dropped.parquet"
 """Dropped references and the reason, for tuning thresholds; not published."""
 DROPPED_COLUMNS = ["key", "noun", "caption", "score", "area", "shard"]
+
+FLAGGED = 0.5
+"""Probability above which an image is flagged as unsafe."""
 
 _CHUNK = 65_536
 
@@ -59,8 +75,11 @@ def filter_references(
         seed: seed of the index that is searched for the noun agreement.
 
     Raises:
-        InputError: nothing is left; the message counts what each filter dropped.
+        InputError: nothing is left (the message counts what each filter dropped), or a filter needs
+            what was not measured.
     """
+    measures = _measures(gathered)
+    _check_measured(spec, measures)
     visual = open_vectors(gathered / FILES["visual"])
     with open_table(gathered / FILES["references"], REFERENCE_SCHEMA) as file:
         table = file.read(columns=["key", "noun", "area", "score"])
@@ -88,12 +107,26 @@ def filter_references(
         apply("area", lambda rows: (area[rows] >= spec.min_area) & (area[rows] <= spec.max_area))
     if spec.min_score is not None:
         apply("score", lambda rows: score[rows] >= spec.min_score)
+    if spec.blocked_captions:
+        blocked = _blocked(gathered, spec.blocked_captions)
+        apply("blocked_caption", lambda rows: ~blocked[rows])
+    for reason, (name, lowest, highest) in MEASURED.items():
+        least, most = (getattr(spec, one) if one else None for one in (lowest, highest))
+        if least is not None or most is not None:
+            values = measures[name]
+            bad = values < least if least is not None else values > most  # never of NaN
+            apply(reason, lambda rows, bad=bad: ~bad[rows])
     if (cosine := spec.duplicate_cosine) is not None:
         apply(
             "near_duplicate",
             lambda rows: _without_near_duplicates(
                 visual, rows, nouns[rows], alive[rows], cosine, existing
             ),
+        )
+    if (deviations := spec.outlier_deviations) is not None:
+        apply(
+            "outlier",
+            lambda rows: _without_outliers(visual, rows, nouns[rows], alive[rows], deviations),
         )
     agreement: dict[str, Any] = {}
     live_rows = rows[alive[rows]]
@@ -102,13 +135,13 @@ def filter_references(
         agreement_n[alive[rows]] = _agreement(
             visual, live_rows, nouns[live_rows], images[live_rows], spec, seed, out
         )
-        judged = ~np.isnan(agreement_n)
-        fine = ~judged | (agreement_n >= spec.min_noun_agreement)
+        measured = ~np.isnan(agreement_n)
+        fine = ~measured | (agreement_n >= spec.min_noun_agreement)
         apply("noun_agreement", lambda rows: fine)
         agreement = {
-            "judged": int(judged.sum()),
-            "mean_before": _mean(agreement_n[judged]),
-            "mean_of_kept": _mean(agreement_n[judged & fine]),
+            "judged": int(measured.sum()),
+            "mean_before": _mean(agreement_n[measured]),
+            "mean_of_kept": _mean(agreement_n[measured & fine]),
         }
     if len(rows) == 0:
         lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
@@ -119,8 +152,58 @@ def filter_references(
     dropped = np.flatnonzero(reasons != "")
     why = pa.array(reasons[dropped], pa.string())
     pq.write_table(_rows_of(gathered, dropped).append_column("reason", why), out / DROPPED)
-    _write_kept(gathered, out, rows)
-    return {"steps": steps, "noun_agreement": agreement, "references": len(rows)}
+    write_rows(gathered, out, rows)
+    found = {"steps": steps, "noun_agreement": agreement, "references": len(rows)}
+    if "unsafe" in measures:
+        found["flagged"] = {"unsafe": int((measures["unsafe"][rows] > FLAGGED).sum())}
+    return found
+
+
+def _measures(gathered: Path) -> dict[str, np.ndarray]:
+    """(n,) float32 by name."""
+    if not (gathered / MEASURES).exists():  # gathered by an older ovref, which measured nothing
+        return {}
+    with np.load(gathered / MEASURES, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _check_measured(spec: FilterSpec, measures: dict[str, np.ndarray]) -> None:
+    """Raises InputError if a filter that is on needs what no reference has."""
+    for name, lowest, highest in MEASURED.values():
+        setting = lowest or highest
+        if getattr(spec, setting) is not None and name not in measures:
+            how = "embed.measures.safety.model=MODEL" if name == "unsafe" else "embed.measures={}"
+            raise InputError(
+                f"reduce.filter.{setting} needs {name!r} of each reference, which was not measured:"
+                f" embed the images again, into another output with images_from, with {how}"
+            )
+
+
+def _blocked(gathered: Path, words: tuple[str, ...]) -> np.ndarray:
+    """(n,) bool: whose caption has one of the words."""
+    pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, words)) + r")(?!\w)", re.IGNORECASE)
+    found: list[bool] = []
+    with open_table(gathered / FILES["references"], REFERENCE_SCHEMA) as file:
+        for group in range(file.num_row_groups):
+            captions = file.read_row_group(group, columns=["caption"]).column("caption")
+            found += [pattern.search(text) is not None for text in captions.to_pylist()]
+    return np.array(found, dtype=bool)
+
+
+def _without_outliers(
+    visual: np.ndarray, rows: np.ndarray, nouns: np.ndarray, alive: np.ndarray, deviations: float
+) -> np.ndarray:
+    keep = np.ones(len(rows), dtype=bool)
+    for of_noun in _by_noun(nouns, np.flatnonzero(alive)):
+        vectors_nd = np.asarray(visual[rows[of_noun]], np.float32)
+        keep[of_noun] = ~agreement_with_others(vectors_nd, deviations)[1]
+    return keep
+
+
+def _by_noun(nouns: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
+    """The chosen rows of each noun, ascending."""
+    order = chosen[np.argsort(nouns[chosen], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(nouns[order])) + 1)
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
@@ -144,9 +227,7 @@ def _without_near_duplicates(
     existing: int,
 ) -> np.ndarray:
     keep = ~alive
-    order = np.flatnonzero(alive)
-    order = order[np.argsort(nouns[order], kind="stable")]
-    for of_noun in np.split(order, np.flatnonzero(np.diff(nouns[order])) + 1):
+    for of_noun in _by_noun(nouns, np.flatnonzero(alive)):
         ids = rows[of_noun]
         before = int((ids < existing).sum())
         keep[of_noun] = first_of_near_duplicates(visual[ids], min_cosine, existing=before)
@@ -167,12 +248,12 @@ def _agreement(
     _write_vectors(visual, rows, path)
     build_index_on_disk(path, index_path, seed=seed)
     vectors, index = Rows(path), read_index(index_path)
-    available = elsewhere(nouns, images)
+    available = count_on_other_images(nouns, images)
     wanted = min(spec.agreement_neighbours + int(np.bincount(images).max()), len(rows))
     nprobe = None
     if hasattr(index, "nlist"):
         # Tuned for the number of neighbours searched below, without the row itself.
-        questions = Questions.of_rows(vectors, seed=seed, ks=[wanted - 1])
+        questions = RecallQueries.of_rows(vectors, seed=seed, ks=[wanted - 1])
         nprobe = tune(index, questions)[0].nprobe
     found = np.empty(len(rows))
     for start in range(0, len(rows), 4096):
@@ -206,7 +287,12 @@ def _rows_of(gathered: Path, rows: np.ndarray) -> pa.Table:
     return pa.concat_tables(found)
 
 
-def _write_kept(gathered: Path, out: Path, rows: np.ndarray) -> None:
+def write_rows(gathered: Path, out: Path, rows: np.ndarray) -> None:
+    """Writes these rows of the table and the matrices in a folder into another, numbered anew.
+
+    Args:
+        rows: (n,) int64, ascending.
+    """
     for role in ("visual", "textual"):
         _write_vectors(open_vectors(gathered / FILES[role]), rows, out / FILES[role])
     with (

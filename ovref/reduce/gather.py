@@ -5,7 +5,7 @@ A collection that is being grown comes first, unchanged, so that its ids stay th
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from ovref_inference.collection.format import (
     open_vectors,
 )
 
+MEASURES = "measures.npz"
+"""(rows,) float32 by name beside the matrices: `Reference.measures`, NaN where there are none."""
 USABLE = "usable.npy"
 """(rows,) bool beside the matrices: False for rows whose vectors cannot be indexed, which are zero
 in the matrices."""
@@ -59,6 +61,8 @@ class _Batch:
     """Columns of REFERENCE_SCHEMA without `id`."""
     visual: np.ndarray
     textual: np.ndarray
+    measures: dict[str, np.ndarray] = field(default_factory=dict)
+    """(rows,) float32 each."""
 
 
 def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
     first = next(parts)
     widths = (first.visual.shape[1], first.textual.shape[1])
     usable = np.zeros(rows, dtype=bool)
+    measures: dict[str, np.ndarray] = {}
     with (
         TableWriter(out / FILES["references"], REFERENCE_SCHEMA) as references,
         VectorWriter(out / FILES["visual"], rows, widths[0]) as visual,
@@ -100,9 +105,14 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
             visual.append(np.where(fine[:, None], part.visual, 0))
             textual.append(np.where(fine[:, None], part.textual, 0))
             references.append({**part.columns, "id": np.arange(start, stop)})
+            for name, values in part.measures.items():
+                if name not in measures:
+                    measures[name] = np.full(rows, np.nan, np.float32)
+                measures[name][start:stop] = values
             start = stop
             report("gather", start, rows)
     np.save(out / USABLE, usable, allow_pickle=False)
+    np.savez(out / MEASURES, **measures)
     return {
         "existing": existing,
         "references": rows,
@@ -126,7 +136,14 @@ def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
         for shard, table in zip(full, map_ahead(shards.step.table, full), strict=True):
             label = shards.label(shard)
             matrices = [codec.matrix(table, name) for name in ("visual", "textual")]
-            yield _Batch(label, _columns(table, label), *matrices)
+            yield _Batch(label, _columns(table, label), *matrices, _measures(table))
+
+
+def _measures(table: pa.Table) -> dict[str, np.ndarray]:
+    if "measures" not in table.column_names:
+        return {}
+    struct = table.column("measures").combine_chunks()
+    return {one.name: struct.field(one.name).to_numpy() for one in struct.type}
 
 
 def _columns(table: pa.Table, label: str) -> dict[str, Any]:

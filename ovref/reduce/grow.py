@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ovref import config
 from ovref.errors import MismatchError
-from ovref.identity import spec_identity
+from ovref.identity import canonical, spec_identity
 from ovref.locations import with_absolute_models
 from ovref.reduce.indexing import ROLES, GrownIndex
 from ovref.reduce.noun_prototypes import GrownPrototypes
@@ -41,13 +40,13 @@ def open_base(store: Store, embed: Embed) -> Base:
     """
     manifest, paths = collections.fetch(store.url, storage_options=store.storage_options)
     placed, visual, textual = with_absolute_models(embed), manifest.visual, manifest.textual
-    if visual.settings != config.dump(embed.visual):  # as of a manifest with relative paths
+    if visual.settings != canonical(embed.visual):  # as of a manifest with relative paths
         embed = replace(embed, visual=placed.visual)
-    if textual.settings != config.dump(embed.text):
+    if textual.settings != canonical(embed.text):
         embed = replace(embed, text=placed.text)
     parts = {
-        "visual encoder": (config.dump(embed.visual), visual.settings),
-        "text encoder": (config.dump(embed.text), textual.settings),
+        "visual encoder": (canonical(embed.visual), visual.settings),
+        "text encoder": (canonical(embed.text), textual.settings),
         "templates": (list(embed.templates), list(manifest.templates)),
         "weights": (list(embed.weights), list(manifest.weights)),
         "part": (embed.part, manifest.build["embed"]["fields"].get("part", "region")),
@@ -65,7 +64,7 @@ def open_base(store: Store, embed: Embed) -> Base:
 def grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]:
     """The base's indexes by role; empty if they were made with another seed or version, since the
     centroids would then differ from those of building at once."""
-    if grown is None or not _as_now(grown, spec, "seed"):
+    if grown is None or not _same_setting(grown, spec, "seed"):
         return {}
     return {
         role: GrownIndex(
@@ -88,11 +87,11 @@ def grown_prototypes(grown: Base | None, spec: ReduceSpec) -> GrownPrototypes | 
         prototypes=grown.paths["prototypes"],
         references=grown.rows,
         excluded=np.setdiff1d(fmt.read_tombstones(tombstones), not_applied),
-        same_settings=_as_now(grown, spec, "prototypes"),
+        same_settings=_same_setting(grown, spec, "prototypes"),
     )
 
 
-def _as_now(grown: Base, spec: ReduceSpec, field: str) -> bool:
+def _same_setting(grown: Base, spec: ReduceSpec, field: str) -> bool:
     """Whether the base was reduced by the present version with the same value of a setting."""
     now, then = spec_identity(spec), grown.manifest.build.get("reduce", {})
     return then.get("version") == now["version"] and then["fields"][field] == now["fields"][field]

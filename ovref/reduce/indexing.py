@@ -17,7 +17,7 @@ from ovref_inference.collection.format import (
 )
 from ovref_inference.collection.index import (
     RECALL_QUERIES,
-    Questions,
+    RecallQueries,
     build_index,
     choose_index,
     one_thread,
@@ -232,10 +232,10 @@ def _tuned(
         if not hasattr(index, "nlist") or len(deleted) == len(rows):
             return ()
         if nouns is None:
-            questions = Questions.of_rows(rows, seed=seed, excluded=deleted)
+            questions = RecallQueries.of_rows(rows, seed=seed, excluded=deleted)
         else:
             names = sample(read_noun_embeddings(nouns), RECALL_QUERIES, seed)
-            questions = Questions(rows, names, excluded=deleted)
+            questions = RecallQueries(rows, names, excluded=deleted)
         return tune(index, questions, target=recall)
 
 

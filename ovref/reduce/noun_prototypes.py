@@ -72,7 +72,7 @@ def build_prototypes(
     """
     vocabulary = read_vocabulary(filtered / FILES["references"])
     nouns, counts = vocabulary.nouns, vocabulary.counts
-    old = _Old(grown)
+    old = _BaseNouns(grown)
     embeddings = _embeddings(nouns, old, texts, templates)
     is_deleted = np.isin(vocabulary.order, deleted).astype(np.int64)
     live_counts = counts - np.add.reduceat(is_deleted, vocabulary.starts[:-1])
@@ -95,7 +95,7 @@ def build_prototypes(
 
     supports = np.array([live_counts[of_noun].sum() if of_noun else 0 for of_noun in used])
     sizes = np.minimum(np.minimum(supports, config.max_references), config.k)
-    made = _Made(out)
+    made = _PrototypeReader(out)
     for done, path in enumerate(run_tasks(tasks), start=1):
         made.files.append(path)
         report("prototypes", done, len(tasks) + 1)
@@ -133,7 +133,7 @@ def build_prototypes(
 
 
 def _embeddings(
-    nouns: list[str], old: "_Old", texts: Texts, templates: tuple[str, ...]
+    nouns: list[str], old: "_BaseNouns", texts: Texts, templates: tuple[str, ...]
 ) -> np.ndarray:
     """Encodes each noun alone, so that its bits do not depend on the rest of a batch."""
     return np.stack(
@@ -185,7 +185,7 @@ def _touched(
     return np.logical_or.reduceat(changed, vocabulary.starts[:-1])
 
 
-class _Old:
+class _BaseNouns:
     """The nouns of the collection that is being grown; empty for a new collection."""
 
     def __init__(self, grown: GrownPrototypes | None) -> None:
@@ -232,7 +232,7 @@ def _cluster(folder: Path, config: PrototypeConfig, nouns: list[int], used: list
     return path.name
 
 
-class _Made:
+class _PrototypeReader:
     """Reads prototypes in order from the files that the tasks wrote."""
 
     def __init__(self, folder: Path) -> None:

@@ -93,7 +93,8 @@ def reduce_collection(
     Returns:
         Plain values: `fingerprint`; the counts `references`, `nouns`, `rare_nouns` and
         `prototypes`; `added`, the number of references that `base` did not have; `dropped_before`,
-        the embed step's drops by reason; `filter`, counts before and after each filter;
+        the embed step's drops by reason; `filter`, counts before and after each filter; `flagged`
+        (where images were classified), the number of kept references of unsafe ones;
         `noun_agreement`; `index`; `most_frequent` and `least_frequent`, [noun, references].
 
     Raises:
@@ -113,7 +114,7 @@ def reduce_collection(
     identity = _identity(spec, embed, inputs, grown, licences)
     wanted = fingerprint(identity)
 
-    standing = partial(_standing, output, wanted, grown, spec, inputs, replace)
+    standing = partial(_already_published, output, wanted, grown, spec, inputs, replace)
     if (summary := standing()) is not None:
         return summary
     folder = Path(work) / wanted[:16]
@@ -186,6 +187,7 @@ def reduce_collection(
             "dropped_before": _dropped_before(inputs),
             "filter": filtered["steps"],
             "noun_agreement": filtered["noun_agreement"],
+            **({"flagged": filtered["flagged"]} if "flagged" in filtered else {}),
             "index": indexes,
             **vocabulary,
         }
@@ -225,7 +227,7 @@ def reduce_collection(
         return summary | {"fingerprint": complete.fingerprint}
 
 
-def _standing(
+def _already_published(
     output: Store, wanted: str, grown: Base | None, spec: ReduceSpec, inputs: list[Shards],
     replace: bool,
 ) -> dict[str, Any] | None:  # fmt: skip
@@ -287,11 +289,11 @@ def _check_made_by(embed: Embed, step: StepFolder) -> None:
         )
     fields = {"part": "region"} | stages[-1]["fields"]  # older steps do not record their part
     for name in ("visual", "text", "templates", "weights", "part"):
-        asked, found = canonical(getattr(embed, name)), fields[name]
-        if asked != found:
+        wanted, found = canonical(getattr(embed, name)), fields[name]
+        if wanted != found:
             raise MismatchError(
                 f"{step.store.url} was made with other settings: {name} was {found} and is now "
-                f"{asked}; restore the setting, or embed the images again into another folder"
+                f"{wanted}; restore the setting, or embed the images again into another folder"
             )
 
 
@@ -374,7 +376,7 @@ def _assemble(folder: Path, out: Path, grown: Base | None) -> dict[str, Any]:
 
 def _encoder_info(encoder: Any, dim: int) -> fmt.EncoderInfo:
     return fmt.EncoderInfo(
-        model=encoder.model, revision=encoder.revision, dim=dim, settings=config.dump(encoder)
+        model=encoder.model, revision=encoder.revision, dim=dim, settings=canonical(encoder)
     )
 
 

@@ -1,11 +1,27 @@
 """Settings that determine how references become a collection."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import BeforeValidator
+
+from ovref.class_files import list_of_file
 from ovref.config import STRICT
+from ovref.identity import ADDED_LATER
+from ovref.locations import absolute
 from ovref_inference.collection.prototypes import PrototypeConfig
 from ovref_inference.ranges import require_at_least, require_within
+
+
+def _words(value: Any) -> Any:
+    """What a configuration gives for words: the content of the file, where it names one."""
+    if isinstance(value, str):
+        listed = list_of_file(absolute(value, "reduce.filter.blocked_captions")).classes
+        return tuple(word for words in listed for word in words)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +41,7 @@ class FilterSpec:
     max_area: float = 1.0
     """Largest mask kept, as a fraction of the image."""
     duplicate_cosine: float | None = None
-    """Of two visual embeddings of one noun with at least this cosine, only the first is kept; None
+    """If two visual embeddings of one noun have at least this cosine, only the first is kept; None
     keeps all."""
     min_noun_agreement: float | None = None
     """Lowest `ops.quality.noun_agreement` kept, in [0, 1]; None: not measured."""
@@ -33,6 +49,23 @@ class FilterSpec:
     """Nearest references on other images that the agreement is measured with."""
     agreement_min_elsewhere: int = 3
     """Nouns with fewer references than this on other images are too rare to measure, and kept."""
+    outlier_deviations: float | None = field(default=None, metadata=ADDED_LATER)
+    """Drops references whose cosine to the mean of the noun's others is more than so many median
+    deviations below the noun's median (`ops.quality.agreement_with_others`); None keeps all."""
+    min_clip_agreement: float | None = field(default=None, metadata=ADDED_LATER)
+    """Lowest cosine of the box around a region to its noun by CLIP that is kept; None for no limit.
+    Like the others below that need it, it needs `embed.measures`."""
+    max_entropy: float | None = field(default=None, metadata=ADDED_LATER)
+    """Highest entropy of an attribution heatmap that is kept, in [0, 1]. Needs `embed.measures`."""
+    max_components: int | None = field(default=None, metadata=ADDED_LATER)
+    """Most connected parts of a mask that is kept. Needs `embed.measures`."""
+    max_unsafe: float | None = field(default=None, metadata=ADDED_LATER)
+    """Highest probability, by `embed.measures.safety`, that an image is not safe; None keeps all,
+    and counts those above 0.5 as flagged."""
+    blocked_captions: Words = field(default=(), metadata=ADDED_LATER)
+    """A text file of words and phrases, one a line: references whose captions have one are dropped,
+    letter case aside, whole words only. They become the setting, as `extract_nouns.classes` does.
+    In Python: the words."""
 
     def __post_init__(self) -> None:
         require_within("min_area", self.min_area, 0, 1)
@@ -47,12 +80,25 @@ class FilterSpec:
             require_within("duplicate_cosine", self.duplicate_cosine, -1, 1, "(]")
         for name in ("agreement_neighbours", "agreement_min_elsewhere"):
             require_at_least(name, getattr(self, name), 1)
+        for name in ("max_entropy", "max_unsafe"):
+            if (value := getattr(self, name)) is not None:
+                require_within(name, value, 0, 1)
+        if self.max_components is not None:
+            require_at_least("max_components", self.max_components, 1)
+        if self.outlier_deviations is not None:
+            require_at_least("outlier_deviations", self.outlier_deviations, 0)
+        if not all(map(str.strip, self.blocked_captions)):
+            raise ValueError("blocked_captions must be words, found an empty one")
 
     @property
     def filters(self) -> int:
         """Number of active filters, including the two that always are."""
-        optional = (self.min_score, self.duplicate_cosine, self.min_noun_agreement)
-        return 2 + self.limits_area + sum(value is not None for value in optional)
+        optional = (
+            self.min_score, self.duplicate_cosine, self.min_noun_agreement, self.max_unsafe,
+            self.outlier_deviations, self.min_clip_agreement, self.max_entropy, self.max_components,
+        )  # fmt: skip
+        on = sum(value is not None for value in optional)
+        return 2 + self.limits_area + bool(self.blocked_captions) + on
 
     @property
     def limits_area(self) -> bool:

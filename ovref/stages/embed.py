@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,23 +13,24 @@ from ovref.config import STRICT
 from ovref.contract import Dropped
 from ovref.identity import ADDED_LATER
 from ovref.models.blank import BLANK_HWC, blank_image, blank_prompt
+from ovref.models.noun_embeddings import noun_embedding, require_templates
 from ovref.ops import masks
 from ovref.ops.binarisation import resized
+from ovref.ops.measures import MeasureSpec, components, heat_entropy
 from ovref.records import NO, YES, ImageRecord, Reference, Region
 from ovref.stored_images import UnusableImageError
 from ovref_inference.collection.retrieve import (
     TEMPLATES,
     WEIGHTS,
-    class_embeddings,
     retrieval_embedding,
 )
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.crops import masked_crop
 from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import l2_normalised
 
 logger = logging.getLogger(__name__)
 
-NOUNS_REMEMBERED = 65_536
 DECODERS = min(4, os.cpu_count() or 1)
 """Threads that decode images, and images decoded ahead."""
 
@@ -69,13 +69,15 @@ class Embed:
     nowhere. Such a collection, beside the one of regions, gives each class its background
     prototypes (`ovref_inference.segmenters.freeda`). Dropped as `no_background` where nothing is
     left."""
+    measures: MeasureSpec | None = field(default=None, metadata=ADDED_LATER)
+    """What else is measured of each region, for filters of the reduction that need it. `{}` takes
+    the defaults; None measures nothing."""
     batch_size: int = 16
     """Images, or crops, per forward pass. Part of the identity: at another batch size, kernels
     round the last bits differently."""
 
     def __post_init__(self) -> None:
-        if not self.templates or any(text.count("{}") != 1 for text in self.templates):
-            raise ValueError(f"templates must have one {{}} each, found {self.templates}")
+        require_templates(self.templates)
         if min(self.weights) < 0 or max(self.weights) <= 0:
             raise ValueError(f"weights must be at least 0, not both 0, found {self.weights}")
         require_at_least("min_cells", self.min_cells, 0)
@@ -93,8 +95,13 @@ class Embed:
 
         visual = load_region_encoder(self.visual, batch_size=self.batch_size)
         texts = load_text_encoder(self.text)
+        safety = None
+        if self.measures is not None and self.measures.safety is not None:
+            from ovref.models.safety import load_safety
+
+            safety = load_safety(self.measures.safety)
         logger.info("embedding with %s and %s", self.visual.model, self.text.model)
-        return EmbedStage(self, visual, texts)
+        return EmbedStage(self, visual, texts, safety)
 
     def check(self) -> list["Reference | Dropped"]:
         """Embeds one region of a grey image; see `ovref.check_models`."""
@@ -122,14 +129,13 @@ class EmbedStage:
     `nonfinite_features` (also features that are all zero, which have no direction).
     """
 
-    def __init__(self, spec: Embed, visual: Any, texts: Any) -> None:
-        """`visual` has `grid_hw` and `encode_regions`, `texts` has `encode`, as the encoders of
-        `ovref_inference.encoders.load`."""
+    def __init__(self, spec: Embed, visual: Any, texts: Any, safety: Any = None) -> None:
+        """`visual` has `grid_hw` and `encode_regions`, `texts` has `encode` and, to measure,
+        `encode_images`, as the encoders of `ovref_inference.encoders.load`; `safety` is that of
+        `models.safety`."""
         self._spec, self._visual, self._texts = spec, visual, texts
-        # A noun is encoded alone, so that its bits do not depend on a batch of other nouns.
-        self._noun_embedding = lru_cache(NOUNS_REMEMBERED)(
-            lambda noun: class_embeddings(texts, [noun], spec.templates)[0]
-        )
+        self._noun_embedding = noun_embedding(texts, spec.templates)
+        self._safety = safety
 
     def __call__(self, records: Iterator[ImageRecord]) -> Iterator[Reference | Dropped]:
         # A thread embeds one batch while the caller writes the previous and reads the next one.
@@ -155,20 +161,55 @@ class EmbedStage:
         return [*drops, *self._embed(images)] if images else list(drops)
 
     def _embed(self, batch: list[_Decoded]) -> Iterator[Reference | Dropped]:
-        asked = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
+        masks_of_images = [self._masks(record, image_hwc.shape[:2]) for record, image_hwc in batch]
         found = self._visual.encode_regions(
             [image_hwc for _, image_hwc in batch],
             [
                 _stacked([mask_hw for mask_hw in some if not isinstance(mask_hw, str)], image_hwc)
-                for some, (_, image_hwc) in zip(asked, batch, strict=True)
+                for some, (_, image_hwc) in zip(masks_of_images, batch, strict=True)
             ],
-            self._heatmaps(batch, asked),
+            self._heatmaps(batch, masks_of_images),
         )
         captions_nd = self._texts.encode([record.caption for record, _ in batch])
-        for (record, _), masks_or_reasons, (features, valid), caption_d in zip(
-            batch, asked, found, captions_nd, strict=True
+        measured = self._measured(batch, masks_of_images)
+        for (record, _), masks_or_reasons, (features, valid), caption_d, measures in zip(
+            batch, masks_of_images, found, captions_nd, measured, strict=True
         ):
-            yield from self._references(record, masks_or_reasons, features, valid, caption_d)
+            yield from self._references(
+                record, masks_or_reasons, features, valid, caption_d, measures
+            )
+
+    def _measured(
+        self, batch: list[_Decoded], masks_of_images: list[list[np.ndarray | str]]
+    ) -> list[list[dict[str, float]]]:
+        """What is measured of each image's embedded regions, in their order."""
+        spec = self._spec.measures
+        found: list[list[dict[str, float]]] = [
+            [{} for mask_hw in some if not isinstance(mask_hw, str)] for some in masks_of_images
+        ]
+        if spec is None:
+            return found
+        crops, texts, flat = [], [], []
+        unsafe_n = self._safety([image_hwc for _, image_hwc in batch]) if self._safety else None
+        for at, (some, (record, image_hwc)) in enumerate(zip(masks_of_images, batch, strict=True)):
+            here = iter(found[at])
+            for number, mask_hw in enumerate(some):
+                if isinstance(mask_hw, str):
+                    continue
+                measures = next(here)
+                measures["components"] = float(components(mask_hw))
+                heat = None if record.heatmaps_nhw is None else record.heatmaps_nhw[number]
+                measures["entropy"] = float("nan") if heat is None else heat_entropy(heat)
+                if unsafe_n is not None:
+                    measures["unsafe"] = float(unsafe_n[at])
+                crops.append(masked_crop(image_hwc, mask_hw == YES, "none"))
+                texts.append(self._noun_embedding(record.regions[number].noun.text))
+                flat.append(measures)
+        if spec.clip and crops:
+            images_nd = self._texts.encode_images(crops)
+            for measures, image_d, text_d in zip(flat, images_nd, texts, strict=True):
+                measures["clip"] = float(image_d @ text_d)
+        return found
 
     def _masks(self, record: ImageRecord, size_hw: tuple[int, int]) -> list[np.ndarray | str]:
         """The mask to embed of each region, (H, W) uint8 tri-state, or the reason to drop it."""
@@ -194,7 +235,7 @@ class EmbedStage:
         return found
 
     def _heatmaps(
-        self, batch: list[_Decoded], asked: list[list[np.ndarray | str]]
+        self, batch: list[_Decoded], masks_of_images: list[list[np.ndarray | str]]
     ) -> list[np.ndarray] | None:
         """(n, H, W) float32 of each image's embedded regions, where the strategy needs them."""
         if self._spec.visual.masking != "heatmap":
@@ -209,7 +250,7 @@ class EmbedStage:
                 ],
                 image_hwc,
             )
-            for (record, image_hwc), some in zip(batch, asked, strict=True)
+            for (record, image_hwc), some in zip(batch, masks_of_images, strict=True)
         ]
 
     def _references(
@@ -219,6 +260,7 @@ class EmbedStage:
         features: np.ndarray,
         valid: np.ndarray,
         caption_d: np.ndarray,
+        measures: list[dict[str, float]],
     ) -> Iterator[Reference | Dropped]:
         row = 0
         for number, (region, mask_hw) in enumerate(
@@ -228,7 +270,7 @@ class EmbedStage:
             if isinstance(mask_hw, str):
                 yield Dropped(key, mask_hw)
                 continue
-            region_d, sound = features[row], valid[row]
+            region_d, sound, measured = features[row], valid[row], measures[row]
             row += 1
             box_xyxy = masks.box_xyxy(mask_hw)
             if box_xyxy is None or not sound or not region_d.any():
@@ -248,6 +290,7 @@ class EmbedStage:
                 seed=record.seed,
                 visual=l2_normalised(region_d).astype(np.float16),
                 textual=textual_d.astype(np.float16),
+                measures=measured,
             )
 
 

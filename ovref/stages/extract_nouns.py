@@ -101,7 +101,7 @@ class ExtractNouns:
 
     def build(self) -> Callable[[Iterator[Caption]], Iterator[Prompt | Dropped]]:
         """Loads the tagger, if nouns are found in text. Raises ModelError when it cannot,
-        and InputError when two classes are one to captions."""
+        and InputError if two classes cannot be told apart in captions."""
         if self.source == "labels":
             return _labels_as_nouns
         from ovref.models.tagger import load_tagger

@@ -96,7 +96,8 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "labelled_image": {"key": pa.string(), "name": pa.string()},
     "scored_image": {"key": pa.string(), "name": pa.string()},
 }
-"""Columns of the sidecar by kind; references also have `visual` and `textual`."""
+"""Columns of the sidecar by kind; references also have `visual`, `textual` and, where something was
+measured of them, `measures`."""
 
 
 def kind_of(record: Any) -> str:
@@ -202,6 +203,8 @@ def schema(record: Record) -> pa.Schema:
     if isinstance(record, Reference):
         columns["visual"] = pa.list_(pa.float16(), len(record.visual))
         columns["textual"] = pa.list_(pa.float16(), len(record.textual))
+        if record.measures:
+            columns["measures"] = pa.struct([(name, pa.float32()) for name in record.measures])
     return pa.schema(list(columns.items()), metadata={"kind": kind})
 
 
@@ -235,6 +238,7 @@ def row(record: Record) -> dict[str, Any]:
         "score": float(record.score),
         "visual": record.visual,
         "textual": record.textual,
+        **({"measures": dict(record.measures)} if record.measures else {}),
     }
 
 

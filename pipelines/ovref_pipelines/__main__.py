@@ -1,7 +1,7 @@
-"""The way into the command `ovref`, also as `python -m ovref_pipelines`.
+"""Entry point of the command `ovref` and of `python -m ovref_pipelines`.
 
-It imports next to nothing, so that Ctrl-C is answered by a sentence while the command's own modules
-are still being imported.
+It imports almost nothing, so that Ctrl-C gives a plain message even while the command's own modules
+are being imported.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What `ovref` offers to Python: the verbs with the same settings as in YAML and in the shell.
+"""The Python API of `ovref`: the verbs, with the same settings as in YAML and on the command line.
 
 import ovref
 summary = ovref.build("miniature", {"output": "runs/x", "corpus.limit": 40})
@@ -20,23 +20,23 @@ from ovref_pipelines.recipe import build as run_build
 
 Say = Callable[[str], None]
 Settings = Mapping[str, Any]
-"""Settings by their names, nested or with dots: {"engine": {"workers": 2}, "corpus.limit": 9}."""
+"""Settings by name, nested or with dots: {"engine": {"workers": 2}, "corpus.limit": 9}."""
 
 
 def build(
     config: str | Path | Settings | BuildConfig, settings: Settings | None = None, say: Say = print
 ) -> BuildSummary:
-    """Builds a collection, or carries on building it: `ovref build` from Python.
+    """Builds a collection or resumes building it: `ovref build` from Python.
 
     Args:
-        config: the name of a configuration that comes with ovref, a YAML file, all settings as a
-            mapping, or a `BuildConfig`.
-        settings: changes to it, as `key=value` in the shell.
-        say: gets lines for people.
+        config: the name of a configuration shipped with ovref, a YAML file, a mapping of all
+            settings, or a `BuildConfig`.
+        settings: changes to it, like `key=value` on the command line.
+        say: called with lines for people.
 
     Raises:
         ConfigError: an unknown setting, or a value of another type or out of range.
-        OvrefError: as of `ovref_pipelines.recipe.build`.
+        OvrefError: as in `ovref_pipelines.recipe.build`.
     """
     return run_build(configured(BuildConfig, config, settings), say)
 
@@ -47,10 +47,10 @@ def evaluate(
     """Measures a collection: `ovref evaluate` from Python.
 
     Args:
-        config, settings, say: as of `build`, for `ovref.evaluation.evaluate.EvaluateSpec`.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        config, settings, say: as in `build`, for `ovref.evaluation.evaluate.EvaluateSpec`.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
 
-    Returns, raises: as of `ovref.evaluation.evaluate.evaluate`.
+    Returns, raises: as in `ovref.evaluation.evaluate.evaluate`.
     """
     from ovref.evaluation.evaluate import EvaluateSpec
     from ovref.evaluation.evaluate import evaluate as run
@@ -69,15 +69,15 @@ def publish(
     evaluation: str | None = None,
     replace: bool = False,
 ) -> dict[str, int]:
-    """Publishes a collection at a folder, an object store or the Hub: `ovref publish`.
+    """Publishes a collection to a folder, an object store or the Hub: `ovref publish`.
 
     Args:
-        title: of its card; empty takes the last part of `target`.
-        images: whether the images of the references go with it.
-        build: output of the build that made it; None takes the folder that the collection is in.
-        evaluation: path of an evaluation.json for the card; None takes the build's, if any.
+        title: title of its card; empty uses the last part of `target`.
+        images: whether to publish the images of the references too.
+        build: output of the build that made it; None uses the collection's parent folder.
+        evaluation: path of an evaluation.json for the card; None uses the build's, if any.
 
-    Returns, raises: as of `ovref.exchange.publishing.publish`.
+    Returns, raises: as in `ovref.exchange.publishing.publish`.
     """
     from ovref_pipelines.verbs import publish as verb
 
@@ -90,7 +90,8 @@ def publish(
 
 
 def configured(kind: Any, config: Any, settings: Settings | None) -> Any:
-    """The configuration of a verb with its changes. Raises ConfigError like `ovref.config.load`."""
+    """The configuration of a verb with changes applied. Raises ConfigError like
+    `ovref.config.load`."""
     if isinstance(config, kind):
         if settings:
             raise ConfigError(f"change a {kind.__name__} itself, by dataclasses.replace")

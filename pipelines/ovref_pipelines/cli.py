@@ -9,19 +9,21 @@ from typing import Any
 
 from ovref_pipelines import console as consoles
 from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
-from ovref_pipelines.tool_arguments import add_tools
+from ovref_pipelines.tool_arguments import add_grow, add_tools
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
-"""Verbs that the extra `cli` is enough for."""
-RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce")
-"""Verbs that resume where they were stopped; the others begin anew."""
+"""Verbs for which the extra `cli` is enough, without `--pictures` and `--regenerate`."""
+LIGHT_PACKAGES = ("pydantic", "yaml", "PIL", "rich")
+"""Top-level modules of the packages in the extra `cli`."""
+RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce", "grow")
+"""Verbs that resume where they were stopped; the others start again."""
 EXTRAS = {
     **dict.fromkeys(
         ("segment", "search", "coverage", "publish", "export"), "cli,segment,formats,hf"
     ),
     "explore": "explore",
 }
-"""Extras that verbs need which do not build."""
+"""Extras for verbs that do not build."""
 
 EPILOG = """\
 examples:
@@ -37,6 +39,7 @@ examples:
   ovref search runs/demo/collection red boat --sheet boats.png
   ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
   ovref coverage runs/demo/collection --classes classes.txt
+  ovref grow runs/demo --classes classes.txt --target 30 --output runs/grown
   ovref publish runs/demo/collection hf://user/name
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
@@ -50,9 +53,9 @@ A build that was stopped or killed resumes where it stopped: run the same comman
 exit codes:
   0    done
   1    shards failed permanently, something is damaged, or an unforeseen error
-  2    the arguments, the configuration, an input, a model or the store must be mended first
+  2    the arguments, the configuration, an input, a model or the store must be fixed first
   130  stopped by Ctrl-C or SIGTERM; nothing committed is lost
-  141  what reads the output was closed
+  141 the reader of the output closed it
 """
 
 OVERRIDE_HELP = (
@@ -93,22 +96,22 @@ def parser() -> argparse.ArgumentParser:
     _add_dry_run(build)
     build.add_argument(
         "--retry-failed", action="store_true",
-        help="first take back what was left out because it killed its worker",
+        help="first withdraw shards whose records were excluded for killing their worker",
     )  # fmt: skip
     retry = verbs.add_parser("retry-failed", description="The same as build --retry-failed.")
     retry.add_argument("--config", required=True, metavar="NAME")
     _add_dry_run(retry)
     retry.set_defaults(overrides=[], retry_failed=True)
-    _add_submit_options(add_configured("submit", "send a build to a Ray cluster as a job"))
+    _add_submit_options(add_configured("submit", "submit a build to a Ray cluster as a job"))
     jobs = add("jobs", "list the builds that run on a Ray cluster")
-    jobs.add_argument("--all", action="store_true", help="with those that have ended")
+    jobs.add_argument("--all", action="store_true", help="include jobs that have ended")
     jobs.add_argument("--json", action="store_true", help="for programs")
-    cancel = add("cancel", "end a build on a Ray cluster; it finishes the shards in hand")
+    cancel = add("cancel", "stop a build on a Ray cluster; it finishes its shards in progress")
     cancel.add_argument("job", help="name of the job, or the output of its build")
-    cancel.add_argument("--detach", action="store_true", help="do not wait until it has ended")
+    cancel.add_argument("--detach", action="store_true", help="do not wait until it has stopped")
     for sub in (jobs, cancel):
         _add_address(sub)
-    add_configured("reduce", "make the collection again from a build's finished references")
+    add_configured("reduce", "rebuild the collection from a build's finished references")
     bench = add_configured("bench", "measure how fast a build's models are on this machine")
     bench.add_argument(
         "--images", type=_number(int), default=32, metavar="N",
@@ -116,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     bench.add_argument(
         "--batch-sizes", type=_numbers, default=[], metavar="N,N",
-        help="batch sizes of the stage that makes images; default: the configuration's",
+        help="batch sizes of the image stage; default: the configuration's",
     )  # fmt: skip
     add_configured("evaluate", "measure a collection on the miniature's scenes or labelled images")
     train = add_configured("train", "train a segmenter on labelled images, or resume training it")
@@ -125,11 +128,11 @@ def parser() -> argparse.ArgumentParser:
     )
 
     reproduce = add(
-        "reproduce", "get a row of a paper's table again: check, build, evaluate, compare",
+        "reproduce", "reproduce a row of a paper's table: check, build, evaluate, compare",
         usage="ovref reproduce NAME --data DIR [options] [build.a=value evaluate.b=value ...]",
     )  # fmt: skip
     reproduce.add_argument(
-        "name", metavar="NAME", help="a row that comes with ovref, or a file; `list` names all"
+        "name", metavar="NAME", help="a row shipped with ovref, or a file; `list` shows all"
     )
     reproduce.add_argument("--data", metavar="DIR", help="folder of data sets and weights")
     reproduce.add_argument(
@@ -139,38 +142,38 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check data and weights, build nothing"
     )
     reproduce.add_argument(
-        "--partial", action="store_true", help="use data of other counts than the published ones"
+        "--partial", action="store_true", help="accept data with other counts than published"
     )
     reproduce.set_defaults(overrides=[])
 
     compare = add("compare", "compare two evaluations of the same images, class by class")
     compare.add_argument("first", metavar="RUN", help="output of an evaluation")
     compare.add_argument("second", metavar="RUN", help="output of another, or of the same")
-    compare.add_argument("--output", required=True, metavar="FOLDER", help="made if it is missing")
+    compare.add_argument("--output", required=True, metavar="FOLDER", help="created if missing")
     compare.add_argument(
         "--row", default="", metavar="NAME",
-        help="row of the table that is compared, by its name there; default: the first",
+        help="name of the table row to compare; default: the first",
     )  # fmt: skip
     compare.add_argument(
-        "--second-row", default="", metavar="NAME", help="of the second run; default: as --row"
+        "--second-row", default="", metavar="NAME", help="row of the second run; default: as --row"
     )
     compare.add_argument(
         "--pictures", type=_number(int), default=6, metavar="N",
-        help="images drawn for each side; 0 draws none; default: 6",
+        help="images drawn per side; 0 draws none; default: 6",
     )  # fmt: skip
 
-    text = "show what lies at a place: a build and how far it has come, a step, a collection"
+    text = "describe a place: a build and its progress, a step, or a collection"
     status = add("status", text, aliases=["inspect"])
     status.add_argument("place", help="folder or URL")
     status.add_argument("--json", action="store_true", help="for programs")
     status.add_argument(
         "--pictures", metavar="PNG", help="draw some of a build's images, heatmaps and masks"
     )
-    reference = add("reference", "show what is known of one reference")
+    reference = add("reference", "show everything known about one reference")
     reference.add_argument("collection", help="folder or URL")
     reference.add_argument("id", type=int, help="number of the reference")
     reference.add_argument(
-        "--regenerate", action="store_true", help="make it again, and compare it with what is there"
+        "--regenerate", action="store_true", help="generate it again and compare the two"
     )
     reference.add_argument(
         "--build", metavar="URL",
@@ -189,11 +192,11 @@ def parser() -> argparse.ArgumentParser:
     )
     tombstone.add_argument("--reason", metavar="TEXT", help="kept in the collection")
     instead = tombstone.add_mutually_exclusive_group()
-    instead.add_argument("--list", action="store_true", help="show what is deleted, and why")
-    instead.add_argument("--undo", action="store_true", help="take deletions back")
-    tombstone.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    instead.add_argument("--list", action="store_true", help="list deleted references with reasons")
+    instead.add_argument("--undo", action="store_true", help="undo deletions")
+    tombstone.add_argument("--dry-run", action="store_true", help="only print what would be done")
     tombstone.add_argument("--json", action="store_true", help="with --list, for programs")
-    explore = add("explore", "look at a build or a collection in the browser")
+    explore = add("explore", "explore a build or a collection in the browser")
     explore.add_argument("place", help="folder or URL")
     explore.add_argument(
         "--build", metavar="URL",
@@ -202,22 +205,23 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     explore.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",
-        help="address to listen at; default: this machine alone",
+        help="address to listen on; default: this machine only",
     )  # fmt: skip
     explore.add_argument(
-        "--port", type=_number(int), default=0, help="port to listen at; default: any free one"
+        "--port", type=_number(int), default=0, help="port to listen on; default: any free one"
     )
     explore.add_argument(
         "--no-browser", action="store_true", help="only print the address, with its secret token"
     )
     add_tools(add)
+    _add_dry_run(add_grow(add))
     verify = add("verify", "check every file of a build or a collection")
     verify.add_argument("place", help="folder or URL")
-    garbage = add("gc", "delete what killed attempts have left in a build's output")
+    garbage = add("gc", "delete leftovers of killed attempts in a build's output")
     garbage.add_argument("output", help="folder or URL")
     garbage.add_argument(
         "--older-than", type=_number(float), default=24.0, metavar="HOURS",
-        help="must be more than a shard can take; default: 24",
+        help="must exceed the time that a shard can take; default: 24",
     )  # fmt: skip
     garbage.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     return top
@@ -230,12 +234,12 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--probe", type=_number(int), metavar="N",
-        help="captions that a dry run sends through the models for its estimate; 0 for none; "
+        help="captions to send through the models for the estimate of a dry run; 0 for none; "
         "default: 16",
     )  # fmt: skip
     sub.add_argument(
         "--price", type=_number(float), metavar="AMOUNT",
-        help="price of a GPU-hour (of a worker's hour, without GPUs): what it costs is told too",
+        help="price per GPU-hour (per worker-hour without GPUs), to estimate the cost too",
     )  # fmt: skip
 
 
@@ -247,7 +251,7 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
     waiting.add_argument("--detach", action="store_true", help="do not wait for the job")
     waiting.add_argument(
         "--attach", nargs="?", const="", metavar="JOB",
-        help="follow a job submitted before: the one named, or the last one of this configuration",
+        help="follow a job submitted earlier: the one named, or the last one of this configuration",
     )  # fmt: skip
 
 
@@ -258,7 +262,7 @@ def _add_address(sub: argparse.ArgumentParser) -> None:
 
 
 def _number(kind: type) -> Callable[[str], Any]:
-    """A parser for arguments that are numbers of this kind, at least 0."""
+    """A parser of number arguments of this type, at least 0."""
 
     def read(text: str) -> Any:
         number = kind(text)
@@ -288,7 +292,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if hasattr(options, "overrides"):
         options.overrides = rest
     if getattr(options, "probe", None) is not None and not options.dry_run:
-        top.error("--probe belongs to a dry run: give --dry-run too, or leave it out")
+        top.error("--probe needs --dry-run: add it, or omit --probe")
     if options.verb == "submit":
         if options.attach and "=" in options.attach:  # a setting after a bare --attach
             options.overrides.insert(0, options.attach)
@@ -317,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit:  # how argparse ends
         raise
     except BaseException as error:
-        # Libraries turn an interrupted import into their own errors.
+        # Libraries convert an interrupted import into their own errors.
         code = STOPPED if signals else _code(error, verb, console)
         if code is None:
             if not console.json:
@@ -326,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
             return FAILED
         if code == STOPPED:
             reason = str(error) if type(error).__name__ == "StoppedError" else "stopped"
-            again = "run the same command to begin anew"
+            again = "run the same command to start again"
             if verb in RESUMED or not verb:
                 again = "nothing committed is lost, run the same command to resume"
             console.say(f"ovref: {reason}; {again}")
@@ -354,7 +358,8 @@ def _run(options: argparse.Namespace, console: consoles.Console) -> int:
 def _code(error: BaseException, verb: str, console: consoles.Console) -> int | None:
     """Reports an error and returns its exit code; None for an unexpected error."""
     if isinstance(error, ModuleNotFoundError) and not (error.name or "ovref").startswith("ovref"):
-        extra = "cli" if verb in LIGHT_VERBS else EXTRAS.get(verb, "build")
+        light = verb in LIGHT_VERBS and error.name in LIGHT_PACKAGES
+        extra = "cli" if light else EXTRAS.get(verb, "build")
         console.say(
             f"ovref: {verb} needs the package {error.name}, which is not installed: "
             f"`pip install 'ovref[cpu,{extra}]'`, in a clone `pip install '.[cpu,{extra}]'`",

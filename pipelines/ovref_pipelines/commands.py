@@ -21,7 +21,7 @@ from ovref_pipelines.verbs import show
 
 Config = TypeVar("Config")
 PROBE = 16
-"""Captions that a dry run sends through the models unless `--probe` says otherwise."""
+"""Default of `--probe`: captions that a dry run sends through the models."""
 
 
 def _config(cls: type[Config], options: Namespace) -> Config:
@@ -45,7 +45,7 @@ def _build(options: Namespace, console: Console) -> int:
     if options.retry_failed:
         from ovref_pipelines.verbs import retry
 
-        open_build(config.output)  # a wrong name would start a build
+        open_build(config.output)  # a wrong name would start a new build
         folders = open_steps(config)
         failed = retry.failed_in(config, folders)
         console.show(retry.failed_text(failed))
@@ -55,6 +55,31 @@ def _build(options: Namespace, console: Console) -> int:
         return _dry_run(config, options, console)
     summary = recipe.build(config, console.say)
     console.show(show.build_summary(summary))
+    return FAILED if summary.quarantined else 0
+
+
+def _grow(options: Namespace, console: Console) -> int:
+    import tempfile
+
+    from ovref_pipelines.verbs import coverage, grow
+
+    plan = grow.plan(
+        grow.Grow(
+            place=options.place, classes=options.classes, target=options.target,
+            output=options.output, templates=options.templates, captions=tuple(options.captions),
+            config=options.config, overrides=tuple(options.overrides),
+        )
+    )  # fmt: skip
+    console.show(grow.plan_text(plan))
+    if options.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            return _dry_run(grow.with_corpus_in(plan, folder), options, console)
+    if not plan.captions:
+        return 0
+    summary, after = grow.grow_collection(plan, console.say)
+    console.show(show.build_summary(summary))
+    if after:
+        console.show(coverage.change_text(plan.before, after, options.target))
     return FAILED if summary.quarantined else 0
 
 
@@ -183,7 +208,7 @@ def _tombstone(options: Namespace, console: Console) -> int:
         console.show((tombstone.listed_json if options.json else tombstone.listed)(place))
         return 0
     if not (options.undo or options.dry_run or (options.reason or "").strip()):
-        raise InputError("say why they are deleted, by --reason: it is kept in the collection")
+        raise InputError("give --reason: it is stored in the collection with the deletions")
     ids = tombstone.wanted(
         place,
         ids=None if options.ids is None else tombstone.read_ids(options.ids),
@@ -252,7 +277,7 @@ def _cancel(options: Namespace, console: Console) -> int:
 
     client = submit.connect(options.address)
     job = jobs.cancel(client, options.job, wait=not options.detach, say=console.say)
-    console.show(f"job {job.name} {'is told to end' if options.detach else job.status}")
+    console.show(f"job {job.name} {'was asked to stop' if options.detach else job.status}")
     return 0
 
 
@@ -280,6 +305,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "jobs": _jobs,
     "cancel": _cancel,
     "reduce": _reduce,
+    "grow": _grow,
     "bench": _bench,
     "evaluate": _evaluate,
     "train": _train,

@@ -39,8 +39,8 @@ class Console:
         self._streams: tuple[TextIO, TextIO] | None = None
 
     def use_json(self) -> None:
-        """Switches to JSON lines for all that is written: messages, results, what libraries log,
-        warn of or print, and unexpected errors. `close` ends it."""
+        """Switches all output to JSON lines: messages, results, logs, warnings and prints of
+        libraries, and unexpected errors. `close` ends it."""
         self.json = True
         os.environ["TQDM_DISABLE"] = "1"
         self._streams = sys.stdout, sys.stderr
@@ -50,11 +50,11 @@ class Console:
         logging.captureWarnings(True)
 
     def close(self) -> None:
-        """Gives back stdout and stderr."""
+        """Restores stdout and stderr."""
         if self._streams is not None:
             logging.captureWarnings(False)
             for stream in (sys.stdout, sys.stderr):
-                print(file=stream, flush=True)  # ends a line that was begun
+                print(file=stream, flush=True)  # ends an unfinished line
             sys.stdout, sys.stderr = self._streams
             self._streams = None
 
@@ -69,7 +69,7 @@ class Console:
         print(json_line(None, "result", text, {}) if self.json else text)
 
     def unforeseen(self, error: BaseException) -> None:
-        """An error that nobody foresaw, with its traceback, as one line of JSON."""
+        """Prints an unexpected error with its traceback as one line of JSON."""
         fields = {"traceback": "".join(traceback.format_exception(error))}
         message = f"{type(error).__name__}: {error}"
         print(json_line(None, "error", message, fields), file=sys.stderr, flush=True)
@@ -86,7 +86,7 @@ def _json_lines(stream: TextIO) -> TextIO:
 
 
 class _JsonLines:
-    """A text stream that passes lines of JSON on and makes one of every other line.
+    """A text stream that passes on lines of JSON and converts every other line to one.
 
     Each thread has a line of its own, since `print` writes a line and its end one after the other.
     """
@@ -141,7 +141,7 @@ def is_reader_gone() -> bool:
         try:
             poll = select.poll()
             poll.register(stream.fileno(), 0)
-        except (OSError, ValueError):  # no file of the system's
+        except (OSError, ValueError):  # not a file of the operating system
             continue
         if any(event & select.POLLERR for _, event in poll.poll(0)):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

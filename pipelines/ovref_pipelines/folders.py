@@ -21,7 +21,7 @@ class Folders:
     captions: StepFolder
     prompts: StepFolder
     selected: StepFolder | None
-    """None where no prompts are selected."""
+    """None if the build has no such step."""
     images: StepFolder
     references: StepFolder
 
@@ -52,7 +52,7 @@ def open_steps(config: BuildConfig) -> Folders:
                 return older
             raise MismatchError(
                 f"{error}. An earlier version of ovref made it with the same settings: "
-                "accept_older=true uses it as it is, another output makes it anew"
+                "accept_older=true uses it as it is, another output makes it again"
             ) from error
 
     prompts = opened(upstream, "prompts", config.extract_nouns, captions)

@@ -1,13 +1,14 @@
-"""`progress.json` of a build's output: where the build stands, for whoever looks from outside.
+"""`progress.json` in a build's output: the current state of the build, for other processes.
 
-The process that drives the build rewrites it every few seconds, so it can be read from any machine:
-by `ovref status`, by the explorer's page, by programs of others.
+The driver of the build rewrites it every few seconds, so `ovref status`, the explorer and other
+programs can read it from any machine.
 """
 
 import contextlib
 import datetime
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,39 +21,41 @@ logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 EVERY_SECONDS = 3.0
-"""Between two writes to a local folder."""
+"""Interval between writes to a local folder."""
 EVERY_SECONDS_REMOTE = 15.0
-"""Between two writes to an object store, which charges for each."""
+"""Interval between writes to an object store, which charges for each."""
 STALE_SECONDS = 60.0
-"""After which a build that says it runs counts as gone without a word."""
+"""Age of the last update after which a running build counts as dead."""
 
 
 class Live:
-    """Writes `progress.json`. `watch` is the `Watcher` of the build's steps."""
+    """Writes `progress.json`. `watch` is the `Watcher` of the build's steps; any thread may call
+    it, and none waits for another's write."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._clock = store, clock
         self._every = EVERY_SECONDS if store.is_local else EVERY_SECONDS_REMOTE
         self._due = clock()
+        self._writing = threading.Lock()
         self._state: dict[str, Any] = {
             "state": "running", "started": _now(), "doing": "", "cost": None, "steps": {},
         }  # fmt: skip
 
     def message(self, text: str) -> None:
-        """What the build is doing, in words."""
+        """Sets what the build is doing, in words."""
         self._state["doing"] = text
         self._write()
 
     def watch(self, steps: list[dict[str, Any]]) -> None:
         """Where steps stand, as `Progress.counts` gives it."""
-        for counts in steps:
-            self._state["steps"][counts["step"]] = counts
-            self._state["cost"] = counts["cost"]
+        known = self._state["steps"] | {counts["step"]: counts for counts in steps}
+        cost = steps[-1]["cost"] if steps else self._state["cost"]
+        self._state = self._state | {"steps": known, "cost": cost}
         self._write()
 
     @contextlib.contextmanager
     def during(self) -> Iterator[None]:
-        """Says in the end whether the block was `done` or has `ended` early, and why."""
+        """Records at the end whether the block is `done` or has `ended` early, and why."""
         try:
             yield
         except BaseException as error:
@@ -65,19 +68,23 @@ class Live:
     def _write(self, *, now: bool = False) -> None:
         if not now and self._clock() < self._due:
             return
-        tree = self._state | {"time": _now()}
-        data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+        if not self._writing.acquire(blocking=now):
+            return
         try:
+            tree = self._state | {"time": _now()}
+            data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
             self._store.write(PROGRESS, data)
-        except (OvrefError, OSError) as error:  # the build matters, not what is told of it
+        except (OvrefError, OSError) as error:  # a failed update must not stop the build
             logger.warning("%s/%s cannot be written: %s", self._store.url, PROGRESS, error)
-        self._due = self._clock() + self._every
+        finally:
+            self._due = self._clock() + self._every
+            self._writing.release()
 
 
 def read(store: Store) -> dict[str, Any] | None:
-    """The content of `progress.json`, with `age_seconds`; None where there is none.
+    """The content of `progress.json`, with `age_seconds`; None if there is none.
 
-    A build that says `running` but has not said so for a minute is `gone`.
+    A build that is `running` but has not updated the file for a minute is `gone`.
     """
     if not store.exists(PROGRESS):
         return None
@@ -94,7 +101,8 @@ def read(store: Store) -> dict[str, Any] | None:
 
 
 def text(now: dict[str, Any]) -> str:
-    """How far a build is, of what `read` gives: the steps that are at work, or what it does."""
+    """The progress of a build in words, from the result of `read`: its running steps, or what it is
+    doing."""
     unfinished = [
         f"{name} {step['records_done']} of {step['records'] or '?'} records"
         + (f", {duration(step['seconds_to_go'])} to go" if step["seconds_to_go"] else "")

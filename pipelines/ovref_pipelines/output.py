@@ -1,10 +1,10 @@
 """Layout of a build's output: its files, its steps, and the place of its collection.
 
-    build.json              the configuration, with absolute places, and the folder it was run in
+    build.json              the configuration, with absolute places, and the working directory
     captions/ ... references/   the steps (`STEPS`); in another build's output for `images_from`
     collection/             the collection, unless `collection` names another place
-    progress.json           where the build stands, rewritten while it runs (`live`)
-    report.json             the summary of the last run; reports/<step>.json one a step
+    progress.json           the current state, rewritten while the build runs (`live`)
+    report.json             the summary of the last run; reports/<step>.json one per step
     vocabulary.json         the nouns of the prompts
     _reduce/                work files of the reduction
 """

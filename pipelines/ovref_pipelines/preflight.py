@@ -82,7 +82,7 @@ def remember(store: Store, found: Sequence[CheckedModel]) -> None:
     before = remembered(store)
     if changed := changed_models(before, found):
         raise MismatchError(
-            f"{'; '.join(changed)}. Bring the old weights back, name a revision, or choose another "
+            f"{'; '.join(changed)}. Restore the old weights, specify a revision, or choose another "
             "output"
         )
     names = {(model.step, model.setting) for model in found}

@@ -87,13 +87,13 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     check_conditional_create(output)
     live = Live(output)
 
-    def tell(message: str) -> None:
+    def say_and_record(message: str) -> None:
         say(message)
         live.message(message)
 
-    tell(f"build: {config.corpus.path} to {config.output}")
+    say_and_record(f"build: {config.corpus.path} to {config.output}")
     with live.during():
-        return _build(config, output, folders, tell, live)
+        return _build(config, output, folders, say_and_record, live)
 
 
 def _build(

@@ -1,4 +1,4 @@
-"""Arguments of the verbs that use a finished collection. Nothing is imported here but argparse."""
+"""Arguments of the verbs that use a finished collection. Imports nothing but argparse."""
 
 import argparse
 from collections.abc import Callable
@@ -26,8 +26,8 @@ def add_tools(add: Add) -> None:
     )
     segment.add_argument(
         "--classes", required=True, metavar="LIST",
-        help="names with commas between them; a text file, one class a line, synonyms after ';'; "
-        "or a set of the field, such as ade150 or voc21:fcclip",
+        help="names separated by commas; a text file, one class per line, synonyms after ';'; "
+        "or a published set, such as ade150 or voc21:fcclip",
     )  # fmt: skip
     segment.add_argument("--output", required=True, metavar="URL", help="folder or URL to write to")
     segment.add_argument(
@@ -39,13 +39,17 @@ def add_tools(add: Add) -> None:
         "mask_former:MODEL or sam_grid:MODEL",
     )  # fmt: skip
     segment.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="a setting of the method, such as n=40 or k=5; may be repeated",
+    )  # fmt: skip
+    segment.add_argument(
         "--formats", type=_formats, default=["overlay", "labels", "coco"], metavar="F,F",
-        help=f"of {', '.join(FORMATS)}; default: overlay,labels,coco",
+        help=f"any of {', '.join(FORMATS)}; default: overlay,labels,coco",
     )  # fmt: skip
     segment.add_argument(
         "--things", metavar="LIST",
-        help="classes whose parts are told apart: names with commas, all or none; default: those "
-        "that a set of the field says",
+        help="classes split into instances: names separated by commas, all or none; default: the "
+        "things of a published set",
     )  # fmt: skip
     segment.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="processes; default: 1"
@@ -54,35 +58,42 @@ def add_tools(add: Add) -> None:
     search = add("search", "find references by words, by an image or by a region of one")
     search.add_argument("collection", help="folder or URL")
     search.add_argument("text", nargs="*", metavar="WORD", help="a noun or free text")
-    search.add_argument("--image", metavar="FILE", help="look for what is in this image instead")
+    search.add_argument("--image", metavar="FILE", help="search for this image instead")
     search.add_argument(
-        "--box", type=_box, metavar="X0,Y0,X1,Y1", help="in this box of it, in pixels"
+        "--box", type=_box, metavar="X0,Y0,X1,Y1", help="search for a box of the image, in pixels"
     )
-    search.add_argument("--mask", metavar="FILE", help="under the bright pixels of this image")
+    search.add_argument("--mask", metavar="FILE", help="search for the bright pixels of this mask")
     search.add_argument("-k", type=_positive, default=12, metavar="N", help="default: 12")
     search.add_argument("--sheet", metavar="PNG", help="draw the crops with their masks")
     search.add_argument(
         "--build", metavar="URL",
-        help="output of the build that made the images; default: what was published with the "
-        "collection, or the folder that it is in",
+        help="output of the build that made the images; default: the images published with the "
+        "collection, or its parent folder",
     )  # fmt: skip
     search.add_argument("--json", action="store_true", help="for programs")
-    coverage = add("coverage", "say what a collection has for each class, the weakest first")
+    coverage = add("coverage", "report how well a collection covers each class, the weakest first")
     coverage.add_argument("collection", help="folder or URL")
     coverage.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
+    coverage.add_argument(
+        "--clip", action="store_true",
+        help="ask CLIP, too, whether the references' images show their classes",
+    )  # fmt: skip
+    coverage.add_argument(
+        "--build", metavar="URL", help="output of the build that made the images; as of search"
+    )
     coverage.add_argument("--json", action="store_true", help="for programs")
-    publish = add("publish", "publish a collection, with a card, for others to open")
+    publish = add("publish", "publish a collection with a card")
     publish.add_argument("collection", help="folder or URL")
     publish.add_argument("target", help="folder, s3://bucket/name or hf://user/name")
-    publish.add_argument("--title", default="", help="of the card; default: the target's name")
+    publish.add_argument("--title", default="", help="card title; default: the target's name")
     publish.add_argument(
-        "--no-images", action="store_true", help="embeddings only, without the references' images"
+        "--no-images", action="store_true", help="publish without the references' images"
     )
     publish.add_argument("--build", metavar="URL", help="output of the build that made it")
     publish.add_argument(
         "--evaluation", metavar="FILE", help="evaluation.json for the card; default: the build's"
     )
-    publish.add_argument("--replace", action="store_true", help="even if another one is there")
+    publish.add_argument("--replace", action="store_true", help="replace another one")
     export = add("export", "write a collection in the layout of another program")
     export.add_argument("collection", help="folder or URL")
     export.add_argument("layout", choices=LAYOUTS)
@@ -92,7 +103,7 @@ def add_tools(add: Add) -> None:
     export.add_argument("--name", default="ovref", help="of a CorrCLIPv2 bank; default: ovref")
     _add_models(export)
     export.add_argument("--build", metavar="URL", help="output of the build that made the images")
-    imported = add("import", "make a collection of vectors, or of another program's bank")
+    imported = add("import", "make a collection from vectors or from another program's bank")
     imported.add_argument("layout", choices=SOURCES)
     imported.add_argument(
         "files", nargs="+", metavar="FILE",
@@ -102,15 +113,49 @@ def add_tools(add: Add) -> None:
     imported.add_argument("--output", required=True, metavar="URL", help="of the collection")
     imported.add_argument(
         "--visual", required=True, metavar="MODEL",
-        help="what made the visual vectors: a model of transformers, open_clip:MODEL, or own:NAME",
+        help="model of the visual vectors: a transformers model, open_clip:MODEL, or own:NAME",
     )  # fmt: skip
     imported.add_argument("--size", type=_positive, default=518, metavar="PIXELS")
     imported.add_argument("--text", required=True, metavar="MODEL", help="the CLIP model")
-    imported.add_argument("--classes", metavar="LIST", help="names for a bank, as of segment")
+    imported.add_argument("--classes", metavar="LIST", help="names for a bank, as in segment")
     imported.add_argument("--name", default="own", help="of the bank, or of the source")
+    imported.add_argument(
+        "--images", metavar="URL", help="of arrays: folder of the files in the table's column image"
+    )
     _add_models(imported)
     imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")
-    imported.add_argument("--replace", action="store_true", help="even if another one is there")
+    imported.add_argument("--replace", action="store_true", help="replace another one")
+
+
+def add_grow(add: Add) -> argparse.ArgumentParser:
+    """Adds the verb `grow`."""
+    grow = add(
+        "grow", "build references for the classes that a collection has too few of",
+        usage="ovref grow COLLECTION --classes LIST --target N --output URL [options] "
+        "[key=value ...]",
+    )  # fmt: skip
+    grow.add_argument("place", metavar="COLLECTION", help="or the output of its build")
+    grow.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
+    grow.add_argument(
+        "--target", required=True, type=_positive, metavar="N",
+        help="references that each class should have",
+    )  # fmt: skip
+    grow.add_argument(
+        "--output", required=True, metavar="URL",
+        help="of the build of the new captions; the grown collection is in it",
+    )  # fmt: skip
+    grow.add_argument(
+        "--templates", metavar="FILE", help="of captions with {} for the class, one a line"
+    )
+    grow.add_argument(
+        "--captions", action="append", default=[], metavar="URL",
+        help="captions that are taken first: a text file or another corpus; may be repeated",
+    )  # fmt: skip
+    grow.add_argument(
+        "--config", metavar="NAME", help="of the build; default: the settings that made it"
+    )
+    grow.set_defaults(overrides=[])
+    return grow
 
 
 def _add_models(sub: argparse.ArgumentParser) -> None:
@@ -121,7 +166,7 @@ def _add_models(sub: argparse.ArgumentParser) -> None:
 def _formats(text: str) -> list[str]:
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found or not set(found) <= set(FORMATS):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(FORMATS)}, found {text}")
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(FORMATS)}, found {text}")
     return found
 
 
@@ -142,4 +187,4 @@ def _positive(text: str) -> int:
     return number
 
 
-_positive.__name__ = "int"  # which argparse names where the text is no number
+_positive.__name__ = "int"  # the type that argparse names if the text is not a number

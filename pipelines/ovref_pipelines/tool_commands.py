@@ -1,10 +1,11 @@
 """The verbs that use a finished collection: each takes its arguments and returns an exit code.
 
-Apart from `commands`, because they must answer at once: what builds need is not imported here.
+Separate from `commands`, because they must start fast: nothing that only builds need is imported.
 """
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ovref.errors import InputError
@@ -25,6 +26,7 @@ def _segment(options: Namespace, console: Console) -> int:
         method=options.method,
         proposer=options.proposer,
         formats=tuple(options.formats),
+        settings=tuple(options.set),
         device=options.device,
     )
     photographs = find_photographs(options.images)
@@ -44,6 +46,8 @@ def _search(options: Namespace, console: Console) -> int:
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from error
+    if options.sheet and not options.sheet.lower().endswith(".png"):
+        raise InputError(f"--sheet writes a PNG: {options.sheet} must end in .png")
     with ReferenceCollection.open(absolute(options.collection, "collection")) as collection:
         found = search.search(collection, query, options.k)
         console.show((search.as_json if options.json else search.text)(found))
@@ -60,10 +64,14 @@ def _coverage(options: Namespace, console: Console) -> int:
     from ovref.exchange.coverage import coverage
     from ovref_inference.collection.reference_collection import ReferenceCollection
     from ovref_pipelines.verbs import coverage as shown
+    from ovref_pipelines.verbs.reference_images import each_picture
 
     classes = read_classes(options.classes)
-    with ReferenceCollection.open(absolute(options.collection, "collection")) as collection:
-        found = coverage(collection, classes)
+    place = absolute(options.collection, "collection")
+    build = absolute(options.build, "--build") if options.build else None
+    pictures = partial(each_picture, place, build=build) if options.clip else None
+    with ReferenceCollection.open(place) as collection:
+        found = coverage(collection, classes, pictures=pictures)
     console.show((shown.as_json if options.json else shown.text)(found))
     return 0
 
@@ -106,7 +114,7 @@ def _import(options: Namespace, console: Console) -> int:
         options.layout, options.files, absolute(options.output, "--output"),
         visual=options.visual, size=options.size, text=options.text, classes=options.classes,
         name=options.name, clip=options.clip_name, vfm=options.vfm_name, licences=options.licence,
-        replace=options.replace,
+        replace=options.replace, images=options.images,
     )  # fmt: skip
     console.show(
         f"collection: {options.output}, {found['references']} references of {found['nouns']} nouns"

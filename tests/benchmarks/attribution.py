@@ -36,16 +36,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
-from ovref.models.attribution import FACTORS, is_recorded, noun_weights, recording
-from ovref.models.diffusion import (
-    Generator,
-    attribute_images,
-    conditioning_of,
-    load_pipeline,
-)
+from ovref.models.attribution import FACTORS, noun_weights
+from ovref.models.diffusion import Generator, attribute_images, conditioning_of
+from ovref.models.loading import load_pipeline
+from ovref.models.recorders.unet import is_recorded, recording
 from ovref.models.schedulers import make_scheduler
 from ovref.models.tokens import token_positions
-from ovref.ops.binarisation import BinariseRule, binarise, stretched
+from ovref.ops.binarisation import BinariseRule, binarise, min_max_scaled
 from ovref.records import YES
 from ovref.stages.synthesize import Synthesize
 
@@ -254,7 +251,7 @@ def fewer(pipeline, count):
         ious = {"things": [], "stuff": []}
         for scene, maps in zip(scenes, heatmaps, strict=True):
             masks = binarise(
-                stretched(maps[: len(scene.nouns)]), scene.label_hw.shape, BinariseRule()
+                min_max_scaled(maps[: len(scene.nouns)]), scene.label_hw.shape, BinariseRule()
             )
             for noun, mask in zip(scene.nouns, masks == YES, strict=True):
                 truth = scene.label_hw == CLASSES.index(noun.lemma)

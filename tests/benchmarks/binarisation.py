@@ -17,7 +17,8 @@ import torch
 
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
-from ovref.models.diffusion import attribute_images, load_pipeline
+from ovref.models.diffusion import attribute_images
+from ovref.models.loading import load_pipeline
 from ovref.models.tokens import mentions, token_positions
 from ovref.ops.binarisation import BinariseRule, binarise
 from ovref.records import YES, Noun

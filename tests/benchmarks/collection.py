@@ -52,7 +52,7 @@ def main(n: int, dim: int) -> None:
         index = indexes.build_index(vectors)
         report["build_index_s"] = time.process_time() - start
         start = time.process_time()
-        curve = indexes.tune(index, indexes.Questions.of_rows(vectors))
+        curve = indexes.tune(index, indexes.RecallQueries.of_rows(vectors))
         report["tune_s"] = time.process_time() - start
         factory = indexes.choose_index(n, dim)
         report |= {"factory": factory, "curve": [asdict(point) for point in curve]}

@@ -24,8 +24,9 @@ import torch
 from bench import presets
 from daam_side_by_side import minmax, rename_for_old_transformers
 from memory import peak_bytes, reset_peak
-from ovref.models.attribution import noun_weights, recording
-from ovref.models.diffusion import load_pipeline
+from ovref.models.attribution import noun_weights
+from ovref.models.loading import load_pipeline
+from ovref.models.recorders.unet import recording
 from ovref.models.tokens import token_positions
 
 CAPTION = "a red bus beside a small dog under an apple tree"

@@ -25,7 +25,8 @@ from torch.nn import functional
 
 from memory import peak_bytes, reset_peak
 from ovref.miniature.scenes import render
-from ovref.models.diffusion import Generator, load_pipeline
+from ovref.models.diffusion import Generator
+from ovref.models.loading import load_pipeline
 from ovref.stages.synthesize import Synthesize
 from ovref_inference.models import resolve
 

@@ -14,7 +14,7 @@ import torch
 
 from bench import measure, presets
 from bench.limits import BenchSpec, ceiling
-from ovref.models.diffusion import DTYPES
+from ovref.models.loading import DTYPES
 
 
 def main():

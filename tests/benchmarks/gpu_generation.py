@@ -27,7 +27,8 @@ import torch
 
 from bench import measure, presets
 from bench.limits import BenchSpec, ceiling, operations, seconds
-from ovref.models.diffusion import DTYPES, optimize_pipeline, to_uint8
+from ovref.models.diffusion import to_uint8
+from ovref.models.loading import DTYPES, optimize_pipeline
 from ovref.stages.synthesize import SynthesizeStage
 
 VARIANTS = {

@@ -28,9 +28,10 @@ from torch.nn import functional
 
 from bench import measure, presets
 from ovref.contract import Dropped
-from ovref.models.attribution import FACTORS, is_recorded
+from ovref.models.attribution import FACTORS
 from ovref.models.batch_size import automatic_batch_size
-from ovref.models.diffusion import DTYPES
+from ovref.models.loading import DTYPES
+from ovref.models.recorders.unet import is_recorded
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.shards import ShardFiles
 from ovref_inference.places import sha256_of

@@ -37,9 +37,9 @@ from ovref.evaluation.metrics_panoptic import VOID, PanopticMap, PanopticQuality
 from ovref.evaluation.metrics_semantic import (
     IGNORE,
     boundary_hw,
-    confused,
     confusion,
     scores_of_counts,
+    sparse_confusion,
     split_scores,
 )
 
@@ -126,7 +126,7 @@ def semantic_rows(metric, images):
             truth_hw, predicted_hw = semantic_maps(rng, classes)
             counts += confusion(truth_hw, predicted_hw, classes)
             own = np.zeros_like(counts)
-            true, said, pixels = confused(truth_hw, predicted_hw, classes).T
+            true, said, pixels = sparse_confusion(truth_hw, predicted_hw, classes).T
             own[true, said] = pixels
             theirs = metric.intersect_and_union(
                 torch.from_numpy(predicted_hw), torch.from_numpy(truth_hw), classes, IGNORE

@@ -22,8 +22,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProc
 from bench import presets
 from bench.limits import alternately
 from ovref.miniature.scenes import render
-from ovref.models.attribution import noun_weights, recording
+from ovref.models.attribution import noun_weights
 from ovref.models.diffusion import conditioning_of
+from ovref.models.recorders.unet import recording
 from ovref.models.tokens import token_positions
 
 

@@ -129,8 +129,8 @@ class Clock(Progress):
         super().finished(shard, inputs, dropped, outputs)
         self.finished_at.append(time.monotonic())
 
-    def stands(self, shards_waiting: int, workers: int) -> None:
-        super().stands(shards_waiting, workers)
+    def update_state(self, shards_waiting: int, workers: int) -> None:
+        super().update_state(shards_waiting, workers)
         now = time.monotonic()
         if workers > (self.ready_at[-1][0] if self.ready_at else 0):
             self.ready_at.append((workers, now))

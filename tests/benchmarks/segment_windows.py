@@ -48,7 +48,7 @@ from scipy.ndimage import gaussian_filter
 
 from bench import presets
 from ovref_inference.collection.clustering import spherical_kmeans
-from ovref_inference.collection.prototypes import STARTS, Prototypes, stacked
+from ovref_inference.collection.prototypes import Prototypes, stacked
 from ovref_inference.collection.retrieve import TEMPLATES, class_embeddings
 from ovref_inference.encoders.clip_towers import resize_positions, vit_features
 from ovref_inference.encoders.config import VisualEncoderConfig
@@ -301,7 +301,7 @@ class Collection:
         if asked not in self.made:
             own = self.of_class[: len(embeddings), :n]
             self.made[asked] = stacked(
-                [spherical_kmeans(vectors, k, seed=seed, starts=STARTS) for vectors in own],
+                [spherical_kmeans(vectors, k, seed=seed) for vectors in own],
                 own.shape[2],
             )
         vectors_nkd, counts = self.made[asked]

@@ -31,7 +31,7 @@ from ovref.config import load
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.evaluate import EvaluateSpec
 from ovref.evaluation.methods import Methods, Row
-from ovref.models.diffusion import guided_steps
+from ovref.models.recorders import guided_steps
 from ovref.records import YES
 from ovref_inference.models import resolve
 from ovref_pipelines import recipe
@@ -183,7 +183,7 @@ def measure(built, arguments):
         with CachedModels() as models:
             collection = models.collection(found["collection"])
             methods = Methods(spec, data, models, collection)
-            methods.look_at(examples)
+            methods.encode_batch(examples)
             scores = {
                 title: miou(methods.segmenter(Row(name=kind)), examples, data.class_names)
                 for title, kind in MASKS.items()

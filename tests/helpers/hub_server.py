@@ -1,7 +1,8 @@
 """A stand-in for the Hugging Face Hub: data set repositories on the loopback, small files only.
 
-It speaks what huggingface_hub asks for when a folder is uploaded and a file fetched: repositories
-are made, files are sent inside of commits, and are served by branch or commit with their ETag.
+It speaks what huggingface_hub asks for when files are uploaded and one is fetched: repositories are
+made, files are sent inside of commits or, large ones, before them, and are served by branch or
+commit with their ETag.
 """
 
 import base64
@@ -18,6 +19,8 @@ class Hub:
     def __init__(self):
         self.repositories = {}
         self.fetched = []
+        self.large = {}
+        """Large files that were sent before their commit, by their SHA-256."""
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -31,6 +34,11 @@ class Hub:
 
             def do_POST(self):
                 hub.answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+            def do_PUT(self):
+                data = read_body(self)
+                hub.large[hashlib.sha256(data).hexdigest()] = data
+                hub.send(self, 200, {})
 
             def log_message(self, *_):
                 pass
@@ -58,6 +66,12 @@ class Hub:
             return self.send(request, 200, {"errors": [], "warnings": []})
         if parts[:2] == ["api", "datasets"]:
             return self.of_repository(request, "/".join(parts[2:4]), parts[4:], body)
+        if parts[-3:] == ["lfs", "objects", "batch"]:
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.url}/large/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return self.send(request, 200, {"transfer": "basic", "objects": objects})
         if parts[0] == "datasets" and parts[3] == "resolve":
             return self.file(request, "/".join(parts[1:3]), parts[4], "/".join(parts[5:]))
         return self.send(request, 404, {"error": f"unknown {request.path}"})
@@ -68,7 +82,7 @@ class Hub:
         commits = self.repositories[name]
         if what[:1] == ["preupload"]:
             files = [
-                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                {"path": one["path"], "uploadMode": mode_of(one["path"]), "shouldIgnore": False}
                 for one in json.loads(body)["files"]
             ]
             return self.send(request, 200, {"files": files})
@@ -79,6 +93,8 @@ class Hub:
                 if item["key"] == "file":
                     content = base64.b64decode(item["value"]["content"])
                     tree[item["value"]["path"]] = content
+                elif item["key"] == "lfsFile":
+                    tree[item["value"]["path"]] = self.large[item["value"]["oid"]]
                 elif item["key"] == "deletedFile":
                     tree.pop(item["value"]["path"])
             commit = hashlib.sha1(repr(sorted(tree.items())).encode()).hexdigest()
@@ -130,6 +146,23 @@ class Hub:
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(data)
+
+
+def read_body(request):
+    """The body of a request, with its length or in chunks."""
+    if request.headers.get("Transfer-Encoding") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length", 0)))
+    data = b""
+    while size := int(request.rfile.readline(), 16):
+        data += request.rfile.read(size)
+        request.rfile.readline()
+    request.rfile.readline()
+    return data
+
+
+def mode_of(path):
+    """How a file is sent, as the Hub decides it."""
+    return "lfs" if "pictures-" in path else "regular"
 
 
 def _etag(data):

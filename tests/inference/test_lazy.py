@@ -1,4 +1,4 @@
-"""A package that is not installed: one sentence with the pip line, wherever it is first needed."""
+"""A package that is not installed gives one sentence with the pip command on first use."""
 
 import subprocess
 import sys

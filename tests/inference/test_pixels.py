@@ -1,4 +1,4 @@
-"""The device that a name stands for."""
+"""Devices by name."""
 
 import pytest
 import torch

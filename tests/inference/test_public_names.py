@@ -1,4 +1,4 @@
-"""What a person needs of the light half, by one import that loads neither torch nor faiss."""
+"""The public names of the light half, whose import loads neither torch nor faiss."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Rows announced to the system: whole pages of the file that cover them, and nothing else."""
+"""Prefetched rows: whole pages of the file that cover them, and nothing else."""
 
 import mmap
 from pathlib import Path

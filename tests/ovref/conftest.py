@@ -1,12 +1,11 @@
 """Tiny Stable Diffusion pipelines with random weights, in the real on-disk layouts."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-MERGES = ["c a", "ca t</w>", "d o", "do g</w>", "a n", "an d</w>"]
+from tiny_transformers import clip_text_encoder, clip_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -22,45 +21,6 @@ def tiny_pipelines(tmp_path_factory) -> dict[str, Path]:
         "sd2": _sd2(folder / "sd2", folder),
         "sdxl": _sdxl(folder / "sdxl", folder),
     }
-
-
-def _tokenizer(folder: Path, max_length: int):
-    from transformers import CLIPTokenizer
-
-    folder.mkdir(parents=True)
-    letters = [chr(c) for c in _byte_characters()]
-    vocab = letters + [letter + "</w>" for letter in letters]
-    vocab += [merge.replace(" ", "") for merge in MERGES] + ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    tokenizer.model_max_length = max_length
-    return tokenizer
-
-
-def _byte_characters() -> list[int]:
-    """The printable stand-in of each byte in byte-level BPE."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    spare = iter(range(256, 512))
-    return [byte if byte in printable else next(spare) for byte in range(256)]
-
-
-def _text_encoder(tokenizer, projection: bool = False):
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=37,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        projection_dim=32,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
 def _vae():
@@ -91,7 +51,7 @@ def _sd1(folder: Path, scratch: Path) -> Path:
     import diffusers
 
     torch.manual_seed(1)
-    tokenizer = _tokenizer(scratch / "tokenizer_sd1", 77)
+    tokenizer = clip_tokenizer(scratch / "tokenizer_sd1", 77)
     unet = _unet(
         block_out_channels=(16, 16, 24, 24),
         down_block_types=("CrossAttnDownBlock2D",) * 4,
@@ -101,7 +61,7 @@ def _sd1(folder: Path, scratch: Path) -> Path:
     )
     diffusers.StableDiffusionPipeline(
         vae=_vae(),
-        text_encoder=_text_encoder(tokenizer),
+        text_encoder=clip_text_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=diffusers.PNDMScheduler(
@@ -119,7 +79,7 @@ def _sd2(folder: Path, scratch: Path) -> Path:
     import diffusers
 
     torch.manual_seed(2)
-    tokenizer = _tokenizer(scratch / "tokenizer_sd2", 24)
+    tokenizer = clip_tokenizer(scratch / "tokenizer_sd2", 24)
     unet = _unet(
         block_out_channels=(16, 32),
         down_block_types=("CrossAttnDownBlock2D",) * 2,
@@ -130,7 +90,7 @@ def _sd2(folder: Path, scratch: Path) -> Path:
     )
     diffusers.StableDiffusionPipeline(
         vae=_vae(),
-        text_encoder=_text_encoder(tokenizer),
+        text_encoder=clip_text_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=diffusers.DDIMScheduler(
@@ -150,8 +110,8 @@ def _sdxl(folder: Path, scratch: Path) -> Path:
     import diffusers
 
     torch.manual_seed(3)
-    tokenizer = _tokenizer(scratch / "tokenizer_sdxl", 77)
-    tokenizer_2 = _tokenizer(scratch / "tokenizer_sdxl_2", 77)
+    tokenizer = clip_tokenizer(scratch / "tokenizer_sdxl", 77)
+    tokenizer_2 = clip_tokenizer(scratch / "tokenizer_sdxl_2", 77)
     tokenizer_2.pad_token = "!"
     unet = _unet(
         block_out_channels=(16, 32),
@@ -167,8 +127,8 @@ def _sdxl(folder: Path, scratch: Path) -> Path:
     )
     diffusers.StableDiffusionXLPipeline(
         vae=_vae(),
-        text_encoder=_text_encoder(tokenizer),
-        text_encoder_2=_text_encoder(tokenizer_2, projection=True),
+        text_encoder=clip_text_encoder(tokenizer),
+        text_encoder_2=clip_text_encoder(tokenizer_2, projection=True),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         unet=unet,

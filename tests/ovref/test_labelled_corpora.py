@@ -149,7 +149,7 @@ def test_a_limit_counts_usable_images(ade):
     [
         ({"path": "s3://bucket/ade", "labels": LabelSpec(dataset="ade150")}, "local disk"),
         ({"path": "nowhere", "labels": LabelSpec(dataset="ade151")}, "no data set 'ade151'"),
-        ({"path": "nowhere", "labels": LabelSpec(dataset="ade150")}, "holds no ade150"),
+        ({"path": "nowhere", "labels": LabelSpec(dataset="ade150")}, "does not contain ade150"),
     ],
 )
 def test_a_set_that_is_not_there_is_refused(settings, message):

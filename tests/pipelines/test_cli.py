@@ -90,13 +90,17 @@ def test_verbs_and_flags_are_pinned():
         "gc": ["--dry-run", "--help", "--older-than", "-h", "output"],
         "segment": sorted(
             ["--classes", "--device", "--formats", "--help", "--method", "--output", "--proposer",
-             "--things", "--workers", "-h", "collection", "images"]
+             "--set", "--things", "--workers", "-h", "collection", "images"]
         ),
         "search": sorted(
             ["--box", "--build", "--help", "--image", "--json", "--mask", "--sheet", "-h", "-k",
              "collection", "text"]
         ),
-        "coverage": ["--classes", "--help", "--json", "-h", "collection"],
+        "coverage": ["--build", "--classes", "--clip", "--help", "--json", "-h", "collection"],
+        "grow": sorted(
+            [*common, *dry_run, "--captions", "--classes", "--output", "--target", "--templates",
+             "place"]
+        ),
         "publish": sorted(
             ["--build", "--evaluation", "--help", "--no-images", "--replace", "--title", "-h",
              "collection", "target"]
@@ -106,8 +110,8 @@ def test_verbs_and_flags_are_pinned():
              "collection", "layout", "output"]
         ),
         "import": sorted(
-            ["--classes", "--clip-name", "--help", "--licence", "--name", "--output", "--replace",
-             "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
+            ["--classes", "--clip-name", "--help", "--images", "--licence", "--name", "--output",
+             "--replace", "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
         ),
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
@@ -129,7 +133,7 @@ def test_help_has_examples_and_version_has_a_number(ovref):
 def test_a_dry_run_tells_what_is_missing_and_writes_nothing(ovref, tmp_path):
     code, printed, _ = ovref("build", "--config", "build.yaml", "--dry-run", "--probe", "0")
     assert code == 0
-    assert printed.startswith("captions: corpus to be read, 0 shards there already\n")
+    assert printed.startswith("captions: corpus not read yet, 0 shards committed\n")
     assert [line.partition(":")[0] for line in printed.splitlines()] == [
         "captions",
         "prompts",
@@ -222,7 +226,7 @@ def test_what_cannot_be_resumed_is_not_said_to_be(ovref, monkeypatch):
 
     monkeypatch.setitem(tool_commands.TOOLS, "search", end)
     code, _, error = ovref("search", "collection", "tree")
-    assert code == 130 and error == "ovref: stopped; run the same command to begin anew\n"
+    assert code == 130 and error == "ovref: stopped; run the same command to start again\n"
 
 
 def commands_in_the_help():
@@ -235,7 +239,7 @@ def test_every_example_of_the_help_is_read_as_it_is_written(arguments):
     from ovref_pipelines.verbs.evaluate import EvaluateConfig
 
     options = cli.parse(arguments)
-    if hasattr(options, "overrides") and options.verb != "reproduce":  # whose settings are rows
+    if hasattr(options, "overrides") and options.verb not in ("reproduce", "grow"):
         cls = EvaluateConfig if options.verb == "evaluate" else BuildConfig
         config = load(cls, shipped.find(options.config), options.overrides)
         if options.verb == "submit":
@@ -269,8 +273,8 @@ def test_settings_and_options_mix_in_any_order(arguments):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["build", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry run"),
-        (["retry-failed", "--config", "build.yaml", "--probe", "3"], "--probe belongs to a dry"),
+        (["build", "--config", "build.yaml", "--probe", "3"], "--probe needs --dry-run"),
+        (["retry-failed", "--config", "build.yaml", "--probe", "3"], "--probe needs --dry-run"),
         (["status", "out", "more"], "unrecognized arguments: more"),
         (["submit"], "submit needs --config, or --attach with the name of a job"),
     ],
@@ -354,6 +358,7 @@ HEAVY = {
         ("reference OUT/collection 0", HEAVY - {"yaml", "pydantic"}, None),
         ("build --config miniature output=OUT/more", HEAVY - {"yaml", "pydantic"}, "cpu,build"),
         ("status OUT", HEAVY, "cpu,cli"),
+        ("status OUT --pictures OUT/x.png", {"matplotlib"}, "cpu,build"),
         ("explore OUT", HEAVY | {"starlette"}, "cpu,explore"),
         ("evaluate --config miniature_evaluate", HEAVY, "cpu,build"),
     ],

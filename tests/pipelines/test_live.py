@@ -1,4 +1,4 @@
-"""progress.json: where a build stands, for whoever looks from outside."""
+"""progress.json: the state of a build, for other processes."""
 
 import json
 

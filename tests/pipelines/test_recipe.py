@@ -1,4 +1,4 @@
-"""The recipe from captions to a collection, with small fakes in the place of the models."""
+"""The recipe from captions to a collection, with small fakes in place of the models."""
 
 import dataclasses
 import io
@@ -354,7 +354,7 @@ def test_the_plan_counts_what_is_missing(config):
     recipe.build(config)
     other = dataclasses.replace(config, output=config.output + "2")
     assert "4 of 4" not in show.plan(recipe.open_steps(config))
-    assert "captions: corpus to be read" in show.plan(recipe.open_steps(other))
+    assert "captions: corpus not read yet" in show.plan(recipe.open_steps(other))
 
 
 def test_samples_are_drawn_from_finished_images(config, tmp_path):

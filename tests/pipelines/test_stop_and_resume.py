@@ -66,7 +66,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, undisturbe
 def test_asked_to_stop_it_finishes_its_shards_and_says_so(tmp_path, undisturbed, engine, number):
     process = run_with_signal(tmp_path, engine, number, commits=3)
     assert process.returncode == 130, process.stderr
-    assert f"{number.name}: finishing the shards in hand" in process.stderr
+    assert f"{number.name}: finishing the shards in progress" in process.stderr
     assert "stopped as asked" in process.stderr
     summary, files = finish(tmp_path)
     assert 0 < summary.committed_now <= SHARDS - 3

@@ -1,5 +1,6 @@
-"""The verbs that use a collection, from the shell, and the examples, over one tiny real build."""
+"""The verbs that use a collection, and the examples, over one tiny real build."""
 
+import dataclasses
 import json
 import runpy
 import subprocess
@@ -14,9 +15,13 @@ from pycocotools.coco import COCO
 import ovref
 import ovref_inference
 from ovref.errors import ConfigError
+from ovref.exchange.class_lists import read_classes
 from ovref.exchange.segment_files import NO_LABEL_8
 from ovref.miniature.scenes import render
+from ovref_inference.segmenters import load
+from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_pipelines import cli
+from ovref_pipelines.verbs import segment
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 CLASSES = "sky;heaven,grass,brick wall,zebra crossing"
@@ -68,6 +73,16 @@ def test_segment(tiny_build, photographs, tmp_path, capsys):
     assert total == report["pixels"]
 
 
+def test_settings_of_the_method_are_those_that_fit_with_what_is_asked(tiny_build):
+    with ovref_inference.open(tiny_build / "collection") as collection:
+        job = segment.Job(
+            collection="", output="", classes=read_classes("sky"), settings=("k=3", "gamma=0.25")
+        )
+        found = segment.method_settings(job, collection)
+        fitting = load.fitting(FossilConfig(), collection)
+        assert found == dataclasses.replace(fitting, k=3, gamma=0.25) and found.n < FossilConfig().n
+
+
 @pytest.mark.slow
 def test_workers_write_the_same(tiny_build, photographs, tmp_path, capsys):
     for workers in (1, 2):
@@ -85,10 +100,13 @@ def test_segment_refuses_before_it_loads_a_model(tiny_build, photographs, tmp_pa
     place = tiny_build / "collection"
     for arguments, message in (
         ((place, photographs, "--classes", "none.txt"), "there is no class list none.txt"),
+        ((place, photographs, "--classes", "ade151"), "did you mean ade150?"),
         ((place, tmp_path / "x.png", "--classes", "sky"), "there is no image at"),
         ((place, photographs, "--classes", "sky", "--proposer", "sam"), "--proposer must be"),
         ((tmp_path, photographs, "--classes", "sky"), "no reference collection at"),
         ((place, photographs, "--classes", "sky", "--method", "vocseg"), "compares the two"),
+        ((place, photographs, "--classes", "sky", "--set", "m=5"), "unknown key m (known here"),
+        ((place, photographs, "--classes", "sky", "--set", "k=0"), "k=0"),
     ):
         code, _, err = run(capsys, "segment", *arguments, "--output", tmp_path / "out")
         assert code == 2 and message in err, err
@@ -121,12 +139,13 @@ def test_search(tiny_build, photographs, tmp_path, capsys):
     )  # fmt: skip
     assert code == 0 and json.loads(out)["references"] == by_box
     for arguments, message in (
-        (("sky", "--image", picture), "words to look for, or --image, not both"),
-        ((" ",), "there is nothing to look for"),
-        ((), "there is nothing to look for"),
+        (("sky", "--image", picture), "words to search for, or --image, not both"),
+        ((" ",), "there is nothing to search for"),
+        ((), "there is nothing to search for"),
         (("sky", "--box", "0,0,1,1"), "give --image too"),
         (("--image", picture, "--box", "0,0,65,1"), "must lie in the image of 64 x 64"),
-        (("--image", photographs / "broken.jpg"), "is no image"),
+        (("--image", photographs / "broken.jpg"), "is not an image"),
+        (("sky", "--sheet", tmp_path / "sheet.jpg"), "sheet.jpg must end in .png"),
     ):
         code, _, err = run(capsys, "search", place, *arguments)
         assert code == 2 and message in err, err
@@ -183,7 +202,7 @@ def test_publish_export_and_import(tiny_build, tmp_path, capsys):
     code, _, err = run(
         capsys, "import", "freeda", tmp_path, tmp_path, *models, "--output", tmp_path / "x"
     )
-    assert code == 2 and "--classes says what" in err
+    assert code == 2 and "give their names with --classes" in err
 
 
 def test_settings_in_python_are_as_strict_as_elsewhere(tmp_path):

@@ -16,7 +16,8 @@ from ovref.models.noun_grounding import DetectorRoute, ProposalRoute
 from ovref.records import ImageRecord, Noun, Prompt, Reference
 from ovref.stages.embed import Embed
 from ovref.stages.ground import Ground
-from ovref.stages.synthesize import Synthesize, jpeg
+from ovref.stages.synthesize import Synthesize
+from ovref.stored_images import jpeg_of
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.proposers.config import (
     GroundingDinoConfig,
@@ -45,7 +46,7 @@ def prompts(count):
                 caption=scene.caption,
                 nouns=nouns,
                 source=f"test:{seed}",
-                image=jpeg(scene.image_hwc, 95),
+                image=jpeg_of(scene.image_hwc, 95),
             )
         )
     return found

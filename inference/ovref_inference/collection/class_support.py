@@ -1,12 +1,12 @@
-"""Whether a collection supports a class, by a measure with a floor.
+"""Decides whether a collection supports a class.
 
-Retrieval always finds something, so a class that is foreign to a collection would get the
-references of unrelated nouns. A class that is no noun of the collection may borrow references only
-if its text is near enough to one of the nouns. Text encoders differ in their range of cosines, so
-nearness is relative to the nouns of the collection itself (`relative_cosine`). And a text encoder
-may not know the class: its text then lies among those of meaningless words. So it must be much
-nearer to the noun than to any of them (MEANINGLESS_RATIO). The study behind both
-numbers is `tests/benchmarks/results/support.md`.
+Retrieval always finds something, so a class unknown to a collection would get references of
+unrelated nouns. A class that is not one of the collection's nouns may therefore borrow references
+only if its text is near enough to a noun. Text encoders differ in their range of cosines, so
+nearness is measured relative to the collection's own nouns (`relative_cosine`). A text encoder may
+also not know the class and embed it close to meaningless words, so the class must be much nearer to
+the noun than to any of those (MEANINGLESS_RATIO). The study behind both numbers is
+`tests/benchmarks/results/support.md`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ MEANINGLESS = (
     "drendle", "gnuxi", "plothar", "brillig", "snarv", "mxyplk", "tove", "wuggle", "fendle", "zzz",
     "hjkl",
 )  # fmt: skip
-"""Words that no text encoder can know."""
+"""Made-up words that no text encoder can know."""
 
 MEANINGLESS_RATIO = 0.5
 """A class borrows only if its distance to the noun, 1 - cosine, is below this fraction of its
@@ -33,7 +33,7 @@ _NOUNS_COMPARED = 2000
 
 
 class Vocabulary(Protocol):
-    """The part of a collection's interface that is needed."""
+    """What `class_support` needs of a collection."""
 
     @property
     def nouns(self) -> list[str]: ...
@@ -49,8 +49,8 @@ class ClassSupport:
 
     source: Literal["own", "borrowed", "none"]
     nouns: tuple[str, ...]
-    """The noun itself; or the nearest noun, whose references are borrowed, or, of a class without
-    support, are too far; empty in a collection without references."""
+    """The noun itself; or the nearest noun, whose references are borrowed or, for a class without
+    support, too far away; empty for a collection without references."""
     cosine: float
     """Cosine of the class's text to that noun's."""
 
@@ -74,15 +74,15 @@ def class_support(
     """The support of each class.
 
     Args:
-        collection: its nouns that have references count.
-        names: classes; compared with nouns in lower case, without outer blanks.
+        collection: only nouns with references count.
+        names: classes; compared with nouns in lower case, stripped of surrounding spaces.
         embeddings_cd: (c, d) text embeddings of the classes, L2-normalised.
         floor: lowest relative cosine at which a class borrows; None lets every class borrow.
-        meaningless: gives the (m, d) text embeddings of MEANINGLESS by the same encoder, where they
-            are needed; None leaves out the comparison with them.
+        meaningless: called, if needed, for the (m, d) text embeddings of MEANINGLESS by the same
+            encoder; None skips the comparison with them.
 
     Raises:
-        ValueError: texts are of another width than those of the nouns.
+        ValueError: the embeddings are not as wide as those of the nouns.
     """
     present = np.flatnonzero(collection.noun_counts > 0)
     own = {collection.nouns[row] for row in present}
@@ -119,12 +119,12 @@ def class_support(
 
 
 def relative_cosine(cosines: np.ndarray, vocabulary_vd: np.ndarray) -> np.ndarray:
-    """Cosines on the scale of a vocabulary: 0 is the median of two of its nouns, 1 is equality.
+    """Cosines on the scale of a vocabulary: 0 is the median over pairs of its nouns, 1 is equality.
 
     Args:
         cosines: of any shape.
-        vocabulary_vd: (v, d) embeddings of nouns, L2-normalised. Of more than 2,000, every
-            so-many-th counts; of one, the median is taken for 0.
+        vocabulary_vd: (v, d) embeddings of nouns, L2-normalised. Of more than 2,000, an even sample
+            is used; for a single one the median is taken as 0.
     """
     step = -(-len(vocabulary_vd) // _NOUNS_COMPARED)
     some_vd = vocabulary_vd[::step]

@@ -15,15 +15,15 @@ def spherical_kmeans(
 ) -> np.ndarray:
     """Centroids of `vectors` by cosine similarity (FOSSIL 3.3, VOCSeg 3.1), by `faiss.Kmeans`.
 
-    k-means++ initialisation, then Lloyd's steps until nothing moves. Equal input and seed give
-    equal centroids, however many threads faiss may use. A cluster that becomes empty takes half of
-    a larger one.
+    k-means++ initialisation, then Lloyd iterations until convergence. Equal input and seed give
+    equal centroids for any number of faiss threads. An empty cluster is filled with half of a
+    larger one.
 
     Args:
         vectors: (n, d), n >= 1; normalised here.
         k: centroids wanted, >= 1.
         seed: of the initialisations, 0 to MAX_SEED.
-        iterations: at most this many steps of a start, >= 1.
+        iterations: maximum number of iterations per start, >= 1.
         starts: initialisations, >= 1; the centroids of the highest sum of cosines are kept.
 
     Returns:
@@ -50,15 +50,14 @@ def spherical_kmeans(
         nredo=starts,
         seed=seed,
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        # All vectors count, and few of them are no reason for a warning.
+        # All vectors are used, and faiss must not warn if there are few.
         min_points_per_centroid=1,
         max_points_per_centroid=count,
     )
     with one_thread():
         kmeans.train(points)
     centroids: np.ndarray = kmeans.centroids
-    # Vectors that cancel out have no mean direction: the vector farthest from all centroids stands
-    # in for it.
+    # Vectors that cancel out have no mean direction: use the vector farthest from all centroids.
     for row in np.flatnonzero(~centroids.any(axis=1)):
         centroids[row] = points[(points @ centroids.T).max(axis=1).argmin()]
     return centroids

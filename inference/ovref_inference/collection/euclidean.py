@@ -1,6 +1,7 @@
-"""Prototypes as FOSSIL's own words have them: plain k-means of the library faiss.
+"""Prototypes as the FOSSIL paper describes them: plain k-means by the library faiss.
 
-What collections use otherwise is `clustering.spherical_kmeans`, by cosines and from a spread start.
+The default of collections is `clustering.spherical_kmeans`: by cosines, with k-means++
+initialisation.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import as_float32, l2_normalised, prefetch_rows
 
 STEPS = 25
-"""Iterations of faiss.Kmeans by default."""
+"""Default number of iterations of faiss.Kmeans."""
 
 
 def euclidean_prototypes(
@@ -37,10 +38,10 @@ def euclidean_kmeans(vectors_nd: np.ndarray, k: int, *, seed: int = 0) -> np.nda
     Args:
         vectors_nd: (n, d), n >= 1; normalised here, as a collection holds them.
         k: centroids wanted, >= 1.
-        seed: of the start.
+        seed: of the initialisation.
 
     Returns:
-        (min(k, n), d) float32, L2-normalised, for prototypes are compared by cosines.
+        (min(k, n), d) float32, L2-normalised, because prototypes are compared by cosines.
 
     Raises:
         ValueError: no vectors, k < 1, or a vector that is zero or not finite.
@@ -53,7 +54,7 @@ def euclidean_kmeans(vectors_nd: np.ndarray, k: int, *, seed: int = 0) -> np.nda
         return points_nd
     import faiss
 
-    # All vectors count, and few of them for a centroid are no reason for a warning.
+    # All vectors are used, and faiss must not warn if there are few for each centroid.
     kmeans = faiss.Kmeans(
         points_nd.shape[1],
         k,

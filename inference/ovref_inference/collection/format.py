@@ -1,19 +1,19 @@
-"""The reference collection on disk, format version 2. Nothing else writes or reads these files.
+"""The reference collection on disk, format version 2. No other module writes or reads these files.
 
     collection.json         the manifest (`Manifest`); written last, it is the commit
-    references.parquet      one row a reference (`REFERENCE_SCHEMA`), row i is id i
+    references.parquet      one row per reference (`REFERENCE_SCHEMA`), row i has id i
     visual.f16.npy          (references, d_visual) float16, L2-normalised
     textual.f16.npy         (references, d_textual) float16, L2-normalised
     visual.faiss            index over the visual embeddings, by inner product
     textual.faiss           index over the textual retrieval embeddings
-    nouns.parquet           one row a noun (`NOUN_SCHEMA`), sorted by noun
+    nouns.parquet           one row per noun (`NOUN_SCHEMA`), sorted by noun
     prototypes.f16.npy      (prototypes, d_visual) float16, L2-normalised; nouns name slices of it
-    tombstones.parquet      ids that are deleted, and why (`TOMBSTONE_SCHEMA`)
+    tombstones.parquet      deleted ids, each with a reason (`TOMBSTONE_SCHEMA`)
 
 The manifest names each file with its size and SHA-256. A collection that is published again under
-the same URL keeps unchanged files; a changed one is stored as `<stem>.<hash>.<suffix>`, so that
-nobody who has the old version open reads a mixture. Nothing is ever pickled. Equal content gives
-equal bytes.
+the same URL keeps unchanged files; a changed one is stored as `<stem>.<hash>.<suffix>`, so that a
+process with the old version open never reads a mixture. Nothing is ever pickled. Equal content
+gives equal bytes.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from ovref_inference.vectors import Vectors
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-"""Version 1 has one search setting an index, tuned for one k, where version 2 has a curve."""
+"""Version 1 has one search setting per index, tuned for one k; version 2 has a curve."""
 MANIFEST = "collection.json"
 FILES = {
     "references": "references.parquet",
@@ -45,7 +45,7 @@ FILES = {
     "prototypes": "prototypes.f16.npy",
     "tombstones": "tombstones.parquet",
 }
-"""Role -> file name in a folder that is about to be published."""
+"""Role -> file name in a folder to publish."""
 
 REFERENCE_SCHEMA = pa.schema(
     [
@@ -66,7 +66,8 @@ REFERENCE_SCHEMA = pa.schema(
         ("seed", pa.int64()),
     ]
 )
-"""Box: pixels, right and bottom exclusive. Area: fraction of the image. Seed: null if real."""
+"""Box: pixels, right and bottom exclusive. Area: fraction of the image. Seed: null for a real
+image."""
 
 NOUN_SCHEMA = pa.schema(
     [
@@ -79,12 +80,12 @@ NOUN_SCHEMA = pa.schema(
     ]
 )
 """Embedding: `retrieve.class_embeddings` of the noun, d_textual. Neighbours: other nouns whose
-references its prototypes were made of too; empty unless the noun is rare."""
+references its prototypes were also made from; empty unless the noun is rare."""
 
 TOMBSTONE_SCHEMA = pa.schema([("id", pa.int64()), ("reason", pa.string())])
 
 ROW_GROUP = 8192
-"""Rows of one row group of references.parquet: what is read to get one row."""
+"""Rows per row group of references.parquet, the smallest part that can be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +95,10 @@ class EncoderInfo:
     model: str
     """Hub id, path or `miniature:<name>`, as configured."""
     revision: str
-    """Commit or tag; empty for a model without one."""
+    """Commit or tag; empty if the model has none."""
     dim: int
     settings: dict[str, Any] = field(default_factory=dict)
-    """All fields of the encoder's config, from which it can be loaded again."""
+    """All fields of the encoder's config, enough to load it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,26 +106,26 @@ class SearchPoint:
     """The search setting for one number of neighbours, and the recall measured with it."""
 
     k: int
-    """Neighbours asked for."""
+    """Number of neighbours."""
     nprobe: int
     """Inverted lists searched."""
     recall: float
     """Mean recall@k over the queries against exact search, in [0, 1]."""
     worst_tenth: float | None
-    """Mean recall@k of the tenth of the queries with the lowest; None in version 1."""
+    """Mean recall@k over the 10% of the queries with the lowest recall; None in version 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexInfo:
-    """How an index was built and how it must be searched."""
+    """How an index was built and how to search it."""
 
     factory: str
     """faiss factory string, by inner product."""
     curve: tuple[SearchPoint, ...] = ()
     """Ascending in k; empty when the search is exact."""
     queries: str = ""
-    """What the recall was measured with: `class names` (the collection's nouns in its templates)
-    or `held-out rows` (stored rows, each without itself); empty when the search is exact."""
+    """What recall was measured with: `class names` (the collection's nouns in its templates) or
+    `held-out rows` (stored rows, each without itself); empty when the search is exact."""
     train_rows: int = 0
     """References that the lists' centroids were trained on; 0 for an index without lists."""
 
@@ -164,7 +165,7 @@ class Manifest:
     files: dict[str, FileInfo] = field(default_factory=dict)
     """Role (a key of FILES) -> file."""
     settled_tombstones: int = 0
-    """The first so many tombstones are older than the prototypes, which leave them out."""
+    """The first this many tombstones are older than the prototypes, which exclude them."""
     format_version: int = FORMAT_VERSION
 
 
@@ -179,13 +180,13 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     """collection.json -> Manifest.
 
     Raises:
-        CollectionError: cut off, not a collection's manifest, or of another format version.
+        CollectionError: truncated, not a collection's manifest, or of another format version.
     """
     try:
         tree = json.loads(content)
     except ValueError as error:
         raise CollectionError(
-            f"{where} is cut off or not JSON ({error}); publish the collection again"
+            f"{where} is truncated or not JSON ({error}); publish the collection again"
         ) from error
     if not isinstance(tree, dict) or "format_version" not in tree:
         raise CollectionError(f"{where} is not the manifest of a reference collection")
@@ -224,7 +225,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def index_info(tree: Mapping[str, Any]) -> IndexInfo:
-    """An IndexInfo from its JSON; one of version 1 becomes a curve of one point."""
+    """An IndexInfo from its JSON; in version 1 the curve has one point."""
     fields = dict(tree)
     if "search" in fields:
         k, recall, search = (fields.pop(name) for name in ("recall_k", "recall", "search"))
@@ -234,13 +235,14 @@ def index_info(tree: Mapping[str, Any]) -> IndexInfo:
 
 
 class VectorWriter:
-    """Writes a (rows, dim) float16 .npy a chunk at a time; the number of rows is known before.
+    """Writes a (rows, dim) float16 .npy chunk by chunk; the number of rows must be known in
+    advance.
 
         with VectorWriter(path, rows, dim) as writer:
             writer.append(vectors)          # (n, dim)
 
-    Raises ValueError for a chunk of another width or with a value that is not finite in float16,
-    and, on leaving, for another number of rows than announced.
+    Raises ValueError for a chunk of another width or with values that are not finite in float16,
+    and on exit if the number of rows is not the announced one.
     """
 
     def __init__(self, path: str | Path, rows: int, dim: int) -> None:
@@ -270,7 +272,7 @@ class VectorWriter:
 
 
 class TableWriter:
-    """Writes a Parquet file of one schema; its bytes do not depend on how rows were chunked.
+    """Writes a Parquet file of one schema; the chunks do not affect its bytes.
 
     with TableWriter(path, REFERENCE_SCHEMA) as writer:
         writer.append({"id": [...], "key": [...], ...})
@@ -305,13 +307,13 @@ class TableWriter:
 
 
 def write_table(path: str | Path, schema: pa.Schema, columns: Mapping[str, Any]) -> None:
-    """A whole table at once (nouns, tombstones, small references)."""
+    """Writes a whole table at once."""
     with TableWriter(path, schema) as writer:
         writer.append(columns)
 
 
 def write_vectors(path: str | Path, vectors: np.ndarray) -> None:
-    """A whole (rows, dim) matrix; what is made on the way is made of some rows at a time."""
+    """Writes a (rows, dim) matrix, converting some rows at a time to save memory."""
     with VectorWriter(path, *vectors.shape) as writer:
         for start in range(0, len(vectors), ROW_GROUP):
             writer.append(vectors[start : start + ROW_GROUP])
@@ -321,7 +323,7 @@ def open_vectors(path: str | Path) -> np.memmap:
     """The (rows, dim) float16 matrix, memory-mapped read-only.
 
     Raises:
-        CollectionError: missing, cut off, or not such a file.
+        CollectionError: missing, truncated, or not such a file.
     """
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -356,7 +358,7 @@ def open_table(
         read_dictionary: columns that are read as dictionaries.
 
     Raises:
-        CollectionError: missing, cut off, or with another schema.
+        CollectionError: missing, truncated, or with another schema.
     """
     try:
         if isinstance(path, RemoteFile):
@@ -382,12 +384,12 @@ def open_table(
 
 
 def read_tombstones(path: str | Path | RemoteFile, *, skip: int = 0) -> np.ndarray:
-    """The deleted ids, (t,) int64, sorted, without those of the first `skip` rows."""
+    """The deleted ids, (t,) int64, sorted, without the first `skip` tombstones."""
     with open_table(path, TOMBSTONE_SCHEMA) as file:
         return np.unique(file.read(columns=["id"]).column("id").to_numpy()[skip:])
 
 
 def tombstone_columns(ids: Iterable[int], reason: str) -> dict[str, list[Any]]:
-    """Columns for TOMBSTONE_SCHEMA: these ids, sorted and once each, for one reason."""
+    """Columns for TOMBSTONE_SCHEMA: the distinct ids, sorted, all with one reason."""
     unique = sorted(set(int(i) for i in ids))
     return {"id": unique, "reason": [reason] * len(unique)}

@@ -1,4 +1,4 @@
-"""What an open collection offers besides searching: text, tables, pickling, its encoders' settings,
+"""An open collection apart from searching: `repr`, tables, pickling, encoder settings,
 segmenters."""
 
 import importlib
@@ -23,7 +23,7 @@ class CollectionHandle:
     _nouns: Nouns
     _table: ReferenceTable
     _opened: dict[str, Any]
-    """How it was opened, for another process to do the same."""
+    """The arguments it was opened with, so that another process can open it too."""
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -35,7 +35,7 @@ class CollectionHandle:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker of a DataLoader maps the same files; the content is never sent.
+        # A DataLoader's worker maps the same files; the content is not pickled.
         return _open_again, (type(self), self.url, self._opened)
 
     @property
@@ -43,7 +43,7 @@ class CollectionHandle:
         """The visual encoder that made the collection, for `encoders.load_visual_encoder`.
 
         Raises:
-            CollectionError: the manifest does not say it in these terms.
+            CollectionError: the manifest's settings do not fit this version's encoders.
         """
         settings = dict(self.manifest.visual.settings)
         if "size_hw" in settings:
@@ -55,7 +55,7 @@ class CollectionHandle:
         """The text encoder that made the collection, for `encoders.load_text_encoder`.
 
         Raises:
-            CollectionError: the manifest does not say it in these terms.
+            CollectionError: the manifest's settings do not fit this version's encoders.
         """
         return self._encoder_config(TextEncoderConfig, self.manifest.textual.settings)
 
@@ -84,7 +84,7 @@ class CollectionHandle:
 
     def segmenter(self, method: str = "fossil", **options: Any) -> Any:
         """`segmenters.load_segmenter` of this collection, with its options and errors."""
-        # By name: segmenters stand above collections and import them.
+        # Imported by name, because segmenters import collections.
         load = importlib.import_module("ovref_inference.segmenters.load").load_segmenter
         return load(self, method, **options)
 

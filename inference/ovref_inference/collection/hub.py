@@ -45,13 +45,13 @@ def hub_place(url: str) -> HubPlace:
 
 
 def download(url: str, name: str, cache: str | Path | None = None) -> Path:
-    """A file of the place, as it lies in the library's cache; fetched if it is not there yet.
+    """A file of the place in the library's cache, downloaded if it is not there yet.
 
     Args:
         cache: folder; None takes the library's own ($HF_HUB_CACHE).
 
     Raises:
-        CollectionError: there is no such repository, revision or file, or it cannot be reached.
+        CollectionError: the repository, revision or file does not exist or cannot be reached.
         MissingPackageError: huggingface_hub is not installed.
     """
     try:

@@ -1,9 +1,9 @@
-"""Nearest neighbours by cosine: which faiss index, how it is built, searched and measured.
+"""Nearest neighbours by cosine: choosing, building, searching and measuring faiss indices.
 
-How many inverted lists a search must look into depends on k and on the kind of query: a class name
-has its 350 nearest references in many more lists than a region has its 10 nearest. So recall is
-measured at several k, with queries like those that the index will get, and every search takes the
-`nprobe` for its own k.
+The number of inverted lists that a search must probe depends on k and on the kind of query: the 350
+nearest references of a class name are spread over many more lists than the 10 nearest of a region.
+So recall is measured at several k, with queries like those that the index will serve, and each
+search uses the `nprobe` for its own k.
 """
 
 import contextlib
@@ -19,25 +19,26 @@ from ovref_inference.vectors import Vectors
 
 EXACT_BELOW = 20_000
 TRAIN_PER_LIST = 39
-"""Training rows of one list: faiss' minimum; twice as many did not improve the recall."""
+"""Training rows per list: faiss' minimum; twice as many did not improve recall."""
 MEASURED_K = (10, 20, 70, 150, 350)
-"""Neighbours that recall is measured for: of RetCLIP and CorrCLIPv2 (10, 20), FOSSIL (70, 150) and
-FreeDA (350)."""
+"""Values of k for which recall is measured: those of RetCLIP and CorrCLIPv2 (10, 20), FOSSIL (70,
+150) and FreeDA (350)."""
 TARGET_RECALL = 0.95
 TAIL = 4
-"""How many times as much as the mean the worst tenth of the queries may miss. Rare nouns have their
-references in lists of frequent ones; at a mean of 0.95 they keep a recall of 0.8."""
+"""Allowed ratio of the miss rate of the worst 10% of the queries to the mean miss rate. References
+of rare nouns are in lists of frequent ones; at a mean of 0.95 they keep a recall of 0.8."""
 RECALL_QUERIES = 512
-"""Queries of one measurement, which gives the mean recall to about 0.01."""
+"""Number of queries per measurement; enough for a mean recall accurate to about 0.01."""
 _ONE_SIDED_95 = 1.645
 _CHUNK_ROWS = 65_536
 _TIE = 1e-6
-"""Rounding of a cosine in float32. References of one noun in equal captions tie; in others their
-cosines differ by up to 1e-3, so that a wider tolerance would count nearly any as found."""
+"""Rounding of a cosine in float32. References of one noun tie if their captions are equal;
+otherwise their cosines differ by up to 1e-3, so a wider tolerance would count nearly any of them as
+found."""
 
 
 def faiss_module() -> Any:
-    """faiss, or an ImportError that says how to get it."""
+    """The module faiss. Raises an ImportError that says how to get it."""
     try:
         import faiss
     except ImportError as error:
@@ -50,7 +51,8 @@ def faiss_module() -> Any:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """faiss on one thread: two are many times slower on small k-means, and add up otherwise."""
+    """Limits faiss to one thread: two are many times slower for small k-means, and sum in another
+    order."""
     faiss = faiss_module()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -85,11 +87,11 @@ def choose_index(n: int, dim: int) -> str:
 
 
 def training_rows(n: int, factory: str) -> tuple[int, int]:
-    """How many rows an inverted file of n is trained on, and among how many of the first.
+    """Number of rows to train an inverted file of n rows on, and of first rows to sample them from.
 
-    They are drawn from no more rows than the smallest collection with as many lists has, so that a
-    collection that grows within that range keeps its centroids and needs no other index than one
-    that was built at once. (0, 0) for an index without lists.
+    They are sampled from no more rows than the smallest collection with as many lists has. A
+    collection that grows within that range then keeps its centroids and gets the index of one that
+    was built at once. (0, 0) for an index without lists.
     """
     if not factory.startswith("IVF"):
         return 0, 0
@@ -102,7 +104,7 @@ def training_rows(n: int, factory: str) -> tuple[int, int]:
 def build_index(vectors: Vectors, factory: str | None = None, *, seed: int = 0) -> Any:
     """A trained and filled faiss index by inner product, in memory; row i gets id i.
 
-    On one thread, so that equal input gives an equal index.
+    Uses one thread, so that equal input gives an equal index.
 
     Args:
         vectors: (n, d) L2-normalised, float16 or float32, possibly memory-mapped; read in chunks.
@@ -128,10 +130,10 @@ def build_index(vectors: Vectors, factory: str | None = None, *, seed: int = 0) 
 
 
 def nprobe_for(k: int, curve: Sequence[SearchPoint]) -> int | None:
-    """Lists to search for the k nearest, from the curve in the manifest; None without a curve.
+    """Number of lists to probe for the k nearest, from the manifest's curve; None without a curve.
 
-    The setting of the next larger k that was measured. Beyond the largest one nothing was
-    measured, and lists are searched in proportion to k.
+    Takes the setting of the next larger measured k. Beyond the largest one, `nprobe` grows in
+    proportion to k.
     """
     if not curve:
         return None
@@ -151,13 +153,13 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of each query, or all rows where there are fewer.
 
-    A query whose lists hold fewer than k rows is searched again in twice as many, until it has k
-    or all lists were searched.
+    A query whose lists hold fewer than k rows is repeated with twice as many lists, until it finds
+    k or all lists were probed.
 
     Args:
         queries: (m, d) L2-normalised.
         k: at least 1.
-        nprobe: inverted lists to search at first; None for an exact index.
+        nprobe: number of inverted lists to probe first; None for an exact index.
         excluded: sorted ids that are never returned.
 
     Returns:
@@ -198,7 +200,7 @@ def _search(
 def exact_search(
     vectors: Vectors, queries: np.ndarray, k: int, *, excluded: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of each query, by comparing with every row, some of them at a time.
+    """The k nearest rows of each query by brute force, in chunks of rows.
 
     Args:
         vectors: (n, d).
@@ -230,7 +232,7 @@ def exact_search(
     return best, ids
 
 
-class Questions:
+class RecallQueries:
     """Queries for measuring recall, with the scores that true neighbours have at each k."""
 
     def __init__(
@@ -246,17 +248,17 @@ class Questions:
         Args:
             vectors: (n, d), all rows of the index.
             queries: (m, d) L2-normalised, m >= 1.
-            ks: neighbours to measure for; more than there are rows count as all rows.
-            own: (m,) the row that each query is, which is not its own neighbour; None for queries
-                that are no rows.
-            excluded: sorted ids of deleted rows, which are nobody's neighbours.
+            ks: numbers of neighbours to measure for, capped at the number of rows.
+            own: (m,) row of each query, excluded from its own neighbours; None if queries are not
+                rows.
+            excluded: sorted ids of deleted rows, which are not neighbours of any query.
         """
-        gone = 0 if excluded is None else len(excluded)
-        others = len(vectors) - gone - (own is not None)
+        deleted = 0 if excluded is None else len(excluded)
+        others = len(vectors) - deleted - (own is not None)
         self.ks = sorted({min(k, others) for k in ks})
         self.own, self.excluded = own, excluded
         self.queries = np.ascontiguousarray(queries, dtype=np.float32)
-        # Nothing is nearer to a row than the row itself.
+        # A row is its own nearest neighbour, so it comes first.
         first = int(own is not None)
         wanted = self.ks[-1] + first
         exact, _ = exact_search(vectors, self.queries, wanted, excluded=excluded)
@@ -271,8 +273,8 @@ class Questions:
         seed: int = 0,
         ks: Sequence[int] = MEASURED_K,
         excluded: np.ndarray | None = None,
-    ) -> "Questions":
-        """Some of the rows as queries: they stand for regions that the index has not seen."""
+    ) -> "RecallQueries":
+        """Uses some of the rows as queries, as substitutes for unseen regions."""
         rows = np.arange(len(vectors))
         if excluded is not None:
             rows = np.setdiff1d(rows, excluded)
@@ -283,15 +285,15 @@ class Questions:
     def recalls(self, index: Any, nprobe: int | None = None) -> dict[int, np.ndarray]:
         """k -> (queries,) recall@k.
 
-        A returned row counts when it scores no worse than the k-th true neighbour, but for
-        rounding: references of one noun tie often, and any of the tied is as right as another.
+        A returned row counts if it scores no worse than the k-th true neighbour, up to rounding:
+        references of one noun often tie, and any of the tied rows is correct.
         """
         excluded = np.zeros(0, dtype=np.int64) if self.excluded is None else self.excluded
         k = self.ks[-1] + (self.own is not None)
         scores, ids = _search(index, self.queries, k, nprobe, excluded)
         if self.own is not None:
             left_out = ids == self.own[:, None]
-            left_out[:, -1] |= ~left_out.any(axis=1)  # not found, so one is too many
+            left_out[:, -1] |= ~left_out.any(axis=1)  # not found, so drop one neighbour
             scores = scores[~left_out].reshape(len(self.queries), k - 1)
         return {
             k: (scores[:, :k] >= self._lowest[k][:, None] - _TIE).mean(axis=1)
@@ -302,18 +304,18 @@ class Questions:
 
 
 def tune(
-    index: Any, questions: Questions, *, target: float = TARGET_RECALL
+    index: Any, questions: RecallQueries, *, target: float = TARGET_RECALL
 ) -> tuple[SearchPoint, ...]:
     """The smallest power-of-two `nprobe` that reaches `target` recall, for each k of `questions`.
 
-    It is reached when the lower end of the recall's 95% confidence interval (one-sided, over
-    queries) is: the smallest setting whose measurement happens to be high enough would else be
-    taken, and other queries would find less. Besides, the tenth of the queries with the lowest
-    recall may miss no more than `TAIL` times 1 - `target` in the mean.
+    The lower end of the one-sided 95% confidence interval over queries must reach the target;
+    otherwise a setting that is too small could win by chance, and other queries would find less. In
+    addition, the mean miss rate of the worst 10% of the queries may be at most `TAIL` times 1 -
+    `target`.
 
     Returns:
-        One point for each k, none for an exact index. A recall is below the target only when all
-        lists were searched.
+        One point for each k, none for an exact index. A recall is below the target only if all
+        lists were probed.
     """
     if not hasattr(index, "nlist"):
         return ()
@@ -345,17 +347,17 @@ def write_index(index: Any, path: str | Path) -> None:
 
 
 def read_index(path: str | Path, *, rows: int | None = None, dim: int | None = None) -> Any:
-    """The index, served from disk through a memory map.
+    """Opens the index memory-mapped.
 
     Args:
-        rows, dim: of the vectors that it must be over; None takes any.
+        rows, dim: expected number and width of its vectors; None accepts any.
 
     Raises:
-        CollectionError: missing, cut off, or over other rows or another width than the collection.
+        CollectionError: missing, truncated, or with other vectors than the collection.
     """
     faiss = faiss_module()
     try:
-        # IVF lists map with one flag, flat and graph codes with the other.
+        # One flag maps IVF lists, the other flat and graph codes.
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise CollectionError(f"cannot read the index {path}: {error}") from error
@@ -368,10 +370,10 @@ def read_index(path: str | Path, *, rows: int | None = None, dim: int | None = N
 
 
 def sample(vectors: Vectors, count: int, seed: int, *, of: int | None = None) -> np.ndarray:
-    """`count` of the rows (all, where there are fewer), float32, in their order.
+    """A random sample of `count` rows (all if there are fewer), float32, in their order.
 
     Args:
-        of: only the first so many rows are drawn from.
+        of: sample from the first this many rows only.
     """
     among = len(vectors) if of is None else min(of, len(vectors))
     rows = _sampled(among, count, seed)

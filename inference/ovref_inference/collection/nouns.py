@@ -13,7 +13,7 @@ from ovref_inference.errors import CollectionError
 
 
 class Nouns:
-    """nouns.parquet; embeddings and the nouns of references are read when they are asked for."""
+    """nouns.parquet. Embeddings and the nouns of references are read on first access."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Nouns:
             paths: role -> file.
             table: `read_nouns`.
             deleted: (t,) sorted ids of deleted references.
-            applied_tombstones: how many of the first tombstones the stored prototypes leave out.
+            applied_tombstones: number of tombstones that the stored prototypes already exclude.
         """
         self.names: list[str] = table["noun"]
         """Sorted."""
@@ -54,7 +54,7 @@ class Nouns:
             column = file.read(columns=["noun"]).column("noun").unify_dictionaries()
         if not len(column):
             return np.zeros(0, dtype=np.int32)
-        # Unified, so the same words in every chunk: their rows are looked up once.
+        # Unified dictionaries have the same words in every chunk, so they are looked up once.
         words = column.chunk(0).dictionary.to_pylist()
         missing = [word for word in words if word not in self.row]
         if missing:
@@ -73,8 +73,8 @@ class Nouns:
         return [self.row[noun] for noun in self._table["neighbours"][row].as_py()]
 
     def stored(self, row: int) -> tuple[slice, list[int]] | None:
-        """Where a noun's stored prototypes are, and the nouns that they were made from; None if
-        none are still valid."""
+        """The slice of a noun's stored prototypes and the nouns they were made from; None if they
+        are missing or outdated."""
         start, stop = (int(self._table[f"prototype_{end}"][row]) for end in ("start", "stop"))
         used = [row, *self.neighbours(row)]
         if stop == start or any(self._not_applied[i] for i in used):
@@ -83,7 +83,7 @@ class Nouns:
 
     @cached_property
     def _by_noun(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids sorted by noun, and where each noun's begin."""
+        """Ids sorted by noun, and the start of each noun's slice."""
         order = np.argsort(self.of_references, kind="stable")
         starts = np.searchsorted(self.of_references[order], np.arange(len(self.names) + 1))
         return order, starts
@@ -125,7 +125,7 @@ def read_noun_embeddings(path: str | Path | RemoteFile) -> np.ndarray:
     """(nouns, d_textual) float32 of nouns.parquet.
 
     Raises:
-        CollectionError: they are not all of one width.
+        CollectionError: their widths differ.
     """
     with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
         parts: list[np.ndarray] = []
@@ -141,7 +141,7 @@ def read_noun_embeddings(path: str | Path | RemoteFile) -> np.ndarray:
 
 
 def noun_embedding_values(path: str | Path | RemoteFile) -> int:
-    """How many numbers the embeddings of nouns.parquet are, by its metadata; nothing is read."""
+    """How many numbers the embeddings of nouns.parquet hold, from its metadata alone."""
     with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
         paths = [file.schema.column(i).path for i in range(len(file.schema))]
         (leaf,) = [i for i, name in enumerate(paths) if name.startswith("embedding")]

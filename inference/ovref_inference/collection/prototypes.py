@@ -1,6 +1,6 @@
-"""Prototypes of a noun: from its own references, or, where it is rare, from its neighbours' too.
+"""Prototypes of a noun: from its own references or, if it is rare, also from its neighbours'.
 
-The builder stores them and a query recomputes them by the same rules.
+The builder stores them; a query recomputes them by the same rules if necessary.
 """
 
 from collections.abc import Iterable
@@ -12,11 +12,6 @@ from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.collection.clustering import MAX_SEED, spherical_kmeans
 from ovref_inference.ranges import STRICT, require_at_least, require_within
 
-STARTS = 10
-"""Starts of k-means over what a query retrieves, as in the released code of FreeDA, whose authors
-are FOSSIL's. With 150 references and k = 10 they take 16 ms a class instead of 2, once for a list
-of classes, and raise the mean cosine of a reference to its nearest prototype by 0.017."""
-
 _NOUNS_AT_ONCE = 64
 
 
@@ -27,16 +22,17 @@ class PrototypeConfig:
     __pydantic_config__ = STRICT
 
     k: int = 10
-    """Prototypes of a noun, at least 1; fewer where there are fewer references."""
+    """Prototypes per noun, at least 1; fewer if there are fewer references."""
     min_references: int = 10
     """A noun with fewer references than this, or than `k`, is rare."""
     neighbours: int = 10
-    """Nouns nearest in text space, itself included, whose references a rare noun starts with; of a
-    small vocabulary fewer, see `neighbours_among`."""
+    """Number of nearest nouns in text space, itself included, whose references a rare noun uses at
+    first; fewer for a small vocabulary (see `neighbours_among`)."""
     max_references: int = 50_000
-    """References of one noun that are clustered at most; of more, a random sample is taken."""
+    """Maximum number of references that are clustered per noun; beyond it a random sample is
+    used."""
     iterations: int = 20
-    """Steps of k-means at most."""
+    """Maximum number of k-means iterations."""
     seed: int = 0
     """Seed of k-means and of the sample."""
 
@@ -51,15 +47,15 @@ class PrototypeConfig:
 
     @property
     def needed(self) -> int:
-        """References below which a noun is rare."""
+        """Number of references below which a noun is rare."""
         return max(self.k, self.min_references)
 
     def neighbours_among(self, nouns: int) -> int:
-        """Nouns that a rare noun starts with in a vocabulary of so many: at most a hundredth.
+        """Number of nouns whose references a rare noun uses at first: at most 1% of the vocabulary.
 
-        VOCSeg's N = 10 was measured with a vocabulary of 15,000 nouns, whose ten nearest are near.
-        Of 27 nouns the ten nearest are a third of all there is; there the search starts with the
-        noun alone and grows, as the paper has it, until there are references enough.
+        VOCSeg's N = 10 was tuned with a vocabulary of 15,000 nouns, where the ten nearest are
+        close. With 27 nouns they are a third of the vocabulary; there the search starts with the
+        noun alone and grows, as in the paper, until there are enough references.
         """
         return min(self.neighbours, max(1, nouns // 100))
 
@@ -71,21 +67,21 @@ class Prototypes:
     vectors_nkd: np.ndarray
     """(n, K, d) float32, L2-normalised; rows from `counts` on are zero."""
     counts: np.ndarray
-    """(n,) int64: prototypes of each class; 0 where the collection has no support for it."""
+    """(n,) int64: number of prototypes of each class; 0 without support in the collection."""
     nouns: tuple[tuple[str, ...], ...]
     """For each class, the collection's nouns whose references were used, nearest first; empty
     where references were retrieved by text."""
     support: tuple[ClassSupport, ...] = ()
-    """The support of each class; empty where it was not asked for."""
+    """The support of each class; empty if it was not determined."""
 
     def supported(self, support: tuple[ClassSupport, ...]) -> "Prototypes":
-        """The same with this support: classes without any have no prototypes."""
+        """A copy with this support, in which classes without support have no prototypes."""
         none = [one.source == "none" for one in support]
         return replace(
             self,
             vectors_nkd=np.where(np.array(none)[:, None, None], 0.0, self.vectors_nkd),
             counts=np.where(none, 0, self.counts),
-            nouns=tuple(() if gone else n for gone, n in zip(none, self.nouns, strict=True)),
+            nouns=tuple(() if missing else n for missing, n in zip(none, self.nouns, strict=True)),
             support=support,
         )
 
@@ -97,7 +93,7 @@ def neighbours_of(
     config: PrototypeConfig,
     own: int | None = None,
 ) -> list[int]:
-    """The nouns whose references stand for a rare or unknown one (VOCSeg 3.1, rare nouns).
+    """The nouns whose references represent a rare or unknown noun (VOCSeg 3.1, rare nouns).
 
     Starts with the `config.neighbours_among` nouns most similar in text space and adds one noun
     at a time until together they have `config.needed` references or there are no more nouns.
@@ -105,8 +101,8 @@ def neighbours_of(
     Args:
         embedding: (d,) text embedding of the noun, L2-normalised.
         vocabulary: (v, d) text embeddings of the collection's nouns, L2-normalised.
-        counts: (v,) their numbers of references; nouns without any are passed over.
-        own: index of the noun itself where the vocabulary has it; it comes first.
+        counts: (v,) their numbers of references; nouns without any are skipped.
+        own: index of the noun itself if it is in the vocabulary; it comes first.
 
     Returns:
         Indices into the vocabulary, most similar first; ties go to the lower index.
@@ -124,9 +120,9 @@ def neighbours_of(
 def neighbours_of_many(
     rows: np.ndarray, vocabulary: np.ndarray, counts: np.ndarray, config: PrototypeConfig
 ) -> list[list[int]]:
-    """`neighbours_of` for nouns of the vocabulary, many at a time.
+    """`neighbours_of` for many nouns of the vocabulary.
 
-    Memory: `vocabulary`, and 64 rows of as many numbers as it has nouns.
+    Memory: `vocabulary` and a (64, v) matrix.
 
     Args:
         rows: (n,) indices into the vocabulary, of the nouns asked for.
@@ -140,7 +136,7 @@ def neighbours_of_many(
         similarity = vocabulary[own] @ vocabulary.T
         similarity[np.arange(len(own)), own] = np.inf
         similarity[:, absent] = -np.inf
-        # Every noun that is there has a reference at least, so that more are never wanted.
+        # Every noun has at least one reference, so more are never needed.
         if few < len(counts):
             nearest = np.sort(np.argpartition(-similarity, few, axis=1)[:, :few], axis=1)
         else:
@@ -156,7 +152,7 @@ def neighbours_of_many(
 
 
 def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
-    """The reference ids to cluster: all, or a fixed random sample of `max_references` of them."""
+    """The reference ids to cluster: all, or a seeded random sample of `max_references`."""
     if len(rows) <= config.max_references:
         return rows
     rng = np.random.default_rng(config.seed)
@@ -164,11 +160,7 @@ def clustered_rows(rows: np.ndarray, config: PrototypeConfig) -> np.ndarray:
 
 
 def make_prototypes(vectors: np.ndarray, config: PrototypeConfig) -> np.ndarray:
-    """(n, d) visual embeddings of a noun -> its (min(k, n), d) float32 prototypes, L2-normalised.
-
-    k-means starts once: what STARTS starts gain (0.01 to 0.02 of the mean cosine to the nearest
-    prototype) would cost every noun of the vocabulary six to eight times the time.
-    """
+    """(n, d) visual embeddings of a noun -> (min(k, n), d) float32 prototypes, L2-normalised."""
     return spherical_kmeans(vectors, config.k, seed=config.seed, iterations=config.iterations)
 
 
@@ -177,12 +169,15 @@ def retrieved_prototypes(
 ) -> Prototypes:
     """Prototypes of classes from the references retrieved for each (FOSSIL 3.3).
 
+    k-means starts once, here as for stored prototypes: ten starts bring prototypes nearer to the
+    references but segment no better (`tests/benchmarks/results/kmeans_starts.md`).
+
     Args:
         sets: (n_i, dim) visual embeddings of each class; n_i may be 0.
-        k, seed, iterations: of `spherical_kmeans`, which starts STARTS times.
+        k, seed, iterations: of `spherical_kmeans`.
     """
     per_class = [
-        spherical_kmeans(vectors, k, seed=seed, iterations=iterations, starts=STARTS)
+        spherical_kmeans(vectors, k, seed=seed, iterations=iterations)
         if len(vectors)
         else np.zeros((0, dim), dtype=np.float32)
         for vectors in sets

@@ -39,7 +39,7 @@ _FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
 
 
 class ReferenceCollection(CollectionHandle):
-    """A published collection, memory-mapped and read-only; safe to query from several threads.
+    """A published collection, memory-mapped and read-only. Thread-safe.
 
     with ReferenceCollection.open("s3://bucket/coco-fossil") as collection:
         support = collection.search_text(collection.embed_text(["red panda"]), k=150)
@@ -100,9 +100,9 @@ class ReferenceCollection(CollectionHandle):
             storage_options: for fsspec (endpoint, credentials).
 
         Raises:
-            CollectionError: missing, cut off, foreign or of another version; names the file and
-                what to do.
-            ImportError: faiss is not installed; says how to get it.
+            CollectionError: missing, truncated, foreign or of another version; the message names
+                the file and what to do.
+            ImportError: faiss is not installed; the message says how to get it.
         """
         paths: Mapping[str, Path | RemoteFile]
         where: dict[str, Any] = {"cache": cache, "storage_options": storage_options}
@@ -125,7 +125,7 @@ class ReferenceCollection(CollectionHandle):
         self.close()
 
     def close(self) -> None:
-        """Closes the files. Idempotent. Arrays already returned stay valid; later requests raise
+        """Closes the files. Idempotent. Arrays already returned stay valid; later queries raise
         ValueError, also for the vectors of a `Support`."""
         self._table.close()
         for name in _FILES:
@@ -155,9 +155,9 @@ class ReferenceCollection(CollectionHandle):
         """The k references whose textual retrieval embeddings are nearest (FOSSIL 3.3, FreeDA).
 
         Args:
-            text_embeddings: (n, d_textual) array or tensor of the collection's text encoder, as
-                `embed_text` gives it.
-            k: references for each query, at least 1; capped at those that the collection holds.
+            text_embeddings: (n, d_textual) array or tensor from the collection's text encoder, as
+                returned by `embed_text`.
+            k: references per query, at least 1; capped at the size of the collection.
 
         Raises:
             ValueError: another width, a zero or non-finite row, k < 1.
@@ -169,8 +169,8 @@ class ReferenceCollection(CollectionHandle):
 
         Args:
             region_features: (n, d_visual) array or tensor, pooled by `pooling.pool_regions` from
-                the collection's visual encoder, without the regions that it calls not valid.
-            k: references for each region, at least 1; capped at those that the collection holds.
+                the collection's visual encoder, without its invalid regions.
+            k: references per region, at least 1; capped at the size of the collection.
 
         Raises:
             ValueError: another width, a zero or non-finite row, k < 1.
@@ -180,13 +180,14 @@ class ReferenceCollection(CollectionHandle):
     def fossil_prototypes(
         self, text_embeddings: Any, *, n: int, k: int, seed: int = 0, iterations: int = 20
     ) -> Prototypes:
-        """Prototypes by retrieval: the n nearest references, clustered into k (FOSSIL 3.3).
+        """Prototypes by retrieval: the n nearest references of each class, clustered into k (FOSSIL
+        3.3).
 
         Args:
             text_embeddings: (classes, d_textual).
-            n: references retrieved for each class; k: centroids of each.
-            seed: k-means starts from it, `prototypes.STARTS` times.
-            iterations: of each start.
+            n: references retrieved per class; k: centroids per class.
+            seed: seed of k-means.
+            iterations: maximum number of k-means steps.
 
         Raises:
             ValueError: an argument out of range, or as `search_text`.
@@ -207,7 +208,7 @@ class ReferenceCollection(CollectionHandle):
         text_embeddings: Any = None,
         floor: float | None = FLOOR,
     ) -> Prototypes:
-        """Prototypes by noun (VOCSeg 3.1), stored ones where they apply.
+        """Prototypes by noun (VOCSeg 3.1), the stored ones if they are valid.
 
         A name in the vocabulary gets the clusters of its own references, a rare or unknown one
         those of its neighbours in text space, or none if no noun is near enough (`class_support`).
@@ -216,9 +217,9 @@ class ReferenceCollection(CollectionHandle):
             names: concepts; compared in lower case, without outer blanks.
             k: prototypes of each, at most `max_references` of `prototype_config`; None takes the
                 collection's own number.
-            text_embeddings: (names, d_textual), needed for unknown names alone. None takes the
-                collection's text encoder (`ovref[segment]`), and compares with MEANINGLESS.
-            floor: of `class_support`; None gives every name prototypes.
+            text_embeddings: (names, d_textual), needed only for unknown names. None uses the
+                collection's text encoder (`ovref[segment]`) and also compares with MEANINGLESS.
+            floor: see `class_support`; None gives every name prototypes.
 
         Raises:
             ValueError: no or empty names, k out of range, embeddings of another shape.
@@ -250,9 +251,9 @@ class ReferenceCollection(CollectionHandle):
         return class_embeddings(self._text_encoder, names, self.manifest.templates)
 
     def rows(self, ids: np.ndarray | list[int]) -> list[dict[str, Any]]:
-        """Everything known about these references, as one dict of `REFERENCE_SCHEMA` for each id.
+        """All columns of these references, as one dict of `REFERENCE_SCHEMA` per id.
 
-        Reads only the row groups that hold them. Deleted references are refused.
+        Reads only the row groups that hold them.
 
         Raises:
             ValueError: an id that the collection does not have, or that is deleted.
@@ -269,13 +270,14 @@ class ReferenceCollection(CollectionHandle):
         self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = (),
         deleted: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Ids of references by where they come from, ascending, without deleted ones.
+        """Ids of references by origin, ascending, without deleted ones.
 
         Args:
-            keys: of references, or of images (without `#`), which are all references of the image.
-            sources: of masks, as `daam`; nouns: as in `nouns`. A reference that any of the three
-                names is in.
-            deleted: gives those that are deleted instead.
+            keys: keys of references, or of images (without `#`), which select all references of the
+                image.
+            sources: mask sources such as `daam`; nouns: as in `nouns`. A reference is selected if
+                any of the three matches.
+            deleted: returns deleted references instead.
         """
         ids = self._table.ids_of(keys, sources, nouns)
         return ids[np.isin(ids, self._deleted) == deleted]
@@ -324,7 +326,7 @@ class ReferenceCollection(CollectionHandle):
         wanted: list[int],
         given: Any,
     ) -> np.ndarray:
-        """(wanted, d_textual): as given, or the stored ones, with unknown names encoded."""
+        """(wanted, d_textual): given ones, or stored ones and, for unknown names, encoded ones."""
         if given is not None:
             given = as_float32(given)
             if len(given) != len(names):
@@ -340,7 +342,8 @@ class ReferenceCollection(CollectionHandle):
         return embeddings
 
     def _stored(self, rows: list[int | None]) -> list[tuple[np.ndarray, list[int]] | None]:
-        """Stored prototypes of nouns and the nouns they are of; None where none still hold."""
+        """Stored prototypes of nouns and the nouns they were made from; None where none are
+        valid."""
         found = [None if row is None else self._nouns.stored(row) for row in rows]
         spans = [np.arange(span.start, span.stop) for span, _ in filter(None, found)]
         prefetch_rows(self._prototypes, np.concatenate([np.zeros(0, np.int64), *spans]))

@@ -14,8 +14,7 @@ from ovref_inference.collection.remote import RemoteFile
 
 
 class ReferenceTable:
-    """references.parquet, of which only the row groups that are asked for are read; by several
-    threads, if need be."""
+    """references.parquet; reads only the row groups that are needed. Thread-safe."""
 
     def __init__(self, path: Path | RemoteFile) -> None:
         self._file = open_table(path, REFERENCE_SCHEMA)
@@ -34,12 +33,12 @@ class ReferenceTable:
         return self._file.schema_arrow.names
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
-        """All rows of these columns, or of all."""
+        """All rows of these columns, by default of all columns."""
         with self._lock:
             return self._file.read(columns=columns)
 
     def rows(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """One dict of `REFERENCE_SCHEMA` for each of the (n,) ids, which the table has."""
+        """One dict of `REFERENCE_SCHEMA` for each of the (n,) ids, which must exist."""
         found: dict[int, dict[str, Any]] = {}
         group_of = np.searchsorted(self._starts, ids, side="right") - 1
         for group in np.unique(group_of).tolist():
@@ -53,7 +52,7 @@ class ReferenceTable:
     def ids_of(
         self, keys: Sequence[str], sources: Sequence[str], nouns: Sequence[str]
     ) -> np.ndarray:
-        """Ids that any of the three names, ascending; see `ReferenceCollection.ids_of`."""
+        """Ids that match any of the three, ascending; see `ReferenceCollection.ids_of`."""
         found = [np.zeros(0, dtype=np.int64)]
         for group in range(self._file.num_row_groups):
             with self._lock:

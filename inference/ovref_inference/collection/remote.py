@@ -51,7 +51,7 @@ class BlockCache:
             return False
 
     def open(self, name: str, block: int, size: int) -> BinaryIO | None:
-        """The block of a file, opened; None if it is not there or was cut off."""
+        """The block of a file, opened; None if it is not there or was truncated."""
         path = self._path(name, block)
         try:
             file = open(path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
@@ -144,7 +144,7 @@ class RemoteFile:
         blocks, owners = blocks[order], owners[order]
         wanted, firsts = np.unique(blocks, return_index=True)
         self._bring(wanted.tolist())
-        memory = memoryview(found)
+        memory = found.data
         stops = np.append(firsts[1:], len(blocks))
         for block, first, stop in zip(wanted.tolist(), firsts, stops, strict=True):
             begin, size = block * BLOCK_BYTES, self._block_size(block)
@@ -229,14 +229,14 @@ class RemoteFile:
             raise answer
         if len(answer) != size:
             raise CollectionError(
-                f"{self.path} gave {len(answer)} bytes where {size} were asked for: it is cut off, "
-                "or its server does not serve ranges, and then the collection must be opened with "
-                "copy=True"
+                f"{self.path} gave {len(answer)} bytes where {size} were asked for: it is "
+                "truncated, or its server does not serve ranges, and then the collection must be "
+                "opened with copy=True"
             )
 
 
 class RemoteTable(pq.ParquetFile):
-    """A Parquet file of which the column chunks that are asked for are read, in parallel."""
+    """A Parquet file that reads only the requested column chunks, in parallel."""
 
     def __init__(self, file: RemoteFile, **options: Any) -> None:
         self._remote = file
@@ -286,13 +286,13 @@ class _Raw(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         size = max(min(len(buffer), self._file.size - self._at), 0)
-        memoryview(buffer).cast("B")[:size] = self._file.read([self._at], [size])
+        memoryview(buffer).cast("B")[:size] = self._file.read([self._at], [size]).data
         self._at += size
         return size
 
 
 class RemoteVectors:
-    """A (n, d) matrix in an .npy file of which the rows that are asked for are read."""
+    """A (n, d) matrix in an .npy file that reads only the requested rows."""
 
     def __init__(self, file: RemoteFile) -> None:
         """
@@ -313,7 +313,7 @@ class RemoteVectors:
         size = self._offset + int(np.prod(shape)) * dtype.itemsize
         if fortran or dtype.hasobject or size != file.size:
             raise CollectionError(
-                f"{file} has {file.size} bytes, its header says {size}: it is cut off"
+                f"{file} has {file.size} bytes, its header says {size}: it is truncated"
             )
         self._row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
 

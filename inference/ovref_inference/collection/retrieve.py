@@ -1,4 +1,4 @@
-"""Textual retrieval embeddings: how a noun in its caption, and a class name, become a vector.
+"""Textual retrieval embeddings of a noun in its caption, and of a class name.
 
 The builder and the queries share these functions, so that both live in the same space.
 """
@@ -19,20 +19,20 @@ TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The seven zero-shot templates that CLIP's authors picked; `{}` stands for the name."""
+"""The seven zero-shot templates that CLIP's authors selected; `{}` is the name."""
 
 WEIGHTS = (0.9, 0.1)
 """Weights of the noun in its templates and of its caption (FOSSIL 4)."""
 
 
 class Texts(Protocol):
-    """Whatever encodes texts: `encode` gives (n, d) float32, L2-normalised."""
+    """A text encoder: `encode` returns (n, d) float32, L2-normalised."""
 
     def encode(self, texts: list[str]) -> np.ndarray: ...
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names as they are.
+    """The names as a tuple.
 
     Raises:
         ValueError: no name, a name that is empty or not a string, or one string in place of a list.
@@ -67,12 +67,12 @@ def retrieval_embedding(
 ) -> np.ndarray:
     """Textual retrieval embeddings of nouns in their captions (FOSSIL 3.2).
 
-    Each side is normalised, the two are added with their weights, and the sum is normalised:
-    weights then mean the same whatever the length of an encoder's outputs.
+    Both are normalised, added with their weights, and the sum is normalised, so the weights mean
+    the same for any encoder.
 
     Args:
         noun_embeddings: (..., d), from `class_embeddings`.
-        caption_embeddings: (..., d), the whole caption, encoded as it is.
+        caption_embeddings: (..., d), of the whole caption without a template.
         weights: of noun and caption, not negative, not both zero.
 
     Returns:

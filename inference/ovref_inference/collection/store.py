@@ -1,4 +1,4 @@
-"""Where a collection is kept: published to, and fetched from, a local folder or an object store."""
+"""Publishes collections to, and fetches them from, local folders and object stores."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ from ovref_inference.places import describe, is_local, open_place, sha256_of, st
 Verify = Literal["quick", "full"]
 _SMALL_BYTES = 8 << 20
 IN_PLACE_BYTES = 32 << 20
-"""Of a remote file that is read where it is; a smaller one is copied in less than a second."""
+"""Least size of a remote file that is read where it is; a smaller one is copied in a second."""
 
 
 def publish(
@@ -31,15 +31,15 @@ def publish(
 ) -> fmt.Manifest:
     """Checks the files in `folder` (named as in `format.FILES`) and publishes them at `url`.
 
-    The manifest is written last, and by replacing: whoever opens `url` sees the collection that
-    was there before, or this one. Files that have not changed are not sent again, and those that
-    the new manifest no longer names are removed.
+    The manifest is written last and replaced atomically: whoever opens `url` sees either the
+    previous collection or this one. Unchanged files are not sent again, and files that the new
+    manifest does not name are removed.
 
     Args:
         folder: local; may be the target itself.
         url: local path or fsspec URL.
         manifest: all but `counts`, `files` and `settled_tombstones`, which are filled in here;
-            prototypes must have been made without the references that have a tombstone.
+            prototypes must exclude the references that have a tombstone.
 
     Returns:
         The manifest as written.
@@ -82,12 +82,12 @@ def tombstone(
 ) -> fmt.Manifest:
     """Deletes references from a published collection: they are never returned again.
 
-    Their rows stay, so that ids keep their meaning; prototypes made of them are recomputed by
-    whoever opens the collection, until the collection is reduced again. One writer at a time.
+    Their rows stay, so that ids keep their meaning; prototypes made from them are recomputed on use
+    until the collection is reduced again. One writer at a time.
 
     Args:
         ids: of references; those already deleted keep their first reason.
-        reason: why, for the record.
+        reason: why, stored with each tombstone.
 
     Raises:
         CollectionError: there is no readable collection at `url`.
@@ -107,9 +107,9 @@ def tombstone(
 def untombstone(
     url: str, ids: list[int], *, storage_options: dict[str, Any] | None = None
 ) -> fmt.Manifest:
-    """Takes deletions back: the references are returned again. One writer at a time.
+    """Undoes deletions. One writer at a time.
 
-    Prototypes that were made without them stay so until the collection is reduced again.
+    Prototypes made without these references stay as they are until the collection is reduced again.
 
     Raises:
         CollectionError: there is no readable collection at `url`.
@@ -177,7 +177,7 @@ def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) ->
     try:
         content = fs.cat_file(path)
     except FileNotFoundError as error:
-        hint = "check the URL, or publish the collection again if its build was cut off"
+        hint = "check the URL, or publish the collection again if its build was interrupted"
         if fs.exists(f"{root}/collection/{fmt.MANIFEST}"):  # of the build whose output this is
             hint = f"there is one at {url.rstrip('/')}/collection"
         raise CollectionError(
@@ -197,16 +197,17 @@ def fetch(
 ) -> tuple[fmt.Manifest, dict[str, Path]]:
     """The manifest and local files of the collection at `url`.
 
-    A local collection is used where it lies. A remote one is copied to the cache, each file under
-    the name of its content's hash, so that only what has changed is ever copied again.
+    A local collection is used in place. A remote one is copied to the cache, each file named by the
+    hash of its content, so that only changed files are copied again.
 
     Args:
-        cache: folder; None takes $OVREF_CACHE, or else the platform's cache folder; for `hf://` it
-            is huggingface_hub's, and None its own.
+        cache: folder; None uses $OVREF_CACHE or the platform's cache folder. For `hf://` it is
+            huggingface_hub's cache folder, and None uses that library's default.
         verify: "quick" checks all sizes and the checksums of files up to 8 MiB, "full" all.
 
     Raises:
-        CollectionError: missing, cut off, foreign, of another version; the message names the file.
+        CollectionError: missing, truncated, foreign or of another version; the message names the
+            file.
     """
     if verify not in ("quick", "full"):
         raise ValueError(f'verify must be "quick" or "full", found {verify!r}')
@@ -322,7 +323,7 @@ def _open_store(url: str, storage_options: dict[str, Any] | None) -> tuple[Any, 
 
 
 def _files_before(fs: Any, root: str) -> dict[str, fmt.FileInfo]:
-    """Files that the manifest at `root` names; none where there is no readable one."""
+    """Files that the manifest at `root` names; empty without a readable manifest."""
     path = f"{root}/{fmt.MANIFEST}"
     fs.invalidate_cache()
     if not fs.exists(path):
@@ -330,7 +331,7 @@ def _files_before(fs: Any, root: str) -> dict[str, fmt.FileInfo]:
     try:
         return fmt.parse_manifest(fs.cat_file(path), path).files
     except CollectionError:
-        # Publishing again is how a cut-off or outdated collection is repaired.
+        # Publishing again repairs a truncated or outdated collection.
         return {}
 
 
@@ -357,9 +358,9 @@ def _commit(
 
 
 def _put(fs: Any, path: Path, target: str) -> None:
-    """Copies a local file so that `target` is whole or as it was, never cut off."""
+    """Copies a local file atomically: `target` is complete or unchanged."""
     if not is_local(fs):
-        # Object stores show an object when its upload is complete.
+        # Object stores show an object only after its upload is complete.
         fs.put_file(str(path), target)
         return
     if Path(target).exists() and Path(target).samefile(path):
@@ -411,7 +412,7 @@ def _problem(path: Path, info: fmt.FileInfo, full: bool) -> str | None:
         return "is missing"
     size = path.stat().st_size
     if size != info.bytes:
-        return f"has {size} bytes, the manifest says {info.bytes}: it is cut off or another file"
+        return f"has {size} bytes, the manifest says {info.bytes}: it is truncated or another file"
     if (full or size <= _SMALL_BYTES) and sha256_of(path) != info.sha256:
         return "does not have the checksum that the manifest says: it was changed or damaged"
     return None

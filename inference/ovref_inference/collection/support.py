@@ -9,7 +9,7 @@ from ovref_inference.vectors import Vectors, prefetch_rows
 
 
 class References(Protocol):
-    """What a support set reads from the collection that was searched."""
+    """What a support set reads from its collection."""
 
     visual: Vectors
     """(n, d_visual)."""
@@ -34,8 +34,8 @@ class Support:
 
     @property
     def visual(self) -> np.ndarray:
-        """(n, k, d_visual) float32 visual embeddings, read now from the collection, which must be
-        open; zero where the id is -1."""
+        """(n, k, d_visual) float32 visual embeddings, read from the collection on access, while it
+        is open; zero where the id is -1."""
         return self._vectors(self.collection.visual)
 
     @property

@@ -1,6 +1,5 @@
 """Image towers of open_clip models: loading, and dense features in CLIP's joint space."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,83 @@ import open_clip
 import torch
 from torch.nn.functional import interpolate, linear
 
+from ovref_inference.encoders import timm_towers
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.towers import (
+    Layer,
+    Tower,
+    keep_until,
+    parameters_of,
+    rounded,
+    unusable,
+)
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors, resolve
+from ovref_inference.pixels import Pixels
 
-Layer = Callable[[torch.Tensor], torch.Tensor]
+
+def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
+    """The image tower of the model that `config` names, its features in the joint space.
+
+    Raises:
+        ModelError: it cannot be found or read, or has no dense features.
+    """
+    visual, images, patch, size_hw = open_parts(config, device)
+    trunk = getattr(visual, "trunk", None)
+    name = type(visual).__name__ + ("" if trunk is None else f" with timm {type(trunk).__name__}")
+    if patch is None:
+        raise unusable(
+            config.model, name, "dense features need a vision transformer without a pool inside, "
+            "or a network of timm with a feature map",
+            "features 'crop_binary' and the like need neither",
+        )  # fmt: skip
+    shape: dict[str, Any] = {
+        "model_class": name, "size_hw": size_hw, "patch_size": patch, "images": images,
+        "parameters": parameters_of(visual),
+    }  # fmt: skip
+    if is_vit(visual):
+        if config.layer != -1:
+            keep_until(visual.transformer.resblocks, config.layer, config.model)
+        features = vit_features(visual, config.features)
+        return Tower(forward=features, prefix_tokens=1, **shape)
+    if not timm_towers.is_vit(trunk):
+        if config.features == "values":
+            raise ModelError(f"{config.model} is no ViT and has no values; features 'tokens' are")
+        timm_towers.shorten(trunk, config)
+        return Tower(forward=timm_towers.features(trunk), head=_head(visual), **shape)
+    timm_towers.shorten(trunk, config)
+    if config.features == "values":
+        timm_towers.attend_alone(trunk)
+    patches, head = timm_towers.features(trunk), _head(visual)
+
+    def joint(pixels: torch.Tensor) -> torch.Tensor:
+        tokens_nld = patches(pixels)
+        return head(tokens_nld.flatten(0, 1)).unflatten(0, tokens_nld.shape[:2])
+
+    return Tower(forward=joint, prefix_tokens=trunk.num_prefix_tokens, **shape)
+
+
+def open_parts(
+    config: VisualEncoderConfig, device: torch.device
+) -> tuple[Any, Pixels, int | None, tuple[int, int]]:
+    """Image tower, its preprocessing, pixels per cell (None without any), and the size of images
+    as multiples of that."""
+    dtype = getattr(torch, config.precision)
+    model, _ = load_clip(config.model, config.revision)
+    visual, patch = model.visual, cell_pixels(model.visual)
+    size_hw = rounded(config.size_hw, patch or 1)
+    with model_errors(f"use {config.model}"):
+        images = Pixels.of_open_clip(model, device, dtype)
+        if patch is not None and is_vit(visual):
+            resize_positions(visual, (size_hw[0] // patch, size_hw[1] // patch))
+        elif patch is not None:
+            timm_towers.set_size(visual.trunk, size_hw)
+    return visual.to(device=device, dtype=dtype), images, patch, size_hw
 
 
 def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
-    """A CLIP model in evaluation mode on the CPU, and the name by which its tokenizer is found.
+    """A CLIP model in evaluation mode on the CPU, and the name under which open_clip finds its
+    tokenizer.
 
     Args:
         model_id: `miniature:clip`, a folder, `hf-hub:<id>`, or `<architecture>:<tag>`.
@@ -56,41 +124,28 @@ def _snapshot(repository: str, revision: str) -> str:
     return snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
 
 
-@torch.inference_mode()
-def joint_dim(model: Any) -> int:
-    """Width of CLIP's joint space, seen on a text: not every image tower says its own."""
-    device = next(model.parameters()).device
-    tokens = torch.zeros(1, model.context_length, dtype=torch.long, device=device)
-    return model.encode_text(tokens).shape[-1]
-
-
 def is_vit(visual: Any) -> bool:
     """Whether an image tower is open_clip's own ViT, without attention pooling."""
     return isinstance(visual, open_clip.transformer.VisionTransformer) and not visual.attn_pool
 
 
-def is_convnext(visual: Any) -> bool:
-    """Whether an image tower is timm's ConvNeXt with an average pool before its head."""
-    trunk = getattr(visual, "trunk", None)
-    return type(trunk).__name__ == "ConvNeXt" and "pool" not in dict(visual.head.named_children())
-
-
 def cell_pixels(visual: Any) -> int | None:
-    """Pixels per side of a cell of the tower's last feature map; None if the tower is neither a
-    plain ViT nor a ConvNeXt."""
+    """Pixels per side of a patch, or of a cell of the last feature map; None if the tower is no
+    plain ViT of open_clip and no network of timm with the usual pool before its head."""
     if is_vit(visual):
         size = visual.patch_size
         return size[0] if isinstance(size, tuple | list) else size
-    if is_convnext(visual):
-        return visual.trunk.feature_info[-1]["reduction"]
-    return None
+    trunk = getattr(visual, "trunk", None)
+    if trunk is None or "pool" in dict(visual.head.named_children()):
+        return None
+    return timm_towers.cell_pixels(trunk)
 
 
 def vit_features(visual: Any, kind: str) -> Layer:
     """Pixels (n, 3, H, W) -> (n, cells, d): a ViT's patches in the joint space.
 
-    `tokens`: the last layer's. `values`: of the last layer with each patch attending to itself
-    alone, which keeps the place of things better (MaskCLIP).
+    `tokens`: output of the last layer. `values`: of the last layer with each patch attending only
+    to itself, which localises better (MaskCLIP).
     """
     blocks = visual.transformer.resblocks
 
@@ -109,27 +164,19 @@ def vit_features(visual: Any, kind: str) -> Layer:
     return lambda pixels: visual.ln_post(layer(pixels)) @ visual.proj
 
 
-def convnext_features(visual: Any) -> tuple[Layer, Layer]:
-    """A ConvNeXt's dense features, and what brings them to the joint space (FC-CLIP).
+def _head(visual: Any) -> Layer:
+    """(m, c) of a trunk of timm -> (m, d): its pool, norm and projection into the joint space.
 
-    Returns:
-        Pixels (n, 3, H, W) -> (n, cells, c), the trunk's last feature map; and (m, c) -> (m, d),
-        the trunk's norm and CLIP's projection, which FC-CLIP applies to what is pooled under a
-        mask: pooled over the whole image it gives the image's own CLIP embedding.
+    Applied to what is pooled under a mask (FC-CLIP): pooled over the whole image, the features of a
+    network with an average pool give the image's own CLIP embedding.
     """
-    trunk = visual.trunk
-
-    def cells(pixels: torch.Tensor) -> torch.Tensor:
-        return trunk.forward_features(pixels).flatten(2).transpose(1, 2)
-
-    def head(pooled: torch.Tensor) -> torch.Tensor:
-        return visual.head(trunk.forward_head(pooled[:, :, None, None]))
-
-    return cells, head
+    trunk = timm_towers.head(visual.trunk)
+    return lambda rows: visual.head(trunk(rows))
 
 
 def resize_positions(visual: Any, grid_hw: tuple[int, int]) -> None:
-    """Brings a CLIP ViT's learned positions to another grid, as its library does when loading."""
+    """Resizes a CLIP ViT's learned position embeddings to another grid, as open_clip does when
+    loading."""
     if tuple(visual.grid_size) == grid_hw:
         return
     positions = visual.positional_embedding.detach()

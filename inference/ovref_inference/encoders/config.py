@@ -1,58 +1,66 @@
-"""Which encoders, as data: importable without torch, for specs and manifests."""
+"""Settings of encoders: importable without torch, for specs and manifests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref_inference.encoders.crops import Masking
-from ovref_inference.ranges import STRICT, require_each_at_least
+from ovref_inference.ranges import ADDED_LATER, STRICT, require_each_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisualEncoderConfig:
-    """A frozen visual backbone and which of its features are used."""
+    """A frozen visual backbone and the features that are used of it."""
 
     __pydantic_config__ = STRICT
 
     model: str
-    """transformers: `miniature:<name>`, folder or hub id of a ViT (DINO, DINOv2, DINOv3, DeiT, MAE,
-    I-JEPA, ...) or of a CLIP or SigLIP model, whose vision tower is used.
+    """transformers: `miniature:<name>`, folder or hub id of a ViT (DINO, DINOv2, DINOv3, C-RADIO,
+    MAE, I-JEPA, ...), a DINOv3 ConvNeXt, or a model of images and texts (CLIP, MetaCLIP 2, SigLIP,
+    SigLIP2, TIPSv2), whose vision tower is used.
     open_clip: `miniature:clip`, folder, `hf-hub:<id>`, or `<architecture>:<tag>`.
-    `own:<name>`: a backbone of your own (`encoders.registry`), whatever the library says."""
-    library: Literal["transformers", "open_clip"] = "transformers"
+    timm: folder or hub id of timm's layout (`timm/vit_large_patch16_dinov3.lvd1689m`).
+    `own:<name>`: a backbone of your own (`encoders.registry`), whatever the library says.
+    The guide on models lists what was tried."""
+    library: Literal["transformers", "open_clip", "timm"] = "transformers"
     """The library that loads the model."""
     revision: str = ""
     """Commit or tag on the hub; empty for the newest, or for a local model."""
     size_hw: tuple[int, int] = (512, 512)
-    """Height and width in pixels to which each image is resized, aspect ratio not kept; rounded to
-    multiples of the patch. FOSSIL's 512 with patch 14 becomes 518: a grid of 37 x 37."""
+    """Height and width in pixels to which each image is resized without keeping the aspect ratio;
+    rounded to multiples of the patch. FOSSIL's 512 with patch 14 becomes 518: a grid of 37 x 37."""
     features: Literal[
         "tokens", "keys", "values",
         "crop_binary", "crop_heatmap", "crop_none", "crop_heatmap_black",
     ] = "tokens"  # fmt: skip
     """Dense features, pooled over regions: `tokens`: last layer, after its norm; in open_clip also
     projected into the joint space, of a ConvNeXt after pooling (FC-CLIP). `keys`: of the last
-    attention layer, heads concatenated (DINO, for OpenCut). `values`: of CLIP's ViT, the last layer
-    with each patch attending to itself only (MaskCLIP), in the joint space. Of regions alone:
-    `crop_<masking>`, CLIP's embedding of each region cut out, what is around it erased, attenuated
-    by its heatmap, or kept (VOCSeg); `size_hw` is then what crops are resized to, best CLIP's own
-    input size. What is erased or attenuated goes to CLIP's mean colour, with `crop_heatmap_black`
-    to black, which is the paper's product of pixels and heatmap."""
+    attention layer, heads concatenated (DINO, for OpenCut). `values`: of a ViT of images and texts
+    (CLIP, SigLIP, ...), the last layer with each patch attending to itself only (MaskCLIP), in the
+    joint space. For regions only: `crop_<masking>`, CLIP's embedding of each region's crop with the
+    background erased, attenuated by its heatmap, or kept (VOCSeg); crops are resized to `size_hw`,
+    best CLIP's own input size. Erased or attenuated pixels move to CLIP's mean colour, or with
+    `crop_heatmap_black` to black, as in the paper's product of pixels and heatmap."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of weights and arithmetic; results are float32 in any case."""
+    """Type of weights and arithmetic; results are always float32."""
+    layer: int = field(default=-1, metadata=ADDED_LATER)
+    """Which layer of a ViT counts as the last: -1 its last, -2 the one before, 0 its first. The
+    layers after it are not run; the model's last norm is applied to it, and its projection where
+    `features` are in the joint space."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("model must name a model, found an empty string")
         require_each_at_least("size_hw", self.size_hw, 1)
         clip = self.library == "open_clip"
-        if self.features == "keys" if clip else self._of_clip:
+        offered = self.features != "keys" if clip else self.masking is None
+        if not offered or (self.library == "timm" and self.features == "values"):
             raise ValueError(
                 f"features {self.features!r} are not offered with library {self.library!r}"
             )
 
     @property
     def masking(self) -> Masking | None:
-        """The strategy of masked crops; None where dense features are pooled."""
+        """The masking strategy of crops; None if dense features are pooled."""
         masking: dict[str, Masking] = {
             "crop_binary": "binary",
             "crop_heatmap": "heatmap",
@@ -61,22 +69,21 @@ class VisualEncoderConfig:
         }
         return masking.get(self.features)
 
-    @property
-    def _of_clip(self) -> bool:
-        return self.features == "values" or self.masking is not None
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """A CLIP model whose text tower embeds names and captions."""
+    """A model of images and texts whose text tower embeds names and captions."""
 
     __pydantic_config__ = STRICT
 
     model: str
-    """`miniature:clip`, an open_clip folder, `hf-hub:<id>`, or `<architecture>:<tag>` as in
-    `ViT-L-14:openai`."""
+    """open_clip: `miniature:clip`, folder, `hf-hub:<id>`, or `<architecture>:<tag>` as in
+    `ViT-L-14:openai`. transformers: folder or hub id of CLIP, MetaCLIP 2, SigLIP, SigLIP2 or
+    TIPSv2."""
     revision: str = ""
     """Commit or tag on the hub; empty for the newest, or for a local model."""
+    library: Literal["open_clip", "transformers"] = field(default="open_clip", metadata=ADDED_LATER)
+    """The library that loads the model."""
 
     def __post_init__(self) -> None:
         if not self.model:

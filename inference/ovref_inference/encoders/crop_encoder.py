@@ -25,7 +25,7 @@ class CropEncoder:
         batch_size: int,
         fill_rgb: tuple[float, float, float] | None = None,
     ) -> None:
-        """`fill_rgb`: colour in [0, 255] of what is erased; None takes the model's own mean."""
+        """`fill_rgb`: colour in [0, 255] of erased pixels; None uses the model's mean."""
         red, green, blue = (255 * value for value in images.mean)
         self._fill_rgb = fill_rgb or (red, green, blue)
         self._forward = forward
@@ -34,11 +34,11 @@ class CropEncoder:
         self.dim = dim
         """Width of the features."""
         self.size_hw = size_hw
-        """Height and width that crops are resized to, in pixels."""
+        """Height and width in pixels to which crops are resized."""
         self.grid_hw = grid_hw
-        """Rows and columns of patches in which a crop is seen; None for towers without patches."""
+        """Rows and columns of patches per crop; None for towers without patches."""
         self.masking = masking
-        """What happens to what is around a region."""
+        """How the background of a region is treated."""
 
     @torch.inference_mode()
     def encode_regions(
@@ -47,9 +47,10 @@ class CropEncoder:
         masks: Sequence[np.ndarray],
         heatmaps: Sequence[np.ndarray] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Encodes each region as cut out by `crops.masked_crop`, with its background as configured.
+        """Encodes the crop of each region (`crops.masked_crop`), its background treated as
+        configured.
 
-        Args, returns: as of `VisualEncoder.encode_regions`. With the strategy `heatmap`, heatmaps
+        Args, returns: as in `VisualEncoder.encode_regions`. With the strategy `heatmap`, heatmaps
         (n, H, W) are needed, each as in `masked_crop`.
 
         Raises:

@@ -1,6 +1,6 @@
 """Masked crops: a region cut out of its image for an encoder of whole images (VOCSeg 3.2 and 4.3).
 
-The builder and the segmenters cut regions here, so that references and queries carry the same
+The builder and the segmenters both crop regions here, so references and queries have the same
 domain shift.
 """
 
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 Masking = Literal["binary", "heatmap", "none"]
-"""What happens to what is around the region: it is erased, attenuated, or kept."""
+"""Treatment of the background of a region: erased, attenuated by the heatmap, or kept."""
 
 CLIP_MEAN_RGB = (122.77, 116.75, 104.09)
 """Mean colour of CLIP's training images, in [0, 255]: zero after CLIP's normalisation."""
@@ -23,20 +23,20 @@ def masked_crop(
     heatmap_hw: np.ndarray | None = None,
     fill_rgb: tuple[float, float, float] = CLIP_MEAN_RGB,
 ) -> np.ndarray:
-    """One region as an image of its own: the bounding box of the mask, its background treated.
+    """The crop of a region: the bounding box of its mask, with the background treated.
 
     `binary` erases every pixel outside of the mask, `none` keeps the box as it is, `heatmap`
-    attenuates each pixel by 1 - its heatmap, the heatmap brought to [0, 1] by its own range over
-    the whole image (VOCSeg 4.3). What is erased becomes `fill_rgb`; black makes attenuation the
-    paper's product of pixels and heatmap.
+    attenuates each pixel by 1 - its heatmap, after min-max normalisation over the whole image
+    (VOCSeg 4.3). Erased pixels become `fill_rgb`; with black, attenuation is the paper's product of
+    pixels and heatmap.
 
     Args:
         image_hwc: (H, W, 3) uint8 RGB.
         mask_hw: (H, W) bool, at least one pixel.
         masking: the strategy.
-        heatmap_hw: (H, W) real and finite, any range; needed for `heatmap` and read by no other.
-            A constant one attenuates nothing.
-        fill_rgb: colour in [0, 255]; for an encoder its mean, which it sees as nothing.
+        heatmap_hw: (H, W) real and finite, any range; only used by `heatmap`, which requires it. A
+            constant heatmap attenuates nothing.
+        fill_rgb: colour in [0, 255]; best the encoder's mean, which is zero after normalisation.
 
     Returns:
         (h, w, 3) uint8, h and w those of the mask's bounding box.
@@ -82,7 +82,7 @@ def _unit_range(heatmap_hw: np.ndarray | None, size_hw: tuple[int, ...]) -> np.n
     low, high = heatmap.min(), heatmap.max()
     if not np.isfinite(high - low):
         raise ValueError("heatmap_hw holds values that are not finite")
-    # Resizing a constant leaves rounding errors, which are not to be stretched into a shape.
+    # Resizing a constant leaves rounding errors, which must not be stretched to [0, 1].
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return np.ones_like(heatmap)
     return (heatmap - low) / (high - low)

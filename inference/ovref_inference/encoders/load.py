@@ -3,22 +3,24 @@
 The builder and the segmenters load their encoders here, so that resizing, normalisation, the choice
 of features and the pooling of regions agree. Weights are read as safetensors, or else by a loader
 that refuses anything but tensors; models are in evaluation mode; a local folder is loaded without
-the network. Each visual encoder encodes one black image when it is loaded, so that a model which
-does not fit is refused then and not in the middle of a build.
+the network. Each visual encoder encodes one black image when it is loaded, so that an unsuitable
+model is refused before a build starts.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 
-from ovref_inference.encoders import clip_towers, registry, vit_towers
+from ovref_inference.encoders import clip_towers, registry, text_towers, timm_towers, vit_towers
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.crops import Masking
 from ovref_inference.encoders.pooling import pool_each
+from ovref_inference.encoders.towers import Tower, parameters_of
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors
 from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
@@ -37,8 +39,11 @@ class VisualEncoder:
         images: Pixels,
         batch_size: int,
         head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        model_class: str = "",
+        prefix_tokens: int = 0,
+        parameters: int = 0,
     ) -> None:
-        """`head` takes (m, c) of what `forward` gives to (m, dim), after pooling."""
+        """`head` maps the (m, c) output of `forward`, after pooling, to (m, dim)."""
         self._forward = forward
         self._head = head
         self._images = images
@@ -46,9 +51,20 @@ class VisualEncoder:
         self.dim = dim
         """Width of the features."""
         self.size_hw = size_hw
-        """Height and width that images are resized to, in pixels."""
+        """Height and width in pixels to which images are resized."""
         self.patch_size = patch_size
         """Pixels per side of a grid cell, after resizing."""
+        self.model_class = model_class
+        """Class of the model in its library."""
+        self.prefix_tokens = prefix_tokens
+        """Class and register tokens that the model has before its patches."""
+        self.parameters = parameters
+        """How many numbers the weights are; 0 where nobody said."""
+
+    @property
+    def images(self) -> Pixels:
+        """Preprocessing."""
+        return self._images
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +80,7 @@ class VisualEncoder:
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """(H, W, 3) uint8 RGB images, of any sizes -> (n, h, w, dim) float32, not normalised.
 
-        The grid covers the whole of each image. Out of GPU memory, the batch is halved.
+        The grid covers the whole image. If GPU memory runs out, the batch size is halved.
         """
         maps = self._maps(images)
         if self._head:
@@ -81,17 +97,17 @@ class VisualEncoder:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean-region pooling (`pooling.pool_regions`), each mask alone.
 
-        What a ConvNeXt gives is pooled before its head (FC-CLIP); a ViT's patches are in their
-        space already.
+        What a ConvNeXt of open_clip gives is pooled before its head (FC-CLIP); a ViT's patches are
+        in their space already.
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
-            masks: of each image (n, H, W), bool or tri-state uint8; n may be 0.
+            masks: (n, H, W) for each image, bool or tri-state uint8; n may be 0.
             heatmaps: not used here.
 
         Returns:
-            Of each image the features (n, dim) float32, not normalised; and (n,) bool, False where
-            a mask is empty or the features under it are not finite: such a row is zero.
+            For each image the features (n, dim) float32, not normalised; and (n,) bool, False where
+            a mask is empty or the features under it are not finite; such a row is zero.
         """
         found = []
         for map_lc, masks_nhw in zip(self._maps(images), masks, strict=True):
@@ -122,18 +138,42 @@ class VisualEncoder:
 
 
 class TextEncoder:
-    """CLIP's joint space: texts, and whole images. Made by `load_text_encoder`."""
+    """The joint space of texts and whole images. Made by `load_text_encoder`."""
 
     def __init__(self, model: Any, tokenizer: Any, images: Pixels, batch_size: int) -> None:
+        """
+        Args:
+            model: of open_clip, or `text_towers.JointModel`.
+            tokenizer: texts -> what the model's `encode_text` takes.
+        """
         self._model, self._tokenizer, self._images = model, tokenizer, images
         self._batch_size = BatchSize(batch_size)
         self._size_hw = _pair(model.visual.image_size)
-        self.dim: int = clip_towers.joint_dim(model)
+        with torch.inference_mode():
+            self.dim: int = self._encode_texts(["a photo"]).shape[1]
         """Width of the embeddings."""
+
+    @property
+    def model_class(self) -> str:
+        """Class of the model in its library."""
+        return type(getattr(self._model, "model", self._model)).__name__
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are, the image tower's with them."""
+        return parameters_of(getattr(self._model, "model", self._model))
+
+    def tokens_of(self, text: str) -> tuple[int, int]:
+        """How many tokens a text has, those that begin and end it with them, and can have."""
+        ids = self._tokenizer([text])
+        ids = ids if isinstance(ids, torch.Tensor) else ids.input_ids
+        blank = self._tokenizer([""])
+        blank = blank if isinstance(blank, torch.Tensor) else blank.input_ids
+        return int((ids != blank[0, -1]).sum()), ids.shape[1]
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, dim) float32, L2-normalised. A text longer than the context loses its end."""
+        """(n, dim) float32, L2-normalised. A text longer than the context is truncated."""
         batches = batched(texts, self._batch_size, self._encode_texts)
         return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
 
@@ -161,13 +201,12 @@ def load_visual_encoder(
     """Loads a visual backbone and encodes one black image with it.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
-        ModelError: the model cannot be found or read, is neither a plain ViT nor, of open_clip, a
-            ConvNeXt, or gives no finite features at the configured size; or the configured features
-            are not dense.
+        ModelError: the model cannot be found or read, has no grid of features, or gives no finite
+            ones at the configured size; or the configured features are not dense.
     """
     if config.model.startswith(registry.OWN):
         return registry.load_own(config, device)
@@ -175,17 +214,33 @@ def load_visual_encoder(
         raise ModelError(
             f"features {config.features!r} are of regions, not dense; load_region_encoder has them"
         )
-    load = _transformers_vit if config.library == "transformers" else _open_clip_tower
-    return load(config, device_of(device), batch_size)
+    tower = _LIBRARIES[config.library](config, device_of(device))
+    check = partial(_try, config, images=tower.images, size_hw=tower.size_hw,
+                    model_class=tower.model_class)  # fmt: skip
+    dim = check(tower.forward, cells=tower.cells)
+    if (head := tower.head) is not None:
+        dim = check(lambda pixels: head(tower.forward(pixels).mean(1)), cells=None)
+    return VisualEncoder(
+        tower.forward,
+        dim=dim,
+        size_hw=tower.size_hw,
+        patch_size=tower.patch_size,
+        images=tower.images,
+        batch_size=batch_size,
+        head=tower.head,
+        model_class=tower.model_class,
+        prefix_tokens=tower.prefix_tokens,
+        parameters=tower.parameters,
+    )
 
 
 def load_region_encoder(
     config: VisualEncoderConfig, *, device: str | None = None, batch_size: int = 32
 ) -> VisualEncoder | registry.OwnEncoder | CropEncoder:
-    """Loads what embeds regions as configured: by pooling, or by masked crops.
+    """Loads the encoder of regions as configured: by pooling or by masked crops.
 
     Arguments and errors as in `load_visual_encoder`; the batch size counts images or crops. Masked
-    crops need no dense features: any image tower of open_clip will do.
+    crops need no dense features, so any open_clip image tower works.
     """
     if config.masking:
         return _crop_encoder(config, config.masking, device_of(device), batch_size)
@@ -195,8 +250,12 @@ def load_region_encoder(
 def load_text_encoder(
     config: TextEncoderConfig, *, device: str | None = None, batch_size: int = 256
 ) -> TextEncoder:
-    """Loads a CLIP model and its tokenizer. Arguments and errors as in `load_visual_encoder`."""
+    """Loads a model of images and texts, and its tokenizer. Arguments and errors as in
+    `load_visual_encoder`."""
     where = device_of(device)
+    if config.library == "transformers":
+        joint, pixels = text_towers.open_joint(config, where)
+        return _finite(config, TextEncoder(joint, joint.tokens, pixels, batch_size))
     model, name = clip_towers.load_clip(config.model, config.revision)
     advice = "; its folder must hold the tokenizer files that open_clip_config.json asks for"
     with model_errors(f"load the tokenizer of {config.model}", advice):
@@ -204,65 +263,22 @@ def load_text_encoder(
     with model_errors(f"use {config.model}"):
         images = Pixels.of_open_clip(model, where, torch.float32)
         encoder = TextEncoder(model.to(where), tokenizer, images, batch_size)
-        finite = np.isfinite(encoder.encode(["a photo"])).all()
-    if not finite:
+    return _finite(config, encoder)
+
+
+def _finite(config: TextEncoderConfig, encoder: TextEncoder) -> TextEncoder:
+    if not np.isfinite(encoder.encode(["a photo"])).all():
         raise ModelError(f"{config.model} gives embeddings that are not finite: broken weights")
     return encoder
-
-
-def _transformers_vit(
-    config: VisualEncoderConfig, device: torch.device, batch_size: int
-) -> VisualEncoder:
-    dtype = getattr(torch, config.precision)
-    model, processor = vit_towers.load_vit(config.model, config.revision, dtype)
-    with model_errors(f"use the image processor of {config.model}"):
-        images = Pixels.of_transformers(processor, device, dtype)
-    patch, prefix = model.config.patch_size, vit_towers.prefix_tokens(model)
-    size_hw = _rounded(config.size_hw, patch)
-    cells = (size_hw[0] // patch) * (size_hw[1] // patch)
-    tokens = vit_towers.all_tokens(model.to(device), cells, config.features)
-    dim = _try(config, tokens, images, size_hw, prefix + cells)
-    return VisualEncoder(
-        lambda pixels: tokens(pixels)[:, prefix:],
-        dim=dim,
-        size_hw=size_hw,
-        patch_size=patch,
-        images=images,
-        batch_size=batch_size,
-    )
-
-
-def _open_clip_tower(
-    config: VisualEncoderConfig, device: torch.device, batch_size: int
-) -> VisualEncoder:
-    visual, images, patch, size_hw = _open_clip_parts(config, device)
-    if patch is None:
-        raise ModelError(
-            f"{config.model}: dense features need a plain ViT or ConvNeXt image tower, found "
-            f"{type(visual).__name__}; features 'crop_binary' and the like need none"
-        )
-    cells = (size_hw[0] // patch) * (size_hw[1] // patch)
-    shape: dict[str, Any] = {
-        "size_hw": size_hw, "patch_size": patch, "images": images, "batch_size": batch_size
-    }  # fmt: skip
-    if clip_towers.is_vit(visual):
-        features = clip_towers.vit_features(visual, config.features)
-        return VisualEncoder(features, dim=_try(config, features, images, size_hw, cells), **shape)
-    if config.features == "values":
-        raise ModelError(f"{config.model} is no ViT and has no values; features 'tokens' are")
-    trunk, head = clip_towers.convnext_features(visual)
-    _try(config, trunk, images, size_hw, cells)
-    dim = _try(config, lambda pixels: head(trunk(pixels).mean(1)), images, size_hw, None)
-    return VisualEncoder(trunk, head=head, dim=dim, **shape)
 
 
 def _crop_encoder(
     config: VisualEncoderConfig, masking: Masking, device: torch.device, batch_size: int
 ) -> CropEncoder:
-    visual, images, patch, size_hw = _open_clip_parts(config, device)
+    visual, images, patch, size_hw = clip_towers.open_parts(config, device)
     return CropEncoder(
         visual,
-        dim=_try(config, visual, images, size_hw, None),
+        dim=_try(config, visual, images, size_hw, None, type(visual).__name__),
         size_hw=size_hw,
         grid_hw=None if patch is None else (size_hw[0] // patch, size_hw[1] // patch),
         masking=masking,
@@ -272,34 +288,19 @@ def _crop_encoder(
     )
 
 
-def _open_clip_parts(
-    config: VisualEncoderConfig, device: torch.device
-) -> tuple[Any, Pixels, int | None, tuple[int, int]]:
-    """Image tower, its preprocessing, pixels per cell (None without any), and the size of images
-    as multiples of that."""
-    dtype = getattr(torch, config.precision)
-    model, _ = clip_towers.load_clip(config.model, config.revision)
-    visual, patch = model.visual, clip_towers.cell_pixels(model.visual)
-    size_hw = _rounded(config.size_hw, patch or 1)
-    with model_errors(f"use {config.model}"):
-        images = Pixels.of_open_clip(model, device, dtype)
-        if patch is not None and clip_towers.is_vit(visual):
-            clip_towers.resize_positions(visual, (size_hw[0] // patch, size_hw[1] // patch))
-    return visual.to(device=device, dtype=dtype), images, patch, size_hw
-
-
 @torch.inference_mode()
 def _try(
     config: VisualEncoderConfig,
     forward: Callable[[torch.Tensor], torch.Tensor],
     images: Pixels,
     size_hw: tuple[int, int],
-    tokens: int | None,
+    cells: int | None,
+    model_class: str,
 ) -> int:
-    """Width of what the model makes of one black image.
+    """Width of the model's output for one black image.
 
     Args:
-        tokens: how many vectors there must be; None for one alone, without that axis.
+        cells: how many vectors there must be; None for one alone, without that axis.
 
     Raises:
         ModelError: the model fails, or gives another shape or values that are not finite.
@@ -307,12 +308,13 @@ def _try(
     size = f"{size_hw[0]} x {size_hw[1]} pixels"
     with model_errors(f"use {config.model} on images of {size}"):
         found = forward(images([np.zeros((*size_hw, 3), dtype=np.uint8)], size_hw))
-    wanted = (1,) if tokens is None else (1, tokens)
+    wanted = (1,) if cells is None else (1, cells)
     if not isinstance(found, torch.Tensor) or tuple(found.shape[:-1]) != wanted:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise ModelError(
-            f"{config.model} is not supported: for an image of {size} its output must be "
-            f"{(*wanted, 'width')}, one vector for each patch and special token, found {shape}"
+            f"{config.model} ({model_class}) is not supported: for an image of {size} its features "
+            f"must be {(*wanted, 'width')}, one vector for each patch, found {shape}; a vision "
+            "transformer of one resolution or a network with one feature map works"
         )
     if not torch.isfinite(found).all():
         raise ModelError(
@@ -327,7 +329,8 @@ def _pair(size: Any) -> tuple[int, int]:
     return tuple(size) if isinstance(size, tuple | list) else (size, size)
 
 
-def _rounded(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
-    """The nearest multiples of the patch, at least one."""
-    height, width = (max(1, (side + patch // 2) // patch) * patch for side in size_hw)
-    return height, width
+_LIBRARIES: dict[str, Callable[[VisualEncoderConfig, torch.device], Tower]] = {
+    "transformers": vit_towers.open_tower,
+    "open_clip": clip_towers.open_tower,
+    "timm": timm_towers.open_tower,
+}

@@ -1,4 +1,4 @@
-"""Mean-region pooling (FOSSIL eq. 4), the one way from dense features to a region's embedding."""
+"""Mean-region pooling (FOSSIL eq. 4), the only way from dense features to a region's embedding."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -6,13 +6,14 @@ from typing import Literal, Protocol
 import numpy as np
 
 NO, UNSURE, YES = 0, 128, 255
-"""Values of a tri-state mask. Only YES pixels are pooled; UNSURE belongs to neither side."""
+"""Values of a tri-state mask. Only YES pixels are pooled; UNSURE is neither foreground nor
+background."""
 
 _CHUNK_PIXELS = 1 << 24
 
 
 class RegionEncoder(Protocol):
-    """Whatever embeds regions: `encoders.VisualEncoder`, `crop_encoder.CropEncoder`."""
+    """An encoder of regions: `encoders.VisualEncoder` or `crop_encoder.CropEncoder`."""
 
     def encode_regions(
         self,
@@ -20,7 +21,8 @@ class RegionEncoder(Protocol):
         masks: Sequence[np.ndarray],
         heatmaps: Sequence[np.ndarray] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Features (n, d) float32, not normalised, and (n,) bool, False for a mask without any."""
+        """Features (n, d) float32, not normalised, and (n,) bool, False for a mask without
+        features."""
         ...
 
 
@@ -31,15 +33,14 @@ def pool_regions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the features under each mask, weighted by how much of each cell the mask covers.
 
-    FOSSIL eq. 4, with M_l brought to the feature grid by area averaging: the weight of a cell is
-    the fraction of its pixels that are in the mask, so that a mask smaller than one cell still
-    counts and none is lost to sampling.
+    FOSSIL eq. 4, with M_l resized to the feature grid by area averaging: the weight of a cell is
+    the fraction of its pixels that are in the mask, so a mask smaller than one cell still counts.
 
     Args:
         features_hwd: (h, w, d) dense features, any real dtype.
         masks_nhw: (n, H, W) masks at the image's size, bool, or uint8 tri-state (0, UNSURE, YES:
-            YES alone is pooled). The grid is taken to cover the whole image.
-        mask_grid: as of `mask_weights`.
+            YES alone is pooled). The grid covers the whole image.
+        mask_grid: as in `mask_weights`.
 
     Returns:
         The pooled features, (n, d) float32, not normalised; and (n,) bool, False where a mask is
@@ -67,8 +68,8 @@ def pool_regions(
 def pool_each(features_hwd: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`pool_regions` of each mask alone.
 
-    A product with many rows rounds differently from one with a single row: so the bits of a
-    region do not depend on how many others its image has.
+    A product with many rows rounds differently from one with a single row. This way the bits of a
+    region do not depend on the number of other regions.
     """
     pooled = np.zeros((len(masks_nhw), features_hwd.shape[-1]), dtype=np.float32)
     valid = np.zeros(len(masks_nhw), dtype=bool)
@@ -85,9 +86,10 @@ def mask_weights(
 ) -> np.ndarray:
     """(n, H, W) masks as in `pool_regions` -> (n, h, w) float32: the covered part of each cell.
 
-    Cells are equal rectangles that tile the image; a pixel on a border counts for each side by
-    its share, so sizes need not divide each other. With `bilinear` the weight of a cell is the mask
-    interpolated at the cell's centre, from the four pixels around it (FOSSIL eq. 4 to the letter).
+    Cells are equal rectangles that tile the image; a pixel on a border counts proportionally for
+    both sides, so sizes need not divide each other. With `bilinear` the weight of a cell is the
+    mask interpolated at the cell's centre, from the four pixels around it (FOSSIL eq. 4 taken
+    literally).
     """
     if masks_nhw.ndim != 3:
         raise ValueError(f"masks_nhw must be (n, H, W), found {masks_nhw.shape}")
@@ -114,7 +116,7 @@ def mask_weights(
 
 
 def _averaging(cells: int, pixels: int) -> np.ndarray:
-    """(cells, pixels): the part of each cell that each pixel fills; rows sum to 1."""
+    """(cells, pixels): fraction of each cell that each pixel covers; rows sum to 1."""
     edges = np.arange(cells + 1) * (pixels / cells)
     left = np.maximum(edges[:-1, None], np.arange(pixels)[None, :])
     right = np.minimum(edges[1:, None], np.arange(1, pixels + 1)[None, :])
@@ -122,7 +124,7 @@ def _averaging(cells: int, pixels: int) -> np.ndarray:
 
 
 def _interpolating(cells: int, pixels: int) -> np.ndarray:
-    """(cells, pixels): how much each cell's centre takes of the two pixels beside it."""
+    """(cells, pixels): weights of the two pixels next to each cell's centre."""
     centres = np.clip((np.arange(cells) + 0.5) * (pixels / cells) - 0.5, 0, pixels - 1)
     left = np.floor(centres).astype(np.int64)
     matrix = np.zeros((cells, pixels), dtype=np.float32)

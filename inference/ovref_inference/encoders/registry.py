@@ -3,10 +3,10 @@
     register_backbone("mine", lambda config, device: MyEncoder(device))
     VisualEncoderConfig(model="own:mine")                   # in a build, and in its manifest
 
-What is made has `encode(images)`, from (H, W, 3) uint8 images of any sizes to (n, h, w, d) float32.
-A package that is installed may register itself for every process, workers of a cluster included, by
-an entry point of the group `ovref.backbones`. A collection can only name a backbone: what a name
-stands for is decided by who opens it, and nothing is imported that was not installed.
+An encoder has `encode(images)`, from (H, W, 3) uint8 images of any sizes to (n, h, w, d) float32.
+An installed package may register a backbone for every process, workers of a cluster included, with
+an entry point in the group `ovref.backbones`. A collection only names its backbone: whoever opens
+it decides what the name means, and only installed packages are imported.
 """
 
 import importlib.metadata
@@ -20,24 +20,24 @@ from ovref_inference.encoders.pooling import pool_each
 from ovref_inference.errors import ModelError
 
 OWN = "own:"
-"""Begins the model id of a backbone that was registered."""
+"""Prefix of the model id of a registered backbone."""
 GROUP = "ovref.backbones"
 
 
 class Backbone(Protocol):
-    """Whatever encodes images of any sizes to (n, h, w, d) float32, finite."""
+    """An encoder of images of any sizes to (n, h, w, d) float32, finite."""
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
 
 
 Load = Callable[[VisualEncoderConfig, str | None], Backbone]
-"""The settings and the name of a device, None for the best one -> the encoder."""
+"""(settings, name of a device or None for the best one) -> the encoder."""
 
 _LOADERS: dict[str, Load] = {}
 
 
 def register_backbone(name: str, load: Load) -> None:
-    """Makes `own:<name>` a model id in this process; of equal names the last one counts.
+    """Makes `own:<name>` a model id in this process; a later registration replaces an earlier one.
 
     Raises:
         ValueError: the name is empty.
@@ -51,7 +51,8 @@ def load_own(config: VisualEncoderConfig, device: str | None) -> "OwnEncoder":
     """The encoder of a model id `own:<name>`, tried with one black image.
 
     Raises:
-        ModelError: no such name is registered, or what it makes gives no finite (1, h, w, d).
+        ModelError: the name is not registered, or its encoder does not return finite (1, h, w, d)
+            features.
     """
     name = config.model.removeprefix(OWN)
     load = _LOADERS.get(name)
@@ -60,7 +61,7 @@ def load_own(config: VisualEncoderConfig, device: str | None) -> "OwnEncoder":
         load = next(iter(installed)).load() if installed else None
     if load is None:
         raise ModelError(
-            f"{config.model} is a backbone of somebody's own and none of that name is registered "
+            f"{config.model} is a custom backbone, and none of that name is registered "
             f"here: call ovref_inference.register_backbone({name!r}, load) first, or install the "
             f"package that has the entry point {name!r} of the group {GROUP}"
         )
@@ -68,8 +69,8 @@ def load_own(config: VisualEncoderConfig, device: str | None) -> "OwnEncoder":
 
 
 class OwnEncoder:
-    """Any backbone with what segmenters and builds ask of an encoder: dense features and regions
-    pooled under masks, each mask alone."""
+    """Adapts a backbone to what segmenters and builds need: dense features, and features pooled
+    under each mask."""
 
     def __init__(self, backbone: Backbone, config: VisualEncoderConfig | None = None) -> None:
         self.backbone = backbone
@@ -101,5 +102,5 @@ class OwnEncoder:
 
 
 def as_encoder(backbone: Any) -> Any:
-    """An encoder as it is, or a backbone that only encodes images, as one."""
+    """An encoder unchanged, or a backbone that only has `encode` wrapped as an encoder."""
     return backbone if hasattr(backbone, "encode_regions") else OwnEncoder(backbone)

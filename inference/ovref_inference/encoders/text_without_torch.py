@@ -1,8 +1,8 @@
-"""The text tower of a CLIP model in numpy: a query is embedded sooner than torch is imported.
+"""The text tower of a CLIP model in numpy, which embeds a query faster than torch is imported.
 
 For local folders of open_clip's layout (config, safetensors, `vocab.json` and `merges.txt`) with
-its own text transformer. Builds and segmenters keep `load.TextEncoder`, whose bits they have; the
-two agree to rounding.
+its own text transformer. Builds and segmenters use `load.TextEncoder`; the two agree up to
+rounding.
 """
 
 import json
@@ -17,12 +17,12 @@ from ovref_inference.vectors import l2_normalised
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _KNOWN = {"context_length", "vocab_size", "hf_tokenizer_name", "width", "heads", "layers"}
-"""Settings of a text tower that are understood here; one with others is left to open_clip."""
+"""Supported settings of a text tower; a tower with others is left to open_clip."""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
-"""What CLIP's tokenizer takes for one word."""
+"""Pattern of a word in CLIP's tokenizer."""
 
 
 class TextTower:
@@ -35,7 +35,7 @@ class TextTower:
         self._quick = settings["quick_gelu"]
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """(n, dim) float32, L2-normalised. A text longer than the context loses its end."""
+        """(n, dim) float32, L2-normalised. A text longer than the context is truncated."""
         rows = [self._tokenizer.encode(text.strip()).ids for text in texts]
         rows = [[*row[: self._length - 1], row[-1]] if len(row) > self._length else row
                 for row in rows]  # fmt: skip
@@ -43,8 +43,8 @@ class TextTower:
         tokens = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)] = ids
-        # Attention is causal: what stands behind the end changes nothing, so nothing is padded to
-        # the whole context.
+        # Attention is causal: tokens after the end change nothing, so texts are not padded to the
+        # whole context.
         x = self._weights["token_embedding.weight"][tokens]
         x = x + self._weights["positional_embedding"][: tokens.shape[1]]
         for number in range(self._layers):
@@ -99,10 +99,10 @@ def _erf(x: np.ndarray) -> np.ndarray:
 
 
 def load_without_torch(config: TextEncoderConfig) -> TextTower | None:
-    """The text tower of a model, or None where it is not one that this module understands.
+    """The text tower of a model, or None if this module does not support it.
 
     Raises:
-        ModelError: as of `models.resolve`.
+        ModelError: as in `models.resolve`.
     """
     folder = Path(resolve(config.model))
     files = [folder / name for name in (CONFIG, WEIGHTS, "vocab.json", "merges.txt")]
@@ -116,7 +116,7 @@ def load_without_torch(config: TextEncoderConfig) -> TextTower | None:
         from safetensors import safe_open
         from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     except ModuleNotFoundError:
-        return None  # what reads the model otherwise says what is missing
+        return None  # loading with open_clip then says what is missing
     with safe_open(str(files[1]), framework="numpy") as file:
         names = [name for name in file.keys() if not name.startswith("visual.")]  # noqa: SIM118
         weights = {name: file.get_tensor(name).astype(np.float32) for name in names}

@@ -1,4 +1,4 @@
-"""Proposers: images -> masks of regions, whatever their classes.
+"""Proposers: images -> class-agnostic masks.
 
 Importing this package is light; the names below that load or run models import torch and their
 libraries when they are first used.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SamConfig,
         SamGridConfig,
     )
+    from ovref_inference.proposers.detectors import load_detector
     from ovref_inference.proposers.grounded_sam import GroundedSam, load_grounded_sam
     from ovref_inference.proposers.grounding import GroundingDino, load_grounding_dino
     from ovref_inference.proposers.load import (
@@ -52,6 +53,7 @@ __all__ = [
     "SamMasks",
     "as_proposals",
     "grounded_sam_proposer",
+    "load_detector",
     "load_grounded_sam",
     "load_grounding_dino",
     "load_mask_former",
@@ -80,6 +82,7 @@ _MODULES = {
     "SamMasks": "sam",
     "as_proposals": "proposals",
     "grounded_sam_proposer": "load",
+    "load_detector": "detectors",
     "load_grounded_sam": "grounded_sam",
     "load_grounding_dino": "grounding",
     "load_mask_former": "mask_former",

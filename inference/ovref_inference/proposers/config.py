@@ -1,52 +1,64 @@
-"""Which detectors and proposers, as data: importable without torch, for specs and manifests."""
+"""Settings of detectors and proposers: importable without torch, for specs and manifests."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref_inference.encoders.config import VisualEncoderConfig
-from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
-
-ADDED_LATER = {"fingerprint": "unless default"}
-"""Metadata of a field that fingerprints leave out at its default (`ovref.identity`)."""
+from ovref_inference.ranges import (
+    ADDED_LATER,
+    STRICT,
+    require_above,
+    require_at_least,
+    require_within,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingDinoConfig:
-    """A GroundingDINO model and which of its boxes are kept; the published thresholds."""
+    """A detector of named things and which of its boxes are kept; GroundingDINO's published
+    thresholds. MM-Grounding-DINO, LLMDet and OWLv2 can take its place."""
 
     __pydantic_config__ = STRICT
 
     model: str
-    """`miniature:grounding_dino`, a Hugging Face id (`IDEA-Research/grounding-dino-base`), or a
-    folder of transformers' layout."""
+    """`miniature:grounding_dino`, a Hugging Face id (`IDEA-Research/grounding-dino-base`,
+    `google/owlv2-base-patch16-ensemble`), or a folder of transformers' layout."""
     revision: str = ""
     """Commit or tag on the hub; empty for the newest, or for a local model."""
     box_threshold: float = 0.35
-    """A box is kept if its most probable token is above this."""
+    """A box is kept if its most probable token is above this; of OWLv2, if its noun's probability
+    is (its authors' demonstration has 0.1)."""
     text_threshold: float = 0.25
-    """And if the mean probability of its noun's tokens is above this."""
+    """And if the mean probability of its noun's tokens is above this; of no use to OWLv2."""
     nms_iou: float = 0.7
-    """If two boxes of one noun have a higher IoU, the one of lower score is left out."""
+    """If two boxes of one noun have a higher IoU, the one with the lower score is dropped."""
+    template: str = field(default="a photo of a {}", metadata=ADDED_LATER)
+    """What OWLv2 is asked for a noun, with one `{}`; the others are asked for the noun alone."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("model must name a model, found an empty string")
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template must have one {{}}, found {self.template!r}")
         for name in ("box_threshold", "text_threshold", "nms_iou"):
             require_within(name, getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig:
-    """A Segment Anything model and how it answers a box."""
+    """A Segment Anything model and how it is prompted with boxes."""
 
     __pydantic_config__ = STRICT
 
     model: str
     """`miniature:sam`, a published `.pth` checkpoint of segment-anything (or the same tensors as
-    `.safetensors`), or a folder of transformers' SamModel."""
+    `.safetensors`), or a folder or Hugging Face id of transformers' SAM, SAM 2 (`facebook/
+    sam2.1-hiera-large`), SAM-HQ or EdgeTAM."""
+    revision: str = field(default="", metadata=ADDED_LATER)
+    """Commit or tag on the hub; empty for the newest, or for a local model."""
     multimask: bool = False
-    """False: the decoder's single mask, which its authors advise for prompts that are not
-    ambiguous, as boxes are. True: of its three masks the one of the highest predicted IoU."""
+    """False: the decoder's single mask, which its authors recommend for unambiguous prompts such as
+    boxes. True: the one of its three masks with the highest predicted IoU."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -55,22 +67,24 @@ class SamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamGridConfig:
-    """Masks of Segment Anything at a grid of points; defaults of segment-anything for ViT-H."""
+    """Masks of Segment Anything for a grid of points; the defaults are segment-anything's for
+    ViT-H."""
 
     __pydantic_config__ = STRICT
 
     sam: SamConfig
-    """The model; three masks are asked of each point in any case."""
+    """The model; each point always gives three masks."""
     points_per_side: int = 32
     """Points along each side of the grid."""
     min_predicted_iou: float = 0.88
-    """Masks that the model thinks are worse are left out."""
+    """Masks with a lower predicted IoU are dropped."""
     min_stability: float = 0.95
-    """Least IoU of a mask at a higher and at a lower threshold."""
+    """Minimum stability: IoU of the mask at a higher and at a lower threshold."""
     nms_iou: float = 0.7
-    """If the boxes of two masks have a higher IoU, the mask of lower predicted IoU is left out."""
+    """If the boxes of two masks have a higher IoU, the mask with the lower predicted IoU is
+    dropped."""
     exclusive: bool = field(default=True, metadata=ADDED_LATER)
-    """Whether a pixel belongs to the mask of the highest predicted IoU alone."""
+    """Whether a pixel belongs only to the mask with the highest predicted IoU."""
 
     def __post_init__(self) -> None:
         require_at_least("points_per_side", self.points_per_side, 1)
@@ -80,7 +94,7 @@ class SamGridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFormerConfig:
-    """A MaskFormer or Mask2Former, used without its classes."""
+    """A MaskFormer or Mask2Former, whose classes are not used."""
 
     __pydantic_config__ = STRICT
 
@@ -90,16 +104,17 @@ class MaskFormerConfig:
     revision: str = ""
     """Commit or tag on the hub; empty for the newest, or for a local model."""
     min_score: float = 0.5
-    """Queries are left out whose probability of showing an object is not above this."""
+    """Queries whose probability of showing an object is not above this are dropped."""
     mask_threshold: float = 0.4
     """A pixel belongs to a query's mask if its probability is at least this (VOCSeg section 4;
     MaskFormer's own panoptic inference has 0.5)."""
     min_kept: float = 0.8
-    """Masks are left out that keep no more than this share of their pixels, because surer masks
-    have the others."""
+    """Masks that keep at most this share of their pixels, because masks with higher scores have the
+    others, are dropped."""
     exclusive: bool = field(default=True, metadata=ADDED_LATER)
-    """Whether a pixel belongs to the surest query alone. False: each query has every pixel above
-    the threshold, so masks overlap, as VOCSeg's do (section 3.2), and `min_kept` does not count."""
+    """Whether a pixel belongs only to the query with the highest score. False: each query has every
+    pixel above the threshold, so masks overlap as in VOCSeg (section 3.2), and `min_kept` is
+    unused."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -111,16 +126,16 @@ class MaskFormerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenCutConfig:
-    """Which cuts are made and how their masks are refined (FOSSIL section 3.4)."""
+    """Thresholds of the cuts, and refinement of their masks (FOSSIL section 3.4)."""
 
     __pydantic_config__ = STRICT
 
     taus: tuple[float, ...] = (0.15, 0.2, 0.3, 0.0, -0.1, 0.8)
     """Similarity thresholds in (-1, 1), in order. The paper gives no list; this one starts at
-    MaskCut's values for objects and ends with negative and large values, which it says find
+    MaskCut's values for objects and ends with negative and large values, which, it says, find
     background. The best list depends on the backbone: tune it on validation images."""
     stages: int = 3
-    """Masks per threshold at most (the paper's t)."""
+    """Maximum number of masks per threshold (the paper's t)."""
     foreground: Literal["peak", "smaller"] = "peak"
     """Which side of a cut becomes the mask: `peak`, the one with the eigenvector's largest absolute
     value (FOSSIL, MaskCut); `smaller`, the one with fewer patches, or the peak's if they are equal.
@@ -129,8 +144,8 @@ class OpenCutConfig:
     """Connected components smaller than this are dropped. In patches of the paper's 60 x 60 grid,
     so 16 is 0.44 % of the image; on another grid it is scaled by area. 0 keeps everything."""
     eta_unit: Literal["patches", "pixels"] = field(default="patches", metadata=ADDED_LATER)
-    """`pixels`: of the paper's 480 x 480 image, to the letter; 16 of them are a quarter of a patch,
-    so that only masks finer than patches (`OpenCutProposerConfig.crf_at`) lose anything."""
+    """`pixels`: of the paper's 480 x 480 image, taken literally; 16 of them are a quarter of a
+    patch, so this only affects masks finer than patches (`OpenCutProposerConfig.crf_at`)."""
     mu: float = 0.8
     """A component is merged with an earlier mask if their intersection over union is above this."""
     rho: float = 0.7
@@ -151,20 +166,20 @@ class OpenCutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CrfConfig:
-    """The fully connected CRF that moves masks to the edges of the image (FOSSIL section 4.1); the
+    """The fully connected CRF that aligns masks with edges in the image (FOSSIL section 4.1); the
     defaults are MaskCut's. Distances are in pixels of an image whose shorter side has 480, and
     scaled with the image."""
 
     __pydantic_config__ = STRICT
 
     appearance_weight: float = 10.0
-    """Weight of links between pixels that are near and of similar colour."""
+    """Weight of the kernel for pixels that are near and of similar colour."""
     appearance_distance: float = 50.0
     """Standard deviation of their distance."""
     appearance_colour: float = 5.0
-    """Standard deviation of their difference in each of red, green and blue, of 255."""
+    """Standard deviation of their difference in each colour channel, out of 255."""
     smoothness_weight: float = 7.0
-    """Weight of links between pixels that are near, whatever their colours; 0 leaves them out."""
+    """Weight of the kernel for pixels that are near, of any colour; 0 disables it."""
     smoothness_distance: float = 3.0
     """Standard deviation of their distance."""
     steps: int = 10
@@ -180,19 +195,19 @@ class CrfConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenCutProposerConfig:
-    """OpenCut and the backbone whose features it cuts."""
+    """OpenCut and its backbone."""
 
     __pydantic_config__ = STRICT
 
     keys: VisualEncoderConfig
     """The backbone, with `features="keys"` and 480 pixels in FOSSIL."""
     cut: OpenCutConfig = field(default_factory=OpenCutConfig)
-    """How it cuts."""
+    """Settings of the cuts."""
     crf: CrfConfig | None = field(default_factory=CrfConfig)
-    """How its masks are moved to the edges of the image; null leaves them on the patch grid."""
+    """How masks are aligned with edges in the image; null leaves them on the patch grid."""
     crf_at: Literal["masks", "cuts"] = field(default="masks", metadata=ADDED_LATER)
-    """`masks`: one field of all masks of an image, at the end. `cuts`: one of each cut, before cuts
-    are refined into masks, as MaskCut has it; slower by the number of cuts."""
+    """`masks`: one CRF for all masks of an image, at the end. `cuts`: one CRF per cut, before the
+    cuts are refined into masks, as in MaskCut; slower by a factor of the number of cuts."""
 
     def __post_init__(self) -> None:
         if self.crf_at not in ("masks", "cuts"):
@@ -203,7 +218,8 @@ class OpenCutProposerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedSamConfig:
-    """GroundingDINO asked for all classes, and SAM's masks of its boxes (RetCLIP section 2.2)."""
+    """GroundingDINO prompted with all classes, and SAM's masks of its boxes (RetCLIP section
+    2.2)."""
 
     __pydantic_config__ = STRICT
 
@@ -212,8 +228,8 @@ class GroundedSamConfig:
     sam: SamConfig
     """Turns boxes into masks."""
     exclusive: bool = True
-    """Whether a pixel belongs to the surest box alone. False: masks overlap as SAM gives them, and
-    are pooled as they are."""
+    """Whether a pixel belongs only to the box with the highest score. False: masks stay as SAM
+    predicts them and may overlap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +242,8 @@ class ProposerConfig:
     sam_grid: SamGridConfig | None = None
     opencut: OpenCutProposerConfig | None = None
     grounded_sam: GroundedSamConfig | None = field(default=None, metadata=ADDED_LATER)
-    """For evaluations: it is asked for class names, which a build has none of; `ground.detector`
-    is its like there."""
+    """For evaluations only: it needs class names, which a build does not have; the counterpart
+    there is `ground.detector`."""
 
     def __post_init__(self) -> None:
         given = [name for name in self.__dataclass_fields__ if getattr(self, name) is not None]
@@ -239,5 +255,5 @@ class ProposerConfig:
 
     @property
     def name(self) -> str:
-        """Which it is."""
+        """The name of the proposer that is set."""
         return next(name for name in self.__dataclass_fields__ if getattr(self, name) is not None)

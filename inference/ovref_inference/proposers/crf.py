@@ -1,11 +1,11 @@
-"""Masks drawn to the edges of the image, by a fully connected Conditional Random Field.
+"""Aligns masks with edges in the image by a fully connected conditional random field (CRF).
 
 Krähenbühl and Koltun, NeurIPS 2011 (arXiv 1210.5644), with which FOSSIL (section 4.1) and MaskCut
-post-process their masks. Every pixel is linked with every other, by how near they are and how alike
-their colours are; mean-field inference then needs, at each step, a Gaussian filter over positions
-and colours, which a permutohedral lattice gives in time linear in the pixels (Adams, Baek and
-Davis, Eurographics 2010). The masks share no pixel, so they are the labels of one field, and the
-part that no mask covers is a label too.
+post-process their masks. Every pair of pixels is connected by a potential that depends on their
+distance and on the difference of their colours; each step of mean-field inference needs a Gaussian
+filter over positions and colours, which a permutohedral lattice computes in time linear in the
+number of pixels (Adams, Baek and Davis, Eurographics 2010). The masks do not overlap, so they are
+the labels of one field; the uncovered part is another label.
 """
 
 import numpy as np
@@ -18,14 +18,14 @@ from ovref_inference.proposers.config import CrfConfig
 from ovref_inference.proposers.opencut import owned, shares
 
 REFERENCE_SIZE = 480
-"""Shorter side, in pixels, of the images that the distances of a `CrfConfig` are of; images with a
-longer one are brought to it."""
+"""Shorter side, in pixels, of the images to which the distances of a `CrfConfig` refer; larger
+images are reduced to it."""
 
 
 def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
-    """Masks of a patch grid as masks of the image, moved to its edges.
+    """Masks on a patch grid to masks of the image, aligned with its edges.
 
-    What pixels say themselves is each mask's share of them, by bilinear interpolation.
+    The unary terms are the masks, interpolated bilinearly.
 
     Args:
         masks_nhw: (masks, h, w) bool, no two overlapping, on a grid of any size.
@@ -33,8 +33,8 @@ def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) ->
         config: the field.
 
     Returns:
-        (n, H, W) bool, no two overlapping, in the same order; masks that are left with no pixel are
-        left out.
+        (n, H, W) bool, no two overlapping, in the same order; masks that are left without a pixel
+        are dropped.
     """
     size_hw = image_hwc.shape[:2]
     if not len(masks_nhw):
@@ -55,10 +55,9 @@ def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) ->
 
 
 def cut_to_edges(cuts_mhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
-    """Each cut of a patch grid as a mask of the image, moved to its edges by a field of its own.
+    """Each cut on a patch grid to a mask of the image, aligned with its edges by a CRF of its own.
 
-    So MaskCut has it (FOSSIL section 4.1). A cut whose field changes it beyond recognition (an IoU
-    with the cut of less than a half) is left out.
+    As in MaskCut (FOSSIL section 4.1). A cut whose IoU with its result is below 0.5 is dropped.
 
     Args:
         cuts_mhw: (m, h, w) bool, which may overlap.
@@ -66,7 +65,7 @@ def cut_to_edges(cuts_mhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig)
         config: the field.
 
     Returns:
-        (n, H, W) bool in the same order, without those that are empty or were left out.
+        (n, H, W) bool in the same order, without empty and dropped ones.
     """
     size_hw = (image_hwc.shape[0], image_hwc.shape[1])
     kept = [np.zeros((0, *size_hw), dtype=bool)]
@@ -82,11 +81,11 @@ def cut_to_edges(cuts_mhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig)
 def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
     """Probabilities of labels under the field, after `config.steps` steps of mean-field inference.
 
-    A step is Q = softmax(unary + sum of weight x filtered Q), labels being Potts labels, and each
-    filter K normalised to D^-1/2 K D^-1/2, where D has the row sums of K.
+    A step is Q = softmax(unary + sum of weight x filtered Q) with the Potts model; each filter K is
+    normalised to D^-1/2 K D^-1/2, where D has the row sums of K.
 
     Args:
-        unary_nhw: (labels, H, W) float, what each pixel says itself; higher for likelier labels.
+        unary_nhw: (labels, H, W) float, log-potentials of each pixel; higher for likelier labels.
         image_hwc: (H, W, 3) colours in [0, 255].
         config: weights and distances.
 
@@ -110,13 +109,13 @@ def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) 
 
 
 def _softmax(values_nl: np.ndarray) -> np.ndarray:
-    """Softmax of each row; over a first axis it takes a third of the time, copies included."""
+    """Softmax of each row; over the first axis, copies included, it takes a third of the time."""
     return np.ascontiguousarray(softmax(np.ascontiguousarray(values_nl.T), axis=0).T)
 
 
 def gaussian_filter(points_nd: np.ndarray):
     """A function that filters values at points with the Gaussian exp(-|x - y|^2 / 2) of their
-    distances, normalised on both sides by the roots of the sums over all points.
+    distances, normalised on both sides by the square roots of the sums over all points.
 
     Args:
         points_nd: (n, d) positions, in standard deviations of the Gaussian.
@@ -127,14 +126,14 @@ def gaussian_filter(points_nd: np.ndarray):
     slice_, blurs = _lattice(points_nd)
 
     def raw(values_nl: np.ndarray) -> np.ndarray:
-        # The transpose splats points one after the other, whose vertices are near in memory.
+        # The transpose splats points in order, so neighbouring vertices are close in memory.
         on_lattice = slice_.T @ values_nl
         for blur in blurs:
             on_lattice = blur @ on_lattice
         return slice_ @ on_lattice
 
     sums_n = raw(np.ones((len(points_nd), 1), dtype=np.float32))[:, 0]
-    # The lattice blurs along its axes one after the other, which is symmetric but for its rim.
+    # The lattice blurs along one axis after the other, which is symmetric except at its boundary.
     root_n = 1 / np.sqrt(np.maximum(sums_n, np.finfo(np.float32).tiny))
     slice_.data *= np.repeat(root_n, np.diff(slice_.indptr))
     return raw
@@ -149,9 +148,9 @@ def _lattice(points_nd: np.ndarray):
         along an axis of the lattice.
     """
     n, d = points_nd.shape
-    # Into the plane of d + 1 coordinates that sum to zero, one unit of a Gaussian of deviation 1
-    # being so long that the blurs below and the two interpolations together have that deviation.
-    # Coordinates are rows here, so that every operation runs along the points.
+    # Embed into the plane of d + 1 coordinates that sum to zero, scaled so that the blurs below and
+    # the two interpolations together have a standard deviation of 1. Coordinates are rows, so that
+    # operations are contiguous along the points.
     axis = np.arange(1, d + 1)
     scale = (d + 1) * np.sqrt(2 / 3) / np.sqrt(axis * (axis + 1))
     scaled = np.ascontiguousarray(points_nd.T, dtype=np.float64) * scale[:, None]
@@ -159,7 +158,7 @@ def _lattice(points_nd: np.ndarray):
     plane[:d] = np.cumsum(scaled[::-1], axis=0)[::-1]
     plane[1:] -= axis[:, None] * scaled
     # The nearest lattice point whose coordinates are multiples of d + 1, in units of d + 1, and the
-    # order of what is left, largest first, which names the simplex.
+    # order of the residuals, largest first, which identifies the simplex.
     down = np.round(plane / (d + 1))
     left = plane - down * (d + 1)
     rank = np.zeros((d + 1, n), dtype=np.int64)
@@ -181,9 +180,9 @@ def _lattice(points_nd: np.ndarray):
     weights_nv = np.empty((n, d + 1), dtype=np.float32)
     weights_nv[:, 1:] = ((ordered[:-1] - ordered[1:])[::-1] / (d + 1)).T
     weights_nv[:, 0] = 1 - weights_nv[:, 1:].sum(1)
-    # Vertices as integers that add up as they do. Vertex k of the simplex has k added to every
-    # coordinate, and d + 1 taken off those whose rank is above d - k; the last coordinate follows
-    # from the others.
+    # Encode vertices as integers whose sums match those of the vertices. Vertex k of the simplex
+    # adds k to every coordinate and subtracts d + 1 from those of rank above d - k; the last
+    # coordinate follows from the others.
     base = _base(down[:d] * (d + 1))
     bases = np.empty((d + 1, n), dtype=np.int64)
     bases.ravel()[place] = np.append(base, 0)[:, None]
@@ -199,11 +198,11 @@ def _lattice(points_nd: np.ndarray):
 
 
 def _base(lowest_dn: np.ndarray) -> np.ndarray:
-    """(d,) what a step along each coordinate counts in the integers for vertices.
+    """(d,) place value of each coordinate in the integers that encode vertices.
 
     Args:
-        lowest_dn: vertex 0 of every simplex; other vertices and the neighbours that a blur asks for
-            are at most 2 d + 1 away from one of them.
+        lowest_dn: vertex 0 of every simplex; other vertices and the neighbours in a blur are at
+            most 2 d + 1 away from one of them.
     """
     d = len(lowest_dn)
     spans = lowest_dn.max(1) - lowest_dn.min(1) + 4 * d + 3

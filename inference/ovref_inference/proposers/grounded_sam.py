@@ -7,28 +7,29 @@ import numpy as np
 
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
-from ovref_inference.proposers.grounding import DetectedBoxes, GroundingDino, load_grounding_dino
+from ovref_inference.proposers.detectors import Detector, load_detector
+from ovref_inference.proposers.grounding import DetectedBoxes
 from ovref_inference.proposers.sam import SamMasks
 from ovref_inference.proposers.sam_model import load_sam
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedMasks:
-    """What was found in one image, by falling score of the detector."""
+    """Detections in one image with their masks, by descending detector score."""
 
     detections: DetectedBoxes
     """Boxes, nouns and scores."""
     masks_nhw: np.ndarray
     """(n, H, W) bool, the mask of each box; masks may overlap or be empty."""
     predicted_iou: np.ndarray
-    """(n,) float32: what SAM thinks of its masks, about [0, 1]."""
+    """(n,) float32: IoU that SAM predicts for its masks, roughly in [0, 1]."""
 
 
 class GroundedSam:
     """Finds nouns in images as boxes and turns the boxes into masks. Made by
     `load_grounded_sam`."""
 
-    def __init__(self, detector: GroundingDino, sam: SamMasks, *, multimask: bool = False) -> None:
+    def __init__(self, detector: Detector, sam: SamMasks, *, multimask: bool = False) -> None:
         """`multimask` as of `SamConfig`."""
         self._detector, self._sam, self._multimask = detector, sam, multimask
 
@@ -39,7 +40,7 @@ class GroundedSam:
 
         Args:
             images: (H, W, 3) uint8 RGB, of any sizes.
-            nouns: of every image, as of `GroundingDino.detect`.
+            nouns: of every image, as in `GroundingDino.detect`.
         """
         found = self._detector.detect(images, nouns)
         boxes = [detections.boxes_xyxy for detections in found]
@@ -58,14 +59,16 @@ def load_grounded_sam(
     """Loads both models.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
         ModelError: one of them cannot be found or read.
     """
     return GroundedSam(
-        load_grounding_dino(detector, device=device, batch_size=batch_size),
-        SamMasks(load_sam(sam.model, device_of(device)), batch_size=batch_size),
+        load_detector(detector, device=device, batch_size=batch_size),
+        SamMasks(
+            load_sam(sam.model, device_of(device), revision=sam.revision), batch_size=batch_size
+        ),
         multimask=sam.multimask,
     )

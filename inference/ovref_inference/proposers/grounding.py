@@ -1,10 +1,11 @@
-"""GroundingDINO (Liu et al., ECCV 2024): images and nouns -> boxes, each with its noun and score.
+"""GroundingDINO (Liu et al., ECCV 2024), MM-Grounding-DINO and LLMDet: images and nouns -> boxes,
+each with its noun and score.
 
-All nouns of an image are asked for in one prompt, "noun. noun. ...", and images with different
-prompts run in one batch. Which noun a box shows is read from the tokens: a box scores for a noun
-with the mean probability of *that* noun's tokens, and belongs to the noun it scores highest for.
-Nouns of several tokens, nouns that contain one another ("light", "traffic light") and any number of
-nouns are thus kept apart, where joining the words above a threshold gives "traffic light light".
+All nouns of an image form one prompt, "noun. noun. ...", and images with different prompts run in
+one batch. A box's score for a noun is the mean probability of that noun's tokens, and the box
+belongs to the noun with the highest score. This separates nouns of several tokens and nouns that
+contain one another ("light", "traffic light"), where joining the words above a threshold gives
+"traffic light light".
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
-from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    GroundingDinoForObjectDetection,
+    MMGroundingDinoForObjectDetection,
+)
 
 from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
@@ -25,28 +32,34 @@ from ovref_inference.proposers.config import GroundingDinoConfig
 
 NOUNS_REMEMBERED = 65_536
 
+CLASSES: dict[str, Any] = {
+    "grounding-dino": GroundingDinoForObjectDetection,
+    "mm-grounding-dino": MMGroundingDinoForObjectDetection,
+}
+"""Classes of transformers by type of model. LLMDet is published as an MM-Grounding-DINO."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedBoxes:
-    """The boxes found in one image, by falling score."""
+    """The boxes found in one image, by descending score."""
 
     boxes_xyxy: np.ndarray
     """(n, 4) float32 in pixels of the image, within it, of positive width and height."""
     nouns: np.ndarray
-    """(n,) int64: which of the nouns asked for."""
+    """(n,) int64: index of the noun in the request."""
     scores: np.ndarray
     """(n,) float32 in [0, 1]: mean probability of the noun's tokens."""
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Some of an image's nouns as tokens."""
+    """Some of an image's nouns, tokenised."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
     """Tokens [start, end) of each noun."""
     nouns: list[int]
-    """Which of the nouns asked for."""
+    """Indices of the nouns in the request."""
 
 
 class GroundingDino:
@@ -54,7 +67,7 @@ class GroundingDino:
 
     def __init__(
         self,
-        model: GroundingDinoForObjectDetection,
+        model: Any,
         tokenizer: Any,
         image_processor: Any,
         config: GroundingDinoConfig,
@@ -63,26 +76,28 @@ class GroundingDino:
     ) -> None:
         """
         Args:
-            model: in evaluation mode, on its device.
+            model: one of `CLASSES`, in evaluation mode, on its device.
             tokenizer, image_processor: of transformers, as the model was trained with.
             config: thresholds.
-            batch_size: images per forward pass at most.
+            batch_size: maximum number of images per forward pass.
 
         Raises:
-            ModelError: the tokenizer has other ids than the model for what ends a phrase.
+            ModelError: the tokenizer and the model disagree on the ids of the tokens that end a
+                phrase.
         """
         self._model, self._tokenizer, self._images = model, tokenizer, image_processor
         self._config, self._batch_size = config, BatchSize(batch_size)
         self._begin, self._end = tokenizer.cls_token_id, tokenizer.sep_token_id
         self._stop = tokenizer.convert_tokens_to_ids(".")
-        # Between these the model lets no token see another phrase's; it has their ids built in.
+        # These tokens separate phrases in the model's attention mask; their ids are built into the
+        # model.
         known = set(model.model.special_tokens.tolist())
         if not {self._begin, self._end, self._stop} <= known:
             raise ModelError(
                 f"GroundingDINO ends phrases at the ids {sorted(known)}, but its tokenizer has "
                 f"{self._begin}, {self._end} and {self._stop} for [CLS], [SEP] and '.'"
             )
-        # The same nouns come again and again: a proposer asks for all its classes in every image.
+        # Cached, because a proposer asks for all its classes in every image.
         self._ids = lru_cache(NOUNS_REMEMBERED)(self._tokenised)
         settings: Any = model.config
         self._longest = min(settings.max_text_len, settings.text_config.max_position_embeddings)
@@ -93,10 +108,9 @@ class GroundingDino:
     ) -> list[DetectedBoxes]:
         """Boxes of the nouns of every image.
 
-        A noun given twice is asked for once and found under its first number. Nouns that the
-        tokenizer does not know at all, or that alone are longer than a prompt, are never found.
-        More nouns than fit into a prompt go into several; a box then belongs to the best noun of
-        its own prompt.
+        A repeated noun is found under its first index. Nouns that the tokenizer does not know at
+        all, or that are longer than a prompt, are never found. Nouns that do not fit into one
+        prompt go into several; a box then belongs to the best noun of its own prompt.
 
         Args:
             images: (H, W, 3) uint8 RGB, of any sizes.
@@ -111,10 +125,10 @@ class GroundingDino:
         for batch in batched(asked, self._batch_size, lambda part: self._detect(images, part)):
             for index, boxes in batch:
                 found[index].append(boxes)
-        return [self._detections(parts) for parts in found]
+        return [detections(parts) for parts in found]
 
     def _prompts(self, texts: Sequence[str]) -> list[_Prompt]:
-        """The nouns as prompts of the model's length at most."""
+        """The nouns as prompts within the model's maximum length."""
         prompts: list[_Prompt] = []
         for number, text in enumerate(texts):
             ids = self._ids(text)
@@ -133,7 +147,7 @@ class GroundingDino:
         return prompts
 
     def _tokenised(self, text: str) -> list[int]:
-        # What ends a phrase would cut a noun in two.
+        # A token that ends a phrase would split the noun.
         words = text.replace(".", " ").replace("?", " ")
         return self._tokenizer(words, add_special_tokens=False).input_ids
 
@@ -148,7 +162,8 @@ class GroundingDino:
             ids_bl[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
             mask_bl[row, : len(prompt.ids)] = 1
         # Images of different sizes are padded; the pixel mask marks where they end.
-        # Where the channels are is said, for an image of three rows would be taken for another.
+        # The channel axis is explicit, because for an image of three rows it would be guessed
+        # wrongly.
         pixels = self._images(
             images=[np.ascontiguousarray(images[index]) for index, _ in asked],
             input_data_format="channels_last",
@@ -184,43 +199,72 @@ class GroundingDino:
         scores_q, best_q = scores_qn.max(1)
         sure = probabilities_ql.amax(1) > config.box_threshold
         kept = sure & (scores_q > config.text_threshold)
-        height, width = size_hw
-        boxes = box_convert(boxes_q4[kept], "cxcywh", "xyxy")
-        boxes = clip_boxes_to_image(boxes * torch.tensor([width, height] * 2), size_hw)
-        scores, best = scores_q[kept], best_q[kept]
-        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes, scores, best = boxes[solid], scores[solid], best[solid]
-        left = batched_nms(boxes, scores, best, config.nms_iou)
-        return boxes[left], torch.tensor(prompt.nouns)[best[left]], scores[left]
-
-    def _detections(self, parts: list[tuple[torch.Tensor, ...]]) -> DetectedBoxes:
-        none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
-        boxes, nouns, scores = (torch.cat(group) for group in zip(none, *parts, strict=True))
-        order = scores.argsort(descending=True, stable=True)
-        return DetectedBoxes(
-            boxes_xyxy=boxes[order].numpy(),
-            nouns=nouns[order].numpy(),
-            scores=scores[order].numpy(),
+        boxes, best, scores = kept_boxes(
+            boxes_q4[kept], best_q[kept], scores_q[kept], size_hw, size_hw, config.nms_iou
         )
+        return boxes, torch.tensor(prompt.nouns)[best], scores
+
+
+def kept_boxes(
+    centred_n4: torch.Tensor,
+    nouns_n: torch.Tensor,
+    scores_n: torch.Tensor,
+    frame_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+    nms_iou: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Boxes within the image and without duplicates of one noun.
+
+    Args:
+        centred_n4: centres and sizes, as shares of `frame_hw`.
+        nouns_n, scores_n: of each box.
+        frame_hw: height and width in pixels of what the detector saw, the image at its top left.
+        size_hw: height and width of the image.
+        nms_iou: as of `GroundingDinoConfig`.
+
+    Returns:
+        Boxes (m, 4), left, top, right and bottom in pixels of the image; nouns and scores (m,).
+    """
+    height, width = frame_hw
+    boxes = box_convert(centred_n4, "cxcywh", "xyxy")
+    boxes = clip_boxes_to_image(boxes * torch.tensor([width, height] * 2), size_hw)
+    solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    boxes, scores, nouns = boxes[solid], scores_n[solid], nouns_n[solid]
+    left = batched_nms(boxes, scores, nouns, nms_iou)
+    return boxes[left], nouns[left], scores[left]
+
+
+def detections(parts: list[tuple[torch.Tensor, ...]]) -> DetectedBoxes:
+    """What was found in the passes over one image, each as `kept_boxes` gives it."""
+    none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    boxes, nouns, scores = (torch.cat(group) for group in zip(none, *parts, strict=True))
+    order = scores.argsort(descending=True, stable=True)
+    return DetectedBoxes(
+        boxes_xyxy=boxes[order].numpy(),
+        nouns=nouns[order].numpy(),
+        scores=scores[order].numpy(),
+    )
 
 
 def load_grounding_dino(
     config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8
 ) -> GroundingDino:
-    """Loads a GroundingDINO, by a loader that takes nothing but tensors, and tries it on one image.
+    """Loads one of `CLASSES`, with a loader that accepts only tensors, and tries it on one image.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
         ModelError: the model or its tokenizer cannot be found or read.
     """
     path, options = pretrained(config.model, config.revision)
     with model_errors(f"load GroundingDINO from {config.model}"):
-        model: Any
-        report: Any
-        model, report = GroundingDinoForObjectDetection.from_pretrained(  # type: ignore[misc]
+        options["trust_remote_code"] = False
+        kind = AutoConfig.from_pretrained(path, **options).model_type
+        if kind not in CLASSES:
+            raise ValueError(f"it is of type {kind!r}, not one of {', '.join(CLASSES)}")
+        model, report = CLASSES[kind].from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)

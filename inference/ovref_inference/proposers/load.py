@@ -1,8 +1,8 @@
 """Proposers: images -> class-agnostic masks, no two overlapping.
 
 A proposer is any callable that maps a list of (H, W, 3) uint8 RGB images to one (n, H, W) bool
-array an image. Pixels in no mask are left to the segmenter, which takes the patch they lie in.
-Where a model's masks overlap, a pixel goes to the mask of the higher score (`without_overlap`).
+array per image. The segmenter classifies uncovered pixels by their patches. Where a model's masks
+overlap, a pixel goes to the mask with the higher score (`without_overlap`).
 """
 
 import os
@@ -38,17 +38,18 @@ from ovref_inference.proposers.sam_model import load_sam
 
 
 class Encoder(Protocol):
-    """Whatever encodes images of any sizes to (n, h, w, d) float32: `encoders.VisualEncoder`."""
+    """An encoder of images of any sizes to (n, h, w, d) float32, such as
+    `encoders.VisualEncoder`."""
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
 
 
 Proposer = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-"""Images (H, W, 3) uint8 -> masks (n, H, W) bool, one array an image, n may be 0."""
+"""Images (H, W, 3) uint8 -> masks (n, H, W) bool, one array per image, n may be 0."""
 
 
 def no_proposals(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """No mask at all: every pixel is classified by its patch."""
+    """Proposes no masks: every pixel is classified by its patch."""
     return [np.zeros((0, *image_hwc.shape[:2]), dtype=bool) for image_hwc in images]
 
 
@@ -64,12 +65,12 @@ def opencut_proposer(
     """OpenCut (FOSSIL section 3.4) on the keys of a self-supervised backbone.
 
     Args:
-        encoder: gives (n, h, w, d) keys of the last attention layer; it owns the size that images
-            are resized to (480 pixels in the paper).
+        encoder: gives (n, h, w, d) keys of the last attention layer; it resizes the images (to 480
+            pixels in the paper).
         config: thresholds and refinement.
-        crf: how masks are moved to the edges of the image; None leaves them on the patch grid.
-        crf_at: as of `OpenCutProposerConfig`.
-        device: where graphs are cut: "cpu", "cuda", ...; None takes a GPU where there is one.
+        crf: how masks are aligned with edges in the image; None leaves them on the patch grid.
+        crf_at: as in `OpenCutProposerConfig`.
+        device: where graphs are cut: "cpu", "cuda", ...; None selects a GPU if there is one.
         graph_bytes: as in `opencut.opencut`.
     """
     where = device_of(device)
@@ -81,7 +82,7 @@ def opencut_proposer(
         if crf is None:
             sizes = [image.shape[:2] for image in images]
             return [upsample_masks(*cut) for cut in zip(cuts, sizes, strict=True)]
-        # Each field runs on one core, most of the time without Python's lock.
+        # Each CRF runs on one core, mostly without holding Python's GIL.
         with ThreadPoolExecutor(max(1, min(len(images), os.cpu_count() or 1))) as pool:
             if crf_at == "masks":
                 return list(pool.map(partial(to_edges, config=crf), cuts, images))
@@ -92,14 +93,14 @@ def opencut_proposer(
 
 
 def without_overlap(masks_nhw: np.ndarray, scores_n: np.ndarray) -> np.ndarray:
-    """Masks that share no pixel: each pixel goes to the mask of the highest score that has it.
+    """Makes masks disjoint: each pixel goes to the mask with the highest score that contains it.
 
     Args:
         masks_nhw: (n, H, W) bool.
-        scores_n: (n,); of equal ones the earlier mask goes first.
+        scores_n: (n,); ties go to the earlier mask.
 
     Returns:
-        (m, H, W) bool by falling score; masks that are left with no pixel are left out.
+        (m, H, W) bool by descending score; masks that are left without a pixel are dropped.
     """
     free_hw = np.ones(masks_nhw.shape[1:], dtype=bool)
     kept = [np.zeros((0, *masks_nhw.shape[1:]), dtype=bool)]
@@ -112,8 +113,8 @@ def without_overlap(masks_nhw: np.ndarray, scores_n: np.ndarray) -> np.ndarray:
 
 
 def sam_grid_proposer(sam: SamMasks, config: SamGridConfig) -> Proposer:
-    """SAM's automatic masks at a grid of points; overlaps go to the higher predicted IoU, unless
-    masks may overlap."""
+    """SAM's automatic masks for a grid of points; overlaps go to the higher predicted IoU, unless
+    the config allows them."""
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         found = sam.of_grid(images, config)
@@ -126,7 +127,7 @@ def sam_grid_proposer(sam: SamMasks, config: SamGridConfig) -> Proposer:
 
 def mask_former_proposer(model: MaskFormer, config: MaskFormerConfig) -> Proposer:
     """The masks of a MaskFormer or Mask2Former, without its classes (`mask_former.masks_of`); they
-    overlap only if that is configured."""
+    overlap only if the config allows it."""
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [masks_of(found, config)[0] for found in model.propose(images)]
@@ -135,11 +136,11 @@ def mask_former_proposer(model: MaskFormer, config: MaskFormerConfig) -> Propose
 
 
 def grounded_sam_proposer(model: GroundedSam, class_names: Sequence[str]) -> Proposer:
-    """GroundingDINO + SAM asked for all classes (RetCLIP section 2.2, training-free); overlaps go
-    to the higher score of the detector.
+    """GroundingDINO + SAM prompted with all classes (RetCLIP section 2.2, training-free); overlaps
+    go to the higher detector score.
 
     Args:
-        class_names: what is looked for; the masks do not say which of them they show.
+        class_names: the prompt; the masks do not say which class they show.
     """
 
     def propose(images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -154,8 +155,8 @@ def grounded_sam_proposer(model: GroundedSam, class_names: Sequence[str]) -> Pro
 def grounded_sam_proposals(
     model: GroundedSam, class_names: Sequence[str], config: GroundedSamConfig
 ) -> Callable[[Sequence[np.ndarray]], list[Proposals]]:
-    """As `grounded_sam_proposer`, with what was found of the classes in each image, and with masks
-    that overlap if that is configured."""
+    """As `grounded_sam_proposer`, with the names of the classes found in each image; masks overlap
+    if the config allows it."""
 
     def propose(images: Sequence[np.ndarray]) -> list[Proposals]:
         proposals = []
@@ -182,7 +183,7 @@ def load_proposer(
 
     Args:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
         ModelError: a model cannot be found or read.
@@ -194,7 +195,8 @@ def load_proposer(
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
-        sam = load_sam(config.sam_grid.sam.model, device_of(device))
+        chosen_sam = config.sam_grid.sam
+        sam = load_sam(chosen_sam.model, device_of(device), revision=chosen_sam.revision)
         return sam_grid_proposer(SamMasks(sam, batch_size=batch_size), config.sam_grid)
     from ovref_inference.encoders import load_visual_encoder
 
@@ -211,14 +213,14 @@ def load_proposals(
     device: str | None = None,
     batch_size: int = 8,
 ) -> Callable[[Sequence[np.ndarray]], list[Any]]:
-    """Loads a proposer for the segmenters of regions: it gives all that they can use.
+    """Loads a proposer for segmenters of regions, with all the output that they can use:
 
-    That is, of `mask_former`, soft masks and the probabilities of its own classes (VOCSeg eq. 4 and
-    5), of `grounded_sam` what was found of the classes; of others masks.
+    `mask_former` gives soft masks and the probabilities of its own classes (VOCSeg eq. 4 and 5),
+    `grounded_sam` the names of the classes found, others only masks.
 
     Args:
-        class_names: what `grounded_sam` is asked for; of no use to others.
-        device, batch_size: as of `load_proposer`.
+        class_names: prompt of `grounded_sam`; unused by others.
+        device, batch_size: as in `load_proposer`.
 
     Raises:
         ModelError: a model cannot be found or read.

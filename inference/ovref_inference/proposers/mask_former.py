@@ -32,7 +32,7 @@ class MaskFormer:
             model: a MaskFormer or Mask2Former of transformers, in evaluation mode, on its device.
             image_processor: of transformers, as the model was trained with.
             config: thresholds.
-            batch_size: images per forward pass at most.
+            batch_size: maximum number of images per forward pass.
         """
         self._model, self._images = model, image_processor
         self._config, self._batch_size = config, BatchSize(batch_size)
@@ -41,14 +41,14 @@ class MaskFormer:
 
     @torch.inference_mode()
     def propose(self, images: Sequence[np.ndarray]) -> Iterator[Proposals]:
-        """The queries that show an object, by falling probability of that.
+        """The queries that show an object, by descending probability of an object.
 
         Args:
             images: (H, W, 3) uint8 RGB, of any sizes.
 
         Yields:
             For every image the masks' probabilities at its size, and the probabilities of the
-            classes that the model was trained on; one image at a time, for masks are large.
+            classes that the model was trained on; one image at a time, because masks are large.
         """
         for image_hwc in images:
             check_image(image_hwc)
@@ -57,7 +57,7 @@ class MaskFormer:
                 yield self._proposals(queries)
 
     def _queries(self, images: Sequence[np.ndarray]) -> list["_Queries"]:
-        # Said, for an image of three rows would be taken for one with its channels first.
+        # Explicit, because an image of three rows would be taken for one with channels first.
         inputs = self._images(
             images=[np.ascontiguousarray(image_hwc) for image_hwc in images],
             input_data_format="channels_last",
@@ -89,9 +89,9 @@ class MaskFormer:
     def _proposals(self, queries: "_Queries") -> Proposals:
         count = len(queries.logits_qhw)
         mask_probs_nhw = np.empty((count, *queries.size_hw), dtype=np.float32)
-        # One query at a time: enlarging all at once takes gigabytes for a photograph.
+        # One query at a time: upsampling all at once takes gigabytes for a photograph.
         for number, logits_hw in enumerate(queries.logits_qhw):
-            # Images of different sizes were padded below and to the right to be one batch.
+            # Images of different sizes were padded at the bottom and right to form one batch.
             seen = interpolate(logits_hw[None, None], queries.padded_hw, mode="bilinear")
             seen = seen[..., : queries.valid_hw[0], : queries.valid_hw[1]]
             large = interpolate(seen, queries.size_hw, mode="bilinear")
@@ -105,7 +105,7 @@ class MaskFormer:
 
 @dataclass(frozen=True)
 class _Queries:
-    """What is kept of one image until its masks are enlarged."""
+    """Output for one image before its masks are upsampled."""
 
     logits_qhw: torch.Tensor
     classes_qc: torch.Tensor
@@ -115,8 +115,8 @@ class _Queries:
 
 
 def masks_of(proposals: Proposals, config: MaskFormerConfig) -> tuple[np.ndarray, np.ndarray]:
-    """`exclusive_masks`, or, where these are not wanted, every pixel above the threshold of every
-    proposal that has one; result as there."""
+    """`exclusive_masks` or, if `config.exclusive` is False, the overlapping masks of all pixels
+    above the threshold; the result has the same form."""
     if config.exclusive:
         return exclusive_masks(proposals, config)
     masks_nhw = proposals.mask_probs_nhw >= config.mask_threshold
@@ -127,17 +127,17 @@ def masks_of(proposals: Proposals, config: MaskFormerConfig) -> tuple[np.ndarray
 def exclusive_masks(
     proposals: Proposals, config: MaskFormerConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masks that share no pixel, as in the papers' panoptic inference.
+    """Disjoint masks, as in the papers' panoptic inference.
 
     These are `owned_masks`, weighted by the probability of an object. Queries that keep too little
-    of their own mask are left out, and leave their pixels free.
+    of their own mask are dropped, and their pixels stay uncovered.
 
     Args:
         proposals: of `MaskFormer.propose`.
         config: `mask_threshold` and `min_kept`.
 
     Returns:
-        (m, H, W) bool masks, and (m,) int64, which of the proposals they are, ascending.
+        (m, H, W) bool masks, and (m,) int64, their indices in `proposals`, ascending.
     """
     if proposals.class_probs_nc is None:
         raise ValueError("proposals must have the proposer's own probabilities, found none")
@@ -151,15 +151,15 @@ def exclusive_masks(
 def load_mask_former(
     config: MaskFormerConfig, *, device: str | None = None, batch_size: int = 8
 ) -> MaskFormer:
-    """Loads a MaskFormer or Mask2Former, by a loader that takes nothing but tensors, and tries it
-    on one image.
+    """Loads a MaskFormer or Mask2Former, with a loader that accepts only tensors, and tries it on
+    one image.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
+        batch_size: maximum number of images per forward pass.
 
     Raises:
-        ModelError: the model cannot be found or read, or is another one.
+        ModelError: the model cannot be found or read, or is of another type.
     """
     path, options = pretrained(config.model, config.revision)
     with model_errors(f"load MaskFormer from {config.model}"):

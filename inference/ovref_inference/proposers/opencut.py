@@ -1,22 +1,21 @@
 """OpenCut: class-agnostic masks from the keys of a self-supervised backbone, by normalised cuts.
 
-FOSSIL section 3.4. One image is a graph whose nodes are patches; two patches are linked when the
+FOSSIL section 3.4. One image is a graph whose nodes are patches; two patches are connected if the
 cosine of their keys reaches a threshold tau (eq. 1). The second smallest eigenvector of the
-normalised cut (eq. 2) splits the graph in two (eq. 3), the side that holds its largest value is a
-mask, its patches lose their links, and the cut is repeated (MaskCut). OpenCut does this for a list
-of thresholds, foreground first, and refines the cuts into masks that share no patch.
+normalised cut (eq. 2) splits the graph in two (eq. 3), the side with its largest absolute value is
+a mask, its patches lose their edges, and the cut is repeated (MaskCut). OpenCut does this for a
+list of thresholds, foreground first, and refines the cuts into disjoint masks.
 
 The similarities of an image are computed once for all thresholds and stages. Eigenvectors come from
 a Lanczos iteration on a batch of dense graphs (`second_eigenvectors`). The Conditional Random Field
 that the paper runs on the masks comes last, on all masks of an image together (`crf.to_edges`),
-where MaskCut has it after each cut: one field instead of many, and the masks still share no pixel.
+while MaskCut runs it after each cut: one CRF instead of many, and the masks stay disjoint.
 
-Differences to MaskCut's code: links are `>= tau` as in eq. 1, not `> tau`; patches that were cut
-out have no links to anything at any threshold, where MaskCut, which sets their keys to zero, links
-them to every patch when tau is negative; and its other rule for the foreground (swap the sides when
-three corners of the image are foreground) is not used, for OpenCut wants the masks of the
-background too. Instead, `foreground="smaller"` avoids masks of several objects with what lies
-between them.
+Differences from MaskCut's code: edges need `>= tau` as in eq. 1, not `> tau`; patches that were cut
+out have no edges at any threshold, while MaskCut, which sets their keys to zero, connects them to
+every patch if tau is negative; and its other foreground rule (swap the sides if three corners of
+the image are foreground) is not used, because OpenCut also wants masks of the background. Instead,
+`foreground="smaller"` avoids masks that merge several objects with the area between them.
 """
 
 from dataclasses import dataclass
@@ -30,32 +29,32 @@ from torch.nn.functional import normalize
 from ovref_inference.proposers.config import OpenCutConfig
 
 WEAK_LINK = 1e-5
-"""Weight of a pair below the threshold (eq. 1): it keeps the graph connected."""
+"""Weight of a pair below the threshold (eq. 1), which keeps the graph connected."""
 
 REFERENCE_GRID = 60 * 60
-"""Patches of the grid that the paper cuts: DINO ViT-B/8 on images of 480 x 480 pixels."""
+"""Number of patches in the paper's grid: DINO ViT-B/8 on images of 480 x 480 pixels."""
 
 REFERENCE_PIXELS = 480 * 480
 """Pixels of those images."""
 
 BASIS = 48
-"""Vectors of the eigenvector solver at most, before it restarts from the best third of them."""
+"""Maximum size of the eigensolver's basis before it restarts from the best third."""
 
 CPU_GRAPH_BYTES = 2**26
-"""Memory for graphs that are cut at once on a CPU: more of them leave its cache."""
+"""Memory for graphs that are cut at once on a CPU; more would not fit into its cache."""
 
 CHECK_EVERY = 4
-"""Products after which the eigenvector solver looks whether it has finished."""
+"""Number of products between convergence checks of the eigensolver."""
 
 
 def opencut(
     keys_bhwd: torch.Tensor, config: OpenCutConfig, graph_bytes: int | None = None
 ) -> list[np.ndarray]:
-    """Masks that share no patch, for a batch of key grids of one size.
+    """Disjoint masks for a batch of key grids of one size.
 
-    Patches in no mask are left to the segmenter, each as a region of its own.
+    The segmenter treats each uncovered patch as a region of its own.
 
-    Args, errors: as of `raw_cuts`.
+    Args, errors: as in `raw_cuts`.
 
     Returns:
         For every image a (masks, h, w) bool array, in order of discovery, possibly with no mask.
@@ -71,14 +70,14 @@ def raw_cuts(
     Args:
         keys_bhwd: (images, h, w, d) keys of the last attention layer, any float type, any scale.
         config: thresholds.
-        graph_bytes: memory for the graphs cut at once; None takes a quarter of a GPU's free memory,
-            or CPU_GRAPH_BYTES. It changes speed only.
+        graph_bytes: memory for the graphs cut at once; None uses a quarter of a GPU's free memory,
+            or CPU_GRAPH_BYTES. Only affects speed.
 
     Returns:
         For every image a (taus x stages, h, w) bool array, in order of importance; some are empty.
 
     Raises:
-        ValueError: `keys_bhwd` has not four axes, or holds a value that is not finite.
+        ValueError: `keys_bhwd` does not have four axes or has values that are not finite.
     """
     if keys_bhwd.ndim != 4:
         raise ValueError(f"keys_bhwd must be (images, h, w, d), found {tuple(keys_bhwd.shape)}")
@@ -90,7 +89,7 @@ def raw_cuts(
     if graph_bytes is None:
         cuda = keys_bhwd.is_cuda
         graph_bytes = torch.cuda.mem_get_info(keys_bhwd.device)[0] // 4 if cuda else CPU_GRAPH_BYTES
-    # A graph is one matrix of doubles; a second one is made when other graphs finish before it.
+    # A graph is one float64 matrix; a copy is made when other graphs of the batch finish first.
     at_once = max(1, graph_bytes // (2 * 8 * (height * width) ** 2))
     taus_t = torch.tensor(config.taus, dtype=torch.float32, device=keys_bhwd.device)
     cuts = []
@@ -110,14 +109,14 @@ def maskcut(
 ) -> torch.Tensor:
     """Up to `stages` foreground masks at every threshold, by repeated normalised cuts.
 
-    After each cut the patches of the foreground lose their links; patches whose keys are zero have
-    none. A graph is finished early when all its weights are equal, or when the cut only found
-    patches without links: the next cut would find them again.
+    After each cut the patches of the foreground lose their edges; patches whose keys are zero have
+    none. A graph is finished early if all its weights are equal, or if the cut only found patches
+    without edges, which the next cut would find again.
 
     Args:
         keys_bnd: (images, n, d) float keys.
         taus_t: (taus,) similarity thresholds in (-1, 1).
-        stages: masks per graph at most.
+        stages: maximum number of masks per graph.
         side: as in `OpenCutConfig.foreground`.
         at_once: graphs in memory at once; None for all, one for each image and threshold.
 
@@ -127,14 +126,14 @@ def maskcut(
     keys_bnd = normalize(keys_bnd.float(), dim=-1)
     images, n, _ = keys_bnd.shape
     similar_bnn = keys_bnd @ keys_bnd.mT
-    # Every patch is like itself, whatever the rounding.
+    # Every patch is similar to itself regardless of rounding.
     similar_bnn.diagonal(dim1=1, dim2=2).fill_(1)
     alive_bn = keys_bnd.any(2)
     unequal = (similar_bnn.amin((1, 2))[:, None] < taus_t) | ~alive_bn.all(1, keepdim=True)
     pairs_g2 = (unequal & alive_bn.any(1, keepdim=True)).nonzero()
     masks_btsn = alive_bn.new_zeros(images, len(taus_t), stages, n)
     at_once = min(at_once or len(pairs_g2), len(pairs_g2))
-    # The same memory for all, because new memory costs more than what is done with it.
+    # Memory is reused, because allocating it costs more than the computation.
     memory_gnn = similar_bnn.new_empty(at_once, n, n, dtype=torch.float64)
     for pairs in pairs_g2.split(at_once) if at_once else ():
         graphs, links_gnn = pairs, memory_gnn[: len(pairs)]
@@ -157,8 +156,8 @@ def maskcut(
 def foreground_of(x_bn: torch.Tensor, side: str = "peak") -> torch.Tensor:
     """The side of each cut (eq. 3) that becomes the mask.
 
-    The result does not depend on the sign of the eigenvector. Where several patches share the
-    largest absolute value up to rounding, the first of them decides.
+    The result does not depend on the sign of the eigenvector. If several patches have the largest
+    absolute value up to rounding, the first one decides.
 
     Args:
         x_bn: (graphs, n) eigenvectors.
@@ -184,23 +183,23 @@ def second_eigenvectors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Second smallest solution of (D - W) x = lambda D x for a batch of dense graphs.
 
-    W has the weight 1 for links and WEAK_LINK elsewhere; D has its row sums. With y = D^1/2 x this
-    is the symmetric problem A y = (1 - lambda) y, A = D^-1/2 W D^-1/2. The top eigenvector of A is
-    known, D^1/2 1; it is moved to the bottom of the spectrum. The next one is found by a Lanczos
+    W is 1 for edges and WEAK_LINK elsewhere; D has its row sums. With y = D^1/2 x this is the
+    symmetric problem A y = (1 - lambda) y, A = D^-1/2 W D^-1/2. The top eigenvector of A is known,
+    D^1/2 1; it is shifted to the bottom of the spectrum. The next one is found by a Lanczos
     iteration with full orthogonalisation and thick restarts (Wu and Simon, SIAM J. Matrix Anal.
-    Appl. 2000), in double precision, for the eigenvalues of hardly linked parts differ by weak
-    links only. The start is fixed, so the same graph gives the same vector. Finished graphs leave
-    the batch; a graph that is not finished after `max_products` is solved densely.
+    Appl. 2000), in double precision, because the eigenvalues of nearly disconnected parts differ
+    only by weak links. The start is fixed, so the same graph gives the same vector. Converged
+    graphs leave the batch; a graph that has not converged after `max_products` is solved densely.
 
     Args:
         links_gnn: (graphs, n, n) float64, symmetric, 1 for links and 0 elsewhere; n at least 2.
-        alive_gn: (graphs, n) bool: nodes that have links; None for all.
+        alive_gn: (graphs, n) bool: nodes that have edges; None for all.
         tolerance: bound on the norm of A y - (1 - lambda) y, for y of norm 1.
         max_products: products with the matrices before the dense solver takes over.
 
     Returns:
         x (graphs, n) float64 with x' D x = 1, of arbitrary sign, and lambda (graphs,) float64 in
-        [0, 2]. Where lambda is (nearly) a multiple solution, x is some vector of its eigenspace.
+        [0, 2]. If lambda is (nearly) a multiple eigenvalue, x is some vector of its eigenspace.
 
     Raises:
         ValueError: the shape or type of `links_gnn` is wrong.
@@ -221,7 +220,8 @@ def second_eigenvectors(
     top_gn = normalize(degree.sqrt(), dim=1)
     operator = _Operator(links_gnn, alive * inverse_gn, inverse_gn, top_gn)
     width = min(BASIS, n)
-    # Of each new direction a trace is random: where a space is exhausted it finds another one.
+    # Each new direction has a small random part, which finds another space if this one is
+    # exhausted.
     noise = _directions(width + 1, n).to(links_gnn.device)
     basis = links_gnn.new_zeros(graphs, width, n)
     image = torch.zeros_like(basis)
@@ -248,8 +248,8 @@ def second_eigenvectors(
             if used == n:
                 break
         fresh = normalize(image[:, used - 1], dim=1) + 1e-13 * noise[used - 1]
-        # Where the basis spans an invariant space, the first pass leaves rounding errors and the
-        # second some directions of the basis again; the third removes these too.
+        # If the basis spans an invariant subspace, the first pass leaves rounding errors and the
+        # second reintroduces directions of the basis; the third removes these too.
         known, fresh = basis[:, :used], fresh[:, :, None]
         for _ in range(3):
             fresh = torch.baddbmm(fresh, known.mT, known @ fresh, alpha=-1)
@@ -268,15 +268,15 @@ def second_eigenvectors(
 
 @dataclass(frozen=True)
 class _Operator:
-    """A - 2 top top' of every graph, without making A."""
+    """A - 2 top top' of every graph, without forming A."""
 
     links: torch.Tensor
     alive: torch.Tensor
-    """D^-1/2 for nodes that have links, 0 for others."""
+    """D^-1/2 for nodes that have edges, 0 for others."""
     inverse: torch.Tensor
     """D^-1/2"""
     top: torch.Tensor
-    """The eigenvector of A that is known, of length 1."""
+    """The known eigenvector of A, of length 1."""
 
     def __call__(self, y_gn: torch.Tensor) -> torch.Tensor:
         linked = self.alive * _times(self.links, self.alive * y_gn)
@@ -305,7 +305,7 @@ def _directions(count: int, n: int) -> torch.Tensor:
 def _times(matrix_gnn: torch.Tensor, vector_gn: torch.Tensor) -> torch.Tensor:
     if matrix_gnn.is_cuda:
         return (matrix_gnn @ vector_gn[:, :, None])[:, :, 0]
-    # On a CPU, products in a batch are several times slower than one after the other.
+    # On a CPU, batched products are several times slower than one after the other.
     products = [matrix @ vector for matrix, vector in zip(matrix_gnn, vector_gn, strict=True)]
     return torch.stack(products)
 
@@ -316,19 +316,19 @@ def _combined(weights_gkm: torch.Tensor, vectors_gkn: torch.Tensor) -> torch.Ten
 
 
 def refine(masks_mhw: np.ndarray, config: OpenCutConfig) -> np.ndarray:
-    """Raw cuts into masks that share no patch, or no pixel where cuts are as fine as that (FOSSIL
+    """Refines raw cuts into disjoint masks, on the patch grid or at pixel resolution (FOSSIL
     section 3.4, mask refinement).
 
-    Each cut is split into connected components (patches that touch by a side). In order, a
-    component is dropped if it is smaller than eta; merged with the earlier mask it overlaps most if
-    their intersection over union is above mu, for then both show one object; dropped if more than
-    rho of it lies in earlier masks; otherwise kept, without the patches that earlier masks hold.
-    The paper's sentence on mu can also be read as merging what does *not* overlap; that would glue
-    unrelated objects together, so it is not what is done. Overlaps are measured on the earlier
-    masks as they stand, after their own subtraction.
+    Each cut is split into 4-connected components. In order, a component is dropped if it is smaller
+    than eta; merged with the earlier mask it overlaps most if their intersection over union is
+    above mu, for then both show one object; dropped if more than rho of it lies in earlier masks;
+    otherwise kept, without the patches that earlier masks hold. The paper's sentence on mu can also
+    be read as merging what does *not* overlap; that would glue unrelated objects together, so it is
+    not what is done. Overlaps are measured on the earlier masks as they stand, after their own
+    subtraction.
 
     Args:
-        masks_mhw: (m, h, w) bool, cuts in order of importance; empty ones are passed over.
+        masks_mhw: (m, h, w) bool, cuts in order of importance; empty ones are skipped.
         config: eta, mu and rho.
 
     Returns:
@@ -358,10 +358,10 @@ def refine(masks_mhw: np.ndarray, config: OpenCutConfig) -> np.ndarray:
 
 
 def upsample_masks(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Masks of a patch grid at the size of the image, still without overlap.
+    """Upsamples masks from the patch grid to the size of the image, still without overlap.
 
     Each mask, and the part that no mask covers, is interpolated bilinearly; a pixel goes to the
-    largest. Where a mask and the uncovered part are equal the mask has it.
+    largest. In a tie, a mask wins over the uncovered part.
 
     Args:
         masks_nhw: (masks, h, w) bool, no two overlapping.
@@ -374,7 +374,7 @@ def upsample_masks(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> np.ndarra
 
 
 def shares(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> torch.Tensor:
-    """What each mask has of every pixel of the image, and last the part that no mask covers.
+    """Share of every pixel of the image in each mask, and last in the uncovered part.
 
     Args:
         masks_nhw: (masks, h, w) bool, no two overlapping.
@@ -391,7 +391,7 @@ def shares(masks_nhw: np.ndarray, size_hw: tuple[int, int]) -> torch.Tensor:
 
 
 def owned(shares_nhw: torch.Tensor) -> np.ndarray:
-    """The pixels of which each mask has the largest share, the first of equal ones.
+    """The pixels of which each mask has the largest share; ties go to the first.
 
     Takes `shares` or the like, (masks + 1, H, W), and gives (masks, H, W) bool.
     """

@@ -7,18 +7,17 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Proposals:
-    """Class-agnostic regions of one image; they may overlap, and pixels may be in none."""
+    """Class-agnostic regions of one image; they may overlap and leave pixels uncovered."""
 
     mask_probs_nhw: np.ndarray
     """(n, H, W) float32 in [0, 1]: probability that a pixel belongs to the region; n may be 0."""
     class_probs_nc: np.ndarray | None = None
-    """(n, trained classes + 1) float32: the proposer's own probabilities, the last of `no object`;
-    None for a proposer that knows no classes."""
+    """(n, trained classes + 1) float32: the proposer's own probabilities, the last one of `no
+    object`; None for a proposer without classes."""
     trained_names: tuple[str, ...] = ()
-    """The classes that it was trained on."""
+    """The classes that the proposer was trained on."""
     found_names: tuple[str, ...] | None = None
-    """Names that the proposer was asked for and found in the image; None for a proposer that is
-    asked for none."""
+    """Requested names that the proposer found in the image; None for a proposer without names."""
 
     def __post_init__(self) -> None:
         found = self.mask_probs_nhw
@@ -26,7 +25,8 @@ class Proposals:
             raise ValueError(
                 f"mask_probs_nhw must be (n, H, W) float32, found {found.shape} {found.dtype}"
             )
-        # Not (found >= 0) & (found <= 1), whose arrays are nearly as large; NaN fails as well.
+        # Min and max, because (found >= 0) & (found <= 1) needs large temporary arrays; NaN fails
+        # too.
         if found.size and not (found.min() >= 0 and found.max() <= 1):
             raise ValueError("mask_probs_nhw must lie in [0, 1] and be finite")
         if self.class_probs_nc is None:
@@ -47,7 +47,7 @@ class Proposals:
         return self.mask_probs_nhw > threshold
 
     def chosen(self, rows: np.ndarray) -> "Proposals":
-        """Those of the rows, given by a bool or integer index; these themselves if they are all."""
+        """The proposals at a bool or integer index; `self` if that is all of them."""
         if rows.dtype == bool and rows.all():
             return self
         return Proposals(
@@ -58,8 +58,8 @@ class Proposals:
         )
 
     def with_rest(self, threshold: float) -> "Proposals":
-        """These and one more region of all pixels that no mask at this threshold has, if there are
-        any (VOCSeg eq. 1). The proposer's own classes are all equally probable there."""
+        """Adds one region of all pixels that no mask covers at this threshold, if there are any
+        (VOCSeg eq. 1). The proposer's own classes are all equally probable there."""
         rest_hw = ~np.any(self.masks(threshold), axis=0)
         if not rest_hw.any():
             return self
@@ -80,10 +80,10 @@ class Proposals:
 def owned_masks(
     mask_probs_nhw: np.ndarray, weights_n: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masks that share no pixel, as in MaskFormer's panoptic inference (its section 3.4).
+    """Disjoint masks, as in MaskFormer's panoptic inference (its section 3.4).
 
-    A pixel belongs to the region of the highest product of weight and probability, the first of
-    equal ones, and is in that region's mask if its probability reaches the threshold.
+    A pixel belongs to the region with the highest product of weight and probability (ties go to the
+    first), and is in that region's mask if its probability reaches the threshold.
 
     Args:
         mask_probs_nhw: (n, H, W) float32 in [0, 1]; n may be 0.
@@ -91,12 +91,12 @@ def owned_masks(
         threshold: in [0, 1].
 
     Returns:
-        (n, H, W) bool masks; and (n,) int64, how many pixels of each region reach the threshold,
-        whoever has them.
+        (n, H, W) bool masks; and (n,) int64, number of pixels of each region that reach the
+        threshold, including those of other masks.
     """
     highest_hw = np.zeros(mask_probs_nhw.shape[1:], dtype=np.float32)
     owner_hw = np.full(highest_hw.shape, -1, dtype=np.int32)
-    # Many times faster than argmax over the first axis.
+    # Much faster than argmax over the first axis.
     for number, probs_hw in enumerate(mask_probs_nhw):
         weighted_hw = probs_hw * weights_n[number]
         np.copyto(owner_hw, number, where=weighted_hw > highest_hw)
@@ -111,15 +111,15 @@ def owned_masks(
 
 
 def as_proposals(found: "np.ndarray | Proposals", *, rest: bool) -> Proposals:
-    """What any proposer gives for one image, as `Proposals`.
+    """The output of any proposer for one image, as `Proposals`.
 
     Args:
         found: (n, H, W) bool masks, or Proposals, which pass unchanged.
-        rest: adds to masks one more region of all pixels that are in none, if there are any, so
-            that regions cover the image (VOCSeg eq. 1).
+        rest: adds one region of all uncovered pixels to masks, if there are any, so that regions
+            cover the image (VOCSeg eq. 1).
 
     Raises:
-        ValueError: neither of them.
+        ValueError: `found` is neither.
     """
     if isinstance(found, Proposals):
         return found

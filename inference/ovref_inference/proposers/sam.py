@@ -1,9 +1,11 @@
 """Segment Anything (Kirillov et al., ICCV 2023): boxes or points on images -> masks.
 
 The model is that of transformers; see `sam_model.load_sam`. Prompts, preprocessing and enlarging
-are as in the package segment-anything.
+are as in the package segment-anything; SAM-HQ (Ke et al., NeurIPS 2023) has the same. SAM 2 (Ravi
+et al., ICLR 2025) and EdgeTAM stretch images to a square instead of padding them.
 
-The image encoder is nearly all of the cost and runs once an image, however many prompts follow.
+The image encoder accounts for nearly all of the cost and runs once per image, for any number of
+prompts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +16,13 @@ import torch
 from torch.nn.functional import interpolate, pad
 from torchvision.ops import masks_to_boxes, nms
 from torchvision.transforms.functional import resize, to_pil_image
-from transformers import SamModel
 
 from ovref_inference.images import check_image
 from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposers.config import SamGridConfig
 
 UPSCALED_PIXELS = 2**26
-"""Logits of masks brought to the image's size at once: 256 MB of float32."""
+"""Number of mask logits upsampled at once: 256 MB of float32."""
 
 STABILITY_OFFSET = 1.0
 """A mask is stable if its area changes little between thresholds this far above and below its own,
@@ -29,24 +30,28 @@ in logits (as in segment-anything)."""
 
 
 MASK_THRESHOLD = 0.0
-"""Logits above it are in the mask."""
+"""Pixels with logits above it are in the mask."""
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Mean and standard deviation of RGB in [0, 255], as all models were trained with."""
+"""Mean and standard deviation of RGB in [0, 255], of the training of all models."""
 
 
 class SamMasks:
     """Masks for boxes, or for a grid of points, at the size of the images."""
 
-    def __init__(self, sam: SamModel, *, batch_size: int = 8, prompts_at_once: int = 64) -> None:
+    def __init__(self, sam: Any, *, batch_size: int = 8, prompts_at_once: int = 64) -> None:
         """
         Args:
-            sam: as `load_sam` gives it, on its device.
-            batch_size: images per pass of the image encoder at most.
-            prompts_at_once: boxes or points per pass of the mask decoder at most.
+            sam: from `load_sam`, on its device.
+            batch_size: maximum number of images per pass of the image encoder.
+            prompts_at_once: maximum number of boxes or points per pass of the mask decoder.
         """
-        config: Any = sam.config
-        self._sam, self._side = sam, config.vision_config.image_size
+        self._sam, self._kind = sam, sam.config.model_type
+        # SAM 2 and EdgeTAM give features of several sizes, and see the image stretched.
+        self._stretched = hasattr(sam, "backbone_feature_sizes")
+        config = sam.config.prompt_encoder_config if self._stretched else sam.config.vision_config
+        side = config.image_size
+        self._side: int = side if isinstance(side, int) else side[0]
         self._batch_size, self._prompts_at_once = BatchSize(batch_size), prompts_at_once
 
     @torch.inference_mode()
@@ -66,7 +71,7 @@ class SamMasks:
 
         Yields:
             For every image (n, H, W) bool masks, which may overlap or be empty, and their predicted
-            IoU, (n,) float32, about [0, 1]; one image at a time, for masks are large. An image
+            IoU, (n,) float32, about [0, 1]; one image at a time, because masks are large. An image
             without boxes is not encoded.
         """
         asked = [index for index, boxes in enumerate(boxes_xyxy) if len(boxes)]
@@ -89,22 +94,23 @@ class SamMasks:
     def of_grid(
         self, images: Sequence[np.ndarray], config: SamGridConfig
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Masks of whatever is found at a grid of points, each point alone.
+        """Masks for a grid of points, each point prompted alone.
 
-        As in the paper's automatic masks, without its extra passes over crops: three masks a point,
-        those kept that are surely good and stable, duplicates removed by their boxes.
+        As in the paper's automatic mask generation, without its extra passes over crops: three
+        masks per point; those with a high predicted IoU and stability are kept; duplicates are
+        removed by box NMS.
 
         Yields:
-            For every image (n, H, W) bool masks, which may overlap, by falling predicted IoU, and
-            these, (n,) float32.
+            For every image (n, H, W) bool masks, which may overlap, by descending predicted IoU,
+            and the predicted IoU, (n,) float32.
         """
         side = (np.arange(config.points_per_side) + 0.5) / config.points_per_side
         grid_n2 = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-        for image_hwc, embedding_1dhw in zip(images, self._embeddings(images), strict=True):
+        for image_hwc, embedding in zip(images, self._embeddings(images), strict=True):
             size_hw = image_hwc.shape[:2]
             points_n12 = (grid_n2 * size_hw[::-1])[:, None]
             kept = [
-                self._stable(*self._decode(embedding_1dhw, part, size_hw, "point", True), size_hw,
+                self._stable(*self._decode(embedding, part, size_hw, "point", True), size_hw,
                              config)
                 for part in self._parts(points_n12)
             ]  # fmt: skip
@@ -119,7 +125,7 @@ class SamMasks:
         size_hw: tuple[int, int],
         config: SamGridConfig,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The masks worth keeping, still small, with their predicted IoU and boxes (n, 4)."""
+        """The masks to keep, at low resolution, with their predicted IoU and boxes (n, 4)."""
         good = ious_nk > config.min_predicted_iou
         logits_nhw, ious_n = logits_nkhw[good], ious_nk[good]
         stable, boxes = [], [torch.zeros(0, 4, device=ious_n.device)]
@@ -136,26 +142,46 @@ class SamMasks:
             logits_nhw, ious_n = logits_nhw[keep], ious_n[keep]
         return logits_nhw, ious_n, torch.cat(boxes)
 
-    def _embeddings(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """(1, d, h, w) of every image, each encoded once."""
-        batches = batched(images, self._batch_size, self._encode)
-        return [part_1dhw for batch_ndhw in batches for part_1dhw in batch_ndhw.split(1)]
+    def _embeddings(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """What the mask decoder needs of every image, each encoded once."""
+        return [one for part in batched(images, self._batch_size, self._encode) for one in part]
 
-    def _encode(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        fitted = []
+    def _encode(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         mean = torch.tensor(MEAN, device=self._sam.device)[:, None, None]
         std = torch.tensor(STD, device=self._sam.device)[:, None, None]
+        fitted = []
         for image_hwc in images:
             check_image(image_hwc)
-            small = resize(to_pil_image(image_hwc), list(self._fitted_hw(image_hwc.shape[:2])))
-            pixels = torch.as_tensor(np.array(small), device=self._sam.device).permute(2, 0, 1)
-            pixels = (pixels - mean) / std
+            pixels = (self._fitted(image_hwc).to(self._sam.device) - mean) / std
             height, width = pixels.shape[1:]
             fitted.append(pad(pixels, (0, self._side - width, 0, self._side - height)))
-        return self._sam.vision_encoder(torch.stack(fitted)).last_hidden_state
+        pixels_n3hw = torch.stack(fitted)
+        if self._stretched:
+            levels = [level.split(1) for level in self._sam.get_image_embeddings(pixels_n3hw)]
+            return [{"image_embeddings": list(one)} for one in zip(*levels, strict=True)]
+        if self._kind == "sam_hq":
+            found = self._sam.vision_encoder(pixels_n3hw)
+            pairs = zip(
+                found.last_hidden_state.split(1), found.intermediate_embeddings[0].split(1),
+                strict=True,
+            )  # fmt: skip
+            return [{"image_embeddings": a, "intermediate_embeddings": [b]} for a, b in pairs]
+        encoded_ndhw = self._sam.vision_encoder(pixels_n3hw).last_hidden_state
+        return [{"image_embeddings": part_1dhw} for part_1dhw in encoded_ndhw.split(1)]
+
+    def _fitted(self, image_hwc: np.ndarray) -> torch.Tensor:
+        """(3, h, w) float32 in [0, 255]: the image at the size at which it is encoded."""
+        size = list(self._fitted_hw(image_hwc.shape[:2]))
+        if self._stretched:
+            pixels = torch.as_tensor(np.ascontiguousarray(image_hwc)).permute(2, 0, 1).float()
+            return resize(pixels, size, antialias=True)
+        small = resize(to_pil_image(image_hwc), size)
+        return torch.as_tensor(np.array(small)).permute(2, 0, 1)
 
     def _fitted_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The size of an image whose longer side fills the encoder's square."""
+        """The size at which an image is encoded: its longer side fills the square, or all of it."""
+        if self._stretched:
+            return self._side, self._side
         scale = self._side / max(size_hw)
         height, width = (max(1, int(side * scale + 0.5)) for side in size_hw)
         return height, width
@@ -166,20 +192,21 @@ class SamMasks:
 
     def _decode(
         self,
-        embedding_1dhw: torch.Tensor,
+        embedding: dict[str, Any],
         points_nk2: np.ndarray,
         size_hw: tuple[int, int],
         kind: Literal["box", "point"],
         multimask: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Small logits (n, masks, h, w) and predicted IoU (n, masks) of prompts in image pixels."""
+        """Low-resolution logits (n, masks, h, w) and predicted IoU (n, masks) of prompts in image
+        pixels."""
         fitted_hw = self._fitted_hw(size_hw)
         scale_xy = np.divide(fitted_hw, size_hw)[::-1]
         prompts = torch.as_tensor(
             points_nk2 * scale_xy, dtype=torch.float32, device=self._sam.device
         )
         found = self._sam(
-            image_embeddings=embedding_1dhw,
+            **embedding,
             input_boxes=prompts.flatten(1)[None] if kind == "box" else None,
             input_points=prompts[None] if kind == "point" else None,
             multimask_output=multimask,
@@ -199,11 +226,13 @@ class SamMasks:
         (height, width), square = self._fitted_hw(size_hw), (self._side, self._side)
         at_once = max(1, UPSCALED_PIXELS // max(size_hw[0] * size_hw[1], self._side**2))
         for part_nhw in logits_nhw.split(at_once) if len(logits_nhw) else ():
-            large = interpolate(part_nhw[:, None], square, mode="bilinear")[..., :height, :width]
+            large = part_nhw[:, None]
+            if not self._stretched:
+                large = interpolate(large, square, mode="bilinear")[..., :height, :width]
             yield interpolate(large, size_hw, mode="bilinear")[:, 0]
 
 
 def _best(logits_nkhw: torch.Tensor, ious_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mask of the highest predicted IoU for every prompt: (n, h, w) and (n,)."""
+    """The mask with the highest predicted IoU for every prompt: (n, h, w) and (n,)."""
     rows, best = torch.arange(len(ious_nk), device=ious_nk.device), ious_nk.argmax(1)
     return logits_nkhw[rows, best], ious_nk[rows, best]

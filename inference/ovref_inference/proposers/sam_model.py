@@ -1,5 +1,5 @@
-"""Loading of Segment Anything: folders of transformers, and checkpoints of the package
-segment-anything, whose weights are the same under other names.
+"""Loading of Segment Anything: SAM, SAM 2, SAM-HQ and EdgeTAM of transformers, and checkpoints of
+the package segment-anything, whose weights are SAM's under other names.
 """
 
 import re
@@ -8,9 +8,27 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import SamConfig, SamModel
+from transformers import (
+    AutoConfig,
+    EdgeTamModel,
+    Sam2Model,
+    SamConfig,
+    SamHQModel,
+    SamModel,
+)
 
-from ovref_inference.models import check_complete, model_errors, resolve
+from ovref_inference.models import check_complete, model_errors, pretrained, resolve
+
+CLASSES: dict[str, Any] = {
+    "sam": SamModel,
+    "sam_hq": SamHQModel,
+    "sam2": Sam2Model,
+    "sam2_video": Sam2Model,
+    "edgetam": EdgeTamModel,
+    "edgetam_video": EdgeTamModel,
+}
+"""Classes of transformers by type of model. SAM 2 and EdgeTAM are published for videos; what they
+need for images is a part of that."""
 
 PUBLISHED = {
     768: {"num_hidden_layers": 12, "num_attention_heads": 12, "global_attn_indexes": [2, 5, 8, 11]},
@@ -21,8 +39,8 @@ PUBLISHED = {
         "num_hidden_layers": 32, "num_attention_heads": 16, "global_attn_indexes": [7, 15, 23, 31]
     },
 }  # fmt: skip
-"""The image encoders of the published checkpoints (vit_b, vit_l, vit_h) by their width; everything
-else of these models is as transformers has it by default."""
+"""The image encoders of the published checkpoints (vit_b, vit_l, vit_h) by their width; all other
+settings of these models are transformers' defaults."""
 
 _RENAMED = [
     (re.compile(old), new)
@@ -54,13 +72,14 @@ _RENAMED = [
 _POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
 
-def load_sam(model: str, device: str | torch.device = "cpu") -> SamModel:
+def load_sam(model: str, device: str | torch.device = "cpu", *, revision: str = "") -> Any:
     """A SAM with its weights, in float32, in evaluation mode, without gradients.
 
     Args:
-        model: `miniature:sam` or a folder of transformers; or a published checkpoint of
+        model: `miniature:sam`, a folder or hub id of transformers; or a published checkpoint of
             segment-anything, `.pth` or `.safetensors`, which is read by a loader that refuses
             anything but tensors.
+        revision: of a hub repository; empty for the newest.
 
     Raises:
         ModelError: the files are missing, broken, or of another architecture.
@@ -68,20 +87,21 @@ def load_sam(model: str, device: str | torch.device = "cpu") -> SamModel:
     path = Path(resolve(model))
     advice = (
         ". Expected a published checkpoint of segment-anything (.pth or .safetensors), or a folder "
-        "that transformers saved a SamModel to"
+        "or hub id of transformers' SAM, SAM 2, SAM-HQ or EdgeTAM"
     )
     report: dict[str, Any] = {"missing_keys": []}
     with model_errors(f"load SAM from {model}", advice):
-        if path.is_dir():
-            settings = SamConfig.get_config_dict(path, local_files_only=True)[0]
-            if settings.get("model_type") != "sam":
-                raise ValueError(f"it is a {settings.get('model_type')}, not a sam")
-            loaded: Any = SamModel.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-            sam, report = loaded
+        if path.suffix in (".pth", ".pt", ".safetensors"):
+            sam: Any = from_segment_anything(_tensors(path))
         else:
-            sam = from_segment_anything(_tensors(path))
+            where, options = pretrained(model, revision)
+            options["trust_remote_code"] = False
+            kind = AutoConfig.from_pretrained(where, **options).model_type
+            if kind not in CLASSES:
+                raise ValueError(f"it is a {kind}, not a sam")
+            sam, report = CLASSES[kind].from_pretrained(
+                where, dtype=torch.float32, output_loading_info=True, **options
+            )
     check_complete(model, report)
     torch.nn.Module.to(sam, device)  # transformers' own hides its arguments from type checkers
     return sam.eval().requires_grad_(False)
@@ -94,7 +114,7 @@ def from_segment_anything(
 
     Args:
         state: of `segment_anything.modeling.Sam`, in any dtype.
-        config: sizes of the model; None recognises the published ones.
+        config: sizes of the model; None infers them for published checkpoints.
 
     Raises:
         ValueError, KeyError, RuntimeError: the weights are of another architecture.
@@ -121,7 +141,7 @@ def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     renamed = {}
     for name, tensor in state.items():
         if name == _POSITIONS:
-            # The encodings of prompts and of the image are one.
+            # Prompts and the image share one positional encoding.
             renamed["shared_image_embedding.positional_embedding"] = tensor
             renamed["prompt_encoder.shared_embedding.positional_embedding"] = tensor
             continue

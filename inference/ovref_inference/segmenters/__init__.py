@@ -1,7 +1,8 @@
 """Segmenters: images and class names -> label maps. All but CLIP-RC need no training.
 
-Each is imported when its name is first used: FOSSIL, text alone, FreeDA and CLIP-RC need torch;
-VOCSeg, RetCLIP and CorrCLIPv2 take whatever encodes regions and need nothing more themselves.
+Each is imported when its name is first used: FOSSIL, the text-only baseline, FreeDA and CLIP-RC
+need torch; VOCSeg, RetCLIP and CorrCLIPv2 accept any encoder of regions and need nothing else
+themselves.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
-"""CorrCLIPv2's region queries: a region's text classification, helped by regions like it.
+"""CorrCLIPv2's region queries: text classification of a region, supported by similar regions.
 
-Of CorrCLIPv2 (zdk258/CorrCLIP) this is what it asks of a memory bank. Its bank has an embedding by
-a vision model to search by and one by CLIP to be compared with texts; a reference collection's
-visual embeddings are the one, its textual embeddings, of noun and caption, the other.
+This is the part of CorrCLIPv2 (zdk258/CorrCLIP) that uses a memory bank. The bank has an embedding
+by a vision model for searching and one by CLIP for comparing with texts; a reference collection's
+visual embeddings serve as the former, its textual embeddings of noun and caption as the latter.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,16 +43,16 @@ class CorrClipConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     k: int = 20
-    """References retrieved for a region, at least 1."""
+    """References retrieved per region, at least 1."""
     support: float = 0.5
     """Weight of the retrieved references against the region itself, in [0, 1]."""
     tau: float = 0.025
     """Temperature of the softmax over classes, above 0: one over CorrCLIPv2's scale of 40."""
     background: float | None = None
-    """Pixels whose best probability is below this get no class (0.2 or 0.15 there); null for data
-    without background."""
+    """Pixels whose best probability is below this get no class (0.2 or 0.15 in CorrCLIPv2); null
+    for data without background."""
     rest: bool = True
-    """Whether what no mask covers is one more region, as there."""
+    """Whether the uncovered part of the image is one more region, as in CorrCLIPv2."""
 
     floor: float | None = FLOOR
     """As `FossilConfig.floor`; null classifies every class by text, as CorrCLIPv2 does."""
@@ -64,7 +64,8 @@ class CorrClipConfig:
 
 
 class CorrClipSegmenter:
-    """Regions query the collection; texts are compared with them and with what they found.
+    """Regions query the collection; texts are compared with the regions and with the references
+    found.
 
         keys = load_region_encoder(collection.visual_config)
         segmenter = CorrClipSegmenter(collection, keys, clip, text, proposer)
@@ -72,9 +73,9 @@ class CorrClipSegmenter:
     Score of a class: (1 - support) cos(region's CLIP embedding, text) + support cos(mean of the k
     retrieved textual embeddings, text).
 
-    In one thing the default is not CorrCLIPv2's: a class for which the collection has no support is
-    missing and gets no pixel, as with every segmenter here. CorrCLIPv2 classifies it by what text
-    and retrieved regions say all the same; `floor=None` does so too.
+    One default differs from CorrCLIPv2: a class without support in the collection is missing and
+    gets no pixel, as with every segmenter here. CorrCLIPv2 still classifies it by its text and the
+    retrieved regions, which `floor=None` does too.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class CorrClipSegmenter:
     def prepare(self, class_names: Sequence[str]) -> tuple[ClassSupport, ...]:
         """The support of these classes, cached for the next call.
 
-        Warns, once for each list of classes, about classes that the collection has nothing for.
+        Warns, once per list of classes, about classes without support.
 
         Raises:
             ValueError: no class names, an empty one, or no support for any of them.
@@ -119,7 +120,7 @@ class CorrClipSegmenter:
     ) -> list[ScoredRegions]:
         """The proposals of each image with the probability of every class.
 
-        Args, errors: as of `segment`.
+        Args, errors: as in `segment`.
         """
         check_images(images)
         support = self.prepare(class_names)
@@ -154,18 +155,10 @@ class CorrClipSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images.
+        """Label maps of images; see `Segmenter.segment`, and `prepare` for further errors.
 
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation an image, at the image's size; NO_CLASS for background.
-
-        Raises:
-            ValueError: no class names or an empty one; images of another kind; encoders of other
-                widths than the collection's; features of a region that are zero or not finite.
+        Background has the label NO_CLASS. Raises ValueError also for encoders whose widths differ
+        from the collection's.
         """
         found = [semantic(regions) for regions in self.score(images, class_names)]
         if self.config.background is None:
@@ -174,7 +167,8 @@ class CorrClipSegmenter:
 
 
 def support_embeddings(support: Support) -> np.ndarray:
-    """(n, d_textual) float32, L2-normalised: the mean textual embedding of what each region found.
+    """(n, d_textual) float32, L2-normalised: mean textual embedding of the references of each
+    region.
 
     Raises:
         ValueError: nothing was found for a region.

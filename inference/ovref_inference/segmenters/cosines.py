@@ -1,4 +1,4 @@
-"""Cosines of features to the prototypes of classes; each method combines them in its own way."""
+"""Cosines of features to the prototypes of classes, which each method combines in its own way."""
 
 import numpy as np
 
@@ -11,10 +11,10 @@ def prototype_cosines(features_nd: np.ndarray, prototypes: Prototypes) -> np.nda
 
     Args:
         features_nd: (n, d) of any length but zero.
-        prototypes: of c classes; a class may have fewer than K, or none.
+        prototypes: of c classes; a class may have fewer than K or none.
 
     Returns:
-        (n, c, K) float32; -inf where a class has no such prototype.
+        (n, c, K) float32; -inf where a class has fewer prototypes.
 
     Raises:
         ValueError: features of another width, zero or not finite.

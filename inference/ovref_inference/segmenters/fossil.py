@@ -2,9 +2,9 @@
 
 `FossilSegmenter` is FOSSIL's inference (sections 3.3 and 3.5): retrieve references by text, cluster
 them into prototypes, pool dense features over proposed regions, compare. `TextOnlySegmenter` is
-what FOSSIL is measured against: dense CLIP features compared with the text embeddings of the
-classes. Both are compositions of the plain functions in this module. Other methods have modules of
-their own: `vocseg`, `retclip`, `corrclip`, `freeda`.
+FOSSIL's baseline: dense CLIP features compared with the text embeddings of the classes. Both are
+composed of the functions in this module. The other methods have their own modules: `vocseg`,
+`retclip`, `corrclip`, `freeda`.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,29 +44,30 @@ class FossilConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     n: int = 150
-    """References retrieved for each class, at least 1."""
+    """References retrieved per class, at least 1."""
     k: int = 10
     """Prototypes they are clustered into, at least 1."""
     gamma: float = 0.5
-    """Weight of the best prototype against the mean of all, in [0, 1] (eq. 5)."""
+    """Weight of the best prototype relative to the mean of all, in [0, 1] (eq. 5)."""
     seed: int = 0
     """Seed of k-means."""
     clustering: Literal["spherical", "euclidean"] = "spherical"
-    """`spherical`: by cosines, from a spread start. `euclidean`: as the library faiss does it,
-    which the paper uses, from a random start. Collections hold directions, so centroids are of
-    these."""
+    """`spherical`: by cosines, with k-means++ initialisation. `euclidean`: faiss' default k-means
+    from a random start, as in the paper; vectors are still L2-normalised, since collections hold
+    directions."""
     uncovered: Literal["interpolated", "nearest"] = "interpolated"
-    """What a pixel gets that no mask covers: scores interpolated between patches, or those of the
-    patch that covers it (the paper, section 3.5)."""
+    """Scores of uncovered pixels: interpolated between patches, or those of the nearest patch (the
+    paper, section 3.5)."""
     mask_grid: Literal["area", "bilinear"] = "area"
-    """How a mask comes to the grid of patches: by the share of each patch that it covers, or by
-    bilinear interpolation (the paper, eq. 4), to which small masks may be lost: their pixels are
-    then uncovered."""
+    """How a mask is resized to the patch grid: by the share of each patch that it covers, or by
+    bilinear interpolation (the paper, eq. 4), which may lose small masks, whose pixels are then
+    uncovered."""
     windows: WindowConfig | None = field(default_factory=WindowConfig)
-    """Sliding window; null scores each image as a whole, for images of the encoder's size."""
+    """Sliding window; null scores each image as a whole, which suits images of the encoder's
+    size."""
     floor: float | None = FLOOR
     """Relative cosine to a noun of the collection below which a class is missing, see
-    `collection.class_support`; null lets every class have whatever is retrieved."""
+    `collection.class_support`; null accepts whatever is retrieved for every class."""
 
     def __post_init__(self) -> None:
         require_at_least("n", self.n, 1)
@@ -81,7 +82,7 @@ class FossilSegmenter:
         segmenter = FossilSegmenter(collection, visual, text, opencut_proposer(dino))
         labels_hw = segmenter.segment([image_hwc], ["red panda", "grass"])[0].labels_hw
 
-    The encoders must be the ones the collection was built with.
+    The encoders must be those that the collection was built with.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class FossilSegmenter:
     def prepare(self, class_names: Sequence[str]) -> Prototypes:
         """Prototypes and support of these classes, cached for the next call.
 
-        Warns, once for each list of classes, about classes that the collection has nothing for.
+        Warns, once per list of classes, about classes without support.
 
         Raises:
             ValueError: no class names, an empty one, or no support for any of them.
@@ -125,25 +126,13 @@ class FossilSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images.
-
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation an image, at the image's size.
-
-        Raises:
-            ValueError: like `prepare`; images of another kind; or features of an image are zero or
-                not finite.
-        """
+        """Label maps of images; see `Segmenter.segment`, and `prepare` for further errors."""
         check_images(images)
         prototypes = self.prepare(class_names)
         present = prototypes.counts > 0
 
         def score(features_nd: np.ndarray) -> np.ndarray:
-            # Only classes with support take part, so that no infinite score is ever interpolated.
+            # Only classes with support are scored, so that no infinite score is interpolated.
             return prototype_scores(features_nd, prototypes, self.config.gamma)[:, present]
 
         score_crops = partial(
@@ -164,14 +153,14 @@ class FossilSegmenter:
     def segment_features(
         self, features_hwd: np.ndarray, masks_nhw: np.ndarray, class_names: Sequence[str]
     ) -> Segmentation:
-        """The label map of one image from features and masks of your own; no encoder is asked.
+        """The label map of one image from your own features and masks; no encoder is used.
 
         Args:
             features_hwd: (h, w, d) dense features of the backbone that made the collection, of any
                 real dtype; their grid covers the whole image.
-            masks_nhw: (n, H, W) bool at the image's size, no two overlapping; n may be 0, then
-                every pixel is classified by its patch.
-            class_names: as of `segment`.
+            masks_nhw: (n, H, W) bool at the image's size, without overlap; if n is 0 every pixel is
+                classified by its patch.
+            class_names: as in `segment`.
 
         Raises:
             ValueError: like `segment`; features of another width; or masks that are not bool.
@@ -220,7 +209,7 @@ class TextOnlySegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images; arguments, result and errors as of `FossilSegmenter.segment`."""
+        """Label maps of images; arguments, result and errors as in `FossilSegmenter.segment`."""
         check_images(images)
         texts_cd = self.texts(class_names)
 
@@ -267,16 +256,17 @@ def crop_scores(
     mask_grid: Literal["area", "bilinear"] = "area",
     nearest: bool = False,
 ) -> list[CropScores]:
-    """Scores of images or crops: a pixel takes its region's where a mask covers it, else its
-    patch's (FOSSIL 3.5). A region's score is that of the mean of the features under it (eq. 4).
+    """Scores of images or crops: a pixel gets the score of its region if a mask covers it,
+    otherwise of its patch (FOSSIL 3.5). A region is scored by the mean of the features under it
+    (eq. 4).
 
     Args:
         crops: (H, W, 3) uint8 RGB each.
-        visual: dense features; scores are brought to pixels on its `device`, if it has one.
+        visual: dense features; scores are upsampled on its `device`, if it has one.
         proposer: masks at the size of each crop that do not overlap.
         score: maps (m, d) features to (m, classes) finite scores.
-        mask_grid: as of `FossilConfig`.
-        nearest: as of `CropScores`.
+        mask_grid: as in `FossilConfig`.
+        nearest: as in `CropScores`.
 
     Raises:
         ValueError: masks of another size; features that are zero or not finite.
@@ -302,7 +292,7 @@ def scored_regions(
     mask_grid: Literal["area", "bilinear"] = "area",
     nearest: bool = False,
 ) -> CropScores:
-    """`crop_scores` of one image whose features (h, w, d) and masks (n, H, W) are there."""
+    """`crop_scores` for one image with given features (h, w, d) and masks (n, H, W)."""
     h, w, d = features_hwd.shape
     patches_pc = score(features_hwd.reshape(h * w, d))
     filled_nhw = masks_nhw[masks_nhw.any((1, 2))]

@@ -40,7 +40,7 @@ BACKGROUND_PARTS = ("background", "surroundings")
 
 
 class DenseEncoder(Protocol):
-    """Whatever encodes images to (n, h, w, d) float32: `encoders.VisualEncoder`."""
+    """An encoder of images to (n, h, w, d) float32, such as `encoders.VisualEncoder`."""
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
 
@@ -59,18 +59,19 @@ class FreedaConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     n: int = 350
-    """References retrieved for each class, at least 1; their mean is its prototype."""
+    """References retrieved per class, at least 1; their mean is its prototype."""
     local: float = 0.8
-    """Weight of the superpixel against the whole window's CLIP embedding, in [0, 1]."""
+    """Weight of the superpixel relative to the CLIP embedding of the whole window, in [0, 1]."""
     superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
     """How windows are cut into superpixels."""
     windows: WindowConfig | None = field(default_factory=WindowConfig)
-    """Sliding window; null takes each image as a whole, for images of the encoder's size."""
+    """Sliding window; null takes each image as a whole, which suits images of the encoder's
+    size."""
     background_prototypes: int = 10
     """Background prototypes of a class, at least 1: clusters of the backgrounds of its n
-    references, which show many things. Used only with a background collection."""
+    references. Used only with a background collection."""
     background: float | None = None
-    """Pixels whose best score is below this get no class (0.4 there); null for data without
+    """Pixels whose best score is below this get no class (0.4 in FreeDA); null for data without
     background."""
     floor: float | None = FLOOR
     """As `FossilConfig.floor`."""
@@ -91,10 +92,10 @@ class FreedaSegmenter:
     cos(CLIP embedding of the window, text).
 
     With a background collection, built from the background of every region (`Embed.part`), a class
-    counts at a superpixel only if its prototype is at least as near as its background prototypes.
-    A pixel where no class counts gets none. OVDiff (Karazija et al., ECCV 2024) has background
-    prototypes too, but lets those of all classes compete with every class: then the grass around
-    cows suppresses the class grass.
+    is possible at a superpixel only if its prototype is at least as near as its background
+    prototypes. A pixel without a possible class gets none. OVDiff (Karazija et al., ECCV 2024) has
+    background prototypes too, but those of all classes compete with every class, so the grass
+    around cows suppresses the class grass.
     """
 
     def __init__(
@@ -106,10 +107,11 @@ class FreedaSegmenter:
         *,
         background_collection: ReferenceCollection | None = None,
     ) -> None:
-        """The encoders must be the ones that both collections were built with.
+        """The encoders must be those that both collections were built with.
 
         Raises:
-            ValueError: `background_collection` was built with other encoders, or from regions.
+            ValueError: `background_collection` was built with other encoders, or holds regions
+                instead of backgrounds.
         """
         if background_collection is not None:
             check_same_encoders(collection, background_collection)
@@ -130,7 +132,7 @@ class FreedaSegmenter:
     def prepare(self, class_names: Sequence[str]) -> tuple[Prototypes, Prototypes | None]:
         """One prototype for each class, and its background prototypes, cached for the next call.
 
-        Warns, once for each list of classes, about classes that the collection has nothing for.
+        Warns, once per list of classes, about classes without support.
 
         Raises:
             ValueError: no class names, an empty one, or no support for any of them.
@@ -154,19 +156,9 @@ class FreedaSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images.
+        """Label maps of images; see `Segmenter.segment`, and `prepare` for further errors.
 
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation an image, at the image's size; NO_CLASS for background, and scores of
-            -inf where a class does not count.
-
-        Raises:
-            ValueError: like `prepare`; images of another kind; or features of an image are zero or
-                not finite.
+        Background has the label NO_CLASS; scores are -inf where a class is not possible.
         """
         check_images(images)
         prototypes, background = self.prepare(class_names)
@@ -198,7 +190,8 @@ class FreedaSegmenter:
         texts_cd: np.ndarray,
         present: np.ndarray,
     ) -> list[CropScores]:
-        """Scores of the present classes; with background prototypes, as many margins after them."""
+        """Scores of the present classes; with background prototypes, followed by as many
+        margins."""
         device = getattr(self.visual, "device", None)
         whole_nc = self.text.encode_images(crops) @ texts_cd[present].T
         found = []
@@ -225,8 +218,8 @@ class FreedaSegmenter:
 def _pixels(
     scores: ImageScores, size_hw: tuple[int, int], count: int, margins: bool, classes: slice
 ) -> torch.Tensor:
-    """Pixels of some of the `count` classes; -inf where the margin, which follows after the scores
-    of all classes, is negative."""
+    """Scores at pixels of some of the `count` classes; -inf where the margin (stored after the
+    scores of all classes) is negative."""
     start, stop, _ = classes.indices(count)
     scores_chw = scores.pixels(size_hw, slice(start, stop))
     if not margins:

@@ -1,7 +1,7 @@
-"""Scored regions -> instances that may overlap: what mask AP is measured on (FC-CLIP, RetCLIP).
+"""Scored regions to instances that may overlap, for measuring mask AP (FC-CLIP, RetCLIP).
 
-A panoptic map has one class a region and no overlaps; average precision is higher where every pair
-of a region and a class is a detection with a score of its own.
+A panoptic map has one class per region and no overlaps; average precision is higher if every pair
+of a region and a class is a detection with its own score.
 """
 
 from collections.abc import Sequence
@@ -15,30 +15,31 @@ from ovref_inference.segmenters.regions import ScoredRegions
 
 @dataclass(frozen=True, kw_only=True)
 class Instances:
-    """Detections of one image, by falling score of their class."""
+    """Detections in one image, by descending class score."""
 
     masks_nhw: np.ndarray
-    """(n, H, W) bool; they may overlap, and one mask may be there for several classes."""
+    """(n, H, W) bool; they may overlap, and a mask may occur with several classes."""
     labels: np.ndarray
-    """(n,) int64: positions in the class names; things alone."""
+    """(n,) int64: positions in the class names; things only."""
     scores: np.ndarray
-    """(n,) float32: the class's score times how sure the mask's pixels are to belong to it."""
+    """(n,) float32: class score times mean mask probability."""
 
 
 def instances(regions: ScoredRegions, things: Sequence[bool], *, most: int = 100) -> Instances:
-    """The best pairs of a region and a class, as Mask2Former's and FC-CLIP's instance inference.
+    """The best pairs of a region and a class, as in the instance inference of Mask2Former and
+    FC-CLIP.
 
-    Of all pairs, with stuff too, the `most` of the highest score of their class are taken; those of
-    stuff are then left out. A mask is every pixel of an activation above 0.5. A pair's final score
-    is that of the class times the mean activation in the mask.
+    The `most` pairs with the highest class scores are taken, stuff included; those of stuff are
+    then dropped. A mask holds every pixel with a probability above 0.5. A pair's final score is the
+    class score times the mean probability in the mask.
 
     Args:
         regions: of one image.
-        things: of each class, whether it is a thing.
-        most: pairs taken, at least 1.
+        things: whether each class is a thing.
+        most: maximum number of pairs, at least 1.
 
     Raises:
-        ValueError: `things` does not have one entry a class, or `most` is below 1.
+        ValueError: `things` does not have one entry per class, or `most` is below 1.
     """
     count, classes = regions.scores_nc.shape
     if len(things) != classes:

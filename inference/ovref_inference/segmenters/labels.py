@@ -1,4 +1,4 @@
-"""Which class a noun or a trained class stands for, and what can be compared with what."""
+"""Matching nouns and trained classes to the requested classes, and checks of comparability."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ _NAMES_AT_ONCE = 65_536
 
 
 class BoundedCache(dict):
-    """What was made for the newest lists of names: a service that is asked for ever new classes
-    must not keep gigabytes of prototypes."""
+    """A dict that keeps only the most recent entries, so that a service with ever new lists of
+    classes does not keep gigabytes of prototypes."""
 
     limit = 32
 
@@ -44,7 +44,7 @@ class NamedTexts:
 def supported_classes(
     collection: ReferenceCollection, names: Sequence[str], texts: NamedTexts, floor: float | None
 ) -> tuple[ClassSupport, ...]:
-    """`class_support` of the classes by their texts; warns about classes without any.
+    """`class_support` of the classes by their texts; warns about classes without support.
 
     Raises:
         ValueError: no class has support.
@@ -80,7 +80,8 @@ def match_labels(
     class_embeddings_cd: np.ndarray,
     threshold: float = 0.95,
 ) -> np.ndarray:
-    """The class of each name: the same word, or the nearest in text space (RetCLIP 2.2).
+    """The class of each name: one with the same spelling, or the nearest in text space (RetCLIP
+    2.2).
 
     Args:
         names: v nouns or labels.
@@ -90,12 +91,12 @@ def match_labels(
         threshold: the nearest class counts only if the cosine is above this.
 
     Returns:
-        (v,) int64 indices into the classes; -1 for a name that is none of them. A class of the
-        same spelling, letter case and outer blanks aside, wins; ties go to the first class.
+        (v,) int64 indices into the classes; -1 for a name without a class. A class of the same
+        spelling, ignoring case and surrounding spaces, wins; ties go to the first class.
     """
     same = {name.strip().lower(): i for i, name in reversed(list(enumerate(class_names)))}
     found = np.full(len(names), -1, dtype=np.int64)
-    # A vocabulary of millions times hundreds of classes would take gigabytes at once.
+    # In chunks, because millions of nouns times hundreds of classes would take gigabytes.
     for start in range(0, len(names), _NAMES_AT_ONCE):
         part = slice(start, start + _NAMES_AT_ONCE)
         cosines = embeddings_vd[part] @ class_embeddings_cd.T
@@ -108,18 +109,18 @@ def match_labels(
 def in_vocabulary(
     class_probs_nc: np.ndarray, class_of_trained: np.ndarray, classes: int
 ) -> np.ndarray:
-    """Probabilities of the asked classes by a proposer that was trained on others.
+    """Probabilities of the requested classes by a proposer that was trained on others.
 
-    A class gets the sum over the trained classes that stand for it. A class that was not trained
-    gets the geometric mean over all trained ones, what an average logit would have given it: so it
-    is small where the proposer is sure of one of its own classes, and as small as they are where
-    it takes the region for no object, which VOCSeg's fusion needs (3.2; there an embedding gives
-    it). The probability of no object is left out, and nothing is divided by what remains.
+    A class gets the sum over the trained classes that match it. An untrained class gets the
+    geometric mean over all trained ones, as an average logit would give: small where the proposer
+    is confident in one of its own classes, and as small as they are where it predicts no object,
+    which VOCSeg's fusion needs (3.2; there an embedding gives it). The probability of no object is
+    dropped without renormalisation.
 
     Args:
         class_probs_nc: (n, t + 1) probabilities, the last of no object.
         class_of_trained: (t,) of `match_labels`.
-        classes: how many are asked.
+        classes: number of requested classes.
 
     Returns:
         (n, classes) float32.
@@ -135,16 +136,17 @@ def in_vocabulary(
 def trained_scores(
     found: Proposals, class_names: Sequence[str], texts: NamedTexts, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a trained proposer says of the asked classes.
+    """Scores of a trained proposer for the requested classes.
 
     Args:
-        found: of a proposer that has classes.
-        class_names: asked.
+        found: from a proposer with classes.
+        class_names: the requested classes.
         texts: embeds names.
         threshold: of `match_labels`.
 
     Returns:
-        (n, classes) float32 of `in_vocabulary`; and (classes,) bool, which of them were trained.
+        (n, classes) float32 of `in_vocabulary`; and (classes,) bool, which of them the proposer was
+        trained on.
     """
     if found.class_probs_nc is None:
         raise ValueError("the proposer gives no class probabilities")
@@ -160,7 +162,7 @@ def trained_scores(
 
 
 def check_joint_space(url: str, dim_visual: int, texts_cd: np.ndarray) -> None:
-    """Raises ValueError where visual embeddings cannot be compared with texts at all."""
+    """Raises ValueError if visual embeddings cannot be compared with texts."""
     if texts_cd.shape[1] != dim_visual:
         raise ValueError(
             f"{url} has visual embeddings of width {dim_visual} and texts of width "
@@ -170,7 +172,7 @@ def check_joint_space(url: str, dim_visual: int, texts_cd: np.ndarray) -> None:
 
 
 def check_same_encoders(one: ReferenceCollection, other: ReferenceCollection) -> None:
-    """Raises ValueError where references of two collections cannot be compared."""
+    """Raises ValueError if references of two collections cannot be compared."""
     for name in ("visual", "textual", "templates"):
         a, b = getattr(one.manifest, name), getattr(other.manifest, name)
         if a != b:

@@ -1,4 +1,4 @@
-"""A segmenter from a collection alone: encoders from its manifest, and settings that fit it."""
+"""Loads a segmenter from a collection alone: encoders from its manifest, and settings to match."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,21 +51,21 @@ def load_segmenter(
         labels_hw = segmenter.segment([image_hwc], ["tree", "grass", "sky"])[0].labels_hw
 
     Args:
-        collection: an open one, or where it is; it stays open with the segmenter. For `clip_rc` the
-            output of `ovref train`; or a collection, where `config` names that output.
-        method: which segmenter.
-        proposer: masks; None cuts them out of the dense features of the collection's own encoder
-            (OpenCut), which a collection of masked crops lacks. FreeDA has superpixels instead.
-        config: of the method; None takes its paper's settings, but no more references than the
-            collection has for the usual noun, and windows no larger than its encoder's images.
-        visual: an encoder that is there already, or a backbone of your own with `encode(images)`,
-            from uint8 (H, W, 3) to (n, h, w, d) float32; None loads what the manifest says.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        collection: an open collection, or its place; it stays open while the segmenter is used. For
+            `clip_rc`, the output of `ovref train`; or a collection, if `config` names that output.
+        method: name of the segmenter.
+        proposer: makes the masks; None uses OpenCut on the dense features of the collection's own
+            encoder, which a collection of masked crops lacks. FreeDA uses superpixels instead.
+        config: settings of the method; None uses the paper's, but at most as many references as the
+            median noun of the collection has, and windows no larger than the encoder's images.
+        visual: an encoder that is already loaded, or your own backbone with `encode(images)`, from
+            uint8 (H, W, 3) to (n, h, w, d) float32; None loads the manifest's.
+        device: "cpu", "cuda", ...; None selects a GPU if there is one.
 
     Raises:
         CollectionError: the collection cannot be opened.
         ModelError: an encoder cannot be loaded.
-        ValueError: no such method, or a proposer is needed.
+        ValueError: the method is unknown, or a proposer is needed.
     """
     if method == "clip_rc":
         return _clip_rc(collection, config, device)
@@ -118,7 +118,7 @@ def _clip_rc(
 def _visual_of(
     collection: ReferenceCollection, method: str, proposer: Any, device: str | None
 ) -> Any:
-    """The encoder that the manifest names. Raises ValueError where it does not fit the method."""
+    """The encoder that the manifest names. Raises ValueError if it does not suit the method."""
     visual_config = collection.visual_config
     if proposer is None and method != "freeda" and visual_config.masking:
         raise ValueError(
@@ -129,8 +129,8 @@ def _visual_of(
 
 
 def _clip_of(collection: ReferenceCollection, visual: Any, device: str | None) -> Any:
-    """What embeds regions in the space of the collection's texts: its own encoder, or the image
-    tower of its text encoder with dense features (MaskCLIP's) at the same image size."""
+    """The encoder of regions in the space of the collection's texts: its own encoder, or the image
+    tower of its text encoder with dense (MaskCLIP) features at the same image size."""
     config, text = collection.visual_config, collection.text_config
     if config.library == "open_clip":
         return visual
@@ -152,17 +152,17 @@ def segment_features(
     config: FossilConfig | None = None,
     text: Any = None,
 ) -> Segmentation:
-    """FOSSIL's label map of one image from features and masks of your own: no image is encoded.
+    """FOSSIL's label map of one image from your own features and masks; no image is encoded.
 
     Args:
-        collection: an open one, or where it is.
-        features_hwd, masks_nhw, class_names: as of `FossilSegmenter.segment_features`.
-        config: as of `load_segmenter`.
-        text: the collection's text encoder, if it is there already; None loads it.
+        collection: an open collection, or its place.
+        features_hwd, masks_nhw, class_names: as in `FossilSegmenter.segment_features`.
+        config: as in `load_segmenter`.
+        text: the collection's text encoder, if it is already loaded; None loads it.
 
     Raises:
-        CollectionError, ModelError: as of `load_segmenter`.
-        ValueError: as of `FossilSegmenter.segment_features`.
+        CollectionError, ModelError: as in `load_segmenter`.
+        ValueError: as in `FossilSegmenter.segment_features`.
     """
     if not isinstance(collection, ReferenceCollection):
         collection = ReferenceCollection.open(collection)
@@ -178,8 +178,8 @@ class _NoEncoder:
 
 
 def fitting(config: Any, collection: ReferenceCollection, *, windows: bool = True) -> Any:
-    """The settings with as many references (`n`) as the median noun of the collection has, at least
-    10, and windows of its encoder's image size, where these are smaller."""
+    """The settings with `n` reduced to the number of references of the collection's median noun, at
+    least 10, and windows reduced to its encoder's image size."""
     changes: dict[str, Any] = {}
     counts = collection.noun_counts
     if hasattr(config, "n") and (counts > 0).any():

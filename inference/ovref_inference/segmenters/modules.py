@@ -1,5 +1,5 @@
-"""Segmenters as parts of a torch model: a frozen one that takes tensors of images, and FOSSIL's
-comparison with prototypes as a head on features that a model of your own makes."""
+"""Segmenters as torch modules: a frozen one that takes tensors of images, and FOSSIL's comparison
+with prototypes as a head on the features of your own model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from ovref_inference.segmenters.regions import Segmenter
 
 
 class SegmenterModule(torch.nn.Module):
-    """A segmenter and its classes as a frozen module: images in, scores out, no gradients.
+    """A segmenter with its classes as a frozen module: images in, scores out, no gradients.
 
         module = SegmenterModule(segmenter, ["tree", "grass"])
         labels_bhw = module(images_bchw).argmax(1)
@@ -52,7 +52,7 @@ class SegmenterModule(torch.nn.Module):
 
 
 class PrototypeHead(torch.nn.Module):
-    """FOSSIL eq. 5 on dense features, differentiable: what `prototype_scores` is for numpy.
+    """FOSSIL eq. 5 on dense features, differentiable: the torch counterpart of `prototype_scores`.
 
         head = PrototypeHead(segmenter.prepare(["tree", "grass"]))      # of a FossilSegmenter
         scores_bchw = head(features_bdhw)

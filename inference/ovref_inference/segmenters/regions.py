@@ -1,7 +1,7 @@
 """Scored regions to label maps (VOCSeg eq. 5) and panoptic maps.
 
-Segmenters that classify proposals (VOCSeg, RetCLIP, CorrCLIPv2) share these plain functions. No
-torch is needed here.
+Segmenters that classify proposals (VOCSeg, RetCLIP, CorrCLIPv2) share these functions, which do not
+need torch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,10 +17,10 @@ from ovref_inference.proposers.proposals import Proposals, owned_masks
 from ovref_inference.vectors import l2_normalised
 
 NO_CLASS = -1
-"""Label of a pixel that no class was given to: background, or no proposal covers it."""
+"""Label of a pixel without a class: background, or not covered by a proposal."""
 
 _VALUES_AT_ONCE = 1 << 22
-"""Scores made at once, 16 MB: all those of 171 classes and 12 megapixels are 8 GB."""
+"""Number of scores computed at once, 16 MB: those of 171 classes at 12 megapixels would be 8 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,27 +30,27 @@ class Segmentation:
     labels_hw: np.ndarray
     """(H, W) int32: index into the class names, or NO_CLASS."""
     max_score_hw: np.ndarray
-    """(H, W) float32: the highest score that any class has there; -inf where none has support."""
+    """(H, W) float32: highest score of any class; -inf if no class has support."""
     scores_of: Callable[[slice], np.ndarray] = field(repr=False)
-    """Makes the scores of a slice of the classes, as `scores_chw`."""
+    """Computes the scores of a slice of the classes, as in `scores_chw`."""
     missing: tuple[str, ...] = ()
-    """Classes whose support in the collection is below the floor; no pixel has one of them."""
+    """Classes without support in the collection, which get no pixel."""
 
     @property
     def scores_chw(self) -> np.ndarray:
-        """(classes, H, W) float32; -inf for a class without support. Made at each call: 8 GB for
-        171 classes of 12 megapixels, which the other maps do not need."""
+        """(classes, H, W) float32; -inf for a class without support. Computed at each call: 8 GB
+        for 171 classes at 12 megapixels."""
         return self.scores_of(slice(None))
 
     def masks(self) -> tuple[np.ndarray, np.ndarray]:
-        """The classes that occur: (n, H, W) bool masks, and (n,) int64, the class of each."""
+        """Masks of the classes that occur: (n, H, W) bool, and the class of each, (n,) int64."""
         classes = np.unique(self.labels_hw)
         classes = classes[classes >= 0].astype(np.int64)
         return self.labels_hw[None] == classes[:, None, None], classes
 
     def to_torch(self, device: Any = None) -> dict[str, Any]:
-        """Tensors: `labels` (H, W) int64 with NO_CLASS where there is none, `scores` (H, W) float32
-        of the best class, `masks` (n, H, W) bool and `classes` (n,) int64 as of `masks`."""
+        """Tensors: `labels` (H, W) int64 or NO_CLASS, `scores` (H, W) float32 of the best class,
+        `masks` (n, H, W) bool and `classes` (n,) int64 as in `masks`."""
         import torch
 
         masks_nhw, classes = self.masks()
@@ -62,11 +62,11 @@ class Segmentation:
         }
 
     def to_supervision(self, class_names: Sequence[str]) -> Any:
-        """`supervision.Detections`, one of each class that occurs: box, mask, mean score of its
+        """`supervision.Detections`, one for each class that occurs: box, mask, mean score of its
         pixels as confidence, class id, and `class_name` in its data.
 
         Args:
-            class_names: those that were asked for.
+            class_names: the requested classes.
 
         Raises:
             MissingPackageError: supervision is not installed.
@@ -88,7 +88,7 @@ class Segmentation:
 
 
 def box_of(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask's pixels, right and bottom exclusive; zeros of an empty mask."""
+    """x0, y0, x1, y1 of a mask's pixels, right and bottom exclusive; zeros for an empty mask."""
     rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
     if not len(rows):
         return 0, 0, 0, 0
@@ -96,7 +96,8 @@ def box_of(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
 
 
 class Segmenter(Protocol):
-    """Images and class names -> label maps. All segmenters of this package are of this protocol."""
+    """Images and class names -> label maps. All segmenters of this package implement this
+    protocol."""
 
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
@@ -108,12 +109,12 @@ class Segmenter(Protocol):
             class_names: what to look for, as text; at least one.
 
         Returns:
-            One Segmentation an image, at the image's size. Classes without support in the
-            collection are named in `missing` and get no pixel.
+            One Segmentation per image, at the image's size. Classes without support in the
+            collection are listed in `missing` and get no pixel.
 
         Raises:
             ValueError: no class names or an empty one, no support for any of them, images of
-                another kind, or features that are zero or not finite.
+                another type or shape, or features that are zero or not finite.
         """
         ...
 
@@ -127,7 +128,7 @@ class ScoredRegions:
     scores_nc: np.ndarray
     """(n, classes) float32 in [0, 1]."""
     missing: tuple[str, ...] = ()
-    """Classes that the collection has no references for."""
+    """Classes for which the collection has no references."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class Panoptic:
     labels: Mapping[int, int] = field(default_factory=dict)
     """Segment id -> index into the class names."""
     scores: Mapping[int, float] = field(default_factory=dict)
-    """Segment id -> score of its class; of merged stuff the highest."""
+    """Segment id -> score of its class; for merged stuff the highest."""
 
 
 def region_features(
@@ -157,8 +158,7 @@ def region_features(
         threshold: a pixel is in a region's mask if its probability is above this.
 
     Returns:
-        Of each image the proposals that have a pixel, and their features (n, d) float32,
-        L2-normalised.
+        For each image the non-empty proposals and their features (n, d) float32, L2-normalised.
 
     Raises:
         ValueError: features of a region are zero or not finite.
@@ -226,20 +226,20 @@ def _nothing_yet(size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 def _keep_best(
     labels_hw: np.ndarray, max_score_hw: np.ndarray, scores: Iterable[np.ndarray], first: int
 ) -> None:
-    """Where one of these (H, W) scores is above the best so far, it is the best, and its number,
-    counted from `first`, the label. Many times faster than argmax over the first axis."""
+    """Updates the best score and its label in place with each of these (H, W) scores, whose labels
+    count from `first`. Much faster than argmax over the first axis."""
     for label, scores_hw in enumerate(scores, first):
         np.copyto(labels_hw, label, where=scores_hw > max_score_hw)
         np.maximum(max_score_hw, scores_hw, out=max_score_hw)
 
 
 def with_background(found: Segmentation, threshold: float) -> Segmentation:
-    """The same with NO_CLASS where no class's score reaches the threshold, nor is above -inf."""
+    """A copy with NO_CLASS where no score is finite and reaches the threshold."""
     return _where(found, (found.max_score_hw >= threshold) & (found.max_score_hw > -np.inf))
 
 
 def _where(found: Segmentation, given_hw: np.ndarray) -> Segmentation:
-    """The same with NO_CLASS elsewhere."""
+    """A copy with NO_CLASS elsewhere."""
     labels_hw = np.where(given_hw, found.labels_hw, np.int32(NO_CLASS))
     return replace(found, labels_hw=labels_hw)
 
@@ -251,24 +251,24 @@ def panoptic(
     min_score: float = 0.0,
     overlap: float = 0.8,
 ) -> Panoptic:
-    """Regions to segments that do not overlap, as MaskFormer does (its section 3.4).
+    """Converts regions to disjoint segments, as MaskFormer does (its section 3.4).
 
-    Each region takes its best class. Its pixels are those of `owned_masks`, weighted by its best
-    score, with a threshold of 0.5. A region that loses too much of its area to others is left out,
+    Each region gets its best class. Its pixels are those of `owned_masks`, weighted by its best
+    score, with a threshold of 0.5. A region that loses too much of its area to others is dropped,
     and its pixels get no segment. Stuff of one class is one segment; every thing is a separate
     segment.
 
     Args:
         regions: of one image.
-        things: of each class, whether it is a thing.
-        min_score: regions whose best score is not above this are left out first.
-        overlap: a region is left out if of its pixels (probability at least 0.5) fewer than this
-            fraction are left to it. Only pixels inside of its own mask count as left, as in
-            MaskFormer's paper; FC-CLIP's code counts all pixels that it owns, which keeps more
-            regions (PQ 0.203 instead of 0.206 on the same inputs).
+        things: whether each class is a thing.
+        min_score: regions whose best score is not above this are dropped first.
+        overlap: a region is dropped if it keeps less than this fraction of its pixels (probability
+            at least 0.5). Only pixels inside its own mask count as kept, as in MaskFormer's paper;
+            FC-CLIP's code counts all pixels that it owns, which keeps more regions (PQ 0.203
+            instead of 0.206 on the same inputs).
 
     Raises:
-        ValueError: `things` does not have one entry a class.
+        ValueError: `things` does not have one entry per class.
     """
     height, width = regions.mask_probs_nhw.shape[1:]
     classes = regions.scores_nc.shape[1]
@@ -276,7 +276,7 @@ def panoptic(
         raise ValueError(f"things must have one entry for each of {classes} classes: {things!r}")
     ids_hw = np.zeros((height, width), dtype=np.int32)
     best = regions.scores_nc.max(1, initial=-np.inf)
-    # What is left out has no weight, so that the probabilities of the others need not be copied.
+    # Dropped regions get weight 0, which avoids copying the probabilities of the others.
     weights_n = np.where(best > max(min_score, 0.0), best, np.float32(0))
     masks_nhw, areas_n = owned_masks(regions.mask_probs_nhw, weights_n, 0.5)
     labels: dict[int, int] = {}

@@ -41,37 +41,37 @@ class RetClipConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     alpha: float = 0.4
-    """Weight of CLIP and retrieval against the proposer's own classes, in [0, 1], for a class that
-    it was trained on; not used with a proposer that has none."""
+    """Weight of CLIP and retrieval relative to the proposer's own classes, in [0, 1], for a class
+    that it was trained on; unused with a proposer without classes."""
     beta: float = 0.7
-    """The same for a class that it was not trained on."""
+    """The same for a class that the proposer was not trained on."""
     gamma: float = 0.3
-    """Weight of retrieval against CLIP's text classification, in [0, 1]."""
+    """Weight of retrieval relative to CLIP's text classification, in [0, 1]."""
     k: int = 20
-    """References retrieved for a region, at least 1. The paper does not say how many."""
+    """References retrieved per region, at least 1. The paper gives no number."""
     votes: Literal["best", "share"] = "best"
-    """How the references of a class make its retrieval score, which the paper leaves open. `best`:
-    its best reference's. `share`: the sum over its references, as a fraction of the sum over all
-    that were retrieved; steadier where nouns are wrong or features coarse, but a class needs about
+    """How the references of a class give its retrieval score, which the paper leaves open. `best`:
+    the score of its best reference. `share`: the sum over its references as a fraction of the sum
+    over all retrieved ones; more robust to wrong nouns and coarse features, but a class needs about
     `k` references."""
     tau: float = 0.01
     """Temperature of the softmax over CLIP's cosines, above 0: CLIP's own, as in FC-CLIP, on which
-    RetCLIP is built. Tune it with gamma: the more peaked the text scores, the less retrieval
-    counts."""
+    RetCLIP is built. Tune it together with gamma: the more peaked the text scores, the less
+    influence retrieval has."""
     label_threshold: float = 0.95
-    """A noun stands for a class if the cosine of their texts is above this."""
+    """A noun represents a class if the cosine of their texts is above this."""
     bare_labels: bool = False
-    """Whether these texts are the names alone (the paper: "CLIP text embedding of class names"), or
-    those of the collection's templates, which are all alike by what they share."""
+    """Whether these texts are the bare names (the paper: "CLIP text embedding of class names") or
+    use the collection's templates, whose shared words raise all cosines."""
     prune: bool = False
-    """Whether a class that the proposer did not find in an image is pruned from it (section 2.2),
-    where the proposer says what it found; else every region is scored against every class."""
+    """Whether classes that the proposer did not find in an image are excluded for it (section 2.2),
+    if the proposer reports what it found; otherwise every region is scored for every class."""
     mask_threshold: float = 0.5
     """A pixel belongs to a region's mask if its probability is above this."""
     min_score: float = 0.0
-    """Panoptic: regions whose best score is not above this are left out."""
+    """Panoptic: regions whose best score is not above this are dropped."""
     overlap: float = 0.8
-    """Panoptic: least part of a region that must be left to it."""
+    """Panoptic: minimum fraction of its pixels that a region must keep."""
 
     floor: float | None = FLOOR
     """As `FossilConfig.floor`; null classifies every class without references by text, as RetCLIP
@@ -89,16 +89,19 @@ class RetClipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A collection's references in terms of the asked classes. Made by `RetClipSegmenter`."""
+    """A collection's references in terms of the requested classes. Made by `RetClipSegmenter`."""
 
     class_of_noun: np.ndarray
     """(nouns,) int64: the class of each noun of the collection, -1 for none."""
     extra_md: np.ndarray
-    """(m, d) float32, L2-normalised: references of the fallback, of classes that are missing."""
+    """(m, d) float32, L2-normalised: references of the fallback for classes missing in the
+    collection."""
     extra_classes: np.ndarray
     """(m,) int64: their classes."""
     missing: tuple[str, ...]
     """Classes without support in either collection."""
+    by_text: tuple[str, ...] = ()
+    """Classes without references that are classified by text alone."""
 
 
 class RetClipSegmenter:
@@ -112,9 +115,9 @@ class RetClipSegmenter:
     Training-free with any proposer of masks: s = gamma s_ret + (1 - gamma) s_clip. With a proposer
     trained on classes (it gives `Proposals` with their probabilities, s_iv), the whole ensemble.
 
-    In one thing the default is not the paper's: a class for which the collection has no support is
-    missing and gets no pixel, as with every segmenter here. RetCLIP classifies such classes by text
-    alone; `floor=None` does so too.
+    One default differs from the paper: a class without support in the collection is missing and
+    gets no pixel, as with every segmenter here. RetCLIP classifies such classes by text alone,
+    which `floor=None` does too.
     """
 
     def __init__(
@@ -129,9 +132,10 @@ class RetClipSegmenter:
     ) -> None:
         """
         Args:
-            collection: asked by region; its encoders are `visual` and `text`.
+            collection: queried by region; built with `visual` and `text`.
             proposer: any of `proposers`, or one that gives `Proposals`.
-            fallback: has references for classes that `collection` lacks; of the same encoders.
+            fallback: supplies references for classes that `collection` lacks; built with the same
+                encoders.
 
         Raises:
             ValueError: the two collections were built with different encoders or templates.
@@ -148,10 +152,10 @@ class RetClipSegmenter:
         self._prepared: dict[tuple[str, ...], Labelled] = BoundedCache()
 
     def prepare(self, class_names: Sequence[str]) -> Labelled:
-        """Which references stand for which class; cached after the first call.
+        """Matches references to classes; cached for the next call.
 
-        Warns, once for each list of classes, about classes without references. They are classified
-        by text alone where a noun is near enough (`class_support`), and are missing otherwise.
+        Warns, once per list of classes, about classes without references. They are classified by
+        text alone if a noun is near enough (`class_support`), otherwise they are missing.
 
         Raises:
             ValueError: no class names, an empty one, no support for any of them, or a collection
@@ -178,7 +182,7 @@ class RetClipSegmenter:
             lacking = self._unsupported(without)
             if len(lacking) == len(names):
                 raise ValueError(f"{self.collection.url} has no references for any of {names}")
-            by_text = [name for name in without if name not in lacking]
+            by_text = tuple(name for name in without if name not in lacking)
             for some, consequence in (
                 (lacking, "not be predicted"),
                 (by_text, "be classified by text alone"),
@@ -194,6 +198,7 @@ class RetClipSegmenter:
                 extra_md=np.asarray(matrix[rows], dtype=np.float32),
                 extra_classes=extra_classes,
                 missing=lacking,
+                by_text=by_text,
             )
         return self._prepared[names]
 
@@ -202,7 +207,7 @@ class RetClipSegmenter:
     ) -> list[ScoredRegions]:
         """The proposals of each image with the ensemble's score of every class.
 
-        Args, errors: as of `segment`.
+        Args, errors: as in `segment`.
         """
         check_images(images)
         labelled, texts_cd = self.prepare(class_names), self.texts(class_names)
@@ -238,19 +243,8 @@ class RetClipSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images, by `regions.semantic`.
-
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation an image, at the image's size; NO_CLASS where no proposal is.
-
-        Raises:
-            ValueError: like `prepare`; images of another kind; or features of a region are zero or
-                not finite.
-        """
+        """Label maps of images, by `regions.semantic`; see `Segmenter.segment`, and `prepare` for
+        further errors. Pixels without a proposal have the label NO_CLASS."""
         return [semantic(regions) for regions in self.score(images, class_names)]
 
     def segment_panoptic(
@@ -258,7 +252,7 @@ class RetClipSegmenter:
     ) -> list[Panoptic]:
         """Panoptic maps of images, by `regions.panoptic`.
 
-        Args, errors: as of `segment`; `things` says of each class whether it is a thing.
+        Args, errors: as in `segment`; `things` says whether each class is a thing.
         """
         return [
             panoptic(
@@ -271,17 +265,17 @@ class RetClipSegmenter:
         ]
 
     def retrieved(self, features_nd: np.ndarray, labelled: Labelled, classes: int) -> np.ndarray:
-        """(n, classes) retrieval scores of regions: `retrieval_scores` of the k nearest
-        references of the collection and of the fallback's for missing classes together."""
+        """(n, classes) retrieval scores of regions: `retrieval_scores` of the k nearest references
+        of the collection and, for missing classes, of the fallback."""
         if not len(features_nd):
             return np.zeros((0, classes), dtype=np.float32)
         support = self.collection.search_regions(features_nd, self.config.k)
-        # A row of -1 is read from the end, and set right by its score of -inf.
+        # Row -1 reads the last noun, which the score of -inf makes irrelevant.
         labels = np.where(support.ids >= 0, labelled.class_of_noun[support.noun_rows], -1)
         extra = np.broadcast_to(labelled.extra_classes, (len(labels), len(labelled.extra_classes)))
         labels = np.concatenate([labels, extra], axis=1)
         cosines = np.concatenate([support.scores, features_nd @ labelled.extra_md.T], axis=1)
-        # Stable, so that of equals the collection's own comes first.
+        # Stable, so that in a tie the collection's own reference comes first.
         order = np.argsort(-cosines, axis=1, kind="stable")[:, : self.config.k]
         return retrieval_scores(
             1 - np.take_along_axis(cosines, order, 1),
@@ -291,7 +285,7 @@ class RetClipSegmenter:
         )
 
     def _unsupported(self, names: list[str]) -> tuple[str, ...]:
-        """Those of the classes that have no support in either collection."""
+        """The classes without support in either collection."""
         asked = [self.collection] if self.fallback is None else [self.collection, self.fallback]
         for collection in asked:
             if names:
@@ -314,7 +308,7 @@ class RetClipSegmenter:
         found = match_labels(
             collection.nouns, nouns_vd, names, texts_cd, self.config.label_threshold
         )
-        # A noun whose references are all deleted stands for nothing.
+        # A noun whose references are all deleted represents no class.
         return np.where(collection.noun_counts > 0, found, -1)
 
 
@@ -326,18 +320,18 @@ def retrieval_scores(
 ) -> np.ndarray:
     """RetCLIP 2.2: one minus the min-max normalised distance, of the references of each class.
 
-    Distances of one region are brought to [0, 1] by their own range, so the nearest reference
-    scores 1 and the farthest 0. Where all are equally far (to 1e-6, which float16 embeddings do not
-    resolve), one alone included, each scores 1.
+    The distances of one region are normalised to [0, 1], so the nearest reference scores 1 and the
+    farthest 0. If all are equally far (within 1e-6, below the resolution of float16 embeddings), or
+    there is only one, each scores 1.
 
     Args:
         distances_nk: (n, k) to the retrieved references; inf where fewer were found.
         classes_nk: (n, k) integers; -1 for a reference of none of the classes.
-        classes: how many there are.
-        votes: as of `RetClipConfig`.
+        classes: number of classes.
+        votes: as in `RetClipConfig`.
 
     Returns:
-        (n, classes) float32 in [0, 1]; 0 for a class of which nothing was retrieved.
+        (n, classes) float32 in [0, 1]; 0 for a class without retrieved references.
 
     Raises:
         ValueError: a distance is NaN or minus infinity.

@@ -1,4 +1,5 @@
-"""Superpixels: small regions of one colour, which cover an image without a model (FreeDA)."""
+"""Superpixels: small regions of similar colour that cover an image, found without a model
+(FreeDA)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +17,7 @@ class SuperpixelConfig:
     scale: float = 100.0
     """Larger gives larger superpixels."""
     sigma: float = 1.0
-    """Standard deviation of the Gaussian that smooths the image before, in pixels."""
+    """Standard deviation of the Gaussian that first smooths the image, in pixels."""
     min_size: int = 20
     """Smaller superpixels are merged with a neighbour, in pixels."""
 
@@ -33,14 +34,15 @@ def superpixels(image_hwc: np.ndarray, config: SuperpixelConfig) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) int64 numbers of superpixels, 0 to n - 1, each used.
 
     Raises:
-        ImportError: scikit-image is not installed; says how to get it.
+        ImportError: scikit-image is not installed; the message says how to get it.
     """
     try:
         from skimage.segmentation import felzenszwalb
     except ImportError as error:
         raise ImportError("superpixels need scikit-image: pip install 'ovref[segment]'") from error
     if min(image_hwc.shape[:2]) < 2:
-        # A line of pixels has no square of neighbours, from which the library makes its graph.
+        # A single row or column of pixels has no 2 x 2 neighbourhoods, from which the library makes
+        # its graph.
         return np.zeros(image_hwc.shape[:2], dtype=np.int64)
     found_hw = felzenszwalb(
         image_hwc,
@@ -53,7 +55,7 @@ def superpixels(image_hwc: np.ndarray, config: SuperpixelConfig) -> np.ndarray:
 
 
 def pool_labels(features_hwd: np.ndarray, labels_hw: np.ndarray) -> np.ndarray:
-    """`pooling.pool_regions` of regions that tile the image, without a mask for each.
+    """`pooling.pool_regions` for regions that tile the image, without one mask per region.
 
     Args:
         features_hwd: (h, w, d) finite dense features of the whole image.
@@ -79,7 +81,7 @@ def pool_labels(features_hwd: np.ndarray, labels_hw: np.ndarray) -> np.ndarray:
                 weights=(part_of_y[:, None] * part_of_x[None, :]).ravel(),
                 minlength=len(weights),
             )
-    # Nearly all weights are zero: the sparse product takes half of the time or less (CPU, 676
+    # Nearly all weights are zero, so a sparse product takes at most half of the time (CPU, 676
     # superpixels of 448 x 448 pixels over 37 x 37 x 1024 features: 25 ms instead of 52).
     weights_nc = csr_array(weights.reshape(count, h * w).astype(np.float32))
     pooled: np.ndarray = weights_nc @ features_hwd.reshape(h * w, d).astype(np.float32)
@@ -87,10 +89,10 @@ def pool_labels(features_hwd: np.ndarray, labels_hw: np.ndarray) -> np.ndarray:
 
 
 def _shares(cells: int, pixels: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Along one axis, which cells each pixel lies in, and how much of it does.
+    """Along one axis, the cells that each pixel overlaps, and its share in each.
 
     Pairs of (pixels,) cell numbers and (pixels,) shares of a pixel, the shares of each pixel
-    summing to 1; as many pairs as a pixel may touch cells.
+    summing to 1; one pair for each cell that a pixel may overlap.
     """
     starts = np.arange(pixels) * (cells / pixels)
     stops = np.minimum(np.arange(1, pixels + 1) * (cells / pixels), cells)

@@ -40,23 +40,24 @@ class VocSegConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     alpha: float = 0.35
-    """Weight of the prototypes against the class's text, in [0, 1] (eq. 3)."""
+    """Weight of the prototypes relative to the class's text, in [0, 1] (eq. 3)."""
     beta: float = 0.7
-    """Weight of CLIP against the proposer's own classes, in [0, 1] (eq. 4); not used with a
-    proposer that has none."""
+    """Weight of CLIP relative to the proposer's own classes, in [0, 1] (eq. 4); unused with a
+    proposer without classes."""
     tau: float = 0.01
-    """Temperature of the softmax over classes, above 0; CLIP's own, for the paper gives none."""
+    """Temperature of the softmax over classes, above 0; CLIP's own, because the paper gives
+    none."""
     k: int = 10
-    """Prototypes of a class, at least 1."""
+    """Prototypes per class, at least 1."""
     mask_threshold: float = 0.4
-    """A pixel is cut out with its region if its probability is above this."""
+    """A pixel belongs to a region's crop if its probability is above this."""
     label_threshold: float = 0.95
-    """A trained class stands for an asked one if the cosine of their texts is above this."""
+    """A trained class matches a requested one if the cosine of their texts is above this."""
     rest: bool = True
-    """Whether what no mask covers is one more region, so that regions cover the image (eq. 1)."""
+    """Whether the uncovered part is one more region, so that regions cover the image (eq. 1)."""
     rest_of_soft: bool = False
-    """The same where the proposer gives soft masks, as a trained one does. Then a pixel that no
-    mask has at `mask_threshold` is no longer decided by the small activations of many (eq. 5)."""
+    """The same for a trained proposer's soft masks. A pixel that no mask covers at `mask_threshold`
+    is then no longer decided by many small activations (eq. 5)."""
 
     floor: float | None = FLOOR
     """As `FossilConfig.floor`."""
@@ -77,8 +78,8 @@ class VocSegSegmenter:
         labels_hw = segmenter.segment([image_hwc], ["red panda", "grass"])[0].labels_hw
 
     Eq. 2 compares a region with a class's prototypes, eq. 3 adds its text, eq. 4 the proposer's own
-    classes where it has any, eq. 5 sums over the regions of each pixel. A class that is rare or not
-    in the collection gets the prototypes of its neighbours in text space (section 3.1).
+    classes where it has any, eq. 5 sums over the regions of each pixel. A class that is rare or
+    absent in the collection gets the prototypes of its neighbours in text space (section 3.1).
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class VocSegSegmenter:
         proposer: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray | Proposals]],
         config: VocSegConfig = VocSegConfig(),
     ) -> None:
-        """`proposer`: any of `proposers`; or one that gives `Proposals`, with soft masks and, if
+        """`proposer`: any of `proposers`, or one that returns `Proposals` with soft masks and, if
         it was trained on classes, their probabilities."""
         self.collection = collection
         self.visual = visual
@@ -101,7 +102,7 @@ class VocSegSegmenter:
     def prepare(self, class_names: Sequence[str]) -> Prototypes:
         """Prototypes and support of these classes, cached for the next call.
 
-        Warns, once for each list of classes, about classes that the collection has nothing for.
+        Warns, once per list of classes, about classes without support.
 
         Raises:
             ValueError: no class names, an empty one, no support for any of them, or a collection
@@ -123,7 +124,7 @@ class VocSegSegmenter:
     ) -> list[ScoredRegions]:
         """The proposals of each image with p_ij of every class (eq. 4).
 
-        Args, errors: as of `segment`.
+        Args, errors: as in `segment`.
         """
         check_images(images)
         prototypes, texts_cd = self.prepare(class_names), self.texts(class_names)
@@ -154,24 +155,12 @@ class VocSegSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images (eq. 5).
-
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation an image, at the image's size.
-
-        Raises:
-            ValueError: like `prepare`; images of another kind; or features of a region are zero or
-                not finite.
-        """
+        """Label maps of images (eq. 5); see `Segmenter.segment`, and `prepare` for errors."""
         return [semantic(regions) for regions in self.score(images, class_names)]
 
 
 def prototype_similarity(features_nd: np.ndarray, prototypes: Prototypes) -> np.ndarray:
-    """VOCSeg eq. 2: half the best and half the mean cosine to each class's prototypes.
+    """VOCSeg eq. 2: mean of the best and the average cosine to each class's prototypes.
 
     Args, errors: as `prototype_cosines`.
 

@@ -1,9 +1,9 @@
 """Sliding windows: scores of large images from overlapping crops (TCL's protocol), pixel by pixel.
 
-An image is resized to a short side and cut into square crops at a stride; crops are scored alone,
-scores are averaged where crops overlap, and resized to the image. Scores are kept per patch and per
-region; pixels are computed for a few classes at a time on the encoder's device, so that all classes
-of a large image are never in memory.
+An image is resized to a short side and cut into square crops at a stride; crops are scored
+separately, scores are averaged where crops overlap and resized to the image. Scores are stored per
+patch and per region; pixels are computed for a few classes at a time on the encoder's device, so
+that the scores of all classes of a large image are never in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from ovref_inference.ranges import require_within
 from ovref_inference.segmenters.regions import Segmentation
 
 _VALUES_AT_ONCE = 1 << 25
-"""Scores of pixels made at once, 128 MiB."""
+"""Number of pixel scores computed at once, 128 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class WindowConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     short_side: int = 448
-    """Images are resized to this short side, whether they are larger or smaller."""
+    """Images are resized to this short side, up or down."""
     long_side: int = 2048
-    """Images whose long side would be above this are resized to this long side instead."""
+    """Images whose long side would exceed this are resized to this long side instead."""
     crop: int = 448
-    """Side of a square crop; an image shorter than that gives shorter crops."""
+    """Side of a square crop; smaller images give smaller crops."""
     stride: int = 224
     """Step from crop to crop, at most `crop`."""
 
@@ -57,7 +57,7 @@ def window_boxes(size_hw: tuple[int, int], crop: int, stride: int) -> list[tuple
 
 
 def resized_size(size_hw: tuple[int, int], config: WindowConfig) -> tuple[int, int]:
-    """Height and width at the configured short side, aspect ratio kept as far as pixels allow."""
+    """Height and width at the configured short side, keeping the aspect ratio up to rounding."""
     scale = min(config.short_side / min(size_hw), config.long_side / max(size_hw))
     return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
 
@@ -72,17 +72,16 @@ class PixelScores(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CropScores:
-    """Scores of one crop of H x W pixels: of its regions, and of its patches elsewhere."""
+    """Scores of one crop of H x W pixels: of its regions, and of its patches outside regions."""
 
     region_hw: torch.Tensor
-    """(H, W) int64: the region of each pixel, -1 where it has none."""
+    """(H, W) int64: the region of each pixel, -1 for none."""
     regions_cn: torch.Tensor
     """(classes, n) float32, finite."""
     patches_chw: torch.Tensor | None = None
     """(classes, h, w) float32, finite; None where regions cover every pixel."""
     nearest: bool = False
-    """Whether a pixel takes the score of the patch that covers it, not one interpolated between
-    patches."""
+    """Whether a pixel gets the score of the patch that covers it instead of interpolating."""
 
     def pixels(self, classes: slice) -> torch.Tensor:
         """(classes in the slice, H, W) float32; patches are interpolated bilinearly, unless
@@ -103,7 +102,7 @@ class CropScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """Scores of one image, from crops that cover it."""
+    """Scores of one image from crops that cover it."""
 
     size_hw: tuple[int, int]
     """Height and width of the image that was cut into crops."""
@@ -129,11 +128,11 @@ def score_images(
     score_crops: Callable[[Sequence[np.ndarray]], Sequence[PixelScores]],
     windows: WindowConfig | None,
 ) -> list[ImageScores]:
-    """Scores of images, as wholes or over sliding windows.
+    """Scores of images, as a whole or in sliding windows.
 
     Args:
         images: (H, W, 3) uint8 RGB each.
-        score_crops: scores of images of one size, or, without windows, of any sizes.
+        score_crops: scores images of one size or, without windows, of any sizes.
         windows: sizes; None scores each image as a whole.
     """
     if windows is None:
@@ -166,11 +165,11 @@ def labelled(
     size_hw: tuple[int, int],
     missing: tuple[str, ...] = (),
 ) -> Segmentation:
-    """Each pixel takes its best class, the first of equal ones.
+    """Each pixel gets its best class; ties go to the first.
 
     Args:
         pixels: slice of the classes that are present -> (classes in it, H, W) float32, no NaN.
-            Called for a few classes at a time, so that memory does not grow with their number.
+            Called for a few classes at a time, so memory does not grow with their number.
         present: (classes,) bool: which classes may be predicted, at least one.
         size_hw: (H, W).
         missing: passed on.

@@ -1,5 +1,5 @@
-"""The field's labelled data sets by name: `ovref.evaluation.named_sets.opening.open_set`.
+"""Published labelled data sets by name: `ovref.evaluation.named_sets.opening.open_set`.
 
-Each set is a `definitions.NamedSet`: its class lists, the folders it is found in, and what the
-values of its label files mean. Nothing here needs mmsegmentation or detectron2.
+Each set is a `layouts.NamedSet`: its class lists, its possible folder layouts, and the meaning of
+the values in its label files. Nothing here needs mmsegmentation or detectron2.
 """

@@ -1,4 +1,4 @@
-"""COCO's polygons and run lengths as masks, drawn as pycocotools draws them."""
+"""Rasterises COCO's polygons and run lengths, with the same pixels as pycocotools."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 _SCALE = 5
-"""Polygons are drawn on a grid this many times finer, as in COCO's reference code."""
+"""Factor of the finer grid on which polygons are traced, as in COCO's reference code."""
 
 
 def mask_of(segmentation: Any, size_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of a list of polygons, or of run lengths as a list or a string.
+    """(H, W) bool mask of a list of polygons, or of run lengths as a list or a string.
 
     Raises:
-        ValueError: run lengths of another size, or a polygon of fewer than three points.
+        ValueError: run lengths have another size, or a polygon has fewer than three points.
     """
     if isinstance(segmentation, Mapping):
         if tuple(segmentation["size"]) != size_hw:
@@ -33,7 +33,8 @@ def mask_of(segmentation: Any, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _decoded(text: str) -> list[int]:
-    """Run lengths of COCO's compressed string: 5 bits a character, differences from the third."""
+    """Decodes COCO's compressed run lengths: 5 bits per character, differences from the third
+    on."""
     runs: list[int] = []
     position = 0
     while position < len(text):
@@ -50,8 +51,8 @@ def _decoded(text: str) -> list[int]:
 
 
 def _polygon_mask(polygon: Sequence[float], size_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool by COCO's rule: edges are traced on a finer grid, and where they cross the
-    middle of a column of pixels the mask begins or ends."""
+    """(H, W) bool by COCO's rule: edges are traced on a finer grid, and the mask begins or ends
+    where they cross the middle of a pixel column."""
     height, width = size_hw
     xs = [int(_SCALE * x + 0.5) for x in polygon[::2]]
     ys = [int(_SCALE * y + 0.5) for y in polygon[1::2]]
@@ -74,7 +75,7 @@ def _polygon_mask(polygon: Sequence[float], size_hw: tuple[int, int]) -> np.ndar
 
 
 def _traced(x0: int, y0: int, x1: int, y1: int) -> tuple[np.ndarray, np.ndarray]:
-    """The grid points of an edge, both ends included, from the first to the second."""
+    """The grid points of an edge from the first to the second end, inclusive."""
     dx, dy = abs(x1 - x0), abs(y1 - y0)
     flipped = (dx >= dy and x0 > x1) or (dx < dy and y0 > y1)
     if flipped:
@@ -82,7 +83,7 @@ def _traced(x0: int, y0: int, x1: int, y1: int) -> tuple[np.ndarray, np.ndarray]
     steps = np.arange(max(dx, dy) + 1)
     if flipped:
         steps = steps[::-1]
-    # Truncated, as the reference code does, which matters left of and above the image.
+    # Truncated as in the reference code, which matters left of and above the image.
     if dx >= dy:
         slope = (y1 - y0) / dx if dx else 0.0
         return steps + x0, np.trunc(y0 + slope * steps + 0.5).astype(np.int64)

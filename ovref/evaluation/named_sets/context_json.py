@@ -1,4 +1,4 @@
-"""Masks of Pascal Context as the challenge PASCAL in Detail has them: `trainval_merged.json`."""
+"""Masks of Pascal Context from the challenge PASCAL in Detail: `trainval_merged.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from ovref.evaluation.named_sets.coco_drawing import mask_of
 
 @dataclass(frozen=True, kw_only=True)
 class ContextMasks:
-    """The masks of one image."""
+    """The masks of an image."""
 
     size_hw: tuple[int, int]
     masks: tuple[tuple[int, Mapping[str, Any]], ...]
-    """Category, of the 459 classes, and run lengths; in the file's order."""
+    """Category (one of the 459 classes) and run lengths, in file order."""
 
 
 def read_context(path: Path, phase: str) -> dict[str, ContextMasks]:
-    """Reads the masks of a phase, `train` or `val`, by the stem of the image's file.
+    """Reads the masks of a phase, `train` or `val`, by stem of the image file.
 
-    The file has hundreds of megabytes, most of them not used here; it is streamed, twice.
+    The file has hundreds of megabytes, most of which are not needed; it is streamed twice.
 
     Raises:
-        InputError: not readable, not of this form, or without images of the phase.
+        InputError: the file cannot be read, is not such a file, or has no images of the phase.
     """
     sizes: dict[int, tuple[str, tuple[int, int]]] = {}
     masks: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
@@ -56,10 +56,10 @@ def read_context(path: Path, phase: str) -> dict[str, ContextMasks]:
 
 
 def context_values(path: Path, image: ContextMasks) -> np.ndarray:
-    """(H, W) int32 ids of the 459 classes, 0 where no mask is; later masks over earlier ones.
+    """(H, W) int32 ids of the 459 classes, 0 without a mask; later masks are on top.
 
     Raises:
-        InputError: run lengths that are broken or of another size.
+        InputError: run lengths are broken or have another size.
     """
     values_hw = np.zeros(image.size_hw, dtype=np.int32)
     for category, segmentation in image.masks:

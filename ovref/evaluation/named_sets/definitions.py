@@ -1,8 +1,7 @@
-"""Every set by its name.
+"""All data sets by name.
 
-Facts are from the sets' own pages, mmsegmentation's converters, and the preparation scripts of
-FC-CLIP and CAT-Seg. Where a set is found both as published and converted, both give the same
-labels.
+The facts come from the sets' own pages, mmsegmentation's converters, and the preparation scripts of
+FC-CLIP and CAT-Seg. A set gives the same labels as published and converted.
 """
 
 from ovref.evaluation.named_sets.layouts import NamedSet

@@ -1,4 +1,4 @@
-"""Finding a set's files below a folder, in the first of its layouts that is there."""
+"""Finds the files of a data set below a folder, in the first of its layouts that exists."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,26 +8,26 @@ from pathlib import Path
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.context_json import ContextMasks, read_context
 from ovref.evaluation.named_sets.layouts import FolderLayout, NamedSet
-from ovref.evaluation.named_sets.panoptic import Segments, read_index
+from ovref.evaluation.named_sets.panoptic import IndexedSegments, read_index
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A layout and where it was found."""
+class FoundLayout:
+    """A layout and its location."""
 
     layout: FolderLayout
     base: Path
-    """Folder that the layout's paths start from."""
+    """Folder to which the layout's paths are relative."""
     split: str
-    """The layout's name of the split."""
+    """The layout's name for the split."""
     images: str
-    """The one of the layout's image paths that is there."""
+    """The layout's image path that exists."""
     ids: tuple[str, ...]
-    """Ids of the images, sorted, or in the order of the split file."""
-    segments: Mapping[str, Segments] | None = None
-    """Segments of each image, of a panoptic JSON file."""
+    """Image ids, sorted, or in the order of the split file."""
+    segments: Mapping[str, IndexedSegments] | None = None
+    """Segments of each image, from a panoptic JSON file."""
     masks: Mapping[str, ContextMasks] | None = None
-    """Masks of each image, of Pascal Context's JSON file."""
+    """Masks of each image, from Pascal Context's JSON file."""
 
     @property
     def folder(self) -> Path:
@@ -36,7 +36,7 @@ class Found:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Folders, or single files, of everything that is read of an image, each once."""
+        """All folders, or single files, that images are read from."""
         paths = (self.images, self.layout.labels, self.layout.instances)
         return tuple(dict.fromkeys(self.base / _folder(p, self.split) for p in paths if p))
 
@@ -49,15 +49,15 @@ class Found:
         return self.base / self.layout.labels.format(split=self.split, id=image_id)
 
     def instances(self, image_id: str) -> Path:
-        """The file of instances of an image."""
+        """The instance file of an image."""
         return self.base / self.layout.instances.format(split=self.split, id=image_id)
 
 
-def find_files(named: NamedSet, root: Path, split: str) -> Found:
+def find_files(named: NamedSet, root: Path, split: str) -> FoundLayout:
     """Finds the files of a split.
 
     Raises:
-        InputError: no layout is there, or an image or label file of it is missing.
+        InputError: no layout exists, or one of its image or label files is missing.
     """
     looked_for = []
     for layout in named.layouts:
@@ -78,7 +78,7 @@ def find_files(named: NamedSet, root: Path, split: str) -> Found:
     bases = ", ".join(dict.fromkeys(b or "." for each in named.layouts for b in each.bases))
     lines = "\n".join(looked_for)
     raise InputError(
-        f"{root} holds no {named.name}, split {split}; looked in it and in its folders {bases} "
+        f"{root} does not contain {named.name}, split {split}; searched it and its folders {bases} "
         f"for\n{lines}"
     )
 
@@ -96,8 +96,8 @@ def _is_there(layout: FolderLayout, base: Path, split: str, images: str) -> bool
     return any(True for _ in _ids(base, layout.labels, split, layout.not_labels))
 
 
-def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> Found:
-    """The layout with its ids, each of which has both files."""
+def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> FoundLayout:
+    """The layout with its image ids, all of which have image and label file."""
     segments = masks = None
     if layout.listed_by in ("images", "labels"):
         image_ids = set(_ids(base, images, split, ()))
@@ -115,11 +115,11 @@ def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> Found:
             ids = tuple(masks)
         else:
             ids = _ids_of_file(path)
-        # The folders hold other images too.
+        # The folders also contain other images.
         folder_images = set(_ids(base, images, split, ()))
         folder_labels = set(masks or _ids(base, layout.labels, split, ()))
         bad = {each for each in ids if each not in folder_images or each not in folder_labels}
-    found = Found(
+    found = FoundLayout(
         layout=layout,
         base=base,
         split=split,
@@ -139,7 +139,7 @@ def _listed(layout: FolderLayout, base: Path, split: str, images: str) -> Found:
 
 
 def _ids(base: Path, template: str, split: str, excluded: tuple[str, ...]) -> Iterator[str]:
-    """Ids of the files that match a path; hidden files, such as macOS leaves, are no ids."""
+    """Ids of the files that match a path, without hidden files, such as those of macOS."""
     folder = base / _folder(template, split)
     end = template.rsplit("{id}", 1)[1]
     for path in folder.rglob(f"*{end}"):
@@ -156,10 +156,10 @@ def _ids_of_file(path: Path) -> tuple[str, ...]:
     if not lines:
         raise InputError(f"the split file {path} is empty")
     if len(set(lines)) < len(lines):
-        raise InputError(f"the split file {path} names an image twice")
+        raise InputError(f"the split file {path} lists an image twice")
     return tuple(lines)
 
 
 def _folder(template: str, split: str) -> str:
-    """The fixed folder of a path."""
+    """The part of a path before placeholders."""
     return template.split("{id}")[0].format(split=split)

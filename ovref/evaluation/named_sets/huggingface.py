@@ -1,7 +1,7 @@
-"""A folder of the Hugging Face `datasets` library as a labelled set, read with pyarrow alone.
+"""Opens a folder of the Hugging Face `datasets` library as a labelled set, with only pyarrow.
 
-Read are what `save_to_disk` writes (Arrow files with `state.json`), and folders of Parquet files
-named `<split>-00000-of-00001.parquet`. Rows are read when they are asked for.
+Supports the output of `save_to_disk` (Arrow files with `state.json`) and folders of Parquet files
+named `<split>-00000-of-00001.parquet`. Rows are read on demand.
 """
 
 import json
@@ -21,7 +21,7 @@ from ovref.evaluation.named_sets.opening import (
     LabelledSet,
     check_sizes,
     class_list_of,
-    likely,
+    matching_sets,
     open_set,
 )
 from ovref.evaluation.named_sets.rules import labels_of_values
@@ -31,12 +31,12 @@ _Row = Callable[[int], dict[str, Any]]
 
 
 _SPLITS = {"train": ("train", "training"), "val": ("validation", "val")}
-"""Names that data sets give to the splits of `open_set`."""
+"""Split of `open_set` -> names in Hugging Face data sets."""
 
 
 def open_any_set(name: str, root: str | Path, split: str = "val", names: str = "") -> LabelledSet:
-    """A set as `open_set` finds it, or in a folder of Hugging Face `datasets` (`root` is the folder
-    of the data set, whose columns are `image` and `annotation`)."""
+    """Opens a set with `open_set`, or from a folder of Hugging Face `datasets`, `root`, with the
+    columns `image` and `annotation`."""
     for known in _SPLITS.get(split, ()):
         if has_split(Path(root), known):
             return open_huggingface(root, known, name, names)
@@ -57,18 +57,18 @@ def open_huggingface(
     image: str = "image",
     label: str = "annotation",
 ) -> LabelledSet:
-    """Opens a split whose label column holds files with the values of a named set.
+    """Opens a split whose label column contains files with the values of a named set.
 
     Args:
-        folder: of the data set on disk.
-        split: as the data set calls it (`validation`, ...).
-        name: the set of `SETS` whose published values the label files hold.
+        folder: folder of the data set.
+        split: the data set's name of the split (`validation`, ...).
+        name: the set of `SETS` whose published values are in the label files.
         names: a class list, as for `open_set`.
         image: column of the photographs.
         label: column of the label files.
 
     Raises:
-        InputError: no such folder, split, column or set.
+        InputError: the folder, split, column or set does not exist.
     """
     layouts = (
         [each for each in SETS[name].layouts if each.reader == "index"] if name in SETS else []
@@ -114,12 +114,12 @@ def open_huggingface(
 
 def _foreign(where: Path, wrong: str, values: set[int], layout: FolderLayout) -> str:
     message = f"{where} holds the values {wrong}, expected {layout.ids}"
-    better = likely({int(value) for value in values}, layout)
+    better = matching_sets({int(value) for value in values}, layout)
     return f"{message}. These look like {better}" if better else message
 
 
 def _file(cell: Any, root: Path, where: Path) -> bytes:
-    """The file in a cell of an image column: its bytes, or those at its path."""
+    """The file in a cell of an image column: its bytes, or the contents of its path."""
     if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
         raise InputError(
             f"{where} holds no image file, expected bytes or a path, found {cell!r:.80}"
@@ -133,7 +133,7 @@ def _file(cell: Any, root: Path, where: Path) -> bytes:
 
 
 def _rows(root: Path, split: str) -> tuple[pa.Schema, int, _Row]:
-    """Columns, number of rows and the reader of one."""
+    """The columns, the number of rows, and a function that reads a row."""
     folder = root / split if (root / split / "state.json").is_file() else root
     state = folder / "state.json"
     try:
@@ -147,7 +147,7 @@ def _rows(root: Path, split: str) -> tuple[pa.Schema, int, _Row]:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise InputError(f"cannot read the data set {root}: {error}") from error
     raise InputError(
-        f"{root} holds no split {split!r} of Hugging Face datasets; looked for "
+        f"{root} has no split {split!r} of Hugging Face datasets; searched for "
         f"{split}/state.json, state.json, {split}-*.parquet and data/{split}-*.parquet"
     )
 
@@ -158,7 +158,7 @@ def _arrow(state: Path) -> tuple[pa.Schema, int, _Row]:
         raise InputError(
             f"{state.parent} was saved with a selection of rows; save `flatten_indices()` of it"
         )
-    # Mapped, not read: only the pages of the rows asked for come into memory.
+    # Memory-mapped, so that only the pages of requested rows are read.
     tables = [
         pa.ipc.open_stream(pa.memory_map(str(state.parent / each["filename"]))).read_all()
         for each in content["_data_files"]
@@ -173,7 +173,7 @@ def _parquet(paths: list[Path]) -> tuple[pa.Schema, int, _Row]:
     starts = [0]
     for file, group in groups:
         starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    kept: dict[int, pa.Table] = {}  # the row group that was read last
+    kept: dict[int, pa.Table] = {}  # the last row group read
 
     def row(number: int) -> dict[str, Any]:
         index = next(i for i, start in enumerate(starts[1:]) if number < start)

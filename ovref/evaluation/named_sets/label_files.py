@@ -1,7 +1,7 @@
-"""Label files to integers: one value a pixel, never colours, nothing unpickled.
+"""Reads label files as integers, one per pixel; nothing is unpickled.
 
-Palette images give their indices. A palette that was resolved to colours, or maps of eight bits
-where a set has more classes, are refused, for they look like labels and are none.
+Palette images give their indices. Maps whose palette was converted to colours, and 8-bit maps of
+sets with more classes, are refused, because they look like labels but are not.
 """
 
 import io
@@ -23,37 +23,38 @@ _DAMAGED = (
     zlib.error, NotImplementedError, Image.DecompressionBombError,
     scipy.io.matlab.MatReadError,
 )  # fmt: skip
-"""What Pillow and SciPy raise for files that are damaged or of another kind."""
+"""Exceptions of Pillow and SciPy for files that are damaged or of another type."""
 
 
 def index_map(path: Path, bits: int, file: bytes | None = None) -> np.ndarray:
-    """Values of a greyscale or palette PNG or TIFF.
+    """The values of a greyscale or palette PNG or TIFF.
 
     Args:
-        path: the file; its own EXIF orientation is applied.
-        bits: 8, or 16 for sets whose values do not fit into eight bits.
-        file: its content where that is at hand; `path` is then its name in messages.
+        path: the file; its EXIF orientation is applied.
+        bits: 8, or 16 for sets whose values do not fit into 8 bits.
+        file: the file's contents if already read; `path` is then only used in messages.
 
     Returns:
         (H, W) int32, in [0, 65535].
 
     Raises:
-        InputError: not readable, not one integer a pixel, or eight bits where 16 are needed.
+        InputError: the file cannot be read, does not have one integer per pixel, or has 8 bits
+            although 16 are needed.
     """
     image = _opened(path, file)
     if image.mode in ("RGB", "RGBA"):
         raise InputError(
-            f"{path} holds colours ({image.mode}), expected one class index a pixel: the palette "
+            f"{path} holds colours ({image.mode}), expected one class index per pixel: its palette "
             "was resolved when the file was saved; use the file as published"
         )
     if image.mode not in _ONE_BYTE + _TWO_BYTES:
         raise InputError(
-            f"{path} has pixels of mode {image.mode}, expected one integer a pixel: greyscale or "
+            f"{path} has pixels of mode {image.mode}, expected one integer per pixel: greyscale or "
             "palette"
         )
     if bits == 16 and image.mode in _ONE_BYTE:
         raise InputError(
-            f"{path} has 8 bits a pixel, and this set has more classes than 8 bits can number: "
+            f"{path} has 8 bits per pixel, but this set has more classes than 8 bits allow: "
             "ids above 255 are lost; use 16-bit maps"
         )
     values_hw = np.asarray(image).astype(np.int32)
@@ -63,37 +64,37 @@ def index_map(path: Path, bits: int, file: bytes | None = None) -> np.ndarray:
 
 
 def ade_full_map(path: Path, bits: int) -> np.ndarray:
-    """Object ids of a `_seg.png` of ADE20K 2021: floor(red / 10) * 256 + green.
+    """The object ids in a `_seg.png` of ADE20K 2021: floor(red / 10) * 256 + green.
 
     Returns:
         (H, W) int32, in [0, 6655]; 0 is unlabelled.
 
     Raises:
-        InputError: not readable, or not RGB.
+        InputError: the file cannot be read, or is not RGB.
     """
     return ade_full_ids(colours(path))
 
 
 def ade_full_ids(colour_hwc: np.ndarray) -> np.ndarray:
-    """(H, W) int32 object ids of (H, W, 3) uint8 colours."""
+    """(H, W) int32 object ids from (H, W, 3) uint8 colours."""
     colour_hwc = colour_hwc.astype(np.int32)
     return colour_hwc[..., 0] // 10 * 256 + colour_hwc[..., 1]
 
 
 def panoptic_ids(path: Path) -> np.ndarray:
-    """(H, W) int32 segment ids of a panoptic PNG: red + 256 green + 65536 blue; 0 is void.
+    """(H, W) int32 segment ids in a panoptic PNG: red + 256 green + 65536 blue; 0 is void.
 
     Raises:
-        InputError: not readable, or not RGB.
+        InputError: the file cannot be read, or is not RGB.
     """
     return colours(path).astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], dtype=np.int32)
 
 
 def colours(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of an RGB file whose colours are codes, as they are.
+    """The unmodified (H, W, 3) uint8 pixels of an RGB file whose colours are codes.
 
     Raises:
-        InputError: not readable, or not RGB.
+        InputError: the file cannot be read, or is not RGB.
     """
     image = _opened(path)
     if image.mode != "RGB":
@@ -104,13 +105,14 @@ def colours(path: Path) -> np.ndarray:
 
 
 def mat_map(path: Path, bits: int) -> np.ndarray:
-    """Values of the variable `LabelMap` in a MATLAB file of Pascal Context.
+    """The variable `LabelMap` in a MATLAB file of Pascal Context.
 
     Returns:
         (H, W) int32, in [0, 65535].
 
     Raises:
-        InputError: not readable, without a two-dimensional integer `LabelMap`, or of eight bits.
+        InputError: the file cannot be read, has no two-dimensional integer `LabelMap`, or has 8
+            bits.
     """
     try:
         values_hw = scipy.io.loadmat(str(path), variable_names=["LabelMap"])["LabelMap"]
@@ -132,11 +134,11 @@ READERS: dict[str, Callable[[Path, int], np.ndarray]] = {
     "ade_full": ade_full_map,
     "mat": mat_map,
 }
-"""How a layout's label files are read."""
+"""Kind of label file -> reader."""
 
 
 def _opened(path: Path, file: bytes | None = None) -> Image.Image:
-    """The upright image, in memory."""
+    """Reads the upright image into memory."""
     try:
         content = path if file is None else io.BytesIO(file)
         with Image.open(content, formats=("PNG", "TIFF")) as image:

@@ -1,4 +1,4 @@
-"""Images and label maps of one's own, in two folders, as a labelled set."""
+"""The user's own images and label maps, in two folders, as a labelled set."""
 
 import mimetypes
 from collections.abc import Sequence
@@ -22,38 +22,38 @@ from ovref_inference.ranges import require_at_least
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFolder:
-    """Images and label maps in two folders: `images/x/a.jpg` belongs to `labels/x/a.png`; or images
-    and the masks of a COCO JSON file."""
+    """Images and label maps in two folders (`images/x/a.jpg` belongs to `labels/x/a.png`), or
+    images and the masks of a COCO JSON file."""
 
     __pydantic_config__ = STRICT
 
     images: str
-    """Folder of images, at any depth; hidden files and folders are left out."""
+    """Folder of images, at any depth; hidden files and folders are ignored."""
     labels: str
     """Folder of label maps of the upright images: .png, greyscale or palette (whose indices are the
     labels); or a .json file of COCO annotations, whose categories are the classes."""
     classes: str = ""
-    """Text file, one class a line, in the order of the labels, its synonyms separated by `;`;
-    different names, letter case aside. Not for COCO annotations."""
+    """Text file, one class per line, in the order of the labels, its synonyms separated by `;`;
+    names must be distinct, ignoring case. Not for COCO annotations."""
     background: str = ""
-    """For COCO annotations: name of a first class that all pixels without a mask have; empty does
+    """For COCO annotations: name of an additional first class for pixels without a mask; empty does
     not evaluate them."""
     first_label: int = 0
-    """Value of the first class in the maps; 1 for ADE20k, whose 0 is no class."""
+    """Value of the first class in the maps; 1 for ADE20k, in which 0 is not a class."""
     ignored: tuple[int, ...] = (255,)
-    """Values of pixels that are not evaluated; those below `first_label` never are."""
+    """Values of pixels that are not evaluated, in addition to those below `first_label`."""
     unseen: tuple[str, ...] = ()
-    """Classes whose masks trained models never saw, for hIoU; none means no split."""
+    """Classes that trained models have not seen, for hIoU; empty for no split."""
 
     def __post_init__(self) -> None:
         require_at_least("first_label", self.first_label, 0)
         if self.is_coco == bool(self.classes):
             raise ValueError(
-                "classes must name the list of the classes of label maps; COCO annotations have "
+                "classes must name the class list of label maps, but COCO annotations have "
                 f"their own: found labels {self.labels!r} with classes {self.classes!r}"
             )
         if self.background and not self.is_coco:
-            raise ValueError("background is for COCO annotations; label maps have it in classes")
+            raise ValueError("background is for COCO annotations; label maps list it in classes")
 
     @property
     def is_coco(self) -> bool:
@@ -62,10 +62,10 @@ class LabelFolder:
 
 
 def open_label_folder(folder: LabelFolder) -> LabelledSet:
-    """Opens a data set of images and label maps; they are read when they are asked for.
+    """Opens a data set of images and label maps, which are read on demand.
 
     Raises:
-        InputError: a folder or the class list is missing or unreadable, there are no images, an
+        InputError: a folder or the class list is missing or cannot be read, there are no images, an
             image has no label map, or an unseen class is not in the list.
     """
     if folder.is_coco:
@@ -74,7 +74,7 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
     classes = list_of_file(Path(folder.classes))
     root, labels = Path(folder.images), Path(folder.labels)
     if not root.is_dir():
-        raise InputError(f"{root} is no folder of images")
+        raise InputError(f"{root} is not a folder of images")
     paths = {path.relative_to(root).as_posix(): path for path in _image_paths(root)}
     label_paths = {name: (labels / name).with_suffix(".png") for name in paths}
     missing = [path for path in label_paths.values() if not path.is_file()]
@@ -110,10 +110,10 @@ def _seen(classes: Sequence[str], folder: LabelFolder, source: str) -> tuple[boo
 
 
 def seen_of(classes: Sequence[str], unseen: Sequence[str]) -> tuple[bool, ...]:
-    """Whether each class is none of the unseen ones; letter case is ignored.
+    """Whether each class is seen, that is, not among the unseen ones, ignoring case.
 
     Raises:
-        ValueError: a name is no class, or no class would be seen.
+        ValueError: a name is not a class, or no class would be seen.
     """
     known = [name.casefold() for name in classes]
     names = [name.strip().casefold() for name in unseen]
@@ -125,12 +125,12 @@ def seen_of(classes: Sequence[str], unseen: Sequence[str]) -> tuple[bool, ...]:
         )
     seen = tuple(name not in names for name in known)
     if not any(seen):
-        raise ValueError("at least one class must be seen, found all of them unseen")
+        raise ValueError("at least one class must be seen, found all unseen")
     return seen
 
 
 def _image_paths(root: Path) -> list[Path]:
-    """Files with IMAGE_SUFFIXES that are not hidden, nor in a hidden folder, sorted."""
+    """Sorted files with IMAGE_SUFFIXES, without hidden files and folders."""
     paths = []
     for path in sorted(root.rglob("*")):
         if any(part.startswith(".") for part in path.relative_to(root).parts) or path.is_dir():

@@ -1,4 +1,4 @@
-"""What a named set is: its class lists, the folders it is found in, and its label rules."""
+"""Definition of a named data set: class lists, folder layouts, label rules."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Literal
 from ovref.evaluation.named_sets.rules import LabelRule
 
 SPLITS = ("train", "val")
-"""Names of splits here; layouts that call them otherwise say so."""
+"""Names of splits; layouts may have names of their own for them."""
 
 TRAINING = {"train": "training", "val": "validation"}
 COCO_SPLITS = {"train": "train2017", "val": "val2017"}
@@ -15,51 +15,51 @@ COCO_SPLITS = {"train": "train2017", "val": "val2017"}
 
 @dataclass(frozen=True, kw_only=True)
 class FolderLayout:
-    """One way in which a set lies on disk. In paths, {split} and {id} are put in; an id may have
-    folders in it."""
+    """A folder layout of a data set. Paths have the placeholders {split} and {id}; an id may
+    contain folders."""
 
     what: str
-    """Who lays it out like this, for messages."""
+    """Origin of the layout, for messages."""
     bases: tuple[str, ...]
-    """Folders below the root, each of which may hold the set."""
+    """Folders below the root that may contain the set."""
     images: tuple[str, ...]
-    """Paths of an image, in the order they are tried."""
+    """Possible paths of an image, in order."""
     labels: str
-    """Path of an image's labels, or of the one file that has those of all."""
+    """Path of an image's labels, or of a single file with all labels."""
     rule: LabelRule
     ids: str
-    """The values of the label files, for messages."""
+    """Description of the values in the label files, for messages."""
     listed_by: str = "images"
-    """What lists the images of a split: `images` or `labels` (all files there are), or the path of
-    a text file of ids, one a line, or of a panoptic JSON file."""
+    """Where the image ids of a split are listed: `images` or `labels` (all files), or the path of a
+    text file with one id per line, or of a panoptic JSON file."""
     not_labels: tuple[str, ...] = ()
-    """Ends of file names that match `labels` and are of another layout."""
+    """Suffixes of files that match `labels` but belong to another layout."""
     splits: Mapping[str, str] = field(default_factory=lambda: {name: name for name in SPLITS})
-    """What {split} becomes."""
+    """Split -> value of {split}."""
     reader: Literal["index", "ade_full", "mat", "panoptic", "ade_instances", "context_json"] = (
         "index"
     )
-    """How a label file is read."""
+    """Kind of label file (`label_files.READERS`)."""
     instances: str = ""
-    """Path of an image's instances, for `ade_instances`."""
+    """Path of an image's instance file, for `ade_instances`."""
     short_side: int | None = None
-    """Images and labels with a longer short side are made smaller, as the set's protocol has it."""
+    """Maximum short side; larger images and labels are downscaled, as in the set's protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSet:
-    """A set that papers report numbers for."""
+    """A data set for which papers report results."""
 
     name: str
     classes: str
-    """Stem of its class-list files."""
+    """Stem of the class list files."""
     lists: tuple[str, ...]
-    """Class lists that come with ovref; the first is the default."""
+    """Bundled class lists; the first is the default."""
     layouts: tuple[FolderLayout, ...]
-    """Ways to lie on disk, in the order they are tried."""
+    """Possible layouts, in order."""
     images: Mapping[str, int]
-    """Published number of images of a split, where known."""
+    """Published number of images per split, if known."""
     unseen: tuple[str, ...] = ()
-    """Classes that a zero-shot method must not have seen masks of, by the default list's names."""
+    """Classes unseen by zero-shot methods, by their names in the default list."""
     things: frozenset[int] | None = None
-    """Classes that are things; None where the set does not say."""
+    """Classes that are things; None if unknown."""

@@ -1,10 +1,10 @@
-"""Opening a named set: finding its files, and reading one image with its labels at a time.
+"""Opens a named data set and reads its images with their labels, one at a time.
 
     data = open_set("ade150", "/data/ade")
     for example in data:
         example.image_hwc, example.label_hw     # classes in data.class_names, or IGNORE
 
-Nothing is kept: memory does not grow with the number of images, but for their names.
+Only image names are kept in memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.context_json import context_values
 from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.named_sets.finding import Found, find_files
+from ovref.evaluation.named_sets.finding import FoundLayout, find_files
 from ovref.evaluation.named_sets.label_files import READERS
 from ovref.evaluation.named_sets.layouts import SPLITS, FolderLayout, NamedSet
 from ovref.evaluation.named_sets.panoptic import (
@@ -34,50 +34,50 @@ from ovref.identity import fingerprint
 from ovref.stored_images import UnusableImageError, decode_image
 
 _SAMPLE = 50
-"""Label files looked at to say which set's ids they hold, once one has a wrong value."""
+"""Number of label files examined to find out whose ids they have, once a value is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image and its labels."""
+    """An image and its labels."""
 
     id: str
-    """Name in the set, without folders of the layout and suffixes."""
+    """Name in the set, without the layout's folders and suffixes."""
     image_path: Path
-    """File of the image."""
+    """Path of the image."""
     image_hwc: np.ndarray
     """(H, W, 3) uint8 RGB, upright."""
     label_hw: np.ndarray
     """(H, W) int32 positions in the class list, or IGNORE (-1)."""
     panoptic: PanopticMap | None = None
-    """True segments; None where the set has none."""
+    """True segments; None if the set has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSet:
-    """A set that was found on disk. Iterating reads its images, one at a time."""
+    """A data set on disk. Iterating reads its images one at a time."""
 
     name: str
     """Set, split and number of images, for people."""
     class_list: ClassList
     """Names and synonyms of the classes."""
     convention: str
-    """Layout and meaning of the label files, for results."""
+    """Label convention: layout and meaning of the label files, for results."""
     ids: tuple[str, ...]
     """Ids of the images, in order."""
     read: Callable[[str], Example]
     """Reads the image and labels of an id.
 
-    Raises InputError where a file is missing or unreadable, sizes differ, or a label has a value
-    without meaning."""
+    Raises InputError if a file is missing or cannot be read, sizes differ, or a label has an
+    unknown value."""
     seen: tuple[bool, ...] | None = None
-    """Whether a zero-shot method may have seen masks of each class; None without a split."""
+    """Whether each class was seen by zero-shot methods; None without a split."""
     things: tuple[bool, ...] | None = None
-    """Whether each class is a thing; None where the set does not say."""
+    """Whether each class is a thing; None if unknown."""
     folders: tuple[Path, ...] = ()
-    """Folders, or single files, of the images and labels; none where they are not files."""
+    """Folders, or single files, of images and labels; empty if they are not files."""
     colours: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
-    """Classes with a colour of their own in pictures, sRGB in [0, 255]; others get any."""
+    """Colours of classes in pictures, sRGB in [0, 255]; other classes get arbitrary ones."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -86,11 +86,11 @@ class LabelledSet:
 
     @property
     def class_fingerprint(self) -> str:
-        """Changes with any name, synonym, order and the convention; 16 hexadecimal digits."""
+        """Hash of names, synonyms, order and convention: 16 hexadecimal digits."""
         return fingerprint([self.convention, self.class_list.fingerprint])[:16]
 
     def first(self, limit: int | None) -> "LabelledSet":
-        """The first so many images; all of them for None."""
+        """The first `limit` images; None for all."""
         if limit is None or limit >= len(self):
             return self
         return replace(self, name=f"{self.name}, the first {limit}", ids=self.ids[:limit])
@@ -103,21 +103,18 @@ class LabelledSet:
 
 
 def open_set(name: str, root: str | Path, split: str = "val", names: str = "") -> LabelledSet:
-    """Finds a set on disk.
+    """Finds a data set on disk, in the first of its layouts that exists.
 
     Args:
         name: one of SETS.
-        root: folder that holds the set, or one of its usual parents.
+        root: folder that contains the set, or one of its usual parents.
         split: one of SPLITS.
-        names: a class list that comes with the set (`mmseg`, `fcclip`, `corrclip`, ...), or the
-            path of a text file; empty takes the set's first.
-
-    Returns:
-        The set in the first of its layouts that is found.
+        names: one of the set's class lists (`mmseg`, `fcclip`, `corrclip`, ...), or the path of a
+            text file; empty takes the set's first.
 
     Raises:
-        InputError: no such set, split, class list or files; a list that does not fit; an image
-            without labels, or labels without an image. The message names what was looked for.
+        InputError: the set, split, class list or files do not exist; the list does not match; an
+            image has no labels, or labels have no image. The message names what was searched for.
     """
     if name not in SETS:
         raise InputError(f"there is no data set {name!r}; choose from {', '.join(SETS)}")
@@ -144,14 +141,14 @@ def open_set(name: str, root: str | Path, split: str = "val", names: str = "") -
 
 
 class _Reader:
-    """Reads images and labels of a layout."""
+    """Reads the images and labels of a layout."""
 
-    def __init__(self, named: NamedSet, found: Found) -> None:
+    def __init__(self, named: NamedSet, found: FoundLayout) -> None:
         self._named, self._found = named, found
         self._table = found.layout.rule.table()
 
     def read(self, image_id: str) -> Example:
-        """The image and its labels."""
+        """Reads an image and its labels."""
         path, label_path = self._found.image(image_id), self._found.label(image_id)
         image_hwc = read_image(path)
         panoptic = self._panoptic(image_id, label_path)
@@ -191,13 +188,13 @@ class _Reader:
             raise InputError(self._foreign(image_id, str(error))) from error
 
     def _foreign(self, bad_id: str, wrong: str) -> str:
-        """The message for values that the rule does not know, with the set they would fit."""
+        """The error message for unknown values, with the set whose ids they would match."""
         layout, ids = self._found.layout, self._found.ids
         seen: set[int] = set()
         for image_id in ids[:: max(1, len(ids) // _SAMPLE)]:
             try:
                 values_hw = self._values(image_id)
-            except InputError:  # the file at hand is the one to report
+            except InputError:  # the present file is the one to report
                 continue
             seen.update(np.unique(values_hw).tolist())
         seen.update(np.unique(self._values(bad_id)).tolist())
@@ -206,20 +203,20 @@ class _Reader:
             f"not have: "
             f"{layout.what} has {layout.ids}. Values found in {self._found.folder}: {spans(seen)}"
         )
-        better = likely(seen, layout)
+        better = matching_sets(seen, layout)
         return f"{message}. These look like {better}" if better else message
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a photograph, upright. Raises InputError if it cannot be read."""
+    """The upright (H, W, 3) uint8 RGB image. Raises InputError if it cannot be read."""
     try:
         return decode_image(path.read_bytes())
     except (OSError, UnusableImageError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def likely(values: set[int], other_than: FolderLayout) -> str:
-    """The ids, and the sets that have them, that label values fit most tightly; empty if none."""
+def matching_sets(values: set[int], other_than: FolderLayout) -> str:
+    """The ids that match label values most closely, and their sets; empty if none do."""
     fits: dict[str, tuple[int, list[str]]] = {}
     for named in SETS.values():
         for layout in named.layouts:
@@ -247,14 +244,14 @@ def check_sizes(path: Path, image_hwc: np.ndarray, label_path: Path, label_hw: n
     message += f"{label_size[0]} x {label_size[1]} (height x width)"
     if size == label_size[::-1]:
         message += (
-            ". If the image file says in its EXIF data that it is to be turned, the map was drawn "
-            "on the pixels as stored: turn the map, or take the orientation out of the image"
+            ". If the image file has an EXIF orientation, the map was drawn on the pixels as "
+            "stored: rotate the map, or remove the orientation from the image"
         )
     raise InputError(message)
 
 
 def class_list_of(named: NamedSet, names: str) -> ClassList:
-    """One of a set's own class lists, or that of a file. Raises InputError as `open_set`."""
+    """One of the set's class lists, or that of a file. Raises InputError like `open_set`."""
     if not names or names in named.lists:
         return bundled_list(named.classes, names or named.lists[0])
     if "/" not in names and PurePosixPath(names).suffix == "":

@@ -1,4 +1,4 @@
-"""Panoptic labels: COCO's pairs of PNG and JSON, and ADE20k's maps of classes and instances."""
+"""Panoptic labels: COCO's PNG and JSON files, and ADE20k's class and instance maps."""
 
 import json
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from ovref.evaluation.named_sets.rules import IGNORE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segments:
-    """What the JSON file says of one image."""
+class IndexedSegments:
+    """The segments of one image in the JSON file."""
 
     classes: Mapping[int, int]
     """Segment id -> class."""
     crowd: frozenset[int]
-    """Ids of segments that stand for many things at once."""
+    """Ids of crowd segments."""
 
 
-def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, Segments]:
+def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, IndexedSegments]:
     """Reads a panoptic JSON file.
 
     Args:
@@ -32,10 +32,11 @@ def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, Segments]:
         classes: category id -> class of the set.
 
     Returns:
-        By the stem of the image's PNG file, in the file's order.
+        Stem of the image's PNG file -> segments, in file order.
 
     Raises:
-        InputError: not readable, not panoptic annotations, or of other categories than the set's.
+        InputError: the file cannot be read, is not panoptic annotations, or has other categories
+            than the set.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -46,8 +47,8 @@ def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, Segments]:
         raise InputError(f"cannot read the panoptic annotations {path}: {error}") from error
     except KeyError as error:
         raise InputError(
-            f"{path} does not hold panoptic annotations of this set: there is no {error}, or it is "
-            "a category that the set does not have"
+            f"{path} does not hold panoptic annotations of this set: {error} is missing, or is a "
+            "category that the set does not have"
         ) from error
     if categories != set(classes):
         raise InputError(
@@ -55,46 +56,47 @@ def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, Segments]:
             f"set {len(classes)} from {min(classes)}: these are annotations of another set"
         )
     if len(index) < len(annotations):
-        raise InputError(f"{path} has two annotations of an image")
+        raise InputError(f"{path} has two annotations of the same image")
     return index
 
 
-def _segments(annotation: Mapping[str, Any], classes: Mapping[int, int]) -> Segments:
+def _segments(annotation: Mapping[str, Any], classes: Mapping[int, int]) -> IndexedSegments:
     infos = annotation["segments_info"]
-    return Segments(
+    return IndexedSegments(
         classes={int(each["id"]): classes[int(each["category_id"])] for each in infos},
         crowd=frozenset(int(each["id"]) for each in infos if each.get("iscrowd", 0)),
     )
 
 
-def panoptic_file(path: Path, segments: Segments) -> PanopticMap:
+def panoptic_file(path: Path, segments: IndexedSegments) -> PanopticMap:
     """The segments of a panoptic PNG.
 
     Raises:
-        InputError: not readable, or a segment of the PNG is not in the JSON file.
+        InputError: the file cannot be read, or one of its segments is not in the JSON file.
     """
     ids_hw = panoptic_ids(path)
     unknown = set(np.unique(ids_hw).tolist()) - {VOID} - set(segments.classes)
     if unknown:
         raise InputError(
-            f"{path} has {len(unknown)} segments that its JSON file does not have, for one id "
+            f"{path} has {len(unknown)} segments that its JSON file lacks, for instance id "
             f"{min(unknown)}: the two files do not belong together"
         )
     return PanopticMap(ids_hw=ids_hw, labels=segments.classes, crowd=segments.crowd)
 
 
 def ade_instances(path: Path, label_hw: np.ndarray, categories: tuple[int, ...]) -> PanopticMap:
-    """ADE20k's segments: each stuff class of the class map, then each instance over it.
+    """ADE20k's segments: each stuff class of the class map, then each instance on top.
 
-    Pixels of a thing's class without an instance are void.
+    Pixels of a thing class without an instance are void.
 
     Args:
-        path: PNG of instances, red the category from 1, green the instance.
+        path: PNG of instances: red is the category, from 1, green the instance.
         label_hw: (H, W) classes of the class map, or IGNORE.
         categories: class of each category.
 
     Raises:
-        InputError: not readable, of another size, or an instance of no or several categories.
+        InputError: the file cannot be read or has another size, or an instance has no category or
+            several.
     """
     colour_hwc = colours(path)
     if colour_hwc.shape[:2] != label_hw.shape:
@@ -120,7 +122,7 @@ def ade_instances(path: Path, label_hw: np.ndarray, categories: tuple[int, ...])
 
 
 def labels_of_segments(panoptic: PanopticMap) -> np.ndarray:
-    """(H, W) int32 class of each pixel's segment, IGNORE where there is none."""
+    """(H, W) int32 class of each pixel's segment, IGNORE without one."""
     ids, inverse = np.unique(panoptic.ids_hw, return_inverse=True)
     classes = [IGNORE if each == VOID else panoptic.labels[each] for each in ids.tolist()]
     return np.array(classes, dtype=np.int32)[inverse].reshape(panoptic.ids_hw.shape)

@@ -1,4 +1,4 @@
-"""Making images and label maps smaller as ADE20K's full set is prepared everywhere."""
+"""Downscales images and label maps in the common way for the full ADE20K set."""
 
 import numpy as np
 from PIL import Image
@@ -7,15 +7,15 @@ from PIL import Image
 def within_short_side(
     image_hwc: np.ndarray, label_hw: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both with their short side brought down to `side`; unchanged where it is no longer.
+    """Image and label map with the short side reduced to `side`; unchanged if it is not longer.
 
-    Image: bilinear between pixel centres, without smoothing, as OpenCV's INTER_LINEAR. Labels: the
-    pixel at floor(position * scale), as its INTER_NEAREST.
+    Images are interpolated bilinearly without smoothing, like OpenCV's INTER_LINEAR. Labels are
+    taken at floor(position * scale), like its INTER_NEAREST.
 
     Args:
         image_hwc: (H, W, 3) uint8.
         label_hw: (H, W) integers.
-        side: pixels.
+        side: maximum short side in pixels.
     """
     height, width = label_hw.shape
     short = min(height, width)

@@ -1,4 +1,4 @@
-"""What the values of a label file mean, and which set a file's values belong to.
+"""The meaning of the values in label files.
 
 Label files of the same set exist with different orders and offsets, and a mix-up looks like a bad
 model. So a value that a rule does not know is an error, never background.
@@ -17,24 +17,24 @@ _LARGEST = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
-    """The class of each value of a label file."""
+    """Maps the values of a label file to classes."""
 
     classes: Mapping[int, int]
-    """Value -> class, a position in the class list. Several values may be of one class."""
+    """Value -> class, a position in the class list. Several values may have the same class."""
     ignored: frozenset[int] = frozenset()
     """Values of pixels that are not evaluated."""
     others_ignored: bool = False
-    """Whether every other value is ignored too. Only where the files hold ids of far more classes
-    than are evaluated; otherwise a value that is not listed is an error."""
+    """Whether all other values are ignored, too. Only for files with ids of far more classes than
+    are evaluated; otherwise an unlisted value is an error."""
     bits: int = 8
-    """Bits a value needs: 8 or 16. Eight-bit files of a 16-bit set have lost classes."""
+    """Bits per value: 8 or 16. 8-bit files of a 16-bit set have lost classes."""
 
     def accepts(self, values: Iterable[int]) -> bool:
-        """Whether each value has a meaning."""
+        """Whether all values are known."""
         return self.others_ignored or all(v in self.classes or v in self.ignored for v in values)
 
     def table(self) -> np.ndarray:
-        """(65536,) int32: the label of each value, or a number below IGNORE."""
+        """(65536,) int32: the label of each value; below IGNORE for an unknown value."""
         table = np.full(_LARGEST, IGNORE if self.others_ignored else _UNKNOWN, dtype=np.int32)
         table[list(self.ignored)] = IGNORE
         table[list(self.classes)] = list(self.classes.values())
@@ -42,7 +42,7 @@ class LabelRule:
 
 
 def shifted(count: int, first: int = 0, ignored: Iterable[int] = (), bits: int = 8) -> LabelRule:
-    """The rule of files whose classes are numbered from `first` without gaps."""
+    """The rule for files whose classes are numbered from `first` without gaps."""
     return LabelRule(
         classes={first + index: index for index in range(count)},
         ignored=frozenset(ignored),
@@ -53,7 +53,7 @@ def shifted(count: int, first: int = 0, ignored: Iterable[int] = (), bits: int =
 def listed(
     ids: Iterable[int], ignored: Iterable[int] = (), others_ignored: bool = False, bits: int = 8
 ) -> LabelRule:
-    """The rule of files whose classes have the given ids, in the order of the class list."""
+    """The rule for files whose classes have these ids, in the order of the class list."""
     return LabelRule(
         classes={value: index for index, value in enumerate(ids)},
         ignored=frozenset(ignored),
@@ -67,10 +67,10 @@ def labels_of_values(values_hw: np.ndarray, table: np.ndarray) -> np.ndarray:
 
     Args:
         values_hw: (H, W) integers in [0, 65535].
-        table: of `LabelRule.table`.
+        table: the table of a `LabelRule`.
 
     Raises:
-        ValueError: a value that the rule does not know; the message lists the values.
+        ValueError: there are unknown values; the message lists them.
     """
     label_hw = table[values_hw]
     if (label_hw == _UNKNOWN).any():
@@ -80,7 +80,7 @@ def labels_of_values(values_hw: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def spans(values: Iterable[int]) -> str:
-    """Integers for people: `0-10, 12, 255`; at most eight spans."""
+    """Formats integers as `0-10, 12, 255`, with at most eight spans."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][1] + 1:

@@ -56,7 +56,7 @@ _STUFF = NamedSet(
     images={"train": 118287, "val": 5000},
     things=frozenset(range(_OBJECTS)),
 )
-# Stuff and void are both background here: a map that ignores void is another benchmark.
+# Both stuff and void are background: a map that ignores void is another benchmark.
 _OBJECT_RULE = LabelRule(
     classes={value: index + 1 for index, value in enumerate(STUFF_IDS[:_OBJECTS])}
     | {value: 0 for value in (*STUFF_IDS[_OBJECTS:], 255)}

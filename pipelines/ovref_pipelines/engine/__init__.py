@@ -1,1 +1,1 @@
-"""Runs a step's shards through its stages, in this process; what any engine needs."""
+"""Runs a step's shards through its stages in this process; shared code of all engines."""

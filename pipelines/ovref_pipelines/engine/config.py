@@ -1,4 +1,4 @@
-"""Where shards run, as data."""
+"""Settings of where shards run."""
 
 from dataclasses import dataclass, field
 from typing import Literal

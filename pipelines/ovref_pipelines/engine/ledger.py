@@ -1,7 +1,7 @@
 """The state of one step: which shards remain, how often each failed, and which failed permanently.
 
 A shard that repeatedly kills its worker probably holds a *poison record* that crashes a library. So
-after `SUSPECT_DEATHS` deaths its records are run one by one, only to see whether the worker
+after `SUSPECT_DEATHS` deaths its records are run one by one, only to check whether the worker
 survives. A record that kills its worker `CONVICTING_DEATHS` times is excluded from the shard as the
 counted drop `crashed_worker`, and the shard has the same bytes as if the stage had dropped it.
 `ovref build --retry-failed` makes such shards again once the cause is fixed.
@@ -228,7 +228,7 @@ class Ledger:
             self.waiting.append(shard)
             return
         self.quarantined.append(shard)
-        self.progress.set_aside(shard, self.records[shard])
+        self.progress.quarantined(shard, self.records[shard])
         self.progress.say(
             f"shard {shard} is quarantined: {_last_line(reason)}", event="quarantine", shard=shard
         )

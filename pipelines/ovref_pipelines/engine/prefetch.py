@@ -1,4 +1,8 @@
-"""Copies the next shard to the local disk while the current one is processed."""
+"""Copies the next shard to the local disk while the current one is processed.
+
+Unlike the items of `ovref.ahead`, the next shard is a guess: the driver may hand out another one,
+and a failed copy is no error, since the shard is then read from its source.
+"""
 
 import contextlib
 import dataclasses

@@ -1,13 +1,13 @@
 """Progress of a running step: records done, records per second, remaining time.
 
-On a terminal a bar for each step, drawn by rich, with `line()` beside it; elsewhere (a log, a
-cluster job) `line()` at intervals; `json_line` gives the same as one JSON object per line. The rate
-is that of the last few batches of this run, so there is no estimate before the first one is
-finished. A `Meter` exports the counts to a metrics system, a `Watcher` to `progress.json`.
+On a terminal it draws one bar per step with `line()` beside it; elsewhere (a log, a cluster job) it
+prints `line()` at intervals, or the same as one JSON object per line. The rate is that of the last
+few batches of this run, so there is no estimate before the first one is finished. A `Meter` exports
+the counts to a metrics system, a `Watcher` to `progress.json`.
 
-Whoever runs a step calls `begin` once, then `report`, `finished`, `set_aside`, `more` and `failed`
-as things happen, `tick` often and `close` at the end. All outputs come from `line`, `counts` and
-the share done that `_bar` gives. Workers of this process report from a thread of their own.
+The engine calls `begin` once, then `report`, `finished`, `quarantined`, `more` and `failed` as
+events occur, `tick` often and `close` at the end. All outputs come from `line`, `counts` and the
+share done that `_bar` gives. Workers in this process report from a separate thread.
 """
 
 import sys
@@ -17,13 +17,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
+from ovref_pipelines.bar import REDRAW_SECONDS, Bars
 from ovref_pipelines.console import json_line
 from ovref_pipelines.engine.bill import Bill
 from ovref_pipelines.engine.rate import Rate
 from ovref_pipelines.engine.reports import Report
 
 Watcher = Callable[[list[dict[str, Any]]], None]
-"""Gets `Progress.counts` of the steps that run at the same time; called often."""
+"""Called often with the `Progress.counts` of the steps that run concurrently."""
 
 
 class Meter(Protocol):
@@ -35,7 +36,7 @@ class Meter(Protocol):
     def failed(self, what: str) -> None:
         """One of `Ledger.tallies` has grown."""
 
-    def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
+    def update_state(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
         """Current state of the step."""
 
 
@@ -55,7 +56,7 @@ class Progress:
         watcher: Watcher | None = None,
     ) -> None:
         """`stream` defaults to stderr; `clock` is monotonic, in seconds; `log` is `text` or `json`;
-        `bill` is the build's, updated by whoever starts workers."""
+        `bill` is the build's, updated by the code that starts workers."""
         self._step = step
         self._every_seconds = every_seconds
         self._stream = sys.stderr if stream is None else stream
@@ -67,7 +68,7 @@ class Progress:
         self._leader = self
         self.bill = bill or Bill(None, of_gpus=False, clock=clock)
         self._watcher = watcher
-        self._total = self._done = self._to_go = self._set_aside = 0
+        self._total = self._done = self._to_go = self._quarantined = 0
         self._records_before = self._records_now = 0
         self._announced = 0
         self._ready = False
@@ -75,7 +76,7 @@ class Progress:
         self._reports: dict[str, Report] = {}
         self._rate = Rate(clock)
         self._printed = clock()
-        self._bars: Any = None
+        self._bars = Bars(self._stream)
         self._lock = threading.RLock()
 
     def begin(
@@ -93,12 +94,12 @@ class Progress:
         """Sends counts to `meter` from now on."""
         self._meter = meter
 
-    def beside(self, other: "Progress") -> None:
+    def show_with(self, other: "Progress") -> None:
         """Shows `other`, of a concurrent step, together with this one."""
         self._leader._shown.append(other)
         other._leader, other._lock = self._leader, self._lock
 
-    def still_to_come(self, shards: int) -> None:
+    def expect_shards(self, shards: int) -> None:
         """The previous step still has this many shards to make; `more` adds each. Until then the
         number of records is unknown, and there is no estimate."""
         self._announced = shards
@@ -119,7 +120,7 @@ class Progress:
         with self._lock:
             self._reports[report.shard] = report
             self._rate.at(self._records())
-            self.tick()
+        self.tick()
 
     def lost(self, shard: str) -> None:
         """A worker's progress within a shard is lost."""
@@ -140,14 +141,15 @@ class Progress:
             self._rate.at(self._records())
             if self._meter is not None:
                 self._meter.finished(inputs, outputs, dropped)
-            if self._done < self._total:
-                self.tick()
+            more = self._done < self._total
+        if more:
+            self.tick()
 
-    def set_aside(self, shard: str, inputs: int) -> None:
+    def quarantined(self, shard: str, inputs: int) -> None:
         """A shard of `inputs` records is quarantined."""
         with self._lock:
             self.lost(shard)
-            self._set_aside += 1
+            self._quarantined += 1
             self._to_go -= inputs
 
     def failed(self, what: str) -> None:
@@ -155,10 +157,10 @@ class Progress:
         if self._meter is not None:
             self._meter.failed(what)
 
-    def stands(self, shards_waiting: int, workers: int) -> None:
+    def update_state(self, shards_waiting: int, workers: int) -> None:
         """For the meter: unassigned shards, and workers with loaded models."""
         if self._meter is not None:
-            self._meter.stands(shards_waiting, workers, self.records_per_second() or 0.0)
+            self._meter.update_state(shards_waiting, workers, self.records_per_second() or 0.0)
 
     def tick(self) -> None:
         """Prints if the interval has passed; call it often."""
@@ -166,20 +168,24 @@ class Progress:
             self._leader.tick()
             return
         with self._lock:
-            if self._watcher is not None:
-                self._watcher([progress.counts() for progress in self._shown])
+            counts = [progress.counts() for progress in self._shown] if self._watcher else []
             now = self._clock()
-            if now - self._printed < (0.2 if self._live else self._every_seconds):
-                return
-            self._printed = now
-            if self._live:
-                self._draw()
-            elif self._json:
-                for progress in self._shown:
-                    line = progress.line()
-                    self._print(json_line(progress._step, "progress", line, progress.counts()))
-            else:
-                self._print("; ".join(progress.line() for progress in self._shown))
+            if now - self._printed >= (REDRAW_SECONDS if self._live else self._every_seconds):
+                self._printed = now
+                self._tell()
+        if self._watcher is not None:  # it may write to a slow store: not while others wait
+            self._watcher(counts)
+
+    def _tell(self) -> None:
+        """Prints where the steps stand."""
+        if self._live:
+            self._bars.show([(step.line(), *step._bar()) for step in self._shown])
+        elif self._json:
+            for progress in self._shown:
+                line = progress.line()
+                self._bars.print(json_line(progress._step, "progress", line, progress.counts()))
+        else:
+            self._bars.print("; ".join(progress.line() for progress in self._shown))
 
     def say(self, message: str, event: str = "note", **fields: Any) -> None:
         """Prints a separate line: a failed shard, a lost worker.
@@ -189,7 +195,7 @@ class Progress:
         """
         line = f"{self._step}: {message}"
         with self._lock:
-            self._leader._print(
+            self._leader._bars.print(
                 json_line(self._step, event, message, fields) if self._json else line
             )
 
@@ -197,9 +203,7 @@ class Progress:
         """Removes the bars from the terminal."""
         if self._leader is self and self._watcher is not None:
             self._watcher([progress.counts() for progress in self._shown])
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        self._bars.close()
 
     def records_per_second(self) -> float | None:
         """Input records per second over the recent batches; None before the first is finished."""
@@ -222,8 +226,8 @@ class Progress:
         dropped = sum(self._dropped.values()) + sum(r.dropped for r in self._reports.values())
         if dropped:
             parts.append(f"{dropped} drops")
-        if self._set_aside:
-            parts.append(f"{self._set_aside} shards quarantined")
+        if self._quarantined:
+            parts.append(f"{self._quarantined} shards quarantined")
         if used := self._gpu():
             busy = "" if used["busy"] is None else f" {used['busy']:.0%} busy,"
             parts.append(f"GPU{busy} {used['used_bytes'] / 1e9:.3g} of "
@@ -233,7 +237,8 @@ class Progress:
         return ", ".join(parts)
 
     def counts(self) -> dict[str, Any]:
-        """The same for programs, as plain values; `dropped` is of committed shards, by reason."""
+        """The same for programs, as plain values; `dropped` counts committed shards only, by
+        reason."""
         done, total = self._bar()
         dropped = sum(report.dropped for report in self._reports.values())
         return {
@@ -242,7 +247,7 @@ class Progress:
             "records_done": done,
             "shards": self._total,
             "shards_done": self._done,
-            "shards_quarantined": self._set_aside,
+            "shards_quarantined": self._quarantined,
             "records_to_go": None if self._announced > 0 else total - done,
             "records_per_second": self.records_per_second(),
             "seconds_to_go": None if self._announced > 0 else self._rate.to_go(total - done),
@@ -253,7 +258,7 @@ class Progress:
         }
 
     def _records(self) -> int:
-        """Records done by this run, with those of shards in hand."""
+        """Records done by this run, including shards in progress."""
         return self._records_now + sum(report.done for report in self._reports.values())
 
     def _gpu(self) -> dict[str, Any] | None:
@@ -270,41 +275,14 @@ class Progress:
         }
 
     def _bar(self) -> tuple[int, int]:
-        """Records done, and records in all as far as they are known."""
+        """Records done, and the known total."""
         in_hand = self._records() - self._records_now
         done = self._records_before + self._records_now
         return done + in_hand, done + self._to_go
 
-    def _draw(self) -> None:
-        if self._bars is None:
-            from rich import console, progress, table  # only a terminal needs it
-
-            one_line = table.Column(no_wrap=True)
-            self._bars = progress.Progress(
-                progress.BarColumn(bar_width=20),
-                progress.TextColumn("{task.description}", markup=False, table_column=one_line),
-                progress.TimeElapsedColumn(),
-                console=console.Console(file=self._stream),
-                refresh_per_second=2,
-                transient=True,
-            )
-            self._bars.start()
-        for number, step in enumerate(self._shown):
-            done, total = step._bar()
-            if number == len(self._bars.task_ids):
-                self._bars.add_task("", total=total)
-            task = self._bars.task_ids[number]
-            self._bars.update(task, description=step.line(), completed=done, total=total)
-
-    def _print(self, line: str) -> None:
-        if self._bars is None:
-            print(line, file=self._stream, flush=True)
-        else:  # above the bars
-            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
 
 class Throttle:
-    """Passes on at most one message every so many seconds, for work that has no shards to count."""
+    """Passes on at most one message per interval, for work without shards to count."""
 
     def __init__(
         self,
@@ -322,7 +300,7 @@ class Throttle:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: as exact as an estimate is worth."""
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: with the precision of an estimate."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

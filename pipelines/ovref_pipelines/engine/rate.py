@@ -1,4 +1,4 @@
-"""How fast records are done, from the moments at which some were."""
+"""Rate of processing, from the times at which records were finished."""
 
 import itertools
 import time
@@ -8,14 +8,14 @@ from collections.abc import Callable
 RECENT_CHANGES = 40
 """The rate is measured over this many of the latest changes (and at least eight per worker)."""
 APART_SECONDS = 1.0
-"""Changes nearer to each other than this are one."""
+"""Changes closer together than this count as one."""
 
 
 class Rate:
-    """Records a second, over the recent changes of a count."""
+    """Records per second over the recent changes of a count."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives seconds and only ever grows."""
+        """`clock` is monotonic, in seconds."""
         self._clock = clock
         self.begin(workers=1)
 
@@ -25,7 +25,7 @@ class Rate:
         self._changes: deque[tuple[float, int]] = deque([(self._clock(), 0)], maxlen=span)
 
     def at(self, count: int) -> None:
-        """So many records are done now; fewer than before where work was lost."""
+        """Sets the number of records done now; it falls if work was lost."""
         if count == self._changes[-1][1]:
             return
         now = self._clock()
@@ -34,10 +34,10 @@ class Rate:
         self._changes.append((now, count))
 
     def per_second(self) -> float | None:
-        """Records a second; None before the first is done.
+        """Records per second; None before the first is done.
 
-        Records come in batches. Only when the next batch is later than any before it, the time
-        since the last one counts too: otherwise the rate would sink and jump with every batch.
+        Records come in batches. The time since the last one counts only once it exceeds the longest
+        gap so far; otherwise the rate would fall and jump with every batch.
         """
         first, last = self._changes[0], self._changes[-1]
         seconds = last[0] - first[0] + max(0.0, self._idle() - self._longest())
@@ -46,7 +46,7 @@ class Rate:
         return (last[1] - first[1]) / seconds
 
     def to_go(self, records: int) -> float | None:
-        """Seconds that so many records still take; None before the first is done."""
+        """Seconds that this many records will take; None before the first is done."""
         rate = self.per_second()
         if rate is None:
             return None
@@ -56,6 +56,6 @@ class Rate:
         return self._clock() - self._changes[-1][0]
 
     def _longest(self) -> float:
-        """Seconds of the longest time between two changes."""
+        """Longest time between two changes, in seconds."""
         moments = [moment for moment, _ in self._changes]
         return max((later - at for at, later in itertools.pairwise(moments)), default=0.0)

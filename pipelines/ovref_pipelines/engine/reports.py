@@ -1,4 +1,4 @@
-"""How far a worker has come within its shard, told every few seconds while it works."""
+"""Progress of a worker within its shard, reported every few seconds."""
 
 import contextlib
 import logging
@@ -11,35 +11,35 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 2.0
-"""Between two reports of a worker; a shard that is done sooner has none."""
+"""Interval between two reports of a worker; a faster shard has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Where a worker stands. Plain data, to travel."""
+    """Progress of a worker. Plain data, to be sent."""
 
     shard: str
     done: int
-    """Records of the shard that are answered, by outputs or by a drop."""
+    """Records of the shard that have outputs or were dropped."""
     dropped: int
     """Records and regions dropped so far."""
     gpu_used_bytes: int | None = None
-    """Memory in use on its GPU, by whomever; None without a GPU, like the two below."""
+    """Memory in use on its GPU by all processes; None without a GPU, like the two below."""
     gpu_total_bytes: int | None = None
     gpu_busy: float | None = None
-    """Share of the last moments in which the GPU worked, 0 to 1; None where that is not told."""
+    """Recent GPU utilisation, 0 to 1; None if unknown."""
 
 
 @contextlib.contextmanager
 def reporting(
-    tell: Callable[[Report], None] | None, shard: str, every_seconds: float | None = None
+    send: Callable[[Report], None] | None, shard: str, every_seconds: float | None = None
 ) -> Iterator[Callable[[int, int], None]]:
-    """Tells where a shard stands every few seconds (`REPORT_SECONDS`) for the time of the block.
+    """Reports the progress of a shard every few seconds (`REPORT_SECONDS`) during the block.
 
-    Gives the function to be called with the records answered and the drops so far. `tell` is called
-    from a thread of its own, so that a long batch does not silence it.
+    Yields a function to call with the numbers of processed records and of drops so far. `send` is
+    called from a separate thread, so that a long batch does not silence it.
     """
-    if tell is None:
+    if send is None:
         yield lambda done, dropped: None
         return
     seconds = REPORT_SECONDS if every_seconds is None else every_seconds
@@ -52,9 +52,9 @@ def reporting(
         while not over.wait(seconds):
             done, dropped = latest[0]
             try:
-                tell(Report(shard=shard, done=done, dropped=dropped, **gpu()))
-            except Exception as error:  # the work matters, not what is told of it
-                logger.warning("progress of shard %s cannot be told: %s", shard, error)
+                send(Report(shard=shard, done=done, dropped=dropped, **gpu()))
+            except Exception as error:  # a failed report must not stop the work
+                logger.warning("progress of shard %s cannot be reported: %s", shard, error)
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -72,7 +72,7 @@ def gpu() -> dict[str, Any]:
         return {}
     free, total = torch.cuda.mem_get_info()
     busy = None
-    # Asks the driver through nvidia-ml-py, which may be missing, or forbidden on a rented GPU.
+    # Queries the driver through nvidia-ml-py, which may be missing, or forbidden on a rented GPU.
     with contextlib.suppress(ModuleNotFoundError, RuntimeError):
         busy = torch.cuda.utilization() / 100
     return {"gpu_used_bytes": total - free, "gpu_total_bytes": total, "gpu_busy": busy}

@@ -101,7 +101,7 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
     to_come = 0
     for before, run in zip([None, *runs], runs, strict=False):
         sources, done = run.source.commits(), set(run.target.committed())
-        # The order of a step that is complete is that of its list, which may be a chosen one.
+        # A complete step's list gives the order, which may differ from the sorted one.
         records = {
             shard: sources[shard].outputs
             for shard in run.source.complete() or sources
@@ -117,9 +117,9 @@ def run_steps(runs: Sequence[StepRun], config: EngineConfig) -> list[StepSummary
             run.pool.workers,
             records_done=sum(sources[shard].outputs for shard in sources if shard in done),
         )
-        run.progress.still_to_come(to_come)
+        run.progress.expect_shards(to_come)
         if before is not None:
-            before.progress.beside(run.progress)
+            before.progress.show_with(run.progress)
         to_come += len(records)
     try:
         if to_come and config.engine == "local":
@@ -195,13 +195,13 @@ class ShardWorker:
         target: StepFolder,
         task: ShardTask,
         upcoming: str | None = None,
-        tell: Callable[[Report], None] | None = None,
+        send: Callable[[Report], None] | None = None,
     ) -> Outcome:
         """Runs one task; errors of the shard or its stages are returned, not raised.
 
         Args:
             upcoming: the shard that will probably be next, to prefetch.
-            tell: gets a `Report` every few seconds, from a separate thread.
+            send: gets a `Report` every few seconds, from a separate thread.
         """
         try:
             if task.examine is not None:
@@ -210,7 +210,7 @@ class ShardWorker:
             with self._prefetch.place(source, task.shard) as place:
                 if upcoming is not None:
                     self._prefetch.begin(source, upcoming)
-                with reporting(tell, task.shard) as watch:
+                with reporting(send, task.shard) as watch:
                     commit = self._run_shard(place, target, task, without, watch)
             self._committed = True
             return Outcome(commit=commit)
@@ -307,8 +307,8 @@ def _run_local(run: StepRun, after: StepRun | None, config: EngineConfig, drain:
         while run.ledger.waiting and not drain.requested:
             task = run.ledger.take()
             upcoming = run.ledger.waiting[0] if run.ledger.waiting else None
-            tell = run.progress.report
-            settle(run, after, task, worker.run(run.source, run.target, task, upcoming, tell))
+            send = run.progress.report
+            settle(run, after, task, worker.run(run.source, run.target, task, upcoming, send))
     finally:
         run.progress.bill.holds(0, 0)
         worker.close()

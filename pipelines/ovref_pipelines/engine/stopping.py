@@ -37,8 +37,8 @@ def draining(progress: Progress) -> Iterator[Drain]:
             raise StoppedError(f"stopped by a second {signal.Signals(number).name}")
         drain.requested_at = time.monotonic()
         progress.say(
-            f"{signal.Signals(number).name}: finishing the shards in hand; "
-            "once more abandons them, and nothing committed is lost either way"
+            f"{signal.Signals(number).name}: finishing the shards in progress; "
+            "a second signal abandons them; committed shards are kept either way"
         )
 
     numbers = (signal.SIGTERM, signal.SIGINT)

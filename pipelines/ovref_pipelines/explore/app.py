@@ -1,8 +1,8 @@
 """The explorer's HTTP interface: static files, JSON, pictures.
 
-Every request needs the token, from the address that `ovref explore` prints or, after it, from a
-cookie. Requests that name another host are refused, so that no page of another site can reach the
-server through a name of its own; the page loads nothing from anywhere else.
+Every request needs the token, from the address that `ovref explore` prints or, later, from a
+cookie. Requests for another host name are refused, so that other sites cannot reach the server
+through DNS rebinding; the page loads nothing from other servers.
 """
 
 import asyncio
@@ -24,11 +24,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ovref.errors import InputError, OvrefError
+from ovref.exchange.class_lists import Classes
 from ovref.stored_images import UnusableImageError, decode_image
 from ovref_inference.collection import store as collections
 from ovref_inference.errors import ModelError
 from ovref_pipelines.explore import filtered
-from ovref_pipelines.explore.classes import class_names, coverage
+from ovref_pipelines.explore.classes import coverage, pasted_classes
 from ovref_pipelines.explore.library import Library
 from ovref_pipelines.explore.pictures import LAYERS, picture
 from ovref_pipelines.tool_arguments import METHODS
@@ -46,16 +47,16 @@ POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PAGE = 200
-"""Most rows of one answer."""
+"""Maximum number of rows in one response."""
 UPLOAD_BYTES = 40 << 20
 TEXT_BYTES = 1 << 20
-"""Most that is read of anything but a photograph."""
+"""Maximum size of a request body, photographs excepted."""
 RESULTS = 24
-"""Label maps that are kept for the page to fetch."""
+"""Number of label maps kept for the page to fetch."""
 
 
 class Guard:
-    """Lets through what has the token and names this server, and nothing else."""
+    """Lets through only requests with the token and this server's host name."""
 
     def __init__(self, app: ASGIApp, token: str, hosts: tuple[str, ...], port: int) -> None:
         self._app, self._token, self._cookie = app, token, f"ovref-{port}"
@@ -86,14 +87,14 @@ class Guard:
         await self._app(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        # The address that the request came to is no name that another site could have.
+        # The IP address that received the request is not a name that another site could use.
         address, port = request.scope["server"]
         hosts = self._hosts | {f"[{address}]:{port}" if ":" in address else f"{address}:{port}"}
         if request.headers.get("host", "") not in hosts:
-            return PlainTextResponse("this server has another name", 403)
+            return PlainTextResponse("wrong host name", 403)
         origin = request.headers.get("origin")
         if origin is not None and origin.removeprefix("http://") not in hosts:
-            return PlainTextResponse("requests of other sites are refused", 403)
+            return PlainTextResponse("requests from other sites are refused", 403)
         given = request.query_params.get("token") or request.cookies.get(self._cookie) or ""
         if not secrets.compare_digest(given.encode(), self._token.encode()):
             return PlainTextResponse(
@@ -106,9 +107,9 @@ def make_app(library: Library, token: str, *, hosts: tuple[str, ...], port: int)
     """The application, as ASGI.
 
     Args:
-        library: what it shows.
-        token: without which nothing is answered.
-        hosts: names and addresses of this server that requests may use, with `port`.
+        library: the content to show.
+        token: required in every request.
+        hosts: names and addresses of this server that requests may use, together with `port`.
     """
     pages = Pages(library)
     routes = [Route(path, _file(name, kind)) for path, (name, kind) in FILES.items()]
@@ -137,22 +138,22 @@ def make_app(library: Library, token: str, *, hosts: tuple[str, ...], port: int)
 
 
 class Pages:
-    """What each address answers. All but waiting for uploads is done in threads."""
+    """Handlers of the routes. Everything except waiting for uploads runs in threads."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
         self._results: OrderedDict[str, bytes] = OrderedDict()
         self._photographs: tuple[Any, Any] = (None, None)
         self._models = threading.Lock()
-        """Held while models work: their tokenizers must not be used by two threads at once."""
+        """Held while models run, because tokenizers must not be used by two threads at once."""
         self._writing = threading.Lock()
 
     def about(self, request: Request) -> Any:
-        """What lies here."""
+        """Description of the place."""
         return self._library.about() | {"methods": METHODS}
 
     def progress(self, request: Request) -> Any:
-        """Where the build stands."""
+        """Progress of the build."""
         return self._library.progress()
 
     def nouns(self, request: Request) -> Any:
@@ -177,7 +178,7 @@ class Pages:
         return self._library.reference(request.path_params["id"])
 
     def tombstones(self, request: Request) -> Any:
-        """What is deleted."""
+        """The deleted references."""
         found = collections.read_tombstones(self._library.collection_url)
         rows = list(zip(found["id"], found["reason"], strict=True))[-PAGE:]
         known = self._library.references([number for number, _ in rows])
@@ -189,7 +190,7 @@ class Pages:
         }
 
     def filtered(self, request: Request) -> Any:
-        """What the filters left out."""
+        """References that the filters dropped."""
         return filtered.filtered(self._library)
 
     async def picture(self, request: Request) -> Response:
@@ -197,7 +198,7 @@ class Pages:
         return await self._picture(request, self._library.image)
 
     async def filtered_picture(self, request: Request) -> Response:
-        """A picture of a reference that was left out."""
+        """A picture of a dropped reference."""
         return await self._picture(request, partial(filtered.dropped_image, self._library))
 
     async def _picture(self, request: Request, find: Callable[[int], Any]) -> Response:
@@ -212,26 +213,29 @@ class Pages:
         return _image(await asyncio.to_thread(draw))
 
     async def result(self, request: Request) -> Response:
-        """A label map that was made for the page."""
+        """A label map computed for the page."""
         found = self._results.get(request.path_params["name"])
         if found is None:
-            raise InputError("this result is gone: segment the photograph again")
+            raise InputError("this result has expired: segment the photograph again")
         return _image(found)
 
     async def coverage(self, request: Request) -> Response:
         """How well a list of classes is covered."""
         text = (await _body(request, TEXT_BYTES)).decode("utf-8", "replace")
+        measured = "measured" in request.query_params
 
         def answer() -> Any:
+            collection = self._library.open().collection
             with self._models:
-                return {"classes": coverage(self._library.open().collection, class_names(text))}
+                rows = coverage(collection, pasted_classes(text), measured=measured)
+            return {"classes": rows}
 
         return JSONResponse(await asyncio.to_thread(answer))
 
     async def segment(self, request: Request) -> Response:
-        """A photograph by several methods."""
+        """Segments a photograph by several methods."""
         wanted = f"give a photograph of at most {UPLOAD_BYTES >> 20} MB"
-        # The form is written to the disk as it comes: one that is too large is not read at all.
+        # The form is streamed to disk, so one that is too large is refused before it is read.
         length = request.headers.get("content-length", "")
         if not length.isdecimal() or int(length) > UPLOAD_BYTES + TEXT_BYTES:
             raise InputError(wanted)
@@ -243,15 +247,15 @@ class Pages:
             data = await upload.read()
         if not methods:
             raise InputError("choose at least one method")
-        names = class_names(classes)
+        listed = pasted_classes(classes)
 
         def answer() -> Any:
             with self._models:
-                return self._segment(data, names, methods)
+                return self._segment(data, listed, methods)
 
         return JSONResponse(await asyncio.to_thread(answer))
 
-    def _segment(self, data: bytes, names: list[str], methods: list[str]) -> dict[str, Any]:
+    def _segment(self, data: bytes, classes: Classes, methods: list[str]) -> dict[str, Any]:
         from ovref_pipelines.explore.segmenting import Photographs
 
         collection = self._library.open().collection
@@ -259,7 +263,7 @@ class Pages:
         if known is not collection:
             photographs = Photographs(collection)
             self._photographs = (collection, photographs)
-        found = photographs.segment(decode_image(data), names, methods)
+        found = photographs.segment(decode_image(data), classes, methods)
         for result in found["results"].values():
             if "picture" in result:
                 name = secrets.token_hex(8)
@@ -269,20 +273,20 @@ class Pages:
                     self._results.popitem(last=False)
             for region in result.get("regions", ()):
                 for kind in ("references", "others"):
-                    region[kind] = self._told(region[kind])
+                    region[kind] = self._with_scores(region[kind])
         return found
 
-    def _told(self, pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    def _with_scores(self, pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
         cosines = {number: cosine for number, cosine in pairs if number >= 0}
         known = self._library.references(list(cosines))
         return [one | {"cosine": round(cosines[one["id"]], 3)} for one in known]
 
     async def mark(self, request: Request) -> Response:
-        """Deletes references, or takes deletions back."""
+        """Deletes references or undoes deletions."""
         try:
             tree = json.loads(await _body(request, TEXT_BYTES))
             ids, undo = list(tree["ids"]), bool(tree.get("undo"))
-            if any(type(number) is not int for number in ids):  # True and 1.7 are no ids
+            if any(type(number) is not int for number in ids):  # True and 1.7 are not ids
                 raise ValueError(f"ids are whole numbers: {ids[:5]}")
             reason, seen = str(tree.get("reason", "")).strip(), tree["fingerprint"]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -291,7 +295,7 @@ class Pages:
                 f"{error!r}"
             ) from error
         if not ids or not (undo or reason):
-            raise InputError("choose references, and say why they are deleted")
+            raise InputError("choose references and give a reason")
 
         def answer() -> Any:
             url = self._library.collection_url
@@ -299,8 +303,8 @@ class Pages:
                 if collections.read_manifest(url).fingerprint != seen:
                     self._library.reopen()
                     raise InputError(
-                        "nothing was changed: the collection has been made again meanwhile, and "
-                        "its references have other numbers. Load the page again"
+                        "nothing was changed: the collection has been rebuilt meanwhile, and "
+                        "the ids of its references have changed. Reload the page"
                     )
                 try:
                     if undo:
@@ -344,7 +348,7 @@ async def _body(request: Request, limit: int) -> bytes:
     async for part in request.stream():
         data += part
         if len(data) > limit:
-            raise InputError(f"at most {limit} bytes are read")
+            raise InputError(f"the request is larger than {limit} bytes")
     return data
 
 

@@ -1,4 +1,5 @@
-"""What the filters of a reduction left out: counts before and after each, and the references."""
+"""References that the filters of a reduction dropped, and the counts before and after each
+filter."""
 
 import random
 from typing import Any
@@ -15,15 +16,15 @@ from ovref_pipelines.explore.library import Library
 from ovref_pipelines.output import WORK, build_config
 
 SHOWN = 24
-"""References shown of each filter, drawn at random."""
+"""References shown per filter, sampled at random."""
 COLUMNS = ["key", "noun", "caption", "score", "area", "shard", "reason"]
 
 
 def filtered(library: Library) -> dict[str, Any]:
-    """`steps`, the counts before and after each filter; and `dropped`, for each filter that left
-    references out some of them, each with its `row` for `dropped_image`.
+    """`steps`, the counts before and after each filter; and `dropped`, for each filter a sample of
+    the references that it dropped, each with its `row` for `dropped_image`.
 
-    A build keeps the list of what it left out where it was reduced; without it `dropped` is None.
+    A build keeps the list of dropped references where it was reduced; without it `dropped` is None.
     """
     summary = library.open().collection.manifest.build.get("summary") or {}
     found: dict[str, Any] = {"steps": summary.get("filter") or [], "dropped": None}
@@ -42,21 +43,22 @@ def filtered(library: Library) -> dict[str, Any]:
 
 
 def dropped_image(library: Library, row: int) -> tuple[ImageRecord, int]:
-    """The image of a reference that was left out, and the number of its region.
+    """The image of a dropped reference, and the index of its region.
 
     Raises:
-        InputError: there is no such row, or the build that made its image is not here.
+        InputError: the row does not exist, or the build that made its image is not available.
         StorageError: the image's shard is damaged.
     """
     table = _table(library)
     if table is None or not 0 <= row < len(table):
-        raise InputError(f"no reference was left out under the number {row}")
+        raise InputError(f"there is no dropped reference with the number {row}")
     (one,) = table.slice(row, 1).to_pylist()
     return library.image_of(one["shard"], one["key"])
 
 
 def _table(library: Library) -> pa.Table | None:
-    """The list of the reduction that made the collection, read once; None where it is not here."""
+    """The list written by the reduction that made the collection, read once; None if it is not
+    here."""
     opened = library.open()
     if not opened.dropped:
         opened.dropped.append(_read(library))
@@ -76,5 +78,5 @@ def _read(library: Library) -> pa.Table | None:
             table = pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{place.url}/{name} is damaged: {error}") from error
-    # Earlier versions kept the key, the noun and the reason alone, which show no picture.
+    # Earlier versions kept only key, noun and reason, which are not enough for a picture.
     return table if set(COLUMNS) <= set(table.column_names) else None

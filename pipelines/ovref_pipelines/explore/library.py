@@ -1,4 +1,4 @@
-"""What the explorer shows, as plain values: a collection, and the build that it came from."""
+"""The explorer's data as plain values: a collection and the build that made it."""
 
 import bisect
 import threading
@@ -11,9 +11,12 @@ import pyarrow as pa
 
 from ovref.contract import base_key
 from ovref.errors import InputError, StorageError
-from ovref.records import ImageRecord
+from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures
+from ovref.ops.quality import agreement_with_others
+from ovref.records import NO, YES, ImageRecord, Noun, Region
 from ovref.storage.file_store import Store
 from ovref.storage.samples import Samples
+from ovref.stored_images import png_of
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
@@ -24,35 +27,34 @@ from ovref_pipelines.output import BuildOutput, open_build
 from ovref_pipelines.verbs.status import status
 
 COMPARED = 4096
-"""References of a noun that are compared with each other at most, spread evenly over all."""
-ODD = 3.0
-"""A reference is suspicious if its agreement is so many median deviations below the median."""
+"""Maximum number of references of a noun that are compared with each other, an even sample of
+all."""
 SHOWN_NEIGHBOURS = 8
 PROTOTYPE_REFERENCES = 4
 
 
 @dataclass
 class Opened:
-    """A collection that is open, with what is kept of it. Replaced as a whole when it changes."""
+    """An open collection with cached data. Replaced as a whole when the collection changes."""
 
     collection: ReferenceCollection
     table: RowCache
     by_count: list[int]
-    """Rows of nouns, those of most references first."""
+    """Rows of nouns by descending number of references."""
     ranked: dict[str, dict[str, Any]] = field(default_factory=dict)
     dropped: list[pa.Table | None] = field(default_factory=list)
-    """What the filters left out (`filtered`), once it has been read."""
+    """References that the filters dropped (`filtered`), once read."""
 
 
 class Library:
-    """A build, a collection, or both. Safe for use by several threads."""
+    """A build, a collection, or both. Thread-safe."""
 
     def __init__(self, url: str, build: str | None = None) -> None:
         """
         Args:
             url: of a build's output or of a collection.
-            build: output of the build that made the collection, for its images; None takes the
-                folder that the collection is in, if it is one.
+            build: output of the build that made the collection, for its images; None uses the
+                collection's parent folder, if that is a build.
 
         Raises:
             InputError: neither a build nor a collection is at `url`.
@@ -63,8 +65,12 @@ class Library:
         self._lock = threading.RLock()
         self._opened: Opened | None = None
         self._samples: tuple[str, Samples] | None = None
+        self._beside: PublishedPictures | None = None
+        """The images that were published with the collection, where there is no build."""
         if self.is_published:
             self.open()
+            if self.build is None and has_pictures(self.collection_url):
+                self._beside = PublishedPictures(self.collection_url)
 
     @property
     def is_published(self) -> bool:
@@ -72,20 +78,21 @@ class Library:
         return _is_collection(self.collection_url)
 
     def open(self) -> Opened:
-        """The collection, opened when it is first asked for.
+        """The collection, opened on first access.
 
         Raises:
-            InputError: the build has none yet.
+            InputError: the build has no collection yet.
         """
         with self._lock:
             if self._opened is None:
                 if not self.is_published:
-                    raise InputError("there is no collection yet: the build is not done")
+                    raise InputError("there is no collection yet: the build has not finished")
                 self._opened = self._open()
             return self._opened
 
     def reopen(self) -> None:
-        """Opens it anew, after it has changed. Who still reads the old one may finish."""
+        """Opens the collection again after a change. Threads that still read the old one may
+        finish."""
         with self._lock:
             self._opened = self._open()
 
@@ -95,7 +102,7 @@ class Library:
         counts = collection.noun_counts
         order = np.lexsort((np.arange(len(counts)), -counts))
         opened = Opened(collection, RowCache(paths["references"]), order.tolist())
-        # What is read when it is first needed is read now, so that no page waits for it.
+        # Preloads lazily read data, so that no page has to wait for it.
         collection.noun_rows(np.zeros(1, np.int64))
         for name in collection.nouns[:1]:
             collection.references_of(name)
@@ -105,7 +112,7 @@ class Library:
     # -- what is there -------------------------------------------------------------------------
 
     def about(self) -> dict[str, Any]:
-        """What lies here, for the head of the page."""
+        """Description of the place, for the head of the page."""
         found: dict[str, Any] = {
             "url": self.url,
             "build": None if self.build is None else self.build.store.url,
@@ -119,14 +126,15 @@ class Library:
                 "visual": manifest.visual.model,
                 "textual": manifest.textual.model,
                 "licences": list(manifest.licences),
-                "has_images": self.build is not None and self.build.has("images"),
+                "has_images": self._beside is not None
+                or (self.build is not None and self.build.has("images")),
             }
         return found
 
     def progress(self) -> dict[str, Any]:
-        """Where the build stands: `progress.json` and the counts of its steps."""
+        """Progress of the build: `progress.json` and the counts of its steps."""
         if self.build is None:
-            raise InputError(f"{self.url} is a collection without its build: it makes no progress")
+            raise InputError(f"{self.url} is a collection without its build: it has no progress")
         return {
             "now": live.read(self.build.store),
             "steps": [asdict(step) for step in status(self.build)],
@@ -134,7 +142,7 @@ class Library:
         }
 
     def nouns(self, text: str, order: str, start: int, count: int) -> dict[str, Any]:
-        """A page of the vocabulary: nouns that contain `text`, those that begin with it first."""
+        """A page of the vocabulary: nouns that contain `text`, those starting with it first."""
         opened = self.open()
         names, counts = opened.collection.nouns, opened.collection.noun_counts
         text = text.strip().lower()
@@ -154,11 +162,11 @@ class Library:
         """A noun and a page of its references.
 
         Args:
-            order: `suspicious` (least agreement with the noun's other references first), `typical`,
-                or `id`.
+            order: `suspicious` (lowest agreement with the noun's other references first),
+                `typical`, or `id`.
 
         Raises:
-            InputError: the vocabulary does not have it.
+            InputError: it is not in the vocabulary.
         """
         opened = self.open()
         collection = opened.collection
@@ -187,7 +195,7 @@ class Library:
     def references(
         self, ids: list[int], *, agreement: dict[int, float] | None = None, odd: Any = ()
     ) -> list[dict[str, Any]]:
-        """What is known of references, for tiles."""
+        """Data of references, for tiles."""
         rows = self.open().table.rows(ids) if ids else []
         return [
             {
@@ -201,7 +209,7 @@ class Library:
         ]  # fmt: skip
 
     def reference(self, number: int) -> dict[str, Any]:
-        """One reference, the references that look like it, and the nouns of its image.
+        """One reference, the most similar references, and the nouns of its image.
 
         Raises:
             InputError: the collection has no such reference.
@@ -225,7 +233,7 @@ class Library:
         }
 
     def siblings(self, number: int, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The references of the same image, which stand beside each other in the table."""
+        """The references of the same image, which are adjacent in the table."""
         opened = self.open()
         key, total = base_key(row["key"]), len(opened.collection.visual)
         around = range(max(0, number - 16), min(total, number + 17))
@@ -239,7 +247,7 @@ class Library:
         """The prototypes of a noun, each with its nearest references.
 
         Raises:
-            InputError: the vocabulary does not have it.
+            InputError: it is not in the vocabulary.
         """
         opened = self.open()
         _row(opened.collection, name)
@@ -266,10 +274,11 @@ class Library:
     # -- pictures ------------------------------------------------------------------------------
 
     def image(self, number: int) -> tuple[ImageRecord, int]:
-        """The image of a reference, and the number of its region.
+        """The image of a reference, and the index of its region.
 
         Raises:
-            InputError: there is no such reference, or the build that made its image is not here.
+            InputError: the reference does not exist, or the build that made its image is not
+                available.
             StorageError: the image's shard is damaged.
         """
         opened = self.open()
@@ -279,6 +288,10 @@ class Library:
 
     def image_of(self, made_in: str, key: str) -> tuple[ImageRecord, int]:
         """The image of a reference by its columns `shard` and `key`. Errors like `image`."""
+        if self._beside is not None:
+            for _, found in self._beside.pictures([key]):
+                return _as_record(key, found), 0
+            raise InputError("the image of this reference was not published with the collection")
         made_by, _, shard = made_in.partition("/")
         record = self._images(made_by).get(shard, base_key(key))
         region = int(key.rpartition("#")[2])
@@ -290,18 +303,18 @@ class Library:
         with self._lock:
             if self.build is None or not self.build.has("images"):
                 raise InputError(
-                    "there are no images: a collection has none of its own, and its build is not "
-                    "here; name its output with --build"
+                    "there are no images: they are in the output of the collection's build, which "
+                    "is not here; give it with --build"
                 )
             if self._samples is None:
                 fingerprint = self.build.step("references").fingerprint
                 self._samples = fingerprint, Samples(self.build.step("images"))
             fingerprint, samples = self._samples
         if not fingerprint.startswith(made_by):
-            raise InputError("another build made this reference, and its images are not here")
+            raise InputError("another build made this reference, and its images are not available")
         return samples
 
-    # -- how it is done ------------------------------------------------------------------------
+    # -- internals -----------------------------------------------------------------------------
 
     def _check_id(self, opened: Opened, number: int) -> None:
         if not 0 <= number < len(opened.collection.visual):
@@ -314,7 +327,8 @@ class Library:
         ids = opened.collection.references_of(name)
         if len(ids) > COMPARED:
             ids = ids[np.linspace(0, len(ids) - 1, COMPARED).astype(int)]
-        agreement, odd = agreement_of(np.asarray(opened.collection.visual[ids], np.float32))
+        vectors_nd = np.asarray(opened.collection.visual[ids], np.float32)
+        agreement, odd = agreement_with_others(vectors_nd)
         near = self._noun_neighbours(opened.collection, name)
         found = {"ids": ids, "agreement": agreement, "odd": odd, "neighbours": near}
         if len(opened.ranked) > 256:
@@ -323,7 +337,7 @@ class Library:
         return found
 
     def _noun_neighbours(self, collection: ReferenceCollection, name: str) -> list[dict[str, Any]]:
-        """Nouns whose text embeddings are nearest."""
+        """Nouns with the nearest text embeddings."""
         row, counts = _row(collection, name), collection.noun_counts
         cosines = collection.noun_embeddings @ collection.noun_embeddings[row]
         count = min(SHOWN_NEIGHBOURS + 1, len(cosines))
@@ -336,30 +350,21 @@ class Library:
         ]  # fmt: skip
 
 
-def agreement_of(vectors_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How well each of a noun's references agrees with the others.
-
-    Args:
-        vectors_nd: (n, d) float32 visual embeddings.
-
-    Returns:
-        (n,) cosines to the mean of the others, 1 for a single one; and (n,) bool, which are
-        suspicious: more than `ODD` median deviations below the median.
-    """
-    count = len(vectors_nd)
-    if count < 2:
-        return np.ones(count), np.zeros(count, bool)
-    others_nd = vectors_nd.sum(0) - vectors_nd
-    norms = np.linalg.norm(others_nd, axis=1) * np.linalg.norm(vectors_nd, axis=1)
-    agreement = (others_nd * vectors_nd).sum(1) / np.maximum(norms, 1e-12)
-    middle = np.median(agreement)
-    # 1.4826 makes the median deviation of a normal distribution its standard deviation.
-    limit = middle - ODD * 1.4826 * np.median(np.abs(agreement - middle))
-    return agreement, (agreement < limit) & (count > 4)
+def _as_record(key: str, picture: Picture) -> ImageRecord:
+    mask_hw = np.ones(picture.image_hwc.shape[:2], bool)
+    if picture.mask_hw is not None:
+        mask_hw = picture.mask_hw
+    region = Region(
+        noun=Noun(text="", start=0, end=0), mask_hw=np.where(mask_hw, YES, NO).astype(np.uint8),
+        score=0.0, source="",
+    )  # fmt: skip
+    return ImageRecord(
+        key=base_key(key), caption="", source="", image=png_of(picture.image_hwc), regions=(region,)
+    )
 
 
 def _row(collection: ReferenceCollection, name: str) -> int:
-    """The row of a noun. Raises InputError where the vocabulary does not have it."""
+    """The row of a noun. Raises InputError if it is not in the vocabulary."""
     row = bisect.bisect_left(collection.nouns, name)
     if row == len(collection.nouns) or collection.nouns[row] != name:
         raise InputError(f"the vocabulary has no noun {name!r}")
@@ -367,12 +372,12 @@ def _row(collection: ReferenceCollection, name: str) -> int:
 
 
 def _is_collection(url: str) -> bool:
-    """Whether a collection is there. Of the Hub nothing else is opened."""
+    """Whether there is a collection at the URL. On the Hub nothing else can be opened."""
     return url.startswith(hub.PREFIX) or Store.open(url).exists(fmt.MANIFEST)
 
 
 def _places(url: str, build: str | None) -> tuple[BuildOutput | None, str]:
-    """The build, and where the collection is or will be."""
+    """The build, and the place of its collection."""
     if _is_collection(url):
         if build is not None:
             return open_build(build), url

@@ -9,7 +9,7 @@ from ovref.records import YES, ImageRecord
 
 LAYERS = ("image", "mask", "heatmap", "crop")
 DIM = 0.28
-"""What is left of the brightness outside of a mask."""
+"""Factor for the brightness outside a mask."""
 EDGE_RGB = np.array([255, 214, 64], np.uint8)
 HEAT_RGB = np.array([[20, 24, 82], [132, 32, 107], [229, 92, 48], [252, 232, 120]], np.float32)
 """Colours of a heatmap from its lowest to its highest value."""
@@ -22,9 +22,10 @@ def picture(record: ImageRecord, number: int, layer: str, side: int) -> bytes:
     Args:
         record: an image with its regions.
         number: of the region.
-        layer: `image`; `mask`, everything else dimmed; `heatmap` over the image, which is the mask
-            where the source makes no heatmaps; `crop`, the mask's box with a margin.
-        side: pixels of the longer side at most; small images are enlarged in whole pixels.
+        layer: `image`; `mask`, with everything else dimmed; `heatmap` over the image (the mask if
+            the source has no heatmaps); `crop`, the mask's box with a margin.
+        side: maximum length of the longer side in pixels; small images are enlarged by a whole
+            factor.
 
     Raises:
         UnusableImageError: the image cannot be decoded.
@@ -41,7 +42,7 @@ def picture(record: ImageRecord, number: int, layer: str, side: int) -> bytes:
 
 
 def masked(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
-    """The image dimmed outside of a mask, whose edge is drawn."""
+    """The image dimmed outside a mask, with the mask's outline."""
     out = (image_hwc * DIM).astype(np.uint8)
     out[mask_hw] = image_hwc[mask_hw]
     padded = np.pad(mask_hw, 1)
@@ -79,7 +80,7 @@ def labelled(image_hwc: np.ndarray, labels_hw: np.ndarray, colours: np.ndarray) 
 
 
 def resized(image_hwc: np.ndarray, side: int) -> np.ndarray:
-    """The image with its longer side at most `side`; a smaller one enlarged by a whole number."""
+    """The image with its longer side at most `side`; a smaller one enlarged by a whole factor."""
     height, width = image_hwc.shape[:2]
     longer = max(height, width)
     image = Image.fromarray(image_hwc)

@@ -1,4 +1,4 @@
-"""Rows of references.parquet by id, read a row group at a time, the newest of which are kept."""
+"""Rows of references.parquet by id, read by row groups, of which the most recent are cached."""
 
 import threading
 from collections import OrderedDict
@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 GROUPS = 256
-"""Row groups that are kept, of some 1 MB each."""
+"""Number of cached row groups, about 1 MB each."""
 READERS = 4
-"""Threads that read them."""
+"""Number of reader threads."""
 
 
 class RowCache:
-    """The table of a collection. Unlike `ReferenceCollection.rows` it keeps what it has read and
-    has deleted references too. Safe for use by several threads."""
+    """The table of a collection. Unlike `ReferenceCollection.rows` it caches, and includes deleted
+    references. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -31,7 +31,7 @@ class RowCache:
         self._readers = ThreadPoolExecutor(READERS)
 
     def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Everything known about these references, in the order of `ids`."""
+        """All columns of these references, in the order of `ids`."""
         wanted = np.asarray(ids, dtype=np.int64)
         group_of = np.searchsorted(self._starts, wanted, side="right") - 1
         numbers = np.unique(group_of).tolist()
@@ -42,7 +42,7 @@ class RowCache:
         return found
 
     def close(self) -> None:
-        """Ends the readers."""
+        """Stops the reader threads."""
         self._readers.shutdown()
 
     def _group(self, number: int) -> pa.Table:
@@ -50,7 +50,7 @@ class RowCache:
             if number in self._kept:
                 self._kept.move_to_end(number)
                 return self._kept[number]
-        # A file of its own for each read: an open one must not be read by several threads.
+        # Each read opens the file anew, because an open file must not be shared between threads.
         with pq.ParquetFile(self._path, memory_map=True) as file:
             table = file.read_row_group(number, use_threads=False)
         with self._lock:

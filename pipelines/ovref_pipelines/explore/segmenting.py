@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ovref.errors import InputError
+from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder
@@ -16,17 +17,17 @@ from ovref_inference.vectors import l2_normalised
 from ovref_pipelines.explore.pictures import labelled, webp
 
 SIDE = 1024
-"""Longer side in pixels to which a larger photograph is reduced."""
+"""Maximum length of the longer side in pixels; larger photographs are reduced to it."""
 MOST_CLASSES = 100
 SMALLEST = 0.004
-"""Smallest region that is explained, as a share of the image."""
+"""Minimum area of an explained region, as a fraction of the image."""
 MOST_REGIONS = 40
 DECIDING = 6
-"""References shown of a region."""
+"""References shown per region."""
 
 
 class Photographs:
-    """Segments photographs with one collection; one at a time, models are loaded once."""
+    """Segments photographs with one collection, one at a time. Models are loaded once."""
 
     def __init__(self, collection: ReferenceCollection) -> None:
         self._collection = collection
@@ -35,55 +36,59 @@ class Photographs:
         self._lock = threading.Lock()
 
     def segment(
-        self, image_hwc: np.ndarray, names: list[str], methods: list[str]
+        self, image_hwc: np.ndarray, classes: Classes, methods: list[str]
     ) -> dict[str, Any]:
-        """What each method makes of a photograph.
+        """Segments a photograph by each method.
 
         Returns:
             `size_hw`; `colours` of the classes; `results`, for each method its `picture` (WebP
-            bytes) and its `regions` (see `_explained`), or an `error` that says why it does not go
-            with this collection.
+            bytes) and its `regions` (see `_explained`), or an `error` that says why the method does
+            not suit this collection.
 
         Raises:
-            InputError: no such method, no class, or too many.
+            InputError: unknown method, no classes or too many.
         """
-        if not 1 <= len(names) <= MOST_CLASSES:
-            raise InputError(f"give 1 to {MOST_CLASSES} classes, found {len(names)}")
+        names = len(classes.query_names)
+        if not 1 <= names <= MOST_CLASSES:
+            raise InputError(
+                f"give 1 to {MOST_CLASSES} classes with their synonyms, found {names}"
+            )
         if unknown := sorted(set(methods) - METHODS.keys()):
             raise InputError(f"methods are {', '.join(METHODS)}, found {', '.join(unknown)}")
-        image_hwc, colours = _reduced(image_hwc), class_palette(len(names))[:-1]
+        image_hwc, colours = _reduced(image_hwc), class_palette(len(classes.names))[:-1]
         with self._lock:
-            results = {method: self._by(method, image_hwc, names, colours) for method in methods}
+            results = {method: self._by(method, image_hwc, classes, colours) for method in methods}
         return {
             "size_hw": list(image_hwc.shape[:2]),
-            "colours": dict(zip(names, map(_css, colours), strict=True)),
+            "colours": dict(zip(classes.names, map(_css, colours), strict=True)),
             "results": results,
         }
 
     def _by(
-        self, method: str, image_hwc: np.ndarray, names: list[str], colours: np.ndarray
+        self, method: str, image_hwc: np.ndarray, classes: Classes, colours: np.ndarray
     ) -> dict[str, Any]:
         try:
             if method not in self._segmenters:
                 self._segmenters[method] = load_segmenter(self._collection, method)  # type: ignore[arg-type]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of missing classes, which are told below
-                (found,) = self._segmenters[method].segment([image_hwc], names)
+                (found,) = self._segmenters[method].segment([image_hwc], classes.query_names)
         except ValueError as error:
             return {"error": str(error).replace(self._collection.url, "this collection")}
+        labels_hw = classes.labels(found.labels_hw)
         return {
-            "picture": webp(labelled(image_hwc, found.labels_hw, colours)),
-            "missing": list(found.missing),
-            "regions": self._explained(image_hwc, found.labels_hw, names),
+            "picture": webp(labelled(image_hwc, labels_hw, colours)),
+            "missing": list(classes.missing(found.missing)),
+            "regions": self._explained(image_hwc, labels_hw, classes),
         }
 
     def _explained(
-        self, image_hwc: np.ndarray, labels_hw: np.ndarray, names: list[str]
+        self, image_hwc: np.ndarray, labels_hw: np.ndarray, classes: Classes
     ) -> list[dict[str, Any]]:
         """Connected regions of one class, the largest first, each with its references.
 
-        `references` are the class's own that look most like the region, `others` those of any noun:
-        where they are of another noun, the region is contested.
+        `references` are the class's references most similar to the region, `others` the most
+        similar of any noun: if those are of another noun, the region is contested.
         """
         regions = _regions(labels_hw)
         if not regions:
@@ -99,10 +104,11 @@ class Photographs:
         found = []
         any_noun = self._collection.search_regions(features_nd, k=DECIDING)
         for number, (label, mask_hw) in enumerate(regions):
-            own, cosines = self._nearest(features_nd[number], names[label])
+            names = [classes.query_names[i] for i in np.flatnonzero(classes.class_of == label)]
+            own, cosines = self._nearest(features_nd[number], names)
             rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
             found.append({
-                "name": names[label],
+                "name": classes.names[label],
                 "area": float(mask_hw.mean()),
                 "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
                 "references": list(zip(own, cosines, strict=True)),
@@ -112,12 +118,11 @@ class Photographs:
             })  # fmt: skip
         return found
 
-    def _nearest(self, feature_d: np.ndarray, name: str) -> tuple[list[int], list[float]]:
-        """The references that stand for a class and look most like a region."""
-        noun = name.strip().lower()
-        ids = self._collection.references_of(noun)
+    def _nearest(self, feature_d: np.ndarray, names: list[str]) -> tuple[list[int], list[float]]:
+        """The references that stand for a class of these names and look most like a region."""
+        ids = np.concatenate([self._collection.references_of(name) for name in names])
         if not len(ids):
-            texts = self._collection.embed_text([name])
+            texts = self._collection.embed_text(names[:1])
             ids = self._collection.search_text(texts, k=100).ids[0]
             ids = ids[ids >= 0]
         cosines = np.asarray(self._collection.visual[ids], np.float32) @ l2_normalised(

@@ -1,4 +1,4 @@
-"""Runs the explorer: a server on this machine alone, behind a token that only its address has."""
+"""Runs the explorer: a local server protected by a token in its address."""
 
 import secrets
 import socket
@@ -28,13 +28,13 @@ def serve(
     Args:
         place: folder or URL of a build's output or of a collection.
         build: see `Library`.
-        host: address to listen at; port: 0 takes a free one.
-        say: gets the address, with the token.
-        browser: whether to open it.
+        host: address to listen on; port: 0 selects a free one.
+        say: called with the address, which includes the token.
+        browser: whether to open a browser.
 
     Raises:
         OvrefError: `place` cannot be opened.
-        ConfigError: the address cannot be listened at.
+        ConfigError: the server cannot listen on the address.
     """
     library = Library(place, build)
     token = secrets.token_urlsafe(24)
@@ -44,7 +44,7 @@ def serve(
         listener.bind((host, port))
     except (OSError, OverflowError) as error:  # the latter for a port above 65535
         listener.close()
-        raise ConfigError(f"cannot listen at {host} port {port}: {error}") from error
+        raise ConfigError(f"cannot listen on {host} port {port}: {error}") from error
     port = listener.getsockname()[1]
     everywhere = host in ("0.0.0.0", "::")
     name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host

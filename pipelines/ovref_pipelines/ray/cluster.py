@@ -31,7 +31,7 @@ def join(config: EngineConfig) -> None:
             _start(config)
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+                signal.signal(signal.SIGTERM, handler)  # Ray installs its own handler
     _check_resources(config)
 
 
@@ -86,7 +86,7 @@ def _start(config: EngineConfig) -> None:
         }
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "/" not in host:
-        try:  # for Ray itself would try for many minutes
+        try:  # because Ray itself would retry for many minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except OSError as error:
             raise ConfigError(f"cannot join Ray at {address}: {error}") from error

@@ -89,14 +89,14 @@ class _Driver:
                 self._replace_hung(pool)
                 for one in pool.runs:
                     ready_handles = len(pool.calls) - pool.loading + len(pool.idle)
-                    one.progress.stands(len(one.ledger.waiting), ready_handles)
+                    one.progress.update_state(len(one.ledger.waiting), ready_handles)
             self._report_waiting()
             calls = {ref: pool for pool in self._pools for ref in pool.calls}
             if not calls:
                 held = any(handle.reserved for pool in self._pools for handle in pool.idle)
                 if not held and not any(one.ledger.waiting for one in self._runs):
                     return
-                time.sleep(POLL_SECONDS)  # a place for a worker is awaited
+                time.sleep(POLL_SECONDS)  # waiting for a place for a worker
             else:
                 ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_SECONDS)
                 for ref in ready:
@@ -231,7 +231,8 @@ class _Driver:
                     yield call.handle.channel, step, call.task.shard, call.run.progress
 
     def _pay(self) -> None:
-        """Tells the bill what is held: workers that have a place, also while they load models."""
+        """Updates the bill with the held workers: those with a place, also while they load
+        models."""
         held = [
             (sum(handle.node is not None for handle in pool.handles()), pool.config.gpus_per_worker)
             for pool in self._pools
@@ -257,7 +258,7 @@ class _Driver:
         call = pool.calls.pop(ref)
         try:
             answer = ray.get(ref)
-        except RayTaskError as error:  # not the shard: the worker cannot even be called
+        except RayTaskError as error:  # not the shard's fault: the worker cannot even be called
             raise ModelError(f"a worker cannot take its tasks: {error.cause!r}") from error
         except RayError as error:
             self._dismiss(call.handle)
@@ -281,7 +282,7 @@ class _Driver:
         elif self._config.max_worker_gb and rss_bytes > self._config.max_worker_gb * 1e9:
             call.run.progress.say(
                 f"a worker has grown to {rss_bytes / 1e9:.3g} GB, more than max_worker_gb="
-                f"{self._config.max_worker_gb:g}; another takes its place",
+                f"{self._config.max_worker_gb:g}; it is replaced",
                 event="recycle", rss_bytes=rss_bytes,
             )  # fmt: skip
             self._dismiss(call.handle)
@@ -344,8 +345,8 @@ class _Driver:
             there = [handle for handle in handles if handle.node == node]
             if there:
                 self._say(
-                    f"node {node[:12]} is about to go: its {len(there)} workers finish what they "
-                    "have and get nothing more",
+                    f"node {node[:12]} is about to be lost: its {len(there)} workers finish their "
+                    "current shards and get no others",
                     event="node_leaving", node=node,
                 )  # fmt: skip
         self._leaving = found

@@ -35,10 +35,10 @@ class RayMeter:
         self._inputs = counter(INPUTS, "Records read by committed shards.")
         self._outputs = counter(OUTPUTS, "Records written by committed shards.")
         self._drops = counter(DROPS, "Records and regions dropped.", "reason")
-        self._trouble = counter(TROUBLE, "Errors, deaths of workers, losses of nodes.", "what")
-        self._waiting = gauge(WAITING, "Shards that nobody works at.")
-        self._workers = gauge(WORKERS, "Workers that have their models.")
-        self._rate = gauge(RATE, "Over the recent shards.")
+        self._trouble = counter(TROUBLE, "Errors, worker deaths, node losses.", "what")
+        self._waiting = gauge(WAITING, "Shards waiting for a worker.")
+        self._workers = gauge(WORKERS, "Workers with loaded models.")
+        self._rate = gauge(RATE, "Input records per second over the recent shards.")
 
     def finished(self, inputs: int, outputs: int, dropped: dict[str, int]) -> None:
         """A shard is committed."""
@@ -53,7 +53,7 @@ class RayMeter:
         """One of `Ledger.tallies` has grown."""
         self._trouble.inc(1, tags={"what": what})
 
-    def stands(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
+    def update_state(self, shards_waiting: int, workers: int, records_per_second: float) -> None:
         """Current state of the step."""
         self._waiting.set(shards_waiting)
         self._workers.set(workers)

@@ -1,5 +1,6 @@
-"""How far workers are in their shards, by way of the table that Ray's head keeps for its own
-libraries: a worker overwrites one small entry every few seconds, and no process stands between."""
+"""Progress of workers within their shards, through the key-value store that Ray's head keeps for
+its own libraries: a worker overwrites one small entry every few seconds, without a process in
+between."""
 
 import contextlib
 import dataclasses
@@ -15,18 +16,18 @@ from ovref_pipelines.engine.reports import REPORT_SECONDS, Report
 
 NAMESPACE = b"ovref"
 SHARE_OF_DRIVER = 0.05
-"""Share of the driver's time that reading reports may take: with very many workers they are read
+"""Maximum share of the driver's time spent on reading reports: with very many workers they are read
 less often."""
 
 
-def teller(channel: str, step: int) -> Callable[[Report], None]:
-    """What a worker tells its reports to, at a shard of its step of this number."""
+def publisher(channel: str, step: int) -> Callable[[Report], None]:
+    """A function that publishes a worker's reports, for the step of this number."""
 
-    def tell(report: Report) -> None:
+    def send(report: Report) -> None:
         content = json.dumps(dataclasses.asdict(report)).encode()
         internal_kv._internal_kv_put(_key(channel, step), content, namespace=NAMESPACE)
 
-    return tell
+    return send
 
 
 class Reports:
@@ -37,11 +38,11 @@ class Reports:
         self._seen: dict[bytes, bytes] = {}
 
     def read(self, at_work: Callable[[], Iterable[tuple[str, int, str, Progress]]]) -> None:
-        """Reads the reports of all workers that are at a shard, if it is time.
+        """Reads the reports of all busy workers, if it is time.
 
         Args:
-            at_work: gives the channel of each, the number of its step, its shard, and the progress
-                of that step.
+            at_work: returns for each worker its channel, the number of its step, its shard, and the
+                progress of that step.
         """
         started = self._clock()
         if started < self._due:
@@ -50,19 +51,19 @@ class Reports:
             key = _key(channel, step)
             try:
                 content = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
-            except RayError:  # the head is away for a moment
+            except RayError:  # the head is briefly unreachable
                 break
             if content and content != self._seen.get(key):
                 self._seen[key] = content
                 report = Report(**json.loads(content))
-                if report.shard == shard:  # or it is of the worker's last one
+                if report.shard == shard:  # otherwise it is about the previous shard
                     progress.report(report)
         took = self._clock() - started
         self._due = self._clock() + max(REPORT_SECONDS, took / SHARE_OF_DRIVER)
 
 
 def forget(channel: str, steps: int) -> None:
-    """Removes what a worker has told."""
+    """Removes a worker's reports."""
     for step in range(steps):
         with contextlib.suppress(RayError):
             internal_kv._internal_kv_del(_key(channel, step), namespace=NAMESPACE)

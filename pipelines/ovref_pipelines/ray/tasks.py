@@ -19,12 +19,12 @@ from ovref_pipelines.ray.cluster import join
 
 
 def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool) -> Iterator[Any]:
-    """Results in the order of `tasks`, `config.workers` of which run at a time.
+    """Yields results in the order of `tasks`, running `config.workers` at a time.
 
     A task whose worker dies is run again by Ray; one that raises ends the run.
 
     Raises:
-        StorageError: a machine that runs a task does not see `work`.
+        StorageError: a machine that runs a task cannot access `work`.
         Exception: whatever a task raises.
     """
     join(config)
@@ -60,8 +60,8 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
                     results[numbers.pop(ref)] = _result(ref)
             yield results.pop(number)
     finally:
-        # What still runs is not cancelled: it ends with the driver, and a reply that crosses a
-        # cancellation aborts the driver without a word (a check in Ray 2.60's task manager).
+        # Running tasks are not cancelled: they end with the driver, and a reply that crosses a
+        # cancellation aborts the driver silently (a check in Ray 2.60's task manager).
         if not numbers:
             sign.unlink()
 
@@ -119,8 +119,8 @@ def _apply(call: Callable[[], Any]) -> Any:
 def _call(task: Task, sign: Path) -> Any:
     if not sign.exists():
         raise StorageError(
-            f"{socket.gethostname()} does not see {sign.parent}: `work` must be a folder that all "
-            "machines of the cluster share; leave it out to reduce on the driver's machine alone"
+            f"{socket.gethostname()} cannot access {sign.parent}: `work` must be a folder that all "
+            "machines of the cluster share; omit it to reduce only on the driver's machine"
         )
     limit_threads(1)
     return task()

@@ -14,7 +14,7 @@ from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.config import PoolConfig
 from ovref_pipelines.engine.ledger import Outcome, ShardTask
 from ovref_pipelines.engine.run_steps import ShardWorker, StepRun
-from ovref_pipelines.ray.reports import teller
+from ovref_pipelines.ray.reports import publisher
 
 
 class Worker:
@@ -50,7 +50,7 @@ class Worker:
             channel: see `WorkerHandle`.
         """
         worker, source, target = self._steps[step]
-        outcome = worker.run(source, target, task, upcoming, teller(channel, step))
+        outcome = worker.run(source, target, task, upcoming, publisher(channel, step))
         return outcome, self._process.memory_info().rss
 
 

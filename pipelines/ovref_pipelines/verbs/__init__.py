@@ -1,1 +1,1 @@
-"""What the verbs of the command `ovref` do, one module each; `recipe` has the build itself."""
+"""Implementations of the verbs of `ovref`, one module each; the build itself is in `recipe`."""

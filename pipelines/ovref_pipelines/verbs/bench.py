@@ -50,8 +50,8 @@ def bench(
     """Sends the first captions of the corpus through the stages of a build, and stores nothing.
 
     Args:
-        images: how many; a first batch, which is not counted, warms up.
-        batch_sizes: of the stage that makes images, each measured; none takes the configuration's.
+        images: number of images; a first batch for warm-up is not counted.
+        batch_sizes: batch sizes of the image stage to measure; none uses the configuration's.
 
     Raises:
         OvrefError: as a build; InputError if the corpus yields no prompt.

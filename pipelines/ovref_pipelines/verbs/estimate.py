@@ -31,9 +31,9 @@ from ovref_pipelines.recipe import texts_of
 
 CPU = "this machine's CPU"
 ROW_BYTES = 150
-"""Size of a reference in references.parquet, about."""
+"""Approximate size of a reference in references.parquet."""
 MANIFEST_BYTES = 14_000
-"""Size of collection.json, about."""
+"""Approximate size of collection.json."""
 REDUCE_SECONDS = 1.5e-7
 """Seconds of one core for each number of an embedding, from reference shards to a collection.
 Measured with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for
@@ -147,8 +147,8 @@ def text(found: Estimate) -> str:
     ]
     if found.device == CPU and any(step.gpus for step in found.steps):
         lines.append(
-            "  workers have GPUs and this machine has none: times from the probe are of its CPU, "
-            "far too long; make the dry run where there is a GPU like theirs"
+            "  workers have GPUs but this machine has none: the probe ran on its CPU, so times are "
+            "far too long; repeat the dry run on a machine with the same GPU"
         )
     for step in found.steps:
         left = f"{step.records - step.done:.0f} of {step.records:.0f} records missing"
@@ -166,7 +166,7 @@ def text(found: Estimate) -> str:
     hours = sum(found.hours(step) for step in found.steps if bool(step.gpus) == ("GPU" in priced))
     stored = sum(step.stored for step in found.steps)
     lines.append(
-        f"  in all {duration(total)}, {hours:.3g} {priced}, {_size(stored)}"
+        f"  total {duration(total)}, {hours:.3g} {priced}, {_size(stored)}"
         f"{_cost(found, found.steps)}"
     )
     return "\n".join(lines)

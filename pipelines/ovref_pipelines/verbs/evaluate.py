@@ -1,4 +1,4 @@
-"""Evaluation on the engine of the builds: shards of images on some workers, resumable."""
+"""Evaluation on the engine of builds: resumable, on several workers if configured."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -25,28 +25,28 @@ Spec = TypeVar("Spec", bound=EvaluateSpec)
 
 
 def this_process() -> EngineConfig:
-    """This process alone, without Ray."""
+    """Runs everything in this process, without Ray."""
     return EngineConfig(engine="local")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluateSpec):
-    """What is evaluated and where it runs."""
+    """Settings of an evaluation and of where it runs."""
 
     engine: EngineConfig = field(default_factory=this_process)
-    """Where images are segmented: in this process, as many threads as the libraries take, or
-    (`engine.engine=ray`) on the workers of a Ray cluster, which must all see the data set, the
-    collection and the output."""
+    """Where images are segmented: in this process, with the libraries' own number of threads, or
+    (`engine.engine=ray`) on the workers of a Ray cluster, which must all have access to the data
+    set, the collection and the output."""
 
     @property
     def spec(self) -> EvaluateSpec:
-        """The part that says what is counted."""
+        """The settings that determine what is counted."""
         fields = dataclasses.fields(EvaluateSpec)
         return EvaluateSpec(**{one.name: getattr(self, one.name) for one in fields})
 
 
 def with_absolute_places(config: Spec) -> Spec:
-    """The configuration with every place as it is seen from any folder."""
+    """The configuration with absolute places."""
     changes: dict[str, Any] = {"output": absolute_local(config.output, "output")}
     if config.collection:
         changes["collection"] = absolute(config.collection, "collection")
@@ -79,8 +79,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     """Evaluates as `ovref.evaluation.evaluate.evaluate`: in this process, or on Ray's workers.
 
     Raises:
-        JobError: shards failed for good on the workers.
-        StoppedError: SIGTERM or SIGINT came to the engine; the same call resumes.
+        JobError: shards failed permanently on the workers.
+        StoppedError: SIGTERM or SIGINT was received; the same call resumes the evaluation.
         OvrefError: as `ovref.evaluation.evaluate.evaluate`.
     """
     if config.engine.engine == "local":
@@ -91,9 +91,9 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         step = run_step([spec], images, scores, config.engine, progress)
         if step.quarantined:
             raise JobError(
-                f"{len(step.quarantined)} shards of images failed for good, among them "
+                f"{len(step.quarantined)} shards of images failed permanently, among them "
                 f"{step.quarantined[0]}; see _quarantine in {scores.store.url}. The same command "
-                "tries them again"
+                "retries them"
             )
         console.say(step_line(step))
 

@@ -1,4 +1,4 @@
-"""`ovref export` and `ovref import`: other programs' layouts, by their names."""
+"""`ovref export` and `ovref import`: layouts of other programs, by name."""
 
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConf
 from ovref_pipelines.verbs.reference_images import reference_pictures
 
 FILES = {"arrays": (2, 3), "freeda": (2, 2), "corrclip": (1, 1)}
-"""How many files each layout is read from, at least and at most."""
+"""Minimum and maximum number of files of each layout."""
 
 
 def export(
@@ -27,7 +27,7 @@ def export(
     """Writes a collection in one of the layouts of `exports`.
 
     Raises:
-        InputError: the folder has files, or what the layout's function refuses.
+        InputError: the folder is not empty, or the layout's function refuses the collection.
     """
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
@@ -53,21 +53,24 @@ def export(
 def import_bank(
     layout: str, files: Sequence[str], output: str, *, visual: str, size: int, text: str,
     classes: str | None, name: str, clip: str, vfm: str, licences: Sequence[str], replace: bool,
+    images: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Makes a collection of arrays or of another program's bank.
+    """Makes a collection from arrays or from another program's bank.
 
     Returns:
         As of `collection_from_arrays`.
 
     Raises:
-        InputError: files are missing, too many or do not fit; a bank needs a class list.
+        InputError: files are missing, too many or inconsistent; or a bank has no class list.
         ModelError: the text encoder cannot be loaded.
     """
     least, most = FILES[layout]
     if not least <= len(files) <= most:
         raise InputError(f"{layout} is read from {least} to {most} files, found {len(files)}")
+    if layout != "arrays" and images is not None:
+        raise InputError(f"{layout} does not say which images its references are of: no --images")
     if layout != "arrays" and not classes:
-        raise InputError(f"{layout} has no nouns: --classes says what references are called after")
+        raise InputError(f"{layout} has no nouns: give their names with --classes")
     embed = Embed(visual=_visual(visual, size), text=TextEncoderConfig(model=text))
     from ovref_inference.encoders import load_text_encoder
 
@@ -76,7 +79,7 @@ def import_bank(
         if layout == "arrays":
             arrays = read_arrays(files[0], files[1], files[2] if len(files) > 2 else None)
         else:
-            names = read_classes(classes or "").asked
+            names = read_classes(classes or "").query_names
             if layout == "freeda":
                 arrays = imports.read_freeda(
                     Path(files[0]), Path(files[1]), names, texts, Path(scratch)
@@ -84,8 +87,9 @@ def import_bank(
             else:
                 arrays = imports.read_corrclip(Path(files[0]), name, clip, vfm, names, texts)
         return collection_from_arrays(
-            output, arrays, embed, texts=texts, name=name, licences=licences, replace=replace
-        )
+            output, arrays, embed, texts=texts, name=name, licences=licences, replace=replace,
+            images=images,
+        )  # fmt: skip
 
 
 def _visual(model: str, size: int) -> VisualEncoderConfig:

@@ -1,4 +1,5 @@
-"""The builds that a Ray cluster knows as jobs: listed; ended without losing what is committed."""
+"""Lists the builds that run as jobs on a Ray cluster, and stops them without losing committed
+shards."""
 
 import json
 import time
@@ -15,7 +16,7 @@ from ovref_pipelines import live
 from ovref_pipelines.engine.progress import duration
 
 PREFIX = "ovref-"
-"""How the names of jobs begin that `ovref submit` has made."""
+"""Prefix of the names of jobs made by `ovref submit`."""
 POLL_SECONDS = 1.0
 
 
@@ -28,16 +29,16 @@ class Job:
     """`pending`, `running`, `succeeded`, `failed` or `stopped`."""
     output: str | None
     seconds: float | None
-    """Since it was started, or that it took."""
+    """Time since its start, or its duration if it has ended."""
     message: str
-    """Why it failed, or how far it is where its output can be read from here."""
+    """Why it failed, or its progress if its output is readable from here."""
 
 
 def jobs(client: JobSubmissionClient, *, every: bool = False) -> list[Job]:
     """The builds on the cluster, the newest first.
 
     Args:
-        every: with those that are over.
+        every: include jobs that have ended.
 
     Raises:
         ConfigError: the cluster does not list its jobs.
@@ -48,7 +49,7 @@ def jobs(client: JobSubmissionClient, *, every: bool = False) -> list[Job]:
 
 
 def jobs_text(found: list[Job], *, every: bool = False) -> str:
-    """For people: a line for each job."""
+    """A line per job, for people."""
     if not found:
         kind = "job" if every else "running job"
         return f"the cluster knows no {kind} of ovref" + ("" if every else "; --all shows the rest")
@@ -61,7 +62,7 @@ def jobs_text(found: list[Job], *, every: bool = False) -> str:
 
 
 def jobs_json(found: list[Job]) -> str:
-    """For programs: a list of objects."""
+    """A list of objects, for programs."""
     return json.dumps([asdict(job) for job in found], indent=1, ensure_ascii=False)
 
 
@@ -72,15 +73,16 @@ def cancel(
     wait: bool = True,
     say: Callable[[str], None] = lambda message: None,
 ) -> Job:
-    """Ends a job: it finishes the shards in hand, as after SIGTERM, and is then `stopped`.
+    """Stops a job: it finishes its shards in progress, as after SIGTERM, and is then `stopped`.
 
     Args:
-        named: name of the job, or the output of a build that runs.
-        wait: until it has ended.
-        say: gets a line for people while it is waited for.
+        named: name of the job, or the output of a running build.
+        wait: whether to wait until it has stopped.
+        say: called with a line for people while waiting.
 
     Raises:
-        ConfigError: no such job runs, or several write to that output; or the cluster refuses.
+        ConfigError: no such job is running, several jobs write to that output, or the cluster
+            refuses.
     """
     there = _listed(client)
     running = [details for details in there if not details.status.is_terminal()]
@@ -99,7 +101,7 @@ def cancel(
         client.stop_job(job)
         details = client.get_job_info(job)
         if wait and not details.status.is_terminal():
-            say(f"ovref: job {job} finishes the shards in hand")
+            say(f"ovref: job {job} finishes its shards in progress")
         while wait and not details.status.is_terminal():
             time.sleep(POLL_SECONDS)
             details = client.get_job_info(job)
@@ -140,7 +142,7 @@ def _job(details: JobDetails) -> Job:
 
 
 def _how_far(output: str | None) -> str:
-    """What the build says in its output; empty where that cannot be read from this machine."""
+    """The progress that the build reports in its output; empty if that is unreadable from here."""
     try:
         now: dict[str, Any] | None = None if output is None else live.read(Store.open(output))
     except (OvrefError, OSError):

@@ -1,8 +1,8 @@
-"""A row of a paper's table as a configuration: what is built and evaluated, and what it gave there.
+"""A row of a paper's table as a configuration: the build, the evaluation, and the published
+figures.
 
-The files lie in `configs/papers`. A file that `extends` another, by its name beside it, has that
-one's settings where it has none of its own. In texts `{data}` and `{runs}` stand for the folder of
-data sets and the folder of results.
+The files are in `configs/papers`. A file may have `extends: <file>` beside it, whose settings it
+overrides. In strings, `{data}` and `{runs}` stand for the folders of data sets and of results.
 """
 
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ EXTENDS = "extends"
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """A row of a table, and how to get it again."""
+    """A row of a table, and how to reproduce it."""
 
     __pydantic_config__ = STRICT
 
     paper: str
     """Paper, table and row, for people."""
     figures: dict[str, float]
-    """What the paper prints, in percent, by `evaluation.report.COLUMNS`."""
+    """The published figures in percent, by `evaluation.report.COLUMNS`."""
     row: str
-    """Which row of the evaluation it is: one of `evaluation.spec.TITLES`."""
+    """The matching row of the evaluation: one of `evaluation.spec.TITLES`."""
     needs: tuple[str, ...]
     """Data and weights, for people."""
     gpu_hours: float
@@ -42,13 +42,13 @@ class PaperRow:
     evaluate: EvaluateConfig
     """The evaluation of it."""
     captions: int | None = None
-    """Captions that the corpus has as published; null where that is not known."""
+    """Published number of captions in the corpus; null if unknown."""
     leaves_open: tuple[str, ...] = ()
-    """What the paper does not say, and what was taken."""
+    """What the paper does not specify, and what is used here."""
     differs: tuple[str, ...] = ()
-    """What is not as in the paper."""
+    """Differences from the paper."""
     blocked: tuple[str, ...] = ()
-    """Why it cannot be run yet; none for a row that can."""
+    """Why it cannot be run yet; empty if it can."""
 
     def __post_init__(self) -> None:
         if self.row not in TITLES or self.row not in self.evaluate.rows:
@@ -59,12 +59,12 @@ class PaperRow:
 
 
 def folder() -> Path:
-    """Where the files lie."""
+    """Folder of the files."""
     return shipped.folder() / "papers"
 
 
 def names() -> list[str]:
-    """The names of all rows; files that begin with an underscore are only extended."""
+    """The names of all rows; files that begin with an underscore are only meant to be extended."""
     return sorted(path.stem for path in folder().glob("*.yaml") if not path.stem.startswith("_"))
 
 
@@ -72,7 +72,7 @@ def find(name: str) -> Path:
     """The file of a row: a path, or the name of a shipped one.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: neither exists.
     """
     if Path(name).suffix == ".yaml" and Path(name).exists():
         return Path(name)
@@ -87,9 +87,9 @@ def read_row(
     """Reads a row.
 
     Args:
-        path: of `find`.
+        path: from `find`.
         data: folder of data sets.
-        runs: folder of results; the collection of a row and its evaluation lie below it.
+        runs: folder of results, for collections and evaluations.
         overrides: `build.a=value` and `evaluate.b=value`.
 
     Raises:
@@ -106,7 +106,7 @@ def read_row(
 
 
 def _layered(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The settings of a file over those of the one that it extends."""
+    """The settings of a file merged over those of the file that it extends."""
     if path in seen:
         raise ConfigError(f"{path} extends itself, by way of {', '.join(map(str, seen))}")
     tree = read_tree(path)

@@ -1,4 +1,4 @@
-"""`ovref publish`: what of a build goes with its collection."""
+"""`ovref publish`: selects the parts of a build that are published with its collection."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,12 @@ from ovref.errors import InputError
 from ovref.exchange import publishing
 from ovref.exchange.contact_sheet import contact_sheet
 from ovref.exchange.exemplars import best_references
-from ovref.exchange.picture_files import write_pictures
+from ovref.exchange.picture_files import (
+    PublishedPictures,
+    has_pictures,
+    write_image_rows,
+    write_pictures,
+)
 from ovref.records import ImageRecord
 from ovref.storage.file_store import Store
 from ovref_inference.collection import store as collections
@@ -18,7 +23,7 @@ from ovref_pipelines.output import BuildOutput, open_build
 from ovref_pipelines.verbs.reference_images import build_of, reference_pictures
 
 SAMPLES = 18
-"""Crops on the card."""
+"""Number of crops on the card."""
 EVALUATION = "evaluation/evaluation.json"
 
 
@@ -35,14 +40,20 @@ def publish(
     """As of `ovref_pipelines.api.publish`."""
     manifest = collections.read_manifest(collection_url)
     measured = _evaluation(collection_url, manifest.fingerprint, build, evaluation)
-    output = _build(build_of(collection_url, build)) if images else None
+    beside = images and build is None and has_pictures(collection_url)
+    output = _build(build_of(collection_url, build)) if images and not beside else None
 
-    def write(folder: Path) -> None:
-        if output is not None:
-            with ReferenceCollection.open(collection_url) as collection:
-                keys = frozenset(collection.to_table(["key"]).column("key").to_pylist())
-                write_pictures(_records(output), keys, folder)
-                (folder / publishing.SAMPLES).write_bytes(_samples(collection, build))
+    def write(folder: Path) -> Iterator[str]:
+        if not images:
+            return
+        with ReferenceCollection.open(collection_url) as collection:
+            keys = frozenset(collection.to_table(["key"]).column("key").to_pylist())
+            if output is not None:
+                yield from write_pictures(_records(output), keys, folder)
+            else:
+                yield from write_image_rows(_published(collection_url, keys), folder)
+            (folder / publishing.SAMPLES).write_bytes(_samples(collection, build))
+            yield publishing.SAMPLES
 
     return publishing.publish(
         collection_url, target, title=title, evaluation=measured, write_pictures=write,
@@ -55,7 +66,7 @@ def _build(url: str) -> BuildOutput:
         return open_build(url)
     except InputError as error:
         raise InputError(
-            f"the images are not here: {error}. Name the output of the build that made them with "
+            f"the images are not here: {error}. Give the output of the build that made them with "
             "--build, or publish without them by --no-images"
         ) from error
 
@@ -87,12 +98,20 @@ def _records(output: BuildOutput) -> Iterator[ImageRecord]:
             yield record
 
 
+def _published(collection_url: str, keys: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """The images that lie beside the collection, with the regions of these references."""
+    for row in PublishedPictures(collection_url).rows():
+        regions = [one for one in row["regions"] if f"{row['key']}#{one['number']}" in keys]
+        if regions:
+            yield row | {"regions": regions}
+
+
 def _samples(collection: ReferenceCollection, build: str | None) -> bytes:
-    """One reference of each of some nouns, the one that is most like the others of it."""
+    """A sheet with the most typical reference of each of some nouns."""
     order = collection.noun_counts.argsort(kind="stable")[::-1][:SAMPLES]
     nouns = [collection.nouns[row] for row in order if collection.noun_counts[row] > 0]
     ids = [found[0] for _, found in best_references(collection, nouns, 1)]
     rows = collection.rows(ids)
-    pictures = reference_pictures(collection.url, rows, build_of(collection.url, build))
+    pictures = reference_pictures(collection.url, rows, build)
     boxes = [(row["x0"], row["y0"], row["x1"], row["y1"]) for row in rows]
     return contact_sheet(pictures, boxes, [(row["noun"], row["caption"]) for row in rows])

@@ -13,27 +13,41 @@ from ovref_pipelines.output import open_build
 def reference_pictures(
     collection_url: str, rows: Sequence[dict[str, Any]], build: str | None = None
 ) -> list[Picture | None]:
-    """The picture of each of these rows of a collection; None where it is gone.
+    """The picture of each of these rows of a collection; None if it no longer exists.
 
     Args:
         rows: of `ReferenceCollection.rows`.
-        build: output of the build that made them; None takes what was published with the
-            collection, or else the folder that the collection is in.
+        build: output of the build that made them; None uses the images published with the
+            collection, otherwise those of the build in its parent folder.
 
     Raises:
         InputError: there are no images of this collection.
-        StorageError: they are damaged.
+        StorageError: the images are damaged.
     """
-    keys = [row["key"] for row in rows]
+    found = dict(_pictures(collection_url, rows, build))
+    return [found.get(row["key"]) for row in rows]
+
+
+def each_picture(
+    collection_url: str, rows: Sequence[dict[str, Any]], build: str | None = None
+) -> Iterator[tuple[dict[str, Any], Picture]]:
+    """The pictures that are there, one at a time, each with its row. Arguments and errors as of
+    `reference_pictures`."""
+    of_key = {row["key"]: row for row in rows}
+    for key, picture in _pictures(collection_url, rows, build):
+        yield of_key[key], picture
+
+
+def _pictures(
+    collection_url: str, rows: Sequence[dict[str, Any]], build: str | None
+) -> Iterator[tuple[str, Picture]]:
     if build is None and has_pictures(collection_url):
-        found = dict(PublishedPictures(collection_url).pictures(keys))
-        return [found.get(key) for key in keys]
-    found = dict(_of_build(build_of(collection_url, build), rows))
-    return [found.get(key) for key in keys]
+        return PublishedPictures(collection_url).pictures([row["key"] for row in rows])
+    return _of_build(build_of(collection_url, build), rows)
 
 
 def build_of(collection_url: str, build: str | None) -> str:
-    """The build that is named, or else the folder that the collection is in."""
+    """The given build, or else the collection's parent folder."""
     return build or collection_url.rstrip("/").rpartition("/")[0] or "/"
 
 
@@ -43,7 +57,7 @@ def _of_build(url: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, P
     except InputError as error:
         raise InputError(
             f"there are no images of the collection: none were published with it, and {error}. "
-            "Name the output of the build that made it with --build"
+            "Give the output of the build that made it with --build"
         ) from error
     step = output.step("images")
     shards: dict[str, dict[str, list[str]]] = {}

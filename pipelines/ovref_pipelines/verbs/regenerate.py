@@ -51,7 +51,7 @@ class Regenerated:
     bits_equal: bool
     """Whether both embeddings are bit-identical to the stored ones."""
     other_versions: tuple[str, ...]
-    """Steps of the build that were made by another version of a stage than the present one."""
+    """Steps of the build that were made by another version of a stage."""
     equal_in_batch: bool | None
     """Whether it has the stored bytes if generated and embedded in its batch; None if it has them
     alone, so that this was not tried."""
@@ -73,7 +73,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
         InputError: the reference does not exist or is deleted, or the build did not make it or no
             longer has its prompt.
         MismatchError: the build was made with other settings than its build.json has. A different
-            version of a stage is accepted: whether it makes the same is what is asked.
+            version of a stage is accepted, since the comparison shows whether it gives the same.
         OvrefError: a model cannot be loaded, or the build's files are damaged.
     """
     row = row_of(collection, reference)
@@ -83,7 +83,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
     folder = settings.pop(FOLDER, None)
     if not settings:
         raise InputError(
-            f"there is no {BUILD} in {output.store.url}: name the output of the build that made "
+            f"there is no {BUILD} in {output.store.url}: give the output of the build that made "
             "the collection with --build"
         )
     config = configs.parse(BuildConfig, settings, where=f"{output.store.url}/{BUILD}")
@@ -93,7 +93,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
     if not references.fingerprint.startswith(made_by):
         raise InputError(
             f"reference {reference} was made by a step with the fingerprint {made_by}..., the one "
-            f"of {build} has {references.fingerprint[:12]}: name the build that made it with "
+            f"of {build} has {references.fingerprint[:12]}: give the build that made it with "
             "--build"
         )
     key = base_key(row["key"])
@@ -149,17 +149,17 @@ def reference_text(row: dict[str, Any]) -> str:
 def text(found: Regenerated) -> str:
     """The comparison, for people."""
     if found.image_equal and found.bits_equal:
-        return "made again alone: the same image and the same embeddings, bit for bit"
+        return "regenerated alone: the same image and the same embeddings, bit for bit"
     image = "the same image" if found.image_equal else (
         f"pixels differ by {found.pixel_difference} of 255 at most"
     )  # fmt: skip
     lines = [
-        f"made again alone: {image}, mask IoU {found.mask_iou:.4f}, cosine "
+        f"regenerated alone: {image}, mask IoU {found.mask_iou:.4f}, cosine "
         f"{found.visual_cosine:.6f} (visual) and {found.textual_cosine:.6f} (textual)",
-        "made again in its batch: the same bytes; a batch of another size rounds differently"
+        "regenerated in its batch: the same bytes; a batch of another size rounds differently"
         if found.equal_in_batch
-        else "made again in its batch: other bytes too; another machine, device or library rounds "
-        "differently",
+        else "regenerated in its batch: still other bytes; another machine, device or library "
+        "rounds differently",
     ]
     if found.other_versions:
         lines.append(f"made by an ovref with other stages: {', '.join(found.other_versions)}")

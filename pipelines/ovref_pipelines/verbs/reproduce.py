@@ -1,5 +1,5 @@
-"""A row of a paper's table again: data and weights are checked, what is missing is built, and our
-figure stands beside the paper's."""
+"""Reproduces a row of a paper's table: checks data and weights, builds what is missing, and prints
+our figure beside the paper's."""
 
 import json
 import os
@@ -27,25 +27,25 @@ from ovref_pipelines.verbs import evaluate as evaluating
 from ovref_pipelines.verbs.paper_rows import PaperRow
 
 LOOKED_AT = 50
-"""Label files whose classes are counted before anything is built."""
+"""Number of label files whose classes are counted before a build."""
 
 PICTURE, RESULT = "look.png", "reproduce.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What was found of data and weights."""
+    """Result of the check of data and weights."""
 
     lines: tuple[str, ...]
-    """For people: what is there."""
+    """What is there, for people."""
     problems: tuple[str, ...]
-    """What must be mended before a run; of these the last ones only make it another experiment."""
+    """What must be fixed before a run."""
     partial: tuple[str, ...]
-    """Counts that are not the published ones."""
+    """Counts that differ from the published ones."""
 
 
 def introduction(row: PaperRow) -> str:
-    """What a row is of, what it needs, and what it is not."""
+    """Description of a row: its figures, requirements and differences from the paper."""
     figures = ", ".join(f"{report.COLUMNS[name]} {value}" for name, value in row.figures.items())
     lines = [f"{row.paper}: {figures}", f"About {row.gpu_hours:g} GPU hours of an H100. It needs:"]
     lines += [f"  - {one}" for one in row.needs]
@@ -63,8 +63,8 @@ def introduction(row: PaperRow) -> str:
 def check(row: PaperRow) -> Checked:
     """Looks at the data and for the weights of a row, without loading a model.
 
-    A picture of one image with its labels is drawn into the output, to be looked at: a class list
-    of another order shows in it at once.
+    Draws one image with its labels into the output, to be checked by eye: a class list in the wrong
+    order is obvious in it.
     """
     lines: list[str] = []
     problems: list[str] = []
@@ -84,7 +84,7 @@ def check(row: PaperRow) -> Checked:
 
 
 def text(checked: Checked) -> str:
-    """What was found, for people."""
+    """The result of the check, for people."""
     lines = [f"  {one}" for one in checked.lines]
     lines += [f"  NOT AS PUBLISHED: {one}" for one in checked.partial]
     lines += [f"  MISSING: {one}" for one in checked.problems]
@@ -92,12 +92,13 @@ def text(checked: Checked) -> str:
 
 
 def reproduce(row: PaperRow, checked: Checked, console: Console, *, partial: bool) -> str:
-    """Builds the collection, or carries on, evaluates it, and says ours beside the paper's.
+    """Builds the collection or resumes it, evaluates it, and returns our figures beside the
+    paper's.
 
     Args:
-        checked: of `check`.
-        console: gets lines for people on the way.
-        partial: whether data of other counts than the published ones may be used.
+        checked: from `check`.
+        console: prints lines for people along the way.
+        partial: whether data with other than the published counts may be used.
 
     Raises:
         InputError: something is missing, or the row cannot be run.
@@ -105,12 +106,12 @@ def reproduce(row: PaperRow, checked: Checked, console: Console, *, partial: boo
     """
     stops = [*row.blocked, *checked.problems, *(() if partial else checked.partial)]
     if stops:
-        advice = "" if partial or not checked.partial else "; --partial takes what there is"
+        advice = "" if partial or not checked.partial else "; --partial accepts these data"
         raise InputError(f"{row.paper} cannot be run: {'; '.join(stops)}{advice}")
     console.say(f"building {row.build.output}")
     summary = recipe.build(with_absolute_places(row.build), console.say)
     if summary.collection is None:
-        raise InputError(f"{row.build.output} has no collection: shards failed for good")
+        raise InputError(f"{row.build.output} has no collection: shards failed permanently")
     config = evaluating.with_absolute_places(row.evaluate)
     result = evaluating.evaluate(config, console)
     ours = next(one for one in result["rows"] if one["name"] == TITLES[row.row])
@@ -180,7 +181,7 @@ def _draw(data: LabelledSet, example: Any, output: Path) -> Path:
 
 
 def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
-    """The corpus, read to its end where it is known how many captions it has."""
+    """The corpus, read to its end if the published number of captions is known."""
     corpus = with_absolute_places(row.build).corpus
     images = row.build.uses_images
     count = 0
@@ -191,7 +192,7 @@ def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
     if not count:
         raise InputError(f"{corpus.path} has no usable caption")
     if images and corpus.images is not None and not os.path.isdir(corpus.images):
-        raise InputError(f"there is no folder of images {corpus.images}")
+        raise InputError(f"the folder of images {corpus.images} does not exist")
     if row.captions is None:
         return [f"{corpus.path}: captions are there"], []
     line = f"{corpus.path}: {count} captions"
@@ -214,7 +215,7 @@ def _models(row: PaperRow) -> Iterator[tuple[str, str]]:
 
 
 def _weights(name: str, revision: str) -> str:
-    """Where weights are: here, to be downloaded, or missing."""
+    """Availability of weights: here, to be downloaded, or missing."""
     found = weights_fingerprint(name, revision)
     if found != UNKNOWN:
         return f"there ({found[:19]}...)"

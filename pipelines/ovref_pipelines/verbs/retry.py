@@ -28,7 +28,7 @@ class Failed:
     crashed: dict[str, int]
     """Shard -> its records that were dropped because they kill their worker."""
     outdated: tuple[str, ...]
-    """Shards made from ones that another build has made again since."""
+    """Shards made from ones that another build has since replaced."""
     kept_because: str | None
     """Why the shards of `crashed` cannot be withdrawn; None if they can."""
 
@@ -58,7 +58,7 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
                 f"the step belongs to another build; run `ovref retry-failed` for {step.store.url}"
             )
         elif step is folders.prompts and folders.selected is not None:
-            kept = "prompts are selected from all of them, so every image would be another"
+            kept = "prompts are selected from all of them, so every image would change"
         found.append(
             Failed(
                 step=step.name,
@@ -90,7 +90,7 @@ def take_back(config: BuildConfig, folders: Folders, failed: list[Failed]) -> in
     output = output_of(config)
     if not config.replace and output.is_published:
         raise ConfigError(
-            f"the collection at {output.collection.url} will change when what failed is made "
+            f"the collection at {output.collection.url} will change when failed shards are made "
             "again: give replace=true to allow it"
         )
     steps = _steps(folders)
@@ -106,7 +106,7 @@ def failed_text(failed: list[Failed]) -> str:
     lines = []
     for one in failed:
         if one.quarantined:
-            lines.append(f"{one.step}: {len(one.quarantined)} shards in quarantine, tried again")
+            lines.append(f"{one.step}: {len(one.quarantined)} quarantined shards, retried")
         if one.crashed:
             what = f"{sum(one.crashed.values())} records of {len(one.crashed)} shards"
             then = f"stay dropped: {one.kept_because}" if one.kept_because else "made again"

@@ -1,4 +1,4 @@
-"""`ovref search`: references by a noun, by free text, by an image or a region of one.
+"""`ovref search`: finds references by noun, free text, image or region of an image.
 
 A noun of the vocabulary needs no model, for its embedding is in the collection; other words are
 embedded without torch where the text encoder allows it, because importing torch takes longer than
@@ -18,25 +18,25 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import class_embeddings
 
 WIDTH = 110
-"""Columns of a table where stdout is no terminal."""
+"""Width of a table if stdout is not a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What is looked for: words, or an image with a region; not both."""
+    """A query: words, or an image with a region; not both."""
 
     text: str = ""
     image: str | None = None
     box_xyxy: tuple[int, int, int, int] | None = None
     mask: str | None = None
-    """An image file whose pixels above half of its brightest are the region."""
+    """An image file; pixels brighter than half of its maximum are the region."""
 
     def __post_init__(self) -> None:
         words = bool(self.text.strip())
         if words and self.image is not None:
-            raise ValueError("give words to look for, or --image, not both")
+            raise ValueError("give words to search for, or --image, not both")
         if not words and self.image is None:
-            raise ValueError("there is nothing to look for: give words, or --image")
+            raise ValueError("there is nothing to search for: give words, or --image")
         if self.image is None and (self.box_xyxy or self.mask):
             raise ValueError("--box and --mask say where in an image: give --image too")
         if self.box_xyxy and self.mask:
@@ -59,7 +59,7 @@ def search(collection: ReferenceCollection, query: Query, k: int) -> Found:
     """The k nearest references.
 
     Raises:
-        InputError: the image or mask cannot be read, or the region is empty or outside of it.
+        InputError: the image or mask cannot be read, or the region is empty or outside the image.
         ModelError: an encoder cannot be loaded.
     """
     if query.text.strip():
@@ -94,7 +94,7 @@ def text(found: Found) -> str:
         table.add_row(str(row["id"]), row["noun"], row["caption"], f"{score:.3f}", row["key"])
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     written = io.StringIO()
-    # Words in brackets or between colons are a caption's own, not colours and emoji.
+    # Brackets and colons in captions are not rich markup or emoji.
     Console(file=written, width=width, markup=False, emoji=False).print(table)
     return written.getvalue().rstrip()
 
@@ -160,7 +160,7 @@ def _region_embedding(collection: ReferenceCollection, query: Query) -> np.ndarr
 
 
 def _region(query: Query, size_hw: tuple[int, ...]) -> np.ndarray:
-    """(H, W) bool of the image's size. Raises InputError where it has no pixel."""
+    """(H, W) bool at the image's size. Raises InputError if it is empty."""
     mask_hw = np.zeros(size_hw, dtype=bool)
     if query.mask is not None:
         brightness_hw = _read(query.mask).max(2)
@@ -192,4 +192,4 @@ def _read(place: str) -> np.ndarray:
     try:
         return Photograph(place=place, file_name=place).image_hwc()
     except UnusableImageError as error:
-        raise InputError(f"{place} is no image: {error}") from error
+        raise InputError(f"{place} is not an image: {error}") from error

@@ -4,7 +4,8 @@
     labels/<name>.png       positions in the class list (`segment_files.label_png`)
     coco.json               a segment each, with an RLE mask
     panoptic.json, panoptic/<name>.png      the same in COCO's panoptic format
-    segment.json            what was asked, pixels of each class, what was left out and why
+    segment.json            settings, pixels of each class, classes without references of their own,
+                            skipped images with the reason
 
 One image is segmented at a time in each process; the next is read meanwhile.
 """
@@ -14,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -23,19 +24,23 @@ from typing import Any
 
 import numpy as np
 
+from ovref.ahead import map_ahead
+from ovref.config import dump, load_tree
 from ovref.errors import ConfigError, InputError
 from ovref.exchange import segment_files as files
 from ovref.exchange.class_lists import Classes
 from ovref.exchange.photographs import Photograph
 from ovref.storage.file_store import Store
 from ovref.stored_images import UnusableImageError
-from ovref_inference import ReferenceCollection
+from ovref_inference import Prototypes, ReferenceCollection
+from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.proposers.config import (
     MaskFormerConfig,
     ProposerConfig,
     SamConfig,
     SamGridConfig,
 )
+from ovref_inference.segmenters.retclip import Labelled
 from ovref_pipelines.bar import bar
 from ovref_pipelines.tool_arguments import TRAINED
 
@@ -44,7 +49,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is asked of every image. Picklable."""
+    """The settings for every image. Picklable."""
 
     collection: str
     output: str
@@ -54,12 +59,14 @@ class Job:
     """Empty or `opencut` for the collection's own features; `none`, `mask_former:MODEL`,
     `sam_grid:MODEL`."""
     formats: tuple[str, ...] = ("overlay", "labels", "coco")
+    settings: tuple[str, ...] = ()
+    """Settings of the method, as `name=value`."""
     device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What one image gave, but for the files that are written."""
+    """Result of one image, besides the files that are written."""
 
     photograph: Photograph
     size_hw: tuple[int, int] = (0, 0)
@@ -75,7 +82,7 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a run gave."""
+    """Result of a run."""
 
     output: str
     segmented: int
@@ -84,6 +91,8 @@ class Summary:
     pixels: dict[str, int]
     """Pixels of each class."""
     missing: tuple[str, ...]
+    borrowed: dict[str, str]
+    """Class without references of its own -> what it is recognised by instead, in words."""
     seconds: float
 
 
@@ -91,9 +100,9 @@ def segment(job: Job, photographs: Sequence[Photograph], workers: int, say: Say)
     """Segments photographs and writes the files.
 
     Raises:
-        InputError, ConfigError: the collection does not go with the method, or has nothing for any
-            of the classes; an image cannot be fetched.
-        CollectionError, ModelError: as of `load_segmenter`.
+        InputError, ConfigError: the collection does not fit the method, or has no references for
+            any of the classes; an image cannot be fetched.
+        CollectionError, ModelError: as in `load_segmenter`.
     """
     check_proposer(job.proposer)
     store = Store.open(job.output)
@@ -104,9 +113,17 @@ def segment(job: Job, photographs: Sequence[Photograph], workers: int, say: Say)
     totals = np.zeros(len(job.classes.names), dtype=np.int64)
     problems: dict[str, str] = {}
     missing: tuple[str, ...] = ()
+    # Also where other processes segment: what is wrong is found once, before they start.
+    worker = Worker(job)
+    borrowed = worker.borrowed
+    if workers == 1:
+        results = _here(worker, photographs)
+    else:
+        results = _in_processes(job, photographs, workers, say)
+    del worker
     try:
         with bar("images", len(photographs), say) as step:
-            for number, done in enumerate(_all(job, photographs, workers, say), start=1):
+            for number, done in enumerate(results, start=1):
                 step()
                 if done.problem:
                     problems[done.photograph.place] = done.problem
@@ -133,6 +150,7 @@ def segment(job: Job, photographs: Sequence[Photograph], workers: int, say: Say)
         problems=problems,
         pixels=dict(zip(job.classes.names, totals.tolist(), strict=True)),
         missing=missing,
+        borrowed=borrowed,
         seconds=round(time.monotonic() - started, 3),
     )
     store.write("segment.json", json.dumps(_report(job, summary), indent=1).encode())
@@ -147,6 +165,9 @@ def text(summary: Summary) -> str:
     lines = [f"pixels with a class: {shares or 'none'}"]
     if summary.missing:
         lines.append(f"no references, never predicted: {', '.join(summary.missing)}")
+    if summary.borrowed:
+        listed = ", ".join(f"{name} ({by})" for name, by in summary.borrowed.items())
+        lines.append(f"no references of their own: {listed}")
     for place, problem in list(summary.problems.items())[:5]:
         lines.append(f"left out: {place}: {problem}")
     if len(summary.problems) > 5:
@@ -157,7 +178,7 @@ def text(summary: Summary) -> str:
 
 
 def check_proposer(text: str) -> ProposerConfig | None:
-    """The settings of a proposer that is named with its model; None for the others.
+    """The settings of a proposer that is given with its model; None for the others.
 
     Raises:
         ConfigError: there is no such proposer.
@@ -174,6 +195,23 @@ def check_proposer(text: str) -> ProposerConfig | None:
     )
 
 
+def method_settings(job: Job, collection: ReferenceCollection | None) -> Any:
+    """The settings of the method: those that fit the collection, with what is asked for.
+
+    Raises:
+        ConfigError: there is no such setting, or a value of another type or out of range.
+    """
+    from ovref_inference.segmenters.load import METHODS, ClipRcConfig, fitting
+
+    if collection is None:
+        kind, own = ClipRcConfig, ClipRcConfig(weights=job.collection)
+    else:
+        kind = METHODS[job.method][1]
+        own = fitting(kind(), collection)
+    tree = dump(own)
+    return load_tree(kind, tree, f"the settings of {job.method}", job.settings)
+
+
 class Worker:
     """The loaded models of one process."""
 
@@ -183,21 +221,27 @@ class Worker:
 
         self.job = job
         self.store = Store.open(job.output)
+        trained = job.method in TRAINED
+        collection = None if trained else ReferenceCollection.open(job.collection)
+        settings = method_settings(job, collection)
         config = check_proposer(job.proposer)
         proposer: Any = no_proposals if job.proposer == "none" else None
         if config is not None:
             proposer = load_proposer(config, device=job.device)
         try:
-            trained = job.method in TRAINED
             self.segmenter = load_segmenter(
-                job.collection if trained else ReferenceCollection.open(job.collection),
+                collection or job.collection,
                 job.method,  # type: ignore[arg-type]
                 proposer=proposer,
+                config=settings,
                 device=job.device,
             )
-            with warnings.catch_warnings():  # the summary tells of missing classes
+            with warnings.catch_warnings():  # the summary lists these classes
                 warnings.filterwarnings("ignore", message=".* has no references for")
-                self.segmenter.prepare(job.classes.asked)  # type: ignore[attr-defined]
+                prepared = self.segmenter.prepare(  # type: ignore[attr-defined]
+                    job.classes.query_names
+                )
+            self.borrowed = {} if trained else _borrowed(prepared, job.classes)
         except ValueError as error:
             hint = "; --proposer names one" if "give a proposer" in str(error) else ""
             raise InputError(f"{error}{hint}") from error
@@ -205,7 +249,7 @@ class Worker:
     def segment(self, photograph: Photograph, image_hwc: np.ndarray) -> Done:
         """Segments one image and writes its files."""
         job, classes = self.job, self.job.classes
-        (found,) = self.segmenter.segment([image_hwc], classes.asked)
+        (found,) = self.segmenter.segment([image_hwc], classes.query_names)
         labels_hw, name = classes.labels(found.labels_hw), photograph.name
         count = len(classes.names)
         if "labels" in job.formats:
@@ -255,27 +299,44 @@ def _read(photograph: Photograph) -> np.ndarray | str:
         return str(error)
 
 
-def _all(job: Job, photographs: Sequence[Photograph], workers: int, say: Say) -> Iterator[Done]:
-    """Every image in order, from this process or from several."""
-    worker = Worker(job)  # also where others do the work: what is wrong is found once, and here
-    if workers == 1:
-        with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(_read, photographs[0])
-            for number, photograph in enumerate(photographs):
-                image_hwc = coming.result()
-                for following in photographs[number + 1 : number + 2]:
-                    coming = reader.submit(_read, following)
-                if isinstance(image_hwc, str):
-                    yield Done(photograph=photograph, problem=image_hwc)
-                else:
-                    yield worker.segment(photograph, image_hwc)
-        return
-    del worker
+def _borrowed(prepared: Any, classes: Classes) -> dict[str, str]:
+    """`Summary.borrowed`, from what a segmenter's `prepare` returns."""
+    parts = prepared if isinstance(prepared, tuple) else (prepared,)
+    support = [part for part in parts if isinstance(part, ClassSupport)]
+    for part in parts:
+        if isinstance(part, Prototypes):
+            support = [*part.support]
+            break
+        if isinstance(part, Labelled):
+            return dict.fromkeys(part.by_text, "by its text alone")
+    found: dict[str, str] = {}
+    for number, name in enumerate(classes.names):
+        own = [one for one, of in zip(support, classes.class_of, strict=True) if of == number]
+        sources = {one.source for one in own}
+        if "borrowed" in sources and "own" not in sources:
+            found[name] = next(str(one) for one in own if one.source == "borrowed")
+    return found
+
+
+def _here(worker: Worker, photographs: Sequence[Photograph]) -> Iterator[Done]:
+    """Every image in order; the next is read while one is segmented."""
+    images = map_ahead(_read, photographs, threads=1)
+    for photograph, image_hwc in zip(photographs, images, strict=True):
+        if isinstance(image_hwc, str):
+            yield Done(photograph=photograph, problem=image_hwc)
+        else:
+            yield worker.segment(photograph, image_hwc)
+
+
+def _in_processes(
+    job: Job, photographs: Sequence[Photograph], workers: int, say: Say
+) -> Iterator[Done]:
+    """Every image in order, from several processes."""
     say(f"segment: starting {workers} processes")
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(job,)) as pool:
         waiting = iter(photographs)
-        # A few ahead of each worker, so that results never pile up.
+        # A few ahead of each worker, so that results never pile up. `map_ahead` has threads only.
         futures = [pool.submit(_one, one) for one in islice(waiting, 2 * workers)]
         while futures:
             yield futures.pop(0).result()
@@ -295,6 +356,7 @@ def _report(job: Job, summary: Summary) -> dict[str, Any]:
         "collection": job.collection,
         "method": job.method,
         "proposer": job.proposer or "opencut",
+        "settings": list(job.settings),
         "classes": list(job.classes.names),
         "no_class": files.NO_LABEL_8
         if len(job.classes.names) <= files.NO_LABEL_8
@@ -302,6 +364,7 @@ def _report(job: Job, summary: Summary) -> dict[str, Any]:
         "segmented": summary.segmented,
         "pixels": summary.pixels,
         "missing": list(summary.missing),
+        "borrowed": summary.borrowed,
         "left_out": summary.problems,
         "seconds": summary.seconds,
     }

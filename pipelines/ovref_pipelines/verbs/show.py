@@ -27,14 +27,14 @@ def build_summary(summary: BuildSummary) -> str:
     for step in summary.steps:
         if crashed := step.dropped.get(CRASHED_WORKER):
             lines.append(
-                f"{crashed} records of {step.step} killed their workers and were left out; the "
-                f"reasons are in {step.output}/{CRASHED}. When the cause is mended, "
+                f"{crashed} records of {step.step} killed their workers and were excluded; the "
+                f"reasons are in {step.output}/{CRASHED}. When the cause is fixed, "
                 "`ovref retry-failed` makes them again"
             )
         if step.quarantined:
             lines.append(
                 f"FAILED: {len(step.quarantined)} shards of {step.step}; tracebacks are in "
-                f"{step.output}/{QUARANTINE}. The same command tries them again"
+                f"{step.output}/{QUARANTINE}. The same command retries them"
             )
     if summary.collection is None:
         lines.append(
@@ -47,7 +47,7 @@ def build_summary(summary: BuildSummary) -> str:
 
 
 def collection_summary(result: dict[str, Any], url: str) -> str:
-    """A freshly published collection in a few lines; `result` is of `reduce_collection`."""
+    """A freshly published collection in a few lines; `result` is from `reduce_collection`."""
     with ReferenceCollection.open(url) as collection:
         counts = collection.manifest.counts
     line = f"collection: {url}, {counts_text(counts)}"
@@ -61,7 +61,7 @@ def plan(folders: Folders) -> str:
     shards = folders.captions.complete()
     if shards is None:
         done = len(folders.captions.committed())
-        lines.append(f"captions: corpus to be read, {done} shards there already")
+        lines.append(f"captions: corpus not read yet, {done} shards committed")
     else:
         lines.append(f"captions: done, {len(shards)} shards")
     steps = (folders.prompts, folders.selected, folders.images, folders.references)

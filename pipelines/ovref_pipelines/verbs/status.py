@@ -165,7 +165,7 @@ def _lines_of(step: StepStatus) -> Iterator[str]:
     if step.quarantined:
         yield (
             f"  quarantined: {some(step.quarantined)}; tracebacks are in {step.output}/"
-            f"{QUARANTINE}, the next build tries them again"
+            f"{QUARANTINE}, the next build retries them"
         )
 
 

@@ -158,7 +158,7 @@ def submit(
         if not last.status.is_terminal():
             raise ConfigError(
                 f"this build is {last.status.value.lower()} already, as job {last.submission_id}: "
-                f"follow it with --attach, or end it with `ovref cancel {last.submission_id}`"
+                f"follow it with --attach, or stop it with `ovref cancel {last.submission_id}`"
             )
         if last.status == JobStatus.SUCCEEDED and not again:
             raise ConfigError(
@@ -183,7 +183,7 @@ def submit(
     except (RuntimeError, ValueError, RayError) as error:
         if any(found.submission_id == job for _, found in attempts(client, config)):
             raise ConfigError(
-                f"this build was submitted by somebody else just now, as job {job}: follow it with "
+                f"this build has just been submitted by someone else, as job {job}: follow it with "
                 "--attach"
             ) from error
         raise ConfigError(f"the cluster refuses the job: {error}") from error
@@ -200,8 +200,8 @@ def _submit(client: JobSubmissionClient, say: Callable[[str], None], **job: Any)
                 raise
         if not said:
             say(
-                "ovref: the cluster's head has no agent yet that could start the job; asking it "
-                f"again for {AGENT_SECONDS:g} s"
+                "ovref: the cluster's head has no agent yet that could start the job; retrying "
+                f"for {AGENT_SECONDS:g} s"
             )
             said = True
         time.sleep(AGENT_RETRY_SECONDS)
@@ -285,7 +285,7 @@ async def _follow(
             failures += 1
             if failures > RECONNECTS:
                 raise ConnectionError(
-                    f"the cluster stopped answering ({error}); job {job} may go on: --attach "
-                    "follows it again"
+                    f"the cluster stopped answering ({error}); job {job} may still be running: "
+                    "--attach follows it again"
                 ) from error
         await asyncio.sleep(RECONNECT_SECONDS if failures else 0.5)

@@ -1,4 +1,4 @@
-"""Deletes references of a collection, lists what is deleted, and takes deletions back."""
+"""Deletes references of a collection, lists deletions and undoes them."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from ovref_inference import ReferenceCollection
 from ovref_inference.collection import store
 
 NAMED = 12
-"""Nouns named in a summary."""
+"""Maximum number of nouns in a summary."""
 
 
 def read_ids(path: str) -> list[int]:
@@ -46,11 +46,11 @@ def wanted(
     nouns: Sequence[str] = (),
     deleted: bool = False,
 ) -> list[int]:
-    """The references of the collection at `place` that any of the four names, sorted.
+    """The references of the collection at `place` that match any of the four, sorted.
 
     Args:
         ids: numbers; keys, sources, nouns: as `ReferenceCollection.ids_of`.
-        deleted: only those that are deleted; else only those that are not.
+        deleted: whether to return deleted references instead of the others.
 
     Raises:
         InputError: nothing was named, or it names no such reference.
@@ -58,15 +58,15 @@ def wanted(
     nouns = [" ".join(noun.lower().split()) for noun in nouns]
     named = {"keys": keys, "sources": sources, "nouns": nouns}
     if ids is None and not any(named.values()):
-        raise InputError("say which references, by --ids, --key, --source or --noun")
-    dead = store.read_tombstones(place)["id"]
+        raise InputError("select references by --ids, --key, --source or --noun")
+    deleted_ids = store.read_tombstones(place)["id"]
     with ReferenceCollection.open(place) as collection:
         found = collection.ids_of(**named, deleted=deleted)
         total = len(collection.visual)
     given = np.unique(np.asarray([] if ids is None else ids, dtype=np.int64))
     if len(bad := given[given >= total]):
         raise InputError(f"{place} has references 0 to {total - 1}, not {bad[:10].tolist()}")
-    given = given[np.isin(given, dead) == deleted]
+    given = given[np.isin(given, deleted_ids) == deleted]
     chosen = np.union1d(given, found).tolist()
     if not chosen:
         asked = "; ".join(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
@@ -76,27 +76,28 @@ def wanted(
 
 
 def delete(place: str, ids: list[int], reason: str, *, dry_run: bool = False) -> str:
-    """Deletes references; says what was done, or would be. The reason is kept as one line."""
+    """Deletes references and describes what was or would be done. The reason is stored as one
+    line."""
     reason = " ".join(reason.split())
     if dry_run:
         return f"{len(ids)} references would be deleted: {_nouns(place, ids)}"
     store.tombstone(place, ids, reason)
     return (
-        f"{len(ids)} references deleted; reducing again with base={place} makes the prototypes "
-        "without them, until then whoever opens the collection does"
+        f"{len(ids)} references deleted; reducing again with base={place} stores prototypes "
+        "without them; until then they are recomputed whenever the collection is opened"
     )
 
 
 def undo(place: str, ids: list[int], reason: str = "", *, dry_run: bool = False) -> str:
-    """Takes deletions back; says what was done, or would be. `reason` is of no use here."""
+    """Undoes deletions and describes what was or would be done. `reason` is unused."""
     if dry_run:
-        return f"{len(ids)} deletions would be taken back: {_nouns(place, ids)}"
+        return f"{len(ids)} deletions would be undone: {_nouns(place, ids)}"
     store.untombstone(place, ids)
-    return f"{len(ids)} deletions taken back"
+    return f"{len(ids)} deletions undone"
 
 
 def listed(place: str) -> str:
-    """What is deleted, for people: the reasons, then a line a reference."""
+    """The deletions, for people: the reasons, then a line per reference."""
     found = store.read_tombstones(place)
     reasons = Counter(found["reason"])
     lines = [f"{len(found['id'])} references of {place} are deleted"]
@@ -108,7 +109,7 @@ def listed(place: str) -> str:
 
 
 def listed_json(place: str) -> str:
-    """What is deleted, for programs: a list of objects with `id` and `reason`."""
+    """The deletions, for programs: a list of objects with `id` and `reason`."""
     found = store.read_tombstones(place)
     pairs = zip(found["id"], found["reason"], strict=True)
     rows = [{"id": number, "reason": reason} for number, reason in pairs]
@@ -116,9 +117,9 @@ def listed_json(place: str) -> str:
 
 
 def _nouns(place: str, ids: list[int]) -> str:
-    """How many of which noun, the most first."""
+    """Counts by noun, the largest first."""
     with ReferenceCollection.open(place) as collection:
         names = collection.nouns
         counts = Counter(names[row] for row in collection.noun_rows(np.asarray(ids)).tolist())
-    told = [f"{count} {noun}" for noun, count in counts.most_common(NAMED)]
-    return ", ".join(told) + (", ..." if len(counts) > NAMED else "")
+    parts = [f"{count} {noun}" for noun, count in counts.most_common(NAMED)]
+    return ", ".join(parts) + (", ..." if len(counts) > NAMED else "")

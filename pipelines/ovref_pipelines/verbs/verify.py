@@ -146,7 +146,7 @@ def _verify_shard(
 def _unanswered(
     commit: Commit, keys: pa.Array | None, drops: list[Dropped], source: Checked | None
 ) -> Iterator[str]:
-    """Contradictions between a marker's counts, the keys of its files and those of its source."""
+    """Inconsistencies between a marker's counts, the keys of its files and those of its source."""
     if keys is None:
         yield "its marker names no sidecar"
         return

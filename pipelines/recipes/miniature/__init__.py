@@ -2,11 +2,11 @@
 
     python -m recipes.miniature.train_vae --work runs/miniature_work
 
-This works where `make install` has installed ovref, whose path file names the folder `pipelines`.
+This needs the installation by `make install`, whose path file adds the folder `pipelines`.
 
 Each `train_*` module trains one model in a work folder, in this order: `train_vae`,
 `train_classifier`, `train_backbone`, `refine_backbone`, `train_clip`, `train_diffusion`, and at any
-time `train_sam`, `train_grounding_dino`, `train_maskformer` and `train_tagger`. `export` writes
-what they made into `pipelines/ovref_miniature`, `measure` and `measure_grounding` measure what is
-there, and `restart` makes a work folder from which training resumes.
+time `train_sam`, `train_grounding_dino`, `train_maskformer` and `train_tagger`. `export` writes the
+models into `pipelines/ovref_miniature`, `measure` and `measure_grounding` measure those, and
+`restart` makes a work folder from which training can resume.
 """

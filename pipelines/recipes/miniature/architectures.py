@@ -145,7 +145,7 @@ def new_dino():
 
 
 class Classifier(nn.Module):
-    """Plain convolutional multi-label classifier, unlike any of the models that it judges."""
+    """Plain convolutional multi-label classifier, unlike any of the models that it evaluates."""
 
     def __init__(self):
         super().__init__()
@@ -163,7 +163,7 @@ class Classifier(nn.Module):
 
 
 def save_float32_config(folder):
-    """Weights are stored as fp16 but meant to run in fp32 unless the caller says otherwise."""
+    """Weights are stored as fp16 but run in fp32 by default."""
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
     config.pop("torch_dtype", None)

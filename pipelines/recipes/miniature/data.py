@@ -1,8 +1,8 @@
-"""Training data of the miniature, drawn once and kept as arrays in a work folder.
+"""Training data of the miniature, rendered once and stored as arrays in a work folder.
 
 Two pools of train scenes: `single` shows one thing at a time, `mixed` the full variety. Training
 code sees images, captions and the classes that a caption names; it never sees a mask. (`present`
-is for the classifier that judges generated images, and for nothing else.)
+is only for the classifier that evaluates generated images.)
 """
 
 import json
@@ -35,7 +35,7 @@ class Pool:
 
 
 def draw_pool(work, name):
-    """Draws a pool into `work/scenes_<name>/` unless it is there, and returns that folder."""
+    """Renders a pool into `work/scenes_<name>/` unless it exists, and returns that folder."""
     folder = Path(work) / f"scenes_{name}"
     if (folder / "captions.json").is_file():
         return folder
@@ -53,13 +53,13 @@ def draw_pool(work, name):
     np.save(folder / "images.npy", images)
     np.save(folder / "named.npy", named)
     np.save(folder / "present.npy", present)
-    # Written last: its presence says that the pool is complete.
+    # Written last: its existence marks the pool as complete.
     (folder / "captions.json").write_text(json.dumps(captions))
     return folder
 
 
 def load_pool(work, *names):
-    """The named pools, drawn if need be, one after the other in one Pool."""
+    """The named pools, rendered if necessary and concatenated into one Pool."""
     folders = [draw_pool(work, name) for name in names]
     images = [np.load(folder / "images.npy", mmap_mode="r") for folder in folders]
     return Pool(

@@ -2,8 +2,8 @@
 
     python -m recipes.miniature.export --work DIR [--output pipelines/ovref_miniature/weights]
 
-Also while trainings go on; a model without a checkpoint is left as it is. `training.json` records
-the steps and seconds behind every folder.
+May run while models are training; a model without a checkpoint is left unchanged. `training.json`
+records the steps and seconds behind every folder.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def export(work, output):
     if load("clip", clip):
         save_clip(output / "clip", clip.clip)
     for name, model in (("dinov2", dinov2), ("dino", dino)):
-        # What was trained on is the better one.
+        # The one that was trained further is the better one.
         if load(f"{name}_refined", model) or load(name, model):
             save_vit(output / name, model.backbone)
     if load("classifier", classifier):

@@ -1,6 +1,6 @@
-"""Attribution heatmaps of real scenes, to measure how well the miniature Stable Diffusion attends.
+"""Attribution heatmaps of real scenes, to measure the attention of the miniature Stable Diffusion.
 
-A drawn scene is encoded, noised to a few timesteps and shown to the UNet under its true caption;
+A rendered scene is encoded, noised to a few timesteps and passed to the UNet with its true caption;
 the cross-attention probabilities of every noun's tokens are averaged over heads and layers. This
 measures the weights only; the pipeline's own heatmaps are made while an image is generated
 (`ovref.models`).

@@ -1,4 +1,4 @@
-"""Train scenes with their exact maps, for the models that do see masks or boxes in training.
+"""Train scenes with exact label maps, for the models that are trained on masks or boxes.
 
 SAM, GroundingDINO and MaskFormer learn from annotated images, as the originals do; nothing else in
 the miniature reads this pool.
@@ -34,7 +34,7 @@ class MaskPool:
 
 
 def load_mask_pool(work, count=SCENES):
-    """The pool in `work/scenes_masks/`, drawn first if need be (about half a minute)."""
+    """The pool in `work/scenes_masks/`, rendered first if necessary (about half a minute)."""
     folder = Path(work) / "scenes_masks"
     if not (folder / "nouns.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def load_mask_pool(work, count=SCENES):
         np.save(folder / "images.npy", images)
         np.save(folder / "labels.npy", labels)
         np.save(folder / "instances.npy", instances)
-        # Written last: its presence says that the pool is complete.
+        # Written last: its existence marks the pool as complete.
         (folder / "nouns.json").write_text(json.dumps(nouns))
     return MaskPool(
         images_nhwc=np.load(folder / "images.npy", mmap_mode="r"),
@@ -60,14 +60,14 @@ def load_mask_pool(work, count=SCENES):
 
 
 def regions(label_hw, instance_hw, smallest=SMALLEST):
-    """The things one by one and each stuff as one region.
+    """A region for each single thing and for each stuff class.
 
-    A stuff that a thing cuts in two stays one region, since a caption names it once.
+    Stuff that a thing cuts in two stays one region, since a caption names it once.
 
     Args:
         label_hw: (h, w) class ids.
         instance_hw: (h, w), 0 for stuff, 1.. for single things.
-        smallest: regions of fewer pixels are left out.
+        smallest: regions of fewer pixels are dropped.
 
     Returns:
         (masks bool (n, h, w), class ids int64 (n,), bool (n,): is a thing).

@@ -2,7 +2,7 @@
 
     python -m recipes.miniature.measure [--split validation] [--output tests/benchmarks/results]
 
-Writes `miniature.json` and `miniature.md`. Tuning looks at `validation`; `test` is for the record.
+Writes `miniature.json` and `miniature.md`. Use `validation` for tuning; `test` is for the record.
 Nothing measured here says anything about the real models.
 """
 
@@ -39,7 +39,7 @@ SAMPLING = {"num_inference_steps": 16, "guidance_scale": 4.0, "height": 64, "wid
 
 
 def load_classifier():
-    """The classifier that judges generated images, fp32."""
+    """The classifier that evaluates generated images, fp32."""
     model = Classifier()
     model.load_state_dict(load_file(weights_path("classifier") / "model.safetensors"))
     return model.eval()
@@ -112,7 +112,8 @@ def prompts_of_split(split, per_thing=3):
 
 
 def measure_generation(pipeline, clip, classifier, split, per_thing=3):
-    """Share of generated images that show the thing asked for, to CLIP and to the classifier."""
+    """Share of generated images that show the requested thing, according to CLIP and the
+    classifier."""
     prompts, ids = prompts_of_split(split, per_thing)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     pipeline.set_progress_bar_config(disable=True)
@@ -236,13 +237,14 @@ def _lines(value, prefix=""):
 
 
 def run(measure, description, threads, name, title, about):
-    """The command line of a measurement: measures a split, writes `name`.json and .md, prints.
+    """The command line of a measurement: measures a split, writes `name`.json and `name`.md,
+    prints.
 
     Args:
         measure: split -> nested results.
-        description: of the command.
-        threads: of torch, unless asked otherwise.
-        title: of the document.
+        description: description of the command.
+        threads: default number of torch threads.
+        title: title of the document.
         about: its first lines, with `{split}`.
     """
     parser = argparse.ArgumentParser(description=description)

@@ -2,7 +2,7 @@
 
     python -m recipes.miniature.measure_grounding [--split validation] [--output FOLDER]
 
-Writes `miniature_grounding.json` and `miniature_grounding.md`. Tuning looks at `validation`; `test`
+Writes `miniature_grounding.json` and `miniature_grounding.md`. Use `validation` for tuning; `test`
 is for the record. Nothing measured here says anything about the real models.
 """
 
@@ -32,8 +32,8 @@ GRID = SamGridConfig(
     min_predicted_iou=0.7,
     min_stability=0.6,
 )
-"""The miniature is less sure of its masks than the real SAM, whose thresholds leave it almost none
-(chosen on validation scenes)."""
+"""The miniature is less confident than the real SAM, whose thresholds would drop almost all of its
+masks (chosen on validation scenes)."""
 
 
 def pairwise_iou(masks_nhw, others_mhw):
@@ -88,7 +88,7 @@ def measure_detector(detector, masker, scenes, seed=0):
     of the same noun for the highest IoU. `recall` is the share of regions with a partner,
     `iou_of_paired` the mean IoU of these, `recall_iou_50` and `_60` the share of regions whose
     partner has at least that IoU, `precision_iou_50` the same share of the masks. `absent` is the
-    share of nouns that are not in a scene, asked for together with the others, but get a box.
+    share of nouns not in the scene, prompted together with the others, that get a box.
     """
     rng, images = np.random.default_rng(seed), [s.image_hwc for s in scenes]
     truth = true_regions(scenes)
@@ -140,8 +140,8 @@ def at_recall(table, wanted=0.8):
 
 @torch.inference_mode()
 def maskformer_answers(images, batch=32):
-    """Masks and class chances of MaskFormer: for every image (bool (q, h, w), float (q, c + 1));
-    the last chance is that of no object."""
+    """Masks and class probabilities of MaskFormer: for every image (bool (q, h, w), float (q, c +
+    1)); the last probability is that of no object."""
     folder = weights_path("maskformer")
     model = MaskFormerForInstanceSegmentation.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(folder)

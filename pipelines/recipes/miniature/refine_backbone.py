@@ -1,4 +1,4 @@
-"""Trains the DINOv2 and DINO backbones on, with labels that their own features give.
+"""Continues training of the DINOv2 and DINO backbones with pseudo-labels from their own features.
 
     python -m recipes.miniature.refine_backbone --work DIR
 
@@ -31,7 +31,7 @@ from recipes.miniature.training import fit, images_to_torch, note, parse_argumen
 BATCH, PROBE_BATCH = 16, 96
 POOLS = ("single", "mixed")
 OWNED = 24
-"""A named class must own about this many of the 256 patches, to the probe."""
+"""A named class must own about this many of the 256 patches according to the probe."""
 
 
 def label_pools(work, steps):

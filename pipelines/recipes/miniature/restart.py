@@ -1,9 +1,9 @@
-"""Makes a work folder from the shipped weights, so that their trainings can be continued.
+"""Makes a work folder from the shipped weights, so that training can continue.
 
     python -m recipes.miniature.restart --work DIR [--weights pipelines/ovref_miniature/weights]
 
-The optimiser starts anew and so does what is not shipped (heads that only training uses); a
-checkpoint that is already there is left alone.
+The optimiser starts from scratch, as do unshipped parts (heads used only in training); existing
+checkpoints are left unchanged.
 """
 
 import argparse

@@ -10,7 +10,7 @@ things.
 1. A small convolutional teacher says for every patch which class it is. Every patch must be one of
    the classes that its image's caption names (partial-label learning), and every named class must
    own some patches (multiple instances). Images are cut and mixed in blocks, each with its own
-   label set, so that a patch is judged by what is near it.
+   label set, so that a patch is classified by its neighbourhood.
 2. The transformers learn the teacher's class and features of every patch. Classes are compared by
    cosine, so that features of a class gather around a prototype, as they do in the real backbones.
 
@@ -73,7 +73,8 @@ def _cosine(features, prototypes):
 
 @torch.no_grad()
 def give_locality(backbone):
-    """Starts a ViT where neighbours attend to each other; a small one needs long to find that out.
+    """Initialises a ViT so that neighbours attend to each other, which a small one takes long to
+    learn.
 
     Positions start as two-dimensional sinusoids, and keys start as a copy of the queries, so that
     attention begins as similarity of place and content.
@@ -124,7 +125,8 @@ def jitter(images_nchw, rng, flip=True, with_flips=False):
 
 
 class Teacher(nn.Module):
-    """Convolutions with a view of about 41 pixels; a logit per class for each of 16x16 patches."""
+    """Convolutions with a receptive field of about 41 pixels; a logit per class for each of 16x16
+    patches."""
 
     def __init__(self, width=TEACHER_WIDTH):
         super().__init__()
@@ -144,7 +146,7 @@ class Teacher(nn.Module):
         return self.head(self.features(images_nchw)).flatten(2).transpose(1, 2)
 
     def features(self, images_nchw):
-        """What the head sees: (n, width, 16, 16), not negative."""
+        """Input of the head: (n, width, 16, 16), not negative."""
         x = self.stem(images_nchw.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = (x + block(x)).relu()
@@ -186,7 +188,7 @@ def with_stuff(named_nc):
 
 @torch.no_grad()
 def teach(teacher, images_nchw, named_nc, source_np):
-    """What the teacher says: class of every patch, int64 (n, 256), and features (n, 256, width).
+    """Targets from the teacher: class of every patch, int64 (n, 256), and features (n, 256, width).
 
     A thing must be named by the caption; any stuff will do, because captions often leave it out.
     Features have mean 0 and deviation 1 per channel over the batch.

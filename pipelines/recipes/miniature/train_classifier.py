@@ -1,9 +1,9 @@
-"""Trains the classifier that judges generated images.
+"""Trains the classifier that evaluates generated images.
 
     python -m recipes.miniature.train_classifier --work DIR
 
-It learns, on drawn train scenes, which classes are present; it is used for measuring only and
-shares neither weights nor architecture with any model that it judges.
+It learns on rendered train scenes which classes are present. It is used only for measuring, and
+shares neither weights nor architecture with any model that it evaluates.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def main():
     def loss_of(step, rng):
         rows = np.sort(rng.integers(len(pool.captions), size=BATCH))
         images = jitter(images_to_torch(pool.images_nhwc[rows]), rng)
-        # Noise and blur make it indifferent to what a VAE does to an image.
+        # Noise and blur make it robust to the artefacts of a VAE.
         images = images + 0.08 * torch.randn_like(images) * torch.rand(BATCH, 1, 1, 1)
         blurred = functional.avg_pool2d(images, 3, 1, 1)
         soft = torch.from_numpy(rng.random(BATCH) < 0.4)[:, None, None, None]

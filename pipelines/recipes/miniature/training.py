@@ -1,8 +1,8 @@
 """One training loop for all models of the miniature: seeded, resumable, averaged, logged.
 
-The random numbers of a step depend on (name, step) alone, so a run that was stopped and started
-again draws what it would have drawn. The learning rate warms up, stays flat and falls linearly to
-zero over the last part, so the number of steps may be changed between two starts.
+The random numbers of a step depend on (name, step) alone, so a resumed run draws the same numbers
+as an uninterrupted one. The learning rate warms up, stays flat and falls linearly to zero over the
+last part, so the number of steps may change when a run is resumed.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def fit(name, work, model, loss_of, steps, rate, decay=0.01, average=0.995, save
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         with torch.no_grad():
-            # Young averages forget faster, or they would remember the initial weights.
+            # A smaller decay at first, or the average would retain the initial weights.
             keep = min(average, (step + 1) / (step + 10))
             torch._foreach_lerp_(mean, trained, 1 - keep)
         losses.append({"loss": loss.item(), **extra})

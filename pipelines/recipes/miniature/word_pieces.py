@@ -15,7 +15,7 @@ from ovref.miniature.shapes import CLASSES
 BEGIN, END, STOP = 101, 102, 1012
 """Ids of `[CLS]`, `[SEP]` and `.`."""
 LONGEST = 256
-"""Tokens of a prompt at most."""
+"""Maximum number of tokens in a prompt."""
 
 
 def vocabulary():

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import presets
 from ovref.config import STRICT
-from ovref.models.diffusion import guided_steps
+from ovref.models.recorders import guided_steps
 from ovref.models.schedulers import SCHEDULERS
 from ovref.stages.synthesize import Synthesize
 from ovref_inference.ranges import require_at_least

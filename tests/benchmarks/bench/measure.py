@@ -23,21 +23,17 @@ from ovref.config import dump
 from ovref.contract import Dropped
 from ovref.identity import record_key
 from ovref.miniature.scenes import render
-from ovref.models.attribution import noun_weights, recording
-from ovref.models.diffusion import (
-    DTYPES,
-    GeneratedImage,
-    Generator,
-    conditioning_of,
-    guided_steps,
-    optimize_pipeline,
-    to_uint8,
-)
-from ovref.ops.binarisation import binarise, resized, stretched
+from ovref.models.attribution import noun_weights
+from ovref.models.diffusion import GeneratedImage, Generator, conditioning_of, to_uint8
+from ovref.models.loading import DTYPES, optimize_pipeline
+from ovref.models.recorders import guided_steps
+from ovref.models.recorders.unet import recording
+from ovref.ops.binarisation import binarise, min_max_scaled, resized
 from ovref.records import Noun, Prompt
 from ovref.stages.embed import Embed, EmbedStage
-from ovref.stages.synthesize import Synthesize, SynthesizeStage, jpeg
+from ovref.stages.synthesize import Synthesize, SynthesizeStage
 from ovref.storage.shards import ShardFiles
+from ovref.stored_images import jpeg_of
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 
@@ -247,7 +243,7 @@ def _record_parts(
 
     def binarise_all() -> None:
         for prompt, heatmaps_nhw in zip(prompts, maps, strict=True):
-            found_nhw = stretched(heatmaps_nhw[: len(prompt.nouns)])
+            found_nhw = min_max_scaled(heatmaps_nhw[: len(prompt.nouns)])
             binarise(found_nhw, size_hw, synthesize.binarise)
 
     def write() -> None:
@@ -258,7 +254,7 @@ def _record_parts(
 
     runs = {
         "masks": binarise_all,
-        "jpeg": lambda: [jpeg(image_hwc, synthesize.jpeg_quality) for _ in prompts],
+        "jpeg": lambda: [jpeg_of(image_hwc, synthesize.jpeg_quality) for _ in prompts],
         "embedding": lambda: list(embed(iter(records))),
         "writing": write,
     }

@@ -17,7 +17,7 @@ import open_clip
 import torch
 import transformers
 
-from ovref.models.diffusion import load_pipeline
+from ovref.models.loading import load_pipeline
 from ovref.models.schedulers import make_scheduler
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.load import (

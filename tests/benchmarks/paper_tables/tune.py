@@ -87,7 +87,7 @@ def tune(
         images = [example.image_hwc for example in examples]
         progress(f"encoding {data.name}")
         methods = Methods(spec, data, models)
-        methods.look_at(examples)
+        methods.encode_batch(examples)
         keys = models.encoder(spec.opencut.keys)
         fossil, cut, crf = spec.fossil, spec.opencut.cut, spec.opencut.crf
 

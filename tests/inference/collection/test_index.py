@@ -70,7 +70,7 @@ def test_flat_is_exact_search(vectors):
     expected_ids, expected = exact(vectors, queries, 7)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    assert indexes.tune(index, indexes.Questions.of_rows(vectors)) == ()
+    assert indexes.tune(index, indexes.RecallQueries.of_rows(vectors)) == ()
 
 
 def test_exact_search_in_chunks(vectors, monkeypatch):
@@ -87,7 +87,7 @@ def test_exact_search_in_chunks(vectors, monkeypatch):
 @pytest.mark.parametrize("factory", ["IVF64,SQfp16", "IVF64_HNSW8,SQfp16"])
 def test_tuning_reaches_the_target_and_measures_what_it_says(vectors, factory):
     index = indexes.build_index(vectors, factory)
-    questions = indexes.Questions.of_rows(vectors, count=100, ks=(10, 150))
+    questions = indexes.RecallQueries.of_rows(vectors, count=100, ks=(10, 150))
     points = indexes.tune(index, questions)
     assert [point.k for point in points] == [10, 150]
     rows = np.sort(np.random.default_rng(0).choice(len(vectors), 100, replace=False))
@@ -118,7 +118,7 @@ def test_a_row_is_not_its_own_neighbour():
     index.quantizer.add(directions)
     index.train(directions)
     index.add(rows.astype(np.float32))
-    found = indexes.Questions.of_rows(rows, ks=(1, 2)).recalls(index, 1)
+    found = indexes.RecallQueries.of_rows(rows, ks=(1, 2)).recalls(index, 1)
     assert [found[k].mean() for k in (1, 2)] == [1.0, pytest.approx(0.5)]
 
 
@@ -140,7 +140,7 @@ def test_what_is_tuned_holds_for_queries_that_are_not_stored():
     assert recall(8) > target
     chosen, lucky = [], 0
     for seed in range(40):
-        questions = indexes.Questions.of_rows(stored, count=80, seed=seed, ks=[10])
+        questions = indexes.RecallQueries.of_rows(stored, count=80, seed=seed, ks=[10])
         (point,) = indexes.tune(index, questions, target=target)
         assert point.recall >= target
         chosen.append(point.nprobe)
@@ -152,13 +152,13 @@ def test_what_is_tuned_holds_for_queries_that_are_not_stored():
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_fewer_rows_than_neighbours(vectors, n):
     index = indexes.build_index(vectors[:n], "IVF1,SQfp16")
-    (point,) = indexes.tune(index, indexes.Questions.of_rows(vectors[:n]))
+    (point,) = indexes.tune(index, indexes.RecallQueries.of_rows(vectors[:n]))
     assert (point.k, point.nprobe, point.recall) == (n - 1, 1, 1.0)
 
 
 def test_a_worse_search_measures_worse(vectors):
     index = indexes.build_index(vectors, "IVF64,SQfp16")
-    questions = indexes.Questions.of_rows(vectors, ks=[10])
+    questions = indexes.RecallQueries.of_rows(vectors, ks=[10])
     few, many = (questions.recalls(index, nprobe)[10].mean() for nprobe in (1, 64))
     assert few < 0.98 and many == 1.0
 
@@ -166,7 +166,7 @@ def test_a_worse_search_measures_worse(vectors):
 def test_ties_count_as_neighbours():
     same = np.repeat(l2_normalised(np.eye(4)), 50, axis=0).astype(np.float16)
     index = indexes.build_index(same, "IVF4,SQfp16")
-    assert (indexes.Questions.of_rows(same, ks=[10]).recalls(index, 1)[10] == 1).all()
+    assert (indexes.RecallQueries.of_rows(same, ks=[10]).recalls(index, 1)[10] == 1).all()
 
 
 def test_rows_that_are_a_little_farther_are_no_neighbours():
@@ -179,7 +179,7 @@ def test_rows_that_are_a_little_farther_are_no_neighbours():
             kept = np.r_[0, k : 2 * k - 1]
             return scores[:, kept].astype(np.float32), ids[:, kept]
 
-    assert indexes.Questions.of_rows(rows, ks=[10]).recalls(FindsTheNextTen())[10].mean() < 0.1
+    assert indexes.RecallQueries.of_rows(rows, ks=[10]).recalls(FindsTheNextTen())[10].mean() < 0.1
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF16,SQfp16"])
@@ -205,7 +205,7 @@ def test_excluded_rows_are_never_returned(vectors, factory, tmp_path):
     _, ids = indexes.exact_search(vectors[:800], queries, 5, excluded=deleted)
     np.testing.assert_array_equal(ids, 2 * expected + 1)
     # What is deleted is nobody's neighbour when recall is measured either.
-    questions = indexes.Questions.of_rows(vectors[:800], ks=(10, 1000), excluded=deleted)
+    questions = indexes.RecallQueries.of_rows(vectors[:800], ks=(10, 1000), excluded=deleted)
     assert questions.ks == [10, 399]
     assert all((found == 1).all() for found in questions.recalls(index, nprobe).values())
 
@@ -226,7 +226,7 @@ def textual():
 def test_class_names_find_what_is_promised_at_every_k(textual):
     nouns, rows, index = textual
     asked, others = nouns[::2], nouns[1::2]
-    curve = indexes.tune(index, indexes.Questions(rows, asked))
+    curve = indexes.tune(index, indexes.RecallQueries(rows, asked))
     assert tuple(point.k for point in curve) == indexes.MEASURED_K
     assert curve[0].nprobe < curve[-1].nprobe  # one setting for all would not do
     for point in curve:
@@ -241,7 +241,7 @@ def test_class_names_find_what_is_promised_at_every_k(textual):
 
 def test_the_worst_tenth_is_promised_something_too(textual):
     nouns, rows, index = textual
-    questions = indexes.Questions(rows, nouns, ks=(10,))
+    questions = indexes.RecallQueries(rows, nouns, ks=(10,))
     for target in (0.9, 0.95):
         (point,) = indexes.tune(index, questions, target=target)
         assert point.worst_tenth >= 1 - 4 * (1 - target)

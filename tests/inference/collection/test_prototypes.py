@@ -1,4 +1,4 @@
-"""Which nouns stand for a rare one, one by one and many at a time."""
+"""The nouns that represent a rare one, one by one and many at a time."""
 
 import numpy as np
 import pytest

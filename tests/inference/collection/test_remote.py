@@ -266,7 +266,7 @@ def test_rows_of_vectors(tmp_path, file):
     with pytest.raises(IndexError, match="of 300"):
         vectors[[0, 300]]
     short = RemoteFile(files, "/rows", len(content) - 2, "short", file[0].cache)
-    with pytest.raises(CollectionError, match="cut off"):
+    with pytest.raises(CollectionError, match="truncated"):
         RemoteVectors(short)
 
 

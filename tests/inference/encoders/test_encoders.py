@@ -208,7 +208,7 @@ def test_other_arrays_are_no_images(shape, dtype):
     [
         {"model": ""},
         {"model": "x", "size_hw": (0, 4)},
-        {"model": "x", "features": "values"},
+        {"model": "x", "library": "timm", "features": "values"},
         {"model": "x", "library": "open_clip", "features": "keys"},
         {"model": "x", "features": "crop_none"},
     ],

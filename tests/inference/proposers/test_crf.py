@@ -1,4 +1,4 @@
-"""The CRF against one with every link written out, and what it does to masks."""
+"""The CRF against one with every pair of pixels written out, and its effect on masks."""
 
 import numpy as np
 import pytest

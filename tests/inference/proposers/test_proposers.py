@@ -1,4 +1,4 @@
-"""Proposers of models: masks share no pixel, are of the images' sizes, and come from the models."""
+"""Proposers with models: masks are disjoint, have the images' sizes, and come from the models."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Segmentations as tensors and as supervision's detections; modules; backbones of one's own."""
+"""Segmentations as tensors and as supervision's detections; modules; custom backbones."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""CorrCLIPv2's region queries against a slow loop, and whole on a world of colours."""
+"""CorrCLIPv2's region queries against a slow loop, and end to end on a world of colours."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""FreeDA: superpixels and their pooling against slow loops, and whole on a world of colours."""
+"""FreeDA: superpixels and their pooling against slow loops, and end to end on a colour world."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""VOCSeg: eqs. 2 to 5 against slow loops, and whole on a world of colours."""
+"""VOCSeg: eqs. 2 to 5 against slow loops, and end to end on a world of colours."""
 
 import math
 

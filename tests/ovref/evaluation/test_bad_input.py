@@ -75,7 +75,7 @@ def test_a_value_outside_of_the_class_list_in_the_last_image(refused, folder, tm
 
 def test_8_bit_maps_of_459_classes(refused, context459):
     message = refused(**context459(np.full((4, 4), 9, np.uint8)))
-    assert "a.tif has 8 bits a pixel, and this set has more classes" in message
+    assert "a.tif has 8 bits per pixel, but this set has more classes" in message
 
 
 def test_label_and_image_of_different_sizes(refused, folder, tmp_path):

@@ -19,7 +19,7 @@ from ovref.evaluation.compare import (
     text,
 )
 from ovref.evaluation.evaluate import EvaluateSpec, evaluate
-from ovref.evaluation.metrics_semantic import confused, confusion, scores_of_counts
+from ovref.evaluation.metrics_semantic import confusion, scores_of_counts, sparse_confusion
 from ovref.evaluation.totals import overlaps_of
 from ovref.records import ScoredImage
 
@@ -48,7 +48,7 @@ def overlaps(maps):
             name=f"{number}",
             tables={
                 "confusion": np.concatenate([
-                    np.insert(confused(truth_hw, row_hw, CLASSES), 0, place, axis=1)
+                    np.insert(sparse_confusion(truth_hw, row_hw, CLASSES), 0, place, axis=1)
                     for place, row_hw in enumerate(rows)
                 ])
             },
@@ -152,9 +152,9 @@ def test_a_run_compared_with_itself_differs_in_nothing(spec, result, tmp_path):
 def test_runs_of_other_images_are_refused(spec, result, tmp_path):
     other = replace(spec, scenes=2, output=str(tmp_path / "out"), rows=("text_only",))
     evaluate(other, lambda line: None, device="cpu")
-    with pytest.raises(InputError, match="they are of other images: miniature test, 6 scenes"):
+    with pytest.raises(InputError, match="their images differ: miniature test, 6 scenes"):
         compare(open_run(spec.output), open_run(other.output), tmp_path / "compared")
     with pytest.raises(InputError, match="has no row 'FOSSIL'; its rows are FOSSIL without"):
         open_run(spec.output, "FOSSIL")
-    with pytest.raises(InputError, match=r"nowhere is no finished evaluation: cannot read"):
+    with pytest.raises(InputError, match=r"nowhere is not a finished evaluation: cannot read"):
         open_run(str(tmp_path / "nowhere"))

@@ -214,7 +214,7 @@ def test_palette_maps_give_indices_not_colours(folder, tmp_path):
 
 def test_mistakes_of_a_label_folder_are_named(folder, tmp_path):
     for changes, message in (
-        ({"images": str(tmp_path / "none")}, "is no folder of images"),
+        ({"images": str(tmp_path / "none")}, "is not a folder of images"),
         (
             {"images": str(tmp_path / "labels/deep"), "labels": "none"},
             "no label map, for one there is no none",
@@ -244,7 +244,7 @@ def test_files_that_do_not_fit_are_named(folder, tmp_path):
         label_folder(folder)
     Image.new("RGB", (2, 2)).save(label)
     with pytest.raises(
-        InputError, match=r"a.png holds colours \(RGB\), expected one class index a pixel"
+        InputError, match=r"a.png holds colours \(RGB\), expected one class index per pixel"
     ):
         label_folder(folder)
     label.write_bytes(label.read_bytes()[:40])
@@ -259,7 +259,7 @@ def test_files_that_do_not_fit_are_named(folder, tmp_path):
 def test_eight_bits_are_too_few_for_hundreds_of_classes(folder, tmp_path):
     (tmp_path / "classes.txt").write_text("".join(f"class {n}\n" for n in range(300)))
     folder = changed(folder, unseen=[])
-    with pytest.raises(InputError, match="8 bits a pixel, and this set has more classes"):
+    with pytest.raises(InputError, match="8 bits per pixel, but this set has more classes"):
         label_folder(folder)
     for name in ("a", "deep/b"):
         values_hw = np.array([[300, 1], [256, 0]], np.uint16)
@@ -271,4 +271,5 @@ def test_synonyms_of_a_class_list_share_its_label(folder, tmp_path):
     (tmp_path / "classes.txt").write_text("sky;heaven\nred panda; sky\ngrass\n")
     opened = open_label_folder(folder)
     assert opened.class_names == ("sky", "red panda", "grass")
-    assert opened.class_list.asked() == (("sky", "heaven", "red panda", "grass"), (0, 0, 1, 2))
+    names = ("sky", "heaven", "red panda", "grass")
+    assert opened.class_list.query_names() == (names, (0, 0, 1, 2))

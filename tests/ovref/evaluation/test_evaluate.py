@@ -71,7 +71,7 @@ def methods(spec):
     opened = spec.open_data()
     with CachedModels(device="cpu") as models:
         found = Methods(spec, opened, models)
-        found.look_at(list(opened))
+        found.encode_batch(list(opened))
         yield found
 
 
@@ -318,7 +318,7 @@ def test_synonyms_of_a_class_take_the_best_of_them(spec, methods, data, folder, 
         found = Methods(changed, opened, models)
         assert len(found.names) == len(data.classes) + 2
         example = opened.read(opened.ids[0])
-        found.look_at([example])
+        found.encode_batch([example])
         labels_hw = found.labels(Row(name="fossil"), example.image_hwc)
         own = found.segmenter(Row(name="fossil")).segment([example.image_hwc], found.names)[0]
     best_chw = own.scores_chw
@@ -445,14 +445,14 @@ def test_windows_of_a_protocol_are_those_that_a_segmenter_slides_itself(spec, da
     opened = changed.open_data()
     with CachedModels(device="cpu") as models:
         slid = Methods(changed, opened, models)
-        slid.look_at(list(opened))
+        slid.encode_batch(list(opened))
         found = [slid.labels(Row(name="fossil"), image_hwc) for image_hwc in data.images[:2]]
         own = slid.fossil(changed.fossil)
         own.config = changed.fossil
         expected = [one.labels_hw for one in own.segment(data.images[:2], data.classes)]
         oracle = [slid.labels(Row(name="fossil_oracle"), one) for one in data.images[:2]]
         once = Methods(replace(changed, proposals="image"), opened, models)
-        once.look_at(list(opened))
+        once.encode_batch(list(opened))
         for name in ("fossil_oracle", "fossil_no_proposals"):  # to which it makes no difference
             np.testing.assert_array_equal(
                 once.labels(Row(name=name), data.images[0]),

@@ -1,4 +1,4 @@
-"""Nearest patches: every part against a slow rule, and an evaluation from end to end."""
+"""Nearest patches: every part against a slow rule, and an evaluation end to end."""
 
 import json
 from dataclasses import replace
@@ -18,12 +18,12 @@ from ovref.evaluation import knn
 from ovref.evaluation.compare import open_run
 from ovref.evaluation.evaluate import EvaluateSpec, evaluate
 from ovref.evaluation.knn import (
-    Memory,
+    MemoryBank,
     NearestPatches,
-    chosen_patches,
-    enlarged,
-    make_memory,
-    shares_of_patches,
+    make_memory_bank,
+    patch_class_shares,
+    sample_patches,
+    upsampled_labels,
 )
 from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.spec import KnnConfig
@@ -39,7 +39,7 @@ def rng():
 )
 def test_a_patch_has_the_shares_of_its_labelled_pixels(rng, size_hw, grid_hw):
     label_hw = rng.integers(-1, 4, size_hw)
-    found = shares_of_patches(label_hw, grid_hw, 4)
+    found = patch_class_shares(label_hw, grid_hw, 4)
     expected = np.zeros((grid_hw[0] * grid_hw[1], 4))
     for y in range(size_hw[0]):
         for x in range(size_hw[1]):
@@ -55,11 +55,11 @@ def test_patches_of_rare_classes_are_chosen_first(rng):
     shares_pc = np.zeros((100, 3), np.float32)
     shares_pc[:90, 0] = 1  # a common class, a rare one, and patches without any label
     shares_pc[90:95, 1] = 1
-    chosen = [chosen_patches(shares_pc, 10, rng) for _ in range(200)]
+    chosen = [sample_patches(shares_pc, 10, rng) for _ in range(200)]
     assert all(len(set(one.tolist())) == 10 and one.max() < 95 for one in chosen)
     rare = np.mean([(one >= 90).sum() for one in chosen])
     assert rare > 2  # at random it would be 10 * 5 / 95, half of one
-    np.testing.assert_array_equal(chosen_patches(shares_pc, 1000, rng), np.arange(95))
+    np.testing.assert_array_equal(sample_patches(shares_pc, 1000, rng), np.arange(95))
 
 
 def attended(query, keys, values, beta, k):
@@ -78,7 +78,7 @@ def test_scores_are_the_paper_s_attention(rng, neighbours, monkeypatch):
     keys = rng.normal(size=(40, 6))
     keys = (keys / np.linalg.norm(keys, axis=1, keepdims=True)).astype(np.float16)
     values = rng.dirichlet([0.3] * 5, size=40).astype(np.float32)
-    memory = Memory(features_nd=keys, shares_nc=csr_array(values))
+    memory = MemoryBank(features_nd=keys, shares_nc=csr_array(values))
     config = KnnConfig(neighbours=neighbours, temperature=0.1)
     queries = rng.normal(size=(9, 6)).astype(np.float32)
     found = NearestPatches(memory, config, "cpu")(queries)
@@ -89,7 +89,7 @@ def test_scores_are_the_paper_s_attention(rng, neighbours, monkeypatch):
 def test_the_best_class_of_a_pixel_is_that_of_interpolated_scores(rng):
     scores_pc = rng.dirichlet([0.2] * 6, size=12).astype(np.float32)
     scores_pc[:, 2] = 0
-    labels_hw, best_hw = enlarged(scores_pc, (3, 4), (17, 9))
+    labels_hw, best_hw = upsampled_labels(scores_pc, (3, 4), (17, 9))
     whole = torch.from_numpy(scores_pc.T.reshape(1, 6, 3, 4).copy())
     large_chw = interpolate(whole, size=(17, 9), mode="bilinear")[0].numpy()
     np.testing.assert_array_equal(labels_hw, large_chw.argmax(0))
@@ -124,7 +124,7 @@ def test_a_backbone_is_judged_without_a_collection(spec, result):
 
 
 def test_what_is_remembered_is_not_encoded_again(spec, result, monkeypatch):
-    monkeypatch.setattr(knn, "shares_of_patches", None)
+    monkeypatch.setattr(knn, "patch_class_shares", None)
     again = evaluate(spec, lambda line: None, device="cpu")
     assert again["rows"] == result["rows"]
 
@@ -179,10 +179,10 @@ def test_a_damaged_memory_and_images_without_labels_are_errors(tmp_path):
     )
     encode = lambda images: np.ones((len(images), 2, 2, 3), np.float32)  # noqa: E731
     models = SimpleNamespace(
-        encoder=lambda config: SimpleNamespace(encode=encode), forget=lambda: None
+        encoder=lambda config: SimpleNamespace(encode=encode), clear=lambda: None
     )
     with pytest.raises(InputError, match="labelled pixel"):
-        make_memory(spec, blank, models)
+        make_memory_bank(spec, blank, models)
     (tmp_path / knn.MEMORY).write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(StorageError, match="damaged"):
-        make_memory(spec, blank, models)
+        make_memory_bank(spec, blank, models)

@@ -94,7 +94,7 @@ def test_a_row_of_an_evaluation_is_of_the_segmenter_that_it_names(
     (example,) = data
     with CachedModels(device="cpu") as models:
         methods = Methods(spec, data, models)
-        methods.look_at([example])
+        methods.encode_batch([example])
         row = Row(name=method)
         found = methods.predict(row, example.image_hwc, segments=True)
         (own,) = methods.segmenter(row).segment([example.image_hwc], data.class_names)

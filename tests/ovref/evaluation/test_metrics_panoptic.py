@@ -209,7 +209,7 @@ def test_bad_maps_are_refused_and_count_nothing():
         (good, PanopticMap(ids_hw=good.ids_hw, labels={1: 5}), "labels lie in 0 to 4"),
         (good, PanopticMap(ids_hw=good.ids_hw, labels={1: 0, 0: 0}), "ids start at 1"),
         (good, PanopticMap(ids_hw=good.ids_hw, labels={1: 0, 2: 0}), r"found segments \[2\]"),
-        (good, crowded(good, 1), "are no crowd"),
+        (good, crowded(good, 1), "must have pixels and not be crowds"),
     ):
         with pytest.raises(ValueError, match=message):
             counted.add(truth, predicted)

@@ -9,9 +9,9 @@ from ovref.evaluation.metrics_semantic import (
     IGNORE,
     boundary_hw,
     boundary_pixels,
-    confused,
     confusion,
     scores_of_counts,
+    sparse_confusion,
     split_scores,
 )
 
@@ -132,11 +132,11 @@ def test_confused_classes_are_those_of_the_matrix():
     rng = np.random.default_rng(3)
     truth, predicted = rng.choice([0, 2, IGNORE], (4, 5)), rng.choice([0, 1, 2, -1], (4, 5))
     counts = confusion(truth, predicted, 3)
-    for true, found, pixels in confused(truth, predicted, 3).tolist():
+    for true, found, pixels in sparse_confusion(truth, predicted, 3).tolist():
         assert counts[true, found] == pixels > 0
         counts[true, found] = 0
     assert not counts.any()
-    assert confused(np.full((2, 2), IGNORE), np.zeros((2, 2), int), 3).shape == (0, 3)
+    assert sparse_confusion(np.full((2, 2), IGNORE), np.zeros((2, 2), int), 3).shape == (0, 3)
 
 
 def slow_boundary(mask_hw, reach):

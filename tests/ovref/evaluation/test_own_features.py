@@ -1,4 +1,4 @@
-"""Features of one's own and the four lines of Python, with the miniature's encoders."""
+"""Custom features and the four lines of Python, with the miniature's encoders."""
 
 import numpy as np
 import pytest

@@ -7,17 +7,14 @@ import pytest
 from PIL import Image
 
 from ovref.errors import ConfigError
-from ovref.evaluation.named_sets.definitions import SETS
-from ovref.evaluation.protocols import (
-    PROTOCOLS,
-    Protocol,
-    label_windows_of,
-    proposed_of,
-    protocol_of,
-    protocol_of_windows,
+from ovref.evaluation.apply_protocol import (
+    label_windows,
+    proposal_images,
     segment_with_protocol,
     windows_of,
 )
+from ovref.evaluation.named_sets.definitions import SETS
+from ovref.evaluation.protocols import PROTOCOLS, Protocol, protocol_of, protocol_of_windows
 from ovref_inference.segmenters.regions import NO_CLASS, Segmentation
 from ovref_inference.segmenters.windows import WindowConfig, window_boxes
 
@@ -238,15 +235,15 @@ def test_regions_may_be_proposed_once_an_image():
         for mask, part in zip(masks_nhw, kept, strict=True):
             np.testing.assert_array_equal(mask, part)
     assert "proposed once an image" in protocol.described()
-    (whole,) = proposed_of(image_hwc, protocol)
+    (whole,) = proposal_images(image_hwc, protocol)
     assert whole.shape == (height, width, 3)
-    parts, windows = proposed_of(image_hwc, SMALL), windows_of(image_hwc, SMALL)
+    parts, windows = proposal_images(image_hwc, SMALL), windows_of(image_hwc, SMALL)
     assert all(np.array_equal(a, b) for a, b in zip(parts, windows, strict=True))
 
 
 def test_true_labels_are_cut_as_the_image_is():
     label_hw = np.arange(20 * 30).reshape(20, 30) % 847
-    parts = label_windows_of(label_hw, SMALL)
+    parts = label_windows(label_hw, SMALL)
     images = windows_of(np.repeat(label_hw[..., None], 3, 2).astype(np.uint8), SMALL)
     assert [part.shape for part in parts] == [image.shape[:2] for image in images]
     height, width = SMALL.size_of((20, 30))

@@ -7,6 +7,7 @@ from array_fakes import EMBED, FakeTexts
 from ovref.exchange.class_lists import read_classes
 from ovref.exchange.coverage import SAMPLE, coverage, nearest_sets
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
+from ovref.exchange.picture_files import Picture
 from ovref.reduce.spec import ReduceSpec
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection.prototypes import PrototypeConfig
@@ -89,6 +90,22 @@ def test_cosines_are_those_of_a_loop(collection):
             for other in listed
             if other != row.name
         }
+        taken, odd = [], []
+        own_nouns = stands.get(row.name, [row.name])
+        ids = [number for noun in own_nouns for number in collection.references_of(noun)]
+        vectors = l2_normalised(collection.visual[sorted(ids)])
+        for number, vector in enumerate(vectors):
+            best = {name: max(float(vector @ p) for p in prototypes_of(name)) for name in listed}
+            nearest = max(best, key=best.get)
+            if best[nearest] > best[row.name] + 1e-6:
+                taken.append(nearest)
+            rest = np.delete(vectors, number, 0).sum(0)
+            odd.append(float(vector @ rest / np.linalg.norm(rest)))
+        assert row.taken_share == pytest.approx(len(taken) / len(vectors))
+        assert row.taken_for == (max(set(taken), key=taken.count) if taken else None)
+        away = np.median(odd) - np.array(odd)
+        far = away > 3 * 1.4826 * np.median(np.abs(away))
+        assert row.outliers == pytest.approx(far.mean() if len(odd) > 4 else 0)
         assert row.nearest == max(others, key=others.get)
         assert row.similarity == pytest.approx(others[row.nearest], abs=1e-4)
 
@@ -101,6 +118,48 @@ def test_without_prototypes_the_counts_are_the_same(collection):
         assert (row.verdict, row.noun, row.references) == (full.verdict, full.noun, full.references)
         assert row.cosine == pytest.approx(full.cosine, abs=1e-6)
         assert row.tightness is row.nearest is None and row.others == ()
+
+
+def test_heat_is_the_mean_score_of_references_with_heatmaps(tmp_path):
+    arrays = OwnArrays(
+        visual=np.random.default_rng(1).standard_normal((5, 8)),
+        nouns=["cat", "cat", "cat", "dog", "dog"],
+        more={"score": [1.0, 2.0, 9.0, 0.5, 0.5], "source": ["daam", "daam", "sam", "sam", "sam"]},
+    )
+    collection_from_arrays(str(tmp_path / "c"), arrays, EMBED, texts=FakeTexts())
+    with ReferenceCollection.open(tmp_path / "c") as opened:
+        rows = {row.name: row for row in coverage(opened, read_classes("cat,dog"))}
+    assert rows["cat"].contrast == 1.5 and rows["dog"].contrast is None
+
+
+def test_clip_is_asked_about_the_boxes_of_references_whose_images_are_there(
+    collection, monkeypatch
+):
+    classes = read_classes("cat,dog;hound,tree")
+    texts_nd = NearTexts().encode([f"a {name}." for name in classes.query_names])
+
+    class Eyes:
+        def encode_images(self, images):  # what a crop shows is said by its only pixel's red
+            assert all(image_hwc.shape == (1, 1, 3) for image_hwc in images)
+            return texts_nd[[int(image_hwc[0, 0, 0]) for image_hwc in images]]
+
+    def pictures(rows):
+        for row in rows:
+            if row["noun"] == "tree":
+                continue  # whose images are gone
+            image_hwc, mask_hw = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), bool)
+            mask_hw[1, 2] = True
+            shows = {"cat": "dog" if row["id"] < 15 else "cat"}.get(row["noun"], row["noun"])
+            image_hwc[1, 2, 0] = classes.query_names.index(shows)
+            yield row, Picture(image_hwc=image_hwc, mask_hw=mask_hw)
+
+    monkeypatch.setattr("ovref_inference.encoders.load_text_encoder", lambda config: Eyes())
+    rows = {row.name: row.clip for row in coverage(collection, classes, pictures=pictures)}
+    assert rows["tree"] is None
+    assert rows["dog"].first == 1 and rows["dog"].cosine == pytest.approx(1, abs=1e-3)
+    asked = [i for i in collection.references_of("cat").tolist()[::2]]  # of 30, at most 24
+    assert rows["cat"].references == len(asked)
+    assert rows["cat"].first == pytest.approx(sum(i >= 15 for i in asked) / len(asked))
 
 
 def test_a_single_class_has_no_nearest(collection):

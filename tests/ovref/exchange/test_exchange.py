@@ -155,8 +155,8 @@ def test_freedas_release(collection, tmp_path, packed, kind):
     assert arrays.nouns == [NOUNS[i % 3] for i in kept]
     assert np.array_equal(arrays.visual, visual[kept])
     assert np.allclose(arrays.textual, collection.textual[kept], atol=1e-6)
-    with pytest.raises(InputError, match="text encoder 6: name the CLIP"):
-        imports.named_by(np.ones((2, 4), np.float32), NOUNS, FakeTexts())
+    with pytest.raises(InputError, match="text encoder 6: give the CLIP"):
+        imports.nearest_names(np.ones((2, 4), np.float32), NOUNS, FakeTexts())
 
 
 def test_a_release_of_two_halves_is_refused(tmp_path):

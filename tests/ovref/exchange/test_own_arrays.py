@@ -4,11 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import ovref
 from array_fakes import EMBED, FakeTexts
 from ovref.errors import InputError
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays, read_arrays
+from ovref.exchange.picture_files import PublishedPictures
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection.retrieve import class_embeddings, retrieval_embedding
 
@@ -133,3 +135,39 @@ def test_what_a_table_leaves_empty_takes_the_default(tmp_path):
     assert [row["score"] for row in rows] == [0.5, 1.0, 0.25]
     assert [row["x0"] for row in rows] == [0, 1, 2]
     assert [row["source"] for row in rows] == ["mine", "own", "own"]
+
+
+def test_images_of_arrays_are_published_beside_the_collection(tmp_path):
+    images = tmp_path / "images"
+    (images / "deep").mkdir(parents=True)
+    for name, value in (("a.png", 50), ("deep/b.png", 90)):
+        Image.fromarray(np.full((8, 10, 3), value, np.uint8)).save(images / name)
+    arrays = OwnArrays(
+        visual=np.eye(4), nouns=["cat", "dog", "tree", "sky"],
+        more={
+            "image": ["a.png", "deep/b.png", "a.png", None], "x0": [2, 0, None, None],
+            "y0": [1, 0, None, None], "x1": [5, 99, None, None], "y1": [4, 3, None, None],
+        },
+    )  # fmt: skip
+    place = str(tmp_path / "x")
+    collection_from_arrays(place, arrays, EMBED, texts=FakeTexts(), images=str(images))
+    with ReferenceCollection.open(place) as collection:
+        rows = {row["noun"]: row for row in collection.rows(range(4))}
+    assert rows["cat"]["key"].partition("#")[0] == rows["tree"]["key"].partition("#")[0]
+    found = dict(PublishedPictures(place).pictures([row["key"] for row in rows.values()]))
+    assert found.keys() == {rows[noun]["key"] for noun in ("cat", "dog", "tree")}
+    cat, dog, tree = (found[rows[noun]["key"]] for noun in ("cat", "dog", "tree"))
+    assert (cat.image_hwc[0, 0, 0], dog.image_hwc[0, 0, 0]) == (50, 90)
+    assert cat.mask_hw.sum() == 9 and cat.mask_hw[1:4, 2:5].all()
+    assert dog.mask_hw.sum() == 30 and tree.mask_hw.all()
+    for change, message in (
+        ({"image": ["a.png", "c.png", None, None]}, "lacks 1 of 2 images, for one c.png"),
+        ({"image": ["../x.png", None, None, None]}, r"found '\.\./x\.png'"),
+        ({"score": [1.0] * 4}, "need the column `image`"),
+    ):
+        other = OwnArrays(visual=np.eye(4), nouns=["cat"] * 4, more=change)
+        with pytest.raises(InputError, match=message):
+            collection_from_arrays(
+                str(tmp_path / "y"), other, EMBED, texts=FakeTexts(), images=str(images)
+            )
+    assert not (tmp_path / "y").exists()

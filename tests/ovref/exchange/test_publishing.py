@@ -16,6 +16,7 @@ from ovref.exchange.picture_files import PublishedPictures, has_pictures, write_
 from ovref.records import NO, YES, ImageRecord, Noun, Region
 from ovref.storage.file_store import Store
 from ovref_inference.collection import hub, store
+from ovref_inference.collection.prototypes import make_prototypes
 from ovref_inference.errors import CollectionError
 
 
@@ -62,7 +63,7 @@ def test_a_folder_with_its_images_card_and_checksums(collection, tmp_path):
         fingerprint = opened.manifest.fingerprint
 
     def images(folder):
-        write_pictures((record(i) for i in reversed(range(21))), keys, folder)
+        return write_pictures((record(i) for i in reversed(range(21))), keys, folder)
 
     evaluation = {
         "collection": {"fingerprint": fingerprint}, "caption": "Measured somewhere.", "data": "ten",
@@ -100,13 +101,66 @@ def test_a_folder_with_its_images_card_and_checksums(collection, tmp_path):
         PublishedPictures(str(target))
 
 
-def test_the_card_says_what_deleting_leaves_in_the_files(collection, tmp_path):
-    copy = tmp_path / "copy"
+def test_nothing_of_deleted_references_is_published(collection, tmp_path):
+    copy, target = tmp_path / "copy", tmp_path / "there"
     shutil.copytree(collection, copy)
-    store.tombstone(str(copy), [3, 5], "an opt-out")
-    publishing.publish(str(copy), str(tmp_path / "there"), title="x")
-    card = (tmp_path / "there" / "README.md").read_text()
-    assert "38 references of 2 nouns" in card and "2 more were deleted" in card
+    publishing.publish(str(copy), str(target), title="x")
+    gone = [3, 5, 38]
+    with ovref_inference.open(copy) as opened:
+        kept = [i for i in range(40) if i not in gone]
+        whole = opened.rows(range(40))
+        visual = np.array(opened.visual)
+        embeddings = dict(zip(opened.nouns, opened.noun_embeddings, strict=True))
+    store.tombstone(str(copy), gone, "an opt-out")
+    publishing.publish(str(copy), str(target), title="x")  # the same collection, without them
+    assert "37 references of 2 nouns" in (target / "README.md").read_text()
+    for line in (target / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((target / name).read_bytes()).hexdigest() == digest
+    with ovref_inference.open(target, verify="full") as opened:
+        assert len(opened) == len(opened.visual) == 37 and not opened.manifest.counts["tombstones"]
+        rows = opened.rows(range(37))
+        assert [row["id"] for row in rows] == list(range(37))
+        assert [row["key"] for row in rows] == [whole[i]["key"] for i in kept]
+        np.testing.assert_array_equal(opened.visual, visual[kept])
+        found = opened.search_regions(visual.astype(np.float32), k=1)
+        assert (found.scores[kept, 0] > 0.999).all() and (found.scores[gone, 0] < 0.99).all()
+        for noun, embedding in zip(opened.nouns, opened.noun_embeddings, strict=True):
+            np.testing.assert_array_equal(embedding, embeddings[noun])
+        cats = [i for i in kept if whole[i]["noun"] == "cat"]
+        made = opened.prototypes(["cat"]).vectors_nkd[0]
+        alone = make_prototypes(visual[cats], opened.prototype_config)
+        np.testing.assert_allclose(made, alone, atol=2e-3)
+    for file in target.iterdir():  # neither a vector nor a key
+        assert visual[38].tobytes() not in file.read_bytes(), file
+    again = publishing.publish(str(copy), str(tmp_path / "again"), title="x")
+    assert again["files"] == len(list(target.iterdir()))
+    for name in ("visual.faiss", "nouns.parquet", "references.parquet", "collection.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (target / name).read_bytes()
+    store.tombstone(str(copy), kept, "the rest")
+    with pytest.raises(InputError, match="all references of the collection are deleted"):
+        publishing.publish(str(copy), str(tmp_path / "none"), title="x")
+
+
+def test_images_are_sent_file_by_file(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr("ovref.exchange.picture_files.FILE_BYTES", 1)
+    keys = frozenset(f"image{i:02d}#0" for i in range(5))
+    most = []
+
+    def images(folder):
+        for name in write_pictures((record(i) for i in range(5)), keys, folder):
+            most.append(len(list(folder.iterdir())))
+            yield name
+
+    publishing.publish(collection, str(tmp_path / "there"), title="x", write_pictures=images)
+    assert most == [1] * 6  # five images and the index
+    assert len(dict(PublishedPictures(str(tmp_path / "there")).pictures(keys))) == 5
+    file = tmp_path / "there" / "pictures-00002.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(StorageError, match=r"pictures-00002\.parquet is damaged: its SHA-256"):
+        list(PublishedPictures(str(tmp_path / "there")).rows())
 
 
 def cut(self, local_path, path):
@@ -141,8 +195,9 @@ def test_another_collection_is_not_overwritten(collection, tmp_path, monkeypatch
 
 def test_published_again_without_images_the_old_ones_go(collection, tmp_path):
     def images(folder):
-        write_pictures((record(i) for i in range(3)), frozenset(["image01#0"]), folder)
+        yield from write_pictures((record(i) for i in range(3)), frozenset(["image01#0"]), folder)
         (folder / publishing.SAMPLES).write_bytes(b"drawn")
+        yield publishing.SAMPLES
 
     (tmp_path / "samples.png").write_bytes(b"of somebody else")
     publishing.publish(collection, str(tmp_path), title="x")
@@ -157,7 +212,7 @@ def test_what_is_no_evaluation_is_said(collection, tmp_path):
     with ovref_inference.open(collection) as opened:
         fingerprint = opened.manifest.fingerprint
     for tree in ([], "x", {"collection": {"fingerprint": fingerprint}}):
-        with pytest.raises(InputError, match=r"no evaluation\.json of `ovref evaluate`"):
+        with pytest.raises(InputError, match=r"not an evaluation\.json of `ovref evaluate`"):
             publishing.publish(collection, str(tmp_path / "x"), title="x", evaluation=tree)
 
 
@@ -167,6 +222,7 @@ def the_hub(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     yield server
     server.close()
 
@@ -175,11 +231,12 @@ def test_the_hub_and_its_cache(collection, the_hub, tmp_path, monkeypatch):
     keys = frozenset(["image03#0"])
 
     def images(folder):
-        write_pictures([record(3)], keys, folder)
+        return write_pictures([record(3)], keys, folder)
 
     publishing.publish(collection, "hf://me/cats", title="Cats", write_pictures=images)
     first, tree = the_hub.repositories["me/cats"][-1]
     assert {"README.md", "SHA256SUMS", "collection.json", "visual.faiss"} <= tree.keys()
+    assert list(the_hub.large.values()) == [tree["pictures-00000.parquet"]]  # before the commit
     cache = tmp_path / "cache"
     with ovref_inference.open("hf://me/cats", cache=cache, verify="full") as opened:
         assert len(opened) == 40 and "hf://me/cats" in repr(opened)

@@ -84,6 +84,6 @@ def test_panoptic_files_are_of_the_published_format(labels_hw):
 
 def test_ids_above_a_byte_survive():
     found = files.PanopticMap(ids_hw=np.array([[70_000, 300]]), labels={})
-    png = files.panoptic_png(files.Segments(found=found, scores={}))
+    png = files.panoptic_png(files.ScoredSegments(found=found, scores={}))
     rgb = np.asarray(Image.open(io.BytesIO(png)))
     assert (rgb.astype(int) @ [1, 256, 65536]).tolist() == [[70_000, 300]]

@@ -9,17 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from generators import generator_of
 from ovref.errors import ModelError
 from ovref.miniature.scenes import render
-from ovref.models.attribution import (
-    PAD,
-    Attribution,
-    Layer,
-    _add_second_product,
-    is_recorded,
-    noun_weights,
-    recording,
-)
-from ovref.models.diffusion import attribute_images, load_pipeline
-from ovref.ops.binarisation import BinariseRule, binarise, stretched
+from ovref.models.attribution import PAD, Attribution, Layer, _add_second_product, noun_weights
+from ovref.models.diffusion import attribute_images
+from ovref.models.loading import load_pipeline
+from ovref.models.recorders.unet import is_recorded, recording
+from ovref.ops.binarisation import BinariseRule, binarise, min_max_scaled
 from ovref.ops.masks import iou
 
 CAPTIONS = ["a cat and a dog", "the zebra, the dog and the dog", "hotdog cat"]
@@ -154,7 +148,7 @@ def test_masks_by_daams_own_order_of_clamping_are_nearly_the_same():
             np.stack([slow_heatmap(maps, 1, tokens, latent_hw, each) for tokens in positions])
             for each in (False, True)
         )
-        masks = [binarise(stretched(h), (64, 64), BinariseRule()) for h in (ours, daam)]
+        masks = [binarise(min_max_scaled(h), (64, 64), BinariseRule()) for h in (ours, daam)]
         overlaps += [iou(one_hw, other_hw) for one_hw, other_hw in zip(*masks, strict=True)]
     assert 0.95 < np.mean(overlaps) < 1, np.mean(overlaps)
     assert min(overlaps) > 0.85, min(overlaps)

@@ -1,22 +1,18 @@
 """Run: pytest tests/ovref/models/test_diffusion.py"""
 
-import json
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
 from generators import generator_of
-from ovref.errors import ModelError
-from ovref.models.attribution import noun_weights, recording
-from ovref.models.diffusion import DTYPES, load_pipeline, optimize_pipeline
+from ovref.models.attribution import noun_weights
+from ovref.models.loading import load_pipeline, optimize_pipeline
+from ovref.models.recorders.unet import recording
 from ovref.models.schedulers import SCHEDULERS
-from ovref.stages.synthesize import Synthesize
 
 OPTIONS = {"revision": None, "scheduler": "ddim", "dtype": "float32", "device": "cpu"}
 CAPTIONS = ["a cat and a dog", "a dog", "hotdog", "the zebra"]
@@ -34,7 +30,9 @@ def differences(one, other):
             for a, b in zip(one, other, strict=True)]  # fmt: skip
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(
+    "scheduler", [name for name in SCHEDULERS if name not in ("flow_euler", "scm")]
+)
 def test_an_image_depends_on_caption_and_seed_not_on_its_batch(sd1, scheduler):
     pipeline = load_pipeline(sd1, **{**OPTIONS, "scheduler": scheduler})
     generator = generator_of(pipeline, steps=3, guidance=4.0, size_hw=(64, 48))
@@ -223,63 +221,6 @@ def test_an_image_that_is_not_finite_is_none(sd1):
     assert [one.image_hwc is None for one in generated] == [False, True]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_dtypes(sd1, dtype):
-    pipeline = load_pipeline(sd1, **{**OPTIONS, "dtype": dtype})
-    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {DTYPES[dtype]}
-
-
-def test_a_loaded_pipeline_keeps_the_models_signal_table(tiny_pipelines):
-    import diffusers
-
-    pipeline = load_pipeline(str(tiny_pipelines["sd2"]), **{**OPTIONS, "scheduler": "dpm_solver++"})
-    assert type(pipeline.scheduler) is diffusers.DPMSolverMultistepScheduler
-    assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    assert pipeline.safety_checker is None
-
-
-def test_the_specs_schedulers_and_dtypes_are_the_ones_that_load():
-    hints = get_type_hints(Synthesize)
-    assert set(get_args(hints["scheduler"])) == set(SCHEDULERS)
-    assert set(get_args(hints["dtype"])) == set(DTYPES)
-
-
-def test_a_missing_model_is_a_model_error(tmp_path):
-    with pytest.raises(ModelError, match=r"(?s)cannot load the .*nothing_here.*folder with"):
-        load_pipeline(str(tmp_path / "nothing_here"), **OPTIONS)
-    with pytest.raises(ModelError, match="no miniature model 'nope'"):
-        load_pipeline("miniature:nope", **OPTIONS)
-
-
-def test_a_foreign_pipeline_is_a_model_error(sd1, tmp_path):
-    folder = tmp_path / "flux"
-    folder.mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ModelError, match="is a FluxPipeline; attribution works with"):
-        load_pipeline(str(folder), **OPTIONS)
-    (folder / "model_index.json").write_text("{}")
-    with pytest.raises(ModelError, match="cannot load the generator"):
-        load_pipeline(str(folder), **OPTIONS)
-
-
-def test_cut_off_weights_are_a_model_error(sd1, tmp_path):
-    folder = tmp_path / "cut"
-    shutil.copytree(sd1, folder)
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot load the generator"):
-        load_pipeline(str(folder), **OPTIONS)
-
-
-def test_pickled_weights_are_not_read(sd1, tmp_path):
-    folder = tmp_path / "pickled"
-    shutil.copytree(sd1, folder)
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot load the generator"):
-        load_pipeline(str(folder), **OPTIONS)
-
-
 def test_positions_are_found_while_another_thread_generates(sd1):
     """A fast tokenizer keeps the padding and truncation of its last call inside itself."""
     pipeline = load_pipeline(sd1, **OPTIONS)
@@ -324,41 +265,3 @@ def test_two_threads_may_generate_with_one_pipeline(sd1):
     assert differences(alone, together) == [0] * 4
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one.heatmaps_nhw, other.heatmaps_nhw)
-
-
-def test_a_model_that_needs_an_image_besides_the_text_is_refused(sd1, tmp_path):
-    folder = tmp_path / "inpainting"
-    shutil.copytree(sd1, folder)
-    config = json.loads((folder / "unet" / "config.json").read_text())
-    unet = type(load_pipeline(sd1, **OPTIONS).unet).from_config(config | {"in_channels": 9})
-    unet.save_pretrained(folder / "unet")
-    with pytest.raises(ModelError, match=r"inpainting' has a UNet of 9 input .* the 4 of its lat"):
-        load_pipeline(str(folder), **OPTIONS)
-
-
-def test_an_sdxl_refiner_is_refused(tiny_pipelines, tmp_path):
-    folder = tmp_path / "refiner"
-    shutil.copytree(tiny_pipelines["sdxl"], folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    empty = {"text_encoder": [None, None], "tokenizer": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps(index | empty))
-    with pytest.raises(ModelError, match="has no first text encoder"):
-        load_pipeline(str(folder), **OPTIONS)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"guided_share": 0.5}, r"guided_share must be 1, found 0\.5"),
-     ({"negative_prompt": "dog"}, "negative_prompt must be empty, found 'dog'")],
-    ids=str,
-)  # fmt: skip
-def test_a_latent_consistency_model_refuses_what_it_cannot_do(sd1, options, named):
-    pipeline = load_pipeline(sd1, **{**OPTIONS, "scheduler": "lcm"})
-    pipeline.unet = type(pipeline.unet).from_config(
-        {**pipeline.unet.config, "time_cond_proj_dim": 8}
-    )
-    settings = {"steps": 2, "guidance": 8.0, "size_hw": (64, 64)}
-    with pytest.raises(ModelError, match=named):
-        generator_of(pipeline, **settings, **options)
-    (image,) = generator_of(pipeline, **settings).generate(["a cat"], [[(2,)]], [0])
-    assert np.isfinite(image.heatmaps_nhw).all() and image.heatmaps_nhw.any()

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from ovref.errors import ModelError
-from ovref.models.schedulers import SCHEDULERS, make_scheduler
+from ovref.models.schedulers import SCHEDULERS, make_scheduler, set_timesteps
 
+OF_BETAS = [name for name in SCHEDULERS if name not in ("flow_euler", "scm")]
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", OF_BETAS)
 @pytest.mark.parametrize(
     "source",
     [
@@ -56,17 +57,67 @@ def test_timesteps_are_those_of_diffusers(name):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize(
-    "source",
+    ("source", "advice"),
     [
-        diffusers.EDMEulerScheduler,
-        diffusers.EDMDPMSolverMultistepScheduler,
-        diffusers.FlowMatchEulerDiscreteScheduler,
-        diffusers.DDPMWuerstchenScheduler,
+        (diffusers.EDMEulerScheduler, "use another model"),
+        (diffusers.EDMDPMSolverMultistepScheduler, "use another model"),
+        (diffusers.DDPMWuerstchenScheduler, "use another model"),
+        (diffusers.FlowMatchEulerDiscreteScheduler, "choose one of flow_euler"),
+        (diffusers.SCMScheduler, "choose one of scm"),
+        (diffusers.PNDMScheduler, "choose one of ddim"),
     ],
 )
-def test_a_family_without_betas_is_refused(name, source):
-    with pytest.raises(ModelError, match="has no betas"):
+def test_a_model_of_another_family_is_refused(name, source, advice):
+    if advice.split()[-1] == name or (name in OF_BETAS and source is diffusers.PNDMScheduler):
+        assert make_scheduler(name, source().config)
+        return
+    with pytest.raises(ModelError, match=f"would generate with a noise schedule .*{advice}"):
         make_scheduler(name, source().config)
+
+
+def test_the_shift_of_flow_matching_is_kept():
+    source = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    made = make_scheduler("flow_euler", source.config)
+    source.set_timesteps(4)
+    made.set_timesteps(4)
+    torch.testing.assert_close(made.sigmas, source.sigmas, rtol=0, atol=0)
+
+
+def test_noise_that_is_not_of_the_images_seeds_is_refused():
+    config = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True).config
+    with pytest.raises(ModelError, match="set it to false"):
+        make_scheduler("flow_euler", config)
+
+
+@pytest.mark.parametrize("name", OF_BETAS)
+def test_flow_matching_in_a_class_of_betas_goes_to_classes_that_know_it(name):
+    """As in Sana."""
+    options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    source = diffusers.DPMSolverMultistepScheduler(**options)
+    if name not in ("dpm_solver++", "sde_dpm_solver++", "unipc"):
+        with pytest.raises(ModelError, match=r"which scheduler .* does not have: choose one of"):
+            make_scheduler(name, source.config)
+        return
+    made = make_scheduler(name, source.config)
+    assert {field: made.config[field] for field in options} == options
+    made.set_timesteps(5)
+    source.set_timesteps(5)
+    torch.testing.assert_close(made.sigmas, source.sigmas, rtol=0.01, atol=0)  # they round apart
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps"),
+    [
+        (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 4),
+        (diffusers.SCMScheduler(), 2),
+        (diffusers.SCMScheduler(), 3),
+        (diffusers.DDIMScheduler(), 4),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value),
+)
+def test_steps_are_set_as_a_pipeline_sets_them(scheduler, steps):
+    set_timesteps(scheduler, steps)
+    assert scheduler.num_inference_steps == steps
 
 
 @pytest.mark.parametrize(
@@ -83,7 +134,7 @@ def test_flow_matching_in_a_class_with_betas_is_refused(options, named):
         make_scheduler("unipc", config)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", OF_BETAS)
 @pytest.mark.parametrize(
     "options",
     [

@@ -5,7 +5,14 @@ import pytest
 
 from ovref.config import parse
 from ovref.errors import ConfigError
-from ovref.ops.binarisation import BinariseRule, binarise, contrast, flattened, resized, stretched
+from ovref.ops.binarisation import (
+    BinariseRule,
+    binarise,
+    contrast,
+    min_max_scaled,
+    resized,
+    with_sigmoid,
+)
 from ovref.ops.masks import iou
 from ovref.records import NO, UNSURE, YES
 
@@ -55,7 +62,7 @@ def test_the_sigmoid_of_daams_own_values_is_stretched_afterwards(scale):
     """The third reading; it is the first one where values are small."""
     rule = BinariseRule(method="sigmoid_minmax", band=0.0)
     maps = heatmaps() * scale
-    found = binarise(stretched(flattened(maps, rule)), (8, 6), rule)
+    found = binarise(min_max_scaled(with_sigmoid(maps, rule)), (8, 6), rule)
     for m in range(3):
         values = [1 / (1 + math.exp(-float(v))) for v in maps[m].ravel()]
         low, high = min(values), max(values)
@@ -65,7 +72,7 @@ def test_the_sigmoid_of_daams_own_values_is_stretched_afterwards(scale):
                 assert found[m].ravel()[place] == (YES if put > 0.45 else NO)
     plain = binarise(maps, (8, 6), BinariseRule(band=0.0))
     assert ((found == plain).mean() > 0.97) == (scale == 1.0)
-    np.testing.assert_array_equal(flattened(maps, BinariseRule()), maps)
+    np.testing.assert_array_equal(with_sigmoid(maps, BinariseRule()), maps)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -74,7 +81,7 @@ def test_scale_and_offset_do_not_matter(rule):
     expected = binarise(maps, (32, 24), rule)
     changed = binarise(maps * 1000 + 5, (32, 24), rule)
     assert (expected == changed).mean() > 0.999  # pixels on the threshold may round either way
-    kept = binarise(stretched(maps), (32, 24), rule)
+    kept = binarise(min_max_scaled(maps), (32, 24), rule)
     assert (expected == kept).mean() > 0.995
 
 
@@ -105,7 +112,7 @@ def test_band_only_turns_pixels_unsure():
 def test_a_constant_heatmap_selects_nothing(rule, value, dtype):
     maps = np.full((1, 5, 7), value, dtype)
     assert not binarise(maps, (40, 56), rule).any()
-    assert not binarise(stretched(maps), (40, 56), rule).any()
+    assert not binarise(min_max_scaled(maps), (40, 56), rule).any()
 
 
 def test_edges():
@@ -120,18 +127,18 @@ def test_edges():
 
 def test_stretched():
     maps = np.stack([np.linspace(0.01, 0.03, 12).reshape(3, 4), np.full((3, 4), 0.2)])
-    kept = stretched(maps)
+    kept = min_max_scaled(maps)
     assert kept.dtype == np.float16 and kept.shape == (2, 3, 4)
     np.testing.assert_allclose(kept[0].ravel(), np.linspace(0, 1, 12), atol=1e-3)
     assert not kept[1].any()
-    assert stretched(np.zeros((0, 3, 4))).shape == (0, 3, 4)
+    assert min_max_scaled(np.zeros((0, 3, 4))).shape == (0, 3, 4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_one_bad_value_spoils_its_own_heatmap_alone(bad):
     maps = heatmaps(2)
     maps[0, 1, 1] = bad
-    kept = stretched(maps)
+    kept = min_max_scaled(maps)
     assert np.isnan(kept[0]).all() and np.isfinite(kept[1]).all()
 
 

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from ovref.ops.quality import elsewhere, first_of_near_duplicates, noun_agreement, usable_rows
+from ovref.ops.quality import (
+    agreement_with_others,
+    count_on_other_images,
+    first_of_near_duplicates,
+    noun_agreement,
+    usable_rows,
+)
 
 
 def unit(rows):
@@ -34,7 +40,8 @@ def test_noun_agreement_equals_the_definition(k):
     nouns[0] = 99  # a noun that no other image shows
     images = rng.integers(0, 20, 40)
     neighbours = np.argsort(-(vectors @ vectors.T), axis=1)
-    found = noun_agreement(neighbours, np.arange(40), nouns, images, elsewhere(nouns, images), k)
+    available = count_on_other_images(nouns, images)
+    found = noun_agreement(neighbours, np.arange(40), nouns, images, available, k)
     np.testing.assert_array_equal(found, slow_agreement(vectors, nouns, images, k))
     assert np.isnan(found[0])
 
@@ -45,7 +52,7 @@ def test_noun_agreement_ignores_padding_and_its_own_image():
     # Row 0: itself and its neighbour on image 0 are not asked; row 2 agrees, row 3 does not.
     neighbours = np.array([[0, 1, 3, 2, -1]])
     rows = np.array([0])
-    available = elsewhere(nouns, images)
+    available = count_on_other_images(nouns, images)
     assert noun_agreement(neighbours, rows, nouns, images, available, k=1).tolist() == [0.0]
     assert noun_agreement(neighbours, rows, nouns, images, available, k=2).tolist() == [1.0]
 
@@ -53,7 +60,7 @@ def test_noun_agreement_ignores_padding_and_its_own_image():
 def test_elsewhere_counts_other_images():
     nouns = np.array([5, 5, 5, 7, 5])
     images = np.array([1, 1, 2, 1, 3])
-    assert elsewhere(nouns, images).tolist() == [2, 2, 3, 0, 3]
+    assert count_on_other_images(nouns, images).tolist() == [2, 2, 3, 0, 3]
 
 
 def slow_first_of_near_duplicates(vectors, min_cosine, existing):
@@ -81,3 +88,14 @@ def test_near_duplicates_of_nothing_and_of_equal_rows():
     for min_cosine in (0.99, 1.0):
         keep = first_of_near_duplicates(same.astype(np.float16), min_cosine)
         assert keep.tolist() == [True, False, False, False, False]
+
+
+def test_one_that_is_unlike_the_others_is_suspicious():
+    rng = np.random.default_rng(0)
+    vectors_nd = rng.normal([1, 0, 0, 0], 0.05, (40, 4)).astype(np.float32)
+    vectors_nd[7] = [0, 1, 0, 0]
+    agreement, odd = agreement_with_others(vectors_nd)
+    assert odd[7] and odd.sum() <= 4 and agreement.argmin() == 7
+    agreement, odd = agreement_with_others(np.zeros((6, 4), np.float32))  # of a file of holes
+    assert not agreement.any() and not odd.any()
+    assert agreement_with_others(vectors_nd[:1])[0].tolist() == [1.0]

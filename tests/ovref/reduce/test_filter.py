@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from reduce_fakes import D_VISUAL, direction, make_references
 
+from ovref.config import parse
 from ovref.errors import InputError
+from ovref.identity import canonical
 from ovref.reduce import FilterSpec, ReduceSpec
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import USABLE, Shards, gather
@@ -266,3 +268,81 @@ def test_more_rows_than_a_row_group_or_a_chunk(place, reduced, monkeypatch):
         np.testing.assert_array_equal(collection.visual, [r.visual for r in expected])
         boats = [i for i, r in enumerate(expected) if r.noun.text == "boat"]
         assert collection.references_of("boat").tolist() == boats
+
+
+def measured(references, **values):
+    """The references with these measures, row by row."""
+    rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    return [
+        dataclasses.replace(reference, measures=row)
+        for reference, row in zip(references, rows, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "limit", "reason"),
+    [
+        ("clip", "min_clip_agreement", 0.25, "clip_agreement"),
+        ("entropy", "max_entropy", 0.5, "entropy"),
+        ("components", "max_components", 2, "components"),
+        ("unsafe", "max_unsafe", 0.75, "unsafe"),
+    ],
+)
+def test_limits_of_what_was_measured(place, reduced, name, setting, limit, reason):
+    values = [limit, limit - 0.01, limit + 0.01, np.nan] * 5
+    references = measured(make_references({"cat": 20}), **{name: values, "other": range(20)})
+    target, summary = reduced(place(references), spec(**{setting: limit}))
+    good = {r.key for r in references if not r.measures[name] < limit} if setting.startswith(
+        "min"
+    ) else {r.key for r in references if not r.measures[name] > limit}  # fmt: skip
+    assert set(keys(target)) == good and len(good) == 15
+    assert counts_of(summary)[reason] == (20, 15)
+
+
+def test_a_filter_needs_what_it_limits(place, reduced):
+    for setting, advice in (
+        ({"max_entropy": 0.5}, r"needs 'entropy'.*embed.measures=\{\}"),
+        ({"max_unsafe": 0.5}, "embed.measures.safety.model"),
+    ):
+        with pytest.raises(InputError, match=advice):
+            reduced(place(make_references({"cat": 6})), spec(**setting))
+
+
+def test_unsafe_images_are_flagged_and_kept_without_a_limit(place, reduced):
+    references = measured(make_references({"cat": 6}), unsafe=[0.1, 0.6, 0.5, 0.9, np.nan, 0.0])
+    target, summary = reduced(place(references), spec())
+    assert summary["flagged"] == {"unsafe": 2} and len(keys(target)) == 6
+    _, plain = reduced(place(make_references({"cat": 6}), run=1), spec(), "plain")
+    assert "flagged" not in plain
+
+
+def test_blocked_words_are_whole_words_in_any_case(place, reduced):
+    captions = ["a Gun", "a gunman", "two dead cats", "a red  gun-fight", "dead end", "a cat"]
+    references = [
+        dataclasses.replace(reference, caption=caption)
+        for reference, caption in zip(make_references({"cat": 6}), captions, strict=True)
+    ]
+    blocked = ("gun", "dead cats")
+    target, summary = reduced(place(references), spec(blocked_captions=blocked))
+    assert set(keys(target)) == {references[i].key for i in (1, 4, 5)}
+    assert counts_of(summary)["blocked_caption"] == (6, 3)
+
+
+def test_blocked_words_are_read_from_a_file(tmp_path):
+    (tmp_path / "words.txt").write_text("gun\ndead cats\n")
+    found = parse(FilterSpec, {"blocked_captions": str(tmp_path / "words.txt")})
+    assert found.blocked_captions == ("gun", "dead cats")
+    assert parse(FilterSpec, {"blocked_captions": ["gun"]}).blocked_captions == ("gun",)
+    assert "blocked_captions" not in canonical(FilterSpec())
+
+
+def test_outliers_of_a_noun_are_dropped(place, reduced):
+    references = make_references({"cat": 30, "dog": 30})
+    cats = [i for i, reference in enumerate(references) if reference.noun.text == "cat"]
+    dog = next(reference for reference in references if reference.noun.text == "dog")
+    for i in cats[:3]:
+        references[i] = dataclasses.replace(references[i], visual=dog.visual)
+    target, summary = reduced(place(references), spec(outlier_deviations=4.0))
+    lost = {reference.key for reference in references} - set(keys(target))
+    assert {references[i].key for i in cats[:3]} <= lost
+    assert counts_of(summary)["outlier"] == (60, 60 - len(lost)) and len(lost) <= 6

@@ -124,7 +124,7 @@ def test_an_hnsw_quantiser(stored, centroids, vectors, tmp_path):
     ivf.merge(index, parts, tmp_path / "merged")
     found = indexes.read_index(tmp_path / "merged", rows=ROWS, dim=DIM)
     np.testing.assert_array_equal(ivf.centroids_of(found), centroids)
-    recalls = indexes.Questions.of_rows(vectors, ks=[10]).recalls(found, LISTS)
+    recalls = indexes.RecallQueries.of_rows(vectors, ks=[10]).recalls(found, LISTS)
     assert recalls[10].mean() > 0.99
 
 

@@ -12,6 +12,7 @@ from ovref.config import dump, parse
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, ModelError
 from ovref.identity import spec_identity
+from ovref.ops.measures import MeasureSpec, SafetySpec, heat_entropy
 from ovref.records import NO, UNSURE, YES, ImageRecord, Noun, Reference, Region
 from ovref.run_shard import run_shard
 from ovref.stages.embed import Embed, EmbedStage
@@ -392,3 +393,36 @@ def test_an_error_of_an_encoder_reaches_whoever_takes_the_references():
         ):
             found.append(reference.key)
     assert found == ["k0#0", "k1#0"]
+
+
+class Eyes(FakeTexts):
+    """Sees in a crop a text that its size and first pixel give."""
+
+    def encode_images(self, images):
+        return self.encode([f"{image_hwc.shape} {image_hwc[0, 0]}" for image_hwc in images])
+
+
+def test_measures_of_each_region_that_is_embedded():
+    two_parts = region("dog", box=(0, 0, 4, 8))
+    two_parts.mask_hw[8:, 8:] = YES
+    regions = [region("cat"), region("cup", box=(0, 0, 1, 1)), two_parts]
+    heatmaps = np.random.default_rng(0).random((3, 4, 4)).astype(np.float16)
+    records = [record("a", regions, heatmaps=heatmaps), record("b", [region("dog")])]
+    measured = spec(measures=MeasureSpec(safety=SafetySpec(model="fake")))
+    texts = Eyes()
+    stage = EmbedStage(measured, FakeVisual(), texts, lambda images: [0.1 * i for i in range(2)])
+    answers = list(stage(iter(records)))
+    found = {one.key: one.measures for one in answers if isinstance(one, Reference)}
+    assert list(found) == ["a#0", "a#2", "b#0"]  # the cup is too small
+    assert [found[key]["components"] for key in found] == [1, 2, 1]
+    assert [found[key]["unsafe"] for key in found] == [0, 0, 0.1]
+    assert found["a#2"]["entropy"] == heat_entropy(heatmaps[2])
+    assert np.isnan(found["b#0"]["entropy"])
+    crop_hwc = records[0].image_hwc()[0:16, 0:16]  # the box of the dog's mask
+    eyes = Eyes().encode_images([crop_hwc])[0]
+    dog = class_embeddings(FakeTexts(), ["dog"], measured.templates)[0]
+    assert found["a#2"]["clip"] == pytest.approx(float(eyes @ dog))
+    plain, _, _ = embed(records)
+    assert all(not one.measures for one in plain if isinstance(one, Reference))
+    assert spec_identity(spec()) == spec_identity(spec(measures=None))
+    assert "measures" not in spec_identity(spec())["fields"]

@@ -13,7 +13,7 @@ from ovref.errors import ConfigError, ModelError
 from ovref.identity import fingerprint, record_key, record_seed, spec_identity
 from ovref.models.diffusion import GeneratedImage
 from ovref.records import YES, ImageRecord, Noun, Prompt
-from ovref.stages.synthesize import USUAL_BATCH_SIZE, Synthesize, SynthesizeStage
+from ovref.stages.synthesize import USUAL_BATCH_SIZE, Lora, Synthesize, SynthesizeStage
 
 
 def prompt(caption, *nouns, key=None):
@@ -227,12 +227,38 @@ def test_the_spec_is_strict_picklable_and_has_an_identity():
         ({"min_area": 0.5, "max_area": 0.5}, "min_area and max_area"),
         ({"max_area": 1.1}, "min_area and max_area"),
         ({"jpeg_quality": 0}, "jpeg_quality"),
+        ({"blocks": (-1,)}, "blocks"),
+        ({"read_steps": (0.5, 0.5)}, "read_steps must be ordered"),
+        ({"aspect_ratio_hw": (0, 1)}, "aspect_ratio_hw"),
     ],
     ids=str,
 )
 def test_values_out_of_range_name_the_field(fields, named):
     with pytest.raises(ValueError, match=named):
         spec(**fields)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "ratio_hw", "expected"),
+    [
+        ((1024, 1024), None, (1024, 1024)),
+        ((1024, 1024), (1, 1), (1024, 1024)),
+        ((1024, 1024), (2, 3), (832, 1248)),
+        ((1024, 1024), (9, 16), (768, 1376)),
+        ((1000, 1048), (16, 9), (1376, 768)),
+        ((64, 64), (1, 20), (32, 288)),
+    ],
+)
+def test_the_size_of_an_aspect_ratio(size_hw, ratio_hw, expected):
+    assert spec(size_hw=size_hw, aspect_ratio_hw=ratio_hw).image_size_hw == expected
+
+
+def test_settings_that_came_later_change_no_fingerprint_at_their_defaults():
+    later = {"reading", "blocks", "read_steps", "variant", "base", "loras", "offload"}
+    assert not (later | {"aspect_ratio_hw"}) & set(spec_identity(spec())["fields"])
+    lora = parse(Synthesize, {"model": "x", "loras": [{"model": "y.safetensors"}]})
+    assert lora.loras == (Lora(model="y.safetensors"),)
+    assert spec_identity(lora)["fields"]["loras"][0]["scale"] == 1.0
 
 
 def test_the_batch_size_auto_is_the_usual_one_without_a_gpu(tiny_pipelines):

@@ -283,6 +283,13 @@ def test_references_come_back_from_their_rows(count):
     assert codec.matrix(table.slice(0, 0), "textual").shape == (0, 3)
 
 
+def test_what_was_measured_comes_back():
+    records = [reference(n, measures={"clip": 0.25 * n, "entropy": 0.5}) for n in range(3)]
+    table = codec.table([codec.row(record) for record in records], codec.schema(records[0]))
+    assert [one.measures for one in codec.references(table)] == [one.measures for one in records]
+    assert "measures" not in codec.schema(reference()).names
+
+
 @pytest.mark.parametrize(
     "visual", [np.ones(5, np.float16), np.array([1, np.nan, 0, np.inf], np.float16)]
 )

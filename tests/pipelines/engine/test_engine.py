@@ -1,4 +1,4 @@
-"""Both engines: the same bytes, and what becomes of shards that fail."""
+"""Both engines: the same bytes, and the handling of failed shards."""
 
 import io
 import json

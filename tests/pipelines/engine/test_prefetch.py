@@ -1,4 +1,4 @@
-"""The next shard is fetched while one is worked at, and only where that saves something."""
+"""The next shard is fetched while one is processed, but only if that saves time."""
 
 import itertools
 

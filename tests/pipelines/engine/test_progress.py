@@ -1,7 +1,8 @@
-"""The progress line: honest rates and times."""
+"""The progress line: correct rates and times."""
 
 import io
 import json
+import threading
 
 from ovref_pipelines.engine.bill import Bill
 from ovref_pipelines.engine.progress import Progress, Throttle, duration
@@ -51,13 +52,13 @@ def test_what_a_lost_worker_had_done_is_not_done():
     clock.now = 20
     progress.lost("6")
     assert progress.line() == "images: 610/1000 records, 0.5 records/s, 13 min to go"
-    progress.set_aside("7", 100)
+    progress.quarantined("7", 100)
     assert progress.counts()["records_to_go"] == 300 and progress.counts()["records"] == 900
 
 
 def test_nobody_knows_the_end_while_shards_of_the_step_before_are_to_come():
     progress = begun(Clock())
-    progress.still_to_come(2)
+    progress.expect_shards(2)
     assert progress.line() == "images: 600/? records"
     assert progress.counts()["seconds_to_go"] is None
 
@@ -108,7 +109,7 @@ def test_quarantined_shards_are_shown_and_not_waited_for():
     progress.begin(total=3, done=0, records_to_go=30, workers=1)
     clock.now = 1
     progress.finished("0", 10, {})
-    progress.set_aside("1", 10)
+    progress.quarantined("1", 10)
     assert progress.line() == "images: 10/20 records, 10 records/s, 1 s to go, 1 shards quarantined"
 
 
@@ -137,7 +138,7 @@ def test_a_terminal_shows_bars_that_are_gone_at_the_end(monkeypatch):
     clock, terminal = Clock(), Terminal()
     progress = forty_of_a_hundred(terminal, clock)
     other = Progress("references", stream=terminal, clock=clock)
-    progress.beside(other)
+    progress.show_with(other)
     other.begin(total=100, done=20, records_to_go=20, workers=1)
     clock.now += 1
     other.finished("0", 1, {})
@@ -167,3 +168,23 @@ def test_durations_are_as_exact_as_they_are_worth():
         "3 h 05 min",
         "2 d 4 h",
     ]
+
+
+def test_what_is_told_of_a_build_is_written_while_others_report():
+    """A store that is slow to write holds up nobody but who writes."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    def watcher(counts):
+        if threading.current_thread() is not threading.main_thread():
+            writing.set()
+            assert go_on.wait(30)
+
+    progress = begun(Clock(), watcher=watcher)
+    slow = threading.Thread(target=progress.tick)
+    slow.start()
+    assert writing.wait(30)
+    progress.report(Report(shard="00000", done=3, dropped=0))
+    progress.finished("00000", 10, {})
+    assert slow.is_alive() and progress.counts()["records_done"] == 10
+    go_on.set()
+    slow.join()

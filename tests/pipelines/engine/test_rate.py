@@ -1,4 +1,4 @@
-"""How fast records are done."""
+"""Rates of processing."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tasks of a reduction on a real Ray give what they give here."""
+"""Tasks of a reduction give the same results on a real Ray as in this process."""
 
 import os
 import sys
@@ -58,7 +58,7 @@ def test_calls_run_in_processes_that_end_with_them(local_ray, tmp_path):
         ray_tasks.run_each([(partial(os._exit, 1), PoolConfig())], RAY)
 
 
-def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
+def test_a_machine_that_cannot_access_the_folder_says_so(tmp_path):
     ray_tasks = sys.modules["ovref_pipelines.ray.tasks"]
-    with pytest.raises(StorageError, match=r"does not see .*leave it out"):
+    with pytest.raises(StorageError, match=r"cannot access .*omit it"):
         ray_tasks._call(os.getpid, tmp_path / "elsewhere" / "seen-1")

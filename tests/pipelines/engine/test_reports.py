@@ -1,4 +1,4 @@
-"""Workers tell how far they are within a shard, in this process and on Ray."""
+"""Workers report their progress within a shard, in this process and on Ray."""
 
 import io
 import threading
@@ -41,7 +41,7 @@ def test_what_cannot_be_told_does_not_stop_the_work(caplog):
 
     with reporting(tell, "000000", every_seconds=0.01):
         assert failed.wait(10)
-    assert "progress of shard 000000 cannot be told: nobody listens" in caplog.text
+    assert "progress of shard 000000 cannot be reported: nobody listens" in caplog.text
 
 
 @pytest.mark.parametrize("busy", [0.5, None])

@@ -1,4 +1,4 @@
-"""The explorer's HTTP interface, asked by real requests."""
+"""The explorer's HTTP interface, tested by real requests."""
 
 import dataclasses
 import io
@@ -17,9 +17,9 @@ from ovref.errors import ConfigError, InputError
 from ovref.exchange.publishing import publish
 from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref_inference import ModelError, ReferenceCollection
-from ovref_pipelines import recipe
+from ovref_pipelines import api, recipe
 from ovref_pipelines.explore import app
-from ovref_pipelines.explore.library import Library, agreement_of
+from ovref_pipelines.explore.library import Library
 from ovref_pipelines.explore.serve import serve
 from ovref_pipelines.output import open_build
 
@@ -48,7 +48,7 @@ def test_nothing_without_the_token_and_nothing_for_other_sites(explorer):
 
 
 def test_a_port_that_does_not_exist(build_output):
-    with pytest.raises(ConfigError, match=r"cannot listen at 127\.0\.0\.1 port 70000"):
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1 port 70000"):
         serve(str(build_output), port=70_000)
 
 
@@ -102,17 +102,6 @@ def test_a_noun_s_references_come_by_their_agreement_with_each_other(explorer):
     refused(explorer.client.get("/api/noun?noun=zebra"), 422, "no noun 'zebra'")
 
 
-def test_one_that_is_unlike_the_others_is_suspicious():
-    rng = np.random.default_rng(0)
-    vectors_nd = rng.normal([1, 0, 0, 0], 0.05, (40, 4)).astype(np.float32)
-    vectors_nd[7] = [0, 1, 0, 0]
-    agreement, odd = agreement_of(vectors_nd)
-    assert odd[7] and odd.sum() <= 4 and agreement.argmin() == 7
-    agreement, odd = agreement_of(np.zeros((6, 4), np.float32))  # of a file of holes
-    assert not agreement.any() and not odd.any()
-    assert agreement_of(vectors_nd[:1])[0].tolist() == [1.0]
-
-
 def test_a_reference_with_its_neighbours_and_the_nouns_of_its_image(explorer):
     found = get(explorer, "/api/reference/5")
     collection = explorer.library.open().collection
@@ -153,7 +142,7 @@ def test_a_collection_alone_has_no_pictures(explorer, build_output, tmp_path):
     with served(Library(str(tmp_path / "alone"))) as alone:
         assert get(alone, "/api/about")["has_images"] is False
         assert get(alone, "/api/noun", noun="cup")["count"] == 9
-        refused(alone.client.get("/api/picture/5/image"), 422, "name its output with --build")
+        refused(alone.client.get("/api/picture/5/image"), 422, "give it with --build")
         refused(alone.client.get("/api/progress"), 422, "without its build")
     with served(Library(str(tmp_path / "alone"), str(build_output))) as together:
         assert together.client.get("/api/picture/5/image").status_code == 200
@@ -185,6 +174,36 @@ def test_coverage_of_a_list_of_classes(explorer, monkeypatch):
     refused(explorer.client.post("/api/coverage", content="goblet"), 503, "fake")
 
 
+def test_a_published_collection_has_its_images(build_output, tmp_path):
+    source, there, again = build_output / "collection", tmp_path / "there", tmp_path / "again"
+    api.publish(str(source), str(there))
+    with served(Library(str(there))) as explorer:
+        assert get(explorer, "/api/about")["has_images"]
+        wanted = Library(str(build_output)).image(7)[0].image_hwc()
+        found, number = explorer.library.image(7)
+        assert np.array_equal(found.image_hwc(), wanted) and found.regions[number].mask_hw.all()
+        answer = explorer.client.get("/api/picture/7/mask?side=64")
+        assert answer.status_code == 200 and answer.headers["content-type"] == "image/webp"
+    api.publish(str(there), str(again))  # without the build: what lies beside it goes with it
+    for name in ("pictures-00000.parquet", "pictures.json", "samples.png"):
+        assert (again / name).read_bytes() == (there / name).read_bytes()
+
+
+def test_a_pasted_list_has_synonyms_and_is_measured_when_asked(explorer):
+    lists = "Cup; house\nboat\nCup; house"
+    quick, full = (
+        explorer.client.post(f"/api/coverage{query}", content=lists).json()["classes"]
+        for query in ("", "?measured")
+    )
+    for rows in (quick, full):
+        assert {one["name"]: (one["synonyms"], one["count"]) for one in rows} == {
+            "Cup": (["house"], 18), "boat": ([], 9),
+        }  # fmt: skip
+    assert {one["nearest"] for one in quick} == {None}
+    assert {one["name"]: one["nearest"] for one in full} == {"Cup": "boat", "boat": "Cup"}
+    assert all(0 < one["tightness"] <= 1 and 0 <= one["taken_share"] <= 1 for one in full)
+
+
 def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_path):
     shutil.copytree(build_output, tmp_path / "out")
     with served(Library(str(tmp_path / "out"))) as explorer:
@@ -195,7 +214,7 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
             known = None if json is None else json | {"fingerprint": fingerprint}
             return explorer.client.post(path, json=known, **content)
 
-        refused(post("/api/tombstones", json={"ids": ids}), 422, "say why")
+        refused(post("/api/tombstones", json={"ids": ids}), 422, "give a reason")
         refused(post("/api/tombstones", json={"ids": [99], "reason": "x"}), 422, "not [99]")
         refused(post("/api/tombstones", content="{"), 422, "expected ids")
         for number in ("1e999", "1.7", "true", '"1"'):
@@ -215,7 +234,7 @@ def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_pa
         # A reduction with other filters gives the numbers to other references.
         path = tmp_path / "out" / "collection" / "collection.json"
         path.write_text(path.read_text().replace(fingerprint, "f" * 64))
-        refused(post("/api/tombstones", json={"ids": ids, "reason": "x"}), 422, "made again")
+        refused(post("/api/tombstones", json={"ids": ids, "reason": "x"}), 422, "has been rebuilt")
         fingerprint = get(explorer, "/api/about")["fingerprint"]
         assert fingerprint == "f" * 64
         assert post("/api/tombstones", json={"ids": ids, "reason": "x"}).json() == {"total": 2}
@@ -257,8 +276,8 @@ def test_what_is_too_large_is_not_read(explorer, monkeypatch):
     files = {"photograph": ("a.jpg", large)}
     refused(post("/api/segment", data={"classes": "cup"}, files=files), 422, "at most 1 MB")
     refused(post("/api/segment", content=iter([b"--x--"])), 422, "at most 1 MB")  # of no length
-    refused(post("/api/tombstones", content=large), 422, "bytes are read")
-    refused(post("/api/coverage", content=large), 422, "bytes are read")
+    refused(post("/api/tombstones", content=large), 422, "is larger than")
+    refused(post("/api/coverage", content=large), 422, "is larger than")
 
 
 @pytest.mark.parametrize(
@@ -298,6 +317,6 @@ def test_what_the_filters_left_out_is_counted_and_shown(build_output, tmp_path):
         assert len(keys) == 60 - lost and not keys & {one["key"] for one in shown}
         answer = explorer.client.get(f"/api/filtered/{shown[0]['row']}/image?side=8")
         assert answer.headers["content-type"] == "image/webp"
-        refused(explorer.client.get("/api/filtered/999/image"), 422, "under the number 999")
+        refused(explorer.client.get("/api/filtered/999/image"), 422, "with the number 999")
     with served(Library(f"{config.output}/collection", str(build_output))) as elsewhere:
         assert get(elsewhere, "/api/filtered")["dropped"] is None

@@ -185,6 +185,8 @@ def test_coverage_and_a_photograph_with_its_reasons(pages, tmp_path):
     page.click("text=Check")
     page.wait_for_selector("td:text-is('qwertz')")
     assert page.inner_text("tr:nth-child(2)").split("\t")[:2] == ["qwertz", "none"]
+    page.wait_for_selector("th:text-is('nearest class')")  # measured after the counts are there
+    assert page.inner_text("tr:nth-child(2)").split("\t")[:2] == ["qwertz", "none"]
     shot(page, "coverage")
 
     photograph = tmp_path / "scene.png"

@@ -54,9 +54,9 @@ def undisturbed(tmp_path_factory):
 class Watched(Progress):
     workers = 0
 
-    def stands(self, shards_waiting, workers):
+    def update_state(self, shards_waiting, workers):
         self.workers = workers
-        super().stands(shards_waiting, workers)
+        super().update_state(shards_waiting, workers)
 
 
 def drain(cluster, node):
@@ -93,7 +93,7 @@ def test_nodes_that_are_killed_or_drained_cost_nothing_but_time(
 
         wait_until(lambda: progress.workers == 2)
         drain(made, second)
-        wait_until(lambda: f"node {second.node_id[:12]} is about to go" in said.getvalue())
+        wait_until(lambda: f"node {second.node_id[:12]} is about to be lost" in said.getvalue())
         made.remove_node(first, allow_graceful=False)
         made.add_node(num_cpus=1, object_store_memory=80 << 20)
         summary = running.result()

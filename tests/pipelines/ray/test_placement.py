@@ -292,7 +292,7 @@ def test_workers_on_a_leaving_node_finish_what_they_have_and_get_nothing_more(
     assert summary.trouble == {} and files_of(runs[0].target) == undisturbed[0]
     on_a = [actor for actor in fake.hired if actor.node_name == "a"]
     assert [name for actor in on_a for name, _ in actor.calls] == ["where", "load", "run"]
-    assert "is about to go: its 1 workers finish" in runs[0].progress._stream.getvalue()
+    assert "is about to be lost: its 1 workers finish" in runs[0].progress._stream.getvalue()
 
 
 def test_a_worker_that_has_grown_is_replaced(on, tmp_path, undisturbed):

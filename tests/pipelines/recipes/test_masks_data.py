@@ -1,4 +1,4 @@
-"""The annotated scenes: regions, boxes, and who may be in them."""
+"""The annotated scenes: their regions, boxes and classes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Trainings continue from the shipped weights."""
+"""Training continues from the shipped weights."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the trainings of SAM and GroundingDINO learn from, against slow or known answers."""
+"""Training targets of SAM and GroundingDINO, against slow or known answers."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The speed of a build's own models: every batch size has its row, and nothing is written."""
+"""The speed of a build's models: every batch size has its row, and nothing is written."""
 
 import dataclasses
 

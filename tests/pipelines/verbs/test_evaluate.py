@@ -1,4 +1,4 @@
-"""Evaluation on the engine: the same totals on any workers, what is committed is kept."""
+"""Evaluation on the engine: the same totals on any number of workers; committed shards are kept."""
 
 import json
 from dataclasses import replace
@@ -80,7 +80,7 @@ def test_a_shard_that_fails_is_tried_again_by_the_next_run(
         return real(example, *rest)
 
     monkeypatch.setattr(counting, "counts_of", fail)
-    with pytest.raises(JobError, match="1 shards of images failed for good, among them 000001"):
+    with pytest.raises(JobError, match="1 shards of images failed permanently, among them 000001"):
         evaluate(changed, Console())
     assert not (tmp_path / "evaluation.json").exists()
     scored.clear()
@@ -101,7 +101,7 @@ def test_the_verbs_evaluate_and_compare(config, local, capsys, tmp_path, monkeyp
     found = json.loads((tmp_path / "both/compare.json").read_text())
     assert found["first"]["row"] == "FOSSIL without proposals"
     assert cli.main(["compare", "out", "gone", "--output", "both"]) == 2
-    assert "gone is no finished evaluation" in capsys.readouterr().err
+    assert "gone is not a finished evaluation" in capsys.readouterr().err
     assert cli.main([*arguments, "fossil.n=3"]) == 2
     assert "settings.fossil.n was 20 and is now 3" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The builds on a cluster: listed and ended."""
+"""The builds on a cluster: listed and stopped."""
 
 import json
 import time
@@ -92,9 +92,9 @@ def test_a_build_is_ended_by_its_name_or_its_output(cluster, capsys, named):
     assert cli.main(["cancel", named]) == 0
     assert cluster.stopped == ["ovref-a-1"]
     printed = capsys.readouterr()
-    assert printed.out == "job ovref-a-1 stopped\n" and "finishes the shards" in printed.err
+    assert printed.out == "job ovref-a-1 stopped\n" and "finishes its shards" in printed.err
     assert cli.main(["cancel", "--detach", "ovref-b-1"]) == 0
-    assert capsys.readouterr().out == "job ovref-b-1 is told to end\n"
+    assert capsys.readouterr().out == "job ovref-b-1 was asked to stop\n"
 
 
 def test_what_cannot_be_ended_is_said(cluster):

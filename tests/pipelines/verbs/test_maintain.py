@@ -1,4 +1,4 @@
-"""What people ask of an output: its status, its garbage, whether it is whole; local and on S3."""
+"""Maintenance of an output: status, garbage, verification; local and on S3."""
 
 import json
 import os

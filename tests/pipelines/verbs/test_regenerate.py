@@ -1,4 +1,4 @@
-"""References made again from their provenance, and estimates, on a real build of the miniature."""
+"""References regenerated from their provenance, and estimates, on a real build of the miniature."""
 
 import json
 import shutil
@@ -102,7 +102,7 @@ def test_a_build_that_did_not_make_it_is_refused(built, collection, tmp_path):
         regenerate(collection, 0, str(tmp_path))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "step.json").write_text("{}")
-    with pytest.raises(InputError, match="name the output of the build"):
+    with pytest.raises(InputError, match="give the output of the build"):
         regenerate(collection, 0, str(tmp_path))
     with pytest.raises(InputError, match="has no references"):
         regenerate(collection, 10**6, str(built[0]))
@@ -113,11 +113,11 @@ def test_the_command_shows_and_makes_again(built, capsys, monkeypatch):
     assert cli.main(["reference", place, "0"]) == 0
     assert "caption" in capsys.readouterr().out
     assert cli.main(["reference", place, "0", "--regenerate"]) == 0
-    assert "made again alone" in capsys.readouterr().out
+    assert "regenerated alone" in capsys.readouterr().out
     assert cli.main(["reference", place, "-7"]) == cli.MEND_FIRST
     monkeypatch.chdir(place)
     assert cli.main(["reference", ".", "0", "--regenerate"]) == 0
-    assert "made again alone" in capsys.readouterr().out
+    assert "regenerated alone" in capsys.readouterr().out
 
 
 def test_an_estimate_of_a_build_that_has_not_begun(built, tmp_path):
@@ -142,7 +142,7 @@ def test_an_estimate_of_a_build_that_has_not_begun(built, tmp_path):
     text = estimate.text(found)
     assert "9 of 9 records missing" in text and "at 2" in text
     total = sum(found.elapsed(step) for step in found.steps)
-    assert f"in all {duration(total)}" in text
+    assert f"total {duration(total)}" in text
 
 
 def test_what_the_driver_does_alone_is_not_shared_by_workers():

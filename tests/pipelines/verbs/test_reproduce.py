@@ -98,7 +98,7 @@ def test_what_is_missing_is_named_all_at_once(data, tmp_path, capsys):
     arguments = ["reproduce", "vocseg_ade847", "--data", str(tmp_path), "--runs", str(tmp_path)]
     assert cli.main([*arguments, "--dry-run"]) == 2
     shown = capsys.readouterr().out
-    assert "MISSING" in shown and "holds no ade847" in shown
+    assert "MISSING" in shown and "does not contain ade847" in shown
     assert "captions_train2017.json" in shown and "VOCSeg, table 3: ADE-847" in shown
     assert cli.main(arguments) == 2
     assert "cannot be run" in capsys.readouterr().err
@@ -109,7 +109,7 @@ def test_what_is_missing_is_named_all_at_once(data, tmp_path, capsys):
     with Image.open(tmp_path / "fossil_ade" / reproduce.PICTURE) as picture:
         assert picture.size[0] > paper_data.SIZE_HW[1]
     assert cli.main(arguments) == 2
-    assert "--partial takes what there is" in capsys.readouterr().err
+    assert "--partial accepts these data" in capsys.readouterr().err
     row = paper_rows.read_row(paper_rows.find("retclip_b"), data=str(data), runs=str(tmp_path))
     stopped = dataclasses.replace(row, blocked=("no such model",))
     checked = reproduce.Checked(lines=(), problems=(), partial=())

@@ -1,4 +1,4 @@
-"""What was left out because it kills its worker is made again, with all that was made of it."""
+"""Records that killed their workers are retried, with everything made from their shards."""
 
 import dataclasses
 

@@ -13,5 +13,5 @@ def test_words_in_brackets_and_between_colons_are_shown_as_they_are():
 
 def test_blank_words_are_nothing_to_look_for():
     for words in ("", "  "):
-        with pytest.raises(ValueError, match="nothing to look for: give words, or --image"):
+        with pytest.raises(ValueError, match="nothing to search for: give words, or --image"):
             Query(text=words)

@@ -1,4 +1,4 @@
-"""Builds as jobs: what is sent, refused and reported; then on a real head with a dashboard."""
+"""Builds as jobs: submission, refusals and reports; then on a real head with a dashboard."""
 
 import dataclasses
 import os
@@ -237,7 +237,7 @@ def test_two_senders_at_the_same_moment(cluster, monkeypatch):
     lists = iter([[], there])
     monkeypatch.setattr(cluster, "list_jobs", lambda: next(lists))
     cluster.refuses = "there already"
-    with pytest.raises(ConfigError, match=f"by somebody else just now, as job {job}"):
+    with pytest.raises(ConfigError, match=f"by someone else, as job {job}"):
         submit.submit(cluster, CONFIG)
 
 
@@ -254,8 +254,7 @@ def test_a_head_that_has_just_started_is_waited_for(cluster, monkeypatch):
     job = submit.submit(cluster, CONFIG, say=said.append)
     assert [details.submission_id for details in cluster.jobs] == [job]
     assert said == [
-        "ovref: the cluster's head has no agent yet that could start the job; asking it again for "
-        "120 s"
+        "ovref: the cluster's head has no agent yet that could start the job; retrying for 120 s"
     ]
 
 
@@ -318,7 +317,7 @@ def test_a_cluster_that_is_gone_is_said(cluster, monkeypatch):
     monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0)
     cluster.add("job", JobStatus.RUNNING)
     cluster.cuts = [0] * 100
-    with pytest.raises(ConnectionError, match="job job may go on: --attach"):
+    with pytest.raises(ConnectionError, match="job job may still be running: --attach"):
         submit.follow(cluster, "job", print)
 
 

@@ -1,4 +1,4 @@
-"""`ovref tombstone`: delete, list, try, take back."""
+"""`ovref tombstone`: delete, list, dry run, undo."""
 
 import json
 from argparse import Namespace
@@ -58,8 +58,8 @@ def test_numbers_of_a_file_are_deleted_listed_and_taken_back(place, tmp_path):
     ]  # fmt: skip
     assert json.loads(run(place, list=True, json=True))[3] == {"id": 0, "reason": "again"}
     assert run(place, ids=str(numbers), undo=True, dry_run=True).startswith("2 deletions would")
-    assert run(place, ids=str(numbers), undo=True) == "2 deletions taken back"
-    assert run(place, noun=["cup"], undo=True) == "2 deletions taken back"
+    assert run(place, ids=str(numbers), undo=True) == "2 deletions undone"
+    assert run(place, noun=["cup"], undo=True) == "2 deletions undone"
     assert living(place) == total
 
 
@@ -71,9 +71,9 @@ def test_a_reason_is_one_line_and_a_noun_in_lower_case(place):
 
 def test_nothing_is_deleted_that_was_not_named_or_without_a_reason(place, tmp_path):
     for options, says in (
-        ({"noun": ["cup"]}, "say why they are deleted"),
-        ({"noun": ["cup"], "reason": " \n"}, "say why they are deleted"),
-        ({"reason": "x"}, "say which references"),
+        ({"noun": ["cup"]}, "give --reason"),
+        ({"noun": ["cup"], "reason": " \n"}, "give --reason"),
+        ({"reason": "x"}, "select references"),
         ({"reason": "x", "noun": ["zebra"]}, "has no reference of the nouns: zebra"),
         ({"undo": True, "noun": ["cup"]}, "has no deleted reference of the nouns: cup"),
     ):

@@ -163,7 +163,7 @@ async function showPrototypes(root, name) {
   try {
     const found = await ask(`/api/prototypes?noun=${encodeURIComponent(name)}`);
     const own = found.length ? found[0].made_of.join(", ") : "";
-    root.replaceChildren(el("h2", {}, `${found.length} prototypes`), el("small", {}, own ? `made of the references of: ${own}` : "none"),
+    root.replaceChildren(el("h2", {}, `${found.length} prototypes`), el("small", {}, own ? `made from the references of: ${own}` : "none"),
       ...found.map((one) => el("div", {}, el("p", { className: "muted" }, `prototype ${one.prototype + 1}: its nearest references`),
         el("div", { className: "grid small" }, one.references.map((near) => tile(near, { fact: `${near.noun} ${near.cosine.toFixed(2)}` }))))),
       el("h2", {}, "References"));
@@ -189,7 +189,7 @@ export async function showReference(id) {
     el("div", { className: "tools" },
       el("button", { className: "danger", onclick: () => { mark(id, document.querySelector(`main .tile[data-id="${id}"]`)); sheet.close(); document.getElementById("reason").focus(); } },
         state.marked.has(id) ? "Take the mark back" : "Mark as bad")),
-    el("h2", {}, found.neighbours.length ? `Looks like: ${found.same_noun} of ${found.neighbours.length} are of the same noun` : "No neighbours"),
+    el("h2", {}, found.neighbours.length ? `Most similar: ${found.same_noun} of ${found.neighbours.length} have the same noun` : "No neighbours"),
     el("div", { className: "grid small" }, found.neighbours.map((near) => tile(near, { fact: `${near.noun} ${near.cosine.toFixed(2)}`, marks: false }))),
     el("h2", {}, "Provenance"),
     el("div", { className: "scroll" }, el("table", {}, facts.map(([key, value]) => el("tr", {}, el("th", {}, key), el("td", {}, String(value)))))));
@@ -203,33 +203,54 @@ sheet.addEventListener("click", (event) => {
 
 // -- coverage ----------------------------------------------------------------------------------
 
+function covered(classes, measured) {
+  const counts = {};
+  for (const { verdict } of classes) counts[verdict] = (counts[verdict] || 0) + 1;
+  const said = { own: "have references of their own", few: "have few", borrowed: "borrow a near noun's", none: "have none" };
+  const cosine = (value) => (value === null ? "" : value.toFixed(2));
+  const heads = ["class", "", "stands for it", "references", ...(measured ? ["tight", "outliers", "taken for", "heat", "nearest class"] : [])];
+  const numbers = ["references", "tight", "outliers", "heat"];
+  const cell = (head, ...content) => el("td", { className: numbers.includes(head) ? "number" : "" }, content);
+  return [
+    el("p", {}, Object.entries(said).filter(([key]) => counts[key]).map(([key, what]) => `${counts[key]} ${what}`).join(" · ")),
+    el("div", { className: "scroll" }, el("table", {},
+      el("tr", {}, heads.map((head) => el("th", { className: numbers.includes(head) ? "number" : "" }, head))),
+      classes.map((one) => el("tr", {},
+        cell("class", one.name, one.synonyms.length ? el("small", {}, ` ${one.synonyms.join(", ")}`) : ""),
+        cell("", el("span", { className: `verdict ${one.verdict}` }, one.verdict)),
+        cell("stands for it", one.noun ? el("a", { href: nounLink(one.noun) }, one.noun) : "–", one.noun && one.cosine < 0.995 ? ` ${one.cosine.toFixed(2)}` : ""),
+        cell("references", number(one.count)),
+        ...(measured ? [
+          cell("tight", cosine(one.tightness)), cell("outliers", one.outliers ? percent(one.outliers) : ""),
+          cell("taken for", one.taken_for ? `${one.taken_for} ${percent(one.taken_share)}` : ""), cell("heat", cosine(one.contrast)),
+          cell("nearest class", one.nearest ? `${one.nearest} ${cosine(one.similarity)}` : "", one.confusable ? el("span", { className: "verdict few", title: "as near as its own references: likely to be confused" }, "!") : ""),
+        ] : []))))),
+    el("p", { className: "muted" }, measured
+      ? "tight: mean cosine of references to their prototype · taken for: the class that most references nearer to another class are nearest to · heat: contrast of heatmaps"
+      : "measuring …"),
+  ];
+}
+
 async function coverage(main) {
-  const text = el("textarea", { placeholder: "One class a line, or with commas between them", value: kept.classes, "aria-label": "Classes" });
+  const text = el("textarea", { placeholder: "One class a line, or with commas between them; synonyms after a semicolon", value: kept.classes, "aria-label": "Classes" });
   const out = el("div");
   const check = el("button", { className: "main", onclick: async () => {
     kept.classes = text.value;
     check.disabled = true;
     out.replaceChildren(el("p", { className: "muted" }, "comparing …"));
     try {
-      const { classes } = await ask("/api/coverage", { method: "POST", body: text.value });
-      const counts = {};
-      for (const { verdict } of classes) counts[verdict] = (counts[verdict] || 0) + 1;
-      const said = { own: "have references of their own", few: "have few", borrowed: "borrow a near noun's", none: "have none" };
-      out.replaceChildren(
-        el("p", {}, Object.entries(said).filter(([key]) => counts[key]).map(([key, what]) => `${counts[key]} ${what}`).join(" · ")),
-        el("div", { className: "scroll" }, el("table", {},
-          el("tr", {}, ["class", "", "stands for it", "references", "cosine"].map((head, at) => el("th", { className: at > 2 ? "number" : "" }, head))),
-          classes.map((one) => el("tr", {},
-            el("td", {}, one.name), el("td", {}, el("span", { className: `verdict ${one.verdict}` }, one.verdict)),
-            el("td", {}, one.noun ? el("a", { href: nounLink(one.noun) }, one.noun) : "–"),
-            el("td", { className: "number" }, number(one.count)), el("td", { className: "number" }, one.cosine.toFixed(2)))))));
+      // The counts at once, then what takes reading references.
+      for (const query of ["", "?measured"]) {
+        const { classes } = await ask(`/api/coverage${query}`, { method: "POST", body: text.value });
+        out.replaceChildren(...covered(classes, Boolean(query)));
+      }
     } catch (error) {
       out.replaceChildren(el("p", { className: "error" }, error.message));
     }
     check.disabled = false;
   } }, "Check");
   main.replaceChildren(el("h1", {}, "Coverage"),
-    el("p", { className: "muted" }, "Which of your classes the collection has references for, the least covered first."),
+    el("p", { className: "muted" }, "Coverage of your classes by the collection, the weakest first."),
     text, el("div", { className: "tools" }, check), out);
 }
 
@@ -251,7 +272,7 @@ async function segment(main) {
     preview.replaceChildren(el("img", { src: url, alt: "the photograph" }), el("small", { style: { display: "block" } }, given.name));
   }
   main.onpaste = (event) => take([...event.clipboardData.files][0]);
-  const text = el("textarea", { placeholder: "Classes to look for: tree, grass, sky", value: kept.classes, "aria-label": "Classes" });
+  const text = el("textarea", { placeholder: "Classes to segment: tree, grass, sky", value: kept.classes, "aria-label": "Classes" });
   const boxes = state.about.methods.map((name) => el("label", {}, el("input", { type: "checkbox", value: name, checked: name === "fossil" }), ` ${name} `));
   const out = el("div", { className: "results" });
   const go = el("button", { className: "main", onclick: async () => {
@@ -262,7 +283,7 @@ async function segment(main) {
     form.append("classes", text.value);
     for (const box of main.querySelectorAll("input[type=checkbox]:checked")) form.append("method", box.value);
     go.disabled = true;
-    out.replaceChildren(el("p", { className: "muted" }, "segmenting … the first time, models are loaded"));
+    out.replaceChildren(el("p", { className: "muted" }, "segmenting … (models are loaded the first time)"));
     try {
       const found = await ask("/api/segment", { method: "POST", body: form });
       out.replaceChildren(...Object.entries(found.results).map(([method, result]) => resultOf(method, result, found)));
@@ -272,7 +293,7 @@ async function segment(main) {
     go.disabled = false;
   } }, "Segment");
   main.replaceChildren(el("h1", {}, "Segment a photograph"),
-    el("p", { className: "muted" }, "Methods side by side. Click a region to see the references that decided it."),
+    el("p", { className: "muted" }, "Methods side by side. Click a region to see the references behind it."),
     el("div", { className: "form" }, drop, el("div", {}, text, el("div", { className: "tools" }, boxes), go)), out);
 }
 
@@ -296,9 +317,9 @@ function resultOf(method, result, { colours, size_hw: [height, width] }) {
     const contested = region.others.filter((one) => one.noun !== own).length;
     why.replaceChildren(
       el("h2", {}, el("span", { className: "dot", style: { background: colours[region.name] } }), `${region.name}, ${percent(region.area)} of the image`),
-      el("small", {}, "references of this class that look most like the region"),
+      el("small", {}, "references of this class most similar to the region"),
       el("div", { className: "grid small" }, region.references.map((one) => tile(one, { fact: `${one.noun} ${one.cosine.toFixed(2)}`, marks: false }))),
-      el("p", {}, el("small", {}, contested ? `contested: ${contested} of the ${region.others.length} nearest of all references are of other nouns` : "the nearest of all references agree")),
+      el("p", {}, el("small", {}, contested ? `contested: ${contested} of the ${region.others.length} nearest references have other nouns` : "the nearest references all agree")),
       contested ? el("div", { className: "grid small" }, region.others.map((one) => tile(one, { fact: `${one.noun} ${one.cosine.toFixed(2)}`, marks: false }))) : null);
   }
   const seen = [...new Set(result.regions.map((region) => region.name))];
@@ -317,14 +338,16 @@ async function filtered(main) {
   const words = {
     unusable_vectors: "embedding not finite or not of unit length", repeated_key: "occurs twice", area: "min_area, max_area",
     score: "min_score", near_duplicate: "duplicate_cosine", noun_agreement: "min_noun_agreement",
+    blocked_caption: "blocked_captions", clip_agreement: "min_clip_agreement", entropy: "max_entropy",
+    components: "max_components", unsafe: "max_unsafe", outlier: "outlier_deviations",
   };
   main.replaceChildren(el("h1", {}, "Filtered"),
-    el("p", { className: "muted" }, "What the filters of the reduction left out. Their thresholds are the settings reduce.filter.*; `ovref reduce` applies others in a moment."),
+    el("p", { className: "muted" }, "References dropped by the filters of the reduction. Their thresholds are the settings reduce.filter.*; `ovref reduce` quickly applies others."),
     el("div", { className: "scroll" }, el("table", {},
-      el("tr", {}, ["filter", "setting", "before", "after", "left out"].map((head, at) => el("th", { className: at > 1 ? "number" : "" }, head))),
+      el("tr", {}, ["filter", "setting", "before", "after", "dropped"].map((head, at) => el("th", { className: at > 1 ? "number" : "" }, head))),
       steps.map(({ filter, before, after }) => el("tr", {}, el("td", {}, filter), el("td", { className: "muted" }, words[filter] || ""),
         [before, after, before - after].map((count) => el("td", { className: "number" }, number(count))))))),
-    dropped === null ? el("p", { className: "muted" }, "The list of what was left out is not here: it stays where the collection was reduced.") : null,
+    dropped === null ? el("p", { className: "muted" }, "The list of dropped references is not here: it is kept where the collection was reduced.") : null,
     dropped && Object.keys(dropped).length ? el("div", { className: "tools" }, layers(main)) : null,
     ...Object.entries(dropped || {}).flatMap(([reason, ones]) => [el("h2", {}, `${reason}: some of them`),
       el("div", { className: "grid" }, ones.map((one) => el("article", { className: "tile", tabIndex: 0 }, picture(one.row, state.layer, 192, "filtered"),
@@ -363,11 +386,11 @@ async function build(main) {
       return;
     }
     const { now } = found;
-    const words = { running: "running", done: "done", ended: "ended early", gone: "not heard of for a while: stopped or killed" };
+    const words = { running: "running", done: "done", ended: "ended early", gone: "no update for a while: stopped or killed" };
     main.replaceChildren(
       el("div", { className: "head" }, el("h1", {}, "Build"), now ? el("span", { className: "verdict" }, words[now.state] || now.state) : null,
         now ? el("small", {}, `${time(now.age_seconds)} ago`) : null),
-      now ? el("p", {}, now.doing, now.cost !== null ? ` · cost ${now.cost.toFixed(2)} so far` : "") : el("p", { className: "muted" }, "This build was made by a version that told nothing of its progress."),
+      now ? el("p", {}, now.doing, now.cost !== null ? ` · cost ${now.cost.toFixed(2)} so far` : "") : el("p", { className: "muted" }, "This build was made by a version that did not record its progress."),
       ...found.steps.map((step) => stepOf(step, now?.steps?.[step.step])),
       el("p", { className: "muted" }, found.published ? "The collection is published." : "There is no collection yet."));
     if (found.published && !state.about.collection) location.reload();

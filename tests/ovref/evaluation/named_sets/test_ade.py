@@ -130,7 +130,7 @@ def test_8_bit_maps_of_the_full_set_are_refused(tmp_path, photo, index_file):
     base = tmp_path / "ADE20K_2021_17_01"
     photo(base / "images_detectron2/validation/a.jpg", (5, 5))
     index_file(base / "annotations_detectron2/validation/a.tif", np.zeros((5, 5), np.uint8))
-    with pytest.raises(InputError, match=r"a\.tif has 8 bits a pixel"):
+    with pytest.raises(InputError, match=r"a\.tif has 8 bits per pixel"):
         list(open_set("ade847", tmp_path))
 
 

@@ -153,7 +153,7 @@ def test_annotations_are_the_labels_of_a_folder(coco):
     assert data.seen == (True, True, False, True) and data.things == (False, True, True, True)
     with pytest.raises(ValueError, match="have their own"):
         LabelFolder(images="a", labels="b.json", classes="c")
-    with pytest.raises(ValueError, match="must name the list"):
+    with pytest.raises(ValueError, match="must name the class list"):
         LabelFolder(images="a", labels="b")
     with pytest.raises(ValueError, match="background is for COCO"):
         LabelFolder(images="a", labels="b", classes="c", background="rest")

@@ -126,7 +126,7 @@ def test_8_bit_maps_for_459_classes_are_refused(maps459, tmp_path, photo, index_
     photo(base / "images/validation/a.jpg", (4, 4))
     path = base / "annotations_ctx459/validation/a.tif"
     index_file(path, np.full((4, 4), 255, np.uint8))
-    with pytest.raises(InputError, match=r"a\.tif has 8 bits a pixel, .* ids above 255 are lost"):
+    with pytest.raises(InputError, match=r"a\.tif has 8 bits per pixel, .* ids above 255 are lost"):
         list(open_set("context459", tmp_path / "prepared"))
     name = next(iter(maps459))
     mat = tmp_path / f"VOCdevkit/VOC2010/trainval/{name}.mat"

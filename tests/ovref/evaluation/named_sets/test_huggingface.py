@@ -82,7 +82,7 @@ def test_files_beside_the_table(tmp_path, maps, table):
 
 def test_what_does_not_fit_is_refused(tmp_path, table):
     save_to_disk(tmp_path / "validation", table)
-    with pytest.raises(InputError, match=r"no split 'val'.*looked for val/state\.json"):
+    with pytest.raises(InputError, match=r"no split 'val'.*searched for val/state\.json"):
         open_huggingface(tmp_path, "val", "ade150")
     with pytest.raises(InputError, match="no column 'label', only image, annotation, scene"):
         open_huggingface(tmp_path, "validation", "ade150", label="label")
@@ -108,7 +108,7 @@ def test_damaged_files_are_named(tmp_path, table):
 def test_a_set_is_found_as_published_or_as_hugging_face_saves_it(tmp_path, maps, table, saved):
     save_to_disk(tmp_path / "saved" / saved, table)
     check(open_any_set("ade150", tmp_path / "saved"), maps)
-    with pytest.raises(InputError, match="holds no ade150, split train"):
+    with pytest.raises(InputError, match="does not contain ade150, split train"):
         open_any_set("ade150", tmp_path / "saved", "train")
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"class {number}" for number in range(150)))

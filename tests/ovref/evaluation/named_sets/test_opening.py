@@ -36,7 +36,7 @@ def test_unknown_sets_splits_and_lists_are_refused_with_the_choices(ade, tmp_pat
         open_set("ade150", tmp_path, "validation")
     with pytest.raises(InputError, match=r"no class list 'clip'; choose from mmseg, fcclip"):
         open_set("ade150", tmp_path, names="clip")
-    with pytest.raises(InputError, match="holds no ade150, split train"):
+    with pytest.raises(InputError, match="does not contain ade150, split train"):
         open_set("ade150", tmp_path, "train")
 
 
@@ -72,7 +72,7 @@ def test_a_photograph_is_turned_upright_as_its_labels_are(ade, tmp_path, orienta
 
 def test_labels_of_a_photograph_s_stored_pixels_are_refused(ade, tmp_path):
     ade("a", (6, 9), label_size=(6, 9), orientation=6)
-    with pytest.raises(InputError, match="drawn on the pixels as stored: turn the map"):
+    with pytest.raises(InputError, match="drawn on the pixels as stored: rotate the map"):
         list(open_set("ade150", tmp_path))
 
 

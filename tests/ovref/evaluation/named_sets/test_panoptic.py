@@ -87,7 +87,7 @@ def test_a_png_with_other_segments_than_its_json_is_refused(coco, tmp_path):
     name = next(iter(coco))
     path = tmp_path / f"coco/annotations/panoptic_val2017/{name}.png"
     Image.fromarray(np.full((18, 15, 3), 9, np.uint8)).save(path)
-    with pytest.raises(InputError, match=r"1 segments that its JSON file does not have.* 592137"):
+    with pytest.raises(InputError, match=r"1 segments that its JSON file lacks.* 592137"):
         list(open_set("coco_panoptic", tmp_path))
     Image.fromarray(np.full((18, 15), 9, np.uint8)).save(path)
     with pytest.raises(InputError, match="mode L, expected RGB, whose colours are ids"):
@@ -98,9 +98,9 @@ def test_a_png_with_other_segments_than_its_json_is_refused(coco, tmp_path):
     "spoil, message",
     [
         (lambda c: c["categories"].pop(), "132 categories from 1, the set 133 from 1"),
-        (lambda c: c.pop("annotations"), "no 'annotations'"),
-        (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations of an image"),
-        (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=12), "no 12"),
+        (lambda c: c.pop("annotations"), "'annotations' is missing"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations of the same"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=12), "12 is missing"),
         (lambda c: c["annotations"][0].update(segments_info=3), "cannot read the panoptic"),
     ],
 )

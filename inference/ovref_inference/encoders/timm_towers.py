@@ -1,0 +1,190 @@
+"""Image towers of timm, alone or inside a model of open_clip: vision transformers, and networks
+with a feature map.
+
+    VisualEncoderConfig(model="timm/vit_large_patch16_dinov3.lvd1689m", library="timm")
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.towers import (
+    Alone,
+    Layer,
+    Tower,
+    keep_until,
+    parameters_of,
+    rounded,
+    unusable,
+)
+from ovref_inference.errors import ModelError
+from ovref_inference.models import model_errors, pretrained
+from ovref_inference.pixels import RESAMPLING, Pixels
+
+
+def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
+    """The network that `config` names.
+
+    Raises:
+        ModelError: it cannot be found or read, or has neither patches nor a feature map.
+    """
+    dtype = getattr(torch, config.precision)
+    model = load_timm(config.model, config.revision)
+    with model_errors(f"use the preprocessing of {config.model}"):
+        images = _pixels(model, config.model, device, dtype)
+    if dtype == torch.float16 and "dinov3" in str(model.default_cfg.get("architecture", "")):
+        raise unusable(
+            config.model, "dinov3", "DINOv3 overflows in float16",
+            "precision bfloat16 or float32 works",
+        )  # fmt: skip
+    patch = cell_pixels(model)
+    if patch is None:
+        raise unusable(
+            config.model, type(model).__name__, "its last features are no grid of the image",
+            "expected a vision transformer, or a network with a feature map such as ConvNeXt",
+        )  # fmt: skip
+    size_hw = rounded(config.size_hw, patch)
+    with model_errors(f"use {config.model} on images of {size_hw[0]} x {size_hw[1]} pixels"):
+        set_size(model, size_hw)
+    shorten(model, config)
+    forward = features(model)
+    if config.features == "keys":
+        forward = _keys(model, config.model)
+    model.to(device=device, dtype=dtype)
+    return Tower(
+        model_class=f"timm {type(model).__name__}",
+        forward=forward,
+        size_hw=size_hw,
+        patch_size=patch,
+        prefix_tokens=getattr(model, "num_prefix_tokens", 0),
+        images=images,
+        parameters=parameters_of(model),
+    )
+
+
+def load_timm(model_id: str, revision: str) -> Any:
+    """A network in evaluation mode on the CPU, from a folder or hub repository of timm's layout.
+
+    Weights are read as safetensors, or else by a loader that takes nothing but tensors; all must
+    be there.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    path, _ = pretrained(model_id, revision)
+    with model_errors(f"load the visual encoder {model_id} with timm"):
+        if not Path(path).is_dir():
+            from huggingface_hub import snapshot_download
+
+            path = snapshot_download(
+                path, revision=revision or None, allow_patterns=["config.json", "*.safetensors"]
+            )
+        if not list(Path(path).glob("*.safetensors")):
+            raise ModelError(f"no *.safetensors in {path}")
+        return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+
+
+def is_vit(model: Any) -> bool:
+    """Whether a network is one of timm's plain vision transformers (`VisionTransformer`, `Eva`)."""
+    return hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens")
+
+
+def cell_pixels(model: Any) -> int | None:
+    """Pixels per side of a patch, or of a cell of the last feature map; None without either."""
+    if is_vit(model):
+        size = getattr(model.patch_embed, "patch_size", None)
+        ratio = getattr(model.patch_embed, "feat_ratio", None)
+        if ratio is not None:  # of patches and of the network before them, if there is one
+            size = ratio()
+        size = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        return int(size[0]) if size[0] is not None and size[0] == size[1] else None
+    found = getattr(model, "feature_info", None)
+    return int(found[-1]["reduction"]) if isinstance(found, list) and found else None
+
+
+def set_size(model: Any, size_hw: tuple[int, int]) -> None:
+    """Brings positions, learned and rotary, to images of another size."""
+    if is_vit(model) or hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=size_hw)
+
+
+def shorten(model: Any, config: VisualEncoderConfig) -> None:
+    """Makes the configured layer of a vision transformer the last one. Raises ModelError."""
+    if config.layer == -1:
+        return
+    if not is_vit(model):
+        raise unusable(
+            config.model, type(model).__name__, "it has no list of equal layers", "layer -1 works"
+        )
+    keep_until(model.blocks, config.layer, config.model)
+
+
+def features(model: Any) -> Layer:
+    """Pixels (n, 3, H, W) -> (n, cells, c): patches of the last layer after its norm, or the cells
+    of the last feature map."""
+    if is_vit(model):
+        return lambda pixels: model.forward_features(pixels)[:, model.num_prefix_tokens :]
+    last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    order = (0, 1, 2, 3) if last else (0, 2, 3, 1)
+    return lambda pixels: model.forward_features(pixels).permute(order).flatten(1, 2)
+
+
+def attend_alone(model: Any) -> None:
+    """Makes each token of a vision transformer's last layer attend to itself alone."""
+    model.blocks[-1] = Alone(model.blocks[-1])
+
+
+def head(model: Any) -> Layer:
+    """(m, c) -> (m, d): what the network does with a whole image's features, done with each vector
+    as if it were the image: pooling, its norm and its projection."""
+    if not is_vit(model):
+        return lambda rows: model.forward_head(rows[:, :, None, None])
+
+    def one_token(rows: torch.Tensor) -> torch.Tensor:
+        pooled = model.attn_pool(rows[:, None]) if model.attn_pool is not None else rows
+        return model.head(model.head_drop(model.fc_norm(pooled)))
+
+    return one_token
+
+
+def _pixels(model: Any, model_id: str, device: torch.device, dtype: torch.dtype) -> Pixels:
+    settings = resolve_model_data_config(model)
+    mode = settings["interpolation"]
+    if mode not in RESAMPLING.values():
+        raise ModelError(f"{model_id} resizes with {mode!r}, not one of {RESAMPLING.values()}")
+    return Pixels(tuple(settings["mean"]), tuple(settings["std"]), mode, device, dtype)
+
+
+def _keys(model: Any, model_id: str) -> Layer:
+    """Pixels -> (n, cells, c): keys of the last attention layer, heads concatenated, before any
+    rotation of positions."""
+    attention = getattr(model.blocks[-1], "attn", None) if is_vit(model) else None
+    if attention is None or not (
+        getattr(attention, "k_proj", None) is not None
+        or isinstance(getattr(attention, "qkv", None), torch.nn.Linear)
+    ):
+        raise unusable(
+            model_id, type(model).__name__, "it has no layer of keys", "features 'tokens' work"
+        )
+    # Threads may encode at the same time: each has its own.
+    caught = threading.local()
+    attention.register_forward_pre_hook(lambda *call: setattr(caught, "entering", call[1][0]))
+    prefix = model.num_prefix_tokens
+
+    def keys(pixels: torch.Tensor) -> torch.Tensor:
+        model.forward_features(pixels)
+        entering = caught.__dict__.pop("entering")[:, prefix:]
+        if attention.qkv is None:
+            return attention.k_proj(entering)
+        third = attention.qkv.out_features // 3
+        weight, bias = attention.qkv.weight[third : 2 * third], attention.qkv.bias
+        return torch.nn.functional.linear(
+            entering, weight, None if bias is None else bias[third : 2 * third]
+        )  # a bias apart from the layer (EVA's) is zero for keys
+
+    return keys

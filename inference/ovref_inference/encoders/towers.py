@@ -1,0 +1,86 @@
+"""What the libraries' image towers become: pixels in, one vector for each cell of a grid out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ovref_inference.errors import ModelError
+from ovref_inference.pixels import Pixels
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """An image tower on its device, ready for images of one size."""
+
+    model_class: str
+    """Class of the model in its library, for messages."""
+    forward: Layer
+    """Pixels (n, 3, *size_hw) -> (n, cells, c), cells by rows."""
+    head: Layer | None = None
+    """(m, c) of what `forward` gives -> (m, dim), after pooling; None where nothing follows."""
+    size_hw: tuple[int, int]
+    """Height and width of its images in pixels, multiples of the patch."""
+    patch_size: int
+    """Pixels per side of a cell."""
+    prefix_tokens: int = 0
+    """Class and register tokens before those of the patches, which `forward` leaves out."""
+    images: Pixels
+    """Preprocessing."""
+    parameters: int = 0
+    """How many numbers its weights are."""
+
+    @property
+    def cells(self) -> int:
+        """Vectors of an image."""
+        return (self.size_hw[0] // self.patch_size) * (self.size_hw[1] // self.patch_size)
+
+
+class Alone(torch.nn.Module):
+    """A transformer's layer in which each token attends to itself alone (MaskCLIP, Zhou et al.,
+    ECCV 2022): it runs on sequences of one token, where attention is the identity on values."""
+
+    def __init__(self, layer: torch.nn.Module, **options: Any) -> None:
+        """`options` take the place of whatever the model gives its layers beside the tokens."""
+        super().__init__()
+        self.layer, self.options = layer, options
+
+    def forward(self, tokens_nld: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        found = self.layer(tokens_nld.flatten(0, 1)[:, None], **self.options)
+        return found.view_as(tokens_nld)
+
+
+def parameters_of(model: torch.nn.Module) -> int:
+    """How many numbers the weights of a model are."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def unusable(model_id: str, model_class: str, missing: str, works: str) -> ModelError:
+    """The error of a model that loads but cannot be used as it is asked for."""
+    return ModelError(f"{model_id} ({model_class}) cannot be used: {missing}; {works}")
+
+
+def keep_until(layers: Any, layer: int, model_id: str) -> None:
+    """Takes away the layers after one, which then is the last.
+
+    Args:
+        layers: ModuleList or Sequential.
+        layer: as of `VisualEncoderConfig.layer`.
+
+    Raises:
+        ModelError: there is no such layer.
+    """
+    count = len(layers)
+    if not -count <= layer < count:
+        raise ModelError(f"{model_id} has {count} layers: layer must be -{count} to {count - 1}, "
+                         f"found {layer}")  # fmt: skip
+    del layers[layer % count + 1 :]
+
+
+def rounded(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
+    """The nearest multiples of the patch, at least one."""
+    height, width = (max(1, (side + patch // 2) // patch) * patch for side in size_hw)
+    return height, width

@@ -1,0 +1,89 @@
+"""Whether CLIP sees in the images of references what their nouns say."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ovref.exchange.class_lists import Classes
+from ovref.exchange.picture_files import Picture as Picture
+from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.encoders.crops import masked_crop
+
+SAMPLE = 24
+"""References of a class that CLIP is asked about, at most."""
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipAgreement:
+    """What CLIP says of a sample of a class's references."""
+
+    references: int
+    """References of the sample whose image is there."""
+    cosine: float
+    """Mean cosine of the box around each region to the class's text, of several names the
+    nearest."""
+    first: float
+    """Share of them that are nearer to this class than to any other of the list."""
+
+
+def clip_agreement(
+    collection: ReferenceCollection,
+    classes: Classes,
+    ids: Sequence[np.ndarray],
+    pictures: Callable[[list[dict[str, Any]]], Iterable[tuple[dict[str, Any], Picture]]],
+) -> list[ClipAgreement | None]:
+    """For each class what CLIP says; None where no image of its references is there.
+
+    The CLIP is the collection's own, whose text tower made its textual embeddings.
+
+    Args:
+        collection: the collection.
+        classes: the classes and their synonyms.
+        ids: of each class, its references.
+        pictures: gives the pictures of rows, each with its row; those that are there.
+
+    Raises:
+        ModelError: CLIP cannot be loaded.
+    """
+    from ovref_inference.encoders import load_text_encoder
+
+    owners: dict[int, list[int]] = {}  # a reference may stand for two classes
+    for at, of_class in enumerate(ids):
+        step = max(1, -(-len(of_class) // SAMPLE))
+        for number in of_class[::step].tolist():
+            owners.setdefault(number, []).append(at)
+    encoder: Any = load_text_encoder(collection.text_config)
+    texts_nd = collection.embed_text(classes.query_names)
+    cosines: list[list[float]] = [[] for _ in ids]
+    first: list[int] = [0] * len(ids)
+
+    def compare(batch: list[tuple[int, np.ndarray]]) -> None:
+        images_bd = encoder.encode_images([crop_hwc for _, crop_hwc in batch])
+        scores_bc = np.full((len(batch), len(classes.names)), -np.inf, np.float32)
+        np.maximum.at(scores_bc, (slice(None), classes.class_of), images_bd @ texts_nd.T)
+        for (number, _), scores_c in zip(batch, scores_bc, strict=True):
+            for at in owners[number]:
+                cosines[at].append(float(scores_c[at]))
+                first[at] += bool(scores_c[at] >= scores_c.max())
+
+    batch: list[tuple[int, np.ndarray]] = []
+    for row, picture in pictures(collection.rows(sorted(owners))):
+        if picture.mask_hw is None or not picture.mask_hw.any():
+            continue
+        batch.append((row["id"], masked_crop(picture.image_hwc, picture.mask_hw, "none")))
+        if len(batch) == _BATCH:
+            compare(batch)
+            batch = []
+    if batch:
+        compare(batch)
+    return [
+        ClipAgreement(
+            references=len(found), cosine=float(np.mean(found)), first=first[at] / len(found)
+        )
+        if found
+        else None
+        for at, found in enumerate(cosines)
+    ]

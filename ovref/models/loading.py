@@ -1,0 +1,257 @@
+"""Loads text-to-image pipelines from the files that people have, without unpickling any."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.attention_processor import FusedAttnProcessor2_0
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+
+from ovref.errors import ModelError
+from ovref.models.recorders import network_of, recorder_of
+from ovref.models.schedulers import make_scheduler
+from ovref_inference.models import resolve
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+PIPELINES: Mapping[str, str] = {
+    "StableDiffusionPipeline": "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "LatentConsistencyModelPipeline": "StableDiffusionPipeline",
+    "LatentConsistencyModelImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline": "StableDiffusion3Pipeline",
+    "StableDiffusion3Img2ImgPipeline": "StableDiffusion3Pipeline",
+    "PixArtAlphaPipeline": "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline": "PixArtSigmaPipeline",
+    "SanaPipeline": "SanaPipeline",
+    "SanaSprintPipeline": "SanaSprintPipeline",
+    "FluxPipeline": "FluxPipeline",
+    "FluxImg2ImgPipeline": "FluxPipeline",
+    "Flux2Pipeline": "Flux2Pipeline",
+    "Flux2KleinPipeline": "Flux2KleinPipeline",
+    "QwenImagePipeline": "QwenImagePipeline",
+    "QwenImageImg2ImgPipeline": "QwenImagePipeline",
+    "ZImagePipeline": "ZImagePipeline",
+    "ZImageImg2ImgPipeline": "ZImagePipeline",
+}
+"""`_class_name` in model_index.json -> the text-to-image pipeline of the same parts."""
+
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, HfHubHTTPError, SafetensorError)
+"""What the libraries raise for files that are missing, cut off or of another model."""
+
+
+def load_pipeline(
+    model: str,
+    *,
+    revision: str | None,
+    scheduler: str,
+    dtype: str,
+    device: str,
+    variant: str | None = None,
+    base: str | None = None,
+    loras: Any = (),
+    offload: bool = False,
+) -> Any:
+    """A text-to-image pipeline, without safety checker, watermark and progress bar.
+
+    Only safetensors files are read, so nothing is unpickled.
+
+    Args:
+        model: `miniature:stable_diffusion`, a Hugging Face id, the path of a diffusers folder, or
+            of a single `.safetensors` file with the weights of all parts.
+        revision: revision of the Hugging Face repository; None for its default branch or a folder.
+        scheduler: a key of `schedulers.SCHEDULERS`.
+        dtype: a key of `DTYPES`.
+        device: torch device, such as `cuda` or `cpu`.
+        variant: of the weights: `fp16` for files named `*.fp16.safetensors`.
+        base: for a single file, the diffusers folder or Hugging Face id of its base model, which
+            gives configurations and tokenizers.
+        loras: `ovref.stages.synthesize.Lora`s, added to the weights in this order.
+        offload: keep each part in host memory while another one runs (not on a CPU).
+
+    Raises:
+        ModelError: the model cannot be found, read or used for attribution.
+    """
+    path = resolve(model)
+    named = f"the generator {model!r}" + (f" at revision {revision!r}" if revision else "")
+    single_file = path.endswith((".safetensors", ".ckpt"))
+    _check_file(path, base, named)
+    described = (base or "") if single_file else path
+    try:
+        index = diffusers.DiffusionPipeline.load_config(
+            resolve(described), revision=None if single_file else revision
+        )
+        found = index["_class_name"]
+        # Parts that a model was saved without, such as Stable Diffusion 3's T5.
+        absent = [name for name, kind in index.items() if kind in ([None, None], (None, None))]
+        options = {
+            "dtype": DTYPES[dtype],
+            **dict.fromkeys(absent),
+            **_without_extras(found),
+        }
+        if single_file:
+            pipeline = _class_of(found, named).from_single_file(
+                path, config=resolve(described), **options
+            )
+        else:
+            pipeline = _class_of(found, named).from_pretrained(
+                path, revision=revision, variant=variant, use_safetensors=True, **options
+            )
+    except UNREADABLE as error:
+        raise ModelError(
+            f"cannot load {named}: {error}. Expected a Hugging Face id that can be reached, or a "
+            f"folder with model_index.json and safetensors files{_hint(path, variant)}"
+        ) from error
+    _check_text_to_image(pipeline, named)
+    for lora in loras:
+        _add_lora(pipeline, lora, named)
+    pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    if offload and torch.device(device).type != "cpu":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
+
+
+def _class_of(found: str, named: str) -> Any:
+    """The class that loads a model whose file says `found`.
+
+    Raises:
+        ModelError: its attention cannot be read.
+    """
+    if found not in PIPELINES:
+        raise ModelError(
+            f"{named} is a {found}; attribution works with {', '.join(sorted(PIPELINES))}"
+        )
+    return getattr(diffusers, PIPELINES[found])
+
+
+def _without_extras(found: str) -> dict[str, Any]:
+    """Options that leave out what only costs time."""
+    kind = PIPELINES.get(found)
+    if kind == "StableDiffusionPipeline":
+        return {"safety_checker": None, "requires_safety_checker": False}
+    return {"add_watermarker": False} if kind == "StableDiffusionXLPipeline" else {}
+
+
+def _check_file(path: str, base: str | None, named: str) -> None:
+    """Raises ModelError for a single file that would be unpickled or has no configurations."""
+    if path.endswith(".ckpt"):
+        raise ModelError(
+            f"{named} is a pickled checkpoint, which is never read: convert it to .safetensors"
+        )
+    if path.endswith(".safetensors") and base is None:
+        raise ModelError(
+            f"{named} is a single file, which has no configurations and tokenizers: set base to "
+            "the diffusers folder or Hugging Face id of the model that it was trained from"
+        )
+    if not path.endswith(".safetensors") and base is not None:
+        raise ModelError(f"{named} is no single .safetensors file: base must be left out")
+
+
+def _hint(path: str, variant: str | None) -> str:
+    """What to set for a folder whose weights are there in another variant only."""
+    if variant is not None or not Path(path).is_dir():
+        return ""
+    # diffusers names variants x.fp16.safetensors, and shards x.fp16-00001-of-00002.safetensors.
+    parts = [file.name.split(".") for file in Path(path).glob("*/*.safetensors")]
+    found = sorted({part[-2].split("-")[0] for part in parts if len(part) > 2})
+    return f"; it has weights of variant {' and '.join(found)}: set variant" if found else ""
+
+
+def _check_text_to_image(pipeline: Any, named: str) -> None:
+    """Raises ModelError for a model that needs more input than text, or lacks a text encoder."""
+    if pipeline.tokenizer is None or pipeline.text_encoder is None:
+        raise ModelError(
+            f"{named} has no first text encoder (an SDXL refiner?), whose tokens attribution "
+            "refers to: use a base model"
+        )
+    if hasattr(pipeline, "unet"):
+        channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+        if channels != latents:
+            raise ModelError(
+                f"{named} has a UNet of {channels} input channels, expected the {latents} of its "
+                "latents: models for inpainting, depth or editing need an image besides the text "
+                "and cannot be used"
+            )
+    recorder_of(pipeline)
+
+
+def _add_lora(pipeline: Any, lora: Any, named: str) -> None:
+    """Adds a LoRA to the weights, so that nothing else is different from a model without.
+
+    Raises:
+        ModelError: it cannot be read, or belongs to another model.
+    """
+    path = Path(lora.model).expanduser()
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ModelError(f"the LoRA {lora.model!r} is no .safetensors file, so it is not read")
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ModelError(f"{named} is a {type(pipeline).__name__}, which takes no LoRA")
+    folder, file = str(path) if path.exists() else lora.model, lora.file
+    if path.suffix == ".safetensors":
+        folder, file = str(path.parent), path.name
+    try:
+        pipeline.load_lora_weights(
+            folder, weight_name=file, revision=lora.revision, use_safetensors=True
+        )
+        if not pipeline.get_list_adapters():
+            raise ModelError(
+                f"the LoRA {lora.model!r} has no weights for {named}: it was trained for another "
+                "model"
+            )
+        parts = [part for part in pipeline._lora_loadable_modules if getattr(pipeline, part, None)]
+        pipeline.fuse_lora(components=parts, lora_scale=lora.scale)
+        pipeline.unload_lora_weights()
+    except UNREADABLE as error:
+        raise ModelError(f"cannot add the LoRA {lora.model!r} to {named}: {error}") from error
+
+
+def optimize_pipeline(
+    pipeline: Any,
+    *,
+    compiled: bool,
+    channels_last: bool,
+    fused_projections: bool,
+    cuda_graphs: bool = False,
+) -> None:
+    """Speeds up the pipeline in place; images change only by rounding.
+
+    Args:
+        pipeline: a pipeline of `load_pipeline`.
+        compiled: compile network and decoder for every size they are called with: a UNet as one
+            graph, a transformer block by block. It takes minutes the first time; later processes
+            of the same user read the compiler's cache on the disk.
+        channels_last: run their convolutions on channels-last memory.
+        fused_projections: compute query, key and value of a UNet's self-attention in one product.
+        cuda_graphs: launch compiled code as CUDA graphs where the compiler supports it.
+    """
+    network, vae = network_of(pipeline), pipeline.vae
+    if fused_projections:
+        # Not cross-attention: its keys come from few tokens, and attribution reads it.
+        for name, module in network.named_modules():
+            if name.endswith("attn1"):
+                module.fuse_projections()
+                module.set_processor(FusedAttnProcessor2_0())
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
+    if compiled:
+        # Kernels chosen by timing would differ between workers, and so would the bytes.
+        options = {"deterministic": True, "triton.cudagraphs": cuda_graphs}
+        known = torch._inductor.list_options()
+        options = {name: value for name, value in options.items() if name in known}
+        for part in [network] if hasattr(pipeline, "unet") else blocks_of(network):
+            part.compile(fullgraph=True, dynamic=False, options=options)
+        vae.decoder.compile(fullgraph=True, dynamic=False, options=options)
+
+
+def blocks_of(network: Any) -> list[Any]:
+    """The blocks of a diffusion transformer, which are alike, so that few graphs serve them all."""
+    lists = [part for part in network.children() if isinstance(part, torch.nn.ModuleList)]
+    return [block for blocks in lists for block in blocks]

@@ -1,0 +1,114 @@
+"""A collection without its deleted references: nothing of them is left in its files."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ovref.errors import InputError
+from ovref.identity import fingerprint
+from ovref.reduce.filter import write_rows
+from ovref.reduce.indexing import build_indexes, tune_indexes
+from ovref.reduce.noun_prototypes import GrownPrototypes, build_prototypes
+from ovref.reduce.phases import in_process
+from ovref.reduce.spec import ReduceSpec
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import store as collections
+from ovref_inference.collection.prototypes import PrototypeConfig
+
+NONE = np.zeros(0, dtype=np.int64)
+
+
+def compact(
+    manifest: fmt.Manifest, paths: dict[str, Path], work: Path
+) -> tuple[fmt.Manifest, dict[str, Path]]:
+    """Makes the collection again of the references that are not deleted.
+
+    They are numbered anew, in their order; indexes and prototypes are made of them alone, as a
+    reduction makes them, and no model is needed. Nouns without a reference are left out.
+
+    Args:
+        manifest, paths: of the collection, as `collection.store.fetch` gives them.
+        work: an empty local folder; it needs about three times the size of the embeddings.
+
+    Returns:
+        The same of the new collection, whose files are in `work`.
+
+    Raises:
+        InputError: all references are deleted.
+    """
+    deleted = fmt.read_tombstones(paths["tombstones"])
+    rows = np.setdiff1d(np.arange(manifest.counts["references"]), deleted)
+    if not len(rows):
+        raise InputError("all references of the collection are deleted: nothing is left of it")
+    source, files, nouns = (work / name for name in ("source", "files", "prototypes"))
+    for folder in (source, files, nouns):
+        folder.mkdir(parents=True)
+    for role in ("references", "visual", "textual"):
+        (source / fmt.FILES[role]).symlink_to(paths[role].resolve())
+    write_rows(source, files, rows)
+    spec = {"seed": ReduceSpec().seed, "index_recall": ReduceSpec().index_recall}
+    spec |= manifest.build.get("reduce", {}).get("fields", {})
+    indexes = build_indexes(
+        files, files, seed=spec["seed"], grown={}, run_tasks=in_process, report=_nobody
+    )
+    vocabulary = build_prototypes(
+        files,
+        nouns,
+        config=PrototypeConfig(**manifest.prototypes),
+        # Its text embeddings are taken, its prototypes are not.
+        grown=GrownPrototypes(
+            nouns=paths["nouns"], prototypes=paths["prototypes"], references=0, excluded=NONE,
+            same_settings=False,
+        ),
+        deleted=NONE,
+        texts=_NoTexts(),
+        templates=manifest.templates,
+        run_tasks=in_process,
+        report=_nobody,
+    )  # fmt: skip
+    tuned = tune_indexes(
+        files,
+        files,
+        nouns / fmt.FILES["nouns"],
+        indexes,
+        recall=spec["index_recall"],
+        seed=spec["seed"],
+        deleted=NONE,
+        run_tasks=in_process,
+        report=_nobody,
+    )
+    for role in ("nouns", "prototypes"):
+        (nouns / fmt.FILES[role]).rename(files / fmt.FILES[role])
+    fmt.write_table(
+        files / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, {"id": [], "reason": []}
+    )
+    summary = manifest.build.get("summary", {}) | vocabulary | {"references": len(rows)}
+    made = collections.publish(
+        files,
+        str(files),
+        replace(
+            manifest,
+            fingerprint=fingerprint([manifest.fingerprint, deleted.tolist(), "compacted"]),
+            visual_index=fmt.index_info(tuned["visual"]),
+            textual_index=fmt.index_info(tuned["textual"]),
+            build=manifest.build
+            | {
+                "summary": summary,
+                "compacted": {"from": manifest.fingerprint, "deleted": len(deleted)},
+            },
+        ),
+    )
+    return made, {role: files / made.files[role].path for role in made.files}
+
+
+class _NoTexts:
+    """The vocabulary is encoded already."""
+
+    def encode(self, texts: list[str]) -> NoReturn:
+        raise ValueError(f"no text is encoded again, found {texts}")
+
+
+def _nobody(*_: Any) -> None:
+    """Nobody is told of the progress."""
