@@ -8,11 +8,11 @@ import numpy as np
 
 from ovref.config import dump
 from ovref.errors import InputError
+from ovref.evaluation.apply_protocol import segment_with_protocol
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.methods import prediction_of, query_names
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
-from ovref.evaluation.protocols import segment_with_protocol
 from ovref.evaluation.spec import EvaluateSpec
 from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_inference.pixels import device_of
