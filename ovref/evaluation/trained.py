@@ -77,7 +77,7 @@ class TrainedMethod:
                 raise InputError(str(error)) from error
         return self._segmenter
 
-    def look_at(self, examples: Sequence[Example]) -> None:
+    def encode_batch(self, examples: Sequence[Example]) -> None:
         """Nothing is encoded before it is asked for: one row asks for each image once."""
 
     def predict(self, row: Any, image_hwc: np.ndarray, segments: bool = False) -> Prediction:

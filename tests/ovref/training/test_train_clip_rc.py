@@ -199,7 +199,7 @@ def test_an_unfit_start_is_refused(trained_head, tmp_path):
 def test_data_is_checked_before_any_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(train_clip_rc, "load_network", None)
     data = TrainingData(dataset="voc_15_5", root=str(tmp_path))
-    with pytest.raises(InputError, match="holds no voc_15_5, split train"):
+    with pytest.raises(InputError, match="does not contain voc_15_5, split train"):
         run(spec_at(tmp_path / "out", data=data), silent)
 
 
