@@ -36,6 +36,7 @@ MODELS = {
     "timm/vit_pe_*": "Apache-2.0",
     "PE-Core-*:meta": "Apache-2.0",
     "EVA02-*": "MIT",
+    "MobileCLIP2-*": "Apple Machine Learning Research Model License",
     "facebook/sam2*": "Apache-2.0",
     "google/owlv2-*": "Apache-2.0",
     "facebook/sam-vit-*": "Apache-2.0",

@@ -37,7 +37,7 @@ FLOORS = {
         },
         {"ops", "storage"},
         {"miniature", "models", "run_shard", "ingest", "check_models"},
-        {"corpora", "select_prompts", "stages"},
+        {"corpora", "known_models", "select_prompts", "stages"},
         {"reduce", "evaluation"},
         {"exchange", "labelled_corpora", "training"},
     ),

@@ -1,13 +1,15 @@
 """Pages that mkdocs makes of other files of the repository.
 
 `<!-- settings: package.module.Class -->` becomes tables of the settings of a frozen dataclass and
-of those that it contains, from their docstrings. `<!-- fence yaml: path -->` becomes the text of a
-file, `<!-- docstring: path -->` the docstring of a module. The results of benchmarks and the guide
-of the cluster become pages.
+of those that it contains, from their docstrings. `<!-- models -->` becomes the table of known
+models, `<!-- fence yaml: path -->` the text of a file, `<!-- docstring: path -->` the docstring of
+a module. The results of benchmarks and the guide of the cluster become pages.
 """
 
 import ast
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import griffe
@@ -47,6 +49,8 @@ def on_page_markdown(markdown, **_):
         lambda m: ast.get_docstring(ast.parse((ROOT / m[1]).read_text())),
         markdown,
     )
+    if "<!-- models -->" in markdown:
+        markdown = markdown.replace("<!-- models -->", models())
     return markdown.replace("<!-- results -->", results())
 
 
@@ -56,6 +60,31 @@ def results():
     return "\n".join(
         f"- [{path.read_text().splitlines()[0].lstrip('# ')}]({uri})" for uri, path in pages
     )
+
+
+def models():
+    """The table of models that ovref is known to work with; each row is a test."""
+    table, licences = loaded("ovref/known_models/table.py"), loaded("ovref/licences.py")
+    lines = ["| model | library | as | licence | note |", "|---|---|---|---|---|"]
+    for known in table.ENCODERS:
+        cells = (
+            f"`{known.model}`",
+            known.library,
+            ", ".join(known.roles),
+            licences.licence_of(known.model),
+            known.note,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def loaded(path):
+    """A module that imports nothing of the project, which need not be installed here."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def settings(name):

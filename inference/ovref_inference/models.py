@@ -64,6 +64,13 @@ def resolve(model_id: str) -> str:
     return str(weights / name)
 
 
+def canonical(model_id: str) -> str:
+    """The absolute path of a model's folder, by which it is known from anywhere; any other id as it
+    is."""
+    path = Path(model_id).expanduser()
+    return str(path.absolute()) if path.is_dir() else model_id
+
+
 def miniature_folder(wanted: str) -> Path:
     """The folder of the package `ovref_miniature`, found without importing it.
 

@@ -92,7 +92,7 @@ class CachedModels:
     def proposals(self, config: ProposerConfig, class_names: tuple[str, ...]) -> "CachedProposer":
         """A proposer with everything that region segmenters can use (`load_proposals`). Soft masks
         are not kept for later runs, because they are large."""
-        if config.mask_former is None and config.grounded_sam is None:
+        if config.mask_former is config.grounded_sam is config.fcclip is None:
             return self.proposer(config)
         key = (config, class_names)
         if key not in self._proposals:

@@ -36,6 +36,7 @@ from ovref_inference.segmenters.regions import (
     semantic,
 )
 from ovref_inference.segmenters.retclip import RetClipSegmenter
+from ovref_inference.segmenters.rns import RnsSegmenter
 from ovref_inference.segmenters.vocseg import VocSegSegmenter
 
 PROPOSALS = {
@@ -46,10 +47,11 @@ PROPOSALS = {
     "text_only_opencut": "opencut",
     "text_only_oracle": "oracle",
     "retclip_oracle": "oracle",
+    "rns_no_proposals": "none",
 }
 """Row -> source of its proposals."""
 
-DENSE = ("fossil", "fossil_no_proposals", "fossil_oracle", "freeda")
+DENSE = ("fossil", "fossil_no_proposals", "fossil_oracle", "freeda", "rns", "rns_no_proposals")
 """Rows that compare dense features with the collection."""
 
 
@@ -172,6 +174,8 @@ class Methods:
             return VocSegSegmenter(self.collection, self.visual, text, proposer, self.spec.vocseg)
         if row.name.startswith("retclip"):
             return RetClipSegmenter(self.collection, self.visual, text, proposer, self.spec.retclip)
+        if row.name.startswith("rns"):
+            return RnsSegmenter(self.collection, self.visual, text, proposer, self.spec.rns)
         clip = self._models.encoder(self.spec.clip)
         return CorrClipSegmenter(
             self.collection, self.visual, clip, text, proposer, self.spec.corrclip
@@ -203,7 +207,7 @@ class Methods:
             ]
         if names & {name for name, proposals in PROPOSALS.items() if proposals == "opencut"}:
             self.proposers["opencut"]()(proposed)
-        if names & {"vocseg", "retclip", "corrclip"}:
+        if names & {"vocseg", "retclip", "corrclip", "rns"}:
             self.proposers["own"]()(proposed)
 
     def predict(self, row: Row, image_hwc: np.ndarray, segments: bool = False) -> Prediction:

@@ -12,6 +12,7 @@ from ovref.evaluation.named_sets.huggingface import open_any_set
 from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder, seen_of
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
+from ovref.identity import ADDED_LATER
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
 from ovref_inference.ranges import require_above, require_at_least
@@ -20,6 +21,7 @@ from ovref_inference.segmenters.corrclip import CorrClipConfig
 from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
 from ovref_inference.segmenters.retclip import RetClipConfig
+from ovref_inference.segmenters.rns import RnsConfig
 from ovref_inference.segmenters.vocseg import VocSegConfig
 
 TITLES = {
@@ -34,6 +36,8 @@ TITLES = {
     "retclip": "RetCLIP",
     "retclip_oracle": "RetCLIP with oracle masks",
     "corrclip": "CorrCLIPv2",
+    "rns": "RNS",
+    "rns_no_proposals": "RNS without proposals",
     "knn": "nearest patches",
     "clip_rc": "CLIP-RC",
 }
@@ -45,9 +49,13 @@ CLIP_RC = ClipRcConfig(windows=None)
 FREEDA = FreedaConfig(windows=None)
 """FreeDA's own settings without windows."""
 
+RNS = RnsConfig(windows=None)
+"""RNS's own settings without windows."""
+
 RowName = Literal[
     "fossil", "fossil_no_proposals", "fossil_oracle", "text_only", "text_only_opencut",
     "text_only_oracle", "freeda", "vocseg", "retclip", "retclip_oracle", "corrclip",
+    "rns", "rns_no_proposals",
 ]  # fmt: skip
 
 
@@ -95,7 +103,7 @@ class EvaluateSpec:
     and their settings do not matter."""
     knn: KnnConfig = field(default_factory=KnnConfig)
     """Settings of `method=knn`."""
-    clip_rc: ClipRcConfig = CLIP_RC
+    clip_rc: ClipRcConfig = field(default=CLIP_RC, metadata=ADDED_LATER)
     """Settings of `method=clip_rc`; its `windows` must be null, for those of a protocol are slid.
     A protocol's own penalty of seen classes takes the place of its `seen_penalty`."""
     collection: str = ""
@@ -127,7 +135,7 @@ class EvaluateSpec:
     folder: LabelFolder | None = None
     """Your own images and label maps, evaluated instead of scenes; `opencut.keys` and `clip` should
     then be models for such images."""
-    unseen: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = field(default=(), metadata=ADDED_LATER)
     """Classes of scenes or of `dataset` whose masks trained models never saw, for hIoU; empty takes
     the set's own split."""
     rows: tuple[RowName, ...] = (
@@ -147,10 +155,12 @@ class EvaluateSpec:
     """RetCLIP's settings."""
     corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
     """CorrCLIPv2's settings."""
+    rns: RnsConfig = field(default=RNS, metadata=ADDED_LATER)
+    """RNS's settings; their `windows` must be null, as of `freeda`."""
     opencut: OpenCutProposerConfig = miniature.OPENCUT
     """Settings of OpenCut, the default proposer."""
     proposer: ProposerConfig | None = None
-    """Proposals of `vocseg`, `retclip` and `corrclip`; null takes `opencut`."""
+    """Proposals of `vocseg`, `retclip`, `corrclip` and `rns`; null takes `opencut`."""
     clip: VisualEncoderConfig = miniature.CLIP
     """Dense CLIP features of the text-only baseline, in the space of the text encoder."""
     ablate_n: tuple[int, ...] = (5, 10, 20, 40, 80, 150)
@@ -199,10 +209,11 @@ class EvaluateSpec:
             raise ValueError(f"rows must name one or more rows, each once, found {self.rows}")
         if self.protocol and self.fossil.windows is not None:
             raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
-        if self.freeda.windows is not None:
-            raise ValueError("freeda.windows must be null; protocol or fossil.windows slides some")
-        if self.clip_rc.windows is not None:
-            raise ValueError("clip_rc.windows must be null; protocol or fossil.windows slides some")
+        for name in ("freeda", "rns", "clip_rc"):
+            if getattr(self, name).windows is not None:
+                raise ValueError(
+                    f"{name}.windows must be null; protocol or fossil.windows slides some"
+                )
         self.chosen_protocol()
         require_at_least("pictures", self.pictures, 0)
         for name in ("limit", "shard_size", "batch_size"):

@@ -8,7 +8,7 @@ are made, so memory does not grow with the number of images.
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref.ops.run_lengths import rle
 from ovref.stored_images import png_of
-from ovref_inference.segmenters.regions import NO_CLASS, box_of
+from ovref_inference.segmenters.regions import NO_CLASS, ScoredRegions, box_of, panoptic
 
 NO_LABEL_8, NO_LABEL_16 = 255, 65535
 """Value of unlabelled pixels in label maps of 8 and 16 bits."""
@@ -34,7 +34,7 @@ class ScoredSegments:
 
     found: PanopticMap
     scores: Mapping[int, float]
-    """Segment id -> mean score of its pixels."""
+    """Segment id -> mean score of its pixels, or the score of its region."""
 
 
 def segments_of(
@@ -47,6 +47,23 @@ def segments_of(
     means = ndimage.mean(max_score_hw, found.ids_hw, ids) if len(ids) else np.zeros(0)
     scores = {int(i): round(float(mean), 5) for i, mean in zip(ids, means, strict=True)}
     return ScoredSegments(found=found, scores=scores)
+
+
+def segments_of_regions(
+    regions: ScoredRegions, classes: Classes, *, min_score: float, overlap: float
+) -> ScoredSegments:
+    """Segments of scored regions, as RetCLIP has them (`regions.panoptic`): every thing's region
+    is one segment, connected or not. A class has the best score of its names."""
+    scores_nc = np.full((len(regions.scores_nc), len(classes.names)), -np.inf, dtype=np.float32)
+    np.maximum.at(scores_nc.T, classes.class_of, regions.scores_nc.T)
+    things = [i in (classes.things or ()) for i in range(len(classes.names))]
+    found = panoptic(
+        replace(regions, scores_nc=scores_nc), things, min_score=min_score, overlap=overlap
+    )
+    return ScoredSegments(
+        found=PanopticMap(ids_hw=found.ids_hw, labels=dict(found.labels)),
+        scores={i: round(score, 5) for i, score in found.scores.items()},
+    )
 
 
 def label_png(labels_hw: np.ndarray, classes: int) -> bytes:

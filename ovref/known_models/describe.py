@@ -8,7 +8,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +54,25 @@ class Described:
     """Why it cannot be used; empty if it can."""
 
 
-def describe(step: str, spec: Any, licensed_as: dict[str, str] | None = None) -> list[Described]:
+def describe(
+    step: str,
+    spec: Any,
+    known_as: Mapping[str, str] | None = None,
+    skip: Collection[str] = (),
+) -> list[Described]:
     """Every encoder, detector and SAM that a stage's settings name, loaded and run.
 
     Args:
         step: name of the stage, for the answers.
         spec: its settings.
-        licensed_as: the id whose licence is told, by the id that is loaded, where they differ.
+        known_as: the model that a folder stands for, where it holds random weights.
+        skip: models that are left out.
     """
     found = []
     for setting, config in encoders_of(spec):
-        told = (licensed_as or {}).get(config.model, config.model)
+        if config.model in skip:
+            continue
+        told = (known_as or {}).get(config.model, config.model)
         name = f"{step}.{setting}"
         try:
             lines = _DESCRIBERS[type(config)](config)
@@ -81,6 +89,29 @@ def describe(step: str, spec: Any, licensed_as: dict[str, str] | None = None) ->
             )
         )
     return found
+
+
+def describe_shapes(step: str, spec: Any) -> list[Described]:
+    """As `describe`, from the encoders' configurations alone, without their weights."""
+    from ovref.known_models.shapes import shape_of
+
+    found = []
+    for setting, config in encoders_of(spec):
+        lines: tuple[str, ...] = (f"licence   {licence_of(config.model)}",)
+        problem = ""
+        try:
+            if isinstance(config, VisualEncoderConfig | TextEncoderConfig):
+                lines += shape_of(config)
+        except ModelError as error:
+            lines, problem = (), str(error)
+        found.append(Described(setting=f"{step}.{setting}", model=config.model, lines=lines,
+                               problem=problem))  # fmt: skip
+    return found
+
+
+def is_described(value: Any) -> bool:
+    """Whether a value is the settings of an encoder, detector or SAM."""
+    return type(value) in _DESCRIBERS
 
 
 def others_of(spec: Any) -> list[str]:

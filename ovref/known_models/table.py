@@ -6,7 +6,7 @@ without a download (`random_weights`). `tiny` shrinks it for tests.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Library = Literal["transformers", "open_clip", "timm"]
@@ -93,6 +93,14 @@ VISUAL = (
         note="the same weights as facebook's, and its licence; not in float16",
     ),
     KnownModel(
+        model="facebook/dinov2-large",
+        network="Dinov2Model",
+        config=LARGE | {"patch_size": 14, "image_size": 518},
+        tiny=TINY | {"image_size": 70},
+        processor={"image_processor_type": "BitImageProcessor", "resample": 3, **IMAGENET},
+        note="FOSSIL's backbone",
+    ),
+    KnownModel(
         model="facebook/dinov2-with-registers-large",
         network="Dinov2WithRegistersModel",
         config=LARGE | {"num_register_tokens": 4, "patch_size": 14, "image_size": 518},
@@ -107,6 +115,14 @@ VISUAL = (
         processor=_vit(**PLAIN),
         note="normalises images itself; 3 class and 7 register tokens; up to 2048 pixels; no text; "
         "loaded by transformers' own class, code of the repository is never run",
+    ),
+    KnownModel(
+        model="timm/vit_large_patch16_radio_v3.c_radio",
+        library="timm",
+        network="vit_large_patch16_radio_v3",
+        tiny=TINY_VIT | {"img_size": 64},
+        note="the same weights as NVIDIA's, in a layout that needs no code of theirs; positions are "
+        "RADIO's at 512 x 512 and interpolated from those elsewhere",
     ),
     KnownModel(
         model="facebook/vit-mae-large",
@@ -317,9 +333,16 @@ ENCODERS = (*VISUAL, *JOINT)
 
 
 def find(model: str) -> KnownModel | None:
-    """The entry of a model id; None for one that is not listed."""
+    """The entry of a model id, or of another tag of a listed architecture of open_clip; None for
+    one that is not listed."""
     wanted = model.removeprefix("hf-hub:")
-    return next((known for known in MODELS if known.model == wanted), None)
+    architecture, colon, _ = wanted.partition(":")
+    for known in MODELS:
+        if known.model == wanted:
+            return known
+        if colon and known.library == "open_clip" and known.network == architecture:
+            return replace(known, model=wanted)
+    return None
 
 
 MODELS = ENCODERS

@@ -176,7 +176,11 @@ class JointAttribution:
         """
         maps = int(self._maps)
         if maps == 0:
-            raise ModelError("no attention was recorded: none of the chosen blocks and steps ran")
+            raise ModelError(
+                "no attention was recorded: none of the chosen blocks and steps ran, or diffusers "
+                "uses another attention backend than PyTorch's (DIFFUSERS_ATTN_BACKEND must be "
+                "unset)"
+            )
         means_bnp = self._sums_bnp[:, : self._nouns] / maps
         if self._reading == "output" and self._nouns:
             means_bnp = means_bnp - means_bnp.amin(2, keepdim=True)

@@ -60,10 +60,11 @@ class ProposalRoute:
     def __post_init__(self) -> None:
         require_templates(self.templates)
         require_within("min_similarity", self.min_similarity, -1, 1)
-        if self.visual.library != "open_clip":
+        if self.visual.library != "open_clip" and self.visual.features != "values":
             raise ValueError(
-                "visual must be a CLIP of library open_clip, as masks are compared with texts; "
-                f"found {self.visual.library!r}"
+                "visual must be in the space of texts, as masks are compared with them: of library "
+                f"open_clip, or features 'values'; found {self.visual.library!r} and "
+                f"{self.visual.features!r}"
             )
         if self.proposer.grounded_sam is not None:
             raise ValueError("grounded_sam looks for class names; use ground.detector in a build")

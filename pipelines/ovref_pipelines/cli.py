@@ -44,6 +44,7 @@ examples:
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
   ovref explore runs/demo
+  ovref check --config fossil --random
   ovref bench --config own_captions --batch-sizes 8,16 corpus.path=captions.txt output=runs/first
   ovref submit --config own_captions --address http://HEAD:8265 engine.workers=8 \\
       corpus.path=s3://bucket/captions.txt output=s3://bucket/first
@@ -120,6 +121,15 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--batch-sizes", type=_numbers, default=[], metavar="N,N",
         help="batch sizes of the image stage; default: the configuration's",
+    )  # fmt: skip
+    check = add_configured("check", "load the models of a configuration and say what they are")
+    weights = check.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--shapes", action="store_true", help="read their configurations alone, load no weights"
+    )
+    weights.add_argument(
+        "--random", action="store_true",
+        help="give known encoders random weights of the same size: nothing is downloaded",
     )  # fmt: skip
     add_configured("evaluate", "measure a collection on the miniature's scenes or labelled images")
     train = add_configured("train", "train a segmenter on labelled images, or resume training it")

@@ -172,6 +172,15 @@ def _bench(options: Namespace, console: Console) -> int:
     return 0
 
 
+def _check(options: Namespace, console: Console) -> int:
+    from ovref_pipelines.verbs import check
+
+    config = _build_config(options, console)
+    checked = check.check(config, shapes=options.shapes, random=options.random, say=console.say)
+    console.show(checked.text)
+    return MEND_FIRST if checked.problems else 0
+
+
 def _status(options: Namespace, console: Console) -> int:
     from ovref_pipelines.verbs import status
 
@@ -307,6 +316,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "reduce": _reduce,
     "grow": _grow,
     "bench": _bench,
+    "check": _check,
     "evaluate": _evaluate,
     "train": _train,
     "compare": _compare,

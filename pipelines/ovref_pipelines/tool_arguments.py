@@ -3,13 +3,14 @@
 import argparse
 from collections.abc import Callable
 
-METHODS = ("fossil", "freeda", "vocseg", "retclip", "corrclip")
-"""Methods that need a collection and no training."""
+METHODS = ("fossil", "freeda", "vocseg", "retclip", "corrclip", "rns")
+"""Methods that need a collection and no `ovref train`."""
 TRAINED = ("clip_rc",)
 """Methods that take what `ovref train` wrote in place of a collection."""
 FORMATS = ("overlay", "labels", "coco", "panoptic")
 
 LAYOUTS = ("prototypes", "segrag", "corrclip", "coco", "exemplars")
+CONVERTED = ("fcclip", "ovseg")
 SOURCES = ("arrays", "freeda", "corrclip")
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -36,7 +37,7 @@ def add_tools(add: Add) -> None:
     segment.add_argument(
         "--proposer", default="", metavar="KIND",
         help="masks: opencut (default, of the collection's own features), none, "
-        "mask_former:MODEL or sam_grid:MODEL",
+        "mask_former:MODEL, sam_grid:MODEL or fcclip:FOLDER (retclip, vocseg, corrclip)",
     )  # fmt: skip
     segment.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE",
@@ -125,6 +126,20 @@ def add_tools(add: Add) -> None:
     _add_models(imported)
     imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")
     imported.add_argument("--replace", action="store_true", help="replace another one")
+    convert = add("convert", "convert another program's trained model for the segmenters")
+    convert.add_argument("kind", choices=CONVERTED)
+    convert.add_argument("checkpoint", metavar="FILE", help=".pth or .safetensors, as released")
+    convert.add_argument("output", metavar="FOLDER")
+    convert.add_argument(
+        "--clip", default="convnext_large_d_320", metavar="NAME",
+        help="of fcclip: open_clip's name of its CLIP, convnext_large_d_320 (default), "
+        "RN50x64-quickgelu, ...",
+    )  # fmt: skip
+    convert.add_argument(
+        "--classes", required=True, metavar="LIST",
+        help="what it was trained on, as of segment; the released ones: coco_panoptic:fcclip, "
+        "coco_stuff",
+    )  # fmt: skip
 
 
 def add_grow(add: Add) -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ Separate from `commands`, because they must start fast: nothing that only builds
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError
@@ -122,6 +123,24 @@ def _import(options: Namespace, console: Console) -> int:
     return 0
 
 
+def _convert(options: Namespace, console: Console) -> int:
+    from ovref.exchange import checkpoints
+    from ovref.exchange.class_lists import read_classes
+
+    output = Path(absolute_local(options.output, "output"))
+    checkpoint = Path(absolute_local(options.checkpoint, "checkpoint"))
+    names = read_classes(options.classes).query_names
+    if options.kind == "ovseg":
+        found = checkpoints.convert_open_mask_former(checkpoint, output, trained_names=names)
+    else:
+        found = checkpoints.convert_fcclip(
+            checkpoint, output, clip=options.clip, trained_names=names
+        )
+    counts = ", ".join(f"{count} {what}" for what, count in found.items())
+    console.show(f"written to {output}: {counts}")
+    return 0
+
+
 TOOLS: dict[str, Callable[[Namespace, Console], Any]] = {
     "segment": _segment,
     "search": _search,
@@ -129,4 +148,5 @@ TOOLS: dict[str, Callable[[Namespace, Console], Any]] = {
     "publish": _publish,
     "export": _export,
     "import": _import,
+    "convert": _convert,
 }

@@ -422,9 +422,9 @@ def seconds_by_part(encoders, segmenter, images, names, device, seconds_of=None)
         graphs.append(len(links_gnn))
         return cut(links_gnn, *args, **kwargs)
 
-    def pooled(features_hwd, masks_nhw):
+    def pooled(features_hwd, masks_nhw, *args):
         masks.append(len(masks_nhw))
-        return pool(features_hwd, masks_nhw)
+        return pool(features_hwd, masks_nhw, *args)
 
     try:
         opencut.second_eigenvectors, segmenters.pool_regions = counted, pooled

@@ -76,6 +76,7 @@ def test_verbs_and_flags_are_pinned():
         "compare": sorted(
             ["--help", "--output", "--pictures", "--row", "--second-row", "-h", "first", "second"]
         ),
+        "check": sorted([*common, "--random", "--shapes"]),
         "bench": sorted([*common, "--batch-sizes", "--images"]),
         "reproduce": ["--data", "--dry-run", "--help", "--partial", "--runs", "-h", "name"],
         "status": place,
@@ -113,6 +114,7 @@ def test_verbs_and_flags_are_pinned():
             ["--classes", "--clip-name", "--help", "--images", "--licence", "--name", "--output",
              "--replace", "--size", "--text", "--vfm-name", "--visual", "-h", "files", "layout"]
         ),
+        "convert": ["--classes", "--clip", "--help", "-h", "checkpoint", "kind", "output"],
     }  # fmt: skip
     shown = {action.dest for action in verbs._choices_actions}
     assert len(shown) == 22 and not {"inspect", "retry-failed"} & shown  # old names, not shown

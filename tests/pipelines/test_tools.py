@@ -107,6 +107,7 @@ def test_segment_refuses_before_it_loads_a_model(tiny_build, photographs, tmp_pa
         ((place, photographs, "--classes", "sky", "--method", "vocseg"), "compares the two"),
         ((place, photographs, "--classes", "sky", "--set", "m=5"), "unknown key m (known here"),
         ((place, photographs, "--classes", "sky", "--set", "k=0"), "k=0"),
+        ((place, photographs, "--classes", "sky", "--proposer", "fcclip:x"), "fossil does not ask"),
     ):
         code, _, err = run(capsys, "segment", *arguments, "--output", tmp_path / "out")
         assert code == 2 and message in err, err
@@ -165,6 +166,11 @@ def test_coverage(tiny_build, tmp_path, capsys):
     assert found[first.upper()]["nearest"] == "thing of no name"
     code, out, _ = run(capsys, "coverage", place, "--classes", classes)
     assert code == 0 and "3 classes: " in out and first.upper() in out
+    code, out, _ = run(capsys, "coverage", place, "--classes", classes, "--clip", "--json")
+    clip = {row["name"]: row["clip"] for row in json.loads(out)["classes"]}
+    assert code == 0 and clip["xqvz korpatsch"] is None
+    assert clip[first.upper()]["references"] == min(counts[first], 24)
+    assert -1 <= clip[first.upper()]["cosine"] <= 1 and 0 <= clip[first.upper()]["first"] <= 1
     code, _, err = run(capsys, "coverage", place, "--classes", "nothing.txt")
     assert code == 2 and "there is no class list nothing.txt" in err
 

@@ -1,5 +1,6 @@
 """Image towers of open_clip models: loading, and dense features in CLIP's joint space."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import open_clip
 import torch
 from torch.nn.functional import interpolate, linear
 
-from ovref_inference.encoders import timm_towers
+from ovref_inference.encoders import cnn_towers, timm_towers
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.encoders.towers import (
     Layer,
@@ -34,7 +35,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
     if patch is None:
         raise unusable(
             config.model, name, "dense features need a vision transformer without a pool inside, "
-            "or a network of timm with a feature map",
+            "a network of timm with a feature map, or a ResNet with an attention pool",
             "features 'crop_binary' and the like need neither",
         )  # fmt: skip
     shape: dict[str, Any] = {
@@ -46,15 +47,27 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
             keep_until(visual.transformer.resblocks, config.layer, config.model)
         features = vit_features(visual, config.features)
         return Tower(forward=features, prefix_tokens=1, **shape)
+    if cnn_towers.is_resnet(visual):
+        if config.features == "values" or config.layer != -1:
+            raise ModelError(
+                f"{config.model} is no ViT and has no values and no layers; features 'tokens' of "
+                "layer -1 work"
+            )
+        cells, head, pool = cnn_towers.resnet_features(
+            visual, (size_hw[0] // patch, size_hw[1] // patch)
+        )
+        return Tower(forward=cells, head=head, pool=pool, **shape)
     if not timm_towers.is_vit(trunk):
         if config.features == "values":
             raise ModelError(f"{config.model} is no ViT and has no values; features 'tokens' are")
         timm_towers.shorten(trunk, config)
-        return Tower(forward=timm_towers.features(trunk), head=_head(visual), **shape)
+        return Tower(
+            forward=timm_towers.features(trunk), head=cnn_towers.trunk_head(visual), **shape
+        )
     timm_towers.shorten(trunk, config)
     if config.features == "values":
         timm_towers.attend_alone(trunk)
-    patches, head = timm_towers.features(trunk), _head(visual)
+    patches, head = timm_towers.features(trunk), cnn_towers.trunk_head(visual)
 
     def joint(pixels: torch.Tensor) -> torch.Tensor:
         tokens_nld = patches(pixels)
@@ -76,7 +89,7 @@ def open_parts(
         images = Pixels.of_open_clip(model, device, dtype)
         if patch is not None and is_vit(visual):
             resize_positions(visual, (size_hw[0] // patch, size_hw[1] // patch))
-        elif patch is not None:
+        elif patch is not None and not cnn_towers.is_resnet(visual):
             timm_towers.set_size(visual.trunk, size_hw)
     return visual.to(device=device, dtype=dtype), images, patch, size_hw
 
@@ -101,6 +114,7 @@ def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
             name = f"local-dir:{path}"
             if not list(Path(path).glob("*.safetensors")):
                 raise ModelError(f"no *.safetensors in {path}")
+            _refuse_code(Path(path), model_id)
         else:
             name, colon, tag = path.partition(":")
             if not colon:
@@ -114,6 +128,17 @@ def load_clip(model_id: str, revision: str) -> tuple[Any, str]:
             options |= {"pretrained": tag, "force_quick_gelu": known.get("quick_gelu", False)}
         model = open_clip.create_model(name, **options)
     return model.eval(), name
+
+
+def _refuse_code(folder: Path, model_id: str) -> None:
+    """Refuses a folder whose configuration lets its tokenizer run code of its own."""
+    settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    text = settings.get("model_cfg", {}).get("text_cfg", {})
+    if text.get("tokenizer_kwargs", {}).get("trust_remote_code"):
+        raise ModelError(
+            f"{model_id} asks for a tokenizer with code of its own, which is never run: take a "
+            "model without trust_remote_code in open_clip_config.json"
+        )
 
 
 def _snapshot(repository: str, revision: str) -> str:
@@ -131,10 +156,13 @@ def is_vit(visual: Any) -> bool:
 
 def cell_pixels(visual: Any) -> int | None:
     """Pixels per side of a patch, or of a cell of the last feature map; None if the tower is no
-    plain ViT of open_clip and no network of timm with the usual pool before its head."""
+    plain ViT of open_clip, no network of timm with the usual pool before its head, and no ResNet
+    with an attention pool."""
     if is_vit(visual):
         size = visual.patch_size
         return size[0] if isinstance(size, tuple | list) else size
+    if cnn_towers.is_resnet(visual):
+        return cnn_towers.STRIDES[-1]
     trunk = getattr(visual, "trunk", None)
     if trunk is None or "pool" in dict(visual.head.named_children()):
         return None
@@ -162,16 +190,6 @@ def vit_features(visual: Any, kind: str) -> Layer:
 
     layer = values if kind == "values" else tokens
     return lambda pixels: visual.ln_post(layer(pixels)) @ visual.proj
-
-
-def _head(visual: Any) -> Layer:
-    """(m, c) of a trunk of timm -> (m, d): its pool, norm and projection into the joint space.
-
-    Applied to what is pooled under a mask (FC-CLIP): pooled over the whole image, the features of a
-    network with an average pool give the image's own CLIP embedding.
-    """
-    trunk = timm_towers.head(visual.trunk)
-    return lambda rows: visual.head(trunk(rows))
 
 
 def resize_positions(visual: Any, grid_hw: tuple[int, int]) -> None:

@@ -33,7 +33,8 @@ class VisualEncoderConfig:
         "crop_binary", "crop_heatmap", "crop_none", "crop_heatmap_black",
     ] = "tokens"  # fmt: skip
     """Dense features, pooled over regions: `tokens`: last layer, after its norm; in open_clip also
-    projected into the joint space, of a ConvNeXt after pooling (FC-CLIP). `keys`: of the last
+    projected into the joint space, of a ConvNeXt after pooling, of a ResNet (RN50 to RN50x64) by
+    its attention pool on each cell and under each mask (FC-CLIP). `keys`: of the last
     attention layer, heads concatenated (DINO, for OpenCut). `values`: of a ViT of images and texts
     (CLIP, SigLIP, ...), the last layer with each patch attending to itself only (MaskCLIP), in the
     joint space. For regions only: `crop_<masking>`, CLIP's embedding of each region's crop with the

@@ -19,7 +19,7 @@ from ovref_inference.encoders import clip_towers, registry, text_towers, timm_to
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.crops import Masking
-from ovref_inference.encoders.pooling import pool_each
+from ovref_inference.encoders.pooling import mask_weights, pool_each
 from ovref_inference.encoders.towers import Tower, parameters_of
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors
@@ -39,13 +39,16 @@ class VisualEncoder:
         images: Pixels,
         batch_size: int,
         head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        pool: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         model_class: str = "",
         prefix_tokens: int = 0,
         parameters: int = 0,
     ) -> None:
-        """`head` maps the (m, c) output of `forward`, after pooling, to (m, dim)."""
+        """`head` maps the (m, c) output of `forward`, after pooling, to (m, dim); `pool`, in place
+        of the mean and `head`, (cells, c) of an image and (1, cells) of a mask to (1, dim)."""
         self._forward = forward
         self._head = head
+        self._pool = pool
         self._images = images
         self._batch_size = BatchSize(batch_size)
         self.dim = dim
@@ -97,8 +100,8 @@ class VisualEncoder:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean-region pooling (`pooling.pool_regions`), each mask alone.
 
-        What a ConvNeXt of open_clip gives is pooled before its head (FC-CLIP); a ViT's patches are
-        in their space already.
+        What a ConvNeXt of open_clip gives is pooled before its head, and what a ResNet gives by its
+        attention pool (both FC-CLIP); a ViT's patches are in their space already.
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
@@ -111,6 +114,9 @@ class VisualEncoder:
         """
         found = []
         for map_lc, masks_nhw in zip(self._maps(images), masks, strict=True):
+            if self._pool:
+                found.append(self._attended(map_lc, masks_nhw))
+                continue
             pooled, valid = pool_each(map_lc.reshape(*self.grid_hw, -1), masks_nhw)
             if self._head:
                 headed = np.zeros((len(pooled), self.dim), np.float32)
@@ -119,6 +125,22 @@ class VisualEncoder:
                 pooled[~valid] = 0.0
             found.append((pooled, valid))
         return found
+
+    def _attended(self, map_lc: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`encode_regions` of one image by `pool`, each mask alone as in `pool_each`."""
+        assert self._pool is not None
+        device, dtype = self._images.device, self._images.dtype
+        cells = torch.from_numpy(map_lc).to(device, dtype)
+        pooled = np.zeros((len(masks_nhw), self.dim), np.float32)
+        valid = np.zeros(len(masks_nhw), dtype=bool)
+        for row in range(len(masks_nhw)):
+            weights = mask_weights(masks_nhw[row : row + 1], self.grid_hw).reshape(1, -1)
+            if weights.any():
+                one = self._pool(cells, torch.from_numpy(weights).to(device, dtype))
+                pooled[row] = one[0].float().cpu().numpy()
+                valid[row] = np.isfinite(pooled[row]).all()
+        pooled[~valid] = 0.0
+        return pooled, valid
 
     def _maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(cells, c) of each image."""
@@ -228,6 +250,7 @@ def load_visual_encoder(
         images=tower.images,
         batch_size=batch_size,
         head=tower.head,
+        pool=tower.pool,
         model_class=tower.model_class,
         prefix_tokens=tower.prefix_tokens,
         parameters=tower.parameters,

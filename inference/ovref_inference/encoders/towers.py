@@ -10,6 +10,7 @@ from ovref_inference.errors import ModelError
 from ovref_inference.pixels import Pixels
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
+Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class Tower:
     """Pixels (n, 3, *size_hw) -> (n, cells, c), cells by rows."""
     head: Layer | None = None
     """(m, c) of what `forward` gives -> (m, dim), after pooling; None where nothing follows."""
+    pool: Pool | None = None
+    """(cells, c) of an image and (1, cells) covered parts -> (1, dim), in place of the mean and
+    `head`; None where the mean is taken."""
     size_hw: tuple[int, int]
     """Height and width of its images in pixels, multiples of the patch."""
     patch_size: int

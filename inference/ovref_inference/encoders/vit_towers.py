@@ -117,7 +117,7 @@ def patch_of(settings: Any, model_id: str) -> int:
     patch = getattr(settings, "patch_size", None)
     if isinstance(patch, list | tuple) and len(set(patch)) == 1:
         patch = patch[0]
-    if _class_of(settings) is None or not isinstance(patch, int):
+    if class_of(settings) is None or not isinstance(patch, int):
         raise unusable(
             model_id, f"type {kind!r}", f"it is of type {kind!r}, which has no patches of one size "
             "that transformers can find alone", f"expected {KNOWN}",
@@ -145,7 +145,7 @@ def load_vit(
     Raises:
         ModelError: it cannot be read.
     """
-    architecture: Any = _class_of(settings, project)
+    architecture: Any = class_of(settings, project)
     options = dict(options)
     with model_errors(f"load the visual encoder {model_id}", OWN_CODE):
         processor = AutoImageProcessor.from_pretrained(path, **options).to_dict()
@@ -169,7 +169,7 @@ def prefix_tokens(settings: Any) -> int:
     return PREFIX_TOKENS.get(settings.model_type, 1 + registers)
 
 
-def _class_of(settings: Any, project: bool = False) -> Any:
+def class_of(settings: Any, project: bool = False) -> Any:
     """The class of a vision tower, with its projection into a joint space where that is a layer of
     its own; None if there is none."""
     name = type(settings).__name__.removesuffix("Config")  # CLIPVision, Siglip2Vision, ViT, ...

@@ -125,6 +125,25 @@ class MaskFormerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FcClipConfig:
+    """FC-CLIP, for segmenters of regions: masks, embeddings compared with texts, and features."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    """A folder that `ovref convert fcclip` has written."""
+    short_side: int = 800
+    """Images are resized to this short side, in pixels, aspect ratio kept (1024 for Cityscapes)."""
+    long_side: int = 1333
+    """Images whose long side would be above this are resized to this long side instead (2560)."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must name a folder, found an empty string")
+        require_within("short_side", self.short_side, 1, self.long_side)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenCutConfig:
     """Thresholds of the cuts, and refinement of their masks (FOSSIL section 3.4)."""
 
@@ -244,6 +263,9 @@ class ProposerConfig:
     grounded_sam: GroundedSamConfig | None = field(default=None, metadata=ADDED_LATER)
     """For evaluations only: it needs class names, which a build does not have; the counterpart
     there is `ground.detector`."""
+
+    fcclip: FcClipConfig | None = field(default=None, metadata=ADDED_LATER)
+    """For evaluations: it says of any class what a region shows, which a build does not ask."""
 
     def __post_init__(self) -> None:
         given = [name for name in self.__dataclass_fields__ if getattr(self, name) is not None]

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from ovref_inference.errors import ModelError
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import (
     CrfConfig,
@@ -186,13 +187,22 @@ def load_proposer(
         batch_size: maximum number of images per forward pass.
 
     Raises:
-        ModelError: a model cannot be found or read.
-        ValueError: `grounded_sam`, which needs class names (`load_proposals`).
+        ModelError: a model cannot be found or read, or says nothing of objects.
+        ValueError: `grounded_sam`, which needs class names, or `fcclip`, whose masks overlap
+            (`load_proposals`).
     """
     if config.grounded_sam is not None:
         raise ValueError("grounded_sam needs class names; in a build use ground.detector")
+    if config.fcclip is not None:
+        raise ValueError("fcclip is for segmenters of regions; in a build use mask_former")
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
+        if not model.knows_objects:
+            raise ModelError(
+                f"{config.mask_former.model} has open classes and no texts of its trained ones, so "
+                "it does not say which masks are of objects; it is for VOCSeg and RetCLIP alone "
+                "(load_proposals)"
+            )
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
         chosen_sam = config.sam_grid.sam
@@ -216,7 +226,8 @@ def load_proposals(
     """Loads a proposer for segmenters of regions, with all the output that they can use:
 
     `mask_former` gives soft masks and the probabilities of its own classes (VOCSeg eq. 4 and 5),
-    `grounded_sam` the names of the classes found, others only masks.
+    `fcclip` what it says of any class with features of its own CLIP, `grounded_sam` the names of
+    the classes found, others only masks.
 
     Args:
         class_names: prompt of `grounded_sam`; unused by others.
@@ -228,6 +239,10 @@ def load_proposals(
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
         return lambda images: list(model.propose(images))
+    if config.fcclip is not None:
+        from ovref_inference.proposers.fcclip import load_fcclip
+
+        return load_fcclip(config.fcclip, device=device).propose
     if config.grounded_sam is not None:
         grounded = config.grounded_sam
         models = load_grounded_sam(

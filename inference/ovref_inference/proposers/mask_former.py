@@ -2,7 +2,7 @@
 
 The classes that the model was trained on are not used: a query's score is one minus its probability
 of "no object" (VOCSeg section 3.2, after Xu et al., 2022: proposals are good for unseen classes
-too).
+too). One with open classes (`open_mask_former`) says of any class what a query shows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,8 @@ from ovref_inference.images import check_image
 from ovref_inference.models import check_complete, model_errors, pretrained
 from ovref_inference.pixels import BatchSize, batched, device_of
 from ovref_inference.proposers.config import MaskFormerConfig
-from ovref_inference.proposers.proposals import Proposals, owned_masks
+from ovref_inference.proposers.open_mask_former import OpenMaskFormer
+from ovref_inference.proposers.proposals import OpenClasses, Proposals, owned_masks
 
 
 class MaskFormer:
@@ -39,9 +40,16 @@ class MaskFormer:
         names = model.config.id2label
         self._names = tuple(names[number] for number in range(len(names)))
 
+    @property
+    def knows_objects(self) -> bool:
+        """Whether it says how probably a query shows an object."""
+        model = self._model
+        return not isinstance(model, OpenMaskFormer) or len(model.trained_texts) > 0
+
     @torch.inference_mode()
     def propose(self, images: Sequence[np.ndarray]) -> Iterator[Proposals]:
-        """The queries that show an object, by descending probability of an object.
+        """The queries that show an object, by descending probability of an object; of a model with
+        open classes and without the texts of its trained ones, all whose mask has a pixel.
 
         Args:
             images: (H, W, 3) uint8 RGB, of any sizes.
@@ -68,17 +76,23 @@ class MaskFormer:
         for image_hwc, logits_qhw, classes_qc, inside_hw in zip(
             images,
             outputs.masks_queries_logits.float(),
-            outputs.class_queries_logits.float().softmax(-1),
+            outputs.class_queries_logits.float(),
             inputs["pixel_mask"],
             strict=True,
         ):
-            order = classes_qc[:, -1].argsort(stable=True)
-            kept = order[1 - classes_qc[order, -1] > self._config.min_score]
+            said_qd = classes_qc
+            classes_qc = self._classes(said_qd)
+            if classes_qc is None:
+                kept = (logits_qhw > 0).flatten(1).any(1).nonzero()[:, 0]
+            else:
+                order = classes_qc[:, -1].argsort(stable=True)
+                kept = order[1 - classes_qc[order, -1] > self._config.min_score]
             valid_hw = int(inside_hw.any(1).sum()), int(inside_hw.any(0).sum())
             found.append(
                 _Queries(
                     logits_qhw[kept],
-                    classes_qc[kept],
+                    None if classes_qc is None else classes_qc[kept],
+                    said_qd[kept],
                     inside_hw.shape,
                     valid_hw,
                     image_hwc.shape[:2],
@@ -96,11 +110,30 @@ class MaskFormer:
             seen = seen[..., : queries.valid_hw[0], : queries.valid_hw[1]]
             large = interpolate(seen, queries.size_hw, mode="bilinear")
             mask_probs_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
+        known, model = queries.classes_qc, self._model
+        said = None
+        if isinstance(model, OpenMaskFormer):
+            said = OpenClasses(
+                embeddings_nd=queries.said_qd.cpu().numpy(),
+                void_d=model.void[0].float().cpu().numpy(),
+                scale=model.scale,
+                templates=model.templates,
+            )
         return Proposals(
             mask_probs_nhw=mask_probs_nhw,
-            class_probs_nc=queries.classes_qc.cpu().numpy(),
+            class_probs_nc=None if known is None else known.cpu().numpy(),
             trained_names=self._names,
+            open_classes=said,
         )
+
+    def _classes(self, said_qd: torch.Tensor) -> torch.Tensor | None:
+        """(queries, trained classes + 1) probabilities, the last of no object."""
+        model = self._model
+        if not isinstance(model, OpenMaskFormer):
+            return said_qd.softmax(-1)
+        if not self.knows_objects:
+            return None
+        return model.class_logits(said_qd, model.trained_texts).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -108,7 +141,9 @@ class _Queries:
     """Output for one image before its masks are upsampled."""
 
     logits_qhw: torch.Tensor
-    classes_qc: torch.Tensor
+    classes_qc: torch.Tensor | None
+    said_qd: torch.Tensor
+    """What the model says of classes: logits, or embeddings."""
     padded_hw: tuple[int, int]
     valid_hw: tuple[int, int]
     size_hw: tuple[int, int]
@@ -166,7 +201,10 @@ def load_mask_former(
         settings = AutoConfig.from_pretrained(path, **options)
         if settings.model_type not in ("maskformer", "mask2former"):
             raise ValueError(f"it is a {settings.model_type}, not a maskformer or mask2former")
-        model, report = AutoModelForUniversalSegmentation.from_pretrained(
+        kind: Any = AutoModelForUniversalSegmentation
+        if getattr(settings, "open_classes", None):
+            kind = OpenMaskFormer
+        model, report = kind.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **options
         )
         image_processor = AutoImageProcessor.from_pretrained(path, **options)

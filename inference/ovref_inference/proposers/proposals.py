@@ -1,8 +1,49 @@
 """Proposals for one image: soft or binary masks, and class probabilities of trained proposers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from ovref_inference.vectors import l2_normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClasses:
+    """What a proposer that was trained on texts says of any class: an embedding of each region."""
+
+    embeddings_nd: np.ndarray
+    """(n, d) float32 in the space of the texts, L2-normalised."""
+    void_d: np.ndarray
+    """(d,) float32: the learnt embedding of no class at all, L2-normalised."""
+    scale: float
+    """Factor of cosines in the softmax over classes."""
+    templates: tuple[str, ...]
+    """Those that it was trained with."""
+
+    def __post_init__(self) -> None:
+        if self.embeddings_nd.ndim != 2 or self.void_d.shape != self.embeddings_nd.shape[1:]:
+            raise ValueError(
+                "embeddings_nd must be (n, d) and void_d (d,), found "
+                f"{self.embeddings_nd.shape} and {self.void_d.shape}"
+            )
+        object.__setattr__(self, "embeddings_nd", l2_normalised(self.embeddings_nd))
+        object.__setattr__(self, "void_d", l2_normalised(self.void_d))
+
+    def probabilities(self, texts_cd: np.ndarray) -> np.ndarray:
+        """(n, classes + 1) float32, the last of void, from texts that are L2-normalised.
+
+        Raises:
+            ValueError: texts of another width.
+        """
+        if texts_cd.shape[1:] != self.void_d.shape:
+            raise ValueError(
+                f"the proposer's embeddings are {len(self.void_d)} wide and the texts "
+                f"{texts_cd.shape[1]}; it must have been trained with the collection's texts"
+            )
+        known = np.concatenate([texts_cd, self.void_d[None]])
+        logits = self.scale * (self.embeddings_nd @ known.T).astype(np.float64)
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +59,13 @@ class Proposals:
     """The classes that the proposer was trained on."""
     found_names: tuple[str, ...] | None = None
     """Requested names that the proposer found in the image; None for a proposer without names."""
+    open_classes: OpenClasses | None = None
+    """What is said of any class, by a proposer that was trained on texts; `trained_names` are then
+    the classes that it has seen. Segmenters ask this rather than `class_probs_nc`."""
+    features_nd: np.ndarray | None = None
+    """(n, d) float32: embeddings of the regions by the proposer's own frozen CLIP."""
+    features_of: str = ""
+    """The model that made them; empty without any."""
 
     def __post_init__(self) -> None:
         found = self.mask_probs_nhw
@@ -29,6 +77,13 @@ class Proposals:
         # too.
         if found.size and not (found.min() >= 0 and found.max() <= 1):
             raise ValueError("mask_probs_nhw must lie in [0, 1] and be finite")
+        if bool(self.features_of) != (self.features_nd is not None):
+            raise ValueError("features_nd and features_of are given together")
+        for name in ("features_nd", "open_classes"):
+            rows = getattr(self, name)
+            rows = rows.embeddings_nd if isinstance(rows, OpenClasses) else rows
+            if rows is not None and len(rows) != len(found):
+                raise ValueError(f"{name} must have {len(found)} rows, found {len(rows)}")
         if self.class_probs_nc is None:
             return
         wanted = (len(found), len(self.trained_names) + 1)
@@ -50,30 +105,40 @@ class Proposals:
         """The proposals at a bool or integer index; `self` if that is all of them."""
         if rows.dtype == bool and rows.all():
             return self
-        return Proposals(
+        known, said = self.class_probs_nc, self.open_classes
+        return replace(
+            self,
             mask_probs_nhw=self.mask_probs_nhw[rows],
-            class_probs_nc=None if self.class_probs_nc is None else self.class_probs_nc[rows],
-            trained_names=self.trained_names,
-            found_names=self.found_names,
+            class_probs_nc=None if known is None else known[rows],
+            open_classes=said and replace(said, embeddings_nd=said.embeddings_nd[rows]),
+            features_nd=None if self.features_nd is None else self.features_nd[rows],
         )
 
     def with_rest(self, threshold: float) -> "Proposals":
         """Adds one region of all pixels that no mask covers at this threshold, if there are any
-        (VOCSeg eq. 1). The proposer's own classes are all equally probable there."""
+        (VOCSeg eq. 1). The proposer's own classes are all equally probable there, and features are
+        left out, for there are none of the rest.
+
+        Raises:
+            ValueError: the proposer says of any class what a region shows, but not of this one.
+        """
         rest_hw = ~np.any(self.masks(threshold), axis=0)
         if not rest_hw.any():
             return self
+        if self.open_classes is not None:
+            raise ValueError("the rest has no embedding by a proposer that was trained on texts")
         class_probs_nc = self.class_probs_nc
         if class_probs_nc is not None:
             even_c = np.full(
                 (1, class_probs_nc.shape[1]), 1 / class_probs_nc.shape[1], dtype=np.float32
             )
             class_probs_nc = np.concatenate([class_probs_nc, even_c])
-        return Proposals(
+        return replace(
+            self,
             mask_probs_nhw=np.concatenate([self.mask_probs_nhw, rest_hw[None].astype(np.float32)]),
             class_probs_nc=class_probs_nc,
-            trained_names=self.trained_names,
-            found_names=self.found_names,
+            features_nd=None,
+            features_of="",
         )
 
 

@@ -1,8 +1,8 @@
 """Segmenters: images and class names -> label maps. All but CLIP-RC need no training.
 
-Each is imported when its name is first used: FOSSIL, the text-only baseline, FreeDA and CLIP-RC
-need torch; VOCSeg, RetCLIP and CorrCLIPv2 accept any encoder of regions and need nothing else
-themselves.
+Each is imported when its name is first used: FOSSIL, the text-only baseline, FreeDA, RNS and
+CLIP-RC need torch; VOCSeg, RetCLIP and CorrCLIPv2 accept any encoder of regions and need nothing
+else themselves.
 """
 
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         semantic,
     )
     from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
+    from ovref_inference.segmenters.rns import RnsConfig, RnsSegmenter
+    from ovref_inference.segmenters.rns_head import RnsHeadConfig
     from ovref_inference.segmenters.superpixels import SuperpixelConfig
     from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
     from ovref_inference.segmenters.windows import WindowConfig
@@ -41,6 +43,9 @@ __all__ = [
     "PrototypeHead",
     "RetClipConfig",
     "RetClipSegmenter",
+    "RnsConfig",
+    "RnsHeadConfig",
+    "RnsSegmenter",
     "Segmentation",
     "Segmenter",
     "SegmenterModule",
@@ -68,6 +73,9 @@ _MODULES = {
     "PrototypeHead": "modules",
     "RetClipConfig": "retclip",
     "RetClipSegmenter": "retclip",
+    "RnsConfig": "rns",
+    "RnsHeadConfig": "rns_head",
+    "RnsSegmenter": "rns",
     "Segmentation": "regions",
     "Segmenter": "regions",
     "SegmenterModule": "modules",

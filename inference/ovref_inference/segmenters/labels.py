@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,15 @@ class NamedTexts:
     def __init__(self, text: Texts, templates: tuple[str, ...]) -> None:
         self._text, self._templates = text, templates
         self._known: dict[tuple[str, ...], np.ndarray] = BoundedCache()
+        self._others: dict[tuple[str, ...], NamedTexts] = {}
+
+    def with_templates(self, templates: tuple[str, ...]) -> "NamedTexts":
+        """The same encoder with other templates."""
+        if templates == self._templates:
+            return self
+        if templates not in self._others:
+            self._others[templates] = NamedTexts(self._text, templates)
+        return self._others[templates]
 
     def __call__(self, names: Sequence[str]) -> np.ndarray:
         """(n, d) float32, L2-normalised: `retrieve.class_embeddings`, with its errors."""
@@ -133,10 +143,24 @@ def in_vocabulary(
     return found.astype(np.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedScores:
+    """What a trained proposer says of the asked classes."""
+
+    scores_nc: np.ndarray
+    """(n, classes) float32 in [0, 1]."""
+    seen: np.ndarray
+    """(classes,) bool: which of them it was trained on."""
+    void_n: np.ndarray
+    """(n,) float32: probability that a region shows no class, of a proposer that was trained on
+    texts; zeros of another one, whose scores are small there."""
+
+
 def trained_scores(
     found: Proposals, class_names: Sequence[str], texts: NamedTexts, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of a trained proposer for the requested classes.
+) -> TrainedScores:
+    """Scores of a trained proposer for the requested classes: `in_vocabulary`, or, of one that was
+    trained on texts, the softmax over these classes, without void.
 
     Args:
         found: from a proposer with classes.
@@ -144,11 +168,10 @@ def trained_scores(
         texts: embeds names.
         threshold: of `match_labels`.
 
-    Returns:
-        (n, classes) float32 of `in_vocabulary`; and (classes,) bool, which of them the proposer was
-        trained on.
+    Raises:
+        ValueError: the proposer knows no classes; or it was trained on texts of another width.
     """
-    if found.class_probs_nc is None:
+    if found.class_probs_nc is None and found.open_classes is None:
         raise ValueError("the proposer gives no class probabilities")
     stands_for = match_labels(
         found.trained_names,
@@ -157,8 +180,20 @@ def trained_scores(
         texts(class_names),
         threshold,
     )
+    seen = np.isin(np.arange(len(class_names)), stands_for)
+    if found.open_classes is not None:
+        own = texts.with_templates(found.open_classes.templates)
+        probabilities = found.open_classes.probabilities(own(class_names))
+        void_n = probabilities[:, -1]
+        asked_nc = probabilities[:, :-1]
+        # Where void takes everything, the classes are left with what float32 resolves.
+        total_n1 = np.maximum(asked_nc.sum(1, keepdims=True), np.finfo(np.float32).tiny)
+        return TrainedScores(scores_nc=asked_nc / total_n1, seen=seen, void_n=void_n)
+    assert found.class_probs_nc is not None
     scores_nc = in_vocabulary(found.class_probs_nc, stands_for, len(class_names))
-    return scores_nc, np.isin(np.arange(len(class_names)), stands_for)
+    return TrainedScores(
+        scores_nc=scores_nc, seen=seen, void_n=np.zeros(len(scores_nc), dtype=np.float32)
+    )
 
 
 def check_joint_space(url: str, dim_visual: int, texts_cd: np.ndarray) -> None:

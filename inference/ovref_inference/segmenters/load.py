@@ -24,6 +24,7 @@ from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter
 from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
 from ovref_inference.segmenters.regions import Segmentation, Segmenter
 from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
+from ovref_inference.segmenters.rns import RnsConfig, RnsSegmenter
 from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
 from ovref_inference.segmenters.windows import WindowConfig
 
@@ -33,12 +34,15 @@ METHODS: dict[str, Any] = {
     "vocseg": (VocSegSegmenter, VocSegConfig),
     "retclip": (RetClipSegmenter, RetClipConfig),
     "corrclip": (CorrClipSegmenter, CorrClipConfig),
+    "rns": (RnsSegmenter, RnsConfig),
 }
 
 
 def load_segmenter(
     collection: ReferenceCollection | str | Path,
-    method: Literal["fossil", "freeda", "vocseg", "retclip", "corrclip", "clip_rc"] = "fossil",
+    method: Literal[
+        "fossil", "freeda", "vocseg", "retclip", "corrclip", "rns", "clip_rc"
+    ] = "fossil",
     *,
     proposer: Any = None,
     config: Any = None,
@@ -134,9 +138,11 @@ def _clip_of(collection: ReferenceCollection, visual: Any, device: str | None) -
     config, text = collection.visual_config, collection.text_config
     if config.library == "open_clip":
         return visual
+    if config.features == "values" and config.model == text.model:
+        return visual  # of transformers
     return load_region_encoder(
         VisualEncoderConfig(
-            model=text.model, revision=text.revision, library="open_clip", features="values",
+            model=text.model, revision=text.revision, library=text.library, features="values",
             size_hw=config.size_hw,
         ),
         device=device,

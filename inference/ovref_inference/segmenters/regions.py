@@ -129,6 +129,8 @@ class ScoredRegions:
     """(n, classes) float32 in [0, 1]."""
     missing: tuple[str, ...] = ()
     """Classes for which the collection has no references."""
+    void_n: np.ndarray | None = None
+    """(n,) float32: probability that the region shows no class; None where nothing says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +150,17 @@ def region_features(
     images: Sequence[np.ndarray],
     proposals: Sequence[Proposals],
     threshold: float,
+    own_model: str = "",
 ) -> list[tuple[Proposals, np.ndarray]]:
     """Embeddings of the proposals of each image.
 
     Args:
         visual: embeds regions.
         images: (H, W, 3) uint8 RGB each.
-        proposals: of each image.
+        proposals: of each image. Features that they bring are taken as they are where they are of
+            `own_model`, and then nothing is encoded.
         threshold: a pixel is in a region's mask if its probability is above this.
+        own_model: the model that `visual` is; empty takes no features of proposals.
 
     Returns:
         For each image the non-empty proposals and their features (n, d) float32, L2-normalised.
@@ -164,6 +169,8 @@ def region_features(
         ValueError: features of a region are zero or not finite.
     """
     kept = [found.chosen(np.asarray(found.masks(threshold).any((1, 2)))) for found in proposals]
+    if own_model and all(found.features_of == own_model for found in kept):
+        return [(found, l2_normalised(found.features_nd)) for found in kept]
     encoded = visual.encode_regions(
         images,
         [found.masks(threshold) for found in kept],
@@ -259,7 +266,7 @@ def panoptic(
     segment.
 
     Args:
-        regions: of one image.
+        regions: of one image; those that show no class more probably than their best are dropped.
         things: whether each class is a thing.
         min_score: regions whose best score is not above this are dropped first.
         overlap: a region is dropped if it keeps less than this fraction of its pixels (probability
@@ -278,6 +285,8 @@ def panoptic(
     best = regions.scores_nc.max(1, initial=-np.inf)
     # Dropped regions get weight 0, which avoids copying the probabilities of the others.
     weights_n = np.where(best > max(min_score, 0.0), best, np.float32(0))
+    if regions.void_n is not None:
+        weights_n[best < regions.void_n] = 0.0
     masks_nhw, areas_n = owned_masks(regions.mask_probs_nhw, weights_n, 0.5)
     labels: dict[int, int] = {}
     scores: dict[int, float] = {}

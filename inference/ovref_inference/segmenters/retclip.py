@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -12,6 +12,8 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
+from ovref_inference.models import canonical
+from ovref_inference.proposers.config import ADDED_LATER
 from ovref_inference.proposers.proposals import Proposals, as_proposals
 from ovref_inference.ranges import require_above, require_at_least, require_within
 from ovref_inference.segmenters.labels import (
@@ -49,6 +51,9 @@ class RetClipConfig:
     """Weight of retrieval relative to CLIP's text classification, in [0, 1]."""
     k: int = 20
     """References retrieved per region, at least 1. The paper gives no number."""
+    fusion: Literal["arithmetic", "geometric"] = field(default="arithmetic", metadata=ADDED_LATER)
+    """How the in-vocabulary scores join the others: `arithmetic` is RetCLIP's weighted mean;
+    `geometric` FC-CLIP's, whose best beta is 0.8, and with gamma 0 its whole method."""
     votes: Literal["best", "share"] = "best"
     """How the references of a class give its retrieval score, which the paper leaves open. `best`:
     the score of its best reference. `share`: the sum over its references as a fraction of the sum
@@ -81,6 +86,8 @@ class RetClipConfig:
         for name in ("alpha", "beta", "gamma", "min_score", "overlap"):
             require_within(name, getattr(self, name), 0, 1)
         require_at_least("k", self.k, 1)
+        if self.fusion not in ("arithmetic", "geometric"):
+            raise ValueError(f"fusion must be arithmetic or geometric, found {self.fusion!r}")
         if self.votes not in ("best", "share"):
             raise ValueError(f"votes must be best or share, found {self.votes!r}")
         require_above("tau", self.tau, 0)
@@ -113,7 +120,9 @@ class RetClipSegmenter:
         segments = segmenter.segment_panoptic([image_hwc], ["car", "road"], [True, False])[0]
 
     Training-free with any proposer of masks: s = gamma s_ret + (1 - gamma) s_clip. With a proposer
-    trained on classes (it gives `Proposals` with their probabilities, s_iv), the whole ensemble.
+    trained on classes (it gives `Proposals` with their probabilities, s_iv), the whole ensemble:
+    best with one that was trained on texts (`proposers.fcclip`), whose s_iv is of every class and
+    whose probability of void takes its share from the scores of all.
 
     One default differs from the paper: a class without support in the collection is missing and
     gets no pixel, as with every segmenter here. RetCLIP classifies such classes by text alone,
@@ -149,6 +158,10 @@ class RetClipSegmenter:
         self._bare = NamedTexts(text, ("{}",))
         self.proposer = proposer
         self.config = config
+        # Features that a proposer brings are comparable where they are pooled from the same maps.
+        own = collection.manifest.visual
+        dense = own.settings.get("features", "tokens") == "tokens"
+        self._own_model = canonical(own.model) if dense else ""
         self._prepared: dict[tuple[str, ...], Labelled] = BoundedCache()
 
     def prepare(self, class_names: Sequence[str]) -> Labelled:
@@ -216,18 +229,26 @@ class RetClipSegmenter:
         proposals = [as_proposals(found, rest=False) for found in self.proposer(images)]
         scored = []
         for found, features_nd in region_features(
-            self.visual, images, proposals, config.mask_threshold
+            self.visual,
+            images,
+            proposals,
+            config.mask_threshold,
+            self._own_model,
         ):
-            scores_nc = mixed(
+            open_nc = mixed(
                 softmax(np.where(present, features_nd @ texts_cd.T, -np.inf), config.tau),
                 self.retrieved(features_nd, labelled, len(class_names)),
                 config.gamma,
             )
-            if found.class_probs_nc is not None:
-                trained_scores_nc, seen = trained_scores(
-                    found, class_names, self.texts, config.label_threshold
+            scores_nc, void_n = open_nc, None
+            if found.class_probs_nc is not None or found.open_classes is not None:
+                trained = trained_scores(found, class_names, self.texts, config.label_threshold)
+                fuse = ensemble if config.fusion == "arithmetic" else geometric_ensemble
+                scores_nc = fuse(
+                    open_nc, trained.scores_nc, trained.seen, config.alpha, config.beta
                 )
-                scores_nc = ensemble(scores_nc, trained_scores_nc, seen, config.alpha, config.beta)
+                scores_nc *= 1 - trained.void_n[:, None]
+                void_n = trained.void_n if found.open_classes is not None else None
             scores_nc[:, ~present] = 0.0
             if config.prune and found.found_names is not None:
                 scores_nc[:, [name not in found.found_names for name in class_names]] = 0.0
@@ -236,6 +257,7 @@ class RetClipSegmenter:
                     mask_probs_nhw=found.mask_probs_nhw,
                     scores_nc=scores_nc,
                     missing=labelled.missing,
+                    void_n=void_n,
                 )
             )
         return scored
@@ -375,3 +397,17 @@ def ensemble(
     """
     weight = np.where(seen, alpha, beta)
     return (weight * open_nc + (1 - weight) * trained_scores_nc).astype(np.float32)
+
+
+def geometric_ensemble(
+    open_nc: np.ndarray, trained_scores_nc: np.ndarray, seen: np.ndarray, alpha: float, beta: float
+) -> np.ndarray:
+    """FC-CLIP's fusion: s_oov ** w * s_iv ** (1 - w), brought to a sum of 1 over the classes.
+
+    Args, result: as of `ensemble`; a row whose products are all zero stays zero.
+    """
+    weight = np.where(seen, alpha, beta)
+    products_nc = open_nc.astype(np.float64) ** weight
+    products_nc *= trained_scores_nc.astype(np.float64) ** (1 - weight)
+    totals_n1 = products_nc.sum(1, keepdims=True)
+    return (products_nc / np.where(totals_n1 > 0, totals_n1, 1.0)).astype(np.float32)

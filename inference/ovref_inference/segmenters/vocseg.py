@@ -137,11 +137,12 @@ class VocSegSegmenter:
         ):
             similarity = ensemble_similarity(features_nd, prototypes, texts_cd, self.config.alpha)
             scores_nc = softmax(similarity, self.config.tau)
-            if found.class_probs_nc is not None:
-                trained_scores_nc, _ = trained_scores(
+            if found.class_probs_nc is not None or found.open_classes is not None:
+                trained = trained_scores(
                     found, class_names, self.texts, self.config.label_threshold
                 )
-                scores_nc = geometric_mean(scores_nc, trained_scores_nc, self.config.beta)
+                own_nc = trained.scores_nc * (1 - trained.void_n[:, None])
+                scores_nc = geometric_mean(scores_nc, own_nc, self.config.beta)
             scores_nc[:, prototypes.counts == 0] = 0.0
             scored.append(
                 ScoredRegions(

@@ -35,16 +35,21 @@ from ovref.stored_images import UnusableImageError
 from ovref_inference import Prototypes, ReferenceCollection
 from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.proposers.config import (
+    FcClipConfig,
     MaskFormerConfig,
     ProposerConfig,
     SamConfig,
     SamGridConfig,
 )
-from ovref_inference.segmenters.retclip import Labelled
+from ovref_inference.segmenters.regions import semantic
+from ovref_inference.segmenters.retclip import Labelled, RetClipSegmenter
 from ovref_pipelines.bar import bar
 from ovref_pipelines.tool_arguments import TRAINED
 
 Say = Callable[[str], None]
+
+OPEN = ("retclip", "vocseg", "corrclip")
+"""Methods that take the regions of `fcclip`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class Job:
     method: str = "fossil"
     proposer: str = ""
     """Empty or `opencut` for the collection's own features; `none`, `mask_former:MODEL`,
-    `sam_grid:MODEL`."""
+    `sam_grid:MODEL`, `fcclip:FOLDER`."""
     formats: tuple[str, ...] = ("overlay", "labels", "coco")
     settings: tuple[str, ...] = ()
     """Settings of the method, as `name=value`."""
@@ -104,7 +109,12 @@ def segment(job: Job, photographs: Sequence[Photograph], workers: int, say: Say)
             any of the classes; an image cannot be fetched.
         CollectionError, ModelError: as in `load_segmenter`.
     """
-    check_proposer(job.proposer)
+    config = check_proposer(job.proposer)
+    if config is not None and config.fcclip is not None and job.method not in OPEN:
+        raise ConfigError(
+            f"--proposer fcclip says of regions what they show, which {job.method} does not ask: "
+            f"give --method {' or '.join(OPEN)}"
+        )
     store = Store.open(job.output)
     say(f"segment: {len(photographs)} images, {len(job.classes.names)} classes, {job.method}")
     started = time.monotonic()
@@ -190,8 +200,11 @@ def check_proposer(text: str) -> ProposerConfig | None:
         return ProposerConfig(mask_former=MaskFormerConfig(model=model))
     if kind == "sam_grid" and model:
         return ProposerConfig(sam_grid=SamGridConfig(sam=SamConfig(model=model)))
+    if kind == "fcclip" and model:
+        return ProposerConfig(fcclip=FcClipConfig(model=model))
     raise ConfigError(
-        f"--proposer must be opencut, none, mask_former:MODEL or sam_grid:MODEL, found {text!r}"
+        "--proposer must be opencut, none, mask_former:MODEL, sam_grid:MODEL or fcclip:FOLDER, "
+        f"found {text!r}"
     )
 
 
@@ -216,7 +229,7 @@ class Worker:
     """The loaded models of one process."""
 
     def __init__(self, job: Job) -> None:
-        from ovref_inference.proposers.load import load_proposer, no_proposals
+        from ovref_inference.proposers.load import load_proposals, load_proposer, no_proposals
         from ovref_inference.segmenters import load_segmenter
 
         self.job = job
@@ -226,7 +239,9 @@ class Worker:
         settings = method_settings(job, collection)
         config = check_proposer(job.proposer)
         proposer: Any = no_proposals if job.proposer == "none" else None
-        if config is not None:
+        if config is not None and config.fcclip is not None:
+            proposer = load_proposals(config, (), device=job.device)
+        elif config is not None:
             proposer = load_proposer(config, device=job.device)
         try:
             self.segmenter = load_segmenter(
@@ -249,7 +264,12 @@ class Worker:
     def segment(self, photograph: Photograph, image_hwc: np.ndarray) -> Done:
         """Segments one image and writes its files."""
         job, classes = self.job, self.job.classes
-        (found,) = self.segmenter.segment([image_hwc], classes.query_names)
+        regions = None
+        if isinstance(self.segmenter, RetClipSegmenter):
+            (regions,) = self.segmenter.score([image_hwc], classes.query_names)
+            found = semantic(regions)
+        else:
+            (found,) = self.segmenter.segment([image_hwc], classes.query_names)
         labels_hw, name = classes.labels(found.labels_hw), photograph.name
         count = len(classes.names)
         if "labels" in job.formats:
@@ -260,7 +280,13 @@ class Worker:
         coco: list[dict[str, Any]] = []
         panoptic: list[dict[str, Any]] = []
         if {"coco", "panoptic"} & set(job.formats):
-            segments = files.segments_of(labels_hw, found.max_score_hw, classes)
+            if regions is None:
+                segments = files.segments_of(labels_hw, found.max_score_hw, classes)
+            else:
+                config = self.segmenter.config  # type: ignore[attr-defined]
+                segments = files.segments_of_regions(
+                    regions, classes, min_score=config.min_score, overlap=config.overlap
+                )
             if "coco" in job.formats:
                 coco = files.coco_annotations(segments, 0)
             if "panoptic" in job.formats:

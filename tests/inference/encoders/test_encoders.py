@@ -441,14 +441,21 @@ def test_heatmap_crops_need_heatmaps_and_crops_are_not_dense():
     assert VisualEncoderConfig(model="x").masking is None
 
 
-def resnet_clip(folder):
-    """A CLIP with a small ResNet, whose features are not dense, in open_clip's layout."""
+RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
+TIMM_RESNET = {
+    "image_size": 64, "timm_model_name": "resnet10t", "timm_model_pretrained": False,
+    "timm_pool": "rot_attn", "timm_proj": "",
+}  # fmt: skip
+
+
+def clip_with(folder, tower):
+    """A CLIP with another image tower, in open_clip's layout."""
     import open_clip
     from safetensors.torch import save_file
 
     settings = json.loads(Path(resolve("miniature:clip"), "open_clip_config.json").read_text())
     shutil.copytree(resolve("miniature:clip"), folder, dirs_exist_ok=True)
-    settings["model_cfg"]["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
+    settings["model_cfg"]["vision_cfg"] = tower
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
     torch.manual_seed(0)
     model = open_clip.CLIP(**settings["model_cfg"]).eval()
@@ -459,7 +466,7 @@ def resnet_clip(folder):
 
 
 def test_crops_need_no_dense_features(tmp_path):
-    model = resnet_clip(tmp_path)
+    model = clip_with(tmp_path / "resnet", RESNET)
     options = {"model": model, "library": "open_clip", "features": "crop_none"}
     encoder = load_region_encoder(VisualEncoderConfig(size_hw=(64, 64), **options), device="cpu")
     ((features, valid),) = encoder.encode_regions(IMAGES[:1], [whole(IMAGES[0])])
@@ -467,8 +474,9 @@ def test_crops_need_no_dense_features(tmp_path):
     assert valid.all() and encoder.dim == text.dim
     unit = features / np.linalg.norm(features)
     np.testing.assert_allclose(unit, text.encode_images(IMAGES[:1]), atol=1e-5)
-    with pytest.raises(ModelError, match="ModifiedResNet; features 'crop_binary'"):
-        load(model=model, library="open_clip")
+    other = clip_with(tmp_path / "other", TIMM_RESNET)
+    with pytest.raises(ModelError, match=r"TimmModel with timm ResNet.*features 'crop_binary'"):
+        load(model=other, library="open_clip")
     # Its attention pool is for one size alone: seen at once, not in the middle of a build.
     with pytest.raises(ModelError, match="on images of 96 x 96 pixels"):
         load_region_encoder(VisualEncoderConfig(size_hw=(96, 96), **options), device="cpu")

@@ -12,6 +12,7 @@ from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import no_proposals
 from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
+from ovref_inference.segmenters.rns import RnsConfig
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_first_use_is_three_lines(collection_url, data):
     segmenter.collection.close()
 
 
-@pytest.mark.parametrize("method", ["freeda", "vocseg", "retclip", "corrclip"])
+@pytest.mark.parametrize("method", ["freeda", "vocseg", "retclip", "corrclip", "rns"])
 def test_every_method(collection_url, clip_collections, data, method):
     urls = clip_collections | {"own": collection_url}
     url = urls[{"freeda": "own", "vocseg": "crop_binary"}.get(method, "values")]
@@ -78,14 +79,16 @@ def test_strange_classes_get_no_pixel(collection_url, data):
     segmenter.collection.close()
 
 
-@pytest.mark.parametrize("method", ["freeda", "vocseg", "retclip", "corrclip"])
+@pytest.mark.parametrize("method", ["freeda", "vocseg", "retclip", "corrclip", "rns"])
 def test_a_row_of_an_evaluation_is_of_the_segmenter_that_it_names(
     collection_url, clip_collections, method
 ):
     """As an image, and by its segments where a segmenter scores regions."""
     urls = clip_collections | {"own": collection_url}
     url = urls[{"freeda": "own", "vocseg": "crop_binary"}.get(method, "values")]
-    config = {"freeda": FreedaConfig(n=20, windows=None)}.get(method)
+    config = {"freeda": FreedaConfig(n=20, windows=None), "rns": RnsConfig(windows=None)}.get(
+        method
+    )
     settings = {method: config} if config else {}
     spec = EvaluateSpec(
         collection=url, output="", split="validation", scenes=1, rows=(method,), **settings

@@ -227,6 +227,7 @@ def the_hub(monkeypatch):
     server.close()
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's own
 def test_the_hub_and_its_cache(collection, the_hub, tmp_path, monkeypatch):
     keys = frozenset(["image03#0"])
 

@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 
 from ovref.exchange import segment_files as files
 from ovref.exchange.class_lists import read_classes
+from ovref_inference.segmenters.regions import ScoredRegions
 
 CLASSES = read_classes("tree,sky,dog", "dog,tree")
 
@@ -87,3 +88,21 @@ def test_ids_above_a_byte_survive():
     png = files.panoptic_png(files.ScoredSegments(found=found, scores={}))
     rgb = np.asarray(Image.open(io.BytesIO(png)))
     assert (rgb.astype(int) @ [1, 256, 65536]).tolist() == [[70_000, 300]]
+
+
+def test_segments_of_regions_are_one_each_of_the_best_name(labels_hw):
+    """Two parts of one region stay one tree, synonyms are one class, stuff is joined."""
+    classes = read_classes("tree;oak,sky,dog", "dog,tree")
+    parts = [labels_hw == 0, labels_hw == 1]
+    left = np.arange(12) < 6
+    masks = np.stack([parts[0], parts[1] & left, parts[1] & ~left]).astype(np.float32)
+    names = list(classes.query_names)
+    scores = np.full((3, len(names)), 0.1, np.float32)
+    scores[0, names.index("oak")] = 0.75
+    scores[1:, names.index("sky")] = 0.5, 0.625
+    regions = ScoredRegions(mask_probs_nhw=masks, scores_nc=scores)
+    segments = files.segments_of_regions(regions, classes, min_score=0.0, overlap=0.8)
+    assert segments.found.labels == {1: 0, 2: 1} and segments.scores == {1: 0.75, 2: 0.625}
+    np.testing.assert_array_equal(segments.found.ids_hw, labels_hw + 1)
+    few = files.segments_of_regions(regions, classes, min_score=0.7, overlap=0.8)
+    assert few.found.labels == {1: 0}

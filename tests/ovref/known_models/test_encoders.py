@@ -1,14 +1,17 @@
 """Every encoder of the table, with random weights of a tiny network of its real class, against its
 own library."""
 
+import json
+import shutil
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ovref.known_models import own_forward
 from ovref.known_models.random_weights import write
-from ovref.known_models.table import ENCODERS
+from ovref.known_models.table import ENCODERS, find
 from ovref_inference.encoders.load import (
     TextEncoderConfig,
     VisualEncoderConfig,
@@ -118,3 +121,64 @@ def test_keys_and_layers(known, folder):
     assert not np.allclose(first.encode([image]), last.encode([image]), atol=1e-2)
     with pytest.raises(ModelError, match="has 3 layers: layer must be -3 to 2, found 3"):
         encoder(known, folder, layer=3)
+
+
+DINOV3, RADIO, SIGLIP = (
+    "facebook/dinov3-vitl16-pretrain-lvd1689m",
+    "nvidia/C-RADIOv3-L",
+    "ViT-L-16-SigLIP2-256:webli",
+)
+
+
+def test_what_cannot_be_used_says_what_works(folder, tmp_path):
+    for model, options, reason in (
+        (DINOV3, {"precision": "float16"}, "overflows in float16.*bfloat16 or float32 works"),
+        ("timm/vit_large_patch16_dinov3.lvd1689m", {"precision": "float16"}, "bfloat16"),
+        (DINOV3, {"features": "values"}, "DINOv3ViTModel.*space of texts.*'tokens' work"),
+        ("facebook/dinov3-convnext-large-pretrain-lvd1689m", {"layer": -2}, "layer -1 works"),
+        ("MobileCLIP2-S0:dfndr2b", {"features": "values"}, "features 'tokens' are"),
+    ):
+        with pytest.raises(ModelError, match=reason):
+            encoder(find(model), folder, **options)
+    twice = shutil.copytree(folder(find(RADIO)), tmp_path / "radio")
+    settings = json.loads((twice / "preprocessor_config.json").read_text())
+    (twice / "preprocessor_config.json").write_text(
+        json.dumps(
+            settings | {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        )
+    )
+    with pytest.raises(ModelError, match=r"normalises images itself.*set do_normalize to false"):
+        load_visual_encoder(VisualEncoderConfig(model=str(twice)), device="cpu")
+    with pytest.raises(ModelError, match=r"'dinov3_vit'.*expected a model of type clip"):
+        load_text_encoder(
+            TextEncoderConfig(model=folder(find(DINOV3)), library="transformers"), device="cpu"
+        )
+
+
+def test_code_of_a_repository_is_never_run(folder, tmp_path):
+    (tmp_path / "own.py").write_text("open('ran', 'w')\nclass Config: pass\nclass Model: pass\n")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mystery", "auto_map": {"AutoConfig": "own.Config"}})
+    )
+    for library in ("transformers", "timm"):
+        with pytest.raises(ModelError, match="never run" if library == "transformers" else "timm"):
+            load_visual_encoder(VisualEncoderConfig(model=str(tmp_path), library=library))
+    with pytest.raises(ModelError, match="never run"):
+        load_text_encoder(TextEncoderConfig(model=str(tmp_path), library="transformers"))
+    clip = shutil.copytree(folder(find(SIGLIP)), tmp_path / "clip")
+    settings = json.loads((clip / "open_clip_config.json").read_text())
+    settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (clip / "open_clip_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="code of its own, which is never run"):
+        load_text_encoder(TextEncoderConfig(model=str(clip)))
+    assert not list(tmp_path.rglob("ran")) and not Path("ran").exists()
+
+
+def test_the_layout_of_nvidias_own_files_loads(folder):
+    """Names of weights as NVIDIA's repositories have them, query, key and value in one."""
+    from safetensors import safe_open
+
+    known = find(RADIO)
+    with safe_open(Path(folder(known)) / "model.safetensors", framework="np") as file:
+        names = list(file.keys())
+    assert any(name.startswith("radio_model.model.blocks.0.attn.qkv") for name in names)

@@ -4,7 +4,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from ovref.errors import ModelError
-from ovref.models.tokens import mentions, token_positions
+from ovref.models.tokens import around_caption, lowered, mentions, token_positions
 from ovref.records import Noun
 
 
@@ -133,3 +133,42 @@ def test_spans_given_apart_under_one_text_belong_together():
     nouns = [Noun(text="dog", start=4, end=8), Noun(text="dog", start=14, end=17)]
     assert mentions(caption, nouns) == {"dog": [(4, 8), (14, 17), (22, 26)]}
     assert mentions(caption, []) == {}
+
+
+def test_what_a_template_puts_around_the_caption_moves_its_tokens(tokenizer):
+    plain = located(tokenizer, "a cat and a dog", "cat", "dog")
+    spans = [[(2, 5)], [(12, 15)]]
+    found = token_positions(tokenizer, "a cat and a dog", spans, before="the ", after=" dog")
+    assert found == [tuple(position + 3 for position in noun) for noun in plain]  # t, h, e
+    assert token_positions(tokenizer, "a cat", [[(2, 5)]], max_length=3) == [()]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_the_left_moves_all_tokens(tiny_pipelines, side):
+    padding = CLIPTokenizer.from_pretrained(tiny_pipelines["sd1"] / "tokenizer", padding_side=side)
+    found = token_positions(padding, "a cat", [[(2, 5)]], padding="max_length", max_length=20)
+    assert found == [(2 + (16 if side == "left" else 0),)]
+
+
+def test_around_a_caption():
+    assert around_caption("<user>{}</user>".format) == ("<user>", "</user>")
+    for changed in (str.upper, "{0}{0}".format, lambda text: "nothing of it"):
+        with pytest.raises(ModelError, match="changes or repeats the caption"):
+            around_caption(changed)
+
+
+@pytest.mark.parametrize(
+    ("caption", "noun", "text"),
+    [
+        ("a Cat", "Cat", "a cat"),
+        ("  A Cat ", "Cat", "a cat"),
+        ("\u0130stanbul's Dog", "Dog", "i\u0307stanbul's dog"),
+        ("Dog", "Dog", "dog"),
+    ],
+    ids=ascii,
+)
+def test_spans_in_lower_case(caption, noun, text):
+    start = caption.index(noun)
+    found, (((first, last),),) = lowered(caption, [[(start, start + len(noun))]])
+    assert found == text == caption.lower().strip()
+    assert found[first:last] == noun.lower()
