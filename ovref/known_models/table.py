@@ -121,8 +121,8 @@ VISUAL = (
         library="timm",
         network="vit_large_patch16_radio_v3",
         tiny=TINY_VIT | {"img_size": 64},
-        note="the same weights as NVIDIA's, in a layout that needs no code of theirs; positions are "
-        "RADIO's at 512 x 512 and interpolated from those elsewhere",
+        note="the same weights as NVIDIA's, in a layout that needs no code of theirs; positions "
+        "are RADIO's at 512 x 512 and interpolated from those elsewhere",
     ),
     KnownModel(
         model="facebook/vit-mae-large",
