@@ -118,6 +118,18 @@ def _evaluate(options: Namespace, console: Console) -> int:
     return 0
 
 
+def _train(options: Namespace, console: Console) -> int:
+    from ovref.training import train_clip_rc
+    from ovref_pipelines.verbs import train
+
+    config = train.with_absolute_places(_config(train.TrainConfig, options))
+    if options.dry_run:
+        console.show(train_clip_rc.check(config.spec))
+        return 0
+    train.train(config, console)
+    return 0
+
+
 def _reproduce(options: Namespace, console: Console) -> int:
     from ovref_pipelines.verbs import paper_rows, reproduce
 
@@ -310,6 +322,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "bench": _bench,
     "check": _check,
     "evaluate": _evaluate,
+    "train": _train,
     "compare": _compare,
     "reproduce": _reproduce,
     "status": _status,
