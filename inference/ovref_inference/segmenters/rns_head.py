@@ -31,9 +31,9 @@ class RnsHeadConfig:
     steps: int = 700
     """Steps of AdamW, each over all rows."""
     learning_rate: float = 2e-3
-    """Of AdamW."""
+    """Step size of AdamW."""
     weight_decay: float = 5e-4
-    """Of AdamW, for weights and biases."""
+    """Weight decay of AdamW, of weights and biases."""
     seed: int = 0
     """Seed of the weights that training starts from."""
 
