@@ -184,6 +184,8 @@ def _compared(
         config, features, what = plain, encoder.encode([image])[0], "tokens of the last layer, "
     try:
         own = own_forward.dense(config, image, encoder.patch_size)
+    except NotImplementedError as error:
+        return f"compared  not: {error}"
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{config.library}'s own forward pass fails: {error}") from error
     if own.shape != features.shape:

@@ -29,6 +29,7 @@ def dense(config: VisualEncoderConfig, image_hwc: np.ndarray, cell: int) -> np.n
 
     Raises:
         ValueError: other features, or another layer, which the libraries do not give.
+        NotImplementedError: the library gives no dense features of such a network.
     """
     if config.features != "tokens" or config.layer != -1:
         raise ValueError("a library's own features are the tokens of its last layer")
@@ -123,6 +124,8 @@ def _open_clip(folder: Path, image_hwc: np.ndarray) -> torch.Tensor:
     model = open_clip.create_model(f"local-dir:{folder}", force_image_size=image_hwc.shape[:2])
     visual = model.eval().visual
     pixels = _normalised(image_hwc, visual.preprocess_cfg)
+    if hasattr(visual, "attnpool"):
+        raise NotImplementedError("open_clip gives no dense features of a ResNet")
     if not hasattr(visual, "trunk"):
         visual.output_tokens = True
         return visual(pixels)[1] @ visual.proj

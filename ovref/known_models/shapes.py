@@ -33,7 +33,7 @@ def _visual(config: VisualEncoderConfig) -> tuple[str, ...]:
         tower = _open_clip(config.model)[0].visual
         patch, prefix = clip_towers.cell_pixels(tower), 1
         if not clip_towers.is_vit(tower):
-            prefix = getattr(tower.trunk, "num_prefix_tokens", 0)
+            prefix = getattr(getattr(tower, "trunk", None), "num_prefix_tokens", 0)
     elif settings is None or settings.model_type == "timm_wrapper":
         tower = _timm(config.model)
         patch, prefix = timm_towers.cell_pixels(tower), getattr(tower, "num_prefix_tokens", 0)

@@ -34,30 +34,32 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         ModelError: it cannot be found or read, or has neither patches nor a feature map.
     """
     dtype = getattr(torch, config.precision)
-    model = load_timm(config.model, config.revision)
-    with model_errors(f"use the preprocessing of {config.model}"):
-        images = _pixels(model, config.model, device, dtype)
-    if dtype == torch.float16 and "dinov3" in str(model.default_cfg.get("architecture", "")):
+    path = _folder_of(config.model, config.revision)
+    with model_errors(f"read the configuration of {config.model}"), torch.device("meta"):
+        empty = timm.create_model(f"local-dir:{path}", pretrained=False)
+    name = type(empty).__name__
+    if dtype == torch.float16 and "dinov3" in str(empty.default_cfg.get("architecture", "")):
         raise unusable(
-            config.model, "dinov3", "DINOv3 overflows in float16",
+            config.model, f"DINOv3, {name}", "DINOv3 overflows in float16",
             "precision bfloat16 or float32 works",
         )  # fmt: skip
-    patch = cell_pixels(model)
+    patch = cell_pixels(empty)
     if patch is None:
         raise unusable(
-            config.model, type(model).__name__, "its last features are no grid of the image",
+            config.model, name, "its last features are no grid of the image",
             "expected a vision transformer, or a network with a feature map such as ConvNeXt",
         )  # fmt: skip
     size_hw = rounded(config.size_hw, patch)
-    with model_errors(f"use {config.model} on images of {size_hw[0]} x {size_hw[1]} pixels"):
-        set_size(model, size_hw)
+    model = load_timm(path, config.model, size_hw if is_vit(empty) else None)
+    with model_errors(f"use the preprocessing of {config.model}"):
+        images = _pixels(model, config.model, device, dtype)
     shorten(model, config)
     forward = features(model)
     if config.features == "keys":
         forward = _keys(model, config.model)
     model.to(device=device, dtype=dtype)
     return Tower(
-        model_class=f"timm {type(model).__name__}",
+        model_class=f"timm {name}",
         forward=forward,
         size_hw=size_hw,
         patch_size=patch,
@@ -67,15 +69,8 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
     )
 
 
-def load_timm(model_id: str, revision: str) -> Any:
-    """A network in evaluation mode on the CPU, from a folder or hub repository of timm's layout.
-
-    Weights are read as safetensors, or else by a loader that takes nothing but tensors; all must
-    be there.
-
-    Raises:
-        ModelError: it cannot be found or read.
-    """
+def _folder_of(model_id: str, revision: str) -> str:
+    """The folder of timm's layout, from the hub if need be. Raises ModelError."""
     path, _ = pretrained(model_id, revision)
     with model_errors(f"load the visual encoder {model_id} with timm"):
         if not Path(path).is_dir():
@@ -86,7 +81,24 @@ def load_timm(model_id: str, revision: str) -> Any:
             )
         if not list(Path(path).glob("*.safetensors")):
             raise ModelError(f"no *.safetensors in {path}")
-        return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    return path
+
+
+def load_timm(path: str, model_id: str, size_hw: tuple[int, int] | None) -> Any:
+    """A network in evaluation mode on the CPU; all of its weights must be there.
+
+    Args:
+        path: folder of timm's layout.
+        model_id: for messages.
+        size_hw: of the images of a vision transformer, to which timm brings positions while it
+            loads them; None for other networks.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    sized = {} if size_hw is None else {"img_size": size_hw}
+    with model_errors(f"load the visual encoder {model_id} with timm"):
+        return timm.create_model(f"local-dir:{path}", pretrained=True, **sized).eval()
 
 
 def is_vit(model: Any) -> bool:
@@ -108,8 +120,8 @@ def cell_pixels(model: Any) -> int | None:
 
 
 def set_size(model: Any, size_hw: tuple[int, int]) -> None:
-    """Brings positions, learned and rotary, to images of another size."""
-    if is_vit(model) or hasattr(model, "set_input_size"):
+    """Brings the positions of a vision transformer to images of another size."""
+    if is_vit(model):
         model.set_input_size(img_size=size_hw)
 
 

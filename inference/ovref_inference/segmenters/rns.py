@@ -93,7 +93,7 @@ class Prepared:
     answered: np.ndarray
     """(classes,) bool: which of the classes may be predicted."""
     support: tuple[ClassSupport, ...]
-    """Support of every class."""
+    """One for every class."""
 
 
 class RnsSegmenter:
