@@ -17,6 +17,7 @@ EXTRAS = {
     "cli": ("pydantic", "yaml", "rich"),
     "formats": ("pycocotools", "supervision"),
     "pandas": ("pandas",),
+    "tensorboard": ("tensorboard",),
     "build": ("ray", "diffusers", "spacy", "matplotlib", "psutil"),
 }  # fmt: skip
 """Top-level modules that are imported on first use, by the extra of ovref that installs them."""

@@ -116,3 +116,32 @@ def check_complete(model_id: str, report: Mapping[str, Any]) -> None:
             f"{model_id} lacks weights for {sorted(report['missing_keys'])[:5]}: it was saved "
             "from another architecture"
         )
+
+
+def copy_weights(own: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:
+    """Copies tensors into parameters of the same names and shapes.
+
+    Args:
+        own: the parameters.
+        found: the tensors.
+        place: where they are from, for messages.
+
+    Raises:
+        ModelError: names or shapes differ; the message has the first that does.
+    """
+    import torch
+
+    wrong = sorted(
+        name
+        for name in own.keys() | found.keys()
+        if name not in own or name not in found or own[name].shape != found[name].shape
+    )
+    if wrong:
+        shapes = [tuple(of[wrong[0]].shape) if wrong[0] in of else "nothing" for of in (found, own)]
+        raise ModelError(
+            f"the weights in {place} are of another architecture or width: {len(wrong)} parameters "
+            f"differ, the first is {wrong[0]} with {shapes[0]}, expected {shapes[1]}"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(found[name])

@@ -7,7 +7,7 @@ so that the difficulty of an image for both cancels out.
 import csv
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from ovref.errors import InputError
 from ovref.evaluation.counting import IMAGES, SCORES, labels_of_png
 from ovref.evaluation.evaluate import images_by_number
 from ovref.evaluation.methods import Row, rows_of
-from ovref.evaluation.metrics_semantic import mean_of_known
 from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.report import aligned, markdown_table
 from ovref.evaluation.spec import EvaluateSpec
@@ -130,9 +129,10 @@ def compare(
     )
     times_sn = bootstrap_times(len(first.names), seed)
     per_class, images = _per_class(a, b, times_sn, classes), _per_image(a, b, first.names)
+    metrics = metrics_of(_split_of(first, second))
     result = {
-        "first": _about(first, a),
-        "second": _about(second, b),
+        "first": _about(first, a, metrics),
+        "second": _about(second, b, metrics),
         "data": first.result["data"],
         "class_fingerprint": first.result["class_fingerprint"],
         "differences": {
@@ -142,7 +142,7 @@ def compare(
                     metric(a, times_sn), metric(b, times_sn),
                 )
             )
-            for name, metric in METRICS.items()
+            for name, metric in metrics.items()
         },
         "per_class": per_class,
         "images": images,
@@ -197,10 +197,42 @@ def accuracy_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
     return np.where(pixels > 0, times_sn @ overlaps.right.sum(1) / np.maximum(pixels, 1), math.nan)
 
 
-METRICS: dict[str, Callable[[Overlaps, np.ndarray], np.ndarray]] = {
+Metric = Callable[[Overlaps, np.ndarray], np.ndarray]
+METRICS: dict[str, Metric] = {
     "miou": miou_of_samples,
     "pixel_accuracy": accuracy_of_samples,
 }
+TITLES = {
+    "miou": "mIoU %",
+    "pixel_accuracy": "pixel accuracy %",
+    "seen": "seen mIoU %",
+    "unseen": "unseen mIoU %",
+    "hiou": "hIoU %",
+}
+"""Metrics as people write them."""
+
+
+def metrics_of(seen: Sequence[bool] | None) -> dict[str, Metric]:
+    """What is compared: METRICS, and with a split the mIoU of seen and of unseen classes and their
+    harmonic mean."""
+    if seen is None:
+        return METRICS
+    chosen = np.asarray(seen, dtype=bool)
+
+    def part(which: np.ndarray) -> Metric:
+        return lambda overlaps, times_sn: _means(iou_of_samples(overlaps, times_sn)[:, which])
+
+    def harmonic(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
+        one, other = (part(which)(overlaps, times_sn) for which in (chosen, ~chosen))
+        return np.where(one + other > 0, 2 * one * other / np.maximum(one + other, 1e-12), 0.0)
+
+    return METRICS | {"seen": part(chosen), "unseen": part(~chosen), "hiou": harmonic}
+
+
+def _split_of(first: Run, second: Run) -> Sequence[bool] | None:
+    """Whether each class was seen, where both runs say the same."""
+    one, other = (run.result.get("seen") for run in (first, second))
+    return one if one == other else None
 
 
 def each_once(overlaps: Overlaps) -> np.ndarray:
@@ -260,15 +292,16 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 4)
 
 
-def _about(run: Run, overlaps: Overlaps) -> dict[str, Any]:
-    iou = iou_of_samples(overlaps, each_once(overlaps))[0]
+def _about(run: Run, overlaps: Overlaps, metrics: Mapping[str, Metric]) -> dict[str, Any]:
     return {
         "folder": run.folder,
         "row": run.row.title,
         "collection": run.result["collection"]["fingerprint"],
         "protocol": run.result["protocol"],
-        "miou": _known(mean_of_known(iou)),
-        "pixel_accuracy": _known(accuracy_of_samples(overlaps, each_once(overlaps))[0]),
+        **{
+            name: _known(metric(overlaps, each_once(overlaps))[0])
+            for name, metric in metrics.items()
+        },
     }
 
 
@@ -314,10 +347,9 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
         return "" if value is None else f"{100 * value:+.{digits}f}"
 
     differences = [["", "first", "second", "difference", "95 % interval"]]
-    for name, title in (("miou", "mIoU %"), ("pixel_accuracy", "pixel accuracy %")):
-        one = result["differences"][name]
+    for name, one in result["differences"].items():
         differences.append([
-            title, cell(result["first"][name]), cell(result["second"][name]),
+            TITLES[name], cell(result["first"][name]), cell(result["second"][name]),
             signed(one["value"]), f"{signed(one['low'])} to {signed(one['high'])}",
         ])  # fmt: skip
     classes = [["class", "first IoU %", "second IoU %", "difference", "95 % interval"]]

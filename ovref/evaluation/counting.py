@@ -29,6 +29,7 @@ from ovref.evaluation.metrics_semantic import boundary_pixels, sparse_confusion
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec
+from ovref.evaluation.trained import TrainedMethod, head_identity
 from ovref.identity import fingerprint
 from ovref.records import LabelledImage, ScoredImage
 from ovref.storage.file_store import Store
@@ -52,6 +53,7 @@ of `metrics_ap.THRESHOLDS`."""
 PLACES = {
     "": ("output", "collection", "root", "names", "features", "pictures", "shard_size", "limit"),
     "folder": ("images", "labels", "classes"),
+    "clip_rc": ("weights",),
 }
 """Fields of `EvaluateSpec` that do not affect the counts of an image, or whose content is
 identified by the class list and by the names and sizes of the files."""
@@ -110,9 +112,13 @@ class ImageScorer:
         return ScoredImage(key=record.key, name=record.name, tables=whole, maps=maps)
 
 
-def methods_of(spec: EvaluateSpec, data: LabelledSet, models: CachedModels) -> Methods | KnnMethod:
-    """The methods that make the rows' predictions. Raises InputError like `Methods`."""
-    return (KnnMethod if spec.method == "knn" else Methods)(spec, data, models)
+def methods_of(
+    spec: EvaluateSpec, data: LabelledSet, models: CachedModels
+) -> Methods | KnnMethod | TrainedMethod:
+    """The methods that make the rows' predictions. Raises InputError like `Methods` and
+    `TrainedMethod`."""
+    kinds = {"collection": Methods, "knn": KnnMethod, "clip_rc": TrainedMethod}
+    return kinds[spec.method](spec, data, models)
 
 
 def counts_of(
@@ -197,7 +203,7 @@ def labels_of_png(png: bytes) -> np.ndarray:
 def open_steps(
     spec: EvaluateSpec, data: LabelledSet, collection: ReferenceCollection | None
 ) -> tuple[StepFolder, StepFolder]:
-    """Opens or creates the steps of names and counts; without a collection, those of `method=knn`.
+    """Opens or creates the steps of names and counts.
 
     Raises:
         MismatchError: the output belongs to another evaluation; the message says what differs.
@@ -215,9 +221,11 @@ def open_steps(
         "settings": settings,
         "classes": data.class_fingerprint,
     }
-    if collection is None:
+    if spec.method == "clip_rc":
+        identity["head"] = head_identity(spec)
+    if spec.method == "knn":
         identity["memory"] = memory_bank_identity(spec, open_training(spec, data))
-    else:
+    if collection is not None:
         identity["collection"] = {
             "fingerprint": collection.manifest.fingerprint,
             "tombstones": collection.manifest.files["tombstones"].sha256,

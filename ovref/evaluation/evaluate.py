@@ -36,12 +36,14 @@ from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.picture_grids import prediction_grid
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref.evaluation.totals import Totals, overlaps_of, scored_images, sum_counts
+from ovref.evaluation.trained import head_identity
 from ovref.identity import fingerprint
 from ovref.meter import ProgressMeter
 from ovref.records import ScoredImage
 from ovref.run_shard import run_shard
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection.reference_collection import ReferenceCollection
+from ovref_inference.segmenters.clip_rc import read_head
 
 __all__ = ["EvaluateSpec", "evaluate"]
 
@@ -98,7 +100,12 @@ def evaluate(
         images, scores = open_steps(spec, data, collection)
         meter = ProgressMeter(len(data), "images", progress)
         list_images(data, images, spec.shard_size, lambda done: meter.update(done, "checked"))
-        compared = _memory(spec, data, models, progress) if collection is None else _of(collection)
+        if spec.method == "clip_rc":
+            compared = _of_head(spec)
+        elif collection is None:
+            compared = _memory(spec, data, models, progress)
+        else:
+            compared = _of(collection)
         run = run_shards or _run_here(progress, models)
         run(ScoreImages(evaluate=spec, device=device), images, scores)
         shards = images.complete() or []
@@ -116,7 +123,8 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Compared:
-    """What images are compared with: a collection's references, or a memory bank of patches."""
+    """What images are compared with: a collection's references, a memory bank of patches, or, for a
+    trained head, class names alone."""
 
     fingerprint: str
     size: int
@@ -132,6 +140,13 @@ def _of(collection: ReferenceCollection) -> _Compared:
         size=len(collection),
         counts=dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True)),
         model=collection.visual_config.model,
+    )
+
+
+def _of_head(spec: EvaluateSpec) -> _Compared:
+    head, _ = read_head(spec.clip_rc.weights)
+    return _Compared(
+        fingerprint=fingerprint(head_identity(spec)), size=0, counts={}, model=head.network.model
     )
 
 
@@ -203,6 +218,7 @@ def _result(
         "class_list": data.class_list.name,
         "class_fingerprint": data.class_fingerprint,
         "classes": list(data.class_names),
+        "seen": None if data.seen is None else list(data.seen),
         "images": len(totals.names),
         "collection": {
             "fingerprint": compared.fingerprint,

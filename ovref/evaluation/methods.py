@@ -28,7 +28,13 @@ from ovref_inference.segmenters.corrclip import CorrClipSegmenter
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.segmenters.freeda import FreedaSegmenter
 from ovref_inference.segmenters.instances import instances
-from ovref_inference.segmenters.regions import NO_CLASS, ScoredRegions, panoptic, semantic
+from ovref_inference.segmenters.regions import (
+    NO_CLASS,
+    ScoredRegions,
+    Segmentation,
+    panoptic,
+    semantic,
+)
 from ovref_inference.segmenters.retclip import RetClipSegmenter
 from ovref_inference.segmenters.rns import RnsSegmenter
 from ovref_inference.segmenters.vocseg import VocSegSegmenter
@@ -68,8 +74,8 @@ class Row:
 def rows_of(spec: EvaluateSpec) -> tuple[Row, ...]:
     """The requested rows, then those of the ablations, which vary one parameter at a time from the
     best configuration (FOSSIL section 4.3)."""
-    if spec.method == "knn":
-        return (Row(name="knn"),)
+    if spec.method != "collection":
+        return (Row(name=spec.method),)
     grids = {"n": spec.ablate_n, "k": spec.ablate_k, "gamma": spec.ablate_gamma}
     ablations = [
         Row(name="fossil", changes=((name, value),))
@@ -113,7 +119,7 @@ class Methods:
         self._models = models
         self._oracle: RegionProposer = oracle_proposer([], [])
         self._segmenters: dict[Row, Any] = {}
-        self.names, self._class_of = _query_names(data, spec)
+        self.names, self._class_of = query_names(data, spec)
         seen = data.seen
         self._seen = None if seen is None else [seen[label] for label in self._class_of[:-1]]
 
@@ -222,14 +228,7 @@ class Methods:
             if PROPOSALS.get(row.name) == "oracle":  # true masks are made per window
                 protocol = replace(protocol, proposals="window")
             found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
-        labels_hw = self._class_of[found.labels_hw].astype(np.int32)
-        if not segments:
-            empty = PanopticMap(ids_hw=np.zeros_like(labels_hw), labels={})
-            return Prediction(labels_hw=labels_hw, panoptic=empty, scores={})
-        things = self.data.things or [False] * len(self.data.class_names)
-        own = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
-        scores = {id_: float(found.max_score_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
-        return Prediction(labels_hw=labels_hw, panoptic=own, scores=scores)
+        return prediction_of(found, self._class_of, self.data, segments)
 
     def labels(self, row: Row, image_hwc: np.ndarray) -> np.ndarray:
         """(H, W) int32 classes of one image, or NO_CLASS."""
@@ -274,7 +273,28 @@ class Methods:
         return label_windows(example.label_hw, self.protocol)
 
 
-def _query_names(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:
+def prediction_of(
+    found: Segmentation, class_of: np.ndarray, data: LabelledSet, segments: bool
+) -> Prediction:
+    """A label map as a prediction, with the connected pixels of a class as segments if asked for.
+
+    Args:
+        found: of the names of `query_names`.
+        class_of: of `query_names`.
+        data: whose classes they are.
+        segments: whether there are any; else there are none.
+    """
+    labels_hw = class_of[found.labels_hw].astype(np.int32)
+    if not segments:
+        empty = PanopticMap(ids_hw=np.zeros_like(labels_hw), labels={})
+        return Prediction(labels_hw=labels_hw, panoptic=empty, scores={})
+    things = data.things or [False] * len(data.class_names)
+    own = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
+    scores = {id_: float(found.max_score_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
+    return Prediction(labels_hw=labels_hw, panoptic=own, scores=scores)
+
+
+def query_names(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:
     """The names given to a segmenter, and (names + 1,) int64, the class of each, the last NO_CLASS.
 
     A class has all of its synonyms and takes the best score; a background that is not queried has

@@ -4,17 +4,19 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ovref.config import STRICT
+from ovref.errors import InputError
 from ovref.evaluation import miniature
 from ovref.evaluation.datasets import HELD_OUT, open_scenes, training_scenes
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.huggingface import open_any_set
-from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
+from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder, seen_of
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.protocols import Protocol, protocol_of, protocol_of_windows
 from ovref.identity import ADDED_LATER
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import OpenCutProposerConfig, ProposerConfig
 from ovref_inference.ranges import require_above, require_at_least
+from ovref_inference.segmenters.clip_rc import ClipRcConfig
 from ovref_inference.segmenters.corrclip import CorrClipConfig
 from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
@@ -37,8 +39,12 @@ TITLES = {
     "rns": "RNS",
     "rns_no_proposals": "RNS without proposals",
     "knn": "nearest patches",
+    "clip_rc": "CLIP-RC",
 }
 """Rows of the table -> titles."""
+
+CLIP_RC = ClipRcConfig(windows=None)
+"""CLIP-RC's own settings without windows."""
 
 FREEDA = FreedaConfig(windows=None)
 """FreeDA's own settings without windows."""
@@ -91,13 +97,18 @@ class EvaluateSpec:
 
     __pydantic_config__ = STRICT
 
-    method: Literal["collection", "knn"] = "collection"
+    method: Literal["collection", "knn", "clip_rc"] = "collection"
     """`knn` evaluates a backbone without a collection: each patch gets the classes of the nearest
-    patches of training images, and `rows` and their settings do not matter."""
+    patches of training images. `clip_rc` evaluates a trained head (`ovref train`). For both, `rows`
+    and their settings do not matter."""
     knn: KnnConfig = field(default_factory=KnnConfig)
     """Settings of `method=knn`."""
+    clip_rc: ClipRcConfig = field(default=CLIP_RC, metadata=ADDED_LATER)
+    """Settings of `method=clip_rc`; its `windows` must be null, for those of a protocol are slid.
+    A protocol's own penalty of seen classes takes the place of its `seen_penalty`."""
     collection: str = ""
-    """Folder or URL of the collection, which names its encoders. Not for `method=knn`."""
+    """Folder or URL of the collection, which names its encoders. Not for `method=knn`; for
+    `method=clip_rc` only with `clip_rc.classes=prototypes`."""
     output: str
     """Folder for evaluation.json, evaluation.md, tables and pictures, and for the counts of images,
     from which the same command resumes; created if missing."""
@@ -124,6 +135,9 @@ class EvaluateSpec:
     folder: LabelFolder | None = None
     """Your own images and label maps, evaluated instead of scenes; `opencut.keys` and `clip` should
     then be models for such images."""
+    unseen: tuple[str, ...] = field(default=(), metadata=ADDED_LATER)
+    """Classes of scenes or of `dataset` whose masks trained models never saw, for hIoU; empty takes
+    the set's own split."""
     rows: tuple[RowName, ...] = (
         "fossil", "fossil_no_proposals", "fossil_oracle",
         "text_only", "text_only_opencut", "text_only_oracle",
@@ -170,11 +184,18 @@ class EvaluateSpec:
     image."""
 
     def __post_init__(self) -> None:
-        if bool(self.collection) == (self.method == "knn"):
+        needed = self.method == "collection" or (
+            self.method == "clip_rc" and self.clip_rc.classes == "prototypes"
+        )
+        if bool(self.collection) != needed:
             raise ValueError(
-                "name the collection to evaluate" if not self.collection
-                else "method=knn has no collection: leave it out"
+                "name the collection to evaluate" if needed
+                else f"method={self.method} has no collection: leave it out"
             )  # fmt: skip
+        if bool(self.clip_rc.weights) != (self.method == "clip_rc"):
+            raise ValueError("give clip_rc.weights with method=clip_rc, and with no other")
+        if self.unseen and self.folder:
+            raise ValueError("unseen is for scenes and dataset; folder has its own")
         if self.method == "knn" and (self.protocol or self.fossil.windows is not None):
             raise ValueError("method=knn uses whole images: leave out protocol and windows")
         if bool(self.folder) != bool(self.knn.folder) and self.method == "knn":
@@ -188,7 +209,7 @@ class EvaluateSpec:
             raise ValueError(f"rows must name one or more rows, each once, found {self.rows}")
         if self.protocol and self.fossil.windows is not None:
             raise ValueError("give protocol or fossil.windows, not both: windows would slide twice")
-        for name in ("freeda", "rns"):
+        for name in ("freeda", "rns", "clip_rc"):
             if getattr(self, name).windows is not None:
                 raise ValueError(
                     f"{name}.windows must be null; protocol or fossil.windows slides some"
@@ -227,6 +248,15 @@ class EvaluateSpec:
         Raises:
             InputError: it does not exist, or is incomplete or invalid.
         """
+        data = self._open()
+        if not self.unseen:
+            return data
+        try:
+            return replace(data, seen=seen_of(data.class_names, self.unseen))
+        except ValueError as error:
+            raise InputError(f"{data.name}: {error}") from error
+
+    def _open(self) -> LabelledSet:
         if self.folder:
             return open_label_folder(self.folder).first(self.limit)
         if not self.dataset:

@@ -26,8 +26,6 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, damaged, or holds more than tensors: nothing is unpickled.
     """
-    import pickle
-
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -36,7 +34,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except torch.serialization.pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds more than tensors, which could run code when it is read: save its model "
             "alone, as torch.save(checkpoint['model'], ...), where you trust it"

@@ -63,7 +63,7 @@ def clip_agreement(
     def compare(batch: list[tuple[int, np.ndarray]]) -> None:
         images_bd = encoder.encode_images([crop_hwc for _, crop_hwc in batch])
         scores_bc = np.full((len(batch), len(classes.names)), -np.inf, np.float32)
-        np.maximum.at(scores_bc, (slice(None), classes.class_of), images_bd @ texts_nd.T)
+        np.maximum.at(scores_bc.T, classes.class_of, texts_nd @ images_bd.T)
         for (number, _), scores_c in zip(batch, scores_bc, strict=True):
             for at in owners[number]:
                 cosines[at].append(float(scores_c[at]))

@@ -48,7 +48,9 @@ def compact(
     for role in ("references", "visual", "textual"):
         (source / fmt.FILES[role]).symlink_to(paths[role].resolve())
     write_rows(source, files, rows)
-    spec = {"seed": ReduceSpec().seed, "index_recall": ReduceSpec().index_recall}
+    spec: dict[str, Any] = {
+        "seed": ReduceSpec().seed, "index_recall": ReduceSpec().index_recall
+    }  # fmt: skip
     spec |= manifest.build.get("reduce", {}).get("fields", {})
     indexes = build_indexes(
         files, files, seed=spec["seed"], grown={}, run_tasks=in_process, report=_nobody

@@ -115,7 +115,7 @@ def filter_references(
         if least is not None or most is not None:
             values = measures[name]
             bad = values < least if least is not None else values > most  # never of NaN
-            apply(reason, lambda rows, bad=bad: ~bad[rows])
+            apply(reason, (~bad).__getitem__)
     if (cosine := spec.duplicate_cosine) is not None:
         apply(
             "near_duplicate",

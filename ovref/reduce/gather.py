@@ -85,7 +85,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
     first = next(parts)
     widths = (first.visual.shape[1], first.textual.shape[1])
     usable = np.zeros(rows, dtype=bool)
-    measures: dict[str, np.ndarray] = {}
+    measures: dict[str, Any] = {}
     with (
         TableWriter(out / FILES["references"], REFERENCE_SCHEMA) as references,
         VectorWriter(out / FILES["visual"], rows, widths[0]) as visual,
@@ -135,8 +135,8 @@ def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
         full = [shard for shard, commit in shards.commits.items() if commit.outputs]
         for shard, table in zip(full, map_ahead(shards.step.table, full), strict=True):
             label = shards.label(shard)
-            matrices = [codec.matrix(table, name) for name in ("visual", "textual")]
-            yield _Batch(label, _columns(table, label), *matrices, _measures(table))
+            visual_nd, textual_nd = (codec.matrix(table, name) for name in ("visual", "textual"))
+            yield _Batch(label, _columns(table, label), visual_nd, textual_nd, _measures(table))
 
 
 def _measures(table: pa.Table) -> dict[str, np.ndarray]:

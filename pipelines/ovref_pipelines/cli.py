@@ -15,7 +15,7 @@ LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs for which the extra `cli` is enough, without `--pictures` and `--regenerate`."""
 LIGHT_PACKAGES = ("pydantic", "yaml", "PIL", "rich")
 """Top-level modules of the packages in the extra `cli`."""
-RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "reproduce", "grow")
+RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce", "grow")
 """Verbs that resume where they were stopped; the others start again."""
 EXTRAS = {
     **dict.fromkeys(
@@ -34,6 +34,7 @@ examples:
   ovref reduce --config miniature output=runs/demo replace=true reduce.prototypes.k=3
   ovref evaluate --config miniature_evaluate collection=runs/demo/collection
   ovref compare runs/first runs/second --output runs/compared
+  ovref train --config miniature_clip_rc
   ovref reproduce fossil_ade --data /data --dry-run
   ovref search runs/demo/collection red boat --sheet boats.png
   ovref segment runs/demo/collection photographs --classes tree,grass,sky --output runs/segments
@@ -131,6 +132,10 @@ def parser() -> argparse.ArgumentParser:
         help="give known encoders random weights of the same size: nothing is downloaded",
     )  # fmt: skip
     add_configured("evaluate", "measure a collection on the miniature's scenes or labelled images")
+    train = add_configured("train", "train a segmenter on labelled images, or resume training it")
+    train.add_argument(
+        "--dry-run", action="store_true", help="check data and models, make one step; write nothing"
+    )
 
     reproduce = add(
         "reproduce", "reproduce a row of a paper's table: check, build, evaluate, compare",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ovref.config import load
+from ovref.config import load, load_tree, read_tree
 from ovref.errors import InputError
 from ovref.locations import absolute, absolute_local
 from ovref_inference import ReferenceCollection
@@ -118,6 +118,18 @@ def _evaluate(options: Namespace, console: Console) -> int:
     return 0
 
 
+def _train(options: Namespace, console: Console) -> int:
+    from ovref.training import train_clip_rc
+    from ovref_pipelines.verbs import train
+
+    config = train.with_absolute_places(_config(train.TrainConfig, options))
+    if options.dry_run:
+        console.show(train_clip_rc.check(config.spec))
+        return 0
+    train.train(config, console)
+    return 0
+
+
 def _reproduce(options: Namespace, console: Console) -> int:
     from ovref_pipelines.verbs import paper_rows, reproduce
 
@@ -163,7 +175,11 @@ def _bench(options: Namespace, console: Console) -> int:
 def _check(options: Namespace, console: Console) -> int:
     from ovref_pipelines.verbs import check
 
-    config = _build_config(options, console)
+    found = shipped.find(options.config)
+    tree = read_tree(found)
+    # No caption is read, and several configurations leave the corpus to the user.
+    tree.setdefault("corpus", {}).setdefault("path", "captions.txt")
+    config = with_absolute_places(load_tree(BuildConfig, tree, str(found), options.overrides))
     checked = check.check(config, shapes=options.shapes, random=options.random, say=console.say)
     console.show(checked.text)
     return MEND_FIRST if checked.problems else 0
@@ -306,6 +322,7 @@ VERBS: dict[str, Callable[[Namespace, Console], Any]] = {
     "bench": _bench,
     "check": _check,
     "evaluate": _evaluate,
+    "train": _train,
     "compare": _compare,
     "reproduce": _reproduce,
     "status": _status,

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable
 
 METHODS = ("fossil", "freeda", "vocseg", "retclip", "corrclip", "rns")
+"""Methods that need a collection and no `ovref train`."""
+TRAINED = ("clip_rc",)
+"""Methods that take what `ovref train` wrote in place of a collection."""
 FORMATS = ("overlay", "labels", "coco", "panoptic")
 
 LAYOUTS = ("prototypes", "segrag", "corrclip", "coco", "exemplars")
@@ -16,7 +19,9 @@ Add = Callable[..., argparse.ArgumentParser]
 def add_tools(add: Add) -> None:
     """Adds the verbs; `add` takes a verb's name and what it does."""
     segment = add("segment", "segment photographs with a collection")
-    segment.add_argument("collection", help="folder or URL")
+    segment.add_argument(
+        "collection", help="folder or URL; with --method clip_rc the output of ovref train"
+    )
     segment.add_argument(
         "images", nargs="+", metavar="IMAGES", help="files, folders or patterns, local or URLs"
     )
@@ -26,7 +31,9 @@ def add_tools(add: Add) -> None:
         "or a published set, such as ade150 or voc21:fcclip",
     )  # fmt: skip
     segment.add_argument("--output", required=True, metavar="URL", help="folder or URL to write to")
-    segment.add_argument("--method", choices=METHODS, default="fossil", help="default: fossil")
+    segment.add_argument(
+        "--method", choices=(*METHODS, *TRAINED), default="fossil", help="default: fossil"
+    )
     segment.add_argument(
         "--proposer", default="", metavar="KIND",
         help="masks: opencut (default, of the collection's own features), none, "

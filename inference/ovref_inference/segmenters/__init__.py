@@ -1,8 +1,8 @@
-"""Segmenters that need no training: images and class names -> label maps.
+"""Segmenters: images and class names -> label maps. All but CLIP-RC need no training.
 
-Each is imported when its name is first used: FOSSIL, the text-only baseline, FreeDA and RNS need
-torch; VOCSeg, RetCLIP and CorrCLIPv2 accept any encoder of regions and need nothing else
-themselves.
+Each is imported when its name is first used: FOSSIL, the text-only baseline, FreeDA, RNS and
+CLIP-RC need torch; VOCSeg, RetCLIP and CorrCLIPv2 accept any encoder of regions and need nothing
+else themselves.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ovref_inference.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from ovref_inference.segmenters.clip_rc import ClipRcConfig, ClipRcSegmenter
     from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
     from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
     from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from ovref_inference.segmenters.windows import WindowConfig
 
 __all__ = [
+    "ClipRcConfig",
+    "ClipRcSegmenter",
     "CorrClipConfig",
     "CorrClipSegmenter",
     "FossilConfig",
@@ -58,6 +61,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ClipRcConfig": "clip_rc",
+    "ClipRcSegmenter": "clip_rc",
     "CorrClipConfig": "corrclip",
     "CorrClipSegmenter": "corrclip",
     "FossilConfig": "fossil",

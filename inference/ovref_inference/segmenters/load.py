@@ -8,10 +8,17 @@ from typing import Any, Literal
 import numpy as np
 
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_inference.encoders.registry import as_encoder
+from ovref_inference.pixels import device_of
 from ovref_inference.proposers.load import no_proposals, opencut_proposer
+from ovref_inference.segmenters.clip_rc import (
+    ClipRcConfig,
+    ClipRcSegmenter,
+    load_clip_rc,
+    read_head,
+)
 from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter
 from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
@@ -33,7 +40,9 @@ METHODS: dict[str, Any] = {
 
 def load_segmenter(
     collection: ReferenceCollection | str | Path,
-    method: Literal["fossil", "freeda", "vocseg", "retclip", "corrclip", "rns"] = "fossil",
+    method: Literal[
+        "fossil", "freeda", "vocseg", "retclip", "corrclip", "rns", "clip_rc"
+    ] = "fossil",
     *,
     proposer: Any = None,
     config: Any = None,
@@ -46,7 +55,8 @@ def load_segmenter(
         labels_hw = segmenter.segment([image_hwc], ["tree", "grass", "sky"])[0].labels_hw
 
     Args:
-        collection: an open collection, or its place; it stays open while the segmenter is used.
+        collection: an open collection, or its place; it stays open while the segmenter is used. For
+            `clip_rc`, the output of `ovref train`; or a collection, if `config` names that output.
         method: name of the segmenter.
         proposer: makes the masks; None uses OpenCut on the dense features of the collection's own
             encoder, which a collection of masked crops lacks. FreeDA uses superpixels instead.
@@ -61,8 +71,10 @@ def load_segmenter(
         ModelError: an encoder cannot be loaded.
         ValueError: the method is unknown, or a proposer is needed.
     """
+    if method == "clip_rc":
+        return _clip_rc(collection, config, device)
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, clip_rc, found {method!r}")
     if not isinstance(collection, ReferenceCollection):
         collection = ReferenceCollection.open(collection)
     kind, config_kind = METHODS[method]
@@ -80,6 +92,31 @@ def load_segmenter(
     if method == "corrclip":
         encoders = (visual, _clip_of(collection, visual, device), text)
     return kind(collection, *encoders, proposer, config)
+
+
+def _clip_rc(
+    place: ReferenceCollection | str | Path, config: ClipRcConfig | None, device: str | None
+) -> ClipRcSegmenter:
+    """CLIP-RC of the output of a training, or of a collection and `config.weights`."""
+    if config is None or not config.weights:
+        if isinstance(place, ReferenceCollection):
+            raise ValueError("clip_rc needs config.weights, the output of ovref train")
+        config = replace(config or ClipRcConfig(), weights=str(place))
+    head = read_head(config.weights)
+    network = head[0].network
+    if config.windows is not None and (side := min(network.size_hw)) < config.windows.crop:
+        stride = max(1, side * config.windows.stride // config.windows.crop)
+        windows = WindowConfig(short_side=side, crop=side, stride=stride)
+        config = replace(config, windows=windows)
+    collection: ReferenceCollection | None = None
+    if isinstance(place, ReferenceCollection):
+        collection = place
+    elif config.classes == "prototypes":
+        collection = ReferenceCollection.open(place)
+    text = load_text_encoder(
+        TextEncoderConfig(model=network.model, revision=network.revision), device=device
+    )
+    return load_clip_rc(config, text, collection, device_of(device), head=head)
 
 
 def _visual_of(

@@ -87,13 +87,13 @@ class Prepared:
     """What a list of classes has in a collection. Made by `RnsSegmenter.prepare`."""
 
     references: References
-    """Of the classes that are answered."""
+    """References of the classes that are answered."""
     texts_cd: np.ndarray
     """(answered, d_textual) float32, L2-normalised."""
     answered: np.ndarray
     """(classes,) bool: which of the classes may be predicted."""
     support: tuple[ClassSupport, ...]
-    """Of every class."""
+    """One for every class."""
 
 
 class RnsSegmenter:

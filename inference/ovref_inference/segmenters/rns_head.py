@@ -31,9 +31,9 @@ class RnsHeadConfig:
     steps: int = 700
     """Steps of AdamW, each over all rows."""
     learning_rate: float = 2e-3
-    """Of AdamW."""
+    """AdamW's learning rate."""
     weight_decay: float = 5e-4
-    """Of AdamW, for weights and biases."""
+    """AdamW's weight decay, for weights and biases."""
     seed: int = 0
     """Seed of the weights that training starts from."""
 

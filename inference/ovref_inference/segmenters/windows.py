@@ -9,7 +9,7 @@ that the scores of all classes of a large image are never in memory.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -62,6 +62,14 @@ def resized_size(size_hw: tuple[int, int], config: WindowConfig) -> tuple[int, i
     return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
 
 
+class PixelScores(Protocol):
+    """Scores of one crop of H x W pixels."""
+
+    def pixels(self, classes: slice) -> torch.Tensor:
+        """(classes in the slice, H, W) float32, finite."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropScores:
     """Scores of one crop of H x W pixels: of its regions, and of its patches outside regions."""
@@ -100,7 +108,7 @@ class ImageScores:
     """Height and width of the image that was cut into crops."""
     boxes: Sequence[tuple[int, ...]]
     """(top, left, bottom, right) of each crop."""
-    crops: Sequence[CropScores]
+    crops: Sequence[PixelScores]
 
     def pixels(self, size_hw: tuple[int, int], classes: slice) -> torch.Tensor:
         """(classes in the slice, *size_hw) float32: averaged over the crops, then resized."""
@@ -117,7 +125,7 @@ class ImageScores:
 
 def score_images(
     images: Sequence[np.ndarray],
-    score_crops: Callable[[Sequence[np.ndarray]], Sequence[CropScores]],
+    score_crops: Callable[[Sequence[np.ndarray]], Sequence[PixelScores]],
     windows: WindowConfig | None,
 ) -> list[ImageScores]:
     """Scores of images, as a whole or in sliding windows.

@@ -33,6 +33,13 @@ _VOC_CATSEG = FolderLayout(
     rule=listed([20, *range(20)], ignored=[255]),
     ids="CAT-Seg's VOC ids: 0-19, 20 background, 255 void",
 )
+_VOC_AUG = replace(
+    _VOC_PUBLISHED,
+    what="VOC 2012 with SBD's labels, converted by mmsegmentation",
+    labels="SegmentationClassAug/{id}.png",
+    splits={"train": "trainaug"},
+    rule=shifted(20, 1, ignored=[0, 255]),
+)
 _VOC20_IDS = "VOC's classes without background: 0-19, 255 void"
 
 _VOC21 = NamedSet(
@@ -174,6 +181,8 @@ _CONTEXT459 = NamedSet(
 _VOC_15_5 = replace(
     _VOC20,
     name="voc_15_5",
+    layouts=(_VOC_AUG, *_VOC20.layouts),
+    images={"train": 10582, "val": 1449},
     unseen=("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _CONTEXT_50_10 = replace(

@@ -10,6 +10,7 @@ from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.locations import absolute, absolute_local, with_absolute_models
 from ovref.storage.steps import StepFolder
+from ovref_inference.models import MINIATURE
 from ovref_pipelines.console import Console
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.run_steps import (
@@ -55,14 +56,18 @@ def with_absolute_places(config: Spec) -> Spec:
     if "/" in config.names or config.names.endswith(".txt"):
         changes["names"] = absolute_local(config.names, "names")
     if config.folder is not None:
-        changes["folder"] = _absolute_folder(config.folder)
+        changes["folder"] = absolute_folder(config.folder)
+    if config.clip_rc.weights and not config.clip_rc.weights.startswith(MINIATURE):
+        weights = absolute(config.clip_rc.weights, "clip_rc.weights")
+        changes["clip_rc"] = dataclasses.replace(config.clip_rc, weights=weights)
     if config.knn.folder is not None:
-        folder = _absolute_folder(config.knn.folder)
+        folder = absolute_folder(config.knn.folder)
         changes["knn"] = dataclasses.replace(config.knn, folder=folder)
     return dataclasses.replace(with_absolute_models(config), **changes)
 
 
-def _absolute_folder(folder: LabelFolder) -> LabelFolder:
+def absolute_folder(folder: LabelFolder) -> LabelFolder:
+    """The same with its places as they are seen from any folder."""
     places = [one for one in ("images", "labels", "classes") if getattr(folder, one)]
     changes: dict[str, Any] = {
         one: absolute_local(getattr(folder, one), one) for one in places

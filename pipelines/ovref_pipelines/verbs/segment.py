@@ -44,6 +44,7 @@ from ovref_inference.proposers.config import (
 from ovref_inference.segmenters.regions import semantic
 from ovref_inference.segmenters.retclip import Labelled, RetClipSegmenter
 from ovref_pipelines.bar import bar
+from ovref_pipelines.tool_arguments import TRAINED
 
 Say = Callable[[str], None]
 
@@ -207,16 +208,20 @@ def check_proposer(text: str) -> ProposerConfig | None:
     )
 
 
-def method_settings(job: Job, collection: ReferenceCollection) -> Any:
+def method_settings(job: Job, collection: ReferenceCollection | None) -> Any:
     """The settings of the method: those that fit the collection, with what is asked for.
 
     Raises:
         ConfigError: there is no such setting, or a value of another type or out of range.
     """
-    from ovref_inference.segmenters.load import METHODS, fitting
+    from ovref_inference.segmenters.load import METHODS, ClipRcConfig, fitting
 
-    kind = METHODS[job.method][1]
-    tree = dump(fitting(kind(), collection))
+    if collection is None:
+        kind, own = ClipRcConfig, ClipRcConfig(weights=job.collection)
+    else:
+        kind = METHODS[job.method][1]
+        own = fitting(kind(), collection)
+    tree = dump(own)
     return load_tree(kind, tree, f"the settings of {job.method}", job.settings)
 
 
@@ -229,7 +234,8 @@ class Worker:
 
         self.job = job
         self.store = Store.open(job.output)
-        collection = ReferenceCollection.open(job.collection)
+        trained = job.method in TRAINED
+        collection = None if trained else ReferenceCollection.open(job.collection)
         settings = method_settings(job, collection)
         config = check_proposer(job.proposer)
         proposer: Any = no_proposals if job.proposer == "none" else None
@@ -239,7 +245,7 @@ class Worker:
             proposer = load_proposer(config, device=job.device)
         try:
             self.segmenter = load_segmenter(
-                collection,
+                collection or job.collection,
                 job.method,  # type: ignore[arg-type]
                 proposer=proposer,
                 config=settings,
@@ -250,7 +256,7 @@ class Worker:
                 prepared = self.segmenter.prepare(  # type: ignore[attr-defined]
                     job.classes.query_names
                 )
-            self.borrowed = _borrowed(prepared, job.classes)
+            self.borrowed = {} if trained else _borrowed(prepared, job.classes)
         except ValueError as error:
             hint = "; --proposer names one" if "give a proposer" in str(error) else ""
             raise InputError(f"{error}{hint}") from error

@@ -63,3 +63,10 @@ def test_random_and_shapes_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         cli.parse(["check", "--config", "miniature", "--random", "--shapes"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_configuration_without_a_corpus_is_checked(capsys):
+    from ovref_pipelines import cli
+
+    code = cli.main(["check", "--config", "fossil", "--shapes", "embed.visual.model=/no/folder"])
+    assert code == 2 and "embed.visual: /no/folder" in capsys.readouterr().out

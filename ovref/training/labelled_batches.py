@@ -1,0 +1,288 @@
+"""Labelled images for training: crops, flips and colours, and labels without what must not be seen.
+
+What a step shows is a function of (seed, step, place in the batch) alone, however many workers
+there are.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from ovref.config import STRICT
+from ovref.errors import InputError
+from ovref.evaluation.datasets import training_scenes
+from ovref.evaluation.metrics_semantic import IGNORE
+from ovref.evaluation.named_sets.huggingface import open_any_set
+from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder, seen_of
+from ovref.evaluation.named_sets.opening import LabelledSet
+from ovref.training.losses import HIDDEN, UNLABELLED
+from ovref_inference.ranges import require_at_least, require_within
+from ovref_inference.segmenters.windows import WindowConfig, resized_size
+
+ATTEMPTS = 10
+"""Crops tried for one of varied classes, as in mmsegmentation; and images tried for one with a
+labelled pixel."""
+
+SCENES_KEPT = 5000
+"""Scenes of the miniature held in memory, 45 kB each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Labelled images, and how they are varied; the defaults are those of ZegCLIP."""
+
+    __pydantic_config__ = STRICT
+
+    dataset: str = ""
+    """A set of the field by its name (`voc_15_5`, `coco_stuff_156_15`, ...), whose split `train` is
+    used."""
+    root: str = ""
+    """Folder that holds `dataset`."""
+    names: str = ""
+    """Class list of `dataset`; empty takes its first."""
+    folder: LabelFolder | None = None
+    """Images and labels of your own instead."""
+    scenes: int = 0
+    """So many training scenes of the miniature instead."""
+    seen: tuple[str, ...] = ()
+    """Classes whose masks are shown; empty takes all that are not unseen."""
+    unseen: tuple[str, ...] = ()
+    """Classes whose masks are never shown; empty takes those of the set's own split."""
+    limit: int | None = None
+    """The first so many images; null takes all."""
+    short_side: int = 512
+    """Short side that images are brought to, before `scale`."""
+    long_side: int = 2048
+    """Images whose long side would be above this are brought to it instead."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of a random factor of both."""
+    most_of_one: float = 0.75
+    """Share of one class in a crop above which another crop is tried."""
+    flip: float = 0.5
+    """Probability that an image is mirrored."""
+    colour: bool = True
+    """Whether brightness, contrast, saturation and hue are varied."""
+    threads: int = 4
+    """Threads of a worker that read images."""
+
+    def __post_init__(self) -> None:
+        given = sum(map(bool, (self.dataset, self.folder, self.scenes)))
+        if given != 1 or bool(self.dataset) != bool(self.root):
+            raise ValueError("give one of dataset with root, folder, and scenes")
+        both = {n.strip().casefold() for n in self.seen} & {
+            n.strip().casefold() for n in self.unseen
+        }
+        if both:
+            raise ValueError(f"classes must be seen or unseen, found both of {sorted(both)}")
+        require_at_least("scenes", self.scenes, 0)
+        for name in ("limit", "short_side", "threads"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        require_at_least("long_side", self.long_side, self.short_side)
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be a range above 0, found {self.scale}")
+        require_within("most_of_one", self.most_of_one, 0, 1, "(]")
+        require_within("flip", self.flip, 0, 1)
+
+    def open(self) -> LabelledSet:
+        """The images; none is read yet. `seen` of the set says which classes may be shown, None
+        that all may.
+
+        Raises:
+            InputError: the data is missing or not as it should be, or a class is not in its list.
+        """
+        if self.scenes:
+            data = training_scenes(self.scenes)
+            # Drawing a scene takes longer than a small network needs for it.
+            data = replace(data, read=lru_cache(SCENES_KEPT)(data.read))
+        elif self.folder:
+            data = open_label_folder(self.folder)
+        else:
+            data = open_any_set(self.dataset, self.root, "train", self.names)
+        if self.seen or self.unseen:
+            data = replace(data, seen=self._split(data))
+        return data.first(self.limit)
+
+    def _split(self, data: LabelledSet) -> tuple[bool, ...]:
+        names = data.class_names
+        try:
+            seen = seen_of(names, self.unseen) if self.unseen else (True,) * len(names)
+            if self.seen:
+                others = seen_of(names, self.seen)  # what is not named here
+                seen = tuple(a and not b for a, b in zip(seen, others, strict=True))
+        except ValueError as error:
+            raise InputError(f"{data.name}: {error}") from error
+        return seen
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Crops of one size."""
+
+    names: tuple[str, ...]
+    """The images that they are of."""
+    images_nhwc: np.ndarray
+    """(n, H, W, 3) uint8 RGB."""
+    labels_nhw: np.ndarray
+    """(n, H, W) int64: positions among the classes that are trained, UNLABELLED or HIDDEN."""
+
+
+class LabelledBatches:
+    """The batches of a training. Calling it as the loop does gives one part of a step's batch."""
+
+    def __init__(
+        self,
+        data: LabelledSet,
+        classes: Sequence[int],
+        config: TrainingData,
+        *,
+        shown: Sequence[int],
+        size_hw: tuple[int, int],
+        batch: int,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            data: images and labels.
+            classes: positions in the set's class list of those that are trained, in the order of
+                the batches' labels.
+            config: how images are varied.
+            shown: those of `classes` whose masks may be shown. Pixels of any other class of the set
+                are HIDDEN.
+            size_hw: of the crops.
+            batch: images of a step, of all parts.
+            seed: of the order of images, and of what is varied.
+        """
+        self._data, self._config, self._size_hw = data, config, size_hw
+        self._batch, self._seed = batch, seed
+        self._table = np.full(len(data.class_names) + 1, HIDDEN, dtype=np.int64)
+        for number, label in enumerate(classes):
+            if label in shown:
+                self._table[label] = number
+        self._table[IGNORE] = UNLABELLED  # the last one
+        self._pool = ThreadPoolExecutor(config.threads)
+
+    def __call__(self, step: int, part: int, parts: int) -> LabelledBatch:
+        """One of `parts` equal parts of a step's images.
+
+        Raises:
+            InputError: an image cannot be read, a label has a value outside of the class list, or
+                none of many images in a row has a labelled pixel.
+        """
+        share = self._batch // parts
+        first = step * self._batch + part * share
+        crops = list(self._pool.map(self._one, range(first, first + share)))
+        names, images, labels = zip(*crops, strict=True)
+        return LabelledBatch(tuple(names), np.stack(images), np.stack(labels))
+
+    def _one(self, place: int) -> tuple[str, np.ndarray, np.ndarray]:
+        """The crop at a place in the order of all images of the training."""
+        tried = []
+        for attempt in range(ATTEMPTS):
+            epoch, number = divmod(place + attempt, len(self._data))
+            name = self._data.ids[_order(self._seed, epoch, len(self._data))[number]]
+            rng = np.random.default_rng([self._seed, place, attempt])
+            image_hwc, labels_hw = self._read(name)
+            image_hwc, labels_hw = self._varied(image_hwc, labels_hw, rng)
+            if (labels_hw >= 0).any():
+                return name, image_hwc, labels_hw
+            tried.append(name)
+        raise InputError(
+            f"no crop of {', '.join(tried)} in {self._data.name} has a pixel of a class that is "
+            "trained: check labels, seen and unseen classes"
+        )
+
+    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        example, classes = self._data.read(name), len(self._data.class_names)
+        values = (int(example.label_hw.min()), int(example.label_hw.max()))
+        if values[0] < IGNORE or values[1] >= classes:
+            raise InputError(
+                f"{name} of {self._data.name} has labels from {values[0]} to {values[1]}, expected "
+                f"{IGNORE} (none) to {classes - 1}"
+            )
+        return example.image_hwc, self._table[example.label_hw]
+
+    def _varied(
+        self, image_hwc: np.ndarray, labels_hw: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        config = self._config
+        factor = rng.uniform(*config.scale)
+        sides = WindowConfig(short_side=config.short_side, long_side=config.long_side)
+        height, width = resized_size(image_hwc.shape[:2], sides)
+        size_wh = (max(1, round(width * factor)), max(1, round(height * factor)))
+        if size_wh != image_hwc.shape[1::-1]:
+            image = Image.fromarray(image_hwc).resize(size_wh, Image.Resampling.BILINEAR)
+            image_hwc = np.asarray(image)
+            labels = Image.fromarray(labels_hw.astype(np.int32))
+            labels = labels.resize(size_wh, Image.Resampling.NEAREST)
+            labels_hw = np.asarray(labels).astype(np.int64)
+        top, left = self._corner(labels_hw, rng)
+        height, width = self._size_hw
+        image_hwc = image_hwc[top : top + height, left : left + width]
+        labels_hw = labels_hw[top : top + height, left : left + width]
+        if rng.random() < config.flip:
+            image_hwc, labels_hw = image_hwc[:, ::-1], labels_hw[:, ::-1]
+        if config.colour:
+            image_hwc = distorted(image_hwc, rng)
+        below, right = height - image_hwc.shape[0], width - image_hwc.shape[1]
+        return (
+            np.pad(image_hwc, ((0, below), (0, right), (0, 0))),
+            np.pad(labels_hw, ((0, below), (0, right)), constant_values=UNLABELLED),
+        )
+
+    def _corner(self, labels_hw: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+        """Top and left of a crop; of many tries the first of varied classes, or else the last."""
+        height, width = self._size_hw
+        room = [
+            max(0, side - crop) for side, crop in zip(labels_hw.shape, self._size_hw, strict=True)
+        ]
+        top = left = 0
+        for _ in range(ATTEMPTS):
+            top, left = (int(rng.integers(most + 1)) for most in room)
+            crop_hw = labels_hw[top : top + height, left : left + width]
+            counts = np.bincount(crop_hw[crop_hw >= 0])
+            if (
+                np.count_nonzero(counts) > 1
+                and counts.max() < self._config.most_of_one * counts.sum()
+            ):
+                break
+        return top, left
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, images: int) -> np.ndarray:
+    """The order of the images in an epoch."""
+    return np.random.default_rng([seed, epoch, 0x0EDE]).permutation(images)
+
+
+def distorted(image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast, saturation and hue varied as in mmsegmentation (SSD's distortion): each
+    with probability 1/2, brightness by up to 32 of 255, contrast and saturation by factors from 0.5
+    to 1.5, hue by up to a tenth of its circle.
+
+    Args:
+        image_hwc: (H, W, 3) uint8 RGB.
+    """
+    pixels = image_hwc.astype(np.float32)
+    if rng.random() < 0.5:
+        pixels += rng.uniform(-32, 32)
+    contrast, first = rng.random() < 0.5, rng.random() < 0.5
+    factor = rng.uniform(0.5, 1.5)
+    if contrast and first:
+        pixels *= factor
+    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    hue = rng.uniform(-18, 18) if rng.random() < 0.5 else 0.0
+    if saturation != 1.0 or hue:
+        hsv = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert("HSV")
+        values = np.asarray(hsv).astype(np.float32)
+        values[..., 0] = (values[..., 0] + hue * 256 / 180) % 256  # Pillow's circle has 256 steps
+        values[..., 1] = np.clip(values[..., 1] * saturation, 0, 255)
+        rgb = Image.fromarray(values.astype(np.uint8), "HSV").convert("RGB")
+        pixels = np.asarray(rgb).astype(np.float32)
+    if contrast and not first:
+        pixels *= factor
+    return np.clip(pixels, 0, 255).astype(np.uint8)

@@ -1,0 +1,221 @@
+"""`ovref train`: the verb, its configurations, several workers, and the use of its result."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ovref.config import dump, load
+from ovref.errors import ConfigError, MismatchError
+from ovref.training.process_group import joined
+from ovref.training.train_clip_rc import check, run
+from ovref_inference.segmenters.clip_rc import read_head
+from ovref_pipelines import cli
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.verbs.train import TrainConfig, with_absolute_places
+from trained_heads import SPEC, UNSEEN, trained_head
+
+__all__ = ["trained_head"]
+CONFIGS = Path(__file__).parents[3] / "configs"
+PAPER = sorted(CONFIGS.glob("clip_rc_*.yaml"))
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A configuration file of the fixture's training, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(dump(SPEC)))
+    return ["train", "--config", "small.yaml", "output=out"]
+
+
+def test_a_training_is_used_to_segment_and_evaluated(small, trained_head, tmp_path, capsys):
+    assert cli.main(small) == 0
+    assert "step 4 of 4: loss" in capsys.readouterr().err
+    weights = load_file(tmp_path / "out/clip_rc.safetensors")
+    wanted = load_file(trained_head / "clip_rc.safetensors")
+    assert all((weights[name] == wanted[name]).all() for name in wanted)
+    Image.fromarray(np.full((50, 70, 3), 120, np.uint8)).save(tmp_path / "grey.png")
+    asked = ["segment", "out", "grey.png", "--method", "clip_rc", "--classes", "sky,car,dragon"]
+    assert cli.main([*asked, "--output", "segments"]) == 0
+    pixels = json.loads((tmp_path / "segments/segment.json").read_text())["pixels"]
+    assert sum(pixels.values()) == 50 * 70 and list(pixels) == ["sky", "car", "dragon"]
+    asked = ["evaluate", "method=clip_rc", "clip_rc.weights=out", "output=evaluated"]
+    asked += ["scenes=3", "pictures=0", f"unseen=[{', '.join(UNSEEN)}]"]
+    assert cli.main(asked) == 0
+    (row,) = json.loads((tmp_path / "evaluated/evaluation.json").read_text())["rows"]
+    assert row["name"] == "CLIP-RC" and {"hiou", "seen", "unseen"} <= set(row)
+
+
+def test_a_dry_run_says_what_would_be_done(small, tmp_path, capsys):
+    assert cli.main([*small, "--dry-run"]) == 0
+    assert "24 classes with masks, 3 without" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_is_told(small, capsys):
+    assert cli.main([*small, "data.seen=[car]"]) == 2
+    assert "found both of ['car']" in capsys.readouterr().err
+    assert cli.main([*small, "network.regions=9"]) == 2
+    assert "9 regions (3 x 3) do not divide a grid of 8 x 8" in capsys.readouterr().err
+    assert cli.main([*small, "training.batch=5", "training.accumulate=5", "data.limit=0"]) == 2
+    assert "data.limit" in capsys.readouterr().err
+
+
+def test_places_are_seen_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = ["data.root=voc", "setting=transductive", "start=first"]
+    config = with_absolute_places(load(TrainConfig, CONFIGS / "clip_rc_voc.yaml", changes))
+    places = [config.output, config.data.root, config.start]
+    assert places == [str(tmp_path / name) for name in ("runs/clip_rc_voc", "voc", "first")]
+
+
+def test_a_launcher_must_tell_all(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r"RANK is set .* WORLD_SIZE, MASTER_ADDR"):
+        next(joined("cpu").gen)
+
+
+def test_the_papers_settings():
+    voc, context, coco = (
+        load(TrainConfig, CONFIGS / f"clip_rc_{name}.yaml")
+        for name in ("voc", "context", "coco_stuff")
+    )
+    for config in (voc, context, coco):
+        network, training = config.network, config.training
+        assert config.setting == "inductive" and network.model == "ViT-B-16:openai"
+        assert (network.size_hw, network.regions, network.layers) == ((512, 512), 16, 3)
+        assert (training.batch, training.schedule, training.warm_up) == (16, "poly", 1500)
+        assert training.groups[0].pattern == "norm" and training.groups[0].decay == 0
+    assert [c.training.steps for c in (voc, context, coco)] == [40_000, 40_000, 80_000]
+    assert [c.network.prompts for c in (voc, context, coco)] == [10, 10, 100]
+    assert (voc.losses.focal, voc.losses.dice, voc.losses.recovery) == (100, 1, 2)
+    assert (coco.losses.focal, coco.losses.dice, coco.losses.recovery) == (200, 3, 50)
+
+
+def write_images(root):
+    """Two training images of each of the three sets, in a published layout."""
+    rng = np.random.default_rng(0)
+
+    def pair(photo, labels, values):
+        for path, pixels in (
+            (photo, rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)),
+            (labels, rng.choice(np.array(values, np.uint8), (3, 4)).repeat(100, 0).repeat(100, 1)),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+
+    for name in ("2008_1", "2008_2"):
+        voc, context, coco = root / "voc", root / "context", root / "coco"
+        pair(voc / f"JPEGImages/{name}.jpg", voc / f"SegmentationClassAug/{name}.png", range(21))
+        pair(context / f"JPEGImages/{name}.jpg",
+             context / f"SegmentationClassContext/{name}.png", range(60))  # fmt: skip
+        pair(coco / f"train2017/{name}.jpg", coco / f"stuffthingmaps/train2017/{name}.png",
+             [0, 1, 17, 95, 181, 255])  # fmt: skip
+    for place in (
+        "voc/ImageSets/Segmentation/trainaug",
+        "context/ImageSets/SegmentationContext/train",
+    ):
+        path = root / f"{place}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("2008_1\n2008_2\n")
+
+
+@pytest.fixture(scope="module")
+def full_size_clip(tmp_path_factory):
+    """CLIP's ViT-B/16 of random weights, with a small text tower."""
+    folder = tmp_path_factory.mktemp("clip_b16")
+    settings = {
+        "embed_dim": 512,
+        "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2,
+                     "layers": 1},
+    }  # fmt: skip
+    model = open_clip.CLIP(**settings)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    described = {"model_cfg": settings, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    return folder
+
+
+def difference(one, two):
+    """Length of the difference of two heads' weights, as a share of the length of the first.
+
+    Biases of an attention's keys are left out: they change nothing, so that their gradients are
+    nothing but rounding errors, which Adam scales up.
+    """
+    heads = [read_head(str(place))[1] for place in (one, two)]
+    for head in heads:
+        for name in head:
+            if name.endswith("in_proj_bias"):
+                head[name].view(3, -1)[1] = 0.0
+    first, second = (torch.cat([head[name].flatten() for name in heads[0]]) for head in heads)
+    return float((first - second).norm() / first.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_a_real_step_at_full_size(path, full_size_clip, tmp_path):
+    write_images(tmp_path)
+    name = path.stem.removeprefix("clip_rc_").split("_")[0]
+    given = [f"data.root={tmp_path / name}", f"network.model={full_size_clip}", "device=cpu"]
+    text = check(load(TrainConfig, path, [*given, f"output={tmp_path / 'out'}"]).spec)
+    seen, unseen = {"voc": (15, 5), "context": (50, 10), "coco": (156, 15)}[name]
+    assert f"{seen} classes with masks, {unseen} without" in text
+    assert "of 16 images one by one" in text
+
+
+@pytest.mark.slow
+def test_launched_workers_train_what_one_does(small, trained_head, tmp_path):
+    """Without dropout, whose random numbers are those of each part of a batch."""
+    given = [*small[1:3], "network.dropout=0.0"]
+    run = [sys.executable, "-m", "ovref_pipelines", "train", *given]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*run, "output=one"], env=environment, check=True, capture_output=True)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000)}
+    processes = [
+        subprocess.Popen(
+            [*run, "output=two"], stderr=subprocess.PIPE, text=True,
+            env=environment | address | {"WORLD_SIZE": "2", "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=280)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "step 4 of 4" in said[0] and "step 4 of 4" not in said[1]
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
+    assert difference(tmp_path / "one", trained_head) > 1e-2
+
+
+@pytest.mark.slow
+def test_workers_of_ray_train_what_one_process_does(local_ray, trained_head, tmp_path):
+    from ovref_pipelines.ray import training_group
+
+    network = replace(SPEC.network, dropout=0.0)
+    engine = EngineConfig(engine="ray", workers=2)
+    lines = []
+    for name in ("one", "two"):
+        spec = replace(SPEC, network=network, output=str(tmp_path / name))
+        if name == "one":
+            run(spec, lambda line: None)
+        else:
+            training_group.run(spec, engine, lines.append)
+    assert any("step 4 of 4" in line for line in lines)
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
+    assert difference(tmp_path / "one", trained_head) > 1e-2
+    wrong = replace(SPEC, output=str(tmp_path / "one"))  # with dropout
+    with pytest.raises(MismatchError, match=r"network.dropout was 0.0 and is now 0.1"):
+        training_group.run(wrong, engine, lines.append)
