@@ -36,7 +36,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
     dtype = getattr(torch, config.precision)
     path = _folder_of(config.model, config.revision)
     with model_errors(f"read the configuration of {config.model}"), torch.device("meta"):
-        empty = timm.create_model(f"local-dir:{path}", pretrained=False)
+        empty: Any = timm.create_model(f"local-dir:{path}", pretrained=False)
     name = type(empty).__name__
     if dtype == torch.float16 and "dinov3" in str(empty.default_cfg.get("architecture", "")):
         raise unusable(
@@ -96,7 +96,7 @@ def load_timm(path: str, model_id: str, size_hw: tuple[int, int] | None) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
-    sized = {} if size_hw is None else {"img_size": size_hw}
+    sized: dict[str, Any] = {} if size_hw is None else {"img_size": size_hw}
     with model_errors(f"load the visual encoder {model_id} with timm"):
         return timm.create_model(f"local-dir:{path}", pretrained=True, **sized).eval()
 
