@@ -155,7 +155,8 @@ def convert_open_mask_former(
         _check(str(checkpoint), wanted, stored)
         save_file(_stored(stored), weights, metadata={"format": "pt"})
         shutil.copytree(scratch, output, dirs_exist_ok=True)
-    return {"tensors": len(renamed), "queries": model.config.decoder_config.num_queries}
+    decoder: Any = model.config.decoder_config
+    return {"tensors": len(renamed), "queries": decoder.num_queries}
 
 
 def _open_settings(
@@ -183,7 +184,7 @@ def _open_settings(
         widths = [renamed[heads[0]].shape[1], *(len(renamed[name]) for name in heads)]
         pixel = "model.pixel_level_module.decoder"
         config = MaskFormerConfig(
-            backbone_config=MaskFormerSwinConfig(
+            backbone_config=MaskFormerSwinConfig(  # type: ignore[call-arg]
                 image_size=384, patch_size=patch.shape[-1], embed_dim=len(patch),
                 depths=[layers(f"{swin}.{i}.blocks") for i in stages],
                 num_heads=[table.shape[1] for table in tables],

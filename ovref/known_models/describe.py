@@ -174,7 +174,7 @@ def _visual(config: VisualEncoderConfig) -> tuple[str, ...]:
 
 
 def _compared(
-    config: VisualEncoderConfig, encoder: VisualEncoder, image: np.ndarray, features: np.ndarray
+    config: VisualEncoderConfig, encoder: Any, image: np.ndarray, features: np.ndarray
 ) -> str:
     """Whether the library's own forward pass gives the same dense features."""
     what = ""

@@ -110,7 +110,7 @@ def _timm(folder: Path, image_hwc: np.ndarray) -> torch.Tensor:
 
     size_hw = image_hwc.shape[:2]
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size_hw)
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size_hw)
     except TypeError:  # networks without positions have no such argument
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     settings = timm.data.resolve_model_data_config(model)

@@ -54,9 +54,9 @@ def varied(model: torch.nn.Module) -> torch.nn.Module:
             if not weight.is_floating_point() or weight.numel() < 2:
                 continue
             if weight.std() < 1e-4:
-                weight += 0.1 * torch.randn_like(weight)
+                weight.add_(0.1 * torch.randn_like(weight))
             elif weight.ndim in (2, 4):
-                weight *= (weight[0].numel() ** -0.5) / weight.std()
+                weight.mul_((weight[0].numel() ** -0.5) / weight.std())
     return model.eval()
 
 
@@ -67,8 +67,9 @@ def settings_of(known: KnownModel, tiny: bool = False) -> Any:
 
 
 def _transformers(known: KnownModel, folder: Path, tiny: bool) -> None:
-    model = getattr(transformers, known.network)(settings_of(known, tiny))
-    varied(model).save_pretrained(folder)
+    model: Any = getattr(transformers, known.network)(settings_of(known, tiny))
+    varied(model)
+    model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(dict(known.processor)))
     if "text" in known.roles:
         write_tokenizer(folder, model.config.text_config)

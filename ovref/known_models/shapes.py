@@ -69,7 +69,8 @@ def _text(config: TextEncoderConfig) -> tuple[str, ...]:
             raise ValueError(f"type {found.model_type!r} has no text tower that is known here")
         longest = found.text_config.max_position_embeddings
         with torch.device("meta"):
-            model = MODEL_MAPPING[type(found)](found)
+            cls: Any = MODEL_MAPPING[type(found)]
+            model = cls(found)
         kind = type(model).__name__
     return (
         f"class     {kind} of {config.library}",

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -547,9 +548,10 @@ def test_places_mean_the_same_from_another_folder(config, tmp_path, monkeypatch)
         embed=FakeEmbedding(visual=config.embed.visual, text=TextEncoderConfig(model="another")),
     )  # fmt: skip
     recipe.build(second)
-    here = place_text("second")
+    ages = re.compile(r"\d+ s ago")
+    here = ages.sub("", place_text("second"))
     monkeypatch.chdir(tmp_path / "sub")
-    assert place_text("../second") == here
+    assert ages.sub("", place_text("../second")) == here
     assert verify("../second") == []
     show.draw_samples("../second", "samples.png")
     settings = json.loads((tmp_path / "second" / "build.json").read_text())

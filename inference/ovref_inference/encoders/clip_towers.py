@@ -30,7 +30,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         ModelError: it cannot be found or read, or has no dense features.
     """
     visual, images, patch, size_hw = open_parts(config, device)
-    trunk = getattr(visual, "trunk", None)
+    trunk: Any = getattr(visual, "trunk", None)
     name = type(visual).__name__ + ("" if trunk is None else f" with timm {type(trunk).__name__}")
     if patch is None:
         raise unusable(
@@ -163,7 +163,7 @@ def cell_pixels(visual: Any) -> int | None:
         return size[0] if isinstance(size, tuple | list) else size
     if cnn_towers.is_resnet(visual):
         return cnn_towers.STRIDES[-1]
-    trunk = getattr(visual, "trunk", None)
+    trunk: Any = getattr(visual, "trunk", None)
     if trunk is None or "pool" in dict(visual.head.named_children()):
         return None
     return timm_towers.cell_pixels(trunk)

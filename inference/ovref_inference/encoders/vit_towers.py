@@ -254,7 +254,8 @@ def _joint_values(model: Any, joint: Any, model_id: str) -> Layer:
 
 def _runner(model: Any) -> Layer:
     """Pixels (n, 3, H, W) -> (n, prefix + cells, d): the model's last hidden state."""
-    kind, patch = model.config.model_type, getattr(model.config, "patch_size", None)
+    kind: str = model.config.model_type
+    patch: Any = getattr(model.config, "patch_size", None)
     if kind == "siglip2_vision_model":
         return lambda pixels: model(**flexible(pixels, patch)).last_hidden_state
     options: dict[str, Any] = {}

@@ -146,7 +146,7 @@ def region_embeddings(visual: Any, map_chw: torch.Tensor, masks_qhw: torch.Tenso
     Returns:
         (q, d), not normalised.
     """
-    grid_hw = tuple(map_chw.shape[1:])
+    grid_hw = (map_chw.shape[1], map_chw.shape[2])
     if not len(masks_qhw):
         masks_qhw = masks_qhw.new_zeros((0, *grid_hw))
     else:

@@ -29,7 +29,7 @@ class OpenMaskFormer(MaskFormerForInstanceSegmentation):
         steps: list[nn.Module] = []
         for before, after in pairwise(widths):
             steps += [nn.Linear(before, after), nn.ReLU()]
-        self.class_predictor = nn.Sequential(*steps[:-1])
+        self.class_predictor = nn.Sequential(*steps[:-1])  # type: ignore[assignment]
         self.void = nn.Parameter(torch.randn(1, widths[-1]) * widths[-1] ** -0.5)
         self.trained_texts: torch.Tensor
         self.register_buffer("trained_texts", torch.zeros(settings["texts"], widths[-1]))

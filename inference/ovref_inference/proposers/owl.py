@@ -91,7 +91,7 @@ class Owl:
         )
         probabilities_bqn = outputs.logits.sigmoid().float().cpu()
         boxes_bq4 = outputs.pred_boxes.float().cpu()
-        answers = []
+        answers: list[tuple[int, tuple[torch.Tensor, ...]]] = []
         for row, (index, image_hwc, texts) in enumerate(asked):
             scores_q, best_q = probabilities_bqn[row, :, : len(texts)].max(1)
             kept = scores_q > self._config.box_threshold

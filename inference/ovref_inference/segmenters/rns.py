@@ -201,7 +201,8 @@ class RnsSegmenter:
         check_images(images)
         prepared = self.prepare(class_names)
         found = score_images(images, partial(self._score, prepared=prepared), self.config.windows)
-        answered, missing = prepared.answered, ()
+        answered = prepared.answered
+        missing: tuple[str, ...] = ()
         if self.config.unsupported == "missing":
             missing = missing_names(class_names, prepared.support)
         return [

@@ -69,7 +69,7 @@ def _step(
     """Blocks of text about the models of a stage, and how many cannot be used."""
     from ovref.known_models import describe
 
-    left_out = []
+    left_out: list[str] = []
     others = describe.others_of(spec)
     if shapes:
         found = describe.describe_shapes(step, spec)
