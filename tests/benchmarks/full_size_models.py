@@ -3,7 +3,7 @@
     python tests/benchmarks/full_size_models.py [MODEL ...]
 
 Writes tests/benchmarks/results/models.json and models.md; models named there before are kept. Each
-model runs in a process of its own, so that its peak of memory is its own.
+model runs in a process of its own, so that its memory is its own.
 """
 
 import json
@@ -46,7 +46,7 @@ def measure(model):
         cpu = time.process_time()
         found = encoder.encode([image])[0]
         run = time.process_time() - cpu
-        peak = _peak_gb()
+        resident = _resident_gb()
         own = own_forward.dense(config, image, encoder.patch_size)
     return {
         "model": model,
@@ -58,14 +58,14 @@ def measure(model):
         "dim": encoder.dim,
         "cpu_seconds_load": round(load[1], 2),
         "cpu_seconds_an_image": round(run, 2),
-        "peak_gb": round(peak, 2),
+        "resident_gb": round(resident, 2),
         "largest_feature": float(np.abs(own).max()),
         "largest_difference": float(np.abs(own - found).max()),
     }
 
 
-def _peak_gb():
-    """The most memory that this process had resident, since the weights were made and freed."""
+def _resident_gb():
+    """The memory that this process has resident now, after the weights were made and freed."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e9
 
@@ -93,7 +93,7 @@ def write(rows):
             f"| {row['model']} | {row['class']} | {row['parameters'] / 1e6:.0f} | "
             f"{row['size_hw'][0]} x {row['size_hw'][1]} | {row['grid_hw'][0]} x "
             f"{row['grid_hw'][1]} | {row['prefix_tokens']} | {row['dim']} | "
-            f"{row['cpu_seconds_load']} | {row['cpu_seconds_an_image']} | {row['peak_gb']} | "
+            f"{row['cpu_seconds_load']} | {row['cpu_seconds_an_image']} | {row['resident_gb']} | "
             f"{share:.1e} |"
         )
     (RESULTS / "models.md").write_text("\n".join(lines) + "\n")
