@@ -21,7 +21,10 @@ from ovref_inference.segmenters.vocseg import VocSegSegmenter
 
 # Whatever is checked is checked before any of these is asked.
 NONE = SimpleNamespace()
-COLLECTION = SimpleNamespace(url="none", manifest=SimpleNamespace(templates=("a {}.",)))
+VISUAL = SimpleNamespace(model="none", settings={})
+COLLECTION = SimpleNamespace(
+    url="none", manifest=SimpleNamespace(templates=("a {}.",), visual=VISUAL)
+)
 SEGMENTERS = (
     FossilSegmenter(COLLECTION, NONE, NONE, NONE),
     TextOnlySegmenter(NONE, NONE, NONE),

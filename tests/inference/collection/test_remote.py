@@ -10,7 +10,6 @@ import threading
 import fsspec
 import numpy as np
 import pytest
-from conftest import Built
 from fsspec.implementations.memory import MemoryFileSystem
 
 from hub_server import Hub
@@ -24,31 +23,31 @@ COUNTS = {"boat": 400, "cat": 300, "dog": 250, "lion": 3, "tree": 200}
 FACTORY = "IVF16,SQfp16"
 
 
-class Large(Built):
-    """A collection whose indexes have inverted lists."""
+def with_lists(kind):
+    """A collection of this kind whose indexes have inverted lists."""
 
-    def __init__(self):
-        super().__init__(COUNTS)
+    class Large(kind):
+        def manifest(self):
+            curve = (fmt.SearchPoint(k=10, nprobe=3, recall=0.9, worst_tenth=0.8),)
+            info = fmt.IndexInfo(factory=FACTORY, curve=curve)
+            return dataclasses.replace(super().manifest(), visual_index=info, textual_index=info)
 
-    def manifest(self):
-        curve = (fmt.SearchPoint(k=10, nprobe=3, recall=0.9, worst_tenth=0.8),)
-        info = fmt.IndexInfo(factory=FACTORY, curve=curve)
-        return dataclasses.replace(super().manifest(), visual_index=info, textual_index=info)
+        def write(self, folder):
+            super().write(folder)
+            for name in ("visual", "textual"):
+                index = indexes.build_index(getattr(self, name), FACTORY)
+                indexes.write_index(index, folder / fmt.FILES[f"{name}_index"])
+            return folder
 
-    def write(self, folder):
-        super().write(folder)
-        for kind in ("visual", "textual"):
-            index = indexes.build_index(getattr(self, kind), FACTORY)
-            indexes.write_index(index, folder / fmt.FILES[f"{kind}_index"])
-        return folder
+    return Large(COUNTS)
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
+def large(built, tmp_path_factory):
     """What is in the collection, and its local folder."""
-    built, folder = Large(), tmp_path_factory.mktemp("large")
-    built.publish(folder / "scratch", str(folder / "collection"))
-    return built, folder / "collection"
+    many, folder = with_lists(type(built)), tmp_path_factory.mktemp("large")
+    many.publish(folder / "scratch", str(folder / "collection"))
+    return many, folder / "collection"
 
 
 @pytest.fixture(autouse=True)

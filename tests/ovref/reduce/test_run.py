@@ -202,7 +202,7 @@ def undisturbed(tmp_path_factory):
 KILLS = {
     "first shard": ("ovref.reduce.gather.VectorWriter.append", 0),
     "second shard": ("ovref.reduce.gather.VectorWriter.append", 3),
-    "filter": ("ovref.reduce.filter._write_kept", 0),
+    "filter": ("ovref.reduce.filter.write_rows", 0),
     "first index": ("ovref.reduce.indexing.write_index", 0),
     "second index": ("ovref.reduce.indexing.write_index", 1),
     "clustering": ("ovref.reduce.noun_prototypes.make_prototypes", 0),
