@@ -63,7 +63,8 @@ def train(
 
     Args:
         model: on its device, all parameters float32, the same on all workers.
-        losses_of, batches: as above.
+        losses_of: gives the losses of each image of a batch.
+        batches: gives a part of a step's images.
         config: how long and how fast.
         store: where checkpoints are kept; the newest one is resumed.
         identity: what else a checkpoint must have been trained with to be resumed: data, models.

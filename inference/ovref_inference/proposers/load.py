@@ -231,7 +231,8 @@ def load_proposals(
 
     Args:
         class_names: prompt of `grounded_sam`; unused by others.
-        device, batch_size: as in `load_proposer`.
+        device: as in `load_proposer`.
+        batch_size: as in `load_proposer`.
 
     Raises:
         ModelError: a model cannot be found or read.

@@ -147,7 +147,8 @@ class ClipRcSegmenter:
         """
         Args:
             head: what was trained.
-            network, pixels: of `load_network`, with the head's weights.
+            network: from `load_network`, with the head's weights.
+            pixels: from `load_network`: CLIP's preprocessing.
             text: the text encoder of the head's CLIP.
             config: how to segment.
             collection: for `classes=prototypes`.
