@@ -197,7 +197,7 @@ def test_launched_workers_train_what_one_does(small, trained_head, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], said
     assert "step 4 of 4" in said[0] and "step 4 of 4" not in said[1]
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
-    assert difference(tmp_path / "one", trained_head) > 1e-2
+    assert difference(tmp_path / "one", trained_head) > 1e-3  # of a training with dropout
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_workers_of_ray_train_what_one_process_does(local_ray, trained_head, tmp
             training_group.run(spec, engine, lines.append)
     assert any("step 4 of 4" in line for line in lines)
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
-    assert difference(tmp_path / "one", trained_head) > 1e-2
+    assert difference(tmp_path / "one", trained_head) > 1e-3  # of a training with dropout
     wrong = replace(SPEC, output=str(tmp_path / "one"))  # with dropout
     with pytest.raises(MismatchError, match=r"network.dropout was 0.0 and is now 0.1"):
         training_group.run(wrong, engine, lines.append)
