@@ -92,14 +92,18 @@ def miniature_folder(wanted: str) -> Path:
 
 def pretrained(model_id: str, revision: str) -> tuple[str, dict[str, Any]]:
     """First argument and options for transformers' `from_pretrained`; a local folder needs no
-    network.
+    network, and code that a repository brings is never run.
 
     Args:
         model_id: as in `resolve`, which raises for it.
         revision: of a hub repository; empty for the newest.
     """
     path = resolve(model_id)
-    return path, {"revision": revision or None, "local_files_only": Path(path).is_dir()}
+    return path, {
+        "revision": revision or None,
+        "local_files_only": Path(path).is_dir(),
+        "trust_remote_code": False,
+    }
 
 
 def check_complete(model_id: str, report: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError
 from ovref_inference.lazy import missing_package
 
@@ -78,17 +77,16 @@ def download(url: str, name: str, cache: str | Path | None = None) -> Path:
     return Path(str(found))
 
 
-def file_by_ranges(url: str, name: str, cache: str | Path | None = None) -> tuple[Any, str]:
+def file_by_ranges(url: str, name: str, manifest: Path) -> tuple[Any, str]:
     """fsspec's HTTP file system and the address of a file of the place, to be read by ranges.
 
-    The address names the commit of the manifest in the library's cache, so that what is pushed
-    meanwhile is not mixed in.
+    Args:
+        manifest: the place's manifest, as `download` returned it. The address names its commit, so
+            that files of a later commit are not mixed in.
 
     Raises:
-        CollectionError: as `download`.
         MissingPackageError: huggingface_hub or aiohttp is not installed.
     """
-    manifest = download(url, fmt.MANIFEST, cache)
     try:
         from fsspec.implementations.http import HTTPFileSystem
         from huggingface_hub import hf_hub_url

@@ -250,6 +250,11 @@ class ReferenceCollection(CollectionHandle):
         """
         return class_embeddings(self._text_encoder, names, self.manifest.templates)
 
+    def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, d_textual) embeddings of images, by the image tower of the model of `embed_text`."""
+        found: np.ndarray = self._text_encoder.encode_images(images)
+        return found
+
     def rows(self, ids: np.ndarray | list[int]) -> list[dict[str, Any]]:
         """All columns of these references, as one dict of `REFERENCE_SCHEMA` per id.
 

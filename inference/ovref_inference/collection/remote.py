@@ -17,7 +17,7 @@ from ovref_inference.errors import CollectionError
 from ovref_inference.places import describe, store_errors
 
 BLOCK_BYTES = 256 << 10
-"""What is read and kept at least: at 100 MB/s it takes as long as a tenth of a 30 ms request."""
+"""Smallest unit that is read and cached; at 100 MB/s it takes a tenth of a request of 30 ms."""
 CACHE_BYTES = 10 << 30
 _RUN_BLOCKS = 32
 """Adjacent blocks of one request."""

@@ -96,17 +96,19 @@ class RemoteIndex:
     def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
         """Consecutive queries whose lists fit into memory together; one query always does."""
         groups: list[tuple[int, int]] = []
-        first, seen, bytes_read = 0, set[int](), 0
+
+        def size_of(lists: set[int]) -> int:
+            return int(sizes[list(lists)].sum()) * self._entry_bytes
+
+        first, seen, held = 0, set[int](), 0
         for number, row in enumerate(lists_mp.tolist()):
-            fresh = set(row) - seen - {-1}
-            more = int(sizes[list(fresh)].sum()) * self._entry_bytes if fresh else 0
-            if number > first and bytes_read + more > _LIST_BYTES:
+            lists = set(row) - {-1}
+            more = size_of(lists - seen)
+            if number > first and held + more > _LIST_BYTES:
                 groups.append((first, number))
-                first, seen = number, set()
-                bytes_read, fresh = 0, set(row) - {-1}
-                more = int(sizes[list(fresh)].sum()) * self._entry_bytes if fresh else 0
-            seen |= fresh
-            bytes_read += more
+                first, seen, held, more = number, set(), 0, size_of(lists)
+            seen |= lists
+            held += more
         return [*groups, (first, len(lists_mp))]
 
     def _load(

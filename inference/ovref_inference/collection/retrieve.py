@@ -31,6 +31,12 @@ class Texts(Protocol):
     def encode(self, texts: list[str]) -> np.ndarray: ...
 
 
+class ImageTexts(Texts, Protocol):
+    """CLIP: texts and whole images, (n, d) float32, L2-normalised: `encoders.TextEncoder`."""
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
+
+
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple.
 

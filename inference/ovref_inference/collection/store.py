@@ -171,7 +171,7 @@ def _replace_tombstones(
 def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) -> fmt.Manifest:
     """The manifest of the collection at `url`. Raises CollectionError like `fetch`."""
     if url.startswith(hub.PREFIX):
-        return _hub_manifest(url, None)
+        return _parsed_hub_manifest(url, hub.download(url, fmt.MANIFEST))
     fs, root = _open_store(url, storage_options)
     path = f"{root}/{fmt.MANIFEST}"
     try:
@@ -211,10 +211,8 @@ def fetch(
     """
     if verify not in ("quick", "full"):
         raise ValueError(f'verify must be "quick" or "full", found {verify!r}')
-    copied: dict[str, Path] = {}
     manifest, found = _opened(url, cache, verify == "full", storage_options, None)
-    copied.update((role, path) for role, path in found.items() if isinstance(path, Path))
-    return manifest, copied
+    return manifest, {role: path for role, path in found.items() if isinstance(path, Path)}
 
 
 def locate(
@@ -270,11 +268,12 @@ def _opened(
 def _opened_on_hub(
     url: str, cache: str | Path | None, full: bool, blocks: BlockCache | None
 ) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
-    manifest = _hub_manifest(url, cache)
+    manifest_path = hub.download(url, fmt.MANIFEST, cache)
+    manifest = _parsed_hub_manifest(url, manifest_path)
     files: dict[str, Path | RemoteFile] = {}
     for role, info in manifest.files.items():
         if blocks is not None and _readable_in_place(manifest, role):
-            fs, address = hub.file_by_ranges(url, info.path, cache)
+            fs, address = hub.file_by_ranges(url, info.path, manifest_path)
             files[role] = RemoteFile(fs, address, info.bytes, info.sha256, blocks)
             continue
         path = files[role] = hub.download(url, info.path, cache)
@@ -294,8 +293,7 @@ def _readable_in_place(manifest: fmt.Manifest, role: str) -> bool:
     return factory.startswith("IVF") and factory.endswith(",SQfp16")
 
 
-def _hub_manifest(url: str, cache: str | Path | None) -> fmt.Manifest:
-    path = hub.download(url, fmt.MANIFEST, cache)
+def _parsed_hub_manifest(url: str, path: Path) -> fmt.Manifest:
     return fmt.parse_manifest(path.read_bytes(), f"{url}/{fmt.MANIFEST}")
 
 

@@ -62,7 +62,7 @@ class VisualEncoder:
         self.prefix_tokens = prefix_tokens
         """Class and register tokens that the model has before its patches."""
         self.parameters = parameters
-        """How many numbers the weights are; 0 where nobody said."""
+        """Number of parameters; 0 if unknown."""
 
     @property
     def images(self) -> Pixels:

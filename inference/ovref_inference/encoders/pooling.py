@@ -12,6 +12,12 @@ background."""
 _CHUNK_PIXELS = 1 << 24
 
 
+class DenseEncoder(Protocol):
+    """An encoder of images to (n, h, w, d) float32, such as `encoders.VisualEncoder`."""
+
+    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
+
+
 class RegionEncoder(Protocol):
     """An encoder of regions: `encoders.VisualEncoder` or `crop_encoder.CropEncoder`."""
 

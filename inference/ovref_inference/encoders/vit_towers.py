@@ -98,7 +98,6 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
 def settings_of(model_id: str, revision: str) -> tuple[Any, str, dict[str, Any]]:
     """A model's configuration, and path and options for `from_pretrained`. Raises ModelError."""
     path, options = pretrained(model_id, revision)
-    options["trust_remote_code"] = False
     with model_errors(f"load the visual encoder {model_id}", OWN_CODE):
         return AutoConfig.from_pretrained(path, **options), path, options
 

@@ -36,7 +36,7 @@ def load_detector(
     """
     path, options = pretrained(config.model, config.revision)
     with model_errors(f"load the detector {config.model}"):
-        kind = AutoConfig.from_pretrained(path, trust_remote_code=False, **options).model_type
+        kind = AutoConfig.from_pretrained(path, **options).model_type
     if kind == "owlv2":
         return owl.load_owl(config, device=device, batch_size=batch_size)
     if kind not in grounding.CLASSES:

@@ -28,6 +28,7 @@ from ovref_inference.models import canonical, model_errors, resolve
 from ovref_inference.pixels import Pixels, device_of
 from ovref_inference.proposers.config import FcClipConfig
 from ovref_inference.proposers.mask_decoder import MaskDecoder, MaskDecoderConfig
+from ovref_inference.proposers.mask_former import image_probabilities
 from ovref_inference.proposers.proposals import OpenClasses, Proposals
 
 FORMAT = 1
@@ -106,17 +107,13 @@ class FcClip:
         # Padded with zeros after normalisation, as the models were trained.
         pixels = pad(pixels, (0, -inner_hw[1] % 32, 0, -inner_hw[0] % 32))
         maps = cnn_towers.pyramid(self._visual, pixels)
-        decoded = self._decoder(maps)[-1]
+        (decoded,) = self._decoder(maps, every=False)
         shown = (decoded.masks_bqhw[0] > 0).any(2).any(1)
         masks_qhw = decoded.masks_bqhw[0][shown]
         embeddings_qd = decoded.embeddings_bqd[0][shown]
-        mask_probs_nhw = np.empty((len(masks_qhw), height, width), dtype=np.float32)
-        for number, logits_hw in enumerate(masks_qhw):
-            # One at a time: enlarging all at once takes gigabytes.
-            large = interpolate(logits_hw[None, None], pixels.shape[2:], mode="bilinear")
-            large = large[..., : inner_hw[0], : inner_hw[1]]
-            large = interpolate(large, (height, width), mode="bilinear")
-            mask_probs_nhw[number] = large[0, 0].sigmoid().float().cpu().numpy()
+        mask_probs_nhw = image_probabilities(
+            masks_qhw, pixels.shape[2:], inner_hw, (height, width)
+        )
         features_nd = region_embeddings(self._visual, maps[-1][0], masks_qhw)
         return Proposals(
             mask_probs_nhw=mask_probs_nhw,

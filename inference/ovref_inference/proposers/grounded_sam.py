@@ -31,7 +31,8 @@ class GroundedSam:
 
     def __init__(self, detector: Detector, sam: SamMasks, *, multimask: bool = False) -> None:
         """`multimask` as of `SamConfig`."""
-        self._detector, self._sam, self._multimask = detector, sam, multimask
+        self.sam = sam
+        self._detector, self._multimask = detector, multimask
 
     def find(
         self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]
@@ -44,7 +45,7 @@ class GroundedSam:
         """
         found = self._detector.detect(images, nouns)
         boxes = [detections.boxes_xyxy for detections in found]
-        masks = self._sam.of_boxes(images, boxes, multimask=self._multimask)
+        masks = self.sam.of_boxes(images, boxes, multimask=self._multimask)
         for detections, (masks_nhw, ious_n) in zip(found, masks, strict=True):
             yield GroundedMasks(detections=detections, masks_nhw=masks_nhw, predicted_iou=ious_n)
 

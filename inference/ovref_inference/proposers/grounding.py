@@ -260,7 +260,6 @@ def load_grounding_dino(
     """
     path, options = pretrained(config.model, config.revision)
     with model_errors(f"load GroundingDINO from {config.model}"):
-        options["trust_remote_code"] = False
         kind = AutoConfig.from_pretrained(path, **options).model_type
         if kind not in CLASSES:
             raise ValueError(f"it is of type {kind!r}, not one of {', '.join(CLASSES)}")

@@ -104,14 +104,15 @@ class MaskDecoder(nn.Module):
         self.void = nn.Parameter(torch.randn(1, config.dim))
         _Start(settings).begin(self.pixel_decoder, self.transformer)
 
-    def forward(self, maps: list[torch.Tensor]) -> list[Decoded]:
+    def forward(self, maps: list[torch.Tensor], *, every: bool = True) -> list[Decoded]:
         """Masks and embeddings.
 
         Args:
             maps: (b, width, H / stride, W / stride) each, for strides of 4, 8, 16 and 32.
+            every: False gives the output of the last layer alone.
 
         Returns:
-            What is said before the first layer of the masked decoder and after each; the last is
+            The outputs before the first layer of the masked decoder and after each; the last is
             the answer, the others are for training.
 
         Raises:
@@ -122,6 +123,9 @@ class MaskDecoder(nn.Module):
             raise ValueError(f"expected maps of widths {self.config.widths}, found {found}")
         decoded = self.pixel_decoder(maps)
         masked = self.transformer(list(decoded.multi_scale_features), decoded.mask_features)
+        layers = list(
+            zip(masked.intermediate_hidden_states, masked.masks_queries_logits, strict=True)
+        )
         return [
             Decoded(
                 masks_bqhw=masks_bqhw,
@@ -129,9 +133,7 @@ class MaskDecoder(nn.Module):
                     states_qbc.transpose(0, 1), masks_bqhw, decoded.mask_features
                 ),
             )
-            for states_qbc, masks_bqhw in zip(
-                masked.intermediate_hidden_states, masked.masks_queries_logits, strict=True
-            )
+            for states_qbc, masks_bqhw in (layers if every else layers[-1:])
         ]
 
     def _embeddings(

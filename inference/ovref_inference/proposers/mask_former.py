@@ -101,15 +101,10 @@ class MaskFormer:
         return found
 
     def _proposals(self, queries: "_Queries") -> Proposals:
-        count = len(queries.logits_qhw)
-        mask_probs_nhw = np.empty((count, *queries.size_hw), dtype=np.float32)
-        # One query at a time: upsampling all at once takes gigabytes for a photograph.
-        for number, logits_hw in enumerate(queries.logits_qhw):
-            # Images of different sizes were padded at the bottom and right to form one batch.
-            seen = interpolate(logits_hw[None, None], queries.padded_hw, mode="bilinear")
-            seen = seen[..., : queries.valid_hw[0], : queries.valid_hw[1]]
-            large = interpolate(seen, queries.size_hw, mode="bilinear")
-            mask_probs_nhw[number] = large[0, 0].sigmoid().cpu().numpy()
+        # Images of different sizes were padded at the bottom and right to form one batch.
+        mask_probs_nhw = image_probabilities(
+            queries.logits_qhw, queries.padded_hw, queries.valid_hw, queries.size_hw
+        )
         known, model = queries.classes_qc, self._model
         said = None
         if isinstance(model, OpenMaskFormer):
@@ -147,6 +142,30 @@ class _Queries:
     padded_hw: tuple[int, int]
     valid_hw: tuple[int, int]
     size_hw: tuple[int, int]
+
+
+def image_probabilities(
+    logits_qhw: torch.Tensor,
+    padded_hw: tuple[int, ...],
+    valid_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+) -> np.ndarray:
+    """(q, *size_hw) float32 mask probabilities at the size of an image.
+
+    Args:
+        logits_qhw: mask logits of the padded image.
+        padded_hw: size of the padded image.
+        valid_hw: size of the part of it that is the image, at the top left.
+        size_hw: size of the image.
+    """
+    found = np.empty((len(logits_qhw), *size_hw), dtype=np.float32)
+    # One query at a time: upsampling all at once takes gigabytes for a photograph.
+    for number, logits_hw in enumerate(logits_qhw):
+        seen = interpolate(logits_hw[None, None], padded_hw, mode="bilinear")
+        seen = seen[..., : valid_hw[0], : valid_hw[1]]
+        large = interpolate(seen, size_hw, mode="bilinear")
+        found[number] = large[0, 0].sigmoid().float().cpu().numpy()
+    return found
 
 
 def masks_of(proposals: Proposals, config: MaskFormerConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -115,7 +115,6 @@ def load_owl(config: GroundingDinoConfig, *, device: str | None = None, batch_si
         ModelError: the model or its tokenizer cannot be found or read.
     """
     path, options = pretrained(config.model, config.revision)
-    options["trust_remote_code"] = False
     with model_errors(f"load OWLv2 from {config.model}"):
         loaded: Any = Owlv2ForObjectDetection.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **options

@@ -67,6 +67,11 @@ class Proposals:
     features_of: str = ""
     """The model that made them; empty without any."""
 
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the proposer scores classes: those that it was trained on, or any."""
+        return self.class_probs_nc is not None or self.open_classes is not None
+
     def __post_init__(self) -> None:
         found = self.mask_probs_nhw
         if found.ndim != 3 or found.dtype != np.float32:

@@ -95,7 +95,6 @@ def load_sam(model: str, device: str | torch.device = "cpu", *, revision: str = 
             sam: Any = from_segment_anything(_tensors(path))
         else:
             where, options = pretrained(model, revision)
-            options["trust_remote_code"] = False
             kind = AutoConfig.from_pretrained(where, **options).model_type
             if kind not in CLASSES:
                 raise ValueError(f"it is a {kind}, not a sam")

@@ -6,7 +6,7 @@ The settings are those of its released code (aimagelab/freeda).
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ import torch
 from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import checked_names
+from ovref_inference.collection.retrieve import ImageTexts, checked_names
+from ovref_inference.encoders.pooling import DenseEncoder
 from ovref_inference.images import check_images
 from ovref_inference.ranges import require_at_least, require_within
 from ovref_inference.segmenters.cosines import best_cosines, prototype_cosines, sigmoid
@@ -37,19 +38,6 @@ from ovref_inference.segmenters.windows import (
 
 BACKGROUND_PARTS = ("background", "surroundings")
 """`Embed.part` in the manifest of a background collection: the value now and its former name."""
-
-
-class DenseEncoder(Protocol):
-    """An encoder of images to (n, h, w, d) float32, such as `encoders.VisualEncoder`."""
-
-    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
-
-
-class ImageTexts(Protocol):
-    """CLIP: texts and whole images, (n, d) float32, L2-normalised: `encoders.TextEncoder`."""
-
-    def encode(self, texts: list[str]) -> np.ndarray: ...
-    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)

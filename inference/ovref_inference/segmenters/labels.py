@@ -51,17 +51,24 @@ class NamedTexts:
         return self._known[key]
 
 
+def support_by_text(
+    collection: ReferenceCollection, names: Sequence[str], texts: NamedTexts, floor: float | None
+) -> tuple[ClassSupport, ...]:
+    """`class_support` of the classes by their texts."""
+    return class_support(
+        collection, names, texts(names), floor=floor, meaningless=lambda: texts(MEANINGLESS)
+    )
+
+
 def supported_classes(
     collection: ReferenceCollection, names: Sequence[str], texts: NamedTexts, floor: float | None
 ) -> tuple[ClassSupport, ...]:
-    """`class_support` of the classes by their texts; warns about classes without support.
+    """`support_by_text`; warns about classes without support.
 
     Raises:
         ValueError: no class has support.
     """
-    support = class_support(
-        collection, names, texts(names), floor=floor, meaningless=lambda: texts(MEANINGLESS)
-    )
+    support = support_by_text(collection, names, texts, floor)
     missing = [
         f"{name} ({one.nouns[0]} is nearest)" if one.nouns else name
         for name, one in zip(names, support, strict=True)
@@ -171,7 +178,7 @@ def trained_scores(
     Raises:
         ValueError: the proposer knows no classes; or it was trained on texts of another width.
     """
-    if found.class_probs_nc is None and found.open_classes is None:
+    if not found.knows_classes:
         raise ValueError("the proposer gives no class probabilities")
     stands_for = match_labels(
         found.trained_names,

@@ -87,6 +87,22 @@ class Segmentation:
         )
 
 
+def best_of_names(scores_nm: np.ndarray, class_of: np.ndarray, classes: int) -> np.ndarray:
+    """The highest score over the names of each class.
+
+    Args:
+        scores_nm: (n, names).
+        class_of: (names,) the class of each name.
+        classes: number of classes.
+
+    Returns:
+        (n, classes) float32, -inf for a class without a name.
+    """
+    scores_nc = np.full((len(scores_nm), classes), -np.inf, dtype=np.float32)
+    np.maximum.at(scores_nc.T, class_of, scores_nm.T)
+    return scores_nc
+
+
 def box_of(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of a mask's pixels, right and bottom exclusive; zeros for an empty mask."""
     rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))

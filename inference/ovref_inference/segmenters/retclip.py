@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
+from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.encoders.pooling import RegionEncoder
@@ -22,6 +22,8 @@ from ovref_inference.segmenters.labels import (
     check_joint_space,
     check_same_encoders,
     match_labels,
+    missing_names,
+    support_by_text,
     trained_scores,
 )
 from ovref_inference.segmenters.regions import (
@@ -241,7 +243,7 @@ class RetClipSegmenter:
                 config.gamma,
             )
             scores_nc, void_n = open_nc, None
-            if found.class_probs_nc is not None or found.open_classes is not None:
+            if found.knows_classes:
                 trained = trained_scores(found, class_names, self.texts, config.label_threshold)
                 fuse = ensemble if config.fusion == "arithmetic" else geometric_ensemble
                 scores_nc = fuse(
@@ -311,14 +313,8 @@ class RetClipSegmenter:
         asked = [self.collection] if self.fallback is None else [self.collection, self.fallback]
         for collection in asked:
             if names:
-                support = class_support(
-                    collection,
-                    names,
-                    self.texts(names),
-                    floor=self.config.floor,
-                    meaningless=lambda: self.texts(MEANINGLESS),
-                )
-                names = [n for n, one in zip(names, support, strict=True) if one.source == "none"]
+                support = support_by_text(collection, names, self.texts, self.config.floor)
+                names = list(missing_names(names, support))
         return tuple(names)
 
     def _classes_of(

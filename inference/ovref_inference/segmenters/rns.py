@@ -10,20 +10,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from ovref_inference.collection.class_support import (
-    FLOOR,
-    MEANINGLESS,
-    ClassSupport,
-    class_support,
-)
+from ovref_inference.collection.class_support import FLOOR, ClassSupport
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import checked_names
-from ovref_inference.encoders.pooling import pool_regions
+from ovref_inference.collection.retrieve import ImageTexts, checked_names
+from ovref_inference.encoders.pooling import DenseEncoder, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Proposer
 from ovref_inference.proposers.proposals import Proposals, as_proposals
@@ -32,25 +27,13 @@ from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
     missing_names,
+    support_by_text,
     supported_classes,
 )
 from ovref_inference.segmenters.regions import Segmentation
 from ovref_inference.segmenters.rns_head import References, RnsHeadConfig, head_scores
 from ovref_inference.segmenters.windows import CropScores, WindowConfig, labelled, score_images
 from ovref_inference.vectors import l2_normalised, prefetch_rows
-
-
-class DenseEncoder(Protocol):
-    """Whatever encodes images to (n, h, w, d) float32: `encoders.VisualEncoder`."""
-
-    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
-
-
-class ImageTexts(Protocol):
-    """CLIP: texts and whole images, (n, d) float32, L2-normalised: `encoders.TextEncoder`."""
-
-    def encode(self, texts: list[str]) -> np.ndarray: ...
-    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +67,7 @@ class RnsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a list of classes has in a collection. Made by `RnsSegmenter.prepare`."""
+    """References and support of a list of classes. Made by `RnsSegmenter.prepare`."""
 
     references: References
     """References of the classes that are answered."""
@@ -165,14 +148,14 @@ class RnsSegmenter:
                 if some
             ]
             prefetch_rows(self.collection.visual, np.concatenate(ids))
-            sets = [np.asarray(self.collection.visual[one], dtype=np.float32) for one in ids]
+            sets = [l2_normalised(self.collection.visual[one]) for one in ids]
             means_cd = np.zeros((len(sets), self.collection.manifest.visual.dim), np.float32)
             for mean_d, vectors in zip(means_cd, sets, strict=True):
                 if len(vectors):
-                    mean_d[:] = l2_normalised(l2_normalised(vectors).mean(0))
+                    mean_d[:] = l2_normalised(vectors.mean(0))
             self._prepared[names] = Prepared(
                 references=References(
-                    vectors_md=l2_normalised(np.concatenate(sets)),
+                    vectors_md=np.concatenate(sets),
                     labels_m=np.repeat(np.arange(len(sets)), [len(one) for one in sets]),
                     means_cd=means_cd,
                 ),
@@ -185,19 +168,8 @@ class RnsSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
     ) -> list[Segmentation]:
-        """Label maps of images; a pixel's scores are the probabilities of its region or patch.
-
-        Args:
-            images: (H, W, 3) uint8 RGB each, of any sizes.
-            class_names: what to look for, as text; at least one.
-
-        Returns:
-            One Segmentation an image, at the image's size.
-
-        Raises:
-            ValueError: like `prepare`; images of another kind; or features of an image are zero or
-                not finite.
-        """
+        """Label maps of images; arguments, result and errors as in `Segmenter.segment`. A pixel's
+        scores are the probabilities of its region or patch."""
         check_images(images)
         prepared = self.prepare(class_names)
         found = score_images(images, partial(self._score, prepared=prepared), self.config.windows)
@@ -251,13 +223,7 @@ class RnsSegmenter:
     def _support(self, names: tuple[str, ...]) -> tuple[ClassSupport, ...]:
         if self.config.unsupported == "missing":
             return supported_classes(self.collection, names, self.texts, self.config.floor)
-        support = class_support(
-            self.collection,
-            names,
-            self.texts(names),
-            floor=self.config.floor,
-            meaningless=lambda: self.texts(MEANINGLESS),
-        )
+        support = support_by_text(self.collection, names, self.texts, self.config.floor)
         without = missing_names(names, support)
         if len(without) == len(names):
             raise ValueError(

@@ -64,7 +64,7 @@ class References:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What one head learns from."""
+    """Training rows of one head."""
 
     vectors_rd: torch.Tensor
     """(r, d) float32, L2-normalised."""

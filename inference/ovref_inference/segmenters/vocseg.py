@@ -137,7 +137,7 @@ class VocSegSegmenter:
         ):
             similarity = ensemble_similarity(features_nd, prototypes, texts_cd, self.config.alpha)
             scores_nc = softmax(similarity, self.config.tau)
-            if found.class_probs_nc is not None or found.open_classes is not None:
+            if found.knows_classes:
                 trained = trained_scores(
                     found, class_names, self.texts, self.config.label_threshold
                 )
