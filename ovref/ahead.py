@@ -1,7 +1,7 @@
 """Lookahead: threads process the next items while the caller uses the last result."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ READERS = 8
 
 def map_ahead(
     call: Callable[[Item], Result], items: Iterable[Item], threads: int = READERS
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `call(item)` for each item, in order, while threads process the next `threads` items.
 
     Exceptions of `call` are raised in order, too. After an exception, or when the iterator is

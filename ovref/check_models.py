@@ -11,7 +11,7 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ovref.contract import Dropped
 from ovref.errors import ModelError, OvrefError
@@ -26,17 +26,6 @@ BLOCKS = 64
 """Number of evenly spaced blocks hashed of a larger file, including the first and the last."""
 UNKNOWN = "unknown"
 """Fingerprint of weights that are not on this machine."""
-
-
-class ModelSpec(Protocol):
-    """A `Spec` whose stage loads models."""
-
-    name: Any
-
-    def check(self) -> list[Any]:
-        """Builds the stage and returns its output for one blank input.
-
-        Raises ModelError, or whatever a model's own code raises."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +57,7 @@ def check_models(specs: Iterable[Any]) -> tuple[CheckedModel, ...]:
     """
     found = []
     for spec in specs:
-        if hasattr(spec, "check"):
-            _check(spec)
+        check_stage(spec)
         found += [
             CheckedModel(
                 step=spec.name,
@@ -145,7 +133,18 @@ def weights_fingerprint(model: str, revision: str = "") -> str:
     return UNKNOWN
 
 
-def _check(spec: ModelSpec) -> None:
+def check_stage(spec: Any) -> None:
+    """Builds a stage that loads models and runs it on one blank input.
+
+    Args:
+        spec: of any stage. Specs of stages that load models have a method `check`, which returns
+            the stage's output; nothing is done for others.
+
+    Raises:
+        ModelError: a model cannot be loaded, or fails on the blank input.
+    """
+    if not hasattr(spec, "check"):
+        return
     try:
         answers = spec.check()
     except OvrefError:

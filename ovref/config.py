@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -82,6 +82,12 @@ def load_tree(
 def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration") -> Config:
     """Converts a mapping of plain values to the dataclass `cls`. Raises ConfigError like `load`."""
     return _parse(cls, tree, where, {})
+
+
+def part(config: Any, kind: type[Config]) -> Config:
+    """The settings of `config` that `kind`, a base class of its own, has."""
+    fields = dataclasses.fields(cast(Any, kind))
+    return kind(**{one.name: getattr(config, one.name) for one in fields})
 
 
 def dump(config: Any) -> dict[str, Any]:

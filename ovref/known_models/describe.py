@@ -72,19 +72,19 @@ def describe(
     for setting, config in encoders_of(spec):
         if config.model in skip:
             continue
-        told = (known_as or {}).get(config.model, config.model)
+        known = (known_as or {}).get(config.model, config.model)
         name = f"{step}.{setting}"
         try:
             lines = _DESCRIBERS[type(config)](config)
         except OvrefError as error:
-            found.append(Described(setting=name, model=told, lines=(), problem=str(error)))
+            found.append(Described(setting=name, model=known, lines=(), problem=str(error)))
             continue
         problem = next((line for line in lines if line.startswith("compared")), "")
         found.append(
             Described(
                 setting=name,
-                model=told,
-                lines=(f"licence   {licence_of(told)}", *lines),
+                model=known,
+                lines=(f"licence   {licence_of(known)}", *lines),
                 problem=problem if "DIFFERENT" in problem else "",
             )
         )

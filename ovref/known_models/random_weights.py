@@ -130,10 +130,7 @@ def write_tokenizer(folder: Path, text: Any) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     names = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    end = getattr(text, "eos_token_id", None)
-    if end is not None and end >= len(names):
-        end = None
-    if end == 2:  # CLIP's pool looks for this id
+    if getattr(text, "eos_token_id", None) == 2:  # CLIP's pool looks for this id
         names[1], names[2] = names[2], names[1]
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocabulary = {word: number for number, word in enumerate(

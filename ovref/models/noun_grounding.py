@@ -105,23 +105,15 @@ class Finder:
 
 
 def detector_finder(route: DetectorRoute, batch_size: int) -> Finder:
-    """Loads GroundingDINO and SAM. Raises ModelError."""
-    import torch
+    """Loads the detector and SAM. Raises ModelError."""
+    from ovref_inference.proposers.grounded_sam import load_grounded_sam
 
-    from ovref_inference.proposers.grounded_sam import GroundedSam
-    from ovref_inference.proposers.grounding import load_grounding_dino
-    from ovref_inference.proposers.sam import SamMasks
-    from ovref_inference.proposers.sam_model import load_sam
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    detector = load_grounding_dino(route.detector, device=device, batch_size=batch_size)
-    sam = SamMasks(load_sam(route.sam.model, device), batch_size=batch_size)
-    models = GroundedSam(detector, sam, multimask=route.sam.multimask)
+    models = load_grounded_sam(route.detector, route.sam, batch_size=batch_size)
 
     def check() -> None:
         # A blank image has no boxes, so SAM would not run.
         box_xyxy = np.array([[8, 8, 40, 40]], np.float32)
-        list(sam.of_boxes([BLANK_HWC], [box_xyxy], multimask=route.sam.multimask))
+        list(models.sam.of_boxes([BLANK_HWC], [box_xyxy], multimask=route.sam.multimask))
 
     logger.info("grounding with %s and %s", route.detector.model, route.sam.model)
     return Finder(

@@ -202,10 +202,11 @@ class EmbedStage:
                 measures["entropy"] = float("nan") if heat is None else heat_entropy(heat)
                 if unsafe_n is not None:
                     measures["unsafe"] = float(unsafe_n[at])
-                crops.append(masked_crop(image_hwc, mask_hw == YES, "none"))
-                texts.append(self._noun_embedding(record.regions[number].noun.text))
-                flat.append(measures)
-        if spec.clip and crops:
+                if spec.clip:
+                    crops.append(masked_crop(image_hwc, mask_hw == YES, "none"))
+                    texts.append(self._noun_embedding(record.regions[number].noun.text))
+                    flat.append(measures)
+        if crops:
             images_nd = self._texts.encode_images(crops)
             for measures, image_d, text_d in zip(flat, images_nd, texts, strict=True):
                 measures["clip"] = float(image_d @ text_d)

@@ -36,9 +36,9 @@ class Checkpoint:
     weights: Mapping[str, torch.Tensor]
     optimiser: Mapping[str, torch.Tensor]
     history: Sequence[Mapping[str, float]]
-    """Mean losses of every so many steps."""
+    """Mean losses over each interval between two log entries."""
     seconds: float
-    """That it took, over all starts."""
+    """Training time over all starts."""
 
 
 def steps_saved(store: Store) -> list[int]:

@@ -47,13 +47,13 @@ class TrainingData:
     folder: LabelFolder | None = None
     """Images and labels of your own instead."""
     scenes: int = 0
-    """So many training scenes of the miniature instead."""
+    """Number of training scenes of the miniature to use instead."""
     seen: tuple[str, ...] = ()
     """Classes whose masks are shown; empty takes all that are not unseen."""
     unseen: tuple[str, ...] = ()
     """Classes whose masks are never shown; empty takes those of the set's own split."""
     limit: int | None = None
-    """The first so many images; null takes all."""
+    """Number of images used, the first ones of the set; null uses all."""
     short_side: int = 512
     """Short side that images are brought to, before `scale`."""
     long_side: int = 2048

@@ -5,7 +5,7 @@
 `batches(step, part, parts)` gives one of `parts` equal parts of a step's images, a pure function of
 its arguments; `losses_of(model, batch)` gives the losses of each image. The loss of a step is the
 sum of the means over all its images. So a step is the same however its images are spread over
-workers and accumulated parts, and what was killed goes on to the same weights.
+workers and accumulated parts, and a killed training resumes to the same weights.
 
 Workers are processes of one `torch.distributed` group (`process_group.joined`), each of which calls
 `train`.
@@ -15,13 +15,14 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
+from ovref.ahead import map_ahead
 from ovref.errors import ConfigError, ModelError
 from ovref.identity import canonical, fingerprint
 from ovref.storage.file_store import Store
@@ -98,15 +99,18 @@ def train(
     started, said = time.monotonic(), time.monotonic()
     rows: list[Mapping[str, float]] = []
     model.train()
-    with _ahead(batches, config, rank, parts, first) as coming, Summary(config, store) as summary:
-        for step in range(first, config.steps):
+    own = range(rank * config.accumulate, (rank + 1) * config.accumulate)
+    steps = range(first, config.steps)
+    ahead = map_ahead(lambda step: [(p, batches(step, p, parts)) for p in own], steps, threads=1)
+    with closing(ahead), Summary(config, store) as summary:
+        for step, batch in zip(steps, ahead, strict=True):
             rate = rate_at(step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["factor"]
-            terms = _step(model, losses_of, coming(step), trained, config, step)
+            terms = _step(model, losses_of, batch, trained, config, step)
             norm = _clipped(trained, config.clip_norm)
             if not (math.isfinite(sum(terms.values())) and math.isfinite(norm)):
-                _refuse(terms, norm, step, coming(step), store)
+                _refuse(terms, norm, step, batch, store)
             optimiser.step()
             rows.append({**terms, "loss": sum(terms.values()), "norm": norm})
             done = step + 1
@@ -157,35 +161,6 @@ def _step(
     values = torch.stack(list(total.values()))
     _summed([values])
     return dict(zip(total, values.tolist(), strict=True))
-
-
-def _ahead(batches: Batches, config: TrainingConfig, rank: int, parts: int, first: int) -> "_Ahead":
-    own = range(rank * config.accumulate, (rank + 1) * config.accumulate)
-    return _Ahead(lambda step: [(part, batches(step, part, parts)) for part in own], first, config)
-
-
-class _Ahead:
-    """The parts of a step, made by a thread while the step before is computed."""
-
-    def __init__(
-        self, make: Callable[[int], list[tuple[int, Any]]], first: int, config: TrainingConfig
-    ) -> None:
-        self._make, self._steps, self._pool = make, config.steps, ThreadPoolExecutor(1)
-        self._coming: dict[int, Future[list[tuple[int, Any]]]] = {}
-        if first < config.steps:
-            self._coming[first] = self._pool.submit(make, first)
-
-    def __enter__(self) -> Callable[[int], list[tuple[int, Any]]]:
-        return self._parts
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _parts(self, step: int) -> list[tuple[int, Any]]:
-        self._coming = {n: future for n, future in self._coming.items() if n >= step}
-        if step + 1 < self._steps and step + 1 not in self._coming:
-            self._coming[step + 1] = self._pool.submit(self._make, step + 1)
-        return self._coming[step].result()
 
 
 def _groups(trained: Mapping[str, nn.Parameter], config: TrainingConfig) -> list[dict[str, Any]]:

@@ -24,13 +24,13 @@ def joined(device: str | None) -> Iterator[str | None]:
         This worker's device: of several GPUs of a machine the one of its $LOCAL_RANK.
 
     Raises:
-        ConfigError: a part of what launchers tell is missing.
+        ConfigError: some of the launcher's variables are missing.
     """
-    told = [name for name in LAUNCHED if name in os.environ]
-    if "RANK" not in told:
+    given = [name for name in LAUNCHED if name in os.environ]
+    if "RANK" not in given:
         yield device
         return
-    if missing := [name for name in LAUNCHED if name not in told]:
+    if missing := [name for name in LAUNCHED if name not in given]:
         raise ConfigError(
             f"RANK is set in the environment but {', '.join(missing)} not: start workers by "
             "torchrun, or unset RANK"

@@ -9,7 +9,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ from ovref.training.losses import (
     pseudo_labels,
     recovery_loss,
 )
-from ovref.training.process_group import place
+from ovref.training.process_group import joined, place
 from ovref.training.settings import TrainingConfig
 from ovref_inference.collection.retrieve import class_embeddings
 from ovref_inference.encoders.config import TextEncoderConfig
@@ -74,7 +74,7 @@ class ClipRcLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRcTraining:
-    """What `ovref train` trains."""
+    """Settings of `ovref train`."""
 
     __pydantic_config__ = STRICT
 
@@ -114,11 +114,17 @@ class _Split:
     """Those whose masks it is shown."""
 
 
+def run_as_worker(spec: ClipRcTraining, say: Say = print) -> dict[str, Any]:
+    """`run`, as one of the workers that a launcher started if it did; worker 0 reports progress."""
+    with joined(spec.device) as device:
+        return run(replace(spec, device=device), say if place()[0] == 0 else lambda line: None)
+
+
 def run(spec: ClipRcTraining, say: Say = print) -> dict[str, Any]:
     """Trains, or resumes training, and writes the trained head.
 
     Returns:
-        What is said of the training in the head's JSON file.
+        The facts about the training that the head's JSON file records.
 
     Raises:
         InputError: the data is not as it should be.
@@ -199,7 +205,7 @@ def prepare(spec: ClipRcTraining) -> Prepared:
         data, split.classes, spec.data, shown=split.shown, size_hw=spec.network.size_hw,
         batch=spec.training.batch, seed=spec.training.seed,
     )  # fmt: skip
-    batches(0, 0, spec.training.batch)  # what is wrong with the data is told before models load
+    batches(0, 0, spec.training.batch)  # faults in the data are reported before models load
     device = device_of(spec.device)
     torch.manual_seed(spec.training.seed)
     network, pixels = load_network(spec.network, device)

@@ -11,8 +11,6 @@ from ovref.models.recorders.recorder import (
     Reads,
     Spans,
     TransformerRecorder,
-    end_guidance_after,
-    guided_steps_of,
 )
 from ovref.models.tokens import around_caption, token_positions
 
@@ -128,10 +126,7 @@ class Flux2Recorder(_FluxRecorder):
         )
 
     def guidance_options(self, captions: Sequence[str], settings: Any) -> dict[str, Any]:
-        options: dict[str, Any] = {"guidance_scale": settings.guidance}
-        if self._klein and settings.guidance > 1 and settings.guided_share < 1:
-            options |= end_guidance_after(guided_steps_of(settings), {"_guidance_scale": 1.0}, ())
-        return options
+        return {"guidance_scale": settings.guidance}
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

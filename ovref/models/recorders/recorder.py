@@ -89,6 +89,10 @@ class TransformerRecorder:
     layout: ClassVar[Layout]
     can_end_guidance: ClassVar[bool] = False
     """Whether the pipeline can go on without guidance after some steps."""
+    unguided_scale: ClassVar[float] = 1.0
+    """The pipeline's guidance scale that means none."""
+    halved: ClassVar[tuple[str, ...]] = ()
+    """Tensors of the pipeline's call whose second half is the captions' own."""
     takes_negative_prompt: ClassVar[bool] = True
     calls_per_guided_step: ClassVar[int] = 1
     """1: captions and unconditional twins in one batch; 2: two calls, the captions' first."""
@@ -165,7 +169,11 @@ class TransformerRecorder:
 
     def options(self, captions: Sequence[str], settings: Any) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call, but for size, steps and seeds."""
-        return self.guidance_options(captions, settings)
+        options = self.guidance_options(captions, settings)
+        if settings.guidance > 1 and settings.guided_share < 1:
+            ended = {"_guidance_scale": self.unguided_scale}
+            options |= end_guidance_after(guided_steps_of(settings), ended, self.halved)
+        return options
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the grid of image positions."""

@@ -1,7 +1,6 @@
 """Stable Diffusion 3 and 3.5: joint attention over image and text, in this order."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 from ovref.models.joint_attribution import Layout
@@ -9,8 +8,6 @@ from ovref.models.recorders.recorder import (
     Reads,
     Spans,
     TransformerRecorder,
-    end_guidance_after,
-    guided_steps_of,
 )
 from ovref.models.tokens import token_positions
 
@@ -26,6 +23,7 @@ class SD3Recorder(TransformerRecorder):
     reads = Reads(reading="share", blocks=(9 / 24, 10 / 24), steps=(8 / 28, 9 / 28))
     layout = Layout(image="first")
     can_end_guidance = True
+    halved = ("prompt_embeds", "pooled_prompt_embeds")
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
@@ -42,13 +40,3 @@ class SD3Recorder(TransformerRecorder):
             (*clip, *(context + position for position in t5))
             for clip, t5 in zip(found, more, strict=True)
         ]
-
-    def guidance_options(self, captions: Sequence[str], settings: Any) -> dict[str, Any]:
-        options = super().guidance_options(captions, settings)
-        if settings.guidance > 1 and settings.guided_share < 1:
-            options |= end_guidance_after(
-                guided_steps_of(settings),
-                {"_guidance_scale": 1.0},
-                ("prompt_embeds", "pooled_prompt_embeds"),
-            )
-        return options

@@ -11,8 +11,6 @@ from ovref.models.recorders.recorder import (
     Reads,
     Spans,
     TransformerRecorder,
-    end_guidance_after,
-    guided_steps_of,
 )
 from ovref.models.tokens import around_caption, token_positions
 
@@ -27,6 +25,7 @@ class ZImageRecorder(TransformerRecorder):
     reads = Reads(reading="share")
     layout = Layout(image="first", image_multiple=SEQ_MULTI_OF, conditional="first")
     can_end_guidance = True
+    unguided_scale = 0.0
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
@@ -55,10 +54,7 @@ class ZImageRecorder(TransformerRecorder):
     def guidance_options(self, captions: Sequence[str], settings: Any) -> dict[str, Any]:
         # This pipeline's scale counts from the conditional prediction, so it is one less.
         scale = settings.guidance - 1 if settings.guidance > 1 else 0.0
-        options = {
+        return {
             "guidance_scale": scale,
             "negative_prompt": [settings.negative_prompt] * len(captions),
         }
-        if scale and settings.guided_share < 1:
-            options |= end_guidance_after(guided_steps_of(settings), {"_guidance_scale": 0.0}, ())
-        return options
