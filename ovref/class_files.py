@@ -47,6 +47,19 @@ def names_of(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(SYNONYMS) if name.strip())
 
 
+def lines_of_file(path: str | Path, what: str) -> list[str]:
+    """The lines of a UTF-8 text file, local or a URL; `what` names it in the error.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:  # no byte-order mark
+            return list(file.read().splitlines())
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"cannot read the {what} {path}: {error}") from error
+
+
 def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
     """Reads a class list: UTF-8 text, one class per line, its names separated by SYNONYMS.
 
@@ -58,11 +71,7 @@ def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
         InputError: the file cannot be read, has another number of classes, or two classes have the
             same first name, ignoring case.
     """
-    try:
-        with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:  # no byte-order mark
-            lines = file.read().splitlines()
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot read the class list {path}: {error}") from error
+    lines = lines_of_file(path, "class list")
     classes = [names_of(line) for line in lines if line.strip(f"{SYNONYMS} \t")]
     if not classes:
         raise InputError(f"{path} has no class; give one per line")

@@ -38,3 +38,8 @@ class Spec(Protocol):
 def base_key(key: str) -> str:
     """The key of the input that a record or a drop answers."""
     return key.partition("#")[0]
+
+
+def part_of_key(key: str) -> int:
+    """The number after `#` in a key; 0 without one."""
+    return int(key.partition("#")[2] or 0)

@@ -209,7 +209,7 @@ TITLES = {
     "unseen": "unseen mIoU %",
     "hiou": "hIoU %",
 }
-"""Metrics as people write them."""
+"""Titles of the metrics."""
 
 
 def metrics_of(seen: Sequence[bool] | None) -> dict[str, Metric]:

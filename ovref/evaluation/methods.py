@@ -32,6 +32,7 @@ from ovref_inference.segmenters.regions import (
     NO_CLASS,
     ScoredRegions,
     Segmentation,
+    best_of_names,
     panoptic,
     semantic,
 )
@@ -313,8 +314,7 @@ def _resized(
 ) -> ScoredRegions:
     """The scores of classes, each the maximum over its names, and mask probabilities, resized."""
     labels = class_of[:-1]
-    scores_nc = np.full((len(regions.scores_nc), labels.max() + 1), -np.inf, dtype=np.float32)
-    np.maximum.at(scores_nc.T, labels, regions.scores_nc.T)
+    scores_nc = best_of_names(regions.scores_nc, labels, labels.max() + 1)
     mask_probs_nhw = regions.mask_probs_nhw
     if mask_probs_nhw.shape[1:] != size_hw and len(mask_probs_nhw):
         activations = torch.from_numpy(np.ascontiguousarray(mask_probs_nhw))

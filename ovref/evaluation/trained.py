@@ -20,7 +20,7 @@ from ovref_inference.segmenters.clip_rc import ClipRcSegmenter, load_clip_rc, re
 
 
 def head_identity(spec: EvaluateSpec) -> dict[str, Any]:
-    """What tells a trained head from others. Raises ModelError as `read_head`."""
+    """The identity of the trained head that is evaluated. Raises ModelError like `read_head`."""
     head, _ = read_head(spec.clip_rc.weights)
     return {
         "weights": head.weights_sha256,

@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 
 from ovref.exchange.class_lists import Classes
-from ovref.exchange.picture_files import Picture as Picture
+from ovref.exchange.picture_files import Picture
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.crops import masked_crop
+from ovref_inference.segmenters.regions import best_of_names
 
 SAMPLE = 24
-"""References of a class that CLIP is asked about, at most."""
+"""Maximum number of references per class compared by CLIP."""
 _BATCH = 64
+
+
+Pictures = Callable[[list[dict[str, Any]]], Iterable[tuple[dict[str, Any], Picture]]]
+"""Gives the pictures of rows of a collection, each with its row, in any order; those it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipAgreement:
-    """What CLIP says of a sample of a class's references."""
+    """CLIP's agreement with a sample of a class's references."""
 
     references: int
     """References of the sample whose image is there."""
@@ -29,13 +34,18 @@ class ClipAgreement:
     """Share of them that are nearer to this class than to any other of the list."""
 
 
+def thinned(values: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the values, evenly spaced."""
+    return values[:: max(1, -(-len(values) // most))]
+
+
 def clip_agreement(
     collection: ReferenceCollection,
     classes: Classes,
     ids: Sequence[np.ndarray],
-    pictures: Callable[[list[dict[str, Any]]], Iterable[tuple[dict[str, Any], Picture]]],
+    pictures: Pictures,
 ) -> list[ClipAgreement | None]:
-    """For each class what CLIP says; None where no image of its references is there.
+    """CLIP's agreement for each class; None if no image of its references is available.
 
     The CLIP is the collection's own, whose text tower made its textual embeddings.
 
@@ -48,22 +58,18 @@ def clip_agreement(
     Raises:
         ModelError: CLIP cannot be loaded.
     """
-    from ovref_inference.encoders import load_text_encoder
-
     owners: dict[int, list[int]] = {}  # a reference may stand for two classes
     for at, of_class in enumerate(ids):
-        step = max(1, -(-len(of_class) // SAMPLE))
-        for number in of_class[::step].tolist():
+        for number in thinned(of_class, SAMPLE).tolist():
             owners.setdefault(number, []).append(at)
-    encoder: Any = load_text_encoder(collection.text_config)
     texts_nd = collection.embed_text(classes.query_names)
     cosines: list[list[float]] = [[] for _ in ids]
     first: list[int] = [0] * len(ids)
 
     def compare(batch: list[tuple[int, np.ndarray]]) -> None:
-        images_bd = encoder.encode_images([crop_hwc for _, crop_hwc in batch])
-        scores_bc = np.full((len(batch), len(classes.names)), -np.inf, np.float32)
-        np.maximum.at(scores_bc.T, classes.class_of, texts_nd @ images_bd.T)
+        images_bd = collection.embed_images([crop_hwc for _, crop_hwc in batch])
+        texts_nb = texts_nd @ images_bd.T
+        scores_bc = best_of_names(texts_nb.T, classes.class_of, len(classes.names))
         for (number, _), scores_c in zip(batch, scores_bc, strict=True):
             for at in owners[number]:
                 cosines[at].append(float(scores_c[at]))

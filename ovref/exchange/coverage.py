@@ -1,6 +1,6 @@
 """How well a collection covers the classes of a list: support, tightness, separation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ovref.exchange.class_lists import Classes
-from ovref.exchange.clip_agreement import ClipAgreement, Picture, clip_agreement
+from ovref.exchange.clip_agreement import ClipAgreement, Pictures, clip_agreement, thinned
 from ovref.ops.quality import agreement_with_others
 from ovref_inference.collection.class_support import MEANINGLESS, ClassSupport, class_support
 from ovref_inference.collection.prototypes import Prototypes
@@ -71,7 +71,7 @@ class ClassCoverage:
     contrast: float | None = None
     """Mean contrast of their attribution heatmaps; None where they are of another source."""
     clip: ClipAgreement | None = None
-    """What CLIP says of their images; None where it was not asked or there are none."""
+    """CLIP's agreement with their images; None where it was not asked or there are none."""
 
     @property
     def own(self) -> int:
@@ -89,10 +89,6 @@ class ClassCoverage:
         if self.tightness is None or self.similarity is None:
             return False
         return self.similarity >= self.tightness
-
-
-Pictures = Callable[[list[dict[str, Any]]], Iterable[tuple[dict[str, Any], Picture]]]
-"""Gives the pictures of rows of a collection, each with its row, in any order; those it has."""
 
 
 def coverage(
@@ -196,6 +192,9 @@ def _measured(
     nearest, similarity = nearest_sets(sets)
     scores = _heat_scores(collection)
     asked = clip_agreement(collection, classes, samples, pictures) if pictures else None
+    filled = [at for at, vectors in enumerate(sets) if len(vectors)]
+    starts = np.cumsum([0, *(len(sets[at]) for at in filled[:-1])])
+    every_nd = np.concatenate(sets)  # empty sets add nothing
     found = []
     for at, (row, ids) in enumerate(zip(rows, samples, strict=True)):
         changes: dict[str, Any] = {"others": others[at], "clip": asked[at] if asked else None}
@@ -204,7 +203,9 @@ def _measured(
             changes["similarity"] = float(similarity[at])
         if len(ids):
             vectors_nd = l2_normalised(collection.visual[ids])
-            taken_share, taken_for = _taken(vectors_nd[:: -(-len(ids) // COMPARED)], sets, at)
+            taken_share, taken_for = _taken(
+                thinned(vectors_nd, COMPARED), every_nd, starts, filled, at
+            )
             heat = scores[ids][~np.isnan(scores[ids])]
             changes |= {
                 "tightness": float((vectors_nd @ sets[at].T).max(1).mean()),
@@ -228,11 +229,11 @@ def _own_nouns(classes: Classes, prototypes: Prototypes, at: int, row: ClassCove
 
 
 def _sample(collection: ReferenceCollection, nouns: list[str]) -> np.ndarray:
-    """Ids of the nouns' references, or of every so-many-th, ascending."""
+    """Ids of the nouns' references, ascending, evenly thinned to at most SAMPLE."""
     if not nouns:
         return np.zeros(0, np.int64)
     ids = np.sort(np.concatenate([collection.references_of(noun) for noun in nouns]))
-    return np.asarray(ids[:: -(-len(ids) // SAMPLE)])
+    return thinned(ids, SAMPLE)
 
 
 def _heat_scores(collection: ReferenceCollection) -> np.ndarray:
@@ -245,20 +246,18 @@ def _heat_scores(collection: ReferenceCollection) -> np.ndarray:
 
 
 def _taken(
-    vectors_nd: np.ndarray, sets: Sequence[np.ndarray], own: int
+    vectors_nd: np.ndarray, every_md: np.ndarray, starts: np.ndarray, filled: list[int], own: int
 ) -> tuple[float, int | None]:
     """The share of a class's references that are nearer to another class, and which most are.
 
     Args:
         vectors_nd: (n, d), L2-normalised; n at least 1.
-        sets: prototypes of every class, as of `nearest_sets`.
+        every_md: (m, d) prototypes of all classes, class by class.
+        starts: where those of each class with prototypes begin.
+        filled: numbers of the classes with prototypes.
         own: number of the class, which has prototypes.
     """
-    filled = [at for at, vectors in enumerate(sets) if len(vectors)]
-    starts = np.cumsum([0, *(len(sets[at]) for at in filled[:-1])])
-    cosines_nc = np.maximum.reduceat(
-        vectors_nd @ np.concatenate([sets[at] for at in filled]).T, starts, axis=1
-    )
+    cosines_nc = np.maximum.reduceat(vectors_nd @ every_md.T, starts, axis=1)
     own_n = cosines_nc[:, filled.index(own)] + 1e-6  # classes may share their prototypes
     best_n = cosines_nc.argmax(1)
     taken = best_n[cosines_nc.max(1) > own_n]

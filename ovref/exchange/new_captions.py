@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 
+from ovref.class_files import lines_of_file
 from ovref.contract import Dropped
 from ovref.errors import InputError
 from ovref.identity import normalised
@@ -68,11 +68,9 @@ def read_templates(path: str) -> tuple[str, ...]:
     Raises:
         InputError: the file cannot be read, holds no template, or one without `{}` or with two.
     """
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8-sig") as file:
-            found = tuple(text for line in file.read().splitlines() if (text := normalised(line)))
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot read the templates {path}: {error}") from error
+    found = tuple(
+        text for line in lines_of_file(path, "templates") if (text := normalised(line))
+    )
     bad = [text for text in found if text.count("{}") != 1]
     if bad or not found:
         raise InputError(

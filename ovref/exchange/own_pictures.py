@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ovref.ahead import map_ahead
-from ovref.contract import base_key
+from ovref.contract import base_key, part_of_key
 from ovref.corpora.listing import open_place, shown
 from ovref.errors import InputError
 from ovref.exchange.picture_files import image_row, write_image_rows
@@ -87,14 +87,14 @@ def add_pictures(collection_url: str, images: Images, names: Mapping[str, str]) 
         files = (names[some[0]["key"]] for some in of_image.values())
         read = map_ahead(images.read, files, AHEAD)
         for (key, some), (file, image_hwc) in zip(of_image.items(), read, strict=True):
-            numbers = [int(row["key"].partition("#")[2] or 0) for row in some]
+            numbers = [part_of_key(row["key"]) for row in some]
             regions = [_region(row, image_hwc.shape[:2]) for row in some]
             record = ImageRecord(
                 key=key, caption=some[0]["caption"], source=names[some[0]["key"]], image=file,
                 regions=tuple(regions),
             )  # fmt: skip
             count += 1
-            yield image_row(record, dict(zip(range(len(some)), numbers, strict=True)))
+            yield image_row(record, dict(enumerate(numbers)))
 
     with tempfile.TemporaryDirectory() as scratch:
         for name in write_image_rows(rows(), Path(scratch)):

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ovref.contract import base_key
+from ovref.contract import base_key, part_of_key
 from ovref.errors import StorageError
 from ovref.evaluation.named_sets import coco_drawing
 from ovref.ops.run_lengths import rle
@@ -195,7 +195,7 @@ def has_pictures(url: str) -> bool:
 
 def picture_of(record: ImageRecord, key: str) -> Picture:
     """The picture of the reference `key`, which is one of the record's regions."""
-    number = int(key.partition("#")[2] or 0)
+    number = part_of_key(key)
     mask_hw = record.regions[number].mask_hw == YES if number < len(record.regions) else None
     return Picture(image_hwc=record.image_hwc(), mask_hw=mask_hw)
 
@@ -207,7 +207,7 @@ def mask_of(region: Mapping[str, Any]) -> np.ndarray:
 
 
 def _picture(row: dict[str, Any], key: str) -> Picture:
-    number = int(key.partition("#")[2] or 0)
+    number = part_of_key(key)
     masks = [mask_of(region) for region in row["regions"] if region["number"] == number]
     image_hwc = decode_image(row["image"]["bytes"])
     return Picture(image_hwc=image_hwc, mask_hw=masks[0] if masks else None)

@@ -23,7 +23,7 @@ from typing import Any
 
 from ovref.errors import InputError, MismatchError
 from ovref.exchange.picture_files import INDEX
-from ovref.reduce.compact import compact
+from ovref.reduce.compact import compact, compacted_fingerprint
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub, store
@@ -86,24 +86,25 @@ def publish(
             f"the evaluation is of the collection {measured_of(evaluation)[:12]}, this one is "
             f"{manifest.fingerprint[:12]}: evaluate it again"
         )
+    has_deleted = manifest.counts["tombstones"] > 0
+    wanted = compacted_fingerprint(manifest, paths) if has_deleted else manifest.fingerprint
+    there = _fingerprint_at(target)
+    is_other = there not in (None, wanted)
+    if is_other and there != manifest.fingerprint and not replace:
+        raise MismatchError(
+            f"{target} holds another collection (fingerprint {str(there)[:12]}, this one has "
+            f"{wanted[:12]}); choose another place, or give --replace"
+        )
     with tempfile.TemporaryDirectory() as scratch:
-        source = manifest.fingerprint
-        if manifest.counts["tombstones"]:
+        if has_deleted:
             manifest, paths = compact(manifest, paths, Path(scratch, "compact"))
-        there = _fingerprint_at(target)
-        is_other = there not in (None, manifest.fingerprint)
-        if is_other and there != source and not replace:
-            raise MismatchError(
-                f"{target} holds another collection (fingerprint {str(there)[:12]}, this one has "
-                f"{manifest.fingerprint[:12]}); choose another place, or give --replace"
-            )
         place = _OnHub(target) if on_hub else _InStore(target, there is not None, is_other)
         sums: dict[str, str] = {}
         size = 0
 
-        def send(name: str) -> None:
+        def send(name: str, digest: str = "") -> None:
             nonlocal size
-            sums[name] = sha256_of(folder / name)
+            sums[name] = digest or sha256_of(folder / name)
             size += (folder / name).stat().st_size
             place.send(folder / name)
 
@@ -113,8 +114,9 @@ def publish(
         for name in write_pictures(folder) if write_pictures is not None else ():
             send(name)
         for role, path in paths.items():
-            _link(path, folder / manifest.files[role].path)
-            send(manifest.files[role].path)
+            info = manifest.files[role]
+            _link(path, folder / info.path)
+            send(info.path, info.sha256)  # just checked, or just written
         text = card(manifest, title, target, evaluation, list(sums), _most_frequent(paths))
         (folder / CARD).write_text(text, encoding="utf-8")
         send(CARD)

@@ -20,7 +20,13 @@ from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref.ops.run_lengths import rle
 from ovref.stored_images import png_of
-from ovref_inference.segmenters.regions import NO_CLASS, ScoredRegions, box_of, panoptic
+from ovref_inference.segmenters.regions import (
+    NO_CLASS,
+    ScoredRegions,
+    best_of_names,
+    box_of,
+    panoptic,
+)
 
 NO_LABEL_8, NO_LABEL_16 = 255, 65535
 """Value of unlabelled pixels in label maps of 8 and 16 bits."""
@@ -54,8 +60,7 @@ def segments_of_regions(
 ) -> ScoredSegments:
     """Segments of scored regions, as RetCLIP has them (`regions.panoptic`): every thing's region
     is one segment, connected or not. A class has the best score of its names."""
-    scores_nc = np.full((len(regions.scores_nc), len(classes.names)), -np.inf, dtype=np.float32)
-    np.maximum.at(scores_nc.T, classes.class_of, regions.scores_nc.T)
+    scores_nc = best_of_names(regions.scores_nc, classes.class_of, len(classes.names))
     things = [i in (classes.things or ()) for i in range(len(classes.names))]
     found = panoptic(
         replace(regions, scores_nc=scores_nc), things, min_score=min_score, overlap=overlap

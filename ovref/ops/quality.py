@@ -10,7 +10,7 @@ import numpy as np
 _ROUNDING = 1e-6
 """Rounding error of a cosine in float32."""
 ODD = 3.0
-"""A reference is suspicious if its agreement is so many median deviations below the median."""
+"""A reference is suspicious if its agreement is this many median deviations below the median."""
 
 
 def usable_rows(vectors_nd: np.ndarray, tolerance: float = 0.01) -> np.ndarray:

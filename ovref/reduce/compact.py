@@ -20,12 +20,18 @@ from ovref_inference.collection.prototypes import PrototypeConfig
 NONE = np.zeros(0, dtype=np.int64)
 
 
+def compacted_fingerprint(manifest: fmt.Manifest, paths: dict[str, Path]) -> str:
+    """The fingerprint of the collection that `compact` makes."""
+    deleted = fmt.read_tombstones(paths["tombstones"])
+    return fingerprint([manifest.fingerprint, deleted.tolist(), "compacted"])
+
+
 def compact(
     manifest: fmt.Manifest, paths: dict[str, Path], work: Path
 ) -> tuple[fmt.Manifest, dict[str, Path]]:
-    """Makes the collection again of the references that are not deleted.
+    """Rebuilds the collection from the references that are not deleted.
 
-    They are numbered anew, in their order; indexes and prototypes are made of them alone, as a
+    They are renumbered in their order; indexes and prototypes are made of them alone, as a
     reduction makes them, and no model is needed. Nouns without a reference are left out.
 
     Args:
@@ -92,7 +98,7 @@ def compact(
         str(files),
         replace(
             manifest,
-            fingerprint=fingerprint([manifest.fingerprint, deleted.tolist(), "compacted"]),
+            fingerprint=compacted_fingerprint(manifest, paths),
             visual_index=fmt.index_info(tuned["visual"]),
             textual_index=fmt.index_info(tuned["textual"]),
             build=manifest.build
@@ -113,4 +119,4 @@ class _NoTexts:
 
 
 def _nobody(*_: Any) -> None:
-    """Nobody is told of the progress."""
+    """A progress callback that does nothing."""

@@ -50,8 +50,9 @@ class FilterSpec:
     agreement_min_elsewhere: int = 3
     """Nouns with fewer references than this on other images are too rare to measure, and kept."""
     outlier_deviations: float | None = field(default=None, metadata=ADDED_LATER)
-    """Drops references whose cosine to the mean of the noun's others is more than so many median
-    deviations below the noun's median (`ops.quality.agreement_with_others`); None keeps all."""
+    """Maximum number of median deviations by which a reference's cosine to the mean of the noun's
+    other references may lie below the noun's median (`ops.quality.agreement_with_others`); None
+    keeps all references."""
     min_clip_agreement: float | None = field(default=None, metadata=ADDED_LATER)
     """Lowest cosine of the box around a region to its noun by CLIP that is kept; None for no limit.
     Like the others below that need it, it needs `embed.measures`."""

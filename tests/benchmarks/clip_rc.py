@@ -106,8 +106,8 @@ def measure(runs: Path, collection: str, scenes: int) -> dict[str, Any]:
     for name in TRAININGS:
         path = runs / name / "clip_rc.json"
         if path.is_file():
-            told = json.loads(path.read_text())["training"]
-            found["trainings"][name] = {k: told[k] for k in ("steps", "seconds", "data")}
+            recorded = json.loads(path.read_text())["training"]
+            found["trainings"][name] = {k: recorded[k] for k in ("steps", "seconds", "data")}
     names = [name for name, (_, training, _) in ROWS.items() if training in found["trainings"]]
     if not collection:
         names.remove("prototypes")
@@ -213,8 +213,8 @@ def main() -> None:
             run(training_of(name, runs), lambda line: print(line, flush=True))
     found = measure(runs, arguments.collection, arguments.scenes)
     known = RESULTS / "clip_rc.json"
-    told = json.loads(known.read_text()).get("speed") if known.is_file() else None
-    found["speed"] = told if told and not arguments.speed else speed()
+    recorded = json.loads(known.read_text()).get("speed") if known.is_file() else None
+    found["speed"] = recorded if recorded and not arguments.speed else speed()
     (RESULTS / "clip_rc.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "clip_rc.md").write_text(page(found))
 

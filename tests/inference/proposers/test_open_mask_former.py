@@ -1,4 +1,4 @@
-"""A MaskFormer whose queries give embeddings: its own answers, and what segmenters are told."""
+"""A MaskFormer whose queries give embeddings: its own answers, and what it passes to segmenters."""
 
 import numpy as np
 import pytest

@@ -138,7 +138,7 @@ def test_clip_is_asked_about_the_boxes_of_references_whose_images_are_there(
     classes = read_classes("cat,dog;hound,tree")
     texts_nd = NearTexts().encode([f"a {name}." for name in classes.query_names])
 
-    class Eyes:
+    class Eyes(NearTexts):
         def encode_images(self, images):  # what a crop shows is said by its only pixel's red
             assert all(image_hwc.shape == (1, 1, 3) for image_hwc in images)
             return texts_nd[[int(image_hwc[0, 0, 0]) for image_hwc in images]]
@@ -153,7 +153,7 @@ def test_clip_is_asked_about_the_boxes_of_references_whose_images_are_there(
             image_hwc[1, 2, 0] = classes.query_names.index(shows)
             yield row, Picture(image_hwc=image_hwc, mask_hw=mask_hw)
 
-    monkeypatch.setattr("ovref_inference.encoders.load_text_encoder", lambda config: Eyes())
+    monkeypatch.setattr(collection, "_text_encoder", Eyes())
     rows = {row.name: row.clip for row in coverage(collection, classes, pictures=pictures)}
     assert rows["tree"] is None
     assert rows["dog"].first == 1 and rows["dog"].cosine == pytest.approx(1, abs=1e-3)
