@@ -56,7 +56,7 @@ exit codes:
   1    shards failed permanently, something is damaged, or an unforeseen error
   2    the arguments, the configuration, an input, a model or the store must be fixed first
   130  stopped by Ctrl-C or SIGTERM; nothing committed is lost
-  141 the reader of the output closed it
+  141  the reader of the output closed it
 """
 
 OVERRIDE_HELP = (

@@ -1,16 +1,21 @@
 """Output of `ovref`: results to stdout, messages to stderr, as text or JSON lines."""
 
 import datetime
+import io
 import json
 import logging
 import os
 import select
+import shutil
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Iterable
 from typing import Any, TextIO, cast
+
+TABLE_WIDTH = 110
+"""Width of a table if stdout is not a terminal."""
 
 
 def prepare() -> None:
@@ -29,6 +34,20 @@ def prepare() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in Ray's workers; see engine
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars clutter a log
+
+
+def drawn(table: Any, **options: Any) -> str:
+    """A table of rich as text, as wide as the terminal, or TABLE_WIDTH if stdout is none.
+
+    Args:
+        options: of rich's Console.
+    """
+    from rich import console  # only tables need it
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else TABLE_WIDTH
+    written = io.StringIO()
+    console.Console(file=written, width=width, **options).print(table)
+    return written.getvalue().rstrip()
 
 
 class Console:

@@ -263,6 +263,15 @@ def thread_variables(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": "1"}
 
 
+def worker_variables(threads: int, gpus: float) -> dict[str, str]:
+    """Environment variables of a Ray worker that reserves this many GPUs."""
+    variables = thread_variables(threads)
+    if gpus == 0:
+        # Ray hides GPUs from workers that reserved others, not from those without any.
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
 def limit_threads(threads: int) -> None:
     """Limits the threads of libraries loaded from now on, and of torch if it is loaded already."""
     os.environ.update(thread_variables(threads))

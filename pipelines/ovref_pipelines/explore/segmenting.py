@@ -71,7 +71,7 @@ class Photographs:
             if method not in self._segmenters:
                 self._segmenters[method] = load_segmenter(self._collection, method)  # type: ignore[arg-type]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of missing classes, which are told below
+                warnings.simplefilter("ignore")  # about missing classes, which are listed below
                 (found,) = self._segmenters[method].segment([image_hwc], classes.query_names)
         except ValueError as error:
             return {"error": str(error).replace(self._collection.url, "this collection")}

@@ -22,7 +22,7 @@ from ovref.errors import ModelError
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.ledger import ShardTask
 from ovref_pipelines.engine.progress import Progress
-from ovref_pipelines.engine.run_steps import StepRun, settle, thread_variables
+from ovref_pipelines.engine.run_steps import StepRun, settle, worker_variables
 from ovref_pipelines.engine.stopping import Drain
 from ovref_pipelines.errors import JobError, StoppedError
 from ovref_pipelines.ray.cluster import (
@@ -129,10 +129,7 @@ class _Driver:
                     return
                 strategy = NodeAffinitySchedulingStrategy(node, soft=False)
                 self._found_room_at = time.monotonic()
-            variables = thread_variables(self._config.threads)
-            if pool.config.gpus_per_worker == 0:
-                # Ray hides GPUs from workers that reserved others, not from those without any.
-                variables["CUDA_VISIBLE_DEVICES"] = ""
+            variables = worker_variables(self._config.threads, pool.config.gpus_per_worker)
             options = {
                 "num_cpus": pool.config.cpus_per_worker,
                 "num_gpus": pool.config.gpus_per_worker,

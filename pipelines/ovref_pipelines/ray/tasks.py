@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ovref.errors import ModelError, StorageError
 from ovref.reduce.phases import Task
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
-from ovref_pipelines.engine.run_steps import limit_threads, thread_variables
+from ovref_pipelines.engine.run_steps import limit_threads, thread_variables, worker_variables
 from ovref_pipelines.ray.cluster import join
 
 
@@ -90,9 +90,7 @@ def run_each(
 
 
 def _started(call: Callable[[], Any], config: EngineConfig, pool: PoolConfig) -> Any:
-    variables = thread_variables(config.threads)
-    if pool.gpus_per_worker == 0:
-        variables["CUDA_VISIBLE_DEVICES"] = ""
+    variables = worker_variables(config.threads, pool.gpus_per_worker)
     options = {
         "num_cpus": pool.cpus_per_worker,
         "num_gpus": pool.gpus_per_worker,

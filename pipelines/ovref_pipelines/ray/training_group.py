@@ -1,6 +1,5 @@
 """A training on workers of a Ray cluster, which form one `torch.distributed` group."""
 
-import dataclasses
 import os
 import socket
 from collections.abc import Callable
@@ -12,12 +11,12 @@ from ray.exceptions import RayActorError
 from ovref.errors import OvrefError
 from ovref.training.train_clip_rc import ClipRcTraining
 from ovref_pipelines.engine.config import EngineConfig
-from ovref_pipelines.engine.run_steps import thread_variables
+from ovref_pipelines.engine.run_steps import worker_variables
 from ovref_pipelines.errors import JobError
 from ovref_pipelines.ray.cluster import join
 
 POLL_SECONDS = 2.0
-"""Time between two looks at what worker 0 says."""
+"""Interval between polls of worker 0's output."""
 
 
 class TrainingWorker:
@@ -37,22 +36,19 @@ class TrainingWorker:
     ) -> OvrefError | None:
         """Trains as one of several; returns an error that ovref raises on purpose."""
         from ovref.training import train_clip_rc
-        from ovref.training.process_group import joined
 
         os.environ |= {
             "RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_RANK": "0",
             "MASTER_ADDR": address[0], "MASTER_PORT": str(address[1]),
         }  # fmt: skip
         try:
-            with joined(spec.device) as device:
-                say = self._lines.append if rank == 0 else lambda line: None
-                train_clip_rc.run(dataclasses.replace(spec, device=device), say)
+            train_clip_rc.run_as_worker(spec, self._lines.append)
         except OvrefError as error:
             return error
         return None
 
     def lines(self) -> list[str]:
-        """What was said since the last call."""
+        """Lines since the last call."""
         said, self._lines[:] = list(self._lines), []
         return said
 
@@ -83,7 +79,7 @@ def _run_once(spec: ClipRcTraining, config: EngineConfig, say: Callable[[str], N
         "num_cpus": config.cpus_per_worker,
         "num_gpus": config.gpus_per_worker,
         "max_concurrency": 2,
-        "runtime_env": {"env_vars": thread_variables(config.threads)},
+        "runtime_env": {"env_vars": worker_variables(config.threads, config.gpus_per_worker)},
     }
     actor: Any = ray.remote(TrainingWorker).options(**options)
     workers = [actor.remote() for _ in range(config.workers)]

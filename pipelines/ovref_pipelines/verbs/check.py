@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovref.check_models import check_models
+from ovref.check_models import check_stage
 from ovref.errors import ModelError
 from ovref.known_models import table
 from ovref_pipelines.build_config import BuildConfig
@@ -43,11 +43,8 @@ def check(
         say: called with a line for people when a step's models begin to load.
     """
     specs = {
-        "extract_nouns": config.extract_nouns,
-        next(name for name in ("synthesize", "ground", "true_masks")
-             if getattr(config, name) is not None): config.make_images,
-        "embed": config.embed,
-    }  # fmt: skip
+        spec.name: spec for spec in (config.extract_nouns, config.make_images, config.embed)
+    }
     blocks: list[str] = []
     problems = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +82,7 @@ def _step(
         blocks += [f"{step}: {model}\n    left out: {reason}" for model in [*left_out, *others]]
     elif others:
         try:
-            check_models([spec])
+            check_stage(spec)
             blocks.append(f"{step}: {', '.join(others)}\n    ran on a blank input")
         except ModelError as error:
             blocks.append(f"{step}: {', '.join(others)}\n    CANNOT BE USED: {error}")
@@ -108,6 +105,7 @@ def _with_random_weights(spec: Any, folder: Path, made: dict[str, str]) -> tuple
 
     changed: dict[str, Any] = {}
     left_out: list[str] = []
+    places = {model: place for place, model in made.items()}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         if is_described(value):
@@ -115,7 +113,6 @@ def _with_random_weights(spec: Any, folder: Path, made: dict[str, str]) -> tuple
             if known is None:
                 left_out.append(value.model)
                 continue
-            places = {model: place for place, model in made.items()}
             if known.model not in places:
                 place = folder / str(len(made))
                 made[str(random_weights.write(known, place))] = known.model

@@ -1,18 +1,14 @@
 """`ovref coverage`: how well a collection covers each class of a list, the weakest first."""
 
-import io
 import json
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ovref.exchange.coverage import FEW, ClassCoverage
+from ovref_pipelines.console import drawn
 
-WIDTH = 110
-"""Width of a table if stdout is not a terminal."""
 SHOWN = 3
 """Maximum number of other nouns listed per class."""
 SAID = {
@@ -46,7 +42,7 @@ def text(rows: list[ClassCoverage]) -> str:
             f"{row.outliers:.0%}" if row.outliers else "", taken, _cosine(row.contrast),
             f"{nearest}{' (!)' * row.confusable}", *([clip] if asked else []),
         )  # fmt: skip
-    return _drawn(table)
+    return drawn(table)
 
 
 def as_json(rows: list[ClassCoverage]) -> str:
@@ -79,20 +75,11 @@ def change_text(
             _change(old.nearest or "", f"{new.nearest or ''}{' (!)' * new.confusable}"),
             _change(_cosine(old.similarity), _cosine(new.similarity)),
         )  # fmt: skip
-    return _drawn(table)
+    return drawn(table)
 
 
 def _change(old: str, new: str) -> str:
     return new if old == new else f"{old or '-'} -> {new or '-'}"
-
-
-def _drawn(table: Any) -> str:
-    from rich.console import Console
-
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    written = io.StringIO()
-    Console(file=written, width=width).print(table)
-    return written.getvalue().rstrip()
 
 
 def _counted(rows: list[ClassCoverage]) -> dict[str, int]:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ovref.config import part
 from ovref.evaluation import evaluate as evaluation
 from ovref.evaluation.counting import ScoreImages
 from ovref.evaluation.named_sets.label_folder import LabelFolder
@@ -41,8 +42,7 @@ class EvaluateConfig(EvaluateSpec):
     @property
     def spec(self) -> EvaluateSpec:
         """The settings that determine what is counted."""
-        fields = dataclasses.fields(EvaluateSpec)
-        return EvaluateSpec(**{one.name: getattr(self, one.name) for one in fields})
+        return part(self, EvaluateSpec)
 
 
 def with_absolute_places(config: Spec) -> Spec:

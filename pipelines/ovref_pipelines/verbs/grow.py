@@ -30,6 +30,7 @@ from ovref.records import Caption
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
+from ovref_inference.collection import store as collections
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_pipelines import recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
@@ -51,7 +52,7 @@ ARGUMENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Grow:
-    """What is to be grown, and how."""
+    """Settings of a growth."""
 
     place: str
     """A collection, or the output of a build."""
@@ -76,7 +77,7 @@ class Grow:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is built for which class."""
+    """The captions of a growth, by class, and its build."""
 
     asked: dict[str, Any]
     """What was asked for; the same command must ask for the same."""
@@ -99,7 +100,7 @@ class Plan:
 
 
 def plan(grow: Grow) -> Plan:
-    """What `grow` would build, or goes on building. Writes nothing.
+    """The plan of a new or a resumed growth. Writes nothing.
 
     Raises:
         InputError: the collection, its settings or the class list are not there, its images were
@@ -126,19 +127,19 @@ def plan(grow: Grow) -> Plan:
         raise MismatchError(f"{output.url} is of another build: choose another output")
     with ReferenceCollection.open(collection) as opened:
         before = coverage(opened, classes)
-        missing = {row.name: grow.target - row.own for row in before if row.own < grow.target}
+        owned = {row.name: row.own for row in before if row.own < grow.target}
         draws = config.corpus.draws
         wanted = [
-            Wanted(names=names, captions=math.ceil(missing[names[0]] * MARGIN / draws))
+            Wanted(names=names, captions=_wanted(grow.target, owned[names[0]], draws))
             for names in _names(classes)
-            if names[0] in missing
+            if names[0] in owned
         ]
         found = new_captions(
             opened, wanted, config.extract_nouns, templates=templates, given=_given(asked)
         )
     if wanted and not found:
         raise InputError(
-            f"no caption was found for {', '.join(missing)}: the tagger finds them in none of the "
+            f"no caption was found for {', '.join(owned)}: the tagger finds them in none of the "
             "templates; give captions of your own by --captions"
         )
     return Plan(
@@ -151,7 +152,8 @@ def plan(grow: Grow) -> Plan:
 
 
 def grow_collection(plan: Plan, say: Say) -> tuple[BuildSummary, list[ClassCoverage]]:
-    """Builds what is planned, or goes on; the build and the coverage after it.
+    """Builds the planned captions or resumes the build; returns its summary and the coverage
+    afterwards.
 
     Raises:
         OvrefError, StoppedError: as of `recipe.build`.
@@ -177,6 +179,11 @@ def with_corpus_in(plan: Plan, folder: str) -> BuildConfig:
     store.write(CAPTIONS, plan.text)
     corpus = dataclasses.replace(plan.config.corpus, path=f"{store.url}/{CAPTIONS}")
     return dataclasses.replace(plan.config, corpus=corpus)
+
+
+def _wanted(target: int, own: int, draws: int) -> int:
+    """Number of captions to write for a class that has `own` references."""
+    return math.ceil((target - own) * MARGIN / draws)
 
 
 def _names(classes: Classes) -> list[tuple[str, ...]]:
@@ -207,8 +214,7 @@ def _opened(grow: Grow) -> tuple[str, dict[str, Any]]:
         if build == place:
             raise
         settings = {}  # of whatever lies beside a collection
-    with ReferenceCollection.open(collection) as opened_collection:
-        made = opened_collection.manifest.build
+    made = collections.read_manifest(collection).build
     if not settings:
         settings = _of_manifest(collection, made)
     corpus = settings.get("corpus") or {}
@@ -217,14 +223,13 @@ def _opened(grow: Grow) -> tuple[str, dict[str, Any]]:
 
 def _licence(build: dict[str, Any]) -> str | None:
     """The licence of the captions, which those made from them have too."""
-    for made in build.get("provenance", []):
-        licence = made.get("corpus", {}).get("licence", UNKNOWN)
-        return None if licence == UNKNOWN else str(licence)
-    return None
+    made: dict[str, Any] = next(iter(build.get("provenance", [])), {})
+    licence = made.get("corpus", {}).get("licence", UNKNOWN)
+    return None if licence == UNKNOWN else str(licence)
 
 
 def _of_manifest(url: str, build: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a collection was made with, as far as its manifest tells them."""
+    """The settings that a collection was made with, as far as its manifest contains them."""
     try:
         made = build["provenance"][0]
         stages = {
@@ -333,7 +338,7 @@ def plan_text(plan: Plan) -> str:
             f"  {row.name}: has {row.own}, {len(written)} captions ({sources or 'none found'})"
             + (f", such as {written[0][0]!r}" if written else "")
         )
-        wanted = math.ceil((target - row.own) * MARGIN / plan.config.corpus.draws)
+        wanted = _wanted(target, row.own, plan.config.corpus.draws)
         if len(written) < wanted:
             lines.append(
                 f"    {wanted} would be needed: give more by --templates or --captions, or draw "

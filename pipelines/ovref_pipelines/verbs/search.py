@@ -5,7 +5,6 @@ embedded without torch where the text encoder allows it, because importing torch
 all the rest.
 """
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,7 @@ import numpy as np
 from ovref.errors import InputError
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import class_embeddings
-
-WIDTH = 110
-"""Width of a table if stdout is not a terminal."""
+from ovref_pipelines.console import drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +75,6 @@ def search(collection: ReferenceCollection, query: Query, k: int) -> Found:
 
 def text(found: Found) -> str:
     """A table, for people."""
-    import shutil
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"references nearest to {found.query}", title_justify="left")
@@ -92,11 +85,8 @@ def text(found: Found) -> str:
     table.add_column("key", no_wrap=True)
     for row, score in zip(found.rows, found.scores, strict=True):
         table.add_row(str(row["id"]), row["noun"], row["caption"], f"{score:.3f}", row["key"])
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    written = io.StringIO()
     # Brackets and colons in captions are not rich markup or emoji.
-    Console(file=written, width=width, markup=False, emoji=False).print(table)
-    return written.getvalue().rstrip()
+    return drawn(table, markup=False, emoji=False)
 
 
 def as_json(found: Found) -> str:

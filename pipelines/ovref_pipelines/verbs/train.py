@@ -11,9 +11,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ovref.config import part
 from ovref.locations import absolute, absolute_local, with_absolute_models
 from ovref.training import train_clip_rc
-from ovref.training.process_group import joined, place
 from ovref.training.train_clip_rc import ClipRcTraining
 from ovref_pipelines.console import Console
 from ovref_pipelines.engine.config import EngineConfig
@@ -23,24 +23,23 @@ from ovref_pipelines.verbs.evaluate import absolute_folder, this_process
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ClipRcTraining):
-    """What is trained, and where."""
+    """Settings of a training and of where it runs."""
 
     method: Literal["clip_rc"] = "clip_rc"
     """CLIP-RC (Zhang et al., CVPR 2024)."""
     engine: EngineConfig = field(default_factory=this_process)
-    """This process, or (`engine.engine=ray`) so many workers of a Ray cluster, which must all see
+    """This process, or (`engine.engine=ray`) `workers` workers of a Ray cluster, which must all see
     the data and the output. `workers`, `address`, `cpus_per_worker`, `gpus_per_worker`, `threads`
     and `attempts` count."""
 
     @property
     def spec(self) -> ClipRcTraining:
         """The part that says what is trained."""
-        fields = dataclasses.fields(ClipRcTraining)
-        return ClipRcTraining(**{one.name: getattr(self, one.name) for one in fields})
+        return part(self, ClipRcTraining)
 
 
 def with_absolute_places(config: TrainConfig) -> TrainConfig:
-    """The configuration with every place as it is seen from any folder."""
+    """The configuration with absolute places."""
     changes: dict[str, Any] = {"output": absolute(config.output, "output")}
     if config.start:
         changes["start"] = absolute(config.start, "start")
@@ -54,7 +53,7 @@ def with_absolute_places(config: TrainConfig) -> TrainConfig:
 
 
 def train(config: TrainConfig, console: Console) -> None:
-    """Trains as `ovref.training.train_clip_rc.run`, with its errors; worker 0 tells how it goes.
+    """Trains as `ovref.training.train_clip_rc.run`, with its errors; worker 0 reports progress.
 
     Raises:
         JobError: workers of Ray died too often; the same call resumes.
@@ -65,6 +64,4 @@ def train(config: TrainConfig, console: Console) -> None:
         with ray_left_as_found():
             training_group.run(config.spec, config.engine, console.say)
         return
-    with joined(config.device) as device:
-        here = dataclasses.replace(config.spec, device=device)
-        train_clip_rc.run(here, console.say if place()[0] == 0 else lambda line: None)
+    train_clip_rc.run_as_worker(config.spec, console.say)
