@@ -27,11 +27,13 @@ cd "$(dirname "$0")/../.."
 OUT=$(realpath -m "${1:?usage: gpu.sh OUT [PART ...]}")
 shift
 PARTS=("$@")
-[ ${#PARTS[@]} -gt 0 ] || PARTS=(warm works wait generation compiled daam fast sdxl backbones opencut
-    windows attention faiss)
+[ ${#PARTS[@]} -gt 0 ] || PARTS=(warm works wait compiled ways fast joint sdxl generation daam backbones
+    opencut windows attention faiss)
 PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
-DEVICE=(--device cuda) GENERATION=() WORKS=() ATTENTION=(--captions 16 --repeats 10)
+DEVICE=(--device cuda) GENERATION=() WORKS=(--steps 20) ATTENTION=(--captions 16 --repeats 10)
+JOINT=(--preset sd35_medium --scheduler flow_euler --guidance 4.5 --read-all)
+BLOCKS=(--dtype bfloat16 --rows 8 --blocks 4 --repeats 10)
 OPENCUT=(--grids 60 --graphs 16) WINDOWS=() DAAM=(--images 3) FAISS=(--cpu-rows 262144 --cpu-steps 4)
 BACKBONES=() FAST=(--scheduler unipc --steps 10 --guided-share 0.5)
 if [ -n "${REHEARSE:-}" ]; then
@@ -39,6 +41,7 @@ if [ -n "${REHEARSE:-}" ]; then
     GENERATION=(--preset miniature --steps 2 --turns 1)
     WORKS=(--preset miniature --steps 1 --batch 2)
     ATTENTION=(--captions 1 --repeats 1)
+    JOINT=() BLOCKS=(--blocks 1 --pixels 256 --repeats 1)
     OPENCUT=(--grids 14 --graphs 2) WINDOWS=(--small) DAAM=(--small --images 1 --steps 1)
     FAISS=(--rows 20000)
     BACKBONES=(--batch 1 --repeats 1 --only clip_large)
@@ -72,22 +75,22 @@ generation() { # seconds at most, name of the file, arguments...
 
 for part in "${PARTS[@]}"; do
     case $part in
-    warm)
-        generation 240 warm_compiled compiled:16 --compile-only &> "$OUT/warm_compiled.log" &
-        generation 240 warm_graphs graphs:16 --compile-only &> "$OUT/warm_graphs.log" &
-        generation 240 warm_fast compiled:16 --compile-only "${FAST[@]}" &> "$OUT/warm_fast.log" & ;;
+    warm) # that of `fast` serves `compiled`, too
+        generation 300 warm compiled:16 --compile-only "${FAST[@]}" &> "$OUT/warm_fast.log" &
+        for variant in all:16 compiled:32 graphs:16; do
+            generation 300 warm "$variant" --compile-only &> "$OUT/warm_${variant/:/_}.log" &
+        done ;;
     works) part 150 tests/benchmarks/gpu_works.py --output "$OUT" "${DEVICE[@]}" "${WORKS[@]}" ;;
     wait)
         wait
         tail -n 3 "$OUT"/warm_*.log ;;
-    generation) # plain ways; parts, worker and profile of the usual one
-        generation 150 generation plain:16 plain:32 channels_last:16 --parts plain:16 \
-            --profile plain:16 ;;
     compiled)
-        generation 150 compiled compiled:16 graphs:16 --parts compiled:16 \
-            --worker compiled:16 --profile compiled:16 ;;
-    compiled_32) generation 200 compiled_32 compiled:32 ;;
-    all) generation 120 all all:16 fused:16 --profile all:16 ;;
+        generation 150 compiled compiled:16 --worker compiled:16 --profile compiled:16 ;;
+    ways) # what else may bring it nearer to the ceiling
+        for variant in all:16 compiled:32 graphs:16; do
+            generation 100 "${variant/:/_}" "$variant" --profile all:16
+        done ;;
+    generation) generation 150 generation plain:16 plain:32 channels_last:16 --parts plain:16 ;;
     daam)
         if [ -n "${DAAM_SITE:-}" ]; then
             part 30 tests/benchmarks/daam_gpu.py --prepare "$SITE/daam_model"
@@ -96,7 +99,11 @@ for part in "${PARTS[@]}"; do
         fi ;;
     fast) # the fast preset's way: a few steps, half of them guided
         generation 120 fast compiled:16 "${FAST[@]}" --parts compiled:16 --worker compiled:16 ;;
-    sdxl) generation 90 sdxl channels_last:8 --preset sdxl --steps 30 --turns 1 ;;
+    joint) # attention over image and text together
+        part 60 tests/benchmarks/transformer_attribution.py --output "$OUT/joint_blocks.json" \
+            "${DEVICE[@]}" "${BLOCKS[@]}"
+        generation 150 joint plain:4 --steps 28 --turns 1 "${JOINT[@]}" ;;
+    sdxl) generation 120 sdxl plain:4 --preset sdxl --steps 30 --turns 1 ;;
     backbones)
         part 90 tests/benchmarks/gpu_backbones.py --output "$OUT" "${DEVICE[@]}" "${BACKBONES[@]}" ;;
     opencut)

@@ -4,7 +4,8 @@ A variant is a way to run the same pipeline: plain, channels-last, compiled, wit
 For each variant and batch size whole batches are generated, from captions to pixels in host
 memory, alternately without and with attribution (heatmaps in host memory as well). Optionally
 follow: each part alone (`bench`), the worker's whole path through `synthesize` and `embed`
-into shards, and a profile of one UNet call by kind of kernel. The ceiling is the best of ten
+into shards, and a profile of two UNet calls by kind of kernel (what four steps take less what two
+take, so that texts and decoding are not in it). The ceiling is the best of ten
 products of two random 8192 x 8192 matrices in the same type; bandwidth is a copy of 4 GB, bytes
 read and written counted.
 
@@ -63,6 +64,10 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guided-share", type=float, default=1.0)
+    parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument(
+        "--read-all", action="store_true", help="a transformer's blocks and steps, not its default"
+    )
     parser.add_argument("--turns", type=int, default=2, help="batches of each kind")
     parser.add_argument("--parts", nargs="*", default=[], help="variants measured part by part")
     parser.add_argument("--worker", nargs="*", default=[], help="variants run as a worker does")
@@ -75,7 +80,8 @@ def main():
     dtype = DTYPES[arguments.dtype]
     results = {
         "what": f"{arguments.preset}, {arguments.dtype}, {arguments.steps} steps of "
-        f"{arguments.scheduler}, guidance 7.5 in {arguments.guided_share:.0%} of them",
+        f"{arguments.scheduler}, guidance {arguments.guidance} in {arguments.guided_share:.0%} of "
+        f"them{', attention read in all blocks and steps' if arguments.read_all else ''}",
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "torch": torch.__version__,
         "rows": {},
@@ -92,9 +98,13 @@ def main():
     spec = BenchSpec(
         preset=arguments.preset,
         steps=arguments.steps,
+        guidance=arguments.guidance,
         guided_share=arguments.guided_share,
         dtype=arguments.dtype,
     )
+    if arguments.read_all:
+        every = tuple(range(len(presets.blocks(arguments.preset))))
+        spec = replace(spec, blocks=every, read_steps=(0.0, 1.0))
     if not arguments.compile_only:
         found(results, "ceiling", ceiling(dtype, device))
         found(results, "bytes a second", bandwidth(device))
@@ -123,29 +133,23 @@ def main():
 
 def measured(spec, pipeline, variant, batch_size, arguments, results):
     """Yields names and values of one variant at one batch size."""
-    device, named = pipeline.unet.device, f"{variant}:{batch_size}"
+    device, named = pipeline.vae.device, f"{variant}:{batch_size}"
     synthesize = spec.synthesis(
         arguments.scheduler, batch_size, compiled=VARIANTS[variant].get("compiled", False)
     )
     prompts = measure._prompts(3 * batch_size)
     stage = SynthesizeStage(synthesize, synthesize.generator(pipeline))
-    orders = [order for order, _ in map(stage._order, prompts[:batch_size])]
-    given = (
-        [order.prompt.caption for order in orders],
-        [order.positions for order in orders],
-        [order.seed for order in orders],
-    )
+    given = measure.requested(stage, prompts[:batch_size])
 
     def bare(generator):
         images = pipeline(
             prompt=given[0],
             num_inference_steps=generator._settings.steps,
-            guidance_scale=generator._settings.guidance,
             height=synthesize.size_hw[0],
             width=synthesize.size_hw[1],
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in given[2]],
             output_type="pt",
-            **generator._partly_guided(),
+            **generator._recorder.options(given[0], generator._settings),
         ).images
         return to_uint8(images)[0].cpu()
 
@@ -180,7 +184,13 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
     if device.type == "cuda":
         yield "peak GB", torch.cuda.max_memory_allocated() / 1e9
     if named in arguments.profile and device.type == "cuda":
-        yield "profile", profile(lambda: brief.generate_at_once(*given))
+        longer = replace(synthesize, steps=4, guided_share=share).generator(pipeline)
+        yield (
+            "profile",
+            profile(
+                lambda: brief.generate_at_once(*given), lambda: longer.generate_at_once(*given)
+            ),
+        )
     embed = None
     if named in arguments.parts + arguments.worker:
         embed = measure._embed_stage(spec.preset, DTYPES[spec.dtype], device, batch_size)
@@ -219,8 +229,27 @@ def bandwidth(device):
     return 2 * size / min(seconds(lambda: b.copy_(a), device) for _ in range(10))
 
 
-def profile(run):
-    """Milliseconds on the device by kind of kernel, and the kernels that take longest."""
+def profile(shorter, longer):
+    """Milliseconds on the device by kind of kernel, and the kernels that take longest, of what one
+    run does more than the other."""
+    kernels = kernels_of(longer)
+    for name, (milliseconds, calls) in kernels_of(shorter).items():
+        if name in kernels:
+            kernels[name] = (kernels[name][0] - milliseconds, kernels[name][1] - calls)
+    kinds = dict.fromkeys([*KINDS, "pointwise"], 0.0)
+    for name, (milliseconds, _) in kernels.items():
+        fits = (kind for kind, words in KINDS.items() if any(w in name.lower() for w in words))
+        kinds[next(fits, "pointwise")] += milliseconds
+    longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:25]
+    return {
+        "ms by kind": kinds,
+        "kernels launched": sum(calls for _, calls in kernels.values()),
+        "longest": [[name[:110], round(ms, 3), calls] for name, (ms, calls) in longest],
+    }
+
+
+def kernels_of(run):
+    """Name of each kernel that runs on the device -> (milliseconds, calls)."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
@@ -232,16 +261,7 @@ def profile(run):
         if event.device_type == torch.autograd.DeviceType.CUDA and event.device_time_total:
             milliseconds, calls = kernels.get(event.name, (0.0, 0))
             kernels[event.name] = (milliseconds + event.device_time_total / 1000, calls + 1)
-    kinds = dict.fromkeys([*KINDS, "pointwise"], 0.0)
-    for name, (milliseconds, _) in kernels.items():
-        fits = (kind for kind, words in KINDS.items() if any(w in name.lower() for w in words))
-        kinds[next(fits, "pointwise")] += milliseconds
-    longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:25]
-    return {
-        "ms by kind": kinds,
-        "kernels launched": sum(calls for _, calls in kernels.values()),
-        "longest": [[name[:110], round(ms, 3), calls] for name, (ms, calls) in longest],
-    }
+    return kernels
 
 
 if __name__ == "__main__":

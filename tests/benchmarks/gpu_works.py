@@ -111,12 +111,7 @@ def check(folder, dtype, arguments, device):
     yield "equal bytes on a second run", hashes == runs[1][3]
     yield "sha256", hashes
 
-    orders = [order for order, _ in map(stage._order, prompts) if order is not None]
-    given = (
-        [order.prompt.caption for order in orders],
-        [order.positions for order in orders],
-        [order.seed for order in orders],
-    )
+    given = measure.requested(stage, prompts)
     factor = generator._pipeline.vae_scale_factor
     latent_hw = tuple(side // factor for side in spec.size_hw)
     slow = WrittenOut(generator._pipeline.unet, given[1], latent_hw)

@@ -12,14 +12,16 @@ import pytest
 SCRIPT = Path(__file__).parent / "gpu.sh"
 
 FILES = {
-    "warm": ["warm_compiled.log", "warm_fast.log", "warm_graphs.log"],
+    "warm": ["warm_all_16.log", "warm_compiled_32.log", "warm_fast.log", "warm_graphs_16.log"],
     "works": ["works.json"],
     "wait": [],
-    "generation": ["generation.json"],
     "compiled": ["compiled.json"],
-    "daam": [],  # needs an environment of its own
+    "ways": ["all_16.json", "compiled_32.json", "graphs_16.json"],
     "fast": ["fast.json"],
+    "joint": ["joint.json", "joint_blocks.json"],
     "sdxl": ["sdxl.json"],
+    "generation": ["generation.json"],
+    "daam": [],  # needs an environment of its own
     "backbones": ["backbones.json"],
     "opencut": ["opencut.json", "opencut.md"],
     "windows": ["segment_windows_cpu.json", "segment_windows_cpu.md"],

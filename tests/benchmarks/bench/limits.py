@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
+import diffusers
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import presets
 from ovref.config import STRICT
-from ovref.models.recorders import guided_steps
+from ovref.models.recorders import guided_steps, network_of
+from ovref.models.recorders.sd3 import T5_CONTEXT
 from ovref.models.schedulers import SCHEDULERS
 from ovref.stages.synthesize import Synthesize
 from ovref_inference.ranges import require_at_least
@@ -31,7 +33,7 @@ class BenchSpec(Synthesize):
     """Set by `preset`."""
     steps: int = 50
     """Scheduler steps per image: DDIM, the default here, needs more than `Synthesize` takes."""
-    preset: Literal["miniature", "sd15", "sd21", "sdxl"] = "miniature"
+    preset: Literal["miniature", "sd15", "sd21", "sdxl", "sd35_medium"] = "miniature"
     """Whose architectures: the miniature, or published ones in full size with random weights."""
     batch_sizes: tuple[int, ...] = (8,)
     """Prompts drawn together, each tried; the table says which gave most images a second."""
@@ -93,22 +95,17 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
 def operations(spec: BenchSpec, pipeline: Any) -> dict[str, float]:
     """Operations of one row of the UNet, one text, one decoded image, and one image in all."""
     height, width = (side // pipeline.vae_scale_factor for side in presets.SIZES_HW[spec.preset])
-    keys = pipeline.tokenizer.model_max_length
+    network = network_of(pipeline)
     # Without values there is nothing to compute: only shapes are counted.
     with torch.device("meta"), torch.no_grad():
-        unet = type(pipeline.unet).from_config(pipeline.unet.config)
+        empty = type(network).from_config(network.config)
         vae = type(pipeline.vae).from_config(pipeline.vae.config)
         texts = [type(text)(text.config) for text in _text_encoders(pipeline)]
-        latents = torch.zeros(1, unet.config.in_channels, height, width)
-        text = torch.zeros(1, keys, unet.config.cross_attention_dim)
-        added = {}
-        if len(texts) == 2:
-            pooled = torch.zeros(1, texts[1].config.projection_dim)
-            added = {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
-        ids = torch.zeros(1, keys, dtype=torch.int64)
+        latents = torch.zeros(1, network.config.in_channels, height, width)
+        ids = [torch.zeros(1, keys, dtype=torch.int64) for keys in _contexts(pipeline)]
         counts = {
-            "unet_row": count(lambda: unet(latents, 1, text, added_cond_kwargs=added)),
-            "text": sum(count(lambda t=t: t(ids)) for t in texts),
+            "unet_row": count(lambda: empty(latents, **_texts_of_row(network, texts, ids))),
+            "text": sum(count(lambda t=t, i=i: t(i)) for t, i in zip(texts, ids, strict=True)),
             "decode": count(lambda: vae.decode(latents)),
         }
     counts["unet_rows_per_image"] = spec.steps + guided_steps(
@@ -173,5 +170,30 @@ def texts_per_image(spec: BenchSpec, pipeline: Any) -> int:
 
 
 def _text_encoders(pipeline: Any) -> list[Any]:
-    second = getattr(pipeline, "text_encoder_2", None)
-    return [pipeline.text_encoder] if second is None else [pipeline.text_encoder, second]
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    return [part for name in names if (part := getattr(pipeline, name, None)) is not None]
+
+
+def _contexts(pipeline: Any) -> list[int]:
+    """Tokens that each text encoder sees."""
+    longer = {"T5EncoderModel": T5_CONTEXT}
+    keys = pipeline.tokenizer.model_max_length
+    return [longer.get(type(text).__name__, keys) for text in _text_encoders(pipeline)]
+
+
+def _texts_of_row(network: Any, texts: list[Any], ids: list[torch.Tensor]) -> dict[str, Any]:
+    """What a row of the network is called with besides the latents."""
+    if isinstance(network, diffusers.SD3Transformer2DModel):
+        # The CLIP encoders' tokens are joined along channels, T5's follow.
+        keys = ids[0].shape[1] + ids[2].shape[1]
+        return {
+            "encoder_hidden_states": torch.zeros(1, keys, network.config.joint_attention_dim),
+            "pooled_projections": torch.zeros(1, network.config.pooled_projection_dim),
+            "timestep": torch.ones(1),
+        }
+    text = torch.zeros(1, ids[0].shape[1], network.config.cross_attention_dim)
+    given: dict[str, Any] = {"encoder_hidden_states": text, "timestep": 1}
+    if len(texts) == 2:
+        pooled = torch.zeros(1, texts[1].config.projection_dim)
+        given["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
+    return given

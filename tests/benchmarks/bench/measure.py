@@ -323,6 +323,18 @@ def _embed_stage(
     return EmbedStage(spec, visual, texts)
 
 
+def requested(
+    stage: SynthesizeStage, prompts: list[Prompt]
+) -> tuple[list[str], list[list[tuple[int, ...]]], list[int]]:
+    """What the stage asks its generator for: captions, positions of the nouns' tokens, seeds."""
+    requests = [request for _, batch in stage._batches(iter(prompts)) for request in batch]
+    return (
+        [request.prompt.caption for request in requests],
+        [request.positions for request in requests],
+        [request.seed for request in requests],
+    )
+
+
 def _prompts(count: int) -> list[Prompt]:
     found = []
     for seed in range(count):

@@ -1,12 +1,13 @@
 """Published configurations, built in full size with random weights.
 
 Sources: the `config.json` files of stable-diffusion-v1-5, stable-diffusion-2-1-base and
-stable-diffusion-xl-base-1.0 (UNet, VAE, text encoders), dinov2-large, clip-vit-large-patch14,
+stable-diffusion-xl-base-1.0 (UNet, VAE, text encoders), stable-diffusion-3.5-medium, dinov2-large, clip-vit-large-patch14,
 grounding-dino-base and sam-vit-base. The tokenizer is CLIP's own, from open_clip's package.
 """
 
 import gzip
 import json
+import string
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,37 @@ OPENCLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers
 TEXT = {"sd15": CLIP_L, "sd21": OPENCLIP_H, "sdxl": CLIP_L}
 """Arguments of `CLIPTextConfig`; SDXL has `OPENCLIP_G` besides."""
 
-SIZES_HW = {"miniature": (64, 64), "sd15": (512, 512), "sd21": (512, 512), "sdxl": (1024, 1024)}
+SD35_MEDIUM: dict[str, Any] = {
+    "sample_size": 128,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+"""Arguments of `SD3Transformer2DModel`."""
+
+SD3_VAE = VAE | {
+    "latent_channels": 16,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+          "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # fmt: skip
+"""Arguments of `T5Config`, T5 v1.1 XXL."""
+
+SIZES_HW = {
+    "miniature": (64, 64),
+    "sd15": (512, 512),
+    "sd21": (512, 512),
+    "sdxl": (1024, 1024),
+    "sd35_medium": (1024, 1024),
+}
 """Of the images a preset generates."""
 
 NOISE = {
@@ -104,6 +135,8 @@ def pipeline(preset: str, scheduler: str, dtype: torch.dtype, device: torch.devi
             dtype=str(dtype).removeprefix("torch."),
             device=str(device),
         )
+    if preset == "sd35_medium":
+        return _sd35_medium(scheduler, dtype, device)
     tokenizer = clip_tokenizer()
     parts = {
         "vae": _made(lambda: diffusers.AutoencoderKL(**VAE), dtype, device),
@@ -133,6 +166,37 @@ def pipeline(preset: str, scheduler: str, dtype: torch.dtype, device: torch.devi
         )
     found.set_progress_bar_config(disable=True)
     return found
+
+
+def _sd35_medium(scheduler: str, dtype: torch.dtype, device: torch.device) -> Any:
+    clip, t5 = clip_tokenizer(), _t5_tokenizer()
+
+    def clip_text(shape: dict[str, Any]) -> Any:
+        config = _text_config(shape, clip)
+        return _made(lambda: transformers.CLIPTextModelWithProjection(config), dtype, device)
+
+    t5_config = transformers.T5Config(vocab_size=32128, **T5_XXL)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    found = diffusers.StableDiffusion3Pipeline(
+        transformer=_made(
+            lambda: diffusers.SD3Transformer2DModel(**SD35_MEDIUM), dtype, device
+        ),
+        vae=_made(lambda: diffusers.AutoencoderKL(**SD3_VAE), dtype, device),
+        text_encoder=clip_text(CLIP_L),
+        text_encoder_2=clip_text(OPENCLIP_G),
+        text_encoder_3=_made(lambda: transformers.T5EncoderModel(t5_config), dtype, device),
+        tokenizer=clip,
+        tokenizer_2=clip_tokenizer(),
+        tokenizer_3=t5,
+        scheduler=make_scheduler(scheduler, flow.config),
+    )
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def blocks(preset: str) -> range:
+    """The numbers of a transformer's blocks."""
+    return range({"sd35_medium": SD35_MEDIUM["num_layers"]}[preset])
 
 
 def unet(preset: str) -> Any:
@@ -235,6 +299,16 @@ def _text_config(shape: dict[str, Any], tokenizer: Any) -> transformers.CLIPText
         pad_token_id=tokenizer.pad_token_id,
         **shape,
     )
+
+
+def _t5_tokenizer() -> Any:
+    """T5's kind of tokenizer, with a piece for each letter and for a few words."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces += [(letter, -10.0) for letter in string.ascii_letters + string.digits + ",.-'"]
+    pieces += [(f"\u2581{word}", -3.0) for word in ("a", "and", "of", "on", "the", "with")]
+    tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
+    tokenizer.model_max_length = 512
+    return tokenizer
 
 
 def clip_tokenizer() -> transformers.CLIPTokenizer:
