@@ -51,8 +51,9 @@ def compact(
     source, files, nouns = (work / name for name in ("source", "files", "prototypes"))
     for folder in (source, files, nouns):
         folder.mkdir(parents=True)
-    for role in ("references", "visual", "textual"):
-        (source / fmt.FILES[role]).symlink_to(paths[role].resolve())
+    for role, name in (fmt.FILES | fmt.OPTIONAL_FILES).items():
+        if role in ("references", "visual", "textual", *fmt.OPTIONAL_FILES) and role in paths:
+            (source / name).symlink_to(paths[role].resolve())
     write_rows(source, files, rows)
     spec: dict[str, Any] = {
         "seed": ReduceSpec().seed, "index_recall": ReduceSpec().index_recall

@@ -366,6 +366,9 @@ def _assemble(folder: Path, out: Path, grown: Base | None) -> dict[str, Any]:
     }
     for role, phase in made_by.items():
         os.link(folder / phase / fmt.FILES[role], out / fmt.FILES[role])
+    for name in fmt.OPTIONAL_FILES.values():
+        if (folder / "filter" / name).exists():
+            os.link(folder / "filter" / name, out / name)
     tombstones = out / fmt.FILES["tombstones"]
     if grown:
         shutil.copyfile(grown.paths["tombstones"], tombstones)

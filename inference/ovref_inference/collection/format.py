@@ -9,6 +9,8 @@
     nouns.parquet           one row per noun (`NOUN_SCHEMA`), sorted by noun
     prototypes.f16.npy      (prototypes, d_visual) float16, L2-normalised; nouns name slices of it
     tombstones.parquet      deleted ids, each with a reason (`TOMBSTONE_SCHEMA`)
+    norms.f16.npy           (references, 1) float16, norms of the visual embeddings before they were
+                            normalised; only where `embed.norms` kept them
 
 The manifest names each file with its size and SHA-256. A collection that is published again under
 the same URL keeps unchanged files; a changed one is stored as `<stem>.<hash>.<suffix>`, so that a
@@ -46,6 +48,8 @@ FILES = {
     "tombstones": "tombstones.parquet",
 }
 """Role -> file name in a folder to publish."""
+OPTIONAL_FILES = {"norms": "norms.f16.npy"}
+"""The same of files that a collection may lack."""
 
 REFERENCE_SCHEMA = pa.schema(
     [

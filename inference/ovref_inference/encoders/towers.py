@@ -10,7 +10,7 @@ from ovref_inference.errors import ModelError
 from ovref_inference.pixels import Pixels
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
-Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Pool = Callable[[torch.Tensor, torch.Tensor, tuple[int, int]], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,11 @@ class Tower:
     head: Layer | None = None
     """(m, c) of what `forward` gives -> (m, dim), after pooling; None where nothing follows."""
     pool: Pool | None = None
-    """(cells, c) of an image and (1, cells) covered parts -> (1, dim), in place of the mean and
-    `head`; None where the mean is taken."""
+    """(cells, c) of an image, (1, cells) covered parts and the grid -> (1, dim), in place of the
+    mean and `head`; None where the mean is taken."""
+    fit: Callable[[tuple[int, int]], None] | None = None
+    """Brings the weights to images of another grid before `forward`; None where `forward` takes
+    images of any size. For `aspect="kept"` alone."""
     size_hw: tuple[int, int]
     """Height and width of its images in pixels, multiples of the patch."""
     patch_size: int
@@ -82,9 +85,3 @@ def keep_until(layers: Any, layer: int, model_id: str) -> None:
         raise ModelError(f"{model_id} has {count} layers: layer must be -{count} to {count - 1}, "
                          f"found {layer}")  # fmt: skip
     del layers[layer % count + 1 :]
-
-
-def rounded(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
-    """The nearest multiples of the patch, at least one."""
-    height, width = (max(1, (side + patch // 2) // patch) * patch for side in size_hw)
-    return height, width

@@ -12,14 +12,13 @@ import torch
 import transformers
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor
 
-from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.config import VisualEncoderConfig, rounded
 from ovref_inference.encoders.towers import (
     Alone,
     Layer,
     Tower,
     keep_until,
     parameters_of,
-    rounded,
     unusable,
 )
 from ovref_inference.models import check_complete, model_errors, pretrained

@@ -231,6 +231,8 @@ class OpenCutProposerConfig:
     def __post_init__(self) -> None:
         if self.crf_at not in ("masks", "cuts"):
             raise ValueError(f"crf_at must be masks or cuts, found {self.crf_at!r}")
+        if self.keys.aspect != "stretched":
+            raise ValueError("keys must be of images brought to one size: aspect stretched")
         if self.crf_at == "cuts" and self.crf is None:
             raise ValueError("crf_at cuts needs a crf, found none")
 

@@ -660,3 +660,27 @@ def test_huge_counts_are_taken_one_by_one(tmp_path):
     with pytest.raises(InputError, match="has a column"):
         (tmp_path / "c.tsv").write_text("a cat\n")
         read(tmp_path / "c.tsv", caption_column=10**30)
+
+
+def test_a_caption_may_be_drawn_once_for_each_of_its_images(tmp_path):
+    annotations = [
+        {"image_id": image, "id": i, "caption": text}
+        for i, (image, text) in enumerate([(7, "a cat"), (8, "A  cat"), (8, "a cat"), (7, "a cat")])
+    ]
+    (tmp_path / "c.json").write_text(json.dumps({"images": [], "annotations": annotations}))
+    once = read(tmp_path / "c.json", corpus_id="c")
+    assert {one.key for one in once} == {record_key("c", "a cat"), record_key("c", "A cat")}
+    each = read(tmp_path / "c.json", corpus_id="c", repeats=True)
+    keys = [one.key for one in each]
+    assert keys[2] == record_key("c", "a cat", image="image 8") and keys[0] == keys[3]
+    kept = [one for one in first_of_each_key(each) if not isinstance(one, Dropped)]
+    assert [one.source for one in kept] == [f"c.json:image {n}" for n in
+                                            ("7:caption 0", "8:caption 1", "8:caption 2")]  # fmt: skip
+    plain = CorpusSpec(path=str(tmp_path / "c.json"))
+    assert "repeats" not in identify(plain)
+    assert identify(replace(plain, repeats=True)) == identify(plain) | {"repeats": True}
+    (tmp_path / "c.txt").write_text("a cat\n")
+    with pytest.raises(InputError, match="which name their images"):
+        read(tmp_path / "c.txt", repeats=True)
+    with pytest.raises(ValueError, match="which name their images"):
+        CorpusSpec(path="x", format="text", repeats=True)
