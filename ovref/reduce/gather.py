@@ -114,8 +114,12 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
             report("gather", start, rows)
     np.save(out / USABLE, usable, allow_pickle=False)
     np.savez(out / MEASURES, **measures)
-    norms = measures.get("norm", np.full(rows, np.nan))
-    if np.isfinite(norms).all():  # of all references, or of none
+    if (norms := measures.get("norm")) is not None:
+        if np.isnan(norms).any():
+            raise InputError(
+                f"{int(np.isnan(norms).sum())} of {rows} references have no norm of their visual "
+                "embedding, and the others do: grow with the embed.norms that the collection has"
+            )
         with VectorWriter(out / OPTIONAL_FILES["norms"], rows, 1) as writer:
             writer.append(norms[:, None])
     return {

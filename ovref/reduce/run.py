@@ -287,8 +287,9 @@ def _check_made_by(embed: Embed, step: StepFolder) -> None:
         raise MismatchError(
             f"{step.store.url} was not made by the stage {embed.name}, so it holds no references"
         )
-    fields = {"part": "region"} | stages[-1]["fields"]  # older steps do not record their part
-    for name in ("visual", "text", "templates", "weights", "part"):
+    # Steps do not record what was added later, at its default.
+    fields = {"part": "region", "norms": False} | stages[-1]["fields"]
+    for name in ("visual", "text", "templates", "weights", "part", "norms"):
         wanted, found = canonical(getattr(embed, name)), fields[name]
         if wanted != found:
             raise MismatchError(

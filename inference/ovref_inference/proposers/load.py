@@ -197,11 +197,12 @@ def load_proposer(
         raise ValueError("fcclip is for segmenters of regions; in a build use mask_former")
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
-        if not model.knows_objects:
+        picks = config.mask_former.exclusive or config.mask_former.min_score > 0
+        if picks and not model.knows_objects:
             raise ModelError(
                 f"{config.mask_former.model} has open classes and no texts of its trained ones, so "
-                "it does not say which masks are of objects; it is for VOCSeg and RetCLIP alone "
-                "(load_proposals)"
+                "it does not say which masks are of objects: take all (min_score 0, exclusive "
+                "false), or use it for VOCSeg and RetCLIP alone (load_proposals)"
             )
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:

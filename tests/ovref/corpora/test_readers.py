@@ -3,6 +3,7 @@ import io
 import json
 import random
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from ovref.corpora import CorpusSpec, formats, identify, read_captions
 from ovref.corpora.readers import DROP_REASONS
 from ovref.errors import InputError
 from ovref.identity import record_key
+from ovref.ingest import first_of_each_key
 from ovref.records import Caption
 
 CAPTIONS = ["a cat on a mat", "two dogs in the snow", 'a "red" car, parked']
