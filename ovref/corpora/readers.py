@@ -214,7 +214,7 @@ def draws_of(
     segments: Segments | None = None,
     of: str | None = None,
 ) -> Iterator[Caption]:
-    """`spec.draws` captions with the same text; `of` names the image where there is none to read."""
+    """`spec.draws` captions with the same text; `of` names the image where none is read."""
     digest = sha256(image).hexdigest() if isinstance(image, bytes) else None
     if spec.repeats and digest is None:
         digest = of

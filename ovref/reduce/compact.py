@@ -90,9 +90,7 @@ def compact(
     )
     for role in ("nouns", "prototypes"):
         (nouns / fmt.FILES[role]).rename(files / fmt.FILES[role])
-    fmt.write_table(
-        files / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, {"id": [], "reason": []}
-    )
+    fmt.write_table(files / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, {"id": [], "reason": []})
     summary = manifest.build.get("summary", {}) | vocabulary | {"references": len(rows)}
     made = collections.publish(
         files,

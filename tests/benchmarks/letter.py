@@ -264,7 +264,9 @@ def page(scenes: int, found: Mapping[str, list[dict[str, Any]]]) -> str:
         "have it (`configs/papers`), beside our defaults. Intervals are of 95 %, by a paired",
         "bootstrap over the scenes, with the first seed; where k-means was run with three seeds,",
         "figures are the mean over them, and the last column has the difference of each.",
-        f"`python tests/benchmarks/letter.py --demo runs/demo --runs runs/letter --scenes {scenes}`.",
+        "",
+        "    python tests/benchmarks/letter.py --demo runs/demo --runs runs/letter "
+        f"--scenes {scenes}",
     ]
     for table in TABLES:
         metrics = table.metrics

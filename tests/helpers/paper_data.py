@@ -90,7 +90,7 @@ ImageID,Source,LabelName,Confidence
 0000287ab7f53d5e,crowdsource-verification,/m/07j7r,1
 0000287ab7f53d5e,verification,/m/07j7r,1
 """
-"""Rows of oidv7-train-annotations-human-imagelabels.csv: labels that people confirmed or rejected."""
+"""oidv7-train-annotations-human-imagelabels.csv: labels that people confirmed or rejected."""
 OPEN_IMAGES_NAMES = """\
 LabelName,DisplayName
 /m/014j1m,Apple

@@ -35,7 +35,7 @@ def euclidean_prototypes(
     require_at_least("n", n, 1)
     if norms and collection.norms is None:
         raise ValueError(
-            f"{collection.url} has no norms of its visual embeddings: build it with embed.norms=true"
+            f"{collection.url} has no norms of visual embeddings: build it with embed.norms=true"
         )
     found, width = collection.search_text(text_embeddings, n).ids, collection.manifest.visual.dim
     prefetch_rows(collection.visual, found[found >= 0])

@@ -104,9 +104,7 @@ def resnet_features(visual: Any, grid_hw: tuple[int, int]) -> tuple[Layer, Layer
     def head(one: torch.Tensor) -> torch.Tensor:
         return attention.c_proj(attention.v_proj(one))
 
-    def pool(
-        map_lc: torch.Tensor, weights_nl: torch.Tensor, grid: tuple[int, int]
-    ) -> torch.Tensor:
+    def pool(map_lc: torch.Tensor, weights_nl: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         return attention_pooled(attention, map_lc, weights_nl, positions(grid, map_lc))
 
     return cells, head, pool

@@ -1,4 +1,4 @@
-"""Images that keep their aspect ratio: a grid for each, as an encoder of exactly its size has it."""
+"""Images that keep their aspect ratio: each has the grid that an encoder of its size gives it."""
 
 from dataclasses import replace
 

@@ -109,7 +109,7 @@ def check_tower(visual, side):
         )
         single = torch.eye(grid_hw.numel())[:3]
         dense = head(cells(pixels))[0, :3]
-        found = pool(cells(pixels)[0], single)
+        found = pool(cells(pixels)[0], single, tuple(grid_hw))
         torch.testing.assert_close(found / scale, dense / scale, atol=1e-5, rtol=1e-4)
     else:
         cells, head = timm_towers.features(visual.trunk), cnn_towers.trunk_head(visual)

@@ -676,8 +676,8 @@ def test_a_caption_may_be_drawn_once_for_each_of_its_images(tmp_path):
     keys = [one.key for one in each]
     assert keys[2] == record_key("c", "a cat", image="image 8") and keys[0] == keys[3]
     kept = [one for one in first_of_each_key(each) if not isinstance(one, Dropped)]
-    assert [one.source for one in kept] == [f"c.json:image {n}" for n in
-                                            ("7:caption 0", "8:caption 1", "8:caption 2")]  # fmt: skip
+    wanted = ("7:caption 0", "8:caption 1", "8:caption 2")
+    assert [one.source for one in kept] == [f"c.json:image {n}" for n in wanted]
     plain = CorpusSpec(path=str(tmp_path / "c.json"))
     assert "repeats" not in identify(plain)
     assert identify(replace(plain, repeats=True)) == identify(plain) | {"repeats": True}
