@@ -1,10 +1,10 @@
 """What the papers' own words cost or bring beside our defaults, one at a time, on the miniature.
 
-    python tests/benchmarks/letter.py --demo runs/demo --runs runs/letter --scenes 100
+    python tests/benchmarks/letter.py --runs runs/letter --scenes 100
 
-Builds what is missing below `--runs` (`--demo` is the output of `make demo`), evaluates on
-validation scenes, and writes results/letter.json and letter.md. A stopped run is resumed. Paired
-bootstrap over the scenes against the defaults, by the same seed of k-means.
+Builds what is missing below `--runs`, evaluates on validation scenes, and writes letter.json
+and letter.md into results. A stopped run is resumed. Paired bootstrap over the scenes against the
+defaults, by the same seed of k-means.
 """
 
 import argparse
@@ -59,7 +59,7 @@ TEMPLATES = [f"ground.proposals.templates={TEXTS}", f"embed.templates={TEXTS}"]
 HERE = ["engine.engine=local", "engine.workers=1", "engine.threads=1"]
 CROPS = "embed.visual.features"
 BUILDS: dict[str, tuple[str, list[str]]] = {
-    "norms": ("miniature_fast", ["images_from={demo}", "embed.norms=true"]),
+    "fossil": ("miniature_fast", ["embed.norms=true"]),
     "vocseg": ("miniature_vocseg", []),
     "vocseg_masks": ("miniature_vocseg", ALL_MASKS),
     "vocseg_templates": ("miniature_vocseg", TEMPLATES),
@@ -118,15 +118,12 @@ def retclip(name: str, config: Any = RETCLIP, boxes: Any = BOXES) -> Variant:
 LETTER = replace(RETCLIP, prune=True, bare_labels=True, floor=None)
 TABLES = (
     Table(
-        title="FOSSIL", row="fossil", collection="demo", metrics=("miou",),
+        title="FOSSIL", row="fossil", collection="fossil", metrics=("miou",),
         variants=(
             fossil("defaults", seeds=SEEDS),
             fossil("k-means of faiss, Euclidean, random start", EUCLIDEAN, SEEDS),
-            replace(
-                fossil("the same with the norms of the features", replace(EUCLIDEAN, norms=True),
-                       SEEDS),
-                collection="norms",
-            ),
+            fossil("the same with the norms of the features", replace(EUCLIDEAN, norms=True),
+                   SEEDS),
             fossil("uncovered pixels by their patch", replace(FOSSIL, uncovered="nearest")),
             fossil("masks to the grid by interpolation", replace(FOSSIL, mask_grid="bilinear")),
             fossil("no floor of support", replace(FOSSIL, floor=None)),
@@ -135,7 +132,7 @@ TABLES = (
             fossil("CRF at each cut, eta in pixels",
                    opencut=replace(OPENCUT, cut=PIXELS, crf_at="cuts")),
         ),
-        notes="The collection of the demo, N = 20 and K = 10. What cannot show here: scenes are "
+        notes="A collection as the demo's, N = 20 and K = 10. What cannot show here: scenes are "
         "square, so keeping their aspect changes nothing, and no caption of theirs has two images.",
     ),
     Table(
@@ -176,14 +173,11 @@ TABLES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demo", required=True)
     parser.add_argument("--runs", required=True)
     parser.add_argument("--scenes", type=int, default=100)
     options = parser.parse_args()
     runs = Path(options.runs).absolute()
-    places = {"demo": f"{options.demo}/collection"}
-    for name in BUILDS:
-        places[name] = built(name, Path(options.demo).absolute(), runs)
+    places = {name: built(name, runs) for name in BUILDS}
     found = {}
     for table in TABLES:
         found[table.title] = [
@@ -194,14 +188,13 @@ def main() -> None:
     (RESULTS / "letter.md").write_text(page(options.scenes, found))
 
 
-def built(name: str, demo: Path, runs: Path, seed: int = 0) -> str:
+def built(name: str, runs: Path, seed: int = 0) -> str:
     """The URL of a collection, which is built if it is not there; another seed of its prototypes
     takes the steps of the first."""
     config, changes = BUILDS[name]
     output = runs / name
     place = output / "collection" if seed == 0 else runs / f"{name}_seed{seed}"
-    given = [change.format(demo=demo, runs=runs) if "from=" in change else change
-             for change in changes]  # fmt: skip
+    given = [change.replace("{runs}", str(runs)) for change in changes]
     overrides = [f"output={output}", f"collection={place}", *given, *HERE]
     if not (place / fmt.MANIFEST).exists():
         print("building", place, flush=True)
@@ -220,7 +213,7 @@ def spec_of(
     if table.row == "fossil":
         settings["fossil"] = replace(settings["fossil"], seed=seed)
     elif seed:
-        url = built(name, runs, runs, seed)
+        url = built(name, runs, seed)
     number = table.variants.index(variant)
     return EvaluateSpec(
         collection=url, output=str(runs / f"evaluated/{table.row}/{number}_{seed}"),
@@ -265,8 +258,7 @@ def page(scenes: int, found: Mapping[str, list[dict[str, Any]]]) -> str:
         "bootstrap over the scenes, with the first seed; where k-means was run with three seeds,",
         "figures are the mean over them, and the last column has the difference of each.",
         "",
-        "    python tests/benchmarks/letter.py --demo runs/demo --runs runs/letter "
-        f"--scenes {scenes}",
+        f"    python tests/benchmarks/letter.py --runs runs/letter --scenes {scenes}",
     ]
     for table in TABLES:
         metrics = table.metrics
