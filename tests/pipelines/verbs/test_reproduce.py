@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import paper_data
-from ovref.config import load
+from ovref.config import dump, load
 from ovref.errors import ConfigError, InputError
 from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
@@ -27,20 +27,36 @@ def data(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def checked_before():
+    """What `check` looks at -> its result, for rows that differ in their settings alone."""
+    return {}
+
+
+def looked_at(row):
+    corpus = row.build and dump(row.build.corpus)
+    trainings = [(one.setting, dump(one.data)) for one in (row.first, row.train) if one]
+    spec = row.evaluate
+    data = (spec.dataset, spec.root, spec.protocol)
+    return repr([data, corpus, trainings, sorted(set(reproduce._models(row)))])
+
+
 @pytest.mark.parametrize("name", paper_rows.names())
-def test_every_row_passes_the_dry_run(name, data, tmp_path, monkeypatch):
+def test_every_row_passes_the_dry_run(name, data, tmp_path, monkeypatch, checked_before):
     drawn = []
     monkeypatch.setattr(reproduce, "prediction_grid", lambda *arguments: drawn.append(arguments))
     row = paper_rows.read_row(paper_rows.find(name), data=str(data), runs=str(tmp_path))
-    checked = reproduce.check(row)
+    if (key := looked_at(row)) not in checked_before:
+        checked_before[key] = reproduce.check(row)
+        ((images, columns, classes, path),) = drawn  # a legend of 847 names takes seconds
+        assert path == tmp_path / name / reproduce.PICTURE
+        assert images[0].shape[:2] == columns["truth"][0].shape
+        assert columns["truth"][0].max() < len(classes)
+    checked = checked_before[key]
     assert checked.problems == ()
     # The stand-ins are fewer than what was published, which is said and stops a run.
     images = SETS[row.evaluate.dataset].images["val"]
     assert any(f"as published {images}" in one for one in checked.partial)
-    ((images, columns, classes, path),) = drawn  # a legend of 847 names takes seconds
-    assert path == tmp_path / name / reproduce.PICTURE
-    assert images[0].shape[:2] == columns["truth"][0].shape
-    assert columns["truth"][0].max() < len(classes)
     page = reproduce.introduction(row)
     assert row.paper in page and f"Protocol {row.evaluate.protocol}: " in page
     if row.build is None:
@@ -112,9 +128,9 @@ def test_rows_of_clip_rc_are_those_of_its_tables():
     assert len(rows) == 9 + 2 + len(ABLATIONS)
     assert {name: rows[f"clip_rc_voc_{name}"].figures["hiou"] for name in ABLATIONS} == ABLATIONS
     for row in rows.values():  # figures that were typed wrong would not fit each other
-        if "hiou" in row.figures:
+        if "hiou" in row.figures:  # the paper's own are up to 0.16 off
             wanted = harmonic(row.figures["seen"], row.figures["unseen"])
-            assert row.figures["hiou"] == pytest.approx(wanted, abs=0.15)
+            assert row.figures["hiou"] == pytest.approx(wanted, abs=0.2)
     # The settings are those of `ovref train --config`.
     for name in ("voc", "context", "coco_stuff"):
         theirs, ours = rows[f"clip_rc_{name}"].train, load(
