@@ -43,8 +43,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         "parameters": parameters_of(visual),
     }  # fmt: skip
     if is_vit(visual):
-        if config.layer != -1:
-            keep_until(visual.transformer.resblocks, config.layer, config.model)
+        keep_until(visual.transformer.resblocks, config, name)
         features = vit_features(visual, config.features)
         return Tower(forward=features, prefix_tokens=1, **shape)
     if cnn_towers.is_resnet(visual):

@@ -23,9 +23,6 @@ not see to it."""
 WITHOUT_MASK = ("siglip", "siglip2")
 """Types that were trained with padding as part of a text: it is not masked."""
 
-TYPES = ("clip", "metaclip_2", "siglip", "siglip2", "tipsv2")
-"""Types of models that can be used."""
-
 
 @dataclass(frozen=True)
 class JointModel:
@@ -64,18 +61,26 @@ class JointModel:
         return _scaled(self.model.get_image_features(**inputs), normalize)
 
 
+def settings_of(config: TextEncoderConfig) -> tuple[Any, str, dict[str, Any]]:
+    """As `vit_towers.settings_of`. Raises ModelError for a type that cannot be used, too."""
+    found = vit_towers.settings_of(config.model, config.revision)
+    kind = found[0].model_type
+    if kind not in vit_towers.TEXT_MODELS:
+        raise unusable(
+            config.model, f"type {kind!r}", "it has no text tower that is known here",
+            f"expected a model of type {', '.join(vit_towers.TEXT_MODELS)}, or one of library "
+            "open_clip",
+        )  # fmt: skip
+    return found
+
+
 def open_joint(config: TextEncoderConfig, device: torch.device) -> tuple[JointModel, Pixels]:
     """The model that `config` names, on its device, and the preprocessing of its images.
 
     Raises:
         ModelError: it cannot be found or read, or is of another type.
     """
-    settings, path, options = vit_towers.settings_of(config.model, config.revision)
-    if settings.model_type not in TYPES:
-        raise unusable(
-            config.model, f"type {settings.model_type!r}", "it has no text tower that is known "
-            "here", f"expected a model of type {', '.join(TYPES)}, or one of library open_clip",
-        )  # fmt: skip
+    settings, path, options = settings_of(config)
     advice = "; its folder must hold the tokenizer's files"
     with model_errors(f"load {config.model} with its tokenizer", advice):
         tokenizer = AutoTokenizer.from_pretrained(path, **options)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.errors import ModelError
 from ovref_inference.pixels import Pixels
 
@@ -67,21 +68,33 @@ def unusable(model_id: str, model_class: str, missing: str, works: str) -> Model
     return ModelError(f"{model_id} ({model_class}) cannot be used: {missing}; {works}")
 
 
-def keep_until(layers: Any, layer: int, model_id: str) -> None:
-    """Takes away the layers after one, which then is the last.
+def check_precision(config: VisualEncoderConfig, architecture: str) -> None:
+    """Raises ModelError for an architecture that overflows in the configured precision."""
+    if config.precision == "float16" and "dinov3" in architecture:
+        raise unusable(config.model, architecture, "DINOv3 overflows in float16",
+                       "precision bfloat16 or float32 works")  # fmt: skip
+
+
+def keep_until(layers: Any, config: VisualEncoderConfig, model_class: str) -> None:
+    """Takes away the layers after the configured one, which then is the last.
 
     Args:
-        layers: ModuleList or Sequential.
-        layer: as of `VisualEncoderConfig.layer`.
+        layers: ModuleList or Sequential; None for a model that has no single list of them.
 
     Raises:
         ModelError: there is no such layer.
     """
+    if config.layer == -1:
+        return
+    if layers is None:
+        raise unusable(
+            config.model, model_class, "it has no list of equal layers", "layer -1 works"
+        )
     count = len(layers)
-    if not -count <= layer < count:
-        raise ModelError(f"{model_id} has {count} layers: layer must be -{count} to {count - 1}, "
-                         f"found {layer}")  # fmt: skip
-    del layers[layer % count + 1 :]
+    if not -count <= config.layer < count:
+        raise ModelError(f"{config.model} has {count} layers: layer must be -{count} to "
+                         f"{count - 1}, found {config.layer}")  # fmt: skip
+    del layers[config.layer % count + 1 :]
 
 
 def rounded(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
