@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ovref.check_models import models_of, weights_fingerprint
 from ovref.config import dump
@@ -26,6 +27,7 @@ from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import load_proposals, load_proposer, opencut_proposer
+from ovref_inference.segmenters.clip_rc import ClipRcHead, read_head
 
 RegionProposer = Callable[[Sequence[np.ndarray]], list[Any]]
 """Images -> masks or `Proposals` of each image."""
@@ -44,6 +46,7 @@ class CachedModels:
         self._folder = folder
         self._open = ExitStack()
         self._collections: dict[str, ReferenceCollection] = {}
+        self._heads: dict[str, tuple[ClipRcHead, dict[str, torch.Tensor]]] = {}
         self._encoders: dict[VisualEncoderConfig, CachedEncoder] = {}
         self._texts: dict[TextEncoderConfig, CachedTexts] = {}
         self._proposers: dict[ProposerConfig, CachedProposer] = {}
@@ -60,6 +63,12 @@ class CachedModels:
         if url not in self._collections:
             self._collections[url] = self._open.enter_context(ReferenceCollection.open(url))
         return self._collections[url]
+
+    def head(self, weights: str) -> tuple[ClipRcHead, dict[str, torch.Tensor]]:
+        """A trained head and its weights, read once; see `read_head`."""
+        if weights not in self._heads:
+            self._heads[weights] = read_head(weights)
+        return self._heads[weights]
 
     def encoder(self, config: VisualEncoderConfig) -> "CachedEncoder":
         """A visual encoder, of dense features or of masked crops."""
