@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +13,14 @@ from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.models import canonical
-from ovref_inference.proposers.config import ADDED_LATER
 from ovref_inference.proposers.proposals import Proposals, as_proposals
-from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.ranges import (
+    ADDED_LATER,
+    STRICT,
+    require_above,
+    require_at_least,
+    require_within,
+)
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
@@ -42,7 +47,7 @@ from ovref_inference.vectors import prefetch_rows
 class RetClipConfig:
     """Parameters of RetCLIP's inference; alpha, beta, gamma are the paper's best (table 4)."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     alpha: float = 0.4
     """Weight of CLIP and retrieval relative to the proposer's own classes, in [0, 1], for a class
@@ -198,10 +203,8 @@ class RetClipSegmenter:
             if len(lacking) == len(names):
                 raise ValueError(f"{self.collection.url} has no references for any of {names}")
             by_text = tuple(name for name in without if name not in lacking)
-            for some, consequence in (
-                (lacking, "not be predicted"),
-                (by_text, "be classified by text alone"),
-            ):
+            for some, consequence in ((lacking, "not be predicted"),
+                                      (by_text, "be classified by text alone")):  # fmt: skip
                 if some:
                     warnings.warn(
                         f"{self.collection.url} has no references for {', '.join(some)}: these "
@@ -231,11 +234,7 @@ class RetClipSegmenter:
         proposals = [as_proposals(found, rest=False) for found in self.proposer(images)]
         scored = []
         for found, features_nd in region_features(
-            self.visual,
-            images,
-            proposals,
-            config.mask_threshold,
-            self._own_model,
+            self.visual, images, proposals, config.mask_threshold, self._own_model
         ):
             open_nc = mixed(
                 softmax(np.where(present, features_nd @ texts_cd.T, -np.inf), config.tau),
@@ -254,14 +253,10 @@ class RetClipSegmenter:
             scores_nc[:, ~present] = 0.0
             if config.prune and found.found_names is not None:
                 scores_nc[:, [name not in found.found_names for name in class_names]] = 0.0
-            scored.append(
-                ScoredRegions(
-                    mask_probs_nhw=found.mask_probs_nhw,
-                    scores_nc=scores_nc,
-                    missing=labelled.missing,
-                    void_n=void_n,
-                )
-            )
+            scored.append(ScoredRegions(
+                mask_probs_nhw=found.mask_probs_nhw, scores_nc=scores_nc,
+                missing=labelled.missing, void_n=void_n,
+            ))  # fmt: skip
         return scored
 
     def segment(
@@ -280,10 +275,7 @@ class RetClipSegmenter:
         """
         return [
             panoptic(
-                regions,
-                things,
-                min_score=self.config.min_score,
-                overlap=self.config.overlap,
+                regions, things, min_score=self.config.min_score, overlap=self.config.overlap
             )
             for regions in self.score(images, class_names)
         ]

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ovref_inference.encoders.pooling import DenseEncoder, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Proposer
 from ovref_inference.proposers.proposals import Proposals, as_proposals
-from ovref_inference.ranges import require_at_least
+from ovref_inference.ranges import STRICT, require_at_least
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
@@ -32,7 +32,7 @@ from ovref_inference.segmenters.labels import (
 )
 from ovref_inference.segmenters.regions import Segmentation
 from ovref_inference.segmenters.rns_head import References, RnsHeadConfig, head_scores
-from ovref_inference.segmenters.windows import CropScores, WindowConfig, labelled, score_images
+from ovref_inference.segmenters.windows import CropScores, WindowConfig, segment_images
 from ovref_inference.vectors import l2_normalised, prefetch_rows
 
 
@@ -40,7 +40,7 @@ from ovref_inference.vectors import l2_normalised, prefetch_rows
 class RnsConfig:
     """Parameters of RNS; the defaults are those of its released code."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     max_references: int = 150
     """References of a class that may be retrieved, those nearest to its text, at least 1. The
@@ -172,15 +172,11 @@ class RnsSegmenter:
         scores are the probabilities of its region or patch."""
         check_images(images)
         prepared = self.prepare(class_names)
-        found = score_images(images, partial(self._score, prepared=prepared), self.config.windows)
-        answered = prepared.answered
+        score = partial(self._score, prepared=prepared)
         missing: tuple[str, ...] = ()
         if self.config.unsupported == "missing":
             missing = missing_names(class_names, prepared.support)
-        return [
-            labelled(partial(one.pixels, image.shape[:2]), answered, image.shape[:2], missing)
-            for one, image in zip(found, images, strict=True)
-        ]
+        return segment_images(images, score, self.config.windows, prepared.answered, missing)
 
     def _score(self, crops: Sequence[np.ndarray], *, prepared: Prepared) -> list[CropScores]:
         """Scores of the windows of one image by one head, or of whole images by a head for each."""

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from ovref.records import YES, ImageRecord
+from ovref.exchange.picture_files import Picture
 
 LAYERS = ("image", "mask", "heatmap", "crop")
 DIM = 0.28
@@ -16,24 +16,21 @@ HEAT_RGB = np.array([[20, 24, 82], [132, 32, 107], [229, 92, 48], [252, 232, 120
 QUALITY = 85
 
 
-def picture(record: ImageRecord, number: int, layer: str, side: int) -> bytes:
-    """A WebP of one region.
+def picture(found: Picture, layer: str, side: int) -> bytes:
+    """A WebP of one reference.
 
     Args:
-        record: an image with its regions.
-        number: of the region.
+        found: its image and mask; without a mask all of the image counts.
         layer: `image`; `mask`, with everything else dimmed; `heatmap` over the image (the mask if
-            the source has no heatmaps); `crop`, the mask's box with a margin.
+            there is no heatmap); `crop`, the mask's box with a margin.
         side: maximum length of the longer side in pixels; small images are enlarged by a whole
             factor.
-
-    Raises:
-        UnusableImageError: the image cannot be decoded.
     """
-    image_hwc = record.image_hwc()
-    mask_hw = record.regions[number].mask_hw == YES
-    if layer == "heatmap" and record.heatmaps_nhw is not None:
-        image_hwc = heated(image_hwc, record.heatmaps_nhw[number])
+    image_hwc, mask_hw = found.image_hwc, found.mask_hw
+    if mask_hw is None:
+        mask_hw = np.ones(image_hwc.shape[:2], bool)
+    if layer == "heatmap" and found.heatmap_hw is not None:
+        image_hwc = heated(image_hwc, found.heatmap_hw)
     elif layer in ("mask", "heatmap"):
         image_hwc = masked(image_hwc, mask_hw)
     elif layer == "crop":
