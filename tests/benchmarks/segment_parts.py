@@ -121,7 +121,7 @@ def stand_in(side, patch, dim, cpu):
     """An encoder whose backbone answers at once; its preparation of images is the real one."""
     tokens_ld = torch.randn((side // patch) ** 2, dim)
     return VisualEncoder(
-        lambda pixels: tokens_ld.expand(len(pixels), -1, -1),
+        forward=lambda pixels: tokens_ld.expand(len(pixels), -1, -1),
         dim=dim,
         size_hw=(side, side),
         patch_size=patch,

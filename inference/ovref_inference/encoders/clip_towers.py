@@ -14,6 +14,7 @@ from ovref_inference.encoders.towers import (
     Layer,
     Tower,
     keep_until,
+    pair,
     parameters_of,
     rounded,
     unusable,
@@ -158,8 +159,7 @@ def cell_pixels(visual: Any) -> int | None:
     plain ViT of open_clip, no network of timm with the usual pool before its head, and no ResNet
     with an attention pool."""
     if is_vit(visual):
-        size = visual.patch_size
-        return size[0] if isinstance(size, tuple | list) else size
+        return pair(visual.patch_size)[0]
     if cnn_towers.is_resnet(visual):
         return cnn_towers.STRIDES[-1]
     trunk: Any = getattr(visual, "trunk", None)

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ovref_inference.encoders import vit_towers
 from ovref_inference.encoders.config import TextEncoderConfig
-from ovref_inference.encoders.towers import unusable
+from ovref_inference.encoders.towers import pair, unusable
 from ovref_inference.models import check_complete, model_errors
 from ovref_inference.pixels import Pixels
 
@@ -100,7 +100,7 @@ def _image_size(vision: Any) -> tuple[int, int]:
     size = getattr(vision, "image_size", None)
     if size is None:  # SigLIP2 of any aspect ratio says how many patches
         size = int(vision.num_patches**0.5) * vision.patch_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
+    height, width = pair(size)
     return int(height), int(width)
 
 

@@ -19,6 +19,7 @@ from ovref_inference.encoders.towers import (
     Tower,
     check_precision,
     keep_until,
+    pair,
     parameters_of,
     rounded,
     unusable,
@@ -110,7 +111,7 @@ def cell_pixels(model: Any) -> int | None:
         ratio = getattr(model.patch_embed, "feat_ratio", None)
         if ratio is not None:  # of patches and of the network before them, if there is one
             size = ratio()
-        size = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        size = pair(size)
         return int(size[0]) if size[0] is not None and size[0] == size[1] else None
     found = getattr(model, "feature_info", None)
     return int(found[-1]["reduction"]) if isinstance(found, list) and found else None

@@ -18,7 +18,7 @@ Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Tower:
     """An image tower on its device, ready for images of one size."""
 
-    model_class: str
+    model_class: str = ""
     """Class of the model in its library, for messages."""
     forward: Layer
     """Pixels (n, 3, *size_hw) -> (n, cells, c), cells by rows."""
@@ -28,7 +28,7 @@ class Tower:
     """(cells, c) of an image and (1, cells) covered parts -> (1, dim), in place of the mean and
     `head`; None where the mean is taken."""
     size_hw: tuple[int, int]
-    """Height and width of its images in pixels, multiples of the patch."""
+    """Height and width in pixels to which images are resized, multiples of the patch."""
     patch_size: int
     """Pixels per side of a cell."""
     prefix_tokens: int = 0
@@ -36,12 +36,12 @@ class Tower:
     images: Pixels
     """Preprocessing."""
     parameters: int = 0
-    """How many numbers its weights are."""
+    """How many numbers its weights are; 0 if unknown."""
 
     @property
-    def cells(self) -> int:
-        """Vectors of an image."""
-        return (self.size_hw[0] // self.patch_size) * (self.size_hw[1] // self.patch_size)
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        return self.size_hw[0] // self.patch_size, self.size_hw[1] // self.patch_size
 
 
 class Alone(torch.nn.Module):
@@ -95,6 +95,11 @@ def keep_until(layers: Any, config: VisualEncoderConfig, model_class: str) -> No
         raise ModelError(f"{config.model} has {count} layers: layer must be -{count} to "
                          f"{count - 1}, found {config.layer}")  # fmt: skip
     del layers[config.layer % count + 1 :]
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width, of which libraries give one number where they are equal."""
+    return tuple(size) if isinstance(size, tuple | list) else (size, size)
 
 
 def rounded(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
