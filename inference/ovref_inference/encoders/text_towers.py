@@ -86,7 +86,7 @@ def open_joint(config: TextEncoderConfig, device: torch.device) -> tuple[JointMo
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         processor = AutoImageProcessor.from_pretrained(path, **options).to_dict()
         model, report = AutoModel.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **options
+            path, config=settings, dtype=torch.float32, output_loading_info=True, **options
         )
     check_complete(config.model, report)
     with model_errors(f"use {config.model}"):

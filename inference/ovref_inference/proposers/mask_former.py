@@ -225,7 +225,7 @@ def load_mask_former(
         if getattr(settings, "open_classes", None):
             kind = OpenMaskFormer
         model, report = kind.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **options
+            path, config=settings, dtype=torch.float32, output_loading_info=True, **options
         )
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
     check_complete(config.model, report)

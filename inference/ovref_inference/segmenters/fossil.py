@@ -25,7 +25,7 @@ from ovref_inference.encoders.pooling import mask_weights, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Encoder, Proposer
 from ovref_inference.ranges import STRICT, require_at_least, require_within
-from ovref_inference.segmenters.cosines import cosines_on
+from ovref_inference.segmenters.cosines import unit_features
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
@@ -235,10 +235,15 @@ def prototype_scores(
     Raises:
         ValueError: a feature vector is zero or not finite, or of another width.
     """
-    counts = prototypes.counts
-    if not prototypes.vectors_nkd.shape[1]:
-        return np.full((len(features_nd), len(counts)), -np.inf, dtype=np.float32)
-    similarity_nck = cosines_on(device, features_nd, prototypes).sigmoid_()
+    counts, (classes, most, dim) = prototypes.counts, prototypes.vectors_nkd.shape
+    if not most:
+        return np.full((len(features_nd), classes), -np.inf, dtype=np.float32)
+    # As `cosines.prototype_cosines`, whose callers may have no torch.
+    unit_nd = torch.as_tensor(unit_features(features_nd, dim), device=device)
+    vectors_xd = torch.as_tensor(prototypes.vectors_nkd.reshape(-1, dim), device=device)
+    cosines_nck = (unit_nd @ vectors_xd.T).unflatten(1, (classes, most))
+    absent_ck = torch.as_tensor(np.arange(most) >= counts[:, None], device=device)
+    similarity_nck = cosines_nck.masked_fill_(absent_ck, -torch.inf).sigmoid_()
     means_nc = similarity_nck.sum(2) / torch.as_tensor(counts, device=device).clamp(min=1)
     scores_nc = torch.lerp(means_nc, similarity_nck.amax(2), gamma).cpu().numpy()
     scores_nc[:, counts == 0] = -np.inf
