@@ -6,8 +6,6 @@ folder is given, on disk between runs.
 """
 
 import hashlib
-import os
-import secrets
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,6 +23,7 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_inference.pixels import device_of
+from ovref_inference.places import whole_file
 from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import load_proposals, load_proposer, opencut_proposer
 from ovref_inference.segmenters.clip_rc import ClipRcHead, read_head
@@ -153,12 +152,10 @@ class DiskCache:
         """Writes an array or a tuple of arrays. The file appears completely or not at all."""
         path, arrays = self._path(key), value if isinstance(value, tuple) else (value,)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
         # Masks compress well; compressing features is not worth the time.
         save = np.savez_compressed if arrays[0].dtype == bool else np.savez
-        with open(partial, "wb") as file:
+        with whole_file(path) as partial, open(partial, "wb") as file:
             save(file, *arrays)
-        os.replace(partial, path)
 
     def _path(self, key: bytes) -> Path:
         name = key.hex()

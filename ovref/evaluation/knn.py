@@ -8,8 +8,6 @@ upsampled to the image, are its class scores. Differences: pixels without a clas
 true ones by overlap), and images are evaluated at their own size.
 """
 
-import os
-import secrets
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec, KnnConfig
 from ovref.identity import fingerprint, record_seed
 from ovref_inference.pixels import device_of
+from ovref_inference.places import whole_file
 from ovref_inference.vectors import l2_normalised
 
 MEMORY = "memory.npz"
@@ -266,11 +265,9 @@ def _read(path: Path, identity: str) -> MemoryBank | None:
 
 def _write(path: Path, memory: MemoryBank, identity: str) -> None:
     """Writes the file, which appears completely or not at all."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     shares = memory.shares_nc
-    with open(partial, "wb") as file:
+    with whole_file(path) as partial, open(partial, "wb") as file:
         np.savez(
             file, identity=np.array(identity), features=memory.features_nd, shares=shares.data,
             classes=shares.indices, starts=shares.indptr, shape=np.array(shares.shape),
         )  # fmt: skip
-    os.replace(partial, path)

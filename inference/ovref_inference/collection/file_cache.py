@@ -2,13 +2,12 @@
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.errors import CollectionError
-from ovref_inference.places import describe, sha256_of, store_errors
+from ovref_inference.places import describe, sha256_of, store_errors, whole_file
 
 SMALL_BYTES = 8 << 20
 """Size up to which checksums are always compared."""
@@ -36,26 +35,16 @@ def cached(fs: Any, source: str, info: fmt.FileInfo, cache: str | Path | None, f
     if path.exists() and problem_of(path, info, full=full) is None:
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    os.close(handle)
+    advice = "open the collection again if it is being published just now, or else publish it again"
     try:
-        fs.get_file(source, scratch)
-        problem = problem_of(Path(scratch), info, full=True)
-        if problem:
-            raise CollectionError(
-                f"{source} {problem}; open the collection again if it is being published just now, "
-                "or else publish it again"
-            )
-        os.replace(scratch, path)
+        with whole_file(path) as scratch:
+            fs.get_file(source, str(scratch))
+            if problem := problem_of(scratch, info, full=True):
+                raise CollectionError(f"{source} {problem}; {advice}")
     except FileNotFoundError as error:
-        raise CollectionError(
-            f"{source} is missing; open the collection again if it is being published just now, "
-            "or else publish it again"
-        ) from error
+        raise CollectionError(f"{source} is missing; {advice}") from error
     except store_errors() as error:
         raise CollectionError(f"cannot copy {source} to {folder}: {describe(error)}") from error
-    finally:
-        Path(scratch).unlink(missing_ok=True)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,14 @@ from ovref_inference.collection.file_cache import cache_folder, cached, problem_
 from ovref_inference.collection.nouns import read_nouns
 from ovref_inference.collection.remote import CACHE_BYTES, BlockCache, RemoteFile
 from ovref_inference.errors import CollectionError
-from ovref_inference.places import describe, is_local, open_place, sha256_of, store_errors
+from ovref_inference.places import (
+    describe,
+    is_local,
+    open_place,
+    sha256_of,
+    store_errors,
+    whole_file,
+)
 
 Verify = Literal["quick", "full"]
 IN_PLACE_BYTES = 32 << 20
@@ -351,13 +359,9 @@ def _put(fs: Any, path: Path, target: str) -> None:
         return
     if Path(target).exists() and Path(target).samefile(path):
         return
-    scratch = f"{target}.{os.getpid()}.tmp"
-    try:
-        with open(path, "rb") as source, open(scratch, "wb") as copy:
-            while chunk := source.read(1 << 24):
-                copy.write(chunk)
-            copy.flush()
-            os.fsync(copy.fileno())
-        os.replace(scratch, target)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+    with (
+        whole_file(Path(target)) as scratch, open(path, "rb") as source, open(scratch, "wb") as copy
+    ):  # fmt: skip
+        shutil.copyfileobj(source, copy, 1 << 24)
+        copy.flush()
+        os.fsync(copy.fileno())

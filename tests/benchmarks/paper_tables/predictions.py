@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ovref.evaluation.datasets import true_instances
-from ovref.evaluation.metrics_ap import AveragePrecision, Detections
+from ovref.evaluation.metrics_ap import AveragePrecision, Detections, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticMap, PanopticQuality, panoptic_of_labels
 from ovref.evaluation.metrics_semantic import (
     confusion,
@@ -198,7 +198,8 @@ def _ap(
         chosen = [i for i, label in predicted.panoptic.labels.items() if things[label]]
         scores = np.array([predicted.scores[i] for i in chosen], dtype=np.float64)
         detections = Detections(masks_nhw=found.masks_nhw, labels=found.labels, scores=scores)
-        average.add(true_instances(true, things), detections)
+        for matched in match_detections(true_instances(true, things), detections):
+            average.add_matched(matched)
     return average.scores().ap
 
 
