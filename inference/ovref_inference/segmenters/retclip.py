@@ -19,6 +19,7 @@ from ovref_inference.ranges import (
     STRICT,
     require_above,
     require_at_least,
+    require_one_of,
     require_within,
 )
 from ovref_inference.segmenters.labels import (
@@ -93,10 +94,8 @@ class RetClipConfig:
         for name in ("alpha", "beta", "gamma", "min_score", "overlap"):
             require_within(name, getattr(self, name), 0, 1)
         require_at_least("k", self.k, 1)
-        if self.fusion not in ("arithmetic", "geometric"):
-            raise ValueError(f"fusion must be arithmetic or geometric, found {self.fusion!r}")
-        if self.votes not in ("best", "share"):
-            raise ValueError(f"votes must be best or share, found {self.votes!r}")
+        require_one_of("fusion", self.fusion, "arithmetic", "geometric")
+        require_one_of("votes", self.votes, "best", "share")
         require_above("tau", self.tau, 0)
         require_within("mask_threshold", self.mask_threshold, 0, 1, "[)")
 

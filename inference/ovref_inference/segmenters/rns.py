@@ -22,7 +22,7 @@ from ovref_inference.encoders.pooling import DenseEncoder, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Proposer
 from ovref_inference.proposers.proposals import Proposals, as_proposals
-from ovref_inference.ranges import STRICT, require_at_least
+from ovref_inference.ranges import STRICT, require_at_least, require_one_of
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
@@ -61,8 +61,7 @@ class RnsConfig:
     def __post_init__(self) -> None:
         require_at_least("max_references", self.max_references, 1)
         require_at_least("class_scale", self.class_scale, 0)
-        if self.unsupported not in ("missing", "text"):
-            raise ValueError(f"unsupported must be missing or text, found {self.unsupported!r}")
+        require_one_of("unsupported", self.unsupported, "missing", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
