@@ -32,8 +32,8 @@ from ovref.storage.file_store import Store
 from ovref.stored_images import decode_image
 from ovref_inference.collection import hub
 from ovref_inference.errors import CollectionError
+from ovref_inference.images import box_of
 from ovref_inference.places import sha256_of
-from ovref_inference.segmenters.regions import box_of
 
 INDEX = "pictures.json"
 VERSION = 1

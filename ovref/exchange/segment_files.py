@@ -20,11 +20,11 @@ from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref.ops.run_lengths import rle
 from ovref.stored_images import png_of
+from ovref_inference.images import box_of
 from ovref_inference.segmenters.regions import (
     NO_CLASS,
     ScoredRegions,
     best_of_names,
-    box_of,
     panoptic,
 )
 

@@ -5,8 +5,6 @@ detector and SAM runs on one image.
 """
 
 import dataclasses
-import resource
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from ovref.check_models import models_of
+from ovref.devices import cuda, peak_gb
 from ovref.errors import ModelError, OvrefError
 from ovref.known_models import own_forward
 from ovref.licences import licence_of
@@ -273,9 +271,5 @@ def _bytes(parameters: int, precision: str) -> str:
 
 
 def _peak() -> str:
-    """The most memory so far."""
-    if torch.cuda.is_available():
-        return f"peak {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of GPU memory so far"
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"peak {peak / 1e9:.2f} GB of memory so far"
+    kind = "memory" if cuda() is None else "GPU memory"
+    return f"peak {peak_gb():.2f} GB of {kind} so far"

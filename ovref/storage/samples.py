@@ -7,8 +7,7 @@ not. A shard in an object store is copied to a temporary folder, the newest few 
 
 import os
 import tarfile
-import threading
-from collections import OrderedDict
+from functools import lru_cache
 
 from ovref.errors import StorageError
 from ovref.storage import codec
@@ -30,9 +29,7 @@ class Samples:
     def __init__(self, step: StepFolder) -> None:
         self._step = step
         self._copies = Copies(step.store, SHARDS)
-        self._known: OrderedDict[str, tuple[str, Members]] = OrderedDict()
-        """File and members of each shard."""
-        self._lock = threading.Lock()
+        self._members = lru_cache(SHARDS)(self._read)
 
     def keys(self, shard: str) -> list[str]:
         """The keys of a shard's records, in order. Raises StorageError like `get`."""
@@ -61,16 +58,8 @@ class Samples:
         """Removes the copies."""
         self._copies.close()
 
-    def _members(self, shard: str) -> tuple[str, Members]:
-        with self._lock:
-            if shard not in self._known:
-                self._known[shard] = self._read(shard)
-            self._known.move_to_end(shard)
-            while len(self._known) > SHARDS:
-                self._known.popitem(last=False)
-            return self._known[shard]
-
     def _read(self, shard: str) -> tuple[str, Members]:
+        """The file of a shard, and its members."""
         commit = self._step.required(shard)
         if "tar" not in commit.files:
             raise StorageError(f"shard {shard} of {self._step.store.url} has no records")

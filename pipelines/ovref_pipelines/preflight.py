@@ -3,13 +3,13 @@
 import dataclasses
 import gc
 import json
-import sys
 from collections.abc import Sequence
 from functools import partial
 
 from ovref.check_models import CheckedModel, changed_models, check_models
 from ovref.contract import Dropped, Spec
 from ovref.corpora import CorpusSpec
+from ovref.devices import cuda
 from ovref.errors import InputError, MismatchError
 from ovref.ingest import first_of_each_key
 from ovref.labelled_corpora import read_corpus
@@ -60,9 +60,8 @@ def _check_here(spec: Spec, threads: int) -> tuple[CheckedModel, ...]:
     limit_threads(threads)
     found = check_models([spec])
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if (gpu := cuda()) is not None:
+        gpu.empty_cache()
     return found
 
 

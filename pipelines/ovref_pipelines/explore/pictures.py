@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 
 from ovref.exchange.picture_files import Picture
+from ovref.stored_images import reduced
+from ovref_inference.images import box_of
 
 LAYERS = ("image", "mask", "heatmap", "crop")
 DIM = 0.28
@@ -63,10 +65,9 @@ def cropped(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
     """The box of a mask, with a tenth of its longer side around it; all of it without a mask."""
     if not mask_hw.any():
         return image_hwc
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    margin = 1 + max(np.ptp(rows), np.ptp(columns)) // 10
-    top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
-    return image_hwc[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
+    left, top, right, bottom = box_of(mask_hw)
+    margin = 1 + max(bottom - top - 1, right - left - 1) // 10
+    return image_hwc[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
 
 
 def labelled(image_hwc: np.ndarray, labels_hw: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -78,15 +79,10 @@ def labelled(image_hwc: np.ndarray, labels_hw: np.ndarray, colours: np.ndarray) 
 
 def resized(image_hwc: np.ndarray, side: int) -> np.ndarray:
     """The image with its longer side at most `side`; a smaller one enlarged by a whole factor."""
-    height, width = image_hwc.shape[:2]
-    longer = max(height, width)
-    image = Image.fromarray(image_hwc)
-    if longer > side:
-        scale = side / longer
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
-    times = side // longer
-    return np.asarray(image.resize((width * times, height * times), Image.Resampling.BICUBIC))
+    image = reduced(Image.fromarray(image_hwc), side)
+    times = side // max(image.size)
+    size = image.width * times, image.height * times
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
 def webp(image_hwc: np.ndarray) -> bytes:

@@ -5,7 +5,6 @@ output.
 """
 
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 from ovref.contract import Dropped, Spec
+from ovref.devices import cuda
 from ovref.ingest import first_of_each_key
 from ovref.labelled_corpora import read_corpus
 from ovref.records import Caption, Reference
@@ -335,10 +335,7 @@ def _stored(records: list[Any]) -> int:
 
 
 def _device() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return CPU
+    return CPU if (gpu := cuda()) is None else gpu.get_device_name()
 
 
 def _cost(found: Estimate, steps: Any) -> str:

@@ -1,8 +1,9 @@
 """Published configurations, built in full size with random weights.
 
 Sources: the `config.json` files of stable-diffusion-v1-5, stable-diffusion-2-1-base and
-stable-diffusion-xl-base-1.0 (UNet, VAE, text encoders), stable-diffusion-3.5-medium, dinov2-large, clip-vit-large-patch14,
-grounding-dino-base and sam-vit-base. The tokenizer is CLIP's own, from open_clip's package.
+stable-diffusion-xl-base-1.0 (UNet, VAE, text encoders), stable-diffusion-3.5-medium,
+dinov2-large, clip-vit-large-patch14, grounding-dino-base and sam-vit-base. The tokenizer is CLIP's
+own, from open_clip's package.
 """
 
 import gzip

@@ -64,7 +64,7 @@ def test_few_shards_are_kept_and_copies_are_removed(step, monkeypatch):
     for shard in [*SHARDS, SHARDS[0]]:
         assert found.get(shard, f"k{shard}2").key == f"k{shard}2"
         paths += [Path(copy.name) for copy in found._copies._kept.values()]
-        assert len(found._known) == 1
+        assert found._members.cache_info().currsize == 1
         assert sum(path.exists() for path in paths) == (not step.store.is_local)
     found.close()
     assert not any(path.exists() for path in paths)
