@@ -7,8 +7,8 @@ folder is given, on disk between runs.
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,17 @@ class CachedModels:
         return DiskCache(Path(self._folder).expanduser() / fingerprint(made_by)[:24])
 
 
+@contextmanager
+def kept_arrays(path: Path) -> Iterator[Any]:
+    """The arrays of a file that can be made again. Raises StorageError where the block finds it
+    damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
+            yield kept
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise StorageError(f"{path} is damaged ({error}): delete it to rebuild it") from error
+
+
 class DiskCache:
     """Arrays in files, by image key."""
 
@@ -141,11 +152,8 @@ class DiskCache:
         path = self._path(key)
         if not path.exists():
             return None
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-                arrays = tuple(kept[name] for name in kept.files)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise StorageError(f"{path} is damaged ({error}): delete it to rebuild it") from error
+        with kept_arrays(path) as kept:
+            arrays = tuple(kept[name] for name in kept.files)
         return arrays[0] if len(arrays) == 1 else arrays
 
     def write(self, key: bytes, value: Any) -> None:

@@ -10,8 +10,8 @@ from ovref.check_models import CheckedModel, changed_models, check_models
 from ovref.contract import Dropped, Spec
 from ovref.corpora import CorpusSpec
 from ovref.devices import cuda
-from ovref.errors import InputError, MismatchError
-from ovref.ingest import first_of_each_key
+from ovref.errors import MismatchError
+from ovref.ingest import first_of_each_key, no_usable_caption
 from ovref.labelled_corpora import read_corpus
 from ovref.storage.file_store import Store
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
@@ -33,13 +33,6 @@ def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
             return
         dropped[item.reason] = dropped.get(item.reason, 0) + 1
     raise no_usable_caption(dropped)
-
-
-def no_usable_caption(dropped: dict[str, int]) -> InputError:
-    """The error of a corpus without usable captions."""
-    return InputError(
-        f"the corpus has no usable caption: it is empty or all were dropped {dropped}"
-    )
 
 
 def check(specs: Sequence[tuple[Spec, PoolConfig]], engine: EngineConfig) -> list[CheckedModel]:

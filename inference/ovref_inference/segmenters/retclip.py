@@ -1,6 +1,5 @@
 """RetCLIP at inference: regions retrieve similar regions from the collection (section 2.2)."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -31,6 +30,7 @@ from ovref_inference.segmenters.labels import (
     missing_names,
     support_by_text,
     trained_scores,
+    warn_without,
 )
 from ovref_inference.segmenters.regions import (
     Panoptic,
@@ -202,14 +202,8 @@ class RetClipSegmenter:
             if len(lacking) == len(names):
                 raise ValueError(f"{self.collection.url} has no references for any of {names}")
             by_text = tuple(name for name in without if name not in lacking)
-            for some, consequence in ((lacking, "not be predicted"),
-                                      (by_text, "be classified by text alone")):  # fmt: skip
-                if some:
-                    warnings.warn(
-                        f"{self.collection.url} has no references for {', '.join(some)}: these "
-                        f"classes will {consequence}",
-                        stacklevel=2,
-                    )
+            warn_without(self.collection.url, lacking, "not be predicted")
+            warn_without(self.collection.url, by_text, "be classified by text alone")
             self._prepared[names] = Labelled(
                 class_of_noun=own,
                 extra_md=np.asarray(matrix[rows], dtype=np.float32),

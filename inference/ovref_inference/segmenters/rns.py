@@ -6,7 +6,6 @@ image. The settings are those of the released code (TilemahosAravanis/Retrieve-a
 the references come from labelled images of the target data set; here a collection has them.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +28,7 @@ from ovref_inference.segmenters.labels import (
     missing_names,
     support_by_text,
     supported_classes,
+    warn_without,
 )
 from ovref_inference.segmenters.regions import Segmentation
 from ovref_inference.segmenters.rns_head import References, RnsHeadConfig, head_scores
@@ -224,12 +224,7 @@ class RnsSegmenter:
             raise ValueError(
                 f"{self.collection.url} has no references for any of {', '.join(without)}"
             )
-        if without:
-            warnings.warn(
-                f"{self.collection.url} has no references for {', '.join(without)}: these classes "
-                "will be learnt from what their texts find",
-                stacklevel=3,
-            )
+        warn_without(self.collection.url, without, "be learnt from what their texts find")
         return support
 
     def _references(self, support: ClassSupport, text_d: np.ndarray) -> np.ndarray:

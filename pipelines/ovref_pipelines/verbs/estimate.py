@@ -14,7 +14,7 @@ from typing import Any
 
 from ovref.contract import Dropped, Spec
 from ovref.devices import cuda
-from ovref.ingest import first_of_each_key
+from ovref.ingest import first_of_each_key, no_usable_caption
 from ovref.labelled_corpora import read_corpus
 from ovref.records import Caption, Reference
 from ovref.storage.shards import ShardFiles
@@ -26,7 +26,6 @@ from ovref_pipelines.engine.progress import duration
 from ovref_pipelines.engine.run_steps import limit_threads
 from ovref_pipelines.folders import open_steps
 from ovref_pipelines.output import COLLECTION
-from ovref_pipelines.preflight import no_usable_caption
 from ovref_pipelines.recipe import texts_of
 
 CPU = "this machine's CPU"
