@@ -10,7 +10,7 @@ model is refused before a build starts.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from ovref_inference.models import model_errors
 from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class VisualEncoder(Tower):
     """Dense features of images. Made by `load_visual_encoder`."""
 
@@ -37,9 +37,8 @@ class VisualEncoder(Tower):
     batch_size: int
     """Maximum number of images per forward pass."""
 
-    @cached_property
-    def _batch_size(self) -> BatchSize:
-        return BatchSize(self.batch_size)
+    def __post_init__(self) -> None:
+        self._batch_size = BatchSize(self.batch_size)
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ Layer = Callable[[torch.Tensor], torch.Tensor]
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Tower:
     """An image tower on its device, ready for images of one size."""
 
