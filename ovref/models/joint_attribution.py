@@ -37,12 +37,9 @@ from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
 from ovref.errors import ModelError
+from ovref.models.attribution import PAD, shares_of_tokens
 
 Reading = Literal["share", "output"]
-
-PAD = 8
-"""Numbers of nouns and of their tokens are rounded up to multiples of this, so that tensor shapes
-stay the same from batch to batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,15 +211,9 @@ class JointAttribution:
         """Adds exp(scale * q k - log of the softmax's denominator), at the nouns' tokens."""
         captions, heads, _, depth = query_bhpd.shape
         key_bhtd = key_bhkd.gather(2, self._tokens_b1t1.expand(-1, heads, -1, depth))
-        scores_xtp = torch.baddbmm(
-            log_sums_bhp.flatten(0, 1)[:, None].float(),
-            key_bhtd.flatten(0, 1).float(),
-            query_bhpd.flatten(0, 1).float().mT,
-            beta=-1,
-            alpha=depth**-0.5 if scale is None else scale,
-        )
+        shares_xtp = shares_of_tokens(query_bhpd, key_bhtd.flatten(0, 1), log_sums_bhp, scale)
         # The weights are the same for all heads, so these are summed first.
-        shares_btp = scores_xtp.exp_().unflatten(0, (captions, heads)).sum(1)
+        shares_btp = shares_xtp.unflatten(0, (captions, heads)).sum(1)
         self._sums_bnp.baddbmm_(self._weights_bnt, shares_btp)
 
     def _add_second_product(
