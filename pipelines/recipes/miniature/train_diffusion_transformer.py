@@ -6,7 +6,7 @@
 Needs the shipped VAE, text encoders and DINOv2, all frozen. Rectified flow with timesteps from a
 logit-normal distribution (Esser et al., ICML 2024, arXiv 2403.03206, section 3.1); one thing per
 image first, then mostly the full variety; a tenth of the captions is dropped for classifier-free
-guidance; representation alignment (REPA) as in `train_diffusion`.
+guidance, and most pooled vectors; representation alignment (REPA) as in `train_diffusion`.
 
 The learning rate follows the share of `--seconds` that has passed, so runs differ in their last
 bits and in their number of steps. A checkpoint in the work folder is continued; the averaged
@@ -42,7 +42,9 @@ from recipes.miniature.data import load_pool
 from recipes.miniature.training import images_to_torch, save_checkpoint
 
 NAME = "diffusion_transformer"
-CAPTION_DROP = 0.1
+CAPTION_DROP, POOLED_DROP = 0.1, 0.7
+"""Shares of the captions that are replaced by the empty text, and of those that are left whose
+pooled vector alone is: it knows the whole caption, and what it says need not be attended to."""
 ALONE = 0.08
 """Share of the time in which every image shows one thing at most."""
 FULL = 0.7
@@ -202,7 +204,7 @@ def losses_of(model, data, batch, full):
         full: probability of a scene of the full variety.
     """
     device, count = data.latents_nchw.device, len(data.latents_nchw)
-    uniform = torch.rand(4, batch, device=device)
+    uniform = torch.rand(5, batch, device=device)
     mixed = uniform[0] < full
     rows = torch.where(
         mixed,
@@ -211,7 +213,8 @@ def losses_of(model, data, batch, full):
     ).long().clamp_(max=count - 1)  # fmt: skip
     dropped = uniform[2] < CAPTION_DROP
     text = torch.where(dropped[:, None, None], data.no_text_tc, data.text_ntc[rows])
-    pooled = torch.where(dropped[:, None], data.no_pooled_c, data.pooled_nc[rows])
+    without = dropped | (uniform[4] < POOLED_DROP)
+    pooled = torch.where(without[:, None], data.no_pooled_c, data.pooled_nc[rows])
     # Evenly spread quantiles: less variance than independent ones.
     spread = (torch.arange(batch, device=device) + uniform[3]) / batch
     sigma = torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)).sigmoid()[:, None, None, None]
