@@ -141,13 +141,15 @@ class RepeatedLastToken:
         key, value = (
             torch.cat([x, x[:, :, -1:].expand(-1, -1, self.count - 1, -1)], 2) for x in (key, value)
         )
-        out = functional.scaled_dot_product_attention(
-            query.to(value.dtype), key.to(value.dtype), value
-        )
+        out = self.attend(query.to(value.dtype), key.to(value.dtype), value)
         out = out.transpose(1, 2).flatten(2)
         image, text = out.split([image.shape[1], text.shape[1]], 1)
         text = text if attn.context_pre_only else attn.to_add_out(text)
         return attn.to_out[0](image), text
+
+    def attend(self, query_bhqd, key_bhkd, value_bhkd):
+        """Attention over the image, the text, and the last token once more for each further one."""
+        return functional.scaled_dot_product_attention(query_bhqd, key_bhkd, value_bhkd)
 
 
 class Denoiser(nn.Module):
