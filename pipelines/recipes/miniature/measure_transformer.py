@@ -116,12 +116,12 @@ def measure(split, scenes=80):
     """All measurements of a split."""
     drawn = [render(i, split) for i in range(scenes)]
     pipeline = load_transformer()
-    training = json.loads((weights_path(NAME) / "training.json").read_text())
+    training = json.loads((weights_path(NAME).parent / "training.json").read_text())
     result = {
         "split": split,
         "scenes": scenes,
         "parameters": sum(p.numel() for p in pipeline.transformer.parameters()),
-        "training": {name: value for name, value in training.items() if name != "log"},
+        "training": training["diffusion_transformer"],
         "sampling": SAMPLING,
         "vae": measure_vae(pipeline.vae, drawn[:8]),
         "generation": measure_generation(pipeline, load_clip(), load_classifier(), split),

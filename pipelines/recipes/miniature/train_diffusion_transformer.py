@@ -11,9 +11,11 @@ guidance, and most pooled vectors; representation alignment (REPA) as in `train_
 The learning rate follows the share of `--seconds` that has passed, so runs differ in their last
 bits and in their number of steps. A checkpoint in the work folder is continued; the averaged
 weights, `transformer/`, and `training.json` are written to the output with every checkpoint.
-`--export FOLDER` makes a pipeline folder of such an output:
+`--export FOLDER` makes a pipeline folder of such an output, and notes its steps and seconds in the
+`training.json` beside that folder:
 
-    python -m recipes.miniature.train_diffusion_transformer --output DIR --export FOLDER
+    python -m recipes.miniature.train_diffusion_transformer --output DIR \
+        --export pipelines/ovref_miniature/weights/stable_diffusion_3
 """
 
 import argparse
@@ -39,7 +41,7 @@ from recipes.miniature.architectures_transformer import (
     save_stable_diffusion_3,
 )
 from recipes.miniature.data import load_pool
-from recipes.miniature.training import images_to_torch, save_checkpoint
+from recipes.miniature.training import images_to_torch, note, save_checkpoint
 
 NAME = "diffusion_transformer"
 CAPTION_DROP, POOLED_DROP = 0.1, 0.7
@@ -338,6 +340,9 @@ def main():
             arguments.output / "transformer", torch_dtype=torch.float32
         )
         save_stable_diffusion_3(arguments.export, transformer)
+        log = json.loads((arguments.output / "training.json").read_text())
+        kept = {name: log[name] for name in ("steps", "seconds", "batch", "device")}
+        note(arguments.export.parent, diffusion_transformer=kept)
         return
     if arguments.work is None:
         parser.error("--work is needed for training")
