@@ -17,7 +17,7 @@ from recipes.miniature.train_diffusion_transformer import RepeatedLastToken
 from recipes.miniature.training import images_to_torch
 
 READINGS = ("share", "output")
-TIMESTEPS = (100, 200, 300, 500, 700, 850, 950)
+TIMESTEPS = (100, 300, 500, 700, 900)
 CONTEXT = 77
 """Tokens of CLIP, of which the nouns' are some."""
 

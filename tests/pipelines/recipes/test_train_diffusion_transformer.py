@@ -28,8 +28,11 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """The transformer with two blocks, so that steps are fast."""
-    monkeypatch.setattr(architectures_transformer, "BLOCKS", 2)
+    """The transformer with two narrow blocks, so that steps are fast."""
+    small = {"BLOCKS": 2, "HEADS": 2, "WIDTH": 64}
+    for name, value in small.items():
+        monkeypatch.setattr(architectures_transformer, name, value)
+    monkeypatch.setattr(recipe, "WIDTH", 64)
     monkeypatch.setattr(recipe, "ALIGNED", 0)
 
 
