@@ -135,11 +135,8 @@ class JointAttribution:
             )
         image, text = self._starts(query, key)
         log_sums_bhq = None
-        if self._reading == "share" and query.device.type == "cpu":
-            # The kernel behind scaled_dot_product_attention on a CPU, with its second result.
-            output, log_sums_bhq = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, attn_mask=_additive(attn_mask, query.dtype), scale=scale
-            )
+        if self._reading == "share":
+            output, log_sums_bhq = attention_and_log_sums(query, key, value, attn_mask, scale)
         else:
             output = functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=attn_mask, scale=scale
@@ -260,6 +257,29 @@ class JointAttribution:
         tokens_btc = tokens_bhtd.transpose(1, 2).flatten(2).float()
         image_bpc = output_bhqd[:, :, of_image].transpose(1, 2).flatten(2).float()
         self._sums_bnp.baddbmm_(torch.bmm(self._weights_bnt, tokens_btc), image_bpc.mT)
+
+
+def attention_and_log_sums(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The fused attention and, where its kernel returns them, the logarithms of the softmaxes'
+    denominators, (rows, heads, queries) float32, otherwise None."""
+    if query.device.type != "cpu":
+        output = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scale
+        )
+        return output, None
+    # The kernel behind scaled_dot_product_attention on a CPU, with its second result.
+    found: tuple[torch.Tensor, torch.Tensor] = (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=_additive(mask, query.dtype), scale=scale
+        )
+    )
+    return found
 
 
 def _tokens_and_weights(

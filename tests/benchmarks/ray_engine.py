@@ -123,9 +123,7 @@ class Clock(Progress):
         if self._working_calls == 1:
             self.first_ready = time.monotonic()
 
-    def finished(
-        self, shard: str, inputs: int, dropped: dict[str, int], outputs: int = 0
-    ) -> None:
+    def finished(self, shard: str, inputs: int, dropped: dict[str, int], outputs: int = 0) -> None:
         super().finished(shard, inputs, dropped, outputs)
         self.finished_at.append(time.monotonic())
 

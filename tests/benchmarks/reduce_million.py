@@ -128,9 +128,7 @@ def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     began = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         run = lambda tasks: pool.map(_call, tasks)  # noqa: E731
-        indexes = build_indexes(
-            folder, phases[0], seed=0, grown={}, run_tasks=run, report=report
-        )
+        indexes = build_indexes(folder, phases[0], seed=0, grown={}, run_tasks=run, report=report)
         times["index_s"] = time.monotonic() - began
         summary = build_prototypes(
             folder, phases[1], config=config, grown=None, deleted=np.zeros(0, np.int64),

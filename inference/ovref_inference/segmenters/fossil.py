@@ -25,7 +25,7 @@ from ovref_inference.encoders.pooling import mask_weights, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Encoder, Proposer
 from ovref_inference.ranges import require_at_least, require_within
-from ovref_inference.segmenters.cosines import prototype_cosines, sigmoid
+from ovref_inference.segmenters.cosines import cosines_on
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
@@ -130,10 +130,12 @@ class FossilSegmenter:
         check_images(images)
         prototypes = self.prepare(class_names)
         present = prototypes.counts > 0
+        device = getattr(self.visual, "device", None)
 
         def score(features_nd: np.ndarray) -> np.ndarray:
             # Only classes with support are scored, so that no infinite score is interpolated.
-            return prototype_scores(features_nd, prototypes, self.config.gamma)[:, present]
+            scores_nc = prototype_scores(features_nd, prototypes, self.config.gamma, device)
+            return scores_nc[:, present]
 
         score_crops = partial(
             crop_scores,
@@ -225,13 +227,19 @@ class TextOnlySegmenter:
         ]
 
 
-def prototype_scores(features_nd: np.ndarray, prototypes: Prototypes, gamma: float) -> np.ndarray:
+def prototype_scores(
+    features_nd: np.ndarray,
+    prototypes: Prototypes,
+    gamma: float,
+    device: torch.device | None = None,
+) -> np.ndarray:
     """FOSSIL eq. 5: (1 - gamma) mean + gamma max of the sigmoid of cosines to a class's prototypes.
 
     Args:
         features_nd: (n, d) region embeddings or patch features, of any length but zero.
         prototypes: of c classes; a class may have fewer than the others, or none.
         gamma: weight of the maximum, in [0, 1].
+        device: where it is computed; None for the CPU.
 
     Returns:
         (n, c) float32 in (0, 1); -inf for a class without prototypes.
@@ -239,12 +247,14 @@ def prototype_scores(features_nd: np.ndarray, prototypes: Prototypes, gamma: flo
     Raises:
         ValueError: a feature vector is zero or not finite, or of another width.
     """
-    similarity = sigmoid(prototype_cosines(features_nd, prototypes))
     counts = prototypes.counts
-    scores = (1 - gamma) * similarity.sum(2) / np.maximum(counts, 1)
-    scores += gamma * similarity.max(2, initial=0.0)
-    scores[:, counts == 0] = -np.inf
-    return scores.astype(np.float32)
+    if not prototypes.vectors_nkd.shape[1]:
+        return np.full((len(features_nd), len(counts)), -np.inf, dtype=np.float32)
+    similarity_nck = cosines_on(device, features_nd, prototypes).sigmoid_()
+    means_nc = similarity_nck.sum(2) / torch.as_tensor(counts, device=device).clamp(min=1)
+    scores_nc = torch.lerp(means_nc, similarity_nck.amax(2), gamma).cpu().numpy()
+    scores_nc[:, counts == 0] = -np.inf
+    return scores_nc
 
 
 def crop_scores(
