@@ -14,7 +14,7 @@ weights, `transformer/`, and `training.json` are written to the output with ever
 `--export FOLDER` makes a pipeline folder of such an output, and notes its steps and seconds in the
 `training.json` beside that folder:
 
-    python -m recipes.miniature.train_diffusion_transformer --output DIR \
+    python -m recipes.miniature.train_diffusion_transformer --output DIR \\
         --export pipelines/ovref_miniature/weights/stable_diffusion_3
 """
 
@@ -48,7 +48,7 @@ CAPTION_DROP, POOLED_DROP = 0.1, 0.7
 """Shares of the captions that are replaced by the empty text, and of those that are left whose
 pooled vector alone is: it knows the whole caption, and what it says need not be attended to."""
 ALONE = 0.08
-"""Share of the time in which every image shows one thing at most."""
+"""Share of the time in which every image shows one thing at most, when training starts anew."""
 FULL = 0.7
 """Share of the full variety after that."""
 WARM_UP, FALL = 200, 0.4
@@ -237,12 +237,13 @@ def rate_factor(step, passed):
     return min(1.0, (step + 1) / WARM_UP, max(0.0, (1 - passed) / FALL))
 
 
-def train(model, data, work, output, *, seconds, batch, rate, compiled, facts):
+def train(model, data, work, output, *, seconds, batch, rate, compiled, facts, alone=ALONE):
     """Trains until `seconds` have passed, those of earlier starts included.
 
     Args:
         model: a Denoiser on the data's device.
         facts: what else `training.json` should say.
+        alone: share of the time in which every image shows one thing at most.
 
     Returns:
         The rows of the log.
@@ -279,7 +280,7 @@ def train(model, data, work, output, *, seconds, batch, rate, compiled, facts):
             model.compile_blocks()
         for group in optimiser.param_groups:
             group["lr"] = rate * rate_factor(step, passed)
-        error, cosine = losses_of(model, data, batch, 0.0 if passed < ALONE else FULL)
+        error, cosine = losses_of(model, data, batch, 0.0 if passed < alone else FULL)
         optimiser.zero_grad(set_to_none=True)
         (error + ALIGNMENT * (1 - cosine)).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -326,6 +327,7 @@ def main():
     parser.add_argument("--output", type=Path, required=True, help="folder of the result")
     parser.add_argument("--work", type=Path, help="folder for scenes and checkpoints")
     parser.add_argument("--export", type=Path, help="only make a pipeline folder of the output")
+    parser.add_argument("--start", type=Path, help="folder of a transformer to begin with")
     parser.add_argument("--seconds", type=float, default=150, help="of training; preparation aside")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1, help="that draw scenes")
@@ -361,7 +363,11 @@ def main():
     data = prepare(pools, arguments.device)
     torch.manual_seed(2)
     model = Denoiser().to(arguments.device)
-    model.standardise_text(data.text_ntc[:: max(1, len(data.text_ntc) // 4000), :16])
+    if arguments.start is None:
+        model.standardise_text(data.text_ntc[:: max(1, len(data.text_ntc) // 4000), :16])
+    else:
+        start = SD3Transformer2DModel.from_pretrained(arguments.start, torch_dtype=torch.float32)
+        model.transformer.load_state_dict(start.state_dict())
     if data.latents_nchw.is_cuda:
         torch.cuda.synchronize()
     facts = {
@@ -373,6 +379,7 @@ def main():
         "batch": arguments.batch,
         "rate": arguments.rate,
         "compiled": arguments.compiled,
+        "continued": arguments.start is not None,
         "seconds_drawing": round(drawn - began, 1),
         "seconds_encoding": round(time.perf_counter() - drawn, 1),
         "latents_std": round(float(data.latents_nchw.std()), 4),
@@ -382,6 +389,7 @@ def main():
     rows = train(
         model, data, arguments.work, arguments.output, seconds=arguments.seconds,
         batch=arguments.batch, rate=arguments.rate, compiled=arguments.compiled, facts=facts,
+        alone=ALONE if arguments.start is None else 0.0,
     )  # fmt: skip
     print(f"done after {rows[-1]['step'] if rows else 0} steps")
 

@@ -110,7 +110,7 @@ def test_training_lowers_the_error_and_its_result_generates(
     again = recipe.Denoiser()
     more = recipe.train(again, ready, tmp_path, output, seconds=60, **options)
     assert more[0]["step"] > rows[-1]["step"] and more[-1]["seconds"] > 40
-    assert more[-1]["error"] < 0.75 * rows[0]["error"]
+    assert more[-1]["error"] < 0.9 * rows[0]["error"]
     assert more[-1]["cosine"] > rows[0]["cosine"] + 0.2
     log = json.loads((output / "training.json").read_text())
     assert log["a"] == 1 and log["log"] == more and log["steps"] >= more[-1]["step"]
