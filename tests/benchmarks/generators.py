@@ -80,7 +80,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--captions", type=int, default=100)
-    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--scenes", type=int, default=100, help="0 to build only")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -100,6 +100,8 @@ def main():
         if arguments.only is None or name in arguments.only:
             found[name] = built(config_of(name, folder, arguments), arguments.captions)
             print(f"{name}: built", flush=True)
+    if arguments.scenes == 0:
+        return
     results = {
         "what": "generators with cross-attention and with joint attention",
         "model": "the miniature: no figure here is one of a real model",

@@ -33,7 +33,7 @@ from recipes.miniature.measure import (
 )
 
 NAME = "stable_diffusion_3"
-PER_THING = 2
+PER_THING = 1
 """Images generated of each thing."""
 THRESHOLD = 0.45
 """Of stretched maps: the default of `ovref.ops.binarisation`."""
@@ -202,7 +202,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     training = json.loads((weights_path(NAME).parent / "training.json").read_text())
-    result = {
+    head = {
         "split": arguments.split,
         "scenes": arguments.scenes,
         "parameters": parameters_of(f"{NAME}/transformer"),
@@ -210,15 +210,15 @@ def main():
         "sampling": SAMPLING,
     }
     name = "miniature_transformer" + f"_{arguments.split}" * (arguments.split != "test")
-    path = arguments.output / name
-    if path.with_suffix(".json").is_file():
-        known = json.loads(path.with_suffix(".json").read_text())
-        if all(known[key] == value for key, value in result.items()):
-            result = known
+    path = (arguments.output / name).with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts:
-        result[part] = measure(part, arguments.split, arguments.scenes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        found = measure(part, arguments.split, arguments.scenes)
+        # Read only now: others may have measured their parts meanwhile.
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        same = all(known.get(key) == value for key, value in head.items())
+        result = (known if same else head) | {part: found}
+        path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{part}: done", flush=True)
     if all(part in result for part in PARTS):
         path.with_suffix(".md").write_text(report(result))

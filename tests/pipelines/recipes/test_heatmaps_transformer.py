@@ -28,7 +28,8 @@ def pipeline():
         torch.manual_seed(0)
         transformer = architectures.new_transformer()
         for parameter in transformer.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
+            if parameter.ndim > 1:  # normalised queries and keys stay of unit variance
+                torch.nn.init.normal_(parameter, std=0.1)
         return architectures.pipeline_of(transformer.eval())
 
 
@@ -68,10 +69,11 @@ def test_maps_are_those_of_the_product(pipeline):
                 m[: len(nouns)].numpy() for m, nouns in zip(found, positions, strict=True)
             ])  # fmt: skip
             ours = maps[r, 0, b]
+            scale = np.abs(ours).max()  # the products' own, which exceeds that of differences
             if reading == "output":
                 ours = ours - ours.min((1, 2), keepdims=True)
-            assert expected.std() > 0
-            np.testing.assert_allclose(ours / expected.max(), expected / expected.max(), atol=2e-5)
+            assert expected.std() > 1e-3 * scale
+            np.testing.assert_allclose(ours / scale, expected / scale, atol=2e-5)
 
 
 def test_true_masks_are_scored_as_such():
