@@ -80,10 +80,12 @@ def save_stable_diffusion_3(folder, transformer):
     pipeline = pipeline_of(transformer)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)
-    for name in ("text_encoder", "text_encoder_2"):
+    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         path = Path(folder) / name / "config.json"
         config = json.loads(path.read_text())
-        path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+        config.pop("_name_or_path", None)  # a place on this machine
+        extra = {"dtype": "float32"} if name.startswith("text") else {}
+        path.write_text(json.dumps(config | extra, indent=2) + "\n")
 
 
 def _text_config_1():
