@@ -113,7 +113,7 @@ def repeating(store):
         ("two cats sleep in the sun", "cat"),
         ("A RED cat, on a mat!", "cat"),  # repeats the first, of the other shard
         ("an old owl in a tree", "owl"),
-        ("an old owl in the tree", "owl"),  # repeats the one before
+        ("an old owl sits in a tree", "owl"),  # repeats the one before
         ("no noun", None),
     ]
     step = open_step(store, "repeating", {})
@@ -156,7 +156,7 @@ def test_repeated_prompts_do_not_count_towards_the_order(store):
     # shard would come last.
     shards = {
         "000000": [("a cat here", "cat"), ("cats over there now", "cat"), ("one big cat", "cat")],
-        "000001": [("an old owl in a tree", "owl")] * 3 + [("an old owl in the tree", "owl")],
+        "000001": [("an old owl in a tree", "owl")] * 3 + [("an old owl sits in a tree", "owl")],
     }
     step = open_step(store, "prompts", {})
     for shard, part in shards.items():
