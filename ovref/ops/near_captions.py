@@ -29,6 +29,7 @@ SLOTS_PER_CAPTION = 8
 PROBES = 32
 """Slots looked at per band. A noun's most frequent phrases fill their neighbourhood; captions
 beyond that are found by their other bands."""
+_LOW = 0xFFFFFFFF
 _WORD = re.compile(r"\w+")
 
 
@@ -87,7 +88,7 @@ class NearCaptions:
                 key_n = _mixed(key_n ^ lowest_n)
             places_nb[:, band] = key_n % np.uint64(len(self._slots) - PROBES)
         return [
-            Sketch(int(noun) & 0xFFFFFFFF, frozenset(word & 0xFFFFFFFF for word in some), tuple(places))
+            Sketch(int(noun) & _LOW, frozenset(word & _LOW for word in some), tuple(places))
             for noun, some, places in zip(nouns_n, words, places_nb.tolist(), strict=True)
         ]
 
