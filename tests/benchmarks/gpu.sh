@@ -98,7 +98,8 @@ for part in "${PARTS[@]}"; do
                 --output "$OUT/daam.json" "${DEVICE[@]}" "${DAAM[@]}"
         fi ;;
     fast) # the fast preset's way: a few steps, half of them guided
-        generation 120 fast compiled:16 "${FAST[@]}" --parts compiled:16 --worker compiled:16 ;;
+        generation 120 fast compiled:16 "${FAST[@]}" --parts compiled:16 --worker compiled:16 \
+            --batches 8 ;;
     joint) # attention over image and text together
         part 60 tests/benchmarks/transformer_attribution.py --output "$OUT/joint_blocks.json" \
             "${DEVICE[@]}" "${BLOCKS[@]}"

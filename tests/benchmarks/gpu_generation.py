@@ -71,6 +71,7 @@ def main():
     parser.add_argument("--turns", type=int, default=2, help="batches of each kind")
     parser.add_argument("--parts", nargs="*", default=[], help="variants measured part by part")
     parser.add_argument("--worker", nargs="*", default=[], help="variants run as a worker does")
+    parser.add_argument("--batches", type=int, default=3, help="that a worker generates")
     parser.add_argument(
         "--profile", nargs="*", default=[], help="variants whose kernels are listed"
     )
@@ -137,7 +138,7 @@ def measured(spec, pipeline, variant, batch_size, arguments, results):
     synthesize = spec.synthesis(
         arguments.scheduler, batch_size, compiled=VARIANTS[variant].get("compiled", False)
     )
-    prompts = measure._prompts(3 * batch_size)
+    prompts = measure._prompts(arguments.batches * batch_size)
     stage = SynthesizeStage(synthesize, synthesize.generator(pipeline))
     given = measure.requested(stage, prompts[:batch_size])
 

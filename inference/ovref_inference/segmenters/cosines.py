@@ -20,15 +20,20 @@ def prototype_cosines(features_nd: np.ndarray, prototypes: Prototypes) -> np.nda
         ValueError: features of another width, zero or not finite.
     """
     classes, most, dim = prototypes.vectors_nkd.shape
+    cosines = unit_features(features_nd, dim) @ prototypes.vectors_nkd.reshape(-1, dim).T
+    cosines_nck = cosines.reshape(len(features_nd), classes, most)
+    cosines_nck[:, np.arange(most) >= prototypes.counts[:, None]] = -np.inf
+    return cosines_nck
+
+
+def unit_features(features_nd: np.ndarray, dim: int) -> np.ndarray:
+    """(n, d) float32, L2-normalised. Raises ValueError as `prototype_cosines`."""
     if features_nd.shape[1:] != (dim,):
         raise ValueError(
             f"expected features (n, {dim}) like the prototypes, found {features_nd.shape}; use the "
             "visual encoder that made the collection"
         )
-    cosines = l2_normalised(features_nd) @ prototypes.vectors_nkd.reshape(-1, dim).T
-    cosines_nck = cosines.reshape(len(features_nd), classes, most)
-    cosines_nck[:, np.arange(most) >= prototypes.counts[:, None]] = -np.inf
-    return cosines_nck
+    return l2_normalised(features_nd)
 
 
 def best_cosines(cosines_nck: np.ndarray) -> np.ndarray:
