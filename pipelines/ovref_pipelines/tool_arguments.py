@@ -96,6 +96,7 @@ def add_tools(add: Add) -> None:
         "--evaluation", metavar="FILE", help="evaluation.json for the card; default: the build's"
     )
     publish.add_argument("--replace", action="store_true", help="replace another one")
+    publish.add_argument("--int8", action="store_true", help="store embeddings in half the bytes")
     export = add("export", "write a collection in the layout of another program")
     export.add_argument("collection", help="folder or URL")
     export.add_argument("layout", choices=LAYOUTS)

@@ -14,6 +14,7 @@ from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.file_cache import cache_folder, cached, problem_of
 from ovref_inference.collection.nouns import read_nouns
 from ovref_inference.collection.remote import CACHE_BYTES, BlockCache, RemoteFile
+from ovref_inference.collection.remote_index import CODE_BYTES
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import (
     describe,
@@ -36,7 +37,7 @@ def publish(
     *,
     storage_options: dict[str, Any] | None = None,
 ) -> fmt.Manifest:
-    """Checks the files in `folder` (named as in `format.FILES`) and publishes them at `url`.
+    """Checks the files in `folder` (named as in `format.EMBEDDINGS`) and publishes them at `url`.
 
     The manifest is written last and replaced atomically: whoever opens `url` sees either the
     previous collection or this one. Unchanged files are not sent again, and files that the new
@@ -55,7 +56,8 @@ def publish(
         CollectionError: a file is missing, files disagree, or there is no reference at all.
     """
     folder = Path(folder)
-    paths = {role: folder / name for role, name in fmt.FILES.items()}
+    names = fmt.EMBEDDINGS[manifest.embeddings]
+    paths = {role: folder / name for role, name in names.items()}
     for path in paths.values():
         if not path.is_file():
             raise CollectionError(f"cannot publish {folder}: {path.name} is missing")
@@ -74,7 +76,7 @@ def publish(
         if known and known.sha256 == sha256 and fs.exists(f"{root}/{known.path}"):
             name = known.path
         else:
-            name = fmt.FILES[role]
+            name = names[role]
             if known and known.path == name:
                 stem, _, suffix = name.partition(".")
                 name = f"{stem}.{sha256[:12]}.{suffix}"
@@ -297,7 +299,7 @@ def _readable_in_place(manifest: fmt.Manifest, role: str) -> bool:
     if role not in ("visual_index", "textual_index"):
         return True
     factory: str = getattr(manifest, role).factory
-    return factory.startswith("IVF") and factory.endswith(",SQfp16")
+    return factory.startswith("IVF") and factory.endswith(tuple(CODE_BYTES))
 
 
 def _parsed_hub_manifest(url: str, path: Path) -> fmt.Manifest:
@@ -337,9 +339,8 @@ def _commit(
     files: dict[str, fmt.FileInfo],
     before: dict[str, fmt.FileInfo],
 ) -> fmt.Manifest:
-    complete = dataclasses.replace(
-        manifest, counts=counts, files=files, format_version=fmt.FORMAT_VERSION
-    )
+    version = fmt.INT8_VERSION if manifest.embeddings == "int8" else fmt.FORMAT_VERSION
+    complete = dataclasses.replace(manifest, counts=counts, files=files, format_version=version)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.MANIFEST)
         path.write_bytes(fmt.manifest_bytes(complete))
