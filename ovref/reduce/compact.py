@@ -10,6 +10,7 @@ from ovref.errors import InputError
 from ovref.identity import fingerprint
 from ovref.reduce.filter import write_rows
 from ovref.reduce.indexing import build_indexes, tune_indexes
+from ovref.reduce.int8 import in_int8
 from ovref.reduce.noun_prototypes import GrownPrototypes, build_prototypes
 from ovref.reduce.phases import in_process
 from ovref.reduce.spec import ReduceSpec
@@ -51,8 +52,13 @@ def compact(
     source, files, nouns = (work / name for name in ("source", "files", "prototypes"))
     for folder in (source, files, nouns):
         folder.mkdir(parents=True)
-    for role, name in (fmt.FILES | fmt.OPTIONAL_FILES).items():
-        if role in ("references", "visual", "textual", *fmt.OPTIONAL_FILES) and role in paths:
+    for role in ("references", "visual", "textual"):
+        if role != "references" and manifest.embeddings == "int8":
+            fmt.write_vectors(source / fmt.FILES[role], fmt.open_vectors_anywhere(paths[role]))
+        else:
+            (source / fmt.FILES[role]).symlink_to(paths[role].resolve())
+    for role, name in fmt.OPTIONAL_FILES.items():
+        if role in paths:
             (source / name).symlink_to(paths[role].resolve())
     write_rows(source, files, rows)
     spec: dict[str, Any] = {
@@ -98,6 +104,7 @@ def compact(
         replace(
             manifest,
             fingerprint=compacted_fingerprint(manifest, paths),
+            embeddings="float16",
             visual_index=fmt.index_info(tuned["visual"]),
             textual_index=fmt.index_info(tuned["textual"]),
             build=manifest.build
@@ -107,7 +114,10 @@ def compact(
             },
         ),
     )
-    return made, {role: files / made.files[role].path for role in made.files}
+    found = {role: files / made.files[role].path for role in made.files}
+    if manifest.embeddings == "int8":
+        return in_int8(made, found, work / "converted", made.fingerprint)
+    return made, found
 
 
 class _NoTexts:

@@ -28,7 +28,7 @@ from ovref_inference.collection.format import (
     TableWriter,
     VectorWriter,
     open_table,
-    open_vectors,
+    open_vectors_anywhere,
 )
 
 MEASURES = "measures.npz"
@@ -133,8 +133,8 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
 
 def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
     if base:
-        visual, textual = open_vectors(base.paths["visual"]), open_vectors(base.paths["textual"])
-        norms = open_vectors(base.paths["norms"]) if "norms" in base.paths else None
+        visual, textual = (open_vectors_anywhere(base.paths[one]) for one in ("visual", "textual"))
+        norms = open_vectors_anywhere(base.paths["norms"]) if "norms" in base.paths else None
         with open_table(base.paths["references"], REFERENCE_SCHEMA) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)

@@ -58,9 +58,7 @@ def main(n: int, dim: int) -> None:
         report |= {"factory": factory, "curve": [asdict(point) for point in curve]}
         info = fmt.IndexInfo(factory=factory, curve=curve)
         start = time.process_time()
-        prototypes = [
-            make_prototypes(vectors[noun_of == row], config) for row in range(len(nouns))
-        ]
+        prototypes = [make_prototypes(vectors[noun_of == row], config) for row in range(len(nouns))]
         report["prototypes_ms_per_noun"] = 1e3 * (time.process_time() - start) / len(nouns)
 
         for kind in ("visual", "textual"):

@@ -79,9 +79,7 @@ def _digest(name: str, path: Path) -> str:
 def _members(old: Path, new: Path) -> str:
     """The members that differ between two tars, in brackets."""
     left, right = dict(_contents(old)), dict(_contents(new))
-    names = sorted(
-        name for name in left.keys() | right.keys() if left.get(name) != right.get(name)
-    )
+    names = sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
     if not names:
         return " (the same members in another order or with other headers)"
     rest = f" and {len(names) - MOST_MEMBERS} more" if len(names) > MOST_MEMBERS else ""

@@ -7,8 +7,10 @@ the network. Each visual encoder encodes one black image when it is loaded, so t
 model is refused before a build starts.
 """
 
+import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,78 +23,39 @@ from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConf
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.crops import Masking
 from ovref_inference.encoders.pooling import mask_weights, pool_each
-from ovref_inference.encoders.towers import Pool, Tower, parameters_of
+from ovref_inference.encoders.towers import Tower, pair, parameters_of
 from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
 from ovref_inference.models import model_errors
 from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
 
 
-class VisualEncoder:
+@dataclass(kw_only=True, eq=False)
+class VisualEncoder(Tower):
     """Dense features of images. Made by `load_visual_encoder`."""
 
-    def __init__(
-        self,
-        forward: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        dim: int,
-        size_hw: tuple[int, int],
-        patch_size: int,
-        images: Pixels,
-        batch_size: int,
-        head: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        pool: Pool | None = None,
-        size_of: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
-        fit: Callable[[tuple[int, int]], None] | None = None,
-        model_class: str = "",
-        prefix_tokens: int = 0,
-        parameters: int = 0,
-    ) -> None:
-        """`head` maps the (m, c) output of `forward`, after pooling, to (m, dim); `pool`, in place
-        of the mean and `head`, (cells, c) of an image and (1, cells) of a mask to (1, dim).
-        `size_of` gives the size to which an image of a size is resized, in place of `size_hw`;
-        `fit` is called with the grid before each `forward`."""
-        self._forward = forward
-        self._head = head
-        self._pool = pool
-        self._size_of, self._fit, self._fitted = size_of, fit, threading.Lock()
-        self._images = images
-        self._batch_size = BatchSize(batch_size)
-        self.dim = dim
-        """Width of the features."""
-        self.size_hw = size_hw
-        """Height and width in pixels to which images are resized, unless they keep their
-        aspect."""
-        self.patch_size = patch_size
-        """Pixels per side of a grid cell, after resizing."""
-        self.model_class = model_class
-        """Class of the model in its library."""
-        self.prefix_tokens = prefix_tokens
-        """Class and register tokens that the model has before its patches."""
-        self.parameters = parameters
-        """Number of parameters; 0 if unknown."""
+    dim: int
+    """Width of the features."""
+    batch_size: int
+    """Maximum number of images per forward pass."""
+    size_of: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+    """The size to which an image of a size is resized, in place of `size_hw`."""
 
-    @property
-    def images(self) -> Pixels:
-        """Preprocessing."""
-        return self._images
+    def __post_init__(self) -> None:
+        self._batch_size = BatchSize(self.batch_size)
+        self._fitted = threading.Lock()
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self._images.device
-
-    @property
-    def grid_hw(self) -> tuple[int, int]:
-        """Rows and columns of the feature grid of an image of `size_hw`."""
-        return self._cells(self.size_hw)
+        return self.images.device
 
     def grid_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the feature grid of an image of this size."""
         return self._cells(self._resized(size_hw))
 
     def _resized(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        return self.size_hw if self._size_of is None else self._size_of(size_hw)
+        return self.size_hw if self.size_of is None else self.size_of(size_hw)
 
     def _cells(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         return size_hw[0] // self.patch_size, size_hw[1] // self.patch_size
@@ -105,9 +68,9 @@ class VisualEncoder:
         The grid covers the whole image. If GPU memory runs out, the batch size is halved.
         """
         maps = self._maps(images)
-        if self._head:
+        if self.head:
             maps = [self._headed(map_lc) for map_lc in maps]
-        if self._size_of is not None:
+        if self.size_of is not None:
             grids = [self.grid_of(image_hwc.shape[:2]) for image_hwc in images]
             return [map_lc.reshape(*grid, -1) for map_lc, grid in zip(maps, grids, strict=True)]
         features = np.concatenate([np.zeros((0, self.dim), np.float32), *maps])
@@ -137,11 +100,11 @@ class VisualEncoder:
         found = []
         for image_hwc, map_lc, masks_nhw in zip(images, self._maps(images), masks, strict=True):
             grid_hw = self.grid_of(image_hwc.shape[:2])
-            if self._pool:
+            if self.pool:
                 found.append(self._attended(map_lc, masks_nhw, grid_hw))
                 continue
             pooled, valid = pool_each(map_lc.reshape(*grid_hw, -1), masks_nhw)
-            if self._head:
+            if self.head:
                 headed = np.zeros((len(pooled), self.dim), np.float32)
                 headed[valid] = self._headed(pooled[valid])
                 pooled, valid = headed, valid & np.isfinite(headed).all(1)
@@ -153,15 +116,15 @@ class VisualEncoder:
         self, map_lc: np.ndarray, masks_nhw: np.ndarray, grid_hw: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """`encode_regions` of one image by `pool`, each mask alone as in `pool_each`."""
-        assert self._pool is not None
-        device, dtype = self._images.device, self._images.dtype
+        assert self.pool is not None
+        device, dtype = self.images.device, self.images.dtype
         cells = torch.from_numpy(map_lc).to(device, dtype)
         pooled = np.zeros((len(masks_nhw), self.dim), np.float32)
         valid = np.zeros(len(masks_nhw), dtype=bool)
         for row in range(len(masks_nhw)):
             weights = mask_weights(masks_nhw[row : row + 1], grid_hw).reshape(1, -1)
             if weights.any():
-                one = self._pool(cells, torch.from_numpy(weights).to(device, dtype), grid_hw)
+                one = self.pool(cells, torch.from_numpy(weights).to(device, dtype), grid_hw)
                 pooled[row] = one[0].float().cpu().numpy()
                 valid[row] = np.isfinite(pooled[row]).all()
         pooled[~valid] = 0.0
@@ -182,18 +145,18 @@ class VisualEncoder:
         return [found[number] for number in range(len(images))]
 
     def _encode(self, images: Sequence[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:
-        pixels = self._images(images, size_hw)
-        if self._fit is None:
-            return self._forward(pixels).float().cpu().numpy()
+        pixels = self.images(images, size_hw)
+        if self.fit is None:
+            return self.forward(pixels).float().cpu().numpy()
         with self._fitted:  # threads may encode images of other sizes at the same time
-            self._fit(self._cells(size_hw))
-            return self._forward(pixels).float().cpu().numpy()
+            self.fit(self._cells(size_hw))
+            return self.forward(pixels).float().cpu().numpy()
 
     def _headed(self, features: np.ndarray) -> np.ndarray:
         if not len(features):
             return np.zeros((0, self.dim), np.float32)
-        pooled = torch.from_numpy(features).to(self._images.device, self._images.dtype)
-        headed = pooled if self._head is None else self._head(pooled)
+        pooled = torch.from_numpy(features).to(self.images.device, self.images.dtype)
+        headed = pooled if self.head is None else self.head(pooled)
         return headed.float().cpu().numpy()
 
 
@@ -208,7 +171,7 @@ class TextEncoder:
         """
         self._model, self._tokenizer, self._images = model, tokenizer, images
         self._batch_size = BatchSize(batch_size)
-        self._size_hw = _pair(model.visual.image_size)
+        self._size_hw = pair(model.visual.image_size)
         with torch.inference_mode():
             self.dim: int = self._encode_texts(["a photo"]).shape[1]
         """Width of the embeddings."""
@@ -278,28 +241,14 @@ def load_visual_encoder(
         )
     tower = _LIBRARIES[config.library](config, device_of(device))
     if tower.fit is not None:
-        tower.fit((tower.size_hw[0] // tower.patch_size, tower.size_hw[1] // tower.patch_size))
+        tower.fit(tower.grid_hw)
     size_of = partial(config.size_of, patch=tower.patch_size) if config.aspect == "kept" else None
     check = partial(_try, config, images=tower.images, size_hw=tower.size_hw,
                     model_class=tower.model_class)  # fmt: skip
-    dim = check(tower.forward, cells=tower.cells)
+    dim = check(tower.forward, cells=math.prod(tower.grid_hw))
     if (head := tower.head) is not None:
         dim = check(lambda pixels: head(tower.forward(pixels).mean(1)), cells=None)
-    return VisualEncoder(
-        tower.forward,
-        dim=dim,
-        size_hw=tower.size_hw,
-        patch_size=tower.patch_size,
-        images=tower.images,
-        batch_size=batch_size,
-        head=tower.head,
-        pool=tower.pool,
-        size_of=size_of,
-        fit=tower.fit,
-        model_class=tower.model_class,
-        prefix_tokens=tower.prefix_tokens,
-        parameters=tower.parameters,
-    )
+    return VisualEncoder(dim=dim, batch_size=batch_size, size_of=size_of, **vars(tower))
 
 
 def load_region_encoder(
@@ -391,10 +340,6 @@ def _try(
             "are broken"
         )
     return found.shape[-1]
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return tuple(size) if isinstance(size, tuple | list) else (size, size)
 
 
 _LIBRARIES: dict[str, Callable[[VisualEncoderConfig, torch.device], Tower]] = {

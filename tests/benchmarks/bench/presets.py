@@ -1,8 +1,9 @@
 """Published configurations, built in full size with random weights.
 
 Sources: the `config.json` files of stable-diffusion-v1-5, stable-diffusion-2-1-base and
-stable-diffusion-xl-base-1.0 (UNet, VAE, text encoders), stable-diffusion-3.5-medium, dinov2-large, clip-vit-large-patch14,
-grounding-dino-base and sam-vit-base. The tokenizer is CLIP's own, from open_clip's package.
+stable-diffusion-xl-base-1.0 (UNet, VAE, text encoders), stable-diffusion-3.5-medium, dinov2-large,
+clip-vit-large-patch14, grounding-dino-base and sam-vit-base. The tokenizer is CLIP's own, from
+open_clip's package.
 """
 
 import gzip
@@ -178,9 +179,7 @@ def _sd35_medium(scheduler: str, dtype: torch.dtype, device: torch.device) -> An
     t5_config = transformers.T5Config(vocab_size=32128, **T5_XXL)
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     found = diffusers.StableDiffusion3Pipeline(
-        transformer=_made(
-            lambda: diffusers.SD3Transformer2DModel(**SD35_MEDIUM), dtype, device
-        ),
+        transformer=_made(lambda: diffusers.SD3Transformer2DModel(**SD35_MEDIUM), dtype, device),
         vae=_made(lambda: diffusers.AutoencoderKL(**SD3_VAE), dtype, device),
         text_encoder=clip_text(CLIP_L),
         text_encoder_2=clip_text(OPENCLIP_G),
@@ -220,7 +219,7 @@ def encoders(
         )
     model = _made(_dinov2_large, dtype, device)
     visual = VisualEncoder(
-        lambda pixels: model(pixel_values=pixels).last_hidden_state[:, 1:],
+        forward=lambda pixels: model(pixel_values=pixels).last_hidden_state[:, 1:],
         dim=1024,
         size_hw=(518, 518),
         patch_size=14,

@@ -269,7 +269,8 @@ def test_unknown_rows_and_files_that_extend_themselves(tmp_path, capsys):
 
 SMALL = [
     "build.corpus.path=config:miniature_captions.txt", "build.corpus.format=text",
-    "build.corpus.limit=40", "build.shard_size=20", "build.engine.engine=local",
+    "build.corpus.limit=40", "build.corpus.repeats=false", "build.shard_size=20",
+    "build.engine.engine=local",
     "build.engine.gpus_per_worker=0", "build.engine.workers=1",
     "build.synthesize.model=miniature:stable_diffusion", "build.synthesize.steps=8",
     "build.synthesize.guidance=4.0", "build.synthesize.size_hw=[64, 64]",
