@@ -10,6 +10,7 @@ from ovref.errors import InputError, MismatchError
 from ovref.identity import canonical
 from ovref.reduce import FilterSpec, ReduceSpec
 from ovref.reduce.compact import compact
+from ovref.reduce.int8 import in_int8
 from ovref.storage.file_store import Store
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.euclidean import euclidean_prototypes
@@ -64,6 +65,19 @@ def test_norms_stay_with_their_references(tmp_path):
         left = norms_of(collection)
         assert left == pytest.approx({key: both[key] for key in left}, rel=1e-3)
         assert len(left) == len(both) - len(gone)
+
+
+def test_norms_stay_beside_embeddings_in_8_bits(tmp_path):
+    references = with_norms(make_references())
+    step = commit_step(tmp_path / "run", references, embed=KEPT)
+    spec = replace(SPEC, embeddings="int8")
+    reduce_into(tmp_path / "made", step, spec, embed=KEPT)
+    with ReferenceCollection.open(tmp_path / "made", verify="full") as collection:
+        assert norms_of(collection) == pytest.approx(wanted_of(references), rel=1e-3)
+    reduce_into(tmp_path / "halves", step, SPEC, embed=KEPT)
+    manifest, paths = collections.fetch(str(tmp_path / "halves"))
+    made, files = in_int8(manifest, paths, tmp_path / "converted", "another")
+    assert made.embeddings == "int8" and files["norms"].stat().st_size > 0
 
 
 def test_a_collection_has_all_norms_or_none(tmp_path):
