@@ -8,7 +8,6 @@ build, it costs all steps before.
 import dataclasses
 import hashlib
 import importlib.util
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from typing import Any
 from ovref.contract import Dropped
 from ovref.errors import ModelError, OvrefError
 from ovref_inference.models import miniature_folder, resolve
-
-logger = logging.getLogger(__name__)
 
 WHOLE_BYTES = 1 << 24
 """Files up to this size are hashed completely."""

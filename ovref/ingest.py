@@ -72,10 +72,7 @@ def ingest(
                 keys, drops, following = _fill(files, items, following, shard_size)
                 dropped.update(drop.reason for drop in drops)
                 if not keys:
-                    raise InputError(
-                        "the corpus has no usable caption: it is empty or all were dropped "
-                        f"{dict(dropped)}"
-                    )
+                    raise no_usable_caption(dict(dropped))
                 if files is None:
                     inputs = len(keys) + len(drops)
                     checks.append(pool.submit(_check_unchanged, target, shard, keys, inputs))
@@ -163,6 +160,13 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def no_usable_caption(dropped: dict[str, int]) -> InputError:
+    """The error of a corpus without usable captions."""
+    return InputError(
+        f"the corpus has no usable caption: it is empty or all were dropped {dropped}"
+    )
 
 
 def _fill(

@@ -2,7 +2,8 @@
 
 Captions mention men, tables and streets thousands of times more often than cacti, and image
 generation is nearly all of a build's cost. This is the only step that processes its shards in
-order, because each decision depends on earlier ones; it reads only text and is fast.
+order, because each decision depends on earlier ones; it reads only text and is fast. It can also
+leave out prompts that nearly repeat an earlier one.
 
 It can also choose the order in which later steps process the shards, so that a build that is
 stopped early has references of as many nouns as possible. The order is that of the list in the
@@ -13,7 +14,7 @@ import heapq
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,10 +22,12 @@ import numpy as np
 from ovref.ahead import map_ahead
 from ovref.config import STRICT
 from ovref.errors import InputError
+from ovref.identity import ADDED_LATER
+from ovref.ops.near_captions import NearCaptions, Sketch
 from ovref.run_shard import run_shard
 from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
-from ovref_inference.ranges import require_at_least
+from ovref_inference.ranges import require_at_least, require_within
 
 COUNTED = 1 << 16
 """Number of prompts per noun beyond which further ones have no value for the order of shards."""
@@ -46,12 +49,21 @@ class SelectPrompts:
     `rare_first` starts with the shards whose nouns have had the fewest prompts so far, so that a
     build that is stopped early has more nouns, and more references of rare ones. Prompts stay in
     their shards; the effect is greater with smaller shards (`shard_size`)."""
+    near_duplicates: float | None = field(default=None, metadata=ADDED_LATER)
+    """A prompt is dropped if an earlier one that is kept has the same nouns and at least this
+    Jaccard similarity of the words (those in common over those of either), at least 0.5; 0.8 is
+    one word in ten exchanged. None keeps all but equal captions. See `ops.near_captions`."""
 
     def __post_init__(self) -> None:
-        if self.max_per_noun is None and self.order == "corpus":
-            raise ValueError("either max_per_noun or order must be given, or nothing is selected")
+        if self.max_per_noun is None and self.order == "corpus" and self.near_duplicates is None:
+            raise ValueError(
+                "either max_per_noun, order or near_duplicates must be given, or nothing is "
+                "selected"
+            )
         if self.max_per_noun is not None:
             require_at_least("max_per_noun", self.max_per_noun, 1)
+        if self.near_duplicates is not None:
+            require_within("near_duplicates", self.near_duplicates, 0.5, 1)
 
 
 def select_prompts(
@@ -62,9 +74,11 @@ def select_prompts(
 ) -> None:
     """Selects prompts from every shard of `source`, until `target` is complete.
 
-    Prompts that are not kept, or have no noun, are dropped (`nouns_capped`). After an interruption,
-    the next call makes the missing shards. Memory: a count per noun, 8 bytes per dropped prompt
-    and, to choose an order, 8 bytes per noun of each shard.
+    Prompts of which the cap has enough, or that have no noun, are dropped as `nouns_capped`, of the
+    rest those that repeat an earlier one as `near_duplicate_caption`; they do not count towards the
+    cap or the order. After an interruption, the next call makes the missing shards. Memory: a count
+    per noun, 8 bytes per dropped prompt, 8 bytes per noun of each shard to choose an order, and
+    about 85 bytes per prompt to find near-duplicates.
 
     Args:
         on_progress: called after every shard, whether new or already committed.
@@ -81,7 +95,8 @@ def select_prompts(
     choice = _choose(spec, source, shards)
 
     def make(shard: str) -> Commit:
-        without = dict.fromkeys(choice.dropped[shard], "nouns_capped")
+        dropped = choice.dropped[shard].items()
+        without = {number: reason for reason, numbers in dropped for number in numbers}
         return run_shard([], source, target, shard, without=without)
 
     for commit in map_ahead(make, shards):
@@ -92,8 +107,8 @@ def select_prompts(
 
 @dataclass(frozen=True)
 class _Choice:
-    dropped: dict[str, array]
-    """Indices of the prompts of each shard that are dropped."""
+    dropped: dict[str, dict[str, array]]
+    """Indices of the prompts of each shard that are dropped, by reason."""
     kept: dict[str, int]
     """Number of prompts kept in each shard."""
     nouns: dict[str, np.ndarray]
@@ -104,20 +119,33 @@ def _choose(spec: SelectPrompts, source: StepFolder, shards: list[str]) -> _Choi
     had: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     choice = _Choice({}, {}, {})
-    tables = map_ahead(lambda shard: source.table(shard, ["nouns"]), shards)
+    near, columns = None, ["nouns"]
+    if spec.near_duplicates is not None:
+        prompts = sum(commit.outputs for commit in source.commits().values())
+        near, columns = NearCaptions(prompts, spec.near_duplicates), ["nouns", "caption"]
+    tables = map_ahead(lambda shard: source.table(shard, columns), shards)
     for shard, table in zip(shards, tables, strict=True):
-        dropped, kept, here = array("q"), 0, Counter[str]()
-        prompts = table["nouns"].to_pylist() if table.num_rows else []
-        for number, nouns in enumerate(prompts):
-            texts = [noun["text"] for noun in nouns]
+        capped, repeated, kept, here = array("q"), array("q"), 0, Counter[str]()
+        found = table["nouns"].to_pylist() if table.num_rows else []
+        nouns = [[noun["text"] for noun in of_prompt] for of_prompt in found]
+        sketches: list[Sketch] = []
+        if near is not None and nouns:
+            sketches = near.sketches(table["caption"].to_pylist(), nouns)
+        for number, texts in enumerate(nouns):
             least = min((had[text] for text in texts), default=None)
             if least is None or (spec.max_per_noun is not None and least >= spec.max_per_noun):
-                dropped.append(number)
+                capped.append(number)
                 continue
+            if near is not None:
+                if near.has(sketches[number]):
+                    repeated.append(number)
+                    continue
+                near.add(sketches[number])
             kept += 1
             had.update(texts)
             here.update(texts)
-        choice.dropped[shard], choice.kept[shard] = dropped, kept
+        choice.dropped[shard] = {"nouns_capped": capped, "near_duplicate_caption": repeated}
+        choice.kept[shard] = kept
         if spec.order == "rare_first":
             ids = [numbers.setdefault(text, len(numbers)) for text in here]
             choice.nouns[shard] = np.array([ids, list(here.values())], dtype=np.int32)

@@ -42,15 +42,19 @@ def plain_image(file: bytes) -> tuple[bytes, np.ndarray]:
         UnusableImageError: see `decode_image`.
     """
     image_hwc, plain = decoded(file)
-    longer = max(image_hwc.shape)
-    if plain and longer <= MAX_SIDE:
+    if plain and max(image_hwc.shape) <= MAX_SIDE:
         return file, image_hwc
-    image = Image.fromarray(image_hwc)
-    if longer > MAX_SIDE:
-        smaller = [max(1, round(side * MAX_SIDE / longer)) for side in image.size]
-        image = image.resize(smaller, Image.Resampling.LANCZOS)
-    kept = jpeg_of(image, JPEG_QUALITY)
+    kept = jpeg_of(reduced(Image.fromarray(image_hwc), MAX_SIDE), JPEG_QUALITY)
     return kept, decode_image(kept)
+
+
+def reduced(image: Image.Image, most: int) -> Image.Image:
+    """The image with its longer side at most `most` pixels."""
+    longer = max(image.size)
+    if longer <= most:
+        return image
+    size = [max(1, round(side * most / longer)) for side in image.size]
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def jpeg_of(pixels: np.ndarray | Image.Image, quality: int) -> bytes:

@@ -32,8 +32,8 @@ FLOORS = {
     ),
     "ovref": (
         {
-            "ahead", "errors", "class_files", "config", "contract", "identity", "licences",
-            "locations", "meter", "records", "stored_images",
+            "ahead", "errors", "class_files", "config", "contract", "devices", "identity",
+            "licences", "locations", "meter", "records", "stored_images",
         },
         {"ops", "storage"},
         {"miniature", "models", "run_shard", "ingest", "check_models"},

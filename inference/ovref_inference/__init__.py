@@ -25,41 +25,22 @@ if TYPE_CHECKING:
     from ovref_inference.segmenters.regions import Segmentation, Segmenter
 
 __all__ = [
-    "CollectionError",
-    "ModelError",
-    "OvrefError",
-    "PrototypeHead",
-    "Prototypes",
-    "ReferenceCollection",
-    "Segmentation",
-    "Segmenter",
-    "SegmenterModule",
-    "Support",
-    "load_segmenter",
-    "open",
-    "read_image",
-    "register_backbone",
-    "segment_features",
-]
+    "CollectionError", "ModelError", "OvrefError", "PrototypeHead", "Prototypes",
+    "ReferenceCollection", "Segmentation", "Segmenter", "SegmenterModule", "Support",
+    "load_segmenter", "open", "read_image", "register_backbone", "segment_features",
+]  # fmt: skip
 
-_MODULES = {
-    "CollectionError": "errors",
-    "ModelError": "errors",
-    "OvrefError": "errors",
-    "PrototypeHead": "segmenters.modules",
-    "Prototypes": "collection.prototypes",
-    "ReferenceCollection": "collection.reference_collection",
-    "Segmentation": "segmenters.regions",
-    "Segmenter": "segmenters.regions",
-    "SegmenterModule": "segmenters.modules",
-    "Support": "collection.support",
-    "load_segmenter": "segmenters.load",
-    "read_image": "pictures",
-    "register_backbone": "encoders.registry",
-    "segment_features": "segmenters.load",
-}
-
-__getattr__ = lazy_exports(__name__, _MODULES)
+__getattr__ = lazy_exports(__name__, {
+    "collection.prototypes": "Prototypes",
+    "collection.reference_collection": "ReferenceCollection",
+    "collection.support": "Support",
+    "encoders.registry": "register_backbone",
+    "errors": "CollectionError ModelError OvrefError",
+    "pictures": "read_image",
+    "segmenters.load": "load_segmenter segment_features",
+    "segmenters.modules": "PrototypeHead SegmenterModule",
+    "segmenters.regions": "Segmentation Segmenter",
+})  # fmt: skip
 
 
 def open(url: Any, **options: Any) -> "ReferenceCollection":

@@ -1,4 +1,4 @@
-"""Checks of images before models see them. No torch is needed here."""
+"""Checks of images before models see them, and boxes of masks. No torch is needed here."""
 
 from collections.abc import Sequence
 
@@ -25,3 +25,11 @@ def check_images(images: Sequence[np.ndarray]) -> None:
         )
     for image_hwc in images:
         check_image(image_hwc)
+
+
+def box_of(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of a mask's pixels, right and bottom exclusive; zeros for an empty mask."""
+    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -30,14 +30,15 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], An
 
     Args:
         package: `__name__` of the package.
-        modules: each exported name and the module of the package that defines it.
+        modules: modules of the package, and the names that each defines, with blanks between them.
     """
+    module_of = {name: module for module, names in modules.items() for name in names.split()}
 
     def get(name: str) -> Any:
-        if name not in modules:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
-            module = importlib.import_module(f"{package}.{modules[name]}")
+            module = importlib.import_module(f"{package}.{module_of[name]}")
         except ModuleNotFoundError as error:
             raise missing_package(error, f"{package}.{name}") from error
         return getattr(module, name)

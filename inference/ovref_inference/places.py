@@ -5,7 +5,11 @@ The callers (a collection, a build's store, a corpus) wrap these messages in the
 
 import errno
 import hashlib
+import os
+import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +101,18 @@ def describe(error: Exception) -> str:
     if not remedy and (isinstance(error, ConnectionError) or not isinstance(error, OSError)):
         remedy = "check the network, the address and the credentials"
     return (str(error) or type(error).__name__) + (f"; {remedy}" if remedy else "")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a new file, which takes its place at the end of the block; one that
+    fails leaves nothing. Raises OSError."""
+    scratch = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | Path) -> str:

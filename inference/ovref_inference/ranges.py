@@ -38,3 +38,15 @@ def require_each_at_least(name: str, values: Any, low: float) -> None:
     """Raises ValueError unless there are values and each is `>= low`."""
     if not values or not all(value >= low for value in values):
         raise ValueError(f"{name} must be one or more values of at least {low}, found {values}")
+
+
+def require_one_of(name: str, value: Any, *choices: str) -> None:
+    """Raises ValueError for any other value."""
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(choices)}, found {value!r}")
+
+
+def require_model(model: str) -> None:
+    """Raises ValueError for an empty id."""
+    if not model:
+        raise ValueError("model must name a model, found an empty string")

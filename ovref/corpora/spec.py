@@ -49,8 +49,6 @@ LABELLED = ("class_folders", "open_images")
 MINIATURE = "miniature:"
 """Path prefix of a corpus of the miniature's scenes, followed by the split."""
 
-BLOCK_BYTES = 1 << 20
-
 
 NO_IMAGE_COLUMN = (
     "coco", "text", "webdataset", "imagefolder", "class_folders", "open_images", "miniature",

@@ -6,15 +6,14 @@ folder is given, on disk between runs.
 """
 
 import hashlib
-import os
-import secrets
 import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ovref.check_models import models_of, weights_fingerprint
 from ovref.config import dump
@@ -24,8 +23,10 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_inference.pixels import device_of
+from ovref_inference.places import whole_file
 from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.load import load_proposals, load_proposer, opencut_proposer
+from ovref_inference.segmenters.clip_rc import ClipRcHead, read_head
 
 RegionProposer = Callable[[Sequence[np.ndarray]], list[Any]]
 """Images -> masks or `Proposals` of each image."""
@@ -44,6 +45,7 @@ class CachedModels:
         self._folder = folder
         self._open = ExitStack()
         self._collections: dict[str, ReferenceCollection] = {}
+        self._heads: dict[str, tuple[ClipRcHead, dict[str, torch.Tensor]]] = {}
         self._encoders: dict[VisualEncoderConfig, CachedEncoder] = {}
         self._texts: dict[TextEncoderConfig, CachedTexts] = {}
         self._proposers: dict[ProposerConfig, CachedProposer] = {}
@@ -60,6 +62,12 @@ class CachedModels:
         if url not in self._collections:
             self._collections[url] = self._open.enter_context(ReferenceCollection.open(url))
         return self._collections[url]
+
+    def head(self, weights: str) -> tuple[ClipRcHead, dict[str, torch.Tensor]]:
+        """A trained head and its weights, read once; see `read_head`."""
+        if weights not in self._heads:
+            self._heads[weights] = read_head(weights)
+        return self._heads[weights]
 
     def encoder(self, config: VisualEncoderConfig) -> "CachedEncoder":
         """A visual encoder, of dense features or of masked crops."""
@@ -118,6 +126,17 @@ class CachedModels:
         return DiskCache(Path(self._folder).expanduser() / fingerprint(made_by)[:24])
 
 
+@contextmanager
+def kept_arrays(path: Path) -> Iterator[Any]:
+    """The arrays of a file that can be made again. Raises StorageError where the block finds it
+    damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
+            yield kept
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise StorageError(f"{path} is damaged ({error}): delete it to rebuild it") from error
+
+
 class DiskCache:
     """Arrays in files, by image key."""
 
@@ -133,23 +152,18 @@ class DiskCache:
         path = self._path(key)
         if not path.exists():
             return None
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-                arrays = tuple(kept[name] for name in kept.files)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise StorageError(f"{path} is damaged ({error}): delete it to rebuild it") from error
+        with kept_arrays(path) as kept:
+            arrays = tuple(kept[name] for name in kept.files)
         return arrays[0] if len(arrays) == 1 else arrays
 
     def write(self, key: bytes, value: Any) -> None:
         """Writes an array or a tuple of arrays. The file appears completely or not at all."""
         path, arrays = self._path(key), value if isinstance(value, tuple) else (value,)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
         # Masks compress well; compressing features is not worth the time.
         save = np.savez_compressed if arrays[0].dtype == bool else np.savez
-        with open(partial, "wb") as file:
+        with whole_file(path) as partial, open(partial, "wb") as file:
             save(file, *arrays)
-        os.replace(partial, path)
 
     def _path(self, key: bytes) -> Path:
         name = key.hex()

@@ -35,7 +35,6 @@ from ovref.records import LabelledImage, ScoredImage
 from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, open_step
 from ovref.stored_images import png_of
-from ovref_inference.collection.reference_collection import ReferenceCollection
 
 IMAGES, SCORES = "images", "scores"
 """Steps of an evaluation's output."""
@@ -201,7 +200,7 @@ def labels_of_png(png: bytes) -> np.ndarray:
 
 
 def open_steps(
-    spec: EvaluateSpec, data: LabelledSet, collection: ReferenceCollection | None
+    spec: EvaluateSpec, data: LabelledSet, models: CachedModels
 ) -> tuple[StepFolder, StepFolder]:
     """Opens or creates the steps of names and counts.
 
@@ -222,10 +221,11 @@ def open_steps(
         "classes": data.class_fingerprint,
     }
     if spec.method == "clip_rc":
-        identity["head"] = head_identity(spec)
+        identity["head"] = head_identity(models.head(spec.clip_rc.weights)[0])
     if spec.method == "knn":
         identity["memory"] = memory_bank_identity(spec, open_training(spec, data))
-    if collection is not None:
+    if spec.collection:
+        collection = models.collection(spec.collection)
         identity["collection"] = {
             "fingerprint": collection.manifest.fingerprint,
             "tombstones": collection.manifest.files["tombstones"].sha256,

@@ -43,7 +43,7 @@ from ovref.records import ScoredImage
 from ovref.run_shard import run_shard
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.segmenters.clip_rc import read_head
+from ovref_inference.segmenters.clip_rc import ClipRcHead
 
 __all__ = ["EvaluateSpec", "evaluate"]
 
@@ -97,11 +97,11 @@ def evaluate(
         warnings.filterwarnings("ignore", message=".* has no references for")
         collection = models.collection(spec.collection) if spec.collection else None
         methods = methods_of(spec, data, models)  # checks the settings before anything else
-        images, scores = open_steps(spec, data, collection)
+        images, scores = open_steps(spec, data, models)
         meter = ProgressMeter(len(data), "images", progress)
         list_images(data, images, spec.shard_size, lambda done: meter.update(done, "checked"))
         if spec.method == "clip_rc":
-            compared = _of_head(spec)
+            compared = _of_head(models.head(spec.clip_rc.weights)[0])
         elif collection is None:
             compared = _memory(spec, data, models, progress)
         else:
@@ -143,10 +143,9 @@ def _of(collection: ReferenceCollection) -> _Compared:
     )
 
 
-def _of_head(spec: EvaluateSpec) -> _Compared:
-    head, _ = read_head(spec.clip_rc.weights)
+def _of_head(head: ClipRcHead) -> _Compared:
     return _Compared(
-        fingerprint=fingerprint(head_identity(spec)), size=0, counts={}, model=head.network.model
+        fingerprint=fingerprint(head_identity(head)), size=0, counts={}, model=head.network.model
     )
 
 

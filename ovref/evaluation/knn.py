@@ -8,9 +8,6 @@ upsampled to the image, are its class scores. Differences: pixels without a clas
 true ones by overlap), and images are evaluated at their own size.
 """
 
-import os
-import secrets
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +21,8 @@ from torch.nn.functional import interpolate
 from ovref.check_models import weights_fingerprint
 from ovref.config import dump
 from ovref.corpora.corpus_identity import identify_files
-from ovref.errors import InputError, StorageError
-from ovref.evaluation.cached import CachedModels
+from ovref.errors import InputError
+from ovref.evaluation.cached import CachedModels, kept_arrays
 from ovref.evaluation.metrics_panoptic import panoptic_of_labels
 from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
@@ -33,6 +30,7 @@ from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec, KnnConfig
 from ovref.identity import fingerprint, record_seed
 from ovref_inference.pixels import device_of
+from ovref_inference.places import whole_file
 from ovref_inference.vectors import l2_normalised
 
 MEMORY = "memory.npz"
@@ -253,24 +251,19 @@ def _read(path: Path, identity: str) -> MemoryBank | None:
     """The stored memory bank; None if there is none or its settings differ."""
     if not path.exists():
         return None
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-            if str(kept["identity"]) != identity:
-                return None
-            parts = (kept["shares"], kept["classes"], kept["starts"])
-            shares_nc = csr_array(parts, shape=tuple(kept["shape"].tolist()))
-            return MemoryBank(features_nd=kept["features"], shares_nc=shares_nc)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise StorageError(f"{path} is damaged ({error}): delete it to rebuild it") from error
+    with kept_arrays(path) as kept:
+        if str(kept["identity"]) != identity:
+            return None
+        parts = (kept["shares"], kept["classes"], kept["starts"])
+        shares_nc = csr_array(parts, shape=tuple(kept["shape"].tolist()))
+        return MemoryBank(features_nd=kept["features"], shares_nc=shares_nc)
 
 
 def _write(path: Path, memory: MemoryBank, identity: str) -> None:
     """Writes the file, which appears completely or not at all."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     shares = memory.shares_nc
-    with open(partial, "wb") as file:
+    with whole_file(path) as partial, open(partial, "wb") as file:
         np.savez(
             file, identity=np.array(identity), features=memory.features_nd, shares=shares.data,
             classes=shares.indices, starts=shares.indptr, shape=np.array(shares.shape),
         )  # fmt: skip
-    os.replace(partial, path)

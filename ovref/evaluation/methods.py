@@ -121,8 +121,7 @@ class Methods:
         self._oracle: RegionProposer = oracle_proposer([], [])
         self._segmenters: dict[Row, Any] = {}
         self.names, self._class_of = query_names(data, spec)
-        seen = data.seen
-        self._seen = None if seen is None else [seen[label] for label in self._class_of[:-1]]
+        self._seen = seen_of_names(data, self._class_of)
 
     @property
     def visual(self) -> CachedEncoder:
@@ -307,6 +306,11 @@ def query_names(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...],
         classes = replace(classes, classes=(first[:1], *others))
     names, owners = classes.query_names()
     return names, np.array([*owners, NO_CLASS], dtype=np.int64)
+
+
+def seen_of_names(data: LabelledSet, class_of: np.ndarray) -> list[bool] | None:
+    """Whether the class of each name of `query_names` is a seen one; None without a split."""
+    return None if data.seen is None else [data.seen[label] for label in class_of[:-1]]
 
 
 def _resized(

@@ -87,19 +87,8 @@ class AveragePrecision:
         # Per class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
         self._matched = [[] for _ in range(classes)]
 
-    def add(self, truth: TrueInstances, found: Detections) -> None:
-        """Evaluates one image. Of equal scores, the earlier detection and image comes first.
-
-        Raises:
-            ValueError: masks are not bool or their sizes differ; the numbers of masks, labels and
-                scores differ; a label is not a class; or a score is not finite.
-        """
-        self._check(truth, found)
-        for matched in match_detections(truth, found):
-            self.add_matched(matched)
-
     def add_matched(self, matched: "MatchedDetections") -> None:
-        """Adds one class of one image; to be called in the order of images."""
+        """Adds one class of one image. Of equal scores, the earlier image comes first."""
         self.truths[matched.label] += matched.truths
         self._matched[matched.label].append((matched.scores, matched.right, matched.ignored))
 
@@ -124,30 +113,6 @@ class AveragePrecision:
             ap50=float(by_threshold[0]),
             ap75=float(by_threshold[5]),
         )
-
-    def _check(self, truth: TrueInstances, found: Detections) -> None:
-        sizes = set()
-        for name, item, last in (("truth", truth, truth.crowd), ("found", found, found.scores)):
-            if item.masks_nhw.dtype != bool or item.masks_nhw.ndim != 3:
-                raise ValueError(
-                    f"{name}: masks must be (n, H, W) bool, found {item.masks_nhw.shape} "
-                    f"{item.masks_nhw.dtype}"
-                )
-            if not len(item.masks_nhw) == len(item.labels) == len(last):
-                raise ValueError(
-                    f"{name}: {len(item.masks_nhw)} masks, {len(item.labels)} labels and "
-                    f"{len(last)} scores or crowd marks must be equally many"
-                )
-            wrong = [v for v in item.labels.tolist() if not 0 <= v < len(self.truths)]
-            if wrong:
-                raise ValueError(
-                    f"{name} holds label {wrong[0]}, not in 0 to {len(self.truths) - 1}"
-                )
-            sizes.add(item.masks_nhw.shape[1:])
-        if len(sizes) > 1:
-            raise ValueError(f"truth and detections must have one size, found {sorted(sizes)}")
-        if not np.isfinite(found.scores).all():
-            raise ValueError("scores must be finite")
 
 
 def match_detections(truth: TrueInstances, found: Detections) -> list[MatchedDetections]:

@@ -9,10 +9,10 @@ ADE20K's 847 classes, whose images and labels have a short side of at most 512 (
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from ovref.errors import ConfigError
-from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 from ovref_inference.segmenters.windows import WindowConfig, resized_size
 
 
@@ -20,7 +20,7 @@ from ovref_inference.segmenters.windows import WindowConfig, resized_size
 class Protocol:
     """How images are presented to a segmenter and its scores become a label map."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     name: str
     """Name in results."""

@@ -10,18 +10,17 @@ from ovref.config import dump
 from ovref.errors import InputError
 from ovref.evaluation.apply_protocol import segment_with_protocol
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.methods import prediction_of, query_names
+from ovref.evaluation.methods import prediction_of, query_names, seen_of_names
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.predictions import Prediction
 from ovref.evaluation.spec import EvaluateSpec
 from ovref_inference.encoders.config import TextEncoderConfig
 from ovref_inference.pixels import device_of
-from ovref_inference.segmenters.clip_rc import ClipRcSegmenter, load_clip_rc, read_head
+from ovref_inference.segmenters.clip_rc import ClipRcHead, ClipRcSegmenter, load_clip_rc
 
 
-def head_identity(spec: EvaluateSpec) -> dict[str, Any]:
-    """The identity of the trained head that is evaluated. Raises ModelError like `read_head`."""
-    head, _ = read_head(spec.clip_rc.weights)
+def head_identity(head: ClipRcHead) -> dict[str, Any]:
+    """The identity of the trained head that is evaluated."""
     return {
         "weights": head.weights_sha256,
         "network": dump(head.network),
@@ -42,7 +41,7 @@ class TrainedMethod:
         """
         self._spec, self._data, self._models = spec, data, models
         self._protocol = spec.chosen_protocol()
-        self._read = read_head(spec.clip_rc.weights)
+        self._read = models.head(spec.clip_rc.weights)
         trained = {name.strip().casefold() for name in self._read[0].seen}
         unseen = data.seen is not None and [
             name for name, seen in zip(data.class_names, data.seen, strict=True)
@@ -54,8 +53,7 @@ class TrainedMethod:
                 f"as unseen in {data.name}: evaluate with the split that it was trained with"
             )
         self.names, self._class_of = query_names(data, spec)
-        seen = data.seen
-        self._seen = None if seen is None else [seen[label] for label in self._class_of[:-1]]
+        self._seen = seen_of_names(data, self._class_of)
         self._segmenter: ClipRcSegmenter | None = None
 
     @property

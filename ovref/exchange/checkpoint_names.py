@@ -125,12 +125,7 @@ def fcclip_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
             # A ReLU stands between two of these layers.
             found[f"class_embed.{2 * int(match[1])}.{match[2]}"] = value
             continue
-        for pattern, new in RENAMED:
-            if re.fullmatch(pattern, short):
-                found |= _split(re.sub(pattern, new, short), value)
-                break
-        else:
-            raise InputError(f"the checkpoint has a tensor {name}, which FC-CLIP has not")
+        found |= _renamed(short, value, RENAMED, "FC-CLIP")
     return found
 
 
@@ -155,21 +150,20 @@ def open_mask_former_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
             for part, one in zip(("query", "key", "value"), value.chunk(3), strict=True):
                 found[f"{SWIN}encoder.{match[1]}.attention.self.{part}.{match[2]}"] = one
             continue
-        for pattern, new in RENAMED_OPEN:
-            if re.fullmatch(pattern, name):
-                found |= _split(re.sub(pattern, new, name), value)
-                break
-        else:
-            raise InputError(
-                f"the checkpoint has a tensor {name}, which OVSeg's MaskFormer has not"
-            )
+        found |= _renamed(name, value, RENAMED_OPEN, "OVSeg's MaskFormer")
     return found
 
 
-def _split(name: str, value: Any) -> dict[str, Any]:
-    """Projections that transformers has apart; Mask2Former's cross-attention keeps them as one."""
-    kind = re.fullmatch(r"(.+\.(?:self_attn|encoder_attn))\.in_proj_(weight|bias)", name)
+def _renamed(
+    name: str, value: Any, table: tuple[tuple[str, str], ...], whose: str
+) -> dict[str, Any]:
+    """A tensor under its name of the table; in three where transformers has projections apart
+    (Mask2Former's cross-attention keeps them as one). Raises InputError for a name not there."""
+    new = next((re.sub(old, new, name) for old, new in table if re.fullmatch(old, name)), None)
+    if new is None:
+        raise InputError(f"the checkpoint has a tensor {name}, which {whose} has not")
+    kind = re.fullmatch(r"(.+\.(?:self_attn|encoder_attn))\.in_proj_(weight|bias)", new)
     if kind is None:
-        return {name: value}
+        return {new: value}
     parts = dict(zip("qkv", value.chunk(3), strict=True))
     return {f"{kind[1]}.{part}_proj.{kind[2]}": one for part, one in parts.items()}

@@ -7,8 +7,9 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,7 @@ def _open_settings(
     """transformers' configuration of a MaskFormer whose sizes are those of its tensors."""
     from transformers import DetrConfig, MaskFormerConfig, MaskFormerSwinConfig
 
-    def layers(prefix: str) -> int:
-        pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
-        return 1 + max((int(m[1]) for m in map(pattern.match, renamed) if m), default=-1)
-
+    layers = partial(_layers, renamed)
     try:
         swin, decoder = f"{SWIN}encoder.layers", "model.transformer_module.decoder.layers"
         stages = range(layers(swin))
@@ -224,10 +222,6 @@ def _sizes(renamed: Mapping[str, Any], widths: tuple[int, ...]) -> Any:
     """The decoder's sizes, as its tensors have them."""
     from ovref_inference.proposers.mask_decoder import MaskDecoderConfig
 
-    def layers(prefix: str) -> int:
-        pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
-        return 1 + max((int(m[1]) for m in map(pattern.match, renamed) if m), default=-1)
-
     try:
         queries, hidden = renamed["transformer.queries_features.weight"].shape
         return MaskDecoderConfig(
@@ -237,11 +231,17 @@ def _sizes(renamed: Mapping[str, Any], widths: tuple[int, ...]) -> Any:
             hidden=hidden,
             feedforward=len(renamed["transformer.decoder.layers.0.fc1.weight"]),
             encoder_feedforward=len(renamed["pixel_decoder.encoder.layers.0.fc1.weight"]),
-            encoder_layers=layers("pixel_decoder.encoder.layers"),
-            decoder_layers=layers("transformer.decoder.layers"),
+            encoder_layers=_layers(renamed, "pixel_decoder.encoder.layers"),
+            decoder_layers=_layers(renamed, "transformer.decoder.layers"),
         )
     except (KeyError, ValueError) as error:
         raise InputError(f"the checkpoint's decoder is incomplete: {error!r}") from error
+
+
+def _layers(names: Iterable[str], prefix: str) -> int:
+    """How many numbered parts come after a prefix."""
+    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+    return 1 + max((int(m[1]) for m in map(pattern.match, names) if m), default=-1)
 
 
 def _check(what: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Class lists from the command line: words, a file, or the name of a published list."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -26,6 +26,11 @@ class Classes:
     """(n,) int64: the class of each name."""
     things: frozenset[int] | None = None
     """Classes that are things; None if unknown."""
+
+    @property
+    def is_thing(self) -> list[bool]:
+        """Whether each class is a thing; False where it is unknown."""
+        return [number in (self.things or ()) for number in range(len(self.names))]
 
     def labels(self, labels_hw: np.ndarray) -> np.ndarray:
         """Maps a label map of names to (H, W) int32 classes; unlabelled pixels stay below 0."""
@@ -115,9 +120,4 @@ def classes_of(
     if unknown:
         raise InputError(f"things must be classes, found {', '.join(unknown)}")
     numbers = frozenset(i for i, name in enumerate(classes.names) if name in wanted)
-    return Classes(
-        names=classes.names,
-        query_names=classes.query_names,
-        class_of=classes.class_of,
-        things=numbers,
-    )
+    return replace(classes, things=numbers)

@@ -19,7 +19,7 @@ from ovref.exchange.picture_files import Picture
 from ovref.ops.run_lengths import rle
 from ovref.stored_images import png_of
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.segmenters.regions import box_of
+from ovref_inference.images import box_of
 from ovref_inference.vectors import l2_normalised
 
 Pictures = Callable[[Sequence[dict[str, Any]]], list[Picture | None]]

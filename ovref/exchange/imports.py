@@ -71,11 +71,7 @@ def read_freeda(
     keys = np.array(sorted(names))
     if not finite.all():
         visual, textual, keys = visual[finite], textual[finite], keys[finite]
-    nouns, scores = nearest_names(textual, classes, texts)
-    captions = [f"{noun} ({Path(key).stem})" for noun, key in zip(nouns, keys, strict=True)]
-    return OwnArrays(
-        visual=visual, nouns=nouns, captions=captions, textual=textual, more={"score": scores}
-    )
+    return _named(visual, textual, [Path(key).stem for key in keys], classes, texts)
 
 
 def read_corrclip(
@@ -104,6 +100,13 @@ def read_corrclip(
             f"the bank {name} has {len(keys)} regions, {len(visual)} vision and {len(textual)} "
             "CLIP embeddings: it is not complete"
         )
+    return _named(visual, textual, keys, classes, texts)
+
+
+def _named(
+    visual: np.ndarray, textual: np.ndarray, keys: list[str], classes: Sequence[str], texts: Texts
+) -> OwnArrays:
+    """Rows with the `nearest_names`; a caption has the row's key, too."""
     nouns, scores = nearest_names(textual, classes, texts)
     captions = [f"{noun} ({key})" for noun, key in zip(nouns, keys, strict=True)]
     return OwnArrays(

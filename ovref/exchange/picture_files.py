@@ -7,11 +7,14 @@ They are not part of the collection's manifest: opening it does not fetch them. 
 has the layout in which the Hugging Face Hub displays images.
 """
 
+import hashlib
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,20 @@ from ovref.errors import StorageError
 from ovref.evaluation.named_sets import coco_drawing
 from ovref.ops.run_lengths import rle
 from ovref.records import YES, ImageRecord
+from ovref.storage.copies import Copies
 from ovref.storage.file_store import Store
 from ovref.stored_images import decode_image
 from ovref_inference.collection import hub
 from ovref_inference.errors import CollectionError
+from ovref_inference.images import box_of
 from ovref_inference.places import sha256_of
-from ovref_inference.segmenters.regions import box_of
 
 INDEX = "pictures.json"
 VERSION = 1
 FILE_BYTES = 256 << 20
 """Size at which a new file is begun."""
+KEPT = 4
+"""Files of an object store whose copies are kept."""
 
 _REGION = pa.struct(
     [
@@ -71,6 +77,8 @@ class Picture:
     """(H, W, 3) uint8."""
     mask_hw: np.ndarray | None
     """(H, W) bool; None if it no longer exists."""
+    heatmap_hw: np.ndarray | None = None
+    """(h, w) float16 attribution heatmap in [0, 1]; None if there is none."""
 
 
 def write_pictures(
@@ -122,9 +130,10 @@ class PublishedPictures:
         """Raises StorageError or CollectionError if there are none or their version differs."""
         self._url = url
         self._checked: set[str] = set()
-        with self._local(INDEX) as path:
+        self._copies = None if url.startswith(hub.PREFIX) else Copies(Store.open(url), KEPT)
+        with self._open(INDEX) as file:
             try:
-                tree = json.loads(path.read_text(encoding="utf-8"))
+                tree = json.load(file)
                 version, self._files = tree["version"], tree["files"]
             except (ValueError, TypeError, KeyError) as error:
                 raise StorageError(f"{url}/{INDEX} is damaged: {error!r}") from error
@@ -134,10 +143,10 @@ class PublishedPictures:
                 "ovref that wrote it"
             )
 
-    def _local(self, name: str) -> AbstractContextManager[Path]:
-        if self._url.startswith(hub.PREFIX):
-            return nullcontext(hub.download(self._url, name))
-        return Store.open(self._url).local_copy(name)
+    def _open(self, name: str) -> BufferedReader:
+        if self._copies is None:
+            return open(hub.download(self._url, name), "rb")
+        return self._copies.open(name)
 
     @contextmanager
     def _parquet(self, file: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
@@ -146,18 +155,19 @@ class PublishedPictures:
         Raises:
             StorageError: it is cut off or damaged.
         """
-        with self._local(file["path"]) as path, open(path, "rb") as opened:
-            if path.stat().st_size != file["bytes"]:
+        with self._open(file["path"]) as opened:
+            if (size := os.fstat(opened.fileno()).st_size) != file["bytes"]:
                 raise StorageError(
-                    f"{self._url}/{file['path']} has {path.stat().st_size} bytes, expected "
-                    f"{file['bytes']}: it is cut off; publish the collection again"
+                    f"{self._url}/{file['path']} has {size} bytes, expected {file['bytes']}: it is "
+                    "cut off; publish the collection again"
                 )
-            if file["path"] not in self._checked and sha256_of(path) != file["sha256"]:
-                raise StorageError(
-                    f"{self._url}/{file['path']} is damaged: its SHA-256 is not the one in "
-                    f"{INDEX}; publish the collection again"
-                )
-            self._checked.add(file["path"])
+            if file["path"] not in self._checked:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
+                    raise StorageError(
+                        f"{self._url}/{file['path']} is damaged: its SHA-256 is not the one in "
+                        f"{INDEX}; publish the collection again"
+                    )
+                self._checked.add(file["path"])
             yield pq.ParquetFile(opened)
 
     def pictures(self, keys: Iterable[str]) -> Iterator[tuple[str, Picture]]:
@@ -195,9 +205,12 @@ def has_pictures(url: str) -> bool:
 
 def picture_of(record: ImageRecord, key: str) -> Picture:
     """The picture of the reference `key`, which is one of the record's regions."""
-    number = part_of_key(key)
-    mask_hw = record.regions[number].mask_hw == YES if number < len(record.regions) else None
-    return Picture(image_hwc=record.image_hwc(), mask_hw=mask_hw)
+    number, image_hwc = part_of_key(key), record.image_hwc()
+    if number >= len(record.regions):
+        return Picture(image_hwc=image_hwc, mask_hw=None)
+    heatmap_hw = None if record.heatmaps_nhw is None else record.heatmaps_nhw[number]
+    mask_hw = record.regions[number].mask_hw == YES
+    return Picture(image_hwc=image_hwc, mask_hw=mask_hw, heatmap_hw=heatmap_hw)
 
 
 def mask_of(region: Mapping[str, Any]) -> np.ndarray:

@@ -23,7 +23,9 @@ from typing import Any
 
 from ovref.errors import InputError, MismatchError
 from ovref.exchange.picture_files import INDEX
+from ovref.identity import fingerprint
 from ovref.reduce.compact import compact, compacted_fingerprint
+from ovref.reduce.int8 import in_int8
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub, store
@@ -49,6 +51,7 @@ def publish(
     evaluation: dict[str, Any] | None = None,
     write_pictures: WritePictures | None = None,
     replace: bool = False,
+    int8: bool = False,
     storage_options: dict[str, Any] | None = None,
 ) -> dict[str, int]:
     """Publishes a collection at a folder, an object store or the Hub.
@@ -60,6 +63,8 @@ def publish(
         evaluation: content of the collection's evaluation.json, for the card.
         write_pictures: writes `samples.png` and the images into the folder that it gets.
         replace: whether another collection at `target` may be replaced.
+        int8: converts embeddings to int8 (`reduce.int8`), which makes another collection; nothing
+            if they are int8 already.
         storage_options: fsspec's options for `collection_url`.
 
     Returns:
@@ -88,6 +93,9 @@ def publish(
         )
     has_deleted = manifest.counts["tombstones"] > 0
     wanted = compacted_fingerprint(manifest, paths) if has_deleted else manifest.fingerprint
+    converts = int8 and manifest.embeddings != "int8"
+    if converts:
+        wanted = fingerprint([wanted, "int8"])
     there = _fingerprint_at(target)
     is_other = there not in (None, wanted)
     if is_other and there != manifest.fingerprint and not replace:
@@ -98,6 +106,8 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         if has_deleted:
             manifest, paths = compact(manifest, paths, Path(scratch, "compact"))
+        if converts:
+            manifest, paths = in_int8(manifest, paths, Path(scratch, "converted"), wanted)
         place = _OnHub(target) if on_hub else _InStore(target, there is not None, is_other)
         sums: dict[str, str] = {}
         size = 0

@@ -20,11 +20,11 @@ from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref.ops.run_lengths import rle
 from ovref.stored_images import png_of
+from ovref_inference.images import box_of
 from ovref_inference.segmenters.regions import (
     NO_CLASS,
     ScoredRegions,
     best_of_names,
-    box_of,
     panoptic,
 )
 
@@ -47,8 +47,7 @@ def segments_of(
     labels_hw: np.ndarray, max_score_hw: np.ndarray, classes: Classes
 ) -> ScoredSegments:
     """Segments of a label map: each connected part of a thing class, and each stuff class."""
-    things = [i in (classes.things or ()) for i in range(len(classes.names))]
-    found = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
+    found = panoptic_of_labels(labels_hw, classes.is_thing, ignore=NO_CLASS)
     ids = np.array(list(found.labels), dtype=np.int64)
     means = ndimage.mean(max_score_hw, found.ids_hw, ids) if len(ids) else np.zeros(0)
     scores = {int(i): round(float(mean), 5) for i, mean in zip(ids, means, strict=True)}
@@ -61,10 +60,10 @@ def segments_of_regions(
     """Segments of scored regions, as RetCLIP has them (`regions.panoptic`): every thing's region
     is one segment, connected or not. A class has the best score of its names."""
     scores_nc = best_of_names(regions.scores_nc, classes.class_of, len(classes.names))
-    things = [i in (classes.things or ()) for i in range(len(classes.names))]
     found = panoptic(
-        replace(regions, scores_nc=scores_nc), things, min_score=min_score, overlap=overlap
-    )
+        replace(regions, scores_nc=scores_nc), classes.is_thing, min_score=min_score,
+        overlap=overlap,
+    )  # fmt: skip
     return ScoredSegments(
         found=PanopticMap(ids_hw=found.ids_hw, labels=dict(found.labels)),
         scores={i: round(score, 5) for i, score in found.scores.items()},
@@ -147,13 +146,10 @@ def categories(classes: Classes) -> list[dict[str, Any]]:
     """COCO's categories, with `isthing` and the colours of overlays and label maps."""
     colours = class_palette(len(classes.names)).tolist()
     return [
-        {
-            "id": number + 1,
-            "name": name,
-            "isthing": int(number in (classes.things or ())),
-            "color": colours[number],
-        }
-        for number, name in enumerate(classes.names)
+        {"id": number, "name": name, "isthing": int(thing), "color": colour}
+        for number, (name, thing, colour) in enumerate(
+            zip(classes.names, classes.is_thing, colours, strict=False), start=1
+        )
     ]
 
 

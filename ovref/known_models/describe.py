@@ -5,17 +5,16 @@ detector and SAM runs on one image.
 """
 
 import dataclasses
-import resource
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from ovref.check_models import models_of
+from ovref.devices import cuda, peak_gb
 from ovref.errors import ModelError, OvrefError
 from ovref.known_models import own_forward
 from ovref.licences import licence_of
@@ -40,6 +39,9 @@ FEATURES = {
     "values": "of the last layer, each patch attending to itself alone, in the space of texts",
 }
 
+Said = tuple[tuple[str, ...], bool]
+"""Lines for people, and whether the model can be used; if not, the last line says why."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
@@ -59,6 +61,7 @@ def describe(
     spec: Any,
     known_as: Mapping[str, str] | None = None,
     skip: Collection[str] = (),
+    shapes: bool = False,
 ) -> list[Described]:
     """Every encoder, detector and SAM that a stage's settings name, loaded and run.
 
@@ -67,45 +70,21 @@ def describe(
         spec: its settings.
         known_as: the model that a folder stands for, where it holds random weights.
         skip: models that are left out.
+        shapes: nothing is loaded or run; of encoders, what their configurations alone say.
     """
     found = []
     for setting, config in encoders_of(spec):
         if config.model in skip:
             continue
         known = (known_as or {}).get(config.model, config.model)
-        name = f"{step}.{setting}"
+        said = partial(Described, setting=f"{step}.{setting}", model=known)
         try:
-            lines = _DESCRIBERS[type(config)](config)
+            lines, sound = _shape(config) if shapes else _DESCRIBERS[type(config)](config)
         except OvrefError as error:
-            found.append(Described(setting=name, model=known, lines=(), problem=str(error)))
+            found.append(said(lines=(), problem=str(error)))
             continue
-        problem = next((line for line in lines if line.startswith("compared")), "")
-        found.append(
-            Described(
-                setting=name,
-                model=known,
-                lines=(f"licence   {licence_of(known)}", *lines),
-                problem=problem if "DIFFERENT" in problem else "",
-            )
-        )
-    return found
-
-
-def describe_shapes(step: str, spec: Any) -> list[Described]:
-    """As `describe`, from the encoders' configurations alone, without their weights."""
-    from ovref.known_models.shapes import shape_of
-
-    found = []
-    for setting, config in encoders_of(spec):
-        lines: tuple[str, ...] = (f"licence   {licence_of(config.model)}",)
-        problem = ""
-        try:
-            if isinstance(config, VisualEncoderConfig | TextEncoderConfig):
-                lines += shape_of(config)
-        except ModelError as error:
-            lines, problem = (), str(error)
-        found.append(Described(setting=f"{step}.{setting}", model=config.model, lines=lines,
-                               problem=problem))  # fmt: skip
+        lines = (f"licence   {licence_of(known)}", *lines)
+        found.append(said(lines=lines, problem="" if sound else lines[-1]))
     return found
 
 
@@ -141,7 +120,14 @@ def text(described: list[Described]) -> str:
     return "\n".join(blocks)
 
 
-def _visual(config: VisualEncoderConfig) -> tuple[str, ...]:
+def _shape(config: Any) -> Said:
+    from ovref.known_models.shapes import shape_of
+
+    encoder = isinstance(config, VisualEncoderConfig | TextEncoderConfig)
+    return shape_of(config) if encoder else (), True
+
+
+def _visual(config: VisualEncoderConfig) -> Said:
     started = time.monotonic()
     encoder: Any = load_region_encoder(config)
     loaded = time.monotonic() - started
@@ -151,7 +137,7 @@ def _visual(config: VisualEncoderConfig) -> tuple[str, ...]:
             f"regions   {config.features}: {encoder.dim} numbers each, from {size} pixels",
             f"weights   loaded in {loaded:.1f} s; {_peak()}",
             "compared  not: only dense features are",
-        )
+        ), True
     image = np.random.default_rng(0).integers(0, 256, (*encoder.size_hw, 3), dtype=np.uint8)
     features, seconds = _timed(lambda: encoder.encode([image])[0])
     (height, width), (rows, columns) = encoder.size_hw, encoder.grid_hw
@@ -159,6 +145,7 @@ def _visual(config: VisualEncoderConfig) -> tuple[str, ...]:
                  for each in (encoder.images.mean, encoder.images.std))  # fmt: skip
     layer = "" if config.layer == -1 else f"; layer {config.layer} counts as the last"
     device = encoder.device.type
+    compared, same = _compared(config, encoder, image, features)
     return (
         f"class     {encoder.model_class} of {config.library}",
         f"images    resized to {height} x {width} pixels ({encoder.images.mode}), values divided "
@@ -169,41 +156,43 @@ def _visual(config: VisualEncoderConfig) -> tuple[str, ...]:
         f"weights   {encoder.parameters / 1e6:.1f} million numbers in {config.precision}, "
         f"{_bytes(encoder.parameters, config.precision)}, loaded in {loaded:.1f} s; {_peak()}; "
         f"{seconds:.2f} s an image on {device}",
-        _compared(config, encoder, image, features),
-    )
+        compared,
+    ), same
 
 
 def _compared(
     config: VisualEncoderConfig, encoder: Any, image: np.ndarray, features: np.ndarray
-) -> str:
-    """Whether the library's own forward pass gives the same dense features."""
+) -> tuple[str, bool]:
+    """How far the library's own forward pass is from the same dense features, and whether that is
+    rounding."""
     what = ""
     if config.features != "tokens" or config.layer != -1:
         plain = dataclasses.replace(config, features="tokens", layer=-1)
         encoder = load_visual_encoder(plain)
         config, features, what = plain, encoder.encode([image])[0], "tokens of the last layer, "
+    library = config.library
     try:
         own = own_forward.dense(config, image, encoder.patch_size)
     except NotImplementedError as error:
-        return f"compared  not: {error}"
+        return f"compared  not: {error}", True
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{config.library}'s own forward pass fails: {error}") from error
+        raise ModelError(f"{library}'s own forward pass fails: {error}") from error
     if own.shape != features.shape:
-        return f"compared  DIFFERENT: {config.library} gives {own.shape}, here {features.shape}"
-    off = float(np.abs(own - features).max() / np.abs(own).max())
+        return f"compared  DIFFERENT: {library} gives {own.shape}, here {features.shape}", False
     if config.precision == "float32":
+        off = float(np.abs(own - features).max() / np.abs(own).max())
         verdict = "the same as" if off < EXACT else "DIFFERENT from"
-        return f"compared  {what}{verdict} {config.library}'s own forward pass (to {off:.0e})"
+        return f"compared  {what}{verdict} {library}'s own forward pass (to {off:.0e})", off < EXACT
     dots = (own * features).sum(-1) / np.linalg.norm(own, axis=-1)
     least = float((dots / np.linalg.norm(features, axis=-1)).min())
     verdict = "near" if least > NEAR else "DIFFERENT from"
     return (
-        f"compared  {what}{verdict} {config.library}'s own forward pass in float32 "
+        f"compared  {what}{verdict} {library}'s own forward pass in float32 "
         f"(least cosine {least:.4f})"
-    )
+    ), least > NEAR
 
 
-def _text(config: TextEncoderConfig) -> tuple[str, ...]:
+def _text(config: TextEncoderConfig) -> Said:
     encoder: TextEncoder = load_text_encoder(config)
     found, seconds = _timed(lambda: encoder.encode([TEXT]))
     own = own_forward.embeddings(config, [TEXT])
@@ -216,10 +205,10 @@ def _text(config: TextEncoderConfig) -> tuple[str, ...]:
         f"numbers, of length 1; {seconds:.2f} s a text",
         f"weights   {encoder.parameters / 1e6:.1f} million numbers with the image tower; {_peak()}",
         f"compared  {verdict} {config.library}'s own tokenizer and forward pass (to {off:.0e})",
-    )
+    ), off < EXACT
 
 
-def _detector(config: GroundingDinoConfig) -> tuple[str, ...]:
+def _detector(config: GroundingDinoConfig) -> Said:
     from ovref_inference.proposers import load_detector
 
     detector = load_detector(config)
@@ -227,10 +216,10 @@ def _detector(config: GroundingDinoConfig) -> tuple[str, ...]:
     return (
         f"finds     boxes of nouns, above {config.box_threshold}; {len(found.scores)} of two nouns "
         f"in a picture of noise; {seconds:.2f} s an image; {_peak()}",
-    )
+    ), True
 
 
-def _sam(config: SamConfig) -> tuple[str, ...]:
+def _sam(config: SamConfig) -> Said:
     from ovref_inference.pixels import device_of
     from ovref_inference.proposers import SamMasks, load_sam
 
@@ -242,10 +231,10 @@ def _sam(config: SamConfig) -> tuple[str, ...]:
         f"class     {type(sam).__name__} of transformers",
         f"masks     of boxes, at the size of the image; one of noise covers {first[0].mean():.0%}; "
         f"{seconds:.2f} s an image; {_peak()}",
-    )
+    ), True
 
 
-def _mask_former(config: MaskFormerConfig) -> tuple[str, ...]:
+def _mask_former(config: MaskFormerConfig) -> Said:
     from ovref_inference.proposers import load_mask_former
 
     model = load_mask_former(config)
@@ -253,10 +242,10 @@ def _mask_former(config: MaskFormerConfig) -> tuple[str, ...]:
     return (
         f"masks     {len(found[0].mask_probs_nhw)} in a picture of noise; {seconds:.2f} s an "
         f"image; {_peak()}",
-    )
+    ), True
 
 
-_DESCRIBERS: dict[type, Callable[[Any], tuple[str, ...]]] = {
+_DESCRIBERS: dict[type, Callable[[Any], Said]] = {
     VisualEncoderConfig: _visual,
     TextEncoderConfig: _text,
     GroundingDinoConfig: _detector,
@@ -282,9 +271,5 @@ def _bytes(parameters: int, precision: str) -> str:
 
 
 def _peak() -> str:
-    """The most memory so far."""
-    if torch.cuda.is_available():
-        return f"peak {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of GPU memory so far"
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"peak {peak / 1e9:.2f} GB of memory so far"
+    kind = "memory" if cuda() is None else "GPU memory"
+    return f"peak {peak_gb():.2f} GB of {kind} so far"

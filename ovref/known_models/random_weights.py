@@ -89,12 +89,11 @@ def _open_clip(known: KnownModel, folder: Path, tiny: bool) -> None:
 
     found = open_clip.get_model_config(known.network)
     settings = merged(found, known.tiny) if tiny else found
-    kind = open_clip.CustomTextCLIP if settings.pop("custom_text", False) else open_clip.CLIP
     if tiny and known.tiny_trunk:
         trunk = settings["vision_cfg"]["timm_model_name"]
         settings["vision_cfg"]["timm_model_name"] = _registered(trunk, known.tiny_trunk)
-    model = varied(kind(**settings))
-    settings["custom_text"] = kind is open_clip.CustomTextCLIP
+    model = varied(open_clip_model(settings))
+    settings["custom_text"] = isinstance(model, open_clip.CustomTextCLIP)
     architecture, _, tag = known.model.partition(":")
     published = open_clip.get_pretrained_cfg(architecture, tag)
     settings["quick_gelu"] = bool(published.get("quick_gelu", False))
@@ -106,6 +105,14 @@ def _open_clip(known: KnownModel, folder: Path, tiny: bool) -> None:
     save_file(weights, folder / "open_clip_model.safetensors")
     if "hf_tokenizer_name" in settings["text_cfg"]:
         write_tokenizer(folder, None)
+
+
+def open_clip_model(settings: Mapping[str, Any]) -> Any:
+    """The model of an open_clip configuration, its weights as they are initialised."""
+    import open_clip
+
+    kind = open_clip.CustomTextCLIP if settings.get("custom_text") else open_clip.CLIP
+    return kind(**{key: value for key, value in settings.items() if key != "custom_text"})
 
 
 def _registered(network: str, arguments: Mapping[str, Any]) -> str:

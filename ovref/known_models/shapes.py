@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ovref.known_models.random_weights import open_clip_model
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.encoders.towers import parameters_of, rounded
 from ovref_inference.models import model_errors, resolve
@@ -62,11 +63,9 @@ def _text(config: TextEncoderConfig) -> tuple[str, ...]:
     else:
         from transformers import MODEL_MAPPING
 
-        from ovref_inference.encoders import text_towers, vit_towers
+        from ovref_inference.encoders import text_towers
 
-        found, _, _ = vit_towers.settings_of(config.model, config.revision)
-        if found.model_type not in text_towers.TYPES:
-            raise ValueError(f"type {found.model_type!r} has no text tower that is known here")
+        found, _, _ = text_towers.settings_of(config)
         longest = found.text_config.max_position_embeddings
         with torch.device("meta"):
             cls: Any = MODEL_MAPPING[type(found)]
@@ -90,10 +89,8 @@ def _open_clip(model: str) -> tuple[Any, dict[str, Any]]:
     found = open_clip.get_model_config(name)
     if found is None:
         raise ValueError(f"open_clip knows no {name}")
-    settings = {key: value for key, value in found.items() if key != "custom_text"}
-    kind = open_clip.CustomTextCLIP if found.get("custom_text") else open_clip.CLIP
     with torch.device("meta"):
-        return kind(**settings), settings
+        return open_clip_model(found), found
 
 
 def _timm(model: str) -> Any:

@@ -289,13 +289,3 @@ def render(seed, split="train", size=64, **shares):
     caption, nouns = caption_of(layout, rng)
     image, label, instance = draw_image(layout, rng, size)
     return Scene(image, label, instance, caption, nouns, layout)
-
-
-def sample_captions(n, seed, split="train"):
-    """Captions without images, for corpora: a list of n (caption, nouns), always the same."""
-    combinations(split)
-    captions = []
-    for index in range(n):
-        rng = np.random.default_rng([SPLITS.index(split), seed, index, 1])
-        captions.append(caption_of(draw_layout(rng, split), rng))
-    return captions

@@ -48,7 +48,8 @@ the maps at a factor of 8 and in the middle block are left out, being too coarse
 
 
 PAD = 8
-"""Numbers of nouns and of their tokens are rounded up to multiples of this."""
+"""Numbers of nouns and of their tokens are rounded up to multiples of this, so that tensor shapes
+stay the same from batch to batch."""
 
 
 def noun_weights(positions: Sequence[Sequence[Sequence[int]]], keys: int) -> torch.Tensor:
@@ -104,7 +105,6 @@ class Attribution:
         self._latent_hw = latent_hw
         self._heads = sum(layer.heads for layer in layers)
         tokens_bt = _used_positions(weights_bkn)
-        # Padded, so that tensor shapes stay the same from batch to batch.
         weights_bkn = functional.pad(weights_bkn, (0, -self._nouns % PAD))
         weights_btn = weights_bkn.gather(
             1, tokens_bt[:, :, None].expand(-1, -1, weights_bkn.shape[2])
@@ -243,18 +243,33 @@ def _add_tokens(
     """Adds exp(q k / sqrt(d) - log of the softmax's denominator), at the nouns' tokens."""
     captions, heads, positions, depth = query_bhpd.shape
     keys = key_bhkd.transpose(1, 2).reshape(-1, depth)  # a view: projections are laid out like this
-    key_btd = keys.index_select(0, prepared.rows).view(captions * heads, -1, depth)
+    key_xtd = keys.index_select(0, prepared.rows).view(captions * heads, -1, depth)
     # With tokens before positions, heads and tokens become one axis without a copy, and a single
     # product averages over it.
-    scores_btp = torch.baddbmm(
+    shares_btp = shares_of_tokens(query_bhpd, key_xtd, log_sums_bhp).view(captions, -1, positions)
+    prepared.sums_bnp.baddbmm_(prepared.weights_bnt, shares_btp)
+
+
+def shares_of_tokens(
+    query_bhpd: torch.Tensor,
+    key_xtd: torch.Tensor,
+    log_sums_bhp: torch.Tensor,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """exp(scale * q k - log of the softmax's denominator), (b * h, tokens, positions) float32.
+
+    Args:
+        key_xtd: keys of the tokens alone, x counting b * h.
+        scale: None for 1 / sqrt(d).
+    """
+    scores_xtp = torch.baddbmm(
         log_sums_bhp.flatten(0, 1)[:, None].float(),
-        key_btd.float(),
+        key_xtd.float(),
         query_bhpd.flatten(0, 1).float().mT,
         beta=-1,
-        alpha=depth**-0.5,
+        alpha=query_bhpd.shape[3] ** -0.5 if scale is None else scale,
     )
-    shares_btp = scores_btp.exp_().view(captions, -1, positions)
-    prepared.sums_bnp.baddbmm_(prepared.weights_bnt, shares_btp)
+    return scores_xtp.exp_()
 
 
 def _add_second_product(

@@ -7,13 +7,11 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 
 from ovref.errors import ModelError
-from ovref.models.recorders import network_of, recorder_of
+from ovref.models.recorders import network_of, recorder_class
 from ovref.models.schedulers import make_scheduler
-from ovref_inference.models import resolve
+from ovref_inference.models import model_errors, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,9 +38,6 @@ PIPELINES: Mapping[str, str] = {
     "ZImageImg2ImgPipeline": "ZImagePipeline",
 }
 """`_class_name` in model_index.json -> the text-to-image pipeline of the same parts."""
-
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, HfHubHTTPError, SafetensorError)
-"""What the libraries raise for files that are missing, cut off or of another model."""
 
 
 def load_pipeline(
@@ -82,7 +77,11 @@ def load_pipeline(
     single_file = path.endswith((".safetensors", ".ckpt"))
     _check_file(path, base, named)
     described = (base or "") if single_file else path
-    try:
+    advice = (
+        ". Expected a Hugging Face id that can be reached, or a folder with model_index.json and "
+        f"safetensors files{_hint(path, variant)}"
+    )
+    with model_errors(f"load {named}", advice):
         index = diffusers.DiffusionPipeline.load_config(
             resolve(described), revision=None if single_file else revision
         )
@@ -102,11 +101,6 @@ def load_pipeline(
             pipeline = _class_of(found, named).from_pretrained(
                 path, revision=revision, variant=variant, use_safetensors=True, **options
             )
-    except UNREADABLE as error:
-        raise ModelError(
-            f"cannot load {named}: {error}. Expected a Hugging Face id that can be reached, or a "
-            f"folder with model_index.json and safetensors files{_hint(path, variant)}"
-        ) from error
     _check_text_to_image(pipeline, named)
     for lora in loras:
         _add_lora(pipeline, lora, named)
@@ -179,7 +173,7 @@ def _check_text_to_image(pipeline: Any, named: str) -> None:
                 "latents: models for inpainting, depth or editing need an image besides the text "
                 "and cannot be used"
             )
-    recorder_of(pipeline)
+    recorder_class(pipeline)
 
 
 def _add_lora(pipeline: Any, lora: Any, named: str) -> None:
@@ -196,7 +190,7 @@ def _add_lora(pipeline: Any, lora: Any, named: str) -> None:
     folder, file = str(path) if path.exists() else lora.model, lora.file
     if path.suffix == ".safetensors":
         folder, file = str(path.parent), path.name
-    try:
+    with model_errors(f"add the LoRA {lora.model!r} to {named}"):
         pipeline.load_lora_weights(
             folder, weight_name=file, revision=lora.revision, use_safetensors=True
         )
@@ -208,8 +202,6 @@ def _add_lora(pipeline: Any, lora: Any, named: str) -> None:
         parts = [part for part in pipeline._lora_loadable_modules if getattr(pipeline, part, None)]
         pipeline.fuse_lora(components=parts, lora_scale=lora.scale)
         pipeline.unload_lora_weights()
-    except UNREADABLE as error:
-        raise ModelError(f"cannot add the LoRA {lora.model!r} to {named}: {error}") from error
 
 
 def optimize_pipeline(

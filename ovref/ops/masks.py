@@ -7,6 +7,7 @@ import numpy as np
 
 from ovref.contract import Dropped
 from ovref.records import YES, ImageRecord, Prompt, Region
+from ovref_inference.images import box_of
 
 
 def require_areas(min_area: float, max_area: float) -> None:
@@ -24,11 +25,8 @@ def area(mask_hw: np.ndarray) -> float:
 
 def box_xyxy(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
     """The smallest box around the YES pixels, right and bottom exclusive; None without any."""
-    yes = mask_hw == YES
-    rows, columns = np.flatnonzero(yes.any(axis=1)), np.flatnonzero(yes.any(axis=0))
-    if not rows.size:
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    box = box_of(mask_hw == YES)
+    return box if box[2] else None
 
 
 def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:

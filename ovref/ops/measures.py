@@ -6,6 +6,7 @@ import numpy as np
 
 from ovref.config import STRICT
 from ovref.records import YES
+from ovref_inference.ranges import require_model
 
 SMALL_PART = 0.02
 """Connected parts of less than this share of a mask are specks, and not counted."""
@@ -29,8 +30,7 @@ class SafetySpec:
     have are passed over; it must have one."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model must name a model, found an empty string")
+        require_model(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,24 +60,3 @@ def vocabulary_report(
         ],
         "classes": {name: counts[name] for name in classes},
     }
-
-
-def vocabulary_table(report: dict[str, Any]) -> str:
-    """The report as text, with the most frequent nouns last."""
-    captions, dropped = report["captions"], report["dropped"]
-    total = captions + sum(dropped.values())
-    lines = [
-        f"captions with nouns  {captions:>9}  of {total}",
-        *(f"dropped {reason:<13}{count:>9}" for reason, count in dropped.items()),
-        f"different nouns      {report['nouns']:>9}  of them {report['compounds']} compounds",
-        f"mentions             {report['mentions']:>9}",
-        *(
-            f"top {size:<6} nouns cover {share:>9.1%}"
-            for size, share in report["coverage"].items()
-            if int(size) <= report["nouns"]
-        ),
-        *(f"nouns with < {below:<3}      {count:>9}" for below, count in report["scarce"].items()),
-        *(f"class {name:<15}{count:>9}" for name, count in report["classes"].items()),
-        *(f"{count:>9}  {noun}" for noun, count in report["top"]),
-    ]
-    return "\n".join(lines) + "\n"

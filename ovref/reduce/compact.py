@@ -10,6 +10,7 @@ from ovref.errors import InputError
 from ovref.identity import fingerprint
 from ovref.reduce.filter import write_rows
 from ovref.reduce.indexing import build_indexes, tune_indexes
+from ovref.reduce.int8 import in_int8
 from ovref.reduce.noun_prototypes import GrownPrototypes, build_prototypes
 from ovref.reduce.phases import in_process
 from ovref.reduce.spec import ReduceSpec
@@ -52,7 +53,10 @@ def compact(
     for folder in (source, files, nouns):
         folder.mkdir(parents=True)
     for role in ("references", "visual", "textual"):
-        (source / fmt.FILES[role]).symlink_to(paths[role].resolve())
+        if role != "references" and manifest.embeddings == "int8":
+            fmt.write_vectors(source / fmt.FILES[role], fmt.open_vectors_anywhere(paths[role]))
+        else:
+            (source / fmt.FILES[role]).symlink_to(paths[role].resolve())
     write_rows(source, files, rows)
     spec: dict[str, Any] = {
         "seed": ReduceSpec().seed, "index_recall": ReduceSpec().index_recall
@@ -99,6 +103,7 @@ def compact(
         replace(
             manifest,
             fingerprint=compacted_fingerprint(manifest, paths),
+            embeddings="float16",
             visual_index=fmt.index_info(tuned["visual"]),
             textual_index=fmt.index_info(tuned["textual"]),
             build=manifest.build
@@ -108,7 +113,10 @@ def compact(
             },
         ),
     )
-    return made, {role: files / made.files[role].path for role in made.files}
+    found = {role: files / made.files[role].path for role in made.files}
+    if manifest.embeddings == "int8":
+        return in_int8(made, found, work / "converted", made.fingerprint)
+    return made, found
 
 
 class _NoTexts:

@@ -37,13 +37,13 @@ from ovref_inference.collection.format import (
 )
 from ovref_inference.collection.index import RecallQueries, read_index, search, tune
 
-MEASURED: dict[str, tuple[str, str, str]] = {
-    "clip_agreement": ("clip", "min_clip_agreement", ""),
-    "entropy": ("entropy", "", "max_entropy"),
-    "components": ("components", "", "max_components"),
-    "unsafe": ("unsafe", "", "max_unsafe"),
+MEASURED = {
+    "min_clip_agreement": "clip",
+    "max_entropy": "entropy",
+    "max_components": "components",
+    "max_unsafe": "unsafe",
 }
-"""Reason -> what was measured (`Reference.measures`), and the settings of its limits."""
+"""Setting of a limit -> what was measured (`Reference.measures`)."""
 DROPPED = "dropped.parquet"
 """Dropped references and the reason, for tuning thresholds; not published."""
 DROPPED_COLUMNS = ["key", "noun", "caption", "score", "area", "shard"]
@@ -110,11 +110,10 @@ def filter_references(
     if spec.blocked_captions:
         blocked = _blocked(gathered, spec.blocked_captions)
         apply("blocked_caption", lambda rows: ~blocked[rows])
-    for reason, (name, lowest, highest) in MEASURED.items():
-        least, most = (getattr(spec, one) if one else None for one in (lowest, highest))
-        if least is not None or most is not None:
-            values = measures[name]
-            bad = values < least if least is not None else values > most  # never of NaN
+    for setting, name in MEASURED.items():
+        if (limit := getattr(spec, setting)) is not None:
+            kind, _, reason = setting.partition("_")
+            bad = measures[name] < limit if kind == "min" else measures[name] > limit  # not NaN
             apply(reason, (~bad).__getitem__)
     if (cosine := spec.duplicate_cosine) is not None:
         apply(
@@ -169,8 +168,7 @@ def _measures(gathered: Path) -> dict[str, np.ndarray]:
 
 def _check_measured(spec: FilterSpec, measures: dict[str, np.ndarray]) -> None:
     """Raises InputError if a filter that is on needs what no reference has."""
-    for name, lowest, highest in MEASURED.values():
-        setting = lowest or highest
+    for setting, name in MEASURED.items():
         if getattr(spec, setting) is not None and name not in measures:
             how = "embed.measures.safety.model=MODEL" if name == "unsafe" else "embed.measures={}"
             raise InputError(

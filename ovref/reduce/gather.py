@@ -27,7 +27,7 @@ from ovref_inference.collection.format import (
     TableWriter,
     VectorWriter,
     open_table,
-    open_vectors,
+    open_vectors_anywhere,
 )
 
 MEASURES = "measures.npz"
@@ -124,7 +124,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
 
 def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
     if base:
-        visual, textual = open_vectors(base.paths["visual"]), open_vectors(base.paths["textual"])
+        visual, textual = (open_vectors_anywhere(base.paths[one]) for one in ("visual", "textual"))
         with open_table(base.paths["references"], REFERENCE_SCHEMA) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)

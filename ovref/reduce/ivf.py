@@ -107,13 +107,18 @@ def gpus() -> int:
     return faiss_module().get_num_gpus()
 
 
-def empty_index(factory: str, centroids: np.ndarray) -> Any:
-    """A trained faiss index without entries, whose codes are the vectors in float16."""
+def empty_index(factory: str, centroids: np.ndarray, ranges: np.ndarray | None = None) -> Any:
+    """A trained faiss index without entries, whose codes are the vectors in float16, or in 8 bits.
+
+    Args:
+        ranges: (2, d) the lowest and the highest number of each dimension, for 8-bit codes.
+    """
     faiss = faiss_module()
     index = faiss.index_factory(centroids.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     index.by_residual = False
     index.quantizer.add(np.ascontiguousarray(centroids))
-    index.train(np.ascontiguousarray(centroids))  # float16 codes need no training
+    # float16 codes need no training; 8-bit codes learn their ranges.
+    index.train(np.ascontiguousarray(centroids if ranges is None else ranges))
     return index
 
 

@@ -38,6 +38,7 @@ from ovref.reduce.grow import (
     provenance_of,
 )
 from ovref.reduce.indexing import build_indexes, tune_indexes
+from ovref.reduce.int8 import write_in_int8
 from ovref.reduce.noun_prototypes import build_prototypes
 from ovref.reduce.phases import Report, RunTasks, in_process, one_at_a_time, run_phase
 from ovref.reduce.spec import ReduceSpec
@@ -179,7 +180,10 @@ def reduce_collection(
                 report=report,
             ),
         )
-        run_phase(folder, "files", lambda out: _assemble(folder, out, grown))
+        assembled = run_phase(
+            folder, "files", lambda out: _assemble(folder, out, grown, spec, indexes, deleted)
+        )
+        indexes = assembled or indexes  # the phase was finished by an older version: float16
 
         summary = {
             "references": filtered["references"],
@@ -201,6 +205,7 @@ def reduce_collection(
             visual_index=fmt.index_info(indexes["visual"]),
             textual_index=fmt.index_info(indexes["textual"]),
             prototypes=config.dump(spec.prototypes),
+            embeddings=spec.embeddings,
             licences=tuple(dict.fromkeys([*identity["licences"], *made_from.get("licences", ())])),
             build={
                 "reduce": spec_identity(spec),
@@ -353,8 +358,12 @@ def _published(output: Store, replace: bool) -> fmt.Manifest | None:
         raise
 
 
-def _assemble(folder: Path, out: Path, grown: Base | None) -> dict[str, Any]:
-    """Collects all files of the collection in one folder, as links if on the same disk."""
+def _assemble(
+    folder: Path, out: Path, grown: Base | None, spec: ReduceSpec, indexes: dict[str, Any],
+    deleted: np.ndarray,
+) -> dict[str, Any]:  # fmt: skip
+    """Collects all files of the collection in one folder, as links if on the same disk; returns
+    `indexes`, measured again if embeddings are int8."""
     made_by = {
         "references": "filter",
         "visual": "filter",
@@ -365,13 +374,16 @@ def _assemble(folder: Path, out: Path, grown: Base | None) -> dict[str, Any]:
         "prototypes": "prototypes",
     }
     for role, phase in made_by.items():
-        os.link(folder / phase / fmt.FILES[role], out / fmt.FILES[role])
+        if spec.embeddings == "float16" or role not in ("visual", "textual"):
+            os.link(folder / phase / fmt.FILES[role], out / fmt.FILES[role])
     tombstones = out / fmt.FILES["tombstones"]
     if grown:
         shutil.copyfile(grown.paths["tombstones"], tombstones)
     else:
         fmt.write_table(tombstones, fmt.TOMBSTONE_SCHEMA, {"id": [], "reason": []})
-    return {}
+    if spec.embeddings == "int8":
+        return write_in_int8(folder / "filter", out, indexes, seed=spec.seed, deleted=deleted)
+    return indexes
 
 
 def _encoder_info(encoder: Any, dim: int) -> fmt.EncoderInfo:

@@ -1,7 +1,7 @@
 """Settings that determine how references become a collection."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
@@ -123,6 +123,10 @@ class ReduceSpec:
     miss four times as much: at 0.95 their recall is at least 0.8."""
     seed: int = 0
     """Seed of the samples for training and measuring an index."""
+    embeddings: Literal["float16", "int8"] = field(default="float16", metadata=ADDED_LATER)
+    """How a published collection stores embeddings, and the codes of its visual index's inverted
+    lists. `int8` takes half their bytes; prototypes are made before and stay float16, and so do the
+    codes of the textual index. A visual index in int8 is made anew when the collection grows."""
 
     name: ClassVar[str] = "reduce"
     version: ClassVar[int] = 5

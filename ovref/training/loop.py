@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -35,17 +35,8 @@ from ovref_inference.models import copy_weights
 Say = Callable[[str], None]
 
 
-class Batch(Protocol):
-    """Images and what belongs to them; what they are is between `batches` and `losses_of`."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The images, for messages."""
-        ...
-
-
 Batches = Callable[[int, int, int], Any]
-"""Step, part, parts -> the batch of that part."""
+"""Step, part, parts -> the batch of that part: its images' `names`, and what `losses_of` takes."""
 Losses = Callable[[Any, Any], Mapping[str, torch.Tensor]]
 """Model, batch -> (images,) of each term of the loss, already weighted."""
 

@@ -68,6 +68,7 @@ def publish(
     build: str | None = None,
     evaluation: str | None = None,
     replace: bool = False,
+    int8: bool = False,
 ) -> dict[str, int]:
     """Publishes a collection to a folder, an object store or the Hub: `ovref publish`.
 
@@ -76,6 +77,7 @@ def publish(
         images: whether to publish the images of the references too.
         build: output of the build that made it; None uses the collection's parent folder.
         evaluation: path of an evaluation.json for the card; None uses the build's, if any.
+        int8: whether to convert embeddings to int8, half the bytes.
 
     Returns, raises: as in `ovref.exchange.publishing.publish`.
     """
@@ -86,6 +88,7 @@ def publish(
         absolute(collection, "collection"), place,
         title=title or place.rpartition("/")[2].partition("@")[0], images=images,
         build=absolute(build, "build") if build else None, evaluation=evaluation, replace=replace,
+        int8=int8,
     )  # fmt: skip
 
 

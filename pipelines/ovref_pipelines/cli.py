@@ -4,12 +4,11 @@ import argparse
 import importlib.metadata
 import signal
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from ovref_pipelines import console as consoles
 from ovref_pipelines.errors import FAILED, MEND_FIRST, READER_GONE, STOPPED
-from ovref_pipelines.tool_arguments import add_grow, add_tools
+from ovref_pipelines.tool_arguments import add_grow, add_tools, number
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs for which the extra `cli` is enough, without `--pictures` and `--regenerate`."""
@@ -115,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     add_configured("reduce", "rebuild the collection from a build's finished references")
     bench = add_configured("bench", "measure how fast a build's models are on this machine")
     bench.add_argument(
-        "--images", type=_number(int), default=32, metavar="N",
+        "--images", type=number(int), default=32, metavar="N",
         help="captions to measure with; default: 32",
     )  # fmt: skip
     bench.add_argument(
@@ -168,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         "--second-row", default="", metavar="NAME", help="row of the second run; default: as --row"
     )
     compare.add_argument(
-        "--pictures", type=_number(int), default=6, metavar="N",
+        "--pictures", type=number(int), default=6, metavar="N",
         help="images drawn per side; 0 draws none; default: 6",
     )  # fmt: skip
 
@@ -218,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
         help="address to listen on; default: this machine only",
     )  # fmt: skip
     explore.add_argument(
-        "--port", type=_number(int), default=0, help="port to listen on; default: any free one"
+        "--port", type=number(int), default=0, help="port to listen on; default: any free one"
     )
     explore.add_argument(
         "--no-browser", action="store_true", help="only print the address, with its secret token"
@@ -230,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
     garbage = add("gc", "delete leftovers of killed attempts in a build's output")
     garbage.add_argument("output", help="folder or URL")
     garbage.add_argument(
-        "--older-than", type=_number(float), default=24.0, metavar="HOURS",
+        "--older-than", type=number(float), default=24.0, metavar="HOURS",
         help="must exceed the time that a shard can take; default: 24",
     )  # fmt: skip
     garbage.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
@@ -243,12 +242,12 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
         help="check corpus, models and output, estimate time and storage; write nothing",
     )  # fmt: skip
     sub.add_argument(
-        "--probe", type=_number(int), metavar="N",
+        "--probe", type=number(int), metavar="N",
         help="captions to send through the models for the estimate of a dry run; 0 for none; "
         "default: 16",
     )  # fmt: skip
     sub.add_argument(
-        "--price", type=_number(float), metavar="AMOUNT",
+        "--price", type=number(float), metavar="AMOUNT",
         help="price per GPU-hour (per worker-hour without GPUs), to estimate the cost too",
     )  # fmt: skip
 
@@ -271,25 +270,9 @@ def _add_address(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _number(kind: type) -> Callable[[str], Any]:
-    """A parser of number arguments of this type, at least 0."""
-
-    def read(text: str) -> Any:
-        number = kind(text)
-        if not 0 <= number < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be 0 or more, found {text}")
-        return number
-
-    read.__name__ = kind.__name__  # named by argparse if `text` is not a number
-    return read
-
-
 def _numbers(text: str) -> list[int]:
     """Parses comma-separated whole numbers, each at least 1."""
-    numbers = [int(part) for part in text.split(",")]
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, found {text}")
-    return numbers
+    return list(map(number(int, 1), text.split(",")))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

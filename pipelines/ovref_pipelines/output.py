@@ -19,6 +19,7 @@ from ovref.locations import is_relative
 from ovref.storage.file_store import Store
 from ovref.storage.steps import STEP, StepFolder, existing_step
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection import hub
 from ovref_pipelines.engine.ledger import QUARANTINE
 
 BUILD = "build.json"
@@ -80,6 +81,11 @@ def layout(
         collection=Store.open(collection) if collection else store.child(COLLECTION),
         selects=selects,
     )
+
+
+def is_collection(url: str) -> bool:
+    """Whether there is a collection at the URL. On the Hub nothing else can be opened."""
+    return url.startswith(hub.PREFIX) or Store.open(url).exists(fmt.MANIFEST)
 
 
 def build_config(store: Store) -> dict[str, Any]:

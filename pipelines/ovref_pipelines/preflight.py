@@ -3,15 +3,15 @@
 import dataclasses
 import gc
 import json
-import sys
 from collections.abc import Sequence
 from functools import partial
 
 from ovref.check_models import CheckedModel, changed_models, check_models
 from ovref.contract import Dropped, Spec
 from ovref.corpora import CorpusSpec
-from ovref.errors import InputError, MismatchError
-from ovref.ingest import first_of_each_key
+from ovref.devices import cuda
+from ovref.errors import MismatchError
+from ovref.ingest import first_of_each_key, no_usable_caption
 from ovref.labelled_corpora import read_corpus
 from ovref.storage.file_store import Store
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
@@ -35,13 +35,6 @@ def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
     raise no_usable_caption(dropped)
 
 
-def no_usable_caption(dropped: dict[str, int]) -> InputError:
-    """The error of a corpus without usable captions."""
-    return InputError(
-        f"the corpus has no usable caption: it is empty or all were dropped {dropped}"
-    )
-
-
 def check(specs: Sequence[tuple[Spec, PoolConfig]], engine: EngineConfig) -> list[CheckedModel]:
     """Builds every stage on a worker like those of the build, and feeds it one blank input.
 
@@ -60,9 +53,8 @@ def _check_here(spec: Spec, threads: int) -> tuple[CheckedModel, ...]:
     limit_threads(threads)
     found = check_models([spec])
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if (gpu := cuda()) is not None:
+        gpu.empty_cache()
     return found
 
 

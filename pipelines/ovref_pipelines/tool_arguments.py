@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 METHODS = ("fossil", "freeda", "vocseg", "retclip", "corrclip", "rns")
 """Methods that need a collection and no `ovref train`."""
@@ -53,7 +54,7 @@ def add_tools(add: Add) -> None:
         "things of a published set",
     )  # fmt: skip
     segment.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="processes; default: 1"
+        "--workers", type=number(int, 1), default=1, metavar="N", help="processes; default: 1"
     )
     segment.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; default: a GPU if any")
     search = add("search", "find references by words, by an image or by a region of one")
@@ -64,7 +65,7 @@ def add_tools(add: Add) -> None:
         "--box", type=_box, metavar="X0,Y0,X1,Y1", help="search for a box of the image, in pixels"
     )
     search.add_argument("--mask", metavar="FILE", help="search for the bright pixels of this mask")
-    search.add_argument("-k", type=_positive, default=12, metavar="N", help="default: 12")
+    search.add_argument("-k", type=number(int, 1), default=12, metavar="N", help="default: 12")
     search.add_argument("--sheet", metavar="PNG", help="draw the crops with their masks")
     search.add_argument(
         "--build", metavar="URL",
@@ -95,11 +96,14 @@ def add_tools(add: Add) -> None:
         "--evaluation", metavar="FILE", help="evaluation.json for the card; default: the build's"
     )
     publish.add_argument("--replace", action="store_true", help="replace another one")
+    publish.add_argument("--int8", action="store_true", help="store embeddings in half the bytes")
     export = add("export", "write a collection in the layout of another program")
     export.add_argument("collection", help="folder or URL")
     export.add_argument("layout", choices=LAYOUTS)
     export.add_argument("output", metavar="FOLDER")
-    export.add_argument("-k", type=_positive, default=5, metavar="N", help="exemplars; default: 5")
+    export.add_argument(
+        "-k", type=number(int, 1), default=5, metavar="N", help="exemplars; default: 5"
+    )
     export.add_argument("--nouns", metavar="LIST", help="with commas; default: the vocabulary")
     export.add_argument("--name", default="ovref", help="of a CorrCLIPv2 bank; default: ovref")
     _add_models(export)
@@ -116,7 +120,7 @@ def add_tools(add: Add) -> None:
         "--visual", required=True, metavar="MODEL",
         help="model of the visual vectors: a transformers model, open_clip:MODEL, or own:NAME",
     )  # fmt: skip
-    imported.add_argument("--size", type=_positive, default=518, metavar="PIXELS")
+    imported.add_argument("--size", type=number(int, 1), default=518, metavar="PIXELS")
     imported.add_argument("--text", required=True, metavar="MODEL", help="the CLIP model")
     imported.add_argument("--classes", metavar="LIST", help="names for a bank, as in segment")
     imported.add_argument("--name", default="own", help="of the bank, or of the source")
@@ -152,7 +156,7 @@ def add_grow(add: Add) -> argparse.ArgumentParser:
     grow.add_argument("place", metavar="COLLECTION", help="or the output of its build")
     grow.add_argument("--classes", required=True, metavar="LIST", help="as of segment")
     grow.add_argument(
-        "--target", required=True, type=_positive, metavar="N",
+        "--target", required=True, type=number(int, 1), metavar="N",
         help="references that each class should have",
     )  # fmt: skip
     grow.add_argument(
@@ -195,11 +199,14 @@ def _box(text: str) -> tuple[int, ...]:
 _box.__name__ = "box"
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, found {text}")
-    return number
+def number(kind: type, least: int = 0) -> Callable[[str], Any]:
+    """A parser of finite numbers of a type."""
 
+    def read(text: str) -> Any:
+        found = kind(text)
+        if not least <= found < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be {least} or more, found {text}")
+        return found
 
-_positive.__name__ = "int"  # the type that argparse names if the text is not a number
+    read.__name__ = kind.__name__  # named by argparse if `text` is not a number
+    return read

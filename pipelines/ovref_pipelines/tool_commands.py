@@ -83,6 +83,7 @@ def _publish(options: Namespace, console: Console) -> int:
     found = api.publish(
         options.collection, options.target, title=options.title, images=not options.no_images,
         build=options.build, evaluation=options.evaluation, replace=options.replace,
+        int8=options.int8,
     )  # fmt: skip
     size = f"{found['bytes'] / 1e6:.1f} MB"
     console.show(f"published at {options.target}: {found['files']} files, {size}")

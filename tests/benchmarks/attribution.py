@@ -34,10 +34,11 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attribute_images import attribute_images, conditioning_of
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
 from ovref.models.attribution import FACTORS, noun_weights
-from ovref.models.diffusion import Generator, attribute_images, conditioning_of
+from ovref.models.diffusion import Generator
 from ovref.models.loading import load_pipeline
 from ovref.models.recorders.unet import is_recorded, recording
 from ovref.models.schedulers import make_scheduler

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attribute_images import attribute_images
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF
-from ovref.models.diffusion import attribute_images
 from ovref.models.loading import load_pipeline
 from ovref.models.tokens import mentions, token_positions
 from ovref.ops.binarisation import BinariseRule, binarise

@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+from machine import commit
+
 HERE = Path(__file__).parent
 SHARD_SIZE = 5000
 MAX_PER_NOUN = 2000
@@ -152,11 +154,6 @@ def _words_as_nouns(captions: Iterator) -> Iterator:
         )  # fmt: skip
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with coco/")
@@ -178,7 +175,7 @@ def main() -> None:
             coverage(arguments.data, Path(scratch))
         return
     report = {
-        "date": date.today().isoformat(), "commit": _commit(),
+        "date": date.today().isoformat(), "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "order": arguments.order,
         "shard_size": SHARD_SIZE, "max_per_noun": MAX_PER_NOUN, "runs": {},
     }  # fmt: skip

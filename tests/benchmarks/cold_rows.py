@@ -13,7 +13,6 @@ import argparse
 import json
 import mmap
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import date
@@ -22,6 +21,7 @@ from statistics import median
 
 import numpy as np
 
+from machine import commit
 from ovref_inference.collection.format import VectorWriter, open_vectors
 from ovref_inference.vectors import prefetch_rows
 
@@ -82,12 +82,9 @@ def main() -> None:
         "stored_prototypes": (500_000, stored_prototypes),
         "fossil_rows": (1_000_000, retrieved),
     }
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     report = {
         "date": date.today().isoformat(),
-        "commit": subprocess.run(
-            command, check=True, capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": commit(),
         "method": "medians of alternating turns; wall time; page cache emptied of the file by "
         "posix_fadvise",
         "page_bytes": mmap.PAGESIZE,

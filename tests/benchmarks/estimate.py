@@ -11,12 +11,12 @@ Writes results/estimate.json.
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from machine import commit
 from ovref.config import load
 from ovref_pipelines import recipe
 from ovref_pipelines.output import COLLECTION
@@ -58,7 +58,7 @@ def main(captions: int = 48, probe: int = 16) -> None:
     records[COLLECTION] = summary.collection["references"]
     guesses = {step.step: step for step in found.steps}
     report = {
-        "captions": captions, "probe": probe, "commit": _commit(),
+        "captions": captions, "probe": probe, "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "steps": {},
     }  # fmt: skip
     for name in names:
@@ -76,11 +76,6 @@ def main(captions: int = 48, probe: int = 16) -> None:
     path = Path(__file__).parent / "results" / "estimate.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path.read_text())
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

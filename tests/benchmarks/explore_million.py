@@ -23,13 +23,15 @@ import time
 from datetime import date
 from pathlib import Path
 
+from machine import commit
+
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 import httpx
 import numpy as np
 import psutil
 
-from open_million import HERE, _commit, make
+from open_million import HERE, make
 from ovref_inference.collection import format as fmt
 from ovref_inference.vectors import l2_normalised
 
@@ -148,7 +150,7 @@ def main() -> None:
             server.terminate()
             server.wait()
     report = {
-        "date": date.today().isoformat(), "commit": _commit(),
+        "date": date.today().isoformat(), "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "references": options.references, "nouns": options.nouns, "width": options.width,
         "start_cpu_s": round(started_cpu, 2), "start_wall_s": round(started, 2),

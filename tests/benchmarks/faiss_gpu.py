@@ -34,6 +34,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from machine import processor
+
 # Before faiss, so that CUDA's libraries are loaded when faiss asks for them.
 import torch  # isort: skip
 import faiss
@@ -72,7 +74,8 @@ class Report:
         self.name = "faiss_gpu" if gpu else "faiss_gpu_cpu"
         self.figures: dict[str, Any] = {
             "what": "An inverted file trained and filled by faiss on a GPU and on the CPU",
-            "machine": f"{platform.machine()}, {_cpu()}, {faiss.omp_get_max_threads()} threads",
+            "machine": f"{platform.machine()}, {processor()}, {faiss.omp_get_max_threads()} "
+            "threads",
             "device": torch.cuda.get_device_name() if gpu else "the same CPU (a rehearsal)",
             "faiss": f"{faiss.__version__} ({faiss.get_compile_options().strip()})",
             "torch": torch.__version__,
@@ -379,13 +382,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown CPU"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown CPU"
 
 
 def _rounded(value: Any) -> Any:

@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
@@ -27,11 +26,12 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from machine import commit
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, THINGS
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig
+from ovref_inference.proposers.detectors import load_detector
 from ovref_inference.proposers.grounded_sam import load_grounded_sam
-from ovref_inference.proposers.grounding import load_grounding_dino
 from ovref_inference.proposers.sam import SamMasks
 from ovref_inference.proposers.sam_model import load_sam
 
@@ -63,14 +63,11 @@ def main():
         round(float(threshold), 2): evaluate(found, float(threshold)) for threshold in THRESHOLDS
     }
     chosen = max(by_threshold, key=lambda threshold: by_threshold[threshold]["f1"])
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     results = {
         "what": "GroundingDINO + SAM on held-out scenes, and what batching saves",
         "models": f"{arguments.detector}, {arguments.sam} (the miniature: no figure here is one of "
         "a real model)",
-        "commit": commit,
+        "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used, shared with other work",
         "torch": torch.__version__,
         "clock": "CPU time of the process",
@@ -170,7 +167,7 @@ def sam_times(model, repeats):
 
 def detector_times(model, repeats):
     """Images with different nouns at once, and one at a time."""
-    detector = load_grounding_dino(GroundingDinoConfig(model=model), device="cpu")
+    detector = load_detector(GroundingDinoConfig(model=model), device="cpu")
     scenes = [render(seed, "test") for seed in range(BATCH)]
     images = [scene.image_hwc for scene in scenes]
     nouns = [[noun.lemma for noun in scene.nouns] for scene in scenes]

@@ -16,13 +16,14 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from machine import commit
 
 ROOT = Path(__file__).parents[2]
 FAKES = str(ROOT / "tests" / "pipelines")
@@ -115,9 +116,7 @@ def main() -> int:
 
 def record(result: dict[str, Any], output: str | None) -> None:
     """Prints a run, and adds it to the list of runs in `output`."""
-    call = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(call, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    result = {"commit": commit, **result}
+    result = {"commit": commit(), **result}
     print(json.dumps(result, indent=1))
     if output:
         path = Path(output)

@@ -16,10 +16,11 @@ import numpy as np
 import spacy
 import thinc
 
+from machine import processor
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, read_captions
 from ovref.models.tagger import MINIATURE, load_tagger
-from ovref.ops.vocabulary import vocabulary_report, vocabulary_table
+from ovref.ops.vocabulary import vocabulary_report
 from ovref.records import Caption
 from ovref.stages.extract_nouns import ExtractNouns
 from recipes.miniature.train_tagger import score
@@ -110,7 +111,7 @@ def measure(data: Path, tagger: str) -> dict:
         "tagger": tagger,
         "tagger_version": nlp.meta["version"],
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "python": platform.python_version(),
             "spacy": spacy.__version__,
             "thinc": thinc.__version__,
@@ -166,13 +167,6 @@ def against_bare_pipe(stage, nlp, captions: list[Caption], rounds: int = 3) -> d
         "speed_ratio": round(float(np.median(ratios)), 3),
         "quartiles": [round(float(one), 3) for one in np.quantile(ratios, (0.25, 0.75))],
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def text(result: dict) -> str:
@@ -251,6 +245,27 @@ COCO classes with fewer than 20 captions: {scarce or "none"}.
 ```
 {vocabulary_table(result["vocabulary"])}```
 """
+
+
+def vocabulary_table(report: dict) -> str:
+    """The report as text, with the most frequent nouns last."""
+    captions, dropped = report["captions"], report["dropped"]
+    total = captions + sum(dropped.values())
+    lines = [
+        f"captions with nouns  {captions:>9}  of {total}",
+        *(f"dropped {reason:<13}{count:>9}" for reason, count in dropped.items()),
+        f"different nouns      {report['nouns']:>9}  of them {report['compounds']} compounds",
+        f"mentions             {report['mentions']:>9}",
+        *(
+            f"top {size:<6} nouns cover {share:>9.1%}"
+            for size, share in report["coverage"].items()
+            if int(size) <= report["nouns"]
+        ),
+        *(f"nouns with < {below:<3}      {count:>9}" for below, count in report["scarce"].items()),
+        *(f"class {name:<15}{count:>9}" for name, count in report["classes"].items()),
+        *(f"{count:>9}  {noun}" for noun, count in report["top"]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

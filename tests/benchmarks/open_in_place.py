@@ -26,6 +26,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from machine import commit, resident_mb
+
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 import numpy as np
@@ -121,7 +123,7 @@ def ask(endpoint: str, cache: str) -> dict[str, Any]:
 
     from ovref_inference import ReferenceCollection
 
-    found: dict[str, Any] = {"imports_mb": _resident_mb()}
+    found: dict[str, Any] = {"imports_mb": resident_mb()}
     options = OPTIONS | {"endpoint_url": endpoint}
 
     def opened() -> ReferenceCollection:
@@ -129,7 +131,7 @@ def ask(endpoint: str, cache: str) -> dict[str, Any]:
 
     with timed(found, "open_cold_s"):
         collection = opened()
-    found["resident_open_mb"] = _resident_mb()
+    found["resident_open_mb"] = resident_mb()
     rng = np.random.default_rng(0)
     names = [collection.nouns[i] for i in rng.permutation(len(collection.nouns))[:CLASSES]]
     with timed(found, f"prototypes_of_{CLASSES}_cold_s"):
@@ -137,7 +139,7 @@ def ask(endpoint: str, cache: str) -> dict[str, Any]:
     for _ in range(REPEATS):
         with timed(found, f"prototypes_of_{CLASSES}_warm_s"):
             collection.prototypes(names)
-    found["resident_prototypes_mb"] = _resident_mb()
+    found["resident_prototypes_mb"] = resident_mb()
     with timed(found, "open_warm_s"):
         opened().close()
     queries = rng.standard_normal((8, collection.manifest.visual.dim)).astype(np.float32)
@@ -146,7 +148,7 @@ def ask(endpoint: str, cache: str) -> dict[str, Any]:
             collection.search_regions(queries, k)
         with timed(found, f"search_8_k{k}_warm_s"):
             collection.search_regions(queries, k)
-    found["resident_search_mb"] = _resident_mb()
+    found["resident_search_mb"] = resident_mb()
     return found
 
 
@@ -156,11 +158,6 @@ def timed(found: dict[str, Any], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     found[name] = min(found.get(name, np.inf), time.perf_counter() - began)
-
-
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main() -> None:
@@ -190,7 +187,7 @@ def main() -> None:
                 check=True, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
     report = {
-        "date": date.today().isoformat(), "commit": _commit(),
+        "date": date.today().isoformat(), "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "references": arguments.references, "nouns": arguments.nouns, "width": arguments.width,
         "delay_ms": arguments.delay,
@@ -204,11 +201,6 @@ def main() -> None:
     path = HERE / "results" / f"open_in_place_{arguments.references}x{arguments.width}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path.read_text())
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

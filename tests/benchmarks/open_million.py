@@ -23,6 +23,8 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
+from machine import commit, resident_mb
+
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 import numpy as np
@@ -127,14 +129,14 @@ def ask(folder: Path) -> dict[str, float]:
 
     from ovref_inference import ReferenceCollection
 
-    found = {"imports_mb": _resident_mb()}
+    found = {"imports_mb": resident_mb()}
     walls, cpus = [], []
     for _ in range(REPEATS):
         began, began_cpu = time.perf_counter(), time.process_time()
         collection = ReferenceCollection.open(folder)
         walls.append(time.perf_counter() - began)
         cpus.append(time.process_time() - began_cpu)
-        found.setdefault("resident_mb", _resident_mb())
+        found.setdefault("resident_mb", resident_mb())
     found |= {
         "open_first_cpu_s": cpus[0], "open_first_wall_s": walls[0], "open_cpu_s": min(cpus),
         "open_wall_s": min(walls),
@@ -152,13 +154,8 @@ def ask(folder: Path) -> dict[str, float]:
         f"prototypes_of_{CLASSES}_first_wall_s": walls[0],
         f"prototypes_of_{CLASSES}_cpu_s": min(cpus),
         f"prototypes_of_{CLASSES}_wall_s": min(walls),
-        "resident_after_mb": _resident_mb(),
+        "resident_after_mb": resident_mb(),
     }
-
-
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main() -> None:
@@ -184,7 +181,7 @@ def main() -> None:
         manifest = json.loads((folder / fmt.MANIFEST).read_text())
     counts, width = manifest["counts"], manifest["visual"]["dim"]
     report = {
-        "date": date.today().isoformat(), "commit": _commit(),
+        "date": date.today().isoformat(), "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "files": "of holes" if arguments.collection is None else "of a finished collection",
         "references": counts["references"], "nouns": counts["nouns"], "width": width,
@@ -212,11 +209,6 @@ def _cache_dropped() -> bool:
     except OSError:
         return False
     return True
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

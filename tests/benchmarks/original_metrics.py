@@ -32,7 +32,12 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ovref.evaluation.metrics_ap import AveragePrecision, Detections, TrueInstances
+from ovref.evaluation.metrics_ap import (
+    AveragePrecision,
+    Detections,
+    TrueInstances,
+    match_detections,
+)
 from ovref.evaluation.metrics_panoptic import VOID, PanopticMap, PanopticQuality
 from ovref.evaluation.metrics_semantic import (
     IGNORE,
@@ -266,10 +271,11 @@ def ap_rows(images):
             own = np.concatenate([moved, more])
             own_labels = np.concatenate([labels[kept], more_labels])
             scores = rng.choice(np.linspace(0.05, 1, 12), len(own))
-            average.add(
+            for matched in match_detections(
                 TrueInstances(masks_nhw=masks, labels=labels, crowd=crowd),
                 Detections(masks_nhw=own, labels=own_labels, scores=scores),
-            )
+            ):
+                average.add_matched(matched)
             truths.append((number, size_hw, masks, labels, crowd))
             found.append((number, own, own_labels, scores))
         theirs = official_ap(truths, found, classes)

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
 
+from attribute_images import conditioning_of
 from bench import presets
 from bench.limits import alternately
 from ovref.miniature.scenes import render
 from ovref.models.attribution import noun_weights
-from ovref.models.diffusion import conditioning_of
 from ovref.models.recorders.unet import recording
 from ovref.models.tokens import token_positions
 

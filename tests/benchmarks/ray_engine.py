@@ -38,6 +38,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from machine import commit
 from ovref.config import load
 from ovref.corpora import CorpusSpec, read_captions
 from ovref.identity import record_key, spec_identity
@@ -96,8 +97,7 @@ def main() -> None:
         result = {"overhead": measure_overhead, "workers": measure_workers}[options.command](
             options, Path(scratch)
         )
-    call = ["git", "rev-parse", "--short", "HEAD"]
-    result["commit"] = subprocess.run(call, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    result["commit"] = commit()
     print(json.dumps(result, indent=1))
     if options.output:
         runs = json.loads(options.output.read_text()) if options.output.exists() else {}

@@ -41,6 +41,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from machine import commit, resident_mb
+
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 import faiss
@@ -258,7 +260,7 @@ def open_and_ask(collection: Path, classes: int = 171) -> dict[str, float]:
     opened = ReferenceCollection.open(collection)
     found = {
         "open_s": time.perf_counter() - began, "open_cpu_s": time.process_time() - began_cpu,
-        "imports_mb": before / 1e6, "resident_mb": _rss() / 1e6,
+        "imports_mb": before / 1e6, "resident_mb": resident_mb(),
     }  # fmt: skip
     names = [opened.nouns[i] for i in np.random.default_rng(0).permutation(len(opened.nouns))]
     began, began_cpu = time.perf_counter(), time.process_time()
@@ -266,7 +268,7 @@ def open_and_ask(collection: Path, classes: int = 171) -> dict[str, float]:
     found |= {
         f"prototypes_of_{classes}_s": time.perf_counter() - began,
         f"prototypes_of_{classes}_cpu_s": time.process_time() - began_cpu,
-        "resident_after_mb": _rss() / 1e6,
+        "resident_after_mb": resident_mb(),
     }
     return found
 
@@ -317,7 +319,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "references": n, "nouns": arguments.nouns, "width": arguments.width,
         "workers": arguments.workers, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "faiss": faiss.__version__, "commit": _commit(),
+        "faiss": faiss.__version__, "commit": commit(),
         "ours": _child(sys.executable, "ours", scratch),
     }  # fmt: skip
     report["open"] = _child(sys.executable, "open", scratch)
@@ -393,11 +395,6 @@ def _child(python: str, only: str, scratch: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
 def _family(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children")
     try:
@@ -413,11 +410,6 @@ def _pss(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
-
-
-def _rss() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _rounded(value: Any) -> Any:

@@ -30,6 +30,7 @@ from ovref_inference.encoders.load import VisualEncoder
 from ovref_inference.pixels import Pixels
 from ovref_inference.proposers import load as proposers
 from ovref_inference.segmenters import fossil as segmenters
+from ovref_inference.segmenters import windows
 from ovref_inference.segmenters.windows import WindowConfig
 from segment_windows import IMAGENET, Collection, Parts, by_size, class_names, photograph
 
@@ -120,7 +121,7 @@ def stand_in(side, patch, dim, cpu):
     """An encoder whose backbone answers at once; its preparation of images is the real one."""
     tokens_ld = torch.randn((side // patch) ** 2, dim)
     return VisualEncoder(
-        lambda pixels: tokens_ld.expand(len(pixels), -1, -1),
+        forward=lambda pixels: tokens_ld.expand(len(pixels), -1, -1),
         dim=dim,
         size_hw=(side, side),
         patch_size=patch,
@@ -181,8 +182,8 @@ def rest(image_hwc, cpu):
         (proposers, "to_edges", "CRF"),
         (segmenters, "pool_regions", "pooling regions"),
         (segmenters, "prototype_scores", "similarity"),
-        (segmenters, "score_images", "windows"),
-        (segmenters, "labelled", "scores to pixels, windows averaged, best class"),
+        (windows, "score_images", "windows"),
+        (windows, "labelled", "scores to pixels, windows averaged, best class"),
     ]
     per_window = segmenters.crop_scores
 

@@ -206,7 +206,7 @@ class Models:
         side = sizes["clip_side"]
         resize_positions(visual, (side // 14, side // 14))
         self.clip = VisualEncoder(
-            vit_features(visual.to(dtype), "values"),
+            forward=vit_features(visual.to(dtype), "values"),
             dim=self.text.dim,
             size_hw=(side, side),
             patch_size=14,
@@ -241,7 +241,7 @@ def dinov2_encoder(sizes, device, dtype):
     with torch.device(device):
         model = sizes["dinov2"]().eval().requires_grad_(False).to(dtype)
     return VisualEncoder(
-        lambda pixels: model(pixel_values=pixels).last_hidden_state[:, 1:],
+        forward=lambda pixels: model(pixel_values=pixels).last_hidden_state[:, 1:],
         dim=model.config.hidden_size,
         size_hw=(sizes["dinov2_side"],) * 2,
         patch_size=14,

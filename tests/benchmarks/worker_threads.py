@@ -61,7 +61,7 @@ def worker(size, batch_size):
     generate = SynthesizeStage(spec, measure._Generated(image_hwc, maps))
     tokens = torch.rand(batch_size, (size // PATCH) ** 2, 1024)
     visual = VisualEncoder(
-        lambda pixels: tokens[: len(pixels)],
+        forward=lambda pixels: tokens[: len(pixels)],
         dim=1024,
         size_hw=size_hw,
         patch_size=PATCH,

@@ -10,7 +10,7 @@ from PIL import Image
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.encoders.load import load_visual_encoder
 from ovref_inference.proposers.config import GroundingDinoConfig, MaskFormerConfig
-from ovref_inference.proposers.grounding import load_grounding_dino
+from ovref_inference.proposers.detectors import load_detector
 from ovref_inference.proposers.load import opencut_proposer
 from ovref_inference.proposers.mask_former import load_mask_former
 from ovref_inference.segmenters.corrclip import CorrClipSegmenter
@@ -88,7 +88,7 @@ def test_detectors_take_views_and_images_of_any_height():
     former = load_mask_former(
         MaskFormerConfig(model="miniature:maskformer", min_score=0.0), device="cpu"
     )
-    detector = load_grounding_dino(
+    detector = load_detector(
         GroundingDinoConfig(model="miniature:grounding_dino", box_threshold=0.0, text_threshold=0),
         device="cpu",
     )

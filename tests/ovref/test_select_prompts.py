@@ -7,6 +7,7 @@ import pytest
 from ovref.config import parse
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, InputError
+from ovref.identity import spec_identity
 from ovref.records import Noun, Prompt
 from ovref.run_shard import run_shard
 from ovref.select_prompts import SelectPrompts, select_prompts
@@ -102,6 +103,84 @@ def test_progress_is_told_of_every_shard(store, source):
         assert [commit.shard for commit in seen] == ["000000", "000001", "000002"]
 
 
+@pytest.fixture
+def repeating(store):
+    """Prompts that repeat others but for a word, in two shards."""
+    captions = [
+        ("a red cat on a mat", "cat"),
+        ("a red cat on the mat", "cat"),  # repeats the first
+        ("a red dog on the mat", "dog"),
+        ("two cats sleep in the sun", "cat"),
+        ("A RED cat, on a mat!", "cat"),  # repeats the first, of the other shard
+        ("an old owl in a tree", "owl"),
+        ("an old owl sits in a tree", "owl"),  # repeats the one before
+        ("no noun", None),
+    ]
+    step = open_step(store, "repeating", {})
+    for number, part in enumerate((captions[:3], captions[3:])):
+        prompts = [
+            Prompt(
+                key=f"k{3 * number + n}", caption=caption, source="",
+                nouns=(Noun(text=noun, start=0, end=1),) if noun else (),
+            )
+            for n, (caption, noun) in enumerate(part)
+        ]  # fmt: skip
+        step.commit(f"{number:06d}", prompts, inputs=len(part))
+    step.finish(["000000", "000001"])
+    return step
+
+
+@pytest.mark.parametrize(
+    ("max_per_noun", "expected", "dropped"),
+    [
+        (None, [["k0", "k2"], ["k3", "k5"]], {"near_duplicate_caption": 3, "nouns_capped": 1}),
+        # The repeated cat does not count towards the cap, so k3 is kept; k4 is beyond it.
+        (2, [["k0", "k2"], ["k3", "k5"]], {"near_duplicate_caption": 2, "nouns_capped": 2}),
+        (1, [["k0", "k2"], ["k5"]], {"nouns_capped": 5}),
+    ],
+)
+def test_prompts_that_nearly_repeat_a_kept_one_are_dropped(
+    store, repeating, max_per_noun, expected, dropped
+):
+    target = open_step(store, "selected", {}, [repeating.fingerprint])
+    spec = SelectPrompts(max_per_noun=max_per_noun, near_duplicates=0.8)
+    select_prompts(spec, repeating, target)
+    assert keys(target) == expected
+    counted = sum((Counter(commit.dropped) for commit in target.commits().values()), Counter())
+    assert counted == dropped
+    assert Dropped("k7", "nouns_capped") in target.drops("000001")
+
+
+def test_repeated_prompts_do_not_count_towards_the_order(store):
+    # Three kept cats are worth 1.83 / 3 a prompt, one kept owl 1; with its repetitions the owl's
+    # shard would come last.
+    shards = {
+        "000000": [("a cat here", "cat"), ("cats over there now", "cat"), ("one big cat", "cat")],
+        "000001": [("an old owl in a tree", "owl")] * 3 + [("an old owl sits in a tree", "owl")],
+    }
+    step = open_step(store, "prompts", {})
+    for shard, part in shards.items():
+        prompts = [
+            Prompt(
+                key=f"k{shard}-{n}", caption=text, nouns=(Noun(text=noun, start=0, end=1),),
+                source="",
+            )
+            for n, (text, noun) in enumerate(part)
+        ]  # fmt: skip
+        step.commit(shard, prompts, inputs=len(part))
+    step.finish(list(shards))
+    assert in_order(store, step, "all").complete() == ["000000", "000001"]
+    without = in_order(store, step, "without", near_duplicates=0.8)
+    assert without.complete() == ["000001", "000000"]
+
+
+def test_without_near_duplicates_a_step_has_the_identity_that_it_had_before():
+    fields = spec_identity(SelectPrompts(max_per_noun=3))["fields"]
+    assert fields == {"max_per_noun": 3, "order": "corpus"}
+    asked = SelectPrompts(max_per_noun=3, near_duplicates=0.8)
+    assert spec_identity(asked)["fields"] == fields | {"near_duplicates": 0.8}
+
+
 def test_an_incomplete_source_is_refused(store):
     source = open_step(store, "prompts", {})
     with pytest.raises(InputError, match="is not complete: selecting needs all"):
@@ -111,10 +190,13 @@ def test_an_incomplete_source_is_refused(store):
 def test_the_cap_is_checked():
     with pytest.raises(ValueError, match="max_per_noun must be at least 1, found 0"):
         SelectPrompts(max_per_noun=0)
-    with pytest.raises(ConfigError, match="either max_per_noun or order"):
+    with pytest.raises(ConfigError, match="either max_per_noun, order or near_duplicates"):
         parse(SelectPrompts, {})
     with pytest.raises(ConfigError, match="order"):
         parse(SelectPrompts, {"order": "best_first"})
+    for value in (0.4, 1.1):
+        with pytest.raises(ConfigError, match=r"near_duplicates must be in \[0.5, 1\]"):
+            parse(SelectPrompts, {"near_duplicates": value})
 
 
 def in_order(store, prompts, name="ordered", **settings):

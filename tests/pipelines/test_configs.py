@@ -71,7 +71,7 @@ def test_vocseg_is_as_the_paper_says():
 
 
 def test_the_miniature_s_captions_are_those_of_its_grammar():
-    from ovref.miniature.scenes import sample_captions
+    from scene_captions import sample_captions
 
     lines = (CONFIGS / "miniature_captions.txt").read_text().splitlines()
     assert lines == list(dict.fromkeys(text for text, _ in sample_captions(1200, seed=0)))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection.int8 import Int8Vectors
 from ovref_inference.collection.nouns import noun_embedding_values
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.errors import CollectionError
@@ -24,7 +25,15 @@ def check_counts(
             vocabulary does not fit; the message names the files.
     """
     matrices = ("visual", "textual", "prototypes")
-    shapes = {role: fmt.open_vectors_anywhere(paths[role]).shape for role in matrices}
+    opened = {role: fmt.open_vectors_anywhere(paths[role]) for role in matrices}
+    shapes = {role: vectors.shape for role, vectors in opened.items()}
+    for role, vectors in opened.items():
+        wanted = "float16" if role == "prototypes" else manifest.embeddings
+        if isinstance(vectors, Int8Vectors) != (wanted == "int8"):
+            raise CollectionError(
+                f"{paths[role]} does not hold {wanted} numbers, as the manifest says: they do not "
+                "belong to one collection"
+            )
     schemas = {
         "references": fmt.REFERENCE_SCHEMA,
         "nouns": fmt.NOUN_SCHEMA,

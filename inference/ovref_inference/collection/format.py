@@ -1,4 +1,4 @@
-"""The reference collection on disk, format version 2. No other module writes or reads these files.
+"""The reference collection on disk, format versions 2 and 3; no other module knows its files.
 
     collection.json         the manifest (`Manifest`); written last, it is the commit
     references.parquet      one row per reference (`REFERENCE_SCHEMA`), row i has id i
@@ -9,6 +9,9 @@
     nouns.parquet           one row per noun (`NOUN_SCHEMA`), sorted by noun
     prototypes.f16.npy      (prototypes, d_visual) float16, L2-normalised; nouns name slices of it
     tombstones.parquet      deleted ids, each with a reason (`TOMBSTONE_SCHEMA`)
+
+Version 3 stores embeddings in 8 bits: visual.int8.npy and textual.int8.npy, (references, d + 2)
+int8 (`int8`), and inverted lists of the visual index hold 8-bit codes. Prototypes stay float16.
 
 The manifest names each file with its size and SHA-256. A collection that is published again under
 the same URL keeps unchanged files; a changed one is stored as `<stem>.<hash>.<suffix>`, so that a
@@ -27,13 +30,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovref_inference.collection.int8 import Int8Vectors
 from ovref_inference.collection.remote import RemoteFile, RemoteTable, RemoteVectors
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors
 
 FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""Version 1 has one search setting per index, tuned for one k; version 2 has a curve."""
+INT8_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
+"""Version 1 has one search setting per index, tuned for one k; version 2 has a curve; version 3 is
+version 2 with embeddings in int8."""
 MANIFEST = "collection.json"
 FILES = {
     "references": "references.parquet",
@@ -46,6 +52,9 @@ FILES = {
     "tombstones": "tombstones.parquet",
 }
 """Role -> file name in a folder to publish."""
+INT8_FILES = FILES | {"visual": "visual.int8.npy", "textual": "textual.int8.npy"}
+EMBEDDINGS = {"float16": FILES, "int8": INT8_FILES}
+"""How embeddings are stored -> file names."""
 
 REFERENCE_SCHEMA = pa.schema(
     [
@@ -166,12 +175,17 @@ class Manifest:
     """Role (a key of FILES) -> file."""
     settled_tombstones: int = 0
     """The first this many tombstones are older than the prototypes, which exclude them."""
+    embeddings: str = "float16"
+    """How visual and textual embeddings are stored, a key of EMBEDDINGS; versions 1 and 2 do not
+    say it."""
     format_version: int = FORMAT_VERSION
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The content of collection.json: sorted keys, plain JSON, one final newline."""
     tree = dataclasses.asdict(manifest)
+    if manifest.embeddings == "float16":
+        del tree["embeddings"]
     text = json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8")
 
@@ -194,7 +208,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if version not in READABLE_VERSIONS:
         raise CollectionError(
             f"{where} has format version {version!r}, this program reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; "
+            f"{', '.join(map(str, READABLE_VERSIONS))}; "
             "use the version of ovref that wrote it, or build the collection again"
         )
     try:
@@ -215,6 +229,11 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise CollectionError(
             f"{where} is not a manifest of format version {version}: {error}"
         ) from error
+    if manifest.embeddings not in EMBEDDINGS:
+        raise CollectionError(
+            f"{where} stores embeddings as {manifest.embeddings!r}, this program reads "
+            f"{' and '.join(EMBEDDINGS)}; use the version of ovref that wrote it"
+        )
     missing = sorted(FILES.keys() - manifest.files.keys())
     if missing:
         raise CollectionError(f"{where} names no file for {', '.join(missing)}")
@@ -312,9 +331,10 @@ def write_table(path: str | Path, schema: pa.Schema, columns: Mapping[str, Any])
         writer.append(columns)
 
 
-def write_vectors(path: str | Path, vectors: np.ndarray) -> None:
+def write_vectors(path: str | Path, vectors: Vectors) -> None:
     """Writes a (rows, dim) matrix, converting some rows at a time to save memory."""
-    with VectorWriter(path, *vectors.shape) as writer:
+    rows, dim = vectors.shape
+    with VectorWriter(path, rows, dim) as writer:
         for start in range(0, len(vectors), ROW_GROUP):
             writer.append(vectors[start : start + ROW_GROUP])
 
@@ -325,19 +345,23 @@ def open_vectors(path: str | Path) -> np.memmap:
     Raises:
         CollectionError: missing, truncated, or not such a file.
     """
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CollectionError(f"cannot read the vectors {path}: {error}") from error
+    vectors = _mapped(path)
     _check_vectors(vectors, path)
     return vectors
 
 
+def _mapped(path: str | Path) -> np.memmap:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CollectionError(f"cannot read the vectors {path}: {error}") from error
+
+
 def open_vectors_anywhere(file: Path | RemoteFile) -> Vectors:
-    """`open_vectors`, or a matrix on an object store that is read by ranges."""
-    if not isinstance(file, RemoteFile):
-        return open_vectors(file)
-    vectors = RemoteVectors(file)
+    """`open_vectors`, or one read by ranges; rows of int8 are decoded as they are read."""
+    vectors = RemoteVectors(file) if isinstance(file, RemoteFile) else _mapped(file)
+    if vectors.ndim == 2 and vectors.dtype == np.int8 and vectors.shape[1] > 2:
+        return Int8Vectors(vectors)
     _check_vectors(vectors, file)
     return vectors
 

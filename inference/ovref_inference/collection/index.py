@@ -328,17 +328,17 @@ def tune(
             reached = low >= target and 1 - worst.mean() <= TAIL * (1 - target) + 1e-9
             if not reached and nprobe < index.nlist:
                 break
-            found.append(
-                SearchPoint(
-                    k=k,
-                    nprobe=nprobe,
-                    recall=round(float(recalls.mean()), 4),
-                    worst_tenth=round(float(worst.mean()), 4),
-                )
-            )
+            mean, tenth = mean_and_worst_tenth(recalls)
+            found.append(SearchPoint(k=k, nprobe=nprobe, recall=mean, worst_tenth=tenth))
         if len(found) == len(questions.ks):
             return tuple(found)
         nprobe = min(2 * nprobe, index.nlist)
+
+
+def mean_and_worst_tenth(recalls: np.ndarray) -> tuple[float, float]:
+    """The mean recall of queries, and that of the 10% with the lowest; both to four digits."""
+    worst = np.sort(recalls)[: -(-len(recalls) // 10)]
+    return round(float(recalls.mean()), 4), round(float(worst.mean()), 4)
 
 
 def write_index(index: Any, path: str | Path) -> None:

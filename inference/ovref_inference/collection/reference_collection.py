@@ -59,12 +59,17 @@ class ReferenceCollection(CollectionHandle):
         self.url = url
         self.manifest = manifest
         self.visual: Vectors = fmt.open_vectors_anywhere(paths["visual"])
-        """(references, d_visual) float16, memory-mapped or read by ranges."""
+        """(references, d_visual) float16, memory-mapped or read by ranges, decoded from int8."""
         self.textual: Vectors = fmt.open_vectors_anywhere(paths["textual"])
-        """(references, d_textual) float16, memory-mapped or read by ranges."""
+        """(references, d_textual) float16, likewise."""
         rows = len(self.visual)
-        self._visual_index = _index(paths["visual_index"], rows, manifest.visual.dim)
-        self._textual_index = _index(paths["textual_index"], rows, manifest.textual.dim)
+        self._visual_index, self._textual_index = (
+            _index(paths[f"{kind}_index"], rows, encoder.dim, info.factory)
+            for kind, encoder, info in (
+                ("visual", manifest.visual, manifest.visual_index),
+                ("textual", manifest.textual, manifest.textual_index),
+            )
+        )
         self._prototypes = fmt.open_vectors_anywhere(paths["prototypes"])
         self._deleted = fmt.read_tombstones(paths["tombstones"])
         self._nouns = Nouns(paths, nouns, self._deleted, manifest.settled_tombstones)
@@ -384,7 +389,7 @@ class ReferenceCollection(CollectionHandle):
         return load_text_encoder(self.text_config)
 
 
-def _index(path: Path | RemoteFile, rows: int, dim: int) -> Any:
+def _index(path: Path | RemoteFile, rows: int, dim: int, factory: str) -> Any:
     if isinstance(path, RemoteFile):
-        return RemoteIndex(path, rows, dim)
+        return RemoteIndex(path, rows, dim, factory)
     return indexes.read_index(path, rows=rows, dim=dim)

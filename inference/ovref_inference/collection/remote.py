@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovref_inference.errors import CollectionError
-from ovref_inference.places import describe, store_errors
+from ovref_inference.places import describe, store_errors, whole_file
 
 BLOCK_BYTES = 256 << 10
 """Smallest unit that is read and cached; at 100 MB/s it takes a tenth of a request of 30 ms."""
@@ -68,14 +67,8 @@ class BlockCache:
         """Keeps a block. Raises OSError if the disk is full."""
         path = self._path(name, block)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(scratch, path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        with whole_file(path) as scratch:
+            scratch.write_bytes(content)
         if self._written is not None:
             self._written += len(content)
         if self._written is None or self._written > self.limit // 100:

@@ -14,17 +14,20 @@ from ovref_inference.errors import CollectionError
 _LIST_BYTES = 64 << 20
 """Inverted lists in memory at a time."""
 _ID_BYTES = 8
+CODE_BYTES = {",SQfp16": 2, ",SQ8": 1}
+"""End of the factory string -> bytes of a number in its inverted lists."""
 
 
 class RemoteIndex:
-    """An `IVF…,SQfp16` index, searched as faiss searches it, with the same results.
+    """An `IVF…,SQfp16` or `IVF…,SQ8` index, searched as faiss searches it, with the same results.
 
     Its centroids are read at the first search. Safe to search from several threads, one of which
     searches at a time.
     """
 
-    def __init__(self, file: RemoteFile, rows: int, dim: int) -> None:
+    def __init__(self, file: RemoteFile, rows: int, dim: int, factory: str) -> None:
         self.file, self.ntotal, self.d = file, rows, dim
+        self._code_bytes = CODE_BYTES[f",{factory.rpartition(',')[2]}"] * dim
         self._lock = threading.Lock()
 
     @property
@@ -82,8 +85,8 @@ class RemoteIndex:
             sizes = np.array([lists.list_size(number) for number in range(index.nlist)])
             if lists.code_size != entry - _ID_BYTES or sizes.sum() != self.ntotal:
                 raise CollectionError(
-                    f"the index {self.file} does not hold float16 vectors list by list; open the "
-                    "collection with copy=True"
+                    f"the index {self.file} does not hold {self._code_bytes} bytes of each vector "
+                    "list by list; open the collection with copy=True"
                 )
             self._empty(index)
         starts = begin + (np.cumsum(sizes) - sizes) * entry
@@ -91,7 +94,7 @@ class RemoteIndex:
 
     @property
     def _entry_bytes(self) -> int:
-        return 2 * self.d + _ID_BYTES
+        return self._code_bytes + _ID_BYTES
 
     def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
         """Consecutive queries whose lists fit into memory together; one query always does."""
@@ -125,7 +128,7 @@ class RemoteIndex:
         for number, length in zip(wanted.tolist(), lengths.tolist(), strict=True):
             part = content[at : at + length]
             at += length
-            split = len(part) // self._entry_bytes * 2 * self.d
+            split = len(part) // self._entry_bytes * self._code_bytes
             codes, ids = part[:split].copy(), part[split:].copy()
             lists.add_entries(
                 number, len(ids) // _ID_BYTES,

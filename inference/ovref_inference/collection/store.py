@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-import sys
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,21 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection.file_cache import cache_folder, cached, problem_of
 from ovref_inference.collection.nouns import read_nouns
 from ovref_inference.collection.remote import CACHE_BYTES, BlockCache, RemoteFile
+from ovref_inference.collection.remote_index import CODE_BYTES
 from ovref_inference.errors import CollectionError
-from ovref_inference.places import describe, is_local, open_place, sha256_of, store_errors
+from ovref_inference.places import (
+    describe,
+    is_local,
+    open_place,
+    sha256_of,
+    store_errors,
+    whole_file,
+)
 
 Verify = Literal["quick", "full"]
-_SMALL_BYTES = 8 << 20
 IN_PLACE_BYTES = 32 << 20
 """Least size of a remote file that is read where it is; a smaller one is copied in a second."""
 
@@ -29,7 +37,7 @@ def publish(
     *,
     storage_options: dict[str, Any] | None = None,
 ) -> fmt.Manifest:
-    """Checks the files in `folder` (named as in `format.FILES`) and publishes them at `url`.
+    """Checks the files in `folder` (named as in `format.EMBEDDINGS`) and publishes them at `url`.
 
     The manifest is written last and replaced atomically: whoever opens `url` sees either the
     previous collection or this one. Unchanged files are not sent again, and files that the new
@@ -48,7 +56,8 @@ def publish(
         CollectionError: a file is missing, files disagree, or there is no reference at all.
     """
     folder = Path(folder)
-    paths = {role: folder / name for role, name in fmt.FILES.items()}
+    names = fmt.EMBEDDINGS[manifest.embeddings]
+    paths = {role: folder / name for role, name in names.items()}
     for path in paths.values():
         if not path.is_file():
             raise CollectionError(f"cannot publish {folder}: {path.name} is missing")
@@ -67,7 +76,7 @@ def publish(
         if known and known.sha256 == sha256 and fs.exists(f"{root}/{known.path}"):
             name = known.path
         else:
-            name = fmt.FILES[role]
+            name = names[role]
             if known and known.path == name:
                 stem, _, suffix = name.partition(".")
                 name = f"{stem}.{sha256[:12]}.{suffix}"
@@ -255,13 +264,13 @@ def _opened(
     for role, info in manifest.files.items():
         path = f"{root}/{info.path}"
         if is_local(fs):
-            if problem := _problem(Path(path), info, full=full):
+            if problem := problem_of(Path(path), info, full=full):
                 raise CollectionError(f"{path} {problem}; publish the collection again")
             files[role] = Path(path)
         elif blocks is not None and _readable_in_place(manifest, role):
             files[role] = RemoteFile(fs, path, info.bytes, info.sha256, blocks)
         else:
-            files[role] = _cached(fs, path, info, cache, full=full)
+            files[role] = cached(fs, path, info, cache, full=full)
     return manifest, files
 
 
@@ -277,7 +286,7 @@ def _opened_on_hub(
             files[role] = RemoteFile(fs, address, info.bytes, info.sha256, blocks)
             continue
         path = files[role] = hub.download(url, info.path, cache)
-        if problem := _problem(path, info, full=full):
+        if problem := problem_of(path, info, full=full):
             raise CollectionError(
                 f"{info.path} of {url} {problem}; delete {path} and open it again"
             )
@@ -290,22 +299,11 @@ def _readable_in_place(manifest: fmt.Manifest, role: str) -> bool:
     if role not in ("visual_index", "textual_index"):
         return True
     factory: str = getattr(manifest, role).factory
-    return factory.startswith("IVF") and factory.endswith(",SQfp16")
+    return factory.startswith("IVF") and factory.endswith(tuple(CODE_BYTES))
 
 
 def _parsed_hub_manifest(url: str, path: Path) -> fmt.Manifest:
     return fmt.parse_manifest(path.read_bytes(), f"{url}/{fmt.MANIFEST}")
-
-
-def cache_folder() -> Path:
-    """$OVREF_CACHE, or ovref's folder in the platform's cache folder."""
-    if os.environ.get("OVREF_CACHE"):
-        return Path(os.environ["OVREF_CACHE"])
-    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        return Path(os.environ["LOCALAPPDATA"], "ovref", "cache")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "ovref"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ovref")
 
 
 def _open_store(url: str, storage_options: dict[str, Any] | None) -> tuple[Any, str]:
@@ -341,9 +339,8 @@ def _commit(
     files: dict[str, fmt.FileInfo],
     before: dict[str, fmt.FileInfo],
 ) -> fmt.Manifest:
-    complete = dataclasses.replace(
-        manifest, counts=counts, files=files, format_version=fmt.FORMAT_VERSION
-    )
+    version = fmt.INT8_VERSION if manifest.embeddings == "int8" else fmt.FORMAT_VERSION
+    complete = dataclasses.replace(manifest, counts=counts, files=files, format_version=version)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.MANIFEST)
         path.write_bytes(fmt.manifest_bytes(complete))
@@ -363,54 +360,9 @@ def _put(fs: Any, path: Path, target: str) -> None:
         return
     if Path(target).exists() and Path(target).samefile(path):
         return
-    scratch = f"{target}.{os.getpid()}.tmp"
-    try:
-        with open(path, "rb") as source, open(scratch, "wb") as copy:
-            while chunk := source.read(1 << 24):
-                copy.write(chunk)
-            copy.flush()
-            os.fsync(copy.fileno())
-        os.replace(scratch, target)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
-
-
-def _cached(fs: Any, source: str, info: fmt.FileInfo, cache: str | Path | None, full: bool) -> Path:
-    folder = Path(cache) if cache is not None else cache_folder()
-    path = folder / f"{info.sha256}-{info.path}"
-    if path.exists() and _problem(path, info, full=full) is None:
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    os.close(handle)
-    try:
-        fs.get_file(source, scratch)
-        problem = _problem(Path(scratch), info, full=True)
-        if problem:
-            raise CollectionError(
-                f"{source} {problem}; open the collection again if it is being published just now, "
-                "or else publish it again"
-            )
-        os.replace(scratch, path)
-    except FileNotFoundError as error:
-        raise CollectionError(
-            f"{source} is missing; open the collection again if it is being published just now, "
-            "or else publish it again"
-        ) from error
-    except store_errors() as error:
-        raise CollectionError(f"cannot copy {source} to {folder}: {describe(error)}") from error
-    finally:
-        Path(scratch).unlink(missing_ok=True)
-    return path
-
-
-def _problem(path: Path, info: fmt.FileInfo, full: bool) -> str | None:
-    """What is wrong with a local file, or None."""
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != info.bytes:
-        return f"has {size} bytes, the manifest says {info.bytes}: it is truncated or another file"
-    if (full or size <= _SMALL_BYTES) and sha256_of(path) != info.sha256:
-        return "does not have the checksum that the manifest says: it was changed or damaged"
-    return None
+    with (
+        whole_file(Path(target)) as scratch, open(path, "rb") as source, open(scratch, "wb") as copy
+    ):  # fmt: skip
+        shutil.copyfileobj(source, copy, 1 << 24)
+        copy.flush()
+        os.fsync(copy.fileno())

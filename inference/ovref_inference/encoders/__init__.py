@@ -22,31 +22,15 @@ if TYPE_CHECKING:
     from ovref_inference.encoders.registry import register_backbone
 
 __all__ = [
-    "CropEncoder",
-    "RegionEncoder",
-    "TextEncoder",
-    "TextEncoderConfig",
-    "VisualEncoder",
-    "VisualEncoderConfig",
-    "load_region_encoder",
-    "load_text_encoder",
-    "load_visual_encoder",
-    "pool_regions",
-    "register_backbone",
-]
+    "CropEncoder", "RegionEncoder", "TextEncoder", "TextEncoderConfig", "VisualEncoder",
+    "VisualEncoderConfig", "load_region_encoder", "load_text_encoder", "load_visual_encoder",
+    "pool_regions", "register_backbone",
+]  # fmt: skip
 
-_MODULES = {
-    "CropEncoder": "crop_encoder",
-    "RegionEncoder": "pooling",
-    "TextEncoder": "load",
-    "TextEncoderConfig": "config",
-    "VisualEncoder": "load",
-    "VisualEncoderConfig": "config",
-    "load_region_encoder": "load",
-    "load_text_encoder": "load",
-    "load_visual_encoder": "load",
-    "pool_regions": "pooling",
-    "register_backbone": "registry",
-}
-
-__getattr__ = lazy_exports(__name__, _MODULES)
+__getattr__ = lazy_exports(__name__, {
+    "config": "TextEncoderConfig VisualEncoderConfig",
+    "crop_encoder": "CropEncoder",
+    "load": "TextEncoder VisualEncoder load_region_encoder load_text_encoder load_visual_encoder",
+    "pooling": "RegionEncoder pool_regions",
+    "registry": "register_backbone",
+})  # fmt: skip

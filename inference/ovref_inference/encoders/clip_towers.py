@@ -14,6 +14,7 @@ from ovref_inference.encoders.towers import (
     Layer,
     Tower,
     keep_until,
+    pair,
     parameters_of,
     rounded,
     unusable,
@@ -43,8 +44,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         "parameters": parameters_of(visual),
     }  # fmt: skip
     if is_vit(visual):
-        if config.layer != -1:
-            keep_until(visual.transformer.resblocks, config.layer, config.model)
+        keep_until(visual.transformer.resblocks, config, name)
         features = vit_features(visual, config.features)
         return Tower(forward=features, prefix_tokens=1, **shape)
     if cnn_towers.is_resnet(visual):
@@ -159,8 +159,7 @@ def cell_pixels(visual: Any) -> int | None:
     plain ViT of open_clip, no network of timm with the usual pool before its head, and no ResNet
     with an attention pool."""
     if is_vit(visual):
-        size = visual.patch_size
-        return size[0] if isinstance(size, tuple | list) else size
+        return pair(visual.patch_size)[0]
     if cnn_towers.is_resnet(visual):
         return cnn_towers.STRIDES[-1]
     trunk: Any = getattr(visual, "trunk", None)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref_inference.encoders.crops import Masking
-from ovref_inference.ranges import ADDED_LATER, STRICT, require_each_at_least
+from ovref_inference.ranges import ADDED_LATER, STRICT, require_each_at_least, require_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,7 @@ class VisualEncoderConfig:
     `features` are in the joint space."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model must name a model, found an empty string")
+        require_model(self.model)
         require_each_at_least("size_hw", self.size_hw, 1)
         clip = self.library == "open_clip"
         offered = self.features != "keys" if clip else self.masking is None
@@ -87,5 +86,4 @@ class TextEncoderConfig:
     """The library that loads the model."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model must name a model, found an empty string")
+        require_model(self.model)

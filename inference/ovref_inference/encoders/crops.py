@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from ovref_inference.images import box_of
+
 Masking = Literal["binary", "heatmap", "none"]
 """Treatment of the background of a region: erased, attenuated by the heatmap, or kept."""
 
@@ -54,10 +56,10 @@ def masked_crop(
             f"mask_hw must be {image_hwc.shape[:2]} bool like the image, found {mask_hw.shape} "
             f"{mask_hw.dtype}"
         )
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    if not len(rows):
+    x0, y0, x1, y1 = box_of(mask_hw)
+    if not x1:
         raise ValueError("mask_hw is empty: there is nothing to crop")
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    box = slice(y0, y1), slice(x0, x1)
     crop = image_hwc[box]
     if masking == "none":
         return crop.copy()

@@ -7,7 +7,9 @@ the network. Each visual encoder encodes one black image when it is loaded, so t
 model is refused before a build starts.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,64 +22,28 @@ from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConf
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.crops import Masking
 from ovref_inference.encoders.pooling import mask_weights, pool_each
-from ovref_inference.encoders.towers import Tower, parameters_of
+from ovref_inference.encoders.towers import Tower, pair, parameters_of
 from ovref_inference.errors import ModelError
 from ovref_inference.models import model_errors
 from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
 
 
-class VisualEncoder:
+@dataclass(kw_only=True, eq=False)
+class VisualEncoder(Tower):
     """Dense features of images. Made by `load_visual_encoder`."""
 
-    def __init__(
-        self,
-        forward: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        dim: int,
-        size_hw: tuple[int, int],
-        patch_size: int,
-        images: Pixels,
-        batch_size: int,
-        head: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        pool: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        model_class: str = "",
-        prefix_tokens: int = 0,
-        parameters: int = 0,
-    ) -> None:
-        """`head` maps the (m, c) output of `forward`, after pooling, to (m, dim); `pool`, in place
-        of the mean and `head`, (cells, c) of an image and (1, cells) of a mask to (1, dim)."""
-        self._forward = forward
-        self._head = head
-        self._pool = pool
-        self._images = images
-        self._batch_size = BatchSize(batch_size)
-        self.dim = dim
-        """Width of the features."""
-        self.size_hw = size_hw
-        """Height and width in pixels to which images are resized."""
-        self.patch_size = patch_size
-        """Pixels per side of a grid cell, after resizing."""
-        self.model_class = model_class
-        """Class of the model in its library."""
-        self.prefix_tokens = prefix_tokens
-        """Class and register tokens that the model has before its patches."""
-        self.parameters = parameters
-        """Number of parameters; 0 if unknown."""
+    dim: int
+    """Width of the features."""
+    batch_size: int
+    """Maximum number of images per forward pass."""
 
-    @property
-    def images(self) -> Pixels:
-        """Preprocessing."""
-        return self._images
+    def __post_init__(self) -> None:
+        self._batch_size = BatchSize(self.batch_size)
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self._images.device
-
-    @property
-    def grid_hw(self) -> tuple[int, int]:
-        """Rows and columns of the feature grid."""
-        return self.size_hw[0] // self.patch_size, self.size_hw[1] // self.patch_size
+        return self.images.device
 
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
@@ -86,7 +52,7 @@ class VisualEncoder:
         The grid covers the whole image. If GPU memory runs out, the batch size is halved.
         """
         maps = self._maps(images)
-        if self._head:
+        if self.head:
             maps = [self._headed(map_lc) for map_lc in maps]
         features = np.concatenate([np.zeros((0, self.dim), np.float32), *maps])
         return features.reshape(len(images), *self.grid_hw, self.dim)
@@ -114,11 +80,11 @@ class VisualEncoder:
         """
         found = []
         for map_lc, masks_nhw in zip(self._maps(images), masks, strict=True):
-            if self._pool:
+            if self.pool:
                 found.append(self._attended(map_lc, masks_nhw))
                 continue
             pooled, valid = pool_each(map_lc.reshape(*self.grid_hw, -1), masks_nhw)
-            if self._head:
+            if self.head:
                 headed = np.zeros((len(pooled), self.dim), np.float32)
                 headed[valid] = self._headed(pooled[valid])
                 pooled, valid = headed, valid & np.isfinite(headed).all(1)
@@ -128,15 +94,15 @@ class VisualEncoder:
 
     def _attended(self, map_lc: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`encode_regions` of one image by `pool`, each mask alone as in `pool_each`."""
-        assert self._pool is not None
-        device, dtype = self._images.device, self._images.dtype
+        assert self.pool is not None
+        device, dtype = self.images.device, self.images.dtype
         cells = torch.from_numpy(map_lc).to(device, dtype)
         pooled = np.zeros((len(masks_nhw), self.dim), np.float32)
         valid = np.zeros(len(masks_nhw), dtype=bool)
         for row in range(len(masks_nhw)):
             weights = mask_weights(masks_nhw[row : row + 1], self.grid_hw).reshape(1, -1)
             if weights.any():
-                one = self._pool(cells, torch.from_numpy(weights).to(device, dtype))
+                one = self.pool(cells, torch.from_numpy(weights).to(device, dtype))
                 pooled[row] = one[0].float().cpu().numpy()
                 valid[row] = np.isfinite(pooled[row]).all()
         pooled[~valid] = 0.0
@@ -148,14 +114,14 @@ class VisualEncoder:
         return [map_lc for batch in batches for map_lc in batch]
 
     def _encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        tokens = self._forward(self._images(images, self.size_hw))
+        tokens = self.forward(self.images(images, self.size_hw))
         return tokens.float().cpu().numpy()
 
     def _headed(self, features: np.ndarray) -> np.ndarray:
         if not len(features):
             return np.zeros((0, self.dim), np.float32)
-        pooled = torch.from_numpy(features).to(self._images.device, self._images.dtype)
-        headed = pooled if self._head is None else self._head(pooled)
+        pooled = torch.from_numpy(features).to(self.images.device, self.images.dtype)
+        headed = pooled if self.head is None else self.head(pooled)
         return headed.float().cpu().numpy()
 
 
@@ -170,7 +136,7 @@ class TextEncoder:
         """
         self._model, self._tokenizer, self._images = model, tokenizer, images
         self._batch_size = BatchSize(batch_size)
-        self._size_hw = _pair(model.visual.image_size)
+        self._size_hw = pair(model.visual.image_size)
         with torch.inference_mode():
             self.dim: int = self._encode_texts(["a photo"]).shape[1]
         """Width of the embeddings."""
@@ -239,22 +205,10 @@ def load_visual_encoder(
     tower = _LIBRARIES[config.library](config, device_of(device))
     check = partial(_try, config, images=tower.images, size_hw=tower.size_hw,
                     model_class=tower.model_class)  # fmt: skip
-    dim = check(tower.forward, cells=tower.cells)
+    dim = check(tower.forward, cells=math.prod(tower.grid_hw))
     if (head := tower.head) is not None:
         dim = check(lambda pixels: head(tower.forward(pixels).mean(1)), cells=None)
-    return VisualEncoder(
-        tower.forward,
-        dim=dim,
-        size_hw=tower.size_hw,
-        patch_size=tower.patch_size,
-        images=tower.images,
-        batch_size=batch_size,
-        head=tower.head,
-        pool=tower.pool,
-        model_class=tower.model_class,
-        prefix_tokens=tower.prefix_tokens,
-        parameters=tower.parameters,
-    )
+    return VisualEncoder(dim=dim, batch_size=batch_size, **vars(tower))
 
 
 def load_region_encoder(
@@ -346,10 +300,6 @@ def _try(
             "are broken"
         )
     return found.shape[-1]
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return tuple(size) if isinstance(size, tuple | list) else (size, size)
 
 
 _LIBRARIES: dict[str, Callable[[VisualEncoderConfig, torch.device], Tower]] = {

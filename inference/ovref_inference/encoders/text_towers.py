@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ovref_inference.encoders import vit_towers
 from ovref_inference.encoders.config import TextEncoderConfig
-from ovref_inference.encoders.towers import unusable
+from ovref_inference.encoders.towers import pair, unusable
 from ovref_inference.models import check_complete, model_errors
 from ovref_inference.pixels import Pixels
 
@@ -22,9 +22,6 @@ not see to it."""
 
 WITHOUT_MASK = ("siglip", "siglip2")
 """Types that were trained with padding as part of a text: it is not masked."""
-
-TYPES = ("clip", "metaclip_2", "siglip", "siglip2", "tipsv2")
-"""Types of models that can be used."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +61,32 @@ class JointModel:
         return _scaled(self.model.get_image_features(**inputs), normalize)
 
 
+def settings_of(config: TextEncoderConfig) -> tuple[Any, str, dict[str, Any]]:
+    """As `vit_towers.settings_of`. Raises ModelError for a type that cannot be used, too."""
+    found = vit_towers.settings_of(config.model, config.revision)
+    kind = found[0].model_type
+    if kind not in vit_towers.TEXT_MODELS:
+        raise unusable(
+            config.model, f"type {kind!r}", "it has no text tower that is known here",
+            f"expected a model of type {', '.join(vit_towers.TEXT_MODELS)}, or one of library "
+            "open_clip",
+        )  # fmt: skip
+    return found
+
+
 def open_joint(config: TextEncoderConfig, device: torch.device) -> tuple[JointModel, Pixels]:
     """The model that `config` names, on its device, and the preprocessing of its images.
 
     Raises:
         ModelError: it cannot be found or read, or is of another type.
     """
-    settings, path, options = vit_towers.settings_of(config.model, config.revision)
-    if settings.model_type not in TYPES:
-        raise unusable(
-            config.model, f"type {settings.model_type!r}", "it has no text tower that is known "
-            "here", f"expected a model of type {', '.join(TYPES)}, or one of library open_clip",
-        )  # fmt: skip
+    settings, path, options = settings_of(config)
     advice = "; its folder must hold the tokenizer's files"
     with model_errors(f"load {config.model} with its tokenizer", advice):
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         processor = AutoImageProcessor.from_pretrained(path, **options).to_dict()
         model, report = AutoModel.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **options
+            path, config=settings, dtype=torch.float32, output_loading_info=True, **options
         )
     check_complete(config.model, report)
     with model_errors(f"use {config.model}"):
@@ -95,7 +100,7 @@ def _image_size(vision: Any) -> tuple[int, int]:
     size = getattr(vision, "image_size", None)
     if size is None:  # SigLIP2 of any aspect ratio says how many patches
         size = int(vision.num_patches**0.5) * vision.patch_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
+    height, width = pair(size)
     return int(height), int(width)
 
 

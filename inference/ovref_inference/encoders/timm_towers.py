@@ -17,7 +17,9 @@ from ovref_inference.encoders.towers import (
     Alone,
     Layer,
     Tower,
+    check_precision,
     keep_until,
+    pair,
     parameters_of,
     rounded,
     unusable,
@@ -38,11 +40,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
     with model_errors(f"read the configuration of {config.model}"), torch.device("meta"):
         empty: Any = timm.create_model(f"local-dir:{path}", pretrained=False)
     name = type(empty).__name__
-    if dtype == torch.float16 and "dinov3" in str(empty.default_cfg.get("architecture", "")):
-        raise unusable(
-            config.model, f"DINOv3, {name}", "DINOv3 overflows in float16",
-            "precision bfloat16 or float32 works",
-        )  # fmt: skip
+    check_precision(config, str(empty.default_cfg.get("architecture", "")))
     patch = cell_pixels(empty)
     if patch is None:
         raise unusable(
@@ -113,7 +111,7 @@ def cell_pixels(model: Any) -> int | None:
         ratio = getattr(model.patch_embed, "feat_ratio", None)
         if ratio is not None:  # of patches and of the network before them, if there is one
             size = ratio()
-        size = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        size = pair(size)
         return int(size[0]) if size[0] is not None and size[0] == size[1] else None
     found = getattr(model, "feature_info", None)
     return int(found[-1]["reduction"]) if isinstance(found, list) and found else None
@@ -127,13 +125,7 @@ def set_size(model: Any, size_hw: tuple[int, int]) -> None:
 
 def shorten(model: Any, config: VisualEncoderConfig) -> None:
     """Makes the configured layer of a vision transformer the last one. Raises ModelError."""
-    if config.layer == -1:
-        return
-    if not is_vit(model):
-        raise unusable(
-            config.model, type(model).__name__, "it has no list of equal layers", "layer -1 works"
-        )
-    keep_until(model.blocks, config.layer, config.model)
+    keep_until(model.blocks if is_vit(model) else None, config, type(model).__name__)
 
 
 def features(model: Any) -> Layer:

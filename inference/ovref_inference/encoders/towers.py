@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.errors import ModelError
 from ovref_inference.pixels import Pixels
 
@@ -13,11 +14,11 @@ Layer = Callable[[torch.Tensor], torch.Tensor]
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Tower:
     """An image tower on its device, ready for images of one size."""
 
-    model_class: str
+    model_class: str = ""
     """Class of the model in its library, for messages."""
     forward: Layer
     """Pixels (n, 3, *size_hw) -> (n, cells, c), cells by rows."""
@@ -27,7 +28,7 @@ class Tower:
     """(cells, c) of an image and (1, cells) covered parts -> (1, dim), in place of the mean and
     `head`; None where the mean is taken."""
     size_hw: tuple[int, int]
-    """Height and width of its images in pixels, multiples of the patch."""
+    """Height and width in pixels to which images are resized, multiples of the patch."""
     patch_size: int
     """Pixels per side of a cell."""
     prefix_tokens: int = 0
@@ -35,12 +36,12 @@ class Tower:
     images: Pixels
     """Preprocessing."""
     parameters: int = 0
-    """How many numbers its weights are."""
+    """How many numbers its weights are; 0 if unknown."""
 
     @property
-    def cells(self) -> int:
-        """Vectors of an image."""
-        return (self.size_hw[0] // self.patch_size) * (self.size_hw[1] // self.patch_size)
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        return self.size_hw[0] // self.patch_size, self.size_hw[1] // self.patch_size
 
 
 class Alone(torch.nn.Module):
@@ -67,21 +68,38 @@ def unusable(model_id: str, model_class: str, missing: str, works: str) -> Model
     return ModelError(f"{model_id} ({model_class}) cannot be used: {missing}; {works}")
 
 
-def keep_until(layers: Any, layer: int, model_id: str) -> None:
-    """Takes away the layers after one, which then is the last.
+def check_precision(config: VisualEncoderConfig, architecture: str) -> None:
+    """Raises ModelError for an architecture that overflows in the configured precision."""
+    if config.precision == "float16" and "dinov3" in architecture:
+        raise unusable(config.model, architecture, "DINOv3 overflows in float16",
+                       "precision bfloat16 or float32 works")  # fmt: skip
+
+
+def keep_until(layers: Any, config: VisualEncoderConfig, model_class: str) -> None:
+    """Takes away the layers after the configured one, which then is the last.
 
     Args:
-        layers: ModuleList or Sequential.
-        layer: as of `VisualEncoderConfig.layer`.
+        layers: ModuleList or Sequential; None for a model that has no single list of them.
 
     Raises:
         ModelError: there is no such layer.
     """
+    if config.layer == -1:
+        return
+    if layers is None:
+        raise unusable(
+            config.model, model_class, "it has no list of equal layers", "layer -1 works"
+        )
     count = len(layers)
-    if not -count <= layer < count:
-        raise ModelError(f"{model_id} has {count} layers: layer must be -{count} to {count - 1}, "
-                         f"found {layer}")  # fmt: skip
-    del layers[layer % count + 1 :]
+    if not -count <= config.layer < count:
+        raise ModelError(f"{config.model} has {count} layers: layer must be -{count} to "
+                         f"{count - 1}, found {config.layer}")  # fmt: skip
+    del layers[config.layer % count + 1 :]
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width, of which libraries give one number where they are equal."""
+    return tuple(size) if isinstance(size, tuple | list) else (size, size)
 
 
 def rounded(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:

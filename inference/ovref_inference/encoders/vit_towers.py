@@ -17,6 +17,7 @@ from ovref_inference.encoders.towers import (
     Alone,
     Layer,
     Tower,
+    check_precision,
     keep_until,
     parameters_of,
     rounded,
@@ -31,7 +32,10 @@ PREFIX_TOKENS = {
 }  # fmt: skip
 """Tokens before those of the patches, by type of model; others have a class token and registers."""
 
-JOINT_MODELS = ("clip", "metaclip_2", "siglip", "siglip2", "tipsv2", "aimv2")
+TEXT_MODELS = ("clip", "metaclip_2", "siglip", "siglip2", "tipsv2")
+"""Types of models of images and texts whose features and texts share a space here."""
+
+JOINT_MODELS = (*TEXT_MODELS, "aimv2")
 """Types of models of images and texts whose vision tower alone can be loaded."""
 
 NORM_OF_CLASS_TOKEN = ("clip_vision_model", "metaclip_2_vision_model")
@@ -61,11 +65,7 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         return timm_towers.open_tower(config, device)
     patch, joint = patch_of(settings, config.model), settings
     settings = getattr(settings, "vision_config", settings)
-    if settings.model_type.startswith("dinov3") and dtype == torch.float16:
-        raise unusable(
-            config.model, settings.model_type, "DINOv3 overflows in float16",
-            "precision bfloat16 or float32 works",
-        )  # fmt: skip
+    check_precision(config, settings.model_type)
     project = config.features == "values"
     model, processor = load_vit(config.model, path, options, settings, dtype, project=project)
     with model_errors(f"use the image processor of {config.model}"):
@@ -193,15 +193,10 @@ def _layers(model: Any) -> Any:
 
 def _shorten(model: Any, config: VisualEncoderConfig) -> None:
     """Makes the configured layer the last one."""
-    if config.layer == -1:
-        return
     layers = _layers(model)
-    if layers is None:
-        raise unusable(
-            config.model, type(model).__name__, "it has no list of equal layers", "layer -1 works"
-        )
-    keep_until(layers, config.layer, config.model)
-    model.config.num_hidden_layers = len(layers)
+    keep_until(layers, config, type(model).__name__)
+    if layers is not None:
+        model.config.num_hidden_layers = len(layers)
 
 
 def _tokens(model: Any, keys: bool, model_id: str) -> Layer:
@@ -227,7 +222,7 @@ def _tokens(model: Any, keys: bool, model_id: str) -> Layer:
 def _joint_values(model: Any, joint: Any, model_id: str) -> Layer:
     """Pixels -> (n, prefix + cells, d): tokens in the space of the model's texts, each attending to
     itself alone in the last layer (MaskCLIP), and in SigLIP's attention pool."""
-    if joint.model_type not in ("clip", "metaclip_2", "siglip", "siglip2", "tipsv2"):
+    if joint.model_type not in TEXT_MODELS:
         raise unusable(
             model_id, type(model).__name__,
             f"features 'values' are in the space of texts, which type {joint.model_type!r} lacks",

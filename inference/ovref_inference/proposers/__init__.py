@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from ovref_inference.proposers.detectors import load_detector
     from ovref_inference.proposers.grounded_sam import GroundedSam, load_grounded_sam
-    from ovref_inference.proposers.grounding import GroundingDino, load_grounding_dino
+    from ovref_inference.proposers.grounding import GroundingDino
     from ovref_inference.proposers.load import (
         Proposer,
         grounded_sam_proposer,
@@ -37,61 +37,24 @@ if TYPE_CHECKING:
     from ovref_inference.proposers.sam_model import load_sam
 
 __all__ = [
-    "CrfConfig",
-    "GroundedSam",
-    "GroundingDino",
-    "GroundingDinoConfig",
-    "MaskFormer",
-    "MaskFormerConfig",
-    "OpenCutConfig",
-    "OpenCutProposerConfig",
-    "Proposals",
-    "Proposer",
-    "ProposerConfig",
-    "SamConfig",
-    "SamGridConfig",
-    "SamMasks",
-    "as_proposals",
-    "grounded_sam_proposer",
-    "load_detector",
-    "load_grounded_sam",
-    "load_grounding_dino",
-    "load_mask_former",
-    "load_proposer",
-    "load_sam",
-    "mask_former_proposer",
-    "no_proposals",
-    "opencut_proposer",
+    "CrfConfig", "GroundedSam", "GroundingDino", "GroundingDinoConfig", "MaskFormer",
+    "MaskFormerConfig", "OpenCutConfig", "OpenCutProposerConfig", "Proposals", "Proposer",
+    "ProposerConfig", "SamConfig", "SamGridConfig", "SamMasks", "as_proposals",
+    "grounded_sam_proposer", "load_detector", "load_grounded_sam", "load_mask_former",
+    "load_proposer", "load_sam", "mask_former_proposer", "no_proposals", "opencut_proposer",
     "sam_grid_proposer",
-]
+]  # fmt: skip
 
-_MODULES = {
-    "CrfConfig": "config",
-    "GroundedSam": "grounded_sam",
-    "GroundingDino": "grounding",
-    "GroundingDinoConfig": "config",
-    "MaskFormer": "mask_former",
-    "MaskFormerConfig": "config",
-    "OpenCutConfig": "config",
-    "OpenCutProposerConfig": "config",
-    "Proposals": "proposals",
-    "Proposer": "load",
-    "ProposerConfig": "config",
-    "SamConfig": "config",
-    "SamGridConfig": "config",
-    "SamMasks": "sam",
-    "as_proposals": "proposals",
-    "grounded_sam_proposer": "load",
-    "load_detector": "detectors",
-    "load_grounded_sam": "grounded_sam",
-    "load_grounding_dino": "grounding",
-    "load_mask_former": "mask_former",
-    "load_proposer": "load",
-    "load_sam": "sam_model",
-    "mask_former_proposer": "load",
-    "no_proposals": "load",
-    "opencut_proposer": "load",
-    "sam_grid_proposer": "load",
-}
-
-__getattr__ = lazy_exports(__name__, _MODULES)
+__getattr__ = lazy_exports(__name__, {
+    "config": "CrfConfig GroundingDinoConfig MaskFormerConfig OpenCutConfig OpenCutProposerConfig "
+              "ProposerConfig SamConfig SamGridConfig",
+    "detectors": "load_detector",
+    "grounded_sam": "GroundedSam load_grounded_sam",
+    "grounding": "GroundingDino",
+    "load": "Proposer grounded_sam_proposer load_proposer mask_former_proposer no_proposals "
+            "opencut_proposer sam_grid_proposer",
+    "mask_former": "MaskFormer load_mask_former",
+    "proposals": "Proposals as_proposals",
+    "sam": "SamMasks",
+    "sam_model": "load_sam",
+})  # fmt: skip

@@ -9,6 +9,8 @@ from ovref_inference.ranges import (
     STRICT,
     require_above,
     require_at_least,
+    require_model,
+    require_one_of,
     require_within,
 )
 
@@ -36,8 +38,7 @@ class GroundingDinoConfig:
     """What OWLv2 is asked for a noun, with one `{}`; the others are asked for the noun alone."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model must name a model, found an empty string")
+        require_model(self.model)
         if self.template.count("{}") != 1:
             raise ValueError(f"template must have one {{}}, found {self.template!r}")
         for name in ("box_threshold", "text_threshold", "nms_iou"):
@@ -61,8 +62,7 @@ class SamConfig:
     boxes. True: the one of its three masks with the highest predicted IoU."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model must name a model, found an empty string")
+        require_model(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +117,7 @@ class MaskFormerConfig:
     unused."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model must name a model, found an empty string")
+        require_model(self.model)
         for name in ("min_score", "min_kept"):
             require_within(name, getattr(self, name), 0, 1, "[)")
         require_within("mask_threshold", self.mask_threshold, 0, 1, "()")
@@ -171,8 +170,7 @@ class OpenCutConfig:
     """A component is dropped if more than this share of it lies in earlier masks."""
 
     def __post_init__(self) -> None:
-        if self.eta_unit not in ("patches", "pixels"):
-            raise ValueError(f"eta_unit must be patches or pixels, found {self.eta_unit!r}")
+        require_one_of("eta_unit", self.eta_unit, "patches", "pixels")
         if not self.taus:
             raise ValueError("taus must name at least one threshold, found none")
         for tau in self.taus:
@@ -229,8 +227,7 @@ class OpenCutProposerConfig:
     cuts are refined into masks, as in MaskCut; slower by a factor of the number of cuts."""
 
     def __post_init__(self) -> None:
-        if self.crf_at not in ("masks", "cuts"):
-            raise ValueError(f"crf_at must be masks or cuts, found {self.crf_at!r}")
+        require_one_of("crf_at", self.crf_at, "masks", "cuts")
         if self.crf_at == "cuts" and self.crf is None:
             raise ValueError("crf_at cuts needs a crf, found none")
 

@@ -2,20 +2,36 @@
 OWLv2."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from transformers import AutoConfig
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    GroundingDinoForObjectDetection,
+    MMGroundingDinoForObjectDetection,
+    Owlv2ForObjectDetection,
+)
 
 from ovref_inference.errors import ModelError
-from ovref_inference.models import model_errors, pretrained
-from ovref_inference.proposers import grounding, owl
+from ovref_inference.models import check_complete, model_errors, pretrained
+from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import GroundingDinoConfig
-from ovref_inference.proposers.grounding import DetectedBoxes
+from ovref_inference.proposers.grounding import DetectedBoxes, GroundingDino
+from ovref_inference.proposers.owl import Owl
+
+DETECTORS: dict[str, tuple[Any, Any]] = {
+    "grounding-dino": (GroundingDinoForObjectDetection, GroundingDino),
+    "mm-grounding-dino": (MMGroundingDinoForObjectDetection, GroundingDino),
+    "owlv2": (Owlv2ForObjectDetection, Owl),
+}
+"""Network and detector by type of model. LLMDet is published as an MM-Grounding-DINO."""
 
 
 class Detector(Protocol):
-    """Whatever finds nouns in images: `grounding.GroundingDino`, `owl.Owl`."""
+    """Whatever finds nouns in images: `GroundingDino`, `Owl`."""
 
     def detect(
         self, images: Sequence[np.ndarray], nouns: Sequence[Sequence[str]]
@@ -25,7 +41,8 @@ class Detector(Protocol):
 def load_detector(
     config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8
 ) -> Detector:
-    """Loads the detector that `config` names and tries it on one image.
+    """Loads the detector that `config` names, with a loader that accepts only tensors, and tries it
+    on one image.
 
     Args:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
@@ -36,13 +53,22 @@ def load_detector(
     """
     path, options = pretrained(config.model, config.revision)
     with model_errors(f"load the detector {config.model}"):
-        kind = AutoConfig.from_pretrained(path, **options).model_type
-    if kind == "owlv2":
-        return owl.load_owl(config, device=device, batch_size=batch_size)
-    if kind not in grounding.CLASSES:
-        raise ModelError(
-            f"{config.model} (type {kind!r}) cannot be used as a detector: it finds no boxes of "
-            "nouns that are known here; expected a GroundingDINO, MM-Grounding-DINO, LLMDet or "
-            "OWLv2 of transformers"
+        settings = AutoConfig.from_pretrained(path, **options)
+        if settings.model_type not in DETECTORS:
+            raise ModelError(
+                f"{config.model} (type {settings.model_type!r}) cannot be used as a detector: it "
+                "finds no boxes of nouns that are known here; expected a GroundingDINO, "
+                "MM-Grounding-DINO, LLMDet or OWLv2 of transformers"
+            )
+        network, kind = DETECTORS[settings.model_type]
+        model, report = network.from_pretrained(
+            path, config=settings, dtype=torch.float32, output_loading_info=True, **options
         )
-    return grounding.load_grounding_dino(config, device=device, batch_size=batch_size)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        images = AutoImageProcessor.from_pretrained(path, **options)
+    check_complete(config.model, report)
+    model = model.to(device_of(device)).eval()
+    detector: Detector = kind(model, tokenizer, images, config, batch_size=batch_size)
+    with model_errors(f"use the detector {config.model}"):
+        detector.detect([np.zeros((64, 64, 3), dtype=np.uint8)], [["photo"]])
+    return detector

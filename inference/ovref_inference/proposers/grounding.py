@@ -16,27 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
-    GroundingDinoForObjectDetection,
-    MMGroundingDinoForObjectDetection,
-)
 
 from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
-from ovref_inference.models import check_complete, model_errors, pretrained
-from ovref_inference.pixels import BatchSize, batched, device_of
+from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposers.config import GroundingDinoConfig
 
 NOUNS_REMEMBERED = 65_536
-
-CLASSES: dict[str, Any] = {
-    "grounding-dino": GroundingDinoForObjectDetection,
-    "mm-grounding-dino": MMGroundingDinoForObjectDetection,
-}
-"""Classes of transformers by type of model. LLMDet is published as an MM-Grounding-DINO."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +49,7 @@ class _Prompt:
 
 
 class GroundingDino:
-    """Finds nouns in images. Made by `load_grounding_dino`."""
+    """Finds nouns in images. Made by `load_detector`."""
 
     def __init__(
         self,
@@ -76,7 +62,7 @@ class GroundingDino:
     ) -> None:
         """
         Args:
-            model: one of `CLASSES`, in evaluation mode, on its device.
+            model: of transformers, in evaluation mode, on its device.
             tokenizer, image_processor: of transformers, as the model was trained with.
             config: thresholds.
             batch_size: maximum number of images per forward pass.
@@ -244,33 +230,3 @@ def detections(parts: list[tuple[torch.Tensor, ...]]) -> DetectedBoxes:
         nouns=nouns[order].numpy(),
         scores=scores[order].numpy(),
     )
-
-
-def load_grounding_dino(
-    config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8
-) -> GroundingDino:
-    """Loads one of `CLASSES`, with a loader that accepts only tensors, and tries it on one image.
-
-    Args:
-        device: "cpu", "cuda", ...; None selects a GPU if there is one.
-        batch_size: maximum number of images per forward pass.
-
-    Raises:
-        ModelError: the model or its tokenizer cannot be found or read.
-    """
-    path, options = pretrained(config.model, config.revision)
-    with model_errors(f"load GroundingDINO from {config.model}"):
-        kind = AutoConfig.from_pretrained(path, **options).model_type
-        if kind not in CLASSES:
-            raise ValueError(f"it is of type {kind!r}, not one of {', '.join(CLASSES)}")
-        model, report = CLASSES[kind].from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        image_processor = AutoImageProcessor.from_pretrained(path, **options)
-    check_complete(config.model, report)
-    model = model.to(device_of(device)).eval()
-    detector = GroundingDino(model, tokenizer, image_processor, config, batch_size=batch_size)
-    with model_errors(f"use GroundingDINO from {config.model}"):
-        detector.detect([np.zeros((64, 64, 3), dtype=np.uint8)], [["photo"]])
-    return detector

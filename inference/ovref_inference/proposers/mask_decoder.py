@@ -147,10 +147,17 @@ class MaskDecoder(nn.Module):
         """The factor of cosines, at most MOST_SCALE."""
         return self.log_scale.exp().clamp(max=MOST_SCALE)
 
-    def class_logits(self, embeddings_bqd: torch.Tensor, texts_cd: torch.Tensor) -> torch.Tensor:
-        """(b, q, classes + 1) logits, the last of void, from texts that are L2-normalised."""
-        known = torch.cat([texts_cd, normalize(self.void, dim=1)])
-        return self.scale * normalize(embeddings_bqd, dim=2) @ known.T
+
+def class_logits(model: Any, embeddings: torch.Tensor, texts_cd: torch.Tensor) -> torch.Tensor:
+    """(..., classes + 1) logits of queries, the last of void.
+
+    Args:
+        model: a `MaskDecoder` or `OpenMaskFormer`, whose void and scale are taken.
+        embeddings: (..., d), not normalised.
+        texts_cd: L2-normalised.
+    """
+    known = torch.cat([texts_cd, normalize(model.void, dim=1)])
+    return model.scale * normalize(embeddings, dim=-1) @ known.T
 
 
 def pooled_under(masks_bqhw: torch.Tensor, features_bchw: torch.Tensor) -> torch.Tensor:

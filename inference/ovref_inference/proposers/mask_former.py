@@ -18,6 +18,7 @@ from ovref_inference.images import check_image
 from ovref_inference.models import check_complete, model_errors, pretrained
 from ovref_inference.pixels import BatchSize, batched, device_of
 from ovref_inference.proposers.config import MaskFormerConfig
+from ovref_inference.proposers.mask_decoder import class_logits
 from ovref_inference.proposers.open_mask_former import OpenMaskFormer
 from ovref_inference.proposers.proposals import OpenClasses, Proposals, owned_masks
 
@@ -128,7 +129,7 @@ class MaskFormer:
             return said_qd.softmax(-1)
         if not self.knows_objects:
             return None
-        return model.class_logits(said_qd, model.trained_texts).softmax(-1)
+        return class_logits(model, said_qd, model.trained_texts).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def load_mask_former(
         if getattr(settings, "open_classes", None):
             kind = OpenMaskFormer
         model, report = kind.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **options
+            path, config=settings, dtype=torch.float32, output_loading_info=True, **options
         )
         image_processor = AutoImageProcessor.from_pretrained(path, **options)
     check_complete(config.model, report)

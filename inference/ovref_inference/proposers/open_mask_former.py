@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 from transformers import MaskFormerForInstanceSegmentation
 
 
@@ -43,8 +42,3 @@ class OpenMaskFormer(MaskFormerForInstanceSegmentation):
     def templates(self) -> tuple[str, ...]:
         """Those that it was trained with."""
         return tuple(self.config.open_classes["templates"])
-
-    def class_logits(self, embeddings: torch.Tensor, texts_cd: torch.Tensor) -> torch.Tensor:
-        """(..., d) -> (..., classes + 1), the last of no object, from texts that are normalised."""
-        known = torch.cat([texts_cd, normalize(self.void, dim=1)])
-        return self.scale * normalize(embeddings, dim=-1) @ known.T

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, Owlv2ForObjectDetection
 
 from ovref_inference.images import check_image
-from ovref_inference.models import check_complete, model_errors, pretrained
-from ovref_inference.pixels import BatchSize, batched, device_of
+from ovref_inference.pixels import BatchSize, batched
 from ovref_inference.proposers.config import GroundingDinoConfig
 from ovref_inference.proposers.grounding import (
     NOUNS_REMEMBERED,
@@ -25,11 +23,11 @@ from ovref_inference.proposers.grounding import (
 
 
 class Owl:
-    """Finds nouns in images. Made by `load_owl`."""
+    """Finds nouns in images. Made by `load_detector`."""
 
     def __init__(
         self,
-        model: Owlv2ForObjectDetection,
+        model: Any,
         tokenizer: Any,
         image_processor: Any,
         config: GroundingDinoConfig,
@@ -102,31 +100,3 @@ class Owl:
                 self._config.nms_iou,
             )))  # fmt: skip
         return answers
-
-
-def load_owl(config: GroundingDinoConfig, *, device: str | None = None, batch_size: int = 8) -> Owl:
-    """Loads an OWLv2, by a loader that takes nothing but tensors, and tries it on one image.
-
-    Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        batch_size: images per forward pass at most.
-
-    Raises:
-        ModelError: the model or its tokenizer cannot be found or read.
-    """
-    path, options = pretrained(config.model, config.revision)
-    with model_errors(f"load OWLv2 from {config.model}"):
-        loaded: Any = Owlv2ForObjectDetection.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **options
-        )
-        model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        image_processor = AutoImageProcessor.from_pretrained(path, **options)
-    check_complete(config.model, report)
-    detector = Owl(
-        model.to(device_of(device)).eval(), tokenizer, image_processor, config,
-        batch_size=batch_size,
-    )  # fmt: skip
-    with model_errors(f"use OWLv2 from {config.model}"):
-        detector.detect([np.zeros((64, 64, 3), dtype=np.uint8)], [["photo"]])
-    return detector

@@ -95,6 +95,7 @@ def load_sam(model: str, device: str | torch.device = "cpu", *, revision: str = 
             sam: Any = from_segment_anything(_tensors(path))
         else:
             where, options = pretrained(model, revision)
+            # The class reads the configuration itself, which may be of a video model.
             kind = AutoConfig.from_pretrained(where, **options).model_type
             if kind not in CLASSES:
                 raise ValueError(f"it is a {kind}, not a sam")

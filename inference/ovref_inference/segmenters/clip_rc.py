@@ -37,7 +37,7 @@ from ovref_inference.segmenters.labels import (
     supported_classes,
 )
 from ovref_inference.segmenters.regions import Segmentation
-from ovref_inference.segmenters.windows import WindowConfig, labelled, resize_scores, score_images
+from ovref_inference.segmenters.windows import WindowConfig, resize_scores, segment_images
 from ovref_inference.vectors import l2_normalised
 
 HEAD, WEIGHTS = "clip_rc.json", "clip_rc.safetensors"
@@ -188,16 +188,9 @@ class ClipRcSegmenter:
         check_images(images)
         embeddings_cd, missing = self.prepare(class_names)
         present = np.array([name not in missing for name in class_names])
-        found = score_images(
-            images,
-            partial(self._score, embeddings_cd=embeddings_cd[present],
-                    penalty_c=self._penalties(class_names)[present]),
-            self.config.windows,
-        )  # fmt: skip
-        return [
-            labelled(partial(one.pixels, image.shape[:2]), present, image.shape[:2], missing)
-            for one, image in zip(found, images, strict=True)
-        ]
+        score = partial(self._score, embeddings_cd=embeddings_cd[present],
+                        penalty_c=self._penalties(class_names)[present])  # fmt: skip
+        return segment_images(images, score, self.config.windows, present, missing)
 
     def _penalties(self, class_names: Sequence[str]) -> np.ndarray:
         """(classes,) float32: of classes that it was trained on, letter case aside."""

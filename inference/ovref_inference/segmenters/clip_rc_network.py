@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import interpolate, normalize
 
 from ovref_inference.encoders.clip_towers import cell_pixels, is_vit, load_clip, resize_positions
+from ovref_inference.encoders.towers import pair
 from ovref_inference.errors import ModelError
 from ovref_inference.pixels import Pixels
 from ovref_inference.segmenters.clip_rc_config import ClipRcNetworkConfig
@@ -98,7 +99,7 @@ class BridgedVit(nn.Module):
         layers, width = len(visual.transformer.resblocks), visual.class_embedding.shape[0]
         if config.prompts:
             self.prompts_lkw = nn.Parameter(torch.empty(layers, config.prompts, width))
-            spread = math.sqrt(6 / (3 * math.prod(_pair(visual.patch_size)) + width))
+            spread = math.sqrt(6 / (3 * math.prod(pair(visual.patch_size)) + width))
             nn.init.uniform_(self.prompts_lkw, -spread, spread)
             self.project = nn.Linear(width, width)
             nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
@@ -325,7 +326,3 @@ def load_network(config: ClipRcNetworkConfig, device: torch.device) -> tuple[Cli
     except ValueError as error:
         raise ModelError(f"{config.model}: {error}") from error
     return network.to(device).eval(), Pixels.of_open_clip(model, device, torch.float32)
-
-
-def _pair(size: Any) -> tuple[int, ...]:
-    return tuple(size) if isinstance(size, tuple | list) else (size, size)

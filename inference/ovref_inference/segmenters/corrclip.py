@@ -7,7 +7,6 @@ visual embeddings serve as the former, its textual embeddings of noun and captio
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from ovref_inference.collection.support import Support
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.proposers.proposals import as_proposals
-from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
@@ -40,7 +39,7 @@ from ovref_inference.vectors import l2_normalised
 class CorrClipConfig:
     """Parameters of the region queries; the defaults are CorrCLIPv2's."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     k: int = 20
     """References retrieved per region, at least 1."""

@@ -1,7 +1,6 @@
 """Cosines of features to the prototypes of classes, which each method combines in its own way."""
 
 import numpy as np
-import torch
 
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.vectors import l2_normalised
@@ -20,24 +19,21 @@ def prototype_cosines(features_nd: np.ndarray, prototypes: Prototypes) -> np.nda
     Raises:
         ValueError: features of another width, zero or not finite.
     """
-    return cosines_on(None, features_nd, prototypes).numpy()
-
-
-def cosines_on(
-    device: torch.device | None, features_nd: np.ndarray, prototypes: Prototypes
-) -> torch.Tensor:
-    """`prototype_cosines` as a tensor on a device, None for the CPU."""
     classes, most, dim = prototypes.vectors_nkd.shape
+    cosines = unit_features(features_nd, dim) @ prototypes.vectors_nkd.reshape(-1, dim).T
+    cosines_nck = cosines.reshape(len(features_nd), classes, most)
+    cosines_nck[:, np.arange(most) >= prototypes.counts[:, None]] = -np.inf
+    return cosines_nck
+
+
+def unit_features(features_nd: np.ndarray, dim: int) -> np.ndarray:
+    """(n, d) float32, L2-normalised. Raises ValueError as `prototype_cosines`."""
     if features_nd.shape[1:] != (dim,):
         raise ValueError(
             f"expected features (n, {dim}) like the prototypes, found {features_nd.shape}; use the "
             "visual encoder that made the collection"
         )
-    unit_nd = torch.as_tensor(l2_normalised(features_nd), device=device)
-    vectors_xd = torch.as_tensor(prototypes.vectors_nkd.reshape(-1, dim), device=device)
-    cosines_nck = (unit_nd @ vectors_xd.T).unflatten(1, (classes, most))
-    absent_ck = np.arange(most) >= prototypes.counts[:, None]
-    return cosines_nck.masked_fill_(torch.as_tensor(absent_ck, device=device), -torch.inf)
+    return l2_normalised(features_nd)
 
 
 def best_cosines(cosines_nck: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ composed of the functions in this module. The other methods have their own modul
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from ovref_inference.collection.retrieve import TEMPLATES, Texts, checked_names
 from ovref_inference.encoders.pooling import mask_weights, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Encoder, Proposer
-from ovref_inference.ranges import require_at_least, require_within
-from ovref_inference.segmenters.cosines import cosines_on
+from ovref_inference.ranges import STRICT, require_at_least, require_within
+from ovref_inference.segmenters.cosines import unit_features
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
@@ -33,7 +33,7 @@ from ovref_inference.segmenters.labels import (
     supported_classes,
 )
 from ovref_inference.segmenters.regions import Segmentation
-from ovref_inference.segmenters.windows import CropScores, WindowConfig, labelled, score_images
+from ovref_inference.segmenters.windows import CropScores, WindowConfig, labelled, segment_images
 from ovref_inference.vectors import l2_normalised
 
 
@@ -41,7 +41,7 @@ from ovref_inference.vectors import l2_normalised
 class FossilConfig:
     """Parameters of FOSSIL's inference; the defaults are the paper's best on ADE (section 4.3)."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     n: int = 150
     """References retrieved per class, at least 1."""
@@ -129,28 +129,19 @@ class FossilSegmenter:
         """Label maps of images; see `Segmenter.segment`, and `prepare` for further errors."""
         check_images(images)
         prototypes = self.prepare(class_names)
-        present = prototypes.counts > 0
         device = getattr(self.visual, "device", None)
-
-        def score(features_nd: np.ndarray) -> np.ndarray:
-            # Only classes with support are scored, so that no infinite score is interpolated.
-            scores_nc = prototype_scores(features_nd, prototypes, self.config.gamma, device)
-            return scores_nc[:, present]
-
         score_crops = partial(
             crop_scores,
             visual=self.visual,
             proposer=self.proposer,
-            score=score,
+            score=partial(self._score, prototypes=prototypes, device=device),
             mask_grid=self.config.mask_grid,
             nearest=self.config.uncovered == "nearest",
         )
-        found = score_images(images, score_crops, self.config.windows)
         missing = missing_names(class_names, prototypes.support)
-        return [
-            labelled(partial(one.pixels, image.shape[:2]), present, image.shape[:2], missing)
-            for one, image in zip(found, images, strict=True)
-        ]
+        return segment_images(
+            images, score_crops, self.config.windows, prototypes.counts > 0, missing
+        )
 
     def segment_features(
         self, features_hwd: np.ndarray, masks_nhw: np.ndarray, class_names: Sequence[str]
@@ -173,19 +164,21 @@ class FossilSegmenter:
                 f"{features_hwd.shape} and {masks_nhw.shape} {masks_nhw.dtype}"
             )
         prototypes = self.prepare(class_names)
-        present = prototypes.counts > 0
-
-        def score(features_nd: np.ndarray) -> np.ndarray:
-            return prototype_scores(features_nd, prototypes, self.config.gamma)[:, present]
-
+        score = partial(self._score, prototypes=prototypes)
         features_hwd = np.asarray(features_hwd, dtype=np.float32)
         nearest = self.config.uncovered == "nearest"
         scores = scored_regions(
             features_hwd, masks_nhw, score, None, self.config.mask_grid, nearest
         )
-        size_hw = masks_nhw.shape[1:]
         missing = missing_names(class_names, prototypes.support)
-        return labelled(lambda part: scores.pixels(part), present, size_hw, missing)
+        return labelled(scores.pixels, prototypes.counts > 0, masks_nhw.shape[1:], missing)
+
+    def _score(
+        self, features_nd: np.ndarray, prototypes: Prototypes, device: torch.device | None = None
+    ) -> np.ndarray:
+        """Only classes with support are scored, so that no infinite score is interpolated."""
+        scores_nc = prototype_scores(features_nd, prototypes, self.config.gamma, device)
+        return scores_nc[:, prototypes.counts > 0]
 
 
 class TextOnlySegmenter:
@@ -219,12 +212,7 @@ class TextOnlySegmenter:
             return l2_normalised(features_nd) @ texts_cd.T
 
         score_crops = partial(crop_scores, visual=self.visual, proposer=self.proposer, score=score)
-        found = score_images(images, score_crops, self.windows)
-        present = np.ones(len(texts_cd), dtype=bool)
-        return [
-            labelled(partial(one.pixels, image.shape[:2]), present, image.shape[:2])
-            for one, image in zip(found, images, strict=True)
-        ]
+        return segment_images(images, score_crops, self.windows, np.ones(len(texts_cd), bool))
 
 
 def prototype_scores(
@@ -247,10 +235,15 @@ def prototype_scores(
     Raises:
         ValueError: a feature vector is zero or not finite, or of another width.
     """
-    counts = prototypes.counts
-    if not prototypes.vectors_nkd.shape[1]:
-        return np.full((len(features_nd), len(counts)), -np.inf, dtype=np.float32)
-    similarity_nck = cosines_on(device, features_nd, prototypes).sigmoid_()
+    counts, (classes, most, dim) = prototypes.counts, prototypes.vectors_nkd.shape
+    if not most:
+        return np.full((len(features_nd), classes), -np.inf, dtype=np.float32)
+    # As `cosines.prototype_cosines`, whose callers may have no torch.
+    unit_nd = torch.as_tensor(unit_features(features_nd, dim), device=device)
+    vectors_xd = torch.as_tensor(prototypes.vectors_nkd.reshape(-1, dim), device=device)
+    cosines_nck = (unit_nd @ vectors_xd.T).unflatten(1, (classes, most))
+    absent_ck = torch.as_tensor(np.arange(most) >= counts[:, None], device=device)
+    similarity_nck = cosines_nck.masked_fill_(absent_ck, -torch.inf).sigmoid_()
     means_nc = similarity_nck.sum(2) / torch.as_tensor(counts, device=device).clamp(min=1)
     scores_nc = torch.lerp(means_nc, similarity_nck.amax(2), gamma).cpu().numpy()
     scores_nc[:, counts == 0] = -np.inf

@@ -6,7 +6,6 @@ The settings are those of its released code (aimagelab/freeda).
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.collection.retrieve import ImageTexts, checked_names
 from ovref_inference.encoders.pooling import DenseEncoder
 from ovref_inference.images import check_images
-from ovref_inference.ranges import require_at_least, require_within
+from ovref_inference.ranges import STRICT, require_at_least, require_within
 from ovref_inference.segmenters.cosines import best_cosines, prototype_cosines, sigmoid
 from ovref_inference.segmenters.labels import (
     BoundedCache,
@@ -44,7 +43,7 @@ BACKGROUND_PARTS = ("background", "surroundings")
 class FreedaConfig:
     """Parameters of FreeDA's inference; the defaults are its own for ADE."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     n: int = 350
     """References retrieved per class, at least 1; their mean is its prototype."""

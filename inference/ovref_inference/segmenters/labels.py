@@ -76,13 +76,17 @@ def supported_classes(
     ]
     if len(missing) == len(names):
         raise ValueError(f"{collection.url} has no references for any of {', '.join(missing)}")
-    if missing:
-        warnings.warn(
-            f"{collection.url} has no references for {', '.join(missing)}: these classes will "
-            "not be predicted",
-            stacklevel=3,
-        )
+    warn_without(collection.url, missing, "not be predicted")
     return support
+
+
+def warn_without(url: str, names: Sequence[str], consequence: str) -> None:
+    """Warns about classes without references, if there are any."""
+    if names:
+        warnings.warn(
+            f"{url} has no references for {', '.join(names)}: these classes will {consequence}",
+            stacklevel=4,
+        )
 
 
 def missing_names(names: Sequence[str], support: Sequence[ClassSupport]) -> tuple[str, ...]:

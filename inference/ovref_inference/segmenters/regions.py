@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ovref_inference.encoders.pooling import RegionEncoder
+from ovref_inference.images import box_of
 from ovref_inference.lazy import missing_package
 from ovref_inference.proposers.proposals import Proposals, owned_masks
 from ovref_inference.vectors import l2_normalised
@@ -101,14 +102,6 @@ def best_of_names(scores_nm: np.ndarray, class_of: np.ndarray, classes: int) -> 
     scores_nc = np.full((len(scores_nm), classes), -np.inf, dtype=np.float32)
     np.maximum.at(scores_nc.T, class_of, scores_nm.T)
     return scores_nc
-
-
-def box_of(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask's pixels, right and bottom exclusive; zeros for an empty mask."""
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    if not len(rows):
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 class Segmenter(Protocol):

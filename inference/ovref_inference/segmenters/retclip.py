@@ -1,9 +1,8 @@
 """RetCLIP at inference: regions retrieve similar regions from the collection (section 2.2)."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +12,15 @@ from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.models import canonical
-from ovref_inference.proposers.config import ADDED_LATER
 from ovref_inference.proposers.proposals import Proposals, as_proposals
-from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.ranges import (
+    ADDED_LATER,
+    STRICT,
+    require_above,
+    require_at_least,
+    require_one_of,
+    require_within,
+)
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
@@ -25,6 +30,7 @@ from ovref_inference.segmenters.labels import (
     missing_names,
     support_by_text,
     trained_scores,
+    warn_without,
 )
 from ovref_inference.segmenters.regions import (
     Panoptic,
@@ -42,7 +48,7 @@ from ovref_inference.vectors import prefetch_rows
 class RetClipConfig:
     """Parameters of RetCLIP's inference; alpha, beta, gamma are the paper's best (table 4)."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     alpha: float = 0.4
     """Weight of CLIP and retrieval relative to the proposer's own classes, in [0, 1], for a class
@@ -88,10 +94,8 @@ class RetClipConfig:
         for name in ("alpha", "beta", "gamma", "min_score", "overlap"):
             require_within(name, getattr(self, name), 0, 1)
         require_at_least("k", self.k, 1)
-        if self.fusion not in ("arithmetic", "geometric"):
-            raise ValueError(f"fusion must be arithmetic or geometric, found {self.fusion!r}")
-        if self.votes not in ("best", "share"):
-            raise ValueError(f"votes must be best or share, found {self.votes!r}")
+        require_one_of("fusion", self.fusion, "arithmetic", "geometric")
+        require_one_of("votes", self.votes, "best", "share")
         require_above("tau", self.tau, 0)
         require_within("mask_threshold", self.mask_threshold, 0, 1, "[)")
 
@@ -198,16 +202,8 @@ class RetClipSegmenter:
             if len(lacking) == len(names):
                 raise ValueError(f"{self.collection.url} has no references for any of {names}")
             by_text = tuple(name for name in without if name not in lacking)
-            for some, consequence in (
-                (lacking, "not be predicted"),
-                (by_text, "be classified by text alone"),
-            ):
-                if some:
-                    warnings.warn(
-                        f"{self.collection.url} has no references for {', '.join(some)}: these "
-                        f"classes will {consequence}",
-                        stacklevel=2,
-                    )
+            warn_without(self.collection.url, lacking, "not be predicted")
+            warn_without(self.collection.url, by_text, "be classified by text alone")
             self._prepared[names] = Labelled(
                 class_of_noun=own,
                 extra_md=np.asarray(matrix[rows], dtype=np.float32),
@@ -231,11 +227,7 @@ class RetClipSegmenter:
         proposals = [as_proposals(found, rest=False) for found in self.proposer(images)]
         scored = []
         for found, features_nd in region_features(
-            self.visual,
-            images,
-            proposals,
-            config.mask_threshold,
-            self._own_model,
+            self.visual, images, proposals, config.mask_threshold, self._own_model
         ):
             open_nc = mixed(
                 softmax(np.where(present, features_nd @ texts_cd.T, -np.inf), config.tau),
@@ -254,14 +246,10 @@ class RetClipSegmenter:
             scores_nc[:, ~present] = 0.0
             if config.prune and found.found_names is not None:
                 scores_nc[:, [name not in found.found_names for name in class_names]] = 0.0
-            scored.append(
-                ScoredRegions(
-                    mask_probs_nhw=found.mask_probs_nhw,
-                    scores_nc=scores_nc,
-                    missing=labelled.missing,
-                    void_n=void_n,
-                )
-            )
+            scored.append(ScoredRegions(
+                mask_probs_nhw=found.mask_probs_nhw, scores_nc=scores_nc,
+                missing=labelled.missing, void_n=void_n,
+            ))  # fmt: skip
         return scored
 
     def segment(
@@ -280,10 +268,7 @@ class RetClipSegmenter:
         """
         return [
             panoptic(
-                regions,
-                things,
-                min_score=self.config.min_score,
-                overlap=self.config.overlap,
+                regions, things, min_score=self.config.min_score, overlap=self.config.overlap
             )
             for regions in self.score(images, class_names)
         ]

@@ -6,11 +6,10 @@ image. The settings are those of the released code (TilemahosAravanis/Retrieve-a
 the references come from labelled images of the target data set; here a collection has them.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,17 +21,18 @@ from ovref_inference.encoders.pooling import DenseEncoder, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Proposer
 from ovref_inference.proposers.proposals import Proposals, as_proposals
-from ovref_inference.ranges import require_at_least
+from ovref_inference.ranges import STRICT, require_at_least, require_one_of
 from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
     missing_names,
     support_by_text,
     supported_classes,
+    warn_without,
 )
 from ovref_inference.segmenters.regions import Segmentation
 from ovref_inference.segmenters.rns_head import References, RnsHeadConfig, head_scores
-from ovref_inference.segmenters.windows import CropScores, WindowConfig, labelled, score_images
+from ovref_inference.segmenters.windows import CropScores, WindowConfig, segment_images
 from ovref_inference.vectors import l2_normalised, prefetch_rows
 
 
@@ -40,7 +40,7 @@ from ovref_inference.vectors import l2_normalised, prefetch_rows
 class RnsConfig:
     """Parameters of RNS; the defaults are those of its released code."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     max_references: int = 150
     """References of a class that may be retrieved, those nearest to its text, at least 1. The
@@ -61,8 +61,7 @@ class RnsConfig:
     def __post_init__(self) -> None:
         require_at_least("max_references", self.max_references, 1)
         require_at_least("class_scale", self.class_scale, 0)
-        if self.unsupported not in ("missing", "text"):
-            raise ValueError(f"unsupported must be missing or text, found {self.unsupported!r}")
+        require_one_of("unsupported", self.unsupported, "missing", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +171,11 @@ class RnsSegmenter:
         scores are the probabilities of its region or patch."""
         check_images(images)
         prepared = self.prepare(class_names)
-        found = score_images(images, partial(self._score, prepared=prepared), self.config.windows)
-        answered = prepared.answered
+        score = partial(self._score, prepared=prepared)
         missing: tuple[str, ...] = ()
         if self.config.unsupported == "missing":
             missing = missing_names(class_names, prepared.support)
-        return [
-            labelled(partial(one.pixels, image.shape[:2]), answered, image.shape[:2], missing)
-            for one, image in zip(found, images, strict=True)
-        ]
+        return segment_images(images, score, self.config.windows, prepared.answered, missing)
 
     def _score(self, crops: Sequence[np.ndarray], *, prepared: Prepared) -> list[CropScores]:
         """Scores of the windows of one image by one head, or of whole images by a head for each."""
@@ -229,12 +224,7 @@ class RnsSegmenter:
             raise ValueError(
                 f"{self.collection.url} has no references for any of {', '.join(without)}"
             )
-        if without:
-            warnings.warn(
-                f"{self.collection.url} has no references for {', '.join(without)}: these classes "
-                "will be learnt from what their texts find",
-                stacklevel=3,
-            )
+        warn_without(self.collection.url, without, "be learnt from what their texts find")
         return support
 
     def _references(self, support: ClassSupport, text_d: np.ndarray) -> np.ndarray:

@@ -1,14 +1,14 @@
 """The linear head that RNS fits to each image (Aravanis et al., CVPR 2026), in plain torch."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from ovref_inference.collection.clustering import MAX_SEED
-from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 
 _TEXT_SCALE = 100.0
 """CLIP's own factor of cosines in a softmax over classes."""
@@ -18,7 +18,7 @@ _TEXT_SCALE = 100.0
 class RnsHeadConfig:
     """What the head learns from, and how; the defaults are those of RNS's released code."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     k: int = 4
     """References that a region or patch retrieves, at least 1."""

@@ -2,17 +2,18 @@
 (FreeDA)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from scipy.sparse import csr_array
+
+from ovref_inference.ranges import STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuperpixelConfig:
     """Felzenszwalb and Huttenlocher's graph-based segmentation; FreeDA's settings for ADE."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     scale: float = 100.0
     """Larger gives larger superpixels."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from ovref_inference.collection.retrieve import Texts, checked_names
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.proposers.proposals import Proposals, as_proposals
-from ovref_inference.ranges import require_above, require_at_least, require_within
+from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 from ovref_inference.segmenters.cosines import best_cosines, prototype_cosines
 from ovref_inference.segmenters.labels import (
     BoundedCache,
@@ -37,7 +36,7 @@ from ovref_inference.vectors import l2_normalised
 class VocSegConfig:
     """Parameters of VOCSeg's inference; the defaults are the paper's for ADE-150 (section 4.4)."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     alpha: float = 0.35
     """Weight of the prototypes relative to the class's text, in [0, 1] (eq. 3)."""

@@ -9,14 +9,14 @@ that the scores of all classes of a large image are never in memory.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ovref_inference.ranges import require_within
+from ovref_inference.ranges import STRICT, require_within
 from ovref_inference.segmenters.regions import Segmentation
 
 _VALUES_AT_ONCE = 1 << 25
@@ -27,7 +27,7 @@ _VALUES_AT_ONCE = 1 << 25
 class WindowConfig:
     """Sizes of the sliding window, in pixels. The defaults are TCL's, which FOSSIL uses."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = STRICT
 
     short_side: int = 448
     """Images are resized to this short side, up or down."""
@@ -150,6 +150,20 @@ def score_images(
         crops = score_crops([resized_hwc[t:b, left:r] for t, left, b, r in boxes])
         found.append(ImageScores(size_hw=size_hw, boxes=boxes, crops=crops))
     return found
+
+
+def segment_images(
+    images: Sequence[np.ndarray],
+    score_crops: Callable[[Sequence[np.ndarray]], Sequence[PixelScores]],
+    windows: WindowConfig | None,
+    present: np.ndarray,
+    missing: tuple[str, ...] = (),
+) -> list[Segmentation]:
+    """`labelled` of the `score_images` of each; their arguments."""
+    return [
+        labelled(partial(one.pixels, image.shape[:2]), present, image.shape[:2], missing)
+        for one, image in zip(score_images(images, score_crops, windows), images, strict=True)
+    ]
 
 
 def resize_scores(scores_chw: torch.Tensor, size_hw: Sequence[int]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ovref.models.recorders.z_image import ZImageRecorder
 
 __all__ = ["Heatmaps", "Recorder", "TransformerRecorder", "guided_steps", "recorder_of"]
 
-RECORDERS: dict[str, Any] = {
+RECORDERS: dict[str, type[Any]] = {
     kind.network_name: kind
     for kind in (
         UNetRecorder,
@@ -34,13 +34,14 @@ def network_of(pipeline: Any) -> Any:
     return getattr(pipeline, "transformer", None) or pipeline.unet
 
 
-def recorder_of(pipeline: Any) -> Recorder:
-    """The recorder of a pipeline of `loading.load_pipeline`.
-
-    Raises:
-        ModelError: there is none for its network.
-    """
+def recorder_class(pipeline: Any) -> type[Recorder]:
+    """The class of recorders for the network of a pipeline; raises ModelError without one."""
     name = type(network_of(pipeline)).__name__
     if name not in RECORDERS:
         raise ModelError(f"attribution cannot read a {name}; it reads {', '.join(RECORDERS)}")
-    return RECORDERS[name](pipeline)
+    return RECORDERS[name]
+
+
+def recorder_of(pipeline: Any) -> Recorder:
+    """The recorder of a pipeline of `loading.load_pipeline`. Raises as `recorder_class`."""
+    return recorder_class(pipeline)(pipeline)

@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from ovref.devices import cuda
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,12 @@ def reporting(
 
 def gpu() -> dict[str, Any]:
     """Fields of a `Report` about this process's GPU; empty if it uses none."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    device = cuda()
+    if device is None or not device.is_initialized():
         return {}
-    free, total = torch.cuda.mem_get_info()
+    free, total = device.mem_get_info()
     busy = None
     # Queries the driver through nvidia-ml-py, which may be missing, or forbidden on a rented GPU.
     with contextlib.suppress(ModuleNotFoundError, RuntimeError):
-        busy = torch.cuda.utilization() / 100
+        busy = device.utilization() / 100
     return {"gpu_used_bytes": total - free, "gpu_total_bytes": total, "gpu_busy": busy}

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ovref.errors import InputError, OvrefError
 from ovref.exchange.class_lists import Classes
+from ovref.exchange.picture_files import Picture
 from ovref.stored_images import UnusableImageError, decode_image
 from ovref_inference.collection import store as collections
 from ovref_inference.errors import ModelError
@@ -201,14 +202,13 @@ class Pages:
         """A picture of a dropped reference."""
         return await self._picture(request, partial(filtered.dropped_image, self._library))
 
-    async def _picture(self, request: Request, find: Callable[[int], Any]) -> Response:
+    async def _picture(self, request: Request, find: Callable[[int], Picture]) -> Response:
         layer, side = request.path_params["layer"], _number(request, "side", 192, 1024)
         if layer not in LAYERS:
             raise InputError(f"layers are {', '.join(LAYERS)}, found {layer}")
 
         def draw() -> bytes:
-            record, region = find(request.path_params["id"])
-            return picture(record, region, layer, side)
+            return picture(find(request.path_params["id"]), layer, side)
 
         return _image(await asyncio.to_thread(draw))
 
@@ -222,13 +222,11 @@ class Pages:
     async def coverage(self, request: Request) -> Response:
         """How well a list of classes is covered."""
         text = (await _body(request, TEXT_BYTES)).decode("utf-8", "replace")
-        measured = "measured" in request.query_params
+        asked = {name: name in request.query_params for name in ("measured", "clip")}
 
         def answer() -> Any:
-            collection = self._library.open().collection
             with self._models:
-                rows = coverage(collection, pasted_classes(text), measured=measured)
-            return {"classes": rows}
+                return {"classes": coverage(self._library, pasted_classes(text), **asked)}
 
         return JSONResponse(await asyncio.to_thread(answer))
 

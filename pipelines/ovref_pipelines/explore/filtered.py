@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovref.errors import InputError, StorageError
-from ovref.records import ImageRecord
+from ovref.exchange.picture_files import Picture
 from ovref.reduce.filter import DROPPED
 from ovref.storage.file_store import Store
 from ovref_pipelines.explore.library import Library
@@ -42,8 +42,8 @@ def filtered(library: Library) -> dict[str, Any]:
     return found
 
 
-def dropped_image(library: Library, row: int) -> tuple[ImageRecord, int]:
-    """The image of a dropped reference, and the index of its region.
+def dropped_image(library: Library, row: int) -> Picture:
+    """The picture of a dropped reference.
 
     Raises:
         InputError: the row does not exist, or the build that made its image is not available.

@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ovref.contract import base_key
+from ovref.contract import base_key, part_of_key
 from ovref.errors import InputError, StorageError
-from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures
+from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures, picture_of
 from ovref.ops.quality import agreement_with_others
-from ovref.records import NO, YES, ImageRecord, Noun, Region
+from ovref.records import ImageRecord
 from ovref.storage.file_store import Store
 from ovref.storage.samples import Samples
-from ovref.stored_images import png_of
 from ovref_inference import ReferenceCollection
-from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import store as collections
 from ovref_pipelines import live
 from ovref_pipelines.explore.row_cache import RowCache
-from ovref_pipelines.output import BuildOutput, open_build
+from ovref_pipelines.output import BuildOutput, is_collection, open_build
 from ovref_pipelines.verbs.status import status
 
 COMPARED = 4096
@@ -75,7 +73,7 @@ class Library:
     @property
     def is_published(self) -> bool:
         """Whether there is a collection yet."""
-        return _is_collection(self.collection_url)
+        return is_collection(self.collection_url)
 
     def open(self) -> Opened:
         """The collection, opened on first access.
@@ -273,8 +271,8 @@ class Library:
 
     # -- pictures ------------------------------------------------------------------------------
 
-    def image(self, number: int) -> tuple[ImageRecord, int]:
-        """The image of a reference, and the index of its region.
+    def image(self, number: int) -> Picture:
+        """The picture of a reference.
 
         Raises:
             InputError: the reference does not exist, or the build that made its image is not
@@ -286,18 +284,17 @@ class Library:
         (row,) = opened.table.rows([number])
         return self.image_of(row["shard"], row["key"])
 
-    def image_of(self, made_in: str, key: str) -> tuple[ImageRecord, int]:
-        """The image of a reference by its columns `shard` and `key`. Errors like `image`."""
+    def image_of(self, made_in: str, key: str) -> Picture:
+        """The picture of a reference by its columns `shard` and `key`. Errors like `image`."""
         if self._beside is not None:
             for _, found in self._beside.pictures([key]):
-                return _as_record(key, found), 0
+                return found
             raise InputError("the image of this reference was not published with the collection")
         made_by, _, shard = made_in.partition("/")
         record = self._images(made_by).get(shard, base_key(key))
-        region = int(key.rpartition("#")[2])
-        if not isinstance(record, ImageRecord) or region >= len(record.regions):
-            raise StorageError(f"shard {shard} has no region {region} of {record.key}")
-        return record, region
+        if not isinstance(record, ImageRecord) or part_of_key(key) >= len(record.regions):
+            raise StorageError(f"shard {shard} has no region {part_of_key(key)} of {record.key}")
+        return picture_of(record, key)
 
     def _images(self, made_by: str) -> Samples:
         with self._lock:
@@ -350,19 +347,6 @@ class Library:
         ]  # fmt: skip
 
 
-def _as_record(key: str, picture: Picture) -> ImageRecord:
-    mask_hw = np.ones(picture.image_hwc.shape[:2], bool)
-    if picture.mask_hw is not None:
-        mask_hw = picture.mask_hw
-    region = Region(
-        noun=Noun(text="", start=0, end=0), mask_hw=np.where(mask_hw, YES, NO).astype(np.uint8),
-        score=0.0, source="",
-    )  # fmt: skip
-    return ImageRecord(
-        key=base_key(key), caption="", source="", image=png_of(picture.image_hwc), regions=(region,)
-    )
-
-
 def _row(collection: ReferenceCollection, name: str) -> int:
     """The row of a noun. Raises InputError if it is not in the vocabulary."""
     row = bisect.bisect_left(collection.nouns, name)
@@ -371,14 +355,9 @@ def _row(collection: ReferenceCollection, name: str) -> int:
     return row
 
 
-def _is_collection(url: str) -> bool:
-    """Whether there is a collection at the URL. On the Hub nothing else can be opened."""
-    return url.startswith(hub.PREFIX) or Store.open(url).exists(fmt.MANIFEST)
-
-
 def _places(url: str, build: str | None) -> tuple[BuildOutput | None, str]:
     """The build, and the place of its collection."""
-    if _is_collection(url):
+    if is_collection(url):
         if build is not None:
             return open_build(build), url
         if url.startswith(hub.PREFIX):

@@ -5,7 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from ovref.records import YES, ImageRecord
+from ovref.exchange.picture_files import Picture
+from ovref.stored_images import reduced
+from ovref_inference.images import box_of
 
 LAYERS = ("image", "mask", "heatmap", "crop")
 DIM = 0.28
@@ -16,24 +18,21 @@ HEAT_RGB = np.array([[20, 24, 82], [132, 32, 107], [229, 92, 48], [252, 232, 120
 QUALITY = 85
 
 
-def picture(record: ImageRecord, number: int, layer: str, side: int) -> bytes:
-    """A WebP of one region.
+def picture(found: Picture, layer: str, side: int) -> bytes:
+    """A WebP of one reference.
 
     Args:
-        record: an image with its regions.
-        number: of the region.
+        found: its image and mask; without a mask all of the image counts.
         layer: `image`; `mask`, with everything else dimmed; `heatmap` over the image (the mask if
-            the source has no heatmaps); `crop`, the mask's box with a margin.
+            there is no heatmap); `crop`, the mask's box with a margin.
         side: maximum length of the longer side in pixels; small images are enlarged by a whole
             factor.
-
-    Raises:
-        UnusableImageError: the image cannot be decoded.
     """
-    image_hwc = record.image_hwc()
-    mask_hw = record.regions[number].mask_hw == YES
-    if layer == "heatmap" and record.heatmaps_nhw is not None:
-        image_hwc = heated(image_hwc, record.heatmaps_nhw[number])
+    image_hwc, mask_hw = found.image_hwc, found.mask_hw
+    if mask_hw is None:
+        mask_hw = np.ones(image_hwc.shape[:2], bool)
+    if layer == "heatmap" and found.heatmap_hw is not None:
+        image_hwc = heated(image_hwc, found.heatmap_hw)
     elif layer in ("mask", "heatmap"):
         image_hwc = masked(image_hwc, mask_hw)
     elif layer == "crop":
@@ -66,10 +65,9 @@ def cropped(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
     """The box of a mask, with a tenth of its longer side around it; all of it without a mask."""
     if not mask_hw.any():
         return image_hwc
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    margin = 1 + max(np.ptp(rows), np.ptp(columns)) // 10
-    top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
-    return image_hwc[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
+    left, top, right, bottom = box_of(mask_hw)
+    margin = 1 + max(bottom - top - 1, right - left - 1) // 10
+    return image_hwc[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
 
 
 def labelled(image_hwc: np.ndarray, labels_hw: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -81,15 +79,10 @@ def labelled(image_hwc: np.ndarray, labels_hw: np.ndarray, colours: np.ndarray) 
 
 def resized(image_hwc: np.ndarray, side: int) -> np.ndarray:
     """The image with its longer side at most `side`; a smaller one enlarged by a whole factor."""
-    height, width = image_hwc.shape[:2]
-    longer = max(height, width)
-    image = Image.fromarray(image_hwc)
-    if longer > side:
-        scale = side / longer
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
-    times = side // longer
-    return np.asarray(image.resize((width * times, height * times), Image.Resampling.BICUBIC))
+    image = reduced(Image.fromarray(image_hwc), side)
+    times = side // max(image.size)
+    size = image.width * times, image.height * times
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
 def webp(image_hwc: np.ndarray) -> bytes:

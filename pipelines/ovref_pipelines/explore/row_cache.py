@@ -1,9 +1,8 @@
 """Rows of references.parquet by id, read by row groups, of which the most recent are cached."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ class RowCache:
         with pq.ParquetFile(path, memory_map=True) as file:
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self._starts = np.cumsum([0, *groups])
-        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
-        self._lock = threading.Lock()
+        self._group = lru_cache(GROUPS)(self._read)
         self._readers = ThreadPoolExecutor(READERS)
 
     def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -45,16 +43,7 @@ class RowCache:
         """Stops the reader threads."""
         self._readers.shutdown()
 
-    def _group(self, number: int) -> pa.Table:
-        with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
+    def _read(self, number: int) -> pa.Table:
         # Each read opens the file anew, because an open file must not be shared between threads.
         with pq.ParquetFile(self._path, memory_map=True) as file:
-            table = file.read_row_group(number, use_threads=False)
-        with self._lock:
-            self._kept[number] = table
-            if len(self._kept) > GROUPS:
-                self._kept.popitem(last=False)
-        return table
+            return file.read_row_group(number, use_threads=False)

@@ -10,8 +10,10 @@ from PIL import Image
 from ovref.errors import InputError
 from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
+from ovref.stored_images import reduced
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder
+from ovref_inference.images import box_of
 from ovref_inference.segmenters.load import METHODS, load_segmenter
 from ovref_inference.vectors import l2_normalised
 from ovref_pipelines.explore.pictures import labelled, webp
@@ -55,7 +57,8 @@ class Photographs:
             )
         if unknown := sorted(set(methods) - METHODS.keys()):
             raise InputError(f"methods are {', '.join(METHODS)}, found {', '.join(unknown)}")
-        image_hwc, colours = _reduced(image_hwc), class_palette(len(classes.names))[:-1]
+        image_hwc = np.asarray(reduced(Image.fromarray(image_hwc), SIDE))
+        colours = class_palette(len(classes.names))[:-1]
         with self._lock:
             results = {method: self._by(method, image_hwc, classes, colours) for method in methods}
         return {
@@ -106,11 +109,10 @@ class Photographs:
         for number, (label, mask_hw) in enumerate(regions):
             names = [classes.query_names[i] for i in np.flatnonzero(classes.class_of == label)]
             own, cosines = self._nearest(features_nd[number], names)
-            rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
             found.append({
                 "name": classes.names[label],
                 "area": float(mask_hw.mean()),
-                "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
+                "box": list(box_of(mask_hw)),
                 "references": list(zip(own, cosines, strict=True)),
                 "others": list(zip(
                     any_noun.ids[number].tolist(), any_noun.scores[number].tolist(), strict=True
@@ -147,15 +149,6 @@ def _regions(labels_hw: np.ndarray) -> list[tuple[int, np.ndarray]]:
         ]
     found.sort(key=lambda one: -one[0])
     return [(label, mask_hw) for _, label, mask_hw in found[:MOST_REGIONS]]
-
-
-def _reduced(image_hwc: np.ndarray) -> np.ndarray:
-    height, width = image_hwc.shape[:2]
-    if max(height, width) <= SIDE:
-        return image_hwc
-    scale = SIDE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(image_hwc).resize(size, Image.Resampling.LANCZOS))
 
 
 def _css(colour: np.ndarray) -> str:

@@ -5,8 +5,6 @@ measured by `tests/benchmarks/run_bench.py` in a checkout.
 """
 
 import dataclasses
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from ovref.contract import Dropped
+from ovref.devices import cuda, peak_gb
 from ovref.errors import InputError
 from ovref.labelled_corpora import read_corpus
 from ovref.records import Prompt
@@ -75,21 +74,16 @@ def bench(
 
 def _speed(generate: Any, embed: Any, prompts: list[Prompt], size: int | str) -> Speed:
     _run(generate, embed, prompts[: size if isinstance(size, int) else 1])
-    cuda = _cuda()
-    if cuda is not None:
-        cuda.reset_peak_memory_stats()
+    if (gpu := cuda()) is not None:
+        gpu.reset_peak_memory_stats()
     images, references, dropped, seconds = _run(generate, embed, prompts)
-    if cuda is not None:
-        peak = cuda.max_memory_allocated() / 1e9
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return Speed(
         batch_size=size,
         images=images,
         references=references,
         dropped=dropped,
         seconds={name: round(total / len(prompts), 6) for name, total in seconds.items()},
-        peak_memory_gb=round(peak, 3),
+        peak_memory_gb=round(peak_gb(), 3),
     )
 
 
@@ -113,11 +107,6 @@ def _run(
     dropped = len(made) + len(embedded) - len(images) - len(references)
     parts = zip(("images", "references", "writing"), times, times[1:], strict=False)
     return len(images), len(references), dropped, {name: b - a for name, a, b in parts}
-
-
-def _cuda() -> Any:
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
 def text(rows: Sequence[Speed]) -> str:

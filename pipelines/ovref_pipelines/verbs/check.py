@@ -68,13 +68,9 @@ def _step(
 
     left_out: list[str] = []
     others = describe.others_of(spec)
-    if shapes:
-        found = describe.describe_shapes(step, spec)
-    elif random:
+    if random and not shapes:
         spec, left_out = _with_random_weights(spec, folder, made)
-        found = describe.describe(step, spec, made, skip=set(left_out))
-    else:
-        found = describe.describe(step, spec)
+    found = describe.describe(step, spec, made, left_out, shapes)
     blocks = [describe.text(found)] if found else []
     problems = sum(bool(one.problem) for one in found)
     if shapes or random:

@@ -5,7 +5,6 @@ output.
 """
 
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from itertools import chain, islice
 from typing import Any
 
 from ovref.contract import Dropped, Spec
-from ovref.ingest import first_of_each_key
+from ovref.devices import cuda
+from ovref.ingest import first_of_each_key, no_usable_caption
 from ovref.labelled_corpora import read_corpus
 from ovref.records import Caption, Reference
 from ovref.storage.shards import ShardFiles
@@ -26,7 +26,6 @@ from ovref_pipelines.engine.progress import duration
 from ovref_pipelines.engine.run_steps import limit_threads
 from ovref_pipelines.folders import open_steps
 from ovref_pipelines.output import COLLECTION
-from ovref_pipelines.preflight import no_usable_caption
 from ovref_pipelines.recipe import texts_of
 
 CPU = "this machine's CPU"
@@ -335,10 +334,7 @@ def _stored(records: list[Any]) -> int:
 
 
 def _device() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return CPU
+    return CPU if (gpu := cuda()) is None else gpu.get_device_name()
 
 
 def _cost(found: Estimate, steps: Any) -> str:

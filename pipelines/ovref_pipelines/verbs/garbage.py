@@ -55,7 +55,7 @@ def collect_garbage(build: BuildOutput, older_than_s: float, *, dry_run: bool) -
 
 def is_scratch(path: str) -> bool:
     """Whether `path` is an unfinished file of publishing a collection here."""
-    return re.fullmatch(r"[^/]+\.[0-9]+\.tmp", path) is not None
+    return re.fullmatch(r"[^/]+\.[0-9a-f]+\.tmp", path) is not None
 
 
 def _unpublished(collection: Store, older_than_s: float, dry_run: bool) -> Iterator[Garbage]:

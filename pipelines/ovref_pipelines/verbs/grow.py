@@ -28,13 +28,12 @@ from ovref.licences import UNKNOWN
 from ovref.locations import absolute, with_absolute_models
 from ovref.records import Caption
 from ovref.storage.file_store import Store
-from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_pipelines import recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
-from ovref_pipelines.output import BUILD, FOLDER, build_config, open_build
+from ovref_pipelines.output import BUILD, FOLDER, build_config, is_collection, open_build
 from ovref_pipelines.recipe import BuildSummary, Say
 
 CAPTIONS, GROWN = "grow_captions.txt", "grow.json"
@@ -198,9 +197,9 @@ def _names(classes: Classes) -> list[tuple[str, ...]]:
 def _opened(grow: Grow) -> tuple[str, dict[str, Any]]:
     """The collection, and the settings of the build that made it."""
     place = absolute(grow.place, "place")
-    of_hub = place.startswith(hub.PREFIX)
-    if of_hub or Store.open(place).exists(fmt.MANIFEST):
-        collection, build = place, "" if of_hub else place.rpartition("/")[0]
+    if is_collection(place):
+        collection = place
+        build = "" if place.startswith(hub.PREFIX) else place.rpartition("/")[0]
     else:
         opened = open_build(place)
         collection, build = opened.collection.url, place

@@ -14,6 +14,7 @@ from ovref.errors import ConfigError, OvrefError
 from ovref.storage.file_store import Store
 from ovref_pipelines import live
 from ovref_pipelines.engine.progress import duration
+from ovref_pipelines.verbs.submit import every_job
 
 PREFIX = "ovref-"
 """Prefix of the names of jobs made by `ovref submit`."""
@@ -111,11 +112,7 @@ def cancel(
 
 
 def _listed(client: JobSubmissionClient) -> list[JobDetails]:
-    try:
-        found = client.list_jobs()
-    except (RuntimeError, RayError) as error:
-        raise ConfigError(f"the cluster does not list its jobs: {error}") from error
-    return [details for details in found if (details.submission_id or "").startswith(PREFIX)]
+    return [job for job in every_job(client) if (job.submission_id or "").startswith(PREFIX)]
 
 
 def _output(details: JobDetails) -> str | None:

@@ -36,6 +36,7 @@ def publish(
     build: str | None,
     evaluation: str | None,
     replace: bool,
+    int8: bool,
 ) -> dict[str, int]:
     """As of `ovref_pipelines.api.publish`."""
     manifest = collections.read_manifest(collection_url)
@@ -57,7 +58,7 @@ def publish(
 
     return publishing.publish(
         collection_url, target, title=title, evaluation=measured, write_pictures=write,
-        replace=replace,
+        replace=replace, int8=int8,
     )  # fmt: skip
 
 

@@ -207,6 +207,14 @@ def _submit(client: JobSubmissionClient, say: Callable[[str], None], **job: Any)
         time.sleep(AGENT_RETRY_SECONDS)
 
 
+def every_job(client: JobSubmissionClient) -> list[JobDetails]:
+    """All jobs of a cluster. Raises ConfigError if it does not answer."""
+    try:
+        return client.list_jobs()
+    except (RuntimeError, RayError) as error:
+        raise ConfigError(f"the cluster does not list its jobs: {error}") from error
+
+
 def attempts(client: JobSubmissionClient, config: BuildConfig) -> list[tuple[int, JobDetails]]:
     """The jobs of this build on the cluster, first to last, with their numbers from 1.
 
@@ -214,12 +222,8 @@ def attempts(client: JobSubmissionClient, config: BuildConfig) -> list[tuple[int
         ConfigError: the cluster does not answer.
     """
     pattern = re.compile(re.escape(job_name(config)) + r"(?:-([0-9]+))?")
-    try:
-        jobs = client.list_jobs()
-    except (RuntimeError, RayError) as error:
-        raise ConfigError(f"the cluster does not list its jobs: {error}") from error
     found = []
-    for details in jobs:
+    for details in every_job(client):
         if match := pattern.fullmatch(details.submission_id or ""):
             found.append((int(match[1] or 1), details))
     return sorted(found, key=lambda item: item[0])

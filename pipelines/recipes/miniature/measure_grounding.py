@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, MaskFormerForInstanceSegmentation
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, UNSEEN
 from ovref_inference.proposers.config import GroundingDinoConfig, SamConfig, SamGridConfig
-from ovref_inference.proposers.grounding import load_grounding_dino
+from ovref_inference.proposers.detectors import load_detector
 from ovref_inference.proposers.sam import SamMasks
 from ovref_inference.proposers.sam_model import load_sam
 from ovref_miniature import weights_path
@@ -201,7 +201,7 @@ def measure(split, count=200):
     config = GroundingDinoConfig(
         model="miniature:grounding_dino", box_threshold=0.05, text_threshold=0.05
     )
-    detector = load_grounding_dino(config, device="cpu", batch_size=16)
+    detector = load_detector(config, device="cpu", batch_size=16)
     record = json.loads((weights_path("sam").parent / "training.json").read_text())
     return {
         "split": split,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from attribute_images import conditioning_of
 from bench import presets
 from bench.limits import (
     BenchSpec,
@@ -24,7 +25,7 @@ from ovref.contract import Dropped
 from ovref.identity import record_key
 from ovref.miniature.scenes import render
 from ovref.models.attribution import noun_weights
-from ovref.models.diffusion import GeneratedImage, Generator, conditioning_of, to_uint8
+from ovref.models.diffusion import GeneratedImage, Generator, to_uint8
 from ovref.models.loading import DTYPES, optimize_pipeline
 from ovref.models.recorders import guided_steps
 from ovref.models.recorders.unet import recording

@@ -219,7 +219,7 @@ def encoders(
         )
     model = _made(_dinov2_large, dtype, device)
     visual = VisualEncoder(
-        lambda pixels: model(pixel_values=pixels).last_hidden_state[:, 1:],
+        forward=lambda pixels: model(pixel_values=pixels).last_hidden_state[:, 1:],
         dim=1024,
         size_hw=(518, 518),
         patch_size=14,

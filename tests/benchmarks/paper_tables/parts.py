@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from ovref.evaluation.cached import CachedModels, CachedProposer, RegionProposer
-from ovref.evaluation.datasets import Dataset
 from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.oracle import oracle_proposer
-from ovref.evaluation.predictions import Prediction, prediction_of_pixels
+from ovref.evaluation.predictions import Prediction
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.grounded_sam import load_grounded_sam
@@ -25,6 +24,8 @@ from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
 from ovref_inference.segmenters.regions import panoptic, semantic
 from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
 from ovref_inference.segmenters.vocseg import VocSegConfig, VocSegSegmenter
+from paper_tables.datasets import Dataset
+from paper_tables.predictions import prediction_of_pixels
 from paper_tables.spec import TablesSpec
 
 PROPOSALS = {

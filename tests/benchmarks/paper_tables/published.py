@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ovref.evaluation.datasets import Dataset
-from ovref.evaluation.predictions import Evaluation, Prediction, evaluate_predictions
+from ovref.evaluation.predictions import Prediction
+from paper_tables.datasets import Dataset
 from paper_tables.parts import PROPOSALS, Parts
+from paper_tables.predictions import Evaluation, evaluate_predictions
 from paper_tables.report import Ordering, table
 from paper_tables.spec import Segmenters
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ovref.evaluation.predictions import METRICS, Evaluation, difference
 from ovref.evaluation.report import markdown_table, percent
+from paper_tables.predictions import METRICS, Evaluation, difference
 
 VERDICTS = ("as in the paper", "undecided", "the other way")
 """An interval above zero, one that holds zero, one below."""

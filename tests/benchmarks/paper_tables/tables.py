@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ovref.config import dump, parse
-from ovref.evaluation.datasets import Dataset, miniature_scenes, with_unseen
 from ovref.evaluation.picture_grids import prediction_grid
-from ovref.evaluation.predictions import Prediction, single_metric
+from ovref.evaluation.predictions import Prediction
 from ovref.identity import fingerprint
 from ovref.miniature.shapes import UNSEEN
 from ovref_inference.models import MINIATURE, resolve
+from paper_tables.datasets import Dataset, miniature_scenes, with_unseen
 from paper_tables.parts import Parts
+from paper_tables.predictions import single_metric
 from paper_tables.published import TABLES, TableBench, all_segmenters
 from paper_tables.report import markdown
 from paper_tables.spec import Segmenters, TablesSpec

@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ovref.evaluation.datasets import miniature_scenes
-from ovref.evaluation.predictions import single_metric
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.encoders.load import load_region_encoder, load_text_encoder
 from ovref_inference.proposers.load import no_proposals
@@ -15,7 +13,9 @@ from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, Tex
 from ovref_inference.segmenters.freeda import FreedaConfig
 from ovref_inference.segmenters.retclip import RetClipConfig, RetClipSegmenter
 from ovref_inference.segmenters.vocseg import VocSegConfig
+from paper_tables.datasets import miniature_scenes
 from paper_tables.parts import Parts, truth_proposer
+from paper_tables.predictions import single_metric
 from paper_tables.spec import TablesSpec
 
 FOSSIL = FossilConfig(n=6, k=2, windows=None)

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from ovref.evaluation.datasets import miniature_scenes
 from ovref.evaluation.metrics_panoptic import panoptic_of_labels
-from ovref.evaluation.predictions import Evaluation, Prediction, evaluate_predictions
+from ovref.evaluation.predictions import Prediction
+from paper_tables.datasets import miniature_scenes
+from paper_tables.predictions import Evaluation, evaluate_predictions
 from paper_tables.report import Ordering, markdown, table
 
 

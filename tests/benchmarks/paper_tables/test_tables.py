@@ -13,11 +13,11 @@ from PIL import Image
 
 from ovref.config import dump, load, parse
 from ovref.errors import ConfigError
-from ovref.evaluation.datasets import miniature_scenes
 from ovref.miniature.shapes import CLASSES, UNSEEN
 from ovref_inference.proposers.config import GroundingDinoConfig, MaskFormerConfig
 from ovref_inference.proposers.proposals import Proposals
 from paper_tables import tables
+from paper_tables.datasets import miniature_scenes
 from paper_tables.parts import Parts
 from paper_tables.published import TABLES
 from paper_tables.spec import Proposers, Segmenters, TablesSpec

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ovref_inference import CollectionError, ReferenceCollection
+from ovref_inference.collection import file_cache, store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
-from ovref_inference.collection import store
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_full_verification_finds_what_quick_cannot(built, published, monkeypatch
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    monkeypatch.setattr(store, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(file_cache, "SMALL_BYTES", 0)
     ReferenceCollection.open(published).close()
     with pytest.raises(CollectionError, match=r"visual\.f16\.npy.*checksum"):
         ReferenceCollection.open(published, verify="full")
@@ -227,15 +227,15 @@ def test_full_verification_finds_what_quick_cannot(built, published, monkeypatch
 
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("OVREF_CACHE", str(tmp_path))
-    assert store.cache_folder() == tmp_path
+    assert file_cache.cache_folder() == tmp_path
     monkeypatch.delenv("OVREF_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     for platform, end in (("linux", "/x/ovref"), ("darwin", "Library/Caches/ovref")):
         monkeypatch.setattr("sys.platform", platform)
-        assert store.cache_folder().as_posix().endswith(end)
+        assert file_cache.cache_folder().as_posix().endswith(end)
     monkeypatch.setattr("sys.platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", "/local")
-    assert store.cache_folder().as_posix() == "/local/ovref/cache"
+    assert file_cache.cache_folder().as_posix() == "/local/ovref/cache"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from transformers import GroundingDinoProcessor
 
 from ovref_inference import ModelError
 from ovref_inference.proposers.config import GroundingDinoConfig
-from ovref_inference.proposers.grounding import GroundingDino, load_grounding_dino
+from ovref_inference.proposers.detectors import load_detector
+from ovref_inference.proposers.grounding import GroundingDino
 
 IMAGE = np.zeros((50, 100, 3), np.uint8)
 LEFT, RIGHT, MIDDLE = [0.25, 0.5, 0.2, 0.4], [0.75, 0.5, 0.2, 0.4], [0.5, 0.5, 0.2, 0.4]
@@ -214,7 +215,7 @@ def test_a_saved_folder_loads(model, images, tmp_path):
     GroundingDinoProcessor(image_processor(), tokenizer()).save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     settings = config(model=str(tmp_path), box_threshold=0.0, text_threshold=0.0)
-    loaded = load_grounding_dino(settings, device="cpu")
+    loaded = load_detector(settings, device="cpu")
     direct = GroundingDino(model, tokenizer(), image_processor(), settings)
     for ours, expected in zip(
         loaded.detect(images[:2], NOUNS[:2]), direct.detect(images[:2], NOUNS[:2]), strict=True
@@ -223,8 +224,8 @@ def test_a_saved_folder_loads(model, images, tmp_path):
 
 
 def test_what_cannot_be_loaded(model, tmp_path):
-    with pytest.raises(ModelError, match="cannot load GroundingDINO"):
-        load_grounding_dino(config(model=str(tmp_path)))
+    with pytest.raises(ModelError, match="cannot load the detector"):
+        load_detector(config(model=str(tmp_path)))
     other = tokenizer()
     other.add_tokens(["[X]"], special_tokens=True)
     other.sep_token = "[X]"

@@ -9,9 +9,9 @@ from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.encoders import VisualEncoderConfig, load_visual_encoder
 from ovref_inference.encoders.registry import as_encoder
 from ovref_inference.errors import ModelError
+from ovref_inference.images import box_of
 from ovref_inference.segmenters import PrototypeHead, Segmentation, SegmenterModule
 from ovref_inference.segmenters.fossil import prototype_scores
-from ovref_inference.segmenters.regions import box_of
 
 
 @pytest.fixture

@@ -6,18 +6,12 @@ from PIL import Image
 
 from ovref.config import dump, parse
 from ovref.errors import ConfigError, InputError
-from ovref.evaluation.datasets import (
-    in_memory,
-    miniature_scenes,
-    open_scenes,
-    panoptic_truth,
-    true_instances,
-    with_unseen,
-)
+from ovref.evaluation.datasets import open_scenes, panoptic_truth, true_instances
 from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF, THINGS
+from paper_tables.datasets import in_memory, miniature_scenes, with_unseen
 
 
 def test_scenes_are_the_same_every_time_and_a_prefix_of_more_scenes():

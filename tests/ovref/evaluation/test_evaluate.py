@@ -15,14 +15,12 @@ from ovref.config import dump, parse
 from ovref.errors import ConfigError, InputError, MismatchError
 from ovref.evaluation import cached, counting
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.datasets import in_memory
 from ovref.evaluation.evaluate import EvaluateSpec, evaluate
 from ovref.evaluation.methods import Methods, Row
 from ovref.evaluation.metrics_semantic import confusion, scores_of_counts
 from ovref.evaluation.miniature import OPENCUT
 from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.oracle import label_masks, oracle_proposer
-from ovref.evaluation.predictions import evaluate_predictions
 from ovref.evaluation.report import markdown, text
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.encoders.load import load_text_encoder, load_visual_encoder
@@ -33,6 +31,8 @@ from ovref_inference.proposers.opencut import OpenCutConfig
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.segmenters.freeda import FreedaConfig
 from ovref_inference.segmenters.windows import WindowConfig
+from paper_tables.datasets import in_memory
+from paper_tables.predictions import evaluate_predictions
 
 
 @pytest.fixture(scope="module")

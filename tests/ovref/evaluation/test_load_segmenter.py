@@ -5,7 +5,6 @@ import pytest
 
 import ovref_inference
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.datasets import miniature_scenes
 from ovref.evaluation.methods import Methods, Row
 from ovref.evaluation.spec import EvaluateSpec
 from ovref_inference.proposers.config import ProposerConfig
@@ -13,6 +12,7 @@ from ovref_inference.proposers.load import no_proposals
 from ovref_inference.segmenters.fossil import FossilConfig
 from ovref_inference.segmenters.freeda import FreedaConfig
 from ovref_inference.segmenters.rns import RnsConfig
+from paper_tables.datasets import miniature_scenes
 
 
 @pytest.fixture(scope="module")

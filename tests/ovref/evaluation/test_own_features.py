@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 import ovref_inference
-from ovref.evaluation.datasets import miniature_scenes
 from ovref_inference.encoders import load_visual_encoder
 from ovref_inference.segmenters import FossilConfig
+from paper_tables.datasets import miniature_scenes
 
 
 @pytest.fixture(scope="module")

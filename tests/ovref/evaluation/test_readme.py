@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ovref.evaluation.datasets import miniature_scenes
+from paper_tables.datasets import miniature_scenes
 
 README = Path(__file__).resolve().parents[3] / "README.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)

@@ -109,9 +109,10 @@ def test_other_features_are_compared_by_the_tokens(stage):
 
 
 def test_detectors_and_sams_run():
-    lines = describe._detector(GroundingDinoConfig(model="miniature:grounding_dino"))
-    assert "boxes of nouns, above 0.35" in lines[0]
-    assert "SamModel of transformers" in describe._sam(SamConfig(model="miniature:sam"))[0]
+    detector, _ = describe._detector(GroundingDinoConfig(model="miniature:grounding_dino"))
+    sam, _ = describe._sam(SamConfig(model="miniature:sam"))
+    assert "boxes of nouns, above 0.35" in detector[0]
+    assert "SamModel of transformers" in sam[0]
 
 
 # timm's configurations lie with the weights; tiny ones are tested below.
@@ -143,15 +144,9 @@ def test_shapes_of_timm_and_of_a_wrong_model(tmp_path):
         config = VisualEncoderConfig(model=str(folder), library=library, size_hw=(64, 96))
         kind, grid, _ = shape_of(config)
         assert "Eva" in kind and "4 x 6 cells of 16 pixels" in grid and "5 class" in grid
-    found = describe.describe_shapes(
-        "embed",
-        Stage(
-            pair=Pair(
-                visual=VisualEncoderConfig(model=str(tmp_path)),
-                text=TextEncoderConfig(model="miniature:clip"),
-            )
-        ),
-    )
+    visual = VisualEncoderConfig(model=str(tmp_path))
+    pair = Pair(visual=visual, text=TextEncoderConfig(model="miniature:clip"))
+    found = describe.describe("embed", Stage(pair=pair), shapes=True)
     assert "cannot load the visual encoder" in found[0].problem
     assert "up to 77 tokens" in found[1].lines[2]
 

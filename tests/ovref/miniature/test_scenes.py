@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from ovref.miniature.captions import plural
-from ovref.miniature.scenes import SPLITS, combinations, render, sample_captions
+from ovref.miniature.scenes import SPLITS, combinations, render
 from ovref.miniature.shapes import CLASSES, STUFF, THINGS
+from scene_captions import sample_captions
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attribute_images import attribute_images
 from generators import generator_of
 from ovref.errors import ModelError
 from ovref.miniature.scenes import render
 from ovref.models.attribution import PAD, Attribution, Layer, _add_second_product, noun_weights
-from ovref.models.diffusion import attribute_images
 from ovref.models.loading import load_pipeline
 from ovref.models.recorders.unet import is_recorded, recording
 from ovref.ops.binarisation import BinariseRule, binarise, min_max_scaled

@@ -6,9 +6,16 @@ import weakref
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 
 from ovref.errors import ModelError
-from ovref.models.joint_attribution import PAD, JointAttribution, Layout, recording
+from ovref.models.joint_attribution import (
+    PAD,
+    JointAttribution,
+    Layout,
+    attention_by,
+    recording,
+)
 from ovref.models.recorders.flux import FluxRecorder
 from ovref.models.recorders.pixart_sana import PixArtRecorder, SanaRecorder
 from ovref.models.recorders.qwen_image import QwenImageRecorder
@@ -75,6 +82,32 @@ def test_the_two_ways_of_adding_agree(shape):
     other._add_second_product(query[own, :, :16], key[own], 16, mask, None)
     other._maps += 3
     torch.testing.assert_close(one.heatmaps_bnhw(), other.heatmaps_bnhw())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "depth", "has_denominators"),
+    [
+        (SDPBackend.CUDNN_ATTENTION, 64, True),
+        (SDPBackend.FLASH_ATTENTION, 64, True),
+        (SDPBackend.FLASH_ATTENTION, 12, False),
+        (SDPBackend.EFFICIENT_ATTENTION, 64, False),
+        (SDPBackend.MATH, 64, False),
+    ],
+)
+def test_the_operators_behind_attention_on_a_gpu_return_denominators(
+    chosen, depth, has_denominators
+):
+    """Without a GPU only their shapes can be asked for."""
+    query, key, value = (
+        torch.empty(2, 3, length, depth, device="meta", dtype=torch.bfloat16)
+        for length in (16, 36, 36)
+    )
+    found = attention_by(chosen, query, key, value, scale=0.5)
+    assert (found is not None) == has_denominators
+    if found is not None:
+        output, log_sums = found
+        assert output.shape == (2, 3, 16, depth) and log_sums.shape == (2, 3, 16)
+        assert log_sums.dtype == torch.float32
 
 
 def test_the_output_is_the_product_of_outputs_above_its_smallest():

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ovref.corpora import CorpusSpec, read_captions
-from ovref.miniature.scenes import sample_captions
 from ovref.ops.language import is_other_language
 from ovref.records import Caption
+from scene_captions import sample_captions
 
 COCO = Path(__file__).parents[4] / "shared" / "data" / "coco" / "captions_val2017.json"
 OTHERS = {

@@ -1,7 +1,7 @@
 import json
 
 from ovref.contract import Dropped
-from ovref.ops.vocabulary import vocabulary_report, vocabulary_table
+from ovref.ops.vocabulary import vocabulary_report
 from ovref.records import Noun, Prompt
 
 
@@ -44,17 +44,3 @@ def test_coverage_is_the_share_of_the_most_frequent():
 def test_the_report_of_nothing():
     report = vocabulary_report([])
     assert (report["captions"], report["mentions"], report["coverage"]) == (0, 0, {})
-    assert "captions with nouns" in vocabulary_table(report)
-
-
-def test_the_table_shows_what_the_report_has():
-    table = vocabulary_table(
-        vocabulary_report(
-            [prompt(0, "dog", "cat"), prompt(1, "dog"), Dropped("2", "no_nouns")], classes=["fish"]
-        )
-    )
-    lines = [line.split() for line in table.splitlines()]
-    assert ["captions", "with", "nouns", "2", "of", "3"] in lines
-    assert ["dropped", "no_nouns", "1"] in lines
-    assert ["class", "fish", "0"] in lines
-    assert ["2", "dog"] in lines

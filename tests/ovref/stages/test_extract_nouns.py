@@ -10,10 +10,10 @@ from ovref.check_models import check_models
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, InputError, ModelError
 from ovref.identity import canonical, fingerprint, record_key, spec_identity
-from ovref.miniature.scenes import sample_captions
 from ovref.records import Caption, Noun, Prompt, Segments
 from ovref.stages import extract_nouns
 from ovref.stages.extract_nouns import ExtractNouns
+from scene_captions import sample_captions
 
 
 def caption(text: str, **options) -> Caption:

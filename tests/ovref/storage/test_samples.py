@@ -1,6 +1,7 @@
 """Single records out of a step's shards."""
 
 import threading
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -62,11 +63,11 @@ def test_few_shards_are_kept_and_copies_are_removed(step, monkeypatch):
     paths = []
     for shard in [*SHARDS, SHARDS[0]]:
         assert found.get(shard, f"k{shard}2").key == f"k{shard}2"
-        paths += [one.path for one in found._open.values()]
-        assert len(found._open) == 1
+        paths += [Path(copy.name) for copy in found._copies._kept.values()]
+        assert found._members.cache_info().currsize == 1
+        assert sum(path.exists() for path in paths) == (not step.store.is_local)
     found.close()
-    if not step.store.is_local:
-        assert not any(path.exists() for path in paths)
+    assert not any(path.exists() for path in paths)
 
 
 def test_threads_share_it(step):

@@ -1,6 +1,7 @@
 """Workers report their progress within a shard, in this process and on Ray."""
 
 import io
+import sys
 import threading
 import time
 import types
@@ -8,7 +9,6 @@ import types
 import pytest
 from pipeline_fakes import ObedientSpec, caption_step, prompt_step
 
-from ovref_pipelines.engine import reports
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.progress import Progress
 from ovref_pipelines.engine.reports import Report, gpu, reporting
@@ -55,7 +55,7 @@ def test_memory_and_use_of_a_gpu_are_told(monkeypatch, busy):
         is_available=lambda: True, is_initialized=lambda: True,
         mem_get_info=lambda: (3, 10), utilization=utilization,
     )  # fmt: skip
-    monkeypatch.setitem(reports.sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
     assert gpu() == {"gpu_used_bytes": 7, "gpu_total_bytes": 10, "gpu_busy": busy}
     cuda.is_initialized = lambda: False  # a process that does not use it must not begin to
     assert gpu() == {}

@@ -179,9 +179,9 @@ def test_a_published_collection_has_its_images(build_output, tmp_path):
     api.publish(str(source), str(there))
     with served(Library(str(there))) as explorer:
         assert get(explorer, "/api/about")["has_images"]
-        wanted = Library(str(build_output)).image(7)[0].image_hwc()
-        found, number = explorer.library.image(7)
-        assert np.array_equal(found.image_hwc(), wanted) and found.regions[number].mask_hw.all()
+        wanted = Library(str(build_output)).image(7)
+        found = explorer.library.image(7)
+        assert np.array_equal(found.image_hwc, wanted.image_hwc) and found.mask_hw.all()
         answer = explorer.client.get("/api/picture/7/mask?side=64")
         assert answer.status_code == 200 and answer.headers["content-type"] == "image/webp"
     api.publish(str(there), str(again))  # without the build: what lies beside it goes with it
@@ -202,6 +202,20 @@ def test_a_pasted_list_has_synonyms_and_is_measured_when_asked(explorer):
     assert {one["nearest"] for one in quick} == {None}
     assert {one["name"]: one["nearest"] for one in full} == {"Cup": "boat", "boat": "Cup"}
     assert all(0 < one["tightness"] <= 1 and 0 <= one["taken_share"] <= 1 for one in full)
+
+
+def test_clip_is_asked_about_the_images(explorer, monkeypatch):
+    texts = FakeTexts()
+    boat_1d = texts.encode(["boat"])
+    monkeypatch.setattr(ReferenceCollection, "embed_text", lambda self, names: texts.encode(names))
+    monkeypatch.setattr(
+        ReferenceCollection, "embed_images", lambda self, images: boat_1d.repeat(len(images), 0)
+    )
+    answer = explorer.client.post("/api/coverage?measured&clip", content="cup, boat")
+    found = {one["name"]: one["clip"] for one in answer.json()["classes"]}
+    assert found["boat"] == {"references": 9, "cosine": pytest.approx(1), "first": 1}
+    cosine = float(texts.encode(["cup"])[0] @ boat_1d[0])
+    assert found["cup"] == {"references": 9, "cosine": pytest.approx(cosine), "first": 0}
 
 
 def test_references_are_deleted_with_a_reason_and_come_back(build_output, tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file  # noqa: E402
 from ovref.miniature.scenes import render  # noqa: E402
 from ovref.miniature.shapes import CLASSES, UNSEEN  # noqa: E402
 from ovref_inference.proposers.config import GroundingDinoConfig  # noqa: E402
-from ovref_inference.proposers.grounding import load_grounding_dino  # noqa: E402
+from ovref_inference.proposers.detectors import load_detector  # noqa: E402
 from ovref_inference.proposers.sam import SamMasks  # noqa: E402
 from ovref_inference.proposers.sam_model import load_sam  # noqa: E402
 from ovref_miniature import weights_path  # noqa: E402
@@ -66,7 +66,7 @@ def test_grounding_dino_and_sam_find_the_nouns_of_a_caption(masker, scenes, trut
     config = GroundingDinoConfig(
         model="miniature:grounding_dino", box_threshold=0.2, text_threshold=0.2
     )
-    detector = load_grounding_dino(config, device="cpu")
+    detector = load_detector(config, device="cpu")
     images = [s.image_hwc for s in scenes]
     nouns = [list(dict.fromkeys(noun.lemma for noun in s.nouns)) for s in scenes]
     found = detector.detect(images, nouns)

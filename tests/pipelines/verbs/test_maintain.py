@@ -196,7 +196,7 @@ def test_unfinished_files_of_a_killed_writer_are_garbage(whole, tmp_path):
 def test_files_of_a_killed_publishing_are_garbage_and_the_collection_is_not(whole, tmp_path):
     folder = tmp_path / "out/collection"
     before = sorted(folder.iterdir())
-    scratch = folder / "visual.f16.npy.4711.tmp"
+    scratch = folder / "visual.f16.npy.4a71b1c0.tmp"
     scratch.write_bytes(b"half")
     assert collect_garbage(open_build(whole.url), DAY, dry_run=False) == []
     found = collect_garbage(open_build(whole.url), 0, dry_run=True)

@@ -208,8 +208,9 @@ function covered(classes, measured) {
   for (const { verdict } of classes) counts[verdict] = (counts[verdict] || 0) + 1;
   const said = { own: "have references of their own", few: "have few", borrowed: "borrow a near noun's", none: "have none" };
   const cosine = (value) => (value === null ? "" : value.toFixed(2));
-  const heads = ["class", "", "stands for it", "references", ...(measured ? ["tight", "outliers", "taken for", "heat", "nearest class"] : [])];
-  const numbers = ["references", "tight", "outliers", "heat"];
+  const clip = classes.some((one) => one.clip);
+  const heads = ["class", "", "stands for it", "references", ...(measured ? ["tight", "outliers", "taken for", "heat", "nearest class"] : []), ...(clip ? ["CLIP"] : [])];
+  const numbers = ["references", "tight", "outliers", "heat", "CLIP"];
   const cell = (head, ...content) => el("td", { className: numbers.includes(head) ? "number" : "" }, content);
   return [
     el("p", {}, Object.entries(said).filter(([key]) => counts[key]).map(([key, what]) => `${counts[key]} ${what}`).join(" · ")),
@@ -224,9 +225,10 @@ function covered(classes, measured) {
           cell("tight", cosine(one.tightness)), cell("outliers", one.outliers ? percent(one.outliers) : ""),
           cell("taken for", one.taken_for ? `${one.taken_for} ${percent(one.taken_share)}` : ""), cell("heat", cosine(one.contrast)),
           cell("nearest class", one.nearest ? `${one.nearest} ${cosine(one.similarity)}` : "", one.confusable ? el("span", { className: "verdict few", title: "as near as its own references: likely to be confused" }, "!") : ""),
-        ] : []))))),
+        ] : []),
+        clip ? cell("CLIP", one.clip ? `${cosine(one.clip.cosine)} ${percent(one.clip.first)}` : "") : null)))),
     el("p", { className: "muted" }, measured
-      ? "tight: mean cosine of references to their prototype · taken for: the class that most references nearer to another class are nearest to · heat: contrast of heatmaps"
+      ? `tight: mean cosine of references to their prototype · taken for: the class that most references nearer to another class are nearest to · heat: contrast of heatmaps${clip ? " · CLIP: mean cosine of their images to the class's text, and for how many of them it is the nearest class" : ""}`
       : "measuring …"),
   ];
 }
@@ -234,13 +236,14 @@ function covered(classes, measured) {
 async function coverage(main) {
   const text = el("textarea", { placeholder: "One class a line, or with commas between them; synonyms after a semicolon", value: kept.classes, "aria-label": "Classes" });
   const out = el("div");
+  const clip = el("input", { type: "checkbox" });
   const check = el("button", { className: "main", onclick: async () => {
     kept.classes = text.value;
     check.disabled = true;
     out.replaceChildren(el("p", { className: "muted" }, "comparing …"));
     try {
-      // The counts at once, then what takes reading references.
-      for (const query of ["", "?measured"]) {
+      // The counts at once, then what takes reading references, then what takes reading images.
+      for (const query of ["", "?measured", ...(clip.checked ? ["?measured&clip"] : [])]) {
         const { classes } = await ask(`/api/coverage${query}`, { method: "POST", body: text.value });
         out.replaceChildren(...covered(classes, Boolean(query)));
       }
@@ -251,7 +254,8 @@ async function coverage(main) {
   } }, "Check");
   main.replaceChildren(el("h1", {}, "Coverage"),
     el("p", { className: "muted" }, "Coverage of your classes by the collection, the weakest first."),
-    text, el("div", { className: "tools" }, check), out);
+    text, el("div", { className: "tools" }, check,
+      state.about.has_images ? el("label", {}, clip, " ask CLIP about the images") : null), out);
 }
 
 // -- segmenting --------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ovref.evaluation.datasets import miniature_scenes, with_unseen
 from ovref.evaluation.metrics_panoptic import PanopticQuality
 from ovref.evaluation.metrics_semantic import confusion, scores_of_counts
-from ovref.evaluation.predictions import (
+from ovref.evaluation.predictions import Prediction
+from paper_tables.datasets import miniature_scenes, with_unseen
+from paper_tables.predictions import (
     METRICS,
-    Prediction,
     difference,
     evaluate_predictions,
     prediction_of_pixels,
