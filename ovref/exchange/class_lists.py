@@ -29,7 +29,7 @@ class Classes:
 
     @property
     def is_thing(self) -> list[bool]:
-        """Of each class; False where it is unknown."""
+        """Whether each class is a thing; False where it is unknown."""
         return [number in (self.things or ()) for number in range(len(self.names))]
 
     def labels(self, labels_hw: np.ndarray) -> np.ndarray:

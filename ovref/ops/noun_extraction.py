@@ -48,6 +48,7 @@ LONGEST_COMPOUND = 3
 """Maximum number of words in a compound that is not in the list of known ones."""
 
 KNOWN = frozenset(tuple(compound.split()) for compound in COMPOUNDS)
+KNOWN_BEGIN = frozenset(compound[0] for compound in KNOWN)
 LONGEST_KNOWN = max(len(compound) for compound in KNOWN)
 SHOWS = ("of", "showing", "depicting", "featuring", "style")
 """Words after a medium that introduce what it shows; before a noun, how it looks."""
@@ -166,6 +167,8 @@ def _free_names(words: list[Word], known: dict[int, int]) -> dict[int, tuple[int
 
 def _known_size(words: list[Word], at: int) -> int:
     """Number of words of the known compound that begins at `at`; 0 if there is none."""
+    if words[at].text not in KNOWN_BEGIN:
+        return 0
     for size in range(LONGEST_KNOWN, 1, -1):
         group = words[at : at + size]
         if len(group) < size or not (group[-1].noun or group[-1].tag.startswith("NNP")):
@@ -199,11 +202,13 @@ def _may_begin(word: Word, stop_nouns: Collection[str]) -> bool:
 def _noun(
     words: list[Word], at: int, end: int, stop_nouns: Collection[str], *, known: bool
 ) -> Noun | None:
-    group, last = words[at:end], words[end - 1]
+    last = words[end - 1]
+    if not (last.noun or known) or (last.negated and words[at].text != "no"):
+        return None
+    group = words[at:end]
     after = words[end] if end < len(words) else None
     text = " ".join([*(word.text for word in group[:-1]), last.lemma])
-    is_noun = (last.noun or known) and not (last.negated and group[0].text != "no")
-    if not is_noun or text in stop_nouns or (last.lemma in stop_nouns and not known):
+    if text in stop_nouns or (last.lemma in stop_nouns and not known):
         return None
     if after and (text, after.text) == ("close", "up"):
         return None

@@ -79,12 +79,13 @@ def _name_end(words: list[Word], at: int) -> int:
 
 def _in_name(word: Word, first: bool) -> bool:
     """Whether a word may belong to a name."""
+    proper = word.tag in PROPER_TAGS
+    if not (proper or word.capital):  # most words
+        return False
     if _NAME.fullmatch(word.written) is None or word.text in COLOURS:
         return False
-    if word.tag in PROPER_TAGS:
+    if proper:
         return word.capital or not in_lexicon(word.text)
-    if not word.capital:
-        return False
     if _NUMBERED.fullmatch(word.text):
         return True
     return not first and word.tag in (*NOUN_TAGS, "JJ", "VBG", "VBN", "FW", "CD")

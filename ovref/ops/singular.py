@@ -30,6 +30,7 @@ def singular(plural: str) -> str:
     return head + hyphen + ((noun_lemmas(word) or (_by_rule(word),))[0] if word else "")
 
 
+@lru_cache(maxsize=65536)
 def is_plural(word: str) -> bool:
     """Whether a lower-case word that was tagged singular is in fact a plural."""
     last = word.rpartition("-")[2]
@@ -43,7 +44,6 @@ def is_plural(word: str) -> bool:
     return len(last) > 3 and not last.endswith(("ss", "us", "is", "ics", "'s"))
 
 
-@lru_cache(maxsize=65536)
 def noun_lemmas(word: str) -> tuple[str, ...]:
     """The lexicon's singulars of a singular or plural noun; empty for other words."""
     return _lemmas(word).get("NOUN", ())
@@ -63,8 +63,9 @@ def is_adjective_only(word: str) -> bool:
     return "ADJ" in lemmas and "NOUN" not in lemmas
 
 
+@lru_cache(maxsize=16384)
 def _lemmas(word: str) -> dict[str, tuple[str, ...]]:
-    from lemminflect import getAllLemmas  # loads 80,000 words
+    from lemminflect import getAllLemmas  # loads 80,000 words, and copies what it returns
 
     return getAllLemmas(word)
 

@@ -3,6 +3,8 @@
 These are rules 1 and 2 of `ops.noun_extraction`.
 """
 
+from functools import lru_cache
+
 from spacy.tokens import Doc, Token
 
 from ovref.ops.singular import is_adjective_only, is_plural, noun_lemmas, singular
@@ -24,52 +26,70 @@ SHORTEST_NOUN = 2
 NEGATING_PAIRS = (
     ("free", "of"), ("devoid", "of"), ("empty", "of"), ("not", "a"), ("not", "an"), ("not", "any"),
 )  # fmt: skip
+NEGATING = frozenset(NEGATIONS).union(first for first, _ in NEGATING_PAIRS)
+"""Words without one of which nothing is negated."""
 
 
 class Word:
     """One word of the caption: a token, or hyphenated tokens."""
 
-    def __init__(self, tokens: list[Token]):
-        last = tokens[-1]
-        self.start, self.end = tokens[0].idx, last.idx + len(last)
-        self.written = "".join(token.text for token in tokens)
-        self.text = self.written.lower()
-        self.tag = last.tag_
-        self.capital = self.written[0].isupper()
-        self.plural = last.tag_ in PLURAL_TAGS or (last.tag_ == "NN" and is_plural(self.text))
-        self.lemma = singular(self.text) if self.plural else self.text
-        numbered = len(tokens) > 1 and tokens[0].tag_ == "CD"  # `two-story` describes a house
-        letters = self.text.replace("-", "").replace("'", "")
-        self.is_word = (
-            not numbered
-            and letters.isalpha()
-            and len(letters) >= SHORTEST_NOUN
-            and self.text not in COLOURS
-            and not is_adjective_only(self.text)
-        )
-        self.noun = (last.tag_ in NOUN_TAGS and self.is_word) or (
-            self.text == "orange" and last.tag_ in ("NN", "JJ") and _is_fruit(last)
+    __slots__ = (
+        "capital", "end", "is_word", "lemma", "negated", "noun", "plural", "start", "tag", "text",
+        "written",
+    )  # fmt: skip
+
+    def __init__(self, tokens: list[Token], written: str):
+        first, last = tokens[0], tokens[-1]
+        tag = last.tag_
+        text = written.lower()
+        self.start = first.idx
+        self.end = self.start + len(written)
+        self.written = written
+        self.text = text
+        self.tag = tag
+        self.capital = written[0].isupper()
+        self.plural = tag in PLURAL_TAGS or (tag == "NN" and is_plural(text))
+        self.lemma = singular(text) if self.plural else text
+        numbered = len(tokens) > 1 and first.tag_ == "CD"  # `two-story` describes a house
+        self.is_word = not numbered and _may_be_noun(text)
+        self.noun = (tag in NOUN_TAGS and self.is_word) or (
+            text == "orange" and tag in ("NN", "JJ") and _is_fruit(last)
         )
         self.negated = False
 
 
+@lru_cache(maxsize=65536)
+def _may_be_noun(text: str) -> bool:
+    letters = text.replace("-", "").replace("'", "")
+    return (
+        letters.isalpha()
+        and len(letters) >= SHORTEST_NOUN
+        and text not in COLOURS
+        and not is_adjective_only(text)
+    )
+
+
 def words_of(doc: Doc) -> list[Word]:
     """The words of a caption, with nouns marked."""
-    groups: list[list[Token]] = []
+    groups: list[tuple[list[Token], str]] = []
+    before = ""
     for token in doc:
-        if token.is_space:
+        text = token.text
+        if text.isspace():
             continue
         tied = (
             groups
-            and not groups[-1][-1].whitespace_
-            and (token.text == "-" or groups[-1][-1].text == "-")
-            and groups[-1][0].text[0].isalnum()
+            and (text == "-" or before == "-")
+            and not groups[-1][0][-1].whitespace_
+            and groups[-1][1][0].isalnum()
         )
         if tied:
-            groups[-1].append(token)
+            tokens, written = groups[-1]
+            groups[-1] = ([*tokens, token], written + text)
         else:
-            groups.append([token])
-    words = [Word(group) for group in groups]
+            groups.append(([token], text))
+        before = text
+    words = [Word(tokens, written) for tokens, written in groups]
     _mark_common_names(words)
     _unmark_verbs(words)
     _unmark_measures(words)
@@ -132,14 +152,18 @@ def _unmark_measures(words: list[Word]) -> None:
 def _mark_glasses(words: list[Word]) -> None:
     """`wine glasses` and `glasses of milk` are plurals of glass; other glasses are eyewear."""
     for at, word in enumerate(words):
+        if word.text != "glasses":
+            continue
         before = words[at - 1].text if at else ""
         after = words[at + 1].text if at + 1 < len(words) else ""
-        if word.text == "glasses" and (before in DRINKS or after == "of"):
+        if before in DRINKS or after == "of":
             word.lemma = "glass"
 
 
 def _mark_negated(words: list[Word]) -> None:
     """Marks the nouns of a noun phrase after `no` or `without`."""
+    if NEGATING.isdisjoint([word.text for word in words]):  # most captions
+        return
     negated = False
     for at, word in enumerate(words):
         before = words[at - 1].text if at else ""

@@ -2,9 +2,9 @@
 
 import threading
 from collections import OrderedDict
+from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 from ovref.storage.file_store import Store
 from ovref.storage.scratch import scratch_folder
@@ -19,7 +19,7 @@ class Copies:
         self._kept: OrderedDict[str, TemporaryDirectory[str]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         """A file of its own position, which may be read even after its copy was removed.
 
         Raises:

@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parent
 
 WEIGHTS = (
     "stable_diffusion",
+    "stable_diffusion_3",
     "clip",
     "dinov2",
     "dino",

@@ -146,7 +146,11 @@ def config_of(name, folder, arguments):
 
 def build(name, folder, arguments):
     """Builds the setting's collection, or takes it from the cache."""
-    config = config_of(name, folder, arguments)
+    return built(config_of(name, folder, arguments), arguments.captions)
+
+
+def built(config, captions):
+    """The collection of a configuration of so many captions, built unless it is there."""
     timing = Path(config.output) / "cpu_seconds.json"
     if not timing.exists():
         started = time.process_time()
@@ -162,11 +166,12 @@ def build(name, folder, arguments):
         for reference in folders.references.read(shard):
             key = reference.key.partition("#")[0]
             visual[key, reference.noun.text] = reference.visual.astype(np.float32)
-    _, steps, guidance, share = SETTINGS[name]
+    made = config.synthesize
+    guided = guided_steps(made.steps, made.guidance, made.guided_share)
     return {
         "collection": str(Path(config.output) / "collection"),
-        "cpu_seconds_per_image": json.loads(timing.read_text()) / arguments.captions,
-        "unet_rows": steps + guided_steps(steps, guidance, share),
+        "cpu_seconds_per_image": json.loads(timing.read_text()) / captions,
+        "unet_rows": made.steps + guided,
         "masks": masks,
         "visual": visual,
     }

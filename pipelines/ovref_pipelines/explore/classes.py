@@ -45,7 +45,7 @@ def coverage(
             cannot be loaded.
         InputError: `clip`, and the images are not here.
     """
-    build = library.build and library.build.store.url
+    build = str(library.build.store.url) if library.build else None
     pictures = partial(each_picture, library.collection_url, build=build) if clip else None
     found = of_classes(library.open().collection, classes, measured=measured, pictures=pictures)
     return [

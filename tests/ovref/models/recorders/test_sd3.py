@@ -6,7 +6,7 @@ import torch
 
 from generators import generator_of
 from ovref.errors import ModelError
-from ovref.models.loading import blocks_of
+from ovref.models.loading import blocks_of, load_pipeline
 from slow_attribution import CAPTIONS, SPANS, assert_equals_slow, assert_tokens_are_nouns
 
 CLIP = 77
@@ -125,6 +125,18 @@ def test_negative_prompts_and_captions_without_nouns(loaded):
     ]
     assert images[0].heatmaps_nhw.shape == (0, 4, 6)
     assert np.abs(images[0].image_hwc.astype(int) - images[1].image_hwc).max() > 0
+
+
+@pytest.mark.parametrize("reading", ["share", "output"])
+def test_the_trained_miniature_equals_explicit_attention(reading):
+    pipeline = load_pipeline(
+        "miniature:stable_diffusion_3", revision=None, scheduler="flow_euler", dtype="float32",
+        device="cpu",
+    )  # fmt: skip
+    assert_equals_slow(
+        pipeline, starts, read_blocks=(1, 2), calls=(0,), steps=1, reading=reading,
+        blocks=(1, 2), read_steps=ALL_STEPS, size_hw=(32, 48),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
