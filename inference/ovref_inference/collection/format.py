@@ -360,6 +360,7 @@ def _mapped(path: str | Path) -> np.memmap:
 
 def open_vectors_anywhere(file: Path | RemoteFile) -> Vectors:
     """`open_vectors`, or one read by ranges; rows of int8 are decoded as they are read."""
+    vectors: np.memmap | RemoteVectors
     vectors = RemoteVectors(file) if isinstance(file, RemoteFile) else _mapped(file)
     if vectors.ndim == 2 and vectors.dtype == np.int8 and vectors.shape[1] > 2:
         return Int8Vectors(vectors)
