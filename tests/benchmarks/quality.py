@@ -215,7 +215,7 @@ def reduced(folder: Path, limits: dict, config: BuildConfig, models: CachedModel
         embed=config.embed, texts=models.text(config.embed.text),
         output=Store.open(str(folder / "collection")), work=folder / "work",
     )  # fmt: skip
-    shutil.rmtree(folder / "work")
+    shutil.rmtree(folder / "work", ignore_errors=True)  # not there where a kill came in between
     with ReferenceCollection.open(folder / "collection") as collection:
         keys = set(collection.to_table(["key"]).column("key").to_pylist())
         counts = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
