@@ -119,7 +119,8 @@ def _choose(spec: SelectPrompts, source: StepFolder, shards: list[str]) -> _Choi
     had: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     choice = _Choice({}, {}, {})
-    near, columns = None, ["nouns"]
+    near: NearCaptions | None = None
+    columns = ["nouns"]
     if spec.near_duplicates is not None:
         prompts = sum(commit.outputs for commit in source.commits().values())
         near, columns = NearCaptions(prompts, spec.near_duplicates), ["nouns", "caption"]

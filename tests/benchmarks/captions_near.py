@@ -31,7 +31,8 @@ from datetime import date
 from itertools import islice
 from pathlib import Path
 
-from captions_million import WORDS, _commit, _nouns_of, _peak_mb, make
+from captions_million import WORDS, _nouns_of, _peak_mb, make
+from machine import commit
 
 HERE = Path(__file__).parent
 SIMILARITY, AT_ONCE, EXACT_BELOW = 0.8, 5000, 30_001
@@ -148,7 +149,7 @@ def main() -> None:
         print(json.dumps(run(arguments.only, count, arguments.nouns, known)))
         return
     report = {
-        "date": date.today().isoformat(), "commit": _commit(),
+        "date": date.today().isoformat(), "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "similarity": SIMILARITY,
         "nouns": arguments.nouns, "runs": [],
     }  # fmt: skip

@@ -290,7 +290,10 @@ def _collection(
         nouns = len(names) * max(1.0, flow / len(references)) ** VOCABULARY_GROWTH
         alone = nouns * _seconds_a_noun(config, names)
         in_index = 4 if flow < EXACT_BELOW else 2
-        stored = MANIFEST_BYTES + flow * ((2 + in_index) * numbers + ROW_BYTES)
+        saved = 0
+        if config.reduce.embeddings == "int8":  # matrices, and inverted lists of the visual index
+            saved = numbers + (visual if flow >= EXACT_BELOW else 0)
+        stored = MANIFEST_BYTES + flow * ((2 + in_index) * numbers - saved + ROW_BYTES)
         # Prototypes in float16, a noun's embedding in float32.
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)
     return StepEstimate(
