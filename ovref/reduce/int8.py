@@ -74,7 +74,7 @@ def _measured(
     questions = RecallQueries.of_rows(rows, seed=seed, ks=ks, excluded=deleted)
     found = []
     for point in curve:
-        recalls = questions.recalls(index, point["nprobe"])[point["k"]]
+        recalls = questions.recalls(index, point["nprobe"], rows)[point["k"]]
         mean, tenth = mean_and_worst_tenth(recalls)
         found.append(point | {"recall": mean, "worst_tenth": tenth})
     return found
