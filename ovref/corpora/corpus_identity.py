@@ -51,6 +51,8 @@ def identify(spec: CorpusSpec) -> dict[str, Any]:
         "draws": spec.draws,
         "max_characters": spec.max_characters,
     }
+    if spec.repeats:
+        identity["repeats"] = True
     if spec.labels is None:
         return identity
     return identity | {"labels": identify_labels(spec.labels)}

@@ -152,6 +152,10 @@ def _rows(
     }[written]
     if spec.labels is not None and spec.caption_column is None and written in COLUMNS_OF_LABELS:
         raise InputError(f"name the column of labels in {path} with `caption_column`")
+    if spec.repeats and written != "coco":
+        raise InputError(
+            f"repeats is for COCO's captions, which name their images; {path} is read as {written}"
+        )
     if spec.image_column is not None and written in NO_IMAGE_COLUMN:
         raise InputError(f"image_column has no meaning in the format {written} of {path}")
     damage = (EOFError, zlib.error, tarfile.TarError, pa.ArrowException, csv.Error)
@@ -197,7 +201,7 @@ def _caption(
     if images and not (isinstance(image, bytes) and image):
         return dropped("missing_image")
     source = f"{file}:{row.source}" if row.source else where
-    return draws_of(spec, corpus, text, source, image, nouns)
+    return draws_of(spec, corpus, text, source, image, nouns, of=row.of)
 
 
 def draws_of(
@@ -208,9 +212,12 @@ def draws_of(
     image: bytes | None,
     nouns: tuple[Noun, ...] = (),
     segments: Segments | None = None,
+    of: str | None = None,
 ) -> Iterator[Caption]:
-    """`spec.draws` captions with the same text."""
+    """`spec.draws` captions with the same text; `of` names the image where none is read."""
     digest = sha256(image).hexdigest() if isinstance(image, bytes) else None
+    if spec.repeats and digest is None:
+        digest = of
     for draw in range(spec.draws):
         yield Caption(
             key=record_key(corpus, text, draw, digest),

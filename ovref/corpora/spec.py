@@ -126,6 +126,10 @@ class CorpusSpec:
     """Images to generate per caption, each with its own key."""
     max_characters: int = 1000
     """Longer captions are dropped as `caption_too_long`."""
+    repeats: bool = False
+    """Whether a caption that several images have is drawn once for each, as FOSSIL does, and not
+    once in all. For COCO's captions, which name their images, in builds that generate images; where
+    the images themselves are read, each has its own caption anyway."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -150,6 +154,8 @@ class CorpusSpec:
 
     def _check_labels(self) -> None:
         labels = self.labels
+        if self.repeats and (labels is not None or self.format not in ("auto", "coco")):
+            raise ValueError("repeats is for COCO's captions, which name their images")
         if labels is None:
             if self.format in LABELLED:
                 raise ValueError(f"the format {self.format} has labels and no captions: set labels")

@@ -186,7 +186,7 @@ class CachedEncoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def encode(self, images: Sequence[np.ndarray]) -> Any:
         """See `VisualEncoder.encode`."""
         keys = [array_key(image) for image in images]
         found = _cached(
@@ -195,7 +195,9 @@ class CachedEncoder:
             lambda new: self._encoder.encode([images[i] for i in new]),
             self._disk_cache,
         )
-        return np.stack(found) if found else self._encoder.encode([])
+        if not found:
+            return self._encoder.encode([])
+        return np.stack(found) if len({one.shape for one in found}) == 1 else found
 
     def encode_regions(
         self,

@@ -105,7 +105,8 @@ class EvaluateSpec:
     """Settings of `method=knn`."""
     clip_rc: ClipRcConfig = field(default=CLIP_RC, metadata=ADDED_LATER)
     """Settings of `method=clip_rc`; its `windows` must be null, for those of a protocol are slid.
-    A protocol's own penalty of seen classes takes the place of its `seen_penalty`."""
+    A protocol's own penalty of seen classes takes the place of its `seen_penalty`, but for 0, which
+    takes nothing off."""
     collection: str = ""
     """Folder or URL of the collection, which names its encoders. Not for `method=knn`; for
     `method=clip_rc` only with `clip_rc.classes=prototypes`."""
@@ -230,7 +231,10 @@ class EvaluateSpec:
             return replace(protocol_of_windows(self.fossil.windows), proposals=self.proposals)
         if not self.protocol:
             return None
-        return replace(protocol_of(self.protocol, self.dataset), proposals=self.proposals)
+        found = replace(protocol_of(self.protocol, self.dataset), proposals=self.proposals)
+        if self.method == "clip_rc" and self.clip_rc.seen_penalty == 0:
+            return replace(found, seen_penalty=0.0)
+        return found
 
     def open_training(self) -> LabelledSet:
         """Opens the training images of `method=knn` without reading them. Raises like

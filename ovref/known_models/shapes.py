@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ovref.known_models.random_weights import open_clip_model
-from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
-from ovref_inference.encoders.towers import parameters_of, rounded
+from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig, rounded
+from ovref_inference.encoders.towers import parameters_of
 from ovref_inference.models import model_errors, resolve
 
 

@@ -203,9 +203,10 @@ def _proposals(
 
         propose = load_proposer(config, batch_size=batch_size)
         return lambda images: ((masks_nhw, None) for masks_nhw in propose(images))
-    from ovref_inference.proposers.mask_former import load_mask_former, masks_of
+    from ovref_inference.proposers.mask_former import check_choice, load_mask_former, masks_of
 
     model = load_mask_former(settings, batch_size=batch_size)
+    check_choice(model, settings)
 
     def propose_soft(images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for proposals in model.propose(images):

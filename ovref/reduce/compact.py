@@ -57,6 +57,9 @@ def compact(
             fmt.write_vectors(source / fmt.FILES[role], fmt.open_vectors_anywhere(paths[role]))
         else:
             (source / fmt.FILES[role]).symlink_to(paths[role].resolve())
+    for role, name in fmt.OPTIONAL_FILES.items():
+        if role in paths:
+            (source / name).symlink_to(paths[role].resolve())
     write_rows(source, files, rows)
     spec: dict[str, Any] = {
         "seed": ReduceSpec().seed, "index_recall": ReduceSpec().index_recall
@@ -93,9 +96,7 @@ def compact(
     )
     for role in ("nouns", "prototypes"):
         (nouns / fmt.FILES[role]).rename(files / fmt.FILES[role])
-    fmt.write_table(
-        files / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, {"id": [], "reason": []}
-    )
+    fmt.write_table(files / fmt.FILES["tombstones"], fmt.TOMBSTONE_SCHEMA, {"id": [], "reason": []})
     summary = manifest.build.get("summary", {}) | vocabulary | {"references": len(rows)}
     made = collections.publish(
         files,

@@ -29,6 +29,7 @@ from ovref.reduce.rows import Rows
 from ovref.reduce.spec import FilterSpec
 from ovref_inference.collection.format import (
     FILES,
+    OPTIONAL_FILES,
     REFERENCE_SCHEMA,
     TableWriter,
     VectorWriter,
@@ -291,8 +292,10 @@ def write_rows(gathered: Path, out: Path, rows: np.ndarray) -> None:
     Args:
         rows: (n,) int64, ascending.
     """
-    for role in ("visual", "textual"):
-        _write_vectors(open_vectors(gathered / FILES[role]), rows, out / FILES[role])
+    names = [FILES["visual"], FILES["textual"], *OPTIONAL_FILES.values()]
+    for name in names:
+        if (gathered / name).exists():
+            _write_vectors(open_vectors(gathered / name), rows, out / name)
     with (
         open_table(gathered / FILES["references"], REFERENCE_SCHEMA) as file,
         TableWriter(out / FILES["references"], REFERENCE_SCHEMA) as writer,

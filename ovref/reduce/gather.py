@@ -22,6 +22,7 @@ from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection.format import (
     FILES,
+    OPTIONAL_FILES,
     REFERENCE_SCHEMA,
     ROW_GROUP,
     TableWriter,
@@ -113,6 +114,14 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
             report("gather", start, rows)
     np.save(out / USABLE, usable, allow_pickle=False)
     np.savez(out / MEASURES, **measures)
+    if (norms := measures.get("norm")) is not None:
+        if np.isnan(norms).any():
+            raise InputError(
+                f"{int(np.isnan(norms).sum())} of {rows} references have no norm of their visual "
+                "embedding, and the others do: grow with the embed.norms that the collection has"
+            )
+        with VectorWriter(out / OPTIONAL_FILES["norms"], rows, 1) as writer:
+            writer.append(norms[:, None])
     return {
         "existing": existing,
         "references": rows,
@@ -125,12 +134,14 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
 def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
     if base:
         visual, textual = (open_vectors_anywhere(base.paths[one]) for one in ("visual", "textual"))
+        norms = open_vectors_anywhere(base.paths["norms"]) if "norms" in base.paths else None
         with open_table(base.paths["references"], REFERENCE_SCHEMA) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
                 here = slice(group * ROW_GROUP, group * ROW_GROUP + len(table))
                 columns = {name: table.column(name) for name in table.column_names}
-                yield _Batch("of the grown collection", columns, visual[here], textual[here])
+                kept = {} if norms is None else {"norm": norms[here, 0].astype(np.float32)}
+                yield _Batch("of the grown collection", columns, visual[here], textual[here], kept)
     for shards in inputs:
         full = [shard for shard, commit in shards.commits.items() if commit.outputs]
         for shard, table in zip(full, map_ahead(shards.step.table, full), strict=True):

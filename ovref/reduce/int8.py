@@ -100,7 +100,8 @@ def in_int8(
         if role in ROLES:
             (source / fmt.FILES[role]).symlink_to(path.resolve())
         else:
-            (files / fmt.INT8_FILES[role]).symlink_to(path.resolve())
+            name = (fmt.INT8_FILES | fmt.OPTIONAL_FILES)[role]
+            (files / name).symlink_to(path.resolve())
     indexes = {role: asdict(getattr(manifest, f"{role}_index")) for role in ROLES}
     seed = manifest.build.get("reduce", {}).get("fields", {}).get("seed", ReduceSpec().seed)
     found = write_in_int8(source, files, indexes, seed=seed, deleted=np.zeros(0, np.int64))

@@ -292,8 +292,9 @@ def _check_made_by(embed: Embed, step: StepFolder) -> None:
         raise MismatchError(
             f"{step.store.url} was not made by the stage {embed.name}, so it holds no references"
         )
-    fields = {"part": "region"} | stages[-1]["fields"]  # older steps do not record their part
-    for name in ("visual", "text", "templates", "weights", "part"):
+    # Steps do not record what was added later, at its default.
+    fields = {"part": "region", "norms": False} | stages[-1]["fields"]
+    for name in ("visual", "text", "templates", "weights", "part", "norms"):
         wanted, found = canonical(getattr(embed, name)), fields[name]
         if wanted != found:
             raise MismatchError(
@@ -376,6 +377,9 @@ def _assemble(
     for role, phase in made_by.items():
         if spec.embeddings == "float16" or role not in ("visual", "textual"):
             os.link(folder / phase / fmt.FILES[role], out / fmt.FILES[role])
+    for name in fmt.OPTIONAL_FILES.values():
+        if (folder / "filter" / name).exists():
+            os.link(folder / "filter" / name, out / name)
     tombstones = out / fmt.FILES["tombstones"]
     if grown:
         shutil.copyfile(grown.paths["tombstones"], tombstones)

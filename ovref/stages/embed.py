@@ -72,6 +72,9 @@ class Embed:
     measures: MeasureSpec | None = field(default=None, metadata=ADDED_LATER)
     """What else is measured of each region, for filters of the reduction that need it. `{}` takes
     the defaults; None measures nothing."""
+    norms: bool = field(default=False, metadata=ADDED_LATER)
+    """Whether the collection keeps the norms of the visual embeddings, which it holds as
+    directions (`FossilConfig.norms`)."""
     batch_size: int = 16
     """Images, or crops, per forward pass. Part of the identity: at another batch size, kernels
     round the last bits differently."""
@@ -214,7 +217,8 @@ class EmbedStage:
 
     def _masks(self, record: ImageRecord, size_hw: tuple[int, int]) -> list[np.ndarray | str]:
         """The mask to embed of each region, (H, W) uint8 tri-state, or the reason to drop it."""
-        grid_hw = self._visual.grid_hw
+        kept = self._spec.visual.aspect == "kept"
+        grid_hw = self._visual.grid_of(size_hw) if kept else self._visual.grid_hw
         least_area = 0.0 if grid_hw is None else self._spec.min_cells / (grid_hw[0] * grid_hw[1])
         found: list[np.ndarray | str] = []
         for region in record.regions:
@@ -277,6 +281,8 @@ class EmbedStage:
             if box_xyxy is None or not sound or not region_d.any():
                 yield Dropped(key, "nonfinite_features")
                 continue
+            if self._spec.norms:
+                measured = measured | {"norm": float(np.linalg.norm(region_d))}
             textual_d = retrieval_embedding(
                 self._noun_embedding(region.noun.text), caption_d, self._spec.weights
             )

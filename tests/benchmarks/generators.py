@@ -24,18 +24,12 @@ from ovref_pipelines import recipe
 from steps import MASKS, built, measure
 
 ROOT = Path(__file__).parent.parent.parent
-UNET, TRANSFORMER = "configs/miniature.yaml", "configs/miniature_transformer.yaml"
 SETTINGS = {
-    "UNet": (UNET, []),
-    "UNet, as in the demo": ("configs/miniature_fast.yaml", []),
-    "transformer": (TRANSFORMER, []),
-    "transformer, reading output": (TRANSFORMER, ["synthesize.reading=output"]),
-    "transformer, block and step of the literature": (
-        TRANSFORMER,
-        ["synthesize.blocks=null", "synthesize.read_steps=null", "synthesize.reading=null"],
-    ),
+    "UNet": "configs/miniature.yaml",
+    "UNet, as in the demo": "configs/miniature_fast.yaml",
+    "transformer": "configs/miniature_transformer.yaml",
 }
-"""Name -> configuration, what is set besides."""
+"""Name -> configuration."""
 
 
 def weights_of(name, folder):
@@ -45,12 +39,11 @@ def weights_of(name, folder):
 
 
 def config_of(name, folder, arguments):
-    path, settings = SETTINGS[name]
     place = folder / "".join(c if c.isalnum() else "_" for c in name)
-    return load(recipe.BuildConfig, ROOT / path, [
+    return load(recipe.BuildConfig, ROOT / SETTINGS[name], [
         f"output={place}", f"corpus.limit={arguments.captions}",
         f"corpus.path={ROOT / 'configs/miniature_captions.txt'}", "engine.engine=local",
-        "engine.workers=1", f"engine.threads={arguments.threads}", *settings,
+        "engine.workers=1", f"engine.threads={arguments.threads}",
     ])  # fmt: skip
 
 

@@ -22,7 +22,7 @@ import torch
 
 from ovref.evaluation import miniature
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.compare import bootstrap_times, miou_of_samples, ones
+from ovref.evaluation.compare import bootstrap_times, each_once, miou_of_samples
 from ovref.evaluation.methods import Methods
 from ovref.evaluation.report import markdown_table
 from ovref.evaluation.spec import EvaluateSpec
@@ -195,7 +195,7 @@ def row(n: int, k: int, gamma: float, runs: dict, place: int) -> dict[str, Any]:
     overlaps = {key: found[place] for key, (_, found) in runs.items()}
     tried = sorted({starts for starts, _ in runs})
     scores = {
-        str(starts): [float(miou_of_samples(o, ones(o))[0]) for (s, _), o in overlaps.items()
+        str(starts): [float(miou_of_samples(o, each_once(o))[0]) for (s, _), o in overlaps.items()
                       if s == starts]
         for starts in tried
     }  # fmt: skip

@@ -59,6 +59,36 @@ def write_coco(root, seeds):
     return path, root / "images"
 
 
+def write_open_images(root, seeds):
+    """Scenes as Open Images V7: labels that people confirmed, one a scene that they rejected though
+    it is there, and an image without any label that they confirmed.
+
+    Returns the file of labels, that of class descriptions, the folder of images, and the confirmed
+    and rejected names of each image.
+    """
+    ids = {name: f"/m/0{number:03x}" for number, name in enumerate(CLASSES)}
+    (root / "train").mkdir(parents=True)
+    rows, said = ["ImageID,Source,LabelName,Confidence"], {}
+    for seed in seeds:
+        scene = render(seed, "train")
+        image = f"{seed:016x}"
+        _save_photo(root / "train" / f"{image}.jpg", scene.image_hwc)
+        *confirmed, rejected = (CLASSES[i] for i in np.unique(scene.label_hw).tolist())
+        said[image] = set(confirmed), rejected
+        rows += [f"{image},verification,{ids[rejected]},0"]
+        rows += [f"{image},crowdsource-verification,{ids[name]},1" for name in confirmed]
+    blank = f"{max(seeds) + 1:016x}"
+    _save_photo(root / "train" / f"{blank}.jpg", scene.image_hwc)
+    rows.append(f"{blank},verification,{ids[rejected]},0")
+    labels = root / "oidv7-train-annotations-human-imagelabels.csv"
+    labels.write_text("\n".join(rows) + "\n")
+    names = root / "oidv7-class-descriptions.csv"
+    described = [f"{one},{name.capitalize()}" for name, one in ids.items()]
+    described = ["LabelName,DisplayName", *described, "/m/0zzz,Unseen thing"]
+    names.write_text("\n".join(described) + "\n")
+    return labels, names, root / "train", said
+
+
 def _annotation(number, seed, label, mask_hw):
     flat = mask_hw.T.ravel()
     edges = np.flatnonzero(np.diff(flat)) + 1

@@ -49,11 +49,20 @@ def write_all(root):
         photo(coco / f"val2017/{number:012d}.jpg")
         labels(coco / f"stuffthingmaps/val2017/{number:012d}.png", [0, 1, 17, 95, 181, 255])
         photo(coco / f"train2017/{number:012d}.jpg")
+        labels(coco / f"stuffthingmaps/train2017/{number:012d}.png", [0, 1, 17, 95, 181, 255])
+        name = f"2009_00000{number}"
+        photo(voc / f"JPEGImages/{name}.jpg")
+        labels(voc / f"SegmentationClassAug/{name}.png", [*range(21), 255])
+        photo(context / f"JPEGImages/{name}.jpg")
+        labels(context / f"SegmentationClassContext/{name}.png", range(60))
         photo(city / f"leftImg8bit/val/ulm/ulm_{number}_leftImg8bit.png")
         labels(city / f"gtFine/val/ulm/ulm_{number}_gtFine_labelIds.png", range(34))
     ids = "2008_000000\n2008_000001\n"
     text(voc / "ImageSets/Segmentation/val.txt", ids)
     text(context / "ImageSets/SegmentationContext/val.txt", ids)
+    ids = "2009_000000\n2009_000001\n"
+    text(voc / "ImageSets/Segmentation/trainaug.txt", ids)
+    text(context / "ImageSets/SegmentationContext/train.txt", ids)
     captions = [
         {"id": n, "image_id": n % 2, "caption": f"a dog and {n} cats on a road"} for n in range(3)
     ]
@@ -65,3 +74,39 @@ def write_all(root):
     photo(ade / "images/training/ADE_train_00000000.jpg")
     labels(ade / "annotations/training/ADE_train_00000000.png", range(12))
     text(root / "weights/sam_vit_b_01ec64.pth", "stands in for a checkpoint; it is not loaded")
+    for name in ("fcclip_convnext_large", "fcclip_rn50x64"):
+        text(root / f"weights/{name}/fcclip.json", "stands in for a converted model")
+        text(root / f"weights/{name}/clip/open_clip_config.json", "likewise")
+    text(root / "weights/ovseg/config.json", "likewise")
+    write_open_images(root / "open_images")
+
+
+OPEN_IMAGES = """\
+ImageID,Source,LabelName,Confidence
+000002b66c9c498e,verification,/m/014j1m,0
+000002b66c9c498e,verification,/m/014sv8,1
+000002b66c9c498e,crowdsource-verification,/m/0h8nl2m,1
+00001bcc92282a38,verification,/m/07j7r,0
+0000287ab7f53d5e,crowdsource-verification,/m/07j7r,1
+0000287ab7f53d5e,verification,/m/07j7r,1
+"""
+"""oidv7-train-annotations-human-imagelabels.csv: labels that people confirmed or rejected."""
+OPEN_IMAGES_NAMES = """\
+LabelName,DisplayName
+/m/014j1m,Apple
+/m/014sv8,Human eye
+/m/07j7r,Tree
+/m/0h8nl2m,"Baked goods, sweet"
+"""
+"""Rows of oidv7-class-descriptions.csv, which covers more labels than any one file of labels."""
+
+
+def write_open_images(base):
+    """The files of Open Images V7 as they are published, with noise for photographs."""
+    (base / "train").mkdir(parents=True)
+    (base / "oidv7-train-annotations-human-imagelabels.csv").write_text(OPEN_IMAGES)
+    (base / "oidv7-class-descriptions.csv").write_text(OPEN_IMAGES_NAMES)
+    rng = np.random.default_rng(1)
+    for image in ("000002b66c9c498e", "00001bcc92282a38", "0000287ab7f53d5e"):
+        pixels = rng.integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(base / f"train/{image}.jpg")

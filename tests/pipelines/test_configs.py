@@ -15,6 +15,13 @@ BUILDS = [
     if path.stem not in OTHERS and "clip_rc" not in path.stem
 ]
 CORPUS = ["corpus.path=captions.json"]
+WITH_CORPUS = ("coco500", "retclip_open_images")
+"""Configurations of a certain corpus."""
+
+
+def of_mine(path):
+    """Settings of another corpus; one of labels keeps its format."""
+    return ["corpus.path=mine", "output=x", *["corpus.format=text"] * ("open" not in path.stem)]
 
 
 @pytest.mark.parametrize("path", BUILDS, ids=lambda path: path.stem)
@@ -28,8 +35,8 @@ def test_every_build_configuration_is_read(path):
 
 @pytest.mark.parametrize("path", BUILDS, ids=lambda path: path.stem)
 def test_no_configuration_speaks_of_a_corpus_that_may_be_another(path):
-    config = load(BuildConfig, path, ["corpus.path=mine.txt", "output=x", "corpus.format=text"])
-    if path.stem != "coco500":
+    config = load(BuildConfig, path, of_mine(path))
+    if path.stem not in WITH_CORPUS:
         assert config.corpus.licence is None and config.licences == ()
         assert config.corpus.corpus_id is None
 
@@ -57,6 +64,14 @@ def test_retclip_is_as_the_paper_says():
     # One CLIP for both, with pooled features.
     assert config.embed.visual.model == config.embed.text.model
     assert "convnext_large" in config.embed.text.model and config.embed.visual.masking is None
+
+
+def test_open_images_have_the_models_of_retclip():
+    other = load(BuildConfig, CONFIGS / "retclip.yaml", CORPUS)
+    config = load(BuildConfig, CONFIGS / "retclip_open_images.yaml")
+    assert config.corpus.labels.min_confidence == 1 and config.extract_nouns.source == "labels"
+    assert config.ground == other.ground and config.embed.visual == other.embed.visual
+    assert config.embed.text == other.embed.text
 
 
 def test_vocseg_is_as_the_paper_says():
@@ -91,7 +106,7 @@ def test_the_licences_of_shipped_models_are_known():
     from ovref.licences import UNKNOWN, licence_of
 
     for path in BUILDS:
-        config = load(BuildConfig, path, ["corpus.path=x", "output=x", "corpus.format=text"])
+        config = load(BuildConfig, path, of_mine(path))
         for spec in (config.extract_nouns, config.make_images, config.embed):
             for _, model, _ in models_of(spec):
                 assert licence_of(model) != UNKNOWN, model

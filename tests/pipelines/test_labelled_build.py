@@ -1,11 +1,12 @@
 """Labelled sets through the whole build: labels are nouns, label maps are regions."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from labelled_scenes import write_ade, write_coco
-from ovref.config import parse
+from labelled_scenes import write_ade, write_coco, write_open_images
+from ovref.config import load, parse
 from ovref.errors import ConfigError, MismatchError
 from ovref.miniature.shapes import CLASSES, THINGS
 from ovref_inference import ReferenceCollection
@@ -85,6 +86,38 @@ def test_a_detector_finds_the_labels_of_a_set(tmp_path):
     )
     with ReferenceCollection.open(recipe.build(build).collection_url) as collection:
         assert set(collection.nouns) <= set(CLASSES) and len(collection) >= len(SEEDS)
+
+
+@pytest.mark.slow
+def test_open_images_become_a_collection_of_what_people_confirmed(tmp_path):
+    """The shipped configuration, with the miniature's models, on files as they are published."""
+    path, names, images, said = write_open_images(tmp_path / "open_images", SEEDS)
+    small = {"model": "miniature:clip", "size_hw": [64, 64], "precision": "float32"}
+    changes = {
+        "output": tmp_path / "out", "corpus.path": path, "corpus.images": images,
+        "corpus.labels.names": names, "ground.detector.detector.model": "miniature:grounding_dino",
+        "ground.detector.detector.box_threshold": 0.2, "shard_size": 4,
+        "ground.detector.detector.text_threshold": 0.2,
+        "ground.detector.sam.model": "miniature:sam", "embed.text.model": "miniature:clip",
+        **{f"embed.visual.{name}": value for name, value in small.items()},
+        "engine.engine": "local", "engine.gpus_per_worker": 0,
+    }  # fmt: skip
+    file = Path(__file__).parents[2] / "configs/retclip_open_images.yaml"
+    build = load(BuildConfig, file, [f"{name}={value}" for name, value in changes.items()])
+    summary = recipe.build(build)
+    assert summary.ingested.captions == len(SEEDS) and summary.quarantined == 0
+    assert summary.ingested.dropped == {"no_labels": 1}
+    prompts = recipe.open_steps(build).prompts
+    asked = {
+        record.source.rpartition(":")[2]: {noun.text for noun in record.nouns}
+        for shard in prompts.committed()
+        for record in prompts.read(shard)
+    }
+    assert asked == {image: confirmed for image, (confirmed, _) in said.items()}
+    with ReferenceCollection.open(summary.collection_url) as collection:
+        assert set(collection.nouns) <= set().union(*asked.values())
+        assert len(collection) >= len(SEEDS)
+        assert "CC BY 2.0" in " ".join(collection.manifest.licences)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def check_counts(
         with fmt.open_table(paths[role], schema) as table:
             rows[role] = table.metadata.num_rows
     rows["prototypes"] = shapes["prototypes"][0]
-    for role in ("visual", "textual"):
+    if "norms" in paths:
+        shapes["norms"] = fmt.open_vectors_anywhere(paths["norms"]).shape
+    for role in shapes.keys() - {"prototypes"}:
         if shapes[role][0] != rows["references"]:
             raise CollectionError(
                 f"{paths[role]} has {shapes[role][0]} rows, {paths['references']} has "

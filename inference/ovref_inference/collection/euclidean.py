@@ -16,18 +16,39 @@ STEPS = 25
 
 
 def euclidean_prototypes(
-    collection: ReferenceCollection, text_embeddings: np.ndarray, *, n: int, k: int, seed: int = 0
+    collection: ReferenceCollection,
+    text_embeddings: np.ndarray,
+    *,
+    n: int,
+    k: int,
+    seed: int = 0,
+    norms: bool = False,
 ) -> Prototypes:
-    """As `ReferenceCollection.fossil_prototypes`, clustered by `euclidean_kmeans`."""
+    """As `ReferenceCollection.fossil_prototypes`, clustered by `euclidean_kmeans`.
+
+    Args:
+        norms: whether the embeddings have the norms that they had before they were normalised.
+
+    Raises:
+        ValueError: the collection has no norms.
+    """
     require_at_least("n", n, 1)
+    if norms and collection.norms is None:
+        raise ValueError(
+            f"{collection.url} has no norms of visual embeddings: build it with embed.norms=true"
+        )
     found, width = collection.search_text(text_embeddings, n).ids, collection.manifest.visual.dim
     prefetch_rows(collection.visual, found[found >= 0])
-    per_class = [
-        euclidean_kmeans(as_float32(collection.visual[ids_n[ids_n >= 0]]), k, seed=seed)
-        if (ids_n >= 0).any()
-        else np.zeros((0, width), dtype=np.float32)
-        for ids_n in found
-    ]
+    per_class = []
+    for ids_n in found:
+        ids_n = ids_n[ids_n >= 0]
+        if not len(ids_n):
+            per_class.append(np.zeros((0, width), dtype=np.float32))
+            continue
+        points_nd = l2_normalised(as_float32(collection.visual[ids_n]))
+        if norms and collection.norms is not None:
+            points_nd *= as_float32(collection.norms[ids_n])
+        per_class.append(euclidean_kmeans(points_nd, k, seed=seed))
     vectors_nkd, counts = stacked(per_class, width)
     return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=((),) * len(counts))
 
@@ -36,7 +57,7 @@ def euclidean_kmeans(vectors_nd: np.ndarray, k: int, *, seed: int = 0) -> np.nda
     """Centroids by Euclidean distances from a random start, as `faiss.Kmeans` finds them.
 
     Args:
-        vectors_nd: (n, d), n >= 1; normalised here, as a collection holds them.
+        vectors_nd: (n, d), n >= 1, finite and not zero; clustered as they are.
         k: centroids wanted, >= 1.
         seed: of the initialisation.
 
@@ -49,9 +70,10 @@ def euclidean_kmeans(vectors_nd: np.ndarray, k: int, *, seed: int = 0) -> np.nda
     if vectors_nd.ndim != 2 or len(vectors_nd) == 0:
         raise ValueError(f"vectors must be (n, d) with n >= 1, found {vectors_nd.shape}")
     require_at_least("k", k, 1)
-    points_nd = l2_normalised(vectors_nd)
-    if k >= len(points_nd):
-        return points_nd
+    directions_nd = l2_normalised(vectors_nd)
+    if k >= len(directions_nd):
+        return directions_nd
+    points_nd = np.ascontiguousarray(vectors_nd, dtype=np.float32)
     import faiss
 
     # All vectors are used, and faiss must not warn if there are few for each centroid.

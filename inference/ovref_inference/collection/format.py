@@ -9,6 +9,7 @@
     nouns.parquet           one row per noun (`NOUN_SCHEMA`), sorted by noun
     prototypes.f16.npy      (prototypes, d_visual) float16, L2-normalised; nouns name slices of it
     tombstones.parquet      deleted ids, each with a reason (`TOMBSTONE_SCHEMA`)
+    norms.f16.npy           norms of the visual embeddings, (references, 1), if `embed.norms`
 
 Version 3 stores embeddings in 8 bits: visual.int8.npy and textual.int8.npy, (references, d + 2)
 int8 (`int8`), and inverted lists of the visual index hold 8-bit codes. Prototypes stay float16.
@@ -55,6 +56,7 @@ FILES = {
 INT8_FILES = FILES | {"visual": "visual.int8.npy", "textual": "textual.int8.npy"}
 EMBEDDINGS = {"float16": FILES, "int8": INT8_FILES}
 """How embeddings are stored -> file names."""
+OPTIONAL_FILES = {"norms": "norms.f16.npy"}  # a collection may lack them
 
 REFERENCE_SCHEMA = pa.schema(
     [
@@ -234,8 +236,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             f"{where} stores embeddings as {manifest.embeddings!r}, this program reads "
             f"{' and '.join(EMBEDDINGS)}; use the version of ovref that wrote it"
         )
-    missing = sorted(FILES.keys() - manifest.files.keys())
-    if missing:
+    if missing := sorted(FILES.keys() - manifest.files.keys()):
         raise CollectionError(f"{where} names no file for {', '.join(missing)}")
     for info in manifest.files.values():
         if Path(info.path).name != info.path or info.path in ("", ".", ".."):

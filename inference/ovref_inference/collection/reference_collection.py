@@ -34,7 +34,7 @@ from ovref_inference.errors import CollectionError
 from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import Vectors, as_float32, l2_normalised, prefetch_rows
 
-_FILES = ("visual", "textual", "_visual_index", "_textual_index", "_prototypes")
+_FILES = ("visual", "textual", "norms", "_visual_index", "_textual_index", "_prototypes")
 """Attributes that `ReferenceCollection.close` removes."""
 
 
@@ -62,6 +62,11 @@ class ReferenceCollection(CollectionHandle):
         """(references, d_visual) float16, memory-mapped or read by ranges, decoded from int8."""
         self.textual: Vectors = fmt.open_vectors_anywhere(paths["textual"])
         """(references, d_textual) float16, likewise."""
+        self.norms: Vectors | None = None
+        """(references, 1) float16, norms of the visual embeddings before they were normalised; None
+        unless the build kept them (`embed.norms`)."""
+        if "norms" in paths:
+            self.norms = fmt.open_vectors_anywhere(paths["norms"])
         rows = len(self.visual)
         self._visual_index, self._textual_index = (
             _index(paths[f"{kind}_index"], rows, encoder.dim, info.factory)

@@ -61,6 +61,8 @@ def publish(
     for path in paths.values():
         if not path.is_file():
             raise CollectionError(f"cannot publish {folder}: {path.name} is missing")
+    optional = {role: folder / name for role, name in fmt.OPTIONAL_FILES.items()}
+    paths |= {role: path for role, path in optional.items() if path.is_file()}
     counts = check_counts(paths, manifest, read_nouns(paths["nouns"]))
     if counts["references"] == 0:
         raise CollectionError(f"cannot publish {folder}: it holds no reference")
@@ -76,7 +78,7 @@ def publish(
         if known and known.sha256 == sha256 and fs.exists(f"{root}/{known.path}"):
             name = known.path
         else:
-            name = names[role]
+            name = (names | fmt.OPTIONAL_FILES)[role]
             if known and known.path == name:
                 stem, _, suffix = name.partition(".")
                 name = f"{stem}.{sha256[:12]}.{suffix}"

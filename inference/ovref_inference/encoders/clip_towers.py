@@ -1,6 +1,7 @@
 """Image towers of open_clip models: loading, and dense features in CLIP's joint space."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ import torch
 from torch.nn.functional import interpolate, linear
 
 from ovref_inference.encoders import cnn_towers, timm_towers
-from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.config import VisualEncoderConfig, rounded
 from ovref_inference.encoders.towers import (
     Layer,
     Tower,
     keep_until,
     pair,
     parameters_of,
-    rounded,
     unusable,
 )
 from ovref_inference.errors import ModelError
@@ -43,10 +43,13 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         "model_class": name, "size_hw": size_hw, "patch_size": patch, "images": images,
         "parameters": parameters_of(visual),
     }  # fmt: skip
+    if config.aspect == "kept" and not is_vit(visual) and timm_towers.is_vit(trunk):
+        raise timm_towers.one_size(config.model, name)
     if is_vit(visual):
         keep_until(visual.transformer.resblocks, config, name)
         features = vit_features(visual, config.features)
-        return Tower(forward=features, prefix_tokens=1, **shape)
+        fit = fitting(visual) if config.aspect == "kept" else None
+        return Tower(forward=features, prefix_tokens=1, fit=fit, **shape)
     if cnn_towers.is_resnet(visual):
         if config.features == "values" or config.layer != -1:
             raise ModelError(
@@ -87,9 +90,10 @@ def open_parts(
     size_hw = rounded(config.size_hw, patch or 1)
     with model_errors(f"use {config.model}"):
         images = Pixels.of_open_clip(model, device, dtype)
-        if patch is not None and is_vit(visual):
-            resize_positions(visual, (size_hw[0] // patch, size_hw[1] // patch))
-        elif patch is not None and not cnn_towers.is_resnet(visual):
+        one_size = patch if config.aspect == "stretched" else None
+        if one_size is not None and is_vit(visual):
+            resize_positions(visual, (size_hw[0] // one_size, size_hw[1] // one_size))
+        elif one_size is not None and not cnn_towers.is_resnet(visual):
             timm_towers.set_size(visual.trunk, size_hw)
     return visual.to(device=device, dtype=dtype), images, patch, size_hw
 
@@ -197,11 +201,24 @@ def resize_positions(visual: Any, grid_hw: tuple[int, int]) -> None:
     if tuple(visual.grid_size) == grid_hw:
         return
     positions = visual.positional_embedding.detach()
-    first, grid = positions[:1], positions[1:].reshape(1, *visual.grid_size, -1)
+    first, grid = positions[:1].float(), positions[1:].float().reshape(1, *visual.grid_size, -1)
     grid = interpolate(grid.permute(0, 3, 1, 2), size=grid_hw, mode="bicubic", antialias=True)
-    resized = torch.cat([first, grid.flatten(2)[0].T])
+    resized = torch.cat([first, grid.flatten(2)[0].T]).to(positions)
     visual.positional_embedding = torch.nn.Parameter(resized, requires_grad=False)
     visual.grid_size = grid_hw
+
+
+def fitting(visual: Any) -> Callable[[tuple[int, int]], None]:
+    """`resize_positions` of a CLIP ViT to one grid after another, each time from its own."""
+    learned, own_hw = visual.positional_embedding, tuple(visual.grid_size)
+
+    def fit(grid_hw: tuple[int, int]) -> None:
+        if tuple(visual.grid_size) == grid_hw:
+            return
+        visual.positional_embedding, visual.grid_size = learned, own_hw
+        resize_positions(visual, grid_hw)
+
+    return fit
 
 
 def _patches(visual: Any, pixels: torch.Tensor, layer: int) -> torch.Tensor:

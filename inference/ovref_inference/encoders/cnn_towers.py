@@ -82,26 +82,30 @@ def resnet_features(visual: Any, grid_hw: tuple[int, int]) -> tuple[Layer, Layer
 
     Args:
         visual: a tower of `is_resnet`.
-        grid_hw: rows and columns of its last feature map; its learned positions are interpolated
-            to them.
+        grid_hw: usual rows and columns of its last feature map; its learned positions are
+            interpolated to those of each image.
 
     Returns:
         Pixels (n, 3, H, W) -> (n, cells, c), the last feature map with its positions; (m, c) ->
         (m, d), the attention pool on one cell alone, which is its value, projected; and
-        `attention_pooled` for maps of that grid.
+        `attention_pooled` for maps of any grid.
     """
     attention = visual.attnpool
-    positions = cell_positions(attention, grid_hw)
+    first = cell_positions(attention, grid_hw)
+
+    def positions(grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        return (first if grid == grid_hw else cell_positions(attention, grid)).to(like)
 
     def cells(pixels: torch.Tensor) -> torch.Tensor:
-        found = pyramid(visual, pixels)[-1].flatten(2).transpose(1, 2)
-        return found + positions.to(found)
+        found = pyramid(visual, pixels)[-1]
+        height, width = found.shape[2:]
+        return found.flatten(2).transpose(1, 2) + positions((height, width), found)
 
     def head(one: torch.Tensor) -> torch.Tensor:
         return attention.c_proj(attention.v_proj(one))
 
-    def pool(map_lc: torch.Tensor, weights_nl: torch.Tensor) -> torch.Tensor:
-        return attention_pooled(attention, map_lc, weights_nl, positions.to(map_lc))
+    def pool(map_lc: torch.Tensor, weights_nl: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        return attention_pooled(attention, map_lc, weights_nl, positions(grid, map_lc))
 
     return cells, head, pool
 

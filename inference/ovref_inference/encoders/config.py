@@ -26,8 +26,9 @@ class VisualEncoderConfig:
     revision: str = ""
     """Commit or tag on the hub; empty for the newest, or for a local model."""
     size_hw: tuple[int, int] = (512, 512)
-    """Height and width in pixels to which each image is resized without keeping the aspect ratio;
-    rounded to multiples of the patch. FOSSIL's 512 with patch 14 becomes 518: a grid of 37 x 37."""
+    """Height and width in pixels to which each image is resized without keeping the aspect ratio
+    (`aspect`); rounded to multiples of the patch. FOSSIL's 512 with patch 14 becomes 518: a grid of
+    37 x 37."""
     features: Literal[
         "tokens", "keys", "values",
         "crop_binary", "crop_heatmap", "crop_none", "crop_heatmap_black",
@@ -47,16 +48,31 @@ class VisualEncoderConfig:
     """Which layer of a ViT counts as the last: -1 its last, -2 the one before, 0 its first. The
     layers after it are not run; the model's last norm is applied to it, and its projection where
     `features` are in the joint space."""
+    aspect: Literal["stretched", "kept"] = field(default="stretched", metadata=ADDED_LATER)
+    """`kept`: an image keeps its aspect ratio, so that its grid is H/p x W/p (RetCLIP). Its short
+    side becomes the smaller number of `size_hw`, or its long side the larger one where that would
+    be exceeded; both are rounded to multiples of the patch. For dense features, not of timm's
+    ViTs."""
 
     def __post_init__(self) -> None:
         require_model(self.model)
         require_each_at_least("size_hw", self.size_hw, 1)
+        if self.aspect == "kept" and self.masking is not None:
+            raise ValueError("aspect kept is for dense features; crops are brought to size_hw")
         clip = self.library == "open_clip"
         offered = self.features != "keys" if clip else self.masking is None
         if not offered or (self.library == "timm" and self.features == "values"):
             raise ValueError(
                 f"features {self.features!r} are not offered with library {self.library!r}"
             )
+
+    def size_of(self, size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
+        """Height and width to which an image of this size is resized, multiples of the patch."""
+        wanted = self.size_hw
+        if self.aspect == "kept":
+            scale = min(min(wanted) / min(size_hw), max(wanted) / max(size_hw))
+            wanted = round(size_hw[0] * scale), round(size_hw[1] * scale)
+        return rounded(wanted, patch)
 
     @property
     def masking(self) -> Masking | None:
@@ -68,6 +84,12 @@ class VisualEncoderConfig:
             "crop_heatmap_black": "heatmap",
         }
         return masking.get(self.features)
+
+
+def rounded(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
+    """The nearest multiples of the patch, at least one."""
+    height, width = (max(1, (side + patch // 2) // patch) * patch for side in size_hw)
+    return height, width
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ model is refused before a build starts.
 """
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from ovref_inference.encoders.crops import Masking
 from ovref_inference.encoders.pooling import mask_weights, pool_each
 from ovref_inference.encoders.towers import Tower, pair, parameters_of
 from ovref_inference.errors import ModelError
+from ovref_inference.images import check_image
 from ovref_inference.models import model_errors
 from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
 
@@ -36,24 +38,41 @@ class VisualEncoder(Tower):
     """Width of the features."""
     batch_size: int
     """Maximum number of images per forward pass."""
+    size_of: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+    """The size to which an image of a size is resized, in place of `size_hw`."""
 
     def __post_init__(self) -> None:
         self._batch_size = BatchSize(self.batch_size)
+        self._fitted = threading.Lock()
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.images.device
 
+    def grid_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the feature grid of an image of this size."""
+        return self._cells(self._resized(size_hw))
+
+    def _resized(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        return self.size_hw if self.size_of is None else self.size_of(size_hw)
+
+    def _cells(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        return size_hw[0] // self.patch_size, size_hw[1] // self.patch_size
+
     @torch.inference_mode()
-    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """(H, W, 3) uint8 RGB images, of any sizes -> (n, h, w, dim) float32, not normalised.
+    def encode(self, images: Sequence[np.ndarray]) -> Any:
+        """(H, W, 3) uint8 RGB images, of any sizes -> (n, h, w, dim) float32, not normalised; where
+        images keep their aspect, a list of (h, w, dim).
 
         The grid covers the whole image. If GPU memory runs out, the batch size is halved.
         """
         maps = self._maps(images)
         if self.head:
             maps = [self._headed(map_lc) for map_lc in maps]
+        if self.size_of is not None:
+            grids = [self.grid_of(image_hwc.shape[:2]) for image_hwc in images]
+            return [map_lc.reshape(*grid, -1) for map_lc, grid in zip(maps, grids, strict=True)]
         features = np.concatenate([np.zeros((0, self.dim), np.float32), *maps])
         return features.reshape(len(images), *self.grid_hw, self.dim)
 
@@ -79,11 +98,12 @@ class VisualEncoder(Tower):
             a mask is empty or the features under it are not finite; such a row is zero.
         """
         found = []
-        for map_lc, masks_nhw in zip(self._maps(images), masks, strict=True):
+        for image_hwc, map_lc, masks_nhw in zip(images, self._maps(images), masks, strict=True):
+            grid_hw = self.grid_of(image_hwc.shape[:2])
             if self.pool:
-                found.append(self._attended(map_lc, masks_nhw))
+                found.append(self._attended(map_lc, masks_nhw, grid_hw))
                 continue
-            pooled, valid = pool_each(map_lc.reshape(*self.grid_hw, -1), masks_nhw)
+            pooled, valid = pool_each(map_lc.reshape(*grid_hw, -1), masks_nhw)
             if self.head:
                 headed = np.zeros((len(pooled), self.dim), np.float32)
                 headed[valid] = self._headed(pooled[valid])
@@ -92,7 +112,9 @@ class VisualEncoder(Tower):
             found.append((pooled, valid))
         return found
 
-    def _attended(self, map_lc: np.ndarray, masks_nhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _attended(
+        self, map_lc: np.ndarray, masks_nhw: np.ndarray, grid_hw: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`encode_regions` of one image by `pool`, each mask alone as in `pool_each`."""
         assert self.pool is not None
         device, dtype = self.images.device, self.images.dtype
@@ -100,9 +122,9 @@ class VisualEncoder(Tower):
         pooled = np.zeros((len(masks_nhw), self.dim), np.float32)
         valid = np.zeros(len(masks_nhw), dtype=bool)
         for row in range(len(masks_nhw)):
-            weights = mask_weights(masks_nhw[row : row + 1], self.grid_hw).reshape(1, -1)
+            weights = mask_weights(masks_nhw[row : row + 1], grid_hw).reshape(1, -1)
             if weights.any():
-                one = self.pool(cells, torch.from_numpy(weights).to(device, dtype))
+                one = self.pool(cells, torch.from_numpy(weights).to(device, dtype), grid_hw)
                 pooled[row] = one[0].float().cpu().numpy()
                 valid[row] = np.isfinite(pooled[row]).all()
         pooled[~valid] = 0.0
@@ -110,12 +132,25 @@ class VisualEncoder(Tower):
 
     def _maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(cells, c) of each image."""
-        batches = batched(images, self._batch_size, self._encode)
-        return [map_lc for batch in batches for map_lc in batch]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for number, image_hwc in enumerate(images):
+            check_image(image_hwc)
+            by_size.setdefault(self._resized(image_hwc.shape[:2]), []).append(number)
+        found: dict[int, np.ndarray] = {}
+        for size_hw, numbers in by_size.items():
+            encode = partial(self._encode, size_hw=size_hw)
+            batches = batched([images[number] for number in numbers], self._batch_size, encode)
+            maps = (map_lc for batch in batches for map_lc in batch)
+            found |= zip(numbers, maps, strict=True)
+        return [found[number] for number in range(len(images))]
 
-    def _encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        tokens = self.forward(self.images(images, self.size_hw))
-        return tokens.float().cpu().numpy()
+    def _encode(self, images: Sequence[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:
+        pixels = self.images(images, size_hw)
+        if self.fit is None:
+            return self.forward(pixels).float().cpu().numpy()
+        with self._fitted:  # threads may encode images of other sizes at the same time
+            self.fit(self._cells(size_hw))
+            return self.forward(pixels).float().cpu().numpy()
 
     def _headed(self, features: np.ndarray) -> np.ndarray:
         if not len(features):
@@ -197,18 +232,23 @@ def load_visual_encoder(
             ones at the configured size; or the configured features are not dense.
     """
     if config.model.startswith(registry.OWN):
+        if config.aspect == "kept":
+            raise ModelError(f"{config.model} resizes images itself: leave out aspect")
         return registry.load_own(config, device)
     if config.masking:
         raise ModelError(
             f"features {config.features!r} are of regions, not dense; load_region_encoder has them"
         )
     tower = _LIBRARIES[config.library](config, device_of(device))
+    if tower.fit is not None:
+        tower.fit(tower.grid_hw)
+    size_of = partial(config.size_of, patch=tower.patch_size) if config.aspect == "kept" else None
     check = partial(_try, config, images=tower.images, size_hw=tower.size_hw,
                     model_class=tower.model_class)  # fmt: skip
     dim = check(tower.forward, cells=math.prod(tower.grid_hw))
     if (head := tower.head) is not None:
         dim = check(lambda pixels: head(tower.forward(pixels).mean(1)), cells=None)
-    return VisualEncoder(dim=dim, batch_size=batch_size, **vars(tower))
+    return VisualEncoder(dim=dim, batch_size=batch_size, size_of=size_of, **vars(tower))
 
 
 def load_region_encoder(

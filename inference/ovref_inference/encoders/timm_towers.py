@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
-from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.config import VisualEncoderConfig, rounded
 from ovref_inference.encoders.towers import (
     Alone,
     Layer,
@@ -21,7 +21,6 @@ from ovref_inference.encoders.towers import (
     keep_until,
     pair,
     parameters_of,
-    rounded,
     unusable,
 )
 from ovref_inference.errors import ModelError
@@ -47,6 +46,8 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
             config.model, name, "its last features are no grid of the image",
             "expected a vision transformer, or a network with a feature map such as ConvNeXt",
         )  # fmt: skip
+    if config.aspect == "kept" and is_vit(empty):
+        raise one_size(config.model, name)
     size_hw = rounded(config.size_hw, patch)
     model = load_timm(path, config.model, size_hw if is_vit(empty) else None)
     with model_errors(f"use the preprocessing of {config.model}"):
@@ -65,6 +66,14 @@ def open_tower(config: VisualEncoderConfig, device: torch.device) -> Tower:
         images=images,
         parameters=parameters_of(model),
     )
+
+
+def one_size(model_id: str, model_class: str) -> ModelError:
+    """The error of a vision transformer of timm that is asked for images of several sizes."""
+    return unusable(
+        model_id, model_class, "timm brings its positions to one size, so images cannot keep their "
+        "aspect", "aspect stretched works, and a ViT of open_clip or transformers",
+    )  # fmt: skip
 
 
 def _folder_of(model_id: str, revision: str) -> str:

@@ -11,7 +11,7 @@ from ovref_inference.errors import ModelError
 from ovref_inference.pixels import Pixels
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
-Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Pool = Callable[[torch.Tensor, torch.Tensor, tuple[int, int]], torch.Tensor]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -25,8 +25,11 @@ class Tower:
     head: Layer | None = None
     """(m, c) of what `forward` gives -> (m, dim), after pooling; None where nothing follows."""
     pool: Pool | None = None
-    """(cells, c) of an image and (1, cells) covered parts -> (1, dim), in place of the mean and
-    `head`; None where the mean is taken."""
+    """(cells, c) of an image, (1, cells) covered parts and the grid -> (1, dim), in place of the
+    mean and `head`; None where the mean is taken."""
+    fit: Callable[[tuple[int, int]], None] | None = None
+    """Brings the weights to images of another grid before `forward`; None where `forward` takes
+    images of any size. For `aspect="kept"` alone."""
     size_hw: tuple[int, int]
     """Height and width in pixels to which images are resized, multiples of the patch."""
     patch_size: int
@@ -100,9 +103,3 @@ def keep_until(layers: Any, config: VisualEncoderConfig, model_class: str) -> No
 def pair(size: Any) -> tuple[int, int]:
     """Height and width, of which libraries give one number where they are equal."""
     return tuple(size) if isinstance(size, tuple | list) else (size, size)
-
-
-def rounded(size_hw: tuple[int, int], patch: int) -> tuple[int, int]:
-    """The nearest multiples of the patch, at least one."""
-    height, width = (max(1, (side + patch // 2) // patch) * patch for side in size_hw)
-    return height, width

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor
 
-from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.config import VisualEncoderConfig, rounded
 from ovref_inference.encoders.towers import (
     Alone,
     Layer,
@@ -20,7 +20,6 @@ from ovref_inference.encoders.towers import (
     check_precision,
     keep_until,
     parameters_of,
-    rounded,
     unusable,
 )
 from ovref_inference.models import check_complete, model_errors, pretrained

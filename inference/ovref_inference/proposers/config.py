@@ -228,6 +228,8 @@ class OpenCutProposerConfig:
 
     def __post_init__(self) -> None:
         require_one_of("crf_at", self.crf_at, "masks", "cuts")
+        if self.keys.aspect != "stretched":
+            raise ValueError("keys must be of images brought to one size: aspect stretched")
         if self.crf_at == "cuts" and self.crf is None:
             raise ValueError("crf_at cuts needs a crf, found none")
 

@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ovref_inference.errors import ModelError
 from ovref_inference.pixels import device_of
 from ovref_inference.proposers.config import (
     CrfConfig,
@@ -25,7 +24,12 @@ from ovref_inference.proposers.config import (
 )
 from ovref_inference.proposers.crf import cut_to_edges, to_edges
 from ovref_inference.proposers.grounded_sam import GroundedSam, load_grounded_sam
-from ovref_inference.proposers.mask_former import MaskFormer, load_mask_former, masks_of
+from ovref_inference.proposers.mask_former import (
+    MaskFormer,
+    check_choice,
+    load_mask_former,
+    masks_of,
+)
 from ovref_inference.proposers.opencut import (
     OpenCutConfig,
     opencut,
@@ -197,12 +201,7 @@ def load_proposer(
         raise ValueError("fcclip is for segmenters of regions; in a build use mask_former")
     if config.mask_former is not None:
         model = load_mask_former(config.mask_former, device=device, batch_size=batch_size)
-        if not model.knows_objects:
-            raise ModelError(
-                f"{config.mask_former.model} has open classes and no texts of its trained ones, so "
-                "it does not say which masks are of objects; it is for VOCSeg and RetCLIP alone "
-                "(load_proposals)"
-            )
+        check_choice(model, config.mask_former)
         return mask_former_proposer(model, config.mask_former)
     if config.sam_grid is not None:
         chosen_sam = config.sam_grid.sam

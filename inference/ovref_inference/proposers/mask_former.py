@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
 
+from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
 from ovref_inference.models import check_complete, model_errors, pretrained
 from ovref_inference.pixels import BatchSize, batched, device_of
@@ -201,6 +202,17 @@ def exclusive_masks(
     left_n = np.count_nonzero(masks_nhw, axis=(1, 2))
     rows = np.flatnonzero((left_n > 0) & (left_n > config.min_kept * areas_n))
     return masks_nhw[rows], rows
+
+
+def check_choice(model: MaskFormer, config: MaskFormerConfig) -> None:
+    """Raises ModelError if masks are chosen by how probably they show an object, which the model
+    does not say."""
+    if not model.knows_objects and (config.exclusive or config.min_score > 0):
+        raise ModelError(
+            f"{config.model} has open classes and no texts of its trained ones, so it does not say "
+            "which masks are of objects: take all of them (min_score 0, exclusive false), or use "
+            "it for VOCSeg and RetCLIP alone (load_proposals)"
+        )
 
 
 def load_mask_former(

@@ -24,7 +24,7 @@ from ovref_inference.collection.retrieve import TEMPLATES, Texts, checked_names
 from ovref_inference.encoders.pooling import mask_weights, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Encoder, Proposer
-from ovref_inference.ranges import STRICT, require_at_least, require_within
+from ovref_inference.ranges import ADDED_LATER, STRICT, require_at_least, require_within
 from ovref_inference.segmenters.cosines import unit_features
 from ovref_inference.segmenters.labels import (
     BoundedCache,
@@ -53,8 +53,10 @@ class FossilConfig:
     """Seed of k-means."""
     clustering: Literal["spherical", "euclidean"] = "spherical"
     """`spherical`: by cosines, with k-means++ initialisation. `euclidean`: faiss' default k-means
-    from a random start, as in the paper; vectors are still L2-normalised, since collections hold
-    directions."""
+    from a random start, as in the paper, of vectors that are L2-normalised (`norms`)."""
+    norms: bool = field(default=False, metadata=ADDED_LATER)
+    """Whether Euclidean k-means sees the embeddings with the norms that they had, as in the paper;
+    the collection must have them (`embed.norms`)."""
     uncovered: Literal["interpolated", "nearest"] = "interpolated"
     """Scores of uncovered pixels: interpolated between patches, or those of the nearest patch (the
     paper, section 3.5)."""
@@ -74,6 +76,8 @@ class FossilConfig:
         require_at_least("k", self.k, 1)
         require_within("gamma", self.gamma, 0, 1)
         require_within("seed", self.seed, 0, MAX_SEED)
+        if self.norms and self.clustering != "euclidean":
+            raise ValueError("norms are for clustering euclidean; the spherical one has none")
 
 
 class FossilSegmenter:
@@ -114,8 +118,9 @@ class FossilSegmenter:
             texts_cd, config = self.texts(names), self.config
             if config.clustering == "euclidean":
                 prototypes = euclidean_prototypes(
-                    self.collection, texts_cd, n=config.n, k=config.k, seed=config.seed
-                )
+                    self.collection, texts_cd, n=config.n, k=config.k, seed=config.seed,
+                    norms=config.norms,
+                )  # fmt: skip
             else:
                 prototypes = self.collection.fossil_prototypes(
                     texts_cd, n=config.n, k=config.k, seed=config.seed

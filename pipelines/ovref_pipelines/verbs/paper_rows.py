@@ -1,8 +1,9 @@
-"""A row of a paper's table as a configuration: the build, the evaluation, and the published
-figures.
+"""A row of a paper's table as a configuration: the build or the training, the evaluation, and the
+published figures.
 
 The files are in `configs/papers`. A file may have `extends: <file>` beside it, whose settings it
-overrides. In strings, `{data}` and `{runs}` stand for the folders of data sets and of results.
+overrides. In strings, `{data}` and `{runs}` stand for the folders of data sets and of results. A
+training that begins with another row's has `after: <row>`.
 """
 
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ from ovref.evaluation.spec import TITLES
 from ovref_pipelines import shipped
 from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.verbs.evaluate import EvaluateConfig
+from ovref_pipelines.verbs.train import TrainConfig
 
-EXTENDS = "extends"
+EXTENDS, AFTER = "extends", "after"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,17 @@ class PaperRow:
     needs: tuple[str, ...]
     """Data and weights, for people."""
     gpu_hours: float
-    """Estimate for one H100: building, shared by the rows of one collection, and evaluating."""
-    build: BuildConfig
-    """The collection."""
+    """Estimate for one H100: building, shared by the rows of one collection, or training, and
+    evaluating."""
     evaluate: EvaluateConfig
-    """The evaluation of it."""
+    """The evaluation of the collection or of the trained head."""
+    build: BuildConfig | None = None
+    """The collection; or instead:"""
+    train: TrainConfig | None = None
+    """The training of a head."""
+    first: TrainConfig | None = None
+    """The training with whose middle checkpoint `train` begins; in a file `after: <row>` names the
+    row that it belongs to."""
     captions: int | None = None
     """Published number of captions in the corpus; null if unknown."""
     leaves_open: tuple[str, ...] = ()
@@ -51,8 +59,14 @@ class PaperRow:
     """Why it cannot be run yet; empty if it can."""
 
     def __post_init__(self) -> None:
-        if self.row not in TITLES or self.row not in self.evaluate.rows:
-            raise ValueError(f"row must be one of evaluate.rows, found {self.row!r}")
+        if (self.build is None) == (self.train is None):
+            raise ValueError("a row has either a build or a training")
+        if (self.first is not None) != (self.train is not None and bool(self.train.start)):
+            raise ValueError("after names the row whose training train.start is of")
+        method = self.evaluate.method
+        rows = self.evaluate.rows if method == "collection" else (method,)
+        if self.row not in TITLES or self.row not in rows:
+            raise ValueError(f"row must be one of {', '.join(rows)}, found {self.row!r}")
         unknown = sorted(set(self.figures) - set(COLUMNS))
         if unknown or not self.figures:
             raise ValueError(f"figures must be of {', '.join(COLUMNS)}, found {unknown or 'none'}")
@@ -90,7 +104,7 @@ def read_row(
         path: from `find`.
         data: folder of data sets.
         runs: folder of results, for collections and evaluations.
-        overrides: `build.a=value` and `evaluate.b=value`.
+        overrides: `build.a=value`, `train.b=value` and `evaluate.c=value`.
 
     Raises:
         ConfigError: as `config.load`; or a file extends one that is not there, or itself.
@@ -98,11 +112,29 @@ def read_row(
     tree = _layered(path, ())
     places = {"{data}": data, "{runs}": runs}
     tree = _placed(tree, places)
-    build, evaluate = tree.get("build"), tree.get("evaluate")
-    if isinstance(build, dict) and isinstance(evaluate, dict):
+    build, evaluate, train = tree.get("build"), tree.get("evaluate"), _trained(tree, path, runs)
+    if isinstance(evaluate, dict):
         evaluate.setdefault("output", f"{runs}/{path.stem}")
-        evaluate.setdefault("collection", f"{build.get('output')}/collection")
+        if isinstance(build, dict):
+            evaluate.setdefault("collection", f"{build.get('output')}/collection")
+        if isinstance(train, dict):
+            evaluate["clip_rc"] = {"weights": train["output"]} | evaluate.get("clip_rc", {})
+    if after := tree.pop(AFTER, None):
+        other = path.parent / f"{after}.yaml"
+        first = _trained(_placed(_layered(other, ()), places), other, runs)
+        if not isinstance(train, dict) or not isinstance(first, dict):
+            raise ConfigError(f"{path} and {other} must both have a training, because of {AFTER}")
+        train.setdefault("start", first["output"])
+        tree["first"] = first
     return load_tree(PaperRow, tree, str(path), overrides)
+
+
+def _trained(tree: dict[str, Any], path: Path, runs: str) -> Any:
+    """The training of a row, which has an output of its own unless it names one."""
+    train = tree.get("train")
+    if isinstance(train, dict):
+        train.setdefault("output", f"{runs}/{path.stem}_training")
+    return train
 
 
 def _layered(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

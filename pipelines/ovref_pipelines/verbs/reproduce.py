@@ -1,5 +1,5 @@
-"""Reproduces a row of a paper's table: checks data and weights, builds what is missing, and prints
-our figure beside the paper's."""
+"""Reproduces a row of a paper's table: checks data and weights, builds or trains what is missing,
+and prints our figure beside the paper's."""
 
 import json
 import os
@@ -24,7 +24,9 @@ from ovref_pipelines import recipe
 from ovref_pipelines.build_config import with_absolute_places
 from ovref_pipelines.console import Console
 from ovref_pipelines.verbs import evaluate as evaluating
+from ovref_pipelines.verbs import train as training
 from ovref_pipelines.verbs.paper_rows import PaperRow
+from ovref_pipelines.verbs.train import TrainConfig
 
 LOOKED_AT = 50
 """Number of label files whose classes are counted before a build."""
@@ -69,7 +71,7 @@ def check(row: PaperRow) -> Checked:
     lines: list[str] = []
     problems: list[str] = []
     partial: list[str] = []
-    for look in (_data, _captions):
+    for look in (_data, _trainings if row.build is None else _captions):
         try:
             said, other = look(row)
         except OvrefError as error:
@@ -92,8 +94,8 @@ def text(checked: Checked) -> str:
 
 
 def reproduce(row: PaperRow, checked: Checked, console: Console, *, partial: bool) -> str:
-    """Builds the collection or resumes it, evaluates it, and returns our figures beside the
-    paper's.
+    """Builds the collection, or trains the head, or resumes that; evaluates it, and returns our
+    figures beside the paper's.
 
     Args:
         checked: from `check`.
@@ -102,16 +104,20 @@ def reproduce(row: PaperRow, checked: Checked, console: Console, *, partial: boo
 
     Raises:
         InputError: something is missing, or the row cannot be run.
-        OvrefError: as building and evaluating.
+        OvrefError: as building, training and evaluating.
     """
     stops = [*row.blocked, *checked.problems, *(() if partial else checked.partial)]
     if stops:
         advice = "" if partial or not checked.partial else "; --partial accepts these data"
         raise InputError(f"{row.paper} cannot be run: {'; '.join(stops)}{advice}")
-    console.say(f"building {row.build.output}")
-    summary = recipe.build(with_absolute_places(row.build), console.say)
-    if summary.collection is None:
-        raise InputError(f"{row.build.output} has no collection: shards failed permanently")
+    if row.build is not None:
+        console.say(f"building {row.build.output}")
+        summary = recipe.build(with_absolute_places(row.build), console.say)
+        if summary.collection is None:
+            raise InputError(f"{row.build.output} has no collection: shards failed permanently")
+    for one in _trainings_of(row):
+        console.say(f"training {one.output}")
+        training.train(training.with_absolute_places(one), console)
     config = evaluating.with_absolute_places(row.evaluate)
     result = evaluating.evaluate(config, console)
     ours = next(one for one in result["rows"] if one["name"] == TITLES[row.row])
@@ -180,8 +186,34 @@ def _draw(data: LabelledSet, example: Any, output: Path) -> Path:
     return path
 
 
+def _trainings_of(row: PaperRow) -> list[TrainConfig]:
+    """The trainings of a row, in order."""
+    return [one for one in (row.first, row.train) if one is not None]
+
+
+def _trainings(row: PaperRow) -> tuple[list[str], list[str]]:
+    """The images of the trainings, of which the first is read."""
+    lines, partial = [], []
+    for one in _trainings_of(row):
+        data = training.with_absolute_places(one).data.open()
+        seen = np.unique(data.read(data.ids[0]).label_hw)
+        classes = [data.class_names[label] for label in seen[seen >= 0].tolist()]
+        hidden = 0 if data.seen is None or one.setting == "supervised" else data.seen.count(False)
+        lines.append(
+            f"{one.setting} training with {data.name}; {data.convention}; masks of {hidden} of "
+            f"{len(data.class_names)} classes are not shown; {data.ids[0]} shows "
+            f"{', '.join(classes[:5]) or 'no class'}"
+        )
+        named = SETS.get(one.data.dataset)
+        published = None if named is None else named.images.get("train")
+        if published not in (None, len(data)):
+            partial.append(f"{data.name}, as published {published}")
+    return lines, list(dict.fromkeys(partial))
+
+
 def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
     """The corpus, read to its end if the published number of captions is known."""
+    assert row.build is not None
     corpus = with_absolute_places(row.build).corpus
     images = row.build.uses_images
     count = 0
@@ -202,7 +234,9 @@ def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
 def _models(row: PaperRow) -> Iterator[tuple[str, str]]:
     """The models that a row loads: name and revision."""
     spec, build = row.evaluate, row.build
-    parts: list[Any] = [build.extract_nouns, build.make_images, build.embed]
+    parts: list[Any] = [one.network for one in _trainings_of(row)]
+    if build is not None:
+        parts += [build.extract_nouns, build.make_images, build.embed]
     if row.row.startswith("fossil"):
         parts.append(spec.opencut)
     elif spec.proposer is not None and row.row != "freeda":
@@ -220,7 +254,7 @@ def _weights(name: str, revision: str) -> str:
     if found != UNKNOWN:
         return f"there ({found[:19]}...)"
     if name.startswith("/") or name.endswith((".pth", ".safetensors")):
-        return "missing: there is no such file"
+        return "missing: there is no such file or folder"
     if "/" in name or ":" in name:
         return "not here; it is downloaded when it is loaded"
     return f"missing: the package is not installed (python -m spacy download {name})"

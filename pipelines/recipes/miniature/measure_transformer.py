@@ -141,6 +141,15 @@ def report(result):
             f"{generation['recognised_by_clip']:.0%} by CLIP"
         )
 
+    generated = []
+    if "generation" in result and "unet_generation" in result:
+        generated = [
+            f"Generated images whose thing is recognised, of {result['generation']['images']} "
+            f"({result['sampling']['num_inference_steps']} steps, guidance "
+            f"{result['sampling']['guidance_scale']:g}): transformer "
+            f"{shows(result['generation'])}; UNet {shows(result['unet_generation'])}.",
+            "",
+        ]
     heads = " | ".join(f"{t / 1000:.2f}" for t in found["timesteps"])
     lines = [
         "# The miniature Stable Diffusion 3, measured beside the UNet",
@@ -149,11 +158,7 @@ def report(result):
         "written by `python -m recipes.miniature.measure_transformer`. These numbers are about "
         "the drawn world and its small models only.",
         "",
-        f"Generated images whose thing is recognised, of {result['generation']['images']} "
-        f"({result['sampling']['num_inference_steps']} steps, guidance "
-        f"{result['sampling']['guidance_scale']:g}): transformer {shows(result['generation'])}; "
-        f"UNet {shows(result['unet_generation'])}.",
-        "",
+        *generated,
         "IoU (%) of attribution heatmaps with the true masks, things / stuff, of real scenes mixed "
         "with noise; masks by Otsu's threshold. Columns: the share of noise.",
     ]
@@ -220,7 +225,7 @@ def main():
         result = (known if same else head) | {part: found}
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{part}: done", flush=True)
-    if all(part in result for part in PARTS):
+    if "heatmaps" in result and "unet_heatmaps" in result:
         path.with_suffix(".md").write_text(report(result))
         print(report(result))
 

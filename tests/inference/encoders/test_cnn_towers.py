@@ -49,8 +49,8 @@ def model(request, tmp_path_factory):
     return str(folder), clip.visual
 
 
-def encoder_of(folder, size_hw):
-    config = VisualEncoderConfig(model=folder, library="open_clip", size_hw=size_hw)
+def encoder_of(folder, size_hw, **options):
+    config = VisualEncoderConfig(model=folder, library="open_clip", size_hw=size_hw, **options)
     return load_visual_encoder(config, device="cpu")
 
 
@@ -103,13 +103,13 @@ def check_tower(visual, side):
         cells, head, pool = cnn_towers.resnet_features(visual, tuple(grid_hw))
         masks = torch.rand(5, grid_hw.numel(), generator=torch.Generator().manual_seed(2)) < 0.4
         masks[:, 0] = True
-        found = pool(cells(pixels)[0], masks.float())
+        found = pool(cells(pixels)[0], masks.float(), tuple(grid_hw))
         torch.testing.assert_close(
             found / scale, heads_of(attention, maps[-1][0], masks) / scale, atol=1e-5, rtol=1e-4
         )
         single = torch.eye(grid_hw.numel())[:3]
         dense = head(cells(pixels))[0, :3]
-        found = pool(cells(pixels)[0], single)
+        found = pool(cells(pixels)[0], single, tuple(grid_hw))
         torch.testing.assert_close(found / scale, dense / scale, atol=1e-5, rtol=1e-4)
     else:
         cells, head = timm_towers.features(visual.trunk), cnn_towers.trunk_head(visual)
@@ -169,6 +169,24 @@ def test_regions_of_an_encoder_are_pooled_by_attention(model):
         cells[0, [2, 3]] = cells[1, [0, 4, 8]] = True
         expected = heads_of(visual.attnpool, cnn_towers.pyramid(visual, pixels)[-1][0], cells)
         np.testing.assert_allclose(found[0][0][[0, 2]], expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_images_that_keep_their_aspect_are_encoded_as_at_their_size(model):
+    folder, _ = model
+    encoder = encoder_of(folder, (64, 128), aspect="kept")
+    sizes = {(64, 64): (64, 64), (60, 130): (59, 128), (200, 110): (116, 64)}
+    images = [RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    masks = [np.zeros((1, *size), bool) for size in sizes]
+    for mask in masks:
+        mask[0, : mask.shape[1] // 2, 10:] = True
+    found = encoder.encode_regions(images, masks), encoder.encode(images)
+    for number, (image, mask, size) in enumerate(zip(images, masks, sizes.values(), strict=True)):
+        alone = encoder_of(folder, size)
+        assert alone.grid_hw == encoder.grid_of(image.shape[:2])
+        wanted = alone.encode_regions([image], [mask])[0][0]
+        np.testing.assert_allclose(found[0][number][0], wanted, atol=1e-4)
+        np.testing.assert_allclose(found[1][number], alone.encode([image])[0], atol=1e-4)
 
 
 def test_a_mask_that_covers_parts_of_cells_is_their_mean_where_attention_is_even():

@@ -74,8 +74,13 @@ def test_every_query_with_a_mask_says_of_any_class_what_it_shows(tmp_path):
     np.testing.assert_allclose(
         said.void_d * float(model.void.detach().norm()), model.void.detach()[0], atol=1e-5
     )
-    with pytest.raises(ModelError, match="no texts of its trained ones"):
-        load_proposer(ProposerConfig(mask_former=config), device="cpu")
+    for changes in ({}, {"min_score": 0.0}, {"exclusive": False}):
+        with pytest.raises(ModelError, match="no texts of its trained ones"):
+            chosen = MaskFormerConfig(model=folder, **changes)
+            load_proposer(ProposerConfig(mask_former=chosen), device="cpu")
+    every = MaskFormerConfig(model=folder, min_score=0.0, exclusive=False)
+    (masks_nhw,) = load_proposer(ProposerConfig(mask_former=every), device="cpu")([IMAGE])
+    np.testing.assert_array_equal(masks_nhw, masks[shown] >= 0.4)
 
 
 def test_with_the_texts_of_its_trained_classes_it_is_a_proposer_like_any_other(tmp_path):

@@ -3,6 +3,7 @@ import io
 import json
 import random
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from ovref.corpora import CorpusSpec, formats, identify, read_captions
 from ovref.corpora.readers import DROP_REASONS
 from ovref.errors import InputError
 from ovref.identity import record_key
+from ovref.ingest import first_of_each_key
 from ovref.records import Caption
 
 CAPTIONS = ["a cat on a mat", "two dogs in the snow", 'a "red" car, parked']
@@ -660,3 +662,27 @@ def test_huge_counts_are_taken_one_by_one(tmp_path):
     with pytest.raises(InputError, match="has a column"):
         (tmp_path / "c.tsv").write_text("a cat\n")
         read(tmp_path / "c.tsv", caption_column=10**30)
+
+
+def test_a_caption_may_be_drawn_once_for_each_of_its_images(tmp_path):
+    annotations = [
+        {"image_id": image, "id": i, "caption": text}
+        for i, (image, text) in enumerate([(7, "a cat"), (8, "A  cat"), (8, "a cat"), (7, "a cat")])
+    ]
+    (tmp_path / "c.json").write_text(json.dumps({"images": [], "annotations": annotations}))
+    once = read(tmp_path / "c.json", corpus_id="c")
+    assert {one.key for one in once} == {record_key("c", "a cat"), record_key("c", "A cat")}
+    each = read(tmp_path / "c.json", corpus_id="c", repeats=True)
+    keys = [one.key for one in each]
+    assert keys[2] == record_key("c", "a cat", image="image 8") and keys[0] == keys[3]
+    kept = [one for one in first_of_each_key(each) if not isinstance(one, Dropped)]
+    wanted = ("7:caption 0", "8:caption 1", "8:caption 2")
+    assert [one.source for one in kept] == [f"c.json:image {n}" for n in wanted]
+    plain = CorpusSpec(path=str(tmp_path / "c.json"))
+    assert "repeats" not in identify(plain)
+    assert identify(replace(plain, repeats=True)) == identify(plain) | {"repeats": True}
+    (tmp_path / "c.txt").write_text("a cat\n")
+    with pytest.raises(InputError, match="which name their images"):
+        read(tmp_path / "c.txt", repeats=True)
+    with pytest.raises(ValueError, match="which name their images"):
+        CorpusSpec(path="x", format="text", repeats=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from ovref.config import dump, parse
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, ModelError
-from ovref.identity import spec_identity
+from ovref.identity import canonical, spec_identity
 from ovref.ops.measures import MeasureSpec, SafetySpec, heat_entropy
 from ovref.records import NO, UNSURE, YES, ImageRecord, Noun, Reference, Region
 from ovref.run_shard import run_shard
@@ -117,6 +117,27 @@ def test_templates_and_weights_are_those_of_the_specification():
     noun = (one + two) / np.linalg.norm(one + two)
     mixed = 0.25 * noun + 0.75 * caption
     np.testing.assert_allclose(reference.textual, mixed / np.linalg.norm(mixed), atol=1e-3)
+
+
+def test_norms_are_kept_where_they_are_wanted():
+    image = record("aa", [region("cat", (0, 0, 8, 4)), region("dog", (3, 5, 16, 16))])
+    found, visual, _ = embed([image], norms=True)
+    masks_nhw = np.stack([one.mask_hw for one in image.regions])
+    ((raw_nd, _),) = visual.encode_regions([image.image_hwc()], [masks_nhw])
+    norms = [reference.measures["norm"] for reference in found]
+    np.testing.assert_allclose(norms, np.linalg.norm(raw_nd, axis=1), rtol=1e-6)
+    assert embed([image])[0][0].measures == {} and "norms" not in canonical(spec())
+
+
+def test_the_smallest_region_is_one_of_the_image_s_own_grid():
+    kept = VisualEncoderConfig(model="fake", aspect="kept")
+    visual = FakeVisual()
+    visual.grid_of = lambda size_hw: (size_hw[0] // 8, size_hw[1] // 8)
+    stage = EmbedStage(spec(visual=kept), visual, FakeTexts())
+    # 16 x 16 pixels are four cells of 8 x 8: half a cell is 32 pixels.
+    image = record("aa", [region("cat", (0, 0, 8, 4)), region("dog", (0, 0, 8, 3))])
+    found = list(stage(iter([image])))
+    assert {getattr(one, "reason", "kept") for one in found} == {"kept", "small_mask"}
 
 
 def test_a_reference_equals_the_slow_computation():
