@@ -105,7 +105,7 @@ def lance_side(scratch: Path, subvectors: int) -> dict[str, Any]:
     def ask(data: Any, nprobes: int, refine: int) -> list:
         return [
             data.to_table(
-                columns=["id"],
+                columns=["id", "_distance"],
                 nearest={
                     "column": "vector", "q": query.astype(np.float16), "k": K,
                     "nprobes": nprobes, "refine_factor": refine,
@@ -116,8 +116,8 @@ def lance_side(scratch: Path, subvectors: int) -> dict[str, Any]:
 
     with timed(found, "open"):
         data = lance.dataset(str(folder))
-        ask_one = queries[:1]
-        data.to_table(columns=["id"], nearest={"column": "vector", "q": ask_one[0], "k": 1})
+        nearest = {"column": "vector", "q": queries[0], "k": 1}
+        data.to_table(columns=["id", "_distance"], nearest=nearest)
     partitions = max(1, n // 4096)
     probes = sorted({min(2**i, partitions) for i in range(12)})
     tried = []
