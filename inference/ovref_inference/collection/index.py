@@ -282,15 +282,24 @@ class RecallQueries:
         queries = np.asarray(vectors[rows], dtype=np.float32)
         return cls(vectors, queries, ks=ks, own=rows, excluded=excluded)
 
-    def recalls(self, index: Any, nprobe: int | None = None) -> dict[int, np.ndarray]:
+    def recalls(
+        self, index: Any, nprobe: int | None = None, vectors: Vectors | None = None
+    ) -> dict[int, np.ndarray]:
         """k -> (queries,) recall@k.
 
         A returned row counts if it scores no worse than the k-th true neighbour, up to rounding:
         references of one noun often tie, and any of the tied rows is correct.
+
+        Args:
+            vectors: (n, d), the rows, for an index whose own scores are not exact.
         """
         excluded = np.zeros(0, dtype=np.int64) if self.excluded is None else self.excluded
         k = self.ks[-1] + (self.own is not None)
         scores, ids = _search(index, self.queries, k, nprobe, excluded)
+        if vectors is not None:
+            for query, found, of_one in zip(self.queries, ids, scores, strict=True):
+                of_one[:] = np.asarray(vectors[np.maximum(found, 0)], np.float32) @ query
+            scores[ids < 0] = -np.inf
         if self.own is not None:
             left_out = ids == self.own[:, None]
             left_out[:, -1] |= ~left_out.any(axis=1)  # not found, so drop one neighbour

@@ -85,7 +85,7 @@ def test_searches_and_prototypes_are_nearly_those_of_float16(both):
         _, by_int8 = exact_search(small.visual, queries, 10)
         assert np.mean(by_int8[:, 0] == exact[:, 0]) > 0.95
         texts = whole.noun_embeddings
-        retrieved = [c.fossil_prototypes(texts, n=20, k=3).vectors_nkd for c in (whole, small)]
+        retrieved = [c.fossil_prototypes(texts, n=20, k=1).vectors_nkd for c in (whole, small)]
         np.testing.assert_allclose(*retrieved, atol=0.02)
         stored = [c.prototypes(["cat"], text_embeddings=texts[1:2]) for c in (whole, small)]
         np.testing.assert_array_equal(*(prototypes.vectors_nkd for prototypes in stored))
@@ -149,7 +149,8 @@ def test_a_grown_collection_keeps_the_bytes_of_its_rows(place, reduced):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_it_answers_alike_where_it_is_read_by_ranges(both, tmp_path):
     files = fsspec.filesystem("memory")
-    files.put(f"{both[1]}/", "/small", recursive=True)
+    for path in both[1].iterdir():
+        files.pipe_file(f"/small/{path.name}", path.read_bytes())
     queries = np.random.default_rng(0).standard_normal((5, D_VISUAL))
     found = []
     for url in (str(both[1]), "memory://small"):
