@@ -97,7 +97,7 @@ class OwnEncoder:
         masks: Sequence[np.ndarray],
         heatmaps: Sequence[np.ndarray] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As of `VisualEncoder.encode_regions`."""
+        """See `VisualEncoder.encode_regions`."""
         return [pool_each(*pair) for pair in zip(self.encode(images), masks, strict=True)]
 
 

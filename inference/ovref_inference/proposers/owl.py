@@ -34,7 +34,7 @@ class Owl:
         *,
         batch_size: int = 8,
     ) -> None:
-        """As of `GroundingDino`."""
+        """See `GroundingDino`."""
         self._model, self._tokenizer, self._images = model, tokenizer, image_processor
         self._config, self._batch_size = config, BatchSize(batch_size)
         settings: Any = model.config

@@ -110,7 +110,7 @@ class BridgedVit(nn.Module):
             self.regions_mw = nn.Parameter(self._class_token().repeat(config.regions, 1))
 
     def train(self, mode: bool = True) -> "BridgedVit":
-        """As of any module, but for CLIP itself, which always evaluates."""
+        """Sets the mode of every part but CLIP, which always evaluates."""
         super().train(mode)
         self.visual.eval()
         return self

@@ -38,7 +38,7 @@ def publish(
     replace: bool,
     int8: bool,
 ) -> dict[str, int]:
-    """As of `ovref_pipelines.api.publish`."""
+    """See `ovref_pipelines.api.publish`."""
     manifest = collections.read_manifest(collection_url)
     measured = _evaluation(collection_url, manifest.fingerprint, build, evaluation)
     beside = images and build is None and has_pictures(collection_url)
