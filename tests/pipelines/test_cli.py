@@ -103,8 +103,8 @@ def test_verbs_and_flags_are_pinned():
              "place"]
         ),
         "publish": sorted(
-            ["--build", "--evaluation", "--help", "--no-images", "--replace", "--title", "-h",
-             "collection", "target"]
+            ["--build", "--evaluation", "--help", "--int8", "--no-images", "--replace", "--title",
+             "-h", "collection", "target"]
         ),
         "export": sorted(
             ["--build", "--clip-name", "--help", "--name", "--nouns", "--vfm-name", "-h", "-k",

@@ -465,7 +465,7 @@ def rewrite(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tree: tree.update(format_version=3), "version 3, this program reads 1 and 2"),
+        (lambda tree: tree.update(format_version=4), "version 4, this program reads 1, 2, 3"),
         (lambda tree: tree.pop("format_version"), "not the manifest"),
         (lambda tree: tree.update(surprise=1), "surprise"),
         (lambda tree: tree.pop("visual"), "visual"),

@@ -4,7 +4,7 @@ The same captions and seeds, in configurations that differ in the generator alon
 steps of the transformer are read was chosen on validation scenes
 (`recipes.miniature.measure_transformer --split validation`).
 
-    python tests/benchmarks/generators.py [--captions 100] [--scenes 100] [--cache FOLDER]
+    python tests/benchmarks/compare_generators.py [--captions 100] [--scenes 100] [--cache FOLDER]
 
 Cost is counted in rows of the network an image (a guided step costs two). All figures are of the
 miniature. Builds are kept under the cache and are not repeated; one that was stopped is continued.
@@ -56,7 +56,7 @@ def report(results):
         f"real model. {results['captions']} captions, {results['scenes']} {results['split']} "
         f"scenes; weights of the UNet {results['weights']['unet']}, of the transformer "
         f"{results['weights']['transformer']}; torch {results['torch']}. FOSSIL's mIoU in %. Made "
-        "by `tests/benchmarks/generators.py`, whose first lines say how.",
+        "by `tests/benchmarks/compare_generators.py`, whose first lines say how.",
         "",
         f"| | rows | references | {' | '.join(titles)} |",
         f"|---|{'---:|' * (2 + len(titles))}",
