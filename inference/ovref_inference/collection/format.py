@@ -210,8 +210,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if version not in READABLE_VERSIONS:
         raise CollectionError(
             f"{where} has format version {version!r}, this program reads "
-            f"{', '.join(map(str, READABLE_VERSIONS))}; "
-            "use the version of ovref that wrote it, or build the collection again"
+            f"{', '.join(map(str, READABLE_VERSIONS))}; use the ovref that wrote it, or build it again"
         )
     try:
         manifest = Manifest(
@@ -231,10 +230,10 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise CollectionError(
             f"{where} is not a manifest of format version {version}: {error}"
         ) from error
-    if manifest.embeddings not in EMBEDDINGS:
+    if manifest.embeddings != ("int8" if version == INT8_VERSION else "float16"):
         raise CollectionError(
-            f"{where} stores embeddings as {manifest.embeddings!r}, this program reads "
-            f"{' and '.join(EMBEDDINGS)}; use the version of ovref that wrote it"
+            f"{where} of version {version} stores embeddings as {manifest.embeddings!r}; version "
+            f"{INT8_VERSION} has int8, others float16: use the ovref that wrote it"
         )
     if missing := sorted(FILES.keys() - manifest.files.keys()):
         raise CollectionError(f"{where} names no file for {', '.join(missing)}")

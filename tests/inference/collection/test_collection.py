@@ -466,6 +466,8 @@ def rewrite(folder: Path, change) -> None:
     ("change", "message"),
     [
         (lambda tree: tree.update(format_version=4), "version 4, this program reads 1, 2, 3"),
+        (lambda tree: tree.update(format_version=3), "stores embeddings as 'float16'"),
+        (lambda tree: tree.update(embeddings="int8"), "stores embeddings as 'int8'"),
         (lambda tree: tree.pop("format_version"), "not the manifest"),
         (lambda tree: tree.update(surprise=1), "surprise"),
         (lambda tree: tree.pop("visual"), "visual"),
