@@ -210,7 +210,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if version not in READABLE_VERSIONS:
         raise CollectionError(
             f"{where} has format version {version!r}, this program reads "
-            f"{', '.join(map(str, READABLE_VERSIONS))}; use the ovref that wrote it, or build it again"
+            f"{', '.join(map(str, READABLE_VERSIONS))}; use the ovref that wrote it or build again"
         )
     try:
         manifest = Manifest(
