@@ -11,7 +11,6 @@ miniature. Builds are kept under the cache and are not repeated; one that was st
 """
 
 import argparse
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -19,9 +18,8 @@ from pathlib import Path
 import torch
 
 from ovref.config import load
-from ovref_inference.models import resolve
 from ovref_pipelines import recipe
-from steps import MASKS, built, measure
+from steps import MASKS, built, measure, weights_of
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {
@@ -30,12 +28,6 @@ SETTINGS = {
     "transformer": "configs/miniature_transformer.yaml",
 }
 """Name -> configuration."""
-
-
-def weights_of(name, folder):
-    """The first letters of the hash of a shipped network's weights."""
-    path = next((Path(resolve(f"miniature:{name}")) / folder).glob("*.safetensors"))
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def config_of(name, folder, arguments):

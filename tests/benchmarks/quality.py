@@ -15,7 +15,6 @@ Writes results/quality.json and quality.md. Everything resumes: run it again aft
 import argparse
 import json
 import shutil
-import subprocess
 import warnings
 from dataclasses import replace
 from datetime import date
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from machine import commit
 from ovref.config import parse
 from ovref.contract import Dropped
 from ovref.evaluation.cached import CachedModels
@@ -89,11 +89,6 @@ def main() -> None:
     path.write_text(json.dumps(known, indent=1) + "\n")
     (RESULTS / "quality.md").write_text(page(known))
     print(page(known))
-
-
-def commit() -> str:
-    command = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def folder_of(work: Path, share: float, seed: int) -> Path:
@@ -225,7 +220,7 @@ def reduced(folder: Path, limits: dict, config: BuildConfig, models: CachedModel
 
 
 def overlaps(place: Path, spec, data, models, examples) -> list[Overlaps]:
-    """Of each row, over all scenes."""
+    """The overlaps of each row of ROWS, over all scenes."""
     with ReferenceCollection.open(place) as collection:
         methods = Methods(spec, data, models, collection)
         methods.encode_batch(examples)

@@ -95,7 +95,7 @@ def main():
     first = next(iter(SETTINGS))
     names = [first, *(n for n in names if n != first)]
 
-    weights = unet_weights()
+    weights = weights_of("stable_diffusion", "unet")
     folder = arguments.cache / f"{weights}_{arguments.captions}"
     built = {}
     for name in names:
@@ -120,9 +120,10 @@ def main():
     print(report(results))
 
 
-def unet_weights():
-    path = Path(resolve("miniature:stable_diffusion")) / "unet"
-    return hashlib.sha256(next(path.glob("*.safetensors")).read_bytes()).hexdigest()[:12]
+def weights_of(model, part):
+    """The first letters of the hash of the weights of a shipped model's part."""
+    path = next((Path(resolve(f"miniature:{model}")) / part).glob("*.safetensors"))
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def config_of(name, folder, arguments):
@@ -150,7 +151,11 @@ def build(name, folder, arguments):
 
 
 def built(config, captions):
-    """The collection of a configuration of so many captions, built unless it is there."""
+    """The collection of a configuration and what it cost, built unless it exists.
+
+    Args:
+        captions: number of captions that the configuration generates from.
+    """
     timing = Path(config.output) / "cpu_seconds.json"
     if not timing.exists():
         started = time.process_time()
