@@ -45,8 +45,8 @@ class CorpusRow(NamedTuple):
     """The encoded image, or the name of its file; None without an image."""
     source: str = ""
     """If set, appended to the file name in place of the line."""
-    of: str | None = None
-    """Name of the image that a caption is of, where it is in every record of the format."""
+    image_name: str | None = None
+    """Name of the image that the caption describes, if every record of the format has one."""
 
 
 def open_text(fs: AbstractFileSystem, path: str, newline: str | None = "\n") -> io.TextIOWrapper:
@@ -109,7 +109,7 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
                     text=item.get(caption),
                     image=None if spec.images is None else name or b"",
                     source=f"image {image}:caption {item.get('id')}",
-                    of=f"image {image}",
+                    image_name=f"image {image}",
                 )
     except ValueError as error:
         raise InputError(

@@ -201,7 +201,7 @@ def _caption(
     if images and not (isinstance(image, bytes) and image):
         return dropped("missing_image")
     source = f"{file}:{row.source}" if row.source else where
-    return draws_of(spec, corpus, text, source, image, nouns, of=row.of)
+    return draws_of(spec, corpus, text, source, image, nouns, image_name=row.image_name)
 
 
 def draws_of(
@@ -212,12 +212,12 @@ def draws_of(
     image: bytes | None,
     nouns: tuple[Noun, ...] = (),
     segments: Segments | None = None,
-    of: str | None = None,
+    image_name: str | None = None,
 ) -> Iterator[Caption]:
-    """`spec.draws` captions with the same text; `of` names the image where none is read."""
+    """`spec.draws` captions with the same text; `image_name` is for images that are not read."""
     digest = sha256(image).hexdigest() if isinstance(image, bytes) else None
     if spec.repeats and digest is None:
-        digest = of
+        digest = image_name
     for draw in range(spec.draws):
         yield Caption(
             key=record_key(corpus, text, draw, digest),

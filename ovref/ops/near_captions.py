@@ -57,7 +57,8 @@ class NearCaptions:
     def __init__(self, captions: int, similarity: float) -> None:
         """
         Args:
-            captions: the most that will be added; memory is allocated for so many.
+            captions: maximum number of captions that will be added; memory is allocated for all
+                of them.
             similarity: lowest Jaccard similarity of near-duplicates, in (0, 1].
         """
         self._similarity = similarity

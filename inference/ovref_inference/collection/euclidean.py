@@ -33,7 +33,8 @@ def euclidean_prototypes(
         ValueError: the collection has no norms.
     """
     require_at_least("n", n, 1)
-    if norms and collection.norms is None:
+    norms_n1 = collection.norms if norms else None
+    if norms and norms_n1 is None:
         raise ValueError(
             f"{collection.url} has no norms of visual embeddings: build it with embed.norms=true"
         )
@@ -46,8 +47,8 @@ def euclidean_prototypes(
             per_class.append(np.zeros((0, width), dtype=np.float32))
             continue
         points_nd = l2_normalised(as_float32(collection.visual[ids_n]))
-        if norms and collection.norms is not None:
-            points_nd *= as_float32(collection.norms[ids_n])
+        if norms_n1 is not None:
+            points_nd *= as_float32(norms_n1[ids_n])
         per_class.append(euclidean_kmeans(points_nd, k, seed=seed))
     vectors_nkd, counts = stacked(per_class, width)
     return Prototypes(vectors_nkd=vectors_nkd, counts=counts, nouns=((),) * len(counts))

@@ -159,7 +159,8 @@ def segment_images(
     present: np.ndarray,
     missing: tuple[str, ...] = (),
 ) -> list[Segmentation]:
-    """`labelled` of the `score_images` of each; their arguments."""
+    """One label map per image: `labelled` applied to its scores by `score_images`, which say what
+    the arguments are."""
     return [
         labelled(partial(one.pixels, image.shape[:2]), present, image.shape[:2], missing)
         for one, image in zip(score_images(images, score_crops, windows), images, strict=True)

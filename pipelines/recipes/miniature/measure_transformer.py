@@ -36,7 +36,7 @@ NAME = "stable_diffusion_3"
 PER_THING = 1
 """Images generated of each thing."""
 THRESHOLD = 0.45
-"""Of stretched maps: the default of `ovref.ops.binarisation`."""
+"""Threshold of stretched maps; the default of `ovref.ops.binarisation`."""
 
 
 def load_transformer():

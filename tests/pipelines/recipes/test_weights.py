@@ -51,7 +51,7 @@ def test_stable_diffusion_draws_the_same_image_from_the_same_seed():
 
 
 def test_stable_diffusion_3_draws_the_same_image_from_the_same_seed():
-    """By the code that loads the real one; its parts are the shipped ones."""
+    """The miniature is loaded by the code that loads the real model, from the shipped parts."""
     from ovref.models.loading import load_pipeline
 
     pipeline = load_pipeline(
