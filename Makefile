@@ -44,7 +44,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing ovref and its libraries into $(VENV): some minutes, 9 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[cpu,dev]"
 	touch $@
 
 clean:
