@@ -1,15 +1,16 @@
 """Resident memory of an evaluation while it goes through thousands of images of COCO's size.
 
     python tests/benchmarks/evaluation_memory.py PHOTOGRAPHS INSTANCES [--images 5000] [--full 16]
-        [--output tests/benchmarks/results]
+        [--minutes M] [--output tests/benchmarks/results]
 
 PHOTOGRAPHS is a folder of COCO's images, INSTANCES the JSON file of their masks. COCO-Stuff as
-published is written into a temporary folder: crops of the photographs, each another one, mirrored
-or not, at 480 x 640 or 640 x 480 pixels; label maps hold the instances, and void elsewhere. `ovref
-evaluate` runs over them in a process of its own, whose resident set is read every half second from
-outside, with the number of images that are scored by then:
+published is written into a temporary folder: 400 crops of the photographs, mirrored or not, at 480
+x 640 or 640 x 480 pixels, again and again under other names; label maps hold the instances, and
+void elsewhere. `ovref evaluate` runs over them in a process of its own, whose resident set is read
+every half second from outside, with the number of images that are scored by then:
 
-- `many`: all images, 171 classes, the miniature's models, FOSSIL without proposals.
+- `many`: all images, or what is scored in so many minutes; 80 classes, the miniature's models,
+  FOSSIL without proposals.
 - `full`: the first `--full` images at FOSSIL's own sizes, 171 classes: windows of 448 pixels,
   DINOv2's 1369 patches of 1024 numbers, OpenCut on DINO's 3600 patches of 768 with the CRF; the
   backbones have random weights and one layer instead of 24 and 12, so what is measured is all but
@@ -45,12 +46,15 @@ import json, resource, sys
 from ovref.config import parse
 from ovref.evaluation.evaluate import EvaluateSpec, evaluate
 import faiss, pyarrow, skimage, torch, transformers, open_clip
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_mb():
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, flush=True)
+peak_mb()
 evaluate(parse(EvaluateSpec, json.loads(sys.argv[1])), lambda line: None, device="cpu")
-print(json.dumps([before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+peak_mb()
 """
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 SHARD = 50
+DISTINCT = 400
 REFERENCES = 20
 """References of each class."""
 
@@ -61,6 +65,7 @@ def main():
     parser.add_argument("instances", type=Path)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--full", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     path = arguments.output / "evaluation_memory.json"
@@ -72,7 +77,9 @@ def main():
         for name, images in runs.items():
             if images:
                 settings = SETTINGS[name](Path(folder))
-                results[name] = about() | watched(Path(folder), name, images, settings)
+                results[name] = about() | watched(
+                    Path(folder), name, images, settings, arguments.minutes
+                )
                 path.write_text(json.dumps(results, indent=1) + "\n")
                 path.with_suffix(".md").write_text(report(results))
     print(report(results))
@@ -99,6 +106,11 @@ def write_set(folder, photographs, instances, count):
     for part in ("val2017", "stuffthingmaps/val2017"):
         (folder / part).mkdir(parents=True)
     for number in range(count):
+        if number >= DISTINCT:
+            for part, end in (("val2017", "jpg"), ("stuffthingmaps/val2017", "png")):
+                known = folder / part / f"{number % DISTINCT:012d}.{end}"
+                (folder / part / f"{number:012d}.{end}").hardlink_to(known)
+            continue
         image, label = kept[number % len(kept)]
         size = (640, 480) if image.width >= image.height else (480, 640)
         scale = rng.uniform(0.7, 1)
@@ -138,6 +150,7 @@ def many(folder):
     return {
         "collection": collection(folder, visual, 96), "rows": ["fossil_no_proposals"],
         "fossil": {"n": REFERENCES, "k": 10, "windows": None}, "shard_size": SHARD,
+        "dataset": "coco80",
     }  # fmt: skip
 
 
@@ -158,6 +171,7 @@ def full(folder):
             "cut": {},
         },
         "ablate_n": [], "ablate_k": [], "ablate_gamma": [], "shard_size": 8,
+        "dataset": "coco_stuff",
     }  # fmt: skip
 
 
@@ -170,35 +184,39 @@ def saved(folder, model, processor):
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
-def watched(folder, name, images, settings):
-    """Runs an evaluation and reads its memory from outside."""
+def watched(folder, name, images, settings, minutes):
+    """Runs an evaluation, for so many minutes at most, and reads its memory from outside."""
     output = folder / f"out_{name}"
     settings |= {
-        "output": str(output), "dataset": "coco_stuff", "root": str(folder), "limit": images,
-        "pictures": 0,
+        "output": str(output), "root": str(folder), "limit": images, "pictures": 0,
     }  # fmt: skip
     commits = output / "scores" / "_commits"
-    samples = {}
     command = [sys.executable, "-c", COMMAND, json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    samples, until = {}, time.monotonic() + 60 * minutes
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        while process.poll() is None:
+        while process.poll() is None and time.monotonic() < until:
             done = len(list(commits.glob("*.json"))) * settings["shard_size"]
-            # Zombies have no resident set.
-            if (megabytes := resident(process.pid)) is not None:
+            if (megabytes := resident(process.pid)) is not None:  # a process that ends has none
                 samples[done] = max(samples.get(done, 0.0), megabytes)
             time.sleep(0.5)
-        if process.returncode:
+        if stopped := process.poll() is None:
+            process.kill()
+        elif process.returncode:
             raise SystemExit(f"the evaluation failed with {process.returncode}")
-        before, peak = (kib * 1024 / 1e6 for kib in json.loads(process.stdout.read()))
+        output = process.stdout.read().splitlines()
+    before = json.loads(output[0])
+    peak = max(samples.values()) if stopped else json.loads(output[-1])
+    images = max(samples)
     found = {
         "images": images,
+        "stopped": stopped,
         "libraries_mb": round(before),
         "peak_mb": round(peak),
         "resident_mb": {done: round(mb, 1) for done, mb in samples.items()},
     }
     steady = [done for done in samples if images / 10 <= done < images]
-    if len(steady) > 10:
+    if len(steady) > 3:
         slope, _ = np.polyfit(steady, [samples[done] for done in steady], 1)
         found["kb_an_image"] = round(1000 * slope, 3)
     return found
@@ -215,41 +233,42 @@ def report(results):
     lines = [
         "# Memory of an evaluation",
         "",
-        "Resident memory of `ovref evaluate dataset=coco_stuff`, 171 classes, images of 480 x 640 "
-        "pixels cut out of photographs. `libraries` is what the process has before it begins: "
-        "Python, torch, transformers. Made by `tests/benchmarks/evaluation_memory.py`, whose first "
-        "lines say how.",
+        "Resident memory of `ovref evaluate` on images of 480 x 640 pixels cut out of photographs "
+        "of COCO. `Libraries` are what the process has before it begins: Python, torch, transformers. "
+        "Made by `tests/benchmarks/evaluation_memory.py`, whose first lines say how.",
     ]
     if found := results.get("many"):
         series = {int(done): mb for done, mb in found["resident_mb"].items()}
         wanted = np.linspace(0, found["images"], 11)[1:-1]
         shown = [min(series, key=lambda done: abs(done - at)) for at in wanted]
         slope = found["kb_an_image"]
+        end = "stopped there" if found["stopped"] else "with the tables that are written at the end"
         lines += [
             "",
-            f"## {found['images']:,} images",
+            f"## {found['images']:,} images, one after the other",
             "",
-            "FOSSIL without proposals, the miniature's models. The largest resident set while so "
-            "many images were scored:",
+            "COCO's 80 classes, FOSSIL without proposals, the miniature's models; the largest "
+            "resident set while so many images were scored:",
             "",
             "| images | MB |",
             "|---:|---:|",
             *(f"| {done:,} | {series[done]:.0f} |" for done in dict.fromkeys(shown)),
-            f"| all, tables written | {found['peak_mb']} at most |",
             "",
+            f"Peak {found['peak_mb']:,} MB ({end}), of which libraries {found['libraries_mb']} MB. "
             f"A line fitted from a tenth of the images on rises by {slope:.2f} kB an image, "
-            f"{slope * found['images'] / 1000:.0f} MB in {found['images']:,}. Libraries: "
-            f"{found['libraries_mb']} MB. {_about(found)}",
+            f"{slope * 5:.0f} MB in 5,000. {_about(found)}",
         ]
     if found := results.get("full"):
+        above = found["peak_mb"] - found["libraries_mb"]
         lines += [
             "",
             "## FOSSIL at its own sizes",
             "",
-            f"{found['images']} images: windows, DINOv2 at 518 and DINO at 480 pixels with one "
-            f"layer each, OpenCut, CRF. Peak {found['peak_mb']} MB, of which libraries "
-            f"{found['libraries_mb']} MB. DINOv2 ViT-L/14 and DINO ViT-B/8 themselves, which "
-            f"come on top, are 1,560 MB in float32. {_about(found)}",
+            f"{found['images']} images, COCO-Stuff's 171 classes: windows of 448 pixels, DINOv2 at "
+            "518 and DINO at 480 pixels with one layer each, OpenCut, CRF. Peak "
+            f"{found['peak_mb']:,} MB, {above:,} above the {found['libraries_mb']} of the "
+            "libraries. The layers that are left out, 1.5 GB of weights in float32, come on top. "
+            f"{_about(found)}",
         ]
     return "\n".join(lines) + "\n"
 
