@@ -234,8 +234,8 @@ def report(results):
         "# Memory of an evaluation",
         "",
         "Resident memory of `ovref evaluate` on images of 480 x 640 pixels cut out of photographs "
-        "of COCO. `Libraries` are what the process has before it begins: Python, torch, transformers. "
-        "Made by `tests/benchmarks/evaluation_memory.py`, whose first lines say how.",
+        "of COCO. `Libraries` are what the process has before it begins: Python, torch, "
+        "transformers. Made by `tests/benchmarks/evaluation_memory.py`, whose first lines say how.",
     ]
     if found := results.get("many"):
         series = {int(done): mb for done, mb in found["resident_mb"].items()}
