@@ -1,6 +1,6 @@
 """FreeDA's own code beside ovref: everything but the backbones, CPU seconds and scores.
 
-    python tests/benchmarks/freeda_side_by_side.py CHECKOUT PHOTOGRAPH [--repeats 3]
+    python tests/benchmarks/freeda_side_by_side.py CHECKOUT PHOTOGRAPH [--windows 1] [--repeats 3]
         [--output tests/benchmarks/results]
 
 CHECKOUT is a copy of github.com/aimagelab/freeda. Its `FreeDA.generate_masks` runs as it is, at its
@@ -8,8 +8,8 @@ settings for ADE20k, on windows of 448 pixels, one prototype of each of 150 clas
 `FreedaSegmenter`. Both get the same superpixel settings, features (1,369 patches of DINOv2
 ViT-L/14, random directions that change smoothly over the image) and CLIP embeddings, which stand in
 for the backbones' passes and cost nothing. What is left is superpixels, pooling, similarity and the
-scores of 150 classes at every pixel. Each is run in turn, in one process on one thread; the median
-of the CPU seconds counts.
+scores of 150 classes at every pixel of the first windows. Each is run in turn, in one process on
+one thread; the median of the CPU seconds counts.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from torch.nn.functional import interpolate
 from machine import commit, processor
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
+from ovref_inference.segmenters.superpixels import superpixels
 from ovref_inference.segmenters.windows import window_boxes
 
 CLASSES, SIDE, PATCHES, DIM = 150, 448, 37, 1024
@@ -38,6 +39,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path)
     parser.add_argument("photograph", type=Path)
+    parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
@@ -47,7 +49,7 @@ def main():
     image = image.resize((round(image.width * scale), round(image.height * scale)))
     image_hwc = np.asarray(image)
     boxes = window_boxes(image_hwc.shape[:2], SIDE, SIDE // 2)
-    windows = [image_hwc[t:b, left:r] for t, left, b, r in boxes]
+    windows = [image_hwc[t:b, left:r] for t, left, b, r in boxes[: arguments.windows]]
     rng = np.random.default_rng(0)
     features = {window.tobytes(): smooth(rng) for window in windows}
     texts_cd, whole_d = unit(rng, (CLASSES, 768)), unit(rng, (768,))
@@ -57,7 +59,7 @@ def main():
     theirs = their_scores(arguments.checkout, features, prototypes_cd, texts_cd, whole_d)
     ours = our_scores(features, prototypes_cd, texts_cd, whole_d)
     found = {"theirs": [], "ours": []}
-    for _ in range(arguments.repeats + 1):
+    for _ in range(arguments.repeats):
         for name, score in (("theirs", theirs), ("ours", ours)):
             started = time.process_time()
             scores = [score(window) for window in windows]
@@ -70,7 +72,11 @@ def main():
         "commit": commit(),
         "machine": f"{processor()}, one thread, torch {torch.__version__}",
         "windows": len(windows),
-        "cpu_s": {name: statistics.median(seconds[1:]) for name, seconds in found.items()},
+        "repeats": arguments.repeats,
+        "superpixels": [
+            int(superpixels(window, FreedaConfig().superpixels).max()) + 1 for window in windows
+        ],
+        "cpu_s": {name: statistics.median(seconds) for name, seconds in found.items()},
         "mean_gap": float(torch.stack(gaps).mean()),
         "largest_gap": float(torch.stack(gaps).max()),
         "spread": float(torch.stack(expected).std()),
@@ -181,18 +187,19 @@ def our_scores(features, prototypes_cd, texts_cd, whole_d):
 
 def report(results):
     theirs, ours = (results["cpu_s"][name] for name in ("theirs", "ours"))
-    count = results["windows"]
+    count, numbers = results["windows"], ", ".join(map(str, results["superpixels"]))
     return f"""# FreeDA's own code
 
-Superpixels, pooling, similarity and scores of 150 classes at every pixel of {count} windows of 448
-pixels of one photograph: FreeDA's released code (aimagelab/freeda, `generate_masks`) and ovref on
-the same features, without the backbones. {results["machine"]}; commit {results["commit"]}. Made by
-`tests/benchmarks/freeda_side_by_side.py`, whose first lines say how.
+Superpixels ({numbers}), pooling, similarity and scores of 150 classes at every pixel of {count}
+window(s) of 448 pixels of one photograph: FreeDA's released code (aimagelab/freeda,
+`generate_masks`) and ovref on the same features, without the backbones. {results["machine"]};
+commit {results["commit"]}. Made by `tests/benchmarks/freeda_side_by_side.py`, whose first lines say
+how.
 
-| | CPU s | images/s |
+| | CPU s a window | windows/s |
 |---|---:|---:|
-| FreeDA's code | {theirs:.2f} | {1 / theirs:.3f} |
-| ovref | {ours:.2f} | {1 / ours:.3f} |
+| FreeDA's code | {theirs / count:.2f} | {count / theirs:.3f} |
+| ovref | {ours / count:.2f} | {count / ours:.3f} |
 
 FreeDA's code takes {theirs / ours:.1f} times as long. Scores differ by {results["mean_gap"]:.1e} on
 average and {results["largest_gap"]:.1e} at most, where they vary by {results["spread"]:.1e}
