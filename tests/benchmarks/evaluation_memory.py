@@ -42,12 +42,15 @@ from ovref.stages.embed import Embed
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 
 COMMAND = """
-import json, resource, sys
+import json, sys
+from pathlib import Path
 from ovref.config import parse
 from ovref.evaluation.evaluate import EvaluateSpec, evaluate
 import faiss, pyarrow, skimage, torch, transformers, open_clip
-def peak_mb():
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, flush=True)
+def peak_mb():  # not getrusage's, which begins with the peak of the parent
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM")]
+    print(int(line.split()[1]) * 1024 / 1e6, flush=True)
 peak_mb()
 evaluate(parse(EvaluateSpec, json.loads(sys.argv[1])), lambda line: None, device="cpu")
 peak_mb()
