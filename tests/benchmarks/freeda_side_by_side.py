@@ -192,9 +192,9 @@ def report(results):
 
 Superpixels ({numbers}), pooling, similarity and scores of 150 classes at every pixel of {count}
 window(s) of 448 pixels of one photograph: FreeDA's released code (aimagelab/freeda,
-`generate_masks`) and ovref on the same features, without the backbones. {results["machine"]};
-commit {results["commit"]}. Made by `tests/benchmarks/freeda_side_by_side.py`, whose first lines say
-how.
+`generate_masks`) and ovref on the same features, without the backbones. CPU seconds, the median of
+{results["repeats"]}; {results["machine"]}; commit {results["commit"]}. Made by
+`tests/benchmarks/freeda_side_by_side.py`, whose first lines say how.
 
 | | CPU s a window | windows/s |
 |---|---:|---:|
@@ -202,9 +202,10 @@ how.
 | ovref | {ours / count:.2f} | {count / ours:.3f} |
 
 FreeDA's code takes {theirs / ours:.1f} times as long. Scores differ by {results["mean_gap"]:.1e} on
-average and {results["largest_gap"]:.1e} at most, where they vary by {results["spread"]:.1e}
-(standard deviation); {100 * results["same_label"]:.1f}% of pixels have the same best class. It
-pools by each superpixel's mask interpolated to the patches, ovref by the part of a patch that a
+average and {results["largest_gap"]:.1e} at most, where they vary by {results["spread"]:.1e} (standard
+deviation); {100 * results["same_label"]:.1f}% of pixels have the same best class among 150 random
+ones. It pools by the values of a superpixel's mask at the centres of patches, and a superpixel
+between them keeps the scores of its patches; ovref pools by the part of each patch that a
 superpixel covers.
 """
 

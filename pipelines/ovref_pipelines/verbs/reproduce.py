@@ -232,7 +232,8 @@ def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
         if images and corpus.images is not None and not os.path.isdir(corpus.images):
             raise InputError(f"the folder of images {corpus.images} does not exist")
         if row.captions is None:
-            lines.append(f"{corpus.path}: captions are there")
+            what = "captions" if corpus.labels is None else "labelled images"
+            lines.append(f"{corpus.path}: {what} are there")
             continue
         lines.append(f"{corpus.path}: {count} captions")
         if count != row.captions:
