@@ -204,9 +204,9 @@ window(s) of 448 pixels of one photograph: FreeDA's released code (aimagelab/fre
 FreeDA's code takes {theirs / ours:.1f} times as long. Scores differ by {results["mean_gap"]:.1e} on
 average and {results["largest_gap"]:.1e} at most, where they vary by {results["spread"]:.1e}
 (standard deviation); {100 * results["same_label"]:.1f}% of pixels have the same best class among
-150 random ones. It pools by the values of a superpixel's mask at the centres of patches, and a superpixel
-between them keeps the scores of its patches; ovref pools by the part of each patch that a
-superpixel covers.
+150 random ones. It pools by the values of a superpixel's mask at the centres of patches, and a
+superpixel between them keeps the scores of its patches; ovref pools by the part of each patch that
+a superpixel covers.
 """
 
 
