@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from transformers import BitsAndBytesConfig
 
@@ -104,9 +105,7 @@ def load_pipeline(
             **_without_extras(found),
         }
         if single_file:
-            pipeline = _class_of_file(found, named).from_single_file(
-                path, config=resolve(described), **options
-            )
+            pipeline = _from_file(found, path, named, config=resolve(described), **options)
         else:
             if text_encoder_bits is not None:
                 encoders = [name for name in index if name.startswith("text_encoder")]
@@ -143,11 +142,11 @@ def _class_of(found: str, named: str) -> Any:
     return getattr(diffusers, PIPELINES[found])
 
 
-def _class_of_file(found: str, named: str) -> Any:
-    """`_class_of` a model in a single file.
+def _from_file(found: str, path: str, named: str, **options: Any) -> Any:
+    """A pipeline of the class `found`, from a single file.
 
     Raises:
-        ModelError: diffusers cannot read single files of it.
+        ModelError: diffusers cannot read it, or it lacks weights.
     """
     kind = _class_of(found, named)
     if not hasattr(kind, "from_single_file"):
@@ -155,7 +154,24 @@ def _class_of_file(found: str, named: str) -> Any:
             f"{named} is a single file of a {found}, which diffusers reads from folders alone: "
             "convert it to a folder in diffusers' layout, and leave out base"
         )
-    return kind
+    try:
+        pipeline = kind.from_single_file(path, **options)
+    except SingleFileComponentError as error:
+        raise ModelError(
+            f"{named} lacks a part, and so does its base: {str(error).splitlines()[0]}"
+        ) from error
+    # What the file has no weights for stays empty.
+    empty = [
+        name
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module) and any(t.is_meta for t in part.parameters())
+    ]
+    if empty:
+        raise ModelError(
+            f"{named} lacks weights of {' and '.join(sorted(empty))}, or has them under names that "
+            "diffusers does not know: use a file with all parts, or a folder in diffusers' layout"
+        )
+    return pipeline
 
 
 def _quantized(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
