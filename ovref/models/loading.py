@@ -158,7 +158,8 @@ def _from_file(found: str, path: str, named: str, **options: Any) -> Any:
         pipeline = kind.from_single_file(path, **options)
     except SingleFileComponentError as error:
         raise ModelError(
-            f"{named} lacks a part, and so does its base: {str(error).splitlines()[0]}"
+            f"{named} lacks a part: {str(error).splitlines()[0]} Use a file with all parts, or a "
+            "folder in diffusers' layout"
         ) from error
     # What the file has no weights for stays empty.
     empty = [

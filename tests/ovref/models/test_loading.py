@@ -203,7 +203,7 @@ def test_a_single_file_of_stable_diffusion_xl(tiny_pipelines, tmp_path):
 
 @pytest.mark.parametrize("lost", [
     "model.diffusion_model", "model.diffusion_model.middle_block.1", "first_stage_model",
-    "conditioner.embedders.1.model.ln_final",
+    "conditioner", "conditioner.embedders.1.model.ln_final",
 ])  # fmt: skip
 def test_a_single_file_that_lacks_weights_is_refused(tiny_pipelines, tmp_path, lost):
     base = str(tiny_pipelines["sdxl"])
@@ -211,23 +211,9 @@ def test_a_single_file_that_lacks_weights_is_refused(tiny_pipelines, tmp_path, l
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
     assert len(kept) < len(tensors)
     save_file(kept, tmp_path / "part.safetensors")
-    with pytest.raises(ModelError, match=r"cannot load the generator|lacks weights of"):
+    named = r"part.safetensors'( lacks (a part|weights of)|: )"
+    with pytest.raises(ModelError, match=named):
         load_pipeline(str(tmp_path / "part.safetensors"), base=base, **OPTIONS)
-
-
-def test_text_encoders_that_a_single_file_lacks_are_those_of_its_base(tiny_pipelines, tmp_path):
-    base = tmp_path / "base"
-    shutil.copytree(tiny_pipelines["sdxl"], base)
-    pipeline = load_pipeline(str(base), **OPTIONS)
-    tensors = original_weights(pipeline)
-    kept = {name: tensor for name, tensor in tensors.items() if "conditioner" not in name}
-    save_file(kept, tmp_path / "part.safetensors")
-    found = load_pipeline(str(tmp_path / "part.safetensors"), base=str(base), **OPTIONS)
-    assert torch.equal(weights_of(found.text_encoder), weights_of(pipeline.text_encoder))
-    for weights in base.glob("text_encoder*/*.safetensors"):
-        weights.unlink()
-    with pytest.raises(ModelError, match="lacks a part, and so does its base"):
-        load_pipeline(str(tmp_path / "part.safetensors"), base=str(base), **OPTIONS)
 
 
 def test_families_whose_single_files_diffusers_cannot_read_are_refused(tmp_path):
