@@ -74,8 +74,8 @@ def _pixart_sigma() -> Parts:
             use_additional_conditions=False,
         ),
         block_lists=("transformer_blocks",),
-        encode={"do_classifier_free_guidance": True, "max_sequence_length": 300},
-        settings={"scheduler": "dpm_solver++", "steps": 2, "guidance": 4.5, "size_hw": (128, 192)},
+        encode={"do_classifier_free_guidance": False, "max_sequence_length": 300},
+        settings={"scheduler": "dpm_solver++", "steps": 2, "guidance": 1.0, "size_hw": (128, 192)},
     )  # fmt: skip
 
 
@@ -155,26 +155,39 @@ def measure(name: str) -> dict[str, Any]:
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     parts = GENERATORS[name]()
-    settings = Synthesize(model="given", batch_size=1, **parts.settings)
-    text_encoder = _by_blocks(parts.text_encoder, [parts.text_blocks])
+    encoded, found = encode(parts)
+    return {"generator": name} | found | generate(parts, encoded)
+
+
+def _pipeline(parts: Parts, text_encoder: Any) -> Any:
+    scheduler = make_scheduler(parts.settings["scheduler"], parts.scheduler.config)
     pipeline = parts.pipeline(
         vae=parts.vae().eval(), text_encoder=text_encoder, tokenizer=parts.tokenizer,
-        transformer=None, scheduler=make_scheduler(settings.scheduler, parts.scheduler.config),
+        transformer=None, scheduler=scheduler,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    found = {
-        "generator": name,
-        "text_encoder": type(text_encoder).__name__,
-        "text_parameters": _count(text_encoder),
-    }
+    return pipeline
+
+
+def encode(parts: Parts) -> tuple[Any, dict[str, Any]]:
+    """What `encode_prompt` returns, and facts about it."""
+    text_encoder = _by_blocks(parts.text_encoder, [parts.text_blocks])
+    pipeline = _pipeline(parts, text_encoder)
     reset_peak()
     cpu = time.process_time()
     encoded = pipeline.encode_prompt(CAPTION, device="cpu", **parts.encode)
-    found |= _cost("text", cpu)
-    del text_encoder
-    pipeline.register_modules(text_encoder=None)
-    pipeline.encode_prompt = lambda *_, **__: encoded
+    return encoded, {
+        "text_encoder": type(text_encoder).__name__,
+        "text_parameters": _count(text_encoder),
+        **_cost("text", cpu),
+    }
 
+
+def generate(parts: Parts, encoded: Any) -> dict[str, Any]:
+    """Facts about an image, its heatmaps, and the explicit ones."""
+    settings = Synthesize(model="given", batch_size=1, **parts.settings)
+    pipeline = _pipeline(parts, None)
+    pipeline.encode_prompt = lambda *_, **__: encoded
     network = _sharpened(_by_blocks(parts.network, parts.block_lists))
     pipeline.register_modules(transformer=network)
     generator, recorder = Generator(pipeline, settings), recorder_of(pipeline)
@@ -182,7 +195,7 @@ def measure(name: str) -> dict[str, Any]:
     reset_peak()
     cpu = time.process_time()
     (generated,) = generator.generate([CAPTION], positions, [1])
-    found |= _cost("generation", cpu)
+    cost = _cost("generation", cpu)
 
     grid_hw = recorder.grid_hw(settings.size_hw)
     reading, read = generator.provenance["reading"], recorder.read_blocks(settings)
@@ -205,7 +218,7 @@ def measure(name: str) -> dict[str, Any]:
     expected = expected.unflatten(1, grid_hw).numpy()
     gap = abs(generated.heatmaps_nhw - expected).max(axis=(1, 2))
     bare = to_uint8(pixels)[0][0].numpy()
-    return found | {
+    return cost | {
         "network": type(network).__name__,
         "parameters": _count(network),
         "size_hw": list(settings.size_hw),
