@@ -284,7 +284,7 @@ def check(spec: MaskTraining) -> str:
     return (
         f"{made.data.name}\n{len(made.shown)} classes with masks"
         + (f", {len(unknown)} without: {', '.join(unknown)}" if unknown else "")
-        + f"\n{count / 1e6:.2f} million weights to train\n{masks} masks in {batch.names[0]}, losses "
+        + f"\n{count / 1e6:.2f} million weights to train\n{masks} masks in {batch.names[0]}; "
         + ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
         + f"\none image forward and backward: {seconds:.1f} s on {made.device.type}; "
         f"{spec.training.steps} steps of {spec.training.batch} images one by one: {hours:.1f} hours"
