@@ -361,15 +361,14 @@ def test_a_row_with_a_trained_proposer_runs_through_in_small(tmp_path, capsys):
     found = json.loads((runs / "retclip_convnext" / reproduce.RESULT).read_text())
     assert found["figures"] == {"pq": 30.9, "ap": 19.3, "miou": 44.0}
     assert all(0 <= value <= 100 for value in found["ours"].values())
-    collection = json.loads((runs / "retclip_convnext_collection/collection/collection.json")
-                            .read_text())  # fmt: skip
-    assert collection["encoders"]["visual"]["model"] == f"{model}/clip"
+    manifest = runs / "retclip_convnext_collection/collection/collection.json"
+    assert json.loads(manifest.read_text())["visual"]["model"] == f"{model}/clip"
     assert cli.main([*row, *RETCLIP]) == 0
     # Another row of table 4 asks the same collection.
     other = ["reproduce", "retclip_convnext_a10_b10_g03", *row[2:], *RETCLIP]
     assert cli.main(other) == 0
     again = json.loads((runs / "retclip_convnext_a10_b10_g03" / reproduce.RESULT).read_text())
-    assert again["ours"]["pq"] != found["ours"]["pq"] or again["ours"] != found["ours"]
+    assert again["ours"] != found["ours"]
 
 
 TINY = [
