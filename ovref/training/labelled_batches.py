@@ -282,15 +282,15 @@ class LabelledBatches:
         return top, left
 
 
-def _classes_of(segments_hw: np.ndarray, classes_s: np.ndarray) -> np.ndarray:
-    """The class of each pixel; where there is no segment, the segment's number below 0."""
-    return np.where(segments_hw < 0, segments_hw, classes_s[segments_hw])
-
-
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, images: int) -> np.ndarray:
     """The order of the images in an epoch."""
     return np.random.default_rng([seed, epoch, 0x0EDE]).permutation(images)
+
+
+def _classes_of(segments_hw: np.ndarray, classes_s: np.ndarray) -> np.ndarray:
+    """The class of each pixel; where there is no segment, the segment's number below 0."""
+    return np.where(segments_hw < 0, segments_hw, classes_s[segments_hw])
 
 
 def distorted(image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -19,30 +19,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT / "tests/helpers")]
+from machine import commit, processor
+from ovref.config import load
+from ovref.evaluation.report import markdown_table
+from ovref.miniature.shapes import UNSEEN
+from ovref.training.methods import module_of
+from ovref_inference.collection import format as fmt
+from ovref_inference.proposers.config import FcClipConfig, MaskFormerConfig
+from ovref_pipelines import recipe
+from ovref_pipelines.verbs import train as verb
+from paper_tables.datasets import Dataset, miniature_scenes, with_unseen
+from paper_tables.parts import Parts
+from paper_tables.predictions import evaluate_predictions, single_metric
+from paper_tables.published import RETCLIP_WEIGHTS
+from paper_tables.report import Ordering, markdown, table
+from paper_tables.spec import Collections, Proposers, TablesSpec
+from paper_tables.tables import OPTIONS
+from paper_tables.tune import coordinate_search
 
-import full_size  # noqa: E402
-from machine import commit, processor  # noqa: E402
-from ovref.config import load  # noqa: E402
-from ovref.evaluation.report import markdown_table  # noqa: E402
-from ovref.miniature.shapes import UNSEEN  # noqa: E402
-from ovref.training.methods import module_of  # noqa: E402
-from ovref_inference.collection import format as fmt  # noqa: E402
-from ovref_inference.proposers.config import FcClipConfig, MaskFormerConfig  # noqa: E402
-from ovref_pipelines import recipe  # noqa: E402
-from ovref_pipelines.verbs import train as verb  # noqa: E402
-from paper_tables.datasets import Dataset, miniature_scenes, with_unseen  # noqa: E402
-from paper_tables.parts import Parts  # noqa: E402
-from paper_tables.predictions import evaluate_predictions, single_metric  # noqa: E402
-from paper_tables.published import RETCLIP_WEIGHTS  # noqa: E402
-from paper_tables.report import Ordering, markdown, table  # noqa: E402
-from paper_tables.spec import Collections, Proposers, TablesSpec  # noqa: E402
-from paper_tables.tables import OPTIONS  # noqa: E402
-from paper_tables.tune import coordinate_search  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+import full_size
 
-RESULTS = HERE / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
 TRAININGS = {"fcclip": "miniature_fcclip", "open_mask_former": "miniature_mask_former"}
 BUILDS = {
     # One CLIP for masks, classes and database.
