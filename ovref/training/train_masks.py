@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
-from transformers import SwinModel
+from transformers import AutoConfig, MaskFormerForInstanceSegmentation, SwinModel
 
 from ovref.check_models import weights_fingerprint
 from ovref.config import STRICT, dump
@@ -75,13 +75,14 @@ class FcClipNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinStart:
-    """A Swin of transformers whose weights a MaskFormer begins with."""
+class Start:
+    """A model of transformers whose weights a MaskFormer begins with."""
 
     __pydantic_config__ = STRICT
 
     model: str
-    """Hub id (`microsoft/swin-base-patch4-window12-384-in22k`) or folder."""
+    """A Swin (`microsoft/swin-base-patch4-window12-384-in22k`), for the backbone alone; or a
+    MaskFormer (`facebook/maskformer-swin-base-coco`), for all but its classes. Hub id or folder."""
     revision: str = ""
     """Commit or tag on the hub; empty for the newest, or for a local model."""
 
@@ -103,8 +104,8 @@ class MaskFormerNetwork:
     """Height and width in pixels of the crops; multiples of 32."""
     sizes: OpenMaskFormerConfig = field(default_factory=OpenMaskFormerConfig)
     """Sizes of the network."""
-    start: SwinStart | None = None
-    """Backbone to begin with; null begins with random weights."""
+    start: Start | None = None
+    """What to begin with; null begins with random weights."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of pixels from 0 to 1; ImageNet's, as Swins are trained."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -374,18 +375,30 @@ RENAMED = (
 """Names of transformers' Swin, and of the one in its MaskFormer."""
 
 
-def _begin_with(head: OpenMaskFormer, start: SwinStart) -> None:
-    """Gives the backbone the weights of a Swin. Raises ModelError where they do not fit."""
+def _begin_with(head: OpenMaskFormer, start: Start) -> None:
+    """Gives a network the weights of a Swin or MaskFormer. Raises ModelError if they do not fit."""
     path, options = pretrained(start.model, start.revision)
-    with model_errors(f"load the Swin {start.model}"):
-        swin = SwinModel.from_pretrained(path, add_pooling_layer=False, **options)
-    found = {}
-    for name, value in swin.named_parameters():
-        for old, new in RENAMED:
-            name = re.sub(old, new, name)
-        found[name] = value
-    own = dict(head.model.pixel_level_module.encoder.model.named_parameters())
-    copy_weights(own, found, start.model)
+    own: nn.Module = head
+    with model_errors(f"begin with {start.model}"):
+        kind = AutoConfig.from_pretrained(path, **options).model_type
+        if kind == "maskformer":
+            found = MaskFormerForInstanceSegmentation.from_pretrained(path, **options)
+        elif kind == "swin":
+            found = SwinModel.from_pretrained(path, add_pooling_layer=False, **options)
+            own = head.model.pixel_level_module.encoder.model
+        else:
+            raise ValueError(f"it is a {kind}, expected a swin or maskformer")
+    classes = ("class_predictor.", "void")
+    wanted = {n: p for n, p in own.named_parameters() if not n.startswith(classes)}
+    given = {}
+    for name, value in found.named_parameters():
+        if name.startswith(classes):
+            continue
+        new = name
+        for old, ours in RENAMED if kind == "swin" else ():
+            new = re.sub(old, ours, new)
+        given[new] = value
+    copy_weights(wanted, given, start.model)
 
 
 def _identity(spec: MaskTraining, data: LabelledSet, shown: tuple[int, ...]) -> dict[str, Any]:

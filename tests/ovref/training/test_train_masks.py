@@ -24,7 +24,7 @@ from ovref.training.train_masks import (
     FcClipNetwork,
     FcClipTraining,
     MaskFormerNetwork,
-    SwinStart,
+    Start,
     check,
     prepare,
     run,
@@ -229,7 +229,7 @@ def test_a_mask_former_begins_with_a_swin_of_transformers(tmp_path):
     torch.manual_seed(4)
     swin = SwinModel(settings, add_pooling_layer=False).eval()
     swin.save_pretrained(tmp_path / "swin")
-    start = SwinStart(model=str(tmp_path / "swin"))
+    start = Start(model=str(tmp_path / "swin"))
     spec = replace(MASK_FORMER, output=str(tmp_path / "out"))
     spec = replace(spec, network=replace(spec.network, start=start))
     encoder = prepare(spec).network.head.model.pixel_level_module.encoder.eval()
@@ -239,6 +239,25 @@ def test_a_mask_former_begins_with_a_swin_of_transformers(tmp_path):
     sizes = replace(SIZES, depths=(1, 1, 2, 1))
     with pytest.raises(ModelError, match="of another architecture or width"):
         prepare(replace(spec, network=replace(spec.network, sizes=sizes)))
+
+
+@torch.no_grad()
+def test_a_mask_former_begins_with_another(trained, tmp_path):
+    """All but the classes is that of the first; another kind of model is refused."""
+    spec = replace(MASK_FORMER, output=str(tmp_path))
+
+    def begun(model):
+        network = replace(spec.network, start=Start(model=model))
+        return prepare(replace(spec, network=network)).network.head
+
+    first = weights_of(trained["mask_former"])
+    own = begun(str(trained["mask_former"])).state_dict()
+    plain = prepare(spec).network.head.state_dict()
+    for name in ("mask_embedder.0.0.weight", "model.transformer_module.queries_embedder.weight"):
+        torch.testing.assert_close(own[name], first[name])
+    assert torch.equal(own["class_predictor.0.weight"], plain["class_predictor.0.weight"])
+    with pytest.raises(ModelError, match="it is a dinov2, expected a swin or maskformer"):
+        begun("miniature:dinov2")
 
 
 def test_what_does_not_fit_is_refused(specs, tmp_path):
