@@ -273,7 +273,7 @@ def check(spec: MaskTraining) -> str:
     began = time.monotonic()
     batch = made.batches(0, 0, spec.training.batch)
     made.network.train()
-    terms = {name: float(term) for name, term in _step(made, batch).items()}
+    terms = {name: term.item() for name, term in _step(made, batch).items()}
     if not np.isfinite(list(terms.values())).all():
         raise InputError(f"the losses of {', '.join(batch.names)} are not finite: {terms}")
     seconds = time.monotonic() - began
@@ -295,7 +295,7 @@ def check(spec: MaskTraining) -> str:
 def _step(made: Prepared, batch: Any) -> dict[str, torch.Tensor]:
     terms = {name: term.sum() for name, term in made.losses_of(made.network, batch).items()}
     torch.stack(list(terms.values())).sum().backward()
-    return terms
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def prepare(spec: MaskTraining) -> Prepared:

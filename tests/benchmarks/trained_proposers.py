@@ -347,8 +347,8 @@ def _write_page(reasons: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/trained_proposers"))
-    parser.add_argument("--scenes", type=int, default=600)
-    parser.add_argument("--tuning", type=int, default=200)
+    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--tuning", type=int, default=100)
     parser.add_argument("--full-size", nargs="?", const="", metavar="CONFIGURATION")
     parser.add_argument("--only", choices=("train", "build"), help="this, and nothing else")
     arguments = parser.parse_args()

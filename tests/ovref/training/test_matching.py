@@ -190,7 +190,7 @@ def slow_losses(config, network, texts, row):
 @pytest.mark.parametrize("config", [POINTS, PIXELS], ids=["mask2former", "maskformer"])
 def test_losses_are_those_of_the_best_matching(config):
     network, (losses, texts) = Network(), made(config)
-    found = losses(network, batch_of(0, 1, 2))
+    found = {n: term.detach() for n, term in losses(network, batch_of(0, 1, 2)).items()}
     assert set(found) == {"classes", "masks", "dice"}
     for row in range(3):
         for name, wanted in slow_losses(config, network, texts, row).items():
