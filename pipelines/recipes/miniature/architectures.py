@@ -135,8 +135,11 @@ def new_clip():
 
 
 def new_clip_convnext():
-    """open_clip CLIP with a ConvNeXt, and a text transformer of the same shape as `new_clip`'s."""
-    return open_clip.CLIP(**CONVNEXT_CONFIG)
+    """open_clip CLIP with a ConvNeXt; all else has the shape of `new_clip`'s and is not trained."""
+    model = open_clip.CLIP(**CONVNEXT_CONFIG)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("visual."))
+    return model
 
 
 def _vit_shape():

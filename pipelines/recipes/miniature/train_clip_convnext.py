@@ -94,7 +94,6 @@ def main():
     own = {k: v for k, v in clip.state_dict().items() if not k.startswith("visual.")}
     model.load_state_dict(own, strict=False)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("visual."))
         if name.endswith("gamma"):  # or the blocks would begin as next to nothing
             torch.nn.init.constant_(parameter, 0.3)
     captions_nd = text_embeddings(clip, tokenizer, pool.captions)
