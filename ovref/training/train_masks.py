@@ -253,8 +253,10 @@ def run(spec: MaskTraining, say: Say = print) -> dict[str, Any]:
         "last": dict(result["history"][-1]),
     }
     if place()[0] == 0:
-        write = _write_fcclip if isinstance(spec, FcClipTraining) else _write_mask_former
-        write(spec, made, facts)
+        if isinstance(spec, FcClipTraining):
+            _write_fcclip(spec, made, facts)
+        elif isinstance(spec, MaskFormerTraining):
+            _write_mask_former(spec, made, facts)
         say(f"written to {spec.output}")
     return facts
 
@@ -378,7 +380,8 @@ RENAMED = (
 def _begin_with(head: OpenMaskFormer, start: Start) -> None:
     """Gives a network the weights of a Swin or MaskFormer. Raises ModelError if they do not fit."""
     path, options = pretrained(start.model, start.revision)
-    own: nn.Module = head
+    own: Any = head
+    found: Any
     with model_errors(f"begin with {start.model}"):
         kind = AutoConfig.from_pretrained(path, **options).model_type
         if kind == "maskformer":

@@ -177,7 +177,7 @@ class OpenMaskFormer(MaskFormerForInstanceSegmentation):
         Args:
             pixels: (b, 3, H, W), normalised.
         """
-        decoder = self.model.transformer_module.decoder
+        decoder: Any = self.model.transformer_module.decoder
         states: list[torch.Tensor] = []
         # transformers keeps no layer's queries as its own loss would need them.
         hooks = [

@@ -75,7 +75,7 @@ class TrainMaskFormer(MaskFormerTraining):
 
 
 AnyTrainConfig = TrainConfig | TrainFcClip | TrainMaskFormer
-Chosen = TypeVar("Chosen", TrainConfig, TrainFcClip, TrainMaskFormer)
+Chosen = TypeVar("Chosen", bound=AnyTrainConfig)
 METHODS: dict[str, type[AnyTrainConfig]] = {
     "clip_rc": TrainConfig, "fcclip": TrainFcClip, "mask_former": TrainMaskFormer,
 }  # fmt: skip
