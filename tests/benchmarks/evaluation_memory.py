@@ -265,7 +265,7 @@ def report(results):
             f"A line fitted from a tenth of the images on rises by {slope:.2f} kB an image, "
             f"{slope * 5:.0f} MB in 5,000. {_about(found)}",
         ]
-    batches = {name.split()[-1]: found for name, found in results.items() if name != "many"}
+    batches = {name.split()[-1]: found for name, found in results.items() if name[:4] == "full"}
     if batches:
         lines += [
             "",
