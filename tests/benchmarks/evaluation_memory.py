@@ -249,6 +249,7 @@ def report(results):
         wanted = np.linspace(0, found["images"], 11)[1:-1]
         shown = [min(series, key=lambda done: abs(done - at)) for at in wanted]
         slope = found["kb_an_image"]
+        last = min(done for done, mb in series.items() if mb == max(series.values()))
         end = "stopped there" if found["stopped"] else "with the tables that are written at the end"
         lines += [
             "",
@@ -263,7 +264,7 @@ def report(results):
             "",
             f"Peak {found['peak_mb']:,} MB ({end}), of which libraries {found['libraries_mb']} MB. "
             f"A line fitted from a tenth of the images on rises by {slope:.2f} kB an image, "
-            f"{slope * 5:.0f} MB in 5,000. {_about(found)}",
+            f"{slope * 5:.0f} MB in 5,000; it last rose at {last:,}. {_about(found)}",
         ]
     batches = {name.split()[-1]: found for name, found in results.items() if name[:4] == "full"}
     if batches:
