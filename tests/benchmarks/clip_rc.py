@@ -75,6 +75,8 @@ SMALL: dict[str, tuple[str, ...]] = {
 }
 """Trainings of tables 5 to 8."""
 SEARCH: dict[str, tuple[str, ...]] = {
+    "rate2": ("training.rate=0.002", "training.warm_up=20"),
+    "rate4": ("training.rate=0.004", "training.warm_up=20"),
     "unclipped": ("training.steps=800", "training.clip_norm=null"),
     "unclipped_transductive": (
         "training.steps=400", "training.clip_norm=null", "setting=transductive",
