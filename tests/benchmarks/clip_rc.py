@@ -55,7 +55,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "supervised": ("setting=supervised",),
 }
 """Trainings of tables 1 to 4, each with SEEDS: what they change in the configuration."""
-SHORT = ("training.steps=200", "training.warm_up=50")
+SHORT = ("training.steps=200",)
 """What all trainings of tables 5 to 8 change besides; one seed."""
 SMALL: dict[str, tuple[str, ...]] = {
     "table": (),
@@ -74,13 +74,13 @@ SMALL: dict[str, tuple[str, ...]] = {
     "recovery3": ("network.recovery_layers=3",),
 }
 """Trainings of tables 5 to 8."""
+SLOW = ("training.rate=0.001", "training.warm_up=100")
 SEARCH: dict[str, tuple[str, ...]] = {
-    "rate2": ("training.rate=0.002", "training.warm_up=20"),
-    "rate4": ("training.rate=0.004", "training.warm_up=20"),
-    "unclipped": ("training.steps=800", "training.clip_norm=null"),
+    "rate2": ("training.rate=0.002",),
+    "rate1": SLOW,
+    "unclipped": (*SLOW, "training.clip_norm=null", "training.steps=800"),
     "unclipped_transductive": (
-        "training.steps=400", "training.clip_norm=null", "setting=transductive",
-        "start={runs}/unclipped",
+        *SLOW, "training.clip_norm=null", "setting=transductive", "start={runs}/unclipped",
     ),
 }  # fmt: skip
 """Other settings, compared on validation scenes."""
