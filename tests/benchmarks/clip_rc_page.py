@@ -113,8 +113,8 @@ FOUND = """\
 ## What is reversed
 
 In so short a training the network without the three parts is the better one: the bridge alone does
-no harm, but alignment, which makes the decoder's input three times as wide, costs 3.4 points of hIoU
-after 200 steps. An earlier page had the three parts 7.1 points (4.9 to 9.3) above it. That was with
+no harm, but alignment, which makes the decoder's input three times as wide, costs 3.4 points of
+hIoU after 200 steps. An earlier page had the three parts 7.1 points (4.9 to 9.3) above it, with
 gradients that were not clipped, and 0.1 taken off for both. Clipped and with a penalty chosen for
 each, it was 1.7 points (0.1 to 3.5) after 400 steps at a rate of 0.001; at 0.004, the better rate,
 which was chosen for the whole network, it is what the first table says. Longer trainings were not
