@@ -2,15 +2,10 @@
 
     python -m recipes.miniature.export --work DIR [--output pipelines/ovref_miniature/weights]
 
-<<<<<<< HEAD
 May run while models are training; a model without a checkpoint is left unchanged. `training.json`
-records the steps and seconds behind every folder. `DIR/fcclip` and `DIR/open_mask_former` are the
-outputs of `ovref train --config miniature_fcclip` and `miniature_mask_former`.
-=======
-May run while models are training; a model without a checkpoint is left unchanged. `DIR/clip_rc` is
-the output of `ovref train --config miniature_clip_rc`. `training.json` records the steps and
-seconds behind every folder.
->>>>>>> cliprc
+records the steps and seconds behind every folder. `DIR/clip_rc`, `DIR/fcclip` and
+`DIR/open_mask_former` are the outputs of `ovref train --config miniature_clip_rc`,
+`miniature_fcclip` and `miniature_mask_former`.
 """
 
 import argparse
@@ -20,11 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-<<<<<<< HEAD
-from safetensors.torch import load_file, save_file
-=======
-from safetensors.torch import save
->>>>>>> cliprc
+from safetensors.torch import load_file, save, save_file
 
 from ovref_inference.segmenters.clip_rc import HEAD, WEIGHTS, read_head
 from ovref_miniature import FOLDER
@@ -94,21 +85,17 @@ def export(work, output):
         save_grounding_dino(output / "grounding_dino", probed.detector)
     if load("maskformer", layered):
         save_maskformer(output / "maskformer", layered.maskformer)
-<<<<<<< HEAD
     for name, described in (("fcclip", "fcclip.json"), ("open_mask_former", "config.json")):
         if (work / name / described).is_file():
             done[name] = save_proposer(work / name, output / name)
-=======
     if (work / "clip_rc" / HEAD).is_file():
         done["clip_rc"] = save_clip_rc(work / "clip_rc", output / "clip_rc")
->>>>>>> cliprc
     path = output / "training.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")
     return done
 
 
-<<<<<<< HEAD
 def save_proposer(trained, folder):
     """Copies what `ovref train` has made of a proposer, in half precision; returns its steps and
     seconds."""
@@ -126,7 +113,8 @@ def save_proposer(trained, folder):
         }
         save_file(halves, folder / path.name, metadata={"format": "pt"})
     return found
-=======
+
+
 def save_clip_rc(trained, folder):
     """Copies a trained head in half precision; returns its steps and seconds."""
     head, tensors = read_head(str(trained))
@@ -141,7 +129,6 @@ def save_clip_rc(trained, folder):
     (folder / WEIGHTS).write_bytes(weights)
     (folder / HEAD).write_bytes(head.encoded() + b"\n")
     return {name: head.training[name] for name in ("steps", "seconds")}
->>>>>>> cliprc
 
 
 def main():
