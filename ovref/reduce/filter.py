@@ -55,7 +55,7 @@ FLAGGED = 0.5
 _CHUNK = 65_536
 
 
-class NothingKept(InputError):
+class NothingKeptError(InputError):
     """The filters leave no reference."""
 
     steps: list[dict[str, Any]]
@@ -83,7 +83,7 @@ def filter_references(
         seed: seed of the index that is searched for the noun agreement.
 
     Raises:
-        NothingKept: nothing is left (the message counts what each filter dropped).
+        NothingKeptError: nothing is left (the message counts what each filter dropped).
         InputError: a filter needs what was not measured.
     """
     measures = _measures(gathered)
@@ -152,7 +152,7 @@ def filter_references(
         }
     if len(rows) == 0:
         lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
-        error = NothingKept(
+        error = NothingKeptError(
             f"the filters leave none of {len(visual)} references (dropped: {lost}); "
             "relax the thresholds in `filter`"
         )

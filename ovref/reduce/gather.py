@@ -15,7 +15,7 @@ import pyarrow as pa
 from ovref.errors import InputError
 from ovref.ops.quality import usable_rows
 from ovref.reduce.grow import Base
-from ovref.reduce.inputs import References, different_widths
+from ovref.reduce.inputs import References, different_widths, no_references
 from ovref.reduce.phases import Report
 from ovref.storage import codec
 from ovref_inference.collection.format import (
@@ -60,11 +60,7 @@ def gather(
     existing = base.rows if base else 0
     rows = existing + sum(one.rows for one in inputs)
     if rows == 0:
-        steps = ", ".join(one.where for one in inputs)
-        raise InputError(
-            f"expected references, found none in the committed shards of {steps}; the "
-            "drop counts of the earlier steps say why"
-        )
+        raise no_references(inputs)
     parts = _parts(base, inputs)
     first = next(parts)
     widths = (first.visual.shape[1], first.textual.shape[1])

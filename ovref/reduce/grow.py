@@ -112,13 +112,13 @@ def inputs_of(grown: Base | None) -> list[dict[str, Any]]:
     return grown.manifest.build["inputs"] if grown else []
 
 
-def provenance_of(grown: Base | None, new: dict[str, Any]) -> list[dict[str, Any]]:
+def provenance_of(base: fmt.Heading | None, new: dict[str, Any]) -> list[dict[str, Any]]:
     """The provenance of the base's references, then that of the new ones.
 
     A base without provenance counts as one entry with its fingerprint.
     """
-    if grown is None:
+    if base is None:
         return [new]
-    unsaid = [{"unknown": grown.manifest.fingerprint}]
-    before = grown.manifest.build.get("provenance") or unsaid
+    unsaid = [{"unknown": base.fingerprint}]
+    before = base.build.get("provenance") or unsaid
     return before if new in before else [*before, new]

@@ -128,6 +128,15 @@ def dropped_before(inputs: Sequence[References]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def no_references(inputs: Sequence[References]) -> InputError:
+    """The error for inputs without a reference."""
+    steps = ", ".join(one.where for one in inputs)
+    return InputError(
+        f"expected references, found none in the committed shards of {steps}; the drop counts of "
+        "the earlier steps say why"
+    )
+
+
 def different_widths(where: str, found: tuple[int, ...], before: tuple[int, ...]) -> InputError:
     """The error for embeddings of other widths than those before them."""
     return InputError(

@@ -30,6 +30,8 @@ from ovref_inference.collection.prototypes import (
 from ovref_inference.collection.retrieve import Texts, class_embeddings
 
 NOUNS_A_TASK = 2048
+SHOWN = 20
+"""The most and the least frequent nouns in a summary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +270,7 @@ def _remove_scratch(out: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _counted(nouns: list[str], counts: np.ndarray, largest: bool, how_many: int = 20) -> list:
+def _counted(nouns: list[str], counts: np.ndarray, largest: bool) -> list:
     """[noun, references] of the most or least frequent nouns."""
-    order = np.argsort(-counts if largest else counts, kind="stable")[:how_many]
+    order = np.argsort(-counts if largest else counts, kind="stable")[:SHOWN]
     return [[nouns[i], int(counts[i])] for i in order]

@@ -194,7 +194,7 @@ def reduce_undivided(
                 "embed": spec_identity(embed),
                 "inputs": inputs_of(grown) + identity["inputs"],
                 "base": identity["base"],
-                "provenance": provenance_of(grown, made_from),
+                "provenance": provenance_of(grown.manifest if grown else None, made_from),
                 "summary": summary,
             },
         )
