@@ -10,9 +10,7 @@ and only partitions with new references or new deletions are made again, in new 
 readers see the old collection until the manifest is replaced.
 """
 
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,14 +23,13 @@ from ovref import config
 from ovref.ahead import map_ahead
 from ovref.errors import MismatchError, StorageError
 from ovref.identity import fingerprint, spec_identity
-from ovref.reduce.filter import DROPPED, NothingKeptError
+from ovref.reduce.filter import NothingKeptError
 from ovref.reduce.grow import check_same_encoders, provenance_of
 from ovref.reduce.inputs import Shards, dropped_before, new_shards, no_references
-from ovref.reduce.noun_prototypes import SHOWN, NoTexts
 from ovref.reduce.partition_tree import Tree, read_tree
+from ovref.reduce.partitions import Part, copy_partition, filtered, reduce_leaf, summary_of
 from ovref.reduce.phases import Report, RunTasks, Task, one_at_a_time
 from ovref.reduce.published import (
-    PARTITIONS,
     SCATTER,
     TREE,
     Published,
@@ -40,7 +37,7 @@ from ovref.reduce.published import (
     read_published,
     remove_leftovers,
 )
-from ovref.reduce.run import changed_meanwhile, encoder_infos, reduce_undivided
+from ovref.reduce.run import changed_meanwhile, encoder_infos
 from ovref.reduce.scatter import (
     GROUP_ROWS,
     NOUNS_A_TASK,
@@ -50,7 +47,6 @@ from ovref.reduce.scatter import (
     encode_nouns,
     groups_of,
     make_plan,
-    planned_embeddings,
     planned_sizes,
     read_ahead,
     scatter,
@@ -117,7 +113,7 @@ def reduce_partitioned(
         if not any(part.manifest for part in parts.values()):
             raise NothingKeptError(
                 f"the filters leave none of the references of any partition: "
-                f"{_filtered(parts.values())}; relax the thresholds in `filter`"
+                f"{filtered(parts.values())}; relax the thresholds in `filter`"
             )
         if (summary := standing()) is not None:  # made on another machine
             return summary
@@ -151,18 +147,6 @@ class _Grown:
         leaf_of = {number: leaf for leaf, number in enumerate(self.tree.partitions.tolist())}
         every = map_ahead(nouns_of, range(len(self.published.partitions)))
         return {noun: leaf_of[number] for number, nouns in enumerate(every) for noun in nouns}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What became of the references of a leaf."""
-
-    path: str
-    """Folder of the partition, in the collection."""
-    manifest: fmt.Manifest | None
-    """None if the filters left none of them."""
-    filtered: list[dict[str, Any]]
-    """Counts before and after each filter; empty if it was not made again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +237,7 @@ def _planned(job: _Job, texts: Texts) -> tuple[StepFolder, Tree]:
         return plan, read_tree(path, plan.store.url)
 
 
-def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, _Part]:
+def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, Part]:
     """The partition of every leaf that has references, made, copied or left as it is."""
     scattered, groups = job.step("scattered"), groups_of(job.inputs)
     job.run(scattered, {n: partial(scatter, scattered, n, g, plan) for n, g in groups.items()})
@@ -261,7 +245,7 @@ def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, _Part]:
     content = fingerprint([job.identity, plan.required(PLAN).files["parquet"].sha256])
     alone = replace(job.spec, partition_references=None)
     numbers = tree.partitions if job.grown else np.full(tree.leaves, -1)
-    parts: dict[int, _Part] = {}
+    parts: dict[int, Part] = {}
     tasks: dict[int, Task] = {}
     for leaf, number in enumerate(numbers.tolist()):
         base = None
@@ -272,9 +256,9 @@ def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, _Part]:
             same = manifest.build["reduce"] == spec_identity(alone)
             if not sizes[leaf] and same and Published(manifest).settled:
                 if job.grown.store == job.output:
-                    parts[leaf] = _Part(path, manifest, [])
+                    parts[leaf] = Part(path, manifest, [])
                 else:
-                    tasks[leaf] = partial(_copy, base, job.output, path)
+                    tasks[leaf] = partial(copy_partition, base, job.output, path)
                 continue
         elif not sizes[leaf]:
             continue
@@ -282,7 +266,7 @@ def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, _Part]:
             scattered, tuple(groups), leaf, int(sizes[leaf]), content, read_ahead(tree.leaves)
         )
         tasks[leaf] = partial(
-            _reduce_leaf, references, plan, alone, job.embed, job.output,
+            reduce_leaf, references, plan, alone, job.embed, job.output,
             f"{leaf:05d}-{job.wanted[:12]}", base, job.work, job.licences, job.provenance,
         )  # fmt: skip
     total = len(parts) + len(tasks)
@@ -292,66 +276,7 @@ def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, _Part]:
     return dict(sorted(parts.items()))
 
 
-def _reduce_leaf(
-    references: PartitionReferences,
-    plan: StepFolder,
-    spec: ReduceSpec,
-    embed: Embed,
-    output: Store,
-    name: str,
-    base: Store | None,
-    work: Path,
-    licences: Sequence[str],
-    provenance: Mapping[str, Any],
-) -> _Part:
-    """A task: makes one partition, in a folder of its own below `work`."""
-    path = f"{PARTITIONS}/{name}"
-    place, folder = output.child(path), work / name
-    # Its name holds the fingerprint of the whole: if it is there, it is the right one.
-    with one_at_a_time(folder.with_suffix(".lock"), lambda *_: None):
-        if (made := read_published(place)) is None:
-            try:
-                with scratch_folder() as cache:
-                    reduce_undivided(
-                        [references],
-                        spec,
-                        embed=embed,
-                        texts=NoTexts(),
-                        embeddings=planned_embeddings(plan, references.leaf),
-                        output=place,
-                        work=folder,
-                        licences=licences,
-                        provenance=provenance,
-                        base=base,
-                        cache=Path(cache),
-                    )
-            except NothingKeptError as error:
-                shutil.rmtree(folder)
-                return _Part(path, None, error.steps)
-            made = read_published(place)
-        for dropped in folder.glob(f"*-{DROPPED}"):
-            dropped.replace(work / f"{name}-{DROPPED}")
-        shutil.rmtree(folder, ignore_errors=True)
-    if made is None or not isinstance(made.manifest, fmt.Manifest):
-        raise StorageError(f"{place.url} was removed while it was made; run the same command again")
-    return _Part(path, made.manifest, made.manifest.build["summary"]["filter"])
-
-
-def _copy(source: Store, output: Store, path: str) -> _Part:
-    """A task: copies a partition as it is, its manifest last."""
-    target, content = output.child(path), source.read(fmt.MANIFEST)
-    manifest = fmt.parse_manifest(content, f"{source.url}/{fmt.MANIFEST}")
-    if not target.exists(fmt.MANIFEST) or target.read(fmt.MANIFEST) != content:
-        for info in manifest.files.values():
-            with source.local_copy(info.path) as local:
-                if sha256_of(local) != info.sha256:
-                    raise StorageError(f"{source.url}/{info.path} is damaged; `ovref verify` it")
-                target.upload(local, info.path)
-        target.write(fmt.MANIFEST, content)
-    return _Part(path, manifest, [])
-
-
-def _publish(job: _Job, tree: Tree, parts: Mapping[int, _Part]) -> fmt.PartitionedManifest:
+def _publish(job: _Job, tree: Tree, parts: Mapping[int, Part]) -> fmt.PartitionedManifest:
     """Writes the tree, then the manifest."""
     numbers = tree.partitions.copy() if job.grown else np.full(tree.leaves, -1)
     for leaf, part in parts.items():
@@ -370,6 +295,7 @@ def _publish(job: _Job, tree: Tree, parts: Mapping[int, _Part]) -> fmt.Partition
     manifests = [manifest for _, manifest in made]
     visual, textual = encoder_infos(job.embed, manifests[0].visual.dim, manifests[0].textual.dim)
     base = job.grown.manifest if job.grown else None
+    before = base.counts["references"] if base else 0
     manifest = fmt.PartitionedManifest(
         fingerprint=job.wanted,
         visual=visual,
@@ -385,7 +311,8 @@ def _publish(job: _Job, tree: Tree, parts: Mapping[int, _Part]) -> fmt.Partition
             "inputs": (base.build["inputs"] if base else []) + job.identity["inputs"],
             "base": job.identity["base"],
             "provenance": provenance_of(base, job.provenance),
-            "summary": _summary(job, list(parts.values())),
+            "summary": summary_of(list(parts.values()), before)
+            | {"dropped_before": dropped_before(job.inputs)},
         },
         counts={name: sum(one.counts[name] for one in manifests) for name in manifests[0].counts},
         files={"partition_tree": info},
@@ -401,60 +328,3 @@ def _publish(job: _Job, tree: Tree, parts: Mapping[int, _Part]) -> fmt.Partition
     )
     job.output.write(fmt.MANIFEST, fmt.manifest_bytes(manifest))
     return manifest
-
-
-def _summary(job: _Job, parts: list[_Part]) -> dict[str, Any]:
-    """What `collection.reduce_collection` returns, from the summaries of the partitions."""
-    there = [part.manifest for part in parts if part.manifest]
-    every = [manifest.build["summary"] for manifest in there]
-    again = [one.manifest.build["summary"] for one in parts if one.filtered and one.manifest]
-    before = job.grown.published.partitions if job.grown else ()
-    references = sum(manifest.counts["references"] for manifest in there)
-    flagged = [one["flagged"] for one in every if "flagged" in one]
-    nouns = [tuple(pair) for one in every for pair in one["most_frequent"] + one["least_frequent"]]
-    ranked = [[noun, count] for noun, count in sorted(set(nouns))]
-    return {
-        "references": references,
-        "added": references - sum(manifest.counts["references"] for manifest in before),
-        "dropped_before": dropped_before(job.inputs),
-        "filter": _filtered(parts),
-        "noun_agreement": _agreement(again),
-        **({"flagged": {"unsafe": sum(one["unsafe"] for one in flagged)}} if flagged else {}),
-        "partitions": len(there),
-        "partitions_made": len(again),
-        "largest_partition": max(manifest.counts["references"] for manifest in there),
-        **{name: sum(one[name] for one in every) for name in ("nouns", "rare_nouns", "prototypes")},
-        "nouns_clustered": sum(one["nouns_clustered"] for one in again),
-        "most_frequent": sorted(ranked, key=lambda pair: -pair[1])[:SHOWN],
-        "least_frequent": sorted(ranked, key=lambda pair: pair[1])[:SHOWN],
-    }
-
-
-def _filtered(parts: Iterable[_Part]) -> list[dict[str, Any]]:
-    """Counts before and after each filter, over all partitions."""
-    totals: dict[str, Counter[str]] = {}
-    for step in (step for part in parts for step in part.filtered):
-        totals.setdefault(step["filter"], Counter()).update(
-            before=step["before"], after=step["after"]
-        )
-    return [{"filter": name} | counts for name, counts in totals.items()]
-
-
-def _agreement(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The noun agreement over partitions: means weighted by the references that were judged."""
-    found = [(one["noun_agreement"], one["filter"][-1]) for one in summaries]
-    judged = [(one, one["judged"] - step["before"] + step["after"]) for one, step in found if one]
-    if not judged:
-        return {}
-
-    def mean(name: str, weights: list[int]) -> float | None:
-        if not sum(weights):
-            return None
-        values = [one[name] or 0.0 for one, _ in judged]
-        return round(float(np.average(values, weights=weights)), 6)
-
-    return {
-        "judged": sum(one["judged"] for one, _ in judged),
-        "mean_before": mean("mean_before", [one["judged"] for one, _ in judged]),
-        "mean_of_kept": mean("mean_of_kept", [kept for _, kept in judged]),
-    }

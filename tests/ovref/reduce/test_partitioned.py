@@ -148,7 +148,8 @@ def test_searching_all_partitions_finds_what_the_undivided_search_finds(made, ki
     for part in partitions(partitioned):
         hits = getattr(part, f"search_{kind}")(queries, 7)
         keys = [[row["key"] for row in part.rows(ids[ids >= 0])] for ids in hits.ids]
-        found.append([list(zip(*pair, strict=False)) for pair in zip(hits.scores, keys, strict=True)])
+        pairs = zip(hits.scores, keys, strict=True)
+        found.append([list(zip(*pair, strict=False)) for pair in pairs])
     for number, keys in enumerate(wanted):
         merged = sorted((hit for hits in found for hit in hits[number]), key=lambda hit: -hit[0])
         assert [key for _, key in merged[:7]] == keys
@@ -252,7 +253,7 @@ def test_killed_anywhere_it_goes_on_and_ends_in_the_same_bytes(made, tmp_path, m
     assert content(target) == content(partitioned)
     assert {path.suffix for path in (tmp_path / "collection_work").iterdir()} <= {".parquet"}
     if where == "third partition":  # what was committed is not made again
-        assert set(started) == {"_reduce_leaf"}
+        assert set(started) == {"reduce_leaf"}
 
 
 def test_damaged_and_changed_shards_are_said(place, tmp_path):
@@ -317,7 +318,7 @@ def test_growing_makes_only_partitions_again_that_got_references(made, place, re
 
     grow = {"base": Store.open(str(target)), "run_tasks": watched}
     _, summary = reduced(new, SPEC, "grown", **grow)
-    assert started.count("_reduce_leaf") == 1 and "encode_nouns" not in started
+    assert started.count("reduce_leaf") == 1 and "encode_nouns" not in started
     assert (summary["added"], summary["references"], summary["partitions_made"]) == (5, ALL + 5, 1)
     after = manifest_of(target)
     changed = [old != new for old, new in zip(before.partitions, after.partitions, strict=True)]
@@ -387,7 +388,7 @@ def test_deleted_while_it_grows_is_noticed(made, place, reduced, monkeypatch):
     def meanwhile(tasks):
         for task in tasks:
             yield task()
-            if task.func.__name__ == "_reduce_leaf":
+            if task.func.__name__ == "reduce_leaf":
                 collections.tombstone(part, [0], "opt-out")
 
     grow = {"base": Store.open(str(target))}
@@ -410,7 +411,7 @@ def test_growing_elsewhere_copies_what_does_not_change(made, place, reduced):
     base = Store.open(str(partitioned))
     target, summary = reduced(new, SPEC, "elsewhere", base=base, run_tasks=watched)
     assert content(partitioned) == before
-    assert started.count("_copy") == summary["partitions"] - 1
+    assert started.count("copy_partition") == summary["partitions"] - 1
     same = [p for p in manifest_of(target).partitions if p in manifest_of(partitioned).partitions]
     assert len(same) == summary["partitions"] - 1
     for part in same:
