@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ovref_inference.collection.nouns import Nouns
-from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
 from ovref_inference.lazy import missing_package
@@ -20,8 +18,8 @@ class CollectionHandle:
     url: str
     manifest: Any
     _deleted: np.ndarray
-    _nouns: Nouns
-    _table: ReferenceTable
+    _nouns: Any
+    _table: Any
     _opened: dict[str, Any]
     """The arguments it was opened with, so that another process can open it too."""
 
@@ -69,10 +67,7 @@ class CollectionHandle:
         unknown = sorted(set(columns or ()) - set(known))
         if unknown:
             raise ValueError(f"{self.url} has the columns {', '.join(known)}, not {unknown}")
-        table = self._table.read(columns)
-        kept = np.ones(len(table), dtype=bool)
-        kept[self._deleted] = False
-        return table if kept.all() else table.filter(pa.array(kept))
+        return self._table.read(columns, self._deleted)
 
     def to_pandas(self, columns: list[str] | None = None) -> Any:
         """`to_table` as a pandas DataFrame. Raises MissingPackageError without pandas."""
