@@ -1,6 +1,7 @@
 """An open collection apart from searching: `repr`, tables, pickling, encoder settings,
 segmenters."""
 
+import hashlib
 import importlib
 from typing import Any
 
@@ -35,6 +36,12 @@ class CollectionHandle:
     def __reduce__(self) -> tuple[Any, ...]:
         # A DataLoader's worker maps the same files; the content is not pickled.
         return _open_again, (type(self), self.url, self._opened)
+
+    @property
+    def deletions(self) -> str:
+        """Hash that is another one after a deletion or its undoing, 64 hexadecimal digits."""
+        file = self.manifest.files.get("tombstones")  # a partitioned collection has none of its own
+        return file.sha256 if file else hashlib.sha256(self._deleted.tobytes()).hexdigest()
 
     @property
     def visual_config(self) -> VisualEncoderConfig:

@@ -158,6 +158,10 @@ class PartitionedManifest(Heading):
     """In the order of their numbers, which are part of their references' ids."""
     format_version: int = PARTITIONED_VERSION
 
+    def places(self, url: str) -> list[str]:
+        """The URLs of the partitions of the collection at `url`."""
+        return [f"{url.rstrip('/')}/{one.path}" for one in self.partitions]
+
 
 AnyManifest = Manifest | PartitionedManifest
 
@@ -220,13 +224,14 @@ def undivided(manifest: AnyManifest, url: str) -> Manifest:
     if isinstance(manifest, PartitionedManifest):
         raise CollectionError(
             f"{url} is partitioned, which this cannot take as a whole: give one of its partitions, "
-            f"such as {url.rstrip('/')}/{manifest.partitions[0].path}"
+            f"such as {manifest.places(url)[0]}"
         )
     return manifest
 
 
 def checked_partition(own: AnyManifest, info: PartitionInfo, where: str) -> Manifest:
-    """The manifest of a partition, if it is the one that the whole collection's names.
+    """The manifest of the partition at `where`, if it is the one that the whole collection's
+    names.
 
     Raises:
         CollectionError: it is another one.

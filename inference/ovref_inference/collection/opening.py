@@ -6,6 +6,7 @@ from typing import Any, Literal
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection.file_cache import cache_folder, cached, problem_of
+from ovref_inference.collection.partitions import THREADS, in_threads
 from ovref_inference.collection.remote import BlockCache, RemoteFile
 from ovref_inference.collection.remote_index import CODE_BYTES
 from ovref_inference.errors import CollectionError
@@ -35,6 +36,23 @@ def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) ->
     except store_errors() as error:
         raise CollectionError(f"cannot read {path}: {describe(error)}") from error
     return fmt.parse_manifest(content, path)
+
+
+def read_partitions(
+    url: str, manifest: fmt.PartitionedManifest, *, storage_options: dict[str, Any] | None = None
+) -> list[fmt.Manifest]:
+    """The manifests of the partitions of the collection at `url`; they count deletions.
+
+    Raises:
+        CollectionError: a partition is missing, or is not the one that `manifest` names.
+    """
+
+    def read(one: tuple[fmt.PartitionInfo, str]) -> fmt.Manifest:
+        own = read_manifest(one[1], storage_options=storage_options)
+        return fmt.checked_partition(own, *one)
+
+    places = zip(manifest.partitions, manifest.places(url), strict=True)
+    return in_threads(read, list(places), THREADS)
 
 
 def block_cache(cache: str | Path | None, cache_bytes: int) -> BlockCache:

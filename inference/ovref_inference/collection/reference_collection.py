@@ -254,6 +254,11 @@ class ReferenceCollection(CollectionHandle):
             )
         return self._table.rows(wanted)
 
+    def has(self, ids: np.ndarray | list[int]) -> np.ndarray:
+        """(n,) bool: whether these (n,) numbers are ids of references, deleted or not. They are
+        row numbers, but for partitioned collections (`manifest.PARTITION_IDS`)."""
+        return self._table.has(np.asarray(ids, dtype=np.int64))
+
     def ids_of(
         self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = (),
         deleted: bool = False,
@@ -372,16 +377,19 @@ def _open_parts(url: str, options: dict[str, Any]) -> tuple[fmt.AnyManifest, Par
     # Small files are copied as a whole, of all partitions together no more than of one collection.
     in_place_bytes = opening.IN_PLACE_BYTES // len(manifest.partitions)
 
-    def of_one(info: fmt.PartitionInfo) -> tuple[Parts, bool]:
-        place = f"{url.rstrip('/')}/{info.path}"
+    def of_one(one: tuple[fmt.PartitionInfo, str]) -> tuple[Parts, bool]:
+        info, place = one
         own, paths = opening.opened(place, in_place_bytes=in_place_bytes, **options)
         own = fmt.checked_partition(own, info, place)
         is_remote = any(isinstance(path, RemoteFile) for path in paths.values())
         return opened_parts(place, own, paths), is_remote
 
-    parts, remote = zip(*in_threads(of_one, manifest.partitions, THREADS), strict=True)
+    places = list(zip(manifest.partitions, manifest.places(url), strict=True))
+    parts, remote = zip(*in_threads(of_one, places, THREADS), strict=True)
     needed = _prototype_config(url, manifest).needed
-    return manifest, joined(parts, needed=needed, threads=THREADS if any(remote) else 1)
+    whole = joined(parts, needed=needed, threads=THREADS if any(remote) else 1)
+    counts = manifest.counts | {"tombstones": len(whole.deleted)}
+    return dataclasses.replace(manifest, counts=counts), whole
 
 
 def _prototype_config(url: str, manifest: fmt.AnyManifest) -> PrototypeConfig:

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,13 @@ from ovref_inference.collection import hub
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.nouns import read_nouns
-from ovref_inference.collection.opening import Verify, open_store, opened, read_manifest
+from ovref_inference.collection.opening import (
+    Verify,
+    open_store,
+    opened,
+    read_manifest,
+    read_partitions,
+)
 from ovref_inference.collection.partitions import THREADS, in_threads
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import (
@@ -93,18 +98,12 @@ def publish_partitioned(
     Raises:
         CollectionError: a partition is missing, or is not the one that the manifest names.
     """
-
-    def counts_of(info: fmt.PartitionInfo) -> Counter[str]:
-        place = f"{url.rstrip('/')}/{info.path}"
-        own = read_manifest(place, storage_options=storage_options)
-        return Counter(fmt.checked_partition(own, info, place).counts)
-
-    fs, root = open_store(url, storage_options)
-    counts = sum(in_threads(counts_of, manifest.partitions, THREADS), Counter())
+    parts = read_partitions(url, manifest, storage_options=storage_options)
     names = "references", "nouns", "prototypes", "tombstones"
+    counts = {name: sum(part.counts[name] for part in parts) for name in names}
+    fs, root = open_store(url, storage_options)
     before = _manifest_before(fs, root)
-    sent = _sent(fs, root, files, before)
-    return _commit(fs, root, manifest, {name: counts[name] for name in names}, sent, before)
+    return _commit(fs, root, manifest, counts, _sent(fs, root, files, before), before)
 
 
 def tombstone(
@@ -173,11 +172,11 @@ def read_tombstones(
     `id` and `reason`; partition by partition. Raises CollectionError like `read_manifest`."""
     manifest = read_manifest(url, storage_options=storage_options)
     if isinstance(manifest, fmt.PartitionedManifest):
-        places = [f"{url.rstrip('/')}/{info.path}" for info in manifest.partitions]
         every: dict[str, list[Any]] = {"id": [], "reason": []}
         found = in_threads(
-            lambda place: read_tombstones(place, storage_options=storage_options), places, THREADS
-        )
+            lambda place: read_tombstones(place, storage_options=storage_options),
+            manifest.places(url), THREADS,
+        )  # fmt: skip
         for number, own in enumerate(found):
             every["id"] += [number * fmt.PARTITION_IDS + i for i in own["id"]]
             every["reason"] += own["reason"]
@@ -212,7 +211,7 @@ def _within_partitions(
         if (unknown := rows[rows >= total]).size:
             bad = unknown[:10] + number * fmt.PARTITION_IDS
             raise ValueError(f"{url} has no references {bad.tolist()}")
-        found.append((f"{url.rstrip('/')}/{known[0].path}", rows.tolist()))
+        found.append((manifest.places(url)[number], rows.tolist()))
     return found
 
 
