@@ -149,7 +149,7 @@ def test_deleted_references_are_left_out_everywhere(divided, changed, published)
     store.tombstone(str(published), gone, "opt-out")
     assert sorted(store.read_tombstones(changed)["id"]) == sorted(divided.ids[gone])
     with ReferenceCollection.open(changed) as a, ReferenceCollection.open(published) as b:
-        assert len(a) == len(b) and a.manifest == divided.manifest
+        assert len(a) == len(b) and a.manifest.counts["tombstones"] == len(gone)
         assert_searches_equally(divided, a, b)
         np.testing.assert_array_equal(a.noun_counts, b.noun_counts)
         assert a.references_of("dog").tolist() == []
