@@ -130,7 +130,9 @@ def _opened_on_hub(
 
 
 def _readable_in_place(manifest: fmt.AnyManifest, role: str, least: int) -> bool:
-    if manifest.files[role].bytes < least or role in ("tombstones", "partition_tree"):
+    if role == "partition_tree":
+        return True  # only growing reads it
+    if manifest.files[role].bytes < least or role == "tombstones":
         return False
     if role not in ("visual_index", "textual_index"):
         return True
