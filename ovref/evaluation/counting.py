@@ -228,7 +228,7 @@ def open_steps(
         collection = models.collection(spec.collection)
         identity["collection"] = {
             "fingerprint": collection.manifest.fingerprint,
-            "tombstones": collection.manifest.files["tombstones"].sha256,
+            "tombstones": collection.deletions,
         }
         parts += [collection.visual_config, collection.text_config]
     identity["models"] = {

@@ -39,8 +39,10 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     INT8_VERSION,
     MANIFEST,
     OPTIONAL_FILES,
+    PARTITION_IDS,
     PARTITIONED_VERSION,
     READABLE_VERSIONS,
+    AnyManifest,
     EncoderInfo,
     FileInfo,
     Heading,
@@ -49,10 +51,12 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     PartitionedManifest,
     PartitionInfo,
     SearchPoint,
+    by_partition,
+    checked_partition,
     index_info,
     manifest_bytes,
-    parse_any_manifest,
     parse_manifest,
+    undivided,
 )
 from ovref_inference.collection.remote import RemoteFile, RemoteTable, RemoteVectors
 from ovref_inference.errors import CollectionError

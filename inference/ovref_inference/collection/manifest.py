@@ -13,10 +13,12 @@ the partitions, whose manifests they change; the partitioned manifest stays as i
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ovref_inference.errors import CollectionError
 
@@ -156,6 +158,13 @@ class PartitionedManifest(Heading):
     """In the order of their numbers, which are part of their references' ids."""
     format_version: int = PARTITIONED_VERSION
 
+    def places(self, url: str) -> list[str]:
+        """The URLs of the partitions of the collection at `url`."""
+        return [f"{url.rstrip('/')}/{one.path}" for one in self.partitions]
+
+
+AnyManifest = Manifest | PartitionedManifest
+
 
 def manifest_bytes(manifest: Heading) -> bytes:
     """The content of collection.json: sorted keys, plain JSON, one final newline."""
@@ -166,25 +175,13 @@ def manifest_bytes(manifest: Heading) -> bytes:
     return (text + "\n").encode("utf-8")
 
 
-def parse_manifest(content: bytes, where: str) -> Manifest:
-    """collection.json -> Manifest.
+def parse_manifest(content: bytes, where: str) -> AnyManifest:
+    """Reads collection.json.
 
     Raises:
-        CollectionError: truncated, not a collection's manifest, of another format version, or
-            partitioned.
+        CollectionError: truncated, not a collection's manifest, of another format version, or with
+            fields that contradict each other.
     """
-    manifest = parse_any_manifest(content, where)
-    if isinstance(manifest, PartitionedManifest):
-        raise CollectionError(
-            f"{where} is of a partitioned collection, which cannot be taken as a whole here: give "
-            f"one of its partitions, such as {where.removesuffix(MANIFEST)}"
-            f"{manifest.partitions[0].path}"
-        )
-    return manifest
-
-
-def parse_any_manifest(content: bytes, where: str) -> Manifest | PartitionedManifest:
-    """`parse_manifest`, also of a partitioned collection."""
     tree = _manifest_tree(content, where)
     version = tree["format_version"]
     try:
@@ -195,7 +192,7 @@ def parse_any_manifest(content: bytes, where: str) -> Manifest | PartitionedMani
             **{name: tuple(tree[name]) for name in ("templates", "weights", "licences")},
             "files": {role: FileInfo(**info) for role, info in tree["files"].items()},
         }
-        manifest: Manifest | PartitionedManifest
+        manifest: AnyManifest
         if version == PARTITIONED_VERSION:
             partitions = tuple(PartitionInfo(**one) for one in tree["partitions"])
             manifest = PartitionedManifest(**{**fields, "partitions": partitions})
@@ -220,6 +217,34 @@ def parse_any_manifest(content: bytes, where: str) -> Manifest | PartitionedMani
     if missing := sorted(FILES.keys() - manifest.files.keys()):
         raise CollectionError(f"{where} names no file for {', '.join(missing)}")
     return manifest
+
+
+def undivided(manifest: AnyManifest, url: str) -> Manifest:
+    """The manifest of the collection at `url`. Raises CollectionError if it is partitioned."""
+    if isinstance(manifest, PartitionedManifest):
+        raise CollectionError(
+            f"{url} is partitioned, which this cannot take as a whole: give one of its partitions, "
+            f"such as {manifest.places(url)[0]}"
+        )
+    return manifest
+
+
+def checked_partition(own: AnyManifest, info: PartitionInfo, where: str) -> Manifest:
+    """The manifest of the partition at `where`, if it is the one that the whole collection's
+    names.
+
+    Raises:
+        CollectionError: it is another one.
+    """
+    found = undivided(own, where)
+    counts = found.counts["references"], found.counts["nouns"]
+    if (found.fingerprint, *counts) != (info.fingerprint, info.references, info.nouns):
+        raise CollectionError(
+            f"{where} is not the partition that the collection's manifest names (fingerprint "
+            f"{found.fingerprint[:12]}, named is {info.fingerprint[:12]}): it was replaced, or the "
+            "collection is being published just now; open it again, or publish it again"
+        )
+    return found
 
 
 def _check_partitions(manifest: PartitionedManifest, where: str) -> None:
@@ -263,3 +288,12 @@ def index_info(tree: Mapping[str, Any]) -> IndexInfo:
         curve = [{"k": k, "recall": recall, "worst_tenth": None, **search}] if search else []
         fields |= {"curve": curve, "queries": "held-out rows" if search else ""}
     return IndexInfo(**{**fields, "curve": tuple(SearchPoint(**at) for at in fields["curve"])})
+
+
+def by_partition(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The partitions of (n,) ids: the number of each, where its ids are among them, and their rows
+    in it."""
+    numbers = np.asarray(ids, dtype=np.int64) // PARTITION_IDS
+    for number in np.unique(numbers).tolist():
+        where = np.flatnonzero(numbers == number)
+        yield number, where, ids[where] - number * PARTITION_IDS

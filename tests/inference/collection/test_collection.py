@@ -60,8 +60,8 @@ def test_an_inverted_index_is_searched_with_its_own_parameters(built, tmp_path):
     asked = []
     with ReferenceCollection.open(tmp_path / "published") as opened:
         assert opened.manifest == store.read_manifest(str(tmp_path / "published"))
-        search = opened._textual_index.search
-        opened._textual_index.search = lambda queries, k, params: (
+        search = opened._textual_index.index.search
+        opened._textual_index.index.search = lambda queries, k, params: (
             asked.append(params.nprobe), search(queries, k, params=params),
         )[1]  # fmt: skip
         np.testing.assert_array_equal(

@@ -125,10 +125,10 @@ def test_a_partitioned_manifest_survives_a_round_trip(built):
     tree = fmt.FileInfo(path="partition_tree.npz", bytes=1, sha256="0" * 64)
     manifest = partitioned(built, files={"partition_tree": tree})
     content = fmt.manifest_bytes(manifest)
-    assert fmt.parse_any_manifest(content, "here") == manifest
-    assert fmt.manifest_bytes(fmt.parse_any_manifest(content, "here")) == content
+    assert fmt.parse_manifest(content, "here") == manifest
+    assert fmt.manifest_bytes(fmt.parse_manifest(content, "here")) == content
     with pytest.raises(CollectionError, match="give one of its partitions, such as x/partitions/0"):
-        fmt.parse_manifest(content, f"x/{fmt.MANIFEST}")
+        fmt.undivided(manifest, "x")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_partitioned_manifest_that_contradicts_itself_is_refused(built, change
         changes = {"partitions": (dataclasses.replace(first, **changes), second)}
     content = fmt.manifest_bytes(dataclasses.replace(manifest, **changes))
     with pytest.raises(CollectionError, match=message):
-        fmt.parse_any_manifest(content, "here")
+        fmt.parse_manifest(content, "here")
 
 
 def test_a_manifest_that_is_not_plain_json_is_refused(built):
