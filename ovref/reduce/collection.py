@@ -12,6 +12,7 @@ from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder
+from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.retrieve import Texts
@@ -80,8 +81,8 @@ def reduce_collection(
     if base is not None:
         found = None if base.url.startswith(hub.PREFIX) else read_published(base)
         if found is None:  # on the Hub, or missing, which this says
-            options = {"storage_options": base.storage_options}
-            found = Published(collections.read_manifest(base.url, **options))
+            manifest = collections.read_manifest(base.url, storage_options=base.storage_options)
+            found = Published(fmt.undivided(manifest, base.url))
         check_kind_of_base(found, base.url, spec)
     reduce = reduce_undivided if spec.partition_references is None else reduce_partitioned
     return reduce(

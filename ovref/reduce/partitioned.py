@@ -31,7 +31,6 @@ from ovref.reduce.partitions import Part, copy_partition, filtered, reduce_leaf,
 from ovref.reduce.phases import Report, RunTasks, Task, one_at_a_time
 from ovref.reduce.published import (
     SCATTER,
-    TREE,
     Published,
     already_published,
     read_published,
@@ -58,6 +57,7 @@ from ovref.storage.file_store import Store, check_conditional_create
 from ovref.storage.scratch import scratch_folder
 from ovref.storage.steps import StepFolder, open_step
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection import store as collections
 from ovref_inference.collection.retrieve import Texts
 from ovref_inference.places import sha256_of
 
@@ -284,14 +284,6 @@ def _publish(job: _Job, tree: Tree, parts: Mapping[int, Part]) -> fmt.Partitione
             numbers[leaf] = numbers.max() + 1
     leaves = sorted(np.flatnonzero(numbers >= 0).tolist(), key=numbers.__getitem__)
     made = [(part.path, part.manifest) for part in map(parts.__getitem__, leaves) if part.manifest]
-    with scratch_folder() as folder:
-        local = Path(folder, TREE)
-        replace(tree, partitions=numbers).save(local)
-        sha256 = sha256_of(local)
-        info = fmt.FileInfo(
-            path=TREE.replace(".", f".{sha256[:12]}."), bytes=local.stat().st_size, sha256=sha256
-        )
-        job.output.upload(local, info.path)
     manifests = [manifest for _, manifest in made]
     visual, textual = encoder_infos(job.embed, manifests[0].visual.dim, manifests[0].textual.dim)
     base = job.grown.manifest if job.grown else None
@@ -314,8 +306,6 @@ def _publish(job: _Job, tree: Tree, parts: Mapping[int, Part]) -> fmt.Partitione
             "summary": summary_of(list(parts.values()), before)
             | {"dropped_before": dropped_before(job.inputs)},
         },
-        counts={name: sum(one.counts[name] for one in manifests) for name in manifests[0].counts},
-        files={"partition_tree": info},
         partitions=tuple(
             fmt.PartitionInfo(
                 path=path,
@@ -326,5 +316,12 @@ def _publish(job: _Job, tree: Tree, parts: Mapping[int, Part]) -> fmt.Partitione
             for path, one in made
         ),
     )
-    job.output.write(fmt.MANIFEST, fmt.manifest_bytes(manifest))
-    return manifest
+    with scratch_folder() as folder:
+        local = Path(folder, "partition_tree.npz")
+        replace(tree, partitions=numbers).save(local)
+        return collections.publish_partitioned(
+            job.output.url,
+            manifest,
+            files={"partition_tree": local},
+            storage_options=job.output.storage_options,
+        )

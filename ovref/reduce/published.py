@@ -13,15 +13,13 @@ from ovref_inference.errors import CollectionError
 PARTITIONS, SCATTER = "partitions", "_scatter"
 """Folders beside the manifest of a partitioned collection: what it consists of, and what an
 unfinished reduction has made so far."""
-TREE = "partition_tree.npz"
-"""Its file of `partition_tree.Tree`, whose name has a hash too."""
 
 
 @dataclass(frozen=True)
 class Published:
     """The collection at a place."""
 
-    manifest: fmt.Manifest | fmt.PartitionedManifest
+    manifest: fmt.AnyManifest
     partitions: tuple[fmt.Manifest, ...] = ()
     """The manifests of its partitions; empty if it is not partitioned."""
 
@@ -55,13 +53,16 @@ def read_published(place: Store, *, replace: bool = False) -> Published | None:
     if not place.exists(fmt.MANIFEST):
         return None
     try:
-        where = f"{place.url}/{fmt.MANIFEST}"
-        manifest = fmt.parse_any_manifest(place.read(fmt.MANIFEST), where)
+        manifest = fmt.parse_manifest(place.read(fmt.MANIFEST), f"{place.url}/{fmt.MANIFEST}")
         if isinstance(manifest, fmt.Manifest):
             return Published(manifest)
-        paths = [f"{one.path}/{fmt.MANIFEST}" for one in manifest.partitions]
-        found = place.read_many(paths)
-        parts = [fmt.parse_manifest(found[path], f"{place.url}/{path}") for path in paths]
+        contents = place.read_many([f"{one.path}/{fmt.MANIFEST}" for one in manifest.partitions])
+        parts = [
+            fmt.checked_partition(fmt.parse_manifest(content, f"{place.url}/{path}"), info, where)
+            for info, where, (path, content) in zip(
+                manifest.partitions, manifest.places(place.url), contents.items(), strict=True
+            )
+        ]
         return Published(manifest, tuple(parts))
     except CollectionError:
         if replace:
@@ -137,34 +138,16 @@ def check_kind_of_base(base: Published, url: str, spec: ReduceSpec) -> None:
 
 
 def remove_leftovers(output: Store) -> None:
-    """Removes what the collection at `output` does not name and reductions have left there.
-
-    These are scattered references, other partitions, and files of one that was not partitioned.
-    """
-    manifest = fmt.parse_any_manifest(output.read(fmt.MANIFEST), output.url)
+    """Removes what reductions have left beside the partitioned collection at `output`: scattered
+    references, and partitions that it does not name."""
+    manifest = fmt.parse_manifest(output.read(fmt.MANIFEST), output.url)
     parts = manifest.partitions if isinstance(manifest, fmt.PartitionedManifest) else ()
-    named = {one.path for one in parts} | {info.path for info in manifest.files.values()}
-    top: set[str] = set()
-    for path in output.list():
-        folder, _, rest = path.partition("/")
-        if folder == SCATTER and rest:
-            top.add(SCATTER)
-        elif folder == PARTITIONS and rest:
-            top.add(f"{PARTITIONS}/{rest.partition('/')[0]}")
-        elif not rest and _of_a_collection(path):
-            top.add(path)
-    for path in sorted(top - named):
-        output.delete_folder(path) if "/" in path or path == SCATTER else output.delete(path)
-
-
-def _of_a_collection(name: str) -> bool:
-    """Whether a file has the name of a collection's, as it is or with a hash in it."""
-    names = [*fmt.FILES.values(), *fmt.INT8_FILES.values(), *fmt.OPTIONAL_FILES.values(), TREE]
-    stem, _, rest = name.partition(".")
-    return any(
-        stem == known and (rest == suffix or rest.endswith(f".{suffix}"))
-        for known, _, suffix in (name.partition(".") for name in names)
-    )
+    named = {one.path for one in parts}
+    if output.list(SCATTER):
+        output.delete_folder(SCATTER)
+    there = {"/".join(path.split("/")[:2]) for path in output.list(PARTITIONS)}
+    for folder in sorted(there - named):
+        output.delete_folder(folder)
 
 
 def _kind(partitioned: bool) -> str:

@@ -41,12 +41,7 @@ from ovref.reduce.inputs import References, dropped_before, new_shards
 from ovref.reduce.int8 import write_in_int8
 from ovref.reduce.noun_prototypes import build_prototypes
 from ovref.reduce.phases import Report, RunTasks, in_process, one_at_a_time, run_phase
-from ovref.reduce.published import (
-    Published,
-    already_published,
-    read_published,
-    remove_leftovers,
-)
+from ovref.reduce.published import Published, already_published, read_published
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.file_store import Store
@@ -206,8 +201,6 @@ def reduce_undivided(
         complete = collections.publish(
             folder / "files", output.url, manifest, storage_options=output.storage_options
         )
-        if before is not None and before.partitions:
-            remove_leftovers(output)
         report("publish", 1, 1)
         _clean(folder)
         return summary | {"fingerprint": complete.fingerprint}

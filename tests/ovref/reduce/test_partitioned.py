@@ -48,7 +48,7 @@ def content(folder):
 
 
 def manifest_of(folder):
-    return fmt.parse_any_manifest((folder / "collection.json").read_bytes(), str(folder))
+    return fmt.parse_manifest((folder / "collection.json").read_bytes(), str(folder))
 
 
 def partitions(folder):
@@ -226,7 +226,7 @@ KILLS = {
     "third partition": ("ovref.reduce.run.build_prototypes", 2),
     "upload of a partition": ("ovref_inference.collection.store._put", 12),
     "tree": ("ovref.reduce.partitioned.encoder_infos", 0),
-    "manifest": ("ovref.reduce.partitioned.fmt.manifest_bytes", 0),
+    "manifest": ("ovref_inference.collection.store._commit", 5),
     "cleaning": ("ovref.reduce.partitioned.remove_leftovers", 0),
     "deleting": ("ovref.storage.file_store.Store.delete_folder", 0),
 }

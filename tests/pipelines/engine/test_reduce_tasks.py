@@ -1,19 +1,25 @@
 """Tasks of a reduction give the same results on a real Ray as in this process."""
 
+import dataclasses
 import os
+import shutil
 import sys
 from functools import partial
 
 import pytest
+from recipe_fakes import FakeTexts, content_of, fake_build
 from task_fakes import die_once, fails, square_of
 
 from ovref.errors import ModelError, StorageError
 from ovref.reduce.phases import in_process
+from ovref.reduce.spec import ReduceSpec
 from ovref.storage.file_store import Store
+from ovref_pipelines import recipe
 from ovref_pipelines.engine import reduce_tasks
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 
 RAY = EngineConfig(engine="ray", workers=2)
+THREE = EngineConfig(engine="ray", workers=3)
 
 
 def test_the_local_engine_and_short_lists_need_no_ray(tmp_path):
@@ -64,3 +70,22 @@ def test_a_machine_that_cannot_access_the_folder_says_so(tmp_path):
     ray_tasks = sys.modules["ovref_pipelines.ray.tasks"]
     with pytest.raises(StorageError, match=r"cannot access .*omit it"):
         ray_tasks._call(os.getpid, Store.open(str(tmp_path / "elsewhere")), "seen-1")
+
+
+def test_partitions_made_on_three_workers_are_those_made_here(local_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "_LazyTexts", FakeTexts)
+    monkeypatch.setattr("ovref.reduce.scatter.GROUP_ROWS", 4)
+    reduce = ReduceSpec(partition_references=5)
+    found = []
+    for name, engine in (("here", EngineConfig(engine="local")), ("ray", THREE)):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = fake_build(folder, 16, 4, reduce=reduce)
+        if found:  # of the same steps
+            shutil.copytree(tmp_path / "here" / "out", folder / "out")
+            shutil.rmtree(folder / "out" / "collection")
+        recipe.build(dataclasses.replace(config, engine=engine))
+        found.append(content_of(config))
+        assert not (folder / "out" / "collection" / "_scatter").exists()
+    assert found[0] == found[1]
+    assert len([path for path in found[0] if path.endswith("references.parquet")]) > 2
