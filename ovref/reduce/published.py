@@ -94,8 +94,9 @@ def already_published(
     if published is None or published.manifest.fingerprint == wanted:
         return published
     if base is not None and published.manifest.fingerprint == base.fingerprint:
-        same = published.manifest.build["reduce"] == spec_identity(spec)
-        return published if nothing_new and same and published.settled else None
+        if nothing_new and published.settled and base.build.get("reduce") == spec_identity(spec):
+            return published
+        return None
     partitioned = isinstance(published.manifest, fmt.PartitionedManifest)
     if not replace and partitioned != (spec.partition_references is not None):
         raise MismatchError(
