@@ -84,19 +84,12 @@ def reduce_collection(
             manifest = collections.read_manifest(base.url, storage_options=base.storage_options)
             found = Published(fmt.undivided(manifest, base.url))
         check_kind_of_base(found, base.url, spec)
-    reduce = reduce_undivided if spec.partition_references is None else reduce_partitioned
-    return reduce(
-        [references] if isinstance(references, StepFolder) else list(references),
-        spec,
-        embed=embed,
-        texts=texts,
-        output=output,
-        work=Path(work),
-        licences=licences,
-        provenance=provenance,
-        base=base,
-        replace=replace,
-        allow_incomplete=allow_incomplete,
-        run_tasks=run_tasks,
-        report=report,
-    )
+    steps = [references] if isinstance(references, StepFolder) else list(references)
+    arguments: dict[str, Any] = {
+        "embed": embed, "texts": texts, "output": output, "work": Path(work),
+        "licences": licences, "provenance": provenance, "base": base, "replace": replace,
+        "allow_incomplete": allow_incomplete, "run_tasks": run_tasks, "report": report,
+    }  # fmt: skip
+    if spec.partition_references is None:
+        return reduce_undivided(steps, spec, **arguments)
+    return reduce_partitioned(steps, spec, **arguments)

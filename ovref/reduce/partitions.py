@@ -85,7 +85,7 @@ def reduce_leaf(
 def copy_partition(source: Store, output: Store, path: str) -> Part:
     """A task: copies a partition as it is, its manifest last."""
     target, content = output.child(path), source.read(fmt.MANIFEST)
-    manifest = fmt.parse_manifest(content, f"{source.url}/{fmt.MANIFEST}")
+    manifest = fmt.undivided(fmt.parse_manifest(content, source.url), source.url)
     if not target.exists(fmt.MANIFEST) or target.read(fmt.MANIFEST) != content:
         for info in manifest.files.values():
             with source.local_copy(info.path) as local:

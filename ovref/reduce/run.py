@@ -40,7 +40,14 @@ from ovref.reduce.indexing import build_indexes, tune_indexes
 from ovref.reduce.inputs import References, dropped_before, new_shards
 from ovref.reduce.int8 import write_in_int8
 from ovref.reduce.noun_prototypes import build_prototypes
-from ovref.reduce.phases import Report, RunTasks, in_process, one_at_a_time, run_phase
+from ovref.reduce.phases import (
+    SUMMARY,
+    Report,
+    RunTasks,
+    in_process,
+    one_at_a_time,
+    run_phase,
+)
 from ovref.reduce.published import Published, already_published, read_published
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
@@ -114,6 +121,9 @@ def reduce_undivided(
                 report=report,
             ),
         )
+        for path in (folder / "gather").iterdir():  # `filter` has all that is needed of it
+            if path.name != SUMMARY:
+                path.unlink()
         built = run_phase(
             folder,
             "index",

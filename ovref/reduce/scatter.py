@@ -142,7 +142,7 @@ def make_plan(
         tree, leaves = divide(vectors, sizes, most)
     else:
         leaves = np.array([tree.leaf_of(vector) for vector in vectors], dtype=np.int64)
-    leaf_of = known | dict(zip(new, leaves.tolist(), strict=True))
+    leaf_of = {**known, **dict(zip(new, leaves.tolist(), strict=True))}
     row_of = {noun: row for row, noun in enumerate(new)}
     nouns_of: dict[int, list[str]] = {}
     for noun in counts:
