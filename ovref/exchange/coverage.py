@@ -190,7 +190,7 @@ def _measured(
         others.append(tuple(noun for noun in used if noun not in own))
         samples.append(_sample(collection, _own_nouns(classes, prototypes, at, row)))
     nearest, similarity = nearest_sets(sets)
-    heat_ids, contrasts = _heat_scores(collection)
+    heatmaps = _heat_scores(collection)
     asked = clip_agreement(collection, classes, samples, pictures) if pictures else None
     filled = [at for at, vectors in enumerate(sets) if len(vectors)]
     starts = np.cumsum([0, *(len(sets[at]) for at in filled[:-1])])
@@ -206,9 +206,7 @@ def _measured(
             taken_share, taken_for = _taken(
                 thinned(vectors_nd, COMPARED), every_nd, starts, filled, at
             )
-            at = np.searchsorted(heat_ids, ids)
-            ids, at = ids[at < len(heat_ids)], at[at < len(heat_ids)]
-            heat = contrasts[at[heat_ids[at] == ids]]
+            heat = _contrasts(heatmaps, ids)
             changes |= {
                 "tightness": float((vectors_nd @ sets[at].T).max(1).mean()),
                 "outliers": float(agreement_with_others(vectors_nd)[1].mean()),
@@ -243,6 +241,15 @@ def _heat_scores(collection: ReferenceCollection) -> tuple[np.ndarray, np.ndarra
     table = collection.to_table(["id", "score", "source"])
     here = table.filter(pc.equal(table.column("source"), HEATMAPS))
     return here.column("id").to_numpy(), here.column("score").to_numpy()
+
+
+def _contrasts(heatmaps: tuple[np.ndarray, np.ndarray], ids: np.ndarray) -> np.ndarray:
+    """The contrasts of those of the references that have a heatmap (`_heat_scores`)."""
+    known, contrasts = heatmaps
+    places = np.searchsorted(known, ids)
+    inside = places < len(known)
+    places = places[inside]
+    return contrasts[places[known[places] == ids[inside]]]
 
 
 def _taken(

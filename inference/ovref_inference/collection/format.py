@@ -51,7 +51,6 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     PartitionedManifest,
     PartitionInfo,
     SearchPoint,
-    by_partition,
     checked_partition,
     index_info,
     manifest_bytes,

@@ -35,17 +35,23 @@ def in_threads(function: Callable[[T], Answer], items: Sequence[T], threads: int
         return list(pool.map(function, items))
 
 
-def joined(parts: Sequence[Parts], *, needed: int, threads: int) -> Parts:
+def joined(parts: Sequence[Parts], url: str, *, needed: int, threads: int) -> Parts:
     """The parts of all partitions together.
 
     Args:
         parts: by number of the partition.
+        url: of the collection, for messages.
         needed: references below which a noun is rare (`PrototypeConfig.needed`).
         threads: partitions that are asked at a time.
 
     Raises:
         CollectionError: a noun is in two partitions.
     """
+    nouns = JoinedNouns([one.nouns for one in parts], needed, threads)
+    if len(nouns.row) != len(nouns.names):
+        pairs = zip(nouns.names, nouns.names[1:], strict=False)
+        twice = [noun for noun, following in pairs if noun == following]
+        raise CollectionError(f"{url}: nouns are in two partitions: {', '.join(twice[:10])}")
     norms = [one.norms for one in parts if one.norms is not None]
     firsts = range(0, len(parts) * PARTITION_IDS, PARTITION_IDS)
     deleted = [one.deleted + first for one, first in zip(parts, firsts, strict=True)]
@@ -56,7 +62,7 @@ def joined(parts: Sequence[Parts], *, needed: int, threads: int) -> Parts:
         prototypes=JoinedVectors([one.prototypes for one in parts], threads),
         visual_index=JoinedIndex([one.visual_index for one in parts], threads),
         textual_index=JoinedIndex([one.textual_index for one in parts], threads),
-        nouns=JoinedNouns([one.nouns for one in parts], needed, threads),
+        nouns=nouns,
         table=JoinedTable([one.table for one in parts]),
         deleted=np.concatenate(deleted),
     )
@@ -78,7 +84,7 @@ class JoinedVectors:
         return chain.from_iterable(self._parts)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:].astype(dtype or self.dtype, copy=False)
+        return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
     def __getitem__(self, key: Any, /) -> np.ndarray:
         if isinstance(key, slice):
@@ -198,9 +204,6 @@ class JoinedNouns:
         self._order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
         self.names: list[str] = [names[at] for at in self._order]
         self.row: dict[str, int] = {noun: row for row, noun in enumerate(self.names)}
-        if len(self.row) != len(names):
-            twice = sorted(a for a, b in zip(self.names, self.names[1:], strict=False) if a == b)
-            raise CollectionError(f"these nouns are in two partitions: {twice[:10]}")
         sizes = np.array([len(part.names) for part in parts])
         starts = np.cumsum(sizes) - sizes
         self._rows = np.split(np.argsort(self._order), starts[1:])

@@ -31,7 +31,7 @@ from ovref_inference.errors import CollectionError
 from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import Vectors, as_float32, l2_normalised, prefetch_rows
 
-_FILES = ("visual", "textual", "norms", "_visual_index", "_textual_index", "_prototypes")
+_FILES = ("visual", "textual", "norms", "_visual_index", "_textual_index", "_prototypes", "_table")
 """Attributes that `ReferenceCollection.close` removes."""
 
 
@@ -110,7 +110,8 @@ class ReferenceCollection(CollectionHandle):
     def close(self) -> None:
         """Closes the files. Idempotent. Arrays already returned stay valid; later queries raise
         ValueError, also for the vectors of a `Support`."""
-        self._table.close()
+        if "_table" in self.__dict__:
+            self._table.close()
         for name in _FILES:
             self.__dict__.pop(name, None)
 
@@ -387,7 +388,7 @@ def _open_parts(url: str, options: dict[str, Any]) -> tuple[fmt.AnyManifest, Par
     places = list(zip(manifest.partitions, manifest.places(url), strict=True))
     parts, remote = zip(*in_threads(of_one, places, THREADS), strict=True)
     needed = _prototype_config(url, manifest).needed
-    whole = joined(parts, needed=needed, threads=THREADS if any(remote) else 1)
+    whole = joined(parts, url, needed=needed, threads=THREADS if any(remote) else 1)
     counts = manifest.counts | {"tombstones": len(whole.deleted)}
     return dataclasses.replace(manifest, counts=counts), whole
 

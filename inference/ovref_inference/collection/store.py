@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import index as indexes
@@ -204,15 +202,19 @@ def _within_partitions(
     Raises:
         ValueError: an id that the collection does not have.
     """
-    found = []
-    for number, _, rows in fmt.by_partition(np.array(sorted(set(ids)), dtype=np.int64)):
-        known = manifest.partitions[number : number + 1] if number >= 0 else ()
-        total = known[0].references if known else 0
-        if (unknown := rows[rows >= total]).size:
-            bad = unknown[:10] + number * fmt.PARTITION_IDS
-            raise ValueError(f"{url} has no references {bad.tolist()}")
-        found.append((manifest.places(url)[number], rows.tolist()))
-    return found
+    found: dict[int, list[int]] = {}
+    unknown = []
+    for reference in sorted(set(ids)):
+        number, row = divmod(int(reference), fmt.PARTITION_IDS)
+        known = 0 <= number < len(manifest.partitions)
+        if known and row < manifest.partitions[number].references:
+            found.setdefault(number, []).append(row)
+        else:
+            unknown.append(reference)
+    if unknown:
+        raise ValueError(f"{url} has no references {unknown[:10]}")
+    places = manifest.places(url)
+    return [(places[number], rows) for number, rows in found.items()]
 
 
 def _replace_tombstones(
