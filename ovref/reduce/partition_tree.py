@@ -7,6 +7,7 @@ rare nouns borrow from their neighbours.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -59,9 +60,10 @@ class Tree:
 def read_tree(path: Path, where: str) -> Tree:
     """The tree of a file of `Tree.save`. Raises StorageError, which names `where`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because numpy leaves one open that is no .npz.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return Tree(**{name: file[name] for name in file.files})
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise StorageError(f"{where} is not a partition tree of ovref: {error}") from error
 
 
