@@ -144,7 +144,7 @@ class PartitionInfo:
     path: str
     """Its folder, relative to collection.json: partitions/<name>."""
     fingerprint: str
-    """Of its own manifest; deletions do not change it."""
+    """In its own manifest; deletions do not change it."""
     references: int
     nouns: int
 

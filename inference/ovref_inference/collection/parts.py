@@ -69,20 +69,26 @@ def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | Re
         raise CollectionError(
             f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
         )
-    vectors = {
-        role: fmt.open_vectors_anywhere(paths[role]) if role in paths else None
-        for role in ("visual", "textual", "norms", "prototypes")
-    }
-    found = {}
-    for kind, encoder in (("visual", manifest.visual), ("textual", manifest.textual)):
-        path, info = paths[f"{kind}_index"], getattr(manifest, f"{kind}_index")
-        if isinstance(path, RemoteFile):
-            index = RemoteIndex(path, counts["references"], encoder.dim, info.factory)
-        else:
-            index = indexes.read_index(path, rows=counts["references"], dim=encoder.dim)
-        found[f"{kind}_index"] = TunedIndex(index, info.curve)
+    rows = counts["references"]
     deleted = fmt.read_tombstones(paths["tombstones"])
     return Parts(
-        **vectors, **found, deleted=deleted, table=ReferenceTable(paths["references"]),
+        visual=fmt.open_vectors_anywhere(paths["visual"]),
+        textual=fmt.open_vectors_anywhere(paths["textual"]),
+        norms=fmt.open_vectors_anywhere(paths["norms"]) if "norms" in paths else None,
+        prototypes=fmt.open_vectors_anywhere(paths["prototypes"]),
+        visual_index=_index(paths["visual_index"], rows, manifest.visual, manifest.visual_index),
+        textual_index=_index(
+            paths["textual_index"], rows, manifest.textual, manifest.textual_index
+        ),
         nouns=Nouns(paths, table, deleted, manifest.settled_tombstones),
-    )  # fmt: skip
+        table=ReferenceTable(paths["references"]),
+        deleted=deleted,
+    )
+
+
+def _index(
+    path: Path | RemoteFile, rows: int, encoder: fmt.EncoderInfo, info: fmt.IndexInfo
+) -> TunedIndex:
+    if isinstance(path, RemoteFile):
+        return TunedIndex(RemoteIndex(path, rows, encoder.dim, info.factory), info.curve)
+    return TunedIndex(indexes.read_index(path, rows=rows, dim=encoder.dim), info.curve)

@@ -41,8 +41,8 @@ class RowCache:
         places = []
         for reference in map(int, ids):
             part, row = divmod(reference, PARTITION_IDS)
-            group = int(np.searchsorted(self._starts[part], row, side="right")) - 1
-            places.append((reference, (part, group), row - int(self._starts[part][group])))
+            number = int(np.searchsorted(self._starts[part], row, side="right")) - 1
+            places.append((reference, (part, number), row - int(self._starts[part][number])))
         groups = sorted({group for _, group, _ in places})
         tables = dict(zip(groups, self._readers.map(self._group, groups), strict=True))
         found: list[dict[str, Any]] = []
