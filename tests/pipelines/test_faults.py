@@ -85,6 +85,7 @@ def test_a_reduction_in_partitions_killed_at_random_moments(tmp_path, in_partiti
     assert {path.suffix for path in (tmp_path / "work").iterdir()} == {".parquet"}
 
 
+@pytest.mark.slow
 def test_a_reduction_in_partitions_where_a_tenth_of_the_requests_to_s3_fails(
     tmp_path, s3_endpoint, monkeypatch, in_partitions
 ):
