@@ -68,7 +68,7 @@ def test_calls_run_in_processes_that_end_with_them(local_ray, tmp_path):
 
 def test_a_machine_that_cannot_access_the_folder_says_so(tmp_path):
     ray_tasks = sys.modules["ovref_pipelines.ray.tasks"]
-    with pytest.raises(StorageError, match=r"cannot access .*omit it"):
+    with pytest.raises(StorageError, match=r"cannot access .*omit `work`"):
         ray_tasks._call(os.getpid, Store.open(str(tmp_path / "elsewhere")), "seen-1")
 
 
