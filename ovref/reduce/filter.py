@@ -51,6 +51,8 @@ DROPPED_COLUMNS = ["key", "noun", "caption", "score", "area", "shard"]
 
 FLAGGED = 0.5
 """Probability above which an image is flagged as unsafe."""
+NAMED_LOST = 20
+"""Maximum number of nouns named of those whose references were all dropped."""
 
 _CHUNK = 65_536
 
@@ -156,7 +158,28 @@ def filter_references(
     found = {"steps": steps, "noun_agreement": agreement, "references": len(rows)}
     if "unsafe" in measures:
         found["flagged"] = {"unsafe": int((measures["unsafe"][rows] > FLAGGED).sum())}
-    return found
+    # A key that occurs twice and a deleted one that does not come back are no loss.
+    lost = _lost_nouns(table["noun"], nouns, alive & (reasons != "repeated_key"), rows[alive[rows]])
+    return found | ({"lost_nouns": lost} if lost else {})
+
+
+def _lost_nouns(
+    column: pa.ChunkedArray, nouns: np.ndarray, before: np.ndarray, kept: np.ndarray
+) -> dict[str, Any]:
+    """The nouns of the rows `before` that none of the rows `kept` has; empty if there are none."""
+    counts, firsts = np.bincount(nouns[before]), np.unique(nouns, return_index=True)[1]
+    (codes,) = np.nonzero(counts)
+    codes = codes[~np.isin(codes, nouns[kept])]
+    if not len(codes):
+        return {}
+    names = column.take(pa.array(firsts[codes])).to_pylist()
+    pairs = zip(names, counts[codes].tolist(), strict=True)
+    lost = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+    return {
+        "nouns": len(lost),
+        "references": sum(count for _, count in lost),
+        "most_frequent": [list(pair) for pair in lost[:NAMED_LOST]],
+    }
 
 
 def _measures(gathered: Path) -> dict[str, np.ndarray]:

@@ -95,8 +95,9 @@ def reduce_collection(
         Plain values: `fingerprint`; the counts `references`, `nouns`, `rare_nouns` and
         `prototypes`; `added`, the number of references that `base` did not have; `dropped_before`,
         the embed step's drops by reason; `filter`, counts before and after each filter; `flagged`
-        (where images were classified), the number of kept references of unsafe ones;
-        `noun_agreement`; `index`; `most_frequent` and `least_frequent`, [noun, references].
+        (where images were classified), the number of kept references of unsafe ones; `lost_nouns`
+        (where there are some), those that the filters left no reference of; `noun_agreement`;
+        `index`; `most_frequent` and `least_frequent`, [noun, references].
 
     Raises:
         InputError: there are no references, a step is incomplete, embedding widths differ, or the
@@ -191,7 +192,7 @@ def reduce_collection(
             "dropped_before": _dropped_before(inputs),
             "filter": filtered["steps"],
             "noun_agreement": filtered["noun_agreement"],
-            **({"flagged": filtered["flagged"]} if "flagged" in filtered else {}),
+            **{name: filtered[name] for name in ("flagged", "lost_nouns") if name in filtered},
             "index": indexes,
             **vocabulary,
         }
