@@ -37,7 +37,10 @@ def l2_normalised(vectors: Any) -> np.ndarray:
     """
     vectors = as_float32(vectors)
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.
-    largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
+    largest = np.maximum(
+        vectors.max(axis=-1, keepdims=True, initial=0.0),
+        -vectors.min(axis=-1, keepdims=True, initial=0.0),
+    )
     bad = ~(np.isfinite(largest) & (largest > 0))
     if bad.any():
         where = np.argwhere(bad[..., 0])[0].tolist()
@@ -45,7 +48,8 @@ def l2_normalised(vectors: Any) -> np.ndarray:
             f"{int(bad.sum())} of {bad.size} vectors are zero or not finite, the first at {where}"
         )
     scaled = vectors / largest
-    return scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
+    scaled /= np.linalg.norm(scaled, axis=-1, keepdims=True)
+    return scaled
 
 
 def prefetch_rows(matrix: Vectors, rows: np.ndarray) -> None:

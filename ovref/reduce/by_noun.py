@@ -95,15 +95,16 @@ class NounRows:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # Plain arrays over the mapped files: slicing a `memmap` takes several times as long.
         self._partition_of, self._begins, self._order, self._starts = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
             for name in ("partition_of", "begins", "order", "starts")
         )
         self._files: dict[int, Rows] = {}
 
     def ids(self, noun: int) -> np.ndarray:
         """(n,) int64, ascending: ids of a noun's references, including deleted ones."""
-        return np.asarray(self._order[self._starts[noun] : self._starts[noun + 1]])
+        return self._order[self._starts[noun] : self._starts[noun + 1]]
 
     def vectors(self, nouns: Sequence[int], ids: np.ndarray) -> np.ndarray:
         """(len(ids), d) float16 embeddings of ascending `ids`, all of them ids of these nouns."""

@@ -10,9 +10,8 @@ import numpy as np
 
 from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.collection.clustering import MAX_SEED, spherical_kmeans
+from ovref_inference.collection.index import faiss_module, one_thread
 from ovref_inference.ranges import STRICT, require_at_least, require_within
-
-_NOUNS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,32 +121,29 @@ def neighbours_of_many(
 ) -> list[list[int]]:
     """`neighbours_of` for many nouns of the vocabulary.
 
-    Memory: `vocabulary` and a (64, v) matrix.
+    Memory: `vocabulary`, and a copy if a noun has no references.
 
     Args:
         rows: (n,) indices into the vocabulary, of the nouns asked for.
         vocabulary, counts: as for `neighbours_of`.
     """
-    few = config.neighbours_among(len(counts)) + config.needed
-    absent = counts == 0
+    present = np.flatnonzero(counts > 0)
+    at_first = config.neighbours_among(len(counts))
+    # Each noun that is present has at least one reference, so more are never needed.
+    few = min(at_first + config.needed, len(present))
+    among = vocabulary if len(present) == len(vocabulary) else vocabulary[present]
+    faiss = faiss_module()
+    with one_thread():
+        similarity, nearest = faiss.knn(
+            vocabulary[rows], among, few, metric=faiss.METRIC_INNER_PRODUCT
+        )
     found = []
-    for start in range(0, len(rows), _NOUNS_AT_ONCE):
-        own = rows[start : start + _NOUNS_AT_ONCE]
-        similarity = vocabulary[own] @ vocabulary.T
-        similarity[np.arange(len(own)), own] = np.inf
-        similarity[:, absent] = -np.inf
-        # Every noun has at least one reference, so more are never needed.
-        if few < len(counts):
-            nearest = np.sort(np.argpartition(-similarity, few, axis=1)[:, :few], axis=1)
-        else:
-            nearest = np.broadcast_to(np.arange(len(counts)), similarity.shape)
-        values = np.take_along_axis(similarity, nearest, axis=1)
-        order = np.take_along_axis(nearest, np.argsort(-values, axis=1, kind="stable"), axis=1)
-        for noun in order:
-            noun = noun[counts[noun] > 0]
-            enough = int(np.searchsorted(np.cumsum(counts[noun]), config.needed)) + 1
-            kept = max(enough, config.neighbours_among(len(counts)))
-            found.append([int(i) for i in noun[:kept]])
+    for own, values, columns in zip(rows.tolist(), similarity, present[nearest], strict=True):
+        noun = columns[np.lexsort((columns, -values))]
+        if counts[own] > 0:  # before others of the same embedding
+            noun = np.concatenate([[own], noun[noun != own]])
+        enough = int(np.searchsorted(np.cumsum(counts[noun]), config.needed)) + 1
+        found.append([int(i) for i in noun[: max(enough, at_first)]])
     return found
 
 
