@@ -23,6 +23,7 @@ class RowCache:
     def __init__(self, path: Path) -> None:
         self._path = path
         with pq.ParquetFile(path, memory_map=True) as file:
+            self._metadata = file.metadata
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self._starts = np.cumsum([0, *groups])
         self._group = lru_cache(GROUPS)(self._read)
@@ -45,5 +46,5 @@ class RowCache:
 
     def _read(self, number: int) -> pa.Table:
         # Each read opens the file anew, because an open file must not be shared between threads.
-        with pq.ParquetFile(self._path, memory_map=True) as file:
+        with pq.ParquetFile(self._path, memory_map=True, metadata=self._metadata) as file:
             return file.read_row_group(number, use_threads=False)
