@@ -3,7 +3,8 @@
     python -m recipes.miniature.export --work DIR [--output pipelines/ovref_miniature/weights]
 
 May run while models are training; a model without a checkpoint is left unchanged. `training.json`
-records the steps and seconds behind every folder.
+records the steps and seconds behind every folder. `DIR/fcclip` and `DIR/open_mask_former` are the
+outputs of `ovref train --config miniature_fcclip` and `miniature_mask_former`.
 """
 
 import argparse
@@ -11,10 +12,13 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from ovref_miniature import FOLDER
 from recipes.miniature.architectures import (
+    CONVNEXT_CONFIG,
     Classifier,
+    new_clip_convnext,
     new_dino,
     new_dinov2,
     save_clip,
@@ -60,6 +64,9 @@ def export(work, output):
         )
     if load("clip", clip):
         save_clip(output / "clip", clip.clip)
+    convnext = new_clip_convnext()
+    if load("clip_convnext", convnext):
+        save_clip(output / "clip_convnext", convnext, CONVNEXT_CONFIG)
     for name, model in (("dinov2", dinov2), ("dino", dino)):
         # The one that was trained further is the better one.
         if load(f"{name}_refined", model) or load(name, model):
@@ -74,10 +81,32 @@ def export(work, output):
         save_grounding_dino(output / "grounding_dino", probed.detector)
     if load("maskformer", layered):
         save_maskformer(output / "maskformer", layered.maskformer)
+    for name, described in (("fcclip", "fcclip.json"), ("open_mask_former", "config.json")):
+        if (work / name / described).is_file():
+            done[name] = save_proposer(work / name, output / name)
     path = output / "training.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")
     return done
+
+
+def save_proposer(trained, folder):
+    """Copies what `ovref train` has made of a proposer, in half precision; returns its steps and
+    seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in trained.glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+        tree = json.loads(path.read_text())
+        facts = tree.get("training") or tree.get("open_classes", {}).get("training")
+        if facts:
+            found = {name: facts[name] for name in ("steps", "seconds")}
+    for path in trained.glob("*.safetensors"):
+        halves = {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in load_file(path).items()
+        }
+        save_file(halves, folder / path.name, metadata={"format": "pt"})
+    return found
 
 
 def main():
