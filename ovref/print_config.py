@@ -39,7 +39,8 @@ def _lines(cls: Any, tree: dict[str, Any], indent: str) -> list[str]:
         comment = " ".join(meanings.get(field.name, "").split())
         lines += textwrap.wrap(comment, WIDTH, initial_indent=f"{indent}# ",
                                subsequent_indent=f"{indent}# ")  # fmt: skip
-        hint, value = hints[field.name], tree.get(field.name)
+        hint: Any = hints[field.name]
+        value: Any = tree.get(field.name)
         if field.name not in tree:
             if not dataclasses.is_dataclass(hint):
                 lines.append(f"{indent}{field.name}:  # required")
@@ -57,9 +58,8 @@ def _lines(cls: Any, tree: dict[str, Any], indent: str) -> list[str]:
 def _docstrings(cls: Any) -> dict[str, str]:
     """The docstring below each field of a dataclass and of its bases."""
     found: dict[str, str] = {}
-    for owner in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(owner):
-            continue
+    owners: list[Any] = [one for one in reversed(cls.__mro__) if dataclasses.is_dataclass(one)]
+    for owner in owners:
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         body = typing.cast(ast.ClassDef, tree).body
         for one, below in itertools.pairwise(body):
