@@ -178,7 +178,7 @@ def reduce_undivided(
             "dropped_before": dropped_before(inputs),
             "filter": filtered["steps"],
             "noun_agreement": filtered["noun_agreement"],
-            **({"flagged": filtered["flagged"]} if "flagged" in filtered else {}),
+            **{name: filtered[name] for name in ("flagged", "lost_nouns") if name in filtered},
             "index": indexes,
             **vocabulary,
         }

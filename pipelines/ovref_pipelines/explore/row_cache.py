@@ -28,9 +28,10 @@ class RowCache:
             paths: of the collection's table, or those of its partitions.
         """
         self._paths = paths
-        self._starts = []
+        self._starts, self._metadata = [], []
         for path in paths:
             with pq.ParquetFile(path, memory_map=True) as file:
+                self._metadata.append(file.metadata)
                 groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             self._starts.append(np.cumsum([0, *groups]))
         self._group = lru_cache(GROUPS)(self._read)
@@ -58,5 +59,6 @@ class RowCache:
     def _read(self, place: tuple[int, int]) -> pa.Table:
         # Each read opens the file anew, because an open file must not be shared between threads.
         part, group = place
-        with pq.ParquetFile(self._paths[part], memory_map=True) as file:
+        file = pq.ParquetFile(self._paths[part], memory_map=True, metadata=self._metadata[part])
+        with file:
             return file.read_row_group(group, use_threads=False)
