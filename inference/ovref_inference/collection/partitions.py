@@ -17,6 +17,7 @@ from ovref_inference.collection.manifest import PARTITION_IDS, by_partition
 from ovref_inference.collection.nouns import Nouns
 from ovref_inference.collection.parts import Parts, TunedIndex
 from ovref_inference.collection.reference_table import ReferenceTable
+from ovref_inference.collection.remote_index import LIST_BYTES, RemoteIndex
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors, prefetch_rows
 
@@ -128,6 +129,9 @@ class JoinedIndex:
 
     def __init__(self, parts: Sequence[TunedIndex], threads: int) -> None:
         self._parts, self._threads = parts, threads
+        for part in parts:
+            if isinstance(part.index, RemoteIndex):
+                part.index.list_bytes = LIST_BYTES // min(threads, len(parts))
 
     def search(
         self, queries: np.ndarray, k: int, excluded: np.ndarray

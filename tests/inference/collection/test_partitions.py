@@ -15,9 +15,11 @@ import pytest
 from hub_server import Hub
 from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
 from ovref_inference.collection import opening, remote, store
 from ovref_inference.collection.prototypes import make_prototypes
 from ovref_inference.collection.remote import RemoteVectors
+from ovref_inference.collection.remote_index import LIST_BYTES
 from ovref_inference.vectors import l2_normalised
 from partitioned import Divided
 
@@ -370,6 +372,41 @@ def test_a_partitioned_collection_is_changed_on_s3(divided, s3, tmp_path):
     fsspec.filesystem("s3", **options).rm("bucket/divided/partitions/00002/nouns.parquet")
     with pytest.raises(CollectionError, match=r"partitions/00002/nouns\.parquet is missing"):
         ReferenceCollection.open(cache=tmp_path / "new", **s3)
+
+
+def test_inverted_lists_are_read_where_they_are(built, small_blocks, tmp_path):
+    """Partitions share the memory for lists."""
+    factory = "IVF4,SQfp16"
+
+    class Lists(type(built)):
+        def manifest(self):
+            curve = (fmt.SearchPoint(k=10, nprobe=2, recall=0.9, worst_tenth=0.8),)
+            info = fmt.IndexInfo(factory=factory, curve=curve)
+            return dataclasses.replace(super().manifest(), visual_index=info, textual_index=info)
+
+        def write(self, folder):
+            super().write(folder)
+            for name in ("visual", "textual"):
+                index = indexes.build_index(getattr(self, name), factory)
+                indexes.write_index(index, folder / fmt.FILES[f"{name}_index"])
+            return folder
+
+    many = Lists({"boat": 300, "cat": 200, "dog": 250, "lion": 3, "tree": 200})
+    divided = Divided(many, GROUPS, tmp_path / "scratch", str(tmp_path / "collection"))
+    fsspec.filesystem("memory").put(f"{divided.url}/", "/lists/", recursive=True)
+    with (
+        ReferenceCollection.open("memory://lists", cache=tmp_path / "cache") as collection,
+        ReferenceCollection.open(divided.url) as local,
+    ):
+        inside = [part.index for part in collection._textual_index._parts]
+        assert {one.list_bytes for one in inside} == {LIST_BYTES // 3}
+        for k in (5, 400, 1000):
+            found, expected = (
+                one.search_text(many.noun_embeddings, k) for one in (collection, local)
+            )
+            np.testing.assert_array_equal(found.ids, expected.ids)
+            np.testing.assert_array_equal(found.scores, expected.scores)
+        assert (found.ids >= 0).sum(1).tolist() == [953] * 5
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
