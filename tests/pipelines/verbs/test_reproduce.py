@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import paper_data
+from fcclip_folder import write_fcclip
 from ovref.config import dump, load
 from ovref.errors import ConfigError, InputError
-from ovref.evaluation.named_sets.bundled_classes import bundled_list
+from ovref.evaluation.named_sets.bundled_classes import bundled, bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
@@ -34,11 +35,11 @@ def checked_before():
 
 
 def looked_at(row):
-    corpus = row.build and dump(row.build.corpus)
+    corpora = [dump(one.corpus) for one in (row.build, row.fallback) if one]
     trainings = [(one.setting, dump(one.data)) for one in (row.first, row.train) if one]
     spec = row.evaluate
     data = (spec.dataset, spec.root, spec.protocol)
-    return repr([data, corpus, trainings, sorted(set(reproduce._models(row)))])
+    return repr([data, corpora, trainings, sorted(set(reproduce._models(row)))])
 
 
 @pytest.mark.parametrize("name", paper_rows.names())
@@ -59,11 +60,30 @@ def test_every_row_passes_the_dry_run(name, data, tmp_path, monkeypatch, checked
     assert any(f"as published {images}" in one for one in checked.partial)
     page = reproduce.introduction(row)
     assert row.paper in page and f"Protocol {row.evaluate.protocol}: " in page
+    assert row.needs and all(f"  - {one}\n" in page for one in row.needs)
+    assert row.gpu_hours > 0 and f"About {row.gpu_hours:g} GPU hours of an H100" in page
+    assert all(f"  - {one}\n" in page for one in (*row.leaves_open, *row.differs))
+    for metric, value in row.figures.items():
+        assert f"{reproduce.report.COLUMNS[metric]} {value}" in page
+    # Ours beside the paper's, which a run ends with: here a point better in the first figure.
+    first, *others = row.figures
+    ours = {metric: value / 100 for metric, value in row.figures.items()}
+    title, header, line, *lines = reproduce.comparison(
+        row, ours | {first: ours[first] + 0.01}
+    ).splitlines()
+    assert title == row.paper and header.split("  ")[-1] == "difference"
+    assert line.split()[-3:] == [
+        f"{row.figures[first]:.1f}", f"{row.figures[first] + 1:.1f}", "+1.0",
+    ]  # fmt: skip
+    assert len(lines) == len(others) and all(one.endswith("+0.0") for one in lines)
     if row.build is None:
         assert row.evaluate.clip_rc.weights == row.train.output
         assert any(f"{row.train.setting} training with" in line for line in checked.lines)
     else:
         assert row.evaluate.collection == f"{row.build.output}/collection"
+        assert all(any(
+            line.startswith(f"{one.corpus.path}: ") for line in checked.lines
+        ) for one in (row.build, row.fallback) if one)  # fmt: skip
     assert row.evaluate.chosen_protocol().names in ("mmseg", "fcclip", "corrclip")
 
 
@@ -186,6 +206,11 @@ def test_rows_of_retclip_across_data_sets_are_those_of_its_tables():
         assert visual.model == f"{proposer.fcclip.model}/clip" == row.build.embed.text.model
         size = (proposer.fcclip.short_side, proposer.fcclip.long_side)
         assert (visual.size_hw, visual.aspect, visual.features) == (size, "kept", "tokens")
+    by_output = {row.build.output: row.build for row in rows}
+    (falling,) = [row for row in rows if row.fallback is not None]
+    assert falling.fallback == by_output["/runs/retclip_convnext_open_images_collection"]
+    assert falling.evaluate.fallback == f"{falling.fallback.output}/collection"
+    assert falling.build == by_output["/runs/retclip_convnext_collection"]
     (baseline,) = [row.evaluate.retclip for row in rows if "FC-CLIP;" in row.paper]
     assert (baseline.fusion, baseline.gamma, baseline.beta) == ("geometric", 0.0, 0.8)
 
@@ -258,6 +283,9 @@ def test_unknown_rows_and_files_that_extend_themselves(tmp_path, capsys):
         (tmp_path / "b.yaml").write_text("after: d\n")
         (tmp_path / "d.yaml").write_text("paper: nothing\n")
         paper_rows.read_row(tmp_path / "b.yaml", data="d", runs="r")
+    with pytest.raises(ConfigError, match="must both have a build, because of fallback"):
+        (tmp_path / "b.yaml").write_text("fallback: d\n")
+        paper_rows.read_row(tmp_path / "b.yaml", data="d", runs="r")
     with pytest.raises(ConfigError, match=r"figures must be of .*found \['mIou'\]"):
         path = tmp_path / "c.yaml"
         path.write_text((paper_rows.folder() / "fossil_ade.yaml").read_text())
@@ -308,6 +336,66 @@ def test_a_row_runs_through_on_the_miniature(tmp_path, capsys):
     # Again: nothing is built or scored a second time.
     assert cli.main(["reproduce", "fossil_ade", *places, *SMALL]) == 0
     assert json.loads((tmp_path / "runs/fossil_ade" / reproduce.RESULT).read_text()) == found
+
+
+RETCLIP = [
+    "build.engine.engine=local", "build.engine.workers=1", "build.engine.gpus_per_worker=0",
+    "build.ground.detector.detector.model=miniature:grounding_dino",
+    "build.ground.detector.detector.box_threshold=0.1",
+    "build.ground.detector.detector.text_threshold=0.1",
+    "build.ground.detector.sam.model=miniature:sam", "build.embed.visual.precision=float32",
+    "build.embed.visual.size_hw=[64, 96]", "evaluate.proposer.fcclip.short_side=64",
+    "evaluate.proposer.fcclip.long_side=96",
+]  # fmt: skip
+
+
+def write_ade_scenes(base):
+    """Scenes as ADE20k's photographs of both splits, with its classes where it has them and with
+    its instances."""
+    names, instances = bundled_list("ade150", "mmseg").names, bundled("ade150", "mmseg")
+    value_of = np.array([names.index(name) + 1 if name in names else 0 for name in CLASSES])
+    category = {value: number + 1 for number, value in enumerate(instances["instances"])}
+    for split, folder in (("train", "training"), ("val", "validation")):
+        for seed in range(4):
+            scene = render(seed, "train" if split == "train" else "test")
+            values_hw = value_of[scene.label_hw].astype(np.uint8)
+            instances_hwc = np.zeros((*values_hw.shape, 3), np.uint8)
+            red = np.array([category.get(value, 0) for value in range(151)])[values_hw]
+            instances_hwc[..., 0], instances_hwc[..., 1] = red, scene.instance_hw
+            instances_hwc[(red == 0) | (scene.instance_hw == 0)] = 0
+            for part, pixels, ending in (
+                ("images", scene.image_hwc, "jpg"),
+                ("annotations", values_hw, "png"),
+                ("annotations_instance", instances_hwc, "png"),
+            ):
+                path = base / part / folder / f"ADE_{split}_{seed:08d}.{ending}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.slow
+def test_a_row_with_a_trained_proposer_runs_through_in_small(tmp_path, capsys):
+    """A small FC-CLIP of random weights proposes, and its CLIP embeds the database."""
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    write_ade_scenes(data / "ade/ADEChallengeData2016")
+    model = write_fcclip(data / "weights/fcclip_convnext_large", names=("sky", "car"))
+    sam = data / "weights/sam_vit_b_01ec64.pth"
+    sam.write_bytes(b"")  # miniature:sam stands in for it
+    row = ["reproduce", "retclip_convnext", "--data", str(data), "--runs", str(runs), "--partial"]
+    assert cli.main([*row, *RETCLIP]) == 0
+    shown = capsys.readouterr().out
+    assert "the paper" in shown and "30.9" in shown
+    found = json.loads((runs / "retclip_convnext" / reproduce.RESULT).read_text())
+    assert found["figures"] == {"pq": 30.9, "ap": 19.3, "miou": 44.0}
+    assert all(0 <= value <= 100 for value in found["ours"].values())
+    manifest = runs / "retclip_convnext_collection/collection/collection.json"
+    assert json.loads(manifest.read_text())["visual"]["model"] == f"{model}/clip"
+    assert cli.main([*row, *RETCLIP]) == 0
+    # Another row of table 4 asks the same collection.
+    other = ["reproduce", "retclip_convnext_a10_b10_g03", *row[2:], *RETCLIP]
+    assert cli.main(other) == 0
+    again = json.loads((runs / "retclip_convnext_a10_b10_g03" / reproduce.RESULT).read_text())
+    assert again["ours"] != found["ours"]
 
 
 TINY = [
