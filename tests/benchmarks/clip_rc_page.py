@@ -194,8 +194,8 @@ def _about(found: dict[str, Any]) -> list[str]:
         "Scores of seen classes are lowered as is best for the hIoU of each head on validation",
         "scenes. Differences have 95 % intervals of a paired bootstrap over the test scenes, which",
         "say nothing about other seeds; an order holds, is undecided or reversed as the interval",
-        "lies above 0, around it or below. `miniature:clip_rc`, which is `full_0` in half precision,",
-        "has the same figures by `ovref evaluate`.",
+        "lies above 0, around it or below. `miniature:clip_rc` is `full_0` in half precision, and has",
+        "the same figures by `ovref evaluate`.",
     ]
     if short:
         lines[-1] += f" Heads of tables 5 to 8 are trained for {short[0]} steps, with one seed."
