@@ -194,7 +194,7 @@ def _about(found: dict[str, Any]) -> list[str]:
         "Scores of seen classes are lowered as is best for the hIoU of each head on validation",
         "scenes. Differences have 95 % intervals of a paired bootstrap over the test scenes, which",
         "say nothing about other seeds; an order holds, is undecided or reversed as the interval",
-        "lies above 0, around it or below. `miniature:clip_rc` is `full_0` in half precision, and has",
+        "lies above 0, around it or below. `miniature:clip_rc` is `full_0` in half precision, with",
         "the same figures by `ovref evaluate`.",
     ]
     if short:
