@@ -85,31 +85,15 @@ def export(work, output):
         save_grounding_dino(output / "grounding_dino", probed.detector)
     if load("maskformer", layered):
         save_maskformer(output / "maskformer", layered.maskformer)
-    if (work / "clip_rc" / HEAD).is_file():
-        done["clip_rc"] = save_clip_rc(work / "clip_rc", output / "clip_rc")
     for name, described in (("fcclip", "fcclip.json"), ("open_mask_former", "config.json")):
         if (work / name / described).is_file():
             done[name] = save_proposer(work / name, output / name)
+    if (work / "clip_rc" / HEAD).is_file():
+        done["clip_rc"] = save_clip_rc(work / "clip_rc", output / "clip_rc")
     path = output / "training.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")
     return done
-
-
-def save_clip_rc(trained, folder):
-    """Copies a trained head in half precision; returns its steps and seconds."""
-    head, tensors = read_head(str(trained))
-    weights = save({name: tensor.half().contiguous() for name, tensor in tensors.items()})
-    settings = {**head.training["settings"], "output": "runs/miniature_clip_rc"}
-    head = replace(
-        head,
-        training={**head.training, "settings": settings},
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(weights)
-    (folder / HEAD).write_bytes(head.encoded() + b"\n")
-    return {name: head.training[name] for name in ("steps", "seconds")}
 
 
 def save_proposer(trained, folder):
@@ -129,6 +113,22 @@ def save_proposer(trained, folder):
         }
         save_file(halves, folder / path.name, metadata={"format": "pt"})
     return found
+
+
+def save_clip_rc(trained, folder):
+    """Copies a trained head in half precision; returns its steps and seconds."""
+    head, tensors = read_head(str(trained))
+    weights = save({name: tensor.half().contiguous() for name, tensor in tensors.items()})
+    settings = {**head.training["settings"], "output": "runs/miniature_clip_rc"}
+    head = replace(
+        head,
+        training={**head.training, "settings": settings},
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(weights)
+    (folder / HEAD).write_bytes(head.encoded() + b"\n")
+    return {name: head.training[name] for name in ("steps", "seconds")}
 
 
 def main():
