@@ -249,7 +249,7 @@ def speed(repeats: int = 6) -> dict[str, dict[str, float]]:
     visual = open_clip.transformer.VisionTransformer(
         image_size=512, patch_size=16, width=768, layers=12, heads=12, mlp_ratio=4.0, output_dim=512
     )
-    network = ClipRcNetwork(visual, ClipRcNetworkConfig()).eval()
+    network = ClipRcNetwork(visual, ClipRcNetworkConfig()).eval().requires_grad_(False)
     pixels = torch.randn(1, 3, 512, 512)
     calls = {
         "frozen ViT": lambda: visual(pixels),
