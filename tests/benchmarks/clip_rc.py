@@ -231,7 +231,7 @@ def measure(training: str, runs: Path, collection: str, scenes: int, found: dict
         print(row, found["rows"][row], flush=True)
     metrics, times_sn = metrics_of(SEEN), bootstrap_times(scenes)
     for pair in PAIRS:
-        if set(pair) <= found["rows"].keys() and set(pair) & set(new):
+        if set(pair) <= found["rows"].keys() and " - ".join(pair) not in found["differences"]:
             a, b = (Overlaps(**np.load(runs / f"row {row}.npz")) for row in pair)
             both = {
                 name: [metric(one, times) for times in (each_once(a), times_sn) for one in (a, b)]

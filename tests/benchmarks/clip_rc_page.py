@@ -75,6 +75,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("table", "tokens1"),
     ("tokens16", "table"),
     ("tokens64", "tokens16"),
+    ("table", "patches"),
     ("global", "patches"),
     ("regions", "patches"),
     ("table", "global"),
@@ -129,9 +130,12 @@ COMMAND = (
 def page(found: dict[str, Any]) -> str:
     """The Markdown page."""
     lines = ["# CLIP-RC in small", "", *_about(found), ""]
+    waiting: list[str] = []
     for heading, rows in TABLES.items():
         there = [row for row in rows if row in found["rows"]]
-        if not there:
+        if missing := [title for row, (title, _) in rows.items() if row not in there]:
+            waiting.append(f"{heading}: {'; '.join(missing)}.")
+        if len(there) < 2:
             continue
         keys = ("miou", "pixel_accuracy", "mean_accuracy")
         if "print" not in there[0]:
@@ -147,6 +151,8 @@ def page(found: dict[str, Any]) -> str:
             if f"{one} - {other}" in found["differences"] and {one, other} <= rows.keys()
         ]  # fmt: skip
         lines += _differences(found, compared, rows)
+    if waiting:
+        lines += ["## Not trained yet", "", *(f"- {each}" for each in waiting), ""]
     lines += _search(found)
     lines += _speed(found)
     return "\n".join([*lines, FOUND, RELEASED, *COMMAND, ""])
@@ -204,8 +210,8 @@ def _about(found: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"{made['date']}, commit {made['commit']}, {made['processor']}, one thread beside other",
-        f"work; steps and wall time of the trainings: {steps}.",
+        f"{made['date']}, the last row at commit {made['commit']}, {made['processor']}, one thread",
+        f"beside other work; steps and wall time of the trainings: {steps}.",
     ]
 
 
