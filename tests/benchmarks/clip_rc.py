@@ -263,7 +263,7 @@ def speed(repeats: int = 6) -> dict[str, dict[str, float]]:
         for name, call in calls.items():
             with FlopCounterMode(display=False) as counter:
                 call()
-            found[name] = {"gmacs": round(counter.get_total_flops() / 2e9, 1)}
+            found[name] = {"gmacs": round(counter.get_total_flops() / 2e9, 1), "runs": repeats}
     torch.backends.mha.set_fastpath_enabled(True)
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
