@@ -295,10 +295,11 @@ def main() -> None:
 
     def keep() -> None:
         runs.mkdir(parents=True, exist_ok=True)
-        found["scenes"] = arguments.scenes
-        found["made"] = {
-            "date": date.today().isoformat(), "commit": commit(), "processor": processor()
-        }  # fmt: skip
+        if arguments.only != "none":
+            found["scenes"] = arguments.scenes
+            found["made"] = {
+                "date": date.today().isoformat(), "commit": commit(), "processor": processor()
+            }  # fmt: skip
         for path in (state, RESULTS / "clip_rc.json"):
             path.write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "clip_rc.md").write_text(page(found))
