@@ -144,6 +144,7 @@ def _with_background(
     labels_hw[found.max_score_hw == -np.inf] = NO_CLASS
     if threshold is None:
         return replace(found, labels_hw=labels_hw)
+    found = replace(found, tensor_of=None)  # which knows no background
     labels_hw[found.max_score_hw < threshold] = 0
     plane_hw = np.full(labels_hw.shape, threshold, dtype=np.float32)
     scores_of = (
@@ -172,8 +173,9 @@ def _pixels(
     size_hw: tuple[int, int],
     penalty_c: np.ndarray,
 ) -> torch.Tensor:
-    """(classes in the slice, *size_hw) float32: the mean over windows, at the image size."""
-    parts = [torch.from_numpy(np.ascontiguousarray(one.scores_of(classes))) for one in found]
+    """(classes in the slice, *size_hw) float32: the mean over windows, at the image size, on the
+    segmenter's device."""
+    parts = [_part(one, classes) for one in found]
     total_chw = parts[0].new_zeros((len(parts[0]), *resized_hw))
     count_chw = torch.zeros_like(total_chw)
     for (top, left, bottom, right), part_chw in zip(boxes, parts, strict=True):
@@ -181,12 +183,21 @@ def _pixels(
         total_chw[:, top:bottom, left:right] += torch.where(known_chw, part_chw, 0)
         count_chw[:, top:bottom, left:right] += known_chw
     scores_chw = resize_scores(total_chw.div_(count_chw.clamp(min=1)), size_hw)
-    scores_chw = scores_chw - torch.from_numpy(penalty_c[classes])[:, None, None]
+    if penalty_c.any():
+        penalty_c11 = torch.from_numpy(penalty_c[classes])[:, None, None]
+        scores_chw = scores_chw - penalty_c11.to(scores_chw.device)
     lost_chw = (count_chw == 0).float()
-    if not lost_chw.any():
+    # Asking a GPU would mean to wait for it.
+    if not lost_chw.is_cuda and not lost_chw.any():
         return scores_chw
     # Interpolating infinite scores would give NaN, so classes without any score are set here.
     return torch.where(resize_scores(lost_chw, size_hw) >= 0.5, -torch.inf, scores_chw)
+
+
+def _part(found: Segmentation, classes: slice) -> torch.Tensor:
+    if found.tensor_of is not None:
+        return found.tensor_of(classes)
+    return torch.from_numpy(np.ascontiguousarray(found.scores_of(classes)))
 
 
 def _resized(map_hw: np.ndarray, protocol: Protocol, resampling: Image.Resampling) -> np.ndarray:

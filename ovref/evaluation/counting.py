@@ -50,7 +50,10 @@ TABLES: dict[str, tuple[type, tuple[str, ...]]] = {
 of `metrics_ap.THRESHOLDS`."""
 
 PLACES = {
-    "": ("output", "collection", "root", "names", "features", "pictures", "shard_size", "limit"),
+    "": (
+        "output", "collection", "fallback", "root", "names", "features", "pictures", "shard_size",
+        "limit",
+    ),
     "folder": ("images", "labels", "classes"),
     "clip_rc": ("weights",),
 }
@@ -224,13 +227,14 @@ def open_steps(
         identity["head"] = head_identity(models.head(spec.clip_rc.weights)[0])
     if spec.method == "knn":
         identity["memory"] = memory_bank_identity(spec, open_training(spec, data))
-    if spec.collection:
-        collection = models.collection(spec.collection)
-        identity["collection"] = {
-            "fingerprint": collection.manifest.fingerprint,
-            "tombstones": collection.manifest.files["tombstones"].sha256,
-        }
-        parts += [collection.visual_config, collection.text_config]
+    for name in ("collection", "fallback"):
+        if url := getattr(spec, name):
+            collection = models.collection(url)
+            identity[name] = {
+                "fingerprint": collection.manifest.fingerprint,
+                "tombstones": collection.deletions,
+            }
+            parts += [collection.visual_config, collection.text_config]
     identity["models"] = {
         name: weights_fingerprint(name, revision)
         for part in parts

@@ -105,7 +105,7 @@ def evaluate(
         elif collection is None:
             compared = _memory(spec, data, models, progress)
         else:
-            compared = _of(collection)
+            compared = _of(collection, models.collection(spec.fallback) if spec.fallback else None)
         run = run_shards or _run_here(progress, models)
         run(ScoreImages(evaluate=spec, device=device), images, scores)
         shards = images.complete() or []
@@ -132,14 +132,21 @@ class _Compared:
     """Number of references by noun, or of patches by lower-case class."""
     model: str
     """Name of the visual encoder."""
+    fallback: ReferenceCollection | None = None
 
 
-def _of(collection: ReferenceCollection) -> _Compared:
+def _of(collection: ReferenceCollection, fallback: ReferenceCollection | None) -> _Compared:
+    counts: dict[str, int] = {}
+    for one in (fallback, collection):
+        if one is not None:
+            pairs = zip(one.nouns, one.noun_counts.tolist(), strict=True)
+            counts |= {noun: count for noun, count in pairs if count}
     return _Compared(
         fingerprint=collection.manifest.fingerprint,
         size=len(collection),
-        counts=dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True)),
+        counts=counts,
         model=collection.visual_config.model,
+        fallback=fallback,
     )
 
 
@@ -222,6 +229,7 @@ def _result(
         "collection": {
             "fingerprint": compared.fingerprint,
             "references": compared.size,
+            **_of_fallback(compared.fallback),
         },
         "rows": main,
         "ratios": _ratios(by_name),
@@ -230,6 +238,15 @@ def _result(
         "per_class": _per_class(data, totals, compared, support),
         "support": support,
         "spec": dump(spec),
+    }
+
+
+def _of_fallback(fallback: ReferenceCollection | None) -> dict[str, Any]:
+    if fallback is None:
+        return {}
+    return {
+        "fallback_fingerprint": fallback.manifest.fingerprint,
+        "fallback_references": len(fallback),
     }
 
 

@@ -28,6 +28,7 @@ from ovref_inference.segmenters.corrclip import CorrClipSegmenter
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.segmenters.freeda import FreedaSegmenter
 from ovref_inference.segmenters.instances import instances
+from ovref_inference.segmenters.labels import check_same_encoders
 from ovref_inference.segmenters.regions import (
     NO_CLASS,
     ScoredRegions,
@@ -105,9 +106,16 @@ class Methods:
             collection: used in place of that of `spec`.
 
         Raises:
-            InputError: the collection is of masked crops, but a row compares dense features.
+            InputError: the collection is of masked crops, but a row compares dense features; or the
+                fallback was built with other encoders.
         """
         self.collection = collection or models.collection(spec.collection)
+        self.fallback = models.collection(spec.fallback) if spec.fallback else None
+        if self.fallback is not None:
+            try:
+                check_same_encoders(self.collection, self.fallback)
+            except ValueError as error:
+                raise InputError(f"fallback: {error}") from error
         masked = self.collection.visual_config.masking
         refused = [TITLES[name] for name in spec.rows if name in DENSE]
         if masked and refused:
@@ -173,7 +181,10 @@ class Methods:
         if row.name == "vocseg":
             return VocSegSegmenter(self.collection, self.visual, text, proposer, self.spec.vocseg)
         if row.name.startswith("retclip"):
-            return RetClipSegmenter(self.collection, self.visual, text, proposer, self.spec.retclip)
+            return RetClipSegmenter(
+                self.collection, self.visual, text, proposer, self.spec.retclip,
+                fallback=self.fallback,
+            )  # fmt: skip
         if row.name.startswith("rns"):
             return RnsSegmenter(self.collection, self.visual, text, proposer, self.spec.rns)
         clip = self._models.encoder(self.spec.clip)

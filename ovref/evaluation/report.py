@@ -104,16 +104,18 @@ def _class_table(classes: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def _collection_line(result: dict[str, Any]) -> str:
     references, fossil = result["collection"]["references"], result["spec"]["fossil"]
+    more = result["collection"].get("fallback_references")
     if result["spec"]["method"] == "knn":
         settings = result["spec"]["knn"]
         return (
             f"{references} patches of training images, {settings['neighbours']} neighbours, "
             f"temperature {settings['temperature']}"
         )
+    counted = f"{references} references" + (f" and {more} of the fallback" if more else "")
     if not any(name.startswith("fossil") for name in result["spec"]["rows"]):
-        return f"{references} references"
+        return counted
     return (
-        f"{references} references, N = {fossil['n']}, K = {fossil['k']}, "
+        f"{counted}, N = {fossil['n']}, K = {fossil['k']}, "
         f"gamma = {fossil['gamma']}, "
         + ("no floor" if fossil["floor"] is None else f"floor of support {fossil['floor']}")
     )

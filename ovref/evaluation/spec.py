@@ -110,6 +110,9 @@ class EvaluateSpec:
     collection: str = ""
     """Folder or URL of the collection, which names its encoders. Not for `method=knn`; for
     `method=clip_rc` only with `clip_rc.classes=prototypes`."""
+    fallback: str = field(default="", metadata=ADDED_LATER)
+    """Folder or URL of a collection of the same encoders, from which RetCLIP takes references of
+    classes that `collection` lacks; empty for none."""
     output: str
     """Folder for evaluation.json, evaluation.md, tables and pictures, and for the counts of images,
     from which the same command resumes; created if missing."""
@@ -193,6 +196,9 @@ class EvaluateSpec:
                 "name the collection to evaluate" if needed
                 else f"method={self.method} has no collection: leave it out"
             )  # fmt: skip
+        retclip = self.method == "collection" and {"retclip", "retclip_oracle"} & set(self.rows)
+        if self.fallback and not retclip:
+            raise ValueError("fallback is for the rows retclip and retclip_oracle")
         if bool(self.clip_rc.weights) != (self.method == "clip_rc"):
             raise ValueError("give clip_rc.weights with method=clip_rc, and with no other")
         if self.unseen and self.folder:

@@ -14,9 +14,9 @@ seconds of the process, which other load on the machine changes little; one thre
 """
 
 import argparse
+import datetime
 import json
 import os
-import platform
 import time
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import transformers
 from PIL import Image
 
 import segment_windows
+from machine import commit, processor
 from ovref_inference.encoders.load import VisualEncoder
 from ovref_inference.pixels import Pixels
 from ovref_inference.proposers import load as proposers
@@ -75,7 +76,9 @@ def main():
     }
     results = {
         "what": "segmenting one photograph, CPU seconds by part",
-        "machine": f"{platform.machine()}, one thread",
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{processor()}, one thread",
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, np)},
         "size_hw": image_hwc.shape[:2],
         "windows": windows,
@@ -214,7 +217,8 @@ def report(results):
         f"One photograph of {height} x {width} pixels at FOSSIL's settings: {results['windows']} "
         f"windows, {results['classes']} classes of 10 prototypes, masks of the windows: "
         f"{' + '.join(map(str, results['masks']))}. CPU seconds; {results['machine']}; {versions}; "
-        "random weights. OpenCut's cuts are left out. Made by `tests/benchmarks/segment_parts.py`.",
+        f"random weights; commit {results['commit']}, {results['date']}. OpenCut's cuts are left "
+        "out. Made by `tests/benchmarks/segment_parts.py`.",
         "",
         "| | CPU seconds | % of the backbones |",
         "|---|---:|---:|",

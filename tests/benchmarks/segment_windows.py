@@ -58,6 +58,7 @@ from ovref_inference.proposers import load as proposers
 from ovref_inference.proposers import opencut
 from ovref_inference.proposers.config import CrfConfig
 from ovref_inference.segmenters import fossil as segmenters
+from ovref_inference.segmenters import windows as window_scores
 from ovref_inference.segmenters.windows import WindowConfig
 
 SETTINGS = ["none", "opencut", "opencut_together", "clip", "opencut_crf"]
@@ -400,7 +401,7 @@ def seconds_by_part(encoders, segmenter, images, names, device, seconds_of=None)
     parts, graphs = Parts(device, seconds_of), []
     places = [
         (Pixels, "__call__", "preparing images"),
-        *((encoder, "_forward", part) for part, encoder in encoders.items()),
+        *((encoder, "forward", part) for part, encoder in encoders.items()),
         (VisualEncoder, "encode", "features to the CPU"),
         (ShapedKeys, "shaped", "shaping keys (not in the product)"),
         (opencut, "second_eigenvectors", "OpenCut: eigenvectors"),
@@ -412,7 +413,7 @@ def seconds_by_part(encoders, segmenter, images, names, device, seconds_of=None)
         (segmenters, "pool_regions", "pooling regions"),
         (segmenters, "prototype_scores", "similarity"),
         (segmenters, "crop_scores", "scores of patches and regions"),
-        (segmenters, "labelled", "scores to pixels, windows averaged, best class"),
+        (window_scores, "labelled", "scores to pixels, windows averaged, best class"),
     ]
     cut = opencut.second_eigenvectors
     masks = []

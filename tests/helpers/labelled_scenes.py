@@ -89,17 +89,22 @@ def write_open_images(root, seeds):
     return labels, names, root / "train", said
 
 
-def _annotation(number, seed, label, mask_hw):
+def run_lengths(mask_hw):
+    """A mask as COCO's run lengths, not compressed."""
     flat = mask_hw.T.ravel()
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *edges, flat.size]).tolist()
     counts = [0, *counts] if flat[0] else counts
+    return {"size": list(mask_hw.shape), "counts": counts}
+
+
+def _annotation(number, seed, label, mask_hw):
     return {
         "id": number + 1,
         "image_id": seed + 5,
         "category_id": 2 * THINGS.index(label) + 3,
         "iscrowd": 0,
-        "segmentation": {"size": list(mask_hw.shape), "counts": counts},
+        "segmentation": run_lengths(mask_hw),
     }
 
 

@@ -9,8 +9,11 @@ import torch
 from pretend_cuda import OnCard, pretend_cuda
 
 from ovref.contract import Dropped
+from ovref.evaluation.apply_protocol import segment_with_protocol
+from ovref.evaluation.protocols import Protocol
 from ovref.identity import record_key
 from ovref.miniature.scenes import render
+from ovref.miniature.shapes import CLASSES
 from ovref.models.diffusion import Generator
 from ovref.models.noun_grounding import DetectorRoute, ProposalRoute
 from ovref.records import ImageRecord, Noun, Prompt, Reference
@@ -19,6 +22,7 @@ from ovref.stages.ground import Ground
 from ovref.stages.synthesize import Synthesize
 from ovref.stored_images import jpeg_of
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
+from ovref_inference.encoders.load import load_text_encoder, load_visual_encoder
 from ovref_inference.proposers.config import (
     GroundingDinoConfig,
     MaskFormerConfig,
@@ -27,6 +31,9 @@ from ovref_inference.proposers.config import (
     SamConfig,
     SamGridConfig,
 )
+from ovref_inference.proposers.load import no_proposals
+from ovref_inference.segmenters import windows
+from ovref_inference.segmenters.fossil import TextOnlySegmenter
 
 
 @pytest.fixture
@@ -184,6 +191,33 @@ def test_grounding(card, route):
         item for item in expected if isinstance(item, Dropped)
     ]
     assert_same_images(expected, found)
+
+
+def test_windows_of_a_protocol_stay_on_the_card(card, monkeypatch):
+    """What is waited for does not grow with the parts that the classes are computed in."""
+    image_hwc = render(0, "validation").image_hwc
+    protocol = Protocol(
+        name="test", source="test", resize="short_side", side=96, window=64, stride=32
+    )
+
+    def segmented():
+        segmenter = TextOnlySegmenter(
+            load_visual_encoder(VISUALS["clip_values"]), load_text_encoder(CLIP), no_proposals,
+            windows=None,
+        )  # fmt: skip
+        return segment_with_protocol(segmenter, image_hwc, CLASSES, protocol)
+
+    with card.away():
+        expected = segmented()
+    counts = []
+    for at_once in (len(CLASSES), 4):
+        monkeypatch.setattr(windows, "_VALUES_AT_ONCE", at_once * 64 * 64)
+        before = len(card.waits)
+        found = segmented()
+        counts.append(len(card.waits) - before)
+    assert (found.labels_hw == expected.labels_hw).mean() > 0.99
+    np.testing.assert_allclose(found.scores_chw, expected.scores_chw, atol=1e-4)
+    assert counts[0] == counts[1]
 
 
 class Memory:

@@ -36,6 +36,8 @@ class Segmentation:
     """Computes the scores of a slice of the classes, as in `scores_chw`."""
     missing: tuple[str, ...] = ()
     """Classes without support in the collection, which get no pixel."""
+    tensor_of: Callable[[slice], Any] | None = field(default=None, repr=False)
+    """`scores_of` as a tensor on the device that computes the scores; None where numpy does."""
 
     @property
     def scores_chw(self) -> np.ndarray:

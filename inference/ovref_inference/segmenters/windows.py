@@ -196,25 +196,34 @@ def labelled(
         found_hw, number_hw = pixels(slice(start, start + at_once)).max(0)
         row_hw = torch.where(found_hw > max_score_hw, number_hw + start, row_hw)
         max_score_hw = torch.maximum(max_score_hw, found_hw)
+    tensor_of = partial(_tensor_of, pixels, present, size_hw)
     return Segmentation(
         labels_hw=numbers[row_hw.cpu().numpy()].astype(np.int32),
         max_score_hw=max_score_hw.cpu().numpy(),
-        scores_of=partial(_scores_of, pixels, present, size_hw),
+        scores_of=partial(_scores_of, tensor_of),
         missing=missing,
+        tensor_of=tensor_of,
     )
 
 
-def _scores_of(
+def _scores_of(tensor_of: Callable[[slice], torch.Tensor], classes: slice) -> np.ndarray:
+    return tensor_of(classes).cpu().numpy()
+
+
+def _tensor_of(
     pixels: Callable[[slice], torch.Tensor],
     present: np.ndarray,
     size_hw: tuple[int, int],
     classes: slice,
-) -> np.ndarray:
+) -> torch.Tensor:
+    """Scores of a slice of all classes, -inf for those that are not present."""
     asked = present[classes]
     rows = np.cumsum(present)[classes][asked] - 1
-    if asked.all() and len(rows):
-        return pixels(slice(rows[0], rows[-1] + 1)).cpu().numpy()
-    scores_chw = np.full((len(asked), *size_hw), -np.inf, dtype=np.float32)
-    if len(rows):
-        scores_chw[asked] = pixels(slice(rows[0], rows[-1] + 1)).cpu().numpy()
-    return scores_chw
+    if not len(rows):
+        return torch.full((len(asked), *size_hw), -torch.inf)
+    found_chw = pixels(slice(rows[0], rows[-1] + 1))
+    if asked.all():
+        return found_chw
+    scores_chw = found_chw.new_full((len(asked), *size_hw), -torch.inf)
+    places = torch.from_numpy(np.flatnonzero(asked)).to(found_chw.device)
+    return scores_chw.index_copy_(0, places, found_chw)

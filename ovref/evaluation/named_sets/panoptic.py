@@ -1,6 +1,5 @@
 """Panoptic labels: COCO's PNG and JSON files, and ADE20k's class and instance maps."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ovref.corpora.json_stream import stream_members
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
 from ovref.evaluation.named_sets.label_files import colours, panoptic_ids
 from ovref.evaluation.named_sets.rules import IGNORE
+
+MEMBERS = ("categories", "annotations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class IndexedSegments:
 
 
 def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, IndexedSegments]:
-    """Reads a panoptic JSON file.
+    """Reads a panoptic JSON file, streamed, because it may have hundreds of megabytes.
 
     Args:
         path: the file.
@@ -38,11 +40,22 @@ def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, IndexedSegme
         InputError: the file cannot be read, is not panoptic annotations, or has other categories
             than the set.
     """
+    categories: set[int] = set()
+    index: dict[str, IndexedSegments] = {}
+    count, members = 0, [""]
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        categories = {int(each["id"]) for each in content["categories"]}
-        annotations = content["annotations"]
-        index = {Path(each["file_name"]).stem: _segments(each, classes) for each in annotations}
+        with open(path, encoding="utf-8-sig") as file:
+            for kind, each in stream_members(file, *MEMBERS):
+                if kind == "member":
+                    members.append(each)
+                elif members[-1] == "categories":
+                    categories.add(int(each["id"]))
+                else:
+                    index[Path(each["file_name"]).stem] = _segments(each, classes)
+                    count += 1
+        for name in MEMBERS:
+            if name not in members:
+                raise KeyError(name)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the panoptic annotations {path}: {error}") from error
     except KeyError as error:
@@ -55,7 +68,7 @@ def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, IndexedSegme
             f"{path} has {len(categories)} categories from {min(categories, default='none')}, the "
             f"set {len(classes)} from {min(classes)}: these are annotations of another set"
         )
-    if len(index) < len(annotations):
+    if len(index) < count:
         raise InputError(f"{path} has two annotations of the same image")
     return index
 

@@ -48,8 +48,9 @@ class EvaluateConfig(EvaluateSpec):
 def with_absolute_places(config: Spec) -> Spec:
     """The configuration with absolute places."""
     changes: dict[str, Any] = {"output": absolute_local(config.output, "output")}
-    if config.collection:
-        changes["collection"] = absolute(config.collection, "collection")
+    for name in ("collection", "fallback"):
+        if value := getattr(config, name):
+            changes[name] = absolute(value, name)
     for name in ("root", "features"):
         if value := getattr(config, name):
             changes[name] = absolute_local(value, name)

@@ -3,7 +3,8 @@ published figures.
 
 The files are in `configs/papers`. A file may have `extends: <file>` beside it, whose settings it
 overrides. In strings, `{data}` and `{runs}` stand for the folders of data sets and of results. A
-training that begins with another row's has `after: <row>`.
+training that begins with another row's has `after: <row>`, and a collection that falls back on
+another row's has `fallback: <row>`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.verbs.evaluate import EvaluateConfig
 from ovref_pipelines.verbs.train import TrainConfig
 
-EXTENDS, AFTER = "extends", "after"
+EXTENDS, AFTER, FALLBACK = "extends", "after", "fallback"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,10 @@ class PaperRow:
     evaluate: EvaluateConfig
     """The evaluation of the collection or of the trained head."""
     build: BuildConfig | None = None
-    """The collection; or instead:"""
+    """The collection; or instead of it, `train`."""
+    fallback: BuildConfig | None = None
+    """The collection that supplies references of classes that the first one lacks; in a file the
+    name of the row that it belongs to."""
     train: TrainConfig | None = None
     """The training of a head."""
     first: TrainConfig | None = None
@@ -63,6 +67,8 @@ class PaperRow:
             raise ValueError("a row has either a build or a training")
         if (self.first is not None) != (self.train is not None and bool(self.train.start)):
             raise ValueError("after names the row whose training train.start is of")
+        if (self.fallback is None) != (not self.evaluate.fallback):
+            raise ValueError("fallback names the row whose collection evaluate.fallback is")
         method = self.evaluate.method
         rows = self.evaluate.rows if method == "collection" else (method,)
         if self.row not in TITLES or self.row not in rows:
@@ -107,7 +113,8 @@ def read_row(
         overrides: `build.a=value`, `train.b=value` and `evaluate.c=value`.
 
     Raises:
-        ConfigError: as `config.load`; or a file extends one that is not there, or itself.
+        ConfigError: as `config.load`; or a file extends one that is not there, or itself, or the
+            row that it names does not fit.
     """
     tree = _layered(path, ())
     places = {"{data}": data, "{runs}": runs}
@@ -126,6 +133,13 @@ def read_row(
             raise ConfigError(f"{path} and {other} must both have a training, because of {AFTER}")
         train.setdefault("start", first["output"])
         tree["first"] = first
+    if isinstance(name := tree.get(FALLBACK), str):
+        other = path.parent / f"{name}.yaml"
+        second = _placed(_layered(other, ()), places).get("build")
+        if not isinstance(second, dict) or not isinstance(evaluate, dict):
+            raise ConfigError(f"{path} and {other} must both have a build, because of {FALLBACK}")
+        evaluate.setdefault(FALLBACK, f"{second.get('output')}/collection")
+        tree[FALLBACK] = second
     return load_tree(PaperRow, tree, str(path), overrides)
 
 

@@ -21,7 +21,7 @@ from ovref.evaluation.spec import TITLES
 from ovref.labelled_corpora import read_corpus
 from ovref_inference.errors import OvrefError
 from ovref_pipelines import recipe
-from ovref_pipelines.build_config import with_absolute_places
+from ovref_pipelines.build_config import BuildConfig, with_absolute_places
 from ovref_pipelines.console import Console
 from ovref_pipelines.verbs import evaluate as evaluating
 from ovref_pipelines.verbs import train as training
@@ -110,11 +110,11 @@ def reproduce(row: PaperRow, checked: Checked, console: Console, *, partial: boo
     if stops:
         advice = "" if partial or not checked.partial else "; --partial accepts these data"
         raise InputError(f"{row.paper} cannot be run: {'; '.join(stops)}{advice}")
-    if row.build is not None:
-        console.say(f"building {row.build.output}")
-        summary = recipe.build(with_absolute_places(row.build), console.say)
+    for build in _builds_of(row):
+        console.say(f"building {build.output}")
+        summary = recipe.build(with_absolute_places(build), console.say)
         if summary.collection is None:
-            raise InputError(f"{row.build.output} has no collection: shards failed permanently")
+            raise InputError(f"{build.output} has no collection: shards failed permanently")
     for one in _trainings_of(row):
         console.say(f"training {one.output}")
         training.train(training.with_absolute_places(one), console)
@@ -211,31 +211,41 @@ def _trainings(row: PaperRow) -> tuple[list[str], list[str]]:
     return lines, list(dict.fromkeys(partial))
 
 
+def _builds_of(row: PaperRow) -> list[BuildConfig]:
+    """The builds of a row, in order."""
+    return [one for one in (row.build, row.fallback) if one is not None]
+
+
 def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
-    """The corpus, read to its end if the published number of captions is known."""
-    assert row.build is not None
-    corpus = with_absolute_places(row.build).corpus
-    images = row.build.uses_images
-    count = 0
-    for item in read_corpus(corpus, images=False if row.captions else images):
-        count += not isinstance(item, Dropped)
-        if count and row.captions is None:
-            break
-    if not count:
-        raise InputError(f"{corpus.path} has no usable caption")
-    if images and corpus.images is not None and not os.path.isdir(corpus.images):
-        raise InputError(f"the folder of images {corpus.images} does not exist")
-    if row.captions is None:
-        return [f"{corpus.path}: captions are there"], []
-    line = f"{corpus.path}: {count} captions"
-    return [line], [] if count == row.captions else [f"{line}, as published {row.captions}"]
+    """The corpora, read to the end if the published number of captions is known."""
+    lines, partial = [], []
+    for build in _builds_of(row):
+        corpus = with_absolute_places(build).corpus
+        images = build.uses_images
+        count = 0
+        for item in read_corpus(corpus, images=False if row.captions else images):
+            count += not isinstance(item, Dropped)
+            if count and row.captions is None:
+                break
+        if not count:
+            raise InputError(f"{corpus.path} has no usable caption")
+        if images and corpus.images is not None and not os.path.isdir(corpus.images):
+            raise InputError(f"the folder of images {corpus.images} does not exist")
+        if row.captions is None:
+            what = "captions" if corpus.labels is None else "labelled images"
+            lines.append(f"{corpus.path}: {what} are there")
+            continue
+        lines.append(f"{corpus.path}: {count} captions")
+        if count != row.captions:
+            partial.append(f"{lines[-1]}, as published {row.captions}")
+    return lines, partial
 
 
 def _models(row: PaperRow) -> Iterator[tuple[str, str]]:
     """The models that a row loads: name and revision."""
-    spec, build = row.evaluate, row.build
+    spec = row.evaluate
     parts: list[Any] = [one.network for one in _trainings_of(row)]
-    if build is not None:
+    for build in _builds_of(row):
         parts += [build.extract_nouns, build.make_images, build.embed]
     if row.row.startswith("fossil"):
         parts.append(spec.opencut)

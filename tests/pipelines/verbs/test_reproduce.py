@@ -35,11 +35,11 @@ def checked_before():
 
 
 def looked_at(row):
-    corpus = row.build and dump(row.build.corpus)
+    corpora = [dump(one.corpus) for one in (row.build, row.fallback) if one]
     trainings = [(one.setting, dump(one.data)) for one in (row.first, row.train) if one]
     spec = row.evaluate
     data = (spec.dataset, spec.root, spec.protocol)
-    return repr([data, corpus, trainings, sorted(set(reproduce._models(row)))])
+    return repr([data, corpora, trainings, sorted(set(reproduce._models(row)))])
 
 
 @pytest.mark.parametrize("name", paper_rows.names())
@@ -60,11 +60,30 @@ def test_every_row_passes_the_dry_run(name, data, tmp_path, monkeypatch, checked
     assert any(f"as published {images}" in one for one in checked.partial)
     page = reproduce.introduction(row)
     assert row.paper in page and f"Protocol {row.evaluate.protocol}: " in page
+    assert row.needs and all(f"  - {one}\n" in page for one in row.needs)
+    assert row.gpu_hours > 0 and f"About {row.gpu_hours:g} GPU hours of an H100" in page
+    assert all(f"  - {one}\n" in page for one in (*row.leaves_open, *row.differs))
+    for metric, value in row.figures.items():
+        assert f"{reproduce.report.COLUMNS[metric]} {value}" in page
+    # Ours beside the paper's, which a run ends with: here a point better in the first figure.
+    first, *others = row.figures
+    ours = {metric: value / 100 for metric, value in row.figures.items()}
+    title, header, line, *lines = reproduce.comparison(
+        row, ours | {first: ours[first] + 0.01}
+    ).splitlines()
+    assert title == row.paper and header.split("  ")[-1] == "difference"
+    assert line.split()[-3:] == [
+        f"{row.figures[first]:.1f}", f"{row.figures[first] + 1:.1f}", "+1.0",
+    ]  # fmt: skip
+    assert len(lines) == len(others) and all(one.endswith("+0.0") for one in lines)
     if row.build is None:
         assert row.evaluate.clip_rc.weights == row.train.output
         assert any(f"{row.train.setting} training with" in line for line in checked.lines)
     else:
         assert row.evaluate.collection == f"{row.build.output}/collection"
+        assert all(any(
+            line.startswith(f"{one.corpus.path}: ") for line in checked.lines
+        ) for one in (row.build, row.fallback) if one)  # fmt: skip
     assert row.evaluate.chosen_protocol().names in ("mmseg", "fcclip", "corrclip")
 
 
@@ -187,6 +206,11 @@ def test_rows_of_retclip_across_data_sets_are_those_of_its_tables():
         assert visual.model == f"{proposer.fcclip.model}/clip" == row.build.embed.text.model
         size = (proposer.fcclip.short_side, proposer.fcclip.long_side)
         assert (visual.size_hw, visual.aspect, visual.features) == (size, "kept", "tokens")
+    by_output = {row.build.output: row.build for row in rows}
+    (falling,) = [row for row in rows if row.fallback is not None]
+    assert falling.fallback == by_output["/runs/retclip_convnext_open_images_collection"]
+    assert falling.evaluate.fallback == f"{falling.fallback.output}/collection"
+    assert falling.build == by_output["/runs/retclip_convnext_collection"]
     (baseline,) = [row.evaluate.retclip for row in rows if "FC-CLIP;" in row.paper]
     assert (baseline.fusion, baseline.gamma, baseline.beta) == ("geometric", 0.0, 0.8)
 
@@ -258,6 +282,9 @@ def test_unknown_rows_and_files_that_extend_themselves(tmp_path, capsys):
     with pytest.raises(ConfigError, match="must both have a training"):
         (tmp_path / "b.yaml").write_text("after: d\n")
         (tmp_path / "d.yaml").write_text("paper: nothing\n")
+        paper_rows.read_row(tmp_path / "b.yaml", data="d", runs="r")
+    with pytest.raises(ConfigError, match="must both have a build, because of fallback"):
+        (tmp_path / "b.yaml").write_text("fallback: d\n")
         paper_rows.read_row(tmp_path / "b.yaml", data="d", runs="r")
     with pytest.raises(ConfigError, match=r"figures must be of .*found \['mIou'\]"):
         path = tmp_path / "c.yaml"
