@@ -126,10 +126,9 @@ def convert_open_mask_former(
         InputError: as of `convert_fcclip`; or the backbone is another one.
     """
     from safetensors.torch import load_file, save_file
-    from transformers import MaskFormerImageProcessor
 
     from ovref_inference.proposers.fcclip import TEMPLATES
-    from ovref_inference.proposers.open_mask_former import OpenMaskFormer
+    from ovref_inference.proposers.open_mask_former import OpenMaskFormer, processing
 
     names = _ready(output, trained_names)
     tensors = read_tensors(checkpoint)
@@ -139,10 +138,9 @@ def convert_open_mask_former(
         )
     renamed = open_mask_former_names(tensors)
     model = OpenMaskFormer(_open_settings(renamed, names, TEMPLATES))
-    images = MaskFormerImageProcessor(
-        size={"shortest_edge": 640, "longest_edge": 2560}, size_divisor=32,
-        image_mean=[value / 255 for value in (123.675, 116.28, 103.53)],
-        image_std=[value / 255 for value in (58.395, 57.12, 57.375)],
+    images = processing(
+        640, 2560, [value / 255 for value in (123.675, 116.28, 103.53)],
+        [value / 255 for value in (58.395, 57.12, 57.375)],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         # Names in files are not those in memory: the library keeps the first for old files.
@@ -164,7 +162,7 @@ def _open_settings(
     renamed: Mapping[str, Any], names: tuple[str, ...], templates: tuple[str, ...]
 ) -> Any:
     """transformers' configuration of a MaskFormer whose sizes are those of its tensors."""
-    from transformers import DetrConfig, MaskFormerConfig, MaskFormerSwinConfig
+    from ovref_inference.proposers.open_mask_former import OpenMaskFormerConfig, settings_of
 
     layers = partial(_layers, renamed)
     try:
@@ -181,31 +179,25 @@ def _open_settings(
         heads.sort(key=lambda name: int(name.split(".")[1]))
         widths = [renamed[heads[0]].shape[1], *(len(renamed[name]) for name in heads)]
         pixel = "model.pixel_level_module.decoder"
-        config = MaskFormerConfig(
-            backbone_config=MaskFormerSwinConfig(  # type: ignore[call-arg]
-                image_size=384, patch_size=patch.shape[-1], embed_dim=len(patch),
-                depths=[layers(f"{swin}.{i}.blocks") for i in stages],
-                num_heads=[table.shape[1] for table in tables],
-                window_size=(round(len(tables[0]) ** 0.5) + 1) // 2,
-                mlp_ratio=len(first) / first.shape[1],
-                out_features=[f"stage{i + 1}" for i in stages],
-            ),
-            decoder_config=DetrConfig(
-                d_model=hidden, num_queries=queries, encoder_layers=0,
-                decoder_layers=layers(decoder), decoder_attention_heads=8,
-                decoder_ffn_dim=len(renamed[f"{decoder}.0.fc1.weight"]), dropout=0.0,
-            ),
-            fpn_feature_size=len(renamed[f"{pixel}.fpn.stem.0.weight"]),
-            mask_feature_size=len(renamed[f"{pixel}.mask_projection.weight"]),
-            id2label=dict(enumerate(names)),
-            label2id={name: number for number, name in enumerate(names)},
-        )  # fmt: skip
+        sizes = OpenMaskFormerConfig(
+            embed_dim=len(patch),
+            depths=tuple(layers(f"{swin}.{i}.blocks") for i in stages),
+            swin_heads=tuple(table.shape[1] for table in tables),
+            window=(round(len(tables[0]) ** 0.5) + 1) // 2,
+            patch=patch.shape[-1],
+            mlp_ratio=len(first) / first.shape[1],
+            drop_path=0.0,
+            features=len(renamed[f"{pixel}.fpn.stem.0.weight"]),
+            mask_features=len(renamed[f"{pixel}.mask_projection.weight"]),
+            queries=queries,
+            hidden=hidden,
+            decoder_layers=layers(decoder),
+            feedforward=len(renamed[f"{decoder}.0.fc1.weight"]),
+            dropout=0.0,
+        )
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(f"the checkpoint's MaskFormer is incomplete: {error!r}") from error
-    config.open_classes = {
-        "widths": widths, "scale": 100.0, "templates": list(templates), "texts": 0,
-    }  # fmt: skip
-    return config
+    return settings_of(sizes, names, widths[-1], templates=templates, texts=0, widths=widths)
 
 
 def _ready(output: Path, trained_names: Sequence[str]) -> tuple[str, ...]:

@@ -1,12 +1,15 @@
 """Loads text-to-image pipelines from the files that people have, without unpickling any."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
+from transformers import BitsAndBytesConfig
 
 from ovref.errors import ModelError
 from ovref.models.recorders import network_of, recorder_class
@@ -51,6 +54,7 @@ def load_pipeline(
     base: str | None = None,
     loras: Any = (),
     offload: bool = False,
+    text_encoder_bits: int | None = None,
 ) -> Any:
     """A text-to-image pipeline, without safety checker, watermark and progress bar.
 
@@ -68,6 +72,8 @@ def load_pipeline(
             gives configurations and tokenizers.
         loras: `ovref.stages.synthesize.Lora`s, added to the weights in this order.
         offload: keep each part in host memory while another one runs (not on a CPU).
+        text_encoder_bits: quantise the text encoders to 8 bits (LLM.int8) or 4 (NF4), with
+            bitsandbytes; not of a single file.
 
     Raises:
         ModelError: the model cannot be found, read or used for attribution.
@@ -76,6 +82,11 @@ def load_pipeline(
     named = f"the generator {model!r}" + (f" at revision {revision!r}" if revision else "")
     single_file = path.endswith((".safetensors", ".ckpt"))
     _check_file(path, base, named)
+    if text_encoder_bits is not None and find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"text_encoder_bits={text_encoder_bits} needs bitsandbytes, which is not installed: "
+            "run `pip install 'ovref[quantize]'`, or leave text_encoder_bits out"
+        )
     described = (base or "") if single_file else path
     advice = (
         ". Expected a Hugging Face id that can be reached, or a folder with model_index.json and "
@@ -94,10 +105,16 @@ def load_pipeline(
             **_without_extras(found),
         }
         if single_file:
-            pipeline = _class_of(found, named).from_single_file(
-                path, config=resolve(described), **options
-            )
+            pipeline = _from_file(found, path, named, config=resolve(described), **options)
         else:
+            if text_encoder_bits is not None:
+                encoders = [name for name in index if name.startswith("text_encoder")]
+                options["quantization_config"] = diffusers.PipelineQuantizationConfig(
+                    quant_mapping=dict.fromkeys(
+                        [name for name in encoders if name not in absent],
+                        _quantized(text_encoder_bits, DTYPES[dtype]),
+                    )
+                )
             pipeline = _class_of(found, named).from_pretrained(
                 path, revision=revision, variant=variant, use_safetensors=True, **options
             )
@@ -123,6 +140,49 @@ def _class_of(found: str, named: str) -> Any:
             f"{named} is a {found}; attribution works with {', '.join(sorted(PIPELINES))}"
         )
     return getattr(diffusers, PIPELINES[found])
+
+
+def _from_file(found: str, path: str, named: str, **options: Any) -> Any:
+    """A pipeline of the class `found`, from a single file.
+
+    Raises:
+        ModelError: diffusers cannot read it, or it lacks weights.
+    """
+    kind = _class_of(found, named)
+    if not hasattr(kind, "from_single_file"):
+        raise ModelError(
+            f"{named} is a single file of a {found}, which diffusers reads from folders alone: "
+            "convert it to a folder in diffusers' layout, and leave out base"
+        )
+    try:
+        pipeline = kind.from_single_file(path, **options)
+    except SingleFileComponentError as error:
+        raise ModelError(
+            f"{named} lacks a part: {str(error).splitlines()[0]} Use a file with all parts, or a "
+            "folder in diffusers' layout"
+        ) from error
+    # What the file has no weights for stays empty.
+    empty = [
+        name
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module) and any(t.is_meta for t in part.parameters())
+    ]
+    if empty:
+        raise ModelError(
+            f"{named} lacks weights of {' and '.join(sorted(empty))}, or has them under names that "
+            "diffusers does not know: use a file with all parts, or a folder in diffusers' layout"
+        )
+    return pipeline
+
+
+def _quantized(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How weights of linear layers are kept: LLM.int8 (Dettmers et al., NeurIPS 2022) in 8 bits,
+    NF4 (QLoRA, Dettmers et al., NeurIPS 2023) in 4."""
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _without_extras(found: str) -> dict[str, Any]:

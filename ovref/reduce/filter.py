@@ -55,6 +55,13 @@ FLAGGED = 0.5
 _CHUNK = 65_536
 
 
+class NothingKeptError(InputError):
+    """The filters leave no reference."""
+
+    steps: list[dict[str, Any]]
+    """Counts before and after each filter."""
+
+
 def filter_references(
     gathered: Path,
     out: Path,
@@ -76,8 +83,8 @@ def filter_references(
         seed: seed of the index that is searched for the noun agreement.
 
     Raises:
-        InputError: nothing is left (the message counts what each filter dropped), or a filter needs
-            what was not measured.
+        NothingKeptError: nothing is left (the message counts what each filter dropped).
+        InputError: a filter needs what was not measured.
     """
     measures = _measures(gathered)
     _check_measured(spec, measures)
@@ -145,10 +152,12 @@ def filter_references(
         }
     if len(rows) == 0:
         lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
-        raise InputError(
+        error = NothingKeptError(
             f"the filters leave none of {len(visual)} references (dropped: {lost}); "
             "relax the thresholds in `filter`"
         )
+        error.steps = steps
+        raise error
     dropped = np.flatnonzero(reasons != "")
     why = pa.array(reasons[dropped], pa.string())
     pq.write_table(_rows_of(gathered, dropped).append_column("reason", why), out / DROPPED)

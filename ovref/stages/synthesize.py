@@ -131,6 +131,9 @@ class Synthesize:
     offload: bool = field(default=False, metadata=ADDED_LATER)
     """Keeps text encoders, network and decoder in host memory while they are not running, so that
     larger models fit on a GPU; each batch then copies them over."""
+    text_encoder_bits: Literal[8, 4] | None = field(default=None, metadata=ADDED_LATER)
+    """Bits of the text encoders' weights, with bitsandbytes; None for those of `dtype`. With 8 bits
+    (LLM.int8) the last bits of an image also depend on the other captions of its batch."""
 
     def __post_init__(self):
         require_at_least("steps", self.steps, 1)
@@ -147,6 +150,11 @@ class Synthesize:
             raise ValueError(f"read_steps must be ordered in [0, 1], found {self.read_steps}")
         if self.batch_size != "auto":
             require_at_least("batch_size", self.batch_size, 1)
+        if self.text_encoder_bits is not None and self.base is not None:
+            raise ValueError(
+                "text_encoder_bits needs a model in diffusers' layout, not a single file, which "
+                f"diffusers cannot quantise: found base {self.base!r}"
+            )
         require_areas(self.min_area, self.max_area)
         require_within("jpeg_quality", self.jpeg_quality, 1, 100)
 
@@ -197,6 +205,7 @@ class Synthesize:
             base=self.base,
             loras=self.loras,
             offload=self.offload,
+            text_encoder_bits=self.text_encoder_bits,
         )
 
     def _optimize(self, pipeline: Any) -> None:

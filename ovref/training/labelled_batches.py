@@ -96,9 +96,7 @@ class TrainingData:
             InputError: the data is missing or not as it should be, or a class is not in its list.
         """
         if self.scenes:
-            data = training_scenes(self.scenes)
-            # Drawing a scene takes longer than a small network needs for it.
-            data = replace(data, read=lru_cache(SCENES_KEPT)(data.read))
+            data = _kept_scenes(self.scenes)
         elif self.folder:
             data = open_label_folder(self.folder)
         else:
@@ -129,6 +127,11 @@ class LabelledBatch:
     """(n, H, W, 3) uint8 RGB."""
     labels_nhw: np.ndarray
     """(n, H, W) int64: positions among the classes that are trained, UNLABELLED or HIDDEN."""
+    segments_nhw: np.ndarray
+    """(n, H, W) int64: numbers of the image's segments, each of one class, where the batches are
+    made with `instances` and the set has them; otherwise as `labels_nhw`. Below 0 as there."""
+    first: int
+    """Place of the first image among all images that the training shows."""
 
 
 class LabelledBatches:
@@ -144,6 +147,7 @@ class LabelledBatches:
         size_hw: tuple[int, int],
         batch: int,
         seed: int,
+        instances: bool = False,
     ) -> None:
         """
         Args:
@@ -156,8 +160,11 @@ class LabelledBatches:
             size_hw: of the crops.
             batch: images of a step, of all parts.
             seed: of the order of images, and of what is varied.
+            instances: whether the segments of a panoptic set are told apart. Its crowds are then
+                UNLABELLED, as in Mask2Former.
         """
         self._data, self._config, self._size_hw = data, config, size_hw
+        self._instances = instances
         self._batch, self._seed = batch, seed
         self._table = np.full(len(data.class_names) + 1, HIDDEN, dtype=np.int64)
         for number, label in enumerate(classes):
@@ -176,27 +183,31 @@ class LabelledBatches:
         share = self._batch // parts
         first = step * self._batch + part * share
         crops = list(self._pool.map(self._one, range(first, first + share)))
-        names, images, labels = zip(*crops, strict=True)
-        return LabelledBatch(tuple(names), np.stack(images), np.stack(labels))
+        names, images, labels, segments = zip(*crops, strict=True)
+        return LabelledBatch(
+            tuple(names), np.stack(images), np.stack(labels), np.stack(segments), first
+        )
 
-    def _one(self, place: int) -> tuple[str, np.ndarray, np.ndarray]:
-        """The crop at a place in the order of all images of the training."""
+    def _one(self, place: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        """The crop at a place in the order of all images of the training, its labels and
+        segments."""
         tried = []
         for attempt in range(ATTEMPTS):
             epoch, number = divmod(place + attempt, len(self._data))
             name = self._data.ids[_order(self._seed, epoch, len(self._data))[number]]
             rng = np.random.default_rng([self._seed, place, attempt])
-            image_hwc, labels_hw = self._read(name)
-            image_hwc, labels_hw = self._varied(image_hwc, labels_hw, rng)
-            if (labels_hw >= 0).any():
-                return name, image_hwc, labels_hw
+            image_hwc, segments_hw, classes_s = self._read(name)
+            image_hwc, segments_hw = self._varied(image_hwc, segments_hw, classes_s, rng)
+            if (segments_hw >= 0).any():
+                return name, image_hwc, _classes_of(segments_hw, classes_s), segments_hw
             tried.append(name)
         raise InputError(
             f"no crop of {', '.join(tried)} in {self._data.name} has a pixel of a class that is "
             "trained: check labels, seen and unseen classes"
         )
 
-    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """An image, its segments, and the class of each of these."""
         example, classes = self._data.read(name), len(self._data.class_names)
         values = (int(example.label_hw.min()), int(example.label_hw.max()))
         if values[0] < IGNORE or values[1] >= classes:
@@ -204,10 +215,23 @@ class LabelledBatches:
                 f"{name} of {self._data.name} has labels from {values[0]} to {values[1]}, expected "
                 f"{IGNORE} (none) to {classes - 1}"
             )
-        return example.image_hwc, self._table[example.label_hw]
+        if not (self._instances and example.panoptic is not None):
+            every = np.arange(len(self._table))
+            return example.image_hwc, self._table[example.label_hw], every
+        found = example.panoptic
+        ids, inverse = np.unique(found.ids_hw, return_inverse=True)
+        labels = [found.labels.get(int(one), IGNORE) for one in ids]  # of VOID, there is none
+        crowd = [int(one) in found.crowd for one in ids]
+        classes_s = np.where(crowd, UNLABELLED, self._table[labels])
+        numbers = np.where(classes_s < 0, classes_s, np.arange(len(ids)))
+        return example.image_hwc, numbers[inverse].reshape(found.ids_hw.shape), classes_s
 
     def _varied(
-        self, image_hwc: np.ndarray, labels_hw: np.ndarray, rng: np.random.Generator
+        self,
+        image_hwc: np.ndarray,
+        segments_hw: np.ndarray,
+        classes_s: np.ndarray,
+        rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         config = self._config
         factor = rng.uniform(*config.scale)
@@ -217,25 +241,26 @@ class LabelledBatches:
         if size_wh != image_hwc.shape[1::-1]:
             image = Image.fromarray(image_hwc).resize(size_wh, Image.Resampling.BILINEAR)
             image_hwc = np.asarray(image)
-            labels = Image.fromarray(labels_hw.astype(np.int32))
-            labels = labels.resize(size_wh, Image.Resampling.NEAREST)
-            labels_hw = np.asarray(labels).astype(np.int64)
-        top, left = self._corner(labels_hw, rng)
+            segments = Image.fromarray(segments_hw.astype(np.int32))
+            segments = segments.resize(size_wh, Image.Resampling.NEAREST)
+            segments_hw = np.asarray(segments).astype(np.int64)
+        top, left = self._corner(_classes_of(segments_hw, classes_s), rng)
         height, width = self._size_hw
         image_hwc = image_hwc[top : top + height, left : left + width]
-        labels_hw = labels_hw[top : top + height, left : left + width]
+        segments_hw = segments_hw[top : top + height, left : left + width]
         if rng.random() < config.flip:
-            image_hwc, labels_hw = image_hwc[:, ::-1], labels_hw[:, ::-1]
+            image_hwc, segments_hw = image_hwc[:, ::-1], segments_hw[:, ::-1]
         if config.colour:
             image_hwc = distorted(image_hwc, rng)
         below, right = height - image_hwc.shape[0], width - image_hwc.shape[1]
         return (
             np.pad(image_hwc, ((0, below), (0, right), (0, 0))),
-            np.pad(labels_hw, ((0, below), (0, right)), constant_values=UNLABELLED),
+            np.pad(segments_hw, ((0, below), (0, right)), constant_values=UNLABELLED),
         )
 
     def _corner(self, labels_hw: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-        """Top and left of a crop; of many tries the first of varied classes, or else the last."""
+        """Top and left of a crop; of many tries the first of varied classes, or else the last. One
+        try where a class may fill a crop."""
         height, width = self._size_hw
         room = [
             max(0, side - crop) for side, crop in zip(labels_hw.shape, self._size_hw, strict=True)
@@ -243,6 +268,8 @@ class LabelledBatches:
         top = left = 0
         for _ in range(ATTEMPTS):
             top, left = (int(rng.integers(most + 1)) for most in room)
+            if self._config.most_of_one == 1:
+                break
             crop_hw = labels_hw[top : top + height, left : left + width]
             counts = np.bincount(crop_hw[crop_hw >= 0])
             if (
@@ -253,10 +280,23 @@ class LabelledBatches:
         return top, left
 
 
+@lru_cache(maxsize=1)
+def _kept_scenes(count: int) -> LabelledSet:
+    """Training scenes, each drawn once in a process: that takes longer than a small network needs
+    for it."""
+    data = training_scenes(count)
+    return replace(data, read=lru_cache(SCENES_KEPT)(data.read))
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, images: int) -> np.ndarray:
     """The order of the images in an epoch."""
     return np.random.default_rng([seed, epoch, 0x0EDE]).permutation(images)
+
+
+def _classes_of(segments_hw: np.ndarray, classes_s: np.ndarray) -> np.ndarray:
+    """The class of each pixel; where there is no segment, the segment's number below 0."""
+    return np.where(segments_hw < 0, segments_hw, classes_s[segments_hw])
 
 
 def distorted(image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -119,12 +119,13 @@ def _evaluate(options: Namespace, console: Console) -> int:
 
 
 def _train(options: Namespace, console: Console) -> int:
-    from ovref.training import train_clip_rc
+    from ovref.training.methods import module_of
     from ovref_pipelines.verbs import train
 
-    config = train.with_absolute_places(_config(train.TrainConfig, options))
+    path = None if options.config is None else shipped.find(options.config)
+    config = train.with_absolute_places(train.read(path, options.overrides))
     if options.dry_run:
-        console.show(train_clip_rc.check(config.spec))
+        console.show(module_of(config.spec).check(config.spec))
         return 0
     train.train(config, console)
     return 0

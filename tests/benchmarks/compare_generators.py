@@ -2,7 +2,10 @@
 
 The same captions and seeds, in configurations that differ in the generator alone. Which blocks and
 steps of the transformer are read was chosen on validation scenes
-(`recipes.miniature.measure_transformer --split validation`).
+(`recipes.miniature.measure_transformer --split validation`). Further rows have what `fossil_2026`
+has in place of FOSSIL's parts: a generator with joint attention, four steps without guidance, the
+reading that is the default of its family, one model for images and texts; alone and together. The
+miniature has no weights distilled for four steps, and one text tower.
 
     python tests/benchmarks/compare_generators.py [--captions 100] [--scenes 100] [--cache FOLDER]
 
@@ -22,20 +25,36 @@ from ovref_pipelines import recipe
 from steps import MASKS, built, measure, weights_of
 
 ROOT = Path(__file__).parent.parent.parent
+CLIP = (
+    "embed.visual.model=miniature:clip", "embed.visual.library=open_clip",
+    "embed.visual.features=values",
+)  # fmt: skip
+FEW = ("synthesize.steps=4", "synthesize.guidance=1.0", "synthesize.guided_share=1.0")
+OUTPUT = (
+    "synthesize.reading=output", "synthesize.blocks=[4,5,6]", "synthesize.read_steps=[0.7,1.0]",
+)  # fmt: skip
 SETTINGS = {
-    "UNet": "configs/miniature.yaml",
-    "UNet, as in the demo": "configs/miniature_fast.yaml",
-    "transformer": "configs/miniature_transformer.yaml",
-}
-"""Name -> configuration."""
+    "UNet": ("miniature", ()),
+    "UNet, as in the demo": ("miniature_fast", ()),
+    "transformer": ("miniature_transformer", ()),
+    "UNet, 4 steps without guidance": ("miniature", FEW),
+    "transformer, 4 steps without guidance": ("miniature_transformer", FEW),
+    "transformer, `output` of the last 3 blocks": ("miniature_transformer", OUTPUT),
+    "UNet, CLIP as backbone": ("miniature", CLIP),
+    "transformer, with these three changes": (
+        "miniature_transformer", (*FEW, *OUTPUT, *CLIP),
+    ),
+}  # fmt: skip
+"""Name -> configuration, changes."""
 
 
 def config_of(name, folder, arguments):
     place = folder / "".join(c if c.isalnum() else "_" for c in name)
-    return load(recipe.BuildConfig, ROOT / SETTINGS[name], [
+    config, changes = SETTINGS[name]
+    return load(recipe.BuildConfig, ROOT / f"configs/{config}.yaml", [
         f"output={place}", f"corpus.limit={arguments.captions}",
         f"corpus.path={ROOT / 'configs/miniature_captions.txt'}", "engine.engine=local",
-        "engine.workers=1", f"engine.threads={arguments.threads}",
+        "engine.workers=1", f"engine.threads={arguments.threads}", *changes,
     ])  # fmt: skip
 
 

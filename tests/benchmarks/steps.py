@@ -201,6 +201,7 @@ def measure(built, arguments):
         both = found["masks"].keys() & first["masks"].keys()
         pairs = [(found["masks"][key], first["masks"][key]) for key in both]
         common = found["visual"].keys() & first["visual"].keys()
+        common = {k for k in common if found["visual"][k].shape == first["visual"][k].shape}
         rows[name] = {
             "unet_rows": found["unet_rows"],
             "times_fewer_rows": first["unet_rows"] / found["unet_rows"],

@@ -1,4 +1,6 @@
-"""The weights of a Stable Diffusion 1 pipeline under the names of its original checkpoints."""
+"""The weights of a Stable Diffusion 1 or XL pipeline under the names of original checkpoints."""
+
+import torch
 
 RESNET_OF_UNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
@@ -7,6 +9,14 @@ RESNET_OF_UNET = {
 ENDS_OF_UNET = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+}  # fmt: skip
+ENDS_OF_XL = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
+    "encoder.layers": "transformer.resblocks", "self_attn": "attn", "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
 }  # fmt: skip
 ATTENTION_OF_VAE = {
     "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"
@@ -23,14 +33,35 @@ def original_weights(pipeline):
         new = _of_vae(name, len(pipeline.vae.config.block_out_channels))
         convolution = ".attn_1." in new and ".norm." not in new and tensor.ndim == 2
         found["first_stage_model." + new] = tensor[:, :, None, None] if convolution else tensor
+    second = getattr(pipeline, "text_encoder_2", None)
+    first = "cond_stage_model" if second is None else "conditioner.embedders.0"
     for name, tensor in pipeline.text_encoder.state_dict().items():
         bare = name.removeprefix("text_model.")
-        found[f"cond_stage_model.transformer.text_model.{bare}"] = tensor
+        found[f"{first}.transformer.text_model.{bare}"] = tensor
+    if second is not None:
+        found |= _of_open_clip(second.state_dict(), "conditioner.embedders.1.model.")
     return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
+def _of_open_clip(state, prefix):
+    """OpenCLIP's text tower: queries, keys and values are one tensor, the projection is turned."""
+    found = {}
+    for name, tensor in state.items():
+        new = name.removeprefix("text_model.")
+        for own, original in OPEN_CLIP.items():
+            new = new.replace(own, original)
+        if name == "text_projection.weight":
+            found[prefix + "text_projection"] = tensor.T
+        elif ".q_proj." in name:
+            joined = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            found[prefix + new.replace("q_proj.", "in_proj_")] = torch.cat(joined)
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            found[prefix + new] = tensor
+    return found
+
+
 def _of_unet(name, layers):
-    for own, original in ENDS_OF_UNET.items():
+    for own, original in (ENDS_OF_UNET | ENDS_OF_XL).items():
         if name.startswith(own + "."):
             return name.replace(own, original, 1)
     side, *rest = name.split(".")

@@ -44,12 +44,12 @@ def byte_characters() -> list[int]:
     return [byte if byte in printable else next(spare) for byte in range(256)]
 
 
-def clip_text_encoder(tokenizer, projection: bool = False):
+def clip_text_encoder(tokenizer, projection: bool = False, width: int = 32):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=37,
         num_hidden_layers=2,
         num_attention_heads=4,

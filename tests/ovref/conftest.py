@@ -117,7 +117,7 @@ def _sdxl(folder: Path, scratch: Path) -> Path:
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
+        cross_attention_dim=80,
         attention_head_dim=(2, 4),
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
@@ -128,7 +128,8 @@ def _sdxl(folder: Path, scratch: Path) -> Path:
     diffusers.StableDiffusionXLPipeline(
         vae=_vae(),
         text_encoder=clip_text_encoder(tokenizer),
-        text_encoder_2=clip_text_encoder(tokenizer_2, projection=True),
+        # Wider than the first, as in the real model: loaders tell them apart by it.
+        text_encoder_2=clip_text_encoder(tokenizer_2, projection=True, width=48),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         unet=unet,

@@ -67,6 +67,13 @@ def load_detector(
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         images = AutoImageProcessor.from_pretrained(path, **options)
     check_complete(config.model, report)
+    if any("class_embed" in name for name in report["unexpected_keys"]):
+        raise ModelError(
+            f"{config.model} has weights of a class head that {type(model).__name__} lacks, so its "
+            "scores would be wrong: it is LLMDet's first export (llmdet_swin_*_hf), for a changed "
+            "GroundingDINO; use the one for transformers (iSEE-Laboratory/llmdet_tiny, _base, "
+            "_large)"
+        )
     model = model.to(device_of(device)).eval()
     detector: Detector = kind(model, tokenizer, images, config, batch_size=batch_size)
     with model_errors(f"use the detector {config.model}"):

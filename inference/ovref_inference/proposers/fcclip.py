@@ -3,7 +3,8 @@
 RetCLIP's setting across data sets (section 2.2): the feature maps of a convolutional CLIP go
 through a trained mask decoder, whose queries give masks, embeddings that are compared with any
 texts (the in-vocabulary classifier), and, pooled from the last of the same maps, what is classified
-by CLIP and searches the collection. A model is a folder, which `ovref convert fcclip` writes:
+by CLIP and searches the collection. A model is a folder, which `ovref train` or `ovref convert
+fcclip` writes:
 
     fcclip.json             which CLIP, the sizes of the decoder, the classes it was trained on
     decoder.safetensors     the weights of `mask_decoder.MaskDecoder`
@@ -11,7 +12,7 @@ by CLIP and searches the collection. A model is a folder, which `ovref convert f
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class FcClipSettings:
     trained_names: tuple[str, ...]
     """Names of the classes that it was trained on, synonyms included."""
     templates: tuple[str, ...] = TEMPLATES
+    training: Mapping[str, Any] | None = None
+    """Steps, data and settings, for people; None of a converted model."""
 
 
 class FcClip:
@@ -177,12 +180,7 @@ def load_fcclip(config: FcClipConfig, *, device: str | None = None) -> FcClip:
         clip_id = str(folder / clip_id)
     where = device_of(device)
     model, _ = clip_towers.load_clip(clip_id, "")
-    visual = model.visual
-    if not (cnn_towers.is_convnext(visual) or cnn_towers.is_resnet(visual)):
-        raise ModelError(
-            f"{clip_id} has no ConvNeXt or ResNet image tower, found {type(visual).__name__}: "
-            "FC-CLIP's decoder needs the feature maps of one"
-        )
+    visual = convolutional(model, clip_id)
     found = tuple(cnn_towers.widths(visual)), cnn_towers.joint_width(visual)
     wanted = settings.decoder.widths, settings.decoder.dim
     if found != wanted:
@@ -201,6 +199,17 @@ def load_fcclip(config: FcClipConfig, *, device: str | None = None) -> FcClip:
     with model_errors(f"use FC-CLIP from {folder}"):
         proposer.propose([np.zeros((64, 64, 3), dtype=np.uint8)])
     return proposer
+
+
+def convolutional(model: Any, clip_id: str) -> Any:
+    """The image tower of a CLIP. Raises ModelError if it is no ConvNeXt or ResNet."""
+    visual = model.visual
+    if not (cnn_towers.is_convnext(visual) or cnn_towers.is_resnet(visual)):
+        raise ModelError(
+            f"{clip_id} has no ConvNeXt or ResNet image tower, found {type(visual).__name__}: "
+            "FC-CLIP's decoder needs the feature maps of one"
+        )
+    return visual
 
 
 def read_settings(folder: Path) -> FcClipSettings:
@@ -224,6 +233,7 @@ def read_settings(folder: Path) -> FcClipSettings:
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"cannot read {path}: {error!r}; `ovref convert fcclip` writes such a folder"
+            f"cannot read {path}: {error!r}; `ovref convert fcclip` and `ovref train` "
+            "write such a folder"
         ) from error
     return settings

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from ovref.errors import OvrefError
-from ovref.training.train_clip_rc import ClipRcTraining
+from ovref.training.methods import Training
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.run_steps import worker_variables
 from ovref_pipelines.errors import JobError
@@ -32,17 +32,17 @@ class TrainingWorker:
             return ray.util.get_node_ip_address(), one.getsockname()[1]
 
     def run(
-        self, spec: ClipRcTraining, rank: int, workers: int, address: tuple[str, int]
+        self, spec: Training, rank: int, workers: int, address: tuple[str, int]
     ) -> OvrefError | None:
         """Trains as one of several; returns an error that ovref raises on purpose."""
-        from ovref.training import train_clip_rc
+        from ovref.training.methods import module_of
 
         os.environ |= {
             "RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_RANK": "0",
             "MASTER_ADDR": address[0], "MASTER_PORT": str(address[1]),
         }  # fmt: skip
         try:
-            train_clip_rc.run_as_worker(spec, self._lines.append)
+            module_of(spec).run_as_worker(spec, self._lines.append)
         except OvrefError as error:
             return error
         return None
@@ -53,7 +53,7 @@ class TrainingWorker:
         return said
 
 
-def run(spec: ClipRcTraining, config: EngineConfig, say: Callable[[str], None]) -> None:
+def run(spec: Training, config: EngineConfig, say: Callable[[str], None]) -> None:
     """Trains on `config.workers` workers; where one dies, all begin again from the last checkpoint.
 
     Raises:
@@ -74,7 +74,7 @@ def run(spec: ClipRcTraining, config: EngineConfig, say: Callable[[str], None]) 
             say("ovref: a worker died; resuming from the last checkpoint")
 
 
-def _run_once(spec: ClipRcTraining, config: EngineConfig, say: Callable[[str], None]) -> None:
+def _run_once(spec: Training, config: EngineConfig, say: Callable[[str], None]) -> None:
     options: dict[str, Any] = {
         "num_cpus": config.cpus_per_worker,
         "num_gpus": config.gpus_per_worker,

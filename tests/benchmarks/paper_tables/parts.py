@@ -14,10 +14,10 @@ from ovref_inference.proposers.config import ProposerConfig
 from ovref_inference.proposers.grounded_sam import load_grounded_sam
 from ovref_inference.proposers.load import (
     grounded_sam_proposer,
+    load_proposals,
     load_proposer,
     no_proposals,
 )
-from ovref_inference.proposers.mask_former import load_mask_former
 from ovref_inference.segmenters.corrclip import CorrClipConfig, CorrClipSegmenter
 from ovref_inference.segmenters.fossil import FossilConfig, FossilSegmenter, TextOnlySegmenter
 from ovref_inference.segmenters.freeda import FreedaConfig, FreedaSegmenter
@@ -35,6 +35,8 @@ PROPOSALS = {
     "trained": "MaskFormer with its classes",
     "sam_grid": "grid of points + SAM",
     "grounded_sam": "GroundingDINO + SAM",
+    "fcclip": "FC-CLIP",
+    "open_mask_former": "MaskFormer with open classes",
 }
 """Names of proposals and how people write them."""
 
@@ -72,9 +74,11 @@ class Parts(CachedModels):
             return no_proposals
         if name == "truth":
             return truth_proposer(self._datasets)
-        if name == "trained":
-            model = load_mask_former(config.mask_former, device=self.device)
-            return lambda images: list(model.propose(images))
+        if name == "fcclip":
+            return load_proposals(ProposerConfig(fcclip=config.fcclip), (), device=self.device)
+        if name in ("trained", "open_mask_former"):
+            chosen = config.mask_former if name == "trained" else config.open_mask_former
+            return load_proposals(ProposerConfig(mask_former=chosen), (), device=self.device)
         if name == "grounded_sam":
             found = load_grounded_sam(config.detector, config.sam, device=self.device)
             return grounded_sam_proposer(found, self._datasets[0].classes)

@@ -55,6 +55,8 @@ class Evaluation:
     """(n, classes) float64: sum of the IoU of matched segments; None without panoptic truth."""
     segments: np.ndarray | None
     """(n, 3, classes) int64: matched, wrong, missed segments; None without panoptic truth."""
+    seen: tuple[bool, ...] | None = None
+    """Whether each class was seen in training; None without a split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +112,15 @@ def evaluate_predictions(data: Dataset, predictions: Sequence[Prediction]) -> Ev
     if data.seen is not None:
         metrics |= asdict(split_scores(found.iou, data.seen))
     return Evaluation(
-        metrics=metrics, per_class_iou=found.iou, confusion=counts, ious=ious, segments=segments
-    )
+        metrics=metrics, per_class_iou=found.iou, confusion=counts, ious=ious, segments=segments,
+        seen=data.seen,
+    )  # fmt: skip
 
 
 def single_metric(data: Dataset, predictions: Sequence[Prediction], metric: str) -> float:
     """One metric of `evaluate_predictions`, `miou` or `pq`, without computing the others."""
-    _check_metric(metric)
+    if metric not in ("miou", "pq"):
+        raise ValueError(f"metric must be miou or pq, found {metric!r}")
     if metric == "miou":
         return scores_of_counts(_confusion(data, predictions).sum(0)).miou
     if data.panoptic is None or data.things is None:
@@ -129,13 +133,14 @@ def difference(first: Evaluation, second: Evaluation, metric: str, seed: int = 0
 
     Args:
         first, second: evaluations of the same images in the same order.
-        metric: `miou` or `pq`.
+        metric: `miou`, `pq`, or the mIoU of `seen` or `unseen` classes.
         seed: seed of the resampling.
 
     Raises:
         ValueError: the metric is another one, or the images differ.
     """
-    _check_metric(metric)
+    if metric not in ("miou", "pq", "seen", "unseen"):
+        raise ValueError(f"metric must be miou, pq, seen or unseen, found {metric!r}")
     if len(first.confusion) != len(second.confusion):
         raise ValueError("both evaluations must be of the same images")
     images = len(first.confusion)
@@ -146,11 +151,6 @@ def difference(first: Evaluation, second: Evaluation, metric: str, seed: int = 0
     low, high = np.quantile(sampled[np.isfinite(sampled)], (0.025, 0.975))
     value = first.metrics[metric] - second.metrics[metric]
     return Difference(value=float(value), low=float(low), high=float(high))
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in ("miou", "pq"):
-        raise ValueError(f"metric must be miou or pq, found {metric!r}")
 
 
 def _confusion(data: Dataset, predictions: Sequence[Prediction]) -> np.ndarray:
@@ -206,7 +206,7 @@ def _ap(
 def _resampled(evaluation: Evaluation, metric: str, times: np.ndarray) -> np.ndarray:
     """(samples,) the metric of data sets that contain image i `times[:, i]` times."""
     samples, images = times.shape
-    if metric == "miou":
+    if metric != "pq":
         counts = times @ evaluation.confusion.reshape(images, -1)
         shares = iou_of_counts(counts.reshape(samples, *evaluation.confusion.shape[1:]))
     else:
@@ -214,6 +214,10 @@ def _resampled(evaluation: Evaluation, metric: str, times: np.ndarray) -> np.nda
             raise ValueError("PQ needs a data set with panoptic truth")
         wholes = times @ np.einsum("nkc,k->nc", evaluation.segments, [1.0, 0.5, 0.5])
         shares = np.where(wholes > 0, times @ evaluation.ious / np.maximum(wholes, 0.5), math.nan)
+    if metric in ("seen", "unseen"):
+        if evaluation.seen is None:
+            raise ValueError(f"{metric} needs a data set with a split of classes")
+        shares = shares[:, np.array(evaluation.seen) == (metric == "seen")]
     known = ~np.isnan(shares)
     total = np.where(known, shares, 0).sum(1)
     return np.where(known.any(1), total / np.maximum(known.sum(1), 1), math.nan)

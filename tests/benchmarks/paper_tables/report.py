@@ -28,7 +28,7 @@ class Ordering:
     worse: str
     """Row that it found to be worse."""
     metric: str
-    """`miou` or `pq`."""
+    """`miou`, `pq`, or `seen` or `unseen` for the mIoU of these classes."""
     paper: str
     """The paper's own numbers, in words."""
 

@@ -6,6 +6,7 @@ from ovref.config import STRICT
 from ovref.evaluation import miniature
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.proposers.config import (
+    FcClipConfig,
     GroundingDinoConfig,
     MaskFormerConfig,
     OpenCutProposerConfig,
@@ -80,6 +81,10 @@ class Proposers:
     )
     sam: SamConfig = field(default_factory=lambda: SamConfig(model="miniature:sam"))
     """Turns the detector's boxes into masks."""
+    fcclip: FcClipConfig | None = None
+    """A trained FC-CLIP (`trained_proposers.py`)."""
+    open_mask_former: MaskFormerConfig | None = None
+    """A MaskFormer with open classes (the same)."""
 
 
 @dataclass(frozen=True, kw_only=True)

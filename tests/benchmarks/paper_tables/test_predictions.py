@@ -78,9 +78,11 @@ def test_what_a_data_set_lacks_is_not_evaluated(data):
     assert set(found.metrics) == {"miou", "pixel_accuracy"}
     with pytest.raises(ValueError, match="PQ needs a data set with panoptic truth"):
         difference(found, found, "pq")
+    with pytest.raises(ValueError, match="seen needs a data set with a split"):
+        difference(found, found, "seen")
 
 
-@pytest.mark.parametrize("metric", ["miou", "pq"])
+@pytest.mark.parametrize("metric", ["miou", "pq", "seen", "unseen"])
 def test_a_large_difference_is_certain_and_none_is_none(data, metric):
     good, bad = (
         evaluate_predictions(data, damaged(data, 0.1, 1)),
@@ -107,7 +109,7 @@ def test_two_equally_damaged_predictions_do_not_differ_for_certain(data, metric)
     assert found.low < 0 < found.high
 
 
-@pytest.mark.parametrize("metric", ["miou", "pq"])
+@pytest.mark.parametrize("metric", ["miou", "pq", "seen"])
 def test_an_interval_is_made_of_the_metric_of_drawn_images(data, metric):
     """With one image there is one data set to draw, and it has the metric itself."""
     one = replace(data, images=data.images[:1], labels=data.labels[:1], panoptic=data.panoptic[:1])
@@ -164,7 +166,7 @@ def test_mistakes_are_refused(data):
     with pytest.raises(ValueError, match="11 predictions for 12 images"):
         evaluate_predictions(data, truth(data)[:-1])
     found = evaluate_predictions(data, truth(data))
-    with pytest.raises(ValueError, match="metric must be miou or pq, found 'ap'"):
+    with pytest.raises(ValueError, match="metric must be miou, pq, seen or unseen, found 'ap'"):
         difference(found, found, "ap")
     other = replace(found, confusion=found.confusion[1:])
     with pytest.raises(ValueError, match="the same images"):

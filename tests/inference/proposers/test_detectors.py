@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from detector_fakes import WORDS, image_processor, tokenizer
+from detector_fakes import WORDS, image_processor, tiny_grounding_dino, tokenizer
 from torchvision.ops import clip_boxes_to_image
 from transformers import (
     BertConfig,
@@ -31,10 +31,24 @@ IMAGES = [RNG.integers(0, 256, (*size_hw, 3), dtype=np.uint8) for size_hw in ((6
 
 @pytest.fixture(scope="module")
 def mm_folder(tmp_path_factory):
+    return _mm_grounding_dino(tmp_path_factory.mktemp("mm"), stages=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def llmdet_folder(tmp_path_factory):
+    """As `llmdet_large`: all four stages of the backbone, and a fifth level of features."""
+    return _mm_grounding_dino(tmp_path_factory.mktemp("llmdet"), stages=(1, 2, 3, 4))
+
+
+def _mm_grounding_dino(folder, stages):
+    """With a level of features more than stages; each class head has a bias of its own, of the size
+    of LLMDet's."""
     torch.manual_seed(0)
+    deepest = stages[-1]
     backbone = SwinConfig(
-        image_size=64, patch_size=4, embed_dim=8, depths=(1, 1, 1), num_heads=(1, 2, 2),
-        window_size=4, out_features=["stage2", "stage3"], drop_path_rate=0.0,
+        image_size=64, patch_size=4, embed_dim=8, depths=(1,) * deepest,
+        num_heads=(1, *(2,) * (deepest - 1)), window_size=4,
+        out_features=[f"stage{stage}" for stage in stages], drop_path_rate=0.0,
     )  # fmt: skip
     text = BertConfig(
         vocab_size=1030 + len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -45,10 +59,12 @@ def mm_folder(tmp_path_factory):
             backbone_config=backbone, text_config=text, num_queries=20, d_model=32,
             encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
             decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
-            num_feature_levels=3,
+            num_feature_levels=len(stages) + 1,
         )
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("mm")
+    for name, parameter in model.named_parameters():
+        if "class_embed" in name:
+            parameter.data -= 4.4 + 0.1 * torch.rand(())
     model.eval().save_pretrained(folder)
     GroundingDinoProcessor(image_processor(), tokenizer()).save_pretrained(folder)
     return str(folder)
@@ -71,12 +87,13 @@ def owl_folder(tmp_path_factory):
     return str(folder)
 
 
-def test_mm_grounding_dino_finds_what_the_library_does(mm_folder):
-    config = GroundingDinoConfig(model=mm_folder, box_threshold=0.0, text_threshold=0.0,
-                                 nms_iou=1.0)  # fmt: skip
+@pytest.mark.parametrize("named", ["mm_folder", "llmdet_folder"])
+def test_mm_grounding_dino_and_llmdet_find_what_the_library_does(request, named):
+    folder = request.getfixturevalue(named)
+    config = GroundingDinoConfig(model=folder, box_threshold=0.0, text_threshold=0.0, nms_iou=1.0)
     detector = load_detector(config, device="cpu")
-    processor = GroundingDinoProcessor.from_pretrained(mm_folder)
-    model = MMGroundingDinoForObjectDetection.from_pretrained(mm_folder).eval()
+    processor = GroundingDinoProcessor.from_pretrained(folder)
+    model = MMGroundingDinoForObjectDetection.from_pretrained(folder).eval()
     for image_hwc in IMAGES:
         inputs = processor(images=image_hwc, text="cat.", return_tensors="pt")
         with torch.inference_mode():
@@ -87,9 +104,21 @@ def test_mm_grounding_dino_finds_what_the_library_does(mm_folder):
         expected = clip_boxes_to_image(theirs["boxes"], image_hwc.shape[:2])
         ours = detector.detect([image_hwc], [["cat"]])[0]
         assert len(ours.scores) == 20 and (np.diff(ours.scores) <= 0).all()
+        of_cat = outputs.logits[0, :, 1].sigmoid()  # the token behind [CLS]
+        np.testing.assert_allclose(np.sort(ours.scores), of_cat.sort().values, rtol=1e-4)
         np.testing.assert_allclose(
             np.sort(ours.boxes_xyxy, axis=0), np.sort(expected.numpy(), axis=0), atol=0.05
         )
+
+
+def test_llmdets_first_export_is_refused(tmp_path):
+    """Its file calls itself a GroundingDINO, whose class in transformers has no such bias."""
+    model = tiny_grounding_dino()
+    biases = {f"class_embed.{n}.bias": torch.tensor([-4.41]) for n in range(2)}
+    model.save_pretrained(tmp_path, state_dict=model.state_dict() | biases)
+    GroundingDinoProcessor(image_processor(), tokenizer()).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"its scores would be wrong: it is LLMDet's first export"):
+        load_detector(GroundingDinoConfig(model=str(tmp_path)), device="cpu")
 
 
 def own_answer(folder, image_hwc, texts, threshold):

@@ -12,9 +12,12 @@ from safetensors.torch import save_file
 import tiny_transformers
 from original_layout import original_weights
 from ovref.errors import ModelError
-from ovref.models.loading import DTYPES, load_pipeline
+from ovref.models import loading
+from ovref.models.loading import DTYPES, PIPELINES, load_pipeline
 from ovref.models.schedulers import SCHEDULERS
+from ovref.records import ImageRecord, Noun, Prompt
 from ovref.stages.synthesize import Lora, Synthesize
+from slow_attribution import assert_equals_slow, assert_tokens_are_nouns
 
 OPTIONS = {"revision": None, "scheduler": "ddim", "dtype": "float32", "device": "cpu"}
 
@@ -178,6 +181,109 @@ def test_a_single_file_of_the_original_layout_is_read_without_a_network(sd1, tmp
         )
     assert found.tokenizer("a cat")["input_ids"] == pipeline.tokenizer("a cat")["input_ids"]
     assert found.safety_checker is None
+
+
+def test_a_single_file_of_stable_diffusion_xl(tiny_pipelines, tmp_path):
+    """Both text encoders are in the file: CLIP as transformers names it, and OpenCLIP's own."""
+    base = str(tiny_pipelines["sdxl"])
+    pipeline = load_pipeline(base, **OPTIONS)
+    torch.manual_seed(0)
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    for part in parts:
+        for parameter in getattr(pipeline, part).parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+    tensors = original_weights(pipeline)
+    assert "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight" in tensors
+    save_file(tensors, tmp_path / "fine_tune.safetensors")
+    found = load_pipeline(str(tmp_path / "fine_tune.safetensors"), base=base, **OPTIONS)
+    for part in parts:
+        assert torch.equal(weights_of(getattr(found, part)), weights_of(getattr(pipeline, part)))
+    assert found.tokenizer_2("a cat")["input_ids"] == pipeline.tokenizer_2("a cat")["input_ids"]
+
+
+@pytest.mark.parametrize("lost", [
+    "model.diffusion_model", "model.diffusion_model.middle_block.1", "first_stage_model",
+    "conditioner", "conditioner.embedders.1.model.ln_final",
+])  # fmt: skip
+def test_a_single_file_that_lacks_weights_is_refused(tiny_pipelines, tmp_path, lost):
+    base = str(tiny_pipelines["sdxl"])
+    tensors = original_weights(load_pipeline(base, **OPTIONS))
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
+    assert len(kept) < len(tensors)
+    save_file(kept, tmp_path / "part.safetensors")
+    named = r"part.safetensors'( lacks (a part|weights of)|: )"
+    with pytest.raises(ModelError, match=named):
+        load_pipeline(str(tmp_path / "part.safetensors"), base=base, **OPTIONS)
+
+
+def test_families_whose_single_files_diffusers_cannot_read_are_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refused = []
+    for name, kind in PIPELINES.items():
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(ModelError) as error:
+            load_pipeline(str(tmp_path / "model.safetensors"), base=str(tmp_path), **OPTIONS)
+        if "diffusers reads from folders alone" in str(error.value):
+            refused.append(kind)
+    assert {"PixArtSigmaPipeline", "PixArtAlphaPipeline", "SanaPipeline"} <= set(refused)
+    assert not {"StableDiffusionXLPipeline", "FluxPipeline"} & set(refused)
+
+
+@pytest.fixture(scope="module")
+def pixart(tmp_path_factory):
+    return str(tiny_transformers.pixart(tmp_path_factory.mktemp("pixart") / "pixart"))
+
+
+@pytest.mark.parametrize(("bits", "layer", "least", "most"), [
+    (8, "Linear8bitLt", 1e-4, 0.03), (4, "Linear4bit", 0.01, 0.3),
+])  # fmt: skip
+def test_a_text_encoder_in_fewer_bits(pixart, bits, layer, least, most):
+    """T5 in fewer bits from its file to heatmaps; all else is as without."""
+    spec = Synthesize(
+        model=pixart, text_encoder_bits=bits, steps=2, size_hw=(32, 48), guidance=1.0,
+        min_area=0.0, max_area=1.0,
+    )  # fmt: skip
+    found, plain = spec._load(), load_pipeline(pixart, **OPTIONS | {"scheduler": spec.scheduler})
+    products = [
+        type(module).__name__
+        for name, module in found.text_encoder.named_modules()
+        if name.endswith((".q", ".k", ".v", ".o", ".wi"))
+    ]
+    assert len(products) == 10 and set(products) == {layer}
+    assert torch.equal(weights_of(found.transformer), weights_of(plain.transformer))
+    embedded, expected = (
+        pipeline.encode_prompt("a cat and a dog", do_classifier_free_guidance=False, device="cpu")
+        for pipeline in (found, plain)
+    )
+    assert torch.equal(embedded[1], expected[1])
+    gap = (embedded[0] - expected[0]).norm() / expected[0].norm()
+    assert least < gap < most
+
+    assert_tokens_are_nouns(found, found.tokenizer, found.text_encoder)
+    assert_equals_slow(
+        found, lambda *_: (0, 0), read_blocks=(0, 1, 2), calls=(0, 1), scheduler="dpm_solver++"
+    )
+    nouns = (Noun(text="cat", start=2, end=5), Noun(text="dog", start=12, end=15))
+    prompt = Prompt(key="k", caption="a cat and a dog", nouns=nouns, source="test:0")
+    (record,) = spec.build()(iter([prompt]))
+    assert isinstance(record, ImageRecord)
+    assert [region.noun.text for region in record.regions] == ["cat", "dog"]
+
+
+def test_all_text_encoders_are_quantised_but_absent_ones(tmp_path):
+    folder = str(tiny_transformers.sd3(tmp_path / "sd3", t5=False))
+    found = load_pipeline(folder, text_encoder_bits=4, **OPTIONS | {"scheduler": "flow_euler"})
+    for encoder in (found.text_encoder, found.text_encoder_2):
+        kinds = {type(m).__name__ for n, m in encoder.named_modules() if n.endswith("_proj")}
+        assert kinds == {"Linear4bit"}
+    assert found.text_encoder_3 is None
+    assert not any("bit" in type(module).__name__ for module in found.transformer.modules())
+
+
+def test_fewer_bits_without_the_library_say_what_to_install(pixart, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"needs bitsandbytes.*pip install 'ovref\[quantize\]'"):
+        load_pipeline(pixart, text_encoder_bits=8, **OPTIONS)
 
 
 def lora_file(path, names, network, prefix):

@@ -230,6 +230,7 @@ def test_the_spec_is_strict_picklable_and_has_an_identity():
         ({"blocks": (-1,)}, "blocks"),
         ({"read_steps": (0.5, 0.5)}, "read_steps must be ordered"),
         ({"aspect_ratio_hw": (0, 1)}, "aspect_ratio_hw"),
+        ({"text_encoder_bits": 4, "base": "sd"}, "text_encoder_bits needs a model in diffusers'"),
     ],
     ids=str,
 )
@@ -255,7 +256,8 @@ def test_the_size_of_an_aspect_ratio(size_hw, ratio_hw, expected):
 
 def test_settings_that_came_later_change_no_fingerprint_at_their_defaults():
     later = {"reading", "blocks", "read_steps", "variant", "base", "loras", "offload"}
-    assert not (later | {"aspect_ratio_hw"}) & set(spec_identity(spec())["fields"])
+    later |= {"aspect_ratio_hw", "text_encoder_bits"}
+    assert not later & set(spec_identity(spec())["fields"])
     lora = parse(Synthesize, {"model": "x", "loras": [{"model": "y.safetensors"}]})
     assert lora.loras == (Lora(model="y.safetensors"),)
     assert spec_identity(lora)["fields"]["loras"][0]["scale"] == 1.0

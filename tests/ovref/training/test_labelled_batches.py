@@ -10,6 +10,7 @@ from PIL import Image
 
 from ovref.class_files import ClassList
 from ovref.errors import InputError
+from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.miniature.shapes import CLASSES
@@ -143,6 +144,55 @@ def test_an_image_without_a_shown_class_gives_way_to_the_next():
     assert {name for step in range(4) for name in made(step, 0, 1).names} == {"1"}
     with pytest.raises(InputError, match="has a pixel of a class that is trained"):
         batches(maps[:1], classes=(0, 1), shown=(0, 1))(0, 0, 1)
+
+
+def panoptic_set(ids_hw, labels, crowd=()):
+    data = labelled_set([np.vectorize(lambda one: labels.get(one, -1))(ids_hw).astype(np.int32)])
+    found = PanopticMap(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd))
+    return replace(data, read=lambda name: replace(data.read(name), panoptic=found))
+
+
+def test_instances_are_told_apart_and_crowds_are_none():
+    """Segments of COCO have numbers of three bytes; a hidden class has none that is shown."""
+    ids_hw = np.zeros((8, 8), np.int32)
+    ids_hw[:2], ids_hw[2:4], ids_hw[4, :6], ids_hw[5], ids_hw[6] = 3_000_000, 7, 5, 9, 70_000
+    data = panoptic_set(ids_hw, {3_000_000: 2, 7: 2, 5: 0, 9: 1, 70_000: 3, 11: 2}, crowd=[9])
+    settings = {"shown": (0, 1, 2), "size_hw": (8, 8), "batch": 1, "seed": 0}
+    one = LabelledBatches(data, (2, 1, 0), PLAIN, instances=True, **settings)(0, 0, 1)
+    (segments,), (labels,) = one.segments_nhw, one.labels_nhw
+    wanted = np.full((8, 8), UNLABELLED)
+    wanted[:4], wanted[4, :6], wanted[6] = 0, 2, HIDDEN
+    np.testing.assert_array_equal(labels, wanted)
+    first, second, third = (set(segments[where].flat) for where in (np.s_[:2], np.s_[2:4],
+                                                                   np.s_[4, :6]))  # fmt: skip
+    assert len(first | second | third) == 3 and min(first | second | third) >= 0
+    np.testing.assert_array_equal(segments < 0, labels < 0)
+    np.testing.assert_array_equal(segments[labels < 0], labels[labels < 0])
+    # Without instances, or without segments of its own, a set has a segment for each class.
+    plain = LabelledBatches(data, (2, 1, 0), PLAIN, **settings)(0, 0, 1)
+    np.testing.assert_array_equal(plain.segments_nhw, plain.labels_nhw)
+    assert (plain.labels_nhw == 1).sum() == 8
+    semantic = batches(random_maps(1), instances=True)(3, 0, 1)
+    np.testing.assert_array_equal(semantic.segments_nhw, semantic.labels_nhw)
+    assert one.first == 0 and semantic.first == 12
+
+
+def test_segments_are_varied_as_their_image():
+    rng = np.random.default_rng(5)
+    ids_hw = rng.integers(0, 6, (12, 10)).astype(np.int32)
+    labels = {number: number % 4 for number in range(1, 6)}
+    config = replace(PLAIN, scale=(0.5, 2.0), flip=0.5)
+    settings = {"shown": (0, 1, 2, 3), "size_hw": (8, 16), "batch": 16, "seed": 0}
+    made = [
+        LabelledBatches(panoptic_set(ids_hw, labels), (0, 1, 2, 3), config, instances=instances,
+                        **settings)(0, 0, 1)
+        for instances in (True, False)
+    ]  # fmt: skip
+    for one in made[1:]:
+        np.testing.assert_array_equal(one.images_nhwc, made[0].images_nhwc)
+        np.testing.assert_array_equal(one.labels_nhw, made[0].labels_nhw)
+    numbers = made[0].segments_nhw  # numbered as their ids are ordered, of which 0 has none
+    np.testing.assert_array_equal(np.where(numbers < 0, -1, numbers % 4), made[0].labels_nhw)
 
 
 @pytest.mark.parametrize("value", [4, -2])

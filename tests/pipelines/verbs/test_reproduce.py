@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import paper_data
+from fcclip_folder import write_fcclip
 from ovref.config import dump, load
 from ovref.errors import ConfigError, InputError
-from ovref.evaluation.named_sets.bundled_classes import bundled_list
+from ovref.evaluation.named_sets.bundled_classes import bundled, bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
@@ -335,6 +336,66 @@ def test_a_row_runs_through_on_the_miniature(tmp_path, capsys):
     # Again: nothing is built or scored a second time.
     assert cli.main(["reproduce", "fossil_ade", *places, *SMALL]) == 0
     assert json.loads((tmp_path / "runs/fossil_ade" / reproduce.RESULT).read_text()) == found
+
+
+RETCLIP = [
+    "build.engine.engine=local", "build.engine.workers=1", "build.engine.gpus_per_worker=0",
+    "build.ground.detector.detector.model=miniature:grounding_dino",
+    "build.ground.detector.detector.box_threshold=0.1",
+    "build.ground.detector.detector.text_threshold=0.1",
+    "build.ground.detector.sam.model=miniature:sam", "build.embed.visual.precision=float32",
+    "build.embed.visual.size_hw=[64, 96]", "evaluate.proposer.fcclip.short_side=64",
+    "evaluate.proposer.fcclip.long_side=96",
+]  # fmt: skip
+
+
+def write_ade_scenes(base):
+    """Scenes as ADE20k's photographs of both splits, with its classes where it has them and with
+    its instances."""
+    names, instances = bundled_list("ade150", "mmseg").names, bundled("ade150", "mmseg")
+    value_of = np.array([names.index(name) + 1 if name in names else 0 for name in CLASSES])
+    category = {value: number + 1 for number, value in enumerate(instances["instances"])}
+    for split, folder in (("train", "training"), ("val", "validation")):
+        for seed in range(4):
+            scene = render(seed, "train" if split == "train" else "test")
+            values_hw = value_of[scene.label_hw].astype(np.uint8)
+            instances_hwc = np.zeros((*values_hw.shape, 3), np.uint8)
+            red = np.array([category.get(value, 0) for value in range(151)])[values_hw]
+            instances_hwc[..., 0], instances_hwc[..., 1] = red, scene.instance_hw
+            instances_hwc[(red == 0) | (scene.instance_hw == 0)] = 0
+            for part, pixels, ending in (
+                ("images", scene.image_hwc, "jpg"),
+                ("annotations", values_hw, "png"),
+                ("annotations_instance", instances_hwc, "png"),
+            ):
+                path = base / part / folder / f"ADE_{split}_{seed:08d}.{ending}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.slow
+def test_a_row_with_a_trained_proposer_runs_through_in_small(tmp_path, capsys):
+    """A small FC-CLIP of random weights proposes, and its CLIP embeds the database."""
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    write_ade_scenes(data / "ade/ADEChallengeData2016")
+    model = write_fcclip(data / "weights/fcclip_convnext_large", names=("sky", "car"))
+    sam = data / "weights/sam_vit_b_01ec64.pth"
+    sam.write_bytes(b"")  # miniature:sam stands in for it
+    row = ["reproduce", "retclip_convnext", "--data", str(data), "--runs", str(runs), "--partial"]
+    assert cli.main([*row, *RETCLIP]) == 0
+    shown = capsys.readouterr().out
+    assert "the paper" in shown and "30.9" in shown
+    found = json.loads((runs / "retclip_convnext" / reproduce.RESULT).read_text())
+    assert found["figures"] == {"pq": 30.9, "ap": 19.3, "miou": 44.0}
+    assert all(0 <= value <= 100 for value in found["ours"].values())
+    manifest = runs / "retclip_convnext_collection/collection/collection.json"
+    assert json.loads(manifest.read_text())["visual"]["model"] == f"{model}/clip"
+    assert cli.main([*row, *RETCLIP]) == 0
+    # Another row of table 4 asks the same collection.
+    other = ["reproduce", "retclip_convnext_a10_b10_g03", *row[2:], *RETCLIP]
+    assert cli.main(other) == 0
+    again = json.loads((runs / "retclip_convnext_a10_b10_g03" / reproduce.RESULT).read_text())
+    assert again["ours"] != found["ours"]
 
 
 TINY = [

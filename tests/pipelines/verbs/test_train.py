@@ -15,15 +15,20 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import full_size
 from ovref.config import dump, load
 from ovref.errors import ConfigError, MismatchError
+from ovref.miniature.scenes import render
 from ovref.training.process_group import joined
 from ovref.training.train_clip_rc import check, run
+from ovref.training.train_masks import check as check_masks
 from ovref_inference.segmenters.clip_rc import read_head
 from ovref_pipelines import cli
 from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.verbs import train as verb
 from ovref_pipelines.verbs.train import TrainConfig, with_absolute_places
 from trained_heads import SPEC, UNSEEN, trained_head
+from trained_masks import MASK_FORMER
 
 __all__ = ["trained_head"]
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -55,6 +60,18 @@ def test_a_training_is_used_to_segment_and_evaluated(small, trained_head, tmp_pa
     assert cli.main(asked) == 0
     (row,) = json.loads((tmp_path / "evaluated/evaluation.json").read_text())["rows"]
     assert row["name"] == "CLIP-RC" and {"hiou", "seen", "unseen"} <= set(row)
+
+
+def test_the_miniatures_head_needs_no_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(render(1, "test").image_hwc).save("scene.png")
+    asked = ["segment", "miniature:clip_rc", "scene.png", "--method", "clip_rc"]
+    assert cli.main([*asked, "--classes", "sky,car,grass", "--output", "segments"]) == 0
+    assert sum(json.loads(Path("segments/segment.json").read_text())["pixels"].values()) == 64 * 64
+    asked = ["evaluate", "method=clip_rc", "clip_rc.weights=miniature:clip_rc", "output=evaluated"]
+    assert cli.main([*asked, "scenes=3", "pictures=0"]) == 0
+    (row,) = json.loads(Path("evaluated/evaluation.json").read_text())["rows"]
+    assert row["pixel_accuracy"] > 0.5
 
 
 def test_a_dry_run_says_what_would_be_done(small, tmp_path, capsys):
@@ -103,6 +120,59 @@ def test_the_papers_settings():
     assert [c.network.prompts for c in (voc, context, coco)] == [10, 10, 100]
     assert (voc.losses.focal, voc.losses.dice, voc.losses.recovery) == (100, 1, 2)
     assert (coco.losses.focal, coco.losses.dice, coco.losses.recovery) == (200, 3, 50)
+
+
+def test_the_method_says_which_settings_there_are(tmp_path):
+    fcclip = verb.read(CONFIGS / "fcclip_coco.yaml", ["output=there"])
+    open_one = verb.read(CONFIGS / "mask_former_coco_stuff.yaml", [])
+    assert isinstance(fcclip, verb.TrainFcClip) and isinstance(open_one, verb.TrainMaskFormer)
+    assert isinstance(verb.read(CONFIGS / "clip_rc_voc.yaml", []), TrainConfig)
+    assert verb.with_absolute_places(fcclip).output == str(Path("there").absolute())
+    with pytest.raises(ConfigError, match=r"method must be one of clip_rc, .* found 'detr'"):
+        verb.read(CONFIGS / "fcclip_coco.yaml", ["method=detr"])
+    with pytest.raises(ConfigError, match=r"setting"):
+        verb.read(CONFIGS / "fcclip_coco.yaml", ["setting=supervised"])
+
+
+def test_settings_of_the_released_heads():
+    """FC-CLIP's and OVSeg's, typed a second time."""
+    fcclip = verb.read(CONFIGS / "fcclip_coco.yaml", [])
+    training, losses = fcclip.training, fcclip.losses
+    assert (training.steps, training.batch, training.rate, training.decay) == (
+        368_750, 16, 1e-4, 0.05,
+    )  # fmt: skip
+    assert (training.milestones, training.clip_norm) == ((327_778, 355_092), 0.01)
+    assert (losses.classes, losses.masks, losses.dice, losses.void) == (2, 5, 5, 0.1)
+    assert (losses.points, losses.oversample, losses.uncertain) == (12_544, 3, 0.75)
+    assert fcclip.network.decoder.queries == 250 and fcclip.network.size_hw == (1024, 1024)
+    assert len(fcclip.templates) == 14
+    open_one = verb.read(CONFIGS / "mask_former_coco_stuff.yaml", [])
+    training, losses, sizes = open_one.training, open_one.losses, open_one.network.sizes
+    assert (training.steps, training.batch, training.rate, training.decay) == (
+        120_000, 32, 6e-5, 0.01,
+    )  # fmt: skip
+    assert (training.warm_up, training.clip_norm, training.power) == (1500, 0.01, 0.9)
+    assert (losses.classes, losses.masks, losses.dice, losses.void) == (1, 20, 1, 0.1)
+    assert (sizes.embed_dim, sizes.depths, sizes.window) == (128, (2, 2, 18, 2), 12)
+    assert (sizes.queries, sizes.decoder_layers, sizes.dropout, sizes.drop_path) == (
+        100, 6, 0.1, 0.3,
+    )  # fmt: skip
+    assert open_one.network.size_hw == (640, 640)
+
+
+def test_an_open_mask_former_is_trained_by_the_same_verb(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    tree = dump(replace(MASK_FORMER, output="out")) | {"method": "mask_former"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
+    assert cli.main(["train", "--config", "small.yaml", "--dry-run"]) == 0
+    assert "24 classes with masks, 3 without" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["train", "--config", "small.yaml", "training.steps=1"]) == 0
+    assert "step 1 of 1: loss" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "checkpoints", "config.json", "model.safetensors", "preprocessor_config.json"
+    }  # fmt: skip
 
 
 def write_images(root):
@@ -176,6 +246,21 @@ def test_a_real_step_at_full_size(path, full_size_clip, tmp_path):
     seen, unseen = {"voc": (15, 5), "context": (50, 10), "coco": (156, 15)}[name]
     assert f"{seen} classes with masks, {unseen} without" in text
     assert "of 16 images one by one" in text
+
+
+@pytest.mark.slow
+def test_real_steps_of_the_mask_heads_at_full_size(tmp_path):
+    """`tests/benchmarks/trained_proposers.py --full-size` records time and memory."""
+    root = full_size.write_coco(tmp_path / "coco")
+    given = [f"data.root={root}", "device=cpu", f"output={tmp_path / 'out'}"]
+    clip = full_size.write_convnext_large(tmp_path / "convnext")
+    spec = verb.read(CONFIGS / "fcclip_coco.yaml", [*given, f"network.model={clip}"]).spec
+    assert "133 classes with masks" in (text := check_masks(spec)) and "24 masks" in text
+    clip = full_size.write_clip(tmp_path / "clip", 768, full_size.SMALL_VISION)
+    swin = full_size.write_swin_base(tmp_path / "swin")
+    given += [f"network.model={clip}", f"network.start.model={swin}"]
+    text = check_masks(verb.read(CONFIGS / "mask_former_coco_stuff.yaml", given).spec)
+    assert "171 classes with masks" in text and "of 32 images one by one" in text
 
 
 @pytest.mark.slow
