@@ -232,7 +232,7 @@ def open_steps(
             collection = models.collection(url)
             identity[name] = {
                 "fingerprint": collection.manifest.fingerprint,
-                "tombstones": collection.manifest.files["tombstones"].sha256,
+                "tombstones": collection.deletions,
             }
             parts += [collection.visual_config, collection.text_config]
     identity["models"] = {

@@ -190,7 +190,7 @@ def _measured(
         others.append(tuple(noun for noun in used if noun not in own))
         samples.append(_sample(collection, _own_nouns(classes, prototypes, at, row)))
     nearest, similarity = nearest_sets(sets)
-    scores = _heat_scores(collection)
+    heatmaps = _heat_scores(collection)
     asked = clip_agreement(collection, classes, samples, pictures) if pictures else None
     filled = [at for at, vectors in enumerate(sets) if len(vectors)]
     starts = np.cumsum([0, *(len(sets[at]) for at in filled[:-1])])
@@ -206,7 +206,7 @@ def _measured(
             taken_share, taken_for = _taken(
                 thinned(vectors_nd, COMPARED), every_nd, starts, filled, at
             )
-            heat = scores[ids][~np.isnan(scores[ids])]
+            heat = _contrasts(heatmaps, ids)
             changes |= {
                 "tightness": float((vectors_nd @ sets[at].T).max(1).mean()),
                 "outliers": float(agreement_with_others(vectors_nd)[1].mean()),
@@ -236,13 +236,20 @@ def _sample(collection: ReferenceCollection, nouns: list[str]) -> np.ndarray:
     return thinned(ids, SAMPLE)
 
 
-def _heat_scores(collection: ReferenceCollection) -> np.ndarray:
-    """(references,) float32: the contrast of each reference's heatmap, NaN of one that has none."""
+def _heat_scores(collection: ReferenceCollection) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the references that have a heatmap, ascending, and the contrast of each, float32."""
     table = collection.to_table(["id", "score", "source"])
-    scores = np.full(len(collection.visual), np.nan, np.float32)
     here = table.filter(pc.equal(table.column("source"), HEATMAPS))
-    scores[here.column("id").to_numpy()] = here.column("score").to_numpy()
-    return scores
+    return here.column("id").to_numpy(), here.column("score").to_numpy()
+
+
+def _contrasts(heatmaps: tuple[np.ndarray, np.ndarray], ids: np.ndarray) -> np.ndarray:
+    """The contrasts of those of the references that have a heatmap (`_heat_scores`)."""
+    known, contrasts = heatmaps
+    places = np.searchsorted(known, ids)
+    inside = places < len(known)
+    places = places[inside]
+    return contrasts[places[known[places] == ids[inside]]]
 
 
 def _taken(

@@ -17,7 +17,7 @@ from ovref.exchange.own_pictures import Images, add_pictures
 from ovref.identity import record_key, spec_identity
 from ovref.locations import absolute
 from ovref.records import Noun, Reference
-from ovref.reduce.run import reduce_collection
+from ovref.reduce.collection import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.codec import check_key

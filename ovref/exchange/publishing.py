@@ -5,9 +5,11 @@
     samples.png         crops of some references with their masks
     pictures.json, pictures-*.parquet       the images, unless left out
     collection.json     the manifest, written last as the commit, and the files it names
+    partitions/         of a partitioned collection; those that are there already are not sent
 
 Files that opening a collection does not need are not named by its manifest. Nothing of deleted
-references is published: where there are any, the collection is made again without them.
+references is published: where there are any, the collection, or that partition of it, is made again
+without them.
 """
 
 import contextlib
@@ -16,27 +18,28 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ovref.errors import InputError, MismatchError
+from ovref.exchange.card import SAMPLES, SUMS, card
 from ovref.exchange.picture_files import INDEX
 from ovref.identity import fingerprint
 from ovref.reduce.compact import compact, compacted_fingerprint
 from ovref.reduce.int8 import in_int8
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
-from ovref_inference.collection import hub, store
+from ovref_inference.collection import hub, opening, store
 from ovref_inference.collection.nouns import read_nouns
+from ovref_inference.errors import CollectionError
 from ovref_inference.places import sha256_of
 
-CARD, SUMS, SAMPLES = "README.md", "SHA256SUMS", "samples.png"
-OF_IMAGES = ("pictures-*.parquet", INDEX, SAMPLES)
-"""Files of an earlier publication that a later one without images must remove."""
-NOUNS = 20
-"""Number of nouns named on the card."""
+CARD = "README.md"
+REMOVED = ("pictures-*.parquet", INDEX, SAMPLES, "partitions/*")
+"""Files of an earlier publication that a later one without them removes."""
 
 WritePictures = Callable[[Path], Iterable[str]]
 """Writes the images of a collection, or its samples, into a folder; gives the name of each file
@@ -80,7 +83,7 @@ def publish(
     on_hub = target.startswith(hub.PREFIX)
     if on_hub and hub.hub_place(target).revision:
         raise InputError(f"publish to a repository, not to a revision of it: {target}")
-    manifest, paths = store.fetch(collection_url, verify="full", storage_options=storage_options)
+    manifest, own, pieces = _pieces(collection_url, storage_options)
     if evaluation is not None and not _is_evaluation(evaluation):
         raise InputError(
             "the evaluation is not an evaluation.json of `ovref evaluate`: expected caption, data, "
@@ -91,11 +94,11 @@ def publish(
             f"the evaluation is of the collection {measured_of(evaluation)[:12]}, this one is "
             f"{manifest.fingerprint[:12]}: evaluate it again"
         )
-    has_deleted = manifest.counts["tombstones"] > 0
-    wanted = compacted_fingerprint(manifest, paths) if has_deleted else manifest.fingerprint
-    converts = int8 and manifest.embeddings != "int8"
-    if converts:
-        wanted = fingerprint([wanted, "int8"])
+    prints = [piece.wanted(int8) for piece in pieces]
+    wanted = prints[0]
+    if isinstance(manifest, fmt.PartitionedManifest):
+        same = all(one.manifest.fingerprint == new for one, new in zip(pieces, prints, strict=True))
+        wanted = manifest.fingerprint if same else fingerprint([manifest.fingerprint, *prints])
     there = _fingerprint_at(target)
     is_other = there not in (None, wanted)
     if is_other and there != manifest.fingerprint and not replace:
@@ -104,10 +107,6 @@ def publish(
             f"{wanted[:12]}); choose another place, or give --replace"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        if has_deleted:
-            manifest, paths = compact(manifest, paths, Path(scratch, "compact"))
-        if converts:
-            manifest, paths = in_int8(manifest, paths, Path(scratch, "converted"), wanted)
         place = _OnHub(target) if on_hub else _InStore(target, there is not None, is_other)
         sums: dict[str, str] = {}
         size = 0
@@ -116,18 +115,44 @@ def publish(
             nonlocal size
             sums[name] = digest or sha256_of(folder / name)
             size += (folder / name).stat().st_size
-            place.send(folder / name)
+            place.send(folder / name, name)
+
+        def send_files(files: dict[str, fmt.FileInfo], paths: dict[str, Path], prefix: str) -> None:
+            for role, path in paths.items():
+                _link(path, folder / prefix / files[role].path)
+                send(prefix + files[role].path, files[role].sha256)  # just checked, or just written
 
         folder = Path(scratch, "files")
         folder.mkdir()
         # One at a time, so that there is never more than one file of images on this disk.
         for name in write_pictures(folder) if write_pictures is not None else ():
             send(name)
-        for role, path in paths.items():
-            info = manifest.files[role]
-            _link(path, folder / info.path)
-            send(info.path, info.sha256)  # just checked, or just written
-        text = card(manifest, title, target, evaluation, list(sums), _most_frequent(paths))
+        published: list[fmt.Manifest] = []
+        counts: list[tuple[str, int]] = []
+        for piece, new in zip(pieces, prints, strict=True):
+            with tempfile.TemporaryDirectory(dir=scratch) as work:
+                made, paths = piece.made(int8, new, Path(work))
+                published.append(made)
+                counts += _counts(paths["nouns"])
+                if not piece.prefix:
+                    send_files(made.files, paths, "")
+                    continue
+                (folder / piece.prefix).mkdir(parents=True)
+                content = fmt.manifest_bytes(made)
+                if _is_there(f"{target}/{piece.prefix}", made):
+                    sums |= {piece.prefix + one.path: one.sha256 for one in made.files.values()}
+                    sums[piece.prefix + fmt.MANIFEST] = hashlib.sha256(content).hexdigest()
+                    size += sum(one.bytes for one in made.files.values()) + len(content)
+                    continue
+                send_files(made.files, paths, piece.prefix)
+                (folder / piece.prefix / fmt.MANIFEST).write_bytes(content)
+                send(piece.prefix + fmt.MANIFEST)
+        if isinstance(manifest, fmt.PartitionedManifest):
+            send_files(manifest.files, own, "")
+            manifest = _of_partitions(manifest, published, wanted)
+        else:
+            (manifest,) = published
+        text = card(manifest, title, target, evaluation, list(sums), counts)
         (folder / CARD).write_text(text, encoding="utf-8")
         send(CARD)
         content = fmt.manifest_bytes(manifest)
@@ -138,6 +163,82 @@ def publish(
         (folder / fmt.MANIFEST).write_bytes(content)
         place.finish(folder / fmt.MANIFEST, set(sums), manifest.fingerprint)
     return {"files": len(sums), "bytes": size + len(content)}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A collection that is published, or a partition of one."""
+
+    manifest: fmt.Manifest
+    paths: dict[str, Path]
+    prefix: str = ""
+    """Before the names of its files at the target, such as `partitions/00000/`."""
+
+    def wanted(self, int8: bool) -> str:
+        """The fingerprint of what is published of it."""
+        found = self.manifest.fingerprint
+        if self.manifest.counts["tombstones"]:
+            found = compacted_fingerprint(self.manifest, self.paths)
+        return fingerprint([found, "int8"]) if self._converts(int8) else found
+
+    def made(self, int8: bool, wanted: str, work: Path) -> tuple[fmt.Manifest, dict[str, Path]]:
+        """What is published of it; new files are in `work`."""
+        manifest, paths = self.manifest, self.paths
+        if manifest.counts["tombstones"]:
+            manifest, paths = compact(manifest, paths, work / "compact")
+        if self._converts(int8):
+            manifest, paths = in_int8(manifest, paths, work / "converted", wanted)
+        return manifest, paths
+
+    def _converts(self, int8: bool) -> bool:
+        return int8 and self.manifest.embeddings != "int8"
+
+
+def _pieces(
+    url: str, storage_options: dict[str, Any] | None
+) -> tuple[fmt.AnyManifest, dict[str, Path], list[_Piece]]:
+    """The manifest of a collection, the files that it names, and what it consists of, all files
+    checked."""
+    options: dict[str, Any] = {"verify": "full", "storage_options": storage_options}
+    manifest, found = opening.opened(url, blocks=None, **options)
+    own = {role: path for role, path in found.items() if isinstance(path, Path)}
+    if isinstance(manifest, fmt.Manifest):
+        return manifest, own, [_Piece(manifest, own)]
+    pieces = []
+    for info, place in zip(manifest.partitions, manifest.places(url), strict=True):
+        part, paths = store.fetch(place, **options)
+        fmt.checked_partition(part, info, place)
+        if part.counts["tombstones"] == part.counts["references"]:
+            raise InputError(
+                f"all references of the partition {place} are deleted: reduce the collection "
+                "again without them, or undo a deletion"
+            )
+        pieces.append(_Piece(part, paths, f"{info.path}/"))
+    return manifest, own, pieces
+
+
+def _is_there(place: str, manifest: fmt.Manifest) -> bool:
+    """Whether a partition is at a place already."""
+    try:
+        return store.read_manifest(place) == manifest
+    except CollectionError:
+        return False
+
+
+def _of_partitions(
+    manifest: fmt.PartitionedManifest, parts: Sequence[fmt.Manifest], wanted: str
+) -> fmt.PartitionedManifest:
+    """The manifest of these partitions."""
+    infos = [
+        replace(info, fingerprint=part.fingerprint, references=part.counts["references"],
+                nouns=part.counts["nouns"])
+        for info, part in zip(manifest.partitions, parts, strict=True)
+    ]  # fmt: skip
+    counts = {name: sum(part.counts[name] for part in parts) for name in manifest.counts}
+    return replace(
+        manifest, fingerprint=wanted, counts=counts, partitions=tuple(infos),
+        embeddings=parts[0].embeddings,
+    )  # fmt: skip
 
 
 class _InStore:
@@ -152,18 +253,18 @@ class _InStore:
         if is_other:  # first, so that nobody opens a mixture of both if this is cut off
             self._store.delete(fmt.MANIFEST)
 
-    def send(self, path: Path) -> None:
+    def send(self, path: Path, name: str) -> None:
         """Sends a file and takes it away."""
-        self._store.upload(path, path.name)
+        self._store.upload(path, name)
         path.unlink()
 
     def finish(self, manifest: Path, names: set[str], fingerprint: str) -> None:
-        """Sends the manifest, which is the commit; images of an earlier publication go."""
+        """Sends the manifest, which is the commit; what an earlier publication had more goes."""
         # Of an earlier publication only: other folders have files of these names too.
         for name in self._store.list() if self._published else ():
-            if any(fnmatch(name, pattern) for pattern in OF_IMAGES) and name not in names:
+            if any(fnmatch(name, pattern) for pattern in REMOVED) and name not in names:
                 self._store.delete(name)
-        self.send(manifest)
+        self.send(manifest, manifest.name)
 
 
 class _OnHub:
@@ -179,11 +280,11 @@ class _OnHub:
         with self._errors():
             self._api.create_repo(self._place.repository, repo_type="dataset", exist_ok=True)
 
-    def send(self, path: Path) -> None:
+    def send(self, path: Path, name: str) -> None:
         """Sends a large file and takes it away; a small one goes with the commit."""
         from huggingface_hub import CommitOperationAdd
 
-        added = CommitOperationAdd(self._place.path(path.name), str(path))
+        added = CommitOperationAdd(self._place.path(name), str(path))
         with self._errors():
             self._api.preupload_lfs_files(
                 self._place.repository, additions=[added], repo_type="dataset"
@@ -193,12 +294,12 @@ class _OnHub:
             path.unlink()
 
     def finish(self, manifest: Path, names: set[str], fingerprint: str) -> None:
-        """Commits; images of an earlier publication go."""
+        """Commits; what an earlier publication had more goes."""
         from huggingface_hub import CommitOperationDelete
 
-        self.send(manifest)
+        self.send(manifest, manifest.name)
         wanted = {self._place.path(name) for name in names}
-        patterns = [self._place.path(pattern) for pattern in OF_IMAGES]
+        patterns = [self._place.path(pattern) for pattern in REMOVED]
         with self._errors():
             known = self._api.list_repo_files(self._place.repository, repo_type="dataset")
             self._operations += [
@@ -242,87 +343,9 @@ def measured_of(evaluation: Any) -> str:
     return collection.get("fingerprint", "") if isinstance(collection, dict) else ""
 
 
-def card(
-    manifest: fmt.Manifest,
-    title: str,
-    target: str,
-    evaluation: dict[str, Any] | None,
-    files: list[str],
-    nouns: list[tuple[str, int]],
-) -> str:
-    """The data set card: contents, models, licences, evaluation, and how to load it."""
-    counts = manifest.counts
-    front = [
-        "---", f"pretty_name: {json.dumps(title, ensure_ascii=False)}", "license: other",
-        "task_categories: [image-segmentation]", "tags: [ovref, reference-collection]",
-    ]  # fmt: skip
-    pictures = [name for name in files if name.startswith("pictures-")]
-    if pictures:
-        front += [
-            "configs:", "- config_name: pictures", "  data_files: pictures-*.parquet",
-        ]  # fmt: skip
-    lines = [
-        *front, "---", f"# {title}", "",
-        "A reference collection for training-free open-vocabulary segmentation, built with ovref: "
-        f"{counts['references']:,} references of {counts['nouns']:,} nouns, "
-        f"{counts['prototypes']:,} prototypes.",
-        "", "```python", "import ovref_inference",
-        f'collection = ovref_inference.open("{target}")',
-        'segmenter = collection.segmenter("fossil")', "```", "",
-    ]  # fmt: skip
-    if SAMPLES in files:
-        lines += [f"![Some references with their masks]({SAMPLES})", ""]
-    lines += ["## What is in it", ""]
-    shown = ", ".join(f"{noun} ({count:,})" for noun, count in nouns)
-    lines += [f"Most frequent nouns: {shown}.", ""]
-    lines += [
-        "| embedding | model | revision | width |", "|---|---|---|---:|",
-        *(
-            f"| {kind} | `{encoder.model}` | {encoder.revision or '-'} | {encoder.dim} |"
-            for kind, encoder in (("visual", manifest.visual), ("textual", manifest.textual))
-        ), "",
-    ]  # fmt: skip
-    lines.append(
-        "The images are in `pictures-*.parquet`, with the mask of every reference."
-        if pictures
-        else "Embeddings only: the images are not part of it."
-    )
-    lines += ["", "## How it was made", ""]
-    made = [one for one in manifest.build.get("provenance", []) if "models" in one]
-    models = {model["model"]: model for one in made for model in one["models"]}
-    if models:
-        lines += ["| step | model | licence |", "|---|---|---|"]
-        for model in models.values():
-            lines.append(f"| {model['step']} | `{model['model']}` | {model['licence']} |")
-        lines.append("")
-    for one in made:
-        lines.append(f"Captions: {one['corpus']['corpus_id']}, licence {one['corpus']['licence']}.")
-    lines += ["", "## Licences of what it was made from", ""]
-    lines += [f"- {line}" for line in manifest.licences] or ["Nothing is stated."]
-    lines += ["", "## How it was measured", "", *_measured(evaluation), ""]
-    lines += [
-        f"Fingerprint `{manifest.fingerprint}`, format version {manifest.format_version}. "
-        f"`sha256sum -c {SUMS}` checks the files.", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _measured(evaluation: dict[str, Any] | None) -> list[str]:
-    if evaluation is None:
-        return ["It was not measured, or nothing was said of it."]
-    lines = [f"{evaluation['caption']} Data: {evaluation['data']}.", ""]
-    lines += ["| segmenter | mIoU % | pixel accuracy % |", "|---|---:|---:|"]
-    for row in evaluation["rows"]:
-        shares = [row.get(name) for name in ("miou", "pixel_accuracy")]
-        cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return lines
-
-
-def _most_frequent(paths: dict[str, Path]) -> list[tuple[str, int]]:
-    nouns = read_nouns(paths["nouns"])
-    pairs = zip(nouns["noun"], nouns["count"].tolist(), strict=True)
-    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:NOUNS]
+def _counts(path: Path) -> list[tuple[str, int]]:
+    nouns = read_nouns(path)
+    return list(zip(nouns["noun"], nouns["count"].tolist(), strict=True))
 
 
 def _link(path: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ovref.identity import fingerprint
 from ovref.reduce.filter import write_rows
 from ovref.reduce.indexing import build_indexes, tune_indexes
 from ovref.reduce.int8 import in_int8
-from ovref.reduce.noun_prototypes import GrownPrototypes, build_prototypes
+from ovref.reduce.noun_prototypes import GrownPrototypes, NoTexts, build_prototypes
 from ovref.reduce.phases import in_process
 from ovref.reduce.spec import ReduceSpec
 from ovref_inference.collection import format as fmt
@@ -78,7 +78,7 @@ def compact(
             same_settings=False,
         ),
         deleted=NONE,
-        texts=_NoTexts(),
+        texts=NoTexts(),
         templates=manifest.templates,
         run_tasks=in_process,
         report=_nobody,
@@ -118,13 +118,6 @@ def compact(
     if manifest.embeddings == "int8":
         return in_int8(made, found, work / "converted", made.fingerprint)
     return made, found
-
-
-class _NoTexts:
-    """The vocabulary is encoded already."""
-
-    def encode(self, texts: list[str]) -> NoReturn:
-        raise ValueError(f"no text is encoded again, found {texts}")
 
 
 def _nobody(*_: Any) -> None:

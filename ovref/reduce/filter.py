@@ -57,6 +57,15 @@ NAMED_LOST = 20
 _CHUNK = 65_536
 
 
+class NothingKeptError(InputError):
+    """The filters leave no reference."""
+
+    steps: list[dict[str, Any]]
+    """Counts before and after each filter."""
+    lost_nouns: dict[str, Any]
+    """As in the result of `filter_references`."""
+
+
 def filter_references(
     gathered: Path,
     out: Path,
@@ -78,8 +87,8 @@ def filter_references(
         seed: seed of the index that is searched for the noun agreement.
 
     Raises:
-        InputError: nothing is left (the message counts what each filter dropped), or a filter needs
-            what was not measured.
+        NothingKeptError: nothing is left (the message counts what each filter dropped).
+        InputError: a filter needs what was not measured.
     """
     measures = _measures(gathered)
     _check_measured(spec, measures)
@@ -147,10 +156,13 @@ def filter_references(
         }
     if len(rows) == 0:
         lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
-        raise InputError(
+        error = NothingKeptError(
             f"the filters leave none of {len(visual)} references (dropped: {lost}); "
             "relax the thresholds in `filter`"
         )
+        error.steps = steps
+        error.lost_nouns = _lost_nouns(table["noun"], nouns, alive, rows)
+        raise error
     dropped = np.flatnonzero(reasons != "")
     why = pa.array(reasons[dropped], pa.string())
     pq.write_table(_rows_of(gathered, dropped).append_column("reason", why), out / DROPPED)
@@ -179,6 +191,17 @@ def _lost_nouns(
         "nouns": len(lost),
         "references": sum(count for _, count in lost),
         "most_frequent": [list(pair) for pair in lost[:NAMED_LOST]],
+    }
+
+
+def join_lost_nouns(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The lost nouns of partitions, which have no noun in common; empty if there are none."""
+    if not parts:
+        return {}
+    named = [pair for part in parts for pair in part["most_frequent"]]
+    return {
+        **{name: sum(part[name] for part in parts) for name in ("nouns", "references")},
+        "most_frequent": sorted(named, key=lambda pair: (-pair[1], pair[0]))[:NAMED_LOST],
     }
 
 

@@ -4,7 +4,7 @@ A collection that is being grown comes first, unchanged, so that its ids stay th
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ovref.ahead import map_ahead
 from ovref.errors import InputError
 from ovref.ops.quality import usable_rows
 from ovref.reduce.grow import Base
+from ovref.reduce.inputs import References, different_widths, no_references
 from ovref.reduce.phases import Report
 from ovref.storage import codec
-from ovref.storage.commits import Commit
-from ovref.storage.steps import StepFolder
 from ovref_inference.collection.format import (
     FILES,
     OPTIONAL_FILES,
@@ -39,23 +37,6 @@ in the matrices."""
 
 
 @dataclass(frozen=True)
-class Shards:
-    """The shards of one references step that go into a collection."""
-
-    step: StepFolder
-    commits: dict[str, Commit]
-    """Commits by shard, in the order of the names."""
-
-    @property
-    def rows(self) -> int:
-        return sum(commit.outputs for commit in self.commits.values())
-
-    def label(self, shard: str) -> str:
-        """The shard's name in the column `shard` of a collection, wherever the step is stored."""
-        return f"{self.step.fingerprint[:12]}/{shard}"
-
-
-@dataclass(frozen=True)
 class _Batch:
     label: str
     columns: dict[str, Any]
@@ -66,7 +47,9 @@ class _Batch:
     """(rows,) float32 each."""
 
 
-def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -> dict[str, Any]:
+def gather(
+    base: Base | None, inputs: Sequence[References], out: Path, report: Report
+) -> dict[str, Any]:
     """Writes references.parquet, visual.f16.npy, textual.f16.npy and usable.npy into `out`.
 
     Memory: a few shards at a time.
@@ -75,13 +58,9 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
         InputError: there are no references, or shards differ in embedding width.
     """
     existing = base.rows if base else 0
-    rows = existing + sum(shards.rows for shards in inputs)
+    rows = existing + sum(one.rows for one in inputs)
     if rows == 0:
-        steps = ", ".join(shards.step.store.url for shards in inputs)
-        raise InputError(
-            f"expected references, found none in the committed shards of {steps}; the "
-            "drop counts of the earlier steps say why"
-        )
+        raise no_references(inputs)
     parts = _parts(base, inputs)
     first = next(parts)
     widths = (first.visual.shape[1], first.textual.shape[1])
@@ -96,11 +75,7 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
         for part in itertools.chain([first], parts):
             found = (part.visual.shape[1], part.textual.shape[1])
             if found != widths:
-                raise InputError(
-                    f"shard {part.label} has visual and textual embeddings of widths {found}, "
-                    f"the shards before it {widths}: they were made by different encoders, so "
-                    "they cannot be in one collection"
-                )
+                raise different_widths(part.label, found, widths)
             stop = start + len(part.visual)
             usable[start:stop] = fine = usable_rows(part.visual) & usable_rows(part.textual)
             visual.append(np.where(fine[:, None], part.visual, 0))
@@ -127,11 +102,10 @@ def gather(base: Base | None, inputs: list[Shards], out: Path, report: Report) -
         "references": rows,
         "dim_visual": widths[0],
         "dim_textual": widths[1],
-        "shards": sum(len(shards.commits) for shards in inputs),
     }
 
 
-def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
+def _parts(base: Base | None, inputs: Sequence[References]) -> Iterator[_Batch]:
     if base:
         visual, textual = (open_vectors_anywhere(base.paths[one]) for one in ("visual", "textual"))
         norms = open_vectors_anywhere(base.paths["norms"]) if "norms" in base.paths else None
@@ -142,12 +116,10 @@ def _parts(base: Base | None, inputs: list[Shards]) -> Iterator[_Batch]:
                 columns = {name: table.column(name) for name in table.column_names}
                 kept = {} if norms is None else {"norm": norms[here, 0].astype(np.float32)}
                 yield _Batch("of the grown collection", columns, visual[here], textual[here], kept)
-    for shards in inputs:
-        full = [shard for shard, commit in shards.commits.items() if commit.outputs]
-        for shard, table in zip(full, map_ahead(shards.step.table, full), strict=True):
-            label = shards.label(shard)
-            visual_nd, textual_nd = (codec.matrix(table, name) for name in ("visual", "textual"))
-            yield _Batch(label, _columns(table, label), visual_nd, textual_nd, _measures(table))
+    for table in itertools.chain.from_iterable(one.tables() for one in inputs):
+        label = table.column("shard")[0].as_py()
+        visual_nd, textual_nd = (codec.matrix(table, name) for name in ("visual", "textual"))
+        yield _Batch(label, _columns(table), visual_nd, textual_nd, _measures(table))
 
 
 def _measures(table: pa.Table) -> dict[str, np.ndarray]:
@@ -157,7 +129,7 @@ def _measures(table: pa.Table) -> dict[str, np.ndarray]:
     return {one.name: struct.field(one.name).to_numpy() for one in struct.type}
 
 
-def _columns(table: pa.Table, label: str) -> dict[str, Any]:
+def _columns(table: pa.Table) -> dict[str, Any]:
     """A sidecar's rows as columns of REFERENCE_SCHEMA, without `id`."""
     noun = table.column("noun").combine_chunks()
     box_n4 = table.column("box_xyxy").combine_chunks().flatten().to_numpy().reshape(-1, 4)
@@ -174,6 +146,6 @@ def _columns(table: pa.Table, label: str) -> dict[str, Any]:
         "area": table.column("area").cast(pa.float32()),
         "score": table.column("score").cast(pa.float32()),
         "source": table.column("source"),
-        "shard": [label] * table.num_rows,
+        "shard": table.column("shard"),
         "seed": table.column("seed"),
     }

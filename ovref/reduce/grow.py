@@ -31,14 +31,25 @@ class Base:
         return self.manifest.counts["references"]
 
 
-def open_base(store: Store, embed: Embed) -> Base:
+def open_base(store: Store, embed: Embed, cache: Path | None = None) -> Base:
     """Fetches the collection at `store` to this machine.
+
+    Args:
+        cache: folder for the copy of a remote one; None takes the user's.
 
     Raises:
         MismatchError: its encoders, templates or weights differ from those of `embed`.
         CollectionError: it cannot be read.
     """
-    manifest, paths = collections.fetch(store.url, storage_options=store.storage_options)
+    manifest, paths = collections.fetch(
+        store.url, cache=cache, storage_options=store.storage_options
+    )
+    check_same_encoders(store.url, manifest, embed)
+    return Base(manifest, paths)
+
+
+def check_same_encoders(url: str, manifest: fmt.Heading, embed: Embed) -> None:
+    """Raises MismatchError unless `embed` makes references for the collection at `url`."""
     placed, visual, textual = with_absolute_models(embed), manifest.visual, manifest.textual
     if visual.settings != canonical(embed.visual):  # as of a manifest with relative paths
         embed = replace(embed, visual=placed.visual)
@@ -54,11 +65,10 @@ def open_base(store: Store, embed: Embed) -> Base:
     for name, (new, old) in parts.items():
         if new != old:
             raise MismatchError(
-                f"{store.url} cannot be grown with these references: its {name} is {old}, theirs "
+                f"{url} cannot be grown with these references: its {name} is {old}, theirs "
                 f"is {new}; embeddings of different encoders cannot be compared, so build another "
                 "collection"
             )
-    return Base(manifest, paths)
 
 
 def grown_indexes(grown: Base | None, spec: ReduceSpec) -> dict[str, GrownIndex]:
@@ -102,13 +112,13 @@ def inputs_of(grown: Base | None) -> list[dict[str, Any]]:
     return grown.manifest.build["inputs"] if grown else []
 
 
-def provenance_of(grown: Base | None, new: dict[str, Any]) -> list[dict[str, Any]]:
+def provenance_of(base: fmt.Heading | None, new: dict[str, Any]) -> list[dict[str, Any]]:
     """The provenance of the base's references, then that of the new ones.
 
     A base without provenance counts as one entry with its fingerprint.
     """
-    if grown is None:
+    if base is None:
         return [new]
-    unsaid = [{"unknown": grown.manifest.fingerprint}]
-    before = grown.manifest.build.get("provenance") or unsaid
+    unsaid = [{"unknown": base.fingerprint}]
+    before = base.build.get("provenance") or unsaid
     return before if new in before else [*before, new]

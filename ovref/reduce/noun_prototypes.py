@@ -1,11 +1,11 @@
 """Phase 4: the vocabulary and the prototypes of every noun."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from ovref_inference.collection.prototypes import (
 from ovref_inference.collection.retrieve import Texts, class_embeddings
 
 NOUNS_A_TASK = 2048
+SHOWN = 20
+"""The most and the least frequent nouns in a summary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ def build_prototypes(
     deleted: np.ndarray,
     texts: Texts,
     templates: tuple[str, ...],
+    known: Mapping[str, np.ndarray] | None = None,
     run_tasks: RunTasks,
     report: Report,
 ) -> dict[str, Any]:
@@ -69,11 +72,12 @@ def build_prototypes(
     Args:
         deleted: sorted ids of deleted references; they are counted but not clustered.
         texts, templates: encode the nouns in the way queries encode class names.
+        known: embeddings of nouns that need not be encoded, (d_textual,) float32 each.
     """
     vocabulary = read_vocabulary(filtered / FILES["references"])
     nouns, counts = vocabulary.nouns, vocabulary.counts
     old = _BaseNouns(grown)
-    embeddings = _embeddings(nouns, old, texts, templates)
+    embeddings = _embeddings(nouns, old, known or {}, texts, templates)
     is_deleted = np.isin(vocabulary.order, deleted).astype(np.int64)
     live_counts = counts - np.add.reduceat(is_deleted, vocabulary.starts[:-1])
     used = _used(embeddings, live_counts, config, out, run_tasks)
@@ -132,14 +136,27 @@ def build_prototypes(
     }
 
 
+class NoTexts:
+    """A text encoder where all nouns are encoded already."""
+
+    def encode(self, texts: list[str]) -> NoReturn:
+        raise ValueError(f"no text is encoded again, found {texts}")
+
+
 def _embeddings(
-    nouns: list[str], old: "_BaseNouns", texts: Texts, templates: tuple[str, ...]
+    nouns: list[str],
+    old: "_BaseNouns",
+    known: Mapping[str, np.ndarray],
+    texts: Texts,
+    templates: tuple[str, ...],
 ) -> np.ndarray:
     """Encodes each noun alone, so that its bits do not depend on the rest of a batch."""
     return np.stack(
         [
             old.embedding(noun)
             if noun in old.row
+            else known[noun]
+            if noun in known
             else class_embeddings(texts, [noun], templates)[0]
             for noun in nouns
         ]
@@ -253,7 +270,7 @@ def _remove_scratch(out: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _counted(nouns: list[str], counts: np.ndarray, largest: bool, how_many: int = 20) -> list:
+def _counted(nouns: list[str], counts: np.ndarray, largest: bool) -> list:
     """[noun, references] of the most or least frequent nouns."""
-    order = np.argsort(-counts if largest else counts, kind="stable")[:how_many]
+    order = np.argsort(-counts if largest else counts, kind="stable")[:SHOWN]
     return [[nouns[i], int(counts[i])] for i in order]

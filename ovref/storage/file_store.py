@@ -192,6 +192,23 @@ class Store:
         with self._explained("delete", path), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(full)
 
+    def delete_folder(self, prefix: str) -> None:
+        """Removes all objects under the folder `prefix`. Idempotent."""
+        full = self._full(prefix)
+        with self._explained("delete", prefix), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(full, recursive=True)
+
+    @contextlib.contextmanager
+    def by_ranges(self, path: str, size: int) -> Iterator[BinaryIO]:
+        """The object, of `size` bytes, as a file of which only what is asked for is read.
+
+        Of an object store, each `read` is a request.
+        """
+        full = self._full(path)
+        options = {} if self.is_local else {"cache_type": "none", "size": size}
+        with self._explained("read", path), self._fs.open(full, "rb", **options) as file:
+            yield file
+
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
         """The object as a local file inside the block: itself, or a temporary copy."""

@@ -157,6 +157,45 @@ class ShardFiles:
         return self._sidecar, self._sidecar_file
 
 
+class TableFile:
+    """The files of a shard that is a table of another kind than the records of `codec`.
+
+    Use as a context manager. Equal tables, written in equal parts, give equal bytes.
+    """
+
+    def __init__(self, schema: pa.Schema, **options: Any) -> None:
+        """`options`: for `pq.ParquetWriter`."""
+        self.count = 0
+        self._folder = scratch_folder()
+        self._writer = pq.ParquetWriter(
+            self.path("parquet"), schema, **{"compression": "zstd", "version": "2.6"} | options
+        )
+
+    def __enter__(self) -> "TableFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # as in ShardFiles
+            self._writer.close()
+        self._folder.cleanup()
+
+    def path(self, extension: str) -> Path:
+        """Where another file of the shard may be written before `finish`."""
+        return Path(self._folder.name) / f"shard.{extension}"
+
+    def write(self, table: pa.Table) -> None:
+        """Writes a table as one row group. Raises StorageError: the temporary disk is full."""
+        with _full_disk_explained(self._folder.name):
+            self._writer.write_table(table, row_group_size=max(1, len(table)))
+        self.count += len(table)
+
+    def finish(self, drops: Iterable[Dropped]) -> dict[str, Path]:
+        """Completes the files: extension -> path. There are no drops."""
+        with _full_disk_explained(self._folder.name):
+            self._writer.close()
+        return {path.suffix[1:]: path for path in Path(self._folder.name).iterdir()}
+
+
 def read_tar(path: Path, name: str) -> Iterator[Record]:
     """The records of a tar, in order. `name` is for messages.
 

@@ -38,7 +38,7 @@ from ovref.storage.commits import (
     parse_marker,
 )
 from ovref.storage.file_store import Store, is_unfinished
-from ovref.storage.shards import ShardFiles, read_drops, read_tar
+from ovref.storage.shards import ShardFiles, TableFile, read_drops, read_tar
 from ovref_inference.places import sha256_of
 
 FORMAT_VERSION = 1
@@ -198,6 +198,26 @@ class StepFolder:
         with self._verified(commit.files["parquet"]) as path, open(path, "rb") as file:
             return pq.read_table(file, columns=wanted, use_threads=False)
 
+    @contextlib.contextmanager
+    def table_by_ranges(self, shard: str) -> Iterator[pq.ParquetFile]:
+        """The sidecar of a committed shard, of which only what is asked for is read. Its checksum
+        is not compared. Raises StorageError."""
+        found = self.required(shard).files["parquet"]
+        try:
+            with self.store.by_ranges(found.name, found.size) as file:
+                yield pq.ParquetFile(file, pre_buffer=True)
+        except (pa.ArrowInvalid, EOFError) as error:
+            raise StorageError(
+                f"{self.store.url}/{found.name} is not what was committed, {found.size} bytes of "
+                f"Parquet: {error}"
+            ) from error
+
+    @contextlib.contextmanager
+    def file(self, shard: str, extension: str) -> Iterator[Path]:
+        """A file of a committed shard, on this machine. Raises StorageError like `read`."""
+        with self._verified(self.required(shard).files[extension]) as path:
+            yield path
+
     def drops(self, shard: str) -> list[Dropped]:
         """What was dropped from a committed shard, sorted by key. Raises StorageError."""
         commit = self.required(shard)
@@ -218,7 +238,7 @@ class StepFolder:
     def publish(
         self,
         shard: str,
-        files: ShardFiles,
+        files: ShardFiles | TableFile,
         *,
         inputs: int,
         drops: Sequence[Dropped] = (),

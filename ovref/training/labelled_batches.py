@@ -96,9 +96,7 @@ class TrainingData:
             InputError: the data is missing or not as it should be, or a class is not in its list.
         """
         if self.scenes:
-            data = training_scenes(self.scenes)
-            # Drawing a scene takes longer than a small network needs for it.
-            data = replace(data, read=lru_cache(SCENES_KEPT)(data.read))
+            data = _kept_scenes(self.scenes)
         elif self.folder:
             data = open_label_folder(self.folder)
         else:
@@ -280,6 +278,14 @@ class LabelledBatches:
             ):
                 break
         return top, left
+
+
+@lru_cache(maxsize=1)
+def _kept_scenes(count: int) -> LabelledSet:
+    """Training scenes, each drawn once in a process: that takes longer than a small network needs
+    for it."""
+    data = training_scenes(count)
+    return replace(data, read=lru_cache(SCENES_KEPT)(data.read))
 
 
 @lru_cache(maxsize=4)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from ovref.training import train_clip_rc, train_masks
+from ovref.training.mask_settings import MaskTraining
 from ovref.training.train_clip_rc import ClipRcTraining
-from ovref.training.train_masks import MaskTraining
 
 Training = ClipRcTraining | MaskTraining
 """Settings of a training."""

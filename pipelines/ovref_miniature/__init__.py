@@ -19,6 +19,7 @@ WEIGHTS = (
     "sam",
     "grounding_dino",
     "maskformer",
+    "clip_rc",
 )
 """Names of the shipped model folders of this package."""
 

@@ -69,7 +69,9 @@ class BuildConfig:
     work: str | None = None
     """Work folder for reducing, shared by all machines of a cluster, with space for five times the
     embeddings. None takes `_reduce` in a local output, otherwise the machine's temporary folder,
-    in which case only this machine reduces."""
+    in which case only this machine reduces. With `reduce.partition_references` all machines do:
+    each has its own, with space for five times the embeddings of the partitions that it makes at
+    a time."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Where shards run; not part of any step's identity."""
 

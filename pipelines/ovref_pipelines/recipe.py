@@ -24,7 +24,8 @@ from ovref.ingest import IngestSummary, ingest
 from ovref.labelled_corpora import read_corpus
 from ovref.ops.vocabulary import vocabulary_report
 from ovref.records import Noun, Prompt
-from ovref.reduce.run import reduce_collection
+from ovref.reduce.collection import reduce_collection
+from ovref.reduce.published import SCATTER
 from ovref.select_prompts import SelectPrompts, select_prompts
 from ovref.stages.extract_nouns import ExtractNouns, language_warning
 from ovref.storage.file_store import Store, check_conditional_create
@@ -179,6 +180,10 @@ def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
     started = time.monotonic()
     throttled = Throttle(say, config.engine.progress_seconds)
     work = _work_folder(config)
+    if config.reduce.partition_references is None:
+        place, shared = Store.open(str(work)), config.work is not None
+    else:
+        place, shared = target.child(SCATTER), True
     with ray_left_as_found():
         result = reduce_collection(
             references,
@@ -192,7 +197,7 @@ def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
             base=None if config.base is None else Store.open(config.base),
             replace=config.replace,
             allow_incomplete=config.allow_incomplete,
-            run_tasks=reduce_tasks.spread(config.engine, work, shared=config.work is not None),
+            run_tasks=reduce_tasks.spread(config.engine, place, shared=shared),
             report=lambda phase, done, total: throttled(f"collection: {phase}, {done}/{total}"),
         )
     for warning in filter_warnings(result):
@@ -289,6 +294,9 @@ class _LazyTexts:
 
             self._encoder = load_text_encoder(self._config)
         return self._encoder.encode(texts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_config": self._config, "_encoder": None}  # workers load their own
 
 
 def _work_folder(config: BuildConfig) -> Path:

@@ -21,7 +21,8 @@ def add_tools(add: Add) -> None:
     """Adds the verbs; `add` takes a verb's name and what it does."""
     segment = add("segment", "segment photographs with a collection")
     segment.add_argument(
-        "collection", help="folder or URL; with --method clip_rc the output of ovref train"
+        "collection",
+        help="folder or URL; with --method clip_rc the output of ovref train, or miniature:clip_rc",
     )
     segment.add_argument(
         "images", nargs="+", metavar="IMAGES", help="files, folders or patterns, local or URLs"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ovref.errors import InputError
 from ovref.locations import absolute, absolute_local
+from ovref_inference.models import MINIATURE
 from ovref_pipelines.console import Console
 from ovref_pipelines.errors import FAILED
 
@@ -20,8 +21,9 @@ def _segment(options: Namespace, console: Console) -> int:
     from ovref.exchange.photographs import find_photographs
     from ovref_pipelines.verbs import segment
 
+    place = options.collection
     job = segment.Job(
-        collection=absolute(options.collection, "collection"),
+        collection=place if place.startswith(MINIATURE) else absolute(place, "collection"),
         output=absolute(options.output, "--output"),
         classes=read_classes(options.classes, options.things),
         method=options.method,

@@ -1,133 +1,251 @@
-r"""CLIP-RC in small: its settings and parts on held-out scenes, with paired bootstrap intervals.
+r"""CLIP-RC in small: the tables of its paper on held-out scenes, with paired bootstrap intervals.
 
     python tests/benchmarks/clip_rc.py --runs runs/clip_rc \
         --collection runs/miniature_retclip/collection
 
 Trains what is missing with `configs/miniature_clip_rc.yaml` (a stopped training is resumed),
-evaluates on test scenes, and writes `results/clip_rc.{json,md}`. `--only` names some trainings.
+chooses for each head on validation scenes how far scores of seen classes are lowered, evaluates it
+on test scenes, and writes `results/clip_rc.{json,md}` after each training. What is measured is kept
+in `found.json` below `--runs`. `--only` names some trainings, `--speed` times the full size.
 """
 
 import argparse
 import json
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import open_clip
 import torch
+from PIL import Image, ImageFilter
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import interpolate
+from torch.utils.flop_counter import FlopCounterMode
 
+from clip_rc_page import PAIRS, page
+from machine import commit, processor
 from ovref.config import load
-from ovref.evaluation.compare import compare, open_run
+from ovref.evaluation.compare import bootstrap_times, each_once, interval, metrics_of, open_run
+from ovref.evaluation.datasets import open_scenes
 from ovref.evaluation.evaluate import evaluate
-from ovref.evaluation.report import markdown_table
+from ovref.evaluation.metrics_semantic import confusion
 from ovref.evaluation.spec import EvaluateSpec
+from ovref.evaluation.totals import Overlaps, overlaps_of, scored_images
+from ovref.miniature.shapes import CLASSES
 from ovref.training.train_clip_rc import ClipRcTraining, run
+from ovref_inference import load_segmenter
 from ovref_inference.segmenters import ClipRcConfig
+from ovref_inference.segmenters.clip_rc import ClipRcSegmenter
 from ovref_inference.segmenters.clip_rc_config import ClipRcNetworkConfig
 from ovref_inference.segmenters.clip_rc_network import ClipRcNetwork
-from ovref_pipelines.verbs.train import TrainConfig
 
-ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-CONFIG = ROOT / "configs/miniature_clip_rc.yaml"
-WITHOUT = {"regions": 0, "align": (), "recovery_layers": 0}
-TRAININGS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "base": {"network": WITHOUT},
-    "transductive": {"setting": "transductive"},
-    "supervised": {"setting": "supervised"},
+CONFIG = Path(__file__).parents[2] / "configs/miniature_clip_rc.yaml"
+UNSEEN = load(ClipRcTraining, CONFIG).data.unseen
+SEEN = tuple(name not in UNSEEN for name in CLASSES)
+PLAIN = ("network.regions=0", "network.align=[]", "network.recovery_layers=0")
+SEEDS = (0, 1)
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "base": PLAIN,
+    "transductive": ("setting=transductive",),
+    "supervised": ("setting=supervised",),
 }
-"""What each training changes."""
-ROWS = {
-    "full": ("CLIP-RC, inductive", "full", {}),
-    "base": ("without bridge, alignment and recovery", "base", {}),
-    "transductive": ("CLIP-RC, transductive", "transductive", {"seen_penalty": 0.0}),
-    "supervised": ("CLIP-RC, supervised", "supervised", {"seen_penalty": 0.0}),
-    "no_penalty": ("inductive, seen scores not lowered", "full", {"seen_penalty": 0.0}),
-    "prototypes": ("inductive, prototypes for names", "full", {"classes": "prototypes"}),
+"""Trainings of tables 1 to 4, each with SEEDS: what they change in the configuration."""
+SHORT = ("training.steps=200",)
+"""What all trainings of tables 5 to 8 change besides; one seed."""
+SMALL: dict[str, tuple[str, ...]] = {
+    "table": (),
+    "plain": PLAIN,
+    "bridge": ("network.align=[]", "network.recovery_layers=0"),
+    "aligned": ("network.recovery_layers=0",),
+    "updated": ("network.update_regions=true",),
+    "tokens1": ("network.regions=1",),
+    "tokens16": ("network.regions=16",),
+    "tokens64": ("network.regions=64",),
+    "patches": ("network.align=[]",),
+    "global": ("network.align=[global]",),
+    "regions": ("network.align=[regions]",),
+    "l2": ("losses.recovery_kind=l2",),
+    "recovery2": ("network.recovery_layers=2",),
+    "recovery3": ("network.recovery_layers=3",),
 }
-"""Rows of the table: title, training, settings of the segmenter."""
-PAIRS = (
-    ("full", "base"),
-    ("transductive", "full"),
-    ("supervised", "transductive"),
-    ("full", "no_penalty"),
-    ("prototypes", "full"),
-    ("full", "text_only"),
-)
-
-RELEASED = """\
-## Beside the released code
-
-The released encoder, head and losses (uyzhang/CLIP-RC, which has no licence and is no part of this
-repository) were run beside ours on the same random weights: a ViT of width 64 with 3 layers, images
-of 128 x 128 in 64 patches, 16 regions, 5 prompts, 6 classes, a decoder of 3 layers, no dropout.
-Largest differences: embeddings 2e-7, logits 8e-7 (of up to 1.0), recovered features 2e-7; losses of
-one image, with `unlabelled=negative`, 1e-7 of their value. The released encoder adds the class
-embedding to the class token twice, which the paper does not say and ours does not do; for the
-comparison, ours was given that token.
-"""
-"""What was measured once, outside of this repository."""
+"""Trainings of tables 5 to 8."""
+SLOW = ("training.rate=0.001", "training.warm_up=100")
+SEARCH: dict[str, tuple[str, ...]] = {
+    "rate2": ("training.rate=0.002",),
+    "rate1": SLOW,
+    "unclipped": (*SLOW, "training.clip_norm=null", "training.steps=800"),
+    "unclipped_transductive": (
+        *SLOW, "training.clip_norm=null", "setting=transductive", "start={runs}/unclipped",
+    ),
+}  # fmt: skip
+"""Other settings, compared on validation scenes."""
+TRAININGS = [*(f"{name}_{seed}" for seed in SEEDS for name in SETTINGS), *SMALL]
+PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+"""How far scores of seen classes may be lowered."""
+VALIDATION = 300
+"""Validation scenes."""
 
 
 def training_of(name: str, runs: Path) -> ClipRcTraining:
     """The configuration of a training; a transductive one takes half the steps, as the paper's."""
-    spec = load(TrainConfig, CONFIG, [f"output={runs / name}"]).spec
-    changes = dict(TRAININGS[name])
-    if "network" in changes:
-        changes["network"] = replace(spec.network, **changes["network"])
-    if name == "transductive":
-        changes["start"] = str(runs / "full")
-        changes["training"] = replace(spec.training, steps=spec.training.steps // 2)
-    return replace(spec, **changes)
+    if name in SMALL:
+        changes = [*SMALL[name], *SHORT]
+    elif name in SEARCH:
+        changes = [change.format(runs=runs) for change in SEARCH[name]]
+    else:
+        kind, seed = name.split("_")
+        changes = [*SETTINGS[kind], f"training.seed={seed}"]
+        if kind == "transductive":
+            steps = load(ClipRcTraining, CONFIG).training.steps
+            changes += [f"start={runs / f'full_{seed}'}", f"training.steps={steps // 2}"]
+    return load(ClipRcTraining, CONFIG, [*changes, f"output={runs / name}"])
 
 
-def evaluation_of(name: str, runs: Path, collection: str, scenes: int) -> EvaluateSpec:
-    """The evaluation of a row, on the split of the trainings."""
-    common: dict[str, Any] = {
-        "output": str(runs / "evaluated" / name),
-        "scenes": scenes,
-        "unseen": training_of("full", runs).data.unseen,
-        "pictures": 0,
-    }
-    if name == "text_only":
-        grids: dict[str, Any] = {"ablate_n": (), "ablate_k": (), "ablate_gamma": ()}
-        return EvaluateSpec(collection=collection, rows=("text_only",), **grids, **common)
-    _, training, settings = ROWS[name]
-    config = ClipRcConfig(weights=str(runs / training), windows=None, **settings)
-    used = collection if config.classes == "prototypes" else ""
-    return EvaluateSpec(method="clip_rc", clip_rc=config, collection=used, **common)
+def scenes_of(kind: str, runs: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, H, W, 3) and labels (n, H, W) of `validation`, `test` or `print`: test scenes in
+    another style of rendering. Drawn once below `runs`."""
+    path = runs / f"{kind}_{count}.npz"
+    if not path.is_file():
+        split = "test" if kind == "print" else kind
+        examples = list(open_scenes(split, count))
+        images = [one.image_hwc for one in examples]
+        if kind == "print":
+            images = [printed(image_hwc, seed) for seed, image_hwc in enumerate(images)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, images=images, labels=[one.label_hw for one in examples])
+    with np.load(path) as stored:
+        return stored["images"], stored["labels"]
 
 
-def measure(runs: Path, collection: str, scenes: int) -> dict[str, Any]:
-    """Evaluates every row whose training is finished, and compares them in pairs."""
-    found: dict[str, Any] = {"scenes": scenes, "rows": {}, "differences": {}, "trainings": {}}
-    for name in TRAININGS:
-        path = runs / name / "clip_rc.json"
-        if path.is_file():
-            recorded = json.loads(path.read_text())["training"]
-            found["trainings"][name] = {k: recorded[k] for k in ("steps", "seconds", "data")}
-    names = [name for name, (_, training, _) in ROWS.items() if training in found["trainings"]]
-    if not collection:
-        names.remove("prototypes")
-    for name in [*names, *(["text_only"] if collection else [])]:
-        spec = evaluation_of(name, runs, collection, scenes)
-        result = evaluate(spec, lambda line: None, device="cpu")
-        found["rows"][name] = result["rows"][0]
-        print(name, found["rows"][name], flush=True)
-    for one, other in PAIRS:
-        if {one, other} <= found["rows"].keys():
-            places = [str(runs / "evaluated" / name) for name in (one, other)]
-            compared = compare(*map(open_run, places), runs / "compared" / f"{one}_{other}", 0)
-            found["differences"][f"{one} - {other}"] = compared["differences"]
-    return found
+def printed(image_hwc: np.ndarray, seed: int) -> np.ndarray:
+    """A scene as a print: colours faded by a third, ten tones, darker edges, paper grain."""
+    image = Image.fromarray(image_hwc)
+    grey = image.convert("L")
+    faded_hwc = (2 * np.asarray(image, np.float32) + np.asarray(grey, np.float32)[..., None]) / 3
+    tones_hwc = np.round(faded_hwc / 28) * 28
+    edges_hw = np.asarray(grey.filter(ImageFilter.FIND_EDGES)) > 60
+    tones_hwc[edges_hw] *= 0.8
+    grain_hw = np.random.default_rng(seed).normal(0, 3, edges_hw.shape)
+    return np.clip(tones_hwc + grain_hw[..., None], 0, 255).astype(np.uint8)
 
 
-def speed(repeats: int = 6) -> dict[str, float]:
-    """CPU seconds of one 512 x 512 image through a ViT-B/16 of random weights, alone, with prompts
-    and bridge, and through the whole network with 20 and 171 classes: the least of some runs by
-    turns, since on a busy machine the same work takes up to twice as long."""
+@torch.inference_mode()
+def count(
+    segmenter: ClipRcSegmenter, images: np.ndarray, labels: np.ndarray, penalties: Sequence[float]
+) -> list[Overlaps]:
+    """What a head finds in whole images, for each penalty of seen classes: as `ovref evaluate`
+    counts, many images at a time."""
+    classes = torch.from_numpy(segmenter.prepare(CLASSES)[0])
+    parts = [torch.tensor([i for i, s in enumerate(SEEN) if s == seen]) for seen in (True, False)]
+    tables = np.zeros((len(penalties), len(images), len(CLASSES), len(CLASSES) + 1), np.int32)
+    for first in range(0, len(images), 25):
+        chosen = slice(first, first + 25)
+        pixels = segmenter._pixels(list(images[chosen]), segmenter.head.network.size_hw)
+        logits = segmenter._network(pixels, classes).logits_nchw
+        scores = interpolate(logits, size=labels.shape[1:], mode="bilinear").sigmoid()
+        (seen, best_seen), (unseen, best_unseen) = (scores[:, part].max(1) for part in parts)
+        for table, penalty in zip(tables, penalties, strict=True):
+            found = torch.where(seen - penalty >= unseen, *(
+                part[best] for part, best in zip(parts, (best_seen, best_unseen), strict=True)
+            ))  # fmt: skip
+            for place, found_hw in enumerate(found.numpy(), start=first):
+                table[place] = confusion(labels[place], found_hw, len(CLASSES))
+    right, true = tables[..., :-1].diagonal(axis1=2, axis2=3), tables.sum(3)
+    either = true + tables[..., :-1].sum(2) - right
+    return [
+        Overlaps(right=r, either=e, true=t) for r, e, t in zip(right, either, true, strict=True)
+    ]
+
+
+def scores_of(overlaps: Overlaps) -> dict[str, float]:
+    """Metrics of a row."""
+    known = {name: float(metric(overlaps, each_once(overlaps))[0])
+             for name, metric in metrics_of(SEEN).items()}  # fmt: skip
+    right, true = overlaps.right.sum(0), overlaps.true.sum(0)
+    known["mean_accuracy"] = float((right[true > 0] / true[true > 0]).mean())
+    return {name: round(value, 4) for name, value in known.items()}
+
+
+def best_of(swept: dict[str, dict[str, float]]) -> float:
+    """The penalty of the highest hIoU, the smaller one of equals."""
+    return float(max(swept, key=lambda penalty: swept[penalty]["hiou"]))
+
+
+def sweep(training: str, runs: Path) -> dict[str, dict[str, float]]:
+    """Scores on validation scenes by how far those of seen classes are lowered."""
+    found = count(open_head(runs / training), *scenes_of("validation", runs, VALIDATION), PENALTIES)
+    return {str(p): scores_of(one) for p, one in zip(PENALTIES, found, strict=True)}
+
+
+def open_head(place: Path, collection: str = "") -> ClipRcSegmenter:
+    """A head as a segmenter, by names or by the prototypes of a collection."""
+    classes: Literal["text", "prototypes"] = "prototypes" if collection else "text"
+    config = ClipRcConfig(weights=str(place), windows=None, classes=classes)
+    return load_segmenter(collection or place, "clip_rc", config=config, device="cpu")
+
+
+def text_only(runs: Path, collection: str, scenes: int) -> Overlaps:
+    """Dense CLIP, by `ovref evaluate`."""
+    spec = EvaluateSpec(
+        collection=collection, output=str(runs / "text_only"), scenes=scenes, unseen=UNSEEN,
+        rows=("text_only",), ablate_n=(), ablate_k=(), ablate_gamma=(), pictures=0,
+    )  # fmt: skip
+    evaluate(spec, lambda line: None, device="cpu")
+    return overlaps_of(scored_images(open_run(spec.output).scores), [0], len(CLASSES))[0]
+
+
+def measure(training: str, runs: Path, collection: str, scenes: int, found: dict[str, Any]) -> None:
+    """Evaluates the missing rows of a finished training, and compares what can be compared."""
+    place = runs / training
+    recorded = json.loads((place / "clip_rc.json").read_text())["training"]
+    found["trainings"][training] = {k: recorded[k] for k in ("steps", "seconds")}
+    if training not in found["validation"]:
+        found["validation"][training] = sweep(training, runs)
+    chosen = best_of(found["validation"][training])
+    rows: dict[str, Callable[[], Overlaps]] = {}
+
+    def add(row: str, penalty: float, kind: str = "test", of: str = "") -> None:
+        rows[row] = lambda: count(
+            open_head(place, of), *scenes_of(kind, runs, scenes), (penalty,)
+        )[0]  # fmt: skip
+
+    add(training, chosen)
+    if training.startswith(("full", "base")):
+        add(f"{training} print", 0.0, "print")
+    if training == "full_0":
+        add("full_0 none", 0.0)
+        add("full_0 paper", 0.1)
+        if collection:
+            add("full_0 prototypes", chosen, of=collection)
+            rows["text_only"] = lambda: text_only(runs, collection, scenes)
+    new = [row for row in rows if row not in found["rows"]]
+    for row in new:
+        overlaps = rows[row]()
+        found["rows"][row] = scores_of(overlaps)
+        np.savez(runs / f"row {row}.npz", **vars(overlaps))
+        print(row, found["rows"][row], flush=True)
+    metrics, times_sn = metrics_of(SEEN), bootstrap_times(scenes)
+    for pair in PAIRS:
+        if set(pair) <= found["rows"].keys() and set(pair) & set(new):
+            a, b = (Overlaps(**np.load(runs / f"row {row}.npz")) for row in pair)
+            both = {
+                name: [metric(one, times) for times in (each_once(a), times_sn) for one in (a, b)]
+                for name, metric in metrics.items()
+            }
+            found["differences"][" - ".join(pair)] = {
+                name: vars(interval(*values)) for name, values in both.items()
+            }
+
+
+def speed(repeats: int = 6) -> dict[str, dict[str, float]]:
+    """CPU seconds and multiply-adds (1e9) of one 512 x 512 image through a ViT-B/16 of random
+    weights, alone, with prompts and bridge, and through the whole network with 20 and 171 classes:
+    the least seconds of some runs by turns, since a busy machine takes up to twice as long."""
     visual = open_clip.transformer.VisionTransformer(
         image_size=512, patch_size=16, width=768, layers=12, heads=12, mlp_ratio=4.0, output_dim=512
     )
@@ -139,65 +257,24 @@ def speed(repeats: int = 6) -> dict[str, float]:
         "20 classes": lambda: network(pixels, torch.randn(20, 512)),
         "171 classes": lambda: network(pixels, torch.randn(171, 512)),
     }
+    found: dict[str, dict[str, float]] = {}
+    torch.backends.mha.set_fastpath_enabled(False)  # whose fused operators are not counted
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        for name, call in calls.items():
+            with FlopCounterMode(display=False) as counter:
+                call()
+            found[name] = {"gmacs": round(counter.get_total_flops() / 2e9, 1)}
+    torch.backends.mha.set_fastpath_enabled(True)
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
-        for call in calls.values():
-            call()
         for _ in range(repeats):
             for name, call in calls.items():
                 began = time.process_time()
                 call()
                 times[name].append(time.process_time() - began)
-    return {name: round(min(each), 3) for name, each in times.items()}
-
-
-def page(found: dict[str, Any]) -> str:
-    """The Markdown page."""
-
-    def percent(value: float | None, sign: str = "") -> str:
-        return "" if value is None else f"{100 * value:{sign}.1f}"
-
-    keys = ("hiou", "seen", "unseen", "miou", "pixel_accuracy")
-    titles = {name: title for name, (title, _, _) in ROWS.items()} | {"text_only": "text only"}
-    rows = [[titles[n], *(percent(row[k]) for k in keys)] for n, row in found["rows"].items()]
-    differences = []
-    for pair, each in found["differences"].items():
-        words = pair.split(" - ")
-        cells = [
-            f"{percent(each[k]['value'], '+')} ({percent(each[k]['low'], '+')} to "
-            f"{percent(each[k]['high'], '+')})"
-            for k in ("hiou", "seen", "unseen")
-        ]
-        differences.append([f"{titles[words[0]]} less {titles[words[1]]}", *cells])
-    trained = ", ".join(
-        f"{name} {one['steps']} steps in {one['seconds']:.0f} s"
-        for name, one in found["trainings"].items()
-    )
-    speeds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in (found["speed"] or {}).items())
-    return "\n".join([
-        "# CLIP-RC in small",
-        "",
-        "Trained and measured on the miniature: these numbers say nothing about the real models.",
-        f"{found['scenes']} test scenes, 27 classes, six things unseen in training (boat, car,",
-        "mushroom, balloon, cup, butterfly); a frozen `miniature:clip`, one seed.",
-        "",
-        *markdown_table(["%", "hIoU", "seen mIoU", "unseen mIoU", "mIoU", "pixel accuracy"], rows),
-        "",
-        "Differences with 95 % intervals of a paired bootstrap over the scenes:",
-        "",
-        *markdown_table(["percentage points", "hIoU", "seen", "unseen"], differences),
-        "",
-        f"Trainings: {trained}; wall time of one thread on a",
-        "shared machine.",
-        "",
-        "At full size, CPU seconds of one 512 x 512 image through a ViT-B/16 of random weights,",
-        f"one thread: {speeds or 'not measured yet (`--speed`)'}.",
-        "",
-        RELEASED,
-        "    python tests/benchmarks/clip_rc.py --runs runs/clip_rc \\",
-        "        --collection runs/miniature_retclip/collection",
-        "",
-    ])  # fmt: skip
+    for name, each in times.items():
+        found[name]["seconds"] = round(min(each), 3)
+    return found
 
 
 def main() -> None:
@@ -209,15 +286,37 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="measure it anew, on a quiet machine")
     arguments = parser.parse_args()
     runs = arguments.runs.absolute()
-    for name in TRAININGS if not arguments.only else arguments.only.split(","):
-        if name != "none":
-            run(training_of(name, runs), lambda line: print(line, flush=True))
-    found = measure(runs, arguments.collection, arguments.scenes)
-    known = RESULTS / "clip_rc.json"
-    recorded = json.loads(known.read_text()).get("speed") if known.is_file() else None
-    found["speed"] = speed() if arguments.speed else recorded
-    (RESULTS / "clip_rc.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "clip_rc.md").write_text(page(found))
+    state = runs / "found.json"
+    found: dict[str, Any] = {
+        name: {} for name in ("trainings", "validation", "rows", "differences", "search", "speed")
+    }
+    if state.is_file():
+        found |= json.loads(state.read_text())
+
+    def keep() -> None:
+        runs.mkdir(parents=True, exist_ok=True)
+        found["scenes"] = arguments.scenes
+        found["made"] = {
+            "date": date.today().isoformat(), "commit": commit(), "processor": processor()
+        }  # fmt: skip
+        for path in (state, RESULTS / "clip_rc.json"):
+            path.write_text(json.dumps(found, indent=1) + "\n")
+        (RESULTS / "clip_rc.md").write_text(page(found))
+
+    names = [*TRAININGS, *SEARCH] if not arguments.only else arguments.only.split(",")
+    for name in names if arguments.only != "none" else ():
+        print(name, flush=True)
+        spec = training_of(name, runs)
+        run(spec, lambda line: print(line, flush=True))
+        if name in SEARCH:
+            settings = " ".join(SEARCH[name])
+            found["search"][name] = {"settings": settings, "validation": sweep(name, runs)}
+        else:
+            measure(name, runs, arguments.collection, arguments.scenes, found)
+        keep()
+    if arguments.speed:
+        found["speed"] = speed()
+    keep()
 
 
 if __name__ == "__main__":

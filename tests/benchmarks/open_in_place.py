@@ -1,13 +1,15 @@
 """What opening a large collection on an S3 server costs where nothing is copied.
 
     npm install s3rver          (in any folder; its node_modules/.bin/s3rver is --server)
-    python tests/benchmarks/open_in_place.py --server .../s3rver [--references 1000000]
+    python tests/benchmarks/open_in_place.py --server .../s3rver [--references 1000000] \
+        [--partitions 8]
 
 Makes a collection of the sizes of a real one as open_million.py does (matrices and inverted lists
 are holes), serves it by s3rver, an S3 server that serves ranges from disk, behind a proxy that
 holds each request back for --delay milliseconds, and asks it in a process of its own: opening,
 prototypes of 171 classes from an empty cache and from a full one, and the nearest references of
-eight regions. Writes results/open_in_place_<references>x<width>.json.
+eight regions. Writes results/open_in_place_<references>x<width>.json, and `_<n>_partitions` where
+the references are divided.
 """
 
 import argparse
@@ -107,13 +109,34 @@ def served(server: str, root: Path, port: int) -> Iterator[None]:
 
 def as_objects(folder: Path, root: Path) -> None:
     """Moves the files of `folder` to where s3rver looks for s3://bucket/large/."""
-    target = root / "bucket" / "large"
-    target.mkdir(parents=True)
-    for path in folder.iterdir():
-        path.rename(target / f"{path.name}._S3rver_object")
+    for path in filter(Path.is_file, list(folder.rglob("*"))):
+        target = root / "bucket" / "large" / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target.with_name(f"{path.name}._S3rver_object"))
         metadata = {"content-type": "binary/octet-stream"}
-        (target / f"{path.name}._S3rver_metadata.json").write_text(json.dumps(metadata))
-        (target / f"{path.name}._S3rver_object.md5").write_text("0" * 32)
+        target.with_name(f"{path.name}._S3rver_metadata.json").write_text(json.dumps(metadata))
+        target.with_name(f"{path.name}._S3rver_object.md5").write_text("0" * 32)
+
+
+def make_partitioned(folder: Path, count: int, references: int, nouns: int, width: int) -> None:
+    """A collection of `count` partitions, with equally many references and nouns each."""
+    from ovref_inference.collection import format as fmt
+    from ovref_inference.collection import store
+
+    infos = []
+    for number in range(count):
+        path = f"partitions/{number:05d}"
+        (folder / path).mkdir(parents=True)
+        make(folder / path, references // count, nouns // count, width,
+             first=number * (nouns // count))  # fmt: skip
+        part = store.read_manifest(str(folder / path))
+        infos.append(fmt.PartitionInfo(
+            path=path, fingerprint=part.fingerprint, references=references // count,
+            nouns=nouns // count,
+        ))  # fmt: skip
+    heading = {name: getattr(part, name) for name in fmt.Heading.__dataclass_fields__}
+    whole = fmt.PartitionedManifest(**heading | {"partitions": tuple(infos)})
+    store.publish_partitioned(str(folder), whole, files={})
 
 
 def ask(endpoint: str, cache: str) -> dict[str, Any]:
@@ -166,6 +189,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=1_000_000)
     parser.add_argument("--nouns", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--partitions", type=int, default=1)
     parser.add_argument("--delay", type=float, default=30.0, help="milliseconds a request")
     parser.add_argument("--scratch", type=Path, help="folder for the files of holes")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
@@ -176,8 +200,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder, root = Path(scratch, "collection"), Path(scratch, "s3")
         folder.mkdir()
-        make(folder, arguments.references, arguments.nouns, arguments.width)
-        manifest = json.loads((folder / "collection.json").read_text())
+        sizes = arguments.references, arguments.nouns, arguments.width
+        if arguments.partitions > 1:
+            make_partitioned(folder, arguments.partitions, *sizes)
+        else:
+            make(folder, *sizes)
+        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         as_objects(folder, root)
         with served(arguments.server, root, 4571):
             proxy = DelayingProxy(4571, arguments.delay / 1000)
@@ -190,15 +218,17 @@ def main() -> None:
         "date": date.today().isoformat(), "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "references": arguments.references, "nouns": arguments.nouns, "width": arguments.width,
-        "delay_ms": arguments.delay,
-        "gigabytes": sum(info["bytes"] for info in manifest["files"].values()) / 1e9,
+        "partitions": arguments.partitions, "delay_ms": arguments.delay, "gigabytes": held / 1e9,
         **json.loads(asked.stdout),
         "megabytes_sent": proxy.sent / 1e6, "requests": proxy.requests,
     }  # fmt: skip
     report = {
         key: round(value, 4) if isinstance(value, float) else value for key, value in report.items()
     }
-    path = HERE / "results" / f"open_in_place_{arguments.references}x{arguments.width}.json"
+    name = f"open_in_place_{arguments.references}x{arguments.width}"
+    if arguments.partitions > 1:
+        name += f"_{arguments.partitions}_partitions"
+    path = HERE / "results" / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path.read_text())
 

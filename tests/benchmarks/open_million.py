@@ -40,19 +40,21 @@ CLASSES, REPEATS = 171, 5
 
 
 def make(
-    folder: Path, references: int, nouns: int, width: int, noun_of: np.ndarray | None = None
-) -> None:
+    folder: Path, references: int, nouns: int, width: int, noun_of: np.ndarray | None = None,
+    *, first: int = 0,
+) -> None:  # fmt: skip
     """The collection, its manifest last.
 
     Args:
+        first: number of the first noun, for a collection that shares none with another.
         noun_of: (references,) number of each reference's noun; None gives all nouns equally many,
             one noun after the other.
     """
     from ovref.reduce import ivf
 
     config = PrototypeConfig()
-    rng = np.random.default_rng(0)
-    names = [f"noun {number:06d}" for number in range(nouns)]
+    rng = np.random.default_rng(first)
+    names = [f"noun {number:06d}" for number in range(first, first + nouns)]
     if noun_of is None:
         noun_of = np.repeat(np.arange(nouns), references // nouns)
         noun_of = np.concatenate([np.zeros(references - len(noun_of), int), noun_of])
@@ -112,10 +114,10 @@ def make(
     for role, name in fmt.FILES.items():
         size = (folder / name).stat().st_size
         # Nobody checks those of large files, but caches go by them.
-        digest = sha256_of(folder / name) if size < 1 << 26 else f"{len(files):064x}"
+        digest = sha256_of(folder / name) if size < 1 << 26 else f"{first + len(files):064x}"
         files[role] = fmt.FileInfo(path=name, bytes=size, sha256=digest)
     (folder / fmt.MANIFEST).write_bytes(fmt.manifest_bytes(fmt.Manifest(
-        fingerprint="0" * 64, visual=encoder, textual=encoder, templates=("a {}.",),
+        fingerprint=f"{first:064x}", visual=encoder, textual=encoder, templates=("a {}.",),
         weights=(0.9, 0.1), visual_index=info, textual_index=info, prototypes=asdict(config),
         counts={"references": references, "nouns": nouns, "prototypes": nouns * config.k,
                 "tombstones": 0},

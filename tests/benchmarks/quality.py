@@ -36,7 +36,7 @@ from ovref.identity import spec_identity
 from ovref.miniature.shapes import CLASSES
 from ovref.ops.measures import MeasureSpec
 from ovref.records import Noun, Reference, ScoredImage
-from ovref.reduce.run import reduce_collection
+from ovref.reduce.collection import reduce_collection
 from ovref.reduce.spec import FilterSpec
 from ovref.storage.file_store import Store
 from ovref.storage.steps import existing_step, open_step

@@ -208,7 +208,7 @@ def supports(collection: Path) -> None:
     with ReferenceCollection.open(collection) as opened:
         every = []
         for row in range(len(opened.nouns)):
-            ids = [opened._nouns.references(of) for of in (row, *opened._nouns.neighbours(row))]
+            ids = opened._nouns.references_of([row, *opened._nouns.neighbours(row)])
             every.append(clustered_rows(np.sort(np.concatenate(ids)), opened.prototype_config))
     np.save(collection / "support_starts.npy", np.cumsum([0, *map(len, every)]))
     np.save(collection / "support_rows.npy", np.concatenate(every).astype(np.int32))

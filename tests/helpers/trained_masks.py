@@ -1,8 +1,8 @@
 """Small trainings of heads by matched masks, shared by several tests."""
 
 from ovref.training.labelled_batches import TrainingData
+from ovref.training.mask_settings import MaskFormerNetwork, MaskFormerTraining
 from ovref.training.settings import TrainingConfig
-from ovref.training.train_masks import MaskFormerNetwork, MaskFormerTraining
 from ovref_inference.proposers.open_mask_former import OpenMaskFormerConfig
 
 UNSEEN = ("car", "mushroom", "balloon")

@@ -40,7 +40,7 @@ from ovref_pipelines.verbs.garbage import is_scratch
 ROOT = Path(__file__).parents[2]
 MOMENT = float(os.environ.get("OVREF_FAKE_MOMENT", "0.002"))
 """Seconds that a stage takes for a record."""
-PRELOADED = ["recipe_fakes", "ovref.reduce.run"]
+PRELOADED = ["recipe_fakes", "ovref.reduce.collection"]
 """Modules of the server that processes are forked from."""
 STEPS = ("captions", "prompts", "images", "references")
 THINGS = ("cup", "boat", "tree", "house", "fish", "star", "bird")

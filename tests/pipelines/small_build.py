@@ -8,7 +8,7 @@ import numpy as np
 from ovref.contract import Dropped
 from ovref.identity import record_key, spec_identity
 from ovref.records import YES, Caption, ImageRecord, Noun, Prompt, Reference, Region
-from ovref.reduce.run import reduce_collection
+from ovref.reduce.collection import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.storage.file_store import Store

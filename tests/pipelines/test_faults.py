@@ -3,6 +3,7 @@ answered once. Each runs in processes of its own, from captions to the published
 
 import json
 import random
+import shutil
 import time
 
 import pytest
@@ -23,6 +24,7 @@ from s3fs import S3FileSystem
 
 from ovref.errors import StorageError
 from ovref.identity import spec_identity
+from ovref.reduce.spec import ReduceSpec
 from ovref.storage.file_store import Store, check_conditional_create
 from ovref.storage.steps import existing_step, open_step
 from ovref_pipelines import recipe
@@ -52,6 +54,56 @@ def test_a_build_killed_at_random_moments(tmp_path, undisturbed):
     killed = kill_at_random(config, random.Random(3), 0.6 * undisturbed[1], 6)
     check(config, undisturbed)
     assert killed  # six times in a row faster than ever before is not to be expected
+
+
+PARTITIONED = {"reduce": ReduceSpec(partition_references=5)}
+
+
+@pytest.fixture(scope="module")
+def in_partitions(tmp_path_factory):
+    """Finished steps; the bytes of a collection in partitions made of them, and its CPU time."""
+    folder = tmp_path_factory.mktemp("in_partitions")
+    finish(fake_build(folder, CAPTIONS, SHARD_SIZE))
+    steps = folder / "steps"
+    shutil.copytree(folder / "out", steps, ignore=lambda *_: ["collection"])
+    config = fake_build(folder, CAPTIONS, SHARD_SIZE, output=str(folder / "made"), **PARTITIONED)
+    shutil.copytree(steps, folder / "made")
+    seconds = finish(config)
+    found = content_of(config)
+    assert len({path for path in found if path.endswith("references.parquet")}) > 3
+    return steps, found, seconds
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_reduction_in_partitions_killed_at_random_moments(tmp_path, in_partitions, seed):
+    steps, wanted, seconds = in_partitions
+    shutil.copytree(steps, tmp_path / "out")
+    config = fake_build(tmp_path, CAPTIONS, SHARD_SIZE, **PARTITIONED)
+    killed = kill_at_random(config, random.Random(seed), 0.9 * seconds, 5)
+    assert killed and set(killed) == {"collection"}
+    assert content_of(config) == wanted
+    assert {path.suffix for path in (tmp_path / "work").iterdir()} == {".parquet"}
+
+
+@pytest.mark.slow
+def test_a_reduction_in_partitions_where_a_tenth_of_the_requests_to_s3_fails(
+    tmp_path, s3_endpoint, monkeypatch, in_partitions
+):
+    steps, wanted, _ = in_partitions
+    options = {"endpoint_url": s3_endpoint, "key": "testing", "secret": "testing"}
+    place = Store.open("s3://bucket/partitions", **options)
+    local = Store.open(str(steps))
+    for path in local.list():
+        place.write(path, local.read(path))
+    config = fake_build(tmp_path, CAPTIONS, SHARD_SIZE, output=place.url, **PARTITIONED)
+    with FaultyS3(s3_endpoint, 0.1, seed=1, late_s=2.5) as proxy:
+        build_through(config, proxy.url)
+        spoilt = sum(n for fault, n in proxy.requests.items() if fault != "none")
+        assert spoilt > 0.05 * proxy.requests.total() > 10
+    for name, value in (S3_KEYS | {"AWS_ENDPOINT_URL": s3_endpoint}).items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    assert content_of(config) == wanted
 
 
 def test_two_builds_on_one_output(tmp_path, undisturbed):

@@ -14,16 +14,15 @@
 Version 3 stores embeddings in 8 bits: visual.int8.npy and textual.int8.npy, (references, d + 2)
 int8 (`int8`), and inverted lists of the visual index hold 8-bit codes. Prototypes stay float16.
 
+Version 4 is a folder of such collections, with a manifest of its own (`manifest`).
+
 The manifest names each file with its size and SHA-256. A collection that is published again under
 the same URL keeps unchanged files; a changed one is stored as `<stem>.<hash>.<suffix>`, so that a
 process with the old version open never reads a mixture. Nothing is ever pickled. Equal content
 gives equal bytes.
 """
 
-import dataclasses
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +31,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovref_inference.collection.int8 import Int8Vectors
+from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest is part of the format
+    EMBEDDINGS,
+    FILES,
+    FORMAT_VERSION,
+    INT8_FILES,
+    INT8_VERSION,
+    MANIFEST,
+    OPTIONAL_FILES,
+    PARTITION_IDS,
+    PARTITIONED_VERSION,
+    READABLE_VERSIONS,
+    AnyManifest,
+    EncoderInfo,
+    FileInfo,
+    Heading,
+    IndexInfo,
+    Manifest,
+    PartitionedManifest,
+    PartitionInfo,
+    SearchPoint,
+    checked_partition,
+    index_info,
+    manifest_bytes,
+    parse_manifest,
+    undivided,
+)
 from ovref_inference.collection.remote import RemoteFile, RemoteTable, RemoteVectors
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors
-
-FORMAT_VERSION = 2
-INT8_VERSION = 3
-READABLE_VERSIONS = (1, 2, 3)
-"""Version 1 has one search setting per index, tuned for one k; version 2 has a curve; version 3 is
-version 2 with embeddings in int8."""
-MANIFEST = "collection.json"
-FILES = {
-    "references": "references.parquet",
-    "visual": "visual.f16.npy",
-    "textual": "textual.f16.npy",
-    "visual_index": "visual.faiss",
-    "textual_index": "textual.faiss",
-    "nouns": "nouns.parquet",
-    "prototypes": "prototypes.f16.npy",
-    "tombstones": "tombstones.parquet",
-}
-"""Role -> file name in a folder to publish."""
-INT8_FILES = FILES | {"visual": "visual.int8.npy", "textual": "textual.int8.npy"}
-EMBEDDINGS = {"float16": FILES, "int8": INT8_FILES}
-"""How embeddings are stored -> file names."""
-OPTIONAL_FILES = {"norms": "norms.f16.npy"}  # a collection may lack them
 
 REFERENCE_SCHEMA = pa.schema(
     [
@@ -97,160 +100,6 @@ TOMBSTONE_SCHEMA = pa.schema([("id", pa.int64()), ("reason", pa.string())])
 
 ROW_GROUP = 8192
 """Rows per row group of references.parquet, the smallest part that can be read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderInfo:
-    """The model behind one kind of embedding."""
-
-    model: str
-    """Hub id, path or `miniature:<name>`, as configured."""
-    revision: str
-    """Commit or tag; empty if the model has none."""
-    dim: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    """All fields of the encoder's config, enough to load it again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchPoint:
-    """The search setting for one number of neighbours, and the recall measured with it."""
-
-    k: int
-    """Number of neighbours."""
-    nprobe: int
-    """Inverted lists searched."""
-    recall: float
-    """Mean recall@k over the queries against exact search, in [0, 1]."""
-    worst_tenth: float | None
-    """Mean recall@k over the 10% of the queries with the lowest recall; None in version 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexInfo:
-    """How an index was built and how to search it."""
-
-    factory: str
-    """faiss factory string, by inner product."""
-    curve: tuple[SearchPoint, ...] = ()
-    """Ascending in k; empty when the search is exact."""
-    queries: str = ""
-    """What recall was measured with: `class names` (the collection's nouns in its templates) or
-    `held-out rows` (stored rows, each without itself); empty when the search is exact."""
-    train_rows: int = 0
-    """References that the lists' centroids were trained on; 0 for an index without lists."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileInfo:
-    """One file of the collection, relative to collection.json."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """collection.json. `publish` fills in `counts`, `files` and `settled_tombstones`."""
-
-    fingerprint: str
-    """Hash of everything that affected the collection's bytes."""
-    visual: EncoderInfo
-    textual: EncoderInfo
-    templates: tuple[str, ...]
-    weights: tuple[float, float]
-    """Weights of noun and caption in the textual retrieval embeddings."""
-    visual_index: IndexInfo
-    textual_index: IndexInfo
-    prototypes: dict[str, Any]
-    """Fields of `prototypes.PrototypeConfig`."""
-    licences: tuple[str, ...] = ()
-    """Licences of the inputs: corpora, images, model weights."""
-    build: dict[str, Any] = field(default_factory=dict)
-    """Plain values: effective configuration, versions, parents' fingerprints; `provenance`, a list
-    with the corpus, the steps' settings, the models (id, revision, weights, licence) of each build
-    that contributed. Collections of earlier versions have no `provenance`."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """references, nouns, prototypes, tombstones."""
-    files: dict[str, FileInfo] = field(default_factory=dict)
-    """Role (a key of FILES) -> file."""
-    settled_tombstones: int = 0
-    """The first this many tombstones are older than the prototypes, which exclude them."""
-    embeddings: str = "float16"
-    """How visual and textual embeddings are stored, a key of EMBEDDINGS; versions 1 and 2 do not
-    say it."""
-    format_version: int = FORMAT_VERSION
-
-
-def manifest_bytes(manifest: Manifest) -> bytes:
-    """The content of collection.json: sorted keys, plain JSON, one final newline."""
-    tree = dataclasses.asdict(manifest)
-    if manifest.embeddings == "float16":
-        del tree["embeddings"]
-    text = json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8")
-
-
-def parse_manifest(content: bytes, where: str) -> Manifest:
-    """collection.json -> Manifest.
-
-    Raises:
-        CollectionError: truncated, not a collection's manifest, or of another format version.
-    """
-    try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise CollectionError(
-            f"{where} is truncated or not JSON ({error}); publish the collection again"
-        ) from error
-    if not isinstance(tree, dict) or "format_version" not in tree:
-        raise CollectionError(f"{where} is not the manifest of a reference collection")
-    version = tree["format_version"]
-    if version not in READABLE_VERSIONS:
-        raise CollectionError(
-            f"{where} has format version {version!r}, this program reads "
-            f"{', '.join(map(str, READABLE_VERSIONS))}; use the ovref that wrote it or build again"
-        )
-    try:
-        manifest = Manifest(
-            **{
-                **tree,
-                "visual": EncoderInfo(**tree["visual"]),
-                "textual": EncoderInfo(**tree["textual"]),
-                "visual_index": index_info(tree["visual_index"]),
-                "textual_index": index_info(tree["textual_index"]),
-                "templates": tuple(tree["templates"]),
-                "weights": tuple(tree["weights"]),
-                "licences": tuple(tree["licences"]),
-                "files": {role: FileInfo(**info) for role, info in tree["files"].items()},
-            }
-        )
-    except (TypeError, KeyError, AttributeError) as error:
-        raise CollectionError(
-            f"{where} is not a manifest of format version {version}: {error}"
-        ) from error
-    if manifest.embeddings != ("int8" if version == INT8_VERSION else "float16"):
-        raise CollectionError(
-            f"{where} of version {version} stores embeddings as {manifest.embeddings!r}; version "
-            f"{INT8_VERSION} has int8, others float16: use the ovref that wrote it"
-        )
-    if missing := sorted(FILES.keys() - manifest.files.keys()):
-        raise CollectionError(f"{where} names no file for {', '.join(missing)}")
-    for info in manifest.files.values():
-        if Path(info.path).name != info.path or info.path in ("", ".", ".."):
-            raise CollectionError(f"{where} names a file outside its folder: {info.path!r}")
-    return manifest
-
-
-def index_info(tree: Mapping[str, Any]) -> IndexInfo:
-    """An IndexInfo from its JSON; in version 1 the curve has one point."""
-    fields = dict(tree)
-    if "search" in fields:
-        k, recall, search = (fields.pop(name) for name in ("recall_k", "recall", "search"))
-        curve = [{"k": k, "recall": recall, "worst_tenth": None, **search}] if search else []
-        fields |= {"curve": curve, "queries": "held-out rows" if search else ""}
-    return IndexInfo(**{**fields, "curve": tuple(SearchPoint(**at) for at in fields["curve"])})
 
 
 class VectorWriter:

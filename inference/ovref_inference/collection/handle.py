@@ -1,14 +1,13 @@
 """An open collection apart from searching: `repr`, tables, pickling, encoder settings,
 segmenters."""
 
+import hashlib
 import importlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ovref_inference.collection.nouns import Nouns
-from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.errors import CollectionError
 from ovref_inference.lazy import missing_package
@@ -20,8 +19,8 @@ class CollectionHandle:
     url: str
     manifest: Any
     _deleted: np.ndarray
-    _nouns: Nouns
-    _table: ReferenceTable
+    _nouns: Any
+    _table: Any
     _opened: dict[str, Any]
     """The arguments it was opened with, so that another process can open it too."""
 
@@ -37,6 +36,12 @@ class CollectionHandle:
     def __reduce__(self) -> tuple[Any, ...]:
         # A DataLoader's worker maps the same files; the content is not pickled.
         return _open_again, (type(self), self.url, self._opened)
+
+    @property
+    def deletions(self) -> str:
+        """Hash that is another one after a deletion or its undoing, 64 hexadecimal digits."""
+        file = self.manifest.files.get("tombstones")  # a partitioned collection has none of its own
+        return file.sha256 if file else hashlib.sha256(self._deleted.tobytes()).hexdigest()
 
     @property
     def visual_config(self) -> VisualEncoderConfig:
@@ -69,10 +74,7 @@ class CollectionHandle:
         unknown = sorted(set(columns or ()) - set(known))
         if unknown:
             raise ValueError(f"{self.url} has the columns {', '.join(known)}, not {unknown}")
-        table = self._table.read(columns)
-        kept = np.ones(len(table), dtype=bool)
-        kept[self._deleted] = False
-        return table if kept.all() else table.filter(pa.array(kept))
+        return self._table.read(columns, self._deleted)
 
     def to_pandas(self, columns: list[str] | None = None) -> Any:
         """`to_table` as a pandas DataFrame. Raises MissingPackageError without pandas."""

@@ -1,6 +1,6 @@
 """The vocabulary of an open collection, and the noun of each reference."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ class Nouns:
     @cached_property
     def embeddings(self) -> np.ndarray:
         """(nouns, d_textual) float32, L2-normalised."""
+        return self.read_embeddings()
+
+    def read_embeddings(self) -> np.ndarray:
+        """`embeddings`, read again."""
         return read_noun_embeddings(self._paths["nouns"])
 
     @cached_property
@@ -62,11 +66,18 @@ class Nouns:
         codes = np.array([self.row[word] for word in words], dtype=np.int32)
         return np.concatenate([codes[chunk.indices.to_numpy()] for chunk in column.chunks])
 
-    def references(self, row: int) -> np.ndarray:
-        """Ids of a noun's references, ascending, without deleted ones."""
+    def rows_of(self, ids: np.ndarray) -> np.ndarray:
+        """(n,) int: the row of the noun of each of the (n,) references."""
+        return self.of_references[ids]
+
+    def references_of(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Ids of the references of each of these nouns, ascending, without deleted ones."""
         order, starts = self._by_noun
-        ids = order[starts[row] : starts[row + 1]]
-        return ids[~np.isin(ids, self._deleted)] if self._deleted_counts[row] else ids
+        found = [order[starts[row] : starts[row + 1]] for row in rows]
+        return [
+            ids[~np.isin(ids, self._deleted)] if self._deleted_counts[row] else ids
+            for row, ids in zip(rows, found, strict=True)
+        ]
 
     def neighbours(self, row: int) -> list[int]:
         """Rows of the other nouns whose references went into a noun's stored prototypes."""

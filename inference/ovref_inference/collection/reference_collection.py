@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from ovref_inference.collection import format as fmt
-from ovref_inference.collection import index as indexes
-from ovref_inference.collection import store
-from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection import opening
 from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
 from ovref_inference.collection.handle import CollectionHandle
-from ovref_inference.collection.nouns import Nouns, read_nouns
+from ovref_inference.collection.partitions import THREADS, in_threads, joined
+from ovref_inference.collection.parts import Parts, opened_parts
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
     Prototypes,
@@ -25,16 +24,14 @@ from ovref_inference.collection.prototypes import (
     retrieved_prototypes,
     stacked,
 )
-from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.remote import CACHE_BYTES, RemoteFile
-from ovref_inference.collection.remote_index import RemoteIndex
 from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
 from ovref_inference.errors import CollectionError
 from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import Vectors, as_float32, l2_normalised, prefetch_rows
 
-_FILES = ("visual", "textual", "norms", "_visual_index", "_textual_index", "_prototypes")
+_FILES = ("visual", "textual", "norms", "_visual_index", "_textual_index", "_prototypes", "_table")
 """Attributes that `ReferenceCollection.close` removes."""
 
 
@@ -47,42 +44,20 @@ class ReferenceCollection(CollectionHandle):
         support = collection.search_regions(region_features, k=20)
     """
 
-    def __init__(
-        self, url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]
-    ) -> None:
-        nouns = read_nouns(paths["nouns"])
-        counts = check_counts(paths, manifest, nouns)
-        if counts != manifest.counts:
-            raise CollectionError(
-                f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
-            )
+    def __init__(self, url: str, manifest: fmt.AnyManifest, parts: Parts) -> None:
         self.url = url
         self.manifest = manifest
-        self.visual: Vectors = fmt.open_vectors_anywhere(paths["visual"])
+        self.visual: Vectors = parts.visual
         """(references, d_visual) float16, memory-mapped or read by ranges, decoded from int8."""
-        self.textual: Vectors = fmt.open_vectors_anywhere(paths["textual"])
+        self.textual: Vectors = parts.textual
         """(references, d_textual) float16, likewise."""
-        self.norms: Vectors | None = None
+        self.norms: Vectors | None = parts.norms
         """(references, 1) float16, norms of the visual embeddings before they were normalised; None
         unless the build kept them (`embed.norms`)."""
-        if "norms" in paths:
-            self.norms = fmt.open_vectors_anywhere(paths["norms"])
-        rows = len(self.visual)
-        self._visual_index, self._textual_index = (
-            _index(paths[f"{kind}_index"], rows, encoder.dim, info.factory)
-            for kind, encoder, info in (
-                ("visual", manifest.visual, manifest.visual_index),
-                ("textual", manifest.textual, manifest.textual_index),
-            )
-        )
-        self._prototypes = fmt.open_vectors_anywhere(paths["prototypes"])
-        self._deleted = fmt.read_tombstones(paths["tombstones"])
-        self._nouns = Nouns(paths, nouns, self._deleted, manifest.settled_tombstones)
-        self._table = ReferenceTable(paths["references"])
-        try:
-            self.prototype_config = PrototypeConfig(**manifest.prototypes)
-        except (TypeError, ValueError) as error:
-            raise CollectionError(f"{url}: the manifest's prototypes: {error}") from error
+        self._visual_index, self._textual_index = parts.visual_index, parts.textual_index
+        self._prototypes, self._deleted = parts.prototypes, parts.deleted
+        self._nouns, self._table = parts.nouns, parts.table
+        self.prototype_config = _prototype_config(url, manifest)
 
     @classmethod
     def open(
@@ -92,11 +67,11 @@ class ReferenceCollection(CollectionHandle):
         cache: str | Path | None = None,
         cache_bytes: int = CACHE_BYTES,
         copy: bool = False,
-        verify: store.Verify = "quick",
+        verify: opening.Verify = "quick",
         storage_options: dict[str, Any] | None = None,
     ) -> "ReferenceCollection":
-        """Opens a collection where it is. Of a remote one the ranges that are needed are read,
-        through a local cache; files below 32 MiB are copied to it.
+        """Opens a collection where it is, also a partitioned one. Of a remote one the ranges that
+        are needed are read, through a local cache; files below 32 MiB are copied to it.
 
         Args:
             url: folder, fsspec URL such as s3://bucket/name, or hf://user/name@revision.
@@ -114,14 +89,12 @@ class ReferenceCollection(CollectionHandle):
                 the file and what to do.
             ImportError: faiss is not installed; the message says how to get it.
         """
-        paths: Mapping[str, Path | RemoteFile]
-        where: dict[str, Any] = {"cache": cache, "storage_options": storage_options}
-        if copy or verify != "quick":
-            manifest, paths = store.fetch(str(url), verify=verify, **where)
-        else:
-            manifest, paths = store.locate(str(url), cache_bytes=cache_bytes, **where)
-        collection = cls(str(url), manifest, paths)
-        collection._opened = where | {"cache_bytes": cache_bytes, "copy": copy, "verify": verify}
+        options: dict[str, Any] = {"cache": cache, "storage_options": storage_options}
+        in_place = not copy and verify == "quick"
+        blocks = opening.block_cache(cache, cache_bytes) if in_place else None
+        manifest, parts = _open_parts(str(url), {"blocks": blocks, "verify": verify, **options})
+        collection = cls(str(url), manifest, parts)
+        collection._opened = options | {"cache_bytes": cache_bytes, "copy": copy, "verify": verify}
         return collection
 
     def __len__(self) -> int:
@@ -137,7 +110,8 @@ class ReferenceCollection(CollectionHandle):
     def close(self) -> None:
         """Closes the files. Idempotent. Arrays already returned stay valid; later queries raise
         ValueError, also for the vectors of a `Support`."""
-        self._table.close()
+        if "_table" in self.__dict__:
+            self._table.close()
         for name in _FILES:
             self.__dict__.pop(name, None)
 
@@ -274,12 +248,17 @@ class ReferenceCollection(CollectionHandle):
             ValueError: an id that the collection does not have, or that is deleted.
         """
         wanted = np.asarray(ids, dtype=np.int64).ravel()
-        bad = wanted[(wanted < 0) | (wanted >= len(self.visual)) | np.isin(wanted, self._deleted)]
+        bad = wanted[~self._table.has(wanted) | np.isin(wanted, self._deleted)]
         if len(bad):
             raise ValueError(
                 f"{self.url} has no references {bad[:10].tolist()}, or they are deleted"
             )
         return self._table.rows(wanted)
+
+    def has(self, ids: np.ndarray | list[int]) -> np.ndarray:
+        """(n,) bool: whether these (n,) numbers are ids of references, deleted or not. They are
+        row numbers, but for partitioned collections (`manifest.PARTITION_IDS`)."""
+        return self._table.has(np.asarray(ids, dtype=np.int64))
 
     def ids_of(
         self, *, keys: Sequence[str] = (), sources: Sequence[str] = (), nouns: Sequence[str] = (),
@@ -300,25 +279,20 @@ class ReferenceCollection(CollectionHandle):
     def noun_rows(self, ids: np.ndarray) -> np.ndarray:
         """Index into `nouns` of each reference, same shape as `ids`, -1 where the id is -1."""
         ids = np.asarray(ids, dtype=np.int64)
-        return np.where(ids >= 0, self._nouns.of_references[np.maximum(ids, 0)], -1)
+        rows = np.full(ids.shape, -1, dtype=np.int64)
+        rows[ids >= 0] = self._nouns.rows_of(ids[ids >= 0])
+        return rows
 
     def references_of(self, noun: str) -> np.ndarray:
         """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown. The
         noun is compared as in `prototypes`."""
         row = self._nouns.row.get(noun.strip().lower())
-        return np.zeros(0, dtype=np.int64) if row is None else self._nouns.references(row)
+        return np.zeros(0, dtype=np.int64) if row is None else self._nouns.references_of([row])[0]
 
     def _search(self, kind: str, queries: Any, k: int) -> Support:
-        info: fmt.IndexInfo = getattr(self.manifest, f"{kind}_index")
         queries, k = self._checked(kind, queries), operator.index(k)
         require_at_least("k", k, 1)
-        scores, ids = indexes.search(
-            getattr(self, f"_{kind}_index"),
-            queries,
-            k,
-            nprobe=indexes.nprobe_for(k, info.curve),
-            excluded=self._deleted,
-        )
+        scores, ids = getattr(self, f"_{kind}_index").search(queries, k, self._deleted)
         return Support(ids=ids, scores=scores, collection=self)
 
     def _checked(self, kind: str, vectors: Any) -> np.ndarray:
@@ -371,21 +345,23 @@ class ReferenceCollection(CollectionHandle):
         self, rows: list[int | None], embeddings: np.ndarray, config: PrototypeConfig
     ) -> list[tuple[np.ndarray, list[int]]]:
         """Prototypes clustered now, and the nouns whose references were used, of each noun."""
-        found: list[tuple[np.ndarray, list[int]]] = []
-        sets: list[np.ndarray] = []
         counts = self.noun_counts
-        for row, embedding in zip(rows, embeddings, strict=True):
-            if row is not None and counts[row] >= config.needed:
-                used = [row]
-            else:
-                used = neighbours_of(embedding, self.noun_embeddings, counts, config, row)
-            found.append((np.zeros((0, self.manifest.visual.dim), dtype=np.float32), used))
-            if used:
-                ids = np.sort(np.concatenate([self._nouns.references(i) for i in used]))
-                sets.append(clustered_rows(ids, config))
+        used = [
+            [row]
+            if row is not None and counts[row] >= config.needed
+            else neighbours_of(embedding, self.noun_embeddings, counts, config, row)
+            for row, embedding in zip(rows, embeddings, strict=True)
+        ]
+        nouns = sorted({i for one in used for i in one})
+        ids_of = dict(zip(nouns, self._nouns.references_of(nouns), strict=True))
+        sets = [np.concatenate([np.zeros(0, np.int64), *(ids_of[i] for i in one)]) for one in used]
+        sets = [clustered_rows(np.sort(ids), config) for ids in sets]
         prefetch_rows(self.visual, np.concatenate([np.zeros(0, np.int64), *sets]))
-        made = (make_prototypes(self._vectors(ids), config) for ids in sets)
-        return [(next(made) if used else nothing, used) for nothing, used in found]
+        nothing = np.zeros((0, self.manifest.visual.dim), dtype=np.float32)
+        return [
+            (make_prototypes(self._vectors(ids), config) if one else nothing, one)
+            for ids, one in zip(sets, used, strict=True)
+        ]
 
     @cached_property
     def _text_encoder(self) -> Any:
@@ -394,7 +370,31 @@ class ReferenceCollection(CollectionHandle):
         return load_text_encoder(self.text_config)
 
 
-def _index(path: Path | RemoteFile, rows: int, dim: int, factory: str) -> Any:
-    if isinstance(path, RemoteFile):
-        return RemoteIndex(path, rows, dim, factory)
-    return indexes.read_index(path, rows=rows, dim=dim)
+def _open_parts(url: str, options: dict[str, Any]) -> tuple[fmt.AnyManifest, Parts]:
+    """The manifest and the open files of the collection at `url`; `options` of `opening.opened`."""
+    manifest, paths = opening.opened(url, **options)
+    if isinstance(manifest, fmt.Manifest):
+        return manifest, opened_parts(url, manifest, paths)
+    # Small files are copied as a whole, of all partitions together no more than of one collection.
+    in_place_bytes = opening.IN_PLACE_BYTES // len(manifest.partitions)
+
+    def of_one(one: tuple[fmt.PartitionInfo, str]) -> tuple[Parts, bool]:
+        info, place = one
+        own, paths = opening.opened(place, in_place_bytes=in_place_bytes, **options)
+        own = fmt.checked_partition(own, info, place)
+        is_remote = any(isinstance(path, RemoteFile) for path in paths.values())
+        return opened_parts(place, own, paths), is_remote
+
+    places = list(zip(manifest.partitions, manifest.places(url), strict=True))
+    parts, remote = zip(*in_threads(of_one, places, THREADS), strict=True)
+    needed = _prototype_config(url, manifest).needed
+    whole = joined(parts, url, needed=needed, threads=THREADS if any(remote) else 1)
+    counts = manifest.counts | {"tombstones": len(whole.deleted)}
+    return dataclasses.replace(manifest, counts=counts), whole
+
+
+def _prototype_config(url: str, manifest: fmt.AnyManifest) -> PrototypeConfig:
+    try:
+        return PrototypeConfig(**manifest.prototypes)
+    except (TypeError, ValueError) as error:
+        raise CollectionError(f"{url}: the manifest's prototypes: {error}") from error

@@ -32,10 +32,17 @@ class ReferenceTable:
         """The names of the columns."""
         return self._file.schema_arrow.names
 
-    def read(self, columns: list[str] | None = None) -> pa.Table:
-        """All rows of these columns, by default of all columns."""
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        """(n,) bool: whether there are references with these (n,) ids, deleted or not."""
+        return (ids >= 0) & (ids < self._starts[-1])
+
+    def read(self, columns: list[str] | None, without: np.ndarray) -> pa.Table:
+        """The rows of these columns, None for all columns, but for those of the ids `without`."""
         with self._lock:
-            return self._file.read(columns=columns)
+            table = self._file.read(columns=columns)
+        kept = np.ones(len(table), dtype=bool)
+        kept[without] = False
+        return table if kept.all() else table.filter(pa.array(kept))
 
     def rows(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """One dict of `REFERENCE_SCHEMA` for each of the (n,) ids, which must exist."""

@@ -11,8 +11,8 @@ import numpy as np
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.errors import CollectionError
 
-_LIST_BYTES = 64 << 20
-"""Inverted lists in memory at a time."""
+LIST_BYTES = 64 << 20
+"""Inverted lists in memory at a time, of all partitions that are searched together."""
 _ID_BYTES = 8
 CODE_BYTES = {",SQfp16": 2, ",SQ8": 1}
 """End of the factory string -> bytes of a number in its inverted lists."""
@@ -28,6 +28,7 @@ class RemoteIndex:
     def __init__(self, file: RemoteFile, rows: int, dim: int, factory: str) -> None:
         self.file, self.ntotal, self.d = file, rows, dim
         self._code_bytes = CODE_BYTES[f",{factory.rpartition(',')[2]}"] * dim
+        self.list_bytes = LIST_BYTES
         self._lock = threading.Lock()
 
     @property
@@ -107,7 +108,7 @@ class RemoteIndex:
         for number, row in enumerate(lists_mp.tolist()):
             lists = set(row) - {-1}
             more = size_of(lists - seen)
-            if number > first and held + more > _LIST_BYTES:
+            if number > first and held + more > self.list_bytes:
                 groups.append((first, number))
                 first, seen, held, more = number, set(), 0, size_of(lists)
             seen |= lists

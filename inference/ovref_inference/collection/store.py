@@ -4,30 +4,31 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
-from ovref_inference.collection.file_cache import cache_folder, cached, problem_of
 from ovref_inference.collection.nouns import read_nouns
-from ovref_inference.collection.remote import CACHE_BYTES, BlockCache, RemoteFile
-from ovref_inference.collection.remote_index import CODE_BYTES
+from ovref_inference.collection.opening import (
+    Verify,
+    open_store,
+    opened,
+    read_manifest,
+    read_partitions,
+)
+from ovref_inference.collection.partitions import THREADS, in_threads
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import (
     describe,
     is_local,
-    open_place,
     sha256_of,
     store_errors,
     whole_file,
 )
-
-Verify = Literal["quick", "full"]
-IN_PLACE_BYTES = 32 << 20
-"""Least size of a remote file that is read where it is; a smaller one is copied in a second."""
 
 
 def publish(
@@ -68,33 +69,49 @@ def publish(
         raise CollectionError(f"cannot publish {folder}: it holds no reference")
     for role, encoder in (("visual", manifest.visual), ("textual", manifest.textual)):
         indexes.read_index(paths[f"{role}_index"], rows=counts["references"], dim=encoder.dim)
-    fs, root = _open_store(url, storage_options)
+    fs, root = open_store(url, storage_options)
     fs.makedirs(root, exist_ok=True)
-    before = _files_before(fs, root)
-    files = {}
-    for role, path in paths.items():
-        sha256 = sha256_of(path)
-        known = before.get(role)
-        if known and known.sha256 == sha256 and fs.exists(f"{root}/{known.path}"):
-            name = known.path
-        else:
-            name = (names | fmt.OPTIONAL_FILES)[role]
-            if known and known.path == name:
-                stem, _, suffix = name.partition(".")
-                name = f"{stem}.{sha256[:12]}.{suffix}"
-            _put(fs, path, f"{root}/{name}")
-        files[role] = fmt.FileInfo(path=name, bytes=path.stat().st_size, sha256=sha256)
+    before = _manifest_before(fs, root)
+    files = _sent(fs, root, paths, before)
     complete = dataclasses.replace(manifest, settled_tombstones=counts["tombstones"])
     return _commit(fs, root, complete, counts, files, before)
 
 
+def publish_partitioned(
+    url: str,
+    manifest: fmt.PartitionedManifest,
+    *,
+    files: Mapping[str, Path],
+    storage_options: dict[str, Any] | None = None,
+) -> fmt.PartitionedManifest:
+    """Publishes a partitioned collection whose partitions are at `url` already: its manifest is
+    written last and replaced atomically. Partitions that the manifest before it named and the new
+    one does not are removed.
+
+    Args:
+        url: folder or fsspec URL; partitions are at the paths below it that the manifest names.
+        manifest: all but `counts` and `files`, which are filled in here.
+        files: role -> local file to send with it, such as `partition_tree`.
+
+    Raises:
+        CollectionError: a partition is missing, or is not the one that the manifest names.
+    """
+    parts = read_partitions(url, manifest, storage_options=storage_options)
+    names = "references", "nouns", "prototypes", "tombstones"
+    counts = {name: sum(part.counts[name] for part in parts) for name in names}
+    fs, root = open_store(url, storage_options)
+    before = _manifest_before(fs, root)
+    return _commit(fs, root, manifest, counts, _sent(fs, root, files, before), before)
+
+
 def tombstone(
     url: str, ids: list[int], reason: str, *, storage_options: dict[str, Any] | None = None
-) -> fmt.Manifest:
+) -> fmt.AnyManifest:
     """Deletes references from a published collection: they are never returned again.
 
     Their rows stay, so that ids keep their meaning; prototypes made from them are recomputed on use
-    until the collection is reduced again. One writer at a time.
+    until the collection is reduced again. One writer at a time. Of a partitioned collection one
+    partition after the other is changed: after an error, delete the same references again.
 
     Args:
         ids: of references; those already deleted keep their first reason.
@@ -105,6 +122,10 @@ def tombstone(
         ValueError: an id that the collection does not have.
     """
     manifest = read_manifest(url, storage_options=storage_options)
+    if isinstance(manifest, fmt.PartitionedManifest):
+        for place, own in _within_partitions(url, manifest, ids):
+            tombstone(place, own, reason, storage_options=storage_options)
+        return manifest
     total = manifest.counts["references"]
     unknown = [i for i in ids if not 0 <= i < total]
     if unknown:
@@ -117,7 +138,7 @@ def tombstone(
 
 def untombstone(
     url: str, ids: list[int], *, storage_options: dict[str, Any] | None = None
-) -> fmt.Manifest:
+) -> fmt.AnyManifest:
     """Undoes deletions. One writer at a time.
 
     Prototypes made without these references stay as they are until the collection is reduced again.
@@ -131,6 +152,10 @@ def untombstone(
     back = set(ids)
     if not back <= set(old["id"]):
         raise ValueError(f"{url}: references {sorted(back - set(old['id']))[:10]} are not deleted")
+    if isinstance(manifest, fmt.PartitionedManifest):
+        for place, own in _within_partitions(url, manifest, ids):
+            untombstone(place, own, storage_options=storage_options)
+        return manifest
     kept = [row for row, reference in enumerate(old["id"]) if reference not in back]
     columns = {name: [old[name][row] for row in kept] for name in fmt.TOMBSTONE_SCHEMA.names}
     settled = sum(row < manifest.settled_tombstones for row in kept)
@@ -142,14 +167,24 @@ def read_tombstones(
     url: str, *, storage_options: dict[str, Any] | None = None
 ) -> dict[str, list[Any]]:
     """The deleted references of the collection at `url`, in the order of their deletion: columns
-    `id` and `reason`. Raises CollectionError like `read_manifest`."""
+    `id` and `reason`; partition by partition. Raises CollectionError like `read_manifest`."""
     manifest = read_manifest(url, storage_options=storage_options)
+    if isinstance(manifest, fmt.PartitionedManifest):
+        every: dict[str, list[Any]] = {"id": [], "reason": []}
+        found = in_threads(
+            lambda place: read_tombstones(place, storage_options=storage_options),
+            manifest.places(url), THREADS,
+        )  # fmt: skip
+        for number, own in enumerate(found):
+            every["id"] += [number * fmt.PARTITION_IDS + i for i in own["id"]]
+            every["reason"] += own["reason"]
+        return every
     name = manifest.files["tombstones"].path
     with tempfile.TemporaryDirectory() as scratch:
         if url.startswith(hub.PREFIX):
             path = hub.download(url, name)
         else:
-            fs, root = _open_store(url, storage_options)
+            fs, root = open_store(url, storage_options)
             path = Path(scratch, fmt.FILES["tombstones"])
             try:
                 fs.get_file(f"{root}/{name}", str(path))
@@ -159,13 +194,36 @@ def read_tombstones(
             return table.read().to_pydict()
 
 
+def _within_partitions(
+    url: str, manifest: fmt.PartitionedManifest, ids: Iterable[int]
+) -> list[tuple[str, list[int]]]:
+    """The URL of each partition that has some of these references, and their ids in it.
+
+    Raises:
+        ValueError: an id that the collection does not have.
+    """
+    found: dict[int, list[int]] = {}
+    unknown = []
+    for reference in sorted(set(ids)):
+        number, row = divmod(int(reference), fmt.PARTITION_IDS)
+        known = 0 <= number < len(manifest.partitions)
+        if known and row < manifest.partitions[number].references:
+            found.setdefault(number, []).append(row)
+        else:
+            unknown.append(reference)
+    if unknown:
+        raise ValueError(f"{url} has no references {unknown[:10]}")
+    places = manifest.places(url)
+    return [(places[number], rows) for number, rows in found.items()]
+
+
 def _replace_tombstones(
     url: str,
     manifest: fmt.Manifest,
     columns: dict[str, list[Any]],
     storage_options: dict[str, Any] | None,
 ) -> fmt.Manifest:
-    fs, root = _open_store(url, storage_options)
+    fs, root = open_store(url, storage_options)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.FILES["tombstones"])
         fmt.write_table(path, fmt.TOMBSTONE_SCHEMA, columns)
@@ -176,27 +234,7 @@ def _replace_tombstones(
         _put(fs, path, f"{root}/{info.path}")
     files = {**manifest.files, "tombstones": info}
     counts = {**manifest.counts, "tombstones": len(columns["id"])}
-    return _commit(fs, root, manifest, counts, files, manifest.files)
-
-
-def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) -> fmt.Manifest:
-    """The manifest of the collection at `url`. Raises CollectionError like `fetch`."""
-    if url.startswith(hub.PREFIX):
-        return _parsed_hub_manifest(url, hub.download(url, fmt.MANIFEST))
-    fs, root = _open_store(url, storage_options)
-    path = f"{root}/{fmt.MANIFEST}"
-    try:
-        content = fs.cat_file(path)
-    except FileNotFoundError as error:
-        hint = "check the URL, or publish the collection again if its build was interrupted"
-        if fs.exists(f"{root}/collection/{fmt.MANIFEST}"):  # of the build whose output this is
-            hint = f"there is one at {url.rstrip('/')}/collection"
-        raise CollectionError(
-            f"no reference collection at {url}: {fmt.MANIFEST} is missing there; {hint}"
-        ) from error
-    except store_errors() as error:
-        raise CollectionError(f"cannot read {path}: {describe(error)}") from error
-    return fmt.parse_manifest(content, path)
+    return _commit(fs, root, manifest, counts, files, manifest)
 
 
 def fetch(
@@ -206,7 +244,7 @@ def fetch(
     verify: Verify = "quick",
     storage_options: dict[str, Any] | None = None,
 ) -> tuple[fmt.Manifest, dict[str, Path]]:
-    """The manifest and local files of the collection at `url`.
+    """The manifest and local files of the collection at `url`, which must not be partitioned.
 
     A local collection is used in place. A remote one is copied to the cache, each file named by the
     hash of its content, so that only changed files are copied again.
@@ -217,141 +255,79 @@ def fetch(
         verify: "quick" checks all sizes and the checksums of files up to 8 MiB, "full" all.
 
     Raises:
-        CollectionError: missing, truncated, foreign or of another version; the message names the
-            file.
+        CollectionError: missing, truncated, foreign, partitioned or of another version; the message
+            names the file.
     """
-    if verify not in ("quick", "full"):
-        raise ValueError(f'verify must be "quick" or "full", found {verify!r}')
-    manifest, found = _opened(url, cache, verify == "full", storage_options, None)
-    return manifest, {role: path for role, path in found.items() if isinstance(path, Path)}
+    manifest, found = opened(
+        url, blocks=None, cache=cache, verify=verify, storage_options=storage_options
+    )
+    paths = {role: path for role, path in found.items() if isinstance(path, Path)}
+    return fmt.undivided(manifest, url), paths
 
 
-def locate(
-    url: str,
-    *,
-    cache: str | Path | None = None,
-    cache_bytes: int = CACHE_BYTES,
-    storage_options: dict[str, Any] | None = None,
-) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
-    """The manifest and files of the collection at `url`, without copying its large files.
-
-    A remote file of `IN_PLACE_BYTES` or more is read by ranges, through a cache of blocks on disk;
-    its sizes are checked, its checksum is not. Smaller files, and indexes without inverted lists,
-    are copied as by `fetch`.
-
-    Args:
-        cache: as in `fetch`; blocks are kept in its folder `blocks`, or in `cache_folder()`.
-        cache_bytes: of all blocks; beyond it the least recently used ones are deleted.
-
-    Raises:
-        CollectionError: as `fetch`.
-    """
-    folder = Path(cache) if cache is not None else cache_folder()
-    blocks = BlockCache(folder / "blocks", cache_bytes)
-    return _opened(url, cache, False, storage_options, blocks)
-
-
-def _opened(
-    url: str,
-    cache: str | Path | None,
-    full: bool,
-    storage_options: dict[str, Any] | None,
-    blocks: BlockCache | None,
-) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
-    if url.startswith(hub.PREFIX):
-        return _opened_on_hub(url, cache, full, blocks)
-    manifest = read_manifest(url, storage_options=storage_options)
-    fs, root = _open_store(url, storage_options)
-    files: dict[str, Path | RemoteFile] = {}
-    for role, info in manifest.files.items():
-        path = f"{root}/{info.path}"
-        if is_local(fs):
-            if problem := problem_of(Path(path), info, full=full):
-                raise CollectionError(f"{path} {problem}; publish the collection again")
-            files[role] = Path(path)
-        elif blocks is not None and _readable_in_place(manifest, role):
-            files[role] = RemoteFile(fs, path, info.bytes, info.sha256, blocks)
-        else:
-            files[role] = cached(fs, path, info, cache, full=full)
-    return manifest, files
-
-
-def _opened_on_hub(
-    url: str, cache: str | Path | None, full: bool, blocks: BlockCache | None
-) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
-    manifest_path = hub.download(url, fmt.MANIFEST, cache)
-    manifest = _parsed_hub_manifest(url, manifest_path)
-    files: dict[str, Path | RemoteFile] = {}
-    for role, info in manifest.files.items():
-        if blocks is not None and _readable_in_place(manifest, role):
-            fs, address = hub.file_by_ranges(url, info.path, manifest_path)
-            files[role] = RemoteFile(fs, address, info.bytes, info.sha256, blocks)
-            continue
-        path = files[role] = hub.download(url, info.path, cache)
-        if problem := problem_of(path, info, full=full):
-            raise CollectionError(
-                f"{info.path} of {url} {problem}; delete {path} and open it again"
-            )
-    return manifest, files
-
-
-def _readable_in_place(manifest: fmt.Manifest, role: str) -> bool:
-    if manifest.files[role].bytes < IN_PLACE_BYTES or role == "tombstones":
-        return False
-    if role not in ("visual_index", "textual_index"):
-        return True
-    factory: str = getattr(manifest, role).factory
-    return factory.startswith("IVF") and factory.endswith(tuple(CODE_BYTES))
-
-
-def _parsed_hub_manifest(url: str, path: Path) -> fmt.Manifest:
-    return fmt.parse_manifest(path.read_bytes(), f"{url}/{fmt.MANIFEST}")
-
-
-def _open_store(url: str, storage_options: dict[str, Any] | None) -> tuple[Any, str]:
-    if str(url).startswith(hub.PREFIX):
-        raise CollectionError(
-            f"{url} is not changed where it lies: change a local copy and `ovref publish` it there"
-        )
-    try:
-        fs, root = open_place(str(url), **(storage_options or {}))
-    except ValueError as error:
-        raise CollectionError(f"{url} cannot be opened: {error}") from error
-    return fs, root.rstrip("/")
-
-
-def _files_before(fs: Any, root: str) -> dict[str, fmt.FileInfo]:
-    """Files that the manifest at `root` names; empty without a readable manifest."""
+def _manifest_before(fs: Any, root: str) -> fmt.AnyManifest | None:
+    """The manifest at `root`; None if there is none that can be read."""
     path = f"{root}/{fmt.MANIFEST}"
     fs.invalidate_cache()
     if not fs.exists(path):
-        return {}
+        return None
     try:
-        return fmt.parse_manifest(fs.cat_file(path), path).files
+        return fmt.parse_manifest(fs.cat_file(path), path)
     except CollectionError:
         # Publishing again repairs a truncated or outdated collection.
-        return {}
+        return None
+
+
+def _sent(
+    fs: Any, root: str, paths: Mapping[str, Path], before: fmt.AnyManifest | None
+) -> dict[str, fmt.FileInfo]:
+    """Sends the files that the manifest before did not name with the same content."""
+    files = {}
+    for role, path in paths.items():
+        sha256, name = sha256_of(path), path.name
+        known = before.files.get(role) if before is not None else None
+        if known and known.sha256 == sha256 and fs.exists(f"{root}/{known.path}"):
+            name = known.path
+        else:
+            if known and known.path == name:
+                stem, _, suffix = name.partition(".")
+                name = f"{stem}.{sha256[:12]}.{suffix}"
+            _put(fs, path, f"{root}/{name}")
+        files[role] = fmt.FileInfo(path=name, bytes=path.stat().st_size, sha256=sha256)
+    return files
 
 
 def _commit(
     fs: Any,
     root: str,
-    manifest: fmt.Manifest,
+    manifest: Any,
     counts: dict[str, int],
     files: dict[str, fmt.FileInfo],
-    before: dict[str, fmt.FileInfo],
-) -> fmt.Manifest:
+    before: fmt.AnyManifest | None,
+) -> Any:
+    """Writes the manifest, then removes what only the one before named."""
     version = fmt.INT8_VERSION if manifest.embeddings == "int8" else fmt.FORMAT_VERSION
+    if isinstance(manifest, fmt.PartitionedManifest):
+        version = fmt.PARTITIONED_VERSION
     complete = dataclasses.replace(manifest, counts=counts, files=files, format_version=version)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.MANIFEST)
         path.write_bytes(fmt.manifest_bytes(complete))
         _put(fs, path, f"{root}/{fmt.MANIFEST}")
-    named = {info.path for info in files.values()}
-    for info in before.values():
-        if info.path not in named and fs.exists(f"{root}/{info.path}"):
-            fs.rm_file(f"{root}/{info.path}")
+    for name in sorted(_named(before) - _named(complete)):
+        if fs.exists(f"{root}/{name}"):
+            fs.rm(f"{root}/{name}", recursive=True)
     return complete
+
+
+def _named(manifest: fmt.AnyManifest | None) -> set[str]:
+    """Files, and folders of partitions, that a manifest names."""
+    if manifest is None:
+        return set()
+    names = {info.path for info in manifest.files.values()}
+    if isinstance(manifest, fmt.PartitionedManifest):
+        names |= {info.path for info in manifest.partitions}
+    return names
 
 
 def _put(fs: Any, path: Path, target: str) -> None:

@@ -8,6 +8,8 @@ number of pixels (Adams, Baek and Davis, Eurographics 2010). The masks do not ov
 the labels of one field; the uncovered part is another label.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -22,7 +24,16 @@ REFERENCE_SIZE = 480
 images are reduced to it."""
 
 
-def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
+Filters = list[tuple[float, Callable[[np.ndarray], np.ndarray]]]
+"""Weight and Gaussian filter of each pairwise term of a field."""
+
+
+def to_edges(
+    masks_nhw: np.ndarray,
+    image_hwc: np.ndarray,
+    config: CrfConfig,
+    filters: Filters | None = None,
+) -> np.ndarray:
     """Masks on a patch grid to masks of the image, aligned with its edges.
 
     The unary terms are the masks, interpolated bilinearly.
@@ -31,6 +42,7 @@ def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) ->
         masks_nhw: (masks, h, w) bool, no two overlapping, on a grid of any size.
         image_hwc: (H, W, 3) uint8 RGB.
         config: the field.
+        filters: `filters_of` the image at REFERENCE_SIZE, if known.
 
     Returns:
         (n, H, W) bool, no two overlapping, in the same order; masks that are left without a pixel
@@ -39,14 +51,10 @@ def to_edges(masks_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) ->
     size_hw = image_hwc.shape[:2]
     if not len(masks_nhw):
         return np.zeros((0, *size_hw), dtype=bool)
-    scale = min(1.0, REFERENCE_SIZE / min(size_hw))
-    small_hw = tuple(max(1, round(side * scale)) for side in size_hw)
-    image = torch.from_numpy(image_hwc.astype(np.float32)).permute(2, 0, 1)[None]
-    if small_hw != size_hw:
-        image = interpolate(image, size=small_hw, mode="bilinear", antialias=True)
-    found_nhw = mean_field(
-        shares(masks_nhw, small_hw).numpy(), image[0].permute(1, 2, 0).numpy(), config
-    )
+    small_hwc = _reduced(image_hwc)
+    small_hw = small_hwc.shape[:2]
+    unary_nhw = shares(masks_nhw, small_hw).numpy()
+    found_nhw = mean_field(unary_nhw, small_hwc, config, filters)
     found = torch.from_numpy(found_nhw)[None]
     if small_hw != size_hw:
         found = interpolate(found, size=size_hw, mode="bilinear", align_corners=False)
@@ -69,8 +77,11 @@ def cut_to_edges(cuts_mhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig)
     """
     size_hw = (image_hwc.shape[0], image_hwc.shape[1])
     kept = [np.zeros((0, *size_hw), dtype=bool)]
-    for cut_hw in cuts_mhw[cuts_mhw.any((1, 2))]:
-        edged_nhw = to_edges(cut_hw[None], image_hwc, config)
+    cuts_mhw = cuts_mhw[cuts_mhw.any((1, 2))]
+    # They depend on the image alone.
+    filters = filters_of(_reduced(image_hwc), config) if len(cuts_mhw) else []
+    for cut_hw in cuts_mhw:
+        edged_nhw = to_edges(cut_hw[None], image_hwc, config, filters)
         before_hw = owned(shares(cut_hw[None], size_hw))[0]
         both = np.count_nonzero(edged_nhw & before_hw)
         if 2 * both >= np.count_nonzero(edged_nhw.any(0) | before_hw) and len(edged_nhw):
@@ -78,7 +89,23 @@ def cut_to_edges(cuts_mhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig)
     return np.concatenate(kept)
 
 
-def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) -> np.ndarray:
+def _reduced(image_hwc: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32: the image with its shorter side at most REFERENCE_SIZE."""
+    size_hw = image_hwc.shape[:2]
+    scale = min(1.0, REFERENCE_SIZE / min(size_hw))
+    small_hw = tuple(max(1, round(side * scale)) for side in size_hw)
+    image = torch.from_numpy(image_hwc.astype(np.float32)).permute(2, 0, 1)[None]
+    if small_hw != size_hw:
+        image = interpolate(image, size=small_hw, mode="bilinear", antialias=True)
+    return image[0].permute(1, 2, 0).numpy()
+
+
+def mean_field(
+    unary_nhw: np.ndarray,
+    image_hwc: np.ndarray,
+    config: CrfConfig,
+    filters: Filters | None = None,
+) -> np.ndarray:
     """Probabilities of labels under the field, after `config.steps` steps of mean-field inference.
 
     A step is Q = softmax(unary + sum of weight x filtered Q) with the Potts model; each filter K is
@@ -88,24 +115,34 @@ def mean_field(unary_nhw: np.ndarray, image_hwc: np.ndarray, config: CrfConfig) 
         unary_nhw: (labels, H, W) float, log-potentials of each pixel; higher for likelier labels.
         image_hwc: (H, W, 3) colours in [0, 255].
         config: weights and distances.
+        filters: `filters_of` the image, if known.
 
     Returns:
         (labels, H, W) float32, sums to 1 over labels.
     """
     labels, height, width = unary_nhw.shape
-    unit = min(height, width) / REFERENCE_SIZE
-    places_nd = np.stack(tuple(np.mgrid[:height, :width]), axis=-1).reshape(-1, 2) / unit
-    colours_nd = np.asarray(image_hwc, dtype=np.float64).reshape(-1, 3)
-    both_nd = (places_nd / config.appearance_distance, colours_nd / config.appearance_colour)
-    filters = [(config.appearance_weight, gaussian_filter(np.concatenate(both_nd, axis=1)))]
-    if config.smoothness_weight:
-        near = gaussian_filter(places_nd / config.smoothness_distance)
-        filters.append((config.smoothness_weight, near))
+    filters = filters_of(image_hwc, config) if filters is None else filters
     unary_nl = np.asarray(unary_nhw, dtype=np.float32).reshape(labels, -1).T
     q_nl = _softmax(unary_nl)
     for _ in range(config.steps):
         q_nl = _softmax(sum((weight * apply(q_nl) for weight, apply in filters), unary_nl))
     return q_nl.T.reshape(labels, height, width)
+
+
+def filters_of(image_hwc: np.ndarray, config: CrfConfig) -> Filters:
+    """The filters of an image's field: over positions and colours, and over positions alone."""
+    height, width = image_hwc.shape[:2]
+    unit = min(height, width) / REFERENCE_SIZE
+    places_nd = np.stack(tuple(np.mgrid[:height, :width]), axis=-1).reshape(-1, 2) / unit
+    colours_nd = np.asarray(image_hwc, dtype=np.float64).reshape(-1, 3)
+    both_nd = (places_nd / config.appearance_distance, colours_nd / config.appearance_colour)
+    filters: Filters = [
+        (config.appearance_weight, gaussian_filter(np.concatenate(both_nd, axis=1)))
+    ]
+    if config.smoothness_weight:
+        near = gaussian_filter(places_nd / config.smoothness_distance)
+        filters.append((config.smoothness_weight, near))
+    return filters
 
 
 def _softmax(values_nl: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import bisect
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ovref.records import ImageRecord
 from ovref.storage.file_store import Store
 from ovref.storage.samples import Samples
 from ovref_inference import ReferenceCollection
+from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import store as collections
 from ovref_inference.vectors import prefetch_rows
@@ -97,10 +99,10 @@ class Library:
 
     def _open(self) -> Opened:
         collection = ReferenceCollection.open(self.collection_url)
-        _, paths = collections.fetch(self.collection_url)
+        table = RowCache(_tables(self.collection_url))
         counts = collection.noun_counts
         order = np.lexsort((np.arange(len(counts)), -counts))
-        opened = Opened(collection, RowCache(paths["references"]), order.tolist())
+        opened = Opened(collection, table, order.tolist())
         # Preloads lazily read data, so that no page has to wait for it.
         collection.noun_rows(np.zeros(1, np.int64))
         for name in collection.nouns[:1]:
@@ -232,11 +234,12 @@ class Library:
         }
 
     def siblings(self, number: int, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The references of the same image, which are adjacent in the table."""
+        """The references of the same image, which are adjacent in the table; of a partitioned
+        collection, those in the same partition."""
         opened = self.open()
-        key, total = base_key(row["key"]), len(opened.collection.visual)
-        around = range(max(0, number - 16), min(total, number + 17))
-        same = [one for one in opened.table.rows(around) if base_key(one["key"]) == key]
+        key, around = base_key(row["key"]), np.arange(number - 16, number + 17)
+        around = around[opened.collection.has(around)]
+        same = [one for one in opened.table.rows(around.tolist()) if base_key(one["key"]) == key]
         return [
             {"id": one["id"], "noun": one["noun"], "span": [one["span_start"], one["span_end"]]}
             for one in same
@@ -315,7 +318,7 @@ class Library:
     # -- internals -----------------------------------------------------------------------------
 
     def _check_id(self, opened: Opened, number: int) -> None:
-        if not 0 <= number < len(opened.collection.visual):
+        if not 0 <= number < 2**63 or not opened.collection.has([number])[0]:
             raise InputError(f"the collection has no reference {number}")
 
     def _ranked(self, opened: Opened, name: str) -> dict[str, Any]:
@@ -357,6 +360,13 @@ def read_visual(collection: ReferenceCollection, ids: np.ndarray) -> np.ndarray:
     together, since the system reads many pages around each row that it is not told of."""
     prefetch_rows(collection.visual, ids)
     return np.asarray(collection.visual[ids], np.float32)
+
+
+def _tables(url: str) -> list[Path]:
+    """references.parquet of the collection, or those of its partitions."""
+    manifest = collections.read_manifest(url)
+    places = manifest.places(url) if isinstance(manifest, fmt.PartitionedManifest) else [url]
+    return [collections.fetch(place)[1]["references"] for place in places]
 
 
 def _row(collection: ReferenceCollection, name: str) -> int:

@@ -4,7 +4,6 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,18 +12,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ovref.errors import ModelError, StorageError
 from ovref.reduce.phases import Task
+from ovref.storage.file_store import Store
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, thread_variables, worker_variables
 from ovref_pipelines.ray.cluster import join
 
 
-def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool) -> Iterator[Any]:
+def run(
+    tasks: Sequence[Task], config: EngineConfig, place: Store, *, shared: bool
+) -> Iterator[Any]:
     """Yields results in the order of `tasks`, running `config.workers` at a time.
 
     A task whose worker dies is run again by Ray; one that raises ends the run.
 
     Raises:
-        StorageError: a machine that runs a task cannot access `work`.
+        StorageError: a machine that runs a task cannot access `place`.
         Exception: whatever a task raises.
     """
     join(config)
@@ -43,9 +45,8 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
             "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
         }
         limit = min(limit, os.cpu_count() or 1)
-    work.mkdir(parents=True, exist_ok=True)
-    sign = work / f"seen-{secrets.token_hex(8)}"
-    sign.touch()
+    sign = f"seen-{secrets.token_hex(8)}"
+    place.write(sign, b"")
     call = ray.remote(_call).options(**options)
     numbers: dict[Any, int] = {}
     results: dict[int, Any] = {}
@@ -54,7 +55,7 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
         for number in range(len(tasks)):
             while number not in results:
                 while len(numbers) < limit and started < len(tasks):
-                    numbers[call.remote(tasks[started], sign)] = started
+                    numbers[call.remote(tasks[started], place, sign)] = started
                     started += 1
                 for ref in ray.wait(list(numbers))[0]:
                     results[numbers.pop(ref)] = _result(ref)
@@ -63,7 +64,7 @@ def run(tasks: Sequence[Task], config: EngineConfig, work: Path, *, shared: bool
         # Running tasks are not cancelled: they end with the driver, and a reply that crosses a
         # cancellation aborts the driver silently (a check in Ray 2.60's task manager).
         if not numbers:
-            sign.unlink()
+            place.delete(sign)
 
 
 def run_each(
@@ -114,11 +115,12 @@ def _apply(call: Callable[[], Any]) -> Any:
     return call()
 
 
-def _call(task: Task, sign: Path) -> Any:
-    if not sign.exists():
+def _call(task: Task, place: Store, sign: str) -> Any:
+    if not place.exists(sign):
         raise StorageError(
-            f"{socket.gethostname()} cannot access {sign.parent}: `work` must be a folder that all "
-            "machines of the cluster share; omit it to reduce only on the driver's machine"
+            f"{socket.gethostname()} cannot access {place.url}: `work`, or the place of a "
+            "partitioned collection, must be a folder that all machines of the cluster share, or "
+            "an object store; omit `work` to reduce only on the driver's machine"
         )
     limit_threads(1)
     return task()

@@ -37,6 +37,8 @@ REDUCE_SECONDS = 1.5e-7
 """Seconds of one core for each number of an embedding, from reference shards to a collection.
 Measured with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for
 indexing and clustering a million."""
+SCATTER_SECONDS = 0.0e-7
+"""The same for counting and scattering references in front of a reduction in partitions."""
 NOUNS_PROBED = 8
 VOCABULARY_GROWTH = 0.6
 """Exponent of Heaps' law: a sample of references r times as large has r to this power times as many
@@ -289,10 +291,14 @@ def _collection(
         names = sorted({reference.noun.text for reference in references})
         nouns = len(names) * max(1.0, flow / len(references)) ** VOCABULARY_GROWTH
         alone = nouns * _seconds_a_noun(config, names)
-        in_index = 4 if flow < EXACT_BELOW else 2
+        together = flow  # references of an index
+        if (most := config.reduce.partition_references) is not None:
+            seconds, alone = seconds + alone + flow * numbers * SCATTER_SECONDS, 0.0
+            together = min(flow, most)
+        in_index = 4 if together < EXACT_BELOW else 2
         saved = 0
         if config.reduce.embeddings == "int8":  # matrices, and inverted lists of the visual index
-            saved = numbers + (visual if flow >= EXACT_BELOW else 0)
+            saved = numbers + (visual if together >= EXACT_BELOW else 0)
         stored = MANIFEST_BYTES + flow * ((2 + in_index) * numbers - saved + ROW_BYTES)
         # Prototypes in float16, a noun's embedding in float32.
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)

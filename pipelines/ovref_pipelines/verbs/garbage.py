@@ -54,8 +54,8 @@ def collect_garbage(build: BuildOutput, older_than_s: float, *, dry_run: bool) -
 
 
 def is_scratch(path: str) -> bool:
-    """Whether `path` is an unfinished file of publishing a collection here."""
-    return re.fullmatch(r"[^/]+\.[0-9a-f]+\.tmp", path) is not None
+    """Whether `path` is an unfinished file of publishing a collection, or a partition, here."""
+    return re.fullmatch(r"(partitions/[^/]+/)?[^/]+\.[0-9a-f]+\.tmp", path) is not None
 
 
 def _unpublished(collection: Store, older_than_s: float, dry_run: bool) -> Iterator[Garbage]:

@@ -78,7 +78,7 @@ def place_json(url: str) -> str:
     store = Store.open(url)
     tree: dict[str, Any]
     if store.exists(fmt.MANIFEST):
-        tree = {"collection": store.url, "counts": _manifest(store).counts}
+        tree = {"collection": store.url, "counts": _manifests(store)[1]}
     elif store.exists(STEP):
         tree = {"steps": [asdict(_lone_step(store))]}
     else:
@@ -174,23 +174,35 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
-def _manifest(store: Store) -> fmt.Manifest:
-    return collections.read_manifest(store.url, storage_options=store.storage_options)
+def _manifests(store: Store) -> tuple[list[fmt.Manifest], dict[str, int]]:
+    """The manifest of a collection, or those of its partitions, and the counts of the whole."""
+    options = {"storage_options": store.storage_options}
+    manifest = collections.read_manifest(store.url, **options)
+    if isinstance(manifest, fmt.Manifest):
+        return [manifest], manifest.counts
+    parts = collections.read_partitions(store.url, manifest, **options)
+    deleted = sum(part.counts["tombstones"] for part in parts)
+    return parts, manifest.counts | {"tombstones": deleted}
 
 
 def _manifest_lines(store: Store) -> list[str]:
-    manifest = _manifest(store)
-    lines = [f"collection: {store.url}, {counts_text(manifest.counts)}"]
+    manifest = collections.read_manifest(store.url, storage_options=store.storage_options)
+    parts, counts = _manifests(store)
+    lines = [f"collection: {store.url}, {counts_text(counts)}"]
+    if isinstance(manifest, fmt.PartitionedManifest):
+        most = max(part.counts["references"] for part in parts)
+        lines.append(f"  partitions: {len(parts)}, of at most {most} references")
     for name in ("visual", "textual"):
-        encoder, index = getattr(manifest, name), getattr(manifest, f"{name}_index")
-        lines.append(f"  {name}: {encoder.model}, {encoder.dim} wide, index {index.factory}")
+        encoder = getattr(manifest, name)
+        indexes = sorted({getattr(part, f"{name}_index").factory for part in parts})
+        lines.append(f"  {name}: {encoder.model}, {encoder.dim} wide, index {', '.join(indexes)}")
     lines += [f"  WARNING: {text}" for text in filter_warnings(manifest.build.get("summary") or {})]
     return [*lines, f"  fingerprint: {manifest.fingerprint}"]
 
 
 def _collection_text(store: Store) -> str:
     with ReferenceCollection.open(store.url) as collection:
-        counts = {name: len(collection.references_of(name)) for name in collection.nouns}
+        counts = dict(zip(collection.nouns, collection.noun_counts.tolist(), strict=True))
     most = sorted(counts, key=lambda name: (counts[name], name), reverse=True)[:NOUNS]
     nouns = ", ".join(f"{name} ({counts[name]})" for name in most)
     return "\n".join([*_manifest_lines(store), f"  most frequent nouns: {nouns}"])

@@ -62,10 +62,10 @@ def wanted(
     deleted_ids = store.read_tombstones(place)["id"]
     with ReferenceCollection.open(place) as collection:
         found = collection.ids_of(**named, deleted=deleted)
-        total = len(collection.visual)
-    given = np.unique(np.asarray([] if ids is None else ids, dtype=np.int64))
-    if len(bad := given[given >= total]):
-        raise InputError(f"{place} has references 0 to {total - 1}, not {bad[:10].tolist()}")
+        given = np.unique(np.asarray([] if ids is None else ids, dtype=np.int64))
+        bad = given[~collection.has(given)]
+    if len(bad):
+        raise InputError(f"{place} has no references {bad[:10].tolist()}")
     given = given[np.isin(given, deleted_ids) == deleted]
     chosen = np.union1d(given, found).tolist()
     if not chosen:

@@ -18,9 +18,9 @@ import yaml
 from ovref.config import load_tree, part, read_tree
 from ovref.errors import ConfigError
 from ovref.locations import absolute, absolute_local, with_absolute_models
+from ovref.training.mask_settings import FcClipTraining, MaskFormerTraining
 from ovref.training.methods import Training, module_of
 from ovref.training.train_clip_rc import ClipRcTraining
-from ovref.training.train_masks import FcClipTraining, MaskFormerTraining
 from ovref_pipelines.console import Console
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.engine.run_steps import ray_left_as_found

@@ -3,17 +3,21 @@
     python -m recipes.miniature.export --work DIR [--output pipelines/ovref_miniature/weights]
 
 May run while models are training; a model without a checkpoint is left unchanged. `training.json`
-records the steps and seconds behind every folder. `DIR/fcclip` and `DIR/open_mask_former` are the
-outputs of `ovref train --config miniature_fcclip` and `miniature_mask_former`.
+records the steps and seconds behind every folder. `DIR/clip_rc`, `DIR/fcclip` and
+`DIR/open_mask_former` are the outputs of `ovref train --config miniature_clip_rc`,
+`miniature_fcclip` and `miniature_mask_former`.
 """
 
 import argparse
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
+from ovref_inference.segmenters.clip_rc import HEAD, WEIGHTS, read_head
 from ovref_miniature import FOLDER
 from recipes.miniature.architectures import (
     CONVNEXT_CONFIG,
@@ -84,6 +88,8 @@ def export(work, output):
     for name, described in (("fcclip", "fcclip.json"), ("open_mask_former", "config.json")):
         if (work / name / described).is_file():
             done[name] = save_proposer(work / name, output / name)
+    if (work / "clip_rc" / HEAD).is_file():
+        done["clip_rc"] = save_clip_rc(work / "clip_rc", output / "clip_rc")
     path = output / "training.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")
@@ -107,6 +113,22 @@ def save_proposer(trained, folder):
         }
         save_file(halves, folder / path.name, metadata={"format": "pt"})
     return found
+
+
+def save_clip_rc(trained, folder):
+    """Copies a trained head in half precision; returns its steps and seconds."""
+    head, tensors = read_head(str(trained))
+    weights = save({name: tensor.half().contiguous() for name, tensor in tensors.items()})
+    settings = {**head.training["settings"], "output": "runs/miniature_clip_rc"}
+    head = replace(
+        head,
+        training={**head.training, "settings": settings},
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(weights)
+    (folder / HEAD).write_bytes(head.encoded() + b"\n")
+    return {name: head.training[name] for name in ("steps", "seconds")}
 
 
 def main():

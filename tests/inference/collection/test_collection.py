@@ -60,8 +60,8 @@ def test_an_inverted_index_is_searched_with_its_own_parameters(built, tmp_path):
     asked = []
     with ReferenceCollection.open(tmp_path / "published") as opened:
         assert opened.manifest == store.read_manifest(str(tmp_path / "published"))
-        search = opened._textual_index.search
-        opened._textual_index.search = lambda queries, k, params: (
+        search = opened._textual_index.index.search
+        opened._textual_index.index.search = lambda queries, k, params: (
             asked.append(params.nprobe), search(queries, k, params=params),
         )[1]  # fmt: skip
         np.testing.assert_array_equal(
@@ -465,7 +465,8 @@ def rewrite(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tree: tree.update(format_version=4), "version 4, this program reads 1, 2, 3"),
+        (lambda tree: tree.update(format_version=5), "version 5, this program reads 1, 2, 3, 4"),
+        (lambda tree: tree.update(format_version=4), "not a manifest of format version 4"),
         (lambda tree: tree.update(format_version=3), "stores embeddings as 'float16'"),
         (lambda tree: tree.update(embeddings="int8"), "stores embeddings as 'int8'"),
         (lambda tree: tree.pop("format_version"), "not the manifest"),

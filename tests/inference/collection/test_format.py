@@ -110,6 +110,46 @@ def test_the_manifest_survives_a_round_trip(built):
     assert fmt.manifest_bytes(fmt.parse_manifest(content, "here")) == content
 
 
+def partitioned(built, **changes):
+    partitions = tuple(
+        fmt.PartitionInfo(path=f"partitions/{i:05d}", fingerprint=f"{i}", references=3, nouns=1)
+        for i in range(2)
+    )
+    heading = {f.name: getattr(built.manifest(), f.name) for f in dataclasses.fields(fmt.Heading)}
+    counts = {"references": 6, "nouns": 2, "prototypes": 4, "tombstones": 0}
+    fields = heading | {"partitions": partitions, "counts": counts}
+    return fmt.PartitionedManifest(**(fields | changes))
+
+
+def test_a_partitioned_manifest_survives_a_round_trip(built):
+    tree = fmt.FileInfo(path="partition_tree.npz", bytes=1, sha256="0" * 64)
+    manifest = partitioned(built, files={"partition_tree": tree})
+    content = fmt.manifest_bytes(manifest)
+    assert fmt.parse_manifest(content, "here") == manifest
+    assert fmt.manifest_bytes(fmt.parse_manifest(content, "here")) == content
+    with pytest.raises(CollectionError, match="give one of its partitions, such as x/partitions/0"):
+        fmt.undivided(manifest, "x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"partitions": ()}, "names no partition"),
+        ({"counts": {"references": 7, "nouns": 2}}, "counts 7 references, its partitions hold 6"),
+        ({"path": "partitions/../../x"}, "a partition outside its folder"),
+        ({"path": "partitions/00001"}, "one of them twice"),
+    ],
+)
+def test_a_partitioned_manifest_that_contradicts_itself_is_refused(built, changes, message):
+    manifest = partitioned(built)
+    if "path" in changes:
+        first, second = manifest.partitions
+        changes = {"partitions": (dataclasses.replace(first, **changes), second)}
+    content = fmt.manifest_bytes(dataclasses.replace(manifest, **changes))
+    with pytest.raises(CollectionError, match=message):
+        fmt.parse_manifest(content, "here")
+
+
 def test_a_manifest_that_is_not_plain_json_is_refused(built):
     with pytest.raises(ValueError, match="JSON compliant"):
         fmt.manifest_bytes(dataclasses.replace(built.manifest(), build={"loss": float("nan")}))

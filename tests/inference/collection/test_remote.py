@@ -16,7 +16,7 @@ from hub_server import Hub
 from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
-from ovref_inference.collection import remote, store
+from ovref_inference.collection import opening, remote, store
 from ovref_inference.collection.remote import BlockCache, RemoteFile, RemoteVectors
 
 COUNTS = {"boat": 400, "cat": 300, "dog": 250, "lion": 3, "tree": 200}
@@ -53,7 +53,7 @@ def large(built, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Everything of the small collection is read in place, and has several blocks."""
-    monkeypatch.setattr(store, "IN_PLACE_BYTES", 0)
+    monkeypatch.setattr(opening, "IN_PLACE_BYTES", 0)
     monkeypatch.setattr(remote, "BLOCK_BYTES", 1000)
 
 

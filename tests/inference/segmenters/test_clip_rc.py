@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ovref.miniature.shapes import CLASSES
 from ovref_inference import ReferenceCollection, load_segmenter
 from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.errors import ModelError
+from ovref_inference.models import resolve
 from ovref_inference.segmenters import ClipRcConfig, WindowConfig
 from ovref_inference.segmenters.clip_rc import read_head
 from scene_collections import EMBED, collection_url, publish_scenes
@@ -24,6 +26,12 @@ IMAGE = render(1, "test").image_hwc
 
 def config_of(folder, **changes):
     return replace(WHOLE, weights=str(folder), **changes)
+
+
+@pytest.fixture(scope="module")
+def trained_head():
+    """The miniature's."""
+    return Path(resolve("miniature:clip_rc"))
 
 
 @pytest.fixture(scope="module")

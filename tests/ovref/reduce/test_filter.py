@@ -11,7 +11,8 @@ from ovref.errors import InputError
 from ovref.identity import canonical
 from ovref.reduce import FilterSpec, ReduceSpec
 from ovref.reduce.filter import DROPPED, filter_references
-from ovref.reduce.gather import USABLE, Shards, gather
+from ovref.reduce.gather import USABLE, gather
+from ovref.reduce.inputs import Shards
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections

@@ -14,7 +14,7 @@ from ovref.reduce import ReduceSpec
 from ovref.storage.file_store import Store
 from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
-from ovref_inference.collection import store
+from ovref_inference.collection import opening, store
 from ovref_inference.collection.index import exact_search
 from ovref_inference.collection.int8 import decode_rows, encode_rows
 
@@ -26,7 +26,7 @@ ALL = sum(COUNTS.values())
 def lists(monkeypatch):
     """Indexes have inverted lists, and everything remote is read in place."""
     monkeypatch.setattr("ovref.reduce.indexing.choose_index", lambda n, dim: "IVF4,SQfp16")
-    monkeypatch.setattr(store, "IN_PLACE_BYTES", 0)
+    monkeypatch.setattr(opening, "IN_PLACE_BYTES", 0)
 
 
 @pytest.fixture

@@ -18,16 +18,14 @@ from ovref.miniature.shapes import CLASSES
 from ovref.storage.file_store import Store
 from ovref.training import checkpoints, train_masks
 from ovref.training.labelled_batches import TrainingData
-from ovref.training.matching import MatchingLosses
-from ovref.training.train_masks import (
+from ovref.training.mask_settings import (
     FcClipNetwork,
     FcClipTraining,
     MaskFormerNetwork,
     Start,
-    check,
-    prepare,
-    run,
 )
+from ovref.training.matching import MatchingLosses
+from ovref.training.train_masks import check, prepare, run
 from ovref_inference.encoders.clip_towers import load_clip
 from ovref_inference.proposers.config import FcClipConfig, MaskFormerConfig
 from ovref_inference.proposers.fcclip import load_fcclip, read_settings

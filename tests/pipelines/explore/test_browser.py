@@ -16,7 +16,7 @@ from PIL import Image
 from ovref.contract import Dropped
 from ovref.identity import spec_identity
 from ovref.records import Caption, ImageRecord, Reference
-from ovref.reduce.run import reduce_collection
+from ovref.reduce.collection import reduce_collection
 from ovref.reduce.spec import ReduceSpec
 from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step

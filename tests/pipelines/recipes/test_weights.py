@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from ovref.miniature.scenes import render  # noqa: E402
+from ovref.miniature.shapes import CLASSES  # noqa: E402
 from ovref_miniature import WEIGHTS, weights_path  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -122,3 +123,16 @@ def test_classifier_gives_a_logit_per_class(images):
 
     logits = load_classifier()(images)
     assert logits.shape == (2, 27) and torch.isfinite(logits).all()
+
+
+def test_clip_rc_segments_test_scenes():
+    from ovref_inference import load_segmenter
+
+    state = load_file(weights_path("clip_rc") / "clip_rc.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+    segmenter = load_segmenter("miniature:clip_rc", "clip_rc", device="cpu")
+    assert segmenter.head.setting == "inductive" and len(segmenter.head.unseen) == 6
+    scenes = [render(i, "test") for i in range(24)]
+    found = segmenter.segment([scene.image_hwc for scene in scenes], CLASSES)
+    right = [one.labels_hw == s.label_hw for one, s in zip(found, scenes, strict=True)]
+    assert np.mean(right) > 0.7  # tests/benchmarks/results/clip_rc.md has more than 0.8

@@ -81,7 +81,7 @@ def test_nothing_is_deleted_that_was_not_named_or_without_a_reason(place, tmp_pa
             run(place, **options)
     numbers = tmp_path / "numbers.txt"
     for text, says in (
-        ("1 two", "found 'two'"), (" ,\n", "holds no number"), ("999", "not \\[999\\]"),
+        ("1 two", "found 'two'"), (" ,\n", "holds no number"), ("999", "no references \\[999\\]"),
         ("9" * 30, "found '9999"),
     ):  # fmt: skip
         numbers.write_text(text)

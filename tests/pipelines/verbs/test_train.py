@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import full_size
 from ovref.config import dump, load
 from ovref.errors import ConfigError, MismatchError
+from ovref.miniature.scenes import render
 from ovref.training.process_group import joined
 from ovref.training.train_clip_rc import check, run
 from ovref.training.train_masks import check as check_masks
@@ -59,6 +60,18 @@ def test_a_training_is_used_to_segment_and_evaluated(small, trained_head, tmp_pa
     assert cli.main(asked) == 0
     (row,) = json.loads((tmp_path / "evaluated/evaluation.json").read_text())["rows"]
     assert row["name"] == "CLIP-RC" and {"hiou", "seen", "unseen"} <= set(row)
+
+
+def test_the_miniatures_head_needs_no_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(render(1, "test").image_hwc).save("scene.png")
+    asked = ["segment", "miniature:clip_rc", "scene.png", "--method", "clip_rc"]
+    assert cli.main([*asked, "--classes", "sky,car,grass", "--output", "segments"]) == 0
+    assert sum(json.loads(Path("segments/segment.json").read_text())["pixels"].values()) == 64 * 64
+    asked = ["evaluate", "method=clip_rc", "clip_rc.weights=miniature:clip_rc", "output=evaluated"]
+    assert cli.main([*asked, "scenes=3", "pictures=0"]) == 0
+    (row,) = json.loads(Path("evaluated/evaluation.json").read_text())["rows"]
+    assert row["pixel_accuracy"] > 0.5
 
 
 def test_a_dry_run_says_what_would_be_done(small, tmp_path, capsys):

@@ -1,0 +1,265 @@
+"""The partitions of a collection as if they were one: each class has the methods of what it joins.
+
+Ids of references, and numbers of stored prototypes, are those of a partition plus its number times
+`PARTITION_IDS`. Of partitions on an object store, requests go out in parallel.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import chain
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from ovref_inference.collection.manifest import PARTITION_IDS, by_partition
+from ovref_inference.collection.nouns import Nouns
+from ovref_inference.collection.parts import Parts, TunedIndex
+from ovref_inference.collection.reference_table import ReferenceTable
+from ovref_inference.collection.remote_index import LIST_BYTES, RemoteIndex
+from ovref_inference.errors import CollectionError
+from ovref_inference.vectors import Vectors, prefetch_rows
+
+THREADS = 16
+"""Partitions on an object store that are asked at a time."""
+
+T = TypeVar("T")
+Answer = TypeVar("Answer")
+
+
+def in_threads(function: Callable[[T], Answer], items: Sequence[T], threads: int) -> list[Answer]:
+    """`function` of each item; in this thread if `threads` is 1."""
+    if threads == 1 or len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(function, items))
+
+
+def joined(parts: Sequence[Parts], url: str, *, needed: int, threads: int) -> Parts:
+    """The parts of all partitions together.
+
+    Args:
+        parts: by number of the partition.
+        url: of the collection, for messages.
+        needed: references below which a noun is rare (`PrototypeConfig.needed`).
+        threads: partitions that are asked at a time.
+
+    Raises:
+        CollectionError: a noun is in two partitions.
+    """
+    nouns = JoinedNouns([one.nouns for one in parts], needed, threads)
+    if len(nouns.row) != len(nouns.names):
+        pairs = zip(nouns.names, nouns.names[1:], strict=False)
+        twice = [noun for noun, following in pairs if noun == following]
+        raise CollectionError(f"{url}: nouns are in two partitions: {', '.join(twice[:10])}")
+    norms = [one.norms for one in parts if one.norms is not None]
+    firsts = range(0, len(parts) * PARTITION_IDS, PARTITION_IDS)
+    deleted = [one.deleted + first for one, first in zip(parts, firsts, strict=True)]
+    return Parts(
+        visual=JoinedVectors([one.visual for one in parts], threads),
+        textual=JoinedVectors([one.textual for one in parts], threads),
+        norms=JoinedVectors(norms, threads) if len(norms) == len(parts) else None,
+        prototypes=JoinedVectors([one.prototypes for one in parts], threads),
+        visual_index=JoinedIndex([one.visual_index for one in parts], threads),
+        textual_index=JoinedIndex([one.textual_index for one in parts], threads),
+        nouns=nouns,
+        table=JoinedTable([one.table for one in parts]),
+        deleted=np.concatenate(deleted),
+    )
+
+
+class JoinedVectors:
+    """Matrices of one width, read by ids. A slice gives the rows whose ids lie in it, so that `[:]`
+    gives all rows."""
+
+    def __init__(self, parts: Sequence[Vectors], threads: int) -> None:
+        self._parts, self._threads = parts, threads
+        self.shape: tuple[int, ...] = (sum(map(len, parts)), parts[0].shape[1])
+        self.dtype, self.ndim = np.dtype(np.float16), 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return chain.from_iterable(self._parts)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
+
+    def __getitem__(self, key: Any, /) -> np.ndarray:
+        if isinstance(key, slice):
+            return self._between(key)
+        ids: np.ndarray = np.asarray(key)
+        if ids.size and not np.issubdtype(ids.dtype, np.integer):
+            raise IndexError(f"rows of several partitions are read by ids, not by {ids.dtype}")
+        found = np.empty((ids.size, self.shape[1]), dtype=self.dtype)
+        for number, where, rows in by_partition(ids.ravel()):
+            found[where] = self._parts[self._checked(number)][rows]
+        return found.reshape(*ids.shape, self.shape[1])
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """See `vectors.prefetch_rows`."""
+        in_threads(
+            lambda one: prefetch_rows(self._parts[self._checked(one[0])], one[2]),
+            list(by_partition(np.asarray(rows).ravel())),
+            self._threads,
+        )
+
+    def _between(self, key: slice) -> np.ndarray:
+        start = 0 if key.start is None else key.start
+        stop = len(self._parts) * PARTITION_IDS if key.stop is None else key.stop
+        if key.step not in (None, 1) or start < 0 or stop < 0:
+            raise IndexError(f"rows of several partitions are read by ids, not by {key}")
+        found = [np.zeros((0, self.shape[1]), dtype=self.dtype)]
+        last = min(-(-stop // PARTITION_IDS), len(self._parts))
+        for number in range(start // PARTITION_IDS, last):
+            first = number * PARTITION_IDS
+            found.append(self._parts[number][max(start - first, 0) : stop - first])
+        return np.concatenate(found)
+
+    def _checked(self, number: int) -> int:
+        if not 0 <= number < len(self._parts):
+            raise IndexError(f"there is no partition {number}, only 0 to {len(self._parts) - 1}")
+        return number
+
+
+class JoinedIndex:
+    """Indexes that are all searched, each with its own settings; the best results are kept."""
+
+    def __init__(self, parts: Sequence[TunedIndex], threads: int) -> None:
+        self._parts, self._threads = parts, threads
+        for part in parts:
+            if isinstance(part.index, RemoteIndex):
+                part.index.list_bytes = LIST_BYTES // min(threads, len(parts))
+
+    def search(
+        self, queries: np.ndarray, k: int, excluded: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `TunedIndex.search`; equal scores by ascending ids."""
+
+        def of_one(number: int) -> tuple[np.ndarray, np.ndarray]:
+            first = number * PARTITION_IDS
+            low, high = np.searchsorted(excluded, [first, first + PARTITION_IDS])
+            gone = excluded[low:high] - first
+            scores, ids = self._parts[number].search(queries, k, gone)
+            return scores, np.where(ids >= 0, ids + first, -1)
+
+        found = in_threads(of_one, range(len(self._parts)), self._threads)
+        scores, ids = (np.concatenate(kind, axis=1) for kind in zip(*found, strict=True))
+        order = np.lexsort((ids, -scores))[:, :k]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+
+class JoinedTable:
+    """Tables of references."""
+
+    def __init__(self, parts: Sequence[ReferenceTable]) -> None:
+        self._parts = parts
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+    @property
+    def columns(self) -> list[str]:
+        return self._parts[0].columns
+
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(ids), dtype=bool)
+        for number, where, rows in by_partition(ids):
+            if 0 <= number < len(self._parts):
+                found[where] = self._parts[number].has(rows)
+        return found
+
+    def read(self, columns: list[str] | None, without: np.ndarray) -> pa.Table:
+        tables = []
+        for number, part in enumerate(self._parts):
+            first = number * PARTITION_IDS
+            low, high = np.searchsorted(without, [first, first + PARTITION_IDS])
+            table = part.read(columns, without[low:high] - first)
+            if "id" in table.column_names:
+                at = table.column_names.index("id")
+                ids = pa.array(table.column(at).to_numpy() + first)
+                table = table.set_column(at, table.schema.field(at), ids)
+            tables.append(table)
+        return pa.concat_tables(tables)
+
+    def rows(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for number, where, rows in by_partition(ids):
+            for at, row in zip(where.tolist(), self._parts[number].rows(rows), strict=True):
+                found[at] = row | {"id": int(ids[at])}
+        return [found[at] for at in range(len(ids))]
+
+    def ids_of(
+        self, keys: Sequence[str], sources: Sequence[str], nouns: Sequence[str]
+    ) -> np.ndarray:
+        found = (part.ids_of(keys, sources, nouns) for part in self._parts)
+        return np.concatenate([ids + n * PARTITION_IDS for n, ids in enumerate(found)])
+
+
+class JoinedNouns:
+    """Vocabularies that share no noun, sorted together."""
+
+    def __init__(self, parts: Sequence[Nouns], needed: int, threads: int) -> None:
+        self._parts, self._needed, self._threads = parts, needed, threads
+        names = [name for part in parts for name in part.names]
+        self._order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
+        self.names: list[str] = [names[at] for at in self._order]
+        self.row: dict[str, int] = {noun: row for row, noun in enumerate(self.names)}
+        sizes = np.array([len(part.names) for part in parts])
+        starts = np.cumsum(sizes) - sizes
+        self._rows = np.split(np.argsort(self._order), starts[1:])
+        """For each partition, the row here of each of its own rows."""
+        self._part = np.repeat(np.arange(len(parts)), sizes)[self._order]
+        self._own_row = self._order - starts[self._part]
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        return self._of_all(lambda part: part.counts)
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        return self._of_all(Nouns.read_embeddings)
+
+    def rows_of(self, ids: np.ndarray) -> np.ndarray:
+        found = np.empty(len(ids), dtype=np.int64)
+
+        def of_one(one: tuple[int, np.ndarray, np.ndarray]) -> None:
+            number, where, rows = one
+            found[where] = self._rows[number][self._parts[number].rows_of(rows)]
+
+        in_threads(of_one, list(by_partition(ids)), self._threads)
+        return found
+
+    def references_of(self, rows: Sequence[int]) -> list[np.ndarray]:
+        wanted = np.asarray(rows, dtype=np.int64)
+        found = [np.zeros(0, dtype=np.int64)] * len(wanted)
+
+        def of_one(number: int) -> None:
+            where = np.flatnonzero(self._part[wanted] == number)
+            own = self._own_row[wanted[where]].tolist()
+            ids = self._parts[number].references_of(own)
+            for at, of_noun in zip(where.tolist(), ids, strict=True):
+                found[at] = of_noun + number * PARTITION_IDS
+
+        in_threads(of_one, np.unique(self._part[wanted]).tolist(), self._threads)
+        return found
+
+    def stored(self, row: int) -> tuple[slice, list[int]] | None:
+        """As `Nouns.stored`, and None for a rare noun: it borrows from the nearest nouns of all
+        partitions, its own knew only those within."""
+        if self.counts[row] < self._needed:
+            return None
+        number, own = int(self._part[row]), int(self._own_row[row])
+        if (found := self._parts[number].stored(own)) is None:
+            return None
+        span, used = found
+        first = number * PARTITION_IDS
+        rows = [int(self._rows[number][one]) for one in used]
+        return slice(first + span.start, first + span.stop), rows
+
+    def _of_all(self, function: Callable[[Nouns], np.ndarray]) -> np.ndarray:
+        """What `function` gives for the rows of each vocabulary, in the order of all nouns."""
+        return np.concatenate(in_threads(function, self._parts, self._threads))[self._order]

@@ -1,0 +1,94 @@
+"""The parts of an open collection, as `ReferenceCollection` uses them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import index as indexes
+from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection.nouns import Nouns, read_nouns
+from ovref_inference.collection.reference_table import ReferenceTable
+from ovref_inference.collection.remote import RemoteFile
+from ovref_inference.collection.remote_index import RemoteIndex
+from ovref_inference.errors import CollectionError
+from ovref_inference.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class TunedIndex:
+    """An index and the curve that says how to search it."""
+
+    index: Any
+    curve: Sequence[fmt.SearchPoint]
+
+    def search(
+        self, queries: np.ndarray, k: int, excluded: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `index.search`, with the `nprobe` for k."""
+        nprobe = indexes.nprobe_for(k, self.curve)
+        return indexes.search(self.index, queries, k, nprobe=nprobe, excluded=excluded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Files of a collection, opened; of a partitioned one, those of all partitions as if they were
+    one (`partitions.joined`)."""
+
+    visual: Vectors
+    textual: Vectors
+    norms: Vectors | None
+    prototypes: Vectors
+    visual_index: Any
+    """Has `search` like `TunedIndex`."""
+    textual_index: Any
+    nouns: Any
+    """`Nouns`, or what has its public methods."""
+    table: Any
+    """`ReferenceTable`, or what has its public methods."""
+    deleted: np.ndarray
+    """(t,) int64: sorted ids of deleted references."""
+
+
+def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]) -> Parts:
+    """Opens the files of one collection.
+
+    Args:
+        url: for messages.
+        paths: role -> file.
+
+    Raises:
+        CollectionError: files do not belong together, or are not as the manifest says.
+    """
+    table = read_nouns(paths["nouns"])
+    counts = check_counts(paths, manifest, table)
+    if counts != manifest.counts:
+        raise CollectionError(
+            f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
+        )
+    rows = counts["references"]
+    deleted = fmt.read_tombstones(paths["tombstones"])
+    return Parts(
+        visual=fmt.open_vectors_anywhere(paths["visual"]),
+        textual=fmt.open_vectors_anywhere(paths["textual"]),
+        norms=fmt.open_vectors_anywhere(paths["norms"]) if "norms" in paths else None,
+        prototypes=fmt.open_vectors_anywhere(paths["prototypes"]),
+        visual_index=_index(paths["visual_index"], rows, manifest.visual, manifest.visual_index),
+        textual_index=_index(
+            paths["textual_index"], rows, manifest.textual, manifest.textual_index
+        ),
+        nouns=Nouns(paths, table, deleted, manifest.settled_tombstones),
+        table=ReferenceTable(paths["references"]),
+        deleted=deleted,
+    )
+
+
+def _index(
+    path: Path | RemoteFile, rows: int, encoder: fmt.EncoderInfo, info: fmt.IndexInfo
+) -> TunedIndex:
+    if isinstance(path, RemoteFile):
+        return TunedIndex(RemoteIndex(path, rows, encoder.dim, info.factory), info.curve)
+    return TunedIndex(indexes.read_index(path, rows=rows, dim=encoder.dim), info.curve)

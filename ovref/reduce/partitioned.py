@@ -1,0 +1,327 @@
+"""Reference shards to a partitioned collection, without a machine that holds all of them.
+
+    counts, nouns, plan, scattered    `scatter`           <collection>/_scatter/<hash>/<step>/
+    partitions                        `run`, one a task   <collection>/partitions/<leaf>-<hash>/
+    manifest                          names the partitions; written last: the collection
+
+Every task commits its result on the store, so that a killed reduction resumes task by task, on any
+machines that see the store. When a collection grows, its tree sends new references to partitions,
+and only partitions with new references or new deletions are made again, in new folders, so that
+readers see the old collection until the manifest is replaced.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ovref import config
+from ovref.ahead import map_ahead
+from ovref.errors import MismatchError, StorageError
+from ovref.identity import fingerprint, spec_identity
+from ovref.reduce.filter import NothingKeptError
+from ovref.reduce.grow import check_same_encoders, provenance_of
+from ovref.reduce.inputs import Shards, dropped_before, new_shards, no_references
+from ovref.reduce.partition_tree import Tree, read_tree
+from ovref.reduce.partitions import Part, copy_partition, filtered, reduce_leaf, summary_of
+from ovref.reduce.phases import Report, RunTasks, Task, one_at_a_time
+from ovref.reduce.published import (
+    SCATTER,
+    Published,
+    already_published,
+    read_published,
+    remove_leftovers,
+)
+from ovref.reduce.run import changed_meanwhile, encoder_infos
+from ovref.reduce.scatter import (
+    GROUP_ROWS,
+    NOUNS_A_TASK,
+    PLAN,
+    PartitionReferences,
+    count_nouns,
+    encode_nouns,
+    groups_of,
+    make_plan,
+    planned_sizes,
+    read_ahead,
+    scatter,
+    total_counts,
+)
+from ovref.reduce.spec import ReduceSpec
+from ovref.stages.embed import Embed
+from ovref.storage.file_store import Store, check_conditional_create
+from ovref.storage.scratch import scratch_folder
+from ovref.storage.steps import StepFolder, open_step
+from ovref_inference.collection import format as fmt
+from ovref_inference.collection import store as collections
+from ovref_inference.collection.retrieve import Texts
+from ovref_inference.places import sha256_of
+
+
+def reduce_partitioned(
+    steps: Sequence[StepFolder],
+    spec: ReduceSpec,
+    *,
+    embed: Embed,
+    texts: Texts,
+    output: Store,
+    work: Path,
+    licences: Sequence[str],
+    provenance: Mapping[str, Any] | None,
+    base: Store | None,
+    replace: bool,
+    allow_incomplete: bool,
+    run_tasks: RunTasks,
+    report: Report,
+) -> dict[str, Any]:
+    """Makes a partitioned collection; see `collection.reduce_collection`."""
+    before = read_published(output, replace=replace)
+    grown = None if base is None else _open_grown(base, embed)
+    known = [] if grown is None else grown.manifest.build["inputs"]
+    inputs = [new_shards(step, embed, known, allow_incomplete) for step in steps]
+    if grown is None and not any(shards.rows for shards in inputs):
+        raise no_references(inputs)
+    identity = _identity(spec, embed, inputs, grown, licences)
+    wanted = fingerprint(identity)
+
+    def standing() -> dict[str, Any] | None:
+        made = already_published(
+            output, wanted, None if grown is None else grown.manifest, spec,
+            nothing_new=not identity["inputs"], replace=replace,
+        )  # fmt: skip
+        if made is None:
+            return None
+        remove_leftovers(output)  # of a reduction that was killed after its last commit
+        return made.summary(**({} if made.manifest.fingerprint == wanted else {"added": 0}))
+
+    if (summary := standing()) is not None:
+        return summary
+    with one_at_a_time(work / f"{wanted[:16]}.lock", report):
+        if (summary := standing()) is not None:
+            return summary
+        job = _Job(
+            wanted=wanted, identity=identity, spec=spec, embed=embed, output=output, work=work,
+            inputs=inputs, grown=grown, licences=identity["licences"],
+            provenance=dict(provenance or {}), run_tasks=run_tasks, report=report,
+        )  # fmt: skip
+        plan, tree = _planned(job, texts)
+        parts = _partitions(job, plan, tree)
+        if not any(part.manifest for part in parts.values()):
+            raise NothingKeptError(
+                f"the filters leave none of the references of any partition: "
+                f"{filtered(parts.values())}; relax the thresholds in `filter`"
+            )
+        if (summary := standing()) is not None:  # made on another machine
+            return summary
+        there = read_published(output, replace=replace)
+        if there != before or (grown and read_published(grown.store) != grown.published):
+            raise changed_meanwhile((grown.store if grown else output).url)
+        manifest = _publish(job, tree, parts)
+        report("publish", 1, 1)
+        remove_leftovers(output)
+        return manifest.build["summary"] | {"fingerprint": wanted}
+
+
+@dataclass(frozen=True)
+class _Grown:
+    """The partitioned collection that is being grown."""
+
+    store: Store
+    published: Published
+    manifest: fmt.PartitionedManifest
+    tree: Tree
+
+    def leaf_of_each_noun(self) -> dict[str, int]:
+        def nouns_of(number: int) -> list[str]:
+            file = self.published.partitions[number].files["nouns"]
+            path = f"{self.manifest.partitions[number].path}/{file.path}"
+            with self.store.by_ranges(path, file.bytes) as opened:
+                table = pq.read_table(opened, columns=["noun"], use_threads=False)
+            found: list[str] = table.column("noun").to_pylist()
+            return found
+
+        leaf_of = {number: leaf for leaf, number in enumerate(self.tree.partitions.tolist())}
+        every = map_ahead(nouns_of, range(len(self.published.partitions)))
+        return {noun: leaf_of[number] for number, nouns in enumerate(every) for noun in nouns}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A reduction."""
+
+    wanted: str
+    """Fingerprint of the collection."""
+    identity: dict[str, Any]
+    spec: ReduceSpec
+    embed: Embed
+    output: Store
+    work: Path
+    inputs: list[Shards]
+    grown: _Grown | None
+    licences: list[str]
+    provenance: dict[str, Any]
+    run_tasks: RunTasks
+    report: Report
+
+    def step(self, name: str) -> StepFolder:
+        """One of the steps of `scatter`, created if it is not there."""
+        place = fingerprint([self.wanted, GROUP_ROWS, NOUNS_A_TASK])[:16]
+        identity = {"collection": self.wanted}
+        return open_step(self.output.child(f"{SCATTER}/{place}"), name, identity)
+
+    def run(self, step: StepFolder, tasks: Mapping[str, Task]) -> None:
+        """Runs the tasks of the shards that a step lacks."""
+        there = set(step.committed())
+        missing = [task for name, task in tasks.items() if name not in there]
+        for done, _ in enumerate(self.run_tasks(missing), start=len(tasks) - len(missing) + 1):
+            self.report(step.name, done, len(tasks))
+
+
+def _open_grown(base: Store, embed: Embed) -> _Grown:
+    published = read_published(base)
+    if published is None or not isinstance(published.manifest, fmt.PartitionedManifest):
+        raise MismatchError(f"there is no partitioned collection at {base.url} to grow")
+    check_same_encoders(base.url, published.manifest, embed)
+    info = published.manifest.files["partition_tree"]
+    where = f"{base.url}/{info.path}"
+    with base.local_copy(info.path) as path:
+        if sha256_of(path) != info.sha256:
+            raise StorageError(f"{where} is not the file that the manifest names: it was damaged")
+        return _Grown(base, published, published.manifest, read_tree(path, where))
+
+
+def _identity(
+    spec: ReduceSpec,
+    embed: Embed,
+    inputs: Sequence[Shards],
+    grown: _Grown | None,
+    licences: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that affects the collection's bytes."""
+    earlier = () if grown is None else grown.manifest.licences
+    parts = () if grown is None else grown.published.partitions
+    return {
+        "format_version": fmt.PARTITIONED_VERSION,
+        "reduce": spec_identity(spec),
+        "embed": spec_identity(embed),
+        "inputs": [found for one in inputs if (found := one.identity)],
+        "base": None if grown is None else grown.manifest.fingerprint,
+        "tombstones": [part.files["tombstones"].sha256 for part in parts],
+        "licences": list(dict.fromkeys([*earlier, *licences])),
+    }
+
+
+def _planned(job: _Job, texts: Texts) -> tuple[StepFolder, Tree]:
+    """The plan, whatever was committed of it before, and its tree."""
+    counts, nouns, plan = (job.step(name) for name in ("counts", "nouns", "plan"))
+    if plan.commit_of(PLAN) is None:
+        check_conditional_create(job.output.child(SCATTER))
+        groups = groups_of(job.inputs)
+        job.run(counts, {n: partial(count_nouns, counts, n, g) for n, g in groups.items()})
+        totals = total_counts(counts)
+        known = {} if job.grown is None else job.grown.leaf_of_each_noun()
+        known = {noun: known[noun] for noun in totals if noun in known}
+        new = [noun for noun in totals if noun not in known]
+        tasks: dict[str, Task] = {}
+        for start in range(0, len(new), NOUNS_A_TASK):
+            some, name = new[start : start + NOUNS_A_TASK], f"{start:09d}"
+            tasks[name] = partial(encode_nouns, nouns, name, some, texts, job.embed.templates)
+        job.run(nouns, tasks)
+        tree, most = job.grown.tree if job.grown else None, job.spec.partition_references or 0
+        job.run(plan, {PLAN: partial(make_plan, plan, totals, nouns, most, known, tree)})
+    with plan.file(PLAN, "npz") as path:
+        return plan, read_tree(path, plan.store.url)
+
+
+def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, Part]:
+    """The partition of every leaf that has references, made, copied or left as it is."""
+    scattered, groups = job.step("scattered"), groups_of(job.inputs)
+    job.run(scattered, {n: partial(scatter, scattered, n, g, plan) for n, g in groups.items()})
+    sizes = planned_sizes(plan, tree.leaves)
+    content = fingerprint([job.identity, plan.required(PLAN).files["parquet"].sha256])
+    alone = replace(job.spec, partition_references=None)
+    numbers = tree.partitions if job.grown else np.full(tree.leaves, -1)
+    parts: dict[int, Part] = {}
+    tasks: dict[int, Task] = {}
+    for leaf, number in enumerate(numbers.tolist()):
+        base = None
+        if job.grown and number >= 0:
+            path = job.grown.manifest.partitions[number].path
+            manifest = job.grown.published.partitions[number]
+            base = job.grown.store.child(path)
+            same = manifest.build["reduce"] == spec_identity(alone)
+            if not sizes[leaf] and same and Published(manifest).settled:
+                if job.grown.store == job.output:
+                    parts[leaf] = Part(path, manifest, [])
+                else:
+                    tasks[leaf] = partial(copy_partition, base, job.output, path)
+                continue
+        elif not sizes[leaf]:
+            continue
+        references = PartitionReferences(
+            scattered, tuple(groups), leaf, int(sizes[leaf]), content, read_ahead(tree.leaves)
+        )
+        tasks[leaf] = partial(
+            reduce_leaf, references, plan, alone, job.embed, job.output,
+            f"{leaf:05d}-{job.wanted[:12]}", base, job.work, job.licences, job.provenance,
+        )  # fmt: skip
+    total = len(parts) + len(tasks)
+    for leaf, part in zip(tasks, job.run_tasks(list(tasks.values())), strict=True):
+        parts[leaf] = part
+        job.report("partitions", len(parts), total)
+    return dict(sorted(parts.items()))
+
+
+def _publish(job: _Job, tree: Tree, parts: Mapping[int, Part]) -> fmt.PartitionedManifest:
+    """Writes the tree, then the manifest."""
+    numbers = tree.partitions.copy() if job.grown else np.full(tree.leaves, -1)
+    for leaf, part in parts.items():
+        if numbers[leaf] < 0 and part.manifest:
+            numbers[leaf] = numbers.max() + 1
+    leaves = sorted(np.flatnonzero(numbers >= 0).tolist(), key=numbers.__getitem__)
+    made = [(part.path, part.manifest) for part in map(parts.__getitem__, leaves) if part.manifest]
+    manifests = [manifest for _, manifest in made]
+    visual, textual = encoder_infos(job.embed, manifests[0].visual.dim, manifests[0].textual.dim)
+    base = job.grown.manifest if job.grown else None
+    before = base.counts["references"] if base else 0
+    manifest = fmt.PartitionedManifest(
+        fingerprint=job.wanted,
+        visual=visual,
+        textual=textual,
+        templates=tuple(job.embed.templates),
+        weights=(job.embed.weights[0], job.embed.weights[1]),
+        prototypes=config.dump(job.spec.prototypes),
+        embeddings=job.spec.embeddings,
+        licences=tuple(dict.fromkeys([*job.licences, *job.provenance.get("licences", ())])),
+        build={
+            "reduce": job.identity["reduce"],
+            "embed": job.identity["embed"],
+            "inputs": (base.build["inputs"] if base else []) + job.identity["inputs"],
+            "base": job.identity["base"],
+            "provenance": provenance_of(base, job.provenance),
+            "summary": summary_of(list(parts.values()), before)
+            | {"dropped_before": dropped_before(job.inputs)},
+        },
+        partitions=tuple(
+            fmt.PartitionInfo(
+                path=path,
+                fingerprint=one.fingerprint,
+                references=one.counts["references"],
+                nouns=one.counts["nouns"],
+            )
+            for path, one in made
+        ),
+    )
+    with scratch_folder() as folder:
+        local = Path(folder, "partition_tree.npz")
+        replace(tree, partitions=numbers).save(local)
+        return collections.publish_partitioned(
+            job.output.url,
+            manifest,
+            files={"partition_tree": local},
+            storage_options=job.output.storage_options,
+        )
