@@ -28,7 +28,8 @@ class RowCache:
             paths: of the collection's table, or those of its partitions.
         """
         self._paths = paths
-        self._starts, self._metadata = [], []
+        self._starts: list[np.ndarray] = []
+        self._metadata: list[pq.FileMetaData] = []
         for path in paths:
             with pq.ParquetFile(path, memory_map=True) as file:
                 metadata = file.metadata
