@@ -62,8 +62,8 @@ class NothingKeptError(InputError):
 
     steps: list[dict[str, Any]]
     """Counts before and after each filter."""
-    lost: dict[str, Any]
-    """The nouns of all references, as `lost_nouns`."""
+    lost_nouns: dict[str, Any]
+    """As in the result of `filter_references`."""
 
 
 def filter_references(
@@ -154,15 +154,14 @@ def filter_references(
             "mean_before": _mean(agreement_n[measured]),
             "mean_of_kept": _mean(agreement_n[measured & fine]),
         }
-    # A key that occurs twice and a deleted one that does not come back are no loss.
-    lost = _lost_nouns(table["noun"], nouns, alive & (reasons != "repeated_key"), rows[alive[rows]])
     if len(rows) == 0:
-        dropped_by = ", ".join(f"{one['filter']} {one['before'] - one['after']}" for one in steps)
+        lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
         error = NothingKeptError(
-            f"the filters leave none of {len(visual)} references (dropped: {dropped_by}); "
+            f"the filters leave none of {len(visual)} references (dropped: {lost}); "
             "relax the thresholds in `filter`"
         )
-        error.steps, error.lost = steps, lost
+        error.steps = steps
+        error.lost_nouns = _lost_nouns(table["noun"], nouns, alive, rows)
         raise error
     dropped = np.flatnonzero(reasons != "")
     why = pa.array(reasons[dropped], pa.string())
@@ -171,6 +170,8 @@ def filter_references(
     found = {"steps": steps, "noun_agreement": agreement, "references": len(rows)}
     if "unsafe" in measures:
         found["flagged"] = {"unsafe": int((measures["unsafe"][rows] > FLAGGED).sum())}
+    # A key that occurs twice and a deleted one that does not come back are no loss.
+    lost = _lost_nouns(table["noun"], nouns, alive & (reasons != "repeated_key"), rows[alive[rows]])
     return found | ({"lost_nouns": lost} if lost else {})
 
 
@@ -190,6 +191,17 @@ def _lost_nouns(
         "nouns": len(lost),
         "references": sum(count for _, count in lost),
         "most_frequent": [list(pair) for pair in lost[:NAMED_LOST]],
+    }
+
+
+def join_lost_nouns(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The lost nouns of partitions, which have no noun in common; empty if there are none."""
+    if not parts:
+        return {}
+    named = [pair for part in parts for pair in part["most_frequent"]]
+    return {
+        **{name: sum(part[name] for part in parts) for name in ("nouns", "references")},
+        "most_frequent": sorted(named, key=lambda pair: (-pair[1], pair[0]))[:NAMED_LOST],
     }
 
 

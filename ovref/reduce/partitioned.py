@@ -256,7 +256,7 @@ def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, Part]:
             same = manifest.build["reduce"] == spec_identity(alone)
             if not sizes[leaf] and same and Published(manifest).settled:
                 if job.grown.store == job.output:
-                    parts[leaf] = Part(path, manifest, [], {})
+                    parts[leaf] = Part(path, manifest, [])
                 else:
                     tasks[leaf] = partial(copy_partition, base, job.output, path)
                 continue

@@ -3,14 +3,14 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ovref.errors import StorageError
-from ovref.reduce.filter import DROPPED, NAMED_LOST, NothingKeptError
+from ovref.reduce.filter import DROPPED, NothingKeptError, join_lost_nouns
 from ovref.reduce.noun_prototypes import SHOWN, NoTexts
 from ovref.reduce.phases import one_at_a_time
 from ovref.reduce.published import PARTITIONS, read_published
@@ -35,8 +35,8 @@ class Part:
     """None if the filters left none of them."""
     filtered: list[dict[str, Any]]
     """Counts before and after each filter; empty if it was not made again."""
-    lost: dict[str, Any]
-    """Its `lost_nouns`; empty if there are none or it was not made again."""
+    lost_nouns: dict[str, Any] = field(default_factory=dict)
+    """If the filters left none of them; as in the summary."""
 
 
 def reduce_leaf(
@@ -74,15 +74,14 @@ def reduce_leaf(
                     )
             except NothingKeptError as error:
                 shutil.rmtree(folder)
-                return Part(path, None, error.steps, error.lost)
+                return Part(path, None, error.steps, error.lost_nouns)
             made = read_published(place)
         for dropped in folder.glob(f"*-{DROPPED}"):
             dropped.replace(work / f"{name}-{DROPPED}")
         shutil.rmtree(folder, ignore_errors=True)
     if made is None or not isinstance(made.manifest, fmt.Manifest):
         raise StorageError(f"{place.url} was removed while it was made; run the same command again")
-    summary = made.manifest.build["summary"]
-    return Part(path, made.manifest, summary["filter"], summary.get("lost_nouns", {}))
+    return Part(path, made.manifest, made.manifest.build["summary"]["filter"])
 
 
 def copy_partition(source: Store, output: Store, path: str) -> Part:
@@ -96,7 +95,7 @@ def copy_partition(source: Store, output: Store, path: str) -> Part:
                     raise StorageError(f"{source.url}/{info.path} is damaged; `ovref verify` it")
                 target.upload(local, info.path)
         target.write(fmt.MANIFEST, content)
-    return Part(path, manifest, [], {})
+    return Part(path, manifest, [])
 
 
 def summary_of(parts: list[Part], before: int) -> dict[str, Any]:
@@ -110,16 +109,17 @@ def summary_of(parts: list[Part], before: int) -> dict[str, Any]:
     again = [one.manifest.build["summary"] for one in parts if one.filtered and one.manifest]
     references = sum(manifest.counts["references"] for manifest in there)
     flagged = [one["flagged"] for one in every if "flagged" in one]
+    lost = [one["lost_nouns"] for one in again if "lost_nouns" in one]
+    lost += [part.lost_nouns for part in parts if part.lost_nouns]
     nouns = [tuple(pair) for one in every for pair in one["most_frequent"] + one["least_frequent"]]
     ranked = [[noun, count] for noun, count in sorted(set(nouns))]
-    lost = [part.lost for part in parts if part.lost]
     return {
         "references": references,
         "added": references - before,
         "filter": filtered(parts),
         "noun_agreement": _agreement(again),
         **({"flagged": {"unsafe": sum(one["unsafe"] for one in flagged)}} if flagged else {}),
-        **({"lost_nouns": _lost_nouns(lost)} if lost else {}),
+        **({"lost_nouns": join_lost_nouns(lost)} if lost else {}),
         "partitions": len(there),
         "partitions_made": len(again),
         "largest_partition": max(manifest.counts["references"] for manifest in there),
@@ -138,14 +138,6 @@ def filtered(parts: Iterable[Part]) -> list[dict[str, Any]]:
             before=step["before"], after=step["after"]
         )
     return [{"filter": name} | counts for name, counts in totals.items()]
-
-
-def _lost_nouns(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    pairs = [pair for one in parts for pair in one["most_frequent"]]
-    return {
-        **{name: sum(one[name] for one in parts) for name in ("nouns", "references")},
-        "most_frequent": sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:NAMED_LOST],
-    }
 
 
 def _agreement(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -348,13 +348,6 @@ class Library:
         ]  # fmt: skip
 
 
-def _tables(url: str) -> list[Path]:
-    """references.parquet of the collection, or those of its partitions."""
-    manifest = collections.read_manifest(url)
-    places = manifest.places(url) if isinstance(manifest, fmt.PartitionedManifest) else [url]
-    return [collections.fetch(place)[1]["references"] for place in places]
-
-
 def compared(ids: np.ndarray) -> np.ndarray:
     """An even sample of `COMPARED` ids; all if there are no more."""
     if len(ids) <= COMPARED:
@@ -367,6 +360,13 @@ def read_visual(collection: ReferenceCollection, ids: np.ndarray) -> np.ndarray:
     together, since the system reads many pages around each row that it is not told of."""
     prefetch_rows(collection.visual, ids)
     return np.asarray(collection.visual[ids], np.float32)
+
+
+def _tables(url: str) -> list[Path]:
+    """references.parquet of the collection, or those of its partitions."""
+    manifest = collections.read_manifest(url)
+    places = manifest.places(url) if isinstance(manifest, fmt.PartitionedManifest) else [url]
+    return [collections.fetch(place)[1]["references"] for place in places]
 
 
 def _row(collection: ReferenceCollection, name: str) -> int:
