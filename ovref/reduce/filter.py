@@ -155,9 +155,9 @@ def filter_references(
             "mean_of_kept": _mean(agreement_n[measured & fine]),
         }
     if len(rows) == 0:
-        lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
+        dropped_by = ", ".join(f"{one['filter']} {one['before'] - one['after']}" for one in steps)
         error = NothingKeptError(
-            f"the filters leave none of {len(visual)} references (dropped: {lost}); "
+            f"the filters leave none of {len(visual)} references (dropped: {dropped_by}); "
             "relax the thresholds in `filter`"
         )
         error.steps = steps

@@ -172,7 +172,7 @@ def reduce_undivided(
         )
         indexes = assembled or indexes  # the phase was finished by an older version: float16
 
-        summary = {
+        summary: dict[str, Any] = {
             "references": filtered["references"],
             "added": filtered["references"] - existing,
             "dropped_before": dropped_before(inputs),
