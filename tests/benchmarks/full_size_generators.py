@@ -10,6 +10,7 @@ alone with softmax attention written out in float64, from which the reference he
 tokenizers are tiny ones of the real kinds, so texts have more tokens than in practice.
 """
 
+import gc
 import inspect
 import re
 import sys
@@ -156,6 +157,7 @@ def measure(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     parts = GENERATORS[name]()
     encoded, found = encode(parts)
+    gc.collect()  # pipelines hold themselves
     return {"generator": name} | found | generate(parts, encoded)
 
 
