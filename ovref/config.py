@@ -68,7 +68,26 @@ def load_tree(
     overrides: list[str] | tuple[str, ...] = (),
 ) -> Config:
     """Like `load`, for a mapping that was read from `where`."""
-    tree = _filled(cls, tree)
+    tree, given = _with_overrides(cls, tree, overrides)
+    return _parse(cls, tree, where, given)
+
+
+def overridden(
+    cls: type, path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The settings that `load` parses, with defaults and overrides, as plain values; those that are
+    required and missing are left out. Raises ConfigError like `load`, but not for those."""
+    tree, given = _with_overrides(cls, read_tree(path), overrides)
+    where = "command line" if path is None else str(path)
+    _parse(cls, tree, where, given, allow_missing=True)
+    return tree
+
+
+def _with_overrides(
+    cls: type, tree: dict[str, Any], overrides: list[str] | tuple[str, ...]
+) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """The filled tree with overrides applied, and each override by its keys."""
+    tree = filled(cls, tree)
     given: dict[tuple[str, ...], str] = {}
     for override in overrides:
         keys = _set(cls, tree, override)
@@ -76,7 +95,7 @@ def load_tree(
             if earlier[: len(keys)] == keys:
                 raise ConfigError(f"{override!r} would undo {other!r}: give one of them")
         given[keys] = override
-    return _parse(cls, tree, where, given)
+    return tree, given
 
 
 def parse(cls: type[Config], tree: dict[str, Any], where: str = "configuration") -> Config:
@@ -102,17 +121,25 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def _parse(cls: Any, tree: Any, where: str, given: Mapping[tuple[str, ...], str]) -> Any:
+def _parse(
+    cls: Any, tree: Any, where: str, given: Mapping[tuple[str, ...], str], *,
+    allow_missing: bool = False,
+) -> Any:  # fmt: skip
+    """The dataclass; with `allow_missing` None if required settings are missing."""
     try:
         # Through JSON, because strict validation of JSON accepts lists for tuples.
-        text = json.dumps(_filled(cls, tree), allow_nan=False)
+        text = json.dumps(filled(cls, tree), allow_nan=False)
         return _adapter(cls).validate_json(text)
     except ValidationError as error:
         seen: set[tuple[Any, ...]] = set()
         lines: dict[str, list[str]] = {}
         for item in error.errors():
+            if allow_missing and item["type"] == "missing":
+                continue
             line = _explain(cls, item, seen)
             lines.setdefault(_source(where, item, line, given), []).append(line)
+        if not lines:
+            return None
         message = "; ".join(f"{at}: {'; '.join(found)}" for at, found in lines.items())
         raise ConfigError(message) from error
     except (TypeError, ValueError) as error:  # such as a NaN or bytes
@@ -134,11 +161,11 @@ def _source(where: str, item: Any, line: str, given: Mapping[tuple[str, ...], st
 # -- defaults ----------------------------------------------------------------------------------
 
 
-def _filled(hint: Any, value: Any, default: Any = _ABSENT) -> Any:
+def filled(hint: Any, value: Any, default: Any = _ABSENT) -> Any:
     """`value` with missing settings of dataclasses filled in from the defaults of their fields."""
     if isinstance(value, list):
-        return [_filled(_hint_inside(hint, value, n), item) for n, item in enumerate(value)]
-    owner = _owner(hint, value, default) if isinstance(value, dict) else None
+        return [filled(_hint_inside(hint, value, n), item) for n, item in enumerate(value)]
+    owner = owner_of(hint, value, default) if isinstance(value, dict) else None
     if owner is None:
         return value
     tree, hints = dict(value), typing.get_type_hints(owner)
@@ -151,13 +178,13 @@ def _filled(hint: Any, value: Any, default: Any = _ABSENT) -> Any:
         elif item.default_factory is not dataclasses.MISSING:
             inner = item.default_factory()
         if item.name in tree:
-            tree[item.name] = _filled(hints[item.name], tree[item.name], inner)
+            tree[item.name] = filled(hints[item.name], tree[item.name], inner)
         elif inner is not _ABSENT:
             tree[item.name] = to_jsonable_python(inner)
     return tree
 
 
-def _owner(hint: Any, value: Mapping[Any, Any], default: Any = _ABSENT) -> Any:
+def owner_of(hint: Any, value: Mapping[Any, Any], default: Any = _ABSENT) -> Any:
     """The dataclass that a mapping represents; among several, the default's or the only one with
     its keys; None if ambiguous."""
     found = [part for part in _alternatives(hint) if dataclasses.is_dataclass(part)]
@@ -176,7 +203,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _hint_inside(hint: Any, node: Any, key: Any) -> Any:
     """The type of the value at a key of a dataclass or dict, or at an index of a list."""
-    if isinstance(node, dict) and (owner := _owner(hint, node)) is not None:
+    if isinstance(node, dict) and (owner := owner_of(hint, node)) is not None:
         return typing.get_type_hints(owner).get(key)
     for part in _alternatives(hint):
         inner = [item for item in typing.get_args(part) if item is not Ellipsis]

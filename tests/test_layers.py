@@ -33,7 +33,7 @@ FLOORS = {
     "ovref": (
         {
             "ahead", "errors", "class_files", "config", "contract", "devices", "identity",
-            "licences", "locations", "meter", "records", "stored_images",
+            "licences", "locations", "meter", "print_config", "records", "stored_images",
         },
         {"ops", "storage"},
         {"miniature", "models", "run_shard", "ingest", "check_models"},

@@ -194,7 +194,8 @@ def export_exemplars(
 
     `exemplars.json`: noun -> list of `image`, `box_xyxy`, `mask` (COCO's run-length encoding),
     `points_xy` (inside the mask), `reference`, `caption`. With `coco`, instead `coco.json` and
-    `references.json`: category id -> list of `img_id` and `ann_ids`, as in no-time-to-train.
+    `references.json`: category id -> list of `img_id` and `ann_ids`, as in no-time-to-train, which
+    takes categories with exactly k references: the others are in `coco.json` alone.
 
     Raises:
         InputError: a noun is not in the vocabulary, or no image exists.
@@ -235,7 +236,12 @@ def export_exemplars(
     if not files:
         raise InputError(f"none of the references of {collection.url} has an image any more")
     if coco:
-        _write_coco(tree, files, folder)
+        _write_coco(tree, files, folder, k)
+        left_out += [
+            f"{noun}: {len(found)} of {k} exemplars, so it is not in references.json"
+            for noun, found in tree.items()
+            if len(found) < k
+        ]
     else:
         _write_json(folder / "exemplars.json", tree)
     counts = {"nouns": len(tree), "images": len(files), "exemplars": sum(map(len, tree.values()))}
@@ -243,7 +249,7 @@ def export_exemplars(
 
 
 def _write_coco(
-    tree: dict[str, list[dict[str, Any]]], files: dict[str, tuple[int, int]], folder: Path
+    tree: dict[str, list[dict[str, Any]]], files: dict[str, tuple[int, int]], folder: Path, k: int
 ) -> None:
     numbers = {file: number for number, file in enumerate(files, start=1)}
     images = [
@@ -266,7 +272,8 @@ def _write_coco(
             }
             annotations.append(annotation)
             entry = {"img_id": annotation["image_id"], "ann_ids": [annotation["id"]]}
-            references.setdefault(category, []).append(entry)
+            if len(tree[noun]) == k:
+                references.setdefault(category, []).append(entry)
     categories = [{"id": number, "name": noun} for number, noun in enumerate(tree, start=1)]
     _write_json(
         folder / "coco.json",

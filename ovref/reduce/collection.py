@@ -62,7 +62,8 @@ def reduce_collection(
     Returns:
         Plain values: `fingerprint`; the counts `references`, `nouns`, `rare_nouns` and
         `prototypes`; `added`, the number of references that `base` did not have; `dropped_before`,
-        the embed step's drops by reason; `filter`, counts before and after each filter; `flagged`
+        the embed step's drops by reason; `filter`, counts before and after each filter;
+        `lost_nouns` (where there are some), those whose references they all dropped; `flagged`
         (where images were classified), the number of kept references of unsafe ones;
         `noun_agreement`; `most_frequent` and `least_frequent`, [noun, references]; `index`, or, of
         a partitioned collection, `partitions`, `partitions_made` by this reduction, and

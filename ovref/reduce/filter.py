@@ -51,6 +51,8 @@ DROPPED_COLUMNS = ["key", "noun", "caption", "score", "area", "shard"]
 
 FLAGGED = 0.5
 """Probability above which an image is flagged as unsafe."""
+NAMED_LOST = 20
+"""Maximum number of nouns named of those whose references were all dropped."""
 
 _CHUNK = 65_536
 
@@ -60,6 +62,8 @@ class NothingKeptError(InputError):
 
     steps: list[dict[str, Any]]
     """Counts before and after each filter."""
+    lost_nouns: dict[str, Any]
+    """As in the result of `filter_references`."""
 
 
 def filter_references(
@@ -151,12 +155,13 @@ def filter_references(
             "mean_of_kept": _mean(agreement_n[measured & fine]),
         }
     if len(rows) == 0:
-        lost = ", ".join(f"{step['filter']} {step['before'] - step['after']}" for step in steps)
+        dropped_by = ", ".join(f"{one['filter']} {one['before'] - one['after']}" for one in steps)
         error = NothingKeptError(
-            f"the filters leave none of {len(visual)} references (dropped: {lost}); "
+            f"the filters leave none of {len(visual)} references (dropped: {dropped_by}); "
             "relax the thresholds in `filter`"
         )
         error.steps = steps
+        error.lost_nouns = _lost_nouns(table["noun"], nouns, alive, rows)
         raise error
     dropped = np.flatnonzero(reasons != "")
     why = pa.array(reasons[dropped], pa.string())
@@ -165,7 +170,39 @@ def filter_references(
     found = {"steps": steps, "noun_agreement": agreement, "references": len(rows)}
     if "unsafe" in measures:
         found["flagged"] = {"unsafe": int((measures["unsafe"][rows] > FLAGGED).sum())}
-    return found
+    # A key that occurs twice and a deleted one that does not come back are no loss.
+    lost = _lost_nouns(table["noun"], nouns, alive & (reasons != "repeated_key"), rows[alive[rows]])
+    return found | ({"lost_nouns": lost} if lost else {})
+
+
+def _lost_nouns(
+    column: pa.ChunkedArray, nouns: np.ndarray, before: np.ndarray, kept: np.ndarray
+) -> dict[str, Any]:
+    """The nouns of the rows `before` that none of the rows `kept` has; empty if there are none."""
+    counts, firsts = np.bincount(nouns[before]), np.unique(nouns, return_index=True)[1]
+    (codes,) = np.nonzero(counts)
+    codes = codes[~np.isin(codes, nouns[kept])]
+    if not len(codes):
+        return {}
+    names = column.take(pa.array(firsts[codes])).to_pylist()
+    pairs = zip(names, counts[codes].tolist(), strict=True)
+    lost = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+    return {
+        "nouns": len(lost),
+        "references": sum(count for _, count in lost),
+        "most_frequent": [list(pair) for pair in lost[:NAMED_LOST]],
+    }
+
+
+def join_lost_nouns(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The lost nouns of partitions, which have no noun in common; empty if there are none."""
+    if not parts:
+        return {}
+    named = [pair for part in parts for pair in part["most_frequent"]]
+    return {
+        **{name: sum(part[name] for part in parts) for name in ("nouns", "references")},
+        "most_frequent": sorted(named, key=lambda pair: (-pair[1], pair[0]))[:NAMED_LOST],
+    }
 
 
 def _measures(gathered: Path) -> dict[str, np.ndarray]:

@@ -3,14 +3,14 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ovref.errors import StorageError
-from ovref.reduce.filter import DROPPED, NothingKeptError
+from ovref.reduce.filter import DROPPED, NothingKeptError, join_lost_nouns
 from ovref.reduce.noun_prototypes import SHOWN, NoTexts
 from ovref.reduce.phases import one_at_a_time
 from ovref.reduce.published import PARTITIONS, read_published
@@ -35,6 +35,8 @@ class Part:
     """None if the filters left none of them."""
     filtered: list[dict[str, Any]]
     """Counts before and after each filter; empty if it was not made again."""
+    lost_nouns: dict[str, Any] = field(default_factory=dict)
+    """If the filters left none of them; as in the summary."""
 
 
 def reduce_leaf(
@@ -72,7 +74,7 @@ def reduce_leaf(
                     )
             except NothingKeptError as error:
                 shutil.rmtree(folder)
-                return Part(path, None, error.steps)
+                return Part(path, None, error.steps, error.lost_nouns)
             made = read_published(place)
         for dropped in folder.glob(f"*-{DROPPED}"):
             dropped.replace(work / f"{name}-{DROPPED}")
@@ -107,6 +109,8 @@ def summary_of(parts: list[Part], before: int) -> dict[str, Any]:
     again = [one.manifest.build["summary"] for one in parts if one.filtered and one.manifest]
     references = sum(manifest.counts["references"] for manifest in there)
     flagged = [one["flagged"] for one in every if "flagged" in one]
+    lost = [one["lost_nouns"] for one in again if "lost_nouns" in one]
+    lost += [part.lost_nouns for part in parts if part.lost_nouns]
     nouns = [tuple(pair) for one in every for pair in one["most_frequent"] + one["least_frequent"]]
     ranked = [[noun, count] for noun, count in sorted(set(nouns))]
     return {
@@ -115,6 +119,7 @@ def summary_of(parts: list[Part], before: int) -> dict[str, Any]:
         "filter": filtered(parts),
         "noun_agreement": _agreement(again),
         **({"flagged": {"unsafe": sum(one["unsafe"] for one in flagged)}} if flagged else {}),
+        **({"lost_nouns": join_lost_nouns(lost)} if lost else {}),
         "partitions": len(there),
         "partitions_made": len(again),
         "largest_partition": max(manifest.counts["references"] for manifest in there),

@@ -49,7 +49,7 @@ class Rows:
     def _read(self, start: int, stop: int) -> np.ndarray:
         dim = self.shape[1]
         found = np.empty((int(stop - start), dim), dtype="<f2")
-        into, at = memoryview(found.reshape(-1).view(np.uint8)), self._offset + int(start) * dim * 2
+        into, at = found.reshape(-1).view(np.uint8).data, self._offset + int(start) * dim * 2
         while into.nbytes:  # one call reads at most 2 GB
             count = os.preadv(self._descriptor, [into], at)
             if count == 0:

@@ -172,13 +172,13 @@ def reduce_undivided(
         )
         indexes = assembled or indexes  # the phase was finished by an older version: float16
 
-        summary = {
+        summary: dict[str, Any] = {
             "references": filtered["references"],
             "added": filtered["references"] - existing,
             "dropped_before": dropped_before(inputs),
             "filter": filtered["steps"],
             "noun_agreement": filtered["noun_agreement"],
-            **({"flagged": filtered["flagged"]} if "flagged" in filtered else {}),
+            **{name: filtered[name] for name in ("flagged", "lost_nouns") if name in filtered},
             "index": indexes,
             **vocabulary,
         }

@@ -67,9 +67,9 @@ class MaskFormerNetwork:
     start: Start | None = None
     """What to begin with; null begins with random weights."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of pixels from 0 to 1; ImageNet's, as Swins are trained."""
+    """Mean of red, green and blue, from 0 to 1; ImageNet's, as Swins are trained."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same."""
+    """Standard deviation of each."""
     short_side: int = 640
     """Short side that the trained model brings images to."""
     long_side: int = 2560

@@ -69,7 +69,7 @@ def criterion_of(config: MatchingLosses, classes: int) -> Criterion:
     """transformers' loss of one layer's masks and classes, its terms not yet weighted."""
     if config.points:
         settings = Mask2FormerConfig(
-            num_labels=classes,
+            num_labels=classes,  # type: ignore[call-arg]
             class_weight=config.classes,
             mask_weight=config.masks,
             dice_weight=config.dice,

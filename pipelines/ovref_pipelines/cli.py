@@ -89,6 +89,10 @@ def parser() -> argparse.ArgumentParser:
             "--config", required=verb not in ("submit", "evaluate"), metavar="NAME",
             help="settings in YAML: a file, or the name of a configuration that comes with ovref",
         )  # fmt: skip
+        sub.add_argument(
+            "--print-config", action="store_true",
+            help="only print every setting with its value and its meaning, as YAML",
+        )  # fmt: skip
         sub.set_defaults(overrides=[])
         return sub
 
@@ -343,6 +347,9 @@ def _run(options: argparse.Namespace, console: consoles.Console) -> int:
     else:
         from ovref_pipelines import commands
 
+        if getattr(options, "print_config", False):
+            console.show(commands.settings_text(options))
+            return 0
         code = commands.VERBS[options.verb](options, console)
     sys.stdout.flush()
     return code

@@ -29,6 +29,17 @@ def _config(cls: type[Config], options: Namespace) -> Config:
     return load(cls, config, options.overrides)
 
 
+def settings_text(options: Namespace) -> str:
+    """Every setting of a verb that takes a configuration (`--print-config`)."""
+    from ovref.print_config import print_config
+    from ovref_pipelines.verbs import evaluate, train
+
+    kinds = {"evaluate": evaluate.EvaluateConfig, "train": train.TrainConfig}
+    config = None if options.config is None else shipped.find(options.config)
+    kind = kinds.get(options.verb, BuildConfig)
+    return print_config(kind, config, options.overrides).rstrip("\n")
+
+
 def _build_config(options: Namespace, console: Console) -> BuildConfig:
     if "engine.log=json" in options.overrides:
         console.use_json()  # errors in the configuration are JSON too

@@ -44,7 +44,7 @@ from ovref_pipelines.engine.run_steps import (
     ray_left_as_found,
     run_steps,
 )
-from ovref_pipelines.engine.summary import StepSummary, step_line, summarise
+from ovref_pipelines.engine.summary import StepSummary, filter_warnings, step_line, summarise
 from ovref_pipelines.errors import JobError
 from ovref_pipelines.folders import Folders, create_steps, open_steps, unfinished
 from ovref_pipelines.live import Live
@@ -200,6 +200,8 @@ def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
             run_tasks=reduce_tasks.spread(config.engine, place, shared=shared),
             report=lambda phase, done, total: throttled(f"collection: {phase}, {done}/{total}"),
         )
+    for warning in filter_warnings(result):
+        say(f"collection: WARNING: {warning}")
     say(f"collection: done in {duration(time.monotonic() - started)}")
     return result
 

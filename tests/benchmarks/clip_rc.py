@@ -231,7 +231,7 @@ def measure(training: str, runs: Path, collection: str, scenes: int, found: dict
         print(row, found["rows"][row], flush=True)
     metrics, times_sn = metrics_of(SEEN), bootstrap_times(scenes)
     for pair in PAIRS:
-        if set(pair) <= found["rows"].keys() and set(pair) & set(new):
+        if set(pair) <= found["rows"].keys() and " - ".join(pair) not in found["differences"]:
             a, b = (Overlaps(**np.load(runs / f"row {row}.npz")) for row in pair)
             both = {
                 name: [metric(one, times) for times in (each_once(a), times_sn) for one in (a, b)]
@@ -249,7 +249,7 @@ def speed(repeats: int = 6) -> dict[str, dict[str, float]]:
     visual = open_clip.transformer.VisionTransformer(
         image_size=512, patch_size=16, width=768, layers=12, heads=12, mlp_ratio=4.0, output_dim=512
     )
-    network = ClipRcNetwork(visual, ClipRcNetworkConfig()).eval()
+    network = ClipRcNetwork(visual, ClipRcNetworkConfig()).eval().requires_grad_(False)
     pixels = torch.randn(1, 3, 512, 512)
     calls = {
         "frozen ViT": lambda: visual(pixels),
@@ -263,7 +263,7 @@ def speed(repeats: int = 6) -> dict[str, dict[str, float]]:
         for name, call in calls.items():
             with FlopCounterMode(display=False) as counter:
                 call()
-            found[name] = {"gmacs": round(counter.get_total_flops() / 2e9, 1)}
+            found[name] = {"gmacs": round(counter.get_total_flops() / 2e9, 1), "runs": repeats}
     torch.backends.mha.set_fastpath_enabled(True)
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
@@ -295,10 +295,11 @@ def main() -> None:
 
     def keep() -> None:
         runs.mkdir(parents=True, exist_ok=True)
-        found["scenes"] = arguments.scenes
-        found["made"] = {
-            "date": date.today().isoformat(), "commit": commit(), "processor": processor()
-        }  # fmt: skip
+        if arguments.only != "none":
+            found["scenes"] = arguments.scenes
+            found["made"] = {
+                "date": date.today().isoformat(), "commit": commit(), "processor": processor()
+            }  # fmt: skip
         for path in (state, RESULTS / "clip_rc.json"):
             path.write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "clip_rc.md").write_text(page(found))

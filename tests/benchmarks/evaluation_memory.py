@@ -214,7 +214,7 @@ def watched(folder, name, images, settings, minutes):
         output = process.stdout.read().splitlines()
     before = json.loads(output[0])
     peak = max(samples.values()) if stopped else json.loads(output[-1])
-    images = max(samples)
+    images = max(samples) if stopped else images
     found = {
         "images": images,
         "stopped": stopped,

@@ -242,13 +242,16 @@ def _measured(task: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def _size(folder: Path) -> int:
-    total = 0
+    """Bytes of the files below a folder, of a file with several names once."""
+    sizes = {}
     for path in folder.rglob("*"):
         try:
-            total += path.stat().st_size if path.is_file() else 0
+            found = path.stat()
         except OSError:
             continue  # removed meanwhile
-    return total
+        if path.is_file():
+            sizes[found.st_ino] = found.st_size
+    return sum(sizes.values())
 
 
 def _rounded(value: Any) -> Any:

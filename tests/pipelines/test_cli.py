@@ -59,12 +59,12 @@ def options_of(parser):
 
 def test_verbs_and_flags_are_pinned():
     (verbs,) = [a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    common = ["--config", "--help", "-h"]
+    common = ["--config", "--help", "--print-config", "-h"]
     dry_run = ["--dry-run", "--price", "--probe"]
     place = ["--help", "--json", "--pictures", "-h", "place"]
     assert {verb: options_of(sub) for verb, sub in verbs.choices.items()} == {
         "build": sorted([*common, *dry_run, "--retry-failed"]),
-        "retry-failed": sorted([*common, *dry_run]),
+        "retry-failed": sorted(["--config", "--help", "-h", *dry_run]),
         "submit": sorted(
             [*common, "--address", "--again", "--attach", "--detach", "--runtime-env"]
         ),
@@ -99,8 +99,8 @@ def test_verbs_and_flags_are_pinned():
         ),
         "coverage": ["--build", "--classes", "--clip", "--help", "--json", "-h", "collection"],
         "grow": sorted(
-            [*common, *dry_run, "--captions", "--classes", "--output", "--target", "--templates",
-             "place"]
+            ["--config", "--help", "-h", *dry_run, "--captions", "--classes", "--output",
+             "--target", "--templates", "place"]
         ),
         "publish": sorted(
             ["--build", "--evaluation", "--help", "--int8", "--no-images", "--replace", "--title",
@@ -486,6 +486,30 @@ def finished_build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     small_build.build(Store.open(str(folder / "out")), folder / "work")
     return folder / "out"
+
+
+def test_printed_settings_are_a_configuration(ovref, tmp_path):
+    code, printed, _ = ovref(
+        "build", "--config", "miniature", "--print-config", "output=out", "synthesize.steps=7"
+    )
+    (tmp_path / "printed.yaml").write_text(printed)
+    (found, wanted) = (
+        load(BuildConfig, path, overrides)
+        for path, overrides in (
+            (tmp_path / "printed.yaml", ()),
+            (shipped.find("miniature"), ["output=out", "synthesize.steps=7"]),
+        )
+    )
+    assert code == 0 and found == wanted and found.synthesize.steps == 7
+    assert "# Captions per shard, the unit of work and commit" in printed
+    code, printed, _ = ovref("build", "--config", "own_captions", "--print-config")
+    assert code == 0 and "\n  path:  # required\n" in printed
+    code, _, err = ovref("build", "--config", "miniature", "--print-config", "synthesize.step=7")
+    assert code == 2 and "unknown key synthesize.step" in err
+    for verb, name in (("evaluate", "miniature_evaluate"), ("train", "miniature_clip_rc")):
+        code, printed, _ = ovref(verb, "--config", name, "--print-config")
+        assert code == 0 and yaml.safe_load(printed).keys() >= {"output", "engine"}, printed
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_evaluation_needs_no_configuration(capsys):

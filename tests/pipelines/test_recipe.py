@@ -20,7 +20,7 @@ from ovref.errors import InputError, MismatchError, ModelError
 from ovref.identity import record_seed
 from ovref.models.noun_grounding import ProposalRoute
 from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
-from ovref.reduce.spec import ReduceSpec
+from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref.select_prompts import SelectPrompts
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
@@ -349,6 +349,21 @@ def test_reducing_again_with_other_settings_needs_leave(config):
         dataclasses.replace(other, replace=True), folders, lambda message: None
     )
     assert result["added"] == 12
+
+
+def test_a_noun_that_a_filter_leaves_nothing_of_is_said(config):
+    strict = ReduceSpec(filter=FilterSpec(blocked_captions=("cup", "red house")))
+    said = []
+    summary = recipe.build(dataclasses.replace(config, reduce=strict), said.append)
+    wanted = "WARNING: the filters dropped all references of 1 noun: cup (3); relax reduce.filter"
+    assert [wanted in line for line in said].count(True) == 1
+    assert summary.collection["lost_nouns"]["nouns"] == 1
+    for place in (config.output, summary.collection_url):
+        assert wanted in place_text(place)
+    said.clear()
+    again = dataclasses.replace(config, replace=True)
+    recipe.reduce(again, recipe.open_steps(again), said.append)
+    assert "filters dropped" not in place_text(config.output) + "".join(said)
 
 
 def test_the_plan_counts_what_is_missing(config):

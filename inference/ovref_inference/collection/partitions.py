@@ -7,7 +7,6 @@ Ids of references, and numbers of stored prototypes, are those of a partition pl
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +20,8 @@ from ovref_inference.collection.remote_index import LIST_BYTES, RemoteIndex
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors, prefetch_rows
 
+_ROWS = 4096
+"""Rows that are read at a time where all are."""
 THREADS = 16
 """Partitions on an object store that are asked at a time."""
 
@@ -82,7 +83,9 @@ class JoinedVectors:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return chain.from_iterable(self._parts)
+        for part in self._parts:
+            for start in range(0, len(part), _ROWS):
+                yield from part[start : start + _ROWS]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)

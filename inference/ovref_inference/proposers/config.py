@@ -224,7 +224,7 @@ class OpenCutProposerConfig:
     """How masks are aligned with edges in the image; null leaves them on the patch grid."""
     crf_at: Literal["masks", "cuts"] = field(default="masks", metadata=ADDED_LATER)
     """`masks`: one CRF for all masks of an image, at the end. `cuts`: one CRF per cut, before the
-    cuts are refined into masks, as in MaskCut; slower by a factor of the number of cuts."""
+    cuts are refined into masks, as in MaskCut; slower."""
 
     def __post_init__(self) -> None:
         require_one_of("crf_at", self.crf_at, "masks", "cuts")

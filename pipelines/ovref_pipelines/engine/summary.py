@@ -2,9 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from ovref.storage.steps import StepFolder
 from ovref_pipelines.engine.progress import duration
+
+NAMED_LOST = 8
+"""Maximum number of nouns in a warning about those whose references were all dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,25 @@ def step_line(step: StepSummary) -> str:
     if step.quarantined:
         parts.append(f"quarantined {', '.join(step.quarantined)}")
     return "; ".join(parts)
+
+
+def filter_warnings(summary: dict[str, Any]) -> list[str]:
+    """What to know about the filters of a collection, from the summary of its reduction."""
+    lines = []
+    if lost := summary.get("lost_nouns"):
+        named = ", ".join(f"{noun} ({count})" for noun, count in lost["most_frequent"][:NAMED_LOST])
+        more = ", ..." if lost["nouns"] > NAMED_LOST else ""
+        lines.append(
+            f"the filters dropped all references of {lost['nouns']} "
+            f"{'noun' if lost['nouns'] == 1 else 'nouns'}: {named}{more}; relax reduce.filter, or "
+            "see what it dropped in `ovref explore`"
+        )
+    if flagged := summary.get("flagged", {}).get("unsafe"):
+        lines.append(
+            f"{flagged} references are of images that were classified as unsafe; "
+            "reduce.filter.max_unsafe drops them"
+        )
+    return lines
 
 
 def counts_text(counts: dict[str, int]) -> str:

@@ -12,6 +12,7 @@ from ovref.errors import InputError, StorageError
 from ovref.exchange.picture_files import Picture
 from ovref.reduce.filter import DROPPED
 from ovref.storage.file_store import Store
+from ovref_pipelines.engine.summary import filter_warnings
 from ovref_pipelines.explore.library import Library
 from ovref_pipelines.output import WORK, build_config
 
@@ -21,13 +22,14 @@ COLUMNS = ["key", "noun", "caption", "score", "area", "shard", "reason"]
 
 
 def filtered(library: Library) -> dict[str, Any]:
-    """`steps`, the counts before and after each filter; and `dropped`, for each filter a sample of
-    the references that it dropped, each with its `row` for `dropped_image`.
+    """`steps`, the counts before and after each filter; `warnings`; and `dropped`, for each filter
+    a sample of the references that it dropped, each with its `row` for `dropped_image`.
 
     A build keeps the list of dropped references where it was reduced; without it `dropped` is None.
     """
     summary = library.open().collection.manifest.build.get("summary") or {}
-    found: dict[str, Any] = {"steps": summary.get("filter") or [], "dropped": None}
+    steps, warnings = summary.get("filter") or [], filter_warnings(summary)
+    found: dict[str, Any] = {"steps": steps, "warnings": warnings, "dropped": None}
     table = _table(library)
     if table is None:
         return found

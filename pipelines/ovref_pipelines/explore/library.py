@@ -21,6 +21,7 @@ from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import store as collections
+from ovref_inference.vectors import prefetch_rows
 from ovref_pipelines import live
 from ovref_pipelines.explore.row_cache import RowCache
 from ovref_pipelines.output import BuildOutput, is_collection, open_build
@@ -324,11 +325,8 @@ class Library:
         """Ids of a noun's references, their agreement, and which are suspicious; its neighbours."""
         if name in opened.ranked:
             return opened.ranked[name]
-        ids = opened.collection.references_of(name)
-        if len(ids) > COMPARED:
-            ids = ids[np.linspace(0, len(ids) - 1, COMPARED).astype(int)]
-        vectors_nd = np.asarray(opened.collection.visual[ids], np.float32)
-        agreement, odd = agreement_with_others(vectors_nd)
+        ids = compared(opened.collection.references_of(name))
+        agreement, odd = agreement_with_others(read_visual(opened.collection, ids))
         near = self._noun_neighbours(opened.collection, name)
         found = {"ids": ids, "agreement": agreement, "odd": odd, "neighbours": near}
         if len(opened.ranked) > 256:
@@ -348,6 +346,20 @@ class Library:
              "count": int(counts[i])}
             for i in near.tolist() if i != row
         ]  # fmt: skip
+
+
+def compared(ids: np.ndarray) -> np.ndarray:
+    """An even sample of `COMPARED` ids; all if there are no more."""
+    if len(ids) <= COMPARED:
+        return ids
+    return ids[np.linspace(0, len(ids) - 1, COMPARED).astype(int)]
+
+
+def read_visual(collection: ReferenceCollection, ids: np.ndarray) -> np.ndarray:
+    """(n, d) float32 visual embeddings of references that may be scattered over the file: asked for
+    together, since the system reads many pages around each row that it is not told of."""
+    prefetch_rows(collection.visual, ids)
+    return np.asarray(collection.visual[ids], np.float32)
 
 
 def _tables(url: str) -> list[Path]:

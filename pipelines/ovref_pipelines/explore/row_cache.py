@@ -28,10 +28,13 @@ class RowCache:
             paths: of the collection's table, or those of its partitions.
         """
         self._paths = paths
-        self._starts = []
+        self._starts: list[np.ndarray] = []
+        self._metadata: list[pq.FileMetaData] = []
         for path in paths:
             with pq.ParquetFile(path, memory_map=True) as file:
-                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                metadata = file.metadata
+            groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self._metadata.append(metadata)
             self._starts.append(np.cumsum([0, *groups]))
         self._group = lru_cache(GROUPS)(self._read)
         self._readers = ThreadPoolExecutor(READERS)
@@ -58,5 +61,6 @@ class RowCache:
     def _read(self, place: tuple[int, int]) -> pa.Table:
         # Each read opens the file anew, because an open file must not be shared between threads.
         part, group = place
-        with pq.ParquetFile(self._paths[part], memory_map=True) as file:
+        path, metadata = self._paths[part], self._metadata[part]
+        with pq.ParquetFile(path, memory_map=True, metadata=metadata) as file:
             return file.read_row_group(group, use_threads=False)

@@ -16,6 +16,7 @@ from ovref_inference.encoders.load import load_region_encoder
 from ovref_inference.images import box_of
 from ovref_inference.segmenters.load import METHODS, load_segmenter
 from ovref_inference.vectors import l2_normalised
+from ovref_pipelines.explore.library import compared, read_visual
 from ovref_pipelines.explore.pictures import labelled, webp
 
 SIDE = 1024
@@ -121,15 +122,15 @@ class Photographs:
         return found
 
     def _nearest(self, feature_d: np.ndarray, names: list[str]) -> tuple[list[int], list[float]]:
-        """The references that stand for a class of these names and look most like a region."""
+        """The references that stand for a class of these names and look most like a region, of an
+        even sample if there are many (`library.compared`)."""
         ids = np.concatenate([self._collection.references_of(name) for name in names])
         if not len(ids):
             texts = self._collection.embed_text(names[:1])
             ids = self._collection.search_text(texts, k=100).ids[0]
             ids = ids[ids >= 0]
-        cosines = np.asarray(self._collection.visual[ids], np.float32) @ l2_normalised(
-            feature_d[None]
-        )[0]
+        ids = compared(ids)
+        cosines = read_visual(self._collection, ids) @ l2_normalised(feature_d[None])[0]
         best = np.argsort(-cosines)[:DECIDING]
         return ids[best].tolist(), cosines[best].tolist()
 

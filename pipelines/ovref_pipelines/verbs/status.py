@@ -16,7 +16,7 @@ from ovref_inference.collection import store as collections
 from ovref_pipelines import live
 from ovref_pipelines.engine.ledger import QUARANTINE
 from ovref_pipelines.engine.progress import duration
-from ovref_pipelines.engine.summary import counts_text, summarise
+from ovref_pipelines.engine.summary import counts_text, filter_warnings, summarise
 from ovref_pipelines.output import BuildOutput, open_build, quarantined_in
 
 NAMED = 5
@@ -196,6 +196,7 @@ def _manifest_lines(store: Store) -> list[str]:
         encoder = getattr(manifest, name)
         indexes = sorted({getattr(part, f"{name}_index").factory for part in parts})
         lines.append(f"  {name}: {encoder.model}, {encoder.dim} wide, index {', '.join(indexes)}")
+    lines += [f"  WARNING: {text}" for text in filter_warnings(manifest.build.get("summary") or {})]
     return [*lines, f"  fingerprint: {manifest.fingerprint}"]
 
 

@@ -324,7 +324,7 @@ def test_on_s3_partitions_are_read_in_place_and_asked_at_a_time(divided, s3, tmp
     collection, asked, together = requests.of(
         lambda: ReferenceCollection.open(cache=tmp_path / "whole", **s3)
     )
-    alone, alone_asked = [], 1  # the manifest of all partitions; its tree is not read
+    alone, alone_asked = [], 2  # the manifest of all partitions; its tree is not read
     for number in range(3):
         place = s3 | {
             "url": f"{s3['url']}/partitions/{number:05d}", "cache": tmp_path / f"{number}"

@@ -215,6 +215,24 @@ def test_coco_with_the_list_of_references(collection, tmp_path):
             assert (tmp_path / "images" / image["file_name"]).is_file()
 
 
+def test_a_category_of_fewer_references_is_not_in_the_list(collection, tmp_path):
+    """no-time-to-train refuses a list whose categories have different numbers of references."""
+
+    def few(rows):
+        return [
+            None if row["noun"] == "dog" and number % 3 else one
+            for number, (row, one) in enumerate(zip(rows, pictures(rows), strict=True))
+        ]
+
+    found = exports.export_exemplars(collection, few, tmp_path, k=3, coco=True)
+    names = {c["id"]: c["name"] for c in COCO(str(tmp_path / "coco.json")).cats.values()}
+    references = json.loads((tmp_path / "references.json").read_text())
+    assert sorted(names.values()) == sorted(NOUNS)
+    assert {names[int(category)] for category in references} == {"cat", "tree"}
+    assert {len(entries) for entries in references.values()} == {3}
+    assert "dog: 1 of 3 exemplars, so it is not in references.json" in found.left_out
+
+
 def test_the_best_references_show_different_looks():
     """Of two tight groups, one from each, and the nearest to its middle."""
 

@@ -1,5 +1,8 @@
 """Collections from arrays: what comes out is what went in, and can be searched."""
 
+import sys
+from importlib.util import find_spec
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +16,7 @@ from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays, read_ar
 from ovref.exchange.picture_files import PublishedPictures
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection.retrieve import class_embeddings, retrieval_embedding
+from ovref_inference.errors import MissingPackageError
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,13 @@ def test_it_handles_like_any_other(published):
     assert table.num_rows == 60 and table.column_names == ["noun", "score"]
     with pytest.raises(ValueError, match="has the columns id, key"):
         collection.to_table(["colour"])
+    if find_spec("pandas"):  # in no extra that the tests need
+        frame = collection.to_pandas(["noun", "score"])
+        assert frame.to_dict("list") == table.to_pydict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(MissingPackageError, match=r"to_pandas needs .*pandas"):
+            collection.to_pandas()
 
 
 def test_files_are_read(arrays, tmp_path):

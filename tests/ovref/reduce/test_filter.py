@@ -163,6 +163,38 @@ def test_the_noun_agreement_by_an_inverted_file_on_disk(place, reduced, monkeypa
     assert {path.name for path in out.iterdir()} == kept
 
 
+def test_nouns_of_which_nothing_is_left_are_counted_and_named(place, reduced):
+    captions = {"boat": "harbour", "dog": "park", "lion": "harbour park"}
+    references = [
+        dataclasses.replace(one, caption=captions.get(one.noun.text, one.caption))
+        for one in make_references()
+    ]
+    twice = [*references, *references[:10]]  # a key that occurs again is no loss
+    target, summary = reduced(place(twice), spec(blocked_captions=("harbour", "park")))
+    assert summary["lost_nouns"] == {
+        "nouns": 3, "references": 68, "most_frequent": [["boat", 40], ["dog", 25], ["lion", 3]],
+    }  # fmt: skip
+    assert collections.read_manifest(str(target)).build["summary"]["lost_nouns"]["nouns"] == 3
+    _, plain = reduced(place(references, run=1), spec(blocked_captions=("number 1",)), "plain")
+    assert "lost_nouns" not in plain and plain["filter"][-1]["after"] < 118
+
+
+def test_a_noun_whose_references_are_kept_or_deleted_is_not_lost(place, reduced):
+    """When a collection grows: cats were there, dogs were deleted and do not come back."""
+    old = make_references({"cat": 9, "dog": 9, "tree": 9})
+    target, _ = reduced(place(old), spec())
+    with ReferenceCollection.open(target) as collection:
+        dogs = collection.references_of("dog")
+    collections.tombstone(str(target), dogs, "opt-out")
+    new = make_references({"cat": 5, "boat": 4}, seed=1)
+    again = [one for one in old if one.noun.text == "dog"]
+    step = place(new + again, run=1)
+    _, summary = reduced(step, spec(blocked_captions=("a",)), base=Store.open(str(target)))
+    assert summary["lost_nouns"] == {
+        "nouns": 1, "references": 4, "most_frequent": [["boat", 4]]
+    }  # fmt: skip
+
+
 def test_filters_leaving_nothing_are_an_error(place, reduced, tmp_path):
     with pytest.raises(InputError, match=r"leave none of 118 references.*score 118"):
         reduced(place(make_references()), spec(min_score=2.0))

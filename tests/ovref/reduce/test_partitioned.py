@@ -290,6 +290,8 @@ def test_a_leaf_without_references_becomes_a_partition_when_some_come(place, red
     target, summary = reduced(place(references), spec)
     assert (summary["partitions"], summary["references"]) == (2, 22)
     assert summary["filter"][-1] == {"filter": "score", "before": 31, "after": 22}
+    lost = {"nouns": 1, "references": 9, "most_frequent": [["dog", 9]]}
+    assert summary["lost_nouns"] == lost
     before = manifest_of(target).partitions
     new = with_low_scores(make_references({"dog": 8}, seed=1))
     _, summary = reduced(place(new, run=1), spec, base=Store.open(str(target)))

@@ -326,6 +326,7 @@ def test_what_the_filters_left_out_is_counted_and_shown(build_output, tmp_path):
         assert steps["score"]["before"] == steps["score"]["after"] == 60 and lost > 0
         shown = found["dropped"]["near_duplicate"]
         assert found["dropped"].keys() == {"near_duplicate"} and len(shown) == min(24, lost)
+        assert found["warnings"] == []
         kept = explorer.library.open().collection
         keys = {row["key"] for row in kept.rows(np.arange(len(kept)))}
         assert len(keys) == 60 - lost and not keys & {one["key"] for one in shown}

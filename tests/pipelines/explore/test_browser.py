@@ -22,7 +22,10 @@ from ovref.storage.file_store import Store
 from ovref.storage.steps import open_step
 from ovref_inference import ReferenceCollection
 from ovref_inference.encoders import load_text_encoder
+from ovref_pipelines.engine.progress import Progress
+from ovref_pipelines.engine.reports import Report
 from ovref_pipelines.explore.library import Library
+from ovref_pipelines.live import Live
 from scene_collections import EMBED, image_record
 
 pytestmark = pytest.mark.slow
@@ -176,6 +179,24 @@ def test_nouns_references_and_marks(pages):
     page.click("nav >> text=Build")
     page.wait_for_selector("text=The collection is published.")
     assert page.locator(".step").count() == 4
+
+
+def test_a_build_is_watched_while_it_runs(pages):
+    page, explorer = pages()
+    store = explorer.library.build.store
+    Path(store.url.removeprefix("file://"), "references", "complete.json").unlink()
+    seconds = iter(range(0, 1000, 10))
+    progress = Progress("references", stream=io.StringIO(), clock=lambda: next(seconds))
+    progress.begin(total=1, done=0, records_to_go=SCENES, workers=1)
+    progress.working(1)
+    page.click("nav >> text=Build")
+    for done in (20, 60):
+        progress.report(Report(shard="000000", done=done, dropped=0))
+        counts = progress.counts()
+        Live(store).watch([counts])
+        page.wait_for_selector(f".step:has-text('{done} of {SCENES} records')")
+        assert f"{counts['records_per_second']:.3g}"[:3] in page.inner_text(".step:last-of-type")
+    assert page.inner_text(".verdict") == "running"
 
 
 def test_coverage_and_a_photograph_with_its_reasons(pages, tmp_path):

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recipe_fakes import fake_build
+from small_build import captions_of, reference_of
 
 from ovref.config import load
 from ovref.errors import InputError, MismatchError
+from ovref.reduce.spec import ReduceSpec
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
@@ -143,6 +146,22 @@ def test_an_estimate_of_a_build_that_has_not_begun(built, tmp_path):
     assert "9 of 9 records missing" in text and "at 2" in text
     total = sum(found.elapsed(step) for step in found.steps)
     assert f"total {duration(total)}" in text
+
+
+def test_an_estimate_of_a_collection_in_partitions(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "_seconds_a_noun", lambda config, names: 0.01)
+    references = [reference_of(caption) for caption in captions_of("000000")]
+    whole, parts = (
+        estimate._collection(
+            fake_build(tmp_path, 3, 3, reduce=ReduceSpec(partition_references=most)),
+            references, 1e6, ready=False,
+        )
+        for most in (None, 10_000)
+    )  # fmt: skip
+    assert whole.alone_seconds > 0 == parts.alone_seconds  # workers encode the nouns
+    assert parts.seconds > whole.seconds + whole.alone_seconds
+    # Indexes of less than 20,000 references are exact, with vectors of float32.
+    assert parts.stored - whole.stored == pytest.approx(1e6 * 2 * (8 + 6))
 
 
 def test_what_the_driver_does_alone_is_not_shared_by_workers():

@@ -338,7 +338,7 @@ function resultOf(method, result, { colours, size_hw: [height, width] }) {
 // -- filtered ----------------------------------------------------------------------------------
 
 async function filtered(main) {
-  const { steps, dropped } = await ask("/api/filtered");
+  const { steps, warnings, dropped } = await ask("/api/filtered");
   const words = {
     unusable_vectors: "embedding not finite or not of unit length", repeated_key: "occurs twice", area: "min_area, max_area",
     score: "min_score", near_duplicate: "duplicate_cosine", noun_agreement: "min_noun_agreement",
@@ -347,6 +347,7 @@ async function filtered(main) {
   };
   main.replaceChildren(el("h1", {}, "Filtered"),
     el("p", { className: "muted" }, "References dropped by the filters of the reduction. Their thresholds are the settings reduce.filter.*; `ovref reduce` quickly applies others."),
+    ...warnings.map((text) => el("p", { className: "error" }, text)),
     el("div", { className: "scroll" }, el("table", {},
       el("tr", {}, ["filter", "setting", "before", "after", "dropped"].map((head, at) => el("th", { className: at > 1 ? "number" : "" }, head))),
       steps.map(({ filter, before, after }) => el("tr", {}, el("td", {}, filter), el("td", { className: "muted" }, words[filter] || ""),
