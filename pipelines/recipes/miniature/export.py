@@ -3,9 +3,8 @@
     python -m recipes.miniature.export --work DIR [--output pipelines/ovref_miniature/weights]
 
 May run while models are training; a model without a checkpoint is left unchanged. `training.json`
-records the steps and seconds behind every folder. `DIR/clip_rc`, `DIR/fcclip` and
-`DIR/open_mask_former` are the outputs of `ovref train --config miniature_clip_rc`,
-`miniature_fcclip` and `miniature_mask_former`.
+records the steps and seconds behind every folder. `DIR/clip_rc` is the output of `ovref train
+--config miniature_clip_rc`.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save
 
 from ovref_inference.segmenters.clip_rc import HEAD, WEIGHTS, read_head
 from ovref_miniature import FOLDER
@@ -85,34 +84,12 @@ def export(work, output):
         save_grounding_dino(output / "grounding_dino", probed.detector)
     if load("maskformer", layered):
         save_maskformer(output / "maskformer", layered.maskformer)
-    for name, described in (("fcclip", "fcclip.json"), ("open_mask_former", "config.json")):
-        if (work / name / described).is_file():
-            done[name] = save_proposer(work / name, output / name)
     if (work / "clip_rc" / HEAD).is_file():
         done["clip_rc"] = save_clip_rc(work / "clip_rc", output / "clip_rc")
     path = output / "training.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")
     return done
-
-
-def save_proposer(trained, folder):
-    """Copies what `ovref train` has made of a proposer, in half precision; returns its steps and
-    seconds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in trained.glob("*.json"):
-        (folder / path.name).write_bytes(path.read_bytes())
-        tree = json.loads(path.read_text())
-        facts = tree.get("training") or tree.get("open_classes", {}).get("training")
-        if facts:
-            found = {name: facts[name] for name in ("steps", "seconds")}
-    for path in trained.glob("*.safetensors"):
-        halves = {
-            name: tensor.half() if tensor.is_floating_point() else tensor
-            for name, tensor in load_file(path).items()
-        }
-        save_file(halves, folder / path.name, metadata={"format": "pt"})
-    return found
 
 
 def save_clip_rc(trained, folder):

@@ -82,9 +82,9 @@ class Proposers:
     sam: SamConfig = field(default_factory=lambda: SamConfig(model="miniature:sam"))
     """Turns the detector's boxes into masks."""
     fcclip: FcClipConfig | None = None
-    """A trained FC-CLIP (`trained_proposers.py`)."""
+    """A trained FC-CLIP."""
     open_mask_former: MaskFormerConfig | None = None
-    """A MaskFormer with open classes (the same)."""
+    """A MaskFormer with open classes."""
 
 
 @dataclass(frozen=True, kw_only=True)

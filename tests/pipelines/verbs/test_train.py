@@ -250,7 +250,6 @@ def test_a_real_step_at_full_size(path, full_size_clip, tmp_path):
 
 @pytest.mark.slow
 def test_real_steps_of_the_mask_heads_at_full_size(tmp_path):
-    """`tests/benchmarks/trained_proposers.py --full-size` records time and memory."""
     root = full_size.write_coco(tmp_path / "coco")
     given = [f"data.root={root}", "device=cpu", f"output={tmp_path / 'out'}"]
     clip = full_size.write_convnext_large(tmp_path / "convnext")
