@@ -19,9 +19,7 @@ from safetensors.torch import save
 from ovref_inference.segmenters.clip_rc import HEAD, WEIGHTS, read_head
 from ovref_miniature import FOLDER
 from recipes.miniature.architectures import (
-    CONVNEXT_CONFIG,
     Classifier,
-    new_clip_convnext,
     new_dino,
     new_dinov2,
     save_clip,
@@ -67,9 +65,6 @@ def export(work, output):
         )
     if load("clip", clip):
         save_clip(output / "clip", clip.clip)
-    convnext = new_clip_convnext()
-    if load("clip_convnext", convnext):
-        save_clip(output / "clip_convnext", convnext, CONVNEXT_CONFIG)
     for name, model in (("dinov2", dinov2), ("dino", dino)):
         # The one that was trained further is the better one.
         if load(f"{name}_refined", model) or load(name, model):
