@@ -1,19 +1,11 @@
 """The configurations that ovref ships: all of them are read, and the captions are the grammar's."""
 
-from pathlib import Path
-
 import pytest
 
 from ovref.config import load
 from ovref_pipelines.recipe import BuildConfig
+from shipped_configs import BUILDS, CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-OTHERS = ("miniature_evaluate", "miniature_tables")
-BUILDS = [
-    path
-    for path in sorted(CONFIGS.glob("*.yaml"))
-    if path.stem not in OTHERS and "clip_rc" not in path.stem
-]
 CORPUS = ["corpus.path=captions.json"]
 WITH_CORPUS = ("coco500", "retclip_open_images")
 """Configurations of a certain corpus."""

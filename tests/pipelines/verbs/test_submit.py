@@ -22,6 +22,7 @@ from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConf
 from ovref_pipelines import cli
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.recipe import BuildConfig
+from shipped_configs import BUILDS
 
 submit = pytest.importorskip("ovref_pipelines.verbs.submit")
 import ray  # noqa: E402 - after the check that it is installed
@@ -118,14 +119,7 @@ def test_the_command_holds_the_whole_configuration(tmp_path):
     assert (options.verb, options.config) == ("build", "/dev/stdin")
 
 
-BUILDS = [
-    path
-    for path in (ROOT / "configs").glob("*.yaml")
-    if not path.stem.endswith(("_evaluate", "_tables")) and "clip_rc" not in path.stem
-]
-
-
-@pytest.mark.parametrize("path", sorted(BUILDS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", BUILDS, ids=lambda path: path.stem)
 def test_every_shipped_build_survives_the_way(path, tmp_path):
     overrides = ["output=/o", "corpus.path=/c", "engine.engine=ray"]
     config = load(BuildConfig, path, overrides)
