@@ -82,7 +82,9 @@ def test_a_reduction_in_partitions_killed_at_random_moments(tmp_path, in_partiti
     killed = kill_at_random(config, random.Random(seed), 0.9 * seconds, 5)
     assert killed and set(killed) == {"collection"}
     assert content_of(config) == wanted
-    assert {path.suffix for path in (tmp_path / "work").iterdir()} == {".parquet"}
+    left = {path.suffix for path in (tmp_path / "work").iterdir()}
+    # A kill after the manifest is written, before the lock is released, leaves an empty lock file.
+    assert left - {".lock"} == {".parquet"}
 
 
 @pytest.mark.slow
