@@ -38,13 +38,7 @@ def serve(
     """
     library = Library(place, build)
     token = secrets.token_urlsafe(24)
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:  # the latter for a port above 65535
-        listener.close()
-        raise ConfigError(f"cannot listen on {host} port {port}: {error}") from error
+    listener = listening(host, port)
     port = listener.getsockname()[1]
     everywhere = host in ("0.0.0.0", "::")
     name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
@@ -57,3 +51,18 @@ def serve(
         threading.Timer(0.3, webbrowser.open, [url]).start()
     with listener:
         server.run(sockets=[listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket bound to this address. Raises ConfigError: it is taken, or is none."""
+    # asyncio turns off Nagle's algorithm, which delays each answer by 40 ms, only where the socket
+    # says that it is TCP.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:  # the latter for a port above 65535
+        listener.close()
+        raise ConfigError(f"cannot listen on {host} port {port}: {error}") from error
+    return listener
