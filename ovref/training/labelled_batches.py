@@ -160,8 +160,8 @@ class LabelledBatches:
             size_hw: of the crops.
             batch: images of a step, of all parts.
             seed: of the order of images, and of what is varied.
-            instances: whether the segments of a panoptic set are told apart. Its crowds are then
-                UNLABELLED, as in Mask2Former.
+            instances: whether each segment of a panoptic set keeps a number of its own. Crowds
+                are then UNLABELLED, as in Mask2Former.
         """
         self._data, self._config, self._size_hw = data, config, size_hw
         self._instances = instances

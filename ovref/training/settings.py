@@ -102,6 +102,14 @@ class TrainingConfig:
         """The step whose checkpoint is kept for good, with which a transductive training begins."""
         return self.steps // 2
 
+    def hours_text(self, seconds: float, device: str) -> str:
+        """For people: how long the training takes if one image takes `seconds`."""
+        hours = seconds * self.steps * self.batch / 3600
+        return (
+            f"one image forward and backward: {seconds:.1f} s on {device}; {self.steps} steps of "
+            f"{self.batch} images one by one: {hours:.1f} hours"
+        )
+
 
 UNCOUNTED = ("accumulate", "save_every", "log_every", "tensorboard")
 """Fields of `TrainingConfig` that may change when a training is resumed."""

@@ -12,20 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch.nn.functional import interpolate
 
 from ovref.check_models import weights_fingerprint
 from ovref.config import STRICT, dump
-from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.opening import LabelledSet
-from ovref.identity import fingerprint
 from ovref.storage.file_store import Store
 from ovref.training import checkpoints
 from ovref.training.labelled_batches import LabelledBatch, LabelledBatches, TrainingData
+from ovref.training.labelled_data import classes_text, data_identity, shown_classes
 from ovref.training.loop import Losses, train
 from ovref.training.losses import (
     class_targets,
@@ -169,16 +167,10 @@ def check(spec: ClipRcTraining) -> str:
     loss.backward()
     seconds = time.monotonic() - began
     count = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
-    names = made.data.class_names
-    unknown = [name for i, name in enumerate(names) if i not in made.split.shown]
-    images = spec.training.steps * spec.training.batch
-    hours = seconds * images / 3600
     return (
-        f"{made.data.name}\n{len(made.split.shown)} classes with masks"
-        + (f", {len(unknown)} without: {', '.join(unknown)}" if unknown else "")
-        + f"\n{count / 1e6:.2f} million weights to train on {spec.network.model}\n"
-        f"one image forward and backward: {seconds:.1f} s on {made.device.type}; "
-        f"{spec.training.steps} steps of {spec.training.batch} images one by one: {hours:.1f} hours"
+        f"{classes_text(made.data, made.split.shown)}\n"
+        f"{count / 1e6:.2f} million weights to train on {spec.network.model}\n"
+        f"{spec.training.hours_text(seconds, made.device.type)}"
     )
 
 
@@ -211,7 +203,7 @@ def prepare(spec: ClipRcTraining) -> Prepared:
     network, pixels = load_network(spec.network, device)
     identity = _identity(spec, data)
     if spec.start:
-        seen = [data.class_names[label] for label in _shown(data)]
+        seen = [data.class_names[label] for label in shown_classes(data)]
         identity["start"] = _start(spec, network, seen)
     text = load_text_encoder(
         TextEncoderConfig(model=spec.network.model, revision=spec.network.revision), device="cpu"
@@ -263,16 +255,10 @@ def losses_of(
     return losses
 
 
-def _shown(data: LabelledSet) -> tuple[int, ...]:
-    """Classes whose masks may be shown to a zero-shot training."""
-    seen = data.seen or (True,) * len(data.class_names)
-    return tuple(np.flatnonzero(seen).tolist())
-
-
 def _split(data: LabelledSet, setting: str) -> _Split:
     """Raises InputError where the setting needs unseen classes and there are none."""
     every = tuple(range(len(data.class_names)))
-    shown = every if setting == "supervised" else _shown(data)
+    shown = every if setting == "supervised" else shown_classes(data)
     if setting == "transductive" and shown == every:
         raise InputError(
             f"{data.name} has no unseen classes, which a transductive training is for: name them "
@@ -283,20 +269,9 @@ def _split(data: LabelledSet, setting: str) -> _Split:
 
 def _identity(spec: ClipRcTraining, data: LabelledSet) -> dict[str, Any]:
     """What, beside the loop's settings, a checkpoint must have been trained with."""
-    settings = dump(spec)
-    for name in ("output", "training", "device", "start"):
-        del settings[name]
-    for name in ("root", "threads"):
-        del settings["data"][name]
-    for name in ("images", "labels", "classes") if spec.data.folder else ():
-        del settings["data"]["folder"][name]
     return {
         "method": "clip_rc",
-        **settings,
-        "images": fingerprint(list(data.ids)),
-        "files": identify_files(data.folders),
-        "classes": [data.class_fingerprint, list(data.class_names)],
-        "seen": [data.class_names[label] for label in _shown(data)],
+        **data_identity(spec, data, without=("start",)),
         "clip": weights_fingerprint(spec.network.model, spec.network.revision),
     }
 

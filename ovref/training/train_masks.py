@@ -23,12 +23,11 @@ from transformers import AutoConfig, MaskFormerForInstanceSegmentation, SwinMode
 
 from ovref.check_models import weights_fingerprint
 from ovref.config import dump
-from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError, ModelError
 from ovref.evaluation.named_sets.opening import LabelledSet
-from ovref.identity import fingerprint
 from ovref.storage.file_store import Store
 from ovref.training.labelled_batches import LabelledBatches
+from ovref.training.labelled_data import classes_text, data_identity, shown_classes
 from ovref.training.loop import Losses, train
 from ovref.training.mask_settings import (
     FcClipNetwork,
@@ -163,16 +162,11 @@ def check(spec: MaskTraining) -> str:
     seconds = time.monotonic() - began
     count = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
     masks = len(np.unique(batch.segments_nhw[batch.segments_nhw >= 0]))
-    names = made.data.class_names
-    unknown = [name for i, name in enumerate(names) if i not in made.shown]
-    hours = seconds * spec.training.steps * spec.training.batch / 3600
+    found = ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
     return (
-        f"{made.data.name}\n{len(made.shown)} classes with masks"
-        + (f", {len(unknown)} without: {', '.join(unknown)}" if unknown else "")
-        + f"\n{count / 1e6:.2f} million weights to train\n{masks} masks in {batch.names[0]}; "
-        + ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
-        + f"\none image forward and backward: {seconds:.1f} s on {made.device.type}; "
-        f"{spec.training.steps} steps of {spec.training.batch} images one by one: {hours:.1f} hours"
+        f"{classes_text(made.data, made.shown)}\n"
+        f"{count / 1e6:.2f} million weights to train\n{masks} masks in {batch.names[0]}; {found}\n"
+        f"{spec.training.hours_text(seconds, made.device.type)}"
     )
 
 
@@ -187,8 +181,7 @@ def prepare(spec: MaskTraining) -> Prepared:
     if not isinstance(spec, FcClipTraining | MaskFormerTraining):
         raise TypeError(f"expected the settings of one of the two trainings, found {type(spec)}")
     data = spec.data.open()
-    seen = data.seen or (True,) * len(data.class_names)
-    shown = tuple(np.flatnonzero(seen).tolist())
+    shown = shown_classes(data)
     store = Store.open(spec.output)
     batches = LabelledBatches(
         data, shown, spec.data, shown=shown, size_hw=spec.network.size_hw,
@@ -211,7 +204,7 @@ def prepare(spec: MaskTraining) -> Prepared:
     network = network.to(device)
     return Prepared(
         data=data, shown=shown, names=names, network=network, batches=batches, store=store,
-        identity=_identity(spec, data, shown), device=device,
+        identity=_identity(spec, data), device=device,
         losses_of=losses_of(
             spec.losses, texts_nd.to(device), class_of, pixels, spec.training.seed
         ),
@@ -286,24 +279,13 @@ def _begin_with(head: OpenMaskFormer, start: Start) -> None:
     copy_weights(wanted, given, start.model)
 
 
-def _identity(spec: MaskTraining, data: LabelledSet, shown: tuple[int, ...]) -> dict[str, Any]:
+def _identity(spec: MaskTraining, data: LabelledSet) -> dict[str, Any]:
     """What, beside the loop's settings, a checkpoint must have been trained with."""
-    settings = dump(spec)
-    for name in ("output", "training", "device"):
-        del settings[name]
-    for name in ("root", "threads"):
-        del settings["data"][name]
-    for name in ("images", "labels", "classes") if spec.data.folder else ():
-        del settings["data"]["folder"][name]
     network: Any = spec.network  # type: ignore[attr-defined]
     start = getattr(network, "start", None)
     return {
         "method": "fcclip" if isinstance(spec, FcClipTraining) else "mask_former",
-        **settings,
-        "images": fingerprint(list(data.ids)),
-        "files": identify_files(data.folders),
-        "classes": [data.class_fingerprint, list(data.class_names)],
-        "seen": [data.class_names[label] for label in shown],
+        **data_identity(spec, data),
         "clip": weights_fingerprint(network.model, getattr(network, "revision", "")),
         "start": start and weights_fingerprint(start.model, start.revision),
     }
