@@ -114,7 +114,7 @@ def divide(embeddings_nd: np.ndarray, counts_n: np.ndarray, most: int) -> tuple[
 def _cut(
     embeddings: np.ndarray, rows: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, float, np.ndarray] | None:
-    """Direction, threshold, and who is in the right half; None if the rows cannot be told apart."""
+    """Direction, threshold, and which rows are in the right half; None if all rows are equal."""
     if len(rows) < 2:
         return None
     direction = _principal_direction(embeddings, rows)

@@ -9,7 +9,7 @@ x 640 or 640 x 480 pixels, again and again under other names; label maps hold th
 void elsewhere. `ovref evaluate` runs over them in a process of its own, whose resident set is read
 every half second from outside, with the number of images that are scored by then:
 
-- `many`: all images, or what is scored in so many minutes; 80 classes, the miniature's models,
+- `many`: all images, or those scored within the time limit; 80 classes, the miniature's models,
   FOSSIL without proposals.
 - `full`: the first `--full` images at FOSSIL's own sizes, 171 classes: windows of 448 pixels,
   DINOv2's 1369 patches of 1024 numbers, OpenCut on DINO's 3600 patches of 768 with the CRF; the
@@ -192,7 +192,7 @@ def saved(folder, model, processor):
 
 
 def watched(folder, name, images, settings, minutes):
-    """Runs an evaluation, for so many minutes at most, and reads its memory from outside."""
+    """Runs an evaluation, up to a time limit in minutes, and reads its memory from outside."""
     output = folder / f"out_{name.partition(',')[0]}"
     settings |= {
         "output": str(output), "root": str(folder), "limit": images, "pictures": 0,
@@ -256,7 +256,7 @@ def report(results):
             f"## {found['images']:,} images, one after the other",
             "",
             "COCO's 80 classes, FOSSIL without proposals, the miniature's models; the largest "
-            "resident set while so many images were scored:",
+            "resident set by the number of images scored:",
             "",
             "| images | MB |",
             "|---:|---:|",

@@ -20,13 +20,13 @@ from ovref_pipelines.recipe import BuildConfig
 
 ROOT = Path(__file__).parents[2]
 CEILING, SHARE = 766e12, 0.35
-"""Of results/gpu.md: products of bfloat16 matrices on the H100, and the share of them at which
+"""Products of bfloat16 matrices on the H100 (results/gpu.md), and the share of them at which
 Stable Diffusion 3.5 medium generated without attribution, not compiled, two captions at once."""
 FOSSIL_TFLOP, FOSSIL_RATE = 83.0 + 1.0, 3.85
-"""Of `fossil` on the same card: operations an image with its embedding, and images a second of a
+"""`fossil` on the same card: operations an image with its embedding, and images a second of a
 whole compiled worker."""
 TOKENS = 512
-"""Of a caption, padded."""
+"""Tokens of a padded caption."""
 
 
 def main():

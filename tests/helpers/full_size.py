@@ -13,7 +13,7 @@ from ovref.evaluation.named_sets.bundled_classes import bundled
 from ovref.evaluation.named_sets.sets_coco import STUFF_IDS
 
 SIZE_HW = (480, 640)
-"""Of COCO's photographs, mostly."""
+"""The commonest size of COCO's photographs."""
 SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 SMALL_VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
 

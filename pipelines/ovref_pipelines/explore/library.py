@@ -357,7 +357,7 @@ def compared(ids: np.ndarray) -> np.ndarray:
 
 def read_visual(collection: ReferenceCollection, ids: np.ndarray) -> np.ndarray:
     """(n, d) float32 visual embeddings of references that may be scattered over the file: asked for
-    together, since the system reads many pages around each row that it is not told of."""
+    together, since the system reads many pages around each row that was not prefetched."""
     prefetch_rows(collection.visual, ids)
     return np.asarray(collection.visual[ids], np.float32)
 

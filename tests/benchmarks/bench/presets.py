@@ -108,7 +108,7 @@ SIZES_HW = {
     "sdxl": (1024, 1024),
     "sd35_medium": (1024, 1024),
 }
-"""Of the images a preset generates."""
+"""The size of the images that a preset generates."""
 
 NOISE = {
     "beta_start": 0.00085,
