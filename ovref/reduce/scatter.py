@@ -26,7 +26,7 @@ from ovref.ahead import READERS, map_ahead
 from ovref.errors import StorageError
 from ovref.reduce.inputs import Shards, different_widths
 from ovref.reduce.partition_tree import Tree, divide
-from ovref.storage.shards import TableFile
+from ovref.storage.shards import TableFile, text_columns
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection.retrieve import Texts, class_embeddings
 
@@ -38,8 +38,6 @@ PLAN = "plan"
 """The only shard of the step `plan`."""
 _LEAVES = b"leaves"
 """Metadata of a file in parts: JSON, the leaf of each row group."""
-_NUMBERS = ("visual", "textual", "box_xyxy", "measures", "area", "score", "seed")
-"""Columns of references that do not compress."""
 
 COUNTED = pa.schema([("noun", pa.string()), ("count", pa.int64())])
 PLANNED = pa.schema(
@@ -201,9 +199,7 @@ def scatter(target: StepFolder, name: str, group: Shards, plan: StepFolder) -> N
     order = np.argsort(leaves, kind="stable")
     there, starts = np.unique(leaves[order], return_index=True)
     schema = _in_parts(whole.schema, there.tolist())
-    texts_only = [
-        path for field in whole.schema if field.name not in _NUMBERS for path in _paths_in(field)
-    ]
+    texts_only = text_columns(whole.schema)
     options: dict[str, Any] = {
         "compression": dict.fromkeys(texts_only, "zstd"), "use_dictionary": texts_only,
         "write_statistics": False,
@@ -291,13 +287,6 @@ def read_ahead(leaves: int) -> int:
 
 def _widths(table: pa.Table) -> tuple[int, ...]:
     return tuple(table.schema.field(name).type.list_size for name in ("visual", "textual"))
-
-
-def _paths_in(field: pa.Field) -> list[str]:
-    """Paths in Parquet of a column that is a text or a struct of such."""
-    if not pa.types.is_struct(field.type):
-        return [field.name]
-    return [f"{field.name}.{path}" for inner in field.type for path in _paths_in(inner)]
 
 
 def _in_parts(schema: pa.Schema, leaves: list[int]) -> pa.Schema:

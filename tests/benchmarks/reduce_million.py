@@ -55,10 +55,17 @@ QUERIES, KS, TARGET = 1024, (10, 20, 70, 150, 350), 0.95
 Block = tuple[list[str], np.ndarray, np.ndarray]
 
 
-def drawn(folder: Path, references: int, nouns: int, width: int) -> Iterator[Block]:
-    """The nouns of 65,536 references at a time, and their visual and textual embeddings.
+BLOCK = 65_536
+"""References that are drawn at a time."""
+
+
+def drawn(folder: Path, references: int, nouns: int, width: int, first: int = 0) -> Iterator[Block]:
+    """The nouns of a block of references at a time, and their visual and textual embeddings.
 
     Writes the nouns' text embeddings and, at the end, queries.
+
+    Args:
+        first: number of references to leave out, a multiple of BLOCK.
     """
     from ovref_inference.vectors import l2_normalised
 
@@ -75,7 +82,7 @@ def drawn(folder: Path, references: int, nouns: int, width: int) -> Iterator[Blo
     names = [f"noun {number:06d}" for number in range(nouns)]
     np.save(folder / "texts.npy", texts)
 
-    def draw(of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draw(of: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """References of these nouns."""
         n = len(of)
         look = (of * 8 + rng.integers(8, size=n)) * 2654435761 % len(modes)
@@ -85,11 +92,11 @@ def drawn(folder: Path, references: int, nouns: int, width: int) -> Iterator[Blo
         captions += 0.1 * rng.standard_normal((n, width), dtype=np.float32) / width**0.5
         return l2_normalised(x), l2_normalised(captions)
 
-    for start in range(0, references, 65_536):
-        of = noun_of[start : start + 65_536]
-        yield [names[i] for i in of], *draw(of)
+    for start in range(first, references, BLOCK):
+        of = noun_of[start : start + BLOCK]
+        yield [names[i] for i in of], *draw(of, np.random.default_rng([1, start]))
     others = rng.choice(nouns, size=QUERIES, p=weights / weights.sum())
-    np.save(folder / "visual_queries.npy", draw(others)[0])
+    np.save(folder / "visual_queries.npy", draw(others, rng)[0])
     asked = rng.choice(nouns, size=min(QUERIES, nouns), replace=False)
     np.save(folder / "textual_queries.npy", texts[asked])
 

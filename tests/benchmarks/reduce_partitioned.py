@@ -10,9 +10,9 @@ process of its own, one at a time, so that its CPU seconds (without importing li
 threads, of which there is one) and its largest resident memory are its own; tasks of another kind
 share one process, and the undivided reduction has its own. Disk is the largest size of the work
 folder and of what is scattered, sampled. What each task took is a line of
-SCRATCH/partitioned.tasks.jsonl, so a run that was cut off goes on where it stopped. SCRATCH needs
-six times the embeddings. With --spare-disk it needs three times, for the partitioned side alone:
-shards and row groups are deleted as soon as nothing needs them. Writes
+SCRATCH/partitioned.tasks.jsonl, so a run that was cut off, or ended by --stop-after, goes on where
+it stopped. SCRATCH needs six times the embeddings. With --spare-disk it needs three times, for the
+partitioned side alone: shards and row groups are deleted as soon as nothing needs them. Writes
 results/reduce_partitioned_<references>x<width>.json.
 """
 
@@ -41,6 +41,8 @@ os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 import numpy as np
 
 HERE = Path(__file__).parent
+AGAIN = 75
+"""Exit status of a run that is to be started again."""
 
 
 class Texts:
@@ -64,35 +66,44 @@ def embed_spec() -> Any:
     )  # fmt: skip
 
 
-def make_shards(scratch: Path, references: int, nouns: int, width: int, rows: int) -> None:
-    """The references of `reduce_million.make` as a finished step."""
+def make_shards(
+    scratch: Path, references: int, nouns: int, width: int, rows: int, until: float
+) -> None:
+    """The references of `reduce_million.make` as a finished step.
+
+    Args:
+        rows: of a shard; divides `reduce_million.BLOCK`.
+        until: by time.monotonic(), when to stop; the next call goes on.
+    """
     import pyarrow as pa
 
     from ovref.identity import spec_identity
     from ovref.storage.codec import COLUMNS, NOUN
     from ovref.storage.file_store import Store
-    from ovref.storage.shards import TableFile
+    from ovref.storage.shards import TableFile, reference_options
     from ovref.storage.steps import open_step
-    from reduce_million import columns_of, drawn
+    from reduce_million import BLOCK, columns_of, drawn
 
-    scratch.mkdir(parents=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     kinds = COLUMNS["reference"] | {
         name: pa.list_(pa.float16(), width) for name in ("visual", "textual")
     }
     schema = pa.schema(list(kinds.items()))
     identity = {"stages": [spec_identity(embed_spec())]}
     step = open_step(Store.open(str(scratch)), "references", identity)
-    names: list[str] = []
-    for of, *vectors in drawn(scratch, references, nouns, width):
-        table = pa.table(_reference_columns(columns_of(of, len(names) * rows), vectors, NOUN))
+    at = len(step.committed()) * rows // BLOCK * BLOCK
+    for of, *vectors in drawn(scratch, references, nouns, width, at):
+        table = pa.table(_reference_columns(columns_of(of, at), vectors, NOUN))
         for start in range(0, len(of), rows):
-            names.append(f"{len(names):06d}")
             whole = table.slice(start, rows).select(schema.names).cast(schema)
-            with TableFile(schema) as file:
-                for at in range(0, len(whole), 1024):
-                    file.write(whole.slice(at, 1024))
-                step.publish(names[-1], file, inputs=len(whole))
-    step.finish(names)
+            with TableFile(schema, **reference_options(schema)) as file:
+                for part in range(0, len(whole), 1024):
+                    file.write(whole.slice(part, 1024))
+                step.publish(f"{(at + start) // rows:06d}", file, inputs=len(whole))
+        at += len(of)
+        if time.monotonic() > until:
+            raise SystemExit(AGAIN)
+    step.finish(step.committed())
 
 
 def _reference_columns(columns: dict[str, Any], vectors: list[np.ndarray], noun: Any) -> Any:
@@ -118,8 +129,8 @@ def _reference_columns(columns: dict[str, Any], vectors: list[np.ndarray], noun:
 class OwnProcesses:
     """Runs tasks in another process, one after another, and notes what each took."""
 
-    def __init__(self, log: Path, spare: Callable[[Any], None] | None) -> None:
-        self.log, self._spare = log, spare
+    def __init__(self, log: Path, spare: Callable[[Any], None] | None, until: float) -> None:
+        self.log, self._spare, self._until = log, spare, until
         self.work_gb = 0.0
         self._driver_cpu_s = time.process_time()
 
@@ -133,6 +144,8 @@ class OwnProcesses:
         with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=own) as pool:
             for task in tasks:
                 began, self.work_gb = time.monotonic(), 0.0
+                if began > self._until:
+                    raise SystemExit(AGAIN)
                 result, cpu_s, peak = pool.submit(_measured, task).result()
                 names = (one for one in task.args if isinstance(one, str))
                 self.note(
@@ -212,7 +225,9 @@ def _punch(path: Path, start: int, stop: int) -> None:
             raise OSError(ctypes.get_errno(), f"no hole in {path}")
 
 
-def reduce(scratch: Path, name: str, partition: int | None, spare: bool) -> dict[str, Any]:
+def reduce(
+    scratch: Path, name: str, partition: int | None, spare: bool, until: float
+) -> dict[str, Any]:
     """One reduction, and what it took in this process and, in partitions, in those of its tasks."""
     from ovref.reduce import ReduceSpec, reduce_collection
     from ovref.reduce.phases import in_process
@@ -223,9 +238,12 @@ def reduce(scratch: Path, name: str, partition: int | None, spare: bool) -> dict
     watch = threading.Event()
     peak = {"work": 0, "scattered": 0}
     folders = {"work": scratch / f"{name}_work", "scattered": scratch / name / "_scatter"}
+    # What a killed task had done would be missing in the figures of the one that goes on.
+    shutil.rmtree(folders["work"], ignore_errors=True)
     run = OwnProcesses(
-        scratch / "partitioned.tasks.jsonl", Spare(scratch / "references") if spare else None
-    )
+        scratch / "partitioned.tasks.jsonl", Spare(scratch / "references") if spare else None,
+        until,
+    )  # fmt: skip
 
     def sample() -> None:
         while not watch.wait(0.5):
@@ -286,25 +304,33 @@ def main() -> None:
     parser.add_argument("--only", choices=("undivided", "partitioned"))
     parser.add_argument("--keep", action="store_true", help="keep the collections in SCRATCH")
     parser.add_argument("--spare-disk", action="store_true", help="see above; Linux")
+    parser.add_argument(
+        "--stop-after", type=float, default=float("inf"), metavar="SECONDS",
+        help=f"begin no further task after that, and exit with {AGAIN}",
+    )  # fmt: skip
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--child", choices=("undivided", "partitioned"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     scratch = arguments.scratch
     if arguments.child:
         partition = arguments.partition if arguments.child == "partitioned" else None
-        found = reduce(scratch, arguments.child, partition, arguments.spare_disk)
+        found = reduce(scratch, arguments.child, partition, arguments.spare_disk, arguments.until)
         (scratch / f"{arguments.child}.json").write_text(json.dumps(found))
         return
+    until = time.monotonic() + arguments.stop_after
     if not (scratch / "references" / "complete.json").exists():
-        shutil.rmtree(scratch, ignore_errors=True)
         make_shards(
-            scratch, arguments.references, arguments.nouns, arguments.width, arguments.shard
-        )
+            scratch, arguments.references, arguments.nouns, arguments.width, arguments.shard,
+            until,
+        )  # fmt: skip
     for side in (arguments.only,) if arguments.only else ("undivided", "partitioned"):
         if not (scratch / f"{side}.json").exists():
             if side == "undivided":
-                for left in (scratch / side, scratch / f"{side}_work"):
-                    shutil.rmtree(left, ignore_errors=True)
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", side], check=True)
+                shutil.rmtree(scratch / side, ignore_errors=True)
+            command = [sys.executable, __file__, *sys.argv[1:], "--child", side]
+            code = subprocess.run([*command, "--until", str(until)]).returncode
+            if code:
+                raise SystemExit(code)
             if not arguments.keep:
                 shutil.rmtree(scratch / side)
         _report(arguments)
