@@ -46,7 +46,7 @@ OPTIONS = {"key": "S3RVER", "secret": "S3RVER"}
 
 
 class DelayingProxy:
-    """Passes connections on, holding back what the client sends; counts the server's bytes."""
+    """Passes connections on, holding each request back; counts the server's bytes."""
 
     def __init__(self, port: int, delay_s: float) -> None:
         self.target, self.delay_s, self.sent, self.requests = port, delay_s, 0, 0
@@ -70,8 +70,9 @@ class DelayingProxy:
 
             async def requests() -> None:
                 while data := await reader.read(1 << 16):
-                    self.requests += data.startswith((b"GET", b"HEAD"))
-                    await asyncio.sleep(self.delay_s)
+                    if data.startswith((b"GET ", b"HEAD ", b"PUT ", b"POST ", b"DELETE ")):
+                        self.requests += 1
+                        await asyncio.sleep(self.delay_s)
                     up_writer.write(data)
                 up_writer.close()
 

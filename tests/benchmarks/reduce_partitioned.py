@@ -172,7 +172,11 @@ class OwnProcesses:
         tasks = {
             kind: {
                 "tasks": len(some := [one for (task, _), one in first.items() if task == kind]),
-                **{name: sum(one[name] for one in some) for name in ("cpu_s", "wall_s")},
+                **{
+                    name: sum(one[name] for one in some)
+                    for name in ("cpu_s", "wall_s", "driver_cpu_s")
+                },
+                "each_cpu_s": [one["cpu_s"] for one in some],
                 "longest_cpu_s": max(one["cpu_s"] for one in some),
                 "max_rss_gb": max(one["max_rss_gb"] for one in some),
                 "work_gb": max(one["work_gb"] for one in some),
@@ -382,6 +386,8 @@ def _size(folder: Path) -> int:
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
     return round(value, 4) if isinstance(value, float) else value
 
 
