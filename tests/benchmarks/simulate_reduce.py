@@ -1,6 +1,6 @@
 """A reduction in partitions by many workers, simulated from what single tasks took.
 
-    python tests/benchmarks/simulate_reduce.py --measured RESULTS/reduce_partitioned_1000000x768.json
+    python tests/benchmarks/simulate_reduce.py --measured reduce_partitioned_1000000x768.json
     python tests/benchmarks/simulate_reduce.py --validate
 
 The steps follow each other as in `ovref.reduce.partitioned`: the tasks of a step are taken by
