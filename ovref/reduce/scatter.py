@@ -127,14 +127,7 @@ def make_plan(
     """
     started = time.monotonic()
     new = [noun for noun in counts if noun not in known]
-    parts = [
-        table.column("embedding").combine_chunks()
-        for table in map_ahead(encoded.table, encoded.committed())
-    ]
-    vectors = np.concatenate(
-        [np.asarray(part.flatten()).reshape(len(part), -1) for part in parts]
-        or [np.zeros((0, 0), np.float32)]
-    )
+    vectors = _embeddings(encoded, len(new))
     if tree is None:
         sizes = np.array([counts[noun] for noun in new], dtype=np.int64)
         tree, leaves = divide(vectors, sizes, most)
@@ -283,6 +276,20 @@ def planned_sizes(plan: StepFolder, leaves: int) -> np.ndarray:
 def read_ahead(leaves: int) -> int:
     """How many row groups of a partition are read ahead, so that they are fewer than a group."""
     return max(1, min(READERS, leaves // 2))
+
+
+def _embeddings(encoded: StepFolder, nouns: int) -> np.ndarray:
+    """(nouns, d) float32 in the order of the step. Held once: they are most of the plan's
+    memory."""
+    vectors, at = np.zeros((0, 0), np.float32), 0
+    for table in map_ahead(encoded.table, encoded.committed(), threads=1):
+        column = table.column("embedding").combine_chunks()
+        part = np.asarray(column.flatten()).reshape(len(column), -1)
+        if not at:
+            vectors = np.empty((nouns, part.shape[1]), np.float32)
+        vectors[at : at + len(part)] = part
+        at += len(part)
+    return vectors
 
 
 def _widths(table: pa.Table) -> tuple[int, ...]:

@@ -1,0 +1,68 @@
+"""How much work a reduction is: CPU seconds and requests, from what was measured."""
+
+from dataclasses import dataclass
+from math import ceil, log2
+
+from ovref.reduce.scatter import GROUP_ROWS, NOUNS_A_TASK
+
+REDUCE_SECONDS = 3.0e-7
+"""CPU seconds for each number of an embedding, from reference shards to an undivided collection."""
+PARTITION_SECONDS = 2.0e-7
+"""The same for the tasks that make partitions of what was scattered."""
+SCATTER_SECONDS = 0.8e-7
+"""The same for counting and scattering."""
+CUT_SECONDS = 1.0e-10
+"""Of the plan, for each noun, squared number of a text embedding and level of the tree."""
+SHARD_SECONDS = 4e-4
+"""Of the driver, for each reference shard, whose marker it reads."""
+COUNTED_SECONDS = 1e-6
+"""Of the driver, for each reference, whose counted nouns it adds up."""
+REQUESTS_A_SHARD = 11
+"""One for its marker, and those of the tasks that count and scatter."""
+REQUESTS_A_PART = 6
+"""Of a partition, for what it reads of each group of shards."""
+REQUESTS_A_PARTITION = 60
+"""Beside that, most of them to publish it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Of a whole reduction."""
+
+    worker_seconds: float
+    """CPU seconds of tasks, which workers share."""
+    driver_seconds: float
+    """CPU seconds on one machine, while workers wait."""
+    requests: float
+    """To the object store; 0 of an undivided collection, which is made in a local folder."""
+
+
+def work_of(
+    *, references: float, nouns: float, shards: float, visual: int, textual: int,
+    noun_seconds: float, most: int | None,
+) -> Work:  # fmt: skip
+    """The work of a reduction, measured with 20,000 to 2.5 million references of 2 x 768 numbers
+    (`tests/benchmarks/results/reduce_partitioned.md`).
+
+    Args:
+        shards: of the references.
+        visual, textual: numbers of an embedding.
+        noun_seconds: to encode a noun.
+        most: references of a partition; None makes an undivided collection.
+    """
+    numbers = references * (visual + textual)
+    if most is None:
+        return Work(
+            worker_seconds=numbers * REDUCE_SECONDS, driver_seconds=nouns * noun_seconds,
+            requests=0.0,
+        )  # fmt: skip
+    groups, partitions = ceil(references / GROUP_ROWS), max(1, ceil(references / most))
+    plan = nouns * textual**2 * log2(partitions) * CUT_SECONDS
+    read = groups + nouns / NOUNS_A_TASK  # files of counts and of embeddings
+    return Work(
+        worker_seconds=numbers * (SCATTER_SECONDS + PARTITION_SECONDS) + nouns * noun_seconds,
+        driver_seconds=plan + shards * SHARD_SECONDS + references * COUNTED_SECONDS,
+        requests=shards * REQUESTS_A_SHARD
+        + partitions * (groups * REQUESTS_A_PART + REQUESTS_A_PARTITION)
+        + 3 * read,
+    )
