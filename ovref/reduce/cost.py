@@ -12,22 +12,22 @@ PARTITION_SECONDS = 2.0e-7
 SCATTER_SECONDS = 0.8e-7
 """The same for counting and scattering."""
 CUT_SECONDS = 1.0e-10
-"""Of the plan, for each noun, squared number of a text embedding and level of the tree."""
+"""CPU seconds of the plan for each noun, squared number of a text embedding and level of the tree."""
 SHARD_SECONDS = 4e-4
-"""Of the driver, for each reference shard, whose marker it reads."""
+"""CPU seconds of the driver for each reference shard, whose marker it reads."""
 COUNTED_SECONDS = 1e-6
-"""Of the driver, for each reference, whose counted nouns it adds up."""
+"""CPU seconds of the driver for each reference, whose counted nouns it adds up."""
 REQUESTS_A_SHARD = 11
 """One for its marker, and those of the tasks that count and scatter."""
 REQUESTS_A_PART = 6
-"""Of a partition, for what it reads of each group of shards."""
+"""For what a partition reads of each group of shards."""
 REQUESTS_A_PARTITION = 60
 """Beside that, most of them to publish it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Of a whole reduction."""
+    """What a whole reduction takes."""
 
     worker_seconds: float
     """CPU seconds of tasks, which workers share."""

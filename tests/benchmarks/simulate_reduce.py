@@ -55,9 +55,9 @@ class Step:
     name: str
     tasks: int
     cpu_s: Sequence[float]
-    """Of tasks that were measured."""
+    """CPU seconds of tasks that were measured."""
     requests: float
-    """Of a task, `parallel` at a time."""
+    """Requests of a task, `parallel` at a time."""
     parallel: int
     gigabytes: float = 0.0
     """Read and written by a task."""
@@ -72,7 +72,7 @@ class World:
     dying: float
     """Share of the attempts at a task."""
     gigabytes_s: float
-    """Of one worker."""
+    """Bandwidth of one worker."""
 
     def seconds(self, step: Step, rng: np.random.Generator) -> float:
         """Duration of an attempt that succeeds."""

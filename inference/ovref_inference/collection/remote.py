@@ -21,9 +21,9 @@ SMALL_BLOCK_BYTES = 32 << 10
 """The same where what is read together is smaller by far, as a noun's prototypes are."""
 CACHE_BYTES = 10 << 30
 _RUN_BYTES = 8 << 20
-"""Of the adjacent blocks of one request, at most."""
+"""Most bytes of one request for adjacent blocks."""
 _BATCH_BYTES = 16 << 20
-"""Of the blocks in memory at a time, of each file that is read."""
+"""Most bytes of a file that are in memory at a time on their way to the cache."""
 _PARALLEL = 16
 """Requests at a time to a file system that has no parallel requests of its own."""
 
