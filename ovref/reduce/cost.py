@@ -17,9 +17,9 @@ SHARD_SECONDS = 4e-4
 """CPU seconds of the driver for each reference shard, whose marker it reads."""
 COUNTED_SECONDS = 1e-6
 """CPU seconds of the driver for each reference, whose counted nouns it adds up."""
-REQUESTS_A_SHARD = 16
+REQUESTS_A_SHARD = 14
 """One for its marker, and those of the tasks that count and scatter."""
-REQUESTS_A_PART = 6
+REQUESTS_A_PART = 5
 """For what a partition reads of each group of shards."""
 REQUESTS_A_PARTITION = 36
 """Beside that, most of them to publish it."""

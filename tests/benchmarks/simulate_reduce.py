@@ -41,9 +41,9 @@ GROUP, NOUNS_A_TASK = 65_536, 16_384
 LISTED, MARKERS_AT_A_TIME = 1000, 128
 """Names of an answer to a listing; markers that the driver asks for at a time."""
 DELAY_S = 0.03
-OF_SHARD = {"count": 7, "scatter": 8}
+OF_SHARD = {"count": 6, "scatter": 7}
 """Requests of these tasks for each shard, counted by --validate."""
-OF_GROUP, OF_PARTITION = 6, 36
+OF_GROUP, OF_PARTITION = 5, 36
 """Requests of making a partition, for each group of shards and beside."""
 
 
