@@ -12,7 +12,7 @@ PARTITION_SECONDS = 2.0e-7
 SCATTER_SECONDS = 0.8e-7
 """The same for counting and scattering."""
 CUT_SECONDS = 1.0e-10
-"""CPU seconds of the plan for each noun, squared number of a text embedding and level of the tree."""
+"""CPU seconds of the plan for each noun, squared number of a text embedding and level."""
 SHARD_SECONDS = 4e-4
 """CPU seconds of the driver for each reference shard, whose marker it reads."""
 COUNTED_SECONDS = 1e-6
