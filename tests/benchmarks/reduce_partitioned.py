@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,11 @@ class Texts:
 
     def encode(self, texts: list[str]) -> np.ndarray:
         rows = [int(text.rpartition(" ")[2]) for text in texts]
-        return np.load(self._path, mmap_mode="r")[rows]
+        return self._embeddings[rows]
+
+    @cached_property
+    def _embeddings(self) -> np.ndarray:
+        return np.load(self._path, mmap_mode="r")
 
 
 def embed_spec() -> Any:
