@@ -1,7 +1,7 @@
 """How much work a reduction is: CPU seconds and requests, from what was measured."""
 
 from dataclasses import dataclass
-from math import ceil, log2
+from math import ceil
 
 from ovref.reduce.scatter import GROUP_ROWS, NOUNS_A_TASK
 
@@ -9,11 +9,11 @@ REDUCE_SECONDS = 3.0e-7
 """CPU seconds for each number of an embedding, from reference shards to an undivided collection."""
 PARTITION_SECONDS = 2.0e-7
 """The same for the tasks that make partitions of what was scattered."""
-SCATTER_SECONDS = 0.8e-7
+SCATTER_SECONDS = 0.55e-7
 """The same for counting and scattering."""
-CUT_SECONDS = 1.0e-10
-"""CPU seconds of the plan for each noun, squared number of a text embedding and level."""
-SHARD_SECONDS = 4e-4
+PLAN_SECONDS = 1.8e-7
+"""CPU seconds of the plan for each number of a noun's text embedding."""
+SHARD_SECONDS = 1e-3
 """CPU seconds of the driver for each reference shard, whose marker it reads."""
 COUNTED_SECONDS = 1e-6
 """CPU seconds of the driver for each reference, whose counted nouns it adds up."""
@@ -57,7 +57,7 @@ def work_of(
             requests=0.0,
         )  # fmt: skip
     groups, partitions = ceil(references / GROUP_ROWS), max(1, ceil(references / most))
-    plan = nouns * textual**2 * log2(partitions) * CUT_SECONDS
+    plan = nouns * textual * PLAN_SECONDS
     read = groups + nouns / NOUNS_A_TASK  # files of counts and of embeddings
     return Work(
         worker_seconds=numbers * (SCATTER_SECONDS + PARTITION_SECONDS) + nouns * noun_seconds,

@@ -130,7 +130,6 @@ def steps_of(
     counts = [cpu_s for cpu_s in each["count_nouns"] if cpu_s > 0.7 * max(each["count_nouns"])]
     group_gb = GROUP * 2 * width * 2 / 1e9
     plan_s = max(each["make_plan"]) * nouns / measured["nouns"]
-    plan_s *= np.log2(partitions) / np.log2(side["partitions"])
     return [
         Step(name="markers (driver)", tasks=1, cpu_s=[of_one["count_nouns"] * references],
              requests=shards + shards / LISTED, parallel=MARKERS_AT_A_TIME),
