@@ -158,39 +158,45 @@ def ask(endpoint: str, cache: str) -> None:
         options = OPTIONS | {"endpoint_url": endpoint}
         return ReferenceCollection.open("s3://bucket/large", cache=cache, storage_options=options)
 
+    def cold(name: str, work: Callable[[], Any]) -> Any:
+        began, began_cpu = time.perf_counter(), time.process_time()
+        result = work()
+        spent = time.perf_counter() - began
+        say(f"{name}_cold_cpu_s", time.process_time() - began_cpu)
+        say(f"{name}_cold_s", spent)
+        return result
+
     def warm(name: str, work: Callable[[], Any]) -> None:
-        say(name, min(_seconds(work) for _ in range(REPEATS)))
+        times = []
+        for _ in range(REPEATS):
+            began, began_cpu = time.perf_counter(), time.process_time()
+            work()
+            times.append((time.perf_counter() - began, time.process_time() - began_cpu))
+        for kind, values in zip(("s", "cpu_s"), zip(*times, strict=True), strict=True):
+            say(f"{name}_warm_{kind}", min(values))
 
     say("imports_mb", resident_mb())
-    began = time.perf_counter()
-    collection = opened()
-    say("open_cold_s", time.perf_counter() - began)
+    collection = cold("open", opened)
     say("resident_open_mb", resident_mb())
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(collection.nouns))
     enough = collection.noun_counts[rows] >= collection.prototype_config.needed
     names = [[collection.nouns[i] for i in some[:CLASSES]] for some in (rows[enough], rows)]
-    say(f"prototypes_of_{CLASSES}_cold_s", _seconds(lambda: collection.prototypes(names[0])))
-    warm(f"prototypes_of_{CLASSES}_warm_s", lambda: collection.prototypes(names[0]))
+    for step in (cold, warm):
+        step(f"prototypes_of_{CLASSES}", lambda: collection.prototypes(names[0]))
     say("resident_prototypes_mb", resident_mb())
-    warm("open_warm_s", lambda: opened().close())
+    warm("open", lambda: opened().close())
     queries = rng.standard_normal((8, collection.manifest.visual.dim)).astype(np.float32)
     for k in (10, 150):
         search = partial(collection.search_regions, queries, k)
-        say(f"search_8_k{k}_cold_s", _seconds(search))
-        warm(f"search_8_k{k}_warm_s", search)
+        cold(f"search_8_k{k}", search)
+        warm(f"search_8_k{k}", search)
     say("resident_search_mb", resident_mb())
     if not enough.all():
-        say(f"any_{CLASSES}_cold_s", _seconds(lambda: collection.prototypes(names[1])))
-        warm(f"any_{CLASSES}_warm_s", lambda: collection.prototypes(names[1]))
+        for step in (cold, warm):
+            step(f"any_{CLASSES}", lambda: collection.prototypes(names[1]))
         say("rare_of_these", int((~enough[:CLASSES]).sum()))
         say("resident_rare_mb", resident_mb())
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def main() -> None:
