@@ -133,7 +133,7 @@ class ReduceSpec:
     more than one of them. None makes one undivided collection, in a work folder that holds all."""
 
     name: ClassVar[str] = "reduce"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         require_within("index_recall", self.index_recall, 0, 1, "(]")

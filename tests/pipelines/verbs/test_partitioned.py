@@ -68,7 +68,7 @@ def keys(rows):
 def test_status_and_verify(changed):
     store.tombstone(changed, [FIRST + 1], "blurred")
     text = place_text(changed)
-    assert "partitions: 2, of at most 30 references" in text and "index Flat" in text
+    assert "partitions: 2, of at most 30 references" in text and "index SQfp16" in text
     assert "most frequent nouns: elk (15), dog (15), cat (15), fox (14)" in text
     counts = json.loads(place_json(changed))["counts"]
     assert counts["references"] == 60 and counts["nouns"] == 4 and counts["tombstones"] == 1
