@@ -299,6 +299,8 @@ def _collection(
         saved = 0
         if config.reduce.embeddings == "int8":  # matrices, and inverted lists of the visual index
             saved = numbers + (visual if together >= EXACT_BELOW else 0)
+        if config.reduce.textual_embeddings == "in_index":
+            saved += textual if config.reduce.embeddings == "int8" else 2 * textual
         stored = MANIFEST_BYTES + flow * (4 * numbers - saved + ROW_BYTES)
         # Prototypes in float16, a noun's embedding in float32.
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)

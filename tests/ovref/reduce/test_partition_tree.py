@@ -30,7 +30,7 @@ def test_parts_hold_no_more_than_they_may_and_are_about_as_large():
 
 @pytest.mark.parametrize(("times", "leaves"), [(3.9, 4), (4, 5), (4.1, 5), (12.9, 13), (0.99, 1)])
 def test_nouns_slightly_beyond_the_limit_are_not_halved(times, leaves):
-    """As many parts as it takes, one more where they would have to be full to the last reference."""
+    """As many parts as it takes, one more where each would have to be full to the last one."""
     rng = np.random.default_rng(1)
     vectors = l2_normalised(rng.standard_normal((3000, 8))).astype(np.float32)
     counts = rng.integers(1, 30, 3000)
