@@ -187,7 +187,7 @@ TABLES = (
             fossil("OpenCut once a window", WINDOWS),
             fossil("OpenCut once an image", WINDOWS, proposals="image"),
         ),
-        notes="Images of 64 x 96 pixels, a scene and half of the next, in windows of 64 at a "
+        notes="100 images of 64 x 96 pixels, a scene and half of the next, in windows of 64 at a "
         "stride of 32: two of them, as TCL's protocol has for a photograph of COCO. OpenCut sees "
         "windows and images alike at 64 x 64 pixels, as the paper's DINO does at 480 x 480.",
     ),
@@ -200,7 +200,7 @@ TABLES = (
             fossil("OpenCut once an image, at 128 x 128 pixels", WINDOWS_OF_128,
                    proposals="image", opencut=FINER),
         ),
-        notes="Images of 128 x 128 pixels, four scenes each, in nine windows. OpenCut sees an "
+        notes="50 images of 128 x 128 pixels, four scenes each, in nine windows. OpenCut sees an "
         "image at 64 x 64 pixels, and so at half of its size, or at its own.",
     ),
     Table(
@@ -300,8 +300,15 @@ def spec_of(
 
 
 def composed(size_hw: tuple[int, int], count: int, folder: Path) -> LabelFolder:
-    """Images of several validation scenes side by side, each scene in one of them alone."""
+    """Images of several validation scenes side by side, each scene in one of them alone.
+
+    Args:
+        size_hw: of an image; scenes that do not fit are cut off.
+        count: number of images if scenes are in one row, less for more rows.
+        folder: where they are written.
+    """
     rows, columns = (-(-side // 64) for side in size_hw)
+    count //= rows  # two rows have four times the windows
     data = open_scenes("validation", count * rows * columns)
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -354,7 +361,7 @@ def page(scenes: int, found: Mapping[str, list[dict[str, Any]]]) -> str:
         f"{scenes} validation scenes of 64 x 64 pixels, one setting at a time as a paper's words",
         "have it (`configs/papers`), beside our defaults. Intervals are of 95 %, by a paired",
         "bootstrap over the scenes; they know nothing of k-means, whose noise is that between",
-        "its seeds. Two tables have wider images, as many as scenes elsewhere.",
+        "its seeds.",
         "",
         f"    python tests/benchmarks/letter.py --runs runs/letter --scenes {scenes}",
     ]
