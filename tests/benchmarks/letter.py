@@ -178,7 +178,8 @@ TABLES = (
         ),
         notes="`configs/papers/_fossil.yaml` has the thresholds 0.15, 0.2, 0.3, 0, -0.1 and 0.8, "
         "which are for DINO ViT-B/8; cosines of the miniature's features are larger. From row to "
-        "row one part becomes ours. Its CRF, made for drawn scenes, is in all rows.",
+        "row one part becomes ours. Our CRF, made for drawn scenes, is in all rows. The collection "
+        "of this and the next two tables is another build of the same configuration.",
     ),
     Table(
         title="FOSSIL in two windows", row="fossil", collection="fossil", metrics=("miou",),
