@@ -17,6 +17,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import open_clip
@@ -36,8 +37,11 @@ from ovref.evaluation.metrics_semantic import confusion
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.evaluation.totals import Overlaps, overlaps_of, scored_images
 from ovref.miniature.shapes import CLASSES
-from ovref.training.train_clip_rc import ClipRcTraining, run
+from ovref.storage.file_store import Store
+from ovref.training import checkpoints, train_clip_rc
+from ovref.training.train_clip_rc import ClipRcTraining
 from ovref_inference import load_segmenter
+from ovref_inference.models import copy_weights
 from ovref_inference.pixels import Pixels
 from ovref_inference.segmenters import ClipRcConfig
 from ovref_inference.segmenters.clip_rc import ClipRcHead, ClipRcSegmenter
@@ -86,7 +90,9 @@ SEARCH: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Other settings, compared on validation scenes."""
-TRAININGS = [*(f"{name}_{seed}" for seed in SEEDS for name in SETTINGS), *SMALL]
+MORE = [f"{name}_{seed}_more" for seed in SEEDS for name in ("base", "full")]
+"""Trainings that go on where `base_0` and so on end, with as many steps and other images."""
+TRAININGS = [*(f"{name}_{seed}" for seed in SEEDS for name in SETTINGS), *SMALL, *MORE]
 PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 """How far scores of seen classes may be lowered."""
 VALIDATION = 300
@@ -100,12 +106,28 @@ def training_of(name: str, runs: Path) -> ClipRcTraining:
     elif name in SEARCH:
         changes = [change.format(runs=runs) for change in SEARCH[name]]
     else:
-        kind, seed = name.split("_")
-        changes = [*SETTINGS[kind], f"training.seed={seed}"]
+        kind, seed, *more = name.split("_")
+        changes = [*SETTINGS[kind], f"training.seed={10 + int(seed) if more else seed}"]
         if kind == "transductive":
             steps = load(ClipRcTraining, CONFIG).training.steps
             changes += [f"start={runs / f'full_{seed}'}", f"training.steps={steps // 2}"]
     return load(ClipRcTraining, CONFIG, [*changes, f"output={runs / name}"])
+
+
+def train(name: str, runs: Path) -> None:
+    """Trains what is missing of a training."""
+    network_of = train_clip_rc.load_network
+
+    def trained_network(*given: Any) -> Any:
+        network, pixels = network_of(*given)
+        store = Store.open(str(runs / name.removesuffix("_more")))
+        found = checkpoints.read(store, checkpoints.steps_saved(store)[-1])
+        copy_weights(network.trained_state(), found.weights, store.url)
+        return network, pixels
+
+    start = trained_network if name in MORE else network_of
+    with patch.object(train_clip_rc, "load_network", start):
+        train_clip_rc.run(training_of(name, runs), lambda line: print(line, flush=True))
 
 
 def scenes_of(kind: str, runs: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +239,7 @@ def measure(training: str, runs: Path, collection: str, scenes: int, found: dict
         )[0]  # fmt: skip
 
     add(training, chosen)
-    if training.startswith(("full", "base")):
+    if training.startswith(("full", "base")) and training not in MORE:
         add(f"{training} print", 0.0, "print")
     if training == "full_0":
         add("full_0 none", 0.0)
@@ -332,8 +354,7 @@ def main() -> None:
     names = [*TRAININGS, *SEARCH] if not arguments.only else arguments.only.split(",")
     for name in names if arguments.only != "none" else ():
         print(name, flush=True)
-        spec = training_of(name, runs)
-        run(spec, lambda line: print(line, flush=True))
+        train(name, runs)
         if name in SEARCH:
             settings = " ".join(SEARCH[name])
             found["search"][name] = {"settings": settings, "validation": sweep(name, runs)}
