@@ -54,7 +54,7 @@ def test_a_noun_said_twice_counts_once_where_it_is_said_first():
 
 
 def test_spans_hold_on_any_tags_and_spaces():
-    """Of random tags: spans lie in the text, in order, apart, and spell the noun's words."""
+    """With random tags, spans lie in the text, in order, apart, and spell the noun's words."""
     rng = random.Random(0)
     words = "a man brick walls t - shirt orange dogs photo running left of group , 2 é"
     tags = ["NN", "NNS", "JJ", "DT", "IN", "VBG", "CD", "HYPH", "NNP"]

@@ -626,7 +626,7 @@ def test_reducing_needs_no_torch():
 
 
 def test_two_reductions_in_one_folder_take_turns(undisturbed, tmp_path, monkeypatch):
-    """Of the same build, started twice by accident."""
+    """The same build was started twice by accident."""
     monkeypatch.setattr("ovref.reduce.phases.WAIT_SECONDS", 0.01)
     step, files, summary = undisturbed
     target, begun, waited = tmp_path / "collection", Event(), Event()
