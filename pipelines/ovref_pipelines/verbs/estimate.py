@@ -296,11 +296,12 @@ def _collection(
         if (most := config.reduce.partition_references) is not None:
             seconds, alone = seconds + alone + flow * numbers * SCATTER_SECONDS, 0.0
             together = min(flow, most)
-        in_index = 4 if together < EXACT_BELOW else 2
         saved = 0
         if config.reduce.embeddings == "int8":  # matrices, and inverted lists of the visual index
             saved = numbers + (visual if together >= EXACT_BELOW else 0)
-        stored = MANIFEST_BYTES + flow * ((2 + in_index) * numbers - saved + ROW_BYTES)
+        if config.reduce.textual_embeddings == "in_index":
+            saved += textual if config.reduce.embeddings == "int8" else 2 * textual
+        stored = MANIFEST_BYTES + flow * (4 * numbers - saved + ROW_BYTES)
         # Prototypes in float16, a noun's embedding in float32.
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)
     return StepEstimate(
