@@ -296,7 +296,7 @@ def report(results):
             "",
             f"Peak {found['peak_mb']:,} MB ({end}), of which libraries {found['libraries_mb']} MB. "
             f"A line fitted from a tenth of the images on rises by {slope:.2f} kB an image, "
-            f"{slope * 5:.0f} MB in 5,000; it last rose at {last:,}. {_about(found)}",
+            f"{slope * 5:.1f} MB in 5,000; the most was seen at {last:,}. {_about(found)}",
         ]
     batches = {name[6:]: found for name, found in results.items() if name[:5] == "full,"}
     if batches:
