@@ -140,7 +140,7 @@ def test_indexes_find_what_exact_search_finds(place, reduced):
     references = in_gathered_order(make_references())
     target, summary = reduced(place(make_references()), SPEC)
     assert summary["index"]["visual"] == {
-        "factory": "Flat", "curve": [], "queries": "", "train_rows": 0,
+        "factory": "SQfp16", "curve": [], "queries": "", "train_rows": 0,
     }  # fmt: skip
     queries = np.stack([direction(noun, 12) for noun in COUNTS]).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
