@@ -47,7 +47,7 @@ class BlockCache:
     def has(self, name: str, block: int, size: int) -> bool:
         """Whether the block of a file is there, and whole."""
         try:
-            return self._path(name, block).stat().st_size == size
+            return os.stat(self._path(name, block)).st_size == size
         except OSError:
             return False
 
@@ -67,7 +67,7 @@ class BlockCache:
 
     def write(self, name: str, block: int, content: bytes) -> None:
         """Keeps a block. Raises OSError if the disk is full."""
-        path = self._path(name, block)
+        path = Path(self._path(name, block))
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as scratch:
             scratch.write_bytes(content)
@@ -76,8 +76,8 @@ class BlockCache:
         if self._written is None or self._written > self.limit // 100:
             self._shrink()
 
-    def _path(self, name: str, block: int) -> Path:
-        return self.folder / name / f"{block:08d}"
+    def _path(self, name: str, block: int) -> str:
+        return f"{self.folder}/{name}/{block:08d}"
 
     def _shrink(self) -> None:
         """Deletes the least recently used blocks if there are too many, down to 9/10 of the
@@ -139,6 +139,10 @@ class RemoteFile:
         )
         if not len(starts):
             return found
+        # Neighbours in the file that are neighbours here too are one range.
+        firsts = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
+        starts, targets = starts[firsts], targets[firsts]
+        lengths = np.add.reduceat(lengths, firsts)
         blocks, owners = self._blocks_of(starts, lengths)
         order = np.argsort(blocks, kind="stable")
         blocks, owners = blocks[order], owners[order]
