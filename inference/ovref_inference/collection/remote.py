@@ -20,8 +20,8 @@ BLOCK_BYTES = 256 << 10
 SMALL_BLOCK_BYTES = 32 << 10
 """The same where what is read together is smaller by far, as a noun's prototypes are."""
 CACHE_BYTES = 10 << 30
-_RUN_BYTES = 8 << 20
-"""Most bytes of one request for adjacent blocks."""
+_RUN_BLOCKS = 32
+"""Adjacent blocks of one request."""
 _BATCH_BYTES = 16 << 20
 """Most bytes of a file that are in memory at a time on their way to the cache."""
 _PARALLEL = 16
@@ -201,7 +201,7 @@ class RemoteFile:
 
     def _fetch(self, blocks: list[int]) -> bytes:
         """Brings blocks into the cache; returns the last one."""
-        runs = _runs(blocks, max(1, _RUN_BYTES // self.block_bytes))
+        runs = _runs(blocks)
         begins = [first * self.block_bytes for first, _ in runs]
         ends = [min(last * self.block_bytes, self.size) for _, last in runs]
         content = b""
@@ -361,11 +361,11 @@ class RemoteVectors:
         return starts, np.full(len(starts), self._row_bytes)
 
 
-def _runs(blocks: list[int], most: int) -> list[tuple[int, int]]:
-    """Adjacent blocks together, up to `most`: first and last + 1 of each request."""
+def _runs(blocks: list[int]) -> list[tuple[int, int]]:
+    """Adjacent blocks together: first and last + 1 of each request."""
     runs: list[tuple[int, int]] = []
     for block in blocks:
-        if runs and runs[-1][1] == block and block - runs[-1][0] < most:
+        if runs and runs[-1][1] == block and block - runs[-1][0] < _RUN_BLOCKS:
             runs[-1] = (runs[-1][0], block + 1)
         else:
             runs.append((block, block + 1))
