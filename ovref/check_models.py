@@ -84,7 +84,7 @@ def changed_models(before: Iterable[CheckedModel], now: Iterable[CheckedModel]) 
 
 def models_of(spec: Any) -> Iterator[tuple[str, str, str]]:
     """The models in a spec: path of the setting, model id, revision or an empty string."""
-    if hasattr(spec, "tagger") and spec.source == "text":
+    if hasattr(spec, "tagger") and spec.source != "labels":
         yield "tagger", spec.tagger, spec.tagger_version or ""
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)

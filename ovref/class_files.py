@@ -1,5 +1,8 @@
 """Lists of classes with synonyms, and their text files."""
 
+import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +71,8 @@ def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
         count: expected number of classes; None accepts any, at least one.
 
     Raises:
-        InputError: the file cannot be read, has another number of classes, or two classes have the
-            same first name, ignoring case.
+        InputError: the file cannot be read, has another number of classes or numbers before their
+            names, or two classes cannot be told apart (`check_distinct`).
     """
     lines = lines_of_file(path, "class list")
     classes = [names_of(line) for line in lines if line.strip(f"{SYNONYMS} \t")]
@@ -80,12 +83,40 @@ def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
             f"{path} has {len(classes)} classes, the data set {count}; give one class per line, "
             f"its synonyms separated by {SYNONYMS!r}"
         )
+    numbered = [line for line in lines if re.match(r"\s*\d+\s*[:,;\t]", line)]
+    if len(numbered) == len(classes) > 1:
+        raise InputError(
+            f"{path} has numbers before its names ({numbered[0]!r}): give the names alone, one "
+            "class per line, in the order of the labels"
+        )
+    check_distinct(classes, str(path))
+    return ClassList(name=str(path), source=str(path), classes=tuple(classes))
+
+
+def check_distinct(classes: Sequence[Sequence[str]], place: str) -> None:
+    """Checks that each class has a name of its own, ignoring case and Unicode's forms.
+
+    Args:
+        classes: the names of each class, its own first.
+        place: the list, for messages.
+
+    Raises:
+        InputError: two classes have the same first name; or all names of a class are of earlier
+            ones, so that it could never be predicted.
+    """
     first: dict[str, int] = {}
+    owners: dict[str, int] = {}
     for number, names in enumerate(classes):
-        earlier = first.setdefault(names[0].casefold(), number)
+        same = [unicodedata.normalize("NFC", name).casefold() for name in names]
+        earlier = first.setdefault(same[0], number)
         if earlier != number:
             raise InputError(
-                f"{path} has the class {names[0]!r} twice, ignoring case: classes "
-                f"{earlier + 1} and {number + 1}"
+                f"{place} has the class {names[0]!r} twice, ignoring case: classes {earlier + 1} "
+                f"and {number + 1}"
             )
-    return ClassList(name=str(path), source=str(path), classes=tuple(classes))
+        taken = [owners.setdefault(name, number) for name in same]
+        if number not in taken:
+            raise InputError(
+                f"{place} gives all names of class {number + 1}, {names[0]!r}, to earlier classes "
+                f"({classes[taken[0]][0]!r}), ignoring case: no pixel could be of it"
+            )

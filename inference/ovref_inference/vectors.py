@@ -52,6 +52,12 @@ def l2_normalised(vectors: Any) -> np.ndarray:
     return scaled
 
 
+def check_readable(matrix: Vectors) -> None:
+    """Raises CollectionError if the rows of a collection's matrix cannot be read where it is."""
+    if hasattr(matrix, "check_readable"):
+        matrix.check_readable()
+
+
 def prefetch_rows(matrix: Vectors, rows: np.ndarray) -> None:
     """Loads rows of a matrix in a file together, before they are read one by one.
 

@@ -10,10 +10,12 @@ from fsspec import AbstractFileSystem
 
 from ovref.corpora.image_formats import identify_miniature
 from ovref.corpora.listing import find, open_place, shown
+from ovref.corpora.mixture import corpora_of, is_mixture
 from ovref.corpora.spec import (
     CAPTION_FILES,
     FOLDERS,
     MINIATURE,
+    MIXTURE,
     CorpusSpec,
     LabelSpec,
     corpus_files,
@@ -31,6 +33,12 @@ def identify(spec: CorpusSpec) -> dict[str, Any]:
     the corpus refers to, only the listing of `images` (names and sizes) is hashed; for an image
     folder, also its caption files. Raises InputError like `corpus_files`.
     """
+    if is_mixture(spec):
+        corpora = [identify(one) | {"weight": weight} for one, weight in corpora_of(spec)]
+        return {
+            "corpus_id": corpus_id(spec), "format": MIXTURE, "corpora": corpora,
+            "limit": spec.limit,
+        }  # fmt: skip
     if spec.path.startswith(MINIATURE):
         written, identities = "miniature", [identify_miniature(spec)]
     else:

@@ -21,6 +21,7 @@ from ovref.ahead import map_ahead
 from ovref.contract import Dropped
 from ovref.corpora import class_labels, formats, image_formats
 from ovref.corpora.listing import open_place, shown
+from ovref.corpora.mixture import corpora_of, first_records, interleaved, is_mixture
 from ovref.corpora.spec import (
     FOLDERS,
     MINIATURE,
@@ -68,7 +69,12 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
         InputError: the corpus is missing, unreadable or of another format, lacks the named column
             or the requested images, or has no records.
     """
-    yield from limited(spec.limit, _records(spec, images))
+    if not is_mixture(spec):
+        yield from limited(spec.limit, _records(spec, images))
+        return
+    corpora = corpora_of(spec)
+    streams = [first_records(one.limit, _records(one, images)) for one, _ in corpora]
+    yield from limited(spec.limit, interleaved(streams, [weight for _, weight in corpora]))
 
 
 def limited(

@@ -25,6 +25,7 @@ Format = Literal[
     "class_folders",
     "open_images",
     "miniature",
+    "mixture",
 ]
 
 SUFFIXES = {
@@ -46,12 +47,15 @@ CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 LABELLED = ("class_folders", "open_images")
 """Formats with labels only."""
 
+MIXTURE, LISTS = "mixture", (".yaml", ".yml")
+"""Format of a list of corpora, and how its file is called; see `corpora.mixture`."""
 MINIATURE = "miniature:"
 """Path prefix of a corpus of the miniature's scenes, followed by the split."""
 
 
 NO_IMAGE_COLUMN = (
     "coco", "text", "webdataset", "imagefolder", "class_folders", "open_images", "miniature",
+    "mixture",
 )  # fmt: skip
 """Formats without an image column."""
 FOLDERS = ("imagefolder", "class_folders")
@@ -98,7 +102,8 @@ class CorpusSpec:
     path: str
     """A file, a folder, or a pattern with `*`, `?`, `[...]` or `**`; a local path or a URL such as
     `s3://bucket/part-*`. Symbolic links are followed; hidden files are ignored. `miniature:train`
-    is the first `limit` scenes of the miniature."""
+    is the first `limit` scenes of the miniature. A .yaml file lists several corpora, each with its
+    settings, of which the captions alternate in the proportion of their `weight`."""
     format: Format = "auto"
     """`auto` decides by file names; `coco` is the official JSON layout of COCO captions;
     `imagefolder` is a folder of images, each with a .txt of captions (one per line) beside it, or
@@ -165,7 +170,7 @@ class CorpusSpec:
                 "with labels.dataset, path is the folder of the set: leave out format, images and "
                 "caption_column"
             )
-        if self.format in ("text", "miniature"):
+        if self.format in ("text", "miniature", MIXTURE):
             raise ValueError(f"the format {self.format} has no labels")
         if (self.format == "open_images") != bool(labels.names) and not labels.dataset:
             raise ValueError(
@@ -185,7 +190,7 @@ def corpus_id(spec: CorpusSpec) -> str:
     while "*" in path.name:
         path = path.parent
     name = path.name
-    for suffix in (".gz", *SUFFIXES):
+    for suffix in (".gz", *SUFFIXES, *LISTS):
         name = name.removesuffix(suffix)
     return name or "corpus"
 

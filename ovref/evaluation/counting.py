@@ -19,6 +19,7 @@ from ovref.check_models import models_of, weights_fingerprint
 from ovref.config import dump
 from ovref.contract import Stage
 from ovref.corpora.corpus_identity import identify_files
+from ovref.errors import InputError
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.knn import KnnMethod, memory_bank_identity, open_training
@@ -263,21 +264,29 @@ def list_images(
     """Reads every image and label map once, before any model is loaded, and commits their names.
 
     Raises:
-        InputError: an image or label map is missing, unreadable or has unknown values; nothing is
-            scored in that case.
+        InputError: an image or label map is missing, unreadable or has unknown values, or no pixel
+            of any has a class; nothing is scored in that case.
     """
     if target.complete() is not None:
         return
     done, shards = set(target.committed()), []
+    labelled, pending = bool(done), []
     for number, names in enumerate(_batches(data.ids, shard_size)):
         shards.append(f"{number:06d}")
         if shards[-1] in done:
             continue
         for name in names:
-            data.read(name)
+            example = data.read(name)
+            labelled = labelled or bool((example.label_hw >= 0).any())
         records = [LabelledImage(key=_key(name), name=name) for name in names]
-        target.commit(shards[-1], records, inputs=len(records))
+        pending.append((shards[-1], records))
+        if labelled:  # so that what is committed has a labelled pixel
+            for shard, known in pending:
+                target.commit(shard, known, inputs=len(known))
+            pending.clear()
         report(number * shard_size + len(names))
+    if not labelled:
+        raise InputError(f"no pixel of {data.name} has a class: all are void ({data.convention})")
     target.finish(shards)
 
 

@@ -20,7 +20,7 @@ from ovref.ops.run_lengths import rle
 from ovref.stored_images import png_of
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.images import box_of
-from ovref_inference.vectors import l2_normalised
+from ovref_inference.vectors import check_readable, l2_normalised
 
 Pictures = Callable[[Sequence[dict[str, Any]]], list[Picture | None]]
 """Rows of the collection -> their images and masks; None for one that no longer exists."""
@@ -116,10 +116,12 @@ def export_corrclip(
 
     Raises:
         InputError: a reference has no image, or a name cannot be a file name.
+        CollectionError: the textual embeddings cannot be read where the collection is.
     """
     import faiss
     import torch
 
+    check_readable(collection.textual)
     for text in (name, clip, vfm, masks):
         if not _is_name(text):
             raise InputError(f"{text!r} cannot be the name of a file")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Library = Literal["transformers", "open_clip", "timm"]
-Role = Literal["visual", "text", "detector", "sam"]
+Role = Literal["visual", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Extracts the nouns of a tagged caption: singular, lower-case, each with its character span.
 
-Works on any spaCy `Doc` whose tokens carry Penn Treebank tags (`token.tag_`). The rules:
+Works on any spaCy `Doc` whose tokens carry Penn Treebank tags (`token.tag_`). `tagged_nouns` takes
+the tagger's word for it; `nouns_of` has rules:
 
 1. A token counts when it is tagged NN or NNS and is a word of letters, but not a known adjective
    (`snowy`). Hyphenated words (`t-shirt`) are one word, and count when their last part does. A
@@ -41,7 +42,7 @@ from ovref.ops.word_lists import (
     STOP_NOUNS,
     TAKES_FIRST,
 )
-from ovref.ops.words import Word, words_of
+from ovref.ops.words import NOUN_TAGS, Word, plain_words, words_of
 from ovref.records import Noun
 
 LONGEST_COMPOUND = 3
@@ -65,6 +66,23 @@ def tagger_text(caption: str) -> str:
     if len(words) < 3 or capitals <= 0.6 * len(words):
         return caption
     return "".join(low if len(low := letter.lower()) == 1 else letter for letter in caption)
+
+
+def tagged_nouns(
+    doc: Doc, *, stop_nouns: Collection[str] = (), max_nouns: int | None = None
+) -> tuple[Noun, ...]:
+    """Every word of a caption that is tagged as a common noun, in order of mention and each once,
+    by none of the rules of `nouns_of` (FOSSIL section 3.2: the nouns of a parser).
+
+    Args: as of `nouns_of`.
+    """
+    found: dict[str, Noun] = {}
+    for word in plain_words(doc):
+        letters = any(map(str.isalpha, word.text))
+        if word.tag in NOUN_TAGS and letters and word.lemma not in stop_nouns:
+            noun = Noun(text=word.lemma, start=word.start, end=word.end)
+            found.setdefault(noun.text, noun)
+    return tuple(found.values())[:max_nouns]
 
 
 def nouns_of(

@@ -71,6 +71,17 @@ def _may_be_noun(text: str) -> bool:
 
 def words_of(doc: Doc) -> list[Word]:
     """The words of a caption, with nouns marked."""
+    words = plain_words(doc)
+    _mark_common_names(words)
+    _unmark_verbs(words)
+    _unmark_measures(words)
+    _mark_glasses(words)
+    _mark_negated(words)
+    return words
+
+
+def plain_words(doc: Doc) -> list[Word]:
+    """The words of a caption by rule 1 alone; hyphenated tokens are one word."""
     groups: list[tuple[list[Token], str]] = []
     before = ""
     for token in doc:
@@ -89,13 +100,7 @@ def words_of(doc: Doc) -> list[Word]:
         else:
             groups.append(([token], text))
         before = text
-    words = [Word(tokens, written) for tokens, written in groups]
-    _mark_common_names(words)
-    _unmark_verbs(words)
-    _unmark_measures(words)
-    _mark_glasses(words)
-    _mark_negated(words)
-    return words
+    return [Word(tokens, written) for tokens, written in groups]
 
 
 def _mark_common_names(words: list[Word]) -> None:

@@ -16,6 +16,7 @@ from ovref.reduce.phases import in_process
 from ovref.reduce.spec import ReduceSpec
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
+from ovref_inference.collection.indexed_vectors import textual_vectors
 from ovref_inference.collection.prototypes import PrototypeConfig
 
 NONE = np.zeros(0, dtype=np.int64)
@@ -53,7 +54,9 @@ def compact(
     for folder in (source, files, nouns):
         folder.mkdir(parents=True)
     for role in ("references", "visual", "textual"):
-        if role != "references" and manifest.embeddings == "int8":
+        if role == "textual" and role not in paths:
+            fmt.write_vectors(source / fmt.FILES[role], textual_vectors(paths, manifest))
+        elif role != "references" and manifest.embeddings == "int8":
             fmt.write_vectors(source / fmt.FILES[role], fmt.open_vectors_anywhere(paths[role]))
         else:
             (source / fmt.FILES[role]).symlink_to(paths[role].resolve())

@@ -28,6 +28,7 @@ from ovref_inference.collection.format import (
     open_table,
     open_vectors_anywhere,
 )
+from ovref_inference.collection.indexed_vectors import textual_vectors
 
 MEASURES = "measures.npz"
 """(rows,) float32 by name beside the matrices: `Reference.measures`, NaN where there are none."""
@@ -107,7 +108,8 @@ def gather(
 
 def _parts(base: Base | None, inputs: Sequence[References]) -> Iterator[_Batch]:
     if base:
-        visual, textual = (open_vectors_anywhere(base.paths[one]) for one in ("visual", "textual"))
+        visual = open_vectors_anywhere(base.paths["visual"])
+        textual = textual_vectors(base.paths, base.manifest)
         norms = open_vectors_anywhere(base.paths["norms"]) if "norms" in base.paths else None
         with open_table(base.paths["references"], REFERENCE_SCHEMA) as file:
             for group in range(file.num_row_groups):

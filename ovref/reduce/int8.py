@@ -33,7 +33,13 @@ _FLOAT16, _INT8 = ",SQfp16", ",SQ8"
 
 
 def write_in_int8(
-    vectors: Path, folder: Path, indexes: dict[str, Any], *, seed: int, deleted: np.ndarray
+    vectors: Path,
+    folder: Path,
+    indexes: dict[str, Any],
+    *,
+    seed: int,
+    deleted: np.ndarray,
+    textual: bool = True,
 ) -> dict[str, Any]:
     """Writes the matrices in int8, and the inverted lists of the visual index with 8-bit codes.
 
@@ -46,11 +52,12 @@ def write_in_int8(
         indexes: IndexInfo as plain values by role, tuned.
         seed: of the queries, as in `indexing.tune_indexes`.
         deleted: sorted ids of deleted references.
+        textual: whether the collection has a matrix of textual embeddings.
 
     Returns:
         `indexes` of the new collection.
     """
-    for role in ROLES:
+    for role in ROLES if textual else ("visual",):
         write_int8(folder / fmt.INT8_FILES[role], Rows(vectors / fmt.FILES[role]))
     info = indexes["visual"]
     if not info["factory"].endswith(_FLOAT16):
@@ -107,7 +114,9 @@ def in_int8(
             (files / name).symlink_to(path.resolve())
     indexes = {role: asdict(getattr(manifest, f"{role}_index")) for role in ROLES}
     seed = manifest.build.get("reduce", {}).get("fields", {}).get("seed", ReduceSpec().seed)
-    found = write_in_int8(source, files, indexes, seed=seed, deleted=np.zeros(0, np.int64))
+    found = write_in_int8(
+        source, files, indexes, seed=seed, deleted=np.zeros(0, np.int64), textual="textual" in paths
+    )
     made = collections.publish(
         files,
         str(files),

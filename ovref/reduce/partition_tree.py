@@ -1,4 +1,4 @@
-"""Which noun belongs to which partition: a tree that halves the vocabulary, again and again.
+"""Which noun belongs to which partition: a tree that cuts the vocabulary in two, again and again.
 
 Nouns that are near each other in text space mostly share a partition, and so do the references that
 rare nouns borrow from their neighbours.
@@ -68,10 +68,11 @@ def read_tree(path: Path, where: str) -> Tree:
 
 
 def divide(embeddings_nd: np.ndarray, counts_n: np.ndarray, most: int) -> tuple[Tree, np.ndarray]:
-    """Divides nouns into parts of at most `most` references, or of one noun.
+    """Divides nouns into parts of at most `most` references, or of one noun, about as large.
 
-    Each half is cut along its leading principal direction, where the references on both sides are
-    most nearly as many. Nouns with equal embeddings stay together. Deterministic on one machine.
+    Nouns that need k parts are cut along their leading principal direction, into what makes k // 2
+    parts and what makes the others. Nouns with equal embeddings stay together. Deterministic on
+    one machine.
 
     Args:
         embeddings_nd: (n, d) float32 text embeddings, n >= 1.
@@ -88,7 +89,8 @@ def divide(embeddings_nd: np.ndarray, counts_n: np.ndarray, most: int) -> tuple[
     todo = [(np.arange(len(counts_n)), -1, 0)]
     while todo:
         rows, parent, side = todo.pop()
-        cut = _cut(embeddings_nd, rows, counts_n[rows]) if counts_n[rows].sum() > most else None
+        here = counts_n[rows]
+        cut = _cut(embeddings_nd, rows, here, most) if here.sum() > most else None
         if parent >= 0:
             children[parent][side] = -1 - leaves if cut is None else len(children)
         if cut is None:
@@ -112,7 +114,7 @@ def divide(embeddings_nd: np.ndarray, counts_n: np.ndarray, most: int) -> tuple[
 
 
 def _cut(
-    embeddings: np.ndarray, rows: np.ndarray, counts: np.ndarray
+    embeddings: np.ndarray, rows: np.ndarray, counts: np.ndarray, most: int
 ) -> tuple[np.ndarray, float, np.ndarray] | None:
     """Direction, threshold, and which rows are in the right half; None if all rows are equal."""
     if len(rows) < 2:
@@ -123,11 +125,29 @@ def _cut(
     here = np.flatnonzero(np.diff(along[order]) > 0)
     if not len(here):
         return None
-    before = np.cumsum(counts[order])
-    cut = here[np.abs(2 * before[here] - before[-1]).argmin()]
+    cut = here[_where_to_cut(np.cumsum(counts[order])[here], int(counts.sum()), most)]
     low, high = (float(along[order[at]]) for at in (cut, cut + 1))
     threshold = low + (high - low) / 2
     return direction, threshold, along.astype(np.float64) > threshold
+
+
+def _where_to_cut(left: np.ndarray, total: int, most: int) -> int:
+    """Which of the possible cuts leaves two sides that the fewest parts can hold.
+
+    With k parts in all, the cut is where the left side is most nearly k // 2 of them. k is the
+    fewest parts that hold the total, or as many more as it takes that neither side overflows.
+
+    Args:
+        left: (cuts,) ascending: references on the left of each cut.
+    """
+    parts = -(-total // most)
+    while True:
+        few = parts // 2
+        after = min(int(np.searchsorted(left, total * few / parts)), len(left) - 1)
+        best = min((max(after - 1, 0), after), key=lambda at: abs(left[at] * parts - total * few))
+        if left[best] <= few * most and total - left[best] <= (parts - few) * most:
+            return best
+        parts += 1
 
 
 def _principal_direction(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -296,6 +296,7 @@ def _publish(job: _Job, tree: Tree, parts: Mapping[int, Part]) -> fmt.Partitione
         weights=(job.embed.weights[0], job.embed.weights[1]),
         prototypes=config.dump(job.spec.prototypes),
         embeddings=job.spec.embeddings,
+        textual_embeddings=job.spec.textual_embeddings,
         licences=tuple(dict.fromkeys([*job.licences, *job.provenance.get("licences", ())])),
         build={
             "reduce": job.identity["reduce"],

@@ -193,6 +193,7 @@ def reduce_undivided(
             textual_index=fmt.index_info(indexes["textual"]),
             prototypes=config.dump(spec.prototypes),
             embeddings=spec.embeddings,
+            textual_embeddings=spec.textual_embeddings,
             licences=tuple(dict.fromkeys([*identity["licences"], *made_from.get("licences", ())])),
             build={
                 "reduce": spec_identity(spec),
@@ -279,6 +280,8 @@ def _assemble(
         "prototypes": "prototypes",
     }
     for role, phase in made_by.items():
+        if role == "textual" and spec.textual_embeddings != "stored":
+            continue
         if spec.embeddings == "float16" or role not in ("visual", "textual"):
             os.link(folder / phase / fmt.FILES[role], out / fmt.FILES[role])
     for name in fmt.OPTIONAL_FILES.values():
@@ -290,7 +293,10 @@ def _assemble(
     else:
         fmt.write_table(tombstones, fmt.TOMBSTONE_SCHEMA, {"id": [], "reason": []})
     if spec.embeddings == "int8":
-        return write_in_int8(folder / "filter", out, indexes, seed=spec.seed, deleted=deleted)
+        return write_in_int8(
+            folder / "filter", out, indexes, seed=spec.seed, deleted=deleted,
+            textual=spec.textual_embeddings == "stored",
+        )  # fmt: skip
     return indexes
 
 

@@ -26,7 +26,7 @@ from ovref.ahead import READERS, map_ahead
 from ovref.errors import StorageError
 from ovref.reduce.inputs import Shards, different_widths
 from ovref.reduce.partition_tree import Tree, divide
-from ovref.storage.shards import TableFile
+from ovref.storage.shards import TableFile, text_columns
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection.retrieve import Texts, class_embeddings
 
@@ -38,8 +38,6 @@ PLAN = "plan"
 """The only shard of the step `plan`."""
 _LEAVES = b"leaves"
 """Metadata of a file in parts: JSON, the leaf of each row group."""
-_NUMBERS = ("visual", "textual", "box_xyxy", "measures", "area", "score", "seed")
-"""Columns of references that do not compress."""
 
 COUNTED = pa.schema([("noun", pa.string()), ("count", pa.int64())])
 PLANNED = pa.schema(
@@ -129,14 +127,7 @@ def make_plan(
     """
     started = time.monotonic()
     new = [noun for noun in counts if noun not in known]
-    parts = [
-        table.column("embedding").combine_chunks()
-        for table in map_ahead(encoded.table, encoded.committed())
-    ]
-    vectors = np.concatenate(
-        [np.asarray(part.flatten()).reshape(len(part), -1) for part in parts]
-        or [np.zeros((0, 0), np.float32)]
-    )
+    vectors = _embeddings(encoded, len(new))
     if tree is None:
         sizes = np.array([counts[noun] for noun in new], dtype=np.int64)
         tree, leaves = divide(vectors, sizes, most)
@@ -201,9 +192,7 @@ def scatter(target: StepFolder, name: str, group: Shards, plan: StepFolder) -> N
     order = np.argsort(leaves, kind="stable")
     there, starts = np.unique(leaves[order], return_index=True)
     schema = _in_parts(whole.schema, there.tolist())
-    texts_only = [
-        path for field in whole.schema if field.name not in _NUMBERS for path in _paths_in(field)
-    ]
+    texts_only = text_columns(whole.schema)
     options: dict[str, Any] = {
         "compression": dict.fromkeys(texts_only, "zstd"), "use_dictionary": texts_only,
         "write_statistics": False,
@@ -289,15 +278,22 @@ def read_ahead(leaves: int) -> int:
     return max(1, min(READERS, leaves // 2))
 
 
+def _embeddings(encoded: StepFolder, nouns: int) -> np.ndarray:
+    """(nouns, d) float32 in the order of the step. Held once: they are most of the plan's
+    memory."""
+    vectors, at = np.zeros((0, 0), np.float32), 0
+    for table in map_ahead(encoded.table, encoded.committed(), threads=1):
+        column = table.column("embedding").combine_chunks()
+        part = np.asarray(column.flatten()).reshape(len(column), -1)
+        if not at:
+            vectors = np.empty((nouns, part.shape[1]), np.float32)
+        vectors[at : at + len(part)] = part
+        at += len(part)
+    return vectors
+
+
 def _widths(table: pa.Table) -> tuple[int, ...]:
     return tuple(table.schema.field(name).type.list_size for name in ("visual", "textual"))
-
-
-def _paths_in(field: pa.Field) -> list[str]:
-    """Paths in Parquet of a column that is a text or a struct of such."""
-    if not pa.types.is_struct(field.type):
-        return [field.name]
-    return [f"{field.name}.{path}" for inner in field.type for path in _paths_in(inner)]
 
 
 def _in_parts(schema: pa.Schema, leaves: list[int]) -> pa.Schema:

@@ -127,13 +127,19 @@ class ReduceSpec:
     """How a published collection stores embeddings, and the codes of its visual index's inverted
     lists. `int8` takes half their bytes; prototypes are made before and stay float16, and so do the
     codes of the textual index. A visual index in int8 is made anew when the collection grows."""
+    textual_embeddings: Literal["stored", "in_index"] = field(
+        default="stored", metadata=ADDED_LATER
+    )
+    """Whether a published collection has a file of its textual embeddings. `in_index` omits it,
+    about a fifth of the collection, and they are read from the textual index, which has the same
+    numbers. CorrCLIP and RNS, which need them, then cannot read a remote collection in place."""
     partition_references: int | None = field(default=None, metadata=ADDED_LATER)
     """Most references of a partition, unless one noun has more. The collection is then made and
     stored in partitions of nouns that are near each other in text space, so that no machine holds
     more than one of them. None makes one undivided collection, in a work folder that holds all."""
 
     name: ClassVar[str] = "reduce"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         require_within("index_recall", self.index_recall, 0, 1, "(]")

@@ -6,6 +6,7 @@ The labels of a labelled set are nouns as they are, without a tagger and in any 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -60,14 +61,14 @@ class ExtractNouns:
     """Join adjacent nouns to one: `brick wall`."""
     stop_nouns: tuple[str, ...] = ()
     """Additional singular, lower-case nouns to exclude, besides the built-in ones."""
-    built_in_stop_nouns: bool = field(default=True, metadata=ADDED_LATER)
-    """Whether views, media, quantities and the like are excluded; False keeps them, as FOSSIL and
-    VOCSeg, which name no such list, may do."""
     max_nouns: int | None = None
     """Maximum number of nouns per caption; the first are kept. None keeps all."""
-    source: Literal["text", "labels"] = field(default="text", metadata=ADDED_LATER)
-    """Where nouns are found: in the captions, or in `labels`, those of a labelled set
-    (`corpus.labels`). Then the tagger is not loaded, and its settings do not matter."""
+    source: Literal["text", "tags", "labels"] = field(default="text", metadata=ADDED_LATER)
+    """Where nouns are found. `text`: in the captions, by the rules of `ops.noun_extraction`.
+    `tags`: every word that the tagger takes for a common noun, as in FOSSIL and VOCSeg: colours,
+    views, measures and words after `no` count; `include_proper` and `compounds` do not matter, and
+    `stop_nouns` are your own alone. `labels`: those of a labelled set (`corpus.labels`); the tagger
+    is not loaded, and its settings do not matter."""
     classes: ClassNames = field(default=(), metadata=ADDED_LATER)
     """A text file of classes whose names go before the tagger's nouns, the longest first: one class
     a line, its synonyms after `;`. A noun is then the first name of its class; other nouns of the
@@ -87,6 +88,8 @@ class ExtractNouns:
                 "with source=labels every label is a noun: leave out stop_nouns, classes and "
                 "max_nouns"
             )
+        if self.source == "tags" and self.classes:
+            raise ValueError("with source=tags no class goes before a noun: leave out classes")
         for names in self.classes:
             if isinstance(names, str) or not names or not all(map(str.strip, names)):
                 raise ValueError(
@@ -107,28 +110,30 @@ class ExtractNouns:
         from ovref.models.tagger import load_tagger
         from ovref.ops.given_names import given_names
         from ovref.ops.language import is_other_language
-        from ovref.ops.noun_extraction import nouns_of, tagger_text
+        from ovref.ops.noun_extraction import nouns_of, tagged_nouns, tagger_text
         from ovref.ops.word_lists import STOP_NOUNS
 
         nlp = load_tagger(self.tagger, self.tagger_version)
-        stop_nouns = (STOP_NOUNS if self.built_in_stop_nouns else set()) | set(self.stop_nouns)
         given = given_names(self.classes, nlp.make_doc) if self.classes else None
+        find: Callable[[Any], tuple[Noun, ...]]
+        if self.source == "tags":
+            find = partial(tagged_nouns, stop_nouns=set(self.stop_nouns), max_nouns=self.max_nouns)
+        else:
+            find = partial(
+                nouns_of,
+                include_proper=self.include_proper,
+                compounds=self.compounds,
+                stop_nouns=STOP_NOUNS | set(self.stop_nouns),
+                max_nouns=self.max_nouns,
+                given=given,
+            )
 
         def nouns_of_batch(texts: list[str]) -> list[tuple[Noun, ...]]:
             # spaCy caches every word; a memory zone drops them again, so that the memory of an
             # actor does not grow with the corpus.
             with nlp.memory_zone():
-                return [
-                    nouns_of(
-                        doc,
-                        include_proper=self.include_proper,
-                        compounds=self.compounds,
-                        stop_nouns=stop_nouns,
-                        max_nouns=self.max_nouns,
-                        given=given,
-                    )
-                    for doc in nlp.pipe(map(tagger_text, texts), batch_size=CAPTIONS_PER_BATCH)
-                ]
+                docs = nlp.pipe(map(tagger_text, texts), batch_size=CAPTIONS_PER_BATCH)
+                return [find(doc) for doc in docs]
 
         def stage(records: Iterator[Caption]) -> Iterator[Prompt | Dropped]:
             records = iter(records)

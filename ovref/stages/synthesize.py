@@ -133,7 +133,8 @@ class Synthesize:
     larger models fit on a GPU; each batch then copies them over."""
     text_encoder_bits: Literal[8, 4] | None = field(default=None, metadata=ADDED_LATER)
     """Bits of the text encoders' weights, with bitsandbytes; None for those of `dtype`. With 8 bits
-    (LLM.int8) the last bits of an image also depend on the other captions of its batch."""
+    (LLM.int8) the last bits of an image also depend on the other captions of its batch, and
+    `offload` is refused."""
 
     def __post_init__(self):
         require_at_least("steps", self.steps, 1)
@@ -154,6 +155,12 @@ class Synthesize:
             raise ValueError(
                 "text_encoder_bits needs a model in diffusers' layout, not a single file, which "
                 f"diffusers cannot quantise: found base {self.base!r}"
+            )
+        if self.text_encoder_bits == 8 and self.offload:
+            raise ValueError(
+                "text_encoder_bits 8 does not go with offload: bitsandbytes keeps weights on the "
+                "GPU when their model is moved away. Set text_encoder_bits to 4, whose weights are "
+                "moved, or leave out offload"
             )
         require_areas(self.min_area, self.max_area)
         require_within("jpeg_quality", self.jpeg_quality, 1, 100)

@@ -78,6 +78,16 @@ class Store:
         with self._explained("read", path):
             return self._fs.cat_file(full)
 
+    def read_if_there(self, path: str) -> bytes | None:
+        """The whole object, or None. One request, where looking it up first takes two."""
+        full = self._full(path)
+        with self._explained("read", path):
+            try:
+                content: bytes = self._fs.cat_file(full)
+            except FileNotFoundError:
+                return None
+        return content
+
     def read_many(self, paths: list[str]) -> dict[str, bytes]:
         """Many small objects, concurrently if possible. Raises StorageError if one is absent."""
         full = [self._full(path) for path in paths]

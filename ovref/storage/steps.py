@@ -128,9 +128,8 @@ class StepFolder:
     def commit_of(self, shard: str) -> Commit | None:
         """The marker of a shard, or None if it is not committed."""
         path = marker_path(shard)
-        if not self.store.exists(path):
-            return None
-        return self._commit(path, self.store.read(path))
+        content = self.store.read_if_there(path)
+        return None if content is None else self._commit(path, content)
 
     def commits(self) -> dict[str, Commit]:
         """All markers by shard, in order of name."""

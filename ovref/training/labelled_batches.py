@@ -51,7 +51,8 @@ class TrainingData:
     seen: tuple[str, ...] = ()
     """Classes whose masks are shown; empty takes all that are not unseen."""
     unseen: tuple[str, ...] = ()
-    """Classes whose masks are never shown; empty takes those of the set's own split."""
+    """Classes whose masks are never shown, in place of the set's own split; empty takes those of
+    that split."""
     limit: int | None = None
     """Number of images used, the first ones of the set; null uses all."""
     short_side: int = 512
@@ -93,7 +94,8 @@ class TrainingData:
         that all may.
 
         Raises:
-            InputError: the data is missing or not as it should be, or a class is not in its list.
+            InputError: the data is missing or not as it should be, a class is not in its list, or
+                one of `seen` is unseen in the set's own split.
         """
         if self.scenes:
             data = _kept_scenes(self.scenes)
@@ -114,6 +116,14 @@ class TrainingData:
                 seen = tuple(a and not b for a, b in zip(seen, others, strict=True))
         except ValueError as error:
             raise InputError(f"{data.name}: {error}") from error
+        if not self.unseen and data.seen:
+            both = [n for n, a, b in zip(names, seen, data.seen, strict=True) if a and not b]
+            if both:
+                raise InputError(
+                    f"{data.name}: classes must be seen or unseen, found {both} in data.seen, "
+                    "which the set's own split has as unseen; name all unseen classes in "
+                    "data.unseen to replace that split"
+                )
         return seen
 
 

@@ -91,7 +91,7 @@ class BuildConfig:
                 f"corpus.draws applies to generated images; with {found[0]} it must be 1, found "
                 f"{self.corpus.draws}"
             )
-        if (self.corpus.labels is None) != (self.extract_nouns.source == "text"):
+        if (self.corpus.labels is None) == (self.extract_nouns.source == "labels"):
             raise ValueError(
                 "extract_nouns.source=labels takes the nouns of a corpus with `corpus.labels`, and "
                 "such a corpus has no other nouns: set both, or neither"

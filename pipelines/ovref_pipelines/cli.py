@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check data and weights, build nothing"
     )
     reproduce.add_argument(
-        "--partial", action="store_true", help="accept data with other counts than published"
+        "--partial", action="store_true", help="accept data and weights that are not as published"
     )
     reproduce.set_defaults(overrides=[])
 

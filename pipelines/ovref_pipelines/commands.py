@@ -151,11 +151,12 @@ def _reproduce(options: Namespace, console: Console) -> int:
     if options.data is None:
         raise InputError("give --data, the folder of data sets")
     data, runs = (absolute_local(getattr(options, one), f"--{one}") for one in ("data", "runs"))
-    row = paper_rows.read_row(
-        paper_rows.find(options.name), data=data, runs=runs, overrides=options.overrides
-    )
+    path = paper_rows.find(options.name)
+    own = path.parent != paper_rows.folder()
+    shipped = None if own else paper_rows.read_row(path, data=data, runs=runs)
+    row = paper_rows.read_row(path, data=data, runs=runs, overrides=options.overrides)
     console.show(reproduce.introduction(row))
-    checked = reproduce.check(row)
+    checked = reproduce.check(row, shipped)
     console.show(reproduce.text(checked))
     if options.dry_run:
         return MEND_FIRST if checked.problems else 0

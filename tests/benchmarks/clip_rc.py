@@ -14,8 +14,10 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import open_clip
@@ -35,10 +37,14 @@ from ovref.evaluation.metrics_semantic import confusion
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.evaluation.totals import Overlaps, overlaps_of, scored_images
 from ovref.miniature.shapes import CLASSES
-from ovref.training.train_clip_rc import ClipRcTraining, run
+from ovref.storage.file_store import Store
+from ovref.training import checkpoints, train_clip_rc
+from ovref.training.train_clip_rc import ClipRcTraining
 from ovref_inference import load_segmenter
+from ovref_inference.models import copy_weights
+from ovref_inference.pixels import Pixels
 from ovref_inference.segmenters import ClipRcConfig
-from ovref_inference.segmenters.clip_rc import ClipRcSegmenter
+from ovref_inference.segmenters.clip_rc import ClipRcHead, ClipRcSegmenter
 from ovref_inference.segmenters.clip_rc_config import ClipRcNetworkConfig
 from ovref_inference.segmenters.clip_rc_network import ClipRcNetwork
 
@@ -84,7 +90,9 @@ SEARCH: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Other settings, compared on validation scenes."""
-TRAININGS = [*(f"{name}_{seed}" for seed in SEEDS for name in SETTINGS), *SMALL]
+MORE = [f"{name}_{seed}_more" for seed in SEEDS for name in ("base", "full")]
+"""Trainings that go on where `base_0` and so on end, with as many steps and other images."""
+TRAININGS = [*(f"{name}_{seed}" for seed in SEEDS for name in SETTINGS), *SMALL, *MORE]
 PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 """How far scores of seen classes may be lowered."""
 VALIDATION = 300
@@ -98,12 +106,28 @@ def training_of(name: str, runs: Path) -> ClipRcTraining:
     elif name in SEARCH:
         changes = [change.format(runs=runs) for change in SEARCH[name]]
     else:
-        kind, seed = name.split("_")
-        changes = [*SETTINGS[kind], f"training.seed={seed}"]
+        kind, seed, *more = name.split("_")
+        changes = [*SETTINGS[kind], f"training.seed={10 + int(seed) if more else seed}"]
         if kind == "transductive":
             steps = load(ClipRcTraining, CONFIG).training.steps
             changes += [f"start={runs / f'full_{seed}'}", f"training.steps={steps // 2}"]
     return load(ClipRcTraining, CONFIG, [*changes, f"output={runs / name}"])
+
+
+def train(name: str, runs: Path) -> None:
+    """Trains what is missing of a training."""
+    network_of = train_clip_rc.load_network
+
+    def trained_network(*given: Any) -> Any:
+        network, pixels = network_of(*given)
+        store = Store.open(str(runs / name.removesuffix("_more")))
+        found = checkpoints.read(store, checkpoints.steps_saved(store)[-1])
+        copy_weights(network.trained_state(), found.weights, store.url)
+        return network, pixels
+
+    start = trained_network if name in MORE else network_of
+    with patch.object(train_clip_rc, "load_network", start):
+        train_clip_rc.run(training_of(name, runs), lambda line: print(line, flush=True))
 
 
 def scenes_of(kind: str, runs: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +239,7 @@ def measure(training: str, runs: Path, collection: str, scenes: int, found: dict
         )[0]  # fmt: skip
 
     add(training, chosen)
-    if training.startswith(("full", "base")):
+    if training.startswith(("full", "base")) and training not in MORE:
         add(f"{training} print", 0.0, "print")
     if training == "full_0":
         add("full_0 none", 0.0)
@@ -242,21 +266,44 @@ def measure(training: str, runs: Path, collection: str, scenes: int, found: dict
             }
 
 
-def speed(repeats: int = 6) -> dict[str, dict[str, float]]:
-    """CPU seconds and multiply-adds (1e9) of one 512 x 512 image through a ViT-B/16 of random
-    weights, alone, with prompts and bridge, and through the whole network with 20 and 171 classes:
-    the least seconds of some runs by turns, since a busy machine takes up to twice as long."""
+class RandomTexts:
+    """Stands in for CLIP's text tower, which is no part of what is timed."""
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        vectors = np.random.default_rng(0).normal(size=(len(texts), 512)).astype(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def speed(repeats: int = 3) -> dict[str, dict[str, float]]:
+    """CPU seconds of one thread and multiply-adds (1e9) of one 512 x 512 image through a ViT-B/16
+    of random weights, alone, with prompts and bridge, through the network, and from photograph to
+    label map: the least seconds of some runs by turns, since a busy machine takes up to twice as
+    long. Some two minutes."""
+    torch.set_num_threads(1)
     visual = open_clip.transformer.VisionTransformer(
         image_size=512, patch_size=16, width=768, layers=12, heads=12, mlp_ratio=4.0, output_dim=512
     )
-    network = ClipRcNetwork(visual, ClipRcNetworkConfig()).eval().requires_grad_(False)
-    pixels = torch.randn(1, 3, 512, 512)
-    calls = {
+    config = ClipRcNetworkConfig()
+    network = ClipRcNetwork(visual, config).eval().requires_grad_(False)
+    scale = Pixels((0.5,), (0.5,), "bicubic", torch.device("cpu"), torch.float32)
+    names = [f"class {number}" for number in range(171)]
+    head = ClipRcHead(
+        network=config, dim=512, seen=tuple(names), unseen=(), setting="", templates=("{}",),
+        training={}, weights_sha256="",
+    )  # fmt: skip
+    segmenter = ClipRcSegmenter(head, network, scale, RandomTexts())
+    image_hwc = np.random.default_rng(1).integers(0, 256, (512, 512, 3), np.uint8)
+    pixels = scale([image_hwc], (512, 512))
+    calls: dict[str, Callable[[], Any]] = {
         "frozen ViT": lambda: visual(pixels),
         "with prompts and bridge": lambda: network.encoder(pixels),
-        "20 classes": lambda: network(pixels, torch.randn(20, 512)),
-        "171 classes": lambda: network(pixels, torch.randn(171, 512)),
     }
+    for count in (20, 171):
+        classes = torch.from_numpy(segmenter.prepare(names[:count])[0])
+        calls |= {
+            f"network, {count} classes": partial(network, pixels, classes),
+            f"segmenter, {count} classes": partial(segmenter.segment, [image_hwc], names[:count]),
+        }
     found: dict[str, dict[str, float]] = {}
     torch.backends.mha.set_fastpath_enabled(False)  # whose fused operators are not counted
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -283,7 +330,7 @@ def main() -> None:
     parser.add_argument("--collection", default="", help="of CLIP's features, for prototypes")
     parser.add_argument("--scenes", type=int, default=600)
     parser.add_argument("--only", default="", help="trainings, with commas; none trains nothing")
-    parser.add_argument("--speed", action="store_true", help="measure it anew, on a quiet machine")
+    parser.add_argument("--speed", action="store_true", help="measure it anew, on an idle machine")
     arguments = parser.parse_args()
     runs = arguments.runs.absolute()
     state = runs / "found.json"
@@ -307,8 +354,7 @@ def main() -> None:
     names = [*TRAININGS, *SEARCH] if not arguments.only else arguments.only.split(",")
     for name in names if arguments.only != "none" else ():
         print(name, flush=True)
-        spec = training_of(name, runs)
-        run(spec, lambda line: print(line, flush=True))
+        train(name, runs)
         if name in SEARCH:
             settings = " ".join(SEARCH[name])
             found["search"][name] = {"settings": settings, "validation": sweep(name, runs)}

@@ -76,7 +76,7 @@ def _pixart_sigma() -> Parts:
         ),
         block_lists=("transformer_blocks",),
         encode={"do_classifier_free_guidance": False, "max_sequence_length": 300},
-        settings={"scheduler": "dpm_solver++", "steps": 2, "guidance": 1.0, "size_hw": (128, 192)},
+        settings={"scheduler": "dpm_solver++", "steps": 2, "guidance": 1.0, "size_hw": (448, 576)},
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _flux2_klein_4b() -> Parts:
         ),
         block_lists=("transformer_blocks", "single_transformer_blocks"),
         encode={"max_sequence_length": 512},
-        settings={"scheduler": "flow_euler", "steps": 1, "guidance": 1.0, "size_hw": (128, 192)},
+        settings={"scheduler": "flow_euler", "steps": 1, "guidance": 1.0, "size_hw": (192, 256)},
     )  # fmt: skip
 
 

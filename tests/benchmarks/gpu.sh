@@ -22,6 +22,8 @@
 #
 # `daam` runs in an environment of its own, a folder DAAM_SITE that is made as daam_gpu.py says, and
 # `faiss` with a folder FAISS_SITE that holds faiss-gpu; without the folder either part is left out.
+# `windows` takes faiss from there, too. WAYS names the variants that `warm` compiles and `ways`
+# measures: three compiled at the same time took 290 s on 16 cores, so choose one or two.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=$(realpath -m "${1:?usage: gpu.sh OUT [PART ...]}")
@@ -35,6 +37,7 @@ DEVICE=(--device cuda) GENERATION=() WORKS=(--steps 20) ATTENTION=(--captions 16
 JOINT=(--preset sd35_medium --scheduler flow_euler --guidance 4.5 --read-all)
 BLOCKS=(--dtype bfloat16 --rows 8 --blocks 4 --repeats 10)
 OPENCUT=(--grids 60 --graphs 16) WINDOWS=() DAAM=(--images 3) FAISS=(--cpu-rows 262144 --cpu-steps 4)
+WAYS=${WAYS:-graphs:16 compiled:32 all:16}
 BACKBONES=() FAST=(--scheduler unipc --steps 10 --guided-share 0.5)
 if [ -n "${REHEARSE:-}" ]; then
     DEVICE=(--device cpu)
@@ -77,7 +80,7 @@ for part in "${PARTS[@]}"; do
     case $part in
     warm) # that of `fast` serves `compiled`, too
         generation 300 warm compiled:16 --compile-only "${FAST[@]}" &> "$OUT/warm_fast.log" &
-        for variant in all:16 compiled:32 graphs:16; do
+        for variant in $WAYS; do
             generation 300 warm "$variant" --compile-only &> "$OUT/warm_${variant/:/_}.log" &
         done ;;
     works) part 150 tests/benchmarks/gpu_works.py --output "$OUT" "${DEVICE[@]}" "${WORKS[@]}" ;;
@@ -87,7 +90,7 @@ for part in "${PARTS[@]}"; do
     compiled)
         generation 150 compiled compiled:16 --worker compiled:16 --profile compiled:16 ;;
     ways) # what else may bring it nearer to the ceiling
-        for variant in all:16 compiled:32 graphs:16; do
+        for variant in $WAYS; do
             generation 100 "${variant/:/_}" "$variant" --profile all:16
         done ;;
     generation) generation 150 generation plain:16 plain:32 channels_last:16 --parts plain:16 ;;
@@ -109,8 +112,9 @@ for part in "${PARTS[@]}"; do
         part 90 tests/benchmarks/gpu_backbones.py --output "$OUT" "${DEVICE[@]}" "${BACKBONES[@]}" ;;
     opencut)
         part 90 tests/benchmarks/opencut.py --output "$OUT" "${DEVICE[@]}" "${OPENCUT[@]}" ;;
-    windows)
-        part 90 tests/benchmarks/segment_windows.py --output "$OUT" "${DEVICE[@]}" "${WINDOWS[@]}" ;;
+    windows) # clusters on the CPU with faiss
+        SITE_OF_PART=$OURS${FAISS_SITE:+:$FAISS_SITE} part 90 \
+            tests/benchmarks/segment_windows.py --output "$OUT" "${DEVICE[@]}" "${WINDOWS[@]}" ;;
     attention) # ways to read attention, on layers of full size
         part 60 tests/benchmarks/attention.py --dtype bfloat16 --output "$OUT" "${DEVICE[@]}" \
             "${ATTENTION[@]}" ;;

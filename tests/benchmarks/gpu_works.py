@@ -40,8 +40,8 @@ SHARPER = 6.0
 """Factor of the weights of `to_q` and `to_k` in cross-attention: random ones attend evenly."""
 
 SHARE_LEFT = 0.55
-"""Of the memory that a batch's tensors take at their peak. The allocator reserves more than that,
-so a share of what it reserved may still be enough."""
+"""A share of the memory that a batch's tensors take at their peak. The allocator reserves more than
+that, so a share of what it reserved may still be enough."""
 
 
 def main():

@@ -85,7 +85,7 @@ def main():
 
 
 def grounded(models, split, count):
-    """Of every noun of every scene: is it a thing, its true masks, the found ones, their scores."""
+    """Each noun of each scene: whether it is a thing, its true and found masks, their scores."""
     scenes = [render(seed, split) for seed in range(count)]
     nouns = [list(dict.fromkeys(noun.lemma for noun in scene.nouns)) for scene in scenes]
     rows = []

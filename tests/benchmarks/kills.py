@@ -54,7 +54,7 @@ LIBRARIES = (
     "transformers.models.clip.tokenization_clip",
     "transformers.models.dinov2.modeling_dinov2",
 )
-"""Of the miniature's stages. Importing them takes longer than the build that is killed."""
+"""What the miniature's stages import; this takes longer than the build that is killed."""
 CAPTIONS, SHARD_SIZE = 24, 4
 
 

@@ -83,7 +83,7 @@ def measure(folder: str, split: str, options: argparse.Namespace) -> list[dict[s
         examples = list(data)
         scenes = []
         for start in range(0, len(examples), 32):
-            methods.look_at(examples[start : start + 32])
+            methods.encode_batch(examples[start : start + 32])
             scenes += [encoded(methods, one.image_hwc) for one in examples[start : start + 32]]
         segmenter = methods.fossil(miniature.FOSSIL)
         asked = methods.names

@@ -3,13 +3,16 @@
     npm install s3rver          (in any folder; its node_modules/.bin/s3rver is --server)
     python tests/benchmarks/open_in_place.py --server .../s3rver [--references 1000000] \
         [--partitions 8]
+    python tests/benchmarks/open_in_place.py --server .../s3rver --collection FOLDER
 
-Makes a collection of the sizes of a real one as open_million.py does (matrices and inverted lists
-are holes), serves it by s3rver, an S3 server that serves ranges from disk, behind a proxy that
-holds each request back for --delay milliseconds, and asks it in a process of its own: opening,
-prototypes of 171 classes from an empty cache and from a full one, and the nearest references of
-eight regions. Writes results/open_in_place_<references>x<width>.json, and `_<n>_partitions` where
-the references are divided.
+The first makes a collection of the sizes of a real one as open_million.py does (matrices and
+inverted lists are holes); the second takes a published one, such as reduce_partitioned.py leaves.
+Serves it by s3rver, an S3 server that serves ranges from disk, behind a proxy that holds each
+request back for --delay milliseconds, and asks it in a process of its own: opening, prototypes of
+171 nouns that have references enough from an empty cache and from a full one, the nearest
+references of eight regions, and prototypes of 171 nouns of any kind: in a partitioned collection
+rare ones are clustered when they are asked for. Writes results/open_in_place_<references>x<width>
+.json, `_<n>_partitions` where the references are divided, `_real` of a published collection.
 """
 
 import argparse
@@ -23,8 +26,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +46,7 @@ OPTIONS = {"key": "S3RVER", "secret": "S3RVER"}
 
 
 class DelayingProxy:
-    """Passes connections on, holding back what the client sends; counts the server's bytes."""
+    """Passes connections on, holding each request back; counts the server's bytes."""
 
     def __init__(self, port: int, delay_s: float) -> None:
         self.target, self.delay_s, self.sent, self.requests = port, delay_s, 0, 0
@@ -66,8 +70,9 @@ class DelayingProxy:
 
             async def requests() -> None:
                 while data := await reader.read(1 << 16):
-                    self.requests += data.startswith((b"GET", b"HEAD"))
-                    await asyncio.sleep(self.delay_s)
+                    if data.startswith((b"GET ", b"HEAD ", b"PUT ", b"POST ", b"DELETE ")):
+                        self.requests += 1
+                        await asyncio.sleep(self.delay_s)
                     up_writer.write(data)
                 up_writer.close()
 
@@ -108,11 +113,11 @@ def served(server: str, root: Path, port: int) -> Iterator[None]:
 
 
 def as_objects(folder: Path, root: Path) -> None:
-    """Moves the files of `folder` to where s3rver looks for s3://bucket/large/."""
+    """Links the files of `folder` to where s3rver looks for s3://bucket/large/."""
     for path in filter(Path.is_file, list(folder.rglob("*"))):
         target = root / "bucket" / "large" / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target.with_name(f"{path.name}._S3rver_object"))
+        os.link(path, target.with_name(f"{path.name}._S3rver_object"))
         metadata = {"content-type": "binary/octet-stream"}
         target.with_name(f"{path.name}._S3rver_metadata.json").write_text(json.dumps(metadata))
         target.with_name(f"{path.name}._S3rver_object.md5").write_text("0" * 32)
@@ -139,48 +144,59 @@ def make_partitioned(folder: Path, count: int, references: int, nouns: int, widt
     store.publish_partitioned(str(folder), whole, files={})
 
 
-def ask(endpoint: str, cache: str) -> dict[str, Any]:
-    """Seconds, and the megabytes of this process beside its imports."""
+def ask(endpoint: str, cache: str) -> None:
+    """Prints seconds, and the megabytes of this process beside its imports, a line each."""
     import faiss  # noqa: F401 - loaded before the clock starts
     import s3fs  # noqa: F401
 
     from ovref_inference import ReferenceCollection
 
-    found: dict[str, Any] = {"imports_mb": resident_mb()}
-    options = OPTIONS | {"endpoint_url": endpoint}
+    def say(name: str, value: float) -> None:
+        print(json.dumps([name, value]), flush=True)
 
     def opened() -> ReferenceCollection:
+        options = OPTIONS | {"endpoint_url": endpoint}
         return ReferenceCollection.open("s3://bucket/large", cache=cache, storage_options=options)
 
-    with timed(found, "open_cold_s"):
-        collection = opened()
-    found["resident_open_mb"] = resident_mb()
+    def cold(name: str, work: Callable[[], Any]) -> Any:
+        began, began_cpu = time.perf_counter(), time.process_time()
+        result = work()
+        spent, spent_cpu = time.perf_counter() - began, time.process_time() - began_cpu
+        say(f"{name}_cold_s", spent)
+        say(f"{name}_cold_cpu_s", spent_cpu)
+        return result
+
+    def warm(name: str, work: Callable[[], Any]) -> None:
+        times = []
+        for _ in range(REPEATS):
+            began, began_cpu = time.perf_counter(), time.process_time()
+            work()
+            times.append((time.perf_counter() - began, time.process_time() - began_cpu))
+        for kind, values in zip(("s", "cpu_s"), zip(*times, strict=True), strict=True):
+            say(f"{name}_warm_{kind}", min(values))
+
+    say("imports_mb", resident_mb())
+    collection = cold("open", opened)
+    say("resident_open_mb", resident_mb())
     rng = np.random.default_rng(0)
-    names = [collection.nouns[i] for i in rng.permutation(len(collection.nouns))[:CLASSES]]
-    with timed(found, f"prototypes_of_{CLASSES}_cold_s"):
-        collection.prototypes(names)
-    for _ in range(REPEATS):
-        with timed(found, f"prototypes_of_{CLASSES}_warm_s"):
-            collection.prototypes(names)
-    found["resident_prototypes_mb"] = resident_mb()
-    with timed(found, "open_warm_s"):
-        opened().close()
+    rows = rng.permutation(len(collection.nouns))
+    enough = collection.noun_counts[rows] >= collection.prototype_config.needed
+    names = [[collection.nouns[i] for i in some[:CLASSES]] for some in (rows[enough], rows)]
+    for step in (cold, warm):
+        step(f"prototypes_of_{CLASSES}", lambda: collection.prototypes(names[0]))
+    say("resident_prototypes_mb", resident_mb())
+    warm("open", lambda: opened().close())
     queries = rng.standard_normal((8, collection.manifest.visual.dim)).astype(np.float32)
     for k in (10, 150):
-        with timed(found, f"search_8_k{k}_cold_s"):
-            collection.search_regions(queries, k)
-        with timed(found, f"search_8_k{k}_warm_s"):
-            collection.search_regions(queries, k)
-    found["resident_search_mb"] = resident_mb()
-    return found
-
-
-@contextlib.contextmanager
-def timed(found: dict[str, Any], name: str) -> Iterator[None]:
-    """Keeps the least wall time of a name."""
-    began = time.perf_counter()
-    yield
-    found[name] = min(found.get(name, np.inf), time.perf_counter() - began)
+        search = partial(collection.search_regions, queries, k)
+        cold(f"search_8_k{k}", search)
+        warm(f"search_8_k{k}", search)
+    say("resident_search_mb", resident_mb())
+    if not enough.all():
+        for step in (cold, warm):
+            step(f"any_{CLASSES}", lambda: collection.prototypes(names[1]))
+        say("rare_of_these", int((~enough[:CLASSES]).sum()))
+        say("resident_rare_mb", resident_mb())
 
 
 def main() -> None:
@@ -192,42 +208,57 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=1)
     parser.add_argument("--delay", type=float, default=30.0, help="milliseconds a request")
     parser.add_argument("--scratch", type=Path, help="folder for the files of holes")
+    parser.add_argument("--collection", type=Path, help="a published one, on the same disk")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        print(json.dumps(ask(*arguments.only)))
+        ask(*arguments.only)
         return
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        folder, root = Path(scratch, "collection"), Path(scratch, "s3")
-        folder.mkdir()
-        sizes = arguments.references, arguments.nouns, arguments.width
-        if arguments.partitions > 1:
-            make_partitioned(folder, arguments.partitions, *sizes)
-        else:
-            make(folder, *sizes)
+        folder, root = arguments.collection or Path(scratch, "collection"), Path(scratch, "s3")
+        if arguments.collection is None:
+            folder.mkdir()
+            sizes = arguments.references, arguments.nouns, arguments.width
+            if arguments.partitions > 1:
+                make_partitioned(folder, arguments.partitions, *sizes)
+            else:
+                make(folder, *sizes)
+        manifest = json.loads((folder / "collection.json").read_text())
         held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         as_objects(folder, root)
+        found: dict[str, float] = {}
         with served(arguments.server, root, 4571):
             proxy = DelayingProxy(4571, arguments.delay / 1000)
-            asked = subprocess.run(
-                [sys.executable, __file__, "--server", "", "--only",
-                 f"http://127.0.0.1:{proxy.port}", str(Path(scratch, "cache"))],
-                check=True, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
+            command = [
+                sys.executable, __file__, "--server", "", "--only",
+                f"http://127.0.0.1:{proxy.port}", str(Path(scratch, "cache")),
+            ]  # fmt: skip
+            sent = requests = 0
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                for line in process.stdout:
+                    name, value = json.loads(line)
+                    found[name] = value
+                    if name.endswith("cold_s"):
+                        found[f"{name[:-2]}_requests"] = proxy.requests - requests
+                        found[f"{name[:-2]}_megabytes"] = (proxy.sent - sent) / 1e6
+                    sent, requests = proxy.sent, proxy.requests
+            if process.returncode:
+                raise SystemExit("asking failed")
+    references, partitions = manifest["counts"]["references"], len(manifest.get("partitions", [0]))
     report = {
         "date": date.today().isoformat(), "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "references": arguments.references, "nouns": arguments.nouns, "width": arguments.width,
-        "partitions": arguments.partitions, "delay_ms": arguments.delay, "gigabytes": held / 1e9,
-        **json.loads(asked.stdout),
+        "references": references, "nouns": manifest["counts"]["nouns"],
+        "width": manifest["visual"]["dim"], "partitions": partitions,
+        "delay_ms": arguments.delay, "gigabytes": held / 1e9, **found,
         "megabytes_sent": proxy.sent / 1e6, "requests": proxy.requests,
     }  # fmt: skip
     report = {
         key: round(value, 4) if isinstance(value, float) else value for key, value in report.items()
     }
-    name = f"open_in_place_{arguments.references}x{arguments.width}"
-    if arguments.partitions > 1:
-        name += f"_{arguments.partitions}_partitions"
+    name = f"open_in_place_{references}x{report['width']}"
+    name += f"_{partitions}_partitions" if partitions > 1 else ""
+    name += "_real" if arguments.collection else ""
     path = HERE / "results" / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path.read_text())

@@ -186,7 +186,8 @@ def measure_all(work, filters, settled, spec, config) -> dict[tuple[str, float, 
                 kept = folder / f"{spec.split}_{spec.scenes}.npz"
                 if not kept.exists():
                     counts = reduced(folder, limits, config, models)
-                    rows = overlaps(folder / "collection", spec, data, models, examples)
+                    kinds = [Row(name=row) for row in ROWS]
+                    rows = overlaps(folder / "collection", kinds, spec, data, models, examples)
                     shutil.rmtree(folder / "collection")
                     arrays = {
                         f"{row}_{what}": getattr(one, what)
@@ -219,21 +220,21 @@ def reduced(folder: Path, limits: dict, config: BuildConfig, models: CachedModel
     return [before, after, len(wrong), len(wrong - keys), fewest]
 
 
-def overlaps(place: Path, spec, data, models, examples) -> list[Overlaps]:
-    """The overlaps of each row of ROWS, over all scenes."""
-    with ReferenceCollection.open(place) as collection:
+def overlaps(folder: Path, rows, spec, data, models, examples) -> list[Overlaps]:
+    """The overlaps of each `Row` with the collection in `folder`, over all scenes."""
+    with ReferenceCollection.open(folder) as collection:
         methods = Methods(spec, data, models, collection)
         methods.encode_batch(examples)
         scored = []
         for number, example in enumerate(examples):
             tables = [
-                np.insert(counts_of(example, found, data)["confusion"], 0, row, axis=1)
-                for row, name in enumerate(ROWS)
-                for found in [methods.predict(Row(name=name), example.image_hwc)]
+                np.insert(counts_of(example, found, data)["confusion"], 0, place, axis=1)
+                for place, row in enumerate(rows)
+                for found in [methods.predict(row, example.image_hwc)]
             ]
             table = {"confusion": np.concatenate(tables)}
             scored.append(ScoredImage(key=str(number), name=str(number), tables=table, maps={}))
-    return overlaps_of(scored, range(len(ROWS)), len(data.class_names))
+    return overlaps_of(scored, range(len(rows)), len(data.class_names))
 
 
 def summary(found, names, settled, spec) -> dict:

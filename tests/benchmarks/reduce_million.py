@@ -33,7 +33,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from itertools import pairwise
@@ -52,9 +52,21 @@ HERE = Path(__file__).parent
 QUERIES, KS, TARGET = 1024, (10, 20, 70, 150, 350), 0.95
 
 
-def make(folder: Path, references: int, nouns: int, width: int) -> None:
-    """The folder as the reduction's filter leaves it, the nouns' text embeddings, and queries."""
-    from ovref_inference.collection import format as fmt
+Block = tuple[list[str], np.ndarray, np.ndarray]
+
+
+BLOCK = 65_536
+"""References that are drawn at a time."""
+
+
+def drawn(folder: Path, references: int, nouns: int, width: int, first: int = 0) -> Iterator[Block]:
+    """The nouns of a block of references at a time, and their visual and textual embeddings.
+
+    Writes the nouns' text embeddings and, at the end, queries.
+
+    Args:
+        first: number of references to leave out, a multiple of BLOCK.
+    """
     from ovref_inference.vectors import l2_normalised
 
     rng = np.random.default_rng(0)
@@ -70,7 +82,7 @@ def make(folder: Path, references: int, nouns: int, width: int) -> None:
     names = [f"noun {number:06d}" for number in range(nouns)]
     np.save(folder / "texts.npy", texts)
 
-    def draw(of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draw(of: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """References of these nouns."""
         n = len(of)
         look = (of * 8 + rng.integers(8, size=n)) * 2654435761 % len(modes)
@@ -80,29 +92,44 @@ def make(folder: Path, references: int, nouns: int, width: int) -> None:
         captions += 0.1 * rng.standard_normal((n, width), dtype=np.float32) / width**0.5
         return l2_normalised(x), l2_normalised(captions)
 
+    for start in range(first, references, BLOCK):
+        of = noun_of[start : start + BLOCK]
+        yield [names[i] for i in of], *draw(of, np.random.default_rng([1, start]))
+    others = rng.choice(nouns, size=QUERIES, p=weights / weights.sum())
+    np.save(folder / "visual_queries.npy", draw(others, rng)[0])
+    asked = rng.choice(nouns, size=min(QUERIES, nouns), replace=False)
+    np.save(folder / "textual_queries.npy", texts[asked])
+
+
+def columns_of(nouns: list[str], start: int) -> dict[str, Any]:
+    """The columns of references that do not matter here; `start` is the id of the first."""
+    n = len(nouns)
+    ids = range(start, start + n)
+    zeros = ("span_start", "span_end", "x0", "y0", "x1", "y1")
+    return {
+        "id": ids, "key": [f"{i:024x}#0" for i in ids], "noun": nouns,
+        "caption": [f"a {noun}" for noun in nouns],
+        **{name: np.zeros(n, np.int32) for name in zeros}, "area": np.ones(n),
+        "score": np.ones(n), "source": ["daam"] * n, "shard": ["000000000000/00000"] * n,
+        "seed": [None] * n,
+    }  # fmt: skip
+
+
+def make(folder: Path, references: int, nouns: int, width: int) -> None:
+    """The folder as the reduction's filter leaves it, the nouns' text embeddings, and queries."""
+    from ovref_inference.collection import format as fmt
+
+    at = 0
     with (
         fmt.TableWriter(folder / fmt.FILES["references"], fmt.REFERENCE_SCHEMA) as table,
         fmt.VectorWriter(folder / fmt.FILES["visual"], references, width) as visual,
         fmt.VectorWriter(folder / fmt.FILES["textual"], references, width) as textual,
     ):
-        for start in range(0, references, 65_536):
-            of = noun_of[start : start + 65_536]
-            n = len(of)
-            for writer, vectors in zip((visual, textual), draw(of), strict=True):
-                writer.append(vectors)
-            ids = range(start, start + n)
-            zeros = {name: np.zeros(n, np.int32) for name in (
-                "span_start", "span_end", "x0", "y0", "x1", "y1")}  # fmt: skip
-            table.append({
-                "id": ids, "key": [f"{i:024x}#0" for i in ids],
-                "noun": [names[i] for i in of], "caption": [f"a {names[i]}" for i in of], **zeros,
-                "area": np.ones(n), "score": np.ones(n), "source": ["daam"] * n,
-                "shard": ["000000000000/00000"] * n, "seed": [None] * n,
-            })  # fmt: skip
-    others = rng.choice(nouns, size=QUERIES, p=weights / weights.sum())
-    np.save(folder / "visual_queries.npy", draw(others)[0])
-    asked = rng.choice(nouns, size=min(QUERIES, nouns), replace=False)
-    np.save(folder / "textual_queries.npy", texts[asked])
+        for names, of_images, of_captions in drawn(folder, references, nouns, width):
+            visual.append(of_images)
+            textual.append(of_captions)
+            table.append(columns_of(names, at))
+            at += len(names)
 
 
 class Texts:

@@ -145,7 +145,7 @@ def class_names(count):
 
 
 def measured(models, segmenter, image_hwc, names, device, arguments, once):
-    """Of one image: the whole, and by part."""
+    """Seconds for one image: the whole, and by part."""
     encoders = {"DINOv2": models.dinov2, "DINO": models.dino, "CLIP": models.clip}
     row = seconds_by_part(encoders, segmenter, [image_hwc], names, device)
     seconds = [row["seconds_by_part"]]

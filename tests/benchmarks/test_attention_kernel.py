@@ -38,7 +38,7 @@ CASES = {
     "bfloat16": ("bfloat16", 2, True, 5, 64, 37, 8, 16),
 }
 TOLERANCES = {"float32": 3e-6, "float16": 3e-3, "bfloat16": 2e-2}
-"""Of outputs up to 3 and of sums up to 3: a few units in the last place of the type."""
+"""Outputs and sums are up to 3, so these are a few units in the last place of each type."""
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ GB = 10**9
 
 
 class Card:
-    """Of 80 GB: 2 GB of weights, 0.6 an image; the allocator reserves more than tensors take."""
+    """80 GB: 2 GB of weights, 0.6 an image; the allocator reserves more than tensors take."""
 
     def __init__(self, monkeypatch):
         self.limit, self.peak = 80 * GB, 0

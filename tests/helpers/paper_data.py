@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import open_clip
+import torch
 from PIL import Image
 from scipy.io import savemat
 
@@ -73,11 +75,13 @@ def write_all(root):
     )
     photo(ade / "images/training/ADE_train_00000000.jpg")
     labels(ade / "annotations/training/ADE_train_00000000.png", range(12))
-    text(root / "weights/sam_vit_b_01ec64.pth", "stands in for a checkpoint; it is not loaded")
-    for name in ("fcclip_convnext_large", "fcclip_rn50x64"):
-        text(root / f"weights/{name}/fcclip.json", "stands in for a converted model")
-        text(root / f"weights/{name}/clip/open_clip_config.json", "likewise")
-    text(root / "weights/ovseg/config.json", "likewise")
+    text(root / "weights/ovseg/config.json", "stands in for a converted model")
+    for name, clip in (("convnext_large", "convnext_large_d_320"), ("rn50x64", "RN50x64")):
+        text(root / f"weights/fcclip_{name}/fcclip.json", "likewise")
+        settings = json.dumps({"model_cfg": open_clip.get_model_config(clip)})
+        text(root / f"weights/fcclip_{name}/clip/open_clip_config.json", settings)
+    positions = torch.zeros(1).expand(1, 64, 64, 768)  # one number on disk
+    torch.save({"image_encoder.pos_embed": positions}, root / "weights/sam_vit_b_01ec64.pth")
     write_open_images(root / "open_images")
 
 

@@ -68,7 +68,7 @@ def test_what_is_no_list_of_names_is_refused_in_the_same_words(segmenter, names)
 
 
 def views():
-    """Of one image each: a view without strides that torch takes, and the same as an array."""
+    """Pairs: a view whose strides torch refuses, and the same image as an array of its own."""
     for view in (IMAGE[..., ::-1], IMAGE[:, ::-1], IMAGE.transpose(1, 0, 2)[::-1]):
         yield view, np.ascontiguousarray(view)
 

@@ -32,7 +32,7 @@ class Recorded(mmap.mmap):
 
 @pytest.fixture
 def mapped(tmp_path: Path):
-    """Of a (rows, dim) matrix: the mapping of its file, and the matrix in it."""
+    """Makes a (rows, dim) matrix: the mapping of its file, and the matrix in it."""
 
     def make(rows: int, dim: int) -> tuple[Recorded, np.ndarray]:
         path = tmp_path / f"{rows}x{dim}.npy"

@@ -45,3 +45,22 @@ def test_a_missing_file_is_refused_and_a_url_is_read(own):
         list_of_file(path.with_name("nothing.txt"))
     with pytest.raises(InputError, match="cannot read the class list"):
         list_of_file("nowhere://list.txt")
+
+
+def test_names_that_differ_in_unicode_s_forms_alone_are_refused(own):
+    with pytest.raises(InputError, match="twice, ignoring case: classes 1 and 2"):
+        list_of_file(own("caf\u00e9\ncafe\u0301\n"))
+
+
+def test_a_class_without_a_name_of_its_own_is_refused(own):
+    with pytest.raises(InputError, match=r"all names of class 2, 'Lawn', .*\('grass'\)"):
+        list_of_file(own("grass; lawn\nLawn\n"))
+    shared = list_of_file(own("grass; green\ntree; green\n"))
+    assert shared.query_names() == (("grass", "green", "tree"), (0, 0, 1))
+
+
+@pytest.mark.parametrize("text", ["0: sky\n1: grass\n", "1,sky\n2,grass\n", "0;sky\n\n1 ;grass"])
+def test_numbers_before_names_are_refused(own, text):
+    with pytest.raises(InputError, match="numbers before its names"):
+        list_of_file(own(text))
+    assert list_of_file(own("3d printer\n7 up; soda\n")).names == ("3d printer", "7 up")

@@ -240,7 +240,7 @@ def many(store):
 
 
 def worth(nouns, shards):
-    """Of all prompts of these shards: the n-th one of a noun is worth 1 / n."""
+    """The value of all prompts of these shards: the n-th one of a noun is worth 1 / n."""
     had = Counter(text for shard in shards for texts in nouns[shard] for text in texts)
     return sum(Fraction(1, n) for count in had.values() for n in range(1, count + 1))
 

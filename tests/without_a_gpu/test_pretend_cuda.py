@@ -221,7 +221,7 @@ def test_windows_of_a_protocol_stay_on_the_card(card, monkeypatch):
 
 
 class Memory:
-    """Of a card on which generation takes so many bytes and so many an image."""
+    """The memory of a card on which generation takes `fixed` bytes and more for each image."""
 
     def __init__(self, monkeypatch, *, free, fixed, an_image):
         self.generated, self.in_use = [], 10**9

@@ -24,8 +24,8 @@ def check_counts(
         CollectionError: rows or widths of two files disagree, ids are not row numbers, or the
             vocabulary does not fit; the message names the files.
     """
-    matrices = ("visual", "textual", "prototypes")
-    opened = {role: fmt.open_vectors_anywhere(paths[role]) for role in matrices}
+    matrices = paths.keys() & {"visual", "textual", "prototypes"}
+    opened = {role: fmt.open_vectors_anywhere(paths[role]) for role in sorted(matrices)}
     shapes = {role: vectors.shape for role, vectors in opened.items()}
     for role, vectors in opened.items():
         wanted = "float16" if role == "prototypes" else manifest.embeddings
@@ -57,7 +57,7 @@ def check_counts(
         ("textual", manifest.textual),
         ("prototypes", manifest.visual),
     ):
-        if shapes[role][1] != encoder.dim:
+        if role in shapes and shapes[role][1] != encoder.dim:
             raise CollectionError(
                 f"{paths[role]} has width {shapes[role][1]}, the manifest's encoder "
                 f"{encoder.model} has {encoder.dim}"

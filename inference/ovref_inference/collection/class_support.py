@@ -9,6 +9,7 @@ the noun than to any of those (MEANINGLESS_RATIO). The study behind both numbers
 `tests/benchmarks/results/support.md`.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -36,7 +37,9 @@ class Vocabulary(Protocol):
     """What `class_support` needs of a collection."""
 
     @property
-    def nouns(self) -> list[str]: ...
+    def nouns(self) -> list[str]:
+        """Sorted."""
+
     @property
     def noun_embeddings(self) -> np.ndarray: ...
     @property
@@ -84,14 +87,14 @@ def class_support(
     Raises:
         ValueError: the embeddings are not as wide as those of the nouns.
     """
-    present = np.flatnonzero(collection.noun_counts > 0)
-    own = {collection.nouns[row] for row in present}
-    found: dict[int, ClassSupport] = {}
+    counts, found = collection.noun_counts, dict[int, ClassSupport]()
     for row, name in enumerate(names):
         noun = name.strip().lower()
-        if noun in own:
+        at = bisect_left(collection.nouns, noun)
+        if at < len(counts) and counts[at] > 0 and collection.nouns[at] == noun:
             found[row] = ClassSupport(source="own", nouns=(noun,), cosine=1.0)
     rest = [row for row in range(len(names)) if row not in found]
+    present = np.flatnonzero(counts > 0) if rest else counts
     if not rest or not len(present):
         nothing = ClassSupport(source="none", nouns=(), cosine=0.0)
         return tuple(found.get(row, nothing) for row in range(len(names)))

@@ -1,4 +1,4 @@
-"""The reference collection on disk, format versions 2 and 3; no other module knows its files.
+"""The reference collection on disk, format versions 2, 3 and 5; no other module knows its files.
 
     collection.json         the manifest (`Manifest`); written last, it is the commit
     references.parquet      one row per reference (`REFERENCE_SCHEMA`), row i has id i
@@ -13,6 +13,9 @@
 
 Version 3 stores embeddings in 8 bits: visual.int8.npy and textual.int8.npy, (references, d + 2)
 int8 (`int8`), and inverted lists of the visual index hold 8-bit codes. Prototypes stay float16.
+
+Version 5 is version 2 or 3 without a file of textual embeddings: the codes of the textual index
+are these embeddings in float16 (`indexed_vectors`).
 
 Version 4 is a folder of such collections, with a manifest of its own (`manifest`).
 
@@ -35,6 +38,7 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     EMBEDDINGS,
     FILES,
     FORMAT_VERSION,
+    IN_INDEX_VERSION,
     INT8_FILES,
     INT8_VERSION,
     MANIFEST,
@@ -52,10 +56,12 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     PartitionInfo,
     SearchPoint,
     checked_partition,
+    file_names,
     index_info,
     manifest_bytes,
     parse_manifest,
     undivided,
+    version_of,
 )
 from ovref_inference.collection.remote import RemoteFile, RemoteTable, RemoteVectors
 from ovref_inference.errors import CollectionError

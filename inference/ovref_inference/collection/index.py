@@ -31,6 +31,11 @@ RECALL_QUERIES = 512
 """Number of queries per measurement; enough for a mean recall accurate to about 0.01."""
 _ONE_SIDED_95 = 1.645
 _CHUNK_ROWS = 65_536
+_MATRIX_QUERIES = 100
+"""Queries of a search from which it is faster to decode all of an exact float16 index and multiply
+matrices: 20,000 vectors of 768 numbers take 4.2 ms a query otherwise, and 1.1 ms with 171."""
+_DECODED_ROWS = 8192
+"""Of them at a time: 25 MB at a width of 768."""
 _TIE = 1e-6
 """Rounding of a cosine in float32. References of one noun tie if their captions are equal;
 otherwise their cosines differ by up to 1e-3, so a wider tolerance would count nearly any of them as
@@ -65,7 +70,7 @@ def one_thread() -> Iterator[None]:
 def choose_index(n: int, dim: int) -> str:
     """The faiss factory string for n vectors of width dim.
 
-        n < 20k       Flat                       exact; a search is a few milliseconds
+        n < 20k       SQfp16                     exact; a search is a few milliseconds
         n < 10M       IVF<c>,SQfp16              c = the power of two nearest 4 sqrt(n)
         n < 300M      IVF65536_HNSW32,SQfp16
         above         IVF262144_HNSW32,SQfp16
@@ -73,12 +78,12 @@ def choose_index(n: int, dim: int) -> str:
     The numbers of lists are the lowest of faiss' guidelines (4 to 16 sqrt(n)), since building takes
     time in proportion to them. Codes are always float16: embeddings are stored in float16, so
     nothing is lost to them and only probing can miss a neighbour, whereas product quantisation
-    loses a third or more. IVF also serves from disk.
+    loses a third or more. Either serves from disk.
     """
     if n < 1 or dim < 1:
         raise ValueError(f"an index needs n >= 1 vectors of dim >= 1, found n={n}, dim={dim}")
     if n < EXACT_BELOW:
-        return "Flat"
+        return "SQfp16"
     if n < 10_000_000:
         return f"IVF{2 ** round(np.log2(4 * np.sqrt(n)))},SQfp16"
     if n < 300_000_000:
@@ -115,7 +120,7 @@ def build_index(vectors: Vectors, factory: str | None = None, *, seed: int = 0) 
     n, dim = vectors.shape
     factory = factory or choose_index(n, dim)
     index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    if factory.endswith("SQfp16"):
+    if factory.endswith(",SQfp16"):
         index.by_residual = False  # the code of a float16 vector is that vector
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -185,6 +190,9 @@ def _search(
     index: Any, queries: np.ndarray, k: int, nprobe: int | None, excluded: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     faiss = faiss_module()
+    exact_halves = isinstance(index, faiss.IndexScalarQuantizer)
+    if exact_halves and len(queries) >= _MATRIX_QUERIES:
+        return exact_search(_codes(index), queries, k, excluded=excluded, rows=_DECODED_ROWS)
     settings: dict[str, Any] = {}
     if len(excluded):
         settings["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
@@ -197,8 +205,20 @@ def _search(
     return scores, ids
 
 
+def _codes(index: Any) -> np.ndarray:
+    """The (n, d) float16 vectors of an exact index, without a copy; valid as long as it is."""
+    size = index.ntotal * index.code_size
+    raw: np.ndarray = faiss_module().rev_swig_ptr(index.codes.data(), size)
+    return raw.view("<f2").reshape(index.ntotal, index.d)
+
+
 def exact_search(
-    vectors: Vectors, queries: np.ndarray, k: int, *, excluded: np.ndarray | None = None
+    vectors: Vectors,
+    queries: np.ndarray,
+    k: int,
+    *,
+    excluded: np.ndarray | None = None,
+    rows: int = _CHUNK_ROWS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of each query by brute force, in chunks of rows.
 
@@ -206,6 +226,7 @@ def exact_search(
         vectors: (n, d).
         queries: (m, d).
         excluded: ids that are never returned.
+        rows: of a chunk.
 
     Returns:
         scores (m, k) float32, highest first, and ids (m, k) int64; -inf and -1 beyond the rows.
@@ -214,18 +235,18 @@ def exact_search(
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
     ids = np.full((len(queries), k), -1, dtype=np.int64)
-    for start in range(0, len(vectors), _CHUNK_ROWS):
-        chunk = np.asarray(vectors[start : start + _CHUNK_ROWS], dtype=np.float32)
-        rows = np.arange(start, start + len(chunk))
+    for start in range(0, len(vectors), rows):
+        chunk = np.asarray(vectors[start : start + rows], dtype=np.float32)
+        numbers = np.arange(start, start + len(chunk))
         if excluded is not None and len(excluded):
-            kept = ~np.isin(rows, excluded)
-            rows, chunk = rows[kept], chunk[kept]
-        if not len(rows):
+            kept = ~np.isin(numbers, excluded)
+            numbers, chunk = numbers[kept], chunk[kept]
+        if not len(numbers):
             continue
-        count = min(k, len(rows))
+        count = min(k, len(numbers))
         scores, found = faiss.knn(queries, chunk, count, metric=faiss.METRIC_INNER_PRODUCT)
         scores = np.concatenate([best, scores], axis=1)
-        every = np.concatenate([ids, rows[found]], axis=1)
+        every = np.concatenate([ids, numbers[found]], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(scores, order, axis=1)
         ids = np.take_along_axis(every, order, axis=1)

@@ -3,7 +3,7 @@
 A *partitioned* collection (version 4) is a folder of ordinary ones, which open alone too:
 
     collection.json             its manifest (`PartitionedManifest`); written last
-    partitions/00000/...        collections of version 2 or 3; no noun is in two of them
+    partitions/00000/...        collections of version 2, 3 or 5; no noun is in two of them
     partition_tree...           how nouns were divided, for growing
 
 A reference's id is `number of the partition * PARTITION_IDS + id within it`. Deletions belong to
@@ -25,9 +25,11 @@ from ovref_inference.errors import CollectionError
 FORMAT_VERSION = 2
 INT8_VERSION = 3
 PARTITIONED_VERSION = 4
-READABLE_VERSIONS = (1, 2, 3, 4)
+IN_INDEX_VERSION = 5
+READABLE_VERSIONS = (1, 2, 3, 4, 5)
 """Version 1 has one search setting per index, tuned for one k; version 2 has a curve; version 3 is
-version 2 with embeddings in int8; version 4 is a folder of collections of versions 2 or 3."""
+version 2 with embeddings in int8; version 4 is a folder of collections of other versions; version
+5 is version 2 or 3 with textual embeddings in the textual index alone."""
 PARTITION_IDS = 2**32
 """Ids of a partition; a partition's first id is its number times this."""
 MANIFEST = "collection.json"
@@ -45,6 +47,7 @@ FILES = {
 INT8_FILES = FILES | {"visual": "visual.int8.npy", "textual": "textual.int8.npy"}
 EMBEDDINGS = {"float16": FILES, "int8": INT8_FILES}
 """How embeddings are stored -> file names."""
+TEXTUAL_EMBEDDINGS = ("stored", "in_index")
 OPTIONAL_FILES = {"norms": "norms.f16.npy"}  # a collection may lack them
 
 
@@ -124,6 +127,9 @@ class Heading:
     """Role (a key of FILES) -> file."""
     embeddings: str = "float16"
     """How visual and textual embeddings are stored, a key of EMBEDDINGS; not written if float16."""
+    textual_embeddings: str = "stored"
+    """Of TEXTUAL_EMBEDDINGS. `in_index`: the textual index has them, and there is no file of them;
+    not written if `stored`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +172,28 @@ class PartitionedManifest(Heading):
 AnyManifest = Manifest | PartitionedManifest
 
 
+def version_of(manifest: Heading) -> int:
+    """The format version that a manifest is written with."""
+    if isinstance(manifest, PartitionedManifest):
+        return PARTITIONED_VERSION
+    if manifest.textual_embeddings != "stored":
+        return IN_INDEX_VERSION
+    return FORMAT_VERSION if manifest.embeddings == "float16" else INT8_VERSION
+
+
+def file_names(manifest: Heading) -> dict[str, str]:
+    """Role -> file name in a folder to publish, of all files that a collection must have."""
+    names = EMBEDDINGS[manifest.embeddings]
+    stored = manifest.textual_embeddings == "stored"
+    return {role: name for role, name in names.items() if stored or role != "textual"}
+
+
 def manifest_bytes(manifest: Heading) -> bytes:
     """The content of collection.json: sorted keys, plain JSON, one final newline."""
     tree = dataclasses.asdict(manifest)
-    if manifest.embeddings == "float16":
-        del tree["embeddings"]
+    for name, usual in (("embeddings", "float16"), ("textual_embeddings", "stored")):
+        if tree[name] == usual:
+            del tree[name]
     text = json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8")
 
@@ -209,12 +232,14 @@ def parse_manifest(content: bytes, where: str) -> AnyManifest:
     if isinstance(manifest, PartitionedManifest):
         _check_partitions(manifest, where)
         return manifest
-    if manifest.embeddings != ("int8" if version == INT8_VERSION else "float16"):
+    known = manifest.embeddings in EMBEDDINGS and manifest.textual_embeddings in TEXTUAL_EMBEDDINGS
+    if not known or version_of(manifest) != max(version, FORMAT_VERSION):
         raise CollectionError(
-            f"{where} of version {version} stores embeddings as {manifest.embeddings!r}; version "
-            f"{INT8_VERSION} has int8, others float16: use the ovref that wrote it"
+            f"{where} of version {version} stores embeddings as {manifest.embeddings!r}, textual "
+            f"ones {manifest.textual_embeddings!r}; version {INT8_VERSION} has int8, version "
+            f"{IN_INDEX_VERSION} textual ones in the index alone: use the ovref that wrote it"
         )
-    if missing := sorted(FILES.keys() - manifest.files.keys()):
+    if missing := sorted(file_names(manifest).keys() - manifest.files.keys()):
         raise CollectionError(f"{where} names no file for {', '.join(missing)}")
     return manifest
 

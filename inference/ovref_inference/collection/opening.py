@@ -7,7 +7,7 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection.file_cache import cache_folder, cached, problem_of
 from ovref_inference.collection.partitions import THREADS, in_threads
-from ovref_inference.collection.remote import BlockCache, RemoteFile
+from ovref_inference.collection.remote import SMALL_BLOCK_BYTES, BlockCache, RemoteFile
 from ovref_inference.collection.remote_index import CODE_BYTES
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import describe, is_local, open_place, store_errors
@@ -104,7 +104,7 @@ def opened(
                 raise CollectionError(f"{path} {problem}; publish the collection again")
             files[role] = Path(path)
         elif blocks is not None and _readable_in_place(manifest, role, least):
-            files[role] = RemoteFile(fs, path, info.bytes, info.sha256, blocks)
+            files[role] = RemoteFile(fs, path, info.bytes, info.sha256, blocks, _block_bytes(role))
         else:
             files[role] = cached(fs, path, info, cache, full=full)
     return manifest, files
@@ -119,7 +119,9 @@ def _opened_on_hub(
     for role, info in manifest.files.items():
         if blocks is not None and _readable_in_place(manifest, role, least):
             fs, address = hub.file_by_ranges(url, info.path, manifest_path)
-            files[role] = RemoteFile(fs, address, info.bytes, info.sha256, blocks)
+            files[role] = RemoteFile(
+                fs, address, info.bytes, info.sha256, blocks, _block_bytes(role)
+            )
             continue
         path = files[role] = hub.download(url, info.path, cache)
         if problem := problem_of(path, info, full=full):
@@ -127,6 +129,10 @@ def _opened_on_hub(
                 f"{info.path} of {url} {problem}; delete {path} and open it again"
             )
     return manifest, files
+
+
+def _block_bytes(role: str) -> int | None:
+    return SMALL_BLOCK_BYTES if role == "prototypes" else None
 
 
 def _readable_in_place(manifest: fmt.AnyManifest, role: str, least: int) -> bool:

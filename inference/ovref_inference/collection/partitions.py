@@ -18,7 +18,7 @@ from ovref_inference.collection.parts import Parts, TunedIndex
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.remote_index import LIST_BYTES, RemoteIndex
 from ovref_inference.errors import CollectionError
-from ovref_inference.vectors import Vectors, prefetch_rows
+from ovref_inference.vectors import Vectors, check_readable, prefetch_rows
 
 _ROWS = 4096
 """Rows that are read at a time where all are."""
@@ -100,6 +100,11 @@ class JoinedVectors:
         for number, where, rows in by_partition(ids.ravel()):
             found[where] = self._parts[self._checked(number)][rows]
         return found.reshape(*ids.shape, self.shape[1])
+
+    def check_readable(self) -> None:
+        """See `vectors.check_readable`."""
+        for part in self._parts:
+            check_readable(part)
 
     def prefetch(self, rows: np.ndarray) -> None:
         """See `vectors.prefetch_rows`."""

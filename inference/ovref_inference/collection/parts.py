@@ -10,6 +10,7 @@ import numpy as np
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection.indexed_vectors import textual_vectors
 from ovref_inference.collection.nouns import Nouns, read_nouns
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.remote import RemoteFile
@@ -73,7 +74,7 @@ def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | Re
     deleted = fmt.read_tombstones(paths["tombstones"])
     return Parts(
         visual=fmt.open_vectors_anywhere(paths["visual"]),
-        textual=fmt.open_vectors_anywhere(paths["textual"]),
+        textual=textual_vectors(paths, manifest),
         norms=fmt.open_vectors_anywhere(paths["norms"]) if "norms" in paths else None,
         prototypes=fmt.open_vectors_anywhere(paths["prototypes"]),
         visual_index=_index(paths["visual_index"], rows, manifest.visual, manifest.visual_index),

@@ -335,11 +335,11 @@ class ReferenceCollection(CollectionHandle):
         valid."""
         found = [None if row is None else self._nouns.stored(row) for row in rows]
         spans = [np.arange(span.start, span.stop) for span, _ in filter(None, found)]
-        prefetch_rows(self._prototypes, np.concatenate([np.zeros(0, np.int64), *spans]))
-        return [
-            stored and (np.asarray(self._prototypes[stored[0]], dtype=np.float32), stored[1])
-            for stored in found
-        ]
+        ids = np.concatenate([np.zeros(0, np.int64), *spans])
+        prefetch_rows(self._prototypes, ids)
+        vectors = np.asarray(self._prototypes[ids], dtype=np.float32)
+        each = iter(np.split(vectors, np.cumsum([len(span) for span in spans])))
+        return [stored and (next(each), stored[1]) for stored in found]
 
     def _fresh(
         self, rows: list[int | None], embeddings: np.ndarray, config: PrototypeConfig

@@ -17,11 +17,13 @@ from ovref_inference.places import describe, store_errors, whole_file
 
 BLOCK_BYTES = 256 << 10
 """Smallest unit that is read and cached; at 100 MB/s it takes a tenth of a request of 30 ms."""
+SMALL_BLOCK_BYTES = 32 << 10
+"""The same where what is read together is smaller by far, as a noun's prototypes are."""
 CACHE_BYTES = 10 << 30
-_RUN_BLOCKS = 32
-"""Adjacent blocks of one request."""
-_BATCH_BLOCKS = 256
-"""Blocks in memory at a time."""
+_RUN_BYTES = 8 << 20
+"""Most bytes of one request for adjacent blocks."""
+_BATCH_BYTES = 16 << 20
+"""Most bytes of a file that are in memory at a time on their way to the cache."""
 _PARALLEL = 16
 """Requests at a time to a file system that has no parallel requests of its own."""
 
@@ -101,14 +103,19 @@ class BlockCache:
 class RemoteFile:
     """A file of a known size and content on an fsspec file system, read by ranges."""
 
-    def __init__(self, fs: Any, path: str, size: int, sha256: str, cache: BlockCache) -> None:
+    def __init__(
+        self, fs: Any, path: str, size: int, sha256: str, cache: BlockCache,
+        block_bytes: int | None = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             fs, path: where it is.
             size: bytes.
             sha256: of its content, which names its blocks in the cache.
+            block_bytes: at most BLOCK_BYTES, which None takes.
         """
         self.fs, self.path, self.size, self.sha256, self.cache = fs, path, size, sha256, cache
+        self.block_bytes = min(block_bytes or BLOCK_BYTES, BLOCK_BYTES)
 
     def __str__(self) -> str:
         return self.path
@@ -132,7 +139,7 @@ class RemoteFile:
         )
         if not len(starts):
             return found
-        blocks, owners = _blocks_of(starts, lengths)
+        blocks, owners = self._blocks_of(starts, lengths)
         order = np.argsort(blocks, kind="stable")
         blocks, owners = blocks[order], owners[order]
         wanted, firsts = np.unique(blocks, return_index=True)
@@ -140,7 +147,7 @@ class RemoteFile:
         memory = found.data
         stops = np.append(firsts[1:], len(blocks))
         for block, first, stop in zip(wanted.tolist(), firsts, stops, strict=True):
-            begin, size = block * BLOCK_BYTES, self._block_size(block)
+            begin, size = block * self.block_bytes, self._block_size(block)
             with self._opened(block) as source:
                 for owner in owners[first:stop]:
                     start, end = int(starts[owner]), int(starts[owner] + lengths[owner])
@@ -154,7 +161,7 @@ class RemoteFile:
         """Brings the blocks of these ranges into the cache, in parallel. Raises like `read`."""
         starts = np.asarray(starts, dtype=np.int64)
         lengths = np.asarray(lengths, dtype=np.int64)
-        blocks, _ = _blocks_of(starts[lengths > 0], lengths[lengths > 0])
+        blocks, _ = self._blocks_of(starts[lengths > 0], lengths[lengths > 0])
         self._bring(np.unique(blocks).tolist())
 
     def open(self) -> io.BufferedReader:
@@ -168,31 +175,40 @@ class RemoteFile:
             for block in blocks
             if not self.cache.has(self.sha256, block, self._block_size(block))
         ]
-        for start in range(0, len(missing), _BATCH_BLOCKS):
-            self._fetch(missing[start : start + _BATCH_BLOCKS])
+        at_a_time = max(1, _BATCH_BYTES // self.block_bytes)
+        for start in range(0, len(missing), at_a_time):
+            self._fetch(missing[start : start + at_a_time])
 
     def _opened(self, block: int) -> Any:
         """The block as a file; fetched again if it was deleted from the cache meanwhile."""
         file = self.cache.open(self.sha256, block, self._block_size(block))
-        return file or io.BytesIO(self._fetch([block])[block])
+        return file or io.BytesIO(self._fetch([block]))
 
     def _block_size(self, block: int) -> int:
-        return min(BLOCK_BYTES, self.size - block * BLOCK_BYTES)
+        return min(self.block_bytes, self.size - block * self.block_bytes)
 
-    def _fetch(self, blocks: list[int]) -> dict[int, bytes]:
-        runs = _runs(blocks)
-        found: dict[int, bytes] = {}
-        begins = [first * BLOCK_BYTES for first, _ in runs]
-        ends = [min(last * BLOCK_BYTES, self.size) for _, last in runs]
-        answers = self._requested(begins, ends) if runs else []
+    def _blocks_of(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks that ranges of one byte or more lie in, and the range of each."""
+        firsts = starts // self.block_bytes
+        counts = (starts + lengths - 1) // self.block_bytes - firsts + 1
+        owners = np.repeat(np.arange(len(starts)), counts)
+        steps = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return firsts[owners] + steps, owners
+
+    def _fetch(self, blocks: list[int]) -> bytes:
+        """Brings blocks into the cache; returns the last one."""
+        runs = _runs(blocks, max(1, _RUN_BYTES // self.block_bytes))
+        begins = [first * self.block_bytes for first, _ in runs]
+        ends = [min(last * self.block_bytes, self.size) for _, last in runs]
+        content = b""
+        answers = self._requested(begins, ends)
         for (first, last), begin, end, answer in zip(runs, begins, ends, answers, strict=True):
             self._check(answer, end - begin)
             for block in range(first, last):
-                at = (block - first) * BLOCK_BYTES
+                at = (block - first) * self.block_bytes
                 content = answer[at : at + self._block_size(block)]
                 self.cache.write(self.sha256, block, content)
-                found[block] = content
-        return found
+        return content
 
     def _requested(self, begins: list[int], ends: list[int]) -> list[Any]:
         """Bytes or exceptions, for each range."""
@@ -341,20 +357,11 @@ class RemoteVectors:
         return starts, np.full(len(starts), self._row_bytes)
 
 
-def _blocks_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The blocks that ranges of one byte or more lie in, and the range of each."""
-    firsts, lasts = starts // BLOCK_BYTES, (starts + lengths - 1) // BLOCK_BYTES
-    counts = lasts - firsts + 1
-    owners = np.repeat(np.arange(len(starts)), counts)
-    steps = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return firsts[owners] + steps, owners
-
-
-def _runs(blocks: list[int]) -> list[tuple[int, int]]:
-    """Adjacent blocks together: first and last + 1 of each request."""
+def _runs(blocks: list[int], most: int) -> list[tuple[int, int]]:
+    """Adjacent blocks together, up to `most`: first and last + 1 of each request."""
     runs: list[tuple[int, int]] = []
     for block in blocks:
-        if runs and runs[-1][1] == block and block - runs[-1][0] < _RUN_BLOCKS:
+        if runs and runs[-1][1] == block and block - runs[-1][0] < most:
             runs[-1] = (runs[-1][0], block + 1)
         else:
             runs.append((block, block + 1))

@@ -12,6 +12,7 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection.indexed_vectors import textual_vectors
 from ovref_inference.collection.nouns import read_nouns
 from ovref_inference.collection.opening import (
     Verify,
@@ -57,8 +58,7 @@ def publish(
         CollectionError: a file is missing, files disagree, or there is no reference at all.
     """
     folder = Path(folder)
-    names = fmt.EMBEDDINGS[manifest.embeddings]
-    paths = {role: folder / name for role, name in names.items()}
+    paths = {role: folder / name for role, name in fmt.file_names(manifest).items()}
     for path in paths.values():
         if not path.is_file():
             raise CollectionError(f"cannot publish {folder}: {path.name} is missing")
@@ -69,6 +69,7 @@ def publish(
         raise CollectionError(f"cannot publish {folder}: it holds no reference")
     for role, encoder in (("visual", manifest.visual), ("textual", manifest.textual)):
         indexes.read_index(paths[f"{role}_index"], rows=counts["references"], dim=encoder.dim)
+    textual_vectors(paths, dataclasses.replace(manifest, counts=counts))[:1]  # it is there
     fs, root = open_store(url, storage_options)
     fs.makedirs(root, exist_ok=True)
     before = _manifest_before(fs, root)
@@ -306,9 +307,7 @@ def _commit(
     before: fmt.AnyManifest | None,
 ) -> Any:
     """Writes the manifest, then removes what only the one before named."""
-    version = fmt.INT8_VERSION if manifest.embeddings == "int8" else fmt.FORMAT_VERSION
-    if isinstance(manifest, fmt.PartitionedManifest):
-        version = fmt.PARTITIONED_VERSION
+    version = fmt.version_of(manifest)
     complete = dataclasses.replace(manifest, counts=counts, files=files, format_version=version)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, fmt.MANIFEST)

@@ -29,6 +29,14 @@ from ovref_inference.images import check_image
 from ovref_inference.models import model_errors
 from ovref_inference.pixels import BatchSize, Pixels, batched, device_of
 
+BATCH = 32
+"""Images per forward pass at most, unless another number is given."""
+
+CPU_PIXELS = 1 << 19
+"""Pixels per forward pass at most on a CPU, two images of 512 x 512, unless a number of images is
+given: larger passes take more memory there, but no less time
+(`tests/benchmarks/results/evaluation_memory.md`)."""
+
 
 @dataclass(kw_only=True, eq=False)
 class VisualEncoder(Tower):
@@ -36,13 +44,14 @@ class VisualEncoder(Tower):
 
     dim: int
     """Width of the features."""
-    batch_size: int
-    """Maximum number of images per forward pass."""
+    batch_size: int | None
+    """Maximum number of images per forward pass; None for BATCH, and on a CPU no more than
+    CPU_PIXELS."""
     size_of: Callable[[tuple[int, int]], tuple[int, int]] | None = None
     """The size to which an image of a size is resized, in place of `size_hw`."""
 
     def __post_init__(self) -> None:
-        self._batch_size = BatchSize(self.batch_size)
+        self._batch_size = BatchSize(self.batch_size or BATCH)
         self._fitted = threading.Lock()
 
     @property
@@ -139,7 +148,10 @@ class VisualEncoder(Tower):
         found: dict[int, np.ndarray] = {}
         for size_hw, numbers in by_size.items():
             encode = partial(self._encode, size_hw=size_hw)
-            batches = batched([images[number] for number in numbers], self._batch_size, encode)
+            at_once: int | BatchSize = self._batch_size
+            if self.batch_size is None and self.device.type == "cpu":
+                at_once = min(BATCH, max(1, CPU_PIXELS // math.prod(size_hw)))
+            batches = batched([images[number] for number in numbers], at_once, encode)
             maps = (map_lc for batch in batches for map_lc in batch)
             found |= zip(numbers, maps, strict=True)
         return [found[number] for number in range(len(images))]
@@ -219,13 +231,14 @@ class TextEncoder:
 
 
 def load_visual_encoder(
-    config: VisualEncoderConfig, *, device: str | None = None, batch_size: int = 32
+    config: VisualEncoderConfig, *, device: str | None = None, batch_size: int | None = None
 ) -> VisualEncoder | registry.OwnEncoder:
     """Loads a visual backbone and encodes one black image with it.
 
     Args:
         device: "cpu", "cuda", ...; None selects a GPU if there is one.
-        batch_size: maximum number of images per forward pass.
+        batch_size: maximum number of images per forward pass; None for BATCH, and on a CPU no more
+            than CPU_PIXELS.
 
     Raises:
         ModelError: the model cannot be found or read, has no grid of features, or gives no finite
@@ -252,15 +265,16 @@ def load_visual_encoder(
 
 
 def load_region_encoder(
-    config: VisualEncoderConfig, *, device: str | None = None, batch_size: int = 32
+    config: VisualEncoderConfig, *, device: str | None = None, batch_size: int | None = None
 ) -> VisualEncoder | registry.OwnEncoder | CropEncoder:
     """Loads the encoder of regions as configured: by pooling or by masked crops.
 
-    Arguments and errors as in `load_visual_encoder`; the batch size counts images or crops. Masked
-    crops need no dense features, so any open_clip image tower works.
+    Arguments and errors as in `load_visual_encoder`; the batch size counts images or crops, at most
+    BATCH crops if it is None. Masked crops need no dense features, so any open_clip image tower
+    works.
     """
     if config.masking:
-        return _crop_encoder(config, config.masking, device_of(device), batch_size)
+        return _crop_encoder(config, config.masking, device_of(device), batch_size or BATCH)
     return load_visual_encoder(config, device=device, batch_size=batch_size)
 
 

@@ -227,7 +227,7 @@ class ClassLogits:
     def pixels(self, classes: slice) -> torch.Tensor:
         """(classes in the slice, *size_hw) float32: logits are enlarged, not probabilities."""
         large_chw = resize_scores(self.logits_chw[classes], self.size_hw)
-        return large_chw.sigmoid() - self.penalty_c[classes, None, None]
+        return large_chw.sigmoid().sub_(self.penalty_c[classes, None, None])
 
 
 def load_clip_rc(

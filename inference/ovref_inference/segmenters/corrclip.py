@@ -32,7 +32,7 @@ from ovref_inference.segmenters.regions import (
     softmax,
     with_background,
 )
-from ovref_inference.vectors import l2_normalised
+from ovref_inference.vectors import check_readable, l2_normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,11 @@ class CorrClipSegmenter:
         Args:
             keys: the encoder that made the collection.
             clip: embeds regions in the space of `text`; the same as `keys` if that is CLIP.
+
+        Raises:
+            CollectionError: the textual embeddings cannot be read where the collection is.
         """
+        check_readable(collection.textual)
         self.collection = collection
         self.keys = keys
         self.clip = clip

@@ -33,7 +33,7 @@ from ovref_inference.segmenters.labels import (
 from ovref_inference.segmenters.regions import Segmentation
 from ovref_inference.segmenters.rns_head import References, RnsHeadConfig, head_scores
 from ovref_inference.segmenters.windows import CropScores, WindowConfig, segment_images
-from ovref_inference.vectors import l2_normalised, prefetch_rows
+from ovref_inference.vectors import check_readable, l2_normalised, prefetch_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,9 @@ class RnsSegmenter:
         Raises:
             ValueError: `visual` has no dense features; or `unsupported` is `text` and the
                 collection is not in the space of its texts.
+            CollectionError: the textual embeddings cannot be read where the collection is.
         """
+        check_readable(collection.textual)
         if not hasattr(visual, "encode"):
             raise ValueError(
                 f"RNS needs dense features, and {collection.url} is of masked crops; give a "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref.class_files import ClassList
+from ovref.class_files import ClassList, check_distinct
 from ovref.corpora.json_stream import stream_members
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
@@ -52,6 +52,9 @@ def open_coco_masks(
         raise InputError(f"{path} has no categories, or two with the same id")
     if len(names) < len(files) or not files:
         raise InputError(f"{path} has no images, or two with the same file name")
+    own = [(background,)] if background else []
+    names_of_classes = (*own, *((name,) for _, name, _ in categories))
+    check_distinct(names_of_classes, str(path))
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         raise InputError(f"{root} lacks {len(missing)} images of {path}, for one {missing[0]}")
@@ -63,7 +66,8 @@ def open_coco_masks(
             annotations = [json.loads(text) for text in masks.get(names[name], ())]
             panoptic = _segments(annotations, size, classes, 0 if background else None)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise InputError(f"{path}, image {name}: {error!r}") from error
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise InputError(f"{path}, image {name}: {reason}") from error
         crowd_hw = np.isin(panoptic.ids_hw, list(panoptic.crowd))
         label_hw = np.where(crowd_hw, IGNORE, labels_of_segments(panoptic)).astype(np.int32)
         check_sizes(root / name, image_hwc, path, label_hw)
@@ -75,13 +79,12 @@ def open_coco_masks(
             panoptic=panoptic,
         )
 
-    own = [(background,)] if background else []
     return LabelledSet(
         name=f"{path.stem}, {len(names)} images",
         class_list=ClassList(
             name=path.name,
             source=str(path),
-            classes=(*own, *((name,) for _, name, _ in categories)),
+            classes=names_of_classes,
         ),
         convention="COCO JSON masks, smaller over larger, crowds ignored",
         ids=tuple(names),
@@ -108,10 +111,14 @@ def _read(
                 seen.add(member)
             elif member == "categories":
                 thing = bool(each.get("isthing", 1))
-                categories.append((int(each["id"]), str(each["name"]), thing))
+                if not (name := str(each["name"]).strip()):
+                    raise ValueError(f"category {each['id']} has no name")
+                categories.append((int(each["id"]), name, thing))
             elif member == "images":
                 size_hw = (int(each["height"]), int(each["width"]))
-                files[int(each["id"])] = (str(each["file_name"]), size_hw)
+                if (number := int(each["id"])) in files:
+                    raise ValueError(f"two images have the id {number}")
+                files[number] = (str(each["file_name"]), size_hw)
             else:
                 kept = {name: each[name] for name in KEPT if name in each}
                 masks[int(each["image_id"])].append(json.dumps(kept).encode())
@@ -134,8 +141,10 @@ def _segments(
     # Crowds first, below single instances.
     masks.sort(key=lambda pair: (not pair[1].get("iscrowd", 0), -int(pair[0].sum())))
     for id_, (mask_hw, each) in enumerate(masks, start=1):
+        if (category := int(each["category_id"])) not in classes:
+            raise ValueError(f"an annotation has category_id {category}, no category has that id")
         ids_hw[mask_hw] = id_
-        labels[id_] = classes[int(each["category_id"])]
+        labels[id_] = classes[category]
         if each.get("iscrowd", 0):
             crowd.add(id_)
     if rest is not None:

@@ -66,7 +66,8 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
 
     Raises:
         InputError: a folder or the class list is missing or cannot be read, there are no images, an
-            image has no label map, or an unseen class is not in the list.
+            image has no label map or one that another has, too, or an unseen class is not in the
+            list.
     """
     if folder.is_coco:
         found = open_coco_masks(folder.images, folder.labels, folder.background)
@@ -83,6 +84,10 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
             f"{len(missing)} of {len(paths)} images in {root} have no label map, for one there is "
             f"no {missing[0]}"
         )
+    images_of: dict[Path, str] = {}
+    for name, path in label_paths.items():
+        if (other := images_of.setdefault(path, name)) != name:
+            raise InputError(f"the images {other} and {name} in {root} have one label map, {path}")
     seen = _seen(classes.names, folder, folder.classes)
 
     def read(name: str) -> Example:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from math import ceil
 from typing import Any
 
 from ovref.contract import Dropped, Spec
@@ -17,6 +18,7 @@ from ovref.devices import cuda
 from ovref.ingest import first_of_each_key, no_usable_caption
 from ovref.labelled_corpora import read_corpus
 from ovref.records import Caption, Reference
+from ovref.reduce.cost import work_of
 from ovref.storage.shards import ShardFiles
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection.index import EXACT_BELOW
@@ -33,13 +35,6 @@ ROW_BYTES = 150
 """Approximate size of a reference in references.parquet."""
 MANIFEST_BYTES = 14_000
 """Approximate size of collection.json."""
-REDUCE_SECONDS = 1.5e-7
-"""Seconds of one core for each number of an embedding, from reference shards to a collection.
-Measured with references of 2 x 768 numbers: 0.14e-6 for 20,000 and 0.13e-6 for 60,000; 0.15e-6 for
-indexing and clustering a million."""
-SCATTER_SECONDS = 1.0e-7
-"""The same for counting and scattering references in front of a reduction in partitions. Measured
-with references of 2 x 768 numbers: 0.095e-6 for 20,000."""
 NOUNS_PROBED = 8
 VOCABULARY_GROWTH = 0.6
 """Exponent of Heaps' law: a sample of references r times as large has r to this power times as many
@@ -68,6 +63,8 @@ class StepEstimate:
     `published` (it exists) or `arithmetic`."""
     gpus: float
     """GPUs of each worker."""
+    requests: float = 0.0
+    """To the object store, of a reduction in partitions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,8 @@ def estimate(config: BuildConfig, probe: int, price: float | None = None) -> Est
         steps.append(step)
         flow *= ratio
     ready = all(step.done >= step.records for step in steps)
-    steps.append(_collection(config, records, flow, ready))
+    shards = ceil(first.records / config.shard_size)
+    steps.append(_collection(config, records, flow, shards, ready))
     return Estimate(
         steps=tuple(steps),
         workers=config.engine.workers,
@@ -157,7 +155,7 @@ def text(found: Estimate) -> str:
         lines.append(
             f"  {step.step}: {left}, {duration(found.elapsed(step))}, "
             f"{found.hours(step):.3g} {'GPU' if step.gpus else 'worker'}-hours, "
-            f"{_size(step.stored)} ({step.source}){_cost(found, [step])}"
+            f"{_size(step.stored)} ({step.source}){_requests(step)}{_cost(found, [step])}"
         )
     if (last := found.steps[-2]).records == 0:
         lines.append(
@@ -275,37 +273,40 @@ def _nothing(folder: StepFolder, flow: float) -> StepEstimate:
 
 
 def _collection(
-    config: BuildConfig, references: list[Reference], flow: float, ready: bool
+    config: BuildConfig, references: list[Reference], flow: float, shards: float, ready: bool
 ) -> StepEstimate:
     """The estimate of the reduction; only the encoding of nouns is probed.
 
     Args:
         references: some of them; flow: their number in all.
+        shards: of all of them.
         ready: whether all of them are there.
     """
     there = ready and output_of(config).is_published
-    seconds = alone = stored = 0.0
+    seconds = alone = stored = requests = 0.0
     if references and not there:
         visual, textual = len(references[0].visual), len(references[0].textual)
         numbers = visual + textual
-        seconds = flow * numbers * REDUCE_SECONDS
         names = sorted({reference.noun.text for reference in references})
         nouns = len(names) * max(1.0, flow / len(references)) ** VOCABULARY_GROWTH
-        alone = nouns * _seconds_a_noun(config, names)
-        together = flow  # references of an index
-        if (most := config.reduce.partition_references) is not None:
-            seconds, alone = seconds + alone + flow * numbers * SCATTER_SECONDS, 0.0
-            together = min(flow, most)
-        in_index = 4 if together < EXACT_BELOW else 2
+        most = config.reduce.partition_references
+        work = work_of(
+            references=flow, nouns=nouns, shards=shards, visual=visual, textual=textual,
+            noun_seconds=_seconds_a_noun(config, names), most=most,
+        )  # fmt: skip
+        seconds, alone, requests = work.worker_seconds, work.driver_seconds, work.requests
+        together = flow if most is None else min(flow, most)  # references of an index
         saved = 0
         if config.reduce.embeddings == "int8":  # matrices, and inverted lists of the visual index
             saved = numbers + (visual if together >= EXACT_BELOW else 0)
-        stored = MANIFEST_BYTES + flow * ((2 + in_index) * numbers - saved + ROW_BYTES)
+        if config.reduce.textual_embeddings == "in_index":
+            saved += textual if config.reduce.embeddings == "int8" else 2 * textual
+        stored = MANIFEST_BYTES + flow * (4 * numbers - saved + ROW_BYTES)
         # Prototypes in float16, a noun's embedding in float32.
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)
     return StepEstimate(
         step=COLLECTION, records=flow, done=round(flow) if there else 0, seconds=seconds,
-        alone_seconds=alone, load_seconds=0.0, stored=stored,
+        alone_seconds=alone, load_seconds=0.0, stored=stored, requests=requests,
         source="published" if there else "arithmetic", gpus=0.0,
     )  # fmt: skip
 
@@ -354,6 +355,10 @@ def _cost(found: Estimate, steps: Any) -> str:
     paid = [step for step in steps if step.gpus] if any(s.gpus for s in found.steps) else steps
     cost = sum(found.hours(step) for step in paid) * found.price
     return f", costs {cost:.2f} at {found.price:g} an hour"
+
+
+def _requests(step: StepEstimate) -> str:
+    return f", {step.requests:.2g} requests if on an object store" if step.requests else ""
 
 
 def _size(count: float) -> str:

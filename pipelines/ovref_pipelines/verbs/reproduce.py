@@ -3,14 +3,12 @@ and prints our figure beside the paper's."""
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ovref.check_models import UNKNOWN, models_of, weights_fingerprint
 from ovref.contract import Dropped
 from ovref.errors import InputError
 from ovref.evaluation import report
@@ -26,6 +24,12 @@ from ovref_pipelines.console import Console
 from ovref_pipelines.verbs import evaluate as evaluating
 from ovref_pipelines.verbs import train as training
 from ovref_pipelines.verbs.paper_rows import PaperRow
+from ovref_pipelines.verbs.row_weights import (
+    models_of_row,
+    other_architectures,
+    state_of,
+    try_models,
+)
 from ovref_pipelines.verbs.train import TrainConfig
 
 LOOKED_AT = 50
@@ -43,7 +47,7 @@ class Checked:
     problems: tuple[str, ...]
     """What must be fixed before a run."""
     partial: tuple[str, ...]
-    """Counts that differ from the published ones."""
+    """Counts and architectures that differ from the published ones."""
 
 
 def introduction(row: PaperRow) -> str:
@@ -62,16 +66,25 @@ def introduction(row: PaperRow) -> str:
     return "\n".join(lines)
 
 
-def check(row: PaperRow) -> Checked:
+def check(row: PaperRow, shipped: PaperRow | None = None) -> Checked:
     """Looks at the data and for the weights of a row, without loading a model.
 
     Draws one image with its labels into the output, to be checked by eye: a class list in the wrong
     order is obvious in it.
+
+    Args:
+        row: with the user's settings.
+        shipped: the row as its file has it, whose models' architectures are compared; None for
+            `row` itself.
     """
     lines: list[str] = []
     problems: list[str] = []
     partial: list[str] = []
-    for look in (_data, _trainings if row.build is None else _captions):
+
+    def architectures(row: PaperRow) -> tuple[list[str], list[str]]:
+        return [], other_architectures(row, shipped or row)
+
+    for look in (_data, _trainings if row.build is None else _captions, architectures):
         try:
             said, other = look(row)
         except OvrefError as error:
@@ -79,8 +92,8 @@ def check(row: PaperRow) -> Checked:
             continue
         lines += said
         partial += other
-    for name, revision in sorted(set(_models(row))):
-        state = _weights(name, revision)
+    for name, revision in sorted({model[1:] for model in models_of_row(row)}):
+        state = state_of(name, revision)
         (problems if state.startswith("missing") else lines).append(f"{name}: {state}")
     return Checked(lines=tuple(lines), problems=tuple(problems), partial=tuple(partial))
 
@@ -100,16 +113,20 @@ def reproduce(row: PaperRow, checked: Checked, console: Console, *, partial: boo
     Args:
         checked: from `check`.
         console: prints lines for people along the way.
-        partial: whether data with other than the published counts may be used.
+        partial: whether data with other than the published counts, and models of other
+            architectures, may be used.
 
     Raises:
         InputError: something is missing, or the row cannot be run.
+        ModelError: a model of the evaluation does not work; nothing is built then.
         OvrefError: as building, training and evaluating.
     """
     stops = [*row.blocked, *checked.problems, *(() if partial else checked.partial)]
     if stops:
-        advice = "" if partial or not checked.partial else "; --partial accepts these data"
+        advice = "" if partial or not checked.partial else "; --partial accepts what differs"
         raise InputError(f"{row.paper} cannot be run: {'; '.join(stops)}{advice}")
+    console.say("trying the models that the evaluation needs")
+    try_models(row)
     for build in _builds_of(row):
         console.say(f"building {build.output}")
         summary = recipe.build(with_absolute_places(build), console.say)
@@ -239,32 +256,3 @@ def _captions(row: PaperRow) -> tuple[list[str], list[str]]:
         if count != row.captions:
             partial.append(f"{lines[-1]}, as published {row.captions}")
     return lines, partial
-
-
-def _models(row: PaperRow) -> Iterator[tuple[str, str]]:
-    """The models that a row loads: name and revision."""
-    spec = row.evaluate
-    parts: list[Any] = [one.network for one in _trainings_of(row)]
-    for build in _builds_of(row):
-        parts += [build.extract_nouns, build.make_images, build.embed]
-    if row.row.startswith("fossil"):
-        parts.append(spec.opencut)
-    elif spec.proposer is not None and row.row != "freeda":
-        parts.append(spec.proposer)
-    if row.row == "corrclip":
-        parts.append(spec.clip)
-    for part in parts:
-        for _, name, revision in models_of(part):
-            yield name, revision
-
-
-def _weights(name: str, revision: str) -> str:
-    """Availability of weights: here, to be downloaded, or missing."""
-    found = weights_fingerprint(name, revision)
-    if found != UNKNOWN:
-        return f"there ({found[:19]}...)"
-    if name.startswith("/") or name.endswith((".pth", ".safetensors")):
-        return "missing: there is no such file or folder"
-    if "/" in name or ":" in name:
-        return "not here; it is downloaded when it is loaded"
-    return f"missing: the package is not installed (python -m spacy download {name})"

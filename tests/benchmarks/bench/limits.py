@@ -42,7 +42,7 @@ class BenchSpec(Synthesize):
     cuda_graphs: bool = False
     """What is compiled is launched as CUDA graphs where the compiler can; only with `compiled`."""
     device: str = ""
-    """Of torch, such as `cuda:0`; empty takes the CUDA device where there is one."""
+    """A device of torch, such as `cuda:0`; empty takes the CUDA device where there is one."""
     repeats: int = 3
     """Times that a part is measured; the median counts."""
     batches: int = 3

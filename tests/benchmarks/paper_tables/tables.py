@@ -220,7 +220,7 @@ def _encoders(parts: Parts, names: Iterable[str]) -> Iterable[str]:
 
 
 def _checksum(model: str) -> str:
-    """Of a shipped model's files; a model from elsewhere is known by its name."""
+    """The checksum of a shipped model's files; a model from elsewhere is known by its name."""
     if not model.startswith(MINIATURE):
         return ""
     digest = hashlib.sha256()

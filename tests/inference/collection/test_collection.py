@@ -397,7 +397,7 @@ def test_rows_from_several_threads(published, built):
 
 
 def test_questions_from_several_threads_at_once(published, built):
-    """Of a collection just opened, which reads much of what it needs at the first question."""
+    """A collection just opened reads much of what it needs at the first question."""
     texts = built.noun_embeddings
     asks = (
         lambda it: it.prototypes(built.nouns).vectors_nkd,

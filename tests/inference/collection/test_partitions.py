@@ -113,7 +113,7 @@ def test_matrices_are_read_by_ids(divided, both):
 
 
 def test_prototypes_are_those_of_the_undivided_collection(divided, both):
-    """Of known nouns, of unknown ones that borrow from another partition, and by retrieval."""
+    """For known nouns, for unknown ones that borrow from another partition, and by retrieval."""
     built = divided.built
     near = l2_normalised(built.noun_embeddings + 0.05)
     names = ["boat", "zebra", "Dog ", "mule", "tree", "qqq"]

@@ -320,3 +320,19 @@ def test_a_file_that_is_no_such_index_is_refused(large, tmp_path):
     ):
         collection.search_text(built.noun_embeddings, k=3)
     files.rm("/other", recursive=True)
+
+
+def test_what_is_read_in_small_parts_costs_few_bytes(tmp_path):
+    """Blocks of one file may be smaller than those of another; both read the same."""
+    content = np.random.default_rng(0).integers(0, 256, 40_000, dtype=np.uint8)
+    fs = MemoryFileSystem()
+    fs.pipe_file("/small_parts", content.tobytes())
+    starts = np.array([35_000, 100, 7_990])
+    for block_bytes, most in ((None, 4000), (100, 500)):
+        cache = BlockCache(tmp_path / str(block_bytes))
+        file = RemoteFile(fs, "/small_parts", len(content), "0" * 64, cache, block_bytes)
+        found = file.read(starts, np.full(3, 60))
+        wanted = np.concatenate([content[start : start + 60] for start in starts])
+        np.testing.assert_array_equal(found, wanted)
+        blocks = [path for path in cache.folder.rglob("*") if path.is_file()]
+        assert 180 <= sum(path.stat().st_size for path in blocks) <= most

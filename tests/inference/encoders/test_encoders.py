@@ -252,6 +252,26 @@ def test_pickled_weights_are_refused(tmp_path):
         load_text_encoder(TextEncoderConfig(model=str(folder)))
 
 
+@pytest.mark.parametrize(("batch_size", "passes"), [(None, [2, 2, 1]), (4, [4, 1])])
+def test_passes_on_a_cpu_are_bounded_by_pixels(batch_size, passes, monkeypatch):
+    monkeypatch.setattr("ovref_inference.encoders.load.CPU_PIXELS", 2 * 64 * 64 + 1)
+    config = VisualEncoderConfig(size_hw=(64, 64), **CASES["dinov2"])
+    encoder = load_visual_encoder(config, device="cpu", batch_size=batch_size)
+    forward, seen = encoder.forward, []
+    encoder.forward = lambda pixels: (seen.append(len(pixels)), forward(pixels))[1]
+    images = [np.roll(IMAGES[0], step, axis=1) for step in range(5)]
+    found = encoder.encode(images)
+    assert seen == passes
+    each = [load(**CASES["dinov2"]).encode([image])[0] for image in images]
+    np.testing.assert_allclose(found, each, atol=1e-4)
+
+
+def test_an_image_of_more_pixels_than_a_pass_goes_alone(monkeypatch):
+    monkeypatch.setattr("ovref_inference.encoders.load.CPU_PIXELS", 1)
+    found = load(**CASES["dino keys"]).encode(IMAGES)
+    assert found.shape == (3, 16, 16, load(**CASES["dino keys"]).dim)
+
+
 def test_out_of_memory_halves_the_batch():
     sizes = []
 

@@ -37,7 +37,7 @@ def proposed(image, **fields):
 
 
 def slow_softmax(embedding, names, scale=3.0):
-    """Of the names and void, by hand."""
+    """The probabilities of the names and void, by hand."""
     one = np.array(embedding) / np.linalg.norm(embedding)
     known = [unit(COLOURS[name]) for name in names] + [VOID / np.linalg.norm(VOID)]
     powers = [math.exp(scale * float(one @ text)) for text in known]

@@ -1,5 +1,7 @@
 """Labels that do not fit their set: a clear error before any model is loaded; nothing is scored."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -126,3 +128,39 @@ def test_a_damaged_photograph(refused, folder, tmp_path):
 def test_an_image_without_labels(refused, folder, tmp_path):
     (tmp_path / "labels/b.png").unlink()
     assert "1 of 3 images in" in refused(folder=folder)
+
+
+def test_no_pixel_has_a_class(refused, folder, tmp_path):
+    for name in "abc":
+        write(tmp_path / f"labels/{name}.png", np.full((4, 6), 255, np.uint8))
+    for _ in range(2):  # nothing is left that a second run would take for checked
+        assert "no pixel of images, 3 images has a class: all are void" in refused(folder=folder)
+
+
+def test_two_images_with_one_label_map(refused, folder, tmp_path):
+    write(tmp_path / "images/b.png", np.full((4, 6, 3), 9, np.uint8))
+    assert "b.jpg and b.png in" in refused(folder=folder)
+
+
+SKY, GRASS = {"id": 3, "name": "sky"}, {"id": 7, "name": "grass"}
+IMAGE = {"id": 1, "file_name": "a.jpg", "height": 4, "width": 6}
+OTHER = {"id": 2, "file_name": "b.jpg", "height": 4, "width": 6}
+MASK = {"image_id": 1, "category_id": 3, "segmentation": [[0, 0, 3, 0, 3, 3]]}
+
+
+@pytest.mark.parametrize(
+    ("categories", "images", "annotations", "message"),
+    [
+        ([SKY, GRASS | {"name": "Sky"}], [IMAGE], [MASK], "the class 'Sky' twice, ignoring case"),
+        ([SKY, GRASS | {"name": " "}], [IMAGE], [MASK], "category 7 has no name"),
+        ([SKY, GRASS], [IMAGE, OTHER | {"id": 1}], [MASK], "two images have the id 1"),
+        ([SKY, GRASS], [IMAGE], [MASK | {"category_id": 9}],
+         "a.jpg: an annotation has category_id 9, no category has that id"),
+        ([SKY, GRASS], [IMAGE], [], "no pixel of labels, 1 images has a class"),
+    ],
+)  # fmt: skip
+def test_coco_annotations(categories, images, annotations, message, refused, folder, tmp_path):
+    path = tmp_path / "labels.json"
+    tree = {"categories": categories, "images": images, "annotations": annotations}
+    path.write_text(json.dumps(tree))
+    assert message in refused(folder=LabelFolder(images=folder.images, labels=str(path)))

@@ -234,7 +234,7 @@ def test_a_category_of_fewer_references_is_not_in_the_list(collection, tmp_path)
 
 
 def test_the_best_references_show_different_looks():
-    """Of two tight groups, one from each, and the nearest to its middle."""
+    """From two tight groups come one reference each, the nearest to the group's middle."""
 
     class Collection:
         nouns = ("cat",)

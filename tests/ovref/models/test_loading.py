@@ -5,6 +5,7 @@ import shutil
 from typing import get_args, get_type_hints
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,11 +14,18 @@ import tiny_transformers
 from original_layout import original_weights
 from ovref.errors import ModelError
 from ovref.models import loading
+from ovref.models.diffusion import Generator
 from ovref.models.loading import DTYPES, PIPELINES, load_pipeline
 from ovref.models.schedulers import SCHEDULERS
 from ovref.records import ImageRecord, Noun, Prompt
 from ovref.stages.synthesize import Lora, Synthesize
-from slow_attribution import assert_equals_slow, assert_tokens_are_nouns
+from slow_attribution import (
+    CAPTIONS,
+    SPANS,
+    assert_equals_slow,
+    assert_tokens_are_nouns,
+    settings_of,
+)
 
 OPTIONS = {"revision": None, "scheduler": "ddim", "dtype": "float32", "device": "cpu"}
 
@@ -278,6 +286,37 @@ def test_all_text_encoders_are_quantised_but_absent_ones(tmp_path):
         assert kinds == {"Linear4bit"}
     assert found.text_encoder_3 is None
     assert not any("bit" in type(module).__name__ for module in found.transformer.modules())
+
+
+def test_four_bits_are_moved_with_their_model_and_eight_are_not(pixart):
+    """Why `offload` goes with 4 bits alone, shown without a GPU."""
+    options = OPTIONS | {"scheduler": "dpm_solver++"}
+    four = load_pipeline(pixart, text_encoder_bits=4, **options)
+
+    def generated():
+        generator = Generator(four, settings_of(scheduler="dpm_solver++"))
+        positions = [generator.positions(CAPTIONS[0], SPANS[0])]
+        (one,) = generator.generate(CAPTIONS[:1], positions, [1])
+        return one
+
+    expected = generated()
+    four.enable_model_cpu_offload(device="cpu")  # what `offload` calls; the CPU as the device
+    assert type(four.text_encoder._hf_hook).__name__ == "CpuOffload"
+    found = generated()
+    np.testing.assert_array_equal(found.image_hwc, expected.image_hwc)
+    np.testing.assert_allclose(found.heatmaps_nhw, expected.heatmaps_nhw, atol=1e-6)
+    weight = four.text_encoder.encoder.block[0].layer[0].SelfAttention.q.weight
+    assert weight.quant_state.absmax.device.type == "cpu"
+    weight.to("meta")
+    assert weight.quant_state.absmax.device.type == "meta"
+
+    eight = load_pipeline(pixart, text_encoder_bits=8, **options).text_encoder
+    weight = eight.encoder.block[0].layer[0].SelfAttention.q.weight
+    assert weight.CB.data_ptr() == weight.data_ptr()
+    # Other data in the same parameter, as when a model moves between a CPU and a GPU.
+    eight._apply(lambda tensor: torch.empty_like(tensor.data).copy_(tensor.data))
+    # bitsandbytes multiplies with CB, which stays where it was: offloading would free nothing.
+    assert weight.CB.data_ptr() != weight.data_ptr()
 
 
 def test_fewer_bits_without_the_library_say_what_to_install(pixart, monkeypatch):

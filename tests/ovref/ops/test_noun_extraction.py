@@ -8,10 +8,10 @@ from spacy.tokens import Doc
 
 from ovref.corpora import CorpusSpec, read_captions
 from ovref.ops.given_names import given_names
-from ovref.ops.noun_extraction import nouns_of, tagger_text
+from ovref.ops.noun_extraction import nouns_of, tagged_nouns, tagger_text
 from ovref.ops.singular import singular
 from ovref.ops.word_lists import COLOURS, COMPOUNDS, INVARIANT, IRREGULAR, STOP_NOUNS
-from ovref.records import Caption
+from ovref.records import Caption, Noun
 from ovref.stages.extract_nouns import ExtractNouns
 
 BLANK = spacy.blank("en")
@@ -54,7 +54,7 @@ def test_a_noun_said_twice_counts_once_where_it_is_said_first():
 
 
 def test_spans_hold_on_any_tags_and_spaces():
-    """Of random tags: spans lie in the text, in order, apart, and spell the noun's words."""
+    """With random tags, spans lie in the text, in order, apart, and spell the noun's words."""
     rng = random.Random(0)
     words = "a man brick walls t - shirt orange dogs photo running left of group , 2 é"
     tags = ["NN", "NNS", "JJ", "DT", "IN", "VBG", "CD", "HYPH", "NNP"]
@@ -85,6 +85,22 @@ def test_max_nouns_keeps_the_first():
     tagged = "dog/NN and/CC cat/NN and/CC bird/NN"
     assert texts(tagged, max_nouns=2) == ["dog", "cat"]
     assert texts(tagged, max_nouns=9) == texts(tagged) == ["dog", "cat", "bird"]
+
+
+def test_tagged_nouns_are_those_of_the_tagger_alone():
+    tagged = doc(
+        "no/DT two/CD lane/NN road/NN in/IN gray/NN ,/, t/NN _-/HYPH _shirts/NNS and/CC &/NN "
+        "Paris/NNP photos/NNS of/IN a/DT dish/NN sits/NNS"
+    )
+    found = tagged_nouns(tagged)
+    assert [(noun.text, tagged.text[noun.start : noun.end]) for noun in found] == [
+        ("lane", "lane"), ("road", "road"), ("gray", "gray"), ("t-shirt", "t-shirts"),
+        ("photo", "photos"), ("dish", "dish"), ("sit", "sits"),
+    ]  # fmt: skip
+    assert [one.text for one in tagged_nouns(tagged, stop_nouns={"lane"}, max_nouns=1)] == ["road"]
+    assert texts("no/DT two/CD lane/NN road/NN in/IN gray/NN") == []
+    (once,) = tagged_nouns(doc("dogs/NNS chase/VBP a/DT dog/NN"))
+    assert once == Noun(text="dog", start=0, end=4)
 
 
 # -- which words --------------------------------------------------------------------------------

@@ -23,9 +23,20 @@ def test_parts_hold_no_more_than_they_may_and_are_about_as_large():
     most = 1200  # more than any noun has
     tree, leaf_of = divide(vectors, counts, most)
     sizes = np.bincount(leaf_of, weights=counts, minlength=tree.leaves)
-    assert counts.sum() / most < tree.leaves < 2.5 * counts.sum() / most
-    assert sizes.max() <= most and np.median(sizes) > most / 2
+    assert counts.sum() / most <= tree.leaves <= counts.sum() / most + 2
+    assert sizes.max() <= most and np.median(sizes) > 0.8 * most
     assert [tree.leaf_of(vector) for vector in vectors] == leaf_of.tolist()
+
+
+@pytest.mark.parametrize(("times", "leaves"), [(3.9, 4), (4, 5), (4.1, 5), (12.9, 13), (0.99, 1)])
+def test_nouns_slightly_beyond_the_limit_are_not_halved(times, leaves):
+    """As many parts as it takes, one more where each would have to be full to the last one."""
+    rng = np.random.default_rng(1)
+    vectors = l2_normalised(rng.standard_normal((3000, 8))).astype(np.float32)
+    counts = rng.integers(1, 30, 3000)
+    tree, leaf_of = divide(vectors, counts, round(counts.sum() / times))
+    sizes = np.bincount(leaf_of, weights=counts)
+    assert tree.leaves == leaves and sizes.max() < 1.3 * sizes.min()
 
 
 def test_neighbours_share_a_part():

@@ -140,7 +140,7 @@ def test_indexes_find_what_exact_search_finds(place, reduced):
     references = in_gathered_order(make_references())
     target, summary = reduced(place(make_references()), SPEC)
     assert summary["index"]["visual"] == {
-        "factory": "Flat", "curve": [], "queries": "", "train_rows": 0,
+        "factory": "SQfp16", "curve": [], "queries": "", "train_rows": 0,
     }  # fmt: skip
     queries = np.stack([direction(noun, 12) for noun in COUNTS]).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
@@ -626,7 +626,7 @@ def test_reducing_needs_no_torch():
 
 
 def test_two_reductions_in_one_folder_take_turns(undisturbed, tmp_path, monkeypatch):
-    """Of the same build, started twice by accident."""
+    """The same build was started twice by accident."""
     monkeypatch.setattr("ovref.reduce.phases.WAIT_SECONDS", 0.01)
     step, files, summary = undisturbed
     target, begun, waited = tmp_path / "collection", Event(), Event()

@@ -10,6 +10,8 @@ from ovref.check_models import check_models
 from ovref.contract import Dropped
 from ovref.errors import ConfigError, InputError, ModelError
 from ovref.identity import canonical, fingerprint, record_key, spec_identity
+from ovref.models.tagger import load_tagger
+from ovref.ops.singular import singular
 from ovref.records import Caption, Noun, Prompt, Segments
 from ovref.stages import extract_nouns
 from ovref.stages.extract_nouns import ExtractNouns
@@ -78,16 +80,23 @@ def test_nouns_of_common_captions(stage, text, expected):
     assert nouns(stage, text)[: len(expected)] == expected
 
 
-def test_the_built_in_stop_nouns_can_be_left_out(stage):
-    text = "a photo of a group of dogs in the background"
-    assert nouns(stage, text) == ["dog"]
-    every = ExtractNouns(built_in_stop_nouns=False, stop_nouns=("group",))
-    assert nouns(every.build(), text) == ["photo", "dog", "background"]
-    fields = spec_identity(ExtractNouns())["fields"]
-    assert (
-        "built_in_stop_nouns" not in fields
-        and not spec_identity(every)["fields"]["built_in_stop_nouns"]
-    )
+def test_nouns_may_be_what_the_tagger_takes_for_one(stage):
+    nlp, tags = load_tagger("miniature:tagger", None), ExtractNouns(source="tags").build()
+    texts = [text for text, _ in sample_captions(60, seed=3)]
+    texts += ["a photo of a group of dogs without a leash", "a two lane road, shades of gray"]
+    for text in texts:
+        tagged = {one.idx: one.lower_ for one in nlp(text) if one.tag_ in ("NN", "NNS")}
+        (prompt,) = tags(iter([caption(text)]))
+        found = {noun.text: tagged[noun.start] for noun in prompt.nouns}  # each is tagged
+        assert all({word, singular(word)} & found.keys() for word in tagged.values())
+        assert all(noun in (word, singular(word)) for noun, word in found.items())
+    assert nouns(stage, texts[-2]) == ["dog"]
+    assert nouns(tags, texts[-2]) == ["photo", "group", "dog", "leash"]
+    assert nouns(tags, texts[-1]) == ["lane", "road", "shade", "gray"]
+    own = ExtractNouns(source="tags", stop_nouns=("group",), max_nouns=2)
+    assert nouns(own.build(), texts[-2]) == ["photo", "dog"]
+    with pytest.raises(ValueError, match="leave out classes"):
+        ExtractNouns(source="tags", classes=(("dog",),))
 
 
 def test_every_caption_is_answered_once_and_in_order(stage):
@@ -224,7 +233,8 @@ def test_labels_are_not_filtered():
 
 def test_the_source_of_nouns_is_no_news_to_earlier_builds():
     assert "source" not in canonical(ExtractNouns())
-    assert canonical(ExtractNouns(source="labels"))["source"] == "labels"
+    for source in ("tags", "labels"):
+        assert canonical(ExtractNouns(source=source))["source"] == source
 
 
 # -- given classes ------------------------------------------------------------------------------

@@ -231,6 +231,7 @@ def test_the_spec_is_strict_picklable_and_has_an_identity():
         ({"read_steps": (0.5, 0.5)}, "read_steps must be ordered"),
         ({"aspect_ratio_hw": (0, 1)}, "aspect_ratio_hw"),
         ({"text_encoder_bits": 4, "base": "sd"}, "text_encoder_bits needs a model in diffusers'"),
+        ({"text_encoder_bits": 8, "offload": True}, "8 does not go with offload.*bits to 4, whose"),
     ],
     ids=str,
 )

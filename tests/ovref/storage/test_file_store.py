@@ -24,6 +24,7 @@ def test_objects_are_written_replaced_listed_and_deleted(store):
     assert store.list("b") == ["b/c/three", "b/two"]
     assert store.list("absent") == []
     assert store.exists("b/two") and not store.exists("b/four")
+    assert store.read_if_there("b/two") == b"2" and store.read_if_there("x/four") is None
     store.delete("b/two")
     store.delete("b/two")
     assert store.list() == ["a", "b/c/three"]

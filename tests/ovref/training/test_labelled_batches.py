@@ -270,6 +270,10 @@ def test_sets_on_disk(tmp_path):
     assert data.name == "voc_15_5 train, 2 of 10582 images" and data.ids == ("a", "c")
     assert sum(data.seen) == 15 and not data.seen[19]
     assert np.unique(data.read("a").label_hw).tolist() == [19]
+    asked = {"dataset": "voc_15_5", "root": str(tmp_path), "seen": data.class_names[18:]}
+    with pytest.raises(InputError, match=r"found \['train', .*\] in data.seen, which the set's"):
+        TrainingData(**asked).open()
+    assert sum(TrainingData(**asked, unseen=data.class_names[:2]).open().seen) == 2
     (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(21)))
     own = LabelFolder(
         images=str(tmp_path / "JPEGImages"), labels=str(tmp_path / "SegmentationClassAug"),

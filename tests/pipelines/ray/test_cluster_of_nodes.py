@@ -20,7 +20,7 @@ from ovref_pipelines.engine.run_steps import run_step
 pytestmark = pytest.mark.slow
 
 SHARDS = 240
-"""Of 50 ms each: more than one worker can do while another is started."""
+"""Each takes 50 ms: together more than one worker can do while another is started."""
 
 
 @pytest.fixture

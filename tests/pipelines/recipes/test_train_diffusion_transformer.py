@@ -130,3 +130,38 @@ def test_training_lowers_the_error_and_its_result_generates(
             size_hw=(32, 48),
         )  # fmt: skip
         assert all(np.isfinite(maps).all() for maps in heatmaps)
+
+
+def test_training_begins_with_given_weights(prepared, shallow, tmp_path, monkeypatch):
+    """`--start`: at a rate of zero the result is the start; at another one it is near."""
+    ready, pools = prepared
+    monkeypatch.setattr(recipe, "prepare", lambda *_: ready)
+    monkeypatch.setattr(recipe, "load_pool", lambda work, name, **_: pools[name == "others"])
+    monkeypatch.setattr(recipe, "LOG_EVERY", 2)
+    torch.manual_seed(3)
+    begun = recipe.new_transformer()
+    for parameter in begun.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    begun.half().save_pretrained(tmp_path / "start")
+    expected = begun.float().state_dict()
+
+    def trained(name, rate):
+        clock = iter(range(1_000_000))
+        monkeypatch.setattr(recipe.time, "perf_counter", lambda: float(next(clock)))
+        output = tmp_path / name
+        arguments = {"work": output, "output": output, "start": tmp_path / "start", "rate": rate,
+                     "seconds": 12, "batch": 3}  # fmt: skip
+        words = [str(word) for key, value in arguments.items() for word in (f"--{key}", value)]
+        monkeypatch.setattr("sys.argv", ["train", *words, "--pools", "few", "others"])
+        recipe.main()
+        log = json.loads((output / "training.json").read_text())
+        assert log["continued"] and log["steps"] > 2 and log["log"][0]["error"] > 0
+        found = recipe.SD3Transformer2DModel.from_pretrained(
+            output / "transformer", torch_dtype=torch.float32
+        )
+        return found.state_dict()
+
+    still, moved = trained("still", 0.0), trained("moved", 1e-3)
+    assert all(torch.equal(still[name], value) for name, value in expected.items())
+    gaps = [float((moved[name] - value).abs().max()) for name, value in expected.items()]
+    assert 1e-5 < max(gaps) < 0.05

@@ -37,13 +37,32 @@ def test_shapes_load_no_weights():
     assert wrong.problems == 1 and "CANNOT BE USED" in wrong.text
 
 
-def test_known_models_get_random_weights_and_others_are_left_out(monkeypatch):
+@pytest.fixture
+def tiny(monkeypatch):
+    """Random weights are those of tiny networks of the real classes."""
     from ovref.known_models import random_weights
 
     real = random_weights.write
     monkeypatch.setattr(
         random_weights, "write", lambda known, folder: real(known, folder, tiny=True)
     )
+
+
+@pytest.mark.parametrize("known", table.ENCODERS, ids=[known.model for known in table.ENCODERS])
+def test_each_row_of_the_table_is_checked_with_random_weights(known, tiny):
+    """In each of its roles; what else the configuration names is left out."""
+    overrides = ["embed.visual.size_hw=[100,157]"]
+    for role in known.roles:
+        overrides += [f"embed.{role}.model={known.model}", f"embed.{role}.library={known.library}"]
+    checked = check(config(*overrides), random=True)
+    assert checked.problems == 0, checked.text
+    assert checked.text.count("the same as") == len(known.roles)
+    for role in known.roles:
+        assert f"embed.{role}: {known.model}" in checked.text
+    assert "synthesize: miniature:stable_diffusion\n    left out" in checked.text
+
+
+def test_models_of_different_rows_are_checked_together(tiny):
     checked = check(
         config(f"embed.visual.model={DINO}", f"embed.text.model={SIGLIP}",
                "embed.text.library=transformers", "embed.visual.size_hw=[64,96]"),
@@ -51,8 +70,7 @@ def test_known_models_get_random_weights_and_others_are_left_out(monkeypatch):
     )  # fmt: skip
     assert checked.problems == 0
     assert f"embed.visual: {DINO}" in checked.text and "DINOv3 License" in checked.text
-    assert checked.text.count("the same as") == 2
-    assert "synthesize: miniature:stable_diffusion\n    left out" in checked.text
+    assert f"embed.text: {SIGLIP}" in checked.text and checked.text.count("the same as") == 2
     assert table.find("miniature:dinov2") is None
     assert table.find("ViT-L-14:laion2b_s32b_b82k").network == "ViT-L-14"
 

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from array_fakes import EMBED, FakeTexts
+from hub_server import Hub
 from ovref.errors import InputError
 from ovref.exchange import exports, publishing
 from ovref.exchange.class_lists import read_classes
 from ovref.exchange.coverage import coverage
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
+from ovref.exchange.picture_files import Picture
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store
@@ -68,7 +71,7 @@ def keys(rows):
 def test_status_and_verify(changed):
     store.tombstone(changed, [FIRST + 1], "blurred")
     text = place_text(changed)
-    assert "partitions: 2, of at most 30 references" in text and "index Flat" in text
+    assert "partitions: 2, of at most 30 references" in text and "index SQfp16" in text
     assert "most frequent nouns: elk (15), dog (15), cat (15), fox (14)" in text
     counts = json.loads(place_json(changed))["counts"]
     assert counts["references"] == 60 and counts["nouns"] == 4 and counts["tombstones"] == 1
@@ -194,6 +197,104 @@ def test_publish(places, changed, tmp_path):
     store.tombstone(changed, [int(i) for i in rest], "opt-out")
     with pytest.raises(InputError, match=r"all references of the partition .*00001 are deleted"):
         publishing.publish(changed, str(tmp_path / "none"), title="x")
+
+
+def pictures(rows):
+    """Each image is 12 x 10; a reference's mask is one of four vertical bars."""
+    found = []
+    for row in rows:
+        mask_hw = np.zeros((10, 12), dtype=bool)
+        bar = int(row["key"][-1])
+        mask_hw[1:9, 3 * bar : 3 * bar + 3] = True
+        found.append(Picture(image_hwc=np.full((10, 12, 3), 40 * bar, np.uint8), mask_hw=mask_hw))
+    return found
+
+
+def test_banks_are_those_of_the_undivided_collection(both, tmp_path):
+    for number, one in enumerate(both):
+        exports.export_segrag(one, tmp_path / f"segrag{number}")
+        exports.export_corrclip(one, pictures, tmp_path / f"corrclip{number}", name="bank")
+    for noun in NOUNS:
+        banks = [torch.load(tmp_path / f"segrag{n}/{noun}/prototypes.pt", weights_only=True)
+                 for n in range(2)]  # fmt: skip
+        np.testing.assert_allclose(*banks, atol=1e-6)
+    heads, vectors = [], []
+    for folder in (tmp_path / "corrclip0", tmp_path / "corrclip1"):
+        heads.append((folder / "manifests/bank.images.tsv").read_text())
+        bank = [
+            torch.load(folder / f"{kind}.pt", weights_only=True).numpy()
+            for kind in ("vfm_embeddings/bank_dinov2", "clip_embeddings/bank_metaclip_l")
+        ]
+        # Of four references of an image those of a partition come together.
+        both_kinds = np.concatenate(bank, axis=1).reshape(15, 4, -1)
+        vectors.append([sorted(map(tuple, of_image)) for of_image in both_kinds.tolist()])
+    assert heads[0] == heads[1] and vectors[0] == vectors[1]
+
+
+@pytest.mark.parametrize("coco", [False, True])
+def test_exemplars_are_those_of_the_undivided_collection(both, tmp_path, coco):
+    trees = []
+    for number, one in enumerate(both):
+        folder = tmp_path / f"{number}"
+        exports.export_exemplars(one, pictures, folder, k=3, coco=coco)
+        if coco:
+            trees.append([json.loads((folder / name).read_text())
+                          for name in ("coco.json", "references.json")])  # fmt: skip
+            continue
+        tree = json.loads((folder / "exemplars.json").read_text())
+        for exemplar in (exemplar for of_noun in tree.values() for exemplar in of_noun):
+            (row,) = one.rows([exemplar.pop("reference")])
+            exemplar["key"] = row["key"]
+        trees.append(tree)
+    assert trees[0] == trees[1]
+
+
+def places_elsewhere(kind, request, monkeypatch):
+    """Where to publish: on a real S3 server on the loopback, or on the stand-in for the Hub."""
+    if kind == "s3":
+        for name, value in (
+            ("AWS_ENDPOINT_URL", request.getfixturevalue("s3_endpoint")),
+            ("AWS_ACCESS_KEY_ID", "testing"), ("AWS_SECRET_ACCESS_KEY", "testing"),
+        ):  # fmt: skip
+            monkeypatch.setenv(name, value)
+        return "s3://bucket/animals"
+    server = Hub()
+    request.addfinalizer(server.close)
+    for name, value in (
+        ("HF_ENDPOINT", server.url), ("HF_TOKEN", "hf_test"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    return "hf://me/animals"
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's own
+@pytest.mark.parametrize("kind", ["s3", "hub"])
+def test_published_elsewhere_it_answers_alike_and_deletions_follow(
+    both, changed, tmp_path, kind, request, monkeypatch
+):
+    target = places_elsewhere(kind, request, monkeypatch)
+    publishing.publish(changed, target, title="Animals")
+    texts, regions = both[1].noun_embeddings, np.asarray(both[1].visual)[:9]
+    with ReferenceCollection.open(target, cache=tmp_path / "cache", verify="full") as opened:
+        for found, expected in (
+            (opened.search_text(texts, 9), both[1].search_text(texts, 9)),
+            (opened.search_regions(regions, 20), both[1].search_regions(regions, 20)),
+        ):
+            np.testing.assert_array_equal(found.ids, expected.ids)
+        assert opened.to_table(["key"]) == both[1].to_table(["key"])
+    gone = [1, FIRST + 2]
+    if kind == "s3":
+        assert verify(target) == []
+        store.tombstone(target, gone, "opt-out")
+        store.untombstone(target, gone[:1])
+        with ReferenceCollection.open(target, cache=tmp_path / "cache") as opened:
+            assert opened.has(gone).all() and len(opened) == 59
+            assert not np.isin(opened.search_text(texts, 60).ids, gone[1:]).any()
+    store.tombstone(changed, gone, "opt-out")
+    publishing.publish(changed, target, title="Animals", replace=True)
+    with ReferenceCollection.open(target, cache=tmp_path / "cache", verify="full") as opened:
+        assert opened.manifest.counts["references"] == len(opened) == 58
 
 
 def sums(target):

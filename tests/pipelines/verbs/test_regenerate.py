@@ -154,14 +154,14 @@ def test_an_estimate_of_a_collection_in_partitions(tmp_path, monkeypatch):
     whole, parts = (
         estimate._collection(
             fake_build(tmp_path, 3, 3, reduce=ReduceSpec(partition_references=most)),
-            references, 1e6, ready=False,
+            references, 1e6, 4000, ready=False,
         )
         for most in (None, 10_000)
     )  # fmt: skip
-    assert whole.alone_seconds > 0 == parts.alone_seconds  # workers encode the nouns
+    assert whole.alone_seconds > parts.alone_seconds > 0  # workers encode the nouns
+    assert whole.requests == 0 < parts.requests
     assert parts.seconds > whole.seconds + whole.alone_seconds
-    # Indexes of less than 20,000 references are exact, with vectors of float32.
-    assert parts.stored - whole.stored == pytest.approx(1e6 * 2 * (8 + 6))
+    assert parts.stored == whole.stored
 
 
 def test_what_the_driver_does_alone_is_not_shared_by_workers():

@@ -2,22 +2,26 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import Dinov2Config
 
 import paper_data
 from fcclip_folder import write_fcclip
 from ovref.config import dump, load
-from ovref.errors import ConfigError, InputError
+from ovref.errors import ConfigError, InputError, ModelError
 from ovref.evaluation.named_sets.bundled_classes import bundled, bundled_list
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES
-from ovref_pipelines import cli
+from ovref_pipelines import cli, recipe
 from ovref_pipelines.console import Console
 from ovref_pipelines.verbs import paper_rows, reproduce
+from ovref_pipelines.verbs.row_weights import models_of_row, try_models
 from ovref_pipelines.verbs.train import TrainConfig
 
 
@@ -39,7 +43,7 @@ def looked_at(row):
     trainings = [(one.setting, dump(one.data)) for one in (row.first, row.train) if one]
     spec = row.evaluate
     data = (spec.dataset, spec.root, spec.protocol)
-    return repr([data, corpora, trainings, sorted(set(reproduce._models(row)))])
+    return repr([data, corpora, trainings, sorted(models_of_row(row))])
 
 
 @pytest.mark.parametrize("name", paper_rows.names())
@@ -259,12 +263,88 @@ def test_what_is_missing_is_named_all_at_once(data, tmp_path, capsys):
     with Image.open(tmp_path / "fossil_ade" / reproduce.PICTURE) as picture:
         assert picture.size[0] > paper_data.SIZE_HW[1]
     assert cli.main(arguments) == 2
-    assert "--partial accepts these data" in capsys.readouterr().err
+    assert "--partial accepts what differs" in capsys.readouterr().err
     row = paper_rows.read_row(paper_rows.find("retclip_b"), data=str(data), runs=str(tmp_path))
     stopped = dataclasses.replace(row, blocked=("no such model",))
     checked = reproduce.Checked(lines=(), problems=(), partial=())
     with pytest.raises(InputError, match="cannot be run: no such model"):
         reproduce.reproduce(stopped, checked, Console(), partial=True)
+
+
+@pytest.fixture
+def checked(data, tmp_path):
+    """What `check` says of a row with settings of the user's."""
+
+    def check(name, *overrides):
+        path, places = paper_rows.find(name), {"data": str(data), "runs": str(tmp_path)}
+        rows = [paper_rows.read_row(path, **places, overrides=each) for each in (overrides, ())]
+        return reproduce.check(*rows)
+
+    return check
+
+
+def test_weights_of_another_architecture_are_not_as_published(checked, data, tmp_path):
+    """A model of the row's architecture is accepted from any folder; nothing is loaded."""
+    Dinov2Config(hidden_size=384, num_hidden_layers=12, patch_size=14).save_pretrained(
+        tmp_path / "small"
+    )
+    Dinov2Config(hidden_size=1024, num_hidden_layers=24, patch_size=14).save_pretrained(
+        tmp_path / "large"
+    )
+    setting = "build.embed.visual.model"
+    assert not any("dinov2" in one for one in checked("fossil_ade").partial)
+    large = checked("fossil_ade", f"{setting}={tmp_path / 'large'}")
+    assert not any("dinov2" in one for one in large.partial) and large.problems == ()
+    (said,) = (one for one in checked("fossil_ade", f"{setting}={tmp_path / 'small'}").partial
+               if setting in one)  # fmt: skip
+    assert said.endswith(
+        "has hidden_size 384, num_hidden_layers 12; the row's dinov2-large has hidden_size 1024, "
+        "num_hidden_layers 24"
+    )
+    keys = checked("fossil_ade", "evaluate.opencut.keys.model=miniature:dino").partial
+    assert any("the row's dino-vitb8 has hidden_size 768" in one for one in keys)
+    text = checked("fossil_ade", "build.embed.text.model=miniature:clip").partial
+    assert any("the row's ViT-L-14:openai has embed_dim 768" in one for one in text)
+
+
+def test_files_and_folders_below_data_are_of_what_their_names_say(checked, data, tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(data / "weights", weights)
+    positions = torch.zeros(1).expand(1, 64, 64, 1280)
+    torch.save({"image_encoder.pos_embed": positions}, weights / "sam_vit_b_01ec64.pth")
+    setting = "build.ground.detector.sam.model"
+    for name in ("retclip_convnext", "retclip_b"):
+        assert not any(setting in one for one in checked(name).partial)
+        (said,) = (one for one in checked(name, f"{setting}={weights}/sam_vit_b_01ec64.pth").partial
+                   if setting in one)  # fmt: skip
+        assert "has vision_config.hidden_size 1280; the row's sam_vit_b_01ec64.pth has" in said
+    setting = "build.embed.visual.model"
+    other = f"{setting}={weights}/fcclip_rn50x64/clip"
+    assert any(setting in one for one in checked("retclip_convnext", other).partial)
+    (weights / "fcclip_rn50x64/clip/open_clip_config.json").write_text("{")
+    problems = checked("retclip_convnext", other).problems
+    assert any("cannot read the architecture" in one for one in problems)
+
+
+def test_models_of_the_evaluation_are_tried_before_anything_is_built(data, tmp_path, monkeypatch):
+    folder = tmp_path / "dino"
+    Dinov2Config(hidden_size=768, num_hidden_layers=12).save_pretrained(folder)
+    built = []
+    monkeypatch.setattr(recipe, "build", lambda *_: built.append(1))
+    row = paper_rows.read_row(
+        paper_rows.find("fossil_ade"), data=str(data), runs=str(tmp_path),
+        overrides=[f"evaluate.opencut.keys.model={folder}"],
+    )  # fmt: skip
+    nothing = reproduce.Checked(lines=(), problems=(), partial=())
+    with pytest.raises(ModelError, match="cannot load the visual encoder"):
+        reproduce.reproduce(row, nothing, Console(), partial=True)
+    assert not built
+    keys = ["evaluate.opencut.keys.model=miniature:dino", "evaluate.opencut.keys.size_hw=[64, 64]"]
+    try_models(
+        paper_rows.read_row(
+            paper_rows.find("fossil_ade"), data=str(data), runs=str(tmp_path), overrides=keys
+        )
+    )
 
 
 def test_unknown_rows_and_files_that_extend_themselves(tmp_path, capsys):

@@ -1,0 +1,103 @@
+"""FOSSIL's mIoU over a collection in partitions, and without textual embeddings, against the whole.
+
+    python tests/benchmarks/partitioned_miou.py runs/demo [--partition 300] [--scenes 200]
+
+Reduces the references of a build of the miniature undivided, in partitions, and in partitions with
+textual embeddings in the index alone. Each test scene is encoded once; the prototypes of every
+collection, for several seeds of k-means, are compared with the same features under the same masks
+(OpenCut's), as in kmeans_starts.py. Also prints how many of the references that FOSSIL retrieves
+differ from those of the undivided collection, and the bytes of each. Figures are in
+results/partitioned_miou.md.
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kmeans_starts import GAMMAS, clustered, encoded, labelled
+from ovref.config import load_tree
+from ovref.evaluation import miniature
+from ovref.evaluation.cached import CachedModels
+from ovref.evaluation.compare import each_once, miou_of_samples
+from ovref.evaluation.methods import Methods
+from ovref.evaluation.spec import EvaluateSpec
+from ovref.reduce import reduce_collection
+from ovref.storage.file_store import Store
+from ovref_pipelines.build_config import BuildConfig
+from ovref_pipelines.output import build_config, open_build
+from ovref_pipelines.recipe import texts_of
+
+
+def make(build: str, folder: Path, most: int) -> dict[str, Path]:
+    """The three collections by name."""
+    config = load_tree(BuildConfig, build_config(Store.open(build)), build)
+    texts, spec = texts_of(config), config.reduce
+    parts = replace(spec, partition_references=most)
+    ways = {
+        "undivided": replace(spec, partition_references=None),
+        "in partitions": parts,
+        "and textual ones in the index": replace(parts, textual_embeddings="in_index"),
+    }
+    for name, one in ways.items():
+        summary = reduce_collection(
+            open_build(build).step("references"), one, embed=config.embed, texts=texts,
+            output=Store.open(str(folder / name)), work=folder / "work",
+        )  # fmt: skip
+        size = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())
+        print(f"{name}: {summary.get('partitions', 1)} partitions, {size} bytes", flush=True)
+    return {name: folder / name for name in ways}
+
+
+def opened(folder: Path, scenes: int, models: CachedModels) -> tuple[Any, Any, list[Any]]:
+    """FOSSIL of a collection, what answers for it, and the scenes."""
+    spec = EvaluateSpec(
+        collection=str(folder), output="-", split="test", scenes=scenes, rows=("fossil",)
+    )
+    data = spec.open_data()
+    methods = Methods(spec, data, models)
+    examples = list(data)
+    methods.look_at(examples)
+    return methods.fossil(miniature.FOSSIL), methods, examples
+
+
+def keys_of(collection: Any, texts: np.ndarray, n: int) -> list[set[str]]:
+    """The keys of the n references that each class retrieves."""
+    ids = collection.search_text(texts, n).ids
+    return [{row["key"] for row in collection.rows(of_class)} for of_class in ids]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("build")
+    parser.add_argument("--partition", type=int, default=300)
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    gamma, n, k = miniature.FOSSIL.gamma, miniature.FOSSIL.n, miniature.FOSSIL.k
+    with tempfile.TemporaryDirectory() as scratch, CachedModels("cpu") as models:
+        places = make(options.build, Path(scratch), options.partition)
+        scenes: list[Any] = []
+        before: list[set[str]] = []
+        for name, folder in places.items():
+            segmenter, methods, examples = opened(folder, options.scenes, models)
+            scenes = scenes or [encoded(methods, one.image_hwc) for one in examples]
+            keys = keys_of(segmenter.collection, segmenter.texts(methods.names), n)
+            before = before or keys
+            others = sum(len(a - b) for a, b in zip(keys, before, strict=True))
+            for clusters in (k, 1):
+                found = []
+                for seed in range(options.seeds if clusters > 1 else 1):
+                    prototypes, _ = clustered(segmenter, methods.names, n, clusters, 1, seed)
+                    overlaps = labelled(scenes, examples, prototypes)[GAMMAS.index(gamma)]
+                    found.append(100 * float(miou_of_samples(overlaps, each_once(overlaps))[0]))
+                every = [round(one, 2) for one in found]
+                print(f"{name}, K={clusters}: mIoU {every}, mean {np.mean(found):.2f}; "
+                      f"{others} of {n * len(keys)} retrieved differ", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
