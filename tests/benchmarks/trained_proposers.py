@@ -14,6 +14,7 @@ scenes and measure on test scenes; what is done is kept below `--runs`, for a ru
 import argparse
 import hashlib
 import json
+import re
 import resource
 import sys
 import tempfile
@@ -113,9 +114,9 @@ class Kept:
         """
         self._predict, self._folder = getattr(parts, predict), folder
         (path,) = weights_path(weights).glob("*.safetensors")
-        collection = parts.named({"vocseg": "vocseg_binary"}.get(predict, predict))
+        self.collection = parts.named({"vocseg": "vocseg_binary"}.get(predict, predict))
         self._ground = [hashlib.sha256(path.read_bytes()).hexdigest(),
-                        collection.manifest.fingerprint]  # fmt: skip
+                        self.collection.manifest.fingerprint]  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, data: Dataset, *settings: Any) -> Path:
@@ -164,7 +165,7 @@ def said(config: Any, names: Iterable[str]) -> str:
 
 
 def ordering(better: str, worse: str, metric: str, paper: str) -> Ordering:
-    key = f"{better}_{worse}_{metric}".replace(" ", "_").replace("'", "").lower()
+    key = re.sub(r"[^a-z0-9.]+", "_", f"{better}_{worse}_{metric}".replace("'", "").lower())
     return Ordering(key=key, better=better, worse=worse, metric=metric, paper=paper)
 
 
@@ -304,8 +305,7 @@ def measure(part: str, runs: Path, scenes: int, tuning: int) -> dict[str, Any]:
     with Parts(spec, [validation, test], "cpu") as parts:
         kept = Kept(parts, part, MODELS[part], runs / "rows")
         found = {"retclip": retclip, "vocseg": vocseg}[part](kept, spec, validation, test)
-        places = {"retclip": "retclip", "vocseg": "vocseg_binary"}
-        count = len(parts.named(places[part]))
+        count = len(kept.collection)
     known = json.loads((weights_path(MODELS[part]).parent / "training.json").read_text())
     steps = "; ".join(
         f"`miniature:{name}` {known[name]['steps']} steps"
@@ -396,7 +396,19 @@ def main() -> None:
     (RESULTS / "trained_proposers.md").write_text(page(known))
 
 
-REASONS: dict[str, str] = {}
+SHAPES = (
+    "The convolutional CLIP names stuff and hardly any thing: mIoU of the unseen classes, all of "
+    "them things, is about 1 in all rows. What differs is the stuff, whose PQ is 90 with "
+    "GroundingDINO's and SAM's masks and 79 with those of FC-CLIP after 2,800 images."
+)
+REASONS = {
+    "vocseg_maskformer_of_trained_classes_miou": (
+        "Its own classes reach 13.8 mIoU, of things next to nothing, after 300 steps with 1,800 "
+        "images, which began with the other one's masks; the other learnt classes in 3,000 steps."
+    ),
+    "retclip_training_free_retclip_pq": SHAPES,
+    "retclip_training_free_retclip_seen": SHAPES,
+}
 """What people found out about an ordering that is not as in the paper, by its key."""
 
 if __name__ == "__main__":
