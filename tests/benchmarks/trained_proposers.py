@@ -14,6 +14,7 @@ scenes and measure on test scenes; what is done is kept below `--runs`, for a ru
 import argparse
 import hashlib
 import json
+import re
 import resource
 import sys
 import tempfile
@@ -104,18 +105,12 @@ class Kept:
     settings, scenes, weights and collection."""
 
     def __init__(self, parts: Parts, predict: str, weights: str, folder: Path) -> None:
-        """
-        Args:
-            parts: segmenters.
-            predict: name of the segmenter, a method of `parts`.
-            weights: the trained proposer's.
-            folder: for files.
-        """
+        """`predict`: the segmenter, a method of `parts`; `weights`: the trained proposer."""
         self._predict, self._folder = getattr(parts, predict), folder
         (path,) = weights_path(weights).glob("*.safetensors")
-        collection = parts.named({"vocseg": "vocseg_binary"}.get(predict, predict))
+        self.collection = parts.named({"vocseg": "vocseg_binary"}.get(predict, predict))
         self._ground = [hashlib.sha256(path.read_bytes()).hexdigest(),
-                        collection.manifest.fingerprint]  # fmt: skip
+                        self.collection.manifest.fingerprint]  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, data: Dataset, *settings: Any) -> Path:
@@ -164,7 +159,7 @@ def said(config: Any, names: Iterable[str]) -> str:
 
 
 def ordering(better: str, worse: str, metric: str, paper: str) -> Ordering:
-    key = f"{better}_{worse}_{metric}".replace(" ", "_").replace("'", "").lower()
+    key = re.sub(r"[^a-z0-9.]+", "_", f"{better}_{worse}_{metric}".replace("'", "").lower())
     return Ordering(key=key, better=better, worse=worse, metric=metric, paper=paper)
 
 
@@ -304,8 +299,7 @@ def measure(part: str, runs: Path, scenes: int, tuning: int) -> dict[str, Any]:
     with Parts(spec, [validation, test], "cpu") as parts:
         kept = Kept(parts, part, MODELS[part], runs / "rows")
         found = {"retclip": retclip, "vocseg": vocseg}[part](kept, spec, validation, test)
-        places = {"retclip": "retclip", "vocseg": "vocseg_binary"}
-        count = len(parts.named(places[part]))
+        count = len(kept.collection)
     known = json.loads((weights_path(MODELS[part]).parent / "training.json").read_text())
     steps = "; ".join(
         f"`miniature:{name}` {known[name]['steps']} steps"
@@ -347,6 +341,8 @@ def step(name: str) -> dict[str, Any]:
 def page(known: dict[str, Any]) -> str:
     """What is known, as Markdown."""
     parts = [known[part] for part in ("retclip", "vocseg") if part in known]
+    tables = known.get("retclip", {"tables": []})["tables"]
+    of_clip = [one["key"] for item in tables for one in item["orderings"]]
     text = markdown(
         {
             "title": "Trained proposers in small",
@@ -355,7 +351,7 @@ def page(known: dict[str, Any]) -> str:
             "tables": [one for part in parts for one in part["tables"]],
             "pictures": {},
         },
-        REASONS,
+        dict.fromkeys(of_clip, LITTLE) | REASONS,
     )
     rows = [
         [f"`{one['configuration']}`", one["weights"], one["losses"], str(one["cpu_seconds"]),
@@ -396,7 +392,21 @@ def main() -> None:
     (RESULTS / "trained_proposers.md").write_text(page(known))
 
 
-REASONS: dict[str, str] = {}
+SHAPES = (
+    "The convolutional CLIP names stuff and hardly any thing: mIoU of the unseen classes, all of "
+    "them things, is about 1 in all rows. What differs is the stuff, whose PQ is 90 with "
+    "GroundingDINO's and SAM's masks and 79 with those of FC-CLIP after 2,800 images."
+)
+LITTLE = "No row names things, as the CLIP does not; of stuff all name most."
+REASONS = {
+    "vocseg_maskformer_of_trained_classes_miou": (
+        "Its own classes reach 13.8 mIoU, of things next to nothing, after 300 steps with 1,800 "
+        "images, which began with the other one's masks; the other learnt classes in 3,000 steps."
+    ),
+    "vocseg_visual_miou": "The paper's own difference is smaller than the interval of 120 scenes.",
+    "retclip_training_free_retclip_pq": SHAPES,
+    "retclip_training_free_retclip_seen": SHAPES,
+}
 """What people found out about an ordering that is not as in the paper, by its key."""
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from ovref.miniature.scenes import render
-from ovref.miniature.shapes import CLASSES
+from ovref.miniature.shapes import CLASSES, STUFF
 from ovref_inference.collection.retrieve import TEMPLATES
 from ovref_inference.encoders import cnn_towers
 from ovref_inference.encoders.clip_towers import load_clip
@@ -69,9 +69,10 @@ def noun_loss(cells_nld, nouns_cd, named_nc):
 
 @torch.no_grad()
 def region_accuracy(visual, nouns_cd, scenes=200):
-    """Share of the true regions of validation scenes that are named right, each pooled as FC-CLIP
-    does it: the mean of the cells that it covers, brought to the joint space."""
-    right = total = 0
+    """Share of the true regions of validation scenes that are named right, of stuff and of things,
+    each pooled as FC-CLIP does it: the mean of the cells that it covers, brought to the joint
+    space."""
+    right = {"stuff": [], "things": []}
     for seed in range(scenes):
         scene = render(seed, "validation")
         cells, head = cells_of(visual, images_to_torch(scene.image_hwc[None]))
@@ -81,8 +82,9 @@ def region_accuracy(visual, nouns_cd, scenes=200):
             share = functional.adaptive_avg_pool2d(mask[None], (side, side)).flatten()
             pooled = share @ cells[0] / share.sum()
             guess = (functional.normalize(head(pooled[None]), dim=1) @ nouns_cd.T).argmax().item()
-            right, total = right + (guess == number % 100), total + 1
-    return float(right / total)
+            label = int(number % 100)
+            right["stuff" if label < len(STUFF) else "things"].append(guess == label)
+    return {kind: round(sum(each) / len(each), 3) for kind, each in right.items()}
 
 
 def main():
@@ -120,7 +122,7 @@ def main():
     facts = fit(
         "clip_convnext", arguments.work, model, loss_of, arguments.steps, rate=2e-3, save_every=50
     )
-    facts["regions_right"] = round(region_accuracy(model.visual, nouns_cd), 3)
+    facts["regions_right"] = region_accuracy(model.visual, nouns_cd)
     print(facts, flush=True)
     note(arguments.work, clip_convnext=facts)
     save_clip(arguments.work / "clip_convnext", model, CONVNEXT_CONFIG)
