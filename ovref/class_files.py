@@ -60,7 +60,8 @@ def lines_of_file(path: str | Path, what: str) -> list[str]:
         with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:  # no byte-order mark
             return list(file.read().splitlines())
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot read the {what} {path}: {error}") from error
+        advice = "; save it as UTF-8 text" if isinstance(error, UnicodeDecodeError) else ""
+        raise InputError(f"cannot read the {what} {path}: {error}{advice}") from error
 
 
 def list_of_file(path: str | Path, count: int | None = None) -> ClassList:

@@ -32,7 +32,7 @@ from ovref_inference.collection.retrieve import Texts, class_embeddings
 
 GROUP_ROWS = 65_536
 """References of a group of shards: 200 MB at a width of 768 + 768."""
-NOUNS_A_TASK = 16_384
+NOUNS_A_TASK = 4096
 """Nouns that one task encodes; each task loads the text encoder."""
 PLAN = "plan"
 """The only shard of the step `plan`."""

@@ -306,7 +306,7 @@ def _order(seed: int, epoch: int, images: int) -> np.ndarray:
 
 def _classes_of(segments_hw: np.ndarray, classes_s: np.ndarray) -> np.ndarray:
     """The class of each pixel; where there is no segment, the segment's number below 0."""
-    return np.where(segments_hw < 0, segments_hw, classes_s[segments_hw])
+    return np.where(segments_hw < 0, segments_hw, classes_s[np.maximum(segments_hw, 0)])
 
 
 def distorted(image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:

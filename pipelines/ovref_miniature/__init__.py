@@ -13,6 +13,7 @@ WEIGHTS = (
     "stable_diffusion",
     "stable_diffusion_3",
     "clip",
+    "clip_convnext",
     "dinov2",
     "dino",
     "classifier",
@@ -20,6 +21,8 @@ WEIGHTS = (
     "grounding_dino",
     "maskformer",
     "clip_rc",
+    "fcclip",
+    "open_mask_former",
 )
 """Names of the shipped model folders of this package."""
 

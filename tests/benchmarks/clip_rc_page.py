@@ -279,9 +279,9 @@ def _speed(found: dict[str, Any]) -> list[str]:
         "## Speed at full size", "",
         "One 512 x 512 image through a ViT-B/16 of random weights, one thread, least CPU seconds",
         f"of {base['runs']} runs; other work on the machine makes them up to twice as many. Those",
-        "of the segmenter are from photograph to label map. At the rate of the frozen ViT alone, all",
-        "operations would take the seconds of the fourth column: the backbone plus the operations",
-        "of the head. The paper has 126.7e9 (table 6).",
+        "of the segmenter are from photograph to label map. At the rate of the frozen ViT alone,",
+        "all operations would take the seconds of the fourth column: the backbone plus the",
+        "operations of the head. The paper has 126.7e9 (table 6).",
         "",
         *markdown_table(head, body), "",
     ]  # fmt: skip

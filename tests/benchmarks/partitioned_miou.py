@@ -28,13 +28,15 @@ from ovref.evaluation.spec import EvaluateSpec
 from ovref.reduce import reduce_collection
 from ovref.storage.file_store import Store
 from ovref_pipelines.build_config import BuildConfig
-from ovref_pipelines.output import build_config, open_build
+from ovref_pipelines.output import FOLDER, build_config, open_build
 from ovref_pipelines.recipe import texts_of
 
 
 def make(build: str, folder: Path, most: int) -> dict[str, Path]:
     """The three collections by name."""
-    config = load_tree(BuildConfig, build_config(Store.open(build)), build)
+    tree = build_config(Store.open(build))
+    tree.pop(FOLDER, None)
+    config = load_tree(BuildConfig, tree, build)
     texts, spec = texts_of(config), config.reduce
     parts = replace(spec, partition_references=most)
     ways = {
@@ -59,9 +61,16 @@ def opened(folder: Path, scenes: int, models: CachedModels) -> tuple[Any, Any, l
     )
     data = spec.open_data()
     methods = Methods(spec, data, models)
-    examples = list(data)
-    methods.look_at(examples)
-    return methods.fossil(miniature.FOSSIL), methods, examples
+    return methods.fossil(miniature.FOSSIL), methods, list(data)
+
+
+def encoded_scenes(methods: Methods, examples: list[Any]) -> list[Any]:
+    """Features and masks of all scenes."""
+    found = []
+    for start in range(0, len(examples), 32):
+        methods.encode_batch(examples[start : start + 32])
+        found += [encoded(methods, one.image_hwc) for one in examples[start : start + 32]]
+    return found
 
 
 def keys_of(collection: Any, texts: np.ndarray, n: int) -> list[set[str]]:
@@ -84,7 +93,7 @@ def main() -> None:
         before: list[set[str]] = []
         for name, folder in places.items():
             segmenter, methods, examples = opened(folder, options.scenes, models)
-            scenes = scenes or [encoded(methods, one.image_hwc) for one in examples]
+            scenes = scenes or encoded_scenes(methods, examples)
             keys = keys_of(segmenter.collection, segmenter.texts(methods.names), n)
             before = before or keys
             others = sum(len(a - b) for a, b in zip(keys, before, strict=True))

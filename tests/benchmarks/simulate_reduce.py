@@ -37,7 +37,7 @@ os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 import numpy as np
 
 HERE = Path(__file__).parent
-GROUP, NOUNS_A_TASK = 65_536, 16_384
+GROUP, NOUNS_A_TASK = 65_536, 4096
 LISTED, MARKERS_AT_A_TIME = 1000, 128
 """Names of an answer to a listing; markers that the driver asks for at a time."""
 DELAY_S = 0.03
@@ -93,7 +93,7 @@ def simulate(step: Step, world: World, rng: np.random.Generator) -> dict[str, An
         ready, number = heapq.heappop(waiting)
         begin = max(ready, heapq.heappop(free))
         seconds = world.seconds(step, rng)
-        if rng.random() < world.dying:
+        if rng.random() < world.dying and "driver" not in step.name:
             seconds *= rng.random()
             died += 1
             heapq.heappush(waiting, (begin + seconds, number))

@@ -32,10 +32,9 @@ RECALL_QUERIES = 512
 _ONE_SIDED_95 = 1.645
 _CHUNK_ROWS = 65_536
 _MATRIX_QUERIES = 100
-"""Queries of a search from which it is faster to decode all of an exact float16 index and multiply
-matrices: 20,000 vectors of 768 numbers take 4.2 ms a query otherwise, and 1.1 ms with 171."""
+"""Queries from which it is faster to decode an exact float16 index, `_DECODED_ROWS` at a time, and
+multiply matrices: 20,000 vectors of 768 numbers take 4.2 ms a query otherwise, 1.1 ms with 171."""
 _DECODED_ROWS = 8192
-"""Of them at a time: 25 MB at a width of 768."""
 _TIE = 1e-6
 """Rounding of a cosine in float32. References of one noun tie if their captions are equal;
 otherwise their cosines differ by up to 1e-3, so a wider tolerance would count nearly any of them as
@@ -186,6 +185,12 @@ def search(
     return scores, ids
 
 
+def search_settings(excluded: np.ndarray) -> dict[str, Any]:
+    """Search parameters that leave these ids out."""
+    faiss = faiss_module()
+    return {"sel": faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))} if len(excluded) else {}
+
+
 def _search(
     index: Any, queries: np.ndarray, k: int, nprobe: int | None, excluded: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -193,13 +198,10 @@ def _search(
     exact_halves = isinstance(index, faiss.IndexScalarQuantizer)
     if exact_halves and len(queries) >= _MATRIX_QUERIES:
         return exact_search(_codes(index), queries, k, excluded=excluded, rows=_DECODED_ROWS)
-    settings: dict[str, Any] = {}
-    if len(excluded):
-        settings["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
     if nprobe is None:
-        options = faiss.SearchParameters(**settings)
+        options = faiss.SearchParameters(**search_settings(excluded))
     else:
-        options = faiss.SearchParametersIVF(nprobe=nprobe, **settings)
+        options = faiss.SearchParametersIVF(nprobe=nprobe, **search_settings(excluded))
     scores, ids = index.search(queries, k, params=options)
     scores[ids < 0] = -np.inf
     return scores, ids
@@ -207,8 +209,7 @@ def _search(
 
 def _codes(index: Any) -> np.ndarray:
     """The (n, d) float16 vectors of an exact index, without a copy; valid as long as it is."""
-    size = index.ntotal * index.code_size
-    raw: np.ndarray = faiss_module().rev_swig_ptr(index.codes.data(), size)
+    raw = faiss_module().rev_swig_ptr(index.codes.data(), index.ntotal * index.code_size)
     return raw.view("<f2").reshape(index.ntotal, index.d)
 
 

@@ -133,7 +133,13 @@ class JoinedVectors:
 
 
 class JoinedIndex:
-    """Indexes that are all searched, each with its own settings; the best results are kept."""
+    """Indexes searched as one: the inverted lists nearest to a query in any of them.
+
+    Each index names the lists that it would probe by its own settings. The index that has the
+    nearest list is searched as it was tuned, the others in those of their lists that are at least
+    as near as the last one probed there. Exact indexes are all searched. Probing all that were
+    named reads several times as much (`tests/benchmarks/results/partitioned_lists.md`).
+    """
 
     def __init__(self, parts: Sequence[TunedIndex], threads: int) -> None:
         self._parts, self._threads = parts, threads
@@ -146,17 +152,66 @@ class JoinedIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `TunedIndex.search`; equal scores by ascending ids."""
 
-        def of_one(number: int) -> tuple[np.ndarray, np.ndarray]:
-            first = number * PARTITION_IDS
+        lists = in_threads(lambda part: part.nearest_lists(queries, k), self._parts, self._threads)
+        least = _least(lists)
+
+        def of_one(number: int, some: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+            part, near, first = self._parts[number], lists[number], number * PARTITION_IDS
             low, high = np.searchsorted(excluded, [first, first + PARTITION_IDS])
             gone = excluded[low:high] - first
-            scores, ids = self._parts[number].search(queries, k, gone)
+            if some is not None or near is None or least is None:
+                scores, ids = part.search(queries if some is None else queries[some], k, gone)
+            else:
+                scores, ids = _in_lists(part, queries, k, *near, least, gone)
             return scores, np.where(ids >= 0, ids + first, -1)
 
-        found = in_threads(of_one, range(len(self._parts)), self._threads)
-        scores, ids = (np.concatenate(kind, axis=1) for kind in zip(*found, strict=True))
-        order = np.lexsort((ids, -scores))[:, :k]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+        everywhere = range(len(self._parts))
+        scores, ids = _best(in_threads(of_one, everywhere, self._threads), k)
+        there = sum(part.index.ntotal for part in self._parts) - len(excluded)
+        short = np.flatnonzero((ids >= 0).sum(axis=1) < min(k, there))
+        if len(short):  # whose lists hold too few
+            found = in_threads(lambda number: of_one(number, short), everywhere, self._threads)
+            scores[short], ids[short] = _best(found, k)
+        return scores, ids
+
+
+def _least(lists: Sequence[tuple[np.ndarray, np.ndarray] | None]) -> np.ndarray | None:
+    """(m,): cosine of the last list named by the index that has the nearest one."""
+    cosines = [one[0] for one in lists if one is not None]
+    if not cosines:
+        return None
+    first, last = (np.stack([one[:, at] for one in cosines]) for at in (0, -1))
+    least: np.ndarray = np.take_along_axis(last, first.argmax(axis=0)[None], axis=0)[0]
+    return least
+
+
+def _in_lists(
+    part: TunedIndex,
+    queries: np.ndarray,
+    k: int,
+    cosines: np.ndarray,
+    lists: np.ndarray,
+    least: np.ndarray,
+    excluded: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`TunedIndex.search_lists` in those lists whose cosine is at least (m,) `least`."""
+    near = cosines >= least[:, None]
+    some = np.flatnonzero(near.any(axis=1))
+    width = min(k, part.index.ntotal)
+    scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
+    ids = np.full((len(queries), width), -1, dtype=np.int64)
+    if len(some):
+        chosen = np.where(near, lists, -1)[some]
+        found = part.search_lists(queries[some], k, cosines[some], chosen, excluded)
+        scores[some], ids[some] = found
+    return scores, ids
+
+
+def _best(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of several searches of the same queries; equal scores by ascending ids."""
+    scores, ids = (np.concatenate(kind, axis=1) for kind in zip(*found, strict=True))
+    order = np.lexsort((ids, -scores))[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
 
 class JoinedTable:

@@ -11,6 +11,7 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.indexed_vectors import textual_vectors
+from ovref_inference.collection.inverted_lists import search_lists
 from ovref_inference.collection.nouns import Nouns, read_nouns
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.remote import RemoteFile
@@ -32,6 +33,39 @@ class TunedIndex:
         """As `index.search`, with the `nprobe` for k."""
         nprobe = indexes.nprobe_for(k, self.curve)
         return indexes.search(self.index, queries, k, nprobe=nprobe, excluded=excluded)
+
+    def nearest_lists(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The lists that `search` probes first: cosines of a query to their centroids, descending,
+        and their numbers, (m, nprobe) each; None for an exact index."""
+        nprobe = indexes.nprobe_for(k, self.curve)
+        if nprobe is None:
+            return None
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        found: tuple[np.ndarray, np.ndarray] = self.index.quantizer.search(
+            queries, min(nprobe, self.index.nlist)
+        )
+        return found
+
+    def search_lists(
+        self,
+        queries: np.ndarray,
+        k: int,
+        cosines: np.ndarray,
+        lists: np.ndarray,
+        excluded: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`, in these lists alone; -1 is none. Where they hold fewer than k, the rest is
+        -inf and -1."""
+        params = indexes.faiss_module().SearchParametersIVF(
+            nprobe=lists.shape[1], **indexes.search_settings(excluded)
+        )
+        k = min(k, self.index.ntotal)
+        if isinstance(self.index, RemoteIndex):
+            scores, ids = self.index.search_lists(queries, k, cosines, lists, params=params)
+        else:
+            scores, ids = search_lists(self.index, queries, k, cosines, lists, params=params)
+        scores[ids < 0] = -np.inf
+        return scores, ids
 
 
 @dataclass(frozen=True, kw_only=True)

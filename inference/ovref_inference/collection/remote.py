@@ -20,8 +20,8 @@ BLOCK_BYTES = 256 << 10
 SMALL_BLOCK_BYTES = 32 << 10
 """The same where what is read together is smaller by far, as a noun's prototypes are."""
 CACHE_BYTES = 10 << 30
-_RUN_BYTES = 8 << 20
-"""Most bytes of one request for adjacent blocks."""
+_RUN_BLOCKS = 32
+"""Adjacent blocks of one request."""
 _BATCH_BYTES = 16 << 20
 """Most bytes of a file that are in memory at a time on their way to the cache."""
 _PARALLEL = 16
@@ -47,7 +47,7 @@ class BlockCache:
     def has(self, name: str, block: int, size: int) -> bool:
         """Whether the block of a file is there, and whole."""
         try:
-            return self._path(name, block).stat().st_size == size
+            return os.stat(self._path(name, block)).st_size == size
         except OSError:
             return False
 
@@ -67,7 +67,7 @@ class BlockCache:
 
     def write(self, name: str, block: int, content: bytes) -> None:
         """Keeps a block. Raises OSError if the disk is full."""
-        path = self._path(name, block)
+        path = Path(self._path(name, block))
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as scratch:
             scratch.write_bytes(content)
@@ -76,8 +76,8 @@ class BlockCache:
         if self._written is None or self._written > self.limit // 100:
             self._shrink()
 
-    def _path(self, name: str, block: int) -> Path:
-        return self.folder / name / f"{block:08d}"
+    def _path(self, name: str, block: int) -> str:
+        return f"{self.folder}/{name}/{block:08d}"
 
     def _shrink(self) -> None:
         """Deletes the least recently used blocks if there are too many, down to 9/10 of the
@@ -139,6 +139,10 @@ class RemoteFile:
         )
         if not len(starts):
             return found
+        # Neighbours in the file that are neighbours here too are one range.
+        firsts = np.flatnonzero(np.append(True, starts[1:] != starts[:-1] + lengths[:-1]))
+        starts, targets = starts[firsts], targets[firsts]
+        lengths = np.add.reduceat(lengths, firsts)
         blocks, owners = self._blocks_of(starts, lengths)
         order = np.argsort(blocks, kind="stable")
         blocks, owners = blocks[order], owners[order]
@@ -197,7 +201,7 @@ class RemoteFile:
 
     def _fetch(self, blocks: list[int]) -> bytes:
         """Brings blocks into the cache; returns the last one."""
-        runs = _runs(blocks, max(1, _RUN_BYTES // self.block_bytes))
+        runs = _runs(blocks)
         begins = [first * self.block_bytes for first, _ in runs]
         ends = [min(last * self.block_bytes, self.size) for _, last in runs]
         content = b""
@@ -357,11 +361,11 @@ class RemoteVectors:
         return starts, np.full(len(starts), self._row_bytes)
 
 
-def _runs(blocks: list[int], most: int) -> list[tuple[int, int]]:
-    """Adjacent blocks together, up to `most`: first and last + 1 of each request."""
+def _runs(blocks: list[int]) -> list[tuple[int, int]]:
+    """Adjacent blocks together: first and last + 1 of each request."""
     runs: list[tuple[int, int]] = []
     for block in blocks:
-        if runs and runs[-1][1] == block and block - runs[-1][0] < most:
+        if runs and runs[-1][1] == block and block - runs[-1][0] < _RUN_BLOCKS:
             runs[-1] = (runs[-1][0], block + 1)
         else:
             runs.append((block, block + 1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ovref_inference.collection.inverted_lists import search_lists
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.errors import CollectionError
 
@@ -34,7 +35,14 @@ class RemoteIndex:
     @property
     def nlist(self) -> int:
         """Inverted lists."""
-        return int(self._header[0].nlist)
+        with self._lock:
+            return int(self._header[0].nlist)
+
+    @property
+    def quantizer(self) -> Any:
+        """The index of the lists' centroids."""
+        with self._lock:
+            return self._header[0].quantizer
 
     def search(self, queries: np.ndarray, k: int, *, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """As `faiss.IndexIVF.search`.
@@ -47,13 +55,26 @@ class RemoteIndex:
         Raises:
             CollectionError: the file cannot be read, or is no such index.
         """
+        cosines_mp, lists_mp = self.quantizer.search(queries, params.nprobe)
+        return self.search_lists(queries, k, cosines_mp, lists_mp, params=params)
+
+    def search_lists(
+        self,
+        queries: np.ndarray,
+        k: int,
+        cosines_mp: np.ndarray,
+        lists_mp: np.ndarray,
+        *,
+        params: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `inverted_lists.search_lists`, reading these lists."""
         with self._lock:
             index, starts, sizes = self._header
-            _, lists_mp = index.quantizer.search(queries, params.nprobe)
             parts = []
             for first, last in self._groups(lists_mp, sizes):
                 self._load(lists_mp[first:last], index, starts, sizes)
-                parts.append(index.search(queries[first:last], k, params=params))
+                near = cosines_mp[first:last], lists_mp[first:last]
+                parts.append(search_lists(index, queries[first:last], k, *near, params=params))
             self._empty(index)
         scores, ids = zip(*parts, strict=True)
         return np.concatenate(scores), np.concatenate(ids)

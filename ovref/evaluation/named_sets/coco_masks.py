@@ -66,7 +66,7 @@ def open_coco_masks(
             annotations = [json.loads(text) for text in masks.get(names[name], ())]
             panoptic = _segments(annotations, size, classes, 0 if background else None)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            reason = error if isinstance(error, ValueError) else repr(error)
+            reason = f"an annotation has no {error}" if isinstance(error, KeyError) else error
             raise InputError(f"{path}, image {name}: {reason}") from error
         crowd_hw = np.isin(panoptic.ids_hw, list(panoptic.crowd))
         label_hw = np.where(crowd_hw, IGNORE, labels_of_segments(panoptic)).astype(np.int32)

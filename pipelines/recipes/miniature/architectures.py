@@ -51,6 +51,17 @@ CLIP_CONFIG = {
     },
 }  # fmt: skip
 """open_clip model configuration."""
+CONVNEXT_CONFIG = {
+    **CLIP_CONFIG,
+    "vision_cfg": {
+        "image_size": IMAGE_SIZE,
+        "timm_model_name": "test_convnext2",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "mlp",
+    },
+}
+"""The same with one of timm's smallest ConvNeXts as the image tower: four maps, 32 to 128 wide."""
 
 
 def new_vae():
@@ -123,6 +134,14 @@ def new_clip():
     return open_clip.CLIP(**CLIP_CONFIG)
 
 
+def new_clip_convnext():
+    """open_clip CLIP with a ConvNeXt; all else has the shape of `new_clip`'s and is not trained."""
+    model = open_clip.CLIP(**CONVNEXT_CONFIG)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("visual."))
+    return model
+
+
 def _vit_shape():
     return {
         "hidden_size": VIT_WIDTH,
@@ -184,14 +203,14 @@ def save_stable_diffusion(folder, vae, unet, text_encoder):
     save_float32_config(Path(folder) / "text_encoder")
 
 
-def save_clip(folder, model):
+def save_clip(folder, model, config=CLIP_CONFIG):
     """Writes an open_clip folder, for `local-dir:<folder>`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD), "interpolation": "bicubic",
                   "resize_mode": "shortest"}  # fmt: skip
-    config = {"model_cfg": CLIP_CONFIG, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    described = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
     # "!" has id 0, which is what open_clip's own tokenizer pads with.
     save_tokenizer(folder, pad="!")
     save_state(folder / "open_clip_model.safetensors", model)

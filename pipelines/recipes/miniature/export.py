@@ -3,8 +3,9 @@
     python -m recipes.miniature.export --work DIR [--output pipelines/ovref_miniature/weights]
 
 May run while models are training; a model without a checkpoint is left unchanged. `training.json`
-records the steps and seconds behind every folder. `DIR/clip_rc` is the output of `ovref train
---config miniature_clip_rc`.
+records the steps and seconds behind every folder. `DIR/clip_rc`, `DIR/fcclip` and
+`DIR/open_mask_former` are the outputs of `ovref train --config miniature_clip_rc`,
+`miniature_fcclip` and `miniature_mask_former`.
 """
 
 import argparse
@@ -14,12 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from ovref_inference.segmenters.clip_rc import HEAD, WEIGHTS, read_head
 from ovref_miniature import FOLDER
 from recipes.miniature.architectures import (
+    CONVNEXT_CONFIG,
     Classifier,
+    new_clip_convnext,
     new_dino,
     new_dinov2,
     save_clip,
@@ -65,6 +68,9 @@ def export(work, output):
         )
     if load("clip", clip):
         save_clip(output / "clip", clip.clip)
+    convnext = new_clip_convnext()
+    if load("clip_convnext", convnext):
+        save_clip(output / "clip_convnext", convnext, CONVNEXT_CONFIG)
     for name, model in (("dinov2", dinov2), ("dino", dino)):
         # The one that was trained further is the better one.
         if load(f"{name}_refined", model) or load(name, model):
@@ -79,12 +85,38 @@ def export(work, output):
         save_grounding_dino(output / "grounding_dino", probed.detector)
     if load("maskformer", layered):
         save_maskformer(output / "maskformer", layered.maskformer)
+    for name, described in (("fcclip", "fcclip.json"), ("open_mask_former", "config.json")):
+        if (work / name / described).is_file():
+            done[name] = save_proposer(work / name, described, output / name)
     if (work / "clip_rc" / HEAD).is_file():
         done["clip_rc"] = save_clip_rc(work / "clip_rc", output / "clip_rc")
     path = output / "training.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(known | done, indent=1, sort_keys=True) + "\n")
     return done
+
+
+def save_proposer(trained, described, folder):
+    """Copies what `ovref train` has made of a proposer, in half precision; returns its steps and
+    seconds.
+
+    Args:
+        trained: the output of the training.
+        described: name of its JSON file that has the facts about the training.
+        folder: the model's folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in trained.glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    for path in trained.glob("*.safetensors"):
+        halves = {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in load_file(path).items()
+        }
+        (folder / path.name).write_bytes(save(halves, metadata={"format": "pt"}))
+    tree = json.loads((trained / described).read_text())
+    facts = tree["training"] if "training" in tree else tree["open_classes"]["training"]
+    return {name: facts[name] for name in ("steps", "seconds")}
 
 
 def save_clip_rc(trained, folder):

@@ -8,6 +8,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import faiss
 import fsspec
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection import opening, remote, store
+from ovref_inference.collection.partitions import JoinedIndex
+from ovref_inference.collection.parts import TunedIndex
 from ovref_inference.collection.prototypes import make_prototypes
 from ovref_inference.collection.remote import RemoteVectors
 from ovref_inference.collection.remote_index import LIST_BYTES
@@ -407,6 +410,39 @@ def test_inverted_lists_are_read_where_they_are(built, small_blocks, tmp_path):
             np.testing.assert_array_equal(found.ids, expected.ids)
             np.testing.assert_array_equal(found.scores, expected.scores)
         assert (found.ids >= 0).sum(1).tolist() == [953] * 5
+
+
+@pytest.mark.parametrize("deleted", [[], [3, 40, fmt.PARTITION_IDS, 2 * fmt.PARTITION_IDS + 7]])
+def test_lists_of_all_partitions_compete(deleted):
+    """Against the same choice of lists in numpy."""
+    rng, k, nprobe = np.random.default_rng(0), 5, 3
+    curve = [fmt.SearchPoint(k=k, nprobe=nprobe, recall=0.9, worst_tenth=0.8)]
+    centres = rng.standard_normal((3, 6))
+    rows = [l2_normalised(c + rng.standard_normal((200, 6))).astype(np.float16) for c in centres]
+    parts = [TunedIndex(indexes.build_index(own, "IVF8,SQfp16"), curve) for own in rows]
+    exact = TunedIndex(indexes.build_index(rows[0][:30]), [])
+    queries = l2_normalised(rng.standard_normal((40, 6)))
+    scores, ids = JoinedIndex([*parts, exact], 1).search(queries, k, np.array(deleted, np.int64))
+    of_centroids = [queries @ part.index.quantizer.reconstruct_n(0, 8).T for part in parts]
+    probed = []
+    for at, query in enumerate(queries):
+        near = [np.argsort(-cosines[at])[:nprobe] for cosines in of_centroids]
+        ends = [c[at][lists[[0, -1]]].tolist() for c, lists in zip(of_centroids, near, strict=True)]
+        least = max(ends)[1]
+        there = {3 * fmt.PARTITION_IDS + i: own for i, own in enumerate(rows[0][:30])}
+        lists_read = 0
+        for number, (part, lists) in enumerate(zip(parts, near, strict=True)):
+            for one in (one for one in lists if of_centroids[number][at][one] >= least - 1e-7):
+                size = part.index.invlists.list_size(int(one))
+                own = faiss.rev_swig_ptr(part.index.invlists.get_ids(int(one)), size)
+                there |= {number * fmt.PARTITION_IDS + int(i): rows[number][i] for i in own}
+                lists_read += 1
+        probed.append(lists_read)
+        best = sorted((-float(v.astype(np.float32) @ query), i) for i, v in there.items()
+                      if i not in deleted)[:k]  # fmt: skip
+        assert ids[at].tolist() == [i for _, i in best]
+        np.testing.assert_allclose(-scores[at], [score for score, _ in best], atol=1e-6)
+    assert nprobe <= min(probed) and np.mean(probed) < 2.7 * nprobe
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -156,6 +156,8 @@ MASK = {"image_id": 1, "category_id": 3, "segmentation": [[0, 0, 3, 0, 3, 3]]}
         ([SKY, GRASS], [IMAGE, OTHER | {"id": 1}], [MASK], "two images have the id 1"),
         ([SKY, GRASS], [IMAGE], [MASK | {"category_id": 9}],
          "a.jpg: an annotation has category_id 9, no category has that id"),
+        ([SKY, GRASS], [IMAGE], [{"image_id": 1, "category_id": 3}],
+         "a.jpg: an annotation has no 'segmentation'"),
         ([SKY, GRASS], [IMAGE], [], "no pixel of labels, 1 images has a class"),
     ],
 )  # fmt: skip

@@ -16,7 +16,7 @@ from ovref.models.joint_attribution import (
     attention_by,
     recording,
 )
-from ovref.models.recorders.flux import FluxRecorder
+from ovref.models.recorders.flux import Flux2Recorder, FluxRecorder
 from ovref.models.recorders.pixart_sana import PixArtRecorder, SanaRecorder
 from ovref.models.recorders.qwen_image import QwenImageRecorder
 from ovref.models.recorders.recorder import window
@@ -282,6 +282,24 @@ def flux_1():
     return network, given, network.transformer_blocks[0].attn, FluxRecorder, 0
 
 
+def flux_2_klein():
+    """FLUX.2-klein-4B at 512 x 512 pixels; its feed-forward nets, not read here, are narrow."""
+    from diffusers import Flux2Transformer2DModel
+
+    network = Flux2Transformer2DModel(
+        num_layers=1, num_single_layers=0, num_attention_heads=24, joint_attention_dim=7680,
+        guidance_embeds=False, mlp_ratio=0.01,
+    )  # fmt: skip
+    ids, txt_ids = torch.zeros(1, 1024, 4), torch.zeros(1, 512, 4)
+    ids[..., 1], ids[..., 2] = torch.arange(1024) // 32, torch.arange(1024) % 32
+    txt_ids[..., 3] = torch.arange(512)
+    given = {
+        "hidden_states": torch.randn(1, 1024, 128), "timestep": torch.tensor([0.5]),
+        "encoder_hidden_states": torch.randn(1, 512, 7680), "img_ids": ids, "txt_ids": txt_ids,
+    }  # fmt: skip
+    return network, given, network.transformer_blocks[0].attn, Flux2Recorder, 0
+
+
 def pixart_sigma():
     from diffusers import PixArtTransformer2DModel
 
@@ -342,23 +360,25 @@ def z_image():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family", [sd3_5_medium, flux_1, pixart_sigma, sana_600m, qwen_image, z_image]
+    "family", [sd3_5_medium, flux_1, flux_2_klein, pixart_sigma, sana_600m, qwen_image, z_image]
 )
 def test_a_block_of_the_real_size_equals_explicit_softmax(family):
-    """Real numbers of heads, channels and tokens, random weights, one block."""
+    """Real numbers of heads, channels and tokens, random weights, one block. `output` for FLUX.2,
+    whose default it is; `share` for the others."""
     torch.manual_seed(0)
     network, given, attn, recorder, text = family()
     network.eval()
-    side = 32 if family is sana_600m else 64
+    side = 32 if family in (sana_600m, flux_2_klein) else 64
     count, noun = side * side, (5, 6, 17)
     seen = []
     attend = functional.scaled_dot_product_attention
 
     def keep(query, key, value, attn_mask=None, **options):
-        seen.append((query, key, attn_mask))
+        seen.append((query, key, value, attn_mask))
         return attend(query, key, value, attn_mask=attn_mask, **options)
 
-    attribution = JointAttribution([[noun]], (side, side), recorder.layout, "share")
+    reading = "output" if family is flux_2_klein else "share"
+    attribution = JointAttribution([[noun]], (side, side), recorder.layout, reading)
     with torch.no_grad():
         with recording(network, [attn], attribution, [True]):
             network(**given)
@@ -373,8 +393,21 @@ def test_a_block_of_the_real_size_equals_explicit_softmax(family):
         network(**given)
         for hook in hooks:
             hook.remove()
-    ((query, key, mask),) = seen
+    ((query, key, value, mask),) = seen
     image = query.shape[2] - count if recorder.layout.image == "last" else 0
+    tokens = [text + token for token in noun]
+    found = attribution.heatmaps_bnhw()[0, 0]
+    if reading == "output":
+        rows = torch.cat([torch.arange(image, image + count), torch.tensor(tokens)])
+        products = torch.zeros(count, dtype=torch.float64)
+        for head in range(query.shape[1]):
+            q, k, v = (each[0, head].double() for each in (query, key, value))
+            outputs = (q[rows] @ k.mT / q.shape[1] ** 0.5).softmax(-1) @ v
+            products += outputs[:count] @ outputs[count:].mean(0)
+        expected = (products - products.min()).unflatten(0, (side, side))
+        gap = (found - expected).abs().max() / expected.max()
+        assert 0 < float(gap) < 2e-5
+        return
     total = torch.zeros(count, dtype=torch.float64)
     for head in range(query.shape[1]):
         scores = query[0, head, image : image + count] @ key[0, head].mT / query.shape[3] ** 0.5
@@ -382,8 +415,6 @@ def test_a_block_of_the_real_size_equals_explicit_softmax(family):
             scores = scores.masked_fill(~mask[0, 0], -torch.inf)
         elif mask is not None:
             scores = scores + mask[0, min(head, mask.shape[1] - 1)]
-        columns = scores.softmax(-1)[:, [text + token for token in noun]]
-        total += columns.double().mean(1)
+        total += scores.softmax(-1)[:, tokens].double().mean(1)
     expected = (total / query.shape[1]).unflatten(0, (side, side)).float()
-    found = attribution.heatmaps_bnhw()[0, 0]
     torch.testing.assert_close(found, expected, atol=1e-7, rtol=2e-4)

@@ -177,6 +177,17 @@ def test_instances_are_told_apart_and_crowds_are_none():
     assert one.first == 0 and semantic.first == 12
 
 
+def test_an_image_of_one_hidden_segment_gives_way_to_the_next():
+    hidden = panoptic_set(np.full((8, 8), 7, np.int32), {7: 3})
+    other = panoptic_set(np.full((8, 8), 7, np.int32), {7: 1})
+    data = replace(
+        hidden, ids=("0", "1"), read=lambda name: (hidden, other)[int(name)].read("0")
+    )
+    settings = {"shown": (0, 1), "size_hw": (8, 8), "batch": 2, "seed": 0}
+    batch = LabelledBatches(data, (0, 1), PLAIN, instances=True, **settings)(0, 0, 1)
+    assert batch.names == ("1", "1") and (batch.labels_nhw == 1).all()
+
+
 def test_segments_are_varied_as_their_image():
     rng = np.random.default_rng(5)
     ids_hw = rng.integers(0, 6, (12, 10)).astype(np.int32)

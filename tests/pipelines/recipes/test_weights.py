@@ -92,16 +92,27 @@ def test_tokenizers_agree_and_encode_anything():
 
 
 @torch.no_grad()
-def test_clip_embeds_images_and_texts(images):
+@pytest.mark.parametrize("folder", ["clip", "clip_convnext"])
+def test_clip_embeds_images_and_texts(folder, images):
     import open_clip
 
-    name = f"local-dir:{weights_path('clip')}"
+    name = f"local-dir:{weights_path(folder)}"
     model, _ = open_clip.create_model_from_pretrained(name)
     ids = open_clip.get_tokenizer(name)(["a photo of a tree", "a tree on the grass"])
     assert ids.shape == (2, 77)
     seen, textual = model.encode_image(images), model.encode_text(ids)
     assert seen.shape == textual.shape and seen.dtype == textual.dtype == torch.float32
     assert torch.isfinite(seen).all() and torch.isfinite(textual).all()
+
+
+def test_both_clips_have_one_text_tower():
+    states = [
+        load_file(weights_path(name) / "open_clip_model.safetensors")
+        for name in ("clip", "clip_convnext")
+    ]
+    for name, value in states[0].items():
+        if not name.startswith("visual."):
+            assert torch.equal(states[1][name], value), name
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The shipped SAM, GroundingDINO and MaskFormer load as the real ones do and segment test scenes.
+"""The shipped SAM, GroundingDINO and MaskFormers load as the real ones do and segment test scenes.
 
 Floors are well below what was measured (tests/benchmarks/results/miniature_grounding.md).
 """
@@ -12,8 +12,17 @@ from safetensors.torch import load_file  # noqa: E402
 
 from ovref.miniature.scenes import render  # noqa: E402
 from ovref.miniature.shapes import CLASSES, UNSEEN  # noqa: E402
-from ovref_inference.proposers.config import GroundingDinoConfig  # noqa: E402
+from ovref_inference.collection.retrieve import class_embeddings  # noqa: E402
+from ovref_inference.encoders.config import TextEncoderConfig  # noqa: E402
+from ovref_inference.encoders.load import load_text_encoder  # noqa: E402
+from ovref_inference.proposers.config import (  # noqa: E402
+    FcClipConfig,
+    GroundingDinoConfig,
+    MaskFormerConfig,
+)
 from ovref_inference.proposers.detectors import load_detector  # noqa: E402
+from ovref_inference.proposers.fcclip import load_fcclip  # noqa: E402
+from ovref_inference.proposers.mask_former import load_mask_former  # noqa: E402
 from ovref_inference.proposers.sam import SamMasks  # noqa: E402
 from ovref_inference.proposers.sam_model import load_sam  # noqa: E402
 from ovref_miniature import weights_path  # noqa: E402
@@ -42,6 +51,32 @@ def masker():
 def test_weights_are_half_precision(name):
     state = load_file(weights_path(name) / "model.safetensors")
     assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float16}
+
+
+@pytest.mark.parametrize("name", ["fcclip", "open_mask_former"])
+def test_trained_proposers_find_and_name_regions_of_seen_classes(name, scenes, truth):
+    """tests/benchmarks/results/trained_proposers.md says how well."""
+    (path,) = weights_path(name).glob("*.safetensors")
+    assert {t.dtype for t in load_file(path).values() if t.is_floating_point()} == {torch.float16}
+    if name == "fcclip":
+        config = FcClipConfig(model="miniature:fcclip", short_side=192, long_side=192)
+        proposer = load_fcclip(config, device="cpu")
+    else:
+        config = MaskFormerConfig(model="miniature:open_mask_former", min_score=0.0)
+        proposer = load_mask_former(config, device="cpu")
+    text = load_text_encoder(TextEncoderConfig(model="miniature:clip"), device="cpu")
+    overlaps, right = [], []
+    found = proposer.propose([s.image_hwc for s in scenes])
+    for one, (masks, classes, _) in zip(found, truth, strict=True):
+        assert one.trained_names and not set(one.trained_names) - set(CLASSES)
+        texts_cd = class_embeddings(text, CLASSES, one.open_classes.templates)
+        guessed_n = one.open_classes.probabilities(texts_cd)[:, :-1].argmax(1)
+        every = pairwise_iou(masks, one.masks(0.5))
+        for region, label in enumerate(classes):
+            if CLASSES[label] in one.trained_names:
+                overlaps.append(every[region].max())
+                right.append(guessed_n[every[region].argmax()] == label)
+    assert np.mean(overlaps) > 0.5 and np.mean(right) > 0.5
 
 
 def test_overlap_of_masks():

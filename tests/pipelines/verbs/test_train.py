@@ -19,16 +19,19 @@ import full_size
 from ovref.config import dump, load
 from ovref.errors import ConfigError, MismatchError
 from ovref.miniature.scenes import render
+from ovref.training.mask_settings import FcClipNetwork, FcClipTraining
+from ovref.training.matching import MatchingLosses
 from ovref.training.process_group import joined
 from ovref.training.train_clip_rc import check, run
 from ovref.training.train_masks import check as check_masks
+from ovref_inference.proposers.mask_decoder import MaskDecoderConfig
 from ovref_inference.segmenters.clip_rc import read_head
 from ovref_pipelines import cli
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.verbs import train as verb
 from ovref_pipelines.verbs.train import TrainConfig, with_absolute_places
 from trained_heads import SPEC, UNSEEN, trained_head
-from trained_masks import MASK_FORMER
+from trained_masks import MASK_FORMER, SHARED
 
 __all__ = ["trained_head"]
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -262,26 +265,56 @@ def test_real_steps_of_the_mask_heads_at_full_size(tmp_path):
     assert "171 classes with masks" in text and "of 32 images one by one" in text
 
 
-@pytest.mark.slow
-def test_launched_workers_train_what_one_does(small, trained_head, tmp_path):
-    """Without dropout, whose random numbers are those of each part of a batch."""
-    given = [*small[1:3], "network.dropout=0.0"]
-    run = [sys.executable, "-m", "ovref_pipelines", "train", *given]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([*run, "output=one"], env=environment, check=True, capture_output=True)
+def run_workers(given, folder):
+    """Trains `one` in one process and `two` in two that find each other as launched ones do."""
+    run = [sys.executable, "-m", "ovref_pipelines", "train", "--config", *given]
+    options = {"cwd": folder, "env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    subprocess.run([*run, "output=one"], check=True, capture_output=True, **options)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000)}
-    processes = [
-        subprocess.Popen(
-            [*run, "output=two"], stderr=subprocess.PIPE, text=True,
-            env=environment | address | {"WORLD_SIZE": "2", "RANK": str(rank)},
+    processes = []
+    for rank in range(2):
+        options["env"] = options["env"] | address | {"WORLD_SIZE": "2", "RANK": str(rank)}
+        processes.append(
+            subprocess.Popen([*run, "output=two"], stderr=subprocess.PIPE, text=True, **options)
         )
-        for rank in range(2)
-    ]  # fmt: skip
     said = [process.communicate(timeout=280)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert "step 4 of 4" in said[0] and "step 4 of 4" not in said[1]
+
+
+@pytest.mark.slow
+def test_launched_workers_train_what_one_does(small, trained_head, tmp_path):
+    """Without dropout, whose random numbers are those of each part of a batch."""
+    run_workers([small[2], "network.dropout=0.0"], tmp_path)
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
     assert difference(tmp_path / "one", trained_head) > 1e-3  # of a training with dropout
+
+
+def head_weights(folder):
+    """The weights of a trained head as one vector, without biases of keys (see `difference`)."""
+    (path,) = folder.glob("*.safetensors")
+    found = load_file(path)
+    for name in found:
+        if name.endswith("in_proj_bias"):
+            found[name].view(3, -1)[1] = 0.0
+    kept = [n for n in sorted(found) if not n.endswith(("k_proj.bias", "key.bias"))]
+    return torch.cat([found[name].flatten() for name in kept])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fcclip", "mask_former"])
+def test_launched_workers_train_the_mask_head_that_one_does(method, tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    spec = MASK_FORMER
+    if method == "fcclip":
+        tree = yaml.safe_load((CONFIGS / "miniature_fcclip.yaml").read_text())["network"]
+        decoder = MaskDecoderConfig(**tree["decoder"] | {"widths": (*tree["decoder"]["widths"],)})
+        network = FcClipNetwork(model=tree["model"], size_hw=(64, 64), decoder=decoder)
+        spec = FcClipTraining(network=network, losses=MatchingLosses(points=64), **SHARED)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(dump(spec) | {"method": method}))
+    run_workers([str(tmp_path / "small.yaml")], tmp_path)
+    one, two = (head_weights(tmp_path / name) for name in ("one", "two"))
+    assert float((one - two).norm() / one.norm()) < 1e-4
 
 
 @pytest.mark.slow
