@@ -77,7 +77,7 @@ class NearCaptions:
         if not captions:
             return []
         words = [sorted({_hashed(word) for word in _words(text)}) for text in captions]
-        nouns_n = np.array([_hashed(" ".join(sorted(set(some)))) for some in nouns], np.uint64)
+        nouns_n = np.array([_hash(" ".join(sorted(set(some)))) for some in nouns], np.uint64)
         lengths = np.array([len(some) for some in words])
         starts = np.cumsum(lengths) - lengths
         flat = np.array([word for some in words for word in some], np.uint64)
@@ -129,7 +129,11 @@ def _words(text: str) -> list[str]:
 
 
 @lru_cache(1 << 18)
-def _hashed(text: str) -> int:
+def _hashed(word: str) -> int:
+    return _hash(word)
+
+
+def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -56,7 +56,7 @@ SETTINGS = {
 }  # fmt: skip
 """Name -> configuration, changes, the name of what it is compared with."""
 SEEDS = (0, 1, 2)
-"""Of k-means."""
+"""Seeds of k-means."""
 
 
 def config_of(name, folder, arguments):
