@@ -128,8 +128,8 @@ class Heading:
     embeddings: str = "float16"
     """How visual and textual embeddings are stored, a key of EMBEDDINGS; not written if float16."""
     textual_embeddings: str = "stored"
-    """One of TEXTUAL_EMBEDDINGS. `in_index`: the textual index has them, and no file of them exists;
-    not written if `stored`."""
+    """One of TEXTUAL_EMBEDDINGS. `in_index`: the textual index has them, and there is no file of
+    them; not written if `stored`."""
 
 
 @dataclass(frozen=True, kw_only=True)
