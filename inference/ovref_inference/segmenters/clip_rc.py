@@ -226,8 +226,11 @@ class ClassLogits:
 
     def pixels(self, classes: slice) -> torch.Tensor:
         """(classes in the slice, *size_hw) float32: logits are enlarged, not probabilities."""
-        large_chw = resize_scores(self.logits_chw[classes], self.size_hw)
-        return large_chw.sigmoid().sub_(self.penalty_c[classes, None, None])
+        logits_chw = self.logits_chw[classes]
+        large_chw = resize_scores(logits_chw, self.size_hw)
+        # In place where it can be: at 512 x 512 new tensors cost a third of all that pixels take.
+        scores_chw = large_chw.sigmoid() if large_chw is logits_chw else large_chw.sigmoid_()
+        return scores_chw.sub_(self.penalty_c[classes, None, None])
 
 
 def load_clip_rc(
