@@ -166,8 +166,8 @@ def _compared(
     """How far the library's own forward pass is from the same dense features, and whether that is
     rounding."""
     what = ""
-    if config.features != "tokens" or config.layer != -1:
-        plain = dataclasses.replace(config, features="tokens", layer=-1)
+    if config.features != "tokens" or config.layer != -1 or config.position_debias:
+        plain = dataclasses.replace(config, features="tokens", layer=-1, position_debias=0)
         encoder = load_visual_encoder(plain)
         config, features, what = plain, encoder.encode([image])[0], "tokens of the last layer, "
     library = config.library

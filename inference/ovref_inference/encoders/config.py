@@ -4,7 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ovref_inference.encoders.crops import Masking
-from ovref_inference.ranges import ADDED_LATER, STRICT, require_each_at_least, require_model
+from ovref_inference.ranges import (
+    ADDED_LATER,
+    STRICT,
+    require_at_least,
+    require_each_at_least,
+    require_model,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +59,17 @@ class VisualEncoderConfig:
     side becomes the smaller number of `size_hw`, or its long side the larger one where that would
     be exceeded; both are rounded to multiples of the patch. For dense features, not of timm's
     ViTs."""
+    position_debias: int = field(default=0, metadata=ADDED_LATER)
+    """Number of directions of dense features that are projected out because they tell where in the
+    image a patch is: the leading ones in which the features of a black image differ from place to
+    place (INSID3, which takes 500 of DINOv3-L's 1,024). 0 for none."""
 
     def __post_init__(self) -> None:
         require_model(self.model)
         require_each_at_least("size_hw", self.size_hw, 1)
+        require_at_least("position_debias", self.position_debias, 0)
+        if self.position_debias and self.masking is not None:
+            raise ValueError("position_debias is for dense features; crops have no places")
         if self.aspect == "kept" and self.masking is not None:
             raise ValueError("aspect kept is for dense features; crops are brought to size_hw")
         clip = self.library == "open_clip"

@@ -23,6 +23,7 @@ from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConf
 from ovref_inference.encoders.crop_encoder import CropEncoder
 from ovref_inference.encoders.crops import Masking
 from ovref_inference.encoders.pooling import mask_weights, pool_each
+from ovref_inference.encoders.positions import without_positions
 from ovref_inference.encoders.towers import Tower, pair, parameters_of
 from ovref_inference.errors import ModelError
 from ovref_inference.images import check_image
@@ -247,6 +248,8 @@ def load_visual_encoder(
     if config.model.startswith(registry.OWN):
         if config.aspect == "kept":
             raise ModelError(f"{config.model} resizes images itself: leave out aspect")
+        if config.position_debias:
+            raise ModelError(f"{config.model} is of your own code: leave out position_debias")
         return registry.load_own(config, device)
     if config.masking:
         raise ModelError(
@@ -261,6 +264,8 @@ def load_visual_encoder(
     dim = check(tower.forward, cells=math.prod(tower.grid_hw))
     if (head := tower.head) is not None:
         dim = check(lambda pixels: head(tower.forward(pixels).mean(1)), cells=None)
+    if config.position_debias:
+        tower.forward = without_positions(tower, config)
     return VisualEncoder(dim=dim, batch_size=batch_size, size_of=size_of, **vars(tower))
 
 

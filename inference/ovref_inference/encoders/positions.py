@@ -1,0 +1,49 @@
+"""Features without what only their place says."""
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ovref_inference.encoders.config import VisualEncoderConfig
+from ovref_inference.encoders.towers import Layer, Tower, unusable
+
+
+def without_positions(tower: Tower, config: VisualEncoderConfig) -> Layer:
+    """`tower.forward` less the `config.position_debias` leading directions in which the features of
+    a black image, normalised, differ from place to place (INSID3's positional debiasing).
+
+    The directions are found once for each size of images.
+
+    Raises:
+        ModelError: features are pooled before they are in their space, so that places cannot be
+            told from them; or an image has too few patches.
+    """
+    number, cells = config.position_debias, tower.grid_hw[0] * tower.grid_hw[1]
+    if tower.head is not None or tower.pool is not None:
+        raise unusable(config.model, tower.model_class, "position_debias needs the patches of a "
+                       "vision transformer", "0, the default, works")  # fmt: skip
+    if number >= cells:
+        raise unusable(
+            config.model, tower.model_class, f"position_debias={number} is more than the "
+            f"{cells - 1} directions in which {cells} patches can differ",
+            "a smaller number or larger images work",
+        )  # fmt: skip
+    forward = tower.forward
+    found: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def directions(size_hw: tuple[int, int]) -> torch.Tensor:
+        black = np.zeros((*size_hw, 3), dtype=np.uint8)
+        (features_lc,) = forward(tower.images([black], size_hw)).float()
+        features_lc = functional.normalize(features_lc, dim=1)
+        centred_lc = features_lc - features_lc.mean(0)
+        most = min(number, len(centred_lc) - 1)
+        return torch.linalg.svd(centred_lc, full_matrices=False).Vh[:most]
+
+    def rest(pixels_nchw: torch.Tensor) -> torch.Tensor:
+        height, width = pixels_nchw.shape[-2:]
+        if (height, width) not in found:
+            found[height, width] = directions((height, width))
+        basis_rc, features_nlc = found[height, width], forward(pixels_nchw).float()
+        return features_nlc - features_nlc @ basis_rc.T @ basis_rc
+
+    return rest
