@@ -79,3 +79,16 @@ def test_crops_have_no_places():
         VisualEncoderConfig(
             model="miniature:clip", library="open_clip", features="crop_none", position_debias=4
         )
+
+
+def test_networks_that_pool_before_their_space_are_refused():
+    with pytest.raises(ModelError, match="position_debias needs the patches"):
+        load_visual_encoder(
+            VisualEncoderConfig(
+                model="miniature:clip_convnext",
+                library="open_clip",
+                size_hw=(64, 64),
+                position_debias=2,
+            ),
+            device="cpu",
+        )
