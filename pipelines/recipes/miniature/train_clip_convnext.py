@@ -77,8 +77,9 @@ def region_accuracy(visual, nouns_cd, scenes=200):
         scene = render(seed, "validation")
         cells, head = cells_of(visual, images_to_torch(scene.image_hwc[None]))
         side = round(cells.shape[1] ** 0.5)
-        for number in np.unique(scene.instance_hw * 100 + scene.label_hw):
-            mask = torch.from_numpy(scene.instance_hw * 100 + scene.label_hw == number).float()
+        numbers_hw = scene.instance_hw.astype(int) * 100 + scene.label_hw
+        for number in np.unique(numbers_hw):
+            mask = torch.from_numpy(numbers_hw == number).float()
             share = functional.adaptive_avg_pool2d(mask[None], (side, side)).flatten()
             pooled = share @ cells[0] / share.sum()
             guess = (functional.normalize(head(pooled[None]), dim=1) @ nouns_cd.T).argmax().item()
