@@ -84,11 +84,14 @@ def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
             f"{path} has {len(classes)} classes, the data set {count}; give one class per line, "
             f"its synonyms separated by {SYNONYMS!r}"
         )
-    numbered = [line for line in lines if re.match(r"\s*\d+\s*[:,;\t]", line)]
-    if len(numbered) == len(classes) > 1:
+    numbers = [re.match(r"\s*(\d+)\s*[.:,;\s]\s*\S", line) for line in lines]
+    found = [int(number[1]) for number in numbers if number]
+    if len(found) == len(classes) > 1 and found in (
+        list(range(len(found))), list(range(1, len(found) + 1))
+    ):  # fmt: skip
         raise InputError(
-            f"{path} has numbers before its names ({numbered[0]!r}): give the names alone, one "
-            "class per line, in the order of the labels"
+            f"{path} numbers its classes ({lines[0]!r}): give the names alone, one class per line, "
+            "in the order of the labels; a class whose name is its number has a synonym before it"
         )
     check_distinct(classes, str(path))
     return ClassList(name=str(path), source=str(path), classes=tuple(classes))

@@ -11,7 +11,7 @@ early, has its share of each. Relative paths are relative to the file.
 
 import heapq
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,11 +22,14 @@ from ovref.contract import Dropped
 from ovref.corpora.listing import open_place, shown
 from ovref.corpora.spec import LISTS, MINIATURE, MIXTURE, CorpusSpec
 from ovref.errors import ConfigError, InputError
+from ovref.licences import UNKNOWN
 from ovref_inference.places import describe, store_errors
 from ovref_inference.ranges import require_within
 
 _OF_THE_WHOLE = ("draws", "max_characters", "repeats", "labels")
 """Settings that a listed corpus takes from the mixture."""
+_OF_EACH = ("images", "caption_column", "image_column", "corpus_id")
+"""Settings that a mixture has none of its own of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,11 @@ def corpora_of(spec: CorpusSpec) -> list[tuple[CorpusSpec, float]]:
     Raises:
         InputError: the list cannot be read, or is no list of corpora.
     """
-    if spec.labels is not None:
-        raise InputError(f"a list of corpora has no labels, found {shown(spec.path)}")
+    for field in fields(CorpusSpec):
+        if field.name in _OF_EACH and getattr(spec, field.name) != field.default:
+            raise InputError(
+                f"{field.name} is set for each corpus that {shown(spec.path)} lists, not for all"
+            )
     fs, path = open_place(spec.path)
     try:
         tree = yaml.safe_load(fs.cat_file(path).decode("utf-8"))
@@ -88,7 +94,10 @@ def corpora_of(spec: CorpusSpec) -> list[tuple[CorpusSpec, float]]:
         for name in ("path", "images"):
             if settings[name] is not None:
                 settings[name] = _beside(folder, settings[name])
-        found.append((CorpusSpec(**settings), one.weight))
+        try:
+            found.append((CorpusSpec(**settings), one.weight))
+        except ValueError as error:
+            raise InputError(f"{path}, corpus {one.path}: {error}") from error
     return found
 
 
@@ -99,14 +108,17 @@ def interleaved(
     taken = [0] * len(streams)
     waiting = [(1 / weight, number) for number, weight in enumerate(weights)]
     heapq.heapify(waiting)
-    while waiting:
-        _, number = heapq.heappop(waiting)
-        for record in streams[number]:
-            yield record
-            if not isinstance(record, Dropped):
-                taken[number] += 1
-                heapq.heappush(waiting, ((taken[number] + 1) / weights[number], number))
-                break
+    with ExitStack() as stack:
+        for stream in streams:
+            stack.enter_context(closing(stream))
+        while waiting:
+            _, number = heapq.heappop(waiting)
+            for record in streams[number]:
+                yield record
+                if not isinstance(record, Dropped):
+                    taken[number] += 1
+                    heapq.heappush(waiting, ((taken[number] + 1) / weights[number], number))
+                    break
 
 
 def first_records(
@@ -122,12 +134,15 @@ def first_records(
                 return
 
 
-def licence_of_corpus(spec: CorpusSpec) -> str | None:
-    """The licence that is stated for a corpus, of a mixture those of its corpora."""
+def licences_of_corpus(spec: CorpusSpec) -> tuple[str, ...]:
+    """The licence that is stated for a corpus, or those of a mixture's corpora, each once. UNKNOWN
+    stands for corpora without one, if others have one; empty if none has."""
     if spec.licence is not None or not is_mixture(spec):
-        return spec.licence
-    stated = [one.licence for one, _ in corpora_of(spec) if one.licence is not None]
-    return ", ".join(dict.fromkeys(stated)) or None
+        return () if spec.licence is None else (spec.licence,)
+    stated = [one.licence for one, _ in corpora_of(spec)]
+    if not any(stated):
+        return ()
+    return tuple(dict.fromkeys(licence or UNKNOWN for licence in stated))
 
 
 def _beside(folder: str, place: str) -> str:

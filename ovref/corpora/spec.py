@@ -159,7 +159,7 @@ class CorpusSpec:
 
     def _check_labels(self) -> None:
         labels = self.labels
-        if self.repeats and (labels is not None or self.format not in ("auto", "coco")):
+        if self.repeats and (labels is not None or self.format not in ("auto", "coco", MIXTURE)):
             raise ValueError("repeats is for COCO's captions, which name their images")
         if labels is None:
             if self.format in LABELLED:
@@ -170,6 +170,8 @@ class CorpusSpec:
                 "with labels.dataset, path is the folder of the set: leave out format, images and "
                 "caption_column"
             )
+        if self.format == "auto" and self.path.endswith(LISTS) and not labels.dataset:
+            raise ValueError(f"a list of corpora has no labels, found {self.path}")
         if self.format in ("text", "miniature", MIXTURE):
             raise ValueError(f"the format {self.format} has no labels")
         if (self.format == "open_images") != bool(labels.names) and not labels.dataset:

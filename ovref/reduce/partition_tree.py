@@ -140,11 +140,14 @@ def _where_to_cut(left: np.ndarray, total: int, most: int) -> int:
     Args:
         left: (cuts,) ascending: references on the left of each cut.
     """
-    parts = -(-total // most)
+    # With fewer parts one side of each cut overflows.
+    fewest = np.maximum(2 * -(-left // most), 2 * -(-(total - left) // most) - 1).min()
+    parts = max(-(-total // most), int(fewest))
     while True:
         few = parts // 2
-        after = min(int(np.searchsorted(left, total * few / parts)), len(left) - 1)
-        best = min((max(after - 1, 0), after), key=lambda at: abs(left[at] * parts - total * few))
+        wanted = total * few / parts
+        after = min(int(np.searchsorted(left, wanted)), len(left) - 1)
+        best = min((max(after - 1, 0), after), key=lambda at: abs(left[at] - wanted))
         if left[best] <= few * most and total - left[best] <= (parts - few) * most:
             return best
         parts += 1

@@ -289,6 +289,11 @@ def _embeddings(encoded: StepFolder, nouns: int) -> np.ndarray:
             vectors = np.empty((nouns, part.shape[1]), np.float32)
         vectors[at : at + len(part)] = part
         at += len(part)
+    if at != nouns:
+        raise StorageError(
+            f"{encoded.store.url} holds the embeddings of {at} nouns, expected {nouns}: reduce "
+            "into a new folder"
+        )
     return vectors
 
 

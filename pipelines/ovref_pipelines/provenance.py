@@ -5,7 +5,7 @@ from typing import Any
 
 from ovref.check_models import UNKNOWN as UNKNOWN_WEIGHTS
 from ovref.check_models import CheckedModel, models_of
-from ovref.corpora.mixture import licence_of_corpus
+from ovref.corpora.mixture import licences_of_corpus
 from ovref.corpora.spec import MINIATURE, corpus_id
 from ovref.licences import UNKNOWN, licence_of
 from ovref_pipelines import shipped
@@ -35,7 +35,7 @@ def provenance(config: BuildConfig, folders: Folders) -> dict[str, Any]:
     return {
         "corpus": {
             "corpus_id": name,
-            "licence": licence_of_corpus(config.corpus)
+            "licence": ", ".join(licences_of_corpus(config.corpus))
             or stated.get(name)
             or (OURS if is_ours else UNKNOWN),
             "identity": folders.captions.identity["corpus"],

@@ -20,7 +20,7 @@ from typing import Any
 from ovref.ahead import map_ahead
 from ovref.config import dump
 from ovref.contract import Dropped, Spec
-from ovref.corpora.mixture import licence_of_corpus
+from ovref.corpora.mixture import licences_of_corpus
 from ovref.ingest import IngestSummary, ingest
 from ovref.labelled_corpora import read_corpus
 from ovref.ops.vocabulary import vocabulary_report
@@ -193,7 +193,7 @@ def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
             texts=texts_of(config),
             output=target,
             work=work,
-            licences=[*config.licences, *filter(None, [licence_of_corpus(config.corpus)])],
+            licences=[*config.licences, *licences_of_corpus(config.corpus)],
             provenance=made_from | {"licences": provenance.licences(made_from)},
             base=None if config.base is None else Store.open(config.base),
             replace=config.replace,

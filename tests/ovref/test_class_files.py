@@ -61,6 +61,6 @@ def test_a_class_without_a_name_of_its_own_is_refused(own):
 
 @pytest.mark.parametrize("text", ["0: sky\n1: grass\n", "1,sky\n2,grass\n", "0;sky\n\n1 ;grass"])
 def test_numbers_before_names_are_refused(own, text):
-    with pytest.raises(InputError, match="numbers before its names"):
+    with pytest.raises(InputError, match="numbers its classes"):
         list_of_file(own(text))
     assert list_of_file(own("3d printer\n7 up; soda\n")).names == ("3d printer", "7 up")

@@ -50,6 +50,7 @@ class IndexedVectors:
 
     def __getitem__(self, key: Any, /) -> np.ndarray:
         rows = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         halves, starts = self._located
         dim = self.shape[1]
         found = np.empty((rows.size, dim), dtype=self.dtype)
@@ -62,8 +63,9 @@ class IndexedVectors:
         if isinstance(self._file, RemoteFile):
             raise CollectionError(
                 f"the textual embeddings of this collection are stored in {self._file} alone, "
-                "where they cannot be read by ranges: open the collection with copy=True, or "
-                "publish one with reduce.textual_embeddings=stored"
+                "where they cannot be read by ranges: use a copy of the collection in a local "
+                "folder (in Python, open it with copy=True), or reduce it with "
+                "reduce.textual_embeddings=stored"
             )
 
     @cached_property

@@ -111,11 +111,14 @@ class RemoteFile:
         Args:
             fs, path: where it is.
             size: bytes.
-            sha256: of its content, which names its blocks in the cache.
+            sha256: of its content, which names its blocks in the cache, together with their size if
+                that is not BLOCK_BYTES.
             block_bytes: at most BLOCK_BYTES, which None takes.
         """
         self.fs, self.path, self.size, self.sha256, self.cache = fs, path, size, sha256, cache
         self.block_bytes = min(block_bytes or BLOCK_BYTES, BLOCK_BYTES)
+        other = "" if self.block_bytes == BLOCK_BYTES else f"-{self.block_bytes}"
+        self._blocks = sha256 + other
 
     def __str__(self) -> str:
         return self.path
@@ -177,7 +180,7 @@ class RemoteFile:
         missing = [
             block
             for block in blocks
-            if not self.cache.has(self.sha256, block, self._block_size(block))
+            if not self.cache.has(self._blocks, block, self._block_size(block))
         ]
         at_a_time = max(1, _BATCH_BYTES // self.block_bytes)
         for start in range(0, len(missing), at_a_time):
@@ -185,7 +188,7 @@ class RemoteFile:
 
     def _opened(self, block: int) -> Any:
         """The block as a file; fetched again if it was deleted from the cache meanwhile."""
-        file = self.cache.open(self.sha256, block, self._block_size(block))
+        file = self.cache.open(self._blocks, block, self._block_size(block))
         return file or io.BytesIO(self._fetch([block]))
 
     def _block_size(self, block: int) -> int:
@@ -211,7 +214,7 @@ class RemoteFile:
             for block in range(first, last):
                 at = (block - first) * self.block_bytes
                 content = answer[at : at + self._block_size(block)]
-                self.cache.write(self.sha256, block, content)
+                self.cache.write(self._blocks, block, content)
         return content
 
     def _requested(self, begins: list[int], ends: list[int]) -> list[Any]:

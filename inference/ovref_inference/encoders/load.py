@@ -265,7 +265,7 @@ def load_visual_encoder(
     if (head := tower.head) is not None:
         dim = check(lambda pixels: head(tower.forward(pixels).mean(1)), cells=None)
     if config.position_debias:
-        tower.forward = without_positions(tower, config)
+        tower.forward = without_positions(tower, config, dim)
     return VisualEncoder(dim=dim, batch_size=batch_size, size_of=size_of, **vars(tower))
 
 

@@ -8,25 +8,29 @@ from ovref_inference.encoders.config import VisualEncoderConfig
 from ovref_inference.encoders.towers import Layer, Tower, unusable
 
 
-def without_positions(tower: Tower, config: VisualEncoderConfig) -> Layer:
+def without_positions(tower: Tower, config: VisualEncoderConfig, dim: int) -> Layer:
     """`tower.forward` less the `config.position_debias` leading directions in which the features of
     a black image, normalised, differ from place to place (INSID3's positional debiasing).
 
-    The directions are found once for each size of images.
+    The directions are found once for each size of images. Images that keep their aspect may have
+    fewer patches than there are directions; all in which these patches differ go then.
+
+    Args:
+        dim: width of the features.
 
     Raises:
         ModelError: features are pooled before they are in their space, so that places cannot be
-            told from them; or an image has too few patches.
+            told from them; or no direction would be left, of `dim` or of those in which the
+            patches of an image of `config.size_hw` differ.
     """
     number, cells = config.position_debias, tower.grid_hw[0] * tower.grid_hw[1]
     if tower.head is not None or tower.pool is not None:
         raise unusable(config.model, tower.model_class, "position_debias needs the patches of a "
                        "vision transformer", "0, the default, works")  # fmt: skip
-    if number >= cells:
+    if number >= min(dim, cells):
         raise unusable(
-            config.model, tower.model_class, f"position_debias={number} is more than the "
-            f"{cells - 1} directions in which {cells} patches can differ",
-            "a smaller number or larger images work",
+            config.model, tower.model_class, f"position_debias={number} leaves nothing of features "
+            f"of {dim} numbers that {cells} patches have", "a smaller number works",
         )  # fmt: skip
     forward = tower.forward
     found: dict[tuple[int, ...], torch.Tensor] = {}

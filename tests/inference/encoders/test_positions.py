@@ -67,9 +67,15 @@ def test_images_that_keep_their_aspect_have_directions_of_their_own_size():
     assert np.allclose(found, expected, atol=1e-4)
 
 
-def test_more_directions_than_patches_can_have_are_refused():
-    with pytest.raises(ModelError, match=r"position_debias=256 .* 255 directions"):
-        encoder(256)
+@pytest.mark.parametrize("number", [96, 256])
+def test_so_many_directions_that_nothing_is_left_are_refused(number):
+    with pytest.raises(ModelError, match=f"position_debias={number} leaves nothing"):
+        encoder(number)
+    if number == 96:
+        assert np.linalg.norm(encoder(95).encode(IMAGES)) > 0
+
+
+def test_a_negative_number_is_refused():
     with pytest.raises(ValueError, match="position_debias"):
         encoder(-1)
 

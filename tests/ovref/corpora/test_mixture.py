@@ -5,7 +5,8 @@ import pytest
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec, identify, read_captions
-from ovref.corpora.mixture import licence_of_corpus
+from ovref.corpora.mixture import interleaved, licences_of_corpus
+from ovref.corpora.spec import LabelSpec
 from ovref.errors import InputError
 from ovref.identity import record_key
 
@@ -70,9 +71,42 @@ def test_the_identity_is_that_of_the_corpora_and_not_of_the_list(folder):
 
 
 def test_licences_are_those_of_all(folder):
-    assert licence_of_corpus(mixture(folder, BOTH)) == "CC-BY-4.0, MIT"
-    assert licence_of_corpus(mixture(folder, BOTH, licence="mine")) == "mine"
-    assert licence_of_corpus(CorpusSpec(path="nowhere.txt")) is None
+    assert licences_of_corpus(mixture(folder, BOTH)) == ("CC-BY-4.0", "MIT")
+    assert licences_of_corpus(mixture(folder, BOTH, licence="mine")) == ("mine",)
+    assert licences_of_corpus(CorpusSpec(path="nowhere.txt")) == ()
+    one = BOTH.replace(", licence: MIT", "")
+    assert licences_of_corpus(mixture(folder, one)) == ("CC-BY-4.0", "unknown")
+    none = one.replace(", licence: CC-BY-4.0", "")
+    assert licences_of_corpus(mixture(folder, none)) == ()
+
+
+@pytest.mark.parametrize("setting", ["images", "caption_column", "image_column", "corpus_id"])
+def test_what_each_corpus_has_of_its_own_is_not_set_for_all(folder, setting):
+    with pytest.raises(InputError, match=f"{setting} is set for each corpus"):
+        list(read_captions(mixture(folder, BOTH, **{setting: "x"})))
+
+
+def test_what_a_listed_corpus_cannot_have_names_it(folder):
+    text = "corpora: [{path: few.txt, format: text}]\n"
+    with pytest.raises(InputError, match=r"both.yaml, corpus few.txt: repeats is for COCO"):
+        list(read_captions(mixture(folder, text, repeats=True)))
+    with pytest.raises(ValueError, match="a list of corpora has no labels"):
+        mixture(folder, BOTH, labels=LabelSpec())
+
+
+def test_all_streams_are_closed_with_the_mixture():
+    closed = []
+
+    def stream(name):
+        try:
+            yield from range(5)
+        finally:
+            closed.append(name)
+
+    mixed = interleaved([stream("a"), stream("b")], [1, 1])
+    assert [next(mixed), next(mixed)] == [0, 0]
+    mixed.close()
+    assert sorted(closed) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

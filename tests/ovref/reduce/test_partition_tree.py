@@ -87,3 +87,9 @@ def test_a_tree_is_kept_in_a_file_of_the_same_bytes(tmp_path):
     (tmp_path / "two.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(StorageError, match="two is not a partition tree"):
         read_tree(tmp_path / "two.npz", "two")
+
+
+def test_one_heavy_noun_beside_a_light_one_is_cut_off_at_once():
+    vectors = topics()[0][:2]
+    tree, leaf_of = divide(vectors, np.array([1, 10**12]), 10)
+    assert tree.leaves == 2 and sorted(leaf_of.tolist()) == [0, 1]
