@@ -53,7 +53,7 @@ def l2_normalised(vectors: Any) -> np.ndarray:
 
 
 def check_readable(matrix: Vectors) -> None:
-    """Raises CollectionError if the rows of a collection's matrix cannot be read where it is."""
+    """Raises CollectionError if the rows of a collection's matrix cannot be read in place."""
     if hasattr(matrix, "check_readable"):
         matrix.check_readable()
 

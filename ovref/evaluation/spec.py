@@ -181,7 +181,7 @@ class EvaluateSpec:
     """Images per shard, the unit of work and of commit: the most that a kill can cost."""
     batch_size: int = 8
     """Images whose windows are held in memory together and encoded in passes of up to 32, on a CPU
-    of as many as are faster at once; another number may change the last bits of features."""
+    of at most half a million pixels; another number may change the last bits of features."""
     features: str = ""
     """Folder that keeps features and proposals between evaluations that change only N, K, gamma,
     thresholds or rows; empty keeps none. On ADE20k with FOSSIL's settings it takes about 60 MB per

@@ -34,15 +34,15 @@ class Work:
     driver_seconds: float
     """CPU seconds on one machine, while workers wait."""
     requests: float
-    """To the object store; 0 of an undivided collection, which is made in a local folder."""
+    """To the object store; not estimated of an undivided collection, and 0."""
 
 
 def work_of(
     *, references: float, nouns: float, shards: float, visual: int, textual: int,
     noun_seconds: float, most: int | None,
 ) -> Work:  # fmt: skip
-    """The work of a reduction, measured with 20,000 to 2.5 million references of 2 x 768 numbers
-    (`tests/benchmarks/results/reduce_partitioned.md`).
+    """The work of a reduction. CPU seconds are those of 20,000 to a million references of 2 x 768
+    numbers, requests those of 24,000 references (`tests/benchmarks/results/reduce_partitioned.md`).
 
     Args:
         shards: of the references.

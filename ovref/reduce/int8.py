@@ -39,7 +39,7 @@ def write_in_int8(
     *,
     seed: int,
     deleted: np.ndarray,
-    textual: bool = True,
+    textual: bool,
 ) -> dict[str, Any]:
     """Writes the matrices in int8, and the inverted lists of the visual index with 8-bit codes.
 

@@ -34,8 +34,8 @@ EMPTY = pa.schema([("key", pa.string())])
 
 
 _NUMBERS = ("visual", "textual", "box_xyxy", "measures", "area", "score", "seed")
-"""Columns of references that hardly ever repeat a value. In dictionaries they would take four times
-as long to write and to read, and more bytes."""
+"""Columns of references that hardly ever repeat a value. In dictionaries, embeddings take four
+times as long to write and to read, and more bytes."""
 
 
 def reference_options(schema: pa.Schema) -> dict[str, Any]:

@@ -94,8 +94,10 @@ def class_support(
         if at < len(counts) and counts[at] > 0 and collection.nouns[at] == noun:
             found[row] = ClassSupport(source="own", nouns=(noun,), cosine=1.0)
     rest = [row for row in range(len(names)) if row not in found]
-    present = np.flatnonzero(counts > 0) if rest else counts
-    if not rest or not len(present):
+    if not rest:
+        return tuple(found[row] for row in range(len(names)))
+    present = np.flatnonzero(counts > 0)
+    if not len(present):
         nothing = ClassSupport(source="none", nouns=(), cosine=0.0)
         return tuple(found.get(row, nothing) for row in range(len(names)))
     vocabulary_vd = collection.noun_embeddings[present]

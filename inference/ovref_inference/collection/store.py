@@ -69,7 +69,7 @@ def publish(
         raise CollectionError(f"cannot publish {folder}: it holds no reference")
     for role, encoder in (("visual", manifest.visual), ("textual", manifest.textual)):
         indexes.read_index(paths[f"{role}_index"], rows=counts["references"], dim=encoder.dim)
-    textual_vectors(paths, dataclasses.replace(manifest, counts=counts))[:1]  # it is there
+    textual_vectors(paths, dataclasses.replace(manifest, counts=counts))[:1]  # checks the index
     fs, root = open_store(url, storage_options)
     fs.makedirs(root, exist_ok=True)
     before = _manifest_before(fs, root)

@@ -35,7 +35,7 @@ BATCH = 32
 
 CPU_PIXELS = 1 << 19
 """Pixels per forward pass at most on a CPU, two images of 512 x 512, unless a number of images is
-given: larger passes take more memory there, but no less time
+given: larger passes take more memory there, and at most a tenth less time
 (`tests/benchmarks/results/evaluation_memory.md`)."""
 
 

@@ -66,7 +66,7 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
 
     Raises:
         InputError: a folder or the class list is missing or cannot be read, there are no images, an
-            image has no label map or one that another has, too, or an unseen class is not in the
+            image has no label map or shares it with another, or an unseen class is not in the
             list.
     """
     if folder.is_coco:

@@ -358,7 +358,9 @@ def _cost(found: Estimate, steps: Any) -> str:
 
 
 def _requests(step: StepEstimate) -> str:
-    return f", {step.requests:.2g} requests if on an object store" if step.requests else ""
+    if not step.requests:
+        return ""
+    return f", {step.requests:.2g} requests to the object store, if the output is on one"
 
 
 def _size(count: float) -> str:
