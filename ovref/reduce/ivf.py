@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ovref.reduce.rows import Rows
-from ovref_inference.collection.index import faiss_module
+from ovref_inference.collection.exact import faiss_module
 
 BLOCK = 32_768
 """Rows assigned to lists in one matrix product."""

@@ -366,7 +366,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _measured(task: Callable[[], Any]) -> tuple[Any, float, float]:
     import ovref.reduce.collection  # noqa: F401 - its time is not the task's
-    from ovref_inference.collection.index import faiss_module
+    from ovref_inference.collection.exact import faiss_module
 
     faiss_module()
     began = time.process_time()

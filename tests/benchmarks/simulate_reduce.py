@@ -160,7 +160,7 @@ def timed(task: Callable[[], Any]) -> tuple[Any, float, float, float]:
 def warm() -> None:
     """Loads libraries, whose time is no task's, and leaves time for the other workers to do so."""
     import ovref.reduce.collection  # noqa: F401
-    from ovref_inference.collection.index import faiss_module
+    from ovref_inference.collection.exact import faiss_module
 
     faiss_module()
     time.sleep(10)

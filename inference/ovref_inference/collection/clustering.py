@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ovref_inference.collection.index import faiss_module, one_thread
+from ovref_inference.collection.exact import faiss_module
+from ovref_inference.collection.index import one_thread
 from ovref_inference.ranges import require_at_least, require_within
 from ovref_inference.vectors import l2_normalised
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ovref_inference.collection.exact import exact_search, faiss_module
 from ovref_inference.collection.format import SearchPoint
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors
@@ -39,18 +40,6 @@ _TIE = 1e-6
 """Rounding of a cosine in float32. References of one noun tie if their captions are equal;
 otherwise their cosines differ by up to 1e-3, so a wider tolerance would count nearly any of them as
 found."""
-
-
-def faiss_module() -> Any:
-    """The module faiss. Raises an ImportError that says how to get it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "a reference collection needs faiss: pip install 'ovref[cpu]', or 'ovref[gpu]' on a "
-            "machine with a GPU, never both (they are two builds of one module)"
-        ) from error
-    return faiss
 
 
 @contextlib.contextmanager
@@ -195,7 +184,8 @@ def _search(
     index: Any, queries: np.ndarray, k: int, nprobe: int | None, excluded: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     faiss = faiss_module()
-    exact_halves = isinstance(index, faiss.IndexScalarQuantizer)
+    exact = isinstance(index, faiss.IndexScalarQuantizer)
+    exact_halves = exact and index.code_size == 2 * index.d  # others hold no float16
     if exact_halves and len(queries) >= _MATRIX_QUERIES:
         return exact_search(_codes(index), queries, k, excluded=excluded, rows=_DECODED_ROWS)
     if nprobe is None:
@@ -211,47 +201,6 @@ def _codes(index: Any) -> np.ndarray:
     """The (n, d) float16 vectors of an exact index, without a copy; valid as long as it is."""
     raw = faiss_module().rev_swig_ptr(index.codes.data(), index.ntotal * index.code_size)
     return raw.view("<f2").reshape(index.ntotal, index.d)
-
-
-def exact_search(
-    vectors: Vectors,
-    queries: np.ndarray,
-    k: int,
-    *,
-    excluded: np.ndarray | None = None,
-    rows: int = _CHUNK_ROWS,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of each query by brute force, in chunks of rows.
-
-    Args:
-        vectors: (n, d).
-        queries: (m, d).
-        excluded: ids that are never returned.
-        rows: of a chunk.
-
-    Returns:
-        scores (m, k) float32, highest first, and ids (m, k) int64; -inf and -1 beyond the rows.
-    """
-    faiss = faiss_module()
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
-    best = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    ids = np.full((len(queries), k), -1, dtype=np.int64)
-    for start in range(0, len(vectors), rows):
-        chunk = np.asarray(vectors[start : start + rows], dtype=np.float32)
-        numbers = np.arange(start, start + len(chunk))
-        if excluded is not None and len(excluded):
-            kept = ~np.isin(numbers, excluded)
-            numbers, chunk = numbers[kept], chunk[kept]
-        if not len(numbers):
-            continue
-        count = min(k, len(numbers))
-        scores, found = faiss.knn(queries, chunk, count, metric=faiss.METRIC_INNER_PRODUCT)
-        scores = np.concatenate([best, scores], axis=1)
-        every = np.concatenate([ids, numbers[found]], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        best = np.take_along_axis(scores, order, axis=1)
-        ids = np.take_along_axis(every, order, axis=1)
-    return best, ids
 
 
 class RecallQueries:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref_inference.collection.index import faiss_module
+from ovref_inference.collection.exact import faiss_module
 
 
 def search_lists(

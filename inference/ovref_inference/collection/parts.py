@@ -10,6 +10,7 @@ import numpy as np
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection.checks import check_counts
+from ovref_inference.collection.exact import faiss_module
 from ovref_inference.collection.indexed_vectors import textual_vectors
 from ovref_inference.collection.inverted_lists import search_lists
 from ovref_inference.collection.nouns import Nouns, read_nouns
@@ -56,7 +57,7 @@ class TunedIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, in these lists alone; -1 is none. Where they hold fewer than k, the rest is
         -inf and -1."""
-        params = indexes.faiss_module().SearchParametersIVF(
+        params = faiss_module().SearchParametersIVF(
             nprobe=lists.shape[1], **indexes.search_settings(excluded)
         )
         k = min(k, self.index.ntotal)

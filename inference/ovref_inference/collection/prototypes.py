@@ -10,7 +10,8 @@ import numpy as np
 
 from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.collection.clustering import MAX_SEED, spherical_kmeans
-from ovref_inference.collection.index import faiss_module, one_thread
+from ovref_inference.collection.exact import faiss_module
+from ovref_inference.collection.index import one_thread
 from ovref_inference.ranges import STRICT, require_at_least, require_within
 
 

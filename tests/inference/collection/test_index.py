@@ -8,6 +8,7 @@ import pytest
 
 from ovref_inference import CollectionError
 from ovref_inference.collection import index as indexes
+from ovref_inference.collection.exact import exact_search, faiss_module
 from ovref_inference.collection.format import SearchPoint
 from ovref_inference.vectors import l2_normalised
 
@@ -73,14 +74,13 @@ def test_flat_is_exact_search(vectors):
     assert indexes.tune(index, indexes.RecallQueries.of_rows(vectors)) == ()
 
 
-def test_exact_search_in_chunks(vectors, monkeypatch):
-    monkeypatch.setattr(indexes, "_CHUNK_ROWS", 700)
+def test_exact_search_in_chunks(vectors):
     queries = vectors[5:15].astype(np.float32)
-    scores, ids = indexes.exact_search(vectors, queries, 9)
+    scores, ids = exact_search(vectors, queries, 9, rows=700)
     expected_ids, expected = exact(vectors, queries, 9)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    scores, ids = indexes.exact_search(vectors[:3], queries, 5)
+    scores, ids = exact_search(vectors[:3], queries, 5)
     assert (ids[:, 3:] == -1).all() and np.isneginf(scores[:, 3:]).all()
 
 
@@ -113,7 +113,7 @@ def test_a_row_is_not_its_own_neighbour():
     rows = np.repeat(directions, 2, axis=0)
     rows[1::2] += 0.2 * np.roll(directions, 1, axis=1)
     rows = l2_normalised(rows).astype(np.float16)
-    index = indexes.faiss_module().index_factory(100, "IVF100,SQfp16", 0)  # by inner product
+    index = faiss_module().index_factory(100, "IVF100,SQfp16", 0)  # by inner product
     index.by_residual = False
     index.quantizer.add(directions)
     index.train(directions)
@@ -202,7 +202,7 @@ def test_excluded_rows_are_never_returned(vectors, factory, tmp_path):
     assert (ids % 2 == 1).all()
     expected, _ = exact(vectors[1:800:2], queries, 5)
     np.testing.assert_array_equal(ids, 2 * expected + 1)
-    _, ids = indexes.exact_search(vectors[:800], queries, 5, excluded=deleted)
+    _, ids = exact_search(vectors[:800], queries, 5, excluded=deleted)
     np.testing.assert_array_equal(ids, 2 * expected + 1)
     # What is deleted is nobody's neighbour when recall is measured either.
     questions = indexes.RecallQueries.of_rows(vectors[:800], ks=(10, 1000), excluded=deleted)
@@ -247,7 +247,7 @@ def test_class_names_find_what_is_promised_at_every_k(textual):
         scores, ids = indexes.search(
             index, others, point.k, nprobe=indexes.nprobe_for(point.k, curve)
         )
-        best, _ = indexes.exact_search(rows, others, point.k)
+        best, _ = exact_search(rows, others, point.k)
         assert (scores >= best[:, -1:] - 1e-6).mean() >= 0.93
         assert (ids >= 0).all()
 
@@ -304,4 +304,4 @@ def test_reading_refuses_other_rows_widths_and_cut_off_files(vectors, factory, t
 def test_without_faiss_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(ImportError, match=r"ovref\[cpu\].*never both"):
-        indexes.faiss_module()
+        faiss_module()

@@ -15,7 +15,7 @@ from ovref.storage.file_store import Store
 from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import opening, store
-from ovref_inference.collection.index import exact_search
+from ovref_inference.collection.exact import exact_search
 from ovref_inference.collection.int8 import decode_rows, encode_rows
 
 INT8 = ReduceSpec(embeddings="int8")
