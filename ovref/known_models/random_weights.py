@@ -1,6 +1,7 @@
 """Random weights of a known model's architecture, in the layout of its library."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,10 @@ def _registered(network: str, arguments: Mapping[str, Any]) -> str:
         given = {key: value for key, value in options.items() if value is not None}
         return timm.create_model(network, **{**given, **arguments})
 
-    make.__name__ = f"tiny_{network}"
-    timm.models.register_model(make)
+    numbers = "_".join(re.sub(r"\W+", "_", f"{key}_{arguments[key]}") for key in sorted(arguments))
+    make.__name__ = f"tiny_{network}_{numbers}"
+    if not timm.is_model(make.__name__):
+        timm.models.register_model(make)
     return make.__name__
 
 

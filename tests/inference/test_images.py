@@ -23,7 +23,7 @@ from ovref_inference.segmenters.vocseg import VocSegSegmenter
 NONE = SimpleNamespace()
 VISUAL = SimpleNamespace(model="none", settings={})
 COLLECTION = SimpleNamespace(
-    url="none", manifest=SimpleNamespace(templates=("a {}.",), visual=VISUAL)
+    url="none", textual=NONE, manifest=SimpleNamespace(templates=("a {}.",), visual=VISUAL)
 )
 SEGMENTERS = (
     FossilSegmenter(COLLECTION, NONE, NONE, NONE),
