@@ -10,7 +10,7 @@ from fsspec import AbstractFileSystem
 
 from ovref.corpora.image_formats import identify_miniature
 from ovref.corpora.listing import find, open_place, shown
-from ovref.corpora.mixture import corpora_of, is_mixture
+from ovref.corpora.mixture import corpora_of
 from ovref.corpora.spec import (
     CAPTION_FILES,
     FOLDERS,
@@ -20,6 +20,7 @@ from ovref.corpora.spec import (
     LabelSpec,
     corpus_files,
     corpus_id,
+    is_mixture,
 )
 from ovref.errors import InputError
 from ovref_inference.places import describe, is_local, sha256_of, store_errors

@@ -20,7 +20,7 @@ import yaml
 from ovref.config import STRICT, load_tree
 from ovref.contract import Dropped
 from ovref.corpora.listing import open_place, shown
-from ovref.corpora.spec import LISTS, MINIATURE, MIXTURE, CorpusSpec
+from ovref.corpora.spec import MINIATURE, CorpusSpec, is_mixture
 from ovref.errors import ConfigError, InputError
 from ovref.licences import UNKNOWN
 from ovref_inference.places import describe, store_errors
@@ -56,11 +56,6 @@ class _Mixture:
     __pydantic_config__ = STRICT
 
     corpora: tuple[WeightedCorpus, ...]
-
-
-def is_mixture(spec: CorpusSpec) -> bool:
-    """Whether a corpus is a list of others."""
-    return spec.format == MIXTURE or (spec.format == "auto" and spec.path.endswith(LISTS))
 
 
 def corpora_of(spec: CorpusSpec) -> list[tuple[CorpusSpec, float]]:
@@ -119,19 +114,6 @@ def interleaved(
                     taken[number] += 1
                     heapq.heappush(waiting, ((taken[number] + 1) / weights[number], number))
                     break
-
-
-def first_records(
-    limit: int | None, records: Generator[Any, None, None]
-) -> Generator[Any, None, None]:
-    """Up to `limit` records; drops do not count."""
-    good = 0
-    with closing(records):
-        for record in records:
-            yield record
-            good += not isinstance(record, Dropped)
-            if good == limit:
-                return
 
 
 def licences_of_corpus(spec: CorpusSpec) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from ovref.ahead import map_ahead
 from ovref.contract import Dropped
 from ovref.corpora import class_labels, formats, image_formats
 from ovref.corpora.listing import open_place, shown
-from ovref.corpora.mixture import corpora_of, first_records, interleaved, is_mixture
+from ovref.corpora.mixture import corpora_of, interleaved
 from ovref.corpora.spec import (
     FOLDERS,
     MINIATURE,
@@ -29,6 +29,7 @@ from ovref.corpora.spec import (
     CorpusSpec,
     corpus_files,
     corpus_id,
+    is_mixture,
 )
 from ovref.errors import InputError
 from ovref.identity import normalised, record_key
@@ -73,7 +74,7 @@ def read_captions(spec: CorpusSpec, *, images: bool = False) -> Iterator[Caption
         yield from limited(spec.limit, _records(spec, images))
         return
     corpora = corpora_of(spec)
-    streams = [first_records(one.limit, _records(one, images)) for one, _ in corpora]
+    streams = [_first(one.limit, _records(one, images)) for one, _ in corpora]
     yield from limited(spec.limit, interleaved(streams, [weight for _, weight in corpora]))
 
 
@@ -81,14 +82,23 @@ def limited(
     limit: int | None, records: Generator[Dropped | Iterator[Caption], None, None]
 ) -> Iterator[Caption | Dropped]:
     """The captions and drops of these records, until `limit` records have had captions."""
+    with closing(_first(limit, records)) as first:
+        for record in first:
+            if isinstance(record, Dropped):
+                yield record
+            else:
+                yield from record
+
+
+def _first(
+    limit: int | None, records: Generator[Dropped | Iterator[Caption], None, None]
+) -> Generator[Dropped | Iterator[Caption], None, None]:
+    """Up to `limit` records; drops do not count."""
     good = 0
     with closing(records):
         for record in records:
-            if isinstance(record, Dropped):
-                yield record
-                continue
-            yield from record
-            good += 1
+            yield record
+            good += not isinstance(record, Dropped)
             if good == limit:
                 return
 

@@ -170,14 +170,19 @@ class CorpusSpec:
                 "with labels.dataset, path is the folder of the set: leave out format, images and "
                 "caption_column"
             )
-        if self.format == "auto" and self.path.endswith(LISTS) and not labels.dataset:
+        if is_mixture(self) and not labels.dataset:
             raise ValueError(f"a list of corpora has no labels, found {self.path}")
-        if self.format in ("text", "miniature", MIXTURE):
+        if self.format in ("text", "miniature"):
             raise ValueError(f"the format {self.format} has no labels")
         if (self.format == "open_images") != bool(labels.names) and not labels.dataset:
             raise ValueError(
                 "labels.names is for labels.dataset, and for the format open_images, which needs it"
             )
+
+
+def is_mixture(spec: CorpusSpec) -> bool:
+    """Whether a corpus is a list of others."""
+    return spec.format == MIXTURE or (spec.format == "auto" and spec.path.endswith(LISTS))
 
 
 def corpus_id(spec: CorpusSpec) -> str:
