@@ -84,7 +84,7 @@ class Store:
         with self._explained("read", path):
             try:
                 content: bytes = self._fs.cat_file(full)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
         return content
 

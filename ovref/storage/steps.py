@@ -169,9 +169,10 @@ class StepFolder:
 
     def complete(self) -> list[str] | None:
         """Names of all the shards of the step in order, or None while that is not known."""
-        if not self.store.exists(COMPLETE):
+        content = self.store.read_if_there(COMPLETE)
+        if content is None:
             return None
-        return json_object(self.store.read(COMPLETE), f"{self.store.url}/{COMPLETE}")["shards"]
+        return json_object(content, f"{self.store.url}/{COMPLETE}")["shards"]
 
     def read(self, shard: str) -> Generator[Record, None, None]:
         """The records of a committed shard, in order, after verifying its checksums.

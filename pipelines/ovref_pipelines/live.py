@@ -86,10 +86,11 @@ def read(store: Store) -> dict[str, Any] | None:
 
     A build that is `running` but has not updated the file for a minute is `gone`.
     """
-    if not store.exists(PROGRESS):
+    content = store.read_if_there(PROGRESS)
+    if content is None:
         return None
     try:
-        tree = dict(json.loads(store.read(PROGRESS)))
+        tree = dict(json.loads(content))
         then = datetime.datetime.fromisoformat(tree["time"])
     except (ValueError, TypeError, KeyError) as error:
         logger.warning("%s/%s is damaged: %s", store.url, PROGRESS, error)

@@ -94,10 +94,11 @@ def build_config(store: Store) -> dict[str, Any]:
     Raises:
         StorageError: it is damaged.
     """
-    if not store.exists(BUILD):
+    content = store.read_if_there(BUILD)
+    if content is None:
         return {}
     try:
-        return dict(json.loads(store.read(BUILD)))
+        return dict(json.loads(content))
     except (ValueError, TypeError) as error:
         raise StorageError(f"{store.url}/{BUILD} is damaged: {error}") from error
 

@@ -60,9 +60,8 @@ def _check_here(spec: Spec, threads: int) -> tuple[CheckedModel, ...]:
 
 def remembered(store: Store) -> list[CheckedModel]:
     """The recorded models with which the steps of an output were started."""
-    if not store.exists(MODELS):
-        return []
-    return [CheckedModel(**entry) for entry in json.loads(store.read(MODELS))]
+    content = store.read_if_there(MODELS)
+    return [] if content is None else [CheckedModel(**entry) for entry in json.loads(content)]
 
 
 def remember(store: Store, found: Sequence[CheckedModel]) -> None:

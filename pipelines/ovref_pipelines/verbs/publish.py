@@ -79,10 +79,11 @@ def _evaluation(collection_url: str, fingerprint: str, build: str | None, path: 
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read the evaluation {path}: {error}") from error
     store = Store.open(build_of(collection_url, build))
-    if not store.exists(EVALUATION):
+    content = store.read_if_there(EVALUATION)
+    if content is None:
         return None
     try:
-        found = json.loads(store.read(EVALUATION))
+        found = json.loads(content)
     except ValueError as error:
         raise InputError(
             f"{store.url}/{EVALUATION} is damaged: {error}; evaluate again, or name another with "
