@@ -1,7 +1,6 @@
 """Random weights of a known model's architecture, in the layout of its library."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from ovref.identity import fingerprint
 from ovref.known_models.table import KnownModel
 
 WORDS = "a an of the photo picture image with and on red blue green tree house boat sky grass sea"
@@ -124,8 +124,7 @@ def _registered(network: str, arguments: Mapping[str, Any]) -> str:
         given = {key: value for key, value in options.items() if value is not None}
         return timm.create_model(network, **{**given, **arguments})
 
-    numbers = "_".join(re.sub(r"\W+", "_", f"{key}_{arguments[key]}") for key in sorted(arguments))
-    make.__name__ = f"tiny_{network}_{numbers}"
+    make.__name__ = f"tiny_{network}_{fingerprint(dict(arguments))[:8]}"
     if not timm.is_model(make.__name__):
         timm.models.register_model(make)
     return make.__name__

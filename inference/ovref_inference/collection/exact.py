@@ -6,8 +6,8 @@ import numpy as np
 
 from ovref_inference.vectors import Vectors
 
-ROWS = 65_536
-"""Rows of a chunk."""
+CHUNK_ROWS = 65_536
+"""Rows that are in memory in float32 at a time."""
 
 
 def faiss_module() -> Any:
@@ -28,7 +28,7 @@ def exact_search(
     k: int,
     *,
     excluded: np.ndarray | None = None,
-    rows: int = ROWS,
+    rows: int = CHUNK_ROWS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of each query by brute force, in chunks of rows.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ovref_inference.collection.exact import exact_search, faiss_module
+from ovref_inference.collection.exact import CHUNK_ROWS, exact_search, faiss_module
 from ovref_inference.collection.format import SearchPoint
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors
@@ -31,7 +31,6 @@ of rare nouns are in lists of frequent ones; at a mean of 0.95 they keep a recal
 RECALL_QUERIES = 512
 """Number of queries per measurement; enough for a mean recall accurate to about 0.01."""
 _ONE_SIDED_95 = 1.645
-_CHUNK_ROWS = 65_536
 _MATRIX_QUERIES = 100
 """Queries from which it is faster to decode an exact float16 index, `_DECODED_ROWS` at a time, and
 multiply matrices: 20,000 vectors of 768 numbers take 4.2 ms a query otherwise, 1.1 ms with 171."""
@@ -115,8 +114,8 @@ def build_index(vectors: Vectors, factory: str | None = None, *, seed: int = 0) 
     try:
         if not index.is_trained:
             index.train(sample(vectors, getattr(index, "nlist", 1) * TRAIN_PER_LIST, seed))
-        for start in range(0, n, _CHUNK_ROWS):
-            index.add(np.asarray(vectors[start : start + _CHUNK_ROWS], dtype=np.float32))
+        for start in range(0, n, CHUNK_ROWS):
+            index.add(np.asarray(vectors[start : start + CHUNK_ROWS], dtype=np.float32))
     finally:
         faiss.omp_set_num_threads(before)
     return index
@@ -358,8 +357,8 @@ def sample(vectors: Vectors, count: int, seed: int, *, of: int | None = None) ->
     among = len(vectors) if of is None else min(of, len(vectors))
     rows = _sampled(among, count, seed)
     found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
-    for start in range(0, len(rows), _CHUNK_ROWS):  # so that it is in memory once
-        found[start : start + _CHUNK_ROWS] = vectors[rows[start : start + _CHUNK_ROWS]]
+    for start in range(0, len(rows), CHUNK_ROWS):  # so that it is in memory once
+        found[start : start + CHUNK_ROWS] = vectors[rows[start : start + CHUNK_ROWS]]
     return found
 
 

@@ -96,6 +96,14 @@ def export(work, output):
     return done
 
 
+def halves(tensors):
+    """The tensors with floating-point numbers in half precision."""
+    return {
+        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def save_proposer(trained, described, folder):
     """Copies what `ovref train` has made of a proposer, in half precision; returns its steps and
     seconds.
@@ -109,11 +117,7 @@ def save_proposer(trained, described, folder):
     for path in trained.glob("*.json"):
         (folder / path.name).write_bytes(path.read_bytes())
     for path in trained.glob("*.safetensors"):
-        halves = {
-            name: tensor.half() if tensor.is_floating_point() else tensor
-            for name, tensor in load_file(path).items()
-        }
-        (folder / path.name).write_bytes(save(halves, metadata={"format": "pt"}))
+        (folder / path.name).write_bytes(save(halves(load_file(path)), metadata={"format": "pt"}))
     tree = json.loads((trained / described).read_text())
     facts = tree["training"] if "training" in tree else tree["open_classes"]["training"]
     return {name: facts[name] for name in ("steps", "seconds")}
@@ -122,7 +126,7 @@ def save_proposer(trained, described, folder):
 def save_clip_rc(trained, folder):
     """Copies a trained head in half precision; returns its steps and seconds."""
     head, tensors = read_head(str(trained))
-    weights = save({name: tensor.half().contiguous() for name, tensor in tensors.items()})
+    weights = save(halves(tensors))
     settings = {**head.training["settings"], "output": "runs/miniature_clip_rc"}
     head = replace(
         head,

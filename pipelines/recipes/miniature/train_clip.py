@@ -65,6 +65,14 @@ def swapped(caption, named_c, rng):
     return re.sub(rf"\b{old}\b", new, caption)
 
 
+def padded(texts):
+    """(texts, longest) int64: the ids of each text, then zeros."""
+    ids_nl = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+    for row, text in enumerate(texts):
+        ids_nl[row, : len(text)] = torch.tensor(text)
+    return ids_nl
+
+
 def encode_text(model, ids_nl):
     """Text embeddings (n, d), normalised, of ids cut to the longest text of the batch.
 
@@ -114,12 +122,8 @@ def main():
                     owners.append(column)
         also_true |= torch.tensor([[a == b for b in texts] for a in texts])
         words = texts + untrue
-        ids = torch.zeros(len(words), max(map(len, words)), dtype=torch.int64)
-        for column, text in enumerate(words):
-            ids[column, : len(text)] = torch.tensor(text)
-        logits = (
-            model.clip.logit_scale.exp().clamp(max=60) * images @ encode_text(model.clip, ids).T
-        )
+        encoded = encode_text(model.clip, padded(words))
+        logits = model.clip.logit_scale.exp().clamp(max=60) * images @ encoded.T
         also_true.fill_diagonal_(False)
         # A false copy is a negative only of its own image: others may show what it says.
         others = torch.arange(BATCH)[:, None] != torch.tensor(owners)[None]

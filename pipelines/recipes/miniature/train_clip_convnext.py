@@ -20,7 +20,7 @@ from recipes.miniature.architectures import CONVNEXT_CONFIG, new_clip_convnext, 
 from recipes.miniature.data import load_pool
 from recipes.miniature.tokenizer import save_tokenizer
 from recipes.miniature.train_backbone import jitter
-from recipes.miniature.train_clip import encode_text
+from recipes.miniature.train_clip import encode_text, padded
 from recipes.miniature.training import fit, images_to_torch, note, parse_arguments
 
 BATCH = 32
@@ -37,11 +37,8 @@ def text_embeddings(clip, tokenizer, texts, at_once=256):
     found = []
     for start in range(0, len(texts), at_once):
         ids = [tokenizer(text).input_ids for text in texts[start : start + at_once]]
-        padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
-        for row, one in enumerate(ids):
-            padded[row, : len(one)] = torch.tensor(one)
         with torch.no_grad():
-            found.append(encode_text(clip, padded))
+            found.append(encode_text(clip, padded(ids)))
     return torch.cat(found)
 
 
