@@ -73,7 +73,7 @@ def list_of_file(path: str | Path, count: int | None = None) -> ClassList:
 
     Raises:
         InputError: the file cannot be read, has another number of classes or numbers before their
-            names, or two classes cannot be told apart (`check_distinct`).
+            names, or its classes are not distinct (`check_distinct`).
     """
     lines = lines_of_file(path, "class list")
     classes = [names_of(line) for line in lines if line.strip(f"{SYNONYMS} \t")]

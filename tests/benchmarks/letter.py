@@ -116,7 +116,7 @@ class Table:
     variants: tuple[Variant, ...]
     notes: str
     images: tuple[int, int] = (64, 64)
-    """Height and width: scenes side by side, the last ones cut off."""
+    """Height and width: scenes side by side, the last ones cropped."""
 
     @property
     def folder(self) -> str:
@@ -304,7 +304,7 @@ def composed(size_hw: tuple[int, int], count: int, folder: Path) -> LabelFolder:
     """Images of several validation scenes side by side, each scene in one of them alone.
 
     Args:
-        size_hw: of an image; scenes that do not fit are cut off.
+        size_hw: of an image; scenes that do not fit are cropped.
         count: number of images if scenes are in one row, less for more rows.
         folder: where they are written.
     """

@@ -10,10 +10,10 @@ process of its own, one at a time, so that its CPU seconds (without importing li
 threads, of which there is one) and its largest resident memory are its own; tasks of another kind
 share one process, and the undivided reduction has its own. Disk is the largest size of the work
 folder and of what is scattered, sampled. What each task took is a line of
-SCRATCH/partitioned.tasks.jsonl, so a run that was cut off, or ended by --stop-after, goes on where
-it stopped. SCRATCH needs six times the embeddings. With --spare-disk it needs three times, for the
-partitioned side alone: shards and row groups are deleted as soon as nothing needs them. Writes
-results/reduce_partitioned_<references>x<width>.json.
+SCRATCH/partitioned.tasks.jsonl, so a run that was interrupted, or ended by --stop-after, resumes
+where it stopped. SCRATCH needs six times the embeddings. With --spare-disk it needs three times,
+for the partitioned side alone: shards and row groups are deleted as soon as nothing needs them.
+Writes results/reduce_partitioned_<references>x<width>.json.
 """
 
 import argparse
@@ -170,7 +170,7 @@ class OwnProcesses:
             file.write(json.dumps(_rounded(line)) + "\n")
 
     def found(self) -> dict[str, Any]:
-        """Sums over the tasks. One that was repeated, after a run was cut off, counts once."""
+        """Sums over the tasks. One that was repeated after an interruption counts once."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         first = {(line["task"], line["name"]): line for line in reversed(lines)}
         kinds = dict.fromkeys(line["task"] for line in lines)

@@ -19,9 +19,8 @@ def without_positions(tower: Tower, config: VisualEncoderConfig, dim: int) -> La
         dim: width of the features.
 
     Raises:
-        ModelError: features are pooled before they are in their space, so that places cannot be
-            told from them; or no direction would be left, of `dim` or of those in which the
-            patches of an image of `config.size_hw` differ.
+        ModelError: the network pools its features before it projects them; or at least as many
+            directions are to go as `dim` or the number of patches of an image of `config.size_hw`.
     """
     number, cells = config.position_debias, tower.grid_hw[0] * tower.grid_hw[1]
     if tower.head is not None or tower.pool is not None:
