@@ -35,3 +35,19 @@ def s3_endpoint():
         files.makedirs(bucket, exist_ok=True)
     yield url
     server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3_endpoint):
+    """That S3 server is the one of the environment, where s3fs looks for it in real use."""
+    import s3fs
+
+    # fsspec keeps file systems by arguments, which do not hold an endpoint of the environment.
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -10,7 +10,6 @@ import pytest
 from faulty_s3 import FaultyS3
 from pipeline_fakes import ObedientSpec, caption_step, files_of
 from recipe_fakes import (
-    S3_KEYS,
     answered_once,
     build_through,
     content_of,
@@ -20,7 +19,6 @@ from recipe_fakes import (
     processes,
     run_fake_build,
 )
-from s3fs import S3FileSystem
 
 from ovref.errors import StorageError
 from ovref.identity import spec_identity
@@ -89,7 +87,7 @@ def test_a_reduction_in_partitions_killed_at_random_moments(tmp_path, in_partiti
 
 @pytest.mark.slow
 def test_a_reduction_in_partitions_where_a_tenth_of_the_requests_to_s3_fails(
-    tmp_path, s3_endpoint, monkeypatch, in_partitions
+    tmp_path, s3_endpoint, s3_environment, in_partitions
 ):
     steps, wanted, _ = in_partitions
     options = {"endpoint_url": s3_endpoint, "key": "testing", "secret": "testing"}
@@ -102,9 +100,6 @@ def test_a_reduction_in_partitions_where_a_tenth_of_the_requests_to_s3_fails(
         build_through(config, proxy.url)
         spoilt = sum(n for fault, n in proxy.requests.items() if fault != "none")
         assert spoilt > 0.05 * proxy.requests.total() > 10
-    for name, value in (S3_KEYS | {"AWS_ENDPOINT_URL": s3_endpoint}).items():
-        monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()
     assert content_of(config) == wanted
 
 
@@ -207,7 +202,7 @@ def test_reports_and_json_lines_of_a_build(tmp_path, capsys, monkeypatch):
 
 
 def test_a_whole_build_where_a_tenth_of_the_requests_to_s3_fails(
-    tmp_path, s3_endpoint, monkeypatch
+    tmp_path, s3_endpoint, s3_environment
 ):
     """`tests/benchmarks/spoilt_s3.py` has longer ones."""
     (tmp_path / "local").mkdir()
@@ -218,8 +213,5 @@ def test_a_whole_build_where_a_tenth_of_the_requests_to_s3_fails(
         build_through(config, proxy.url)
         spoilt = sum(n for fault, n in proxy.requests.items() if fault != "none")
         assert spoilt > 0.05 * proxy.requests.total() > 10
-    for name, value in (S3_KEYS | {"AWS_ENDPOINT_URL": s3_endpoint}).items():
-        monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()  # they are kept by arguments that do not hold the endpoint
     assert content_of(config) == content_of(local)
     assert answered_once(config)

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from pipeline_fakes import files_of
 from recipe_fakes import FakeTexts
-from s3fs import S3FileSystem
 
 from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec
@@ -345,9 +344,7 @@ def test_reducing_again_with_other_settings_needs_leave(config):
     other = dataclasses.replace(config, reduce=ReduceSpec(seed=5))
     with pytest.raises(MismatchError, match=r"holds another collection .*set replace=true"):
         recipe.reduce(other, folders, lambda message: None)
-    result = recipe.reduce(
-        dataclasses.replace(other, replace=True), folders, lambda message: None
-    )
+    result = recipe.reduce(dataclasses.replace(other, replace=True), folders, lambda message: None)
     assert result["added"] == 12
 
 
@@ -452,31 +449,17 @@ def test_a_corpus_without_images_cannot_be_grounded(config, grounded):
         recipe.build(dataclasses.replace(grounded, corpus=config.corpus))
 
 
-def test_steps_and_collection_on_s3(config, monkeypatch, tmp_path):
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
-        # Instances are kept by their arguments, which do not hold the endpoint of this server.
-        S3FileSystem.clear_instance_cache()
-        Store.open("s3://bucket")._fs.makedirs("bucket", exist_ok=True)
-        remote = dataclasses.replace(config, output="s3://bucket/run")
-        assert recipe._work_folder(remote).name == f"ovref_reduce_{os.getuid()}"
-        remote = dataclasses.replace(remote, work=str(tmp_path / "work"))
-        summary = recipe.build(remote)
-        assert summary.collection["added"] == 12
-        assert [step.committed_now for step in recipe.build(remote).steps] == [0, 0, 0]
-        assert "collection: s3://bucket/run/collection, " in place_text("s3://bucket/run")
-        recipe.build(config)
-        assert contents(remote) == contents(config)
-    finally:
-        server.stop()
+def test_steps_and_collection_on_s3(config, s3_environment, monkeypatch, tmp_path):
+    monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
+    remote = dataclasses.replace(config, output="s3://bucket/recipe")
+    assert recipe._work_folder(remote).name == f"ovref_reduce_{os.getuid()}"
+    remote = dataclasses.replace(remote, work=str(tmp_path / "work"))
+    summary = recipe.build(remote)
+    assert summary.collection["added"] == 12
+    assert [step.committed_now for step in recipe.build(remote).steps] == [0, 0, 0]
+    assert "collection: s3://bucket/recipe/collection, " in place_text("s3://bucket/recipe")
+    recipe.build(config)
+    assert contents(remote) == contents(config)
 
 
 @pytest.mark.parametrize("typo", [

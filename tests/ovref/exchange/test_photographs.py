@@ -29,21 +29,14 @@ def test_files_folders_and_patterns(folder):
     assert [one.file_name for one in both] == ["a.png"]
 
 
-def test_a_bucket(s3_endpoint, monkeypatch):
+def test_a_bucket(s3_environment):
     import s3fs
 
-    for name, value in (
-        ("AWS_ENDPOINT_URL", s3_endpoint), ("AWS_ACCESS_KEY_ID", "testing"),
-        ("AWS_SECRET_ACCESS_KEY", "testing"), ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):  # fmt: skip
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
     file = io.BytesIO()
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(file, "png")
     s3fs.S3FileSystem().pipe("bucket/photographs/x/one.png", file.getvalue())
     (found,) = find_photographs(["s3://bucket/photographs"])
     assert found.name == "x/one" and found.image_hwc().shape == (2, 2, 3)
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_what_is_not_there_or_has_one_name(folder):

@@ -670,37 +670,28 @@ def test_the_work_folder_may_be_lost(undisturbed, tmp_path, monkeypatch):
     assert content(tmp_path / "collection") == files
 
 
-def test_a_collection_is_made_and_grown_on_s3(undisturbed, tmp_path, monkeypatch):
-    from moto.server import ThreadedMotoServer
-
+def test_a_collection_is_made_and_grown_on_s3(undisturbed, tmp_path, monkeypatch, s3_endpoint):
     step, files, summary = undisturbed
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        options = {"endpoint_url": f"http://{host}:{port}", "key": "testing", "secret": "testing"}
-        Store.open("s3://bucket", **options)._fs.makedirs("bucket", exist_ok=True)
-        output = Store.open("s3://bucket/collections/one", **options)
-        monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
-        work = tmp_path / "work"
+    options = {"endpoint_url": s3_endpoint, "key": "testing", "secret": "testing"}
+    output = Store.open("s3://bucket/collections/one", **options)
+    monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
+    work = tmp_path / "work"
 
-        def run(step, **more):
-            return reduce_collection(
-                step, SPEC, embed=EMBED, texts=FakeTexts(), output=output, work=work,
-                licences=("CC-BY-4.0",), **more,
-            )  # fmt: skip
+    def run(step, **more):
+        return reduce_collection(
+            step, SPEC, embed=EMBED, texts=FakeTexts(), output=output, work=work,
+            licences=("CC-BY-4.0",), **more,
+        )  # fmt: skip
 
-        with monkeypatch.context() as patch:
-            die_in(patch, "ovref_inference.collection.store._put", 5)
-            with pytest.raises(KeyboardInterrupt):
-                run(step)
-        assert not output.exists("collection.json")
-        assert run(step) == summary == run(step)
-        assert {name: output.read(name) for name in output.list()} == files
-        new = commit_step(tmp_path / "new", make_references({"owl": 11}, seed=1), run=1)
-        assert run(new, base=output)["added"] == 11
-        with ReferenceCollection.open(output.url, storage_options=options) as collection:
-            assert len(collection) == 118 + 11
-            assert "owl" in collection.nouns
-    finally:
-        server.stop()
+    with monkeypatch.context() as patch:
+        die_in(patch, "ovref_inference.collection.store._put", 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(step)
+    assert not output.exists("collection.json")
+    assert run(step) == summary == run(step)
+    assert {name: output.read(name) for name in output.list()} == files
+    new = commit_step(tmp_path / "new", make_references({"owl": 11}, seed=1), run=1)
+    assert run(new, base=output)["added"] == 11
+    with ReferenceCollection.open(output.url, storage_options=options) as collection:
+        assert len(collection) == 118 + 11
+        assert "owl" in collection.nouns

@@ -7,7 +7,6 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import small_build
-from s3fs import S3FileSystem
 from small_build import SHARDS
 
 from ovref.errors import InputError, StorageError
@@ -20,18 +19,6 @@ from ovref_pipelines.verbs.status import place_json, place_text, status
 from ovref_pipelines.verbs.verify import verify
 
 DAY = 86400.0
-
-
-@pytest.fixture(scope="session")
-def s3_url(s3_endpoint):
-    """An S3 server on the loopback, found through the environment as in real use."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        # Instances are kept by their arguments, which do not hold the endpoint.
-        S3FileSystem.clear_instance_cache()
-        yield "s3://bucket"
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +41,8 @@ def output(request, finished, tmp_path):
     """A finished build in a folder, then the same on S3."""
     if request.param == "local":
         return request.getfixturevalue("whole")
-    store = Store.open(f"{request.getfixturevalue('s3_url')}/{tmp_path.name}")
+    request.getfixturevalue("s3_environment")
+    store = Store.open(f"s3://bucket/{tmp_path.name}")
     store._fs.put(f"{finished}/", store._root, recursive=True)
     return store
 

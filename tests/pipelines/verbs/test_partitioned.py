@@ -252,11 +252,7 @@ def test_exemplars_are_those_of_the_undivided_collection(both, tmp_path, coco):
 def places_elsewhere(kind, request, monkeypatch):
     """Where to publish: on a real S3 server on the loopback, or on the stand-in for the Hub."""
     if kind == "s3":
-        for name, value in (
-            ("AWS_ENDPOINT_URL", request.getfixturevalue("s3_endpoint")),
-            ("AWS_ACCESS_KEY_ID", "testing"), ("AWS_SECRET_ACCESS_KEY", "testing"),
-        ):  # fmt: skip
-            monkeypatch.setenv(name, value)
+        request.getfixturevalue("s3_environment")
         return "s3://bucket/animals"
     server = Hub()
     request.addfinalizer(server.close)
