@@ -28,11 +28,11 @@ from recipes.miniature.refine_backbone import label_patches
 from recipes.miniature.tokenizer import save_tokenizer
 from recipes.miniature.train_backbone import GRID, jitter
 from recipes.miniature.train_clip import encode_text, padded
-from recipes.miniature.training import fit, images_to_torch, note, parse_arguments
+from recipes.miniature.training import Muon, fit, images_to_torch, note, parse_arguments
 
 POOLS = {"single": 4096, "mixed": 8192}
 """Scenes of each pool that are used: to label them takes a hundredth of a second each."""
-BATCH = 32
+BATCH = 16
 SIZE = 192
 """Pixels that scenes are enlarged to: the last map has 6 x 6 cells."""
 CUT, CUT_SIZE = 11, 128
@@ -130,8 +130,8 @@ def cells_of(visual, images_nchw, size=SIZE):
 def shares_of(labels_nhw, cells):
     """float32 (n, classes, cells): the part of each cell that each class covers."""
     side = round(cells**0.5)
-    one_hot = functional.one_hot(labels_nhw.long(), len(CLASSES)).permute(0, 3, 1, 2).float()
-    return functional.adaptive_avg_pool2d(one_hot, side).flatten(2)
+    one_hot = functional.one_hot(torch.from_numpy(labels_nhw).long(), len(CLASSES))
+    return functional.adaptive_avg_pool2d(one_hot.permute(0, 3, 1, 2).float(), side).flatten(2)
 
 
 def noun_logits(head, features_nd, nouns_cd):
@@ -140,25 +140,27 @@ def noun_logits(head, features_nd, nouns_cd):
 
 
 def region_features(cells_nld, shares_ncl):
-    """Means of the cells over what each class covers in an image: (regions, d), and their images
-    and classes."""
+    """Means of the cells over what each class covers in an image: (regions, d), and the classes."""
     covered_nc = shares_ncl.sum(2)
     image, label = (covered_nc >= LEAST).nonzero(as_tuple=True)
     pooled = torch.einsum("rl,rld->rd", shares_ncl[image, label], cells_nld[image])
-    return pooled / covered_nc[image, label][:, None], image, label
+    return pooled / covered_nc[image, label][:, None], label
 
 
-def dense_losses(cells_nld, head, shares_ncl, nouns_cd):
-    """Cross-entropies of regions and of single cells, and the share of things' regions that are
-    named right."""
-    pooled, _, label = region_features(cells_nld, shares_ncl)
+def region_loss(cells_nld, head, shares_ncl, nouns_cd):
+    """Cross-entropy of the regions' classes, and the share of things that are named right."""
+    pooled, label = region_features(cells_nld, shares_ncl)
     logits = noun_logits(head, pooled, nouns_cd)
-    regions = functional.cross_entropy(logits, label, WEIGHTS)
+    thing = label >= len(STUFF)
+    right = (logits.argmax(1) == label)[thing].float().mean().item()
+    return functional.cross_entropy(logits, label, WEIGHTS), right
+
+
+def cell_loss(cells_nld, head, shares_ncl, nouns_cd):
+    """Cross-entropy of single cells, which are of a class as far as it covers them."""
     log_p = noun_logits(head, cells_nld.flatten(0, 1), nouns_cd).log_softmax(1)
     target = shares_ncl.mT.flatten(0, 1) * WEIGHTS
-    cells = -(target * log_p).sum() / target.sum()
-    thing = label >= len(STUFF)
-    return regions, cells, (logits.argmax(1) == label)[thing].float().mean().item()
+    return -(target * log_p).sum() / target.sum()
 
 
 @torch.no_grad()
@@ -183,7 +185,7 @@ def region_accuracy(visual, nouns_cd, scenes=200):
 
 
 def main():
-    arguments = parse_arguments(__doc__, probe_steps=60, steps=1500)
+    arguments = parse_arguments(__doc__, probe_steps=60, steps=2000)
     images_nhwc, captions, named_nc = load_scenes(arguments.work)
     labels_nhw = labels_of(arguments.work, images_nhwc, named_nc, arguments.probe_steps)
     tokenizer = save_tokenizer(arguments.work / "tokenizer_clip", pad="!")
@@ -191,8 +193,8 @@ def main():
     clip, model = load_clip("miniature:clip", "")[0], new_clip_convnext()
     own = {k: v for k, v in clip.state_dict().items() if not k.startswith("visual.")}
     model.load_state_dict(own, strict=False)
-    enliven(model.visual)
-    model.visual.to(memory_format=torch.channels_last)
+    visual = model.visual.to(memory_format=torch.channels_last)
+    enliven(visual)
     captions_nd = text_embeddings(clip, tokenizer, captions)
     nouns_cd = noun_embeddings(clip, tokenizer)
     print(f"{len(captions)} captions", flush=True)
@@ -211,19 +213,20 @@ def main():
         whole = step >= CUTS * arguments.steps
         if not whole:
             images, labels = cut(images, labels, rng)
-        cells, head = cells_of(model.visual, images, SIZE if whole else CUT_SIZE)
-        shares = shares_of(torch.from_numpy(labels), cells.shape[1])
-        regions, singles, things = dense_losses(cells, head, shares, nouns_cd)
-        loss, contrast = regions + singles, torch.zeros(())
+        cells, head = cells_of(visual, images, SIZE if whole else CUT_SIZE)
+        shares = shares_of(labels, cells.shape[1])
+        regions, things = region_loss(cells, head, shares, nouns_cd)
+        singles, contrast = cell_loss(cells, head, shares, nouns_cd), torch.zeros(())
         if whole:
             contrast = contrast_of(functional.normalize(head(cells.mean(1)), dim=1), rows)
         facts = {"contrast": contrast.item(), "regions": regions.item(), "cells": singles.item()}
-        return loss + CONTRAST * contrast, facts | {"things": things}
+        return regions + singles + CONTRAST * contrast, facts | {"things": things}
 
     facts = fit(
-        "clip_convnext", arguments.work, model, loss_of, arguments.steps, rate=2e-3, save_every=50
-    )
-    facts["regions_right"] = region_accuracy(model.visual, nouns_cd)
+        "clip_convnext", arguments.work, model, loss_of, arguments.steps, rate=2e-3,
+        save_every=50, optimiser=Muon,
+    )  # fmt: skip
+    facts["regions_right"] = region_accuracy(visual, nouns_cd)
     print(facts, flush=True)
     note(arguments.work, clip_convnext=facts)
     save_clip(arguments.work / "clip_convnext", model, CONVNEXT_CONFIG)
