@@ -38,7 +38,7 @@ SIZE = 192
 CUT, CUT_SIZE = 11, 128
 """Patches along a side of squares that are cut out of scenes, and pixels that these are enlarged
 to."""
-CUTS = 0.7
+CUTS = 0.86
 """Part of the steps that are made with squares, at half the cost; the others see whole scenes."""
 SCALE = 20.0
 """Factor of the cosines of features and nouns."""
@@ -185,7 +185,7 @@ def region_accuracy(visual, nouns_cd, scenes=200):
 
 
 def main():
-    arguments = parse_arguments(__doc__, probe_steps=60, steps=2000)
+    arguments = parse_arguments(__doc__, probe_steps=60, steps=1100)
     images_nhwc, captions, named_nc = load_scenes(arguments.work)
     labels_nhw = labels_of(arguments.work, images_nhwc, named_nc, arguments.probe_steps)
     tokenizer = save_tokenizer(arguments.work / "tokenizer_clip", pad="!")
