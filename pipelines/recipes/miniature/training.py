@@ -36,8 +36,8 @@ def rate_factor(step, steps, warmup=100, fall=0.3):
 
 class Muon(torch.optim.AdamW):
     """AdamW whose matrices move by orthogonal steps (Muon: Jordan et al., 2024), kernels of
-    convolutions as matrices too. After 300 steps `miniature:clip_convnext` names 57% of things, with
-    AdamW alone 17%. timm's does the same in bfloat16, which is slow on a CPU."""
+    convolutions as matrices too. After 300 steps `miniature:clip_convnext` names 57% of things,
+    with AdamW alone 17%. timm's does the same in bfloat16, which is slow on a CPU."""
 
     MOMENTUM = 0.95
     SCALE = 0.6
