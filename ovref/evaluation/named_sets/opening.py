@@ -85,6 +85,11 @@ class LabelledSet:
         return self.class_list.names
 
     @property
+    def is_thing(self) -> list[bool]:
+        """Whether each class is a thing; False where it is unknown."""
+        return list(self.things or [False] * len(self.class_names))
+
+    @property
     def class_fingerprint(self) -> str:
         """Hash of names, synonyms, order and convention: 16 hexadecimal digits."""
         return fingerprint([self.convention, self.class_list.fingerprint])[:16]
