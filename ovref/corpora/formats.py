@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from ovref.corpora.json_stream import stream_members
+from ovref.corpora.json_stream import stream_items
 from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec
 from ovref.errors import InputError
 
@@ -85,19 +85,13 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
     try:
         if spec.images is not None:
             with open_text(fs, path) as file:
-                for kind, item in stream_members(file, "images"):
-                    if kind == "item" and isinstance(item, dict):
+                for _, item in stream_items(file, "images"):
+                    if isinstance(item, dict):
                         names[item.get("id")] = item.get("file_name")
-        seen = []
         caption = spec.caption_column or "caption"
         check = _FieldCheck(path, (caption,))
         with open_text(fs, path) as file:
-            number = 0
-            for kind, item in stream_members(file, "annotations"):
-                if kind == "member":
-                    seen.append(item)
-                    continue
-                number += 1
+            for number, (_, item) in enumerate(stream_items(file, "annotations"), start=1):
                 if not isinstance(item, dict):
                     yield CorpusRow(number, None)
                     continue
@@ -116,11 +110,6 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
             f"{path} is not COCO JSON: {error}. A list of captions is read as JSON Lines (.jsonl): "
             f"one object per line"
         ) from error
-    if "annotations" not in seen:
-        raise InputError(
-            f"{path} is not a COCO caption file: expected the member `annotations`, found "
-            f"{', '.join(seen) or 'none'}"
-        )
     check.finish()
 
 
