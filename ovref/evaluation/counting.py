@@ -24,7 +24,7 @@ from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.knn import KnnMethod, memory_bank_identity, open_training
 from ovref.evaluation.methods import Methods, rows_of
-from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, MatchedDetections, match_detections
+from ovref.evaluation.metrics_ap import THRESHOLDS, MatchedDetections, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticQuality
 from ovref.evaluation.metrics_semantic import boundary_pixels, sparse_confusion
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
@@ -36,6 +36,7 @@ from ovref.records import LabelledImage, ScoredImage
 from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, open_step
 from ovref.stored_images import png_of
+from ovref_inference.segmenters.instances import Instances
 
 IMAGES, SCORES = "images", "scores"
 """Steps of an evaluation's output."""
@@ -148,16 +149,14 @@ def counts_of(
     return tables
 
 
-def _detections(found: Prediction, things: Sequence[bool]) -> Detections:
+def _detections(found: Prediction, things: Sequence[bool]) -> Instances:
     """The detections for average precision: instances, which may overlap, or segments."""
     if found.instances is not None:
-        own = found.instances
-        scores = own.scores.astype(np.float64)
-        return Detections(masks_nhw=own.masks_nhw, labels=own.labels, scores=scores)
+        return found.instances
     segments = true_instances(found.panoptic, things)
     chosen = [id_ for id_, label in found.panoptic.labels.items() if things[label]]
     scores = np.array([found.scores[id_] for id_ in chosen], dtype=np.float64)
-    return Detections(masks_nhw=segments.masks_nhw, labels=segments.labels, scores=scores)
+    return Instances(masks_nhw=segments.masks_nhw, labels=segments.labels, scores=scores)
 
 
 def matched_of(instances_nc: np.ndarray, detections_nc: np.ndarray) -> list[MatchedDetections]:

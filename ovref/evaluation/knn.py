@@ -23,10 +23,9 @@ from ovref.config import dump
 from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError
 from ovref.evaluation.cached import CachedModels, kept_arrays
-from ovref.evaluation.metrics_panoptic import panoptic_of_labels
 from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
-from ovref.evaluation.predictions import Prediction
+from ovref.evaluation.predictions import Prediction, prediction_of_labels
 from ovref.evaluation.spec import EvaluateSpec, KnnConfig
 from ovref.identity import fingerprint, record_seed
 from ovref_inference.pixels import device_of
@@ -217,17 +216,15 @@ class KnnMethod:
         return self._models.encoder(self._spec.knn.encoder)
 
     def predict(self, row: Any, image_hwc: np.ndarray, segments: bool = False) -> Prediction:
-        """See `Methods.predict`; segments are those of `panoptic_of_labels`."""
+        """See `Methods.predict`."""
         if self._nearest is None:
             raise ValueError("encode_batch must be called with an image before predict")
         grid_hwd = self._encoder.encode([image_hwc])[0]
         height, width = grid_hwd.shape[:2]
         scores_pc = self._nearest(grid_hwd.reshape(height * width, -1))
         labels_hw, scores_hw = upsampled_labels(scores_pc, (height, width), image_hwc.shape[:2])
-        things = self._data.things if segments and self._data.things else None
-        own = panoptic_of_labels(labels_hw, things or [False] * len(self._data.class_names))
-        found = {id_: float(scores_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
-        return Prediction(labels_hw=labels_hw, panoptic=own, scores=found)
+        things = self._data.is_thing if segments else None
+        return prediction_of_labels(labels_hw, scores_hw, things)
 
 
 def upsampled_labels(

@@ -16,10 +16,13 @@ from ovref.evaluation.apply_protocol import (
     windows_of,
 )
 from ovref.evaluation.cached import CachedEncoder, CachedModels, RegionProposer
-from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.oracle import label_masks, oracle_proposer
-from ovref.evaluation.predictions import Prediction
+from ovref.evaluation.predictions import (
+    Prediction,
+    prediction_of_labels,
+    prediction_of_segments,
+)
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.proposers.config import ProposerConfig
@@ -241,10 +244,6 @@ class Methods:
             found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
         return prediction_of(found, self._class_of, self.data, segments)
 
-    def labels(self, row: Row, image_hwc: np.ndarray) -> np.ndarray:
-        """(H, W) int32 classes of one image, or NO_CLASS."""
-        return self.predict(row, image_hwc).labels_hw
-
     @property
     def _whole(self) -> bool:
         """Whether the segmenter gets the whole image, so that its segments are the image's."""
@@ -266,13 +265,11 @@ class Methods:
             if row.name.startswith("retclip")
             else {}
         )
-        things = self.data.things or [False] * len(self.data.class_names)
-        found = panoptic(regions, things, **limits)
-        return Prediction(
-            labels_hw=semantic(regions).labels_hw,
-            panoptic=PanopticMap(ids_hw=found.ids_hw, labels=found.labels),
-            scores=found.scores,
-            instances=instances(regions, things),
+        things = self.data.is_thing
+        return prediction_of_segments(
+            semantic(regions).labels_hw,
+            panoptic(regions, things, **limits),
+            instances(regions, things),
         )
 
     def _windows(self, image_hwc: np.ndarray) -> list[np.ndarray]:
@@ -296,13 +293,8 @@ def prediction_of(
         segments: whether there are any; else there are none.
     """
     labels_hw = class_of[found.labels_hw].astype(np.int32)
-    if not segments:
-        empty = PanopticMap(ids_hw=np.zeros_like(labels_hw), labels={})
-        return Prediction(labels_hw=labels_hw, panoptic=empty, scores={})
-    things = data.things or [False] * len(data.class_names)
-    own = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
-    scores = {id_: float(found.max_score_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
-    return Prediction(labels_hw=labels_hw, panoptic=own, scores=scores)
+    things = data.is_thing if segments else None
+    return prediction_of_labels(labels_hw, found.max_score_hw, things)
 
 
 def query_names(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:

@@ -153,15 +153,14 @@ def boundary_pixels(
 def iou_of_counts(counts: np.ndarray) -> np.ndarray:
     """(..., classes) float64 IoU from (..., classes, classes + 1) counts as in `confusion`."""
     right = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(-1) + counts[..., :-1].sum(-2) - right
-    return np.where(union > 0, right / np.maximum(union, 1), math.nan)
+    return shares(right, counts.sum(-1) + counts[..., :-1].sum(-2) - right)
 
 
 def scores_of_counts(counts: np.ndarray) -> Scores:
     """Metrics from (classes, classes + 1) counts: the sum of `confusion` over images."""
     right, true = np.diagonal(counts), counts.sum(1)
     iou = iou_of_counts(counts)
-    accuracy = np.where(true > 0, right / np.maximum(true, 1), math.nan)
+    accuracy = shares(right, true)
     return Scores(
         iou=iou,
         accuracy=accuracy,
@@ -187,6 +186,11 @@ def split_scores(iou: np.ndarray, seen: Sequence[bool]) -> SplitScores:
     first, second = mean_of_known(iou[chosen]), mean_of_known(iou[~chosen])
     harmonic = 2 * first * second / (first + second) if first + second else 0.0
     return SplitScores(seen=first, unseen=second, hiou=harmonic)
+
+
+def shares(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Quotients of counts of pixels, float64; NaN where the whole has none."""
+    return np.where(wholes > 0, parts / np.maximum(wholes, 1), math.nan)
 
 
 def mean_of_known(values: np.ndarray) -> float:

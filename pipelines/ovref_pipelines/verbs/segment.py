@@ -27,6 +27,7 @@ import numpy as np
 from ovref.ahead import map_ahead
 from ovref.config import dump, load_tree
 from ovref.errors import ConfigError, InputError
+from ovref.evaluation.predictions import segments_of_labels
 from ovref.exchange import segment_files as files
 from ovref.exchange.class_lists import Classes
 from ovref.exchange.photographs import Photograph
@@ -281,7 +282,7 @@ class Worker:
         panoptic: list[dict[str, Any]] = []
         if {"coco", "panoptic"} & set(job.formats):
             if regions is None:
-                segments = files.segments_of(labels_hw, found.max_score_hw, classes)
+                segments = segments_of_labels(labels_hw, found.max_score_hw, classes.is_thing)
             else:
                 config = self.segmenter.config  # type: ignore[attr-defined]
                 segments = files.segments_of_regions(
