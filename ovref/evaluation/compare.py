@@ -16,12 +16,11 @@ import numpy as np
 
 from ovref.config import parse
 from ovref.errors import InputError
-from ovref.evaluation.counting import IMAGES, SCORES, labels_of_png
-from ovref.evaluation.evaluate import images_by_number
+from ovref.evaluation.counting import IMAGES, SCORES
+from ovref.evaluation.evaluate import draw, images_by_number
 from ovref.evaluation.methods import Row, rows_of
 from ovref.evaluation.metrics_semantic import shares
-from ovref.evaluation.picture_grids import prediction_grid
-from ovref.evaluation.report import aligned, markdown_table, percent
+from ovref.evaluation.report import aligned, markdown_table, percent, rounded
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.evaluation.totals import Overlaps, overlaps_of, scored_images
 from ovref.storage.file_store import Store
@@ -126,8 +125,8 @@ def compare(
     differences = {name: interval(*values) for name, values in sampled.items()}
     images = _per_image(a, b, first.names, differences["miou"]["value"])
     result = {
-        "first": _about(first) | {name: _known(one[0]) for name, (one, _) in sampled.items()},
-        "second": _about(second) | {name: _known(one[0]) for name, (_, one) in sampled.items()},
+        "first": _about(first) | {name: rounded(one[0]) for name, (one, _) in sampled.items()},
+        "second": _about(second) | {name: rounded(one[0]) for name, (_, one) in sampled.items()},
         "data": first.result["data"],
         "class_fingerprint": first.result["class_fingerprint"],
         "differences": differences,
@@ -234,9 +233,9 @@ def _per_class(
             continue
         found = interval(one, other)
         table.append({
-            "class": name, "first": _known(one[0]), "second": _known(other[0]),
-            "difference": _known(found["value"]),
-            "low": _known(found["low"]), "high": _known(found["high"]),
+            "class": name, "first": rounded(one[0]), "second": rounded(other[0]),
+            "difference": rounded(found["value"]),
+            "low": rounded(found["low"]), "high": rounded(found["high"]),
         })  # fmt: skip
     return sorted(table, key=lambda row: -abs(row["difference"] or 0.0))
 
@@ -253,14 +252,10 @@ def _per_image(
     rest = np.nan_to_num(one - other)
     columns = (a.iou_of_images(), b.iou_of_images(), difference - rest)
     table = [
-        {"image": name, "first": _known(x), "second": _known(y), "effect": round(float(z), 6)}
+        {"image": name, "first": rounded(x), "second": rounded(y), "effect": round(float(z), 6)}
         for name, x, y, z in zip(names, *columns, strict=True)
     ]
     return sorted(table, key=lambda row: -row["effect"])
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 4)
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -287,19 +282,12 @@ def _check_same(first: Run, second: Run) -> None:
 
 
 def _draw(first: Run, second: Run, chosen: Sequence[int], path: Path) -> None:
-    data = first.spec.open_data()
-    examples = [data.read(first.names[number]) for number in chosen]
-    columns = {"truth": [example.label_hw for example in examples]}
+    columns = {}
     for name, run in (("first", first), ("second", second)):
         scored = images_by_number(run.scores, chosen)
         if all(run.number in one.maps for one in scored):  # rows of ablations store no maps
-            columns[f"{name}: {run.row.title}"] = [
-                labels_of_png(one.maps[run.number]) for one in scored
-            ]
-    prediction_grid(
-        [example.image_hwc for example in examples], columns, data.class_names, path,
-        colours=data.colours,
-    )  # fmt: skip
+            columns[f"{name}: {run.row.title}"] = [one.maps[run.number] for one in scored]
+    draw(first.spec.open_data(), [first.names[number] for number in chosen], columns, path)
 
 
 SHOWN = 15

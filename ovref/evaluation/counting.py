@@ -22,7 +22,7 @@ from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
-from ovref.evaluation.knn import KnnMethod, memory_bank_identity, open_training
+from ovref.evaluation.knn import KnnMethod, memory_bank_identity
 from ovref.evaluation.methods import Methods, rows_of
 from ovref.evaluation.metrics_ap import THRESHOLDS, MatchedDetections, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticQuality
@@ -226,7 +226,7 @@ def open_steps(
     if spec.method == "clip_rc":
         identity["head"] = head_identity(models.head(spec.clip_rc.weights)[0])
     if spec.method == "knn":
-        identity["memory"] = memory_bank_identity(spec, open_training(spec, data))
+        identity["memory"] = memory_bank_identity(spec, spec.open_training(data))
     for name in ("collection", "fallback"):
         if url := getattr(spec, name):
             collection = models.collection(url)
@@ -277,7 +277,7 @@ def list_images(
         for name in names:
             example = data.read(name)
             labelled = labelled or bool((example.label_hw >= 0).any())
-        records = [LabelledImage(key=_key(name), name=name) for name in names]
+        records = [LabelledImage(key=fingerprint(name)[:24], name=name) for name in names]
         pending.append((shards[-1], records))
         if labelled:  # so that what is committed has a labelled pixel
             for shard, known in pending:
@@ -287,10 +287,6 @@ def list_images(
     if not labelled:
         raise InputError(f"no pixel of {data.name} has a class: all are void ({data.convention})")
     target.finish(shards)
-
-
-def _key(name: str) -> str:
-    return fingerprint(name)[:24]
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -62,21 +62,6 @@ def memory_bank_identity(spec: EvaluateSpec, training: LabelledSet) -> dict[str,
     }
 
 
-def open_training(spec: EvaluateSpec, data: LabelledSet) -> LabelledSet:
-    """The training images of the memory bank.
-
-    Raises:
-        InputError: they do not exist, or their classes differ from those of `data`.
-    """
-    training = spec.open_training()
-    if training.class_list.classes != data.class_list.classes:
-        raise InputError(
-            f"the training images ({training.name}) have other classes than the evaluated images "
-            f"({data.name}): give both the same class list"
-        )
-    return training
-
-
 def make_memory_bank(
     spec: EvaluateSpec,
     training: LabelledSet,
@@ -206,7 +191,7 @@ class KnnMethod:
     def encode_batch(self, examples: Sequence[Example]) -> None:
         """Encodes images in one batch."""
         if self._nearest is None:
-            training = open_training(self._spec, self._data)
+            training = self._spec.open_training(self._data)
             memory = make_memory_bank(self._spec, training, self._models)
             self._nearest = NearestPatches(memory, self._spec.knn, self._models.device)
         self._encoder.encode([example.image_hwc for example in examples])

@@ -205,20 +205,17 @@ class Methods:
 
     def encode_batch(self, examples: Sequence[Example]) -> None:
         """Encodes everything that the rows need of these images, all windows together."""
-        parts = [part for one in examples for part in self._windows(one.image_hwc)]
+        protocol = self.protocol
+        parts = [part for one in examples for part in windows_of(one.image_hwc, protocol)]
         names = set(self.spec.rows)
         if any(name.endswith("oracle") for name in names):
-            masks = [label_masks(part) for one in examples for part in self._label_windows(one)]
-            self._oracle = oracle_proposer(parts, masks)
+            maps = [part for one in examples for part in label_windows(one.label_hw, protocol)]
+            self._oracle = oracle_proposer(parts, list(map(label_masks, maps)))
         if names & set(DENSE):
             self.visual.encode(parts)
         if any(name.startswith("text_only") for name in names) or "corrclip" in names:
             self._models.encoder(self.spec.clip).encode(parts)
-        proposed = parts
-        if self.protocol is not None and self.protocol.proposals == "image":
-            proposed = [
-                part for one in examples for part in proposal_images(one.image_hwc, self.protocol)
-            ]
+        proposed = [part for one in examples for part in proposal_images(one.image_hwc, protocol)]
         if names & {name for name, proposals in PROPOSALS.items() if proposals == "opencut"}:
             self.proposers["opencut"]()(proposed)
         if names & {"vocseg", "retclip", "corrclip", "rns"}:
@@ -235,13 +232,10 @@ class Methods:
         segmenter = self.segmenter(row)
         if segments and self._whole and hasattr(segmenter, "score"):
             return self._of_regions(row, segmenter, image_hwc)
-        if self.protocol is None:
-            found = segmenter.segment([image_hwc], self.names)[0]
-        else:
-            protocol = self.protocol
-            if PROPOSALS.get(row.name) == "oracle":  # true masks are made per window
-                protocol = replace(protocol, proposals="window")
-            found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
+        protocol = self.protocol
+        if protocol is not None and PROPOSALS.get(row.name) == "oracle":
+            protocol = replace(protocol, proposals="window")  # true masks are made per window
+        found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
         return prediction_of(found, self._class_of, self.data, segments)
 
     @property
@@ -255,7 +249,7 @@ class Methods:
 
     def _of_regions(self, row: Row, segmenter: Any, image_hwc: np.ndarray) -> Prediction:
         """Segments of scored regions, as in RetCLIP and FC-CLIP, at the size of the image."""
-        (window_hwc,) = self._windows(image_hwc)
+        (window_hwc,) = windows_of(image_hwc, self.protocol)
         regions = _resized(
             segmenter.score([window_hwc], self.names)[0], self._class_of, image_hwc.shape[:2]
         )
@@ -271,14 +265,6 @@ class Methods:
             panoptic(regions, things, **limits),
             instances(regions, things),
         )
-
-    def _windows(self, image_hwc: np.ndarray) -> list[np.ndarray]:
-        return [image_hwc] if self.protocol is None else windows_of(image_hwc, self.protocol)
-
-    def _label_windows(self, example: Example) -> list[np.ndarray]:
-        if self.protocol is None:
-            return [example.label_hw]
-        return label_windows(example.label_hw, self.protocol)
 
 
 def prediction_of(

@@ -124,9 +124,7 @@ def boundary_hw(mask_hw: np.ndarray, ratio: float = 0.02) -> np.ndarray:
     return mask_hw & (inner_hw == 0)
 
 
-def boundary_pixels(
-    truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int, ratio: float = 0.02
-) -> np.ndarray:
+def boundary_pixels(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
     """Pixels near the edges of each class, for the boundary IoU of a data set.
 
     Pixels that are not evaluated have no class in the prediction, either. The boundary IoU of a
@@ -134,7 +132,6 @@ def boundary_pixels(
 
     Args:
         truth_hw, predicted_hw, classes: see `confusion`.
-        ratio: see `boundary_hw`.
 
     Returns:
         (n, 3) int64 for the classes that occur: class, pixels in both boundaries, pixels in either.
@@ -143,9 +140,7 @@ def boundary_pixels(
     found = np.union1d(truth_hw, evaluated_hw)
     rows = []
     for label in found[(found >= 0) & (found < classes)].tolist():
-        true_hw, own_hw = (
-            boundary_hw(map_hw == label, ratio) for map_hw in (truth_hw, evaluated_hw)
-        )
+        true_hw, own_hw = (boundary_hw(map_hw == label) for map_hw in (truth_hw, evaluated_hw))
         rows.append((label, int((true_hw & own_hw).sum()), int((true_hw | own_hw).sum())))
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 

@@ -59,7 +59,10 @@ def generation_grid(records: Sequence[ImageRecord], path: str | Path, max_nouns:
     for row, record in enumerate(records):
         image_hwc = record.image_hwc()
         base = top - row * row_height
-        _caption(figure, 0.01, base - 0.13, record.caption)
+        figure.text(
+            0.01, (base - 0.13) / figure.get_figheight(), record.caption, fontsize=8.5, color=INK,
+            va="center", style="italic", parse_math=False,
+        )  # fmt: skip
         _cell(figure, 0, base - 0.24, image_hwc, "")
         for index, region in enumerate(record.regions[:nouns]):
             if record.heatmaps_nhw is not None:
@@ -76,7 +79,6 @@ def prediction_grid(
     columns: Mapping[str, Sequence[np.ndarray]],
     classes: Sequence[str],
     path: str | Path,
-    truth: str = "truth",
     colours: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> None:
     """Draws images beside their label maps in class colours, with a legend.
@@ -86,10 +88,9 @@ def prediction_grid(
     Args:
         images: (H, W, 3) uint8.
         columns: name -> one (H, W) integer label map per image. Labels outside [0, classes) are
-            drawn white.
+            drawn white. `truth` has the true maps.
         classes: class names by label.
         path: path of the PNG.
-        truth: the key of `columns` with the true maps.
         colours: sRGB in [0, 255] of some classes; the others get those of `class_palette`.
 
     Raises:
@@ -122,9 +123,9 @@ def prediction_grid(
             label_hw = np.where(maps[row] < 0, len(classes), maps[row])
             coloured = palette[np.minimum(label_hw, len(classes))]
             text = ""
-            if truth in columns and name != truth:
-                known_hw = (columns[truth][row] >= 0) & (columns[truth][row] < len(classes))
-                right = (maps[row] == columns[truth][row])[known_hw]
+            if "truth" in columns and name != "truth":
+                truth_hw = columns["truth"][row]
+                right = (maps[row] == truth_hw)[(truth_hw >= 0) & (truth_hw < len(classes))]
                 text = f"{right.mean():.0%} of pixels right" if len(right) else ""
             _cell(figure, column, base, coloured, text)
     patches = [Patch(facecolor=palette[label] / 255, label=classes[label]) for label in shown]
@@ -202,10 +203,3 @@ def _cell(figure: Figure, column: int, top: float, image_hwc: np.ndarray, below:
             left / width, (top - CELL - 0.1) / height, below, fontsize=7.5, color=INK,
             va="center", parse_math=False,
         )  # fmt: skip
-
-
-def _caption(figure: Figure, x: float, top: float, text: str) -> None:
-    figure.text(
-        x, top / figure.get_figheight(), text, fontsize=8.5, color=INK, va="center",
-        style="italic", parse_math=False,
-    )  # fmt: skip

@@ -215,9 +215,7 @@ class Library:
         Raises:
             InputError: the collection has no such reference.
         """
-        opened = self.open()
-        self._check_id(opened, number)
-        (row,) = opened.table.rows([number])
+        opened, row = self.open(), self._row_of(number)
         vector = np.asarray(opened.collection.visual[number], np.float32)
         near: list[dict[str, Any]] = []
         if np.linalg.norm(vector) > 0:
@@ -283,9 +281,7 @@ class Library:
                 available.
             StorageError: the image's shard is damaged.
         """
-        opened = self.open()
-        self._check_id(opened, number)
-        (row,) = opened.table.rows([number])
+        row = self._row_of(number)
         return self.image_of(row["shard"], row["key"])
 
     def image_of(self, made_in: str, key: str) -> Picture:
@@ -317,9 +313,11 @@ class Library:
 
     # -- internals -----------------------------------------------------------------------------
 
-    def _check_id(self, opened: Opened, number: int) -> None:
+    def _row_of(self, number: int) -> dict[str, Any]:
+        opened = self.open()
         if not 0 <= number < 2**63 or not opened.collection.has([number])[0]:
             raise InputError(f"the collection has no reference {number}")
+        return opened.table.rows([number])[0]
 
     def _ranked(self, opened: Opened, name: str) -> dict[str, Any]:
         """Ids of a noun's references, their agreement, and which are suspicious; its neighbours."""

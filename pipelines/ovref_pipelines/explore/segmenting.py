@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ovref.errors import InputError
+from ovref.evaluation.metrics_panoptic import panoptic_of_labels
 from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref.stored_images import reduced
@@ -137,19 +138,11 @@ class Photographs:
 
 def _regions(labels_hw: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Connected regions of one class that are large enough to explain, the largest first."""
-    from scipy import ndimage
-
-    found = []
-    for label in np.unique(labels_hw[labels_hw >= 0]).tolist():
-        parts_hw, _ = ndimage.label(labels_hw == label)
-        sizes = np.bincount(parts_hw.ravel())
-        found += [
-            (int(sizes[part]), label, parts_hw == part)
-            for part in range(1, len(sizes))
-            if sizes[part] >= SMALLEST * labels_hw.size
-        ]
-    found.sort(key=lambda one: -one[0])
-    return [(label, mask_hw) for _, label, mask_hw in found[:MOST_REGIONS]]
+    parts = panoptic_of_labels(labels_hw, [True] * (int(labels_hw.max()) + 1))
+    sizes = np.bincount(parts.ids_hw.ravel())
+    large = [part for part in parts.labels if sizes[part] >= SMALLEST * labels_hw.size]
+    large.sort(key=lambda part: -sizes[part])
+    return [(parts.labels[part], parts.ids_hw == part) for part in large[:MOST_REGIONS]]
 
 
 def _css(colour: np.ndarray) -> str:
