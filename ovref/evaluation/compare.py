@@ -45,11 +45,6 @@ class Run:
     names: tuple[str, ...]
     """The images, in order."""
 
-    @property
-    def title(self) -> str:
-        """Title for people."""
-        return f"{self.row.title} of {self.folder}"
-
 
 def open_run(folder: str, row: str = "") -> Run:
     """Opens the output of `ovref evaluate`.

@@ -61,9 +61,13 @@ def support_by_text(
 
 
 def supported_classes(
-    collection: ReferenceCollection, names: Sequence[str], texts: NamedTexts, floor: float | None
+    collection: ReferenceCollection,
+    names: Sequence[str],
+    texts: NamedTexts,
+    floor: float | None,
+    consequence: str = "not be predicted",
 ) -> tuple[ClassSupport, ...]:
-    """`support_by_text`; warns about classes without support.
+    """`support_by_text`; warns about classes without support, which will have this consequence.
 
     Raises:
         ValueError: no class has support.
@@ -76,7 +80,7 @@ def supported_classes(
     ]
     if len(missing) == len(names):
         raise ValueError(f"{collection.url} has no references for any of {', '.join(missing)}")
-    warn_without(collection.url, missing, "not be predicted")
+    warn_without(collection.url, missing, consequence)
     return support
 
 

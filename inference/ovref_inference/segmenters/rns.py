@@ -26,9 +26,7 @@ from ovref_inference.segmenters.labels import (
     BoundedCache,
     NamedTexts,
     missing_names,
-    support_by_text,
     supported_classes,
-    warn_without,
 )
 from ovref_inference.segmenters.regions import Segmentation
 from ovref_inference.segmenters.rns_head import References, RnsHeadConfig, head_scores
@@ -139,10 +137,12 @@ class RnsSegmenter:
         """
         names = checked_names(class_names)
         if names not in self._prepared:
-            support, texts_cd = self._support(names), self.texts(names)
-            answered = np.array(
-                [one.source != "none" or self.config.unsupported == "text" for one in support]
-            )
+            texts_cd, by_text = self.texts(names), self.config.unsupported == "text"
+            support = supported_classes(
+                self.collection, names, self.texts, self.config.floor,
+                "be learnt from what their texts find" if by_text else "not be predicted",
+            )  # fmt: skip
+            answered = np.array([one.source != "none" or by_text for one in support])
             ids = [
                 self._references(one, text_d)
                 for one, text_d, some in zip(support, texts_cd, answered, strict=True)
@@ -216,18 +216,6 @@ class RnsSegmenter:
         cosines = prepared.texts_cd @ l2_normalised(image_d)
         powers = np.exp(self.config.class_scale * (cosines - cosines.max()))
         return (powers / powers.sum()).astype(np.float32)
-
-    def _support(self, names: tuple[str, ...]) -> tuple[ClassSupport, ...]:
-        if self.config.unsupported == "missing":
-            return supported_classes(self.collection, names, self.texts, self.config.floor)
-        support = support_by_text(self.collection, names, self.texts, self.config.floor)
-        without = missing_names(names, support)
-        if len(without) == len(names):
-            raise ValueError(
-                f"{self.collection.url} has no references for any of {', '.join(without)}"
-            )
-        warn_without(self.collection.url, without, "be learnt from what their texts find")
-        return support
 
     def _references(self, support: ClassSupport, text_d: np.ndarray) -> np.ndarray:
         """Ids of the references of a class, those nearest to its text; none without support."""

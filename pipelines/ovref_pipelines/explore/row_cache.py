@@ -54,10 +54,6 @@ class RowCache:
             found.append(columns | {"id": reference})
         return found
 
-    def close(self) -> None:
-        """Stops the reader threads."""
-        self._readers.shutdown()
-
     def _read(self, place: tuple[int, int]) -> pa.Table:
         # Each read opens the file anew, because an open file must not be shared between threads.
         part, group = place

@@ -114,7 +114,7 @@ def plan(grow: Grow) -> Plan:
     else:
         templates = TEMPLATES
     asked = {
-        "collection": collection, "classes": [list(names) for names in _names(classes)],
+        "collection": collection, "classes": [list(names) for names in classes.classes],
         "target": grow.target, "templates": list(templates),
         "captions": [absolute(place, "--captions") for place in grow.captions],
     }  # fmt: skip
@@ -130,7 +130,7 @@ def plan(grow: Grow) -> Plan:
         draws = config.corpus.draws
         wanted = [
             Wanted(names=names, captions=_wanted(grow.target, owned[names[0]], draws))
-            for names in _names(classes)
+            for names in classes.classes
             if names[0] in owned
         ]
         found = new_captions(
@@ -183,15 +183,6 @@ def with_corpus_in(plan: Plan, folder: str) -> BuildConfig:
 def _wanted(target: int, own: int, draws: int) -> int:
     """Number of captions to write for a class that has `own` references."""
     return math.ceil((target - own) * MARGIN / draws)
-
-
-def _names(classes: Classes) -> list[tuple[str, ...]]:
-    """The names of each class, its own first."""
-    return [
-        (name, *(other for other, of in zip(classes.query_names, classes.class_of, strict=True)
-                 if of == number and other != name))
-        for number, name in enumerate(classes.names)
-    ]  # fmt: skip
 
 
 def _opened(grow: Grow) -> tuple[str, dict[str, Any]]:
