@@ -72,14 +72,12 @@ class AveragePrecision:
         require_at_least("classes", classes, 1)
         self.truths = np.zeros(classes, dtype=np.int64)
         """(classes,) number of true instances that are not crowds."""
-        self._matched: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
-        # Per class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
-        self._matched = [[] for _ in range(classes)]
+        self._matched: list[list[MatchedDetections]] = [[] for _ in range(classes)]
 
     def add_matched(self, matched: MatchedDetections) -> None:
         """Adds one class of one image. Of equal scores, the earlier image comes first."""
         self.truths[matched.label] += matched.truths
-        self._matched[matched.label].append((matched.scores, matched.right, matched.ignored))
+        self._matched[matched.label].append(matched)
 
     def scores(self) -> ApScores:
         """Metrics of everything added so far."""
@@ -87,9 +85,9 @@ class AveragePrecision:
         for label, matched in enumerate(self._matched):
             if not self.truths[label]:
                 continue
-            scores = np.concatenate([s for s, _, _ in matched])
-            right = np.concatenate([r for _, r, _ in matched], axis=1)
-            ignored = np.concatenate([i for _, _, i in matched], axis=1)
+            scores = np.concatenate([one.scores for one in matched])
+            right = np.concatenate([one.right for one in matched], axis=1)
+            ignored = np.concatenate([one.ignored for one in matched], axis=1)
             order = np.argsort(-scores, kind="stable")
             for t in range(len(THRESHOLDS)):
                 kept = order[~ignored[t, order]]

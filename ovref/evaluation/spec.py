@@ -271,10 +271,7 @@ class EvaluateSpec:
         data = self._open()
         if not self.unseen:
             return data
-        try:
-            return replace(data, seen=seen_of(data.class_names, self.unseen))
-        except ValueError as error:
-            raise InputError(f"{data.name}: {error}") from error
+        return replace(data, seen=seen_of(data.class_names, self.unseen, data.name))
 
     def _open(self) -> LabelledSet:
         if self.folder:
