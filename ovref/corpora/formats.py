@@ -225,7 +225,7 @@ def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
                 yield CorpusRow(line, None)
                 continue
             check.see(item)
-            yield CorpusRow(line, _field(spec, item), _image_field(spec, item))
+            yield CorpusRow(line, _field(spec, item), item.get(spec.image_column))
     if lines and not check.objects:
         raise InputError(f"{path} is not JSON Lines: none of its {lines} lines is a JSON object")
     check.finish()
@@ -261,10 +261,6 @@ def _field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
     if spec.caption_column is not None:
         return item.get(spec.caption_column)
     return next((item[name] for name in CAPTION_NAMES if name in item), None)
-
-
-def _image_field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
-    return None if spec.image_column is None else item.get(spec.image_column)
 
 
 def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:

@@ -22,12 +22,8 @@ from ovref_inference.segmenters.windows import labelled, resize_scores, window_b
 
 
 def windows_of(image_hwc: np.ndarray, protocol: Protocol | None) -> list[np.ndarray]:
-    """The parts of an image given to a segmenter: its windows, or the whole resized image.
-
-    Args:
-        image_hwc: (H, W, 3) uint8.
-        protocol: sizes.
-    """
+    """The parts of an (H, W, 3) uint8 image given to a segmenter: its windows, or the whole resized
+    image."""
     resized_hwc = _resized(image_hwc, protocol, Image.Resampling.BILINEAR)
     return [resized_hwc[t:b, left:r] for t, left, b, r in _boxes(resized_hwc.shape[:2], protocol)]
 
@@ -40,12 +36,8 @@ def proposal_images(image_hwc: np.ndarray, protocol: Protocol | None) -> list[np
 
 
 def label_windows(label_hw: np.ndarray, protocol: Protocol | None) -> list[np.ndarray]:
-    """True labels of `windows_of`, by nearest-neighbour resizing, for oracle proposals.
-
-    Args:
-        label_hw: (H, W) integers.
-        protocol: sizes.
-    """
+    """The parts of an (H, W) map of true labels that belong to `windows_of`, for oracle proposals;
+    resized by nearest neighbours."""
     resized_hw = _resized(label_hw, protocol, Image.Resampling.NEAREST)
     return [resized_hw[t:b, left:r] for t, left, b, r in _boxes(resized_hw.shape[:2], protocol)]
 
@@ -124,13 +116,8 @@ def proposals_of_image(
     image_hwc: np.ndarray,
     protocol: Protocol,
 ) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    """A proposer for the windows of one image, which crops masks of the whole image.
-
-    Args:
-        proposer: returns (n, H, W) bool masks.
-        image_hwc: (H, W, 3) uint8.
-        protocol: sizes.
-    """
+    """A proposer for the windows of one (H, W, 3) uint8 image, which crops the (n, H, W) bool masks
+    of the whole image."""
     resized_hwc = _resized(image_hwc, protocol, Image.Resampling.BILINEAR)
     (masks_nhw,) = proposer([resized_hwc])
     boxes = _boxes(resized_hwc.shape[:2], protocol)

@@ -108,13 +108,7 @@ def make_memory_bank(
 
 def patch_class_shares(label_hw: np.ndarray, grid_hw: tuple[int, int], classes: int) -> np.ndarray:
     """(h * w, classes) float32: class shares among the labelled pixels of each patch; zeros for a
-    patch without any. A pixel belongs to the patch that contains its centre.
-
-    Args:
-        label_hw: (H, W) classes, or IGNORE.
-        grid_hw: number of patches of the whole image.
-        classes: number of classes.
-    """
+    patch of the grid without any. A pixel belongs to the patch that contains its centre."""
     rows, columns = (
         ((np.arange(size) + 0.5) * cells / size).astype(np.int64)
         for size, cells in zip(label_hw.shape, grid_hw, strict=True)
@@ -151,11 +145,7 @@ class NearestPatches:
 
     def __call__(self, features_qd: np.ndarray) -> np.ndarray:
         """(q, classes) float32, rows sum to 1: the shares of the k nearest patches by cosine,
-        weighted by the softmax of cosine / temperature.
-
-        Args:
-            features_qd: (q, d), of any norm.
-        """
+        weighted by the softmax of cosine / temperature. Features may have any norm."""
         cosines_qk, rows_qk = self._nearest(l2_normalised(features_qd))
         weights_qk = torch.softmax(cosines_qk / self._config.temperature, dim=1).cpu().numpy()
         count, k = weights_qk.shape
@@ -215,13 +205,8 @@ class KnnMethod:
 def upsampled_labels(
     scores_pc: np.ndarray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best class of each pixel after bilinear upsampling, (H, W) int32, and its score.
-
-    Args:
-        scores_pc: (h * w, classes), at least 0.
-        grid_hw: h and w.
-        size_hw: H and W.
-    """
+    """The best class of each pixel after bilinear upsampling of (h * w, classes) scores of at least
+    0: (H, W) int32, and its score."""
     found = np.flatnonzero(scores_pc.max(0) > 0)  # a class without a score never wins
     grid_chw = torch.from_numpy(np.ascontiguousarray(scores_pc[:, found].T))
     large = interpolate(grid_chw.reshape(1, -1, *grid_hw), size=size_hw, mode="bilinear")[0]

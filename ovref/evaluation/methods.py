@@ -225,7 +225,6 @@ class Methods:
         """The prediction of a row for one image.
 
         Args:
-            row: a row of `rows_of`.
             image_hwc: (H, W, 3) uint8, one of the last `encode_batch`.
             segments: whether to make panoptic segments, too.
         """
@@ -270,14 +269,8 @@ class Methods:
 def prediction_of(
     found: Segmentation, class_of: np.ndarray, data: LabelledSet, segments: bool
 ) -> Prediction:
-    """A label map as a prediction, with the connected pixels of a class as segments if asked for.
-
-    Args:
-        found: of the names of `query_names`.
-        class_of: of `query_names`.
-        data: whose classes they are.
-        segments: whether there are any; else there are none.
-    """
+    """What was found of the names of `query_names`, as a prediction of the classes of `data`; with
+    segments if asked for (`prediction_of_labels`)."""
     labels_hw = class_of[found.labels_hw].astype(np.int32)
     things = data.is_thing if segments else None
     return prediction_of_labels(labels_hw, found.max_score_hw, things)

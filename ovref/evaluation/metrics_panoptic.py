@@ -60,13 +60,8 @@ class PanopticQuality:
     """Accumulates counts of matched, missed and wrong segments over images."""
 
     def __init__(self, things: Sequence[bool]) -> None:
-        """
-        Args:
-            things: whether each class is a thing (with instances) or stuff.
-
-        Raises:
-            ValueError: there are no classes.
-        """
+        """`things` says whether each class is a thing (with instances) or stuff. Raises ValueError
+        if there are none."""
         if len(things) < 1:
             raise ValueError("things must have at least one class, found none")
         self.things = np.asarray(things, dtype=bool)

@@ -16,16 +16,8 @@ def label_masks(label_hw: np.ndarray) -> np.ndarray:
 
 
 def oracle_proposer(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> RegionProposer:
-    """A proposer that returns known masks.
-
-    Args:
-        images: (H, W, 3) uint8 each.
-        masks: (n, H, W) bool for each of these images.
-
-    Returns:
-        A proposer that accepts exactly these whole images, in any order and number; it raises
-        ValueError for others.
-    """
+    """A proposer that returns the known masks, (n, H, W) bool, of exactly these whole images, in
+    any order and number; it raises ValueError for others."""
     known = {array_key(image): masks_nhw for image, masks_nhw in zip(images, masks, strict=True)}
 
     def propose(queried: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from ovref.ops.overlays import heated
 from ovref.ops.palette import class_palette
 from ovref.records import UNSURE, YES, ImageRecord
 
@@ -66,7 +67,7 @@ def generation_grid(records: Sequence[ImageRecord], path: str | Path, max_nouns:
         _cell(figure, 0, base - 0.24, image_hwc, "")
         for index, region in enumerate(record.regions[:nouns]):
             if record.heatmaps_nhw is not None:
-                overlay = heatmap_overlay(image_hwc, record.heatmaps_nhw[index])
+                overlay = heated(image_hwc, record.heatmaps_nhw[index])
                 _cell(figure, 1 + cells * index, base - 0.24, overlay, region.noun.text)
             title = f"{region.noun.text} {region.score:.2f}"
             overlay = mask_overlay(image_hwc, region.mask_hw)
@@ -136,27 +137,6 @@ def prediction_grid(
         handlelength=1, handleheight=1, columnspacing=1, bbox_to_anchor=(0, 0),
     )  # fmt: skip
     save_png(figure, path)
-
-
-def heatmap_overlay(image_hwc: np.ndarray, heatmap_hw: np.ndarray) -> np.ndarray:
-    """An attribution heatmap over the grey image.
-
-    Args:
-        image_hwc: (H, W, 3) uint8.
-        heatmap_hw: (h, w) values in [0, 1], resized bilinearly.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    size = image_hwc.shape[1::-1]
-    heat = Image.fromarray(np.asarray(heatmap_hw, dtype=np.float32))
-    heat_hw = np.clip(np.asarray(heat.resize(size, Image.Resampling.BILINEAR)), 0, 1)
-    grey_hw1 = image_hwc.mean(2, keepdims=True) * 0.8
-    # Dark blue through red to yellow: each channel is a ramp over its own part of the range.
-    ramp_hwc = np.stack([heat_hw * 2.2, heat_hw * 2.2 - 1.0, 0.45 - heat_hw], axis=2)
-    colour_hwc = np.clip(ramp_hwc, 0, 1) * 255
-    weight_hw1 = 0.35 + 0.45 * heat_hw[:, :, None]
-    return (grey_hw1 * (1 - weight_hw1) + colour_hwc * weight_hw1).round().astype(np.uint8)
 
 
 def mask_overlay(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:

@@ -93,8 +93,15 @@ def write_pictures(
     Yields:
         As `write_image_rows`.
     """
-    rows = (image_row(record, _numbers(record, wanted)) for record in records)
-    return write_image_rows((row for row in rows if row["regions"]), folder)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for record in records:
+            every = range(len(record.regions))
+            numbers = {number: number for number in every if f"{record.key}#{number}" in wanted}
+            if numbers:
+                yield image_row(record, numbers)
+
+    return write_image_rows(rows(), folder)
 
 
 def write_image_rows(images: Iterable[dict[str, Any]], folder: Path) -> Iterator[str]:
@@ -230,11 +237,6 @@ def _groups(parquet: pq.ParquetFile, wanted: Mapping[str, Any]) -> list[int]:
         if at and keys[at - 1] >= limits.min:
             found.append(group)
     return found
-
-
-def _numbers(record: ImageRecord, wanted: frozenset[str]) -> dict[int, int]:
-    numbers = range(len(record.regions))
-    return {number: number for number in numbers if f"{record.key}#{number}" in wanted}
 
 
 def image_row(record: ImageRecord, numbers: Mapping[int, int]) -> dict[str, Any]:

@@ -363,13 +363,8 @@ def ensemble(
 ) -> np.ndarray:
     """RetCLIP's last equations: w s_oov + (1 - w) s_iv, w = alpha for seen classes, else beta.
 
-    Args:
-        open_nc: (n, c) of `mixed`.
-        trained_scores_nc: (n, c) of the in-vocabulary classifier.
-        seen: (c,) bool, which classes it was trained on.
-
-    Returns:
-        (n, c) float32.
+    The scores are of `mixed` and of the in-vocabulary classifier, `seen` (c,) bool says which
+    classes it was trained on; (n, c) float32.
     """
     weight = np.where(seen, alpha, beta)
     return (weight * open_nc + (1 - weight) * trained_scores_nc).astype(np.float32)
@@ -378,10 +373,8 @@ def ensemble(
 def geometric_ensemble(
     open_nc: np.ndarray, trained_scores_nc: np.ndarray, seen: np.ndarray, alpha: float, beta: float
 ) -> np.ndarray:
-    """FC-CLIP's fusion: s_oov ** w * s_iv ** (1 - w), brought to a sum of 1 over the classes.
-
-    Args, result: as of `ensemble`; a row whose products are all zero stays zero.
-    """
+    """FC-CLIP's fusion, otherwise as `ensemble`: s_oov ** w * s_iv ** (1 - w), brought to a sum of
+    1 over the classes; a row whose products are all zero stays zero."""
     weight = np.where(seen, alpha, beta)
     products_nc = open_nc.astype(np.float64) ** weight
     products_nc *= trained_scores_nc.astype(np.float64) ** (1 - weight)

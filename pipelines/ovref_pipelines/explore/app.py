@@ -252,13 +252,8 @@ class Pages:
                     self._results.popitem(last=False)
             for region in result.get("regions", ()):
                 for kind in ("references", "others"):
-                    region[kind] = self._with_scores(region[kind])
+                    region[kind] = self._library.similar(*region[kind])
         return found
-
-    def _with_scores(self, pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
-        cosines = {number: cosine for number, cosine in pairs if number >= 0}
-        known = self._library.references(list(cosines))
-        return [one | {"cosine": round(cosines[one["id"]], 3)} for one in known]
 
     async def mark(self, request: Request) -> Response:
         """Deletes references or undoes deletions."""

@@ -209,6 +209,12 @@ class Library:
             for row in rows
         ]  # fmt: skip
 
+    def similar(self, ids: Sequence[int], cosines: Sequence[float]) -> list[dict[str, Any]]:
+        """`references` with their `cosine` to what they were searched by, without ids of -1."""
+        known = {number: one for number, one in zip(ids, cosines, strict=True) if number >= 0}
+        found = self.references(list(known))
+        return [one | {"cosine": round(known[one["id"]], 3)} for one in found]
+
     def reference(self, number: int) -> dict[str, Any]:
         """One reference, the most similar references, and the nouns of its image.
 
@@ -220,10 +226,8 @@ class Library:
         near: list[dict[str, Any]] = []
         if np.linalg.norm(vector) > 0:
             support = opened.collection.search_regions(vector[None], k=SHOWN_NEIGHBOURS + 1)
-            ids = [int(i) for i in support.ids[0] if i >= 0]
-            cosine = dict(zip(ids, support.scores[0].tolist(), strict=False))
-            others = self.references([i for i in ids if i != number][:SHOWN_NEIGHBOURS])
-            near = [one | {"cosine": round(cosine[one["id"]], 3)} for one in others]
+            found = self.similar(support.ids[0].tolist(), support.scores[0].tolist())
+            near = [one for one in found if one["id"] != number][:SHOWN_NEIGHBOURS]
         return {
             "row": row,
             "neighbours": near,
@@ -261,12 +265,7 @@ class Library:
             {
                 "prototype": number,
                 "made_of": list(found.nouns[0]),
-                "references": [
-                    one | {"cosine": round(float(score), 3)}
-                    for one, score in zip(
-                        self.references([int(i) for i in ids if i >= 0]), scores, strict=False
-                    )
-                ],
+                "references": self.similar(ids.tolist(), scores.tolist()),
             }
             for number, (ids, scores) in enumerate(zip(support.ids, support.scores, strict=True))
         ]

@@ -23,10 +23,7 @@ class RowCache:
     references. Thread-safe."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """
-        Args:
-            paths: of the collection's table, or those of its partitions.
-        """
+        """`paths` are of the collection's table, or of those of its partitions."""
         self._paths = paths
         self._starts: list[np.ndarray] = []
         self._metadata: list[pq.FileMetaData] = []

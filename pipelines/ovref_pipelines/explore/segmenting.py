@@ -90,7 +90,8 @@ class Photographs:
     def _explained(
         self, image_hwc: np.ndarray, labels_hw: np.ndarray, classes: Classes
     ) -> list[dict[str, Any]]:
-        """Connected regions of one class, the largest first, each with its references.
+        """Connected regions of one class, the largest first, each with the ids and cosines of its
+        references.
 
         `references` are the class's references most similar to the region, `others` the most
         similar of any noun: if those are of another noun, the region is contested.
@@ -110,15 +111,12 @@ class Photographs:
         any_noun = self._collection.search_regions(features_nd, k=DECIDING)
         for number, (label, mask_hw) in enumerate(regions):
             names = [classes.query_names[i] for i in np.flatnonzero(classes.class_of == label)]
-            own, cosines = self._nearest(features_nd[number], names)
             found.append({
                 "name": classes.names[label],
                 "area": float(mask_hw.mean()),
                 "box": list(box_of(mask_hw)),
-                "references": list(zip(own, cosines, strict=True)),
-                "others": list(zip(
-                    any_noun.ids[number].tolist(), any_noun.scores[number].tolist(), strict=True
-                )),
+                "references": self._nearest(features_nd[number], names),
+                "others": (any_noun.ids[number].tolist(), any_noun.scores[number].tolist()),
             })  # fmt: skip
         return found
 
