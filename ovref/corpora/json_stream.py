@@ -26,7 +26,7 @@ def stream_items(file: TextIO, *wanted: str) -> Iterator[tuple[str, Any]]:
         ValueError: the text is not a JSON object, ends early, or a wanted member is missing or not
             an array.
     """
-    window, names = _Window(file), []
+    window, names = _Window(file), list[str]()
     if window.peek() != "{":
         raise ValueError(f"expected a JSON object, found {window.peek() or 'an empty file'!r}")
     window.skip(1)

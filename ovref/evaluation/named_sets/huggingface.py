@@ -41,7 +41,7 @@ def open_any_set(name: str, root: str | Path, split: str = "val", names: str = "
     columns `image` and `annotation`."""
     for known in _SPLITS.get(split, ()):
         if has_split(Path(root), known):
-            return open_huggingface(root, known, name, names)
+            return open_huggingface(Path(root), known, name, names)
     return open_set(name, root, split, names)
 
 

@@ -100,8 +100,7 @@ class Library:
     def _open(self) -> Opened:
         collection = ReferenceCollection.open(self.collection_url)
         table = RowCache(_tables(self.collection_url))
-        counts = collection.noun_counts
-        order = np.lexsort((np.arange(len(counts)), -counts))
+        order = np.argsort(-collection.noun_counts, kind="stable")
         opened = Opened(collection, table, order.tolist())
         # Preloads lazily read data, so that no page has to wait for it.
         collection.noun_rows(np.zeros(1, np.int64))

@@ -319,7 +319,7 @@ def test_synonyms_of_a_class_take_the_best_of_them(spec, methods, data, folder, 
         assert len(found.names) == len(data.classes) + 2
         example = opened.read(opened.ids[0])
         found.encode_batch([example])
-        labels_hw = found.labels(Row(name="fossil"), example.image_hwc)
+        labels_hw = found.predict(Row(name="fossil"), example.image_hwc).labels_hw
         own = found.segmenter(Row(name="fossil")).segment([example.image_hwc], found.names)[0]
     best_chw = own.scores_chw
     grouped = np.stack([
