@@ -446,19 +446,19 @@ def test_windows_of_a_protocol_are_those_that_a_segmenter_slides_itself(spec, da
     with CachedModels(device="cpu") as models:
         slid = Methods(changed, opened, models)
         slid.encode_batch(list(opened))
-        found = [slid.labels(Row(name="fossil"), image_hwc) for image_hwc in data.images[:2]]
+        found = [slid.predict(Row(name="fossil"), image_hwc).labels_hw for image_hwc in data.images[:2]]
         own = slid.fossil(changed.fossil)
         own.config = changed.fossil
         expected = [one.labels_hw for one in own.segment(data.images[:2], data.classes)]
-        oracle = [slid.labels(Row(name="fossil_oracle"), one) for one in data.images[:2]]
+        oracle = [slid.predict(Row(name="fossil_oracle"), one).labels_hw for one in data.images[:2]]
         once = Methods(replace(changed, proposals="image"), opened, models)
         once.encode_batch(list(opened))
         for name in ("fossil_oracle", "fossil_no_proposals"):  # to which it makes no difference
             np.testing.assert_array_equal(
-                once.labels(Row(name=name), data.images[0]),
-                slid.labels(Row(name=name), data.images[0]),
+                once.predict(Row(name=name), data.images[0]).labels_hw,
+                slid.predict(Row(name=name), data.images[0]).labels_hw,
             )
-        other = [once.labels(Row(name="fossil"), one) for one in data.images[:2]]
+        other = [once.predict(Row(name="fossil"), one).labels_hw for one in data.images[:2]]
     # Rounding differs, where two classes are nearly equal.
     assert min(np.mean(a == b) for a, b in zip(found, expected, strict=True)) > 0.999
     whole = [methods.predict(Row(name="fossil"), one).labels_hw for one in data.images[:2]]
