@@ -446,7 +446,7 @@ def test_windows_of_a_protocol_are_those_that_a_segmenter_slides_itself(spec, da
     with CachedModels(device="cpu") as models:
         slid = Methods(changed, opened, models)
         slid.encode_batch(list(opened))
-        found = [slid.predict(Row(name="fossil"), image_hwc).labels_hw for image_hwc in data.images[:2]]
+        found = [slid.predict(Row(name="fossil"), one).labels_hw for one in data.images[:2]]
         own = slid.fossil(changed.fossil)
         own.config = changed.fossil
         expected = [one.labels_hw for one in own.segment(data.images[:2], data.classes)]
