@@ -203,7 +203,7 @@ def _result(
     support: dict[str, str],
 ) -> dict[str, Any]:
     rows, protocol = rows_of(spec), spec.chosen_protocol()
-    found = [
+    found: list[dict[str, Any]] = [
         {"name": row.title, **{k: rounded(v) for k, v in totals.metrics(i, data.seen).items()}}
         for i, row in enumerate(rows)
     ]
@@ -336,11 +336,11 @@ def _write(
             ("predictions", range(0, count, step)[: spec.pictures]), ("worst", worst),
         ):  # fmt: skip
             picked = images_by_number(scores, chosen)
-            columns = {
+            maps = {
                 title: [one.maps[number] for one in picked]
                 for number, title in list(shown.items())[:3]
             }
-            draw(data, [one.name for one in picked], columns, output / f"{name}.png")
+            draw(data, [one.name for one in picked], maps, output / f"{name}.png")
 
 
 def draw(

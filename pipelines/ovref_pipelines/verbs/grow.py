@@ -111,7 +111,7 @@ def plan(grow: Grow) -> Plan:
         templates = read_templates(absolute(grow.templates, "--templates"))
     else:
         templates = TEMPLATES
-    asked = {
+    asked: dict[str, Any] = {
         "collection": collection, "classes": [list(names) for names in classes.classes],
         "target": grow.target, "templates": list(templates),
         "captions": [absolute(place, "--captions") for place in grow.captions],
