@@ -64,7 +64,7 @@ PIXELS = ("miou", "pixel_accuracy", "seen", "unseen", "hiou")
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 RETCLIP: dict[str, Any] = {
     "tau": (0.01, 0.02, 0.05, 0.1, 0.2), "gamma": SHARES, "k": (5, 10, 20, 40), "alpha": SHARES,
-    "beta": SHARES, "min_score": (0.0, 0.1, 0.2, 0.4, 0.6),
+    "beta": SHARES,
 }  # fmt: skip
 VOCSEG: dict[str, Any] = {
     "alpha": SHARES, "tau": (0.01, 0.02, 0.05, 0.1), "k": (1, 3, 5, 10),
@@ -164,8 +164,8 @@ def ordering(better: str, worse: str, metric: str, paper: str) -> Ordering:
 
 
 def retclip(kept: Kept, spec: TablesSpec, validation: Dataset, test: Dataset) -> dict[str, Any]:
-    """Tables 1 and 4, and the trained proposer beside the training-free one. PQ chooses: tau, gamma,
-    k and min_score of each, alpha and beta of the trained one."""
+    """Tables 1 and 4, and the trained proposer beside the training-free one. PQ chooses: tau, gamma
+    and k of each, alpha and beta of the trained one."""
     start, weights = spec.segmenters.retclip, ("alpha", "beta")
     shared = {name: RETCLIP[name] for name in RETCLIP if name not in weights}
     free = kept.chosen(validation, "grounded_sam", "pq", start, shared)
@@ -351,7 +351,7 @@ def page(known: dict[str, Any]) -> str:
             "tables": [one for part in parts for one in part["tables"]],
             "pictures": {},
         },
-        dict.fromkeys(of_clip, NAMES) | REASONS,
+        dict.fromkeys(of_clip, CHOSEN) | REASONS,
     )
     rows = [
         [f"`{one['configuration']}`", one["weights"], one["losses"], str(one["cpu_seconds"]),
@@ -393,11 +393,16 @@ def main() -> None:
 
 
 MASKS = (
-    "@@MASKS@@"
+    "Both name regions with one CLIP, and stuff is as good with either (PQ 97 and 95): what differs "
+    "is the masks of things. GroundingDINO and SAM were trained on boxes and masks of all 27 "
+    "classes of such scenes; their best masks of seen things have a mean IoU of 85 with the true "
+    "ones (60 test scenes), FC-CLIP's 79 after 4,800 images and 74 after 2,800, where RetCLIP was at "
+    "81.0 mIoU of seen classes. The paper's training-free RetCLIP has a PQ of 16.1, this one 77.1."
 )
-NAMES = (
-    "By text alone the CLIP names 99% of the true regions of validation scenes, so that retrieval and "
-    "FC-CLIP's own classifier can hardly add to it."
+CHOSEN = (
+    "PQ on 50 validation scenes chose beta 0.2, by some twenty unseen things: it trusts FC-CLIP's own "
+    "classifier with classes that it was not trained on. With the paper's 0.4, 0.7, 0.3 mIoU is 80.9, "
+    "level with CLIP alone, which names 99% of the true regions of validation scenes by text."
 )
 REASONS = {
     "vocseg_maskformer_of_trained_classes_miou": (
