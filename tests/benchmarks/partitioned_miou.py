@@ -22,7 +22,7 @@ from kmeans_starts import GAMMAS, clustered, encoded, labelled
 from ovref.config import load_tree
 from ovref.evaluation import miniature
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.compare import each_once, miou_of_samples
+from ovref.evaluation.compare import miou_of_samples
 from ovref.evaluation.methods import Methods
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.reduce import reduce_collection
@@ -102,7 +102,8 @@ def main() -> None:
                 for seed in range(options.seeds if clusters > 1 else 1):
                     prototypes, _ = clustered(segmenter, methods.names, n, clusters, 1, seed)
                     overlaps = labelled(scenes, examples, prototypes)[GAMMAS.index(gamma)]
-                    found.append(100 * float(miou_of_samples(overlaps, each_once(overlaps))[0]))
+                    (miou,) = miou_of_samples(overlaps, np.ones((1, len(scenes))))
+                    found.append(100 * float(miou))
                 every = [round(one, 2) for one in found]
                 print(f"{name}, K={clusters}: mIoU {every}, mean {np.mean(found):.2f}; "
                       f"{others} of {n * len(keys)} retrieved differ", flush=True)  # fmt: skip
