@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import opening
@@ -92,6 +93,7 @@ class ReferenceCollection(CollectionHandle):
         in_place = not copy and verify == "quick"
         blocks = opening.block_cache(cache, cache_bytes) if in_place else None
         manifest, parts = _open_parts(str(url), {"blocks": blocks, "verify": verify, **options})
+        pa.default_memory_pool().release_unused()  # what tables were read with
         collection = cls(str(url), manifest, parts)
         collection._opened = options | {"cache_bytes": cache_bytes, "copy": copy, "verify": verify}
         return collection
