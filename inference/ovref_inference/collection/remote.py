@@ -24,7 +24,7 @@ CACHE_BYTES = 10 << 30
 _RUN_BLOCKS = 32
 """Adjacent blocks of one request."""
 _BATCH_BYTES = 16 << 20
-"""Bytes in memory at a time on their way to the cache, of all files that are fetched from at once."""
+"""In memory at a time on their way to the cache, of all files that are fetched from at once."""
 _PARALLEL = 16
 """Requests at a time to a file system that has no parallel requests of its own."""
 
@@ -137,20 +137,21 @@ class RemoteFile:
     def __str__(self) -> str:
         return self.path
 
-    def read(self, starts: Any, lengths: Any) -> np.ndarray:
+    def read(self, starts: Any, lengths: Any, out: np.ndarray | None = None) -> np.ndarray:
         """The bytes of several ranges, one after the other, (sum of lengths,) uint8.
 
         Missing blocks are requested in parallel, adjacent ones together.
 
         Args:
             starts, lengths: (n,) integers; the ranges lie within the file.
+            out: takes them; None makes an array.
 
         Raises:
             CollectionError: the file is missing or cannot be read.
         """
         starts = np.asarray(starts, dtype=np.int64)
         lengths = np.asarray(lengths, dtype=np.int64)
-        found = np.empty(int(lengths.sum()), dtype=np.uint8)
+        found = np.empty(int(lengths.sum()), dtype=np.uint8) if out is None else out
         starts, lengths, targets = (
             values[lengths > 0] for values in (starts, lengths, np.cumsum(lengths) - lengths)
         )

@@ -1,6 +1,7 @@
 """A faiss index on an object store: a query reads the inverted lists that it probes."""
 
 import contextlib
+import mmap
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -72,10 +73,14 @@ class RemoteIndex:
         """As `inverted_lists.search_lists`, reading these lists."""
         with self._lock:
             index, starts, sizes = self._header
+            groups = self._groups(lists_mp, sizes)
+            # An allocator would keep much of this for itself afterwards.
+            most = max(size for *_, size in groups)
+            memory = np.frombuffer(mmap.mmap(-1, max(most, 1)), dtype=np.uint8)
             parts = []
-            for first, last in self._groups(lists_mp, sizes):
+            for first, last, _ in groups:
                 near = cosines_mp[first:last], lists_mp[first:last]
-                with self._loaded(near[1], index, starts, sizes):
+                with self._loaded(near[1], index, starts, sizes, memory):
                     parts.append(search_lists(index, queries[first:last], k, *near, params=params))
         scores, ids = zip(*parts, strict=True)
         return np.concatenate(scores), np.concatenate(ids)
@@ -123,9 +128,10 @@ class RemoteIndex:
     def _entry_bytes(self) -> int:
         return self._code_bytes + _ID_BYTES
 
-    def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
-        """Consecutive queries whose lists fit into memory together; one query always does."""
-        groups: list[tuple[int, int]] = []
+    def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int, int]]:
+        """Consecutive queries whose lists fit into memory together, first and last + 1, and the
+        bytes of these lists; one query always fits."""
+        groups: list[tuple[int, int, int]] = []
 
         def size_of(lists: set[int]) -> int:
             return int(sizes[list(lists)].sum()) * self._entry_bytes
@@ -135,29 +141,35 @@ class RemoteIndex:
             lists = set(row) - {-1}
             more = size_of(lists - seen)
             if number > first and held + more > self.list_bytes:
-                groups.append((first, number))
+                groups.append((first, number, held))
                 first, seen, held, more = number, set(), 0, size_of(lists)
             seen |= lists
             held += more
-        return [*groups, (first, len(lists_mp))]
+        return [*groups, (first, len(lists_mp), held)]
 
     @contextlib.contextmanager
     def _loaded(
-        self, lists_mp: np.ndarray, index: Any, starts: np.ndarray, sizes: np.ndarray
+        self,
+        lists_mp: np.ndarray,
+        index: Any,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        memory: np.ndarray,
     ) -> Iterator[None]:
-        """Within it the index has these lists, and no others."""
+        """Within it the index has these lists, in this memory, and no others."""
         import faiss
 
         wanted = np.unique(lists_mp[lists_mp >= 0])
         there = np.zeros(len(sizes), dtype=np.uint64)
         there[wanted] = sizes[wanted]
-        # Its lists are those of a file mapped into memory, one after the other; here they are in
-        # this array, so that nothing is copied.
-        content = self.file.read(starts[wanted], sizes[wanted] * self._entry_bytes)
+        lengths = sizes[wanted] * self._entry_bytes
+        self.file.read(starts[wanted], lengths, out=memory[: lengths.sum()])
+        # These lists are made for a file that is mapped into memory. Here that memory is another,
+        # so that nothing is copied.
         lists = faiss.downcast_InvertedLists(index.invlists)
         lists.set_all_lists_sizes(faiss.swig_ptr(there))
         try:
-            lists.ptr = faiss.swig_ptr(content)
+            lists.ptr = faiss.swig_ptr(memory)
             yield
         finally:
             lists.ptr = None  # or faiss would unmap it
