@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from ovref.corpora.json_stream import stream_members
+from ovref.corpora.json_stream import stream_items
 from ovref.corpora.spec import IMAGE_SUFFIXES, CorpusSpec
 from ovref.errors import InputError
 
@@ -85,19 +85,13 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
     try:
         if spec.images is not None:
             with open_text(fs, path) as file:
-                for kind, item in stream_members(file, "images"):
-                    if kind == "item" and isinstance(item, dict):
+                for _, item in stream_items(file, "images"):
+                    if isinstance(item, dict):
                         names[item.get("id")] = item.get("file_name")
-        seen = []
         caption = spec.caption_column or "caption"
         check = _FieldCheck(path, (caption,))
         with open_text(fs, path) as file:
-            number = 0
-            for kind, item in stream_members(file, "annotations"):
-                if kind == "member":
-                    seen.append(item)
-                    continue
-                number += 1
+            for number, (_, item) in enumerate(stream_items(file, "annotations"), start=1):
                 if not isinstance(item, dict):
                     yield CorpusRow(number, None)
                     continue
@@ -116,11 +110,6 @@ def read_coco(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[C
             f"{path} is not COCO JSON: {error}. A list of captions is read as JSON Lines (.jsonl): "
             f"one object per line"
         ) from error
-    if "annotations" not in seen:
-        raise InputError(
-            f"{path} is not a COCO caption file: expected the member `annotations`, found "
-            f"{', '.join(seen) or 'none'}"
-        )
     check.finish()
 
 
@@ -236,7 +225,7 @@ def read_jsonl(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[
                 yield CorpusRow(line, None)
                 continue
             check.see(item)
-            yield CorpusRow(line, _field(spec, item), _image_field(spec, item))
+            yield CorpusRow(line, _field(spec, item), item.get(spec.image_column))
     if lines and not check.objects:
         raise InputError(f"{path} is not JSON Lines: none of its {lines} lines is a JSON object")
     check.finish()
@@ -272,10 +261,6 @@ def _field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
     if spec.caption_column is not None:
         return item.get(spec.caption_column)
     return next((item[name] for name in CAPTION_NAMES if name in item), None)
-
-
-def _image_field(spec: CorpusSpec, item: dict[Any, Any]) -> Any:
-    return None if spec.image_column is None else item.get(spec.image_column)
 
 
 def read_parquet(spec: CorpusSpec, fs: AbstractFileSystem, path: str) -> Iterator[CorpusRow]:

@@ -11,43 +11,42 @@ LONGEST_VALUE = 1 << 28
 """Maximum length of a value in characters; a longer one means that the file is broken."""
 
 
-def stream_members(file: TextIO, *wanted: str) -> Iterator[tuple[str, Any]]:
-    """Iterates over the top-level object of a JSON text, one array element at a time.
+def stream_items(file: TextIO, *wanted: str) -> Iterator[tuple[str, Any]]:
+    """Iterates over arrays of the top-level object of a JSON text, one element at a time.
 
     Args:
         file: the text, read in blocks from its current position.
         wanted: names of the members whose elements are yielded, for instance `annotations`.
 
     Yields:
-        ("member", name) when a member begins, and ("item", value) for each element of a wanted
-        member's array. At most one value is in memory (other arrays are streamed too).
+        The member's name and the value of each element, in the order of the text. At most one value
+        is in memory (other arrays are streamed too).
 
     Raises:
-        ValueError: the text is not a JSON object, ends early, or a wanted member is not an array.
+        ValueError: the text is not a JSON object, ends early, or a wanted member is missing or not
+            an array.
     """
-    window = _Window(file)
+    window, names = _Window(file), list[str]()
     if window.peek() != "{":
         raise ValueError(f"expected a JSON object, found {window.peek() or 'an empty file'!r}")
     window.skip(1)
-    if window.peek() == "}":
-        return
-    while True:
+    while window.peek() != "}":
+        if names:
+            window.expect(",")
         name = window.value()
         if not isinstance(name, str):
             raise ValueError(f"expected a member name, found {name!r}")
+        names.append(name)
         window.expect(":")
-        yield "member", name
         if window.peek() == "[":
-            for item in _elements(window):
-                if name in wanted:
-                    yield "item", item
+            yield from ((name, item) for item in _elements(window) if name in wanted)
         elif name in wanted:
             raise ValueError(f"expected {name} to be an array, found {window.value()!r:.80}")
         else:
             window.value()
-        if window.peek() == "}":
-            return
-        window.expect(",")
+    if missing := [name for name in wanted if name not in names]:
+        found = ", ".join(names) or "none"
+        raise ValueError(f"expected the member `{missing[0]}`, found {found}")
 
 
 def _elements(window: "_Window") -> Iterator[Any]:

@@ -1,5 +1,7 @@
 """Runs any segmenter with an evaluation protocol: resizing, windows, background.
 
+None in place of a protocol takes the image as it is.
+
 protocol = protocol_of("tcl", "ade150")
 found = segment_with_protocol(segmenter, image_hwc, class_names, protocol)
 """
@@ -19,31 +21,23 @@ from ovref_inference.segmenters.regions import NO_CLASS, Segmentation, Segmenter
 from ovref_inference.segmenters.windows import labelled, resize_scores, window_boxes
 
 
-def windows_of(image_hwc: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
-    """The parts of an image given to a segmenter: its windows, or the whole resized image.
-
-    Args:
-        image_hwc: (H, W, 3) uint8.
-        protocol: sizes.
-    """
+def windows_of(image_hwc: np.ndarray, protocol: Protocol | None) -> list[np.ndarray]:
+    """The parts of an (H, W, 3) uint8 image given to a segmenter: its windows, or the whole resized
+    image."""
     resized_hwc = _resized(image_hwc, protocol, Image.Resampling.BILINEAR)
     return [resized_hwc[t:b, left:r] for t, left, b, r in _boxes(resized_hwc.shape[:2], protocol)]
 
 
-def proposal_images(image_hwc: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
+def proposal_images(image_hwc: np.ndarray, protocol: Protocol | None) -> list[np.ndarray]:
     """The images in which regions are proposed: the windows, or the whole resized image."""
-    if protocol.proposals == "window":
+    if protocol is None or protocol.proposals == "window":
         return windows_of(image_hwc, protocol)
     return [_resized(image_hwc, protocol, Image.Resampling.BILINEAR)]
 
 
-def label_windows(label_hw: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
-    """True labels of `windows_of`, by nearest-neighbour resizing, for oracle proposals.
-
-    Args:
-        label_hw: (H, W) integers.
-        protocol: sizes.
-    """
+def label_windows(label_hw: np.ndarray, protocol: Protocol | None) -> list[np.ndarray]:
+    """The parts of an (H, W) map of true labels that belong to `windows_of`, for oracle proposals;
+    resized by nearest neighbours."""
     resized_hw = _resized(label_hw, protocol, Image.Resampling.NEAREST)
     return [resized_hw[t:b, left:r] for t, left, b, r in _boxes(resized_hw.shape[:2], protocol)]
 
@@ -52,7 +46,7 @@ def segment_with_protocol(
     segmenter: Segmenter,
     image_hwc: np.ndarray,
     class_names: Sequence[str],
-    protocol: Protocol,
+    protocol: Protocol | None,
     seen: Sequence[bool] | None = None,
 ) -> Segmentation:
     """Segments one image with any segmenter, following a protocol.
@@ -77,6 +71,8 @@ def segment_with_protocol(
         ValueError: see `segmenter.segment`; or the segmenter slides windows itself, or there is a
             penalty but no `seen`.
     """
+    if protocol is None:
+        return segmenter.segment([image_hwc], class_names)[0]
     own = getattr(getattr(segmenter, "config", segmenter), "windows", None)
     if own is not None:
         raise ValueError(
@@ -120,13 +116,8 @@ def proposals_of_image(
     image_hwc: np.ndarray,
     protocol: Protocol,
 ) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    """A proposer for the windows of one image, which crops masks of the whole image.
-
-    Args:
-        proposer: returns (n, H, W) bool masks.
-        image_hwc: (H, W, 3) uint8.
-        protocol: sizes.
-    """
+    """A proposer for the windows of one (H, W, 3) uint8 image, which crops the (n, H, W) bool masks
+    of the whole image."""
     resized_hwc = _resized(image_hwc, protocol, Image.Resampling.BILINEAR)
     (masks_nhw,) = proposer([resized_hwc])
     boxes = _boxes(resized_hwc.shape[:2], protocol)
@@ -200,17 +191,18 @@ def _part(found: Segmentation, classes: slice) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(found.scores_of(classes)))
 
 
-def _resized(map_hw: np.ndarray, protocol: Protocol, resampling: Image.Resampling) -> np.ndarray:
-    size_hw = protocol.size_of(map_hw.shape[:2])
-    if size_hw == map_hw.shape[:2]:
+def _resized(
+    map_hw: np.ndarray, protocol: Protocol | None, resampling: Image.Resampling
+) -> np.ndarray:
+    if protocol is None or (size_hw := protocol.size_of(map_hw.shape[:2])) == map_hw.shape[:2]:
         return map_hw
     # Pillow cannot resize 16-bit or 64-bit integers; 32 bits suffice for labels.
     image = Image.fromarray(map_hw if map_hw.dtype == np.uint8 else map_hw.astype(np.int32))
     return np.asarray(image.resize(size_hw[::-1], resampling))
 
 
-def _boxes(size_hw: tuple[int, ...], protocol: Protocol) -> list[tuple[int, ...]]:
+def _boxes(size_hw: tuple[int, ...], protocol: Protocol | None) -> list[tuple[int, ...]]:
     """(top, left, bottom, right) of the windows, row by row; of the whole image without windows."""
-    if protocol.window is None or protocol.stride is None:
+    if protocol is None or protocol.window is None or protocol.stride is None:
         return [(0, 0, size_hw[0], size_hw[1])]
     return window_boxes((size_hw[0], size_hw[1]), protocol.window, protocol.stride)

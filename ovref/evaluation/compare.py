@@ -7,7 +7,7 @@ so that the difficulty of an image for both cancels out.
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import numpy as np
 
 from ovref.config import parse
 from ovref.errors import InputError
-from ovref.evaluation.counting import IMAGES, SCORES, labels_of_png
-from ovref.evaluation.evaluate import images_by_number
+from ovref.evaluation.counting import IMAGES, SCORES
+from ovref.evaluation.evaluate import draw, images_by_number
 from ovref.evaluation.methods import Row, rows_of
-from ovref.evaluation.picture_grids import prediction_grid
-from ovref.evaluation.report import aligned, markdown_table
+from ovref.evaluation.metrics_semantic import shares
+from ovref.evaluation.report import aligned, markdown_table, percent, rounded
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.evaluation.totals import Overlaps, overlaps_of, scored_images
 from ovref.storage.file_store import Store
@@ -44,20 +44,6 @@ class Run:
     scores: StepFolder
     names: tuple[str, ...]
     """The images, in order."""
-
-    @property
-    def title(self) -> str:
-        """Title for people."""
-        return f"{self.row.title} of {self.folder}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A difference and its 95 % bootstrap interval; positive if the first is better."""
-
-    value: float
-    low: float
-    high: float
 
 
 def open_run(folder: str, row: str = "") -> Run:
@@ -128,25 +114,20 @@ def compare(
         for run in (first, second)
     )
     times_sn = bootstrap_times(len(first.names), seed)
-    per_class, images = _per_class(a, b, times_sn, classes), _per_image(a, b, first.names)
-    metrics = metrics_of(_split_of(first, second))
+    seen = first.result.get("seen")
+    metrics = metrics_of(seen if seen == second.result.get("seen") else None)
+    sampled = {name: (metric(a, times_sn), metric(b, times_sn)) for name, metric in metrics.items()}
+    differences = {name: interval(*values) for name, values in sampled.items()}
+    images = _per_image(a, b, first.names, differences["miou"]["value"])
     result = {
-        "first": _about(first, a, metrics),
-        "second": _about(second, b, metrics),
+        "first": _about(first) | {name: rounded(one[0]) for name, (one, _) in sampled.items()},
+        "second": _about(second) | {name: rounded(one[0]) for name, (_, one) in sampled.items()},
         "data": first.result["data"],
         "class_fingerprint": first.result["class_fingerprint"],
-        "differences": {
-            name: vars(
-                interval(
-                    metric(a, each_once(a)), metric(b, each_once(b)),
-                    metric(a, times_sn), metric(b, times_sn),
-                )
-            )
-            for name, metric in metrics.items()
-        },
-        "per_class": per_class,
+        "differences": differences,
+        "per_class": _per_class(a, b, times_sn, classes),
         "images": images,
-    }  # fmt: skip
+    }
     output.mkdir(parents=True, exist_ok=True)
     (output / "compare.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (output / "compare.md").write_text(markdown(result), encoding="utf-8")
@@ -165,23 +146,21 @@ def compare(
 
 
 def bootstrap_times(images: int, seed: int = 0, samples: int = SAMPLES) -> np.ndarray:
-    """(samples, images) float64: multiplicity of each image in each bootstrap sample."""
+    """(1 + samples, images) float64: multiplicity of each image in the data set itself, which is
+    first, and in each bootstrap sample."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
+    times_sn = rng.multinomial(images, np.full(images, 1 / images), size=samples)
+    return np.concatenate([np.ones((1, images)), times_sn])
 
 
 def iou_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
     """(samples, classes) float64 IoU of bootstrap samples; NaN for classes that do not occur."""
-    return _shares(times_sn @ overlaps.right, times_sn @ overlaps.either)
+    return shares(times_sn @ overlaps.right, times_sn @ overlaps.either)
 
 
 def miou_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
     """(samples,) float64 mIoU of bootstrap samples."""
     return _means(iou_of_samples(overlaps, times_sn))
-
-
-def _shares(right: np.ndarray, either: np.ndarray) -> np.ndarray:
-    return np.where(either > 0, right / np.maximum(either, 1), math.nan)
 
 
 def _means(shares_sc: np.ndarray) -> np.ndarray:
@@ -193,8 +172,7 @@ def _means(shares_sc: np.ndarray) -> np.ndarray:
 
 def accuracy_of_samples(overlaps: Overlaps, times_sn: np.ndarray) -> np.ndarray:
     """(samples,) float64 pixel accuracy of bootstrap samples."""
-    pixels = times_sn @ overlaps.true.sum(1)
-    return np.where(pixels > 0, times_sn @ overlaps.right.sum(1) / np.maximum(pixels, 1), math.nan)
+    return shares(times_sn @ overlaps.right.sum(1), times_sn @ overlaps.true.sum(1))
 
 
 Metric = Callable[[Overlaps, np.ndarray], np.ndarray]
@@ -229,79 +207,58 @@ def metrics_of(seen: Sequence[bool] | None) -> dict[str, Metric]:
     return METRICS | {"seen": part(chosen), "unseen": part(~chosen), "hiou": harmonic}
 
 
-def _split_of(first: Run, second: Run) -> Sequence[bool] | None:
-    """Whether each class was seen, where both runs say the same."""
-    one, other = (run.result.get("seen") for run in (first, second))
-    return one if one == other else None
-
-
-def each_once(overlaps: Overlaps) -> np.ndarray:
-    """(1, images) multiplicities of the original data set: each image once."""
-    return np.ones((1, len(overlaps.right)))
-
-
-def interval(
-    first: np.ndarray, second: np.ndarray, first_s: np.ndarray, second_s: np.ndarray
-) -> Interval:
-    """The difference of two values, (1,) each, with the interval over the samples."""
-    sampled = first_s - second_s
-    known = sampled[np.isfinite(sampled)]
-    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (math.nan, math.nan)
-    return Interval(value=float(first[0] - second[0]), low=float(low), high=float(high))
+def interval(first_s: np.ndarray, second_s: np.ndarray) -> dict[str, float]:
+    """The difference of two metrics, positive if the first is better: its `value`, and `low` and
+    `high`, the ends of its 95 % interval. Arguments: of the samples of `bootstrap_times`."""
+    value, *sampled = (first_s - second_s).tolist()
+    known = [one for one in sampled if math.isfinite(one)]
+    low, high = np.quantile(known, (0.025, 0.975)) if known else (math.nan, math.nan)
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def _per_class(
     a: Overlaps, b: Overlaps, times_sn: np.ndarray, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Classes sorted by absolute difference, without those that occur in neither run."""
-    sampled = iou_of_samples(a, times_sn) - iou_of_samples(b, times_sn)
-    first, second = iou_of_samples(a, each_once(a))[0], iou_of_samples(b, each_once(b))[0]
     table = []
-    for label, name in enumerate(classes):
-        if math.isnan(first[label]) and math.isnan(second[label]):
+    for name, one, other in zip(
+        classes, iou_of_samples(a, times_sn).T, iou_of_samples(b, times_sn).T, strict=True
+    ):
+        if math.isnan(one[0]) and math.isnan(other[0]):
             continue
-        one = interval(
-            first[label : label + 1], second[label : label + 1],
-            sampled[:, label], np.zeros(len(sampled)),
-        )  # fmt: skip
+        found = interval(one, other)
         table.append({
-            "class": name, "first": _known(first[label]), "second": _known(second[label]),
-            "difference": _known(one.value), "low": _known(one.low), "high": _known(one.high),
+            "class": name, "first": rounded(one[0]), "second": rounded(other[0]),
+            "difference": rounded(found["value"]),
+            "low": rounded(found["low"]), "high": rounded(found["high"]),
         })  # fmt: skip
     return sorted(table, key=lambda row: -abs(row["difference"] or 0.0))
 
 
-def _per_image(a: Overlaps, b: Overlaps, names: Sequence[str]) -> list[dict[str, Any]]:
+def _per_image(
+    a: Overlaps, b: Overlaps, names: Sequence[str], difference: float
+) -> list[dict[str, Any]]:
     """Images with their mIoU in both runs, sorted by `effect`, highest first: how much smaller the
     difference in mIoU would be without the image."""
-    whole = miou_of_samples(a, each_once(a))[0] - miou_of_samples(b, each_once(b))[0]
     one, other = (
-        _means(_shares(each.right.sum(0) - each.right, each.either.sum(0) - each.either))
+        _means(shares(each.right.sum(0) - each.right, each.either.sum(0) - each.either))
         for each in (a, b)
     )
     rest = np.nan_to_num(one - other)
-    columns = (a.iou_of_images(), b.iou_of_images(), whole - rest)
+    columns = (a.iou_of_images(), b.iou_of_images(), difference - rest)
     table = [
-        {"image": name, "first": _known(x), "second": _known(y), "effect": round(float(z), 6)}
+        {"image": name, "first": rounded(x), "second": rounded(y), "effect": round(float(z), 6)}
         for name, x, y, z in zip(names, *columns, strict=True)
     ]
     return sorted(table, key=lambda row: -row["effect"])
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 4)
-
-
-def _about(run: Run, overlaps: Overlaps, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def _about(run: Run) -> dict[str, Any]:
     return {
         "folder": run.folder,
         "row": run.row.title,
         "collection": run.result["collection"]["fingerprint"],
         "protocol": run.result["protocol"],
-        **{
-            name: _known(metric(overlaps, each_once(overlaps))[0])
-            for name, metric in metrics.items()
-        },
     }
 
 
@@ -320,19 +277,12 @@ def _check_same(first: Run, second: Run) -> None:
 
 
 def _draw(first: Run, second: Run, chosen: Sequence[int], path: Path) -> None:
-    data = first.spec.open_data()
-    examples = [data.read(first.names[number]) for number in chosen]
-    columns = {"truth": [example.label_hw for example in examples]}
+    columns = {}
     for name, run in (("first", first), ("second", second)):
         scored = images_by_number(run.scores, chosen)
         if all(run.number in one.maps for one in scored):  # rows of ablations store no maps
-            columns[f"{name}: {run.row.title}"] = [
-                labels_of_png(one.maps[run.number]) for one in scored
-            ]
-    prediction_grid(
-        [example.image_hwc for example in examples], columns, data.class_names, path,
-        colours=data.colours,
-    )  # fmt: skip
+            columns[f"{name}: {run.row.title}"] = [one.maps[run.number] for one in scored]
+    draw(first.spec.open_data(), [first.names[number] for number in chosen], columns, path)
 
 
 SHOWN = 15
@@ -340,28 +290,27 @@ SHOWN = 15
 
 
 def _tables(result: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    def cell(value: float | None, digits: int = 1) -> str:
-        return "" if value is None else f"{100 * value:.{digits}f}"
-
     def signed(value: float | None, digits: int = 1) -> str:
         return "" if value is None else f"{100 * value:+.{digits}f}"
 
     differences = [["", "first", "second", "difference", "95 % interval"]]
     for name, one in result["differences"].items():
         differences.append([
-            TITLES[name], cell(result["first"][name]), cell(result["second"][name]),
+            TITLES[name], percent(result["first"][name]), percent(result["second"][name]),
             signed(one["value"]), f"{signed(one['low'])} to {signed(one['high'])}",
         ])  # fmt: skip
     classes = [["class", "first IoU %", "second IoU %", "difference", "95 % interval"]]
     classes += [
-        [row["class"], cell(row["first"]), cell(row["second"]), signed(row["difference"]),
+        [row["class"], percent(row["first"]), percent(row["second"]), signed(row["difference"]),
          f"{signed(row['low'])} to {signed(row['high'])}"]
         for row in result["per_class"][:SHOWN]
     ]  # fmt: skip
     images = sorted(result["images"], key=lambda row: -abs(row["effect"]))[:SHOWN]
     table = [["image", "first mIoU %", "second mIoU %", "effect on the difference"]]
-    table += [[row["image"], cell(row["first"]), cell(row["second"]), signed(row["effect"], 2)]
-              for row in images]  # fmt: skip
+    table += [
+        [row["image"], percent(row["first"]), percent(row["second"]), signed(row["effect"], 2)]
+        for row in images
+    ]
     return [
         ("", differences),
         ("Classes that differ most", classes),

@@ -22,9 +22,9 @@ from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError
 from ovref.evaluation.cached import CachedModels
 from ovref.evaluation.datasets import true_instances
-from ovref.evaluation.knn import KnnMethod, memory_bank_identity, open_training
+from ovref.evaluation.knn import KnnMethod, memory_bank_identity
 from ovref.evaluation.methods import Methods, rows_of
-from ovref.evaluation.metrics_ap import THRESHOLDS, Detections, MatchedDetections, match_detections
+from ovref.evaluation.metrics_ap import THRESHOLDS, MatchedDetections, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticQuality
 from ovref.evaluation.metrics_semantic import boundary_pixels, sparse_confusion
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
@@ -36,6 +36,7 @@ from ovref.records import LabelledImage, ScoredImage
 from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder, open_step
 from ovref.stored_images import png_of
+from ovref_inference.segmenters.instances import Instances
 
 IMAGES, SCORES = "images", "scores"
 """Steps of an evaluation's output."""
@@ -148,16 +149,14 @@ def counts_of(
     return tables
 
 
-def _detections(found: Prediction, things: Sequence[bool]) -> Detections:
+def _detections(found: Prediction, things: Sequence[bool]) -> Instances:
     """The detections for average precision: instances, which may overlap, or segments."""
     if found.instances is not None:
-        own = found.instances
-        scores = own.scores.astype(np.float64)
-        return Detections(masks_nhw=own.masks_nhw, labels=own.labels, scores=scores)
+        return found.instances
     segments = true_instances(found.panoptic, things)
     chosen = [id_ for id_, label in found.panoptic.labels.items() if things[label]]
     scores = np.array([found.scores[id_] for id_ in chosen], dtype=np.float64)
-    return Detections(masks_nhw=segments.masks_nhw, labels=segments.labels, scores=scores)
+    return Instances(masks_nhw=segments.masks_nhw, labels=segments.labels, scores=scores)
 
 
 def matched_of(instances_nc: np.ndarray, detections_nc: np.ndarray) -> list[MatchedDetections]:
@@ -227,7 +226,7 @@ def open_steps(
     if spec.method == "clip_rc":
         identity["head"] = head_identity(models.head(spec.clip_rc.weights)[0])
     if spec.method == "knn":
-        identity["memory"] = memory_bank_identity(spec, open_training(spec, data))
+        identity["memory"] = memory_bank_identity(spec, spec.open_training(data))
     for name in ("collection", "fallback"):
         if url := getattr(spec, name):
             collection = models.collection(url)
@@ -278,7 +277,7 @@ def list_images(
         for name in names:
             example = data.read(name)
             labelled = labelled or bool((example.label_hw >= 0).any())
-        records = [LabelledImage(key=_key(name), name=name) for name in names]
+        records = [LabelledImage(key=fingerprint(name)[:24], name=name) for name in names]
         pending.append((shards[-1], records))
         if labelled:  # so that what is committed has a labelled pixel
             for shard, known in pending:
@@ -288,10 +287,6 @@ def list_images(
     if not labelled:
         raise InputError(f"no pixel of {data.name} has a class: all are void ({data.convention})")
     target.finish(shards)
-
-
-def _key(name: str) -> str:
-    return fingerprint(name)[:24]
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

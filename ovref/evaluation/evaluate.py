@@ -8,7 +8,6 @@ so that memory does not grow with the number of images and a stopped evaluation 
 
 import csv
 import json
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +28,12 @@ from ovref.evaluation.counting import (
     methods_of,
     open_steps,
 )
-from ovref.evaluation.knn import make_memory_bank, memory_bank_identity, open_training
+from ovref.evaluation.knn import make_memory_bank, memory_bank_identity
 from ovref.evaluation.methods import DENSE, Methods, Row, rows_of
 from ovref.evaluation.metrics_semantic import scores_of_counts
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.evaluation.picture_grids import prediction_grid
+from ovref.evaluation.report import rounded
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref.evaluation.totals import Totals, overlaps_of, scored_images, sum_counts
 from ovref.evaluation.trained import head_identity
@@ -160,7 +160,7 @@ def _memory(
     spec: EvaluateSpec, data: LabelledSet, models: CachedModels, progress: Say
 ) -> _Compared:
     """Makes the memory bank, before any worker needs it."""
-    training = open_training(spec, data)
+    training = spec.open_training(data)
     meter = ProgressMeter(len(training), "images", progress)
     memory = make_memory_bank(spec, training, models, lambda done: meter.update(done, "read"))
     patches = np.bincount(memory.shares_nc.indices, minlength=len(data.class_names)).tolist()
@@ -175,24 +175,21 @@ def _memory(
 
 def _run_here(progress: Say, models: CachedModels) -> RunShards:
     def run(spec: ScoreImages, images: StepFolder, scores: StepFolder) -> None:
-        shards = images.complete() or []
+        shards, commits = images.complete() or [], images.commits()
         done = set(scores.committed())
         missing = [shard for shard in shards if shard not in done]
-        commits = images.commits()
-        total = sum(commits[shard].outputs for shard in shards)
-        meter = ProgressMeter(total, "images", progress)
         if not missing:
             return
+        meter = ProgressMeter(sum(commits[one].outputs for one in shards), "images", progress)
+        meter.begin(sum(commits[one].outputs for one in done))
         stage = ImageScorer(spec.evaluate, models)
-        before = sum(commits[shard].outputs for shard in done)
-        meter.begin(before)
+
+        def counted(records: Any) -> Any:
+            for item in stage(records):
+                meter.count("scored")
+                yield item
+
         for shard in missing:
-
-            def counted(records: Any) -> Any:
-                for item in stage(records):
-                    meter.count("scored")
-                    yield item
-
             run_shard([counted], images, scores, shard)
 
     return run
@@ -206,47 +203,36 @@ def _result(
     support: dict[str, str],
 ) -> dict[str, Any]:
     rows, protocol = rows_of(spec), spec.chosen_protocol()
-    found = [
-        {"name": row.title, **{k: _rounded(v) for k, v in totals.metrics(i, data.seen).items()}}
+    found: list[dict[str, Any]] = [
+        {"name": row.title, **{k: rounded(v) for k, v in totals.metrics(i, data.seen).items()}}
         for i, row in enumerate(rows)
     ]
-    main = [one for row, one in zip(rows, found, strict=True) if not row.changes]
-    pairs = zip(rows, found, strict=True)
-    by_name: dict[str, Any] = {row.name: one["miou"] for row, one in pairs if not row.changes}
-    described = "images as they are" if protocol is None else protocol.described()
-    settings = dump(protocol) if protocol is not None else None
+    main = {row.name: one for row, one in zip(rows, found, strict=True) if not row.changes}
+    collection: dict[str, Any] = {
+        "fingerprint": compared.fingerprint, "references": compared.size
+    }  # fmt: skip
+    if compared.fallback is not None:
+        collection["fallback_fingerprint"] = compared.fallback.manifest.fingerprint
+        collection["fallback_references"] = len(compared.fallback)
     return {
         "caption": _caption(spec, compared),
         "data": data.name,
-        "protocol": described,
-        "protocol_fingerprint": fingerprint(settings)[:16],
+        "protocol": "images as they are" if protocol is None else protocol.described(),
+        "protocol_fingerprint": fingerprint(None if protocol is None else dump(protocol))[:16],
         "convention": data.convention,
         "class_list": data.class_list.name,
         "class_fingerprint": data.class_fingerprint,
         "classes": list(data.class_names),
         "seen": None if data.seen is None else list(data.seen),
         "images": len(totals.names),
-        "collection": {
-            "fingerprint": compared.fingerprint,
-            "references": compared.size,
-            **_of_fallback(compared.fallback),
-        },
-        "rows": main,
-        "ratios": _ratios(by_name),
+        "collection": collection,
+        "rows": list(main.values()),
+        "ratios": _ratios({name: one["miou"] for name, one in main.items()}),
         "ablations": _ablations(rows, found),
-        "details_of": main[0]["name"],
+        "details_of": found[0]["name"],
         "per_class": _per_class(data, totals, compared, support),
         "support": support,
         "spec": dump(spec),
-    }
-
-
-def _of_fallback(fallback: ReferenceCollection | None) -> dict[str, Any]:
-    if fallback is None:
-        return {}
-    return {
-        "fallback_fingerprint": fallback.manifest.fingerprint,
-        "fallback_references": len(fallback),
     }
 
 
@@ -275,18 +261,14 @@ def _per_class(
         worst = int(wrong.argmax())
         table.append({
             "class": name,
-            "iou": _rounded(iou[label]),
+            "iou": rounded(iou[label]),
             "pixels": int(true[label]),
             "references": sum(compared.counts.get(each.strip().lower(), 0) for each in own),
             "support": support.get(name, ""),
             "most_confused_with": names[worst] if wrong[worst] else "",
-            "confused_share": _rounded(wrong[worst] / true[label]) if true[label] else None,
+            "confused_share": rounded(wrong[worst] / true[label]) if true[label] else None,
         })  # fmt: skip
     return table
-
-
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 4)
 
 
 def _ratios(miou: dict[str, float | None]) -> dict[str, float]:
@@ -342,31 +324,34 @@ def _write(
             for column in (iou, one.accuracy_of_images())
         ]  # fmt: skip
         for index, name in enumerate(totals.names):
-            table.writerow([name, *(_rounded(column[index]) for column in columns)])
+            table.writerow([name, *(rounded(column[index]) for column in columns)])
     if spec.pictures:
         count = len(totals.names)
         step = max(1, count // spec.pictures)
-        _draw(data, scores, rows, list(range(0, count, step)[: spec.pictures]),
-              output / "predictions.png")  # fmt: skip
         # Images without an evaluated class come last.
         worst = np.argsort(ious[0], kind="stable")[: spec.pictures].tolist()
-        _draw(data, scores, rows, worst, output / "worst.png")
+        # Three columns stay legible; FOSSIL without proposals shows more than the text-only row.
+        shown = {i: row.title for i, row in enumerate(rows) if row.name != "fossil_oracle"}
+        for name, chosen in (
+            ("predictions", range(0, count, step)[: spec.pictures]), ("worst", worst),
+        ):  # fmt: skip
+            picked = images_by_number(scores, chosen)
+            maps = {
+                title: [one.maps[number] for one in picked]
+                for number, title in list(shown.items())[:3]
+            }
+            draw(data, [one.name for one in picked], maps, output / f"{name}.png")
 
 
-def _draw(
-    data: LabelledSet, scores: StepFolder, rows: Sequence[Row], chosen: Sequence[int], path: Path
+def draw(
+    data: LabelledSet, names: Sequence[str], columns: Mapping[str, Sequence[bytes]], path: Path
 ) -> None:
-    """Draws images by index, in the given order, with the truth and the first rows."""
-    picked = images_by_number(scores, chosen)
-    examples = [data.read(image.name) for image in picked]
-    # Three columns stay legible; FOSSIL without proposals shows more than the text-only row.
-    shown = [i for i, row in enumerate(rows) if row.name not in ("fossil_oracle",)][:3]
-    columns = {"truth": [example.label_hw for example in examples]}
-    for number in shown:
-        columns[rows[number].title] = [labels_of_png(one.maps[number]) for one in picked]
+    """Draws images with the truth and with predicted maps, PNGs of `png_of_labels` by title."""
+    examples = [data.read(name) for name in names]
+    maps = {title: list(map(labels_of_png, pngs)) for title, pngs in columns.items()}
     prediction_grid(
         [example.image_hwc for example in examples],
-        columns,
+        {"truth": [example.label_hw for example in examples], **maps},
         data.class_names,
         path,
         colours=data.colours,

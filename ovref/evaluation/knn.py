@@ -23,10 +23,9 @@ from ovref.config import dump
 from ovref.corpora.corpus_identity import identify_files
 from ovref.errors import InputError
 from ovref.evaluation.cached import CachedModels, kept_arrays
-from ovref.evaluation.metrics_panoptic import panoptic_of_labels
 from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
-from ovref.evaluation.predictions import Prediction
+from ovref.evaluation.predictions import Prediction, prediction_of_labels
 from ovref.evaluation.spec import EvaluateSpec, KnnConfig
 from ovref.identity import fingerprint, record_seed
 from ovref_inference.pixels import device_of
@@ -61,21 +60,6 @@ def memory_bank_identity(spec: EvaluateSpec, training: LabelledSet) -> dict[str,
         "training": [training.name, training.class_fingerprint, fingerprint(list(training.ids))],
         "files": identify_files(training.folders),
     }
-
-
-def open_training(spec: EvaluateSpec, data: LabelledSet) -> LabelledSet:
-    """The training images of the memory bank.
-
-    Raises:
-        InputError: they do not exist, or their classes differ from those of `data`.
-    """
-    training = spec.open_training()
-    if training.class_list.classes != data.class_list.classes:
-        raise InputError(
-            f"the training images ({training.name}) have other classes than the evaluated images "
-            f"({data.name}): give both the same class list"
-        )
-    return training
 
 
 def make_memory_bank(
@@ -124,13 +108,7 @@ def make_memory_bank(
 
 def patch_class_shares(label_hw: np.ndarray, grid_hw: tuple[int, int], classes: int) -> np.ndarray:
     """(h * w, classes) float32: class shares among the labelled pixels of each patch; zeros for a
-    patch without any. A pixel belongs to the patch that contains its centre.
-
-    Args:
-        label_hw: (H, W) classes, or IGNORE.
-        grid_hw: number of patches of the whole image.
-        classes: number of classes.
-    """
+    patch of the grid without any. A pixel belongs to the patch that contains its centre."""
     rows, columns = (
         ((np.arange(size) + 0.5) * cells / size).astype(np.int64)
         for size, cells in zip(label_hw.shape, grid_hw, strict=True)
@@ -167,11 +145,7 @@ class NearestPatches:
 
     def __call__(self, features_qd: np.ndarray) -> np.ndarray:
         """(q, classes) float32, rows sum to 1: the shares of the k nearest patches by cosine,
-        weighted by the softmax of cosine / temperature.
-
-        Args:
-            features_qd: (q, d), of any norm.
-        """
+        weighted by the softmax of cosine / temperature. Features may have any norm."""
         cosines_qk, rows_qk = self._nearest(l2_normalised(features_qd))
         weights_qk = torch.softmax(cosines_qk / self._config.temperature, dim=1).cpu().numpy()
         count, k = weights_qk.shape
@@ -207,7 +181,7 @@ class KnnMethod:
     def encode_batch(self, examples: Sequence[Example]) -> None:
         """Encodes images in one batch."""
         if self._nearest is None:
-            training = open_training(self._spec, self._data)
+            training = self._spec.open_training(self._data)
             memory = make_memory_bank(self._spec, training, self._models)
             self._nearest = NearestPatches(memory, self._spec.knn, self._models.device)
         self._encoder.encode([example.image_hwc for example in examples])
@@ -217,29 +191,22 @@ class KnnMethod:
         return self._models.encoder(self._spec.knn.encoder)
 
     def predict(self, row: Any, image_hwc: np.ndarray, segments: bool = False) -> Prediction:
-        """See `Methods.predict`; segments are those of `panoptic_of_labels`."""
+        """See `Methods.predict`."""
         if self._nearest is None:
             raise ValueError("encode_batch must be called with an image before predict")
         grid_hwd = self._encoder.encode([image_hwc])[0]
         height, width = grid_hwd.shape[:2]
         scores_pc = self._nearest(grid_hwd.reshape(height * width, -1))
         labels_hw, scores_hw = upsampled_labels(scores_pc, (height, width), image_hwc.shape[:2])
-        things = self._data.things if segments and self._data.things else None
-        own = panoptic_of_labels(labels_hw, things or [False] * len(self._data.class_names))
-        found = {id_: float(scores_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
-        return Prediction(labels_hw=labels_hw, panoptic=own, scores=found)
+        things = self._data.is_thing if segments else None
+        return prediction_of_labels(labels_hw, scores_hw, things)
 
 
 def upsampled_labels(
     scores_pc: np.ndarray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best class of each pixel after bilinear upsampling, (H, W) int32, and its score.
-
-    Args:
-        scores_pc: (h * w, classes), at least 0.
-        grid_hw: h and w.
-        size_hw: H and W.
-    """
+    """The best class of each pixel after bilinear upsampling of (h * w, classes) scores of at least
+    0: (H, W) int32, and its score."""
     found = np.flatnonzero(scores_pc.max(0) > 0)  # a class without a score never wins
     grid_chw = torch.from_numpy(np.ascontiguousarray(scores_pc[:, found].T))
     large = interpolate(grid_chw.reshape(1, -1, *grid_hw), size=size_hw, mode="bilinear")[0]

@@ -16,10 +16,13 @@ from ovref.evaluation.apply_protocol import (
     windows_of,
 )
 from ovref.evaluation.cached import CachedEncoder, CachedModels, RegionProposer
-from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.evaluation.oracle import label_masks, oracle_proposer
-from ovref.evaluation.predictions import Prediction
+from ovref.evaluation.predictions import (
+    Prediction,
+    prediction_of_labels,
+    prediction_of_segments,
+)
 from ovref.evaluation.spec import TITLES, EvaluateSpec
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_inference.proposers.config import ProposerConfig
@@ -202,20 +205,17 @@ class Methods:
 
     def encode_batch(self, examples: Sequence[Example]) -> None:
         """Encodes everything that the rows need of these images, all windows together."""
-        parts = [part for one in examples for part in self._windows(one.image_hwc)]
+        protocol = self.protocol
+        parts = [part for one in examples for part in windows_of(one.image_hwc, protocol)]
         names = set(self.spec.rows)
         if any(name.endswith("oracle") for name in names):
-            masks = [label_masks(part) for one in examples for part in self._label_windows(one)]
-            self._oracle = oracle_proposer(parts, masks)
+            maps = [part for one in examples for part in label_windows(one.label_hw, protocol)]
+            self._oracle = oracle_proposer(parts, list(map(label_masks, maps)))
         if names & set(DENSE):
             self.visual.encode(parts)
         if any(name.startswith("text_only") for name in names) or "corrclip" in names:
             self._models.encoder(self.spec.clip).encode(parts)
-        proposed = parts
-        if self.protocol is not None and self.protocol.proposals == "image":
-            proposed = [
-                part for one in examples for part in proposal_images(one.image_hwc, self.protocol)
-            ]
+        proposed = [part for one in examples for part in proposal_images(one.image_hwc, protocol)]
         if names & {name for name, proposals in PROPOSALS.items() if proposals == "opencut"}:
             self.proposers["opencut"]()(proposed)
         if names & {"vocseg", "retclip", "corrclip", "rns"}:
@@ -225,25 +225,17 @@ class Methods:
         """The prediction of a row for one image.
 
         Args:
-            row: a row of `rows_of`.
             image_hwc: (H, W, 3) uint8, one of the last `encode_batch`.
             segments: whether to make panoptic segments, too.
         """
         segmenter = self.segmenter(row)
         if segments and self._whole and hasattr(segmenter, "score"):
             return self._of_regions(row, segmenter, image_hwc)
-        if self.protocol is None:
-            found = segmenter.segment([image_hwc], self.names)[0]
-        else:
-            protocol = self.protocol
-            if PROPOSALS.get(row.name) == "oracle":  # true masks are made per window
-                protocol = replace(protocol, proposals="window")
-            found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
+        protocol = self.protocol
+        if protocol is not None and PROPOSALS.get(row.name) == "oracle":
+            protocol = replace(protocol, proposals="window")  # true masks are made per window
+        found = segment_with_protocol(segmenter, image_hwc, self.names, protocol, self._seen)
         return prediction_of(found, self._class_of, self.data, segments)
-
-    def labels(self, row: Row, image_hwc: np.ndarray) -> np.ndarray:
-        """(H, W) int32 classes of one image, or NO_CLASS."""
-        return self.predict(row, image_hwc).labels_hw
 
     @property
     def _whole(self) -> bool:
@@ -256,7 +248,7 @@ class Methods:
 
     def _of_regions(self, row: Row, segmenter: Any, image_hwc: np.ndarray) -> Prediction:
         """Segments of scored regions, as in RetCLIP and FC-CLIP, at the size of the image."""
-        (window_hwc,) = self._windows(image_hwc)
+        (window_hwc,) = windows_of(image_hwc, self.protocol)
         regions = _resized(
             segmenter.score([window_hwc], self.names)[0], self._class_of, image_hwc.shape[:2]
         )
@@ -266,43 +258,22 @@ class Methods:
             if row.name.startswith("retclip")
             else {}
         )
-        things = self.data.things or [False] * len(self.data.class_names)
-        found = panoptic(regions, things, **limits)
-        return Prediction(
-            labels_hw=semantic(regions).labels_hw,
-            panoptic=PanopticMap(ids_hw=found.ids_hw, labels=found.labels),
-            scores=found.scores,
-            instances=instances(regions, things),
+        things = self.data.is_thing
+        return prediction_of_segments(
+            semantic(regions).labels_hw,
+            panoptic(regions, things, **limits),
+            instances(regions, things),
         )
-
-    def _windows(self, image_hwc: np.ndarray) -> list[np.ndarray]:
-        return [image_hwc] if self.protocol is None else windows_of(image_hwc, self.protocol)
-
-    def _label_windows(self, example: Example) -> list[np.ndarray]:
-        if self.protocol is None:
-            return [example.label_hw]
-        return label_windows(example.label_hw, self.protocol)
 
 
 def prediction_of(
     found: Segmentation, class_of: np.ndarray, data: LabelledSet, segments: bool
 ) -> Prediction:
-    """A label map as a prediction, with the connected pixels of a class as segments if asked for.
-
-    Args:
-        found: of the names of `query_names`.
-        class_of: of `query_names`.
-        data: whose classes they are.
-        segments: whether there are any; else there are none.
-    """
+    """What was found of the names of `query_names`, as a prediction of the classes of `data`; with
+    segments if asked for (`prediction_of_labels`)."""
     labels_hw = class_of[found.labels_hw].astype(np.int32)
-    if not segments:
-        empty = PanopticMap(ids_hw=np.zeros_like(labels_hw), labels={})
-        return Prediction(labels_hw=labels_hw, panoptic=empty, scores={})
-    things = data.things or [False] * len(data.class_names)
-    own = panoptic_of_labels(labels_hw, things, ignore=NO_CLASS)
-    scores = {id_: float(found.max_score_hw[own.ids_hw == id_].mean()) for id_ in own.labels}
-    return Prediction(labels_hw=labels_hw, panoptic=own, scores=scores)
+    things = data.is_thing if segments else None
+    return prediction_of_labels(labels_hw, found.max_score_hw, things)
 
 
 def query_names(data: LabelledSet, spec: EvaluateSpec) -> tuple[tuple[str, ...], np.ndarray]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ovref_inference.ranges import require_at_least
+from ovref_inference.segmenters.instances import Instances
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """IoU thresholds at which a detection is correct."""
@@ -32,18 +33,6 @@ class TrueInstances:
     """(n,) integers: positions in the class list."""
     crowd: np.ndarray
     """(n,) bool: the mask is a crowd of several instances."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detections:
-    """The detections in one image; masks may overlap."""
-
-    masks_nhw: np.ndarray
-    """(n, H, W) bool; n may be 0."""
-    labels: np.ndarray
-    """(n,) integers: positions in the class list."""
-    scores: np.ndarray
-    """(n,) float: confidence, comparable across images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +72,12 @@ class AveragePrecision:
         require_at_least("classes", classes, 1)
         self.truths = np.zeros(classes, dtype=np.int64)
         """(classes,) number of true instances that are not crowds."""
-        self._matched: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
-        # Per class and image: scores (d,), right (thresholds, d), ignored (thresholds, d).
-        self._matched = [[] for _ in range(classes)]
+        self._matched: list[list[MatchedDetections]] = [[] for _ in range(classes)]
 
-    def add_matched(self, matched: "MatchedDetections") -> None:
+    def add_matched(self, matched: MatchedDetections) -> None:
         """Adds one class of one image. Of equal scores, the earlier image comes first."""
         self.truths[matched.label] += matched.truths
-        self._matched[matched.label].append((matched.scores, matched.right, matched.ignored))
+        self._matched[matched.label].append(matched)
 
     def scores(self) -> ApScores:
         """Metrics of everything added so far."""
@@ -98,9 +85,9 @@ class AveragePrecision:
         for label, matched in enumerate(self._matched):
             if not self.truths[label]:
                 continue
-            scores = np.concatenate([s for s, _, _ in matched])
-            right = np.concatenate([r for _, r, _ in matched], axis=1)
-            ignored = np.concatenate([i for _, _, i in matched], axis=1)
+            scores = np.concatenate([one.scores for one in matched])
+            right = np.concatenate([one.right for one in matched], axis=1)
+            ignored = np.concatenate([one.ignored for one in matched], axis=1)
             order = np.argsort(-scores, kind="stable")
             for t in range(len(THRESHOLDS)):
                 kept = order[~ignored[t, order]]
@@ -115,8 +102,9 @@ class AveragePrecision:
         )
 
 
-def match_detections(truth: TrueInstances, found: Detections) -> list[MatchedDetections]:
-    """Matches the detections of one image to its true instances, class by class."""
+def match_detections(truth: TrueInstances, found: Instances) -> list[MatchedDetections]:
+    """Matches the detections of one image to its true instances, class by class. Scores must be
+    comparable across images."""
     matched = []
     for label in np.union1d(truth.labels, found.labels).tolist():
         true, chosen = truth.labels == label, np.flatnonzero(found.labels == label)

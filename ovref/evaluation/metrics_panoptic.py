@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from ovref.evaluation.metrics_semantic import IGNORE
-
 VOID = 0
 """Segment id of pixels without a segment."""
 
@@ -62,13 +60,8 @@ class PanopticQuality:
     """Accumulates counts of matched, missed and wrong segments over images."""
 
     def __init__(self, things: Sequence[bool]) -> None:
-        """
-        Args:
-            things: whether each class is a thing (with instances) or stuff.
-
-        Raises:
-            ValueError: there are no classes.
-        """
+        """`things` says whether each class is a thing (with instances) or stuff. Raises ValueError
+        if there are none."""
         if len(things) < 1:
             raise ValueError("things must have at least one class, found none")
         self.things = np.asarray(things, dtype=bool)
@@ -162,25 +155,22 @@ class PanopticQuality:
                 )
 
 
-def panoptic_of_labels(
-    label_hw: np.ndarray, things: Sequence[bool], ignore: int = IGNORE
-) -> PanopticMap:
+def panoptic_of_labels(label_hw: np.ndarray, things: Sequence[bool]) -> PanopticMap:
     """The panoptic map derived from a label map.
 
     All pixels of a stuff class are one segment; each connected component of a thing class is one,
     so that touching things count as one, and a thing cut in two as two.
 
     Args:
-        label_hw: (H, W) integer classes.
+        label_hw: (H, W) integer classes; below 0 without a segment.
         things: whether each class is a thing.
-        ignore: label of pixels without a segment.
 
     Returns:
         Segments in the order of classes, components (4-connected) from top to bottom.
     """
     ids_hw = np.zeros(label_hw.shape, dtype=np.int32)
     labels: dict[int, int] = {}
-    for label in np.unique(label_hw[label_hw != ignore]).tolist():
+    for label in np.unique(label_hw[label_hw >= 0]).tolist():
         where_hw = label_hw == label
         parts_hw, count = ndimage.label(where_hw) if things[label] else (where_hw, 1)
         before = len(labels)

@@ -124,9 +124,7 @@ def boundary_hw(mask_hw: np.ndarray, ratio: float = 0.02) -> np.ndarray:
     return mask_hw & (inner_hw == 0)
 
 
-def boundary_pixels(
-    truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int, ratio: float = 0.02
-) -> np.ndarray:
+def boundary_pixels(truth_hw: np.ndarray, predicted_hw: np.ndarray, classes: int) -> np.ndarray:
     """Pixels near the edges of each class, for the boundary IoU of a data set.
 
     Pixels that are not evaluated have no class in the prediction, either. The boundary IoU of a
@@ -134,7 +132,6 @@ def boundary_pixels(
 
     Args:
         truth_hw, predicted_hw, classes: see `confusion`.
-        ratio: see `boundary_hw`.
 
     Returns:
         (n, 3) int64 for the classes that occur: class, pixels in both boundaries, pixels in either.
@@ -143,9 +140,7 @@ def boundary_pixels(
     found = np.union1d(truth_hw, evaluated_hw)
     rows = []
     for label in found[(found >= 0) & (found < classes)].tolist():
-        true_hw, own_hw = (
-            boundary_hw(map_hw == label, ratio) for map_hw in (truth_hw, evaluated_hw)
-        )
+        true_hw, own_hw = (boundary_hw(map_hw == label) for map_hw in (truth_hw, evaluated_hw))
         rows.append((label, int((true_hw & own_hw).sum()), int((true_hw | own_hw).sum())))
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
@@ -153,15 +148,14 @@ def boundary_pixels(
 def iou_of_counts(counts: np.ndarray) -> np.ndarray:
     """(..., classes) float64 IoU from (..., classes, classes + 1) counts as in `confusion`."""
     right = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(-1) + counts[..., :-1].sum(-2) - right
-    return np.where(union > 0, right / np.maximum(union, 1), math.nan)
+    return shares(right, counts.sum(-1) + counts[..., :-1].sum(-2) - right)
 
 
 def scores_of_counts(counts: np.ndarray) -> Scores:
     """Metrics from (classes, classes + 1) counts: the sum of `confusion` over images."""
     right, true = np.diagonal(counts), counts.sum(1)
     iou = iou_of_counts(counts)
-    accuracy = np.where(true > 0, right / np.maximum(true, 1), math.nan)
+    accuracy = shares(right, true)
     return Scores(
         iou=iou,
         accuracy=accuracy,
@@ -187,6 +181,11 @@ def split_scores(iou: np.ndarray, seen: Sequence[bool]) -> SplitScores:
     first, second = mean_of_known(iou[chosen]), mean_of_known(iou[~chosen])
     harmonic = 2 * first * second / (first + second) if first + second else 0.0
     return SplitScores(seen=first, unseen=second, hiou=harmonic)
+
+
+def shares(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Quotients of counts of pixels, float64; NaN where the whole has none."""
+    return np.where(wholes > 0, parts / np.maximum(wholes, 1), math.nan)
 
 
 def mean_of_known(values: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from ovref.ops.overlays import heated
 from ovref.ops.palette import class_palette
 from ovref.records import UNSURE, YES, ImageRecord
 
@@ -59,11 +60,14 @@ def generation_grid(records: Sequence[ImageRecord], path: str | Path, max_nouns:
     for row, record in enumerate(records):
         image_hwc = record.image_hwc()
         base = top - row * row_height
-        _caption(figure, 0.01, base - 0.13, record.caption)
+        figure.text(
+            0.01, (base - 0.13) / figure.get_figheight(), record.caption, fontsize=8.5, color=INK,
+            va="center", style="italic", parse_math=False,
+        )  # fmt: skip
         _cell(figure, 0, base - 0.24, image_hwc, "")
         for index, region in enumerate(record.regions[:nouns]):
             if record.heatmaps_nhw is not None:
-                overlay = heatmap_overlay(image_hwc, record.heatmaps_nhw[index])
+                overlay = heated(image_hwc, record.heatmaps_nhw[index])
                 _cell(figure, 1 + cells * index, base - 0.24, overlay, region.noun.text)
             title = f"{region.noun.text} {region.score:.2f}"
             overlay = mask_overlay(image_hwc, region.mask_hw)
@@ -76,7 +80,6 @@ def prediction_grid(
     columns: Mapping[str, Sequence[np.ndarray]],
     classes: Sequence[str],
     path: str | Path,
-    truth: str = "truth",
     colours: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> None:
     """Draws images beside their label maps in class colours, with a legend.
@@ -86,10 +89,9 @@ def prediction_grid(
     Args:
         images: (H, W, 3) uint8.
         columns: name -> one (H, W) integer label map per image. Labels outside [0, classes) are
-            drawn white.
+            drawn white. `truth` has the true maps.
         classes: class names by label.
         path: path of the PNG.
-        truth: the key of `columns` with the true maps.
         colours: sRGB in [0, 255] of some classes; the others get those of `class_palette`.
 
     Raises:
@@ -122,9 +124,9 @@ def prediction_grid(
             label_hw = np.where(maps[row] < 0, len(classes), maps[row])
             coloured = palette[np.minimum(label_hw, len(classes))]
             text = ""
-            if truth in columns and name != truth:
-                known_hw = (columns[truth][row] >= 0) & (columns[truth][row] < len(classes))
-                right = (maps[row] == columns[truth][row])[known_hw]
+            if "truth" in columns and name != "truth":
+                truth_hw = columns["truth"][row]
+                right = (maps[row] == truth_hw)[(truth_hw >= 0) & (truth_hw < len(classes))]
                 text = f"{right.mean():.0%} of pixels right" if len(right) else ""
             _cell(figure, column, base, coloured, text)
     patches = [Patch(facecolor=palette[label] / 255, label=classes[label]) for label in shown]
@@ -135,27 +137,6 @@ def prediction_grid(
         handlelength=1, handleheight=1, columnspacing=1, bbox_to_anchor=(0, 0),
     )  # fmt: skip
     save_png(figure, path)
-
-
-def heatmap_overlay(image_hwc: np.ndarray, heatmap_hw: np.ndarray) -> np.ndarray:
-    """An attribution heatmap over the grey image.
-
-    Args:
-        image_hwc: (H, W, 3) uint8.
-        heatmap_hw: (h, w) values in [0, 1], resized bilinearly.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    size = image_hwc.shape[1::-1]
-    heat = Image.fromarray(np.asarray(heatmap_hw, dtype=np.float32))
-    heat_hw = np.clip(np.asarray(heat.resize(size, Image.Resampling.BILINEAR)), 0, 1)
-    grey_hw1 = image_hwc.mean(2, keepdims=True) * 0.8
-    # Dark blue through red to yellow: each channel is a ramp over its own part of the range.
-    ramp_hwc = np.stack([heat_hw * 2.2, heat_hw * 2.2 - 1.0, 0.45 - heat_hw], axis=2)
-    colour_hwc = np.clip(ramp_hwc, 0, 1) * 255
-    weight_hw1 = 0.35 + 0.45 * heat_hw[:, :, None]
-    return (grey_hw1 * (1 - weight_hw1) + colour_hwc * weight_hw1).round().astype(np.uint8)
 
 
 def mask_overlay(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
@@ -202,10 +183,3 @@ def _cell(figure: Figure, column: int, top: float, image_hwc: np.ndarray, below:
             left / width, (top - CELL - 0.1) / height, below, fontsize=7.5, color=INK,
             va="center", parse_math=False,
         )  # fmt: skip
-
-
-def _caption(figure: Figure, x: float, top: float, text: str) -> None:
-    figure.text(
-        x, top / figure.get_figheight(), text, fontsize=8.5, color=INK, va="center",
-        style="italic", parse_math=False,
-    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Tables of an evaluation, as aligned text and as Markdown."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 def percent(value: float | None) -> str:
     """A fraction as a percentage with one decimal; empty for None."""
     return "" if value is None else f"{100 * value:.1f}"
+
+
+def rounded(value: float) -> float | None:
+    """A fraction as results hold it: to four decimals, None for NaN."""
+    return None if math.isnan(value) else round(float(value), 4)
 
 
 def _tables(result: dict[str, Any]) -> list[list[list[str]]]:

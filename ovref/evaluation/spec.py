@@ -242,15 +242,25 @@ class EvaluateSpec:
             return replace(found, seen_penalty=0.0)
         return found
 
-    def open_training(self) -> LabelledSet:
-        """Opens the training images of `method=knn` without reading them. Raises like
-        `open_data`."""
+    def open_training(self, data: LabelledSet) -> LabelledSet:
+        """Opens the training images of `method=knn` without reading them.
+
+        Raises:
+            InputError: as `open_data`; or their classes differ from those of `data`.
+        """
         if self.knn.folder:
-            return open_label_folder(self.knn.folder).first(self.knn.images)
-        if not self.dataset:
-            return training_scenes(self.knn.images or 400)
-        found = open_any_set(self.dataset, self.root, "train", self.names)
-        return found.first(self.knn.images)
+            training = open_label_folder(self.knn.folder).first(self.knn.images)
+        elif self.dataset:
+            training = open_any_set(self.dataset, self.root, "train", self.names)
+            training = training.first(self.knn.images)
+        else:
+            training = training_scenes(self.knn.images or 400)
+        if training.class_list.classes != data.class_list.classes:
+            raise InputError(
+                f"the training images ({training.name}) have other classes than the evaluated "
+                f"images ({data.name}): give both the same class list"
+            )
+        return training
 
     def open_data(self) -> LabelledSet:
         """Opens the data set without reading images.
@@ -261,10 +271,7 @@ class EvaluateSpec:
         data = self._open()
         if not self.unseen:
             return data
-        try:
-            return replace(data, seen=seen_of(data.class_names, self.unseen))
-        except ValueError as error:
-            raise InputError(f"{data.name}: {error}") from error
+        return replace(data, seen=seen_of(data.class_names, self.unseen, data.name))
 
     def _open(self) -> LabelledSet:
         if self.folder:

@@ -1,6 +1,5 @@
 """Sums the committed counts of an evaluation: metrics of rows, classes and images."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +9,12 @@ import numpy as np
 from ovref.evaluation.counting import matched_of
 from ovref.evaluation.metrics_ap import AveragePrecision
 from ovref.evaluation.metrics_panoptic import PanopticQuality
-from ovref.evaluation.metrics_semantic import mean_of_known, scores_of_counts, split_scores
+from ovref.evaluation.metrics_semantic import (
+    mean_of_known,
+    scores_of_counts,
+    shares,
+    split_scores,
+)
 from ovref.records import ScoredImage
 from ovref.storage.steps import StepFolder
 
@@ -28,13 +32,11 @@ class Overlaps:
 
     def iou_of_images(self) -> np.ndarray:
         """(images,) float64: mean IoU over the classes that occur in an image; NaN without any."""
-        shares = np.where(self.either > 0, self.right / np.maximum(self.either, 1), math.nan)
-        return np.array([mean_of_known(row) for row in shares])
+        return np.array([mean_of_known(row) for row in shares(self.right, self.either)])
 
     def accuracy_of_images(self) -> np.ndarray:
         """(images,) float64: share of evaluated pixels that are correct; NaN without any."""
-        pixels = self.true.sum(1)
-        return np.where(pixels > 0, self.right.sum(1) / np.maximum(pixels, 1), math.nan)
+        return shares(self.right.sum(1), self.true.sum(1))
 
 
 @dataclass(kw_only=True)
@@ -75,8 +77,7 @@ class Totals:
         """(classes,) float64; NaN for a class that does not occur."""
         if self.boundaries is None:
             raise ValueError("boundaries were not measured")
-        both, either = self.boundaries[row].T
-        return np.where(either > 0, both / np.maximum(either, 1), math.nan)
+        return shares(*self.boundaries[row].T)
 
 
 def scored_images(scores: StepFolder) -> Iterator[ScoredImage]:

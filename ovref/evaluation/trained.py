@@ -80,10 +80,7 @@ class TrainedMethod:
 
     def predict(self, row: Any, image_hwc: np.ndarray, segments: bool = False) -> Prediction:
         """As `Methods.predict`; the segments are connected pixels of a class."""
-        if self._protocol is None:
-            found = self.segmenter.segment([image_hwc], self.names)[0]
-        else:
-            found = segment_with_protocol(
-                self.segmenter, image_hwc, self.names, self._protocol, self._seen
-            )
+        found = segment_with_protocol(
+            self.segmenter, image_hwc, self.names, self._protocol, self._seen
+        )
         return prediction_of(found, self._class_of, self._data, segments)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from ovref.evaluation.report import markdown_table, percent
 from ovref_inference.collection import format as fmt
 
 SUMS, SAMPLES = "SHA256SUMS", "samples.png"
@@ -86,10 +87,11 @@ def card(
 def _measured(evaluation: dict[str, Any] | None) -> list[str]:
     if evaluation is None:
         return ["It was not measured, or nothing was said of it."]
-    lines = [f"{evaluation['caption']} Data: {evaluation['data']}.", ""]
-    lines += ["| segmenter | mIoU % | pixel accuracy % |", "|---|---:|---:|"]
-    for row in evaluation["rows"]:
-        shares = [row.get(name) for name in ("miou", "pixel_accuracy")]
-        cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return lines
+    rows = [
+        [row["name"], *(percent(row.get(name)) or "-" for name in ("miou", "pixel_accuracy"))]
+        for row in evaluation["rows"]
+    ]
+    return [
+        f"{evaluation['caption']} Data: {evaluation['data']}.", "",
+        *markdown_table(["segmenter", "mIoU %", "pixel accuracy %"], rows),
+    ]  # fmt: skip

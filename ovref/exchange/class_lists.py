@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,25 @@ class Classes:
     """Classes and their synonyms. A segmenter is queried with all names; each name counts for its
     class."""
 
-    names: tuple[str, ...]
-    """(c,) the name of each class."""
-    query_names: tuple[str, ...]
-    """(n,) all distinct names: the query for a segmenter."""
-    class_of: np.ndarray
-    """(n,) int64: the class of each name."""
+    classes: tuple[tuple[str, ...], ...]
+    """(c,) names of each class, its own first; no name is of two classes."""
     things: frozenset[int] | None = None
     """Classes that are things; None if unknown."""
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """(c,) the name of each class."""
+        return tuple(names[0] for names in self.classes)
+
+    @cached_property
+    def query_names(self) -> tuple[str, ...]:
+        """(n,) all names: the query for a segmenter."""
+        return tuple(chain.from_iterable(self.classes))
+
+    @cached_property
+    def class_of(self) -> np.ndarray:
+        """(n,) int64: the class of each name."""
+        return np.repeat(np.arange(len(self.classes)), [len(names) for names in self.classes])
 
     @property
     def is_thing(self) -> list[bool]:
@@ -101,16 +114,14 @@ def classes_of(
     if not found:
         raise InputError(f"expected one class or more, found none in {text!r}")
     owner: dict[str, int] = {}
+    listed: list[tuple[str, ...]] = []
     for number, names in enumerate(found):
-        for name in names:
-            if number != owner.setdefault(name, number) and name == names[0]:
-                raise InputError(f"two classes of {text!r} have the name {name!r}")
-    classes = Classes(
-        names=tuple(names[0] for names in found),
-        query_names=tuple(owner),
-        class_of=np.array(list(owner.values()), dtype=np.int64),
-        things=known,
-    )
+        # A synonym that classes share belongs to the first.
+        own = [name for name in dict.fromkeys(names) if owner.setdefault(name, number) == number]
+        if names[0] not in own:
+            raise InputError(f"two classes of {text!r} have the name {names[0]!r}")
+        listed.append(tuple(own))
+    classes = Classes(classes=tuple(listed), things=known)
     if things is None:
         return classes
     wanted = {"all": classes.names, "none": ()}.get(things)

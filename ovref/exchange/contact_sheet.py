@@ -6,12 +6,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ovref.exchange.picture_files import Picture
+from ovref.ops.overlays import masked
 from ovref.stored_images import png_of
 
 CELL, TEXT, GAP, COLUMNS = 168, 30, 8, 6
 MARGIN = 0.25
 """Margin around a box, as a fraction of its side."""
-EDGE_RGB = (66, 214, 110)
 
 
 def contact_sheet(
@@ -55,16 +55,8 @@ def _crop(picture: Picture, box: tuple[int, int, int, int]) -> np.ndarray:
     around_x, around_y = round((x1 - x0) * MARGIN) + 1, round((y1 - y0) * MARGIN) + 1
     rows = slice(max(0, y0 - around_y), min(height, y1 + around_y))
     columns = slice(max(0, x0 - around_x), min(width, x1 + around_x))
-    shown = picture.image_hwc[rows, columns].copy()
-    if picture.mask_hw is None:
-        return shown
-    inside = picture.mask_hw[rows, columns]
-    shown[~inside] = (shown[~inside] * 0.4).astype(np.uint8)
-    edge = np.zeros_like(inside)
-    edge[1:] |= inside[1:] != inside[:-1]
-    edge[:, 1:] |= inside[:, 1:] != inside[:, :-1]
-    shown[edge] = EDGE_RGB
-    return shown
+    shown = picture.image_hwc[rows, columns]
+    return shown if picture.mask_hw is None else masked(shown, picture.mask_hw[rows, columns])
 
 
 def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

@@ -144,12 +144,8 @@ def _support(collection: ReferenceCollection, names: Sequence[str]) -> tuple[Cla
 
 
 def _row(name: str, found: list[tuple[str, ClassSupport]], counts: dict[str, int]) -> ClassCoverage:
-    """Counts the references of the nouns that represent a class, each noun once.
-
-    Args:
-        found: names of the class and their support.
-        counts: number of references of each noun.
-    """
+    """Counts the references of the nouns that represent a class, each noun once; `found` has the
+    names of the class and their support."""
     own = dict.fromkeys(support.nouns[0] for _, support in found if support.source == "own")
     by_name = counts[name.strip().lower()] if name.strip().lower() in own else 0
     by_synonym = sum(counts[noun] for noun in own) - by_name

@@ -103,7 +103,6 @@ def export_corrclip(
     name: str = "ovref",
     clip: str = "metaclip_l",
     vfm: str = "dinov2",
-    masks: str = "ovref",
 ) -> Exported:
     """CorrCLIPv2's memory bank: manifests, masks, CLIP and vision embeddings, and the index.
 
@@ -111,8 +110,8 @@ def export_corrclip(
     must run with the models that the collection was built with.
 
     Args:
-        name: name of the bank. `clip` and `vfm` are CorrCLIPv2's names of the two models, `masks`
-            that of the mask generator. All become file names.
+        name: name of the bank. `clip` and `vfm` are CorrCLIPv2's names of the two models. All
+            become file names.
 
     Raises:
         InputError: a reference has no image, or a name cannot be a file name.
@@ -122,10 +121,11 @@ def export_corrclip(
     import torch
 
     check_readable(collection.textual)
-    for text in (name, clip, vfm, masks):
+    for text in (name, clip, vfm):
         if not _is_name(text):
             raise InputError(f"{text!r} cannot be the name of a file")
-    for part in ("manifests", f"masks/{name}/{masks}", "clip_embeddings", "vfm_embeddings"):
+    masks = f"masks/{name}/ovref"  # after the mask generator
+    for part in ("manifests", masks, "clip_embeddings", "vfm_embeddings"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     table = collection.to_table(["id", "key"]).to_pydict()
     images: dict[str, list[int]] = {}
@@ -139,9 +139,7 @@ def export_corrclip(
     with open(regions, "w", encoding="utf-8") as keys, open(heads, "w", encoding="utf-8") as tsv:
         for stem, masks_nhw in _masks_of_images(collection, pictures, images):
             ids = images[stem]
-            np.savez_compressed(
-                folder / f"masks/{name}/{masks}/{stem}.npz", instance_mask=masks_nhw
-            )
+            np.savez_compressed(folder / masks / f"{stem}.npz", instance_mask=masks_nhw)
             tsv.write(f"{stem}\t{len(order)}\t{len(ids)}\n")
             keys.writelines(f"{stem}#{number}\n" for number in range(len(ids)))
             order += ids

@@ -125,13 +125,10 @@ def new_captions(
 def exchanged(
     collection: ReferenceCollection, neighbours: Sequence[str], names: Sequence[str]
 ) -> Iterator[str]:
-    """The captions of these nouns' references with the noun exchanged, of each noun in turn.
+    """The captions of these nouns' references with the noun exchanged for one of the class's names,
+    which take turns, as the nouns do.
 
     Only nouns in the singular are exchanged, and no caption that names the class already.
-
-    Args:
-        neighbours: nouns of the collection.
-        names: of the class, which take turns.
     """
     there = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")s?\b", re.IGNORECASE)
     number = 0

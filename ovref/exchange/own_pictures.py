@@ -59,8 +59,8 @@ class Images:
         return f"{self._root}/{name}"
 
 
-def add_pictures(collection_url: str, images: Images, names: Mapping[str, str]) -> int:
-    """Publishes the images of a collection's references beside it; how many there are.
+def add_pictures(collection_url: str, images: Images, names: Mapping[str, str]) -> None:
+    """Publishes the images of a collection's references beside it.
 
     The mask of a reference is its box, or the whole image if it has none.
 
@@ -73,10 +73,9 @@ def add_pictures(collection_url: str, images: Images, names: Mapping[str, str]) 
         InputError: an image cannot be read.
         StorageError: the files cannot be written.
     """
-    store, count = Store.open(collection_url), 0
+    store = Store.open(collection_url)
 
     def rows() -> Iterator[dict[str, Any]]:
-        nonlocal count
         with ReferenceCollection.open(collection_url) as collection:
             columns = ["key", "noun", "caption", "score", "source", "x0", "y0", "x1", "y1"]
             table = collection.to_table(columns).to_pylist()
@@ -93,14 +92,12 @@ def add_pictures(collection_url: str, images: Images, names: Mapping[str, str]) 
                 key=key, caption=some[0]["caption"], source=names[some[0]["key"]], image=file,
                 regions=tuple(regions),
             )  # fmt: skip
-            count += 1
             yield image_row(record, dict(enumerate(numbers)))
 
     with tempfile.TemporaryDirectory() as scratch:
         for name in write_image_rows(rows(), Path(scratch)):
             store.upload(Path(scratch, name), name)
             Path(scratch, name).unlink()
-    return count
 
 
 def _region(row: Mapping[str, Any], size_hw: tuple[int, ...]) -> Region:

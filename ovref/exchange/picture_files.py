@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 
 from ovref.contract import base_key, part_of_key
 from ovref.errors import StorageError
-from ovref.evaluation.named_sets import coco_drawing
-from ovref.ops.run_lengths import rle
+from ovref.ops.run_lengths import mask_of, rle
 from ovref.records import YES, ImageRecord
 from ovref.storage.copies import Copies
 from ovref.storage.file_store import Store
@@ -94,8 +93,15 @@ def write_pictures(
     Yields:
         As `write_image_rows`.
     """
-    rows = (image_row(record, _numbers(record, wanted)) for record in records)
-    return write_image_rows((row for row in rows if row["regions"]), folder)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for record in records:
+            every = range(len(record.regions))
+            numbers = {number: number for number in every if f"{record.key}#{number}" in wanted}
+            if numbers:
+                yield image_row(record, numbers)
+
+    return write_image_rows(rows(), folder)
 
 
 def write_image_rows(images: Iterable[dict[str, Any]], folder: Path) -> Iterator[str]:
@@ -213,17 +219,13 @@ def picture_of(record: ImageRecord, key: str) -> Picture:
     return Picture(image_hwc=image_hwc, mask_hw=mask_hw, heatmap_hw=heatmap_hw)
 
 
-def mask_of(region: Mapping[str, Any]) -> np.ndarray:
-    """Decodes the (H, W) bool mask of a region of SCHEMA."""
-    size = region["size_hw"]
-    return coco_drawing.mask_of({"size": size, "counts": region["counts"]}, tuple(size))
-
-
 def _picture(row: dict[str, Any], key: str) -> Picture:
-    number = part_of_key(key)
-    masks = [mask_of(region) for region in row["regions"] if region["number"] == number]
-    image_hwc = decode_image(row["image"]["bytes"])
-    return Picture(image_hwc=image_hwc, mask_hw=masks[0] if masks else None)
+    number, mask_hw = part_of_key(key), None
+    for region in row["regions"]:
+        if region["number"] == number:
+            size = region["size_hw"]
+            mask_hw = mask_of({"size": size, "counts": region["counts"]}, tuple(size))
+    return Picture(image_hwc=decode_image(row["image"]["bytes"]), mask_hw=mask_hw)
 
 
 def _groups(parquet: pq.ParquetFile, wanted: Mapping[str, Any]) -> list[int]:
@@ -235,11 +237,6 @@ def _groups(parquet: pq.ParquetFile, wanted: Mapping[str, Any]) -> list[int]:
         if at and keys[at - 1] >= limits.min:
             found.append(group)
     return found
-
-
-def _numbers(record: ImageRecord, wanted: frozenset[str]) -> dict[int, int]:
-    numbers = range(len(record.regions))
-    return {number: number for number in numbers if f"{record.key}#{number}" in wanted}
 
 
 def image_row(record: ImageRecord, numbers: Mapping[int, int]) -> dict[str, Any]:

@@ -245,10 +245,7 @@ class _InStore:
     """A folder or an object store that is published to."""
 
     def __init__(self, target: str, published: bool, is_other: bool) -> None:
-        """
-        Args:
-            published: whether there is a collection; is_other: and another one.
-        """
+        """`published` says whether there is a collection already, `is_other` whether another."""
         self._store, self._published = Store.open(target), published
         if is_other:  # first, so that nobody opens a mixture of both if this is cut off
             self._store.delete(fmt.MANIFEST)

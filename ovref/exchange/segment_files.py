@@ -7,26 +7,19 @@ are made, so memory does not grow with the number of images.
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
 from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref.ops.run_lengths import rle
 from ovref.stored_images import png_of
 from ovref_inference.images import box_of
-from ovref_inference.segmenters.regions import (
-    NO_CLASS,
-    ScoredRegions,
-    best_of_names,
-    panoptic,
-)
+from ovref_inference.segmenters.regions import Panoptic, ScoredRegions, best_of_names, panoptic
 
 NO_LABEL_8, NO_LABEL_16 = 255, 65535
 """Value of unlabelled pixels in label maps of 8 and 16 bits."""
@@ -34,40 +27,16 @@ OPACITY = 0.55
 """Weight of the class's colour in an overlay, in [0, 1]."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoredSegments:
-    """Non-overlapping segments of one image, with scores."""
-
-    found: PanopticMap
-    scores: Mapping[int, float]
-    """Segment id -> mean score of its pixels, or the score of its region."""
-
-
-def segments_of(
-    labels_hw: np.ndarray, max_score_hw: np.ndarray, classes: Classes
-) -> ScoredSegments:
-    """Segments of a label map: each connected part of a thing class, and each stuff class."""
-    found = panoptic_of_labels(labels_hw, classes.is_thing, ignore=NO_CLASS)
-    ids = np.array(list(found.labels), dtype=np.int64)
-    means = ndimage.mean(max_score_hw, found.ids_hw, ids) if len(ids) else np.zeros(0)
-    scores = {int(i): round(float(mean), 5) for i, mean in zip(ids, means, strict=True)}
-    return ScoredSegments(found=found, scores=scores)
-
-
 def segments_of_regions(
     regions: ScoredRegions, classes: Classes, *, min_score: float, overlap: float
-) -> ScoredSegments:
+) -> Panoptic:
     """Segments of scored regions, as RetCLIP has them (`regions.panoptic`): every thing's region
     is one segment, connected or not. A class has the best score of its names."""
     scores_nc = best_of_names(regions.scores_nc, classes.class_of, len(classes.names))
-    found = panoptic(
+    return panoptic(
         replace(regions, scores_nc=scores_nc), classes.is_thing, min_score=min_score,
         overlap=overlap,
     )  # fmt: skip
-    return ScoredSegments(
-        found=PanopticMap(ids_hw=found.ids_hw, labels=dict(found.labels)),
-        scores={i: round(score, 5) for i, score in found.scores.items()},
-    )
 
 
 def label_png(labels_hw: np.ndarray, classes: int) -> bytes:
@@ -104,12 +73,12 @@ def overlay_png(image_hwc: np.ndarray, labels_hw: np.ndarray, classes: int) -> b
     return png_of(Image.fromarray(mixed.round().astype(np.uint8)))
 
 
-def coco_annotations(segments: ScoredSegments, image_id: int) -> list[dict[str, Any]]:
+def coco_annotations(segments: Panoptic, image_id: int) -> list[dict[str, Any]]:
     """Annotations of one image, without ids: category, RLE mask, box (x, y, width, height), area in
     pixels, score."""
-    found, annotations = segments.found, []
-    for segment, label in found.labels.items():
-        mask_hw = found.ids_hw == segment
+    annotations = []
+    for segment, label in segments.labels.items():
+        mask_hw = segments.ids_hw == segment
         x0, y0, x1, y1 = box_of(mask_hw)
         annotations.append(
             {
@@ -119,25 +88,25 @@ def coco_annotations(segments: ScoredSegments, image_id: int) -> list[dict[str, 
                 "area": int(mask_hw.sum()),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "iscrowd": 0,
-                "score": segments.scores[segment],
+                "score": round(segments.scores[segment], 5),
             }
         )
     return annotations
 
 
-def panoptic_annotation(segments: ScoredSegments, image_id: int, file_name: str) -> dict[str, Any]:
+def panoptic_annotation(segments: Panoptic, image_id: int, file_name: str) -> dict[str, Any]:
     """The annotation of one image in COCO's panoptic format, for the map of `panoptic_png`."""
     infos = []
     for one in coco_annotations(segments, image_id):
         infos.append({k: v for k, v in one.items() if k not in ("image_id", "segmentation")})
-    for segment, info in zip(segments.found.labels, infos, strict=True):
+    for segment, info in zip(segments.labels, infos, strict=True):
         info["id"] = int(segment)
     return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
 
 
-def panoptic_png(segments: ScoredSegments) -> bytes:
+def panoptic_png(segments: Panoptic) -> bytes:
     """Segment ids as colours: id = R + 256 G + 256^2 B, 0 without a segment."""
-    ids_hw = segments.found.ids_hw.astype(np.uint32)
+    ids_hw = segments.ids_hw.astype(np.uint32)
     rgb = np.stack([ids_hw % 256, ids_hw // 256 % 256, ids_hw // 65536], axis=2)
     return png_of(Image.fromarray(rgb.astype(np.uint8)))
 

@@ -109,13 +109,9 @@ class TrainingData:
 
     def _split(self, data: LabelledSet) -> tuple[bool, ...]:
         names = data.class_names
-        try:
-            seen = seen_of(names, self.unseen) if self.unseen else (True,) * len(names)
-            if self.seen:
-                others = seen_of(names, self.seen)  # what is not named here
-                seen = tuple(a and not b for a, b in zip(seen, others, strict=True))
-        except ValueError as error:
-            raise InputError(f"{data.name}: {error}") from error
+        seen = seen_of(names, self.unseen, data.name) or (True,) * len(names)
+        if others := seen_of(names, self.seen, data.name):  # what is not named here
+            seen = tuple(a and not b for a, b in zip(seen, others, strict=True))
         if not self.unseen and data.seen:
             both = [n for n, a, b in zip(names, seen, data.seen, strict=True) if a and not b]
             if both:

@@ -240,8 +240,10 @@ def _tombstone(options: Namespace, console: Console) -> int:
         ids=None if options.ids is None else tombstone.read_ids(options.ids),
         keys=options.key, sources=options.source, nouns=options.noun, deleted=options.undo,
     )  # fmt: skip
-    change = tombstone.undo if options.undo else tombstone.delete
-    console.show(change(place, ids, options.reason or "", dry_run=options.dry_run))
+    if options.undo:
+        console.show(tombstone.undo(place, ids, dry_run=options.dry_run))
+    else:
+        console.show(tombstone.delete(place, ids, options.reason or "", dry_run=options.dry_run))
     return 0
 
 

@@ -79,7 +79,7 @@ def measure(found, arguments):
     kinds = [Row(name=kind, changes=(("seed", n),)) for kind in MASKS.values() for n in SEEDS]
     data = spec.open_data()
     examples = list(data)
-    times_sn = np.concatenate([np.ones((1, len(examples))), bootstrap_times(len(examples))])
+    times_sn = bootstrap_times(len(examples))
     sampled = {}
     with CachedModels("cpu") as models:
         for name, one in found.items():

@@ -22,7 +22,7 @@ import torch
 
 from ovref.evaluation import miniature
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.compare import bootstrap_times, each_once, miou_of_samples
+from ovref.evaluation.compare import bootstrap_times, miou_of_samples
 from ovref.evaluation.methods import Methods
 from ovref.evaluation.report import markdown_table
 from ovref.evaluation.spec import EvaluateSpec
@@ -194,11 +194,12 @@ def row(n: int, k: int, gamma: float, runs: dict, place: int) -> dict[str, Any]:
     """mIoU of every seed by the number of starts, and the difference of many from one."""
     overlaps = {key: found[place] for key, (_, found) in runs.items()}
     tried = sorted({starts for starts, _ in runs})
+    times_sn = bootstrap_times(len(next(iter(overlaps.values())).right))
+    sampled = {key: miou_of_samples(one, times_sn) for key, one in overlaps.items()}
     scores = {
-        str(starts): [float(miou_of_samples(o, each_once(o))[0]) for (s, _), o in overlaps.items()
-                      if s == starts]
+        str(starts): [float(miou_s[0]) for (s, _), miou_s in sampled.items() if s == starts]
         for starts in tried
-    }  # fmt: skip
+    }
     found: dict[str, Any] = {
         "n": n, "k": k, "gamma": gamma, "seeds": scores,
         "miou": [float(np.mean(values)) for values in scores.values()],
@@ -206,9 +207,8 @@ def row(n: int, k: int, gamma: float, runs: dict, place: int) -> dict[str, Any]:
                    for starts in tried],
     }  # fmt: skip
     if len(tried) == 2:
-        times = bootstrap_times(len(next(iter(overlaps.values())).right))
         means = [
-            np.mean([miou_of_samples(o, times) for (s, _), o in overlaps.items() if s == starts], 0)
+            np.mean([miou_s[1:] for (s, _), miou_s in sampled.items() if s == starts], 0)
             for starts in tried
         ]
         low, high = np.quantile(means[1] - means[0], (0.025, 0.975))

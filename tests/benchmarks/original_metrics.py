@@ -34,7 +34,6 @@ from pycocotools.cocoeval import COCOeval
 
 from ovref.evaluation.metrics_ap import (
     AveragePrecision,
-    Detections,
     TrueInstances,
     match_detections,
 )
@@ -47,6 +46,7 @@ from ovref.evaluation.metrics_semantic import (
     sparse_confusion,
     split_scores,
 )
+from ovref_inference.segmenters.instances import Instances
 
 CLASSES = (3, 21, 150, 459, 847)
 SIZES = ((1, 1), (7, 5), (48, 64), (64, 96))
@@ -273,7 +273,7 @@ def ap_rows(images):
             scores = rng.choice(np.linspace(0.05, 1, 12), len(own))
             for matched in match_detections(
                 TrueInstances(masks_nhw=masks, labels=labels, crowd=crowd),
-                Detections(masks_nhw=own, labels=own_labels, scores=scores),
+                Instances(masks_nhw=own, labels=own_labels, scores=scores),
             ):
                 average.add_matched(matched)
             truths.append((number, size_hw, masks, labels, crowd))

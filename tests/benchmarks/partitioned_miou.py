@@ -26,7 +26,7 @@ from kmeans_starts import GAMMAS, clustered, encoded, labelled
 from ovref.config import load_tree
 from ovref.evaluation import miniature
 from ovref.evaluation.cached import CachedModels
-from ovref.evaluation.compare import each_once, miou_of_samples
+from ovref.evaluation.compare import miou_of_samples
 from ovref.evaluation.methods import Methods
 from ovref.evaluation.spec import EvaluateSpec
 from ovref.reduce import reduce_collection
@@ -102,7 +102,8 @@ def mious(scenes: list[Any], examples: list[Any], each: Iterable[Prototypes]) ->
     found = []
     for prototypes in each:
         overlaps = labelled(scenes, examples, prototypes)[GAMMAS.index(miniature.FOSSIL.gamma)]
-        found.append(100 * float(miou_of_samples(overlaps, each_once(overlaps))[0]))
+        (miou,) = miou_of_samples(overlaps, np.ones((1, len(scenes))))
+        found.append(100 * float(miou))
     return f"mIoU {[round(one, 2) for one in found]}, mean {np.mean(found):.2f}"
 
 

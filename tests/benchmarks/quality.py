@@ -239,7 +239,7 @@ def overlaps(folder: Path, rows, spec, data, models, examples) -> list[Overlaps]
 
 def summary(found, names, settled, spec) -> dict:
     """What the page shows, as plain values."""
-    times_sn = np.concatenate([np.ones((1, spec.scenes)), bootstrap_times(spec.scenes)])
+    times_sn = bootstrap_times(spec.scenes)
     sampled = {
         (key, row): miou_of_samples(
             Overlaps(**{what: one[f"{row}_{what}"] for what in ("right", "either", "true")}),

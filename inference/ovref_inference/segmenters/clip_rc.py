@@ -21,7 +21,7 @@ from safetensors.torch import load as tensors_of
 
 from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import Texts, checked_names
+from ovref_inference.collection.retrieve import Texts
 from ovref_inference.errors import ModelError
 from ovref_inference.images import check_images
 from ovref_inference.models import copy_weights, resolve
@@ -31,9 +31,9 @@ from ovref_inference.ranges import STRICT, require_within
 from ovref_inference.segmenters.clip_rc_config import ClipRcNetworkConfig
 from ovref_inference.segmenters.clip_rc_network import ClipRcNetwork, load_network
 from ovref_inference.segmenters.labels import (
-    BoundedCache,
     NamedTexts,
     missing_names,
+    prepared_once,
     supported_classes,
 )
 from ovref_inference.segmenters.regions import Segmentation
@@ -163,23 +163,18 @@ class ClipRcSegmenter:
         if config.classes == "prototypes":
             templates = _checked_collection(head, collection).manifest.templates
         self.texts = NamedTexts(text, templates)
-        self._prepared: dict[tuple[str, ...], tuple[np.ndarray, tuple[str, ...]]] = BoundedCache()
 
-    def prepare(self, class_names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    @prepared_once
+    def prepare(self, names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
         """(classes, d) float32 embeddings of the classes, L2-normalised, zero for those without
         any; and the names of these.
 
         Raises:
             ValueError: no class names, an empty one, or no prototypes of any of them.
         """
-        names = checked_names(class_names)
-        if names not in self._prepared:
-            embeddings = self.texts(names)
-            missing: tuple[str, ...] = ()
-            if self.config.classes == "prototypes" and self.collection is not None:
-                embeddings, missing = _mean_prototypes(self.collection, names, self.texts)
-            self._prepared[names] = (embeddings, missing)
-        return self._prepared[names]
+        if self.config.classes == "prototypes" and self.collection is not None:
+            return _mean_prototypes(self.collection, names, self.texts)
+        return self.texts(names), ()
 
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]

@@ -12,16 +12,16 @@ import numpy as np
 
 from ovref_inference.collection.class_support import FLOOR, ClassSupport
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import Texts, checked_names
+from ovref_inference.collection.retrieve import Texts
 from ovref_inference.collection.support import Support
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.proposers.proposals import as_proposals
 from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 from ovref_inference.segmenters.labels import (
-    BoundedCache,
     NamedTexts,
     missing_names,
+    prepared_once,
     supported_classes,
 )
 from ovref_inference.segmenters.regions import (
@@ -101,9 +101,9 @@ class CorrClipSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], tuple[ClassSupport, ...]] = BoundedCache()
 
-    def prepare(self, class_names: Sequence[str]) -> tuple[ClassSupport, ...]:
+    @prepared_once
+    def prepare(self, names: tuple[str, ...]) -> tuple[ClassSupport, ...]:
         """The support of these classes, cached for the next call.
 
         Warns, once per list of classes, about classes without support.
@@ -111,12 +111,7 @@ class CorrClipSegmenter:
         Raises:
             ValueError: no class names, an empty one, or no support for any of them.
         """
-        names = checked_names(class_names)
-        if names not in self._prepared:
-            self._prepared[names] = supported_classes(
-                self.collection, names, self.texts, self.config.floor
-            )
-        return self._prepared[names]
+        return supported_classes(self.collection, names, self.texts, self.config.floor)
 
     def score(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]

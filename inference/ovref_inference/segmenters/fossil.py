@@ -20,16 +20,16 @@ from ovref_inference.collection.clustering import MAX_SEED
 from ovref_inference.collection.euclidean import euclidean_prototypes
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import TEMPLATES, Texts, checked_names
+from ovref_inference.collection.retrieve import TEMPLATES, Texts
 from ovref_inference.encoders.pooling import mask_weights, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Encoder, Proposer
 from ovref_inference.ranges import ADDED_LATER, STRICT, require_at_least, require_within
 from ovref_inference.segmenters.cosines import unit_features
 from ovref_inference.segmenters.labels import (
-    BoundedCache,
     NamedTexts,
     missing_names,
+    prepared_once,
     supported_classes,
 )
 from ovref_inference.segmenters.regions import Segmentation
@@ -102,9 +102,9 @@ class FossilSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], Prototypes] = BoundedCache()
 
-    def prepare(self, class_names: Sequence[str]) -> Prototypes:
+    @prepared_once
+    def prepare(self, names: tuple[str, ...]) -> Prototypes:
         """Prototypes and support of these classes, cached for the next call.
 
         Warns, once per list of classes, about classes without support.
@@ -112,21 +112,18 @@ class FossilSegmenter:
         Raises:
             ValueError: no class names, an empty one, or no support for any of them.
         """
-        names = checked_names(class_names)
-        if names not in self._prepared:
-            support = supported_classes(self.collection, names, self.texts, self.config.floor)
-            texts_cd, config = self.texts(names), self.config
-            if config.clustering == "euclidean":
-                prototypes = euclidean_prototypes(
-                    self.collection, texts_cd, n=config.n, k=config.k, seed=config.seed,
-                    norms=config.norms,
-                )  # fmt: skip
-            else:
-                prototypes = self.collection.fossil_prototypes(
-                    texts_cd, n=config.n, k=config.k, seed=config.seed
-                )
-            self._prepared[names] = prototypes.supported(support)
-        return self._prepared[names]
+        support = supported_classes(self.collection, names, self.texts, self.config.floor)
+        texts_cd, config = self.texts(names), self.config
+        if config.clustering == "euclidean":
+            prototypes = euclidean_prototypes(
+                self.collection, texts_cd, n=config.n, k=config.k, seed=config.seed,
+                norms=config.norms,
+            )  # fmt: skip
+        else:
+            prototypes = self.collection.fossil_prototypes(
+                texts_cd, n=config.n, k=config.k, seed=config.seed
+            )
+        return prototypes.supported(support)
 
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]

@@ -13,16 +13,16 @@ import torch
 from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import ImageTexts, checked_names
+from ovref_inference.collection.retrieve import ImageTexts
 from ovref_inference.encoders.pooling import DenseEncoder
 from ovref_inference.images import check_images
 from ovref_inference.ranges import STRICT, require_at_least, require_within
 from ovref_inference.segmenters.cosines import best_cosines, prototype_cosines, sigmoid
 from ovref_inference.segmenters.labels import (
-    BoundedCache,
     NamedTexts,
     check_same_encoders,
     missing_names,
+    prepared_once,
     supported_classes,
 )
 from ovref_inference.segmenters.regions import Segmentation, with_background
@@ -114,9 +114,9 @@ class FreedaSegmenter:
         self.text = text
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.config = config
-        self._prepared: dict[tuple[str, ...], tuple[Prototypes, Prototypes | None]] = BoundedCache()
 
-    def prepare(self, class_names: Sequence[str]) -> tuple[Prototypes, Prototypes | None]:
+    @prepared_once
+    def prepare(self, names: tuple[str, ...]) -> tuple[Prototypes, Prototypes | None]:
         """One prototype for each class, and its background prototypes, cached for the next call.
 
         Warns, once per list of classes, about classes without support.
@@ -124,21 +124,18 @@ class FreedaSegmenter:
         Raises:
             ValueError: no class names, an empty one, or no support for any of them.
         """
-        names = checked_names(class_names)
-        if names not in self._prepared:
-            support = supported_classes(self.collection, names, self.texts, self.config.floor)
-            texts_cd, n = self.texts(names), self.config.n
-            background = None
-            if self.background_collection is not None:
-                background = self.background_collection.fossil_prototypes(
-                    texts_cd, n=n, k=self.config.background_prototypes
-                )
-                if not background.counts.all():
-                    raise ValueError(f"{self.background_collection.url} has no references")
-            # The centroid of one cluster is the mean.
-            means = self.collection.fossil_prototypes(texts_cd, n=n, k=1)
-            self._prepared[names] = means.supported(support), background
-        return self._prepared[names]
+        support = supported_classes(self.collection, names, self.texts, self.config.floor)
+        texts_cd, n = self.texts(names), self.config.n
+        background = None
+        if self.background_collection is not None:
+            background = self.background_collection.fossil_prototypes(
+                texts_cd, n=n, k=self.config.background_prototypes
+            )
+            if not background.counts.all():
+                raise ValueError(f"{self.background_collection.url} has no references")
+        # The centroid of one cluster is the mean.
+        means = self.collection.fossil_prototypes(texts_cd, n=n, k=1)
+        return means.supported(support), background
 
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]

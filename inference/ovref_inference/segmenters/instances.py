@@ -15,14 +15,14 @@ from ovref_inference.segmenters.regions import ScoredRegions
 
 @dataclass(frozen=True, kw_only=True)
 class Instances:
-    """Detections in one image, by descending class score."""
+    """Detections in one image."""
 
     masks_nhw: np.ndarray
     """(n, H, W) bool; they may overlap, and a mask may occur with several classes."""
     labels: np.ndarray
     """(n,) int64: positions in the class names; things only."""
     scores: np.ndarray
-    """(n,) float32: class score times mean mask probability."""
+    """(n,) float: confidence."""
 
 
 def instances(regions: ScoredRegions, things: Sequence[bool], *, most: int = 100) -> Instances:
@@ -31,7 +31,7 @@ def instances(regions: ScoredRegions, things: Sequence[bool], *, most: int = 100
 
     The `most` pairs with the highest class scores are taken, stuff included; those of stuff are
     then dropped. A mask holds every pixel with a probability above 0.5. A pair's final score is the
-    class score times the mean probability in the mask.
+    class score times the mean probability in the mask. They are ordered by class score.
 
     Args:
         regions: of one image.

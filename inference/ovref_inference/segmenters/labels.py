@@ -1,9 +1,10 @@
 """Matching nouns and trained classes to the requested classes, and checks of comparability."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from ovref_inference.collection.retrieve import Texts, checked_names, class_embe
 from ovref_inference.proposers.proposals import Proposals
 
 _NAMES_AT_ONCE = 65_536
+
+_Prepared = TypeVar("_Prepared")
+"""What a segmenter knows of a list of classes."""
 
 
 class BoundedCache(dict):
@@ -25,6 +29,23 @@ class BoundedCache(dict):
         super().__setitem__(key, value)
         if len(self) > self.limit:
             self.pop(next(iter(self)), None)
+
+
+def prepared_once(
+    prepare: Callable[[Any, tuple[str, ...]], _Prepared],
+) -> Callable[[Any, Sequence[str]], _Prepared]:
+    """Makes a segmenter's `prepare` refuse bad class names (`checked_names`) and keep what it
+    returns for the most recent lists of them (`BoundedCache`)."""
+
+    @wraps(prepare)
+    def of_names(self: Any, class_names: Sequence[str]) -> _Prepared:
+        names = checked_names(class_names)
+        known = vars(self).setdefault("_prepared", BoundedCache())
+        if names not in known:
+            known[names] = prepare(self, names)
+        return known[names]
+
+    return of_names
 
 
 class NamedTexts:
@@ -61,9 +82,13 @@ def support_by_text(
 
 
 def supported_classes(
-    collection: ReferenceCollection, names: Sequence[str], texts: NamedTexts, floor: float | None
+    collection: ReferenceCollection,
+    names: Sequence[str],
+    texts: NamedTexts,
+    floor: float | None,
+    consequence: str = "not be predicted",
 ) -> tuple[ClassSupport, ...]:
-    """`support_by_text`; warns about classes without support.
+    """`support_by_text`; warns about classes without support, which will have this consequence.
 
     Raises:
         ValueError: no class has support.
@@ -76,7 +101,7 @@ def supported_classes(
     ]
     if len(missing) == len(names):
         raise ValueError(f"{collection.url} has no references for any of {', '.join(missing)}")
-    warn_without(collection.url, missing, "not be predicted")
+    warn_without(collection.url, missing, consequence)
     return support
 
 
@@ -85,7 +110,7 @@ def warn_without(url: str, names: Sequence[str], consequence: str) -> None:
     if names:
         warnings.warn(
             f"{url} has no references for {', '.join(names)}: these classes will {consequence}",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

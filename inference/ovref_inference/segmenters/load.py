@@ -174,13 +174,9 @@ def segment_features(
         collection = ReferenceCollection.open(collection)
     config = config or fitting(FossilConfig(), collection, windows=False)
     text = text or load_text_encoder(collection.text_config)
-    segmenter = FossilSegmenter(collection, _NoEncoder(), text, no_proposals, config)
+    visual: Any = None  # encodes nothing
+    segmenter = FossilSegmenter(collection, visual, text, no_proposals, config)
     return segmenter.segment_features(features_hwd, masks_nhw, class_names)
-
-
-class _NoEncoder:
-    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        raise ValueError("this segmenter has no encoder: give features to segment_features")
 
 
 def fitting(config: Any, collection: ReferenceCollection, *, windows: bool = True) -> Any:

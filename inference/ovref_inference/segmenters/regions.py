@@ -4,7 +4,7 @@ Segmenters that classify proposals (VOCSeg, RetCLIP, CorrCLIPv2) share these fun
 need torch.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -212,12 +212,15 @@ def semantic(regions: ScoredRegions) -> Segmentation:
     A pixel for which every sum is zero gets NO_CLASS, since no region covers it.
     """
     height, width = regions.mask_probs_nhw.shape[1:]
-    labels_hw, max_score_hw = _nothing_yet((height, width))
+    labels_hw = np.zeros((height, width), dtype=np.int32)
+    max_score_hw = np.full((height, width), -np.inf, dtype=np.float32)
     at_once = max(1, _VALUES_AT_ONCE // (width * max(1, regions.scores_nc.shape[1])))
     for top in range(0, height, at_once):
         rows = slice(top, top + at_once)
-        sums_chw = _sums(regions.scores_nc, regions.mask_probs_nhw[:, rows])
-        _keep_best(labels_hw[rows], max_score_hw[rows], sums_chw, 0)
+        # Much faster than argmax over the first axis.
+        for label, sums_hw in enumerate(_sums(regions.scores_nc, regions.mask_probs_nhw[:, rows])):
+            np.copyto(labels_hw[rows], label, where=sums_hw > max_score_hw[rows])
+            np.maximum(max_score_hw[rows], sums_hw, out=max_score_hw[rows])
     found = Segmentation(
         labels_hw=labels_hw,
         max_score_hw=max_score_hw,
@@ -235,20 +238,6 @@ def _sums(scores_nc: np.ndarray, mask_probs_nhw: np.ndarray) -> np.ndarray:
     n, height, width = mask_probs_nhw.shape
     sums = scores_nc.T @ mask_probs_nhw.reshape(n, height * width)
     return sums.reshape(-1, height, width).astype(np.float32, copy=False)
-
-
-def _nothing_yet(size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros(size_hw, dtype=np.int32), np.full(size_hw, -np.inf, dtype=np.float32)
-
-
-def _keep_best(
-    labels_hw: np.ndarray, max_score_hw: np.ndarray, scores: Iterable[np.ndarray], first: int
-) -> None:
-    """Updates the best score and its label in place with each of these (H, W) scores, whose labels
-    count from `first`. Much faster than argmax over the first axis."""
-    for label, scores_hw in enumerate(scores, first):
-        np.copyto(labels_hw, label, where=scores_hw > max_score_hw)
-        np.maximum(max_score_hw, scores_hw, out=max_score_hw)
 
 
 def with_background(found: Segmentation, threshold: float) -> Segmentation:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import Texts, checked_names
+from ovref_inference.collection.retrieve import Texts
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.models import canonical
@@ -22,12 +22,12 @@ from ovref_inference.ranges import (
     require_within,
 )
 from ovref_inference.segmenters.labels import (
-    BoundedCache,
     NamedTexts,
     check_joint_space,
     check_same_encoders,
     match_labels,
     missing_names,
+    prepared_once,
     support_by_text,
     trained_scores,
     warn_without,
@@ -168,9 +168,9 @@ class RetClipSegmenter:
         own = collection.manifest.visual
         dense = own.settings.get("features", "tokens") == "tokens"
         self._own_model = canonical(own.model) if dense else ""
-        self._prepared: dict[tuple[str, ...], Labelled] = BoundedCache()
 
-    def prepare(self, class_names: Sequence[str]) -> Labelled:
+    @prepared_once
+    def prepare(self, names: tuple[str, ...]) -> Labelled:
         """Matches references to classes; cached for the next call.
 
         Warns, once per list of classes, about classes without references. They are classified by
@@ -180,38 +180,35 @@ class RetClipSegmenter:
             ValueError: no class names, an empty one, no support for any of them, or a collection
                 whose visual embeddings are not in the space of its texts.
         """
-        names = checked_names(class_names)
-        if names not in self._prepared:
-            texts_cd = self.texts(names)
-            check_joint_space(self.collection.url, self.collection.manifest.visual.dim, texts_cd)
-            own = self._classes_of(self.collection, names, texts_cd)
-            missing = np.setdiff1d(np.arange(len(names)), own)
-            ids, classes = [own[:0]], [own[:0]]
-            if self.fallback is not None and len(missing):
-                others = self._classes_of(self.fallback, names, texts_cd)
-                for noun, label in zip(self.fallback.nouns, others, strict=True):
-                    if label in missing:
-                        ids.append(self.fallback.references_of(noun))
-                        classes.append(np.full(len(ids[-1]), label))
-            matrix = (self.collection if self.fallback is None else self.fallback).visual
-            rows = np.concatenate(ids)
-            prefetch_rows(matrix, rows)
-            extra_classes = np.concatenate(classes)
-            without = [names[i] for i in np.setdiff1d(missing, extra_classes)]
-            lacking = self._unsupported(without)
-            if len(lacking) == len(names):
-                raise ValueError(f"{self.collection.url} has no references for any of {names}")
-            by_text = tuple(name for name in without if name not in lacking)
-            warn_without(self.collection.url, lacking, "not be predicted")
-            warn_without(self.collection.url, by_text, "be classified by text alone")
-            self._prepared[names] = Labelled(
-                class_of_noun=own,
-                extra_md=np.asarray(matrix[rows], dtype=np.float32),
-                extra_classes=extra_classes,
-                missing=lacking,
-                by_text=by_text,
-            )
-        return self._prepared[names]
+        texts_cd = self.texts(names)
+        check_joint_space(self.collection.url, self.collection.manifest.visual.dim, texts_cd)
+        own = self._classes_of(self.collection, names, texts_cd)
+        missing = np.setdiff1d(np.arange(len(names)), own)
+        ids, classes = [own[:0]], [own[:0]]
+        if self.fallback is not None and len(missing):
+            others = self._classes_of(self.fallback, names, texts_cd)
+            for noun, label in zip(self.fallback.nouns, others, strict=True):
+                if label in missing:
+                    ids.append(self.fallback.references_of(noun))
+                    classes.append(np.full(len(ids[-1]), label))
+        matrix = (self.collection if self.fallback is None else self.fallback).visual
+        rows = np.concatenate(ids)
+        prefetch_rows(matrix, rows)
+        extra_classes = np.concatenate(classes)
+        without = [names[i] for i in np.setdiff1d(missing, extra_classes)]
+        lacking = self._unsupported(without)
+        if len(lacking) == len(names):
+            raise ValueError(f"{self.collection.url} has no references for any of {names}")
+        by_text = tuple(name for name in without if name not in lacking)
+        warn_without(self.collection.url, lacking, "not be predicted")
+        warn_without(self.collection.url, by_text, "be classified by text alone")
+        return Labelled(
+            class_of_noun=own,
+            extra_md=np.asarray(matrix[rows], dtype=np.float32),
+            extra_classes=extra_classes,
+            missing=lacking,
+            by_text=by_text,
+        )
 
     def score(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
@@ -267,9 +264,7 @@ class RetClipSegmenter:
         Args, errors: as in `segment`; `things` says whether each class is a thing.
         """
         return [
-            panoptic(
-                regions, things, min_score=self.config.min_score, overlap=self.config.overlap
-            )
+            panoptic(regions, things, min_score=self.config.min_score, overlap=self.config.overlap)
             for regions in self.score(images, class_names)
         ]
 
@@ -368,13 +363,8 @@ def ensemble(
 ) -> np.ndarray:
     """RetCLIP's last equations: w s_oov + (1 - w) s_iv, w = alpha for seen classes, else beta.
 
-    Args:
-        open_nc: (n, c) of `mixed`.
-        trained_scores_nc: (n, c) of the in-vocabulary classifier.
-        seen: (c,) bool, which classes it was trained on.
-
-    Returns:
-        (n, c) float32.
+    The scores are of `mixed` and of the in-vocabulary classifier, `seen` (c,) bool says which
+    classes it was trained on; (n, c) float32.
     """
     weight = np.where(seen, alpha, beta)
     return (weight * open_nc + (1 - weight) * trained_scores_nc).astype(np.float32)
@@ -383,10 +373,8 @@ def ensemble(
 def geometric_ensemble(
     open_nc: np.ndarray, trained_scores_nc: np.ndarray, seen: np.ndarray, alpha: float, beta: float
 ) -> np.ndarray:
-    """FC-CLIP's fusion: s_oov ** w * s_iv ** (1 - w), brought to a sum of 1 over the classes.
-
-    Args, result: as of `ensemble`; a row whose products are all zero stays zero.
-    """
+    """FC-CLIP's fusion, otherwise as `ensemble`: s_oov ** w * s_iv ** (1 - w), brought to a sum of
+    1 over the classes; a row whose products are all zero stays zero."""
     weight = np.where(seen, alpha, beta)
     products_nc = open_nc.astype(np.float64) ** weight
     products_nc *= trained_scores_nc.astype(np.float64) ** (1 - weight)

@@ -16,19 +16,17 @@ import torch
 
 from ovref_inference.collection.class_support import FLOOR, ClassSupport
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import ImageTexts, checked_names
+from ovref_inference.collection.retrieve import ImageTexts
 from ovref_inference.encoders.pooling import DenseEncoder, pool_regions
 from ovref_inference.images import check_images
 from ovref_inference.proposers.load import Proposer
 from ovref_inference.proposers.proposals import Proposals, as_proposals
 from ovref_inference.ranges import STRICT, require_at_least, require_one_of
 from ovref_inference.segmenters.labels import (
-    BoundedCache,
     NamedTexts,
     missing_names,
-    support_by_text,
+    prepared_once,
     supported_classes,
-    warn_without,
 )
 from ovref_inference.segmenters.regions import Segmentation
 from ovref_inference.segmenters.rns_head import References, RnsHeadConfig, head_scores
@@ -126,9 +124,9 @@ class RnsSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], Prepared] = BoundedCache()
 
-    def prepare(self, class_names: Sequence[str]) -> Prepared:
+    @prepared_once
+    def prepare(self, names: tuple[str, ...]) -> Prepared:
         """The references of these classes, cached for the next call.
 
         A class has the references of its noun, or borrows those of the nearest (`class_support`).
@@ -137,34 +135,33 @@ class RnsSegmenter:
         Raises:
             ValueError: no class names, an empty one, or no support for any of them.
         """
-        names = checked_names(class_names)
-        if names not in self._prepared:
-            support, texts_cd = self._support(names), self.texts(names)
-            answered = np.array(
-                [one.source != "none" or self.config.unsupported == "text" for one in support]
-            )
-            ids = [
-                self._references(one, text_d)
-                for one, text_d, some in zip(support, texts_cd, answered, strict=True)
-                if some
-            ]
-            prefetch_rows(self.collection.visual, np.concatenate(ids))
-            sets = [l2_normalised(self.collection.visual[one]) for one in ids]
-            means_cd = np.zeros((len(sets), self.collection.manifest.visual.dim), np.float32)
-            for mean_d, vectors in zip(means_cd, sets, strict=True):
-                if len(vectors):
-                    mean_d[:] = l2_normalised(vectors.mean(0))
-            self._prepared[names] = Prepared(
-                references=References(
-                    vectors_md=np.concatenate(sets),
-                    labels_m=np.repeat(np.arange(len(sets)), [len(one) for one in sets]),
-                    means_cd=means_cd,
-                ),
-                texts_cd=texts_cd[answered],
-                answered=answered,
-                support=support,
-            )
-        return self._prepared[names]
+        texts_cd, by_text = self.texts(names), self.config.unsupported == "text"
+        support = supported_classes(
+            self.collection, names, self.texts, self.config.floor,
+            "be learnt from what their texts find" if by_text else "not be predicted",
+        )  # fmt: skip
+        answered = np.array([one.source != "none" or by_text for one in support])
+        ids = [
+            self._references(one, text_d)
+            for one, text_d, some in zip(support, texts_cd, answered, strict=True)
+            if some
+        ]
+        prefetch_rows(self.collection.visual, np.concatenate(ids))
+        sets = [l2_normalised(self.collection.visual[one]) for one in ids]
+        means_cd = np.zeros((len(sets), self.collection.manifest.visual.dim), np.float32)
+        for mean_d, vectors in zip(means_cd, sets, strict=True):
+            if len(vectors):
+                mean_d[:] = l2_normalised(vectors.mean(0))
+        return Prepared(
+            references=References(
+                vectors_md=np.concatenate(sets),
+                labels_m=np.repeat(np.arange(len(sets)), [len(one) for one in sets]),
+                means_cd=means_cd,
+            ),
+            texts_cd=texts_cd[answered],
+            answered=answered,
+            support=support,
+        )
 
     def segment(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]
@@ -216,18 +213,6 @@ class RnsSegmenter:
         cosines = prepared.texts_cd @ l2_normalised(image_d)
         powers = np.exp(self.config.class_scale * (cosines - cosines.max()))
         return (powers / powers.sum()).astype(np.float32)
-
-    def _support(self, names: tuple[str, ...]) -> tuple[ClassSupport, ...]:
-        if self.config.unsupported == "missing":
-            return supported_classes(self.collection, names, self.texts, self.config.floor)
-        support = support_by_text(self.collection, names, self.texts, self.config.floor)
-        without = missing_names(names, support)
-        if len(without) == len(names):
-            raise ValueError(
-                f"{self.collection.url} has no references for any of {', '.join(without)}"
-            )
-        warn_without(self.collection.url, without, "be learnt from what their texts find")
-        return support
 
     def _references(self, support: ClassSupport, text_d: np.ndarray) -> np.ndarray:
         """Ids of the references of a class, those nearest to its text; none without support."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from ovref_inference.ranges import STRICT
+from ovref_inference.lazy import missing_package
+from ovref_inference.ranges import STRICT, require_above, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +24,21 @@ class SuperpixelConfig:
     """Smaller superpixels are merged with a neighbour, in pixels."""
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise ValueError(f"scale must be above 0, found {self.scale}")
-        if not self.sigma >= 0:
-            raise ValueError(f"sigma must be at least 0, found {self.sigma}")
-        if self.min_size < 1:
-            raise ValueError(f"min_size must be at least 1, found {self.min_size}")
+        require_above("scale", self.scale, 0)
+        require_at_least("sigma", self.sigma, 0)
+        require_at_least("min_size", self.min_size, 1)
 
 
 def superpixels(image_hwc: np.ndarray, config: SuperpixelConfig) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) int64 numbers of superpixels, 0 to n - 1, each used.
 
     Raises:
-        ImportError: scikit-image is not installed; the message says how to get it.
+        MissingPackageError: scikit-image is not installed.
     """
     try:
         from skimage.segmentation import felzenszwalb
-    except ImportError as error:
-        raise ImportError("superpixels need scikit-image: pip install 'ovref[segment]'") from error
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "superpixels") from error
     if min(image_hwc.shape[:2]) < 2:
         # A single row or column of pixels has no 2 x 2 neighbourhoods, from which the library makes
         # its graph.

@@ -8,17 +8,17 @@ import numpy as np
 from ovref_inference.collection.class_support import FLOOR
 from ovref_inference.collection.prototypes import Prototypes
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_inference.collection.retrieve import Texts, checked_names
+from ovref_inference.collection.retrieve import Texts
 from ovref_inference.encoders.pooling import RegionEncoder
 from ovref_inference.images import check_images
 from ovref_inference.proposers.proposals import Proposals, as_proposals
 from ovref_inference.ranges import STRICT, require_above, require_at_least, require_within
 from ovref_inference.segmenters.cosines import best_cosines, prototype_cosines
 from ovref_inference.segmenters.labels import (
-    BoundedCache,
     NamedTexts,
     check_joint_space,
     missing_names,
+    prepared_once,
     supported_classes,
     trained_scores,
 )
@@ -96,9 +96,9 @@ class VocSegSegmenter:
         self.texts = NamedTexts(text, collection.manifest.templates)
         self.proposer = proposer
         self.config = config
-        self._prepared: dict[tuple[str, ...], Prototypes] = BoundedCache()
 
-    def prepare(self, class_names: Sequence[str]) -> Prototypes:
+    @prepared_once
+    def prepare(self, names: tuple[str, ...]) -> Prototypes:
         """Prototypes and support of these classes, cached for the next call.
 
         Warns, once per list of classes, about classes without support.
@@ -107,16 +107,13 @@ class VocSegSegmenter:
             ValueError: no class names, an empty one, no support for any of them, or a collection
                 whose visual embeddings are not in the space of its texts.
         """
-        names = checked_names(class_names)
-        if names not in self._prepared:
-            texts_cd = self.texts(names)
-            check_joint_space(self.collection.url, self.collection.manifest.visual.dim, texts_cd)
-            support = supported_classes(self.collection, names, self.texts, self.config.floor)
-            prototypes = self.collection.prototypes(
-                list(names), self.config.k, text_embeddings=texts_cd, floor=None
-            )
-            self._prepared[names] = prototypes.supported(support)
-        return self._prepared[names]
+        texts_cd = self.texts(names)
+        check_joint_space(self.collection.url, self.collection.manifest.visual.dim, texts_cd)
+        support = supported_classes(self.collection, names, self.texts, self.config.floor)
+        prototypes = self.collection.prototypes(
+            list(names), self.config.k, text_embeddings=texts_cd, floor=None
+        )
+        return prototypes.supported(support)
 
     def score(
         self, images: Sequence[np.ndarray], class_names: Sequence[str]

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from ovref.class_files import ClassList, check_distinct
-from ovref.corpora.json_stream import stream_members
+from ovref.corpora.json_stream import stream_items
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
-from ovref.evaluation.named_sets.coco_drawing import mask_of
 from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, read_image
 from ovref.evaluation.named_sets.panoptic import labels_of_segments
 from ovref.evaluation.named_sets.rules import IGNORE
+from ovref.ops.run_lengths import mask_of
 
-MEMBERS = ("categories", "images", "annotations")
 KEPT = ("segmentation", "category_id", "iscrowd")
 """Fields of an annotation that its mask and its class are read from."""
 
@@ -103,13 +102,9 @@ def _read(
     and by the same its annotations as JSON."""
     categories, files = [], {}
     masks: dict[int, list[bytes]] = defaultdict(list)
-    seen, member = set(), ""
     with open(path, encoding="utf-8-sig") as file:
-        for kind, each in stream_members(file, *MEMBERS):
-            if kind == "member":
-                member = each
-                seen.add(member)
-            elif member == "categories":
+        for member, each in stream_items(file, "categories", "images", "annotations"):
+            if member == "categories":
                 thing = bool(each.get("isthing", 1))
                 if not (name := str(each["name"]).strip()):
                     raise ValueError(f"category {each['id']} has no name")
@@ -122,8 +117,6 @@ def _read(
             else:
                 kept = {name: each[name] for name in KEPT if name in each}
                 masks[int(each["image_id"])].append(json.dumps(kept).encode())
-    if missing := [name for name in MEMBERS if name not in seen]:
-        raise ValueError(f"it has no {missing[0]}")
     return sorted(categories), files, masks
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ovref.corpora.json_stream import stream_members
+from ovref.corpora.json_stream import stream_items
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.coco_drawing import mask_of
+from ovref.ops.run_lengths import mask_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +32,18 @@ def read_context(path: Path, phase: str) -> dict[str, ContextMasks]:
     sizes: dict[int, tuple[str, tuple[int, int]]] = {}
     masks: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
     try:
-        for each in _items(path, "images"):
-            if each["phase"] == phase:
-                size_hw = (int(each["height"]), int(each["width"]))
-                sizes[int(each["image_id"])] = (Path(each["file_name"]).stem, size_hw)
-        for each in _items(path, "annos_segmentation"):
-            if int(each["image_id"]) in sizes:
-                mask = (int(each["category_id"]), each["segmentation"])
-                masks.setdefault(int(each["image_id"]), []).append(mask)
+        with open(path, encoding="utf-8-sig") as file:
+            for _, each in stream_items(file, "images"):
+                if each["phase"] == phase:
+                    size_hw = (int(each["height"]), int(each["width"]))
+                    sizes[int(each["image_id"])] = (Path(each["file_name"]).stem, size_hw)
+            file.seek(0)
+            for _, each in stream_items(file, "annos_segmentation"):
+                if int(each["image_id"]) in sizes:
+                    mask = (int(each["category_id"]), each["segmentation"])
+                    masks.setdefault(int(each["image_id"]), []).append(mask)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"cannot read the masks of Pascal Context in {path}: {error!r}; expected `images` and "
-            "`annos_segmentation`"
-        ) from error
+        raise InputError(f"cannot read the masks of Pascal Context in {path}: {error!r}") from error
     if not masks:
         raise InputError(f"{path} has no masks of the phase {phase}")
     found = {
@@ -68,15 +67,3 @@ def context_values(path: Path, image: ContextMasks) -> np.ndarray:
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise InputError(f"{path} has a broken mask of category {category}: {error}") from error
     return values_hw
-
-
-def _items(path: Path, member: str) -> Any:
-    with open(path, encoding="utf-8-sig") as file:
-        seen = False
-        for kind, item in stream_members(file, member):
-            if kind == "item":
-                yield item
-            else:
-                seen = seen or item == member
-        if not seen:
-            raise KeyError(member)

@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovref.errors import InputError
 from ovref.evaluation.named_sets.definitions import SETS
 from ovref.evaluation.named_sets.label_files import index_map
-from ovref.evaluation.named_sets.layouts import FolderLayout
 from ovref.evaluation.named_sets.opening import (
     Example,
     LabelledSet,
     check_sizes,
     class_list_of,
-    matching_sets,
+    looks_like,
     open_set,
 )
 from ovref.evaluation.named_sets.rules import labels_of_values
@@ -29,6 +29,8 @@ from ovref.stored_images import UnusableImageError, decode_image
 
 _Row = Callable[[int], dict[str, Any]]
 
+COLUMNS = ("image", "annotation")
+"""Columns of the photographs and of the label files."""
 
 _SPLITS = {"train": ("train", "training"), "val": ("validation", "val")}
 """Split of `open_set` -> names in Hugging Face data sets."""
@@ -39,7 +41,7 @@ def open_any_set(name: str, root: str | Path, split: str = "val", names: str = "
     columns `image` and `annotation`."""
     for known in _SPLITS.get(split, ()):
         if has_split(Path(root), known):
-            return open_huggingface(root, known, name, names)
+            return open_huggingface(Path(root), known, name, names)
     return open_set(name, root, split, names)
 
 
@@ -49,23 +51,14 @@ def has_split(root: Path, split: str) -> bool:
     return any(next(root.glob(pattern), None) is not None for pattern in patterns)
 
 
-def open_huggingface(
-    folder: str | Path,
-    split: str,
-    name: str,
-    names: str = "",
-    image: str = "image",
-    label: str = "annotation",
-) -> LabelledSet:
-    """Opens a split whose label column contains files with the values of a named set.
+def open_huggingface(root: Path, split: str, name: str, names: str = "") -> LabelledSet:
+    """Opens a split whose column `annotation` contains files with the values of a named set.
 
     Args:
-        folder: folder of the data set.
+        root: folder of the data set.
         split: the data set's name of the split (`validation`, ...).
         name: the set of `SETS` whose published values are in the label files.
         names: a class list, as for `open_set`.
-        image: column of the photographs.
-        label: column of the label files.
 
     Raises:
         InputError: the folder, split, column or set does not exist.
@@ -76,9 +69,8 @@ def open_huggingface(
     if not layouts:
         known = (k for k, v in SETS.items() if any(each.reader == "index" for each in v.layouts))
         raise InputError(f"name must be one of {', '.join(known)}, found {name!r}")
-    root = Path(folder)
     schema, count, row = _rows(root, split)
-    for column in (image, label):
+    for column in COLUMNS:
         if column not in schema.names:
             raise InputError(
                 f"{root}, split {split}, has no column {column!r}, only {', '.join(schema.names)}"
@@ -89,7 +81,7 @@ def open_huggingface(
     def read(row_id: str) -> Example:
         where = root / split / row_id
         cells = row(int(row_id))
-        image_file, label_file = (_file(cells[each], root, where) for each in (image, label))
+        image_file, label_file = (_file(cells[each], root, where) for each in COLUMNS)
         try:
             image_hwc = decode_image(image_file)
         except UnusableImageError as error:
@@ -98,7 +90,11 @@ def open_huggingface(
         try:
             label_hw = labels_of_values(values_hw, table)
         except ValueError as error:
-            raise InputError(_foreign(where, str(error), set(values_hw.flat), layout)) from error
+            found = {int(value) for value in np.unique(values_hw)}
+            raise InputError(
+                f"{where} holds the values {error}, expected {layout.ids}"
+                + looks_like(found, layout)
+            ) from error
         check_sizes(where, image_hwc, where, label_hw)
         return Example(id=row_id, image_path=where, image_hwc=image_hwc, label_hw=label_hw)
 
@@ -110,12 +106,6 @@ def open_huggingface(
         read=read,
         folders=(root,),
     )
-
-
-def _foreign(where: Path, wrong: str, values: set[int], layout: FolderLayout) -> str:
-    message = f"{where} holds the values {wrong}, expected {layout.ids}"
-    better = matching_sets({int(value) for value in values}, layout)
-    return f"{message}. These look like {better}" if better else message
 
 
 def _file(cell: Any, root: Path, where: Path) -> bytes:

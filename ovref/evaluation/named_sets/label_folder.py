@@ -71,7 +71,7 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
     """
     if folder.is_coco:
         found = open_coco_masks(folder.images, folder.labels, folder.background)
-        return replace(found, seen=_seen(found.class_names, folder, folder.labels))
+        return replace(found, seen=seen_of(found.class_names, folder.unseen, folder.labels))
     classes = list_of_file(Path(folder.classes))
     root, labels = Path(folder.images), Path(folder.labels)
     if not root.is_dir():
@@ -88,7 +88,7 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
     for name, path in label_paths.items():
         if (other := images_of.setdefault(path, name)) != name:
             raise InputError(f"the images {other} and {name} in {root} have one label map, {path}")
-    seen = _seen(classes.names, folder, folder.classes)
+    seen = seen_of(classes.names, folder.unseen, folder.classes)
 
     def read(name: str) -> Example:
         image_hwc = read_image(paths[name])
@@ -107,30 +107,31 @@ def open_label_folder(folder: LabelFolder) -> LabelledSet:
     )
 
 
-def _seen(classes: Sequence[str], folder: LabelFolder, source: str) -> tuple[bool, ...] | None:
-    try:
-        return seen_of(classes, folder.unseen) if folder.unseen else None
-    except ValueError as error:
-        raise InputError(f"{source}: {error}") from error
+def seen_of(
+    classes: Sequence[str], unseen: Sequence[str], source: str
+) -> tuple[bool, ...] | None:
+    """Whether each class is seen, that is, not among the unseen ones, ignoring case; None if there
+    are none of these.
 
-
-def seen_of(classes: Sequence[str], unseen: Sequence[str]) -> tuple[bool, ...]:
-    """Whether each class is seen, that is, not among the unseen ones, ignoring case.
+    Args:
+        source: where the classes are from, for messages.
 
     Raises:
-        ValueError: a name is not a class, or no class would be seen.
+        InputError: a name is not a class, or no class would be seen.
     """
+    if not unseen:
+        return None
     known = [name.casefold() for name in classes]
     names = [name.strip().casefold() for name in unseen]
     unknown = [name for name in names if name not in known]
     if unknown:
         first = f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
-        raise ValueError(
-            f"unseen classes {unknown} are not among the {len(classes)} classes ({first})"
+        raise InputError(
+            f"{source}: unseen classes {unknown} are not among the {len(classes)} classes ({first})"
         )
     seen = tuple(name not in names for name in known)
     if not any(seen):
-        raise ValueError("at least one class must be seen, found all unseen")
+        raise InputError(f"{source}: at least one class must be seen, found all unseen")
     return seen
 
 

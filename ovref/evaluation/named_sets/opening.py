@@ -85,6 +85,11 @@ class LabelledSet:
         return self.class_list.names
 
     @property
+    def is_thing(self) -> list[bool]:
+        """Whether each class is a thing; False where it is unknown."""
+        return list(self.things or [False] * len(self.class_names))
+
+    @property
     def class_fingerprint(self) -> str:
         """Hash of names, synonyms, order and convention: 16 hexadecimal digits."""
         return fingerprint([self.convention, self.class_list.fingerprint])[:16]
@@ -198,13 +203,11 @@ class _Reader:
                 continue
             seen.update(np.unique(values_hw).tolist())
         seen.update(np.unique(self._values(bad_id)).tolist())
-        message = (
+        return (
             f"{self._found.label(bad_id)} holds the values {wrong}, which {self._named.name} does "
-            f"not have: "
-            f"{layout.what} has {layout.ids}. Values found in {self._found.folder}: {spans(seen)}"
+            f"not have: {layout.what} has {layout.ids}. Values found in {self._found.folder}: "
+            f"{spans(seen)}{looks_like(seen, layout)}"
         )
-        better = matching_sets(seen, layout)
-        return f"{message}. These look like {better}" if better else message
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -215,8 +218,9 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def matching_sets(values: set[int], other_than: FolderLayout) -> str:
-    """The ids that match label values most closely, and their sets; empty if none do."""
+def looks_like(values: set[int], other_than: FolderLayout) -> str:
+    """The end of a message about unknown values: whose ids match them most closely; empty if none
+    do."""
     fits: dict[str, tuple[int, list[str]]] = {}
     for named in SETS.values():
         for layout in named.layouts:
@@ -232,7 +236,7 @@ def matching_sets(values: set[int], other_than: FolderLayout) -> str:
     if not fits:
         return ""
     ids = min(fits, key=lambda each: fits[each][0])
-    return f"{ids} (data set {' or '.join(dict.fromkeys(fits[ids][1]))})"
+    return f". These look like {ids} (data set {' or '.join(dict.fromkeys(fits[ids][1]))})"
 
 
 def check_sizes(path: Path, image_hwc: np.ndarray, label_path: Path, label_hw: np.ndarray) -> None:

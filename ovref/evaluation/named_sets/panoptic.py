@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ovref.corpora.json_stream import stream_members
+from ovref.corpora.json_stream import stream_items
 from ovref.errors import InputError
 from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
 from ovref.evaluation.named_sets.label_files import colours, panoptic_ids
 from ovref.evaluation.named_sets.rules import IGNORE
-
-MEMBERS = ("categories", "annotations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +40,15 @@ def read_index(path: Path, classes: Mapping[int, int]) -> dict[str, IndexedSegme
     """
     categories: set[int] = set()
     index: dict[str, IndexedSegments] = {}
-    count, members = 0, [""]
+    count = 0
     try:
         with open(path, encoding="utf-8-sig") as file:
-            for kind, each in stream_members(file, *MEMBERS):
-                if kind == "member":
-                    members.append(each)
-                elif members[-1] == "categories":
+            for member, each in stream_items(file, "categories", "annotations"):
+                if member == "categories":
                     categories.add(int(each["id"]))
                 else:
                     index[Path(each["file_name"]).stem] = _segments(each, classes)
                     count += 1
-        for name in MEMBERS:
-            if name not in members:
-                raise KeyError(name)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the panoptic annotations {path}: {error}") from error
     except KeyError as error:

@@ -7,15 +7,11 @@ from PIL import Image
 def within_short_side(
     image_hwc: np.ndarray, label_hw: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image and label map with the short side reduced to `side`; unchanged if it is not longer.
+    """An (H, W, 3) uint8 image and its (H, W) label map with the short side reduced to `side`
+    pixels; unchanged if it is not longer.
 
     Images are interpolated bilinearly without smoothing, like OpenCV's INTER_LINEAR. Labels are
     taken at floor(position * scale), like its INTER_NEAREST.
-
-    Args:
-        image_hwc: (H, W, 3) uint8.
-        label_hw: (H, W) integers.
-        side: maximum short side in pixels.
     """
     height, width = label_hw.shape
     short = min(height, width)

@@ -63,11 +63,7 @@ def listed(
 
 
 def labels_of_values(values_hw: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(H, W) int32 classes, or IGNORE.
-
-    Args:
-        values_hw: (H, W) integers in [0, 65535].
-        table: the table of a `LabelRule`.
+    """(H, W) int32 classes, or IGNORE, of values in [0, 65535] by the table of a `LabelRule`.
 
     Raises:
         ValueError: there are unknown values; the message lists them.

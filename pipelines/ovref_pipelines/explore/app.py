@@ -114,17 +114,17 @@ def make_app(library: Library, token: str, *, hosts: tuple[str, ...], port: int)
     """
     pages = Pages(library)
     routes = [Route(path, _file(name, kind)) for path, (name, kind) in FILES.items()]
-    for path, answer in {
-        "/api/about": pages.about,
-        "/api/progress": pages.progress,
+    answers: dict[str, Callable[[Request], Any]] = {
+        "/api/about": lambda request: library.about() | {"methods": METHODS},
+        "/api/progress": lambda request: library.progress(),
         "/api/nouns": pages.nouns,
         "/api/noun": pages.noun,
-        "/api/prototypes": pages.prototypes,
-        "/api/reference/{id:int}": pages.reference,
+        "/api/prototypes": lambda request: library.prototypes(request.query_params.get("noun", "")),
+        "/api/reference/{id:int}": lambda request: library.reference(request.path_params["id"]),
         "/api/tombstones": pages.tombstones,
-        "/api/filtered": pages.filtered,
-    }.items():
-        routes.append(Route(path, _json(answer)))
+        "/api/filtered": lambda request: filtered.filtered(library),
+    }
+    routes += [Route(path, _json(answer)) for path, answer in answers.items()]
     routes += [
         Route("/api/picture/{id:int}/{layer}", pages.picture),
         Route("/api/filtered/{id:int}/{layer}", pages.filtered_picture),
@@ -139,7 +139,8 @@ def make_app(library: Library, token: str, *, hosts: tuple[str, ...], port: int)
 
 
 class Pages:
-    """Handlers of the routes. Everything except waiting for uploads runs in threads."""
+    """Handlers of routes that need more than the library has. Everything except waiting for uploads
+    runs in threads."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -148,14 +149,6 @@ class Pages:
         self._models = threading.Lock()
         """Held while models run, because tokenizers must not be used by two threads at once."""
         self._writing = threading.Lock()
-
-    def about(self, request: Request) -> Any:
-        """Description of the place."""
-        return self._library.about() | {"methods": METHODS}
-
-    def progress(self, request: Request) -> Any:
-        """Progress of the build."""
-        return self._library.progress()
 
     def nouns(self, request: Request) -> Any:
         """A page of the vocabulary."""
@@ -170,14 +163,6 @@ class Pages:
         order = query.get("order", "suspicious")
         return self._library.noun(query.get("noun", ""), order, start, count)
 
-    def prototypes(self, request: Request) -> Any:
-        """The prototypes of a noun."""
-        return self._library.prototypes(request.query_params.get("noun", ""))
-
-    def reference(self, request: Request) -> Any:
-        """One reference."""
-        return self._library.reference(request.path_params["id"])
-
     def tombstones(self, request: Request) -> Any:
         """The deleted references."""
         found = collections.read_tombstones(self._library.collection_url)
@@ -189,10 +174,6 @@ class Pages:
                 one | {"reason": reason} for one, (_, reason) in zip(known, rows, strict=True)
             ][::-1],
         }
-
-    def filtered(self, request: Request) -> Any:
-        """References that the filters dropped."""
-        return filtered.filtered(self._library)
 
     async def picture(self, request: Request) -> Response:
         """A picture of a reference."""
@@ -271,13 +252,8 @@ class Pages:
                     self._results.popitem(last=False)
             for region in result.get("regions", ()):
                 for kind in ("references", "others"):
-                    region[kind] = self._with_scores(region[kind])
+                    region[kind] = self._library.similar(*region[kind])
         return found
-
-    def _with_scores(self, pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
-        cosines = {number: cosine for number, cosine in pairs if number >= 0}
-        known = self._library.references(list(cosines))
-        return [one | {"cosine": round(cosines[one["id"]], 3)} for one in known]
 
     async def mark(self, request: Request) -> Response:
         """Deletes references or undoes deletions."""

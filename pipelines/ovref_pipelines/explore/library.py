@@ -100,8 +100,7 @@ class Library:
     def _open(self) -> Opened:
         collection = ReferenceCollection.open(self.collection_url)
         table = RowCache(_tables(self.collection_url))
-        counts = collection.noun_counts
-        order = np.lexsort((np.arange(len(counts)), -counts))
+        order = np.argsort(-collection.noun_counts, kind="stable")
         opened = Opened(collection, table, order.tolist())
         # Preloads lazily read data, so that no page has to wait for it.
         collection.noun_rows(np.zeros(1, np.int64))
@@ -209,23 +208,25 @@ class Library:
             for row in rows
         ]  # fmt: skip
 
+    def similar(self, ids: Sequence[int], cosines: Sequence[float]) -> list[dict[str, Any]]:
+        """`references` with their `cosine` to what they were searched by, without ids of -1."""
+        known = {number: one for number, one in zip(ids, cosines, strict=True) if number >= 0}
+        found = self.references(list(known))
+        return [one | {"cosine": round(known[one["id"]], 3)} for one in found]
+
     def reference(self, number: int) -> dict[str, Any]:
         """One reference, the most similar references, and the nouns of its image.
 
         Raises:
             InputError: the collection has no such reference.
         """
-        opened = self.open()
-        self._check_id(opened, number)
-        (row,) = opened.table.rows([number])
+        opened, row = self.open(), self._row_of(number)
         vector = np.asarray(opened.collection.visual[number], np.float32)
         near: list[dict[str, Any]] = []
         if np.linalg.norm(vector) > 0:
             support = opened.collection.search_regions(vector[None], k=SHOWN_NEIGHBOURS + 1)
-            ids = [int(i) for i in support.ids[0] if i >= 0]
-            cosine = dict(zip(ids, support.scores[0].tolist(), strict=False))
-            others = self.references([i for i in ids if i != number][:SHOWN_NEIGHBOURS])
-            near = [one | {"cosine": round(cosine[one["id"]], 3)} for one in others]
+            found = self.similar(support.ids[0].tolist(), support.scores[0].tolist())
+            near = [one for one in found if one["id"] != number][:SHOWN_NEIGHBOURS]
         return {
             "row": row,
             "neighbours": near,
@@ -263,12 +264,7 @@ class Library:
             {
                 "prototype": number,
                 "made_of": list(found.nouns[0]),
-                "references": [
-                    one | {"cosine": round(float(score), 3)}
-                    for one, score in zip(
-                        self.references([int(i) for i in ids if i >= 0]), scores, strict=False
-                    )
-                ],
+                "references": self.similar(ids.tolist(), scores.tolist()),
             }
             for number, (ids, scores) in enumerate(zip(support.ids, support.scores, strict=True))
         ]
@@ -283,9 +279,7 @@ class Library:
                 available.
             StorageError: the image's shard is damaged.
         """
-        opened = self.open()
-        self._check_id(opened, number)
-        (row,) = opened.table.rows([number])
+        row = self._row_of(number)
         return self.image_of(row["shard"], row["key"])
 
     def image_of(self, made_in: str, key: str) -> Picture:
@@ -317,9 +311,11 @@ class Library:
 
     # -- internals -----------------------------------------------------------------------------
 
-    def _check_id(self, opened: Opened, number: int) -> None:
+    def _row_of(self, number: int) -> dict[str, Any]:
+        opened = self.open()
         if not 0 <= number < 2**63 or not opened.collection.has([number])[0]:
             raise InputError(f"the collection has no reference {number}")
+        return opened.table.rows([number])[0]
 
     def _ranked(self, opened: Opened, name: str) -> dict[str, Any]:
         """Ids of a noun's references, their agreement, and which are suspicious; its neighbours."""

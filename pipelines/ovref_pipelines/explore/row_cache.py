@@ -23,10 +23,7 @@ class RowCache:
     references. Thread-safe."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """
-        Args:
-            paths: of the collection's table, or those of its partitions.
-        """
+        """`paths` are of the collection's table, or of those of its partitions."""
         self._paths = paths
         self._starts: list[np.ndarray] = []
         self._metadata: list[pq.FileMetaData] = []
@@ -53,10 +50,6 @@ class RowCache:
             (columns,) = tables[group].slice(row, 1).to_pylist()
             found.append(columns | {"id": reference})
         return found
-
-    def close(self) -> None:
-        """Stops the reader threads."""
-        self._readers.shutdown()
 
     def _read(self, place: tuple[int, int]) -> pa.Table:
         # Each read opens the file anew, because an open file must not be shared between threads.

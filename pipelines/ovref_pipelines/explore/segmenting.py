@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ovref.errors import InputError
+from ovref.evaluation.metrics_panoptic import panoptic_of_labels
 from ovref.exchange.class_lists import Classes
 from ovref.ops.palette import class_palette
 from ovref.stored_images import reduced
@@ -89,7 +90,8 @@ class Photographs:
     def _explained(
         self, image_hwc: np.ndarray, labels_hw: np.ndarray, classes: Classes
     ) -> list[dict[str, Any]]:
-        """Connected regions of one class, the largest first, each with its references.
+        """Connected regions of one class, the largest first, each with the ids and cosines of its
+        references.
 
         `references` are the class's references most similar to the region, `others` the most
         similar of any noun: if those are of another noun, the region is contested.
@@ -109,15 +111,12 @@ class Photographs:
         any_noun = self._collection.search_regions(features_nd, k=DECIDING)
         for number, (label, mask_hw) in enumerate(regions):
             names = [classes.query_names[i] for i in np.flatnonzero(classes.class_of == label)]
-            own, cosines = self._nearest(features_nd[number], names)
             found.append({
                 "name": classes.names[label],
                 "area": float(mask_hw.mean()),
                 "box": list(box_of(mask_hw)),
-                "references": list(zip(own, cosines, strict=True)),
-                "others": list(zip(
-                    any_noun.ids[number].tolist(), any_noun.scores[number].tolist(), strict=True
-                )),
+                "references": self._nearest(features_nd[number], names),
+                "others": (any_noun.ids[number].tolist(), any_noun.scores[number].tolist()),
             })  # fmt: skip
         return found
 
@@ -137,19 +136,11 @@ class Photographs:
 
 def _regions(labels_hw: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Connected regions of one class that are large enough to explain, the largest first."""
-    from scipy import ndimage
-
-    found = []
-    for label in np.unique(labels_hw[labels_hw >= 0]).tolist():
-        parts_hw, _ = ndimage.label(labels_hw == label)
-        sizes = np.bincount(parts_hw.ravel())
-        found += [
-            (int(sizes[part]), label, parts_hw == part)
-            for part in range(1, len(sizes))
-            if sizes[part] >= SMALLEST * labels_hw.size
-        ]
-    found.sort(key=lambda one: -one[0])
-    return [(label, mask_hw) for _, label, mask_hw in found[:MOST_REGIONS]]
+    parts = panoptic_of_labels(labels_hw, [True] * (int(labels_hw.max()) + 1))
+    sizes = np.bincount(parts.ids_hw.ravel())
+    large = [part for part in parts.labels if sizes[part] >= SMALLEST * labels_hw.size]
+    large.sort(key=lambda part: -sizes[part])
+    return [(parts.labels[part], parts.ids_hw == part) for part in large[:MOST_REGIONS]]
 
 
 def _css(colour: np.ndarray) -> str:

@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import ceil
 from typing import Any
@@ -48,20 +48,20 @@ class StepEstimate:
     step: str
     records: float
     """Records that it reads in total."""
-    done: int
+    done: int = 0
     """Records in committed shards."""
-    seconds: float
+    seconds: float = 0.0
     """Seconds of one worker for the missing records, without loading models."""
     alone_seconds: float = 0.0
     """Seconds of the driver on top of that, while workers wait."""
-    load_seconds: float
+    load_seconds: float = 0.0
     """Seconds that each worker takes to load its models; 0 if not probed."""
-    stored: float
+    stored: float = 0.0
     """Bytes of the missing files."""
     source: str
     """Source of the figures: `probe`, `shards`, `corpus` (read once), or for the collection
     `published` (it exists) or `arithmetic`."""
-    gpus: float
+    gpus: float = 0.0
     """GPUs of each worker."""
     requests: float = 0.0
     """To the object store, of a reduction in partitions."""
@@ -198,18 +198,10 @@ def _captions(
             sample[place] = caption
     if not count:
         raise no_usable_caption(dict(dropped))
-    seconds = time.monotonic() - started
-    step = StepEstimate(
-        step=folder.name,
-        records=count,
-        done=0 if shards is None else count,
-        seconds=0.0,
-        alone_seconds=seconds if shards is None else 0.0,
-        load_seconds=0.0,
-        stored=_stored(sample) / max(1, len(sample)) * count if shards is None else 0.0,
-        source="corpus",
-        gpus=0.0,
-    )
+    step = StepEstimate(step=folder.name, records=count, done=count, source="corpus")
+    if shards is None:
+        seconds, stored = time.monotonic() - started, _stored(sample) / len(sample) * count
+        step = replace(step, done=0, alone_seconds=seconds, stored=stored)
     return step, sample
 
 
@@ -241,7 +233,8 @@ def _step(
         outputs = list(islice(some, probe))
         ratio = made / taken
     elif spec is None:
-        return _nothing(folder, flow), records, 1.0
+        step = StepEstimate(step=folder.name, records=flow, source="not probed")
+        return step, records, 1.0
     else:
         source, taken = "probe", max(1, len(records))
         started = time.monotonic()
@@ -263,13 +256,6 @@ def _step(
         gpus=gpus,
     )
     return step, outputs, ratio
-
-
-def _nothing(folder: StepFolder, flow: float) -> StepEstimate:
-    return StepEstimate(
-        step=folder.name, records=flow, done=0, seconds=0.0, load_seconds=0.0, stored=0.0,
-        source="not probed", gpus=0.0,
-    )  # fmt: skip
 
 
 def _collection(
@@ -306,8 +292,8 @@ def _collection(
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)
     return StepEstimate(
         step=COLLECTION, records=flow, done=round(flow) if there else 0, seconds=seconds,
-        alone_seconds=alone, load_seconds=0.0, stored=stored, requests=requests,
-        source="published" if there else "arithmetic", gpus=0.0,
+        alone_seconds=alone, stored=stored, requests=requests,
+        source="published" if there else "arithmetic",
     )  # fmt: skip
 
 

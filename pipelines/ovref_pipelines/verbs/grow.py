@@ -10,13 +10,12 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
 from ovref.config import load_tree, read_tree
-from ovref.contract import Dropped
 from ovref.corpora import CorpusSpec
 from ovref.corpora.readers import read_captions
 from ovref.errors import ConfigError, InputError, MismatchError, StorageError
@@ -26,7 +25,6 @@ from ovref.exchange.new_captions import TEMPLATES, Wanted, new_captions, read_te
 from ovref.identity import changes, fingerprint
 from ovref.licences import UNKNOWN
 from ovref.locations import absolute, with_absolute_models
-from ovref.records import Caption
 from ovref.storage.file_store import Store
 from ovref_inference.collection import hub
 from ovref_inference.collection import store as collections
@@ -113,8 +111,8 @@ def plan(grow: Grow) -> Plan:
         templates = read_templates(absolute(grow.templates, "--templates"))
     else:
         templates = TEMPLATES
-    asked = {
-        "collection": collection, "classes": [list(names) for names in _names(classes)],
+    asked: dict[str, Any] = {
+        "collection": collection, "classes": [list(names) for names in classes.classes],
         "target": grow.target, "templates": list(templates),
         "captions": [absolute(place, "--captions") for place in grow.captions],
     }  # fmt: skip
@@ -130,12 +128,13 @@ def plan(grow: Grow) -> Plan:
         draws = config.corpus.draws
         wanted = [
             Wanted(names=names, captions=_wanted(grow.target, owned[names[0]], draws))
-            for names in _names(classes)
+            for names in classes.classes
             if names[0] in owned
         ]
-        found = new_captions(
-            opened, wanted, config.extract_nouns, templates=templates, given=_given(asked)
+        given = chain.from_iterable(
+            read_captions(CorpusSpec(path=place)) for place in asked["captions"]
         )
+        found = new_captions(opened, wanted, config.extract_nouns, templates=templates, given=given)
     if wanted and not found:
         raise InputError(
             f"no caption was found for {', '.join(owned)}: the tagger finds them in none of the "
@@ -183,15 +182,6 @@ def with_corpus_in(plan: Plan, folder: str) -> BuildConfig:
 def _wanted(target: int, own: int, draws: int) -> int:
     """Number of captions to write for a class that has `own` references."""
     return math.ceil((target - own) * MARGIN / draws)
-
-
-def _names(classes: Classes) -> list[tuple[str, ...]]:
-    """The names of each class, its own first."""
-    return [
-        (name, *(other for other, of in zip(classes.query_names, classes.class_of, strict=True)
-                 if of == number and other != name))
-        for number, name in enumerate(classes.names)
-    ]  # fmt: skip
 
 
 def _opened(grow: Grow) -> tuple[str, dict[str, Any]]:
@@ -279,11 +269,6 @@ def _config(
             name: with_absolute_models(part, settings[FOLDER]) for name, part in parts.items()
         })  # fmt: skip
     return with_absolute_places(config)
-
-
-def _given(asked: dict[str, Any]) -> Iterator[Caption | Dropped]:
-    """The user's captions."""
-    return chain.from_iterable(read_captions(CorpusSpec(path=path)) for path in asked["captions"])
 
 
 def _resumed(output: Store, asked: dict[str, Any], classes: Classes, config: BuildConfig) -> Plan:

@@ -7,7 +7,6 @@ from typing import Any
 
 from ovref.errors import InputError
 from ovref.exchange import publishing
-from ovref.exchange.contact_sheet import contact_sheet
 from ovref.exchange.exemplars import best_references
 from ovref.exchange.picture_files import (
     PublishedPictures,
@@ -20,7 +19,7 @@ from ovref.storage.file_store import Store
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.reference_collection import ReferenceCollection
 from ovref_pipelines.output import BuildOutput, open_build
-from ovref_pipelines.verbs.reference_images import build_of, reference_pictures
+from ovref_pipelines.verbs.reference_images import build_of, reference_sheet
 
 SAMPLES = 18
 """Number of crops on the card."""
@@ -114,6 +113,5 @@ def _samples(collection: ReferenceCollection, build: str | None) -> bytes:
     nouns = [collection.nouns[row] for row in order if collection.noun_counts[row] > 0]
     ids = [found[0] for _, found in best_references(collection, nouns, 1)]
     rows = collection.rows(ids)
-    pictures = reference_pictures(collection.url, rows, build)
-    boxes = [(row["x0"], row["y0"], row["x1"], row["y1"]) for row in rows]
-    return contact_sheet(pictures, boxes, [(row["noun"], row["caption"]) for row in rows])
+    titles = [(row["noun"], row["caption"]) for row in rows]
+    return reference_sheet(collection.url, rows, titles, build)[0]

@@ -5,6 +5,7 @@ from typing import Any
 
 from ovref.contract import base_key
 from ovref.errors import InputError
+from ovref.exchange.contact_sheet import contact_sheet
 from ovref.exchange.picture_files import Picture, PublishedPictures, has_pictures, picture_of
 from ovref.records import ImageRecord
 from ovref_pipelines.output import open_build
@@ -36,6 +37,20 @@ def each_picture(
     of_key = {row["key"]: row for row in rows}
     for key, picture in _pictures(collection_url, rows, build):
         yield of_key[key], picture
+
+
+def reference_sheet(
+    collection_url: str,
+    rows: Sequence[dict[str, Any]],
+    titles: Sequence[tuple[str, str]],
+    build: str | None = None,
+) -> tuple[bytes, int]:
+    """A contact sheet of references, each with two lines of text, and how many of them have an
+    image. Other arguments and errors as of `reference_pictures`."""
+    pictures = reference_pictures(collection_url, rows, build)
+    boxes = [(row["x0"], row["y0"], row["x1"], row["y1"]) for row in rows]
+    there = sum(picture is not None for picture in pictures)
+    return contact_sheet(pictures, boxes, titles), there
 
 
 def _pictures(

@@ -182,25 +182,22 @@ def _data(row: PaperRow) -> tuple[list[str], list[str]]:
         seen |= classes
     if shown is None or not seen:
         raise InputError(f"{data.name} has no labelled pixel in its first {len(ids)} images")
-    picture = _draw(data, shown[1], Path(row.evaluate.output))
+    picture, example = Path(row.evaluate.output) / PICTURE, shown[1]
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    prediction_grid([example.image_hwc], {"truth": [example.label_hw]}, data.class_names, picture)
     lines = [
         f"{data.name}; {data.convention}",
         f"class list {data.class_list.name} of {len(data.class_names)} ({data.class_fingerprint}), "
         f"{len(seen)} of them in {len(ids)} label maps",
         f"look at {picture}: are the names those of what is shown?",
     ]
-    named = SETS.get(row.evaluate.dataset)
-    published = None if named is None else named.images.get("val")
-    if published in (None, len(data)):
-        return lines, []
-    return lines, [f"{data.name}, as published {published}"]
+    return lines, _other_count(row.evaluate.dataset, "val", data)
 
 
-def _draw(data: LabelledSet, example: Any, output: Path) -> Path:
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / PICTURE
-    prediction_grid([example.image_hwc], {"truth": [example.label_hw]}, data.class_names, path)
-    return path
+def _other_count(dataset: str, split: str, data: LabelledSet) -> list[str]:
+    """Says so if the published number of images is known and another one."""
+    published = SETS[dataset].images.get(split) if dataset in SETS else None
+    return [] if published in (None, len(data)) else [f"{data.name}, as published {published}"]
 
 
 def _trainings_of(row: PaperRow) -> list[TrainConfig]:
@@ -221,10 +218,7 @@ def _trainings(row: PaperRow) -> tuple[list[str], list[str]]:
             f"{len(data.class_names)} classes are not shown; {data.ids[0]} shows "
             f"{', '.join(classes[:5]) or 'no class'}"
         )
-        named = SETS.get(one.data.dataset)
-        published = None if named is None else named.images.get("train")
-        if published not in (None, len(data)):
-            partial.append(f"{data.name}, as published {published}")
+        partial += _other_count(one.data.dataset, "train", data)
     return lines, list(dict.fromkeys(partial))
 
 

@@ -55,7 +55,8 @@ def failed_in(config: BuildConfig, folders: Folders) -> list[Failed]:
         kept = None
         if not own:
             kept = (
-                f"the step belongs to another build; run `ovref retry-failed` for {step.store.url}"
+                "the step belongs to another build; run `ovref build --retry-failed` for "
+                f"{step.store.url}"
             )
         elif step is folders.prompts and folders.selected is not None:
             kept = "prompts are selected from all of them, so every image would change"

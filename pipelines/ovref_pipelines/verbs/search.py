@@ -103,24 +103,19 @@ def write_sheet(collection: ReferenceCollection, found: Found, path: str, build:
     Raises:
         InputError: there are no images of the collection, or the file cannot be written.
     """
-    from ovref.exchange.contact_sheet import contact_sheet
-    from ovref_pipelines.verbs.reference_images import reference_pictures
+    from ovref_pipelines.verbs.reference_images import reference_sheet
 
-    pictures = reference_pictures(collection.url, found.rows, build)
-    png = contact_sheet(
-        pictures,
-        [(row["x0"], row["y0"], row["x1"], row["y1"]) for row in found.rows],
-        [
-            (f"{row['noun']}  {score:.3f}", row["caption"])
-            for row, score in zip(found.rows, found.scores, strict=True)
-        ],
-    )
+    titles = [
+        (f"{row['noun']}  {score:.3f}", row["caption"])
+        for row, score in zip(found.rows, found.scores, strict=True)
+    ]
+    png, there = reference_sheet(collection.url, found.rows, titles, build)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(png)
     except OSError as error:
         raise InputError(f"cannot write the sheet {path}: {error}") from error
-    return sum(picture is not None for picture in pictures)
+    return there
 
 
 def _text_embedding(collection: ReferenceCollection, words: str) -> np.ndarray:

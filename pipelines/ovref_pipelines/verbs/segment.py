@@ -27,12 +27,13 @@ import numpy as np
 from ovref.ahead import map_ahead
 from ovref.config import dump, load_tree
 from ovref.errors import ConfigError, InputError
+from ovref.evaluation.predictions import segments_of_labels
 from ovref.exchange import segment_files as files
 from ovref.exchange.class_lists import Classes
 from ovref.exchange.photographs import Photograph
 from ovref.storage.file_store import Store
 from ovref.stored_images import UnusableImageError
-from ovref_inference import Prototypes, ReferenceCollection
+from ovref_inference import ReferenceCollection
 from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.proposers.config import (
     FcClipConfig,
@@ -127,7 +128,9 @@ def segment(job: Job, photographs: Sequence[Photograph], workers: int, say: Say)
     worker = Worker(job)
     borrowed = worker.borrowed
     if workers == 1:
-        results = _here(worker, photographs)
+        # The next is read while one is segmented.
+        images = map_ahead(_read, photographs, threads=1)
+        results: Iterator[Done] = map(worker.segment, photographs, images)
     else:
         results = _in_processes(job, photographs, workers, say)
     del worker
@@ -261,8 +264,10 @@ class Worker:
             hint = "; --proposer names one" if "give a proposer" in str(error) else ""
             raise InputError(f"{error}{hint}") from error
 
-    def segment(self, photograph: Photograph, image_hwc: np.ndarray) -> Done:
-        """Segments one image and writes its files."""
+    def segment(self, photograph: Photograph, image_hwc: np.ndarray | str) -> Done:
+        """Segments one image, or what `_read` says in place of one, and writes its files."""
+        if isinstance(image_hwc, str):
+            return Done(photograph=photograph, problem=image_hwc)
         job, classes = self.job, self.job.classes
         regions = None
         if isinstance(self.segmenter, RetClipSegmenter):
@@ -281,7 +286,7 @@ class Worker:
         panoptic: list[dict[str, Any]] = []
         if {"coco", "panoptic"} & set(job.formats):
             if regions is None:
-                segments = files.segments_of(labels_hw, found.max_score_hw, classes)
+                segments = segments_of_labels(labels_hw, found.max_score_hw, classes.is_thing)
             else:
                 config = self.segmenter.config  # type: ignore[attr-defined]
                 segments = files.segments_of_regions(
@@ -311,10 +316,7 @@ def _start(job: Job) -> None:
 
 
 def _one(photograph: Photograph) -> Done:
-    image_hwc = _read(photograph)
-    if isinstance(image_hwc, str):
-        return Done(photograph=photograph, problem=image_hwc)
-    return _WORKER[0].segment(photograph, image_hwc)
+    return _WORKER[0].segment(photograph, _read(photograph))
 
 
 def _read(photograph: Photograph) -> np.ndarray | str:
@@ -327,14 +329,12 @@ def _read(photograph: Photograph) -> np.ndarray | str:
 
 def _borrowed(prepared: Any, classes: Classes) -> dict[str, str]:
     """`Summary.borrowed`, from what a segmenter's `prepare` returns."""
-    parts = prepared if isinstance(prepared, tuple) else (prepared,)
-    support = [part for part in parts if isinstance(part, ClassSupport)]
-    for part in parts:
-        if isinstance(part, Prototypes):
-            support = [*part.support]
-            break
-        if isinstance(part, Labelled):
-            return dict.fromkeys(part.by_text, "by its text alone")
+    if isinstance(prepared, Labelled):
+        missing = classes.missing(prepared.missing)
+        without = classes.missing((*prepared.by_text, *prepared.missing))
+        return {name: "by its text alone" for name in without if name not in missing}
+    first = prepared[0] if isinstance(prepared, tuple) else prepared
+    support = prepared if isinstance(first, ClassSupport) else first.support
     found: dict[str, str] = {}
     for number, name in enumerate(classes.names):
         own = [one for one, of in zip(support, classes.class_of, strict=True) if of == number]
@@ -342,16 +342,6 @@ def _borrowed(prepared: Any, classes: Classes) -> dict[str, str]:
         if "borrowed" in sources and "own" not in sources:
             found[name] = next(str(one) for one in own if one.source == "borrowed")
     return found
-
-
-def _here(worker: Worker, photographs: Sequence[Photograph]) -> Iterator[Done]:
-    """Every image in order; the next is read while one is segmented."""
-    images = map_ahead(_read, photographs, threads=1)
-    for photograph, image_hwc in zip(photographs, images, strict=True):
-        if isinstance(image_hwc, str):
-            yield Done(photograph=photograph, problem=image_hwc)
-        else:
-            yield worker.segment(photograph, image_hwc)
 
 
 def _in_processes(

@@ -29,7 +29,7 @@ def build_summary(summary: BuildSummary) -> str:
             lines.append(
                 f"{crashed} records of {step.step} killed their workers and were excluded; the "
                 f"reasons are in {step.output}/{CRASHED}. When the cause is fixed, "
-                "`ovref retry-failed` makes them again"
+                "`ovref build --retry-failed` makes them again"
             )
         if step.quarantined:
             lines.append(

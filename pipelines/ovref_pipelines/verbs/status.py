@@ -5,7 +5,7 @@ Reads only listings, markers and manifests, so it works from any machine, during
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ovref.storage.file_store import Store
@@ -27,28 +27,28 @@ NOUNS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class StepStatus:
-    """State of one step."""
+    """State of one step; the defaults are of one that has not begun."""
 
     step: str
     output: str
     """URL of the step's folder."""
-    begun: bool
-    complete: bool
+    begun: bool = False
+    complete: bool = False
     shards: int | None
     """Total number; None while the previous step does not know it."""
-    committed: int
+    committed: int = 0
     missing: int | None
     """Shards not committed, with those in quarantine."""
-    quarantined: tuple[str, ...]
+    quarantined: tuple[str, ...] = ()
     """Shards that failed permanently in the last run; the next run retries them."""
-    inputs: int
-    outputs: int
-    dropped: dict[str, int]
+    inputs: int = 0
+    outputs: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
     """Whole records dropped, by reason."""
-    dropped_parts: dict[str, int]
+    dropped_parts: dict[str, int] = field(default_factory=dict)
     """Regions dropped, by reason."""
-    last_commit_age_s: float | None
-    work_seconds: float
+    last_commit_age_s: float | None = None
+    work_seconds: float = 0.0
 
 
 def place_text(url: str) -> str:
@@ -97,8 +97,8 @@ def status(build: BuildOutput) -> list[StepStatus]:
     found, shards = [], None
     for name in build.steps:
         if not build.has(name):
-            place = build.place(name).child(name)
-            found.append(_not_begun(name, place.url, shards))
+            url = build.place(name).child(name).url
+            found.append(StepStatus(step=name, output=url, shards=shards, missing=shards))
             continue
         step = build.step(name)
         complete = step.complete()
@@ -134,14 +134,6 @@ def _status_of(step: StepFolder, shards: int | None, complete: bool) -> StepStat
         last_commit_age_s=round(min(ages), 1) if ages else None,
         work_seconds=counts.work_seconds,
     )
-
-
-def _not_begun(name: str, url: str, shards: int | None) -> StepStatus:
-    return StepStatus(
-        step=name, output=url, begun=False, complete=False, shards=shards, committed=0,
-        missing=shards, quarantined=(), inputs=0, outputs=0, dropped={}, dropped_parts={},
-        last_commit_age_s=None, work_seconds=0.0,
-    )  # fmt: skip
 
 
 def _lines_of(step: StepStatus) -> Iterator[str]:

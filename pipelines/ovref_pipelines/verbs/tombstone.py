@@ -88,8 +88,8 @@ def delete(place: str, ids: list[int], reason: str, *, dry_run: bool = False) ->
     )
 
 
-def undo(place: str, ids: list[int], reason: str = "", *, dry_run: bool = False) -> str:
-    """Undoes deletions and describes what was or would be done. `reason` is unused."""
+def undo(place: str, ids: list[int], *, dry_run: bool = False) -> str:
+    """Undoes deletions and describes what was or would be done."""
     if dry_run:
         return f"{len(ids)} deletions would be undone: {_nouns(place, ids)}"
     store.untombstone(place, ids)

@@ -70,6 +70,6 @@ def with_unseen(data: Dataset, unseen: Sequence[str]) -> Dataset:
     """The data set with its classes split into unseen and seen ones, ignoring case.
 
     Raises:
-        ValueError: a name is not a class, or no class would be seen.
+        InputError: a name is not a class, or no class would be seen.
     """
-    return replace(data, seen=seen_of(data.classes, unseen))
+    return replace(data, seen=seen_of(data.classes, unseen, data.name))

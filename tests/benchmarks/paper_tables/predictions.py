@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ovref.evaluation.datasets import true_instances
-from ovref.evaluation.metrics_ap import AveragePrecision, Detections, match_detections
+from ovref.evaluation.metrics_ap import AveragePrecision, match_detections
 from ovref.evaluation.metrics_panoptic import PanopticMap, PanopticQuality, panoptic_of_labels
 from ovref.evaluation.metrics_semantic import (
     confusion,
@@ -20,7 +20,7 @@ from ovref.evaluation.metrics_semantic import (
     split_scores,
 )
 from ovref.evaluation.predictions import Prediction
-from ovref_inference.segmenters.regions import NO_CLASS
+from ovref_inference.segmenters.instances import Instances
 from paper_tables.datasets import Dataset
 
 METRICS = {
@@ -83,7 +83,7 @@ def prediction_of_pixels(
         scores_chw: (classes, H, W), finite for the class of each pixel.
         things: whether each class is a thing; None if unknown.
     """
-    panoptic = panoptic_of_labels(labels_hw, things or [False] * len(scores_chw), ignore=NO_CLASS)
+    panoptic = panoptic_of_labels(labels_hw, things or [False] * len(scores_chw))
     scores = {
         i: float(scores_chw[label][panoptic.ids_hw == i].mean())
         for i, label in panoptic.labels.items()
@@ -197,7 +197,7 @@ def _ap(
         found = true_instances(predicted.panoptic, things)
         chosen = [i for i, label in predicted.panoptic.labels.items() if things[label]]
         scores = np.array([predicted.scores[i] for i in chosen], dtype=np.float64)
-        detections = Detections(masks_nhw=found.masks_nhw, labels=found.labels, scores=scores)
+        detections = Instances(masks_nhw=found.masks_nhw, labels=found.labels, scores=scores)
         for matched in match_detections(true_instances(true, things), detections):
             average.add_matched(matched)
     return average.scores().ap

@@ -5,15 +5,11 @@ import random
 import pytest
 
 from ovref.corpora import json_stream
-from ovref.corpora.json_stream import stream_members
+from ovref.corpora.json_stream import stream_items
 
 
 def items(text: str, wanted: str) -> list:
-    return [value for kind, value in stream_members(io.StringIO(text), wanted) if kind == "item"]
-
-
-def members(text: str) -> list:
-    return [value for kind, value in stream_members(io.StringIO(text), "") if kind == "member"]
+    return [value for _, value in stream_items(io.StringIO(text), wanted)]
 
 
 def random_value(rng: random.Random, depth: int = 0):
@@ -45,7 +41,8 @@ def test_agrees_with_the_whole_decoder_whatever_the_block_size(monkeypatch, bloc
         text = json.dumps(tree, indent=rng.choice([None, 1]), ensure_ascii=rng.random() < 0.5)
         assert items(text, "annotations") == tree["annotations"]
         assert items(text, "images") == tree["images"]
-        assert members(text) == list(tree)
+        both = [(name, value) for name in ("images", "annotations") for value in tree[name]]
+        assert list(stream_items(io.StringIO(text), "annotations", "images")) == both
 
 
 @pytest.mark.parametrize("block", [1, 65536])
@@ -59,14 +56,12 @@ def test_numbers_cut_by_the_block_are_read_whole(monkeypatch, block):
     ]
 
 
-def test_an_empty_object_has_no_members():
-    assert list(stream_members(io.StringIO(" {} "), "annotations")) == []
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "an empty file"),
+        (" {} ", "expected the member `annotations`, found none"),
+        ('{"info": {}, "images": []}', "expected the member `annotations`, found info, images"),
         ("[1, 2]", "expected a JSON object"),
         ("not json", "expected a JSON object"),
         ('{"annotations": [1, 2', "expected ',', found 'the end'"),
@@ -80,7 +75,7 @@ def test_an_empty_object_has_no_members():
 )
 def test_what_is_not_such_an_object_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        list(stream_members(io.StringIO(text), "annotations"))
+        list(stream_items(io.StringIO(text), "annotations"))
 
 
 def test_memory_does_not_grow_with_the_array(monkeypatch):

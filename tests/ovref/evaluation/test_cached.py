@@ -9,7 +9,7 @@ from ovref.evaluation.cached import (
     CachedModels,
     CachedProposer,
     CachedTexts,
-    DiskCache,
+    ResultCache,
 )
 from ovref.miniature.scenes import render
 from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
@@ -91,8 +91,9 @@ def test_what_is_kept_in_a_folder_is_not_computed_again(images, tmp_path):
     masks = [np.ones((2, *image.shape[:2]), bool) for image in images]
     first = []
     for _ in range(2):
-        encoder = CachedEncoder(dense, DiskCache(tmp_path / "dense"))
-        proposer = CachedProposer(cuts.propose, DiskCache(tmp_path / "masks"))
+        cache = ResultCache(tmp_path / "dense")
+        encoder = CachedEncoder(dense, cache)
+        proposer = CachedProposer(cuts.propose, ResultCache(tmp_path / "masks"))
         features_nhwd = encoder.encode(images)
         regions = encoder.encode_regions(images, masks)
         found = [features_nhwd, *(part for one in regions for part in one), *proposer(images)]
@@ -101,17 +102,17 @@ def test_what_is_kept_in_a_folder_is_not_computed_again(images, tmp_path):
             a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(first, found, strict=True)
         )
     assert dense.asked == 8 and cuts.asked == 4
-    encoder.clear()
+    cache.clear()
     encoder.encode(images[:1])
     assert dense.asked == 8
 
 
 def test_a_damaged_file_of_features_is_named(images, tmp_path):
-    CachedEncoder(Model(), DiskCache(tmp_path)).encode(images[:1])
+    CachedEncoder(Model(), ResultCache(tmp_path)).encode(images[:1])
     (path,) = tmp_path.rglob("*.npz")
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(StorageError, match=f"{path.name} is damaged .*delete it"):
-        CachedEncoder(Model(), DiskCache(tmp_path)).encode(images[:1])
+        CachedEncoder(Model(), ResultCache(tmp_path)).encode(images[:1])
 
 
 def test_images_of_equal_bytes_and_another_shape_are_others():

@@ -92,9 +92,9 @@ def test_instances_are_the_segments_of_things():
 def test_classes_are_split_by_name():
     data = with_unseen(miniature_scenes("test", 1), ["sky", "kite"])
     assert [n for n, s in zip(data.classes, data.seen, strict=True) if not s] == ["sky", "kite"]
-    with pytest.raises(ValueError, match=r"unseen classes \['unicorn'\]"):
+    with pytest.raises(InputError, match=r"unseen classes \['unicorn'\]"):
         with_unseen(data, ["sky", "unicorn"])
-    with pytest.raises(ValueError, match="at least one class must be seen"):
+    with pytest.raises(InputError, match="at least one class must be seen"):
         with_unseen(data, data.classes)
 
 

@@ -102,7 +102,7 @@ def test_all_rows_and_ablations_are_there_with_fractions(result):
 def test_every_row_is_of_the_masks_that_it_names(result, methods, spec, data):
     mious = [row["miou"] for row in result["rows"]]
     for name, miou in zip(spec.rows, mious, strict=True):
-        found = [methods.labels(Row(name=name), image_hwc) for image_hwc in data.images]
+        found = [methods.predict(Row(name=name), image_hwc).labels_hw for image_hwc in data.images]
         assert miou == round(scores_of(data.labels, found, data.classes).miou, 4)
     assert len(set(mious)) == 6
     assert result["ratios"] == {
@@ -185,7 +185,7 @@ def test_cached_models_give_what_the_segmenters_give(methods, spec, embed, data)
             results = plain.segment(data.images, data.classes)
             for found, image_hwc in zip(results, data.images, strict=True):
                 np.testing.assert_array_equal(
-                    found.labels_hw, methods.labels(Row(name=row), image_hwc)
+                    found.labels_hw, methods.predict(Row(name=row), image_hwc).labels_hw
                 )
 
 
@@ -265,7 +265,7 @@ def test_a_stopped_evaluation_resumes_with_the_same_totals(spec, monkeypatch, tm
 def test_the_report_says_where_classes_fail(result, spec, data, methods):
     table = {row["class"]: row for row in result["per_class"]}
     assert list(table) == list(data.classes) == result["classes"]
-    found = [methods.labels(Row(name="fossil"), image_hwc) for image_hwc in data.images]
+    found = [methods.predict(Row(name="fossil"), image_hwc).labels_hw for image_hwc in data.images]
     counts = sum(
         confusion(*pair, len(data.classes)) for pair in zip(data.labels, found, strict=True)
     )
@@ -319,7 +319,7 @@ def test_synonyms_of_a_class_take_the_best_of_them(spec, methods, data, folder, 
         assert len(found.names) == len(data.classes) + 2
         example = opened.read(opened.ids[0])
         found.encode_batch([example])
-        labels_hw = found.labels(Row(name="fossil"), example.image_hwc)
+        labels_hw = found.predict(Row(name="fossil"), example.image_hwc).labels_hw
         own = found.segmenter(Row(name="fossil")).segment([example.image_hwc], found.names)[0]
     best_chw = own.scores_chw
     grouped = np.stack([
@@ -446,22 +446,22 @@ def test_windows_of_a_protocol_are_those_that_a_segmenter_slides_itself(spec, da
     with CachedModels(device="cpu") as models:
         slid = Methods(changed, opened, models)
         slid.encode_batch(list(opened))
-        found = [slid.labels(Row(name="fossil"), image_hwc) for image_hwc in data.images[:2]]
+        found = [slid.predict(Row(name="fossil"), one).labels_hw for one in data.images[:2]]
         own = slid.fossil(changed.fossil)
         own.config = changed.fossil
         expected = [one.labels_hw for one in own.segment(data.images[:2], data.classes)]
-        oracle = [slid.labels(Row(name="fossil_oracle"), one) for one in data.images[:2]]
+        oracle = [slid.predict(Row(name="fossil_oracle"), one).labels_hw for one in data.images[:2]]
         once = Methods(replace(changed, proposals="image"), opened, models)
         once.encode_batch(list(opened))
         for name in ("fossil_oracle", "fossil_no_proposals"):  # to which it makes no difference
             np.testing.assert_array_equal(
-                once.labels(Row(name=name), data.images[0]),
-                slid.labels(Row(name=name), data.images[0]),
+                once.predict(Row(name=name), data.images[0]).labels_hw,
+                slid.predict(Row(name=name), data.images[0]).labels_hw,
             )
-        other = [once.labels(Row(name="fossil"), one) for one in data.images[:2]]
+        other = [once.predict(Row(name="fossil"), one).labels_hw for one in data.images[:2]]
     # Rounding differs, where two classes are nearly equal.
     assert min(np.mean(a == b) for a, b in zip(found, expected, strict=True)) > 0.999
-    whole = [methods.labels(Row(name="fossil"), one) for one in data.images[:2]]
+    whole = [methods.predict(Row(name="fossil"), one).labels_hw for one in data.images[:2]]
     assert max(np.mean(a == b) for a, b in zip(found, whole, strict=True)) < 0.999
     assert scores_of(data.labels[:2], oracle, data.classes).pixel_accuracy > 0.5
     assert min(np.mean(a == b) for a, b in zip(found, other, strict=True)) < 1

@@ -171,7 +171,7 @@ def test_training_images_of_other_classes_are_refused(tmp_path):
 
 def test_a_damaged_memory_and_images_without_labels_are_errors(tmp_path):
     spec = EvaluateSpec(method="knn", output=str(tmp_path), scenes=1)
-    training = spec.open_training()
+    training = spec.open_training(spec.open_data())
     blank = replace(
         training,
         ids=training.ids[:1],

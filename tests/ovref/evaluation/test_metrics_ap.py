@@ -12,10 +12,10 @@ from pycocotools.cocoeval import COCOeval
 
 from ovref.evaluation.metrics_ap import (
     AveragePrecision,
-    Detections,
     TrueInstances,
     match_detections,
 )
+from ovref_inference.segmenters.instances import Instances
 
 CLASSES = 3
 
@@ -94,7 +94,7 @@ def truth(masks, labels, crowd=None):
 
 
 def detections(masks, labels, scores):
-    return Detections(
+    return Instances(
         masks_nhw=np.asarray(masks, dtype=bool),
         labels=np.array(labels, dtype=int),
         scores=np.array(scores, dtype=float),

@@ -12,7 +12,6 @@ from ovref.evaluation.picture_grids import (
     MAX_BYTES,
     class_palette,
     generation_grid,
-    heatmap_overlay,
     mask_overlay,
     prediction_grid,
     save_png,
@@ -112,15 +111,6 @@ def test_mask_overlay_brightens_yes_over_unsure_over_no():
     assert result[0, 0].tolist() == [30, 30, 30]
     assert result[0, 1, 0] > result[0, 1, 2]  # amber
     assert result[0, 2, 1] > max(result[0, 2, 0], result[0, 2, 2])  # green
-
-
-def test_heatmap_overlay_is_brightest_where_the_heat_is():
-    image = np.full((8, 8, 3), 100, np.uint8)
-    heat = np.zeros((2, 2), np.float16)
-    heat[0, 0] = 1
-    result = heatmap_overlay(image, heat).astype(int)
-    assert result.shape == (8, 8, 3)
-    assert result[0, 0].sum() > result[7, 7].sum() and result[0, 0, 0] > result[0, 0, 2]
 
 
 def test_palette_has_distinct_colours_and_white_at_the_end():

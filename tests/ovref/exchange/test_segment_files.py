@@ -9,9 +9,10 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
+from ovref.evaluation.predictions import segments_of_labels
 from ovref.exchange import segment_files as files
 from ovref.exchange.class_lists import read_classes
-from ovref_inference.segmenters.regions import ScoredRegions
+from ovref_inference.segmenters.regions import Panoptic, ScoredRegions
 
 CLASSES = read_classes("tree,sky,dog", "dog,tree")
 
@@ -50,7 +51,7 @@ def test_an_overlay_keeps_what_has_no_class(labels_hw):
 
 def test_coco_reads_what_is_written(labels_hw, tmp_path):
     max_score_hw = np.linspace(0, 1, labels_hw.size, dtype=np.float32).reshape(labels_hw.shape)
-    segments = files.segments_of(labels_hw, max_score_hw, CLASSES)
+    segments = segments_of_labels(labels_hw, max_score_hw, CLASSES.is_thing)
     output = files.CocoFile(files.categories(CLASSES))
     for number in (1, 2):
         annotations = files.coco_annotations(segments, number)
@@ -70,7 +71,8 @@ def test_coco_reads_what_is_written(labels_hw, tmp_path):
 
 
 def test_panoptic_files_are_of_the_published_format(labels_hw):
-    segments = files.segments_of(labels_hw, np.ones(labels_hw.shape, np.float32), CLASSES)
+    ones_hw = np.ones(labels_hw.shape, np.float32)
+    segments = segments_of_labels(labels_hw, ones_hw, CLASSES.is_thing)
     rgb = np.asarray(Image.open(io.BytesIO(files.panoptic_png(segments)))).astype(np.uint32)
     ids_hw = rgb[..., 0] + 256 * rgb[..., 1] + 256**2 * rgb[..., 2]  # panopticapi.utils.rgb2id
     annotation = files.panoptic_annotation(segments, 7, "x.png")
@@ -84,8 +86,7 @@ def test_panoptic_files_are_of_the_published_format(labels_hw):
 
 
 def test_ids_above_a_byte_survive():
-    found = files.PanopticMap(ids_hw=np.array([[70_000, 300]]), labels={})
-    png = files.panoptic_png(files.ScoredSegments(found=found, scores={}))
+    png = files.panoptic_png(Panoptic(ids_hw=np.array([[70_000, 300]])))
     rgb = np.asarray(Image.open(io.BytesIO(png)))
     assert (rgb.astype(int) @ [1, 256, 65536]).tolist() == [[70_000, 300]]
 
@@ -102,7 +103,7 @@ def test_segments_of_regions_are_one_each_of_the_best_name(labels_hw):
     scores[1:, names.index("sky")] = 0.5, 0.625
     regions = ScoredRegions(mask_probs_nhw=masks, scores_nc=scores)
     segments = files.segments_of_regions(regions, classes, min_score=0.0, overlap=0.8)
-    assert segments.found.labels == {1: 0, 2: 1} and segments.scores == {1: 0.75, 2: 0.625}
-    np.testing.assert_array_equal(segments.found.ids_hw, labels_hw + 1)
+    assert segments.labels == {1: 0, 2: 1} and segments.scores == {1: 0.75, 2: 0.625}
+    np.testing.assert_array_equal(segments.ids_hw, labels_hw + 1)
     few = files.segments_of_regions(regions, classes, min_score=0.7, overlap=0.8)
-    assert few.found.labels == {1: 0}
+    assert few.labels == {1: 0}

@@ -7,6 +7,7 @@ from ovref.exchange.class_lists import read_classes
 from ovref_inference import Prototypes
 from ovref_inference.collection.class_support import ClassSupport
 from ovref_inference.segmenters.retclip import Labelled
+from ovref_inference.segmenters.rns import Prepared
 from ovref_pipelines.verbs.segment import _borrowed
 
 OWN = ClassSupport(source="own", nouns=("sky",), cosine=1.0)
@@ -20,8 +21,18 @@ PROTOTYPES = Prototypes(
 
 @pytest.mark.parametrize(
     "prepared",
-    [PROTOTYPES, (PROTOTYPES, None), PROTOTYPES.support],
-    ids=["fossil or vocseg", "freeda", "corrclip"],
+    [
+        PROTOTYPES,
+        (PROTOTYPES, None),
+        PROTOTYPES.support,
+        Prepared(
+            references=None,
+            texts_cd=np.zeros((3, 2)),
+            answered=np.arange(4) < 3,
+            support=PROTOTYPES.support,
+        ),
+    ],
+    ids=["fossil or vocseg", "freeda", "corrclip", "rns"],
 )
 def test_a_class_that_borrows_is_named_unless_a_synonym_has_references(prepared):
     found = _borrowed(prepared, read_classes("sky;heaven,lawn,xqvz"))
@@ -31,7 +42,7 @@ def test_a_class_that_borrows_is_named_unless_a_synonym_has_references(prepared)
 def test_a_class_that_retclip_classifies_by_text_alone_is_named():
     labelled = Labelled(
         class_of_noun=np.array([0]), extra_md=np.zeros((0, 2)), extra_classes=np.zeros(0),
-        missing=("xqvz",), by_text=("lawn",),
+        missing=("xqvz",), by_text=("lawn", "heaven"),
     )  # fmt: skip
     found = _borrowed(labelled, read_classes("sky;heaven,lawn,xqvz"))
     assert found == {"lawn": "by its text alone"}

@@ -7,32 +7,27 @@ import pytest
 from pycocotools import mask as reference
 
 from ovref.errors import InputError
-from ovref.evaluation.named_sets.coco_drawing import mask_of
 from ovref.evaluation.named_sets.coco_masks import open_coco_masks
 from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
+from ovref.ops.run_lengths import mask_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 """pycocotools hands arrays to NumPy 2 in a way that it deprecates."""
 
 
-def drawn(polygons, size):
-    runs = reference.frPyObjects(polygons, *size)
-    return reference.decode(reference.merge(runs)).astype(bool)
-
-
-def test_polygons_are_drawn_as_by_pycocotools(rng):
-    for _ in range(300):
-        size = tuple(rng.integers(1, 40, 2).tolist())
-        polygons = [
-            (rng.random(2 * rng.integers(3, 9)) * 60 - 10).round(rng.integers(0, 3)).tolist()
-            for _ in range(rng.integers(1, 3))
-        ]
-        np.testing.assert_array_equal(mask_of(polygons, size), drawn(polygons, size))
-
-
 def test_a_rectangle_of_whole_pixels():
     mask_hw = mask_of([[1, 1, 4, 1, 4, 3, 1, 3]], (5, 6))
     assert mask_hw.sum() == 6 and mask_hw[1:3, 1:4].all()
+
+
+def test_polygons_of_a_list_are_one_mask():
+    triangle = [0, 0, 30, 0, 0, 40]
+    both_hw = mask_of([triangle, [30, 30, 40, 30, 40, 40, 30, 40]], (40, 40))
+    rows, columns = np.indices((40, 40)) + 0.5
+    inside_hw = rows / 40 + columns / 30 < 1
+    assert (both_hw != inside_hw)[:30].mean() < 0.03  # pixels on the edge
+    assert both_hw[30:, 30:].all() and both_hw.sum() == both_hw[:, :30].sum() + 100
+    assert not mask_of([], (3, 2)).any() and mask_of([], (3, 2)).shape == (3, 2)
 
 
 def test_run_lengths_are_decoded_as_by_pycocotools(rng):

@@ -84,14 +84,17 @@ def test_what_does_not_fit_is_refused(tmp_path, table):
     save_to_disk(tmp_path / "validation", table)
     with pytest.raises(InputError, match=r"no split 'val'.*searched for val/state\.json"):
         open_huggingface(tmp_path, "val", "ade150")
-    with pytest.raises(InputError, match="no column 'label', only image, annotation, scene"):
-        open_huggingface(tmp_path, "validation", "ade150", label="label")
+    save_to_disk(tmp_path / "unlabelled", table.drop_columns(["annotation"]))
+    with pytest.raises(InputError, match="no column 'annotation', only image, scene"):
+        open_huggingface(tmp_path, "unlabelled", "ade150")
     with pytest.raises(InputError, match=r"name must be one of .*, found 'ade'"):
         open_huggingface(tmp_path, "validation", "ade")
     with pytest.raises(InputError, match=r"holds the values .*look like ADE20k's 150 ids"):
         list(open_huggingface(tmp_path, "validation", "voc21"))
+    words = table.set_column(1, "annotation", table["scene_category"])
+    save_to_disk(tmp_path / "words", words)
     with pytest.raises(InputError, match="holds no image file"):
-        list(open_huggingface(tmp_path, "validation", "ade150", label="scene_category"))
+        list(open_huggingface(tmp_path, "words", "ade150"))
     save_to_disk(tmp_path / "chosen", table, _indices_files=[{"filename": "indices.arrow"}])
     with pytest.raises(InputError, match="flatten_indices"):
         open_huggingface(tmp_path, "chosen", "ade150")

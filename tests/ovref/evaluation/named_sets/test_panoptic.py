@@ -98,7 +98,7 @@ def test_a_png_with_other_segments_than_its_json_is_refused(coco, tmp_path):
     "spoil, message",
     [
         (lambda c: c["categories"].pop(), "132 categories from 1, the set 133 from 1"),
-        (lambda c: c.pop("annotations"), "'annotations' is missing"),
+        (lambda c: c.pop("annotations"), "expected the member .annotations"),
         (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations of the same"),
         (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=12), "12 is missing"),
         (lambda c: c["annotations"][0].update(segments_info=3), "cannot read the panoptic"),
