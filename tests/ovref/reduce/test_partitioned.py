@@ -33,8 +33,11 @@ SPEC = ReduceSpec(prototypes=PROTOTYPES, partition_references=MOST)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    return make_both(tmp_path_factory.mktemp("made"))
+
+
+def make_both(folder):
     """A step, its undivided and its partitioned collection, and the latter's summary."""
-    folder = tmp_path_factory.mktemp("made")
     step = commit_step(folder, make_references(COUNTS))
     reduce_into(folder / "undivided", step, UNDIVIDED)
     summary = reduce_into(folder / "partitioned", step, SPEC)
@@ -448,7 +451,7 @@ def test_undivided_and_partitioned_do_not_replace_each_other_unasked(made, reduc
 def test_growing_does_not_change_the_kind(made, place, reduced):
     new = place(make_references({"fox": 5}, seed=1), run=1)
     _, undivided, partitioned, _ = made
-    with pytest.raises(MismatchError, match=r"one undivided .* without base"):
+    with pytest.raises(MismatchError, match=r"one undivided .* convert .*references 90"):
         reduced(new, SPEC, "a", base=Store.open(str(undivided)))
     for spec in (UNDIVIDED, ReduceSpec(partition_references=MOST + 1)):
         with pytest.raises(MismatchError, match=r"set reduce.partition_references=90 .*found"):
