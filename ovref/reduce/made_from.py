@@ -61,7 +61,7 @@ class MadeFrom:
 def made_by(
     embed: Embed, licences: Sequence[str], provenance: Mapping[str, Any] | None
 ) -> MadeFrom:
-    """Of references that the stage `embed` has made."""
+    """For references that the stage `embed` has made."""
     placed = with_absolute_models(embed)  # whoever opens the collection is elsewhere
     visual, textual = (
         fmt.EncoderInfo(model=one.model, revision=one.revision, dim=0, settings=canonical(one))
@@ -79,7 +79,7 @@ def made_by(
 
 
 def of_collection(manifest: fmt.Manifest) -> MadeFrom:
-    """Of the references of a collection."""
+    """For the references of a collection."""
     return MadeFrom(
         visual=manifest.visual,
         textual=manifest.textual,
