@@ -34,9 +34,9 @@ def convert_collection(
 ) -> dict[str, Any]:
     """Makes a partitioned collection of the references of the undivided one at `url`.
 
-    Everything but their ids is kept, embeddings to the bit; deleted ones are left out. Of a collection in
-    int8 the 8-bit numbers are taken, and prototypes made of these. The new collection names the
-    same inputs, so that it grows like one that was reduced from them.
+    Everything but their ids is kept, embeddings to the bit; deleted ones are left out. Of a
+    collection in int8 the 8-bit numbers are taken, and prototypes made of these. The new collection
+    names the same inputs, so that it grows like one that was reduced from them.
 
     Args:
         partition_references: as in `ReduceSpec`.
