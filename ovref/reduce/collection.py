@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ovref.reduce.made_from import made_by
 from ovref.reduce.partitioned import reduce_partitioned
 from ovref.reduce.phases import Report, RunTasks, in_process
 from ovref.reduce.published import Published, check_kind_of_base, read_published
@@ -87,8 +88,8 @@ def reduce_collection(
         check_kind_of_base(found, base.url, spec)
     steps = [references] if isinstance(references, StepFolder) else list(references)
     arguments: dict[str, Any] = {
-        "embed": embed, "texts": texts, "output": output, "work": Path(work),
-        "licences": licences, "provenance": provenance, "base": base, "replace": replace,
+        "made_from": made_by(embed, licences, provenance), "texts": texts, "output": output,
+        "work": Path(work), "base": base, "replace": replace,
         "allow_incomplete": allow_incomplete, "run_tasks": run_tasks, "report": report,
     }  # fmt: skip
     if spec.partition_references is None:

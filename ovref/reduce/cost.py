@@ -41,7 +41,7 @@ def work_of(
     *, references: float, nouns: float, shards: float, visual: int, textual: int,
     noun_seconds: float, most: int | None,
 ) -> Work:  # fmt: skip
-    """The work of a reduction. CPU seconds are those of 20,000 to a million references of 2 x 768
+    """The work of a reduction. CPU seconds are those of 20,000 to 5 million references of 2 x 768
     numbers, requests those of 24,000 references (`tests/benchmarks/results/reduce_partitioned.md`).
 
     Args:

@@ -1,18 +1,17 @@
 """The published collection that is being grown, and what the new one reuses of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ovref.errors import MismatchError
-from ovref.identity import canonical, spec_identity
-from ovref.locations import with_absolute_models
+from ovref.identity import spec_identity
 from ovref.reduce.indexing import ROLES, GrownIndex
+from ovref.reduce.made_from import MadeFrom
 from ovref.reduce.noun_prototypes import GrownPrototypes
 from ovref.reduce.spec import ReduceSpec
-from ovref.stages.embed import Embed
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
@@ -31,43 +30,49 @@ class Base:
         return self.manifest.counts["references"]
 
 
-def open_base(store: Store, embed: Embed, cache: Path | None = None) -> Base:
+def open_base(store: Store, made_from: MadeFrom, cache: Path | None = None) -> Base:
     """Fetches the collection at `store` to this machine.
 
     Args:
+        made_from: what makes the new references.
         cache: folder for the copy of a remote one; None takes the user's.
 
     Raises:
-        MismatchError: its encoders, templates or weights differ from those of `embed`.
+        MismatchError: its encoders, templates or weights differ from those of `made_from`.
         CollectionError: it cannot be read.
     """
     manifest, paths = collections.fetch(
         store.url, cache=cache, storage_options=store.storage_options
     )
-    check_same_encoders(store.url, manifest, embed)
+    check_same_encoders(store.url, manifest, made_from)
     return Base(manifest, paths)
 
 
-def check_same_encoders(url: str, manifest: fmt.Heading, embed: Embed) -> None:
-    """Raises MismatchError unless `embed` makes references for the collection at `url`."""
-    placed, visual, textual = with_absolute_models(embed), manifest.visual, manifest.textual
-    if visual.settings != canonical(embed.visual):  # as of a manifest with relative paths
-        embed = replace(embed, visual=placed.visual)
-    if textual.settings != canonical(embed.text):
-        embed = replace(embed, text=placed.text)
+def check_same_encoders(url: str, manifest: fmt.Heading, made_from: MadeFrom) -> None:
+    """Raises MismatchError unless the collection at `url` was made in the same way."""
+    new = made_from.embed["fields"]
+    # A manifest has relative paths of models as they were given, or made absolute.
+    visual, text = (
+        new[name] if old.settings == new[name] else placed.settings
+        for name, old, placed in (
+            ("visual", manifest.visual, made_from.visual),
+            ("text", manifest.textual, made_from.textual),
+        )
+    )
+    part = manifest.build["embed"]["fields"].get("part", "region")
     parts = {
-        "visual encoder": (canonical(embed.visual), visual.settings),
-        "text encoder": (canonical(embed.text), textual.settings),
-        "templates": (list(embed.templates), list(manifest.templates)),
-        "weights": (list(embed.weights), list(manifest.weights)),
-        "part": (embed.part, manifest.build["embed"]["fields"].get("part", "region")),
+        "visual encoder": (visual, manifest.visual.settings),
+        "text encoder": (text, manifest.textual.settings),
+        "templates": (list(made_from.templates), list(manifest.templates)),
+        "weights": (list(made_from.weights), list(manifest.weights)),
+        "part": (new.get("part", "region"), part),
     }
-    for name, (new, old) in parts.items():
-        if new != old:
+    for name, (theirs, its) in parts.items():
+        if theirs != its:
             raise MismatchError(
-                f"{url} cannot be grown with these references: its {name} is {old}, theirs "
-                f"is {new}; embeddings of different encoders cannot be compared, so build another "
-                "collection"
+                f"{url} cannot be grown with these references: its {name} is {its}, theirs "
+                f"is {theirs}; embeddings of different encoders cannot be compared, so build "
+                "another collection"
             )
 
 
@@ -110,15 +115,3 @@ def _same_setting(grown: Base, spec: ReduceSpec, field: str) -> bool:
 def inputs_of(grown: Base | None) -> list[dict[str, Any]]:
     """The base's input shards, as named in its manifest."""
     return grown.manifest.build["inputs"] if grown else []
-
-
-def provenance_of(base: fmt.Heading | None, new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The provenance of the base's references, then that of the new ones.
-
-    A base without provenance counts as one entry with its fingerprint.
-    """
-    if base is None:
-        return [new]
-    unsaid = [{"unknown": base.fingerprint}]
-    before = base.build.get("provenance") or unsaid
-    return before if new in before else [*before, new]

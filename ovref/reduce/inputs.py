@@ -1,4 +1,4 @@
-"""The references that a reduction reads: new shards of their steps."""
+"""The references that a reduction reads: new shards of their steps, or what takes their place."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from ovref.ahead import map_ahead
 from ovref.errors import InputError, MismatchError
-from ovref.identity import canonical, fingerprint
-from ovref.stages.embed import Embed
+from ovref.identity import fingerprint
+from ovref.reduce.made_from import MadeFrom
 from ovref.storage.commits import Commit
 from ovref.storage.steps import StepFolder
 
@@ -34,8 +34,31 @@ class References(Protocol):
     def drops(self) -> dict[str, int]:
         """The embed step's drops on the way to them, of records and regions, by reason."""
 
+    @property
+    def passed_filters(self) -> bool:
+        """Whether they have been filtered when another collection was made of them, so that they
+        are not filtered again."""
+
     def tables(self) -> Iterator[pa.Table]:
         """Sidecars of references (`storage.codec.COLUMNS`), none empty, with the column `shard`."""
+
+
+class Divisible(References, Protocol):
+    """References that workers read in groups. Picklable."""
+
+    @property
+    def name(self) -> str:
+        """What they are called in messages."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether they are no longer there as they were when a reduction of them began."""
+
+    def groups(self, rows: int) -> Sequence["Divisible"]:
+        """All of them in groups of about so many rows, none empty, in their order."""
+
+    def nouns(self) -> Iterator[pa.StringArray]:
+        """The nouns of all of them, in parts."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +109,36 @@ class Shards:
         """Names of the shards that hold references."""
         return [shard for shard, commit in self.commits.items() if commit.outputs]
 
+    @property
+    def name(self) -> str:
+        return f"the shards {self.full[0]} to {self.full[-1]} of {self.where}"
+
+    @property
+    def changed(self) -> bool:
+        return False  # what a marker names stays
+
+    @property
+    def passed_filters(self) -> bool:
+        return False
+
+    def groups(self, rows: int) -> list["Shards"]:
+        found: list[Shards] = []
+        some: dict[str, Commit] = {}
+        for shard in self.full:
+            some[shard] = self.commits[shard]
+            if sum(commit.outputs for commit in some.values()) >= rows:
+                found.append(Shards(self.step, some))
+                some = {}
+        return [*found, Shards(self.step, some)] if some else found
+
+    def nouns(self) -> Iterator[pa.StringArray]:
+        def read(shard: str) -> pa.StringArray:
+            with self.step.table_by_ranges(shard) as file:
+                column = file.read(columns=["noun.text"], use_threads=False).column("noun")
+            return column.combine_chunks().field("text")
+
+        yield from map_ahead(read, self.full)
+
     def tables(self) -> Iterator[pa.Table]:
         for shard, table in zip(self.full, map_ahead(self.step.table, self.full), strict=True):
             labels = pa.array([self.label(shard)] * len(table), pa.string())
@@ -93,7 +146,7 @@ class Shards:
 
 
 def new_shards(
-    step: StepFolder, embed: Embed, known: Sequence[dict[str, Any]], allow_incomplete: bool
+    step: StepFolder, made_from: MadeFrom, known: Sequence[dict[str, Any]], allow_incomplete: bool
 ) -> Shards:
     """The shards of a step that a collection does not have yet.
 
@@ -102,10 +155,10 @@ def new_shards(
 
     Raises:
         InputError: the step lacks shards, and that is not allowed.
-        MismatchError: it was not made by `embed`.
+        MismatchError: it was made in another way.
     """
     commits = step.commits()
-    _check_made_by(embed, step)
+    _check_made_by(made_from.embed, step)
     if step.complete() is None and not allow_incomplete:
         raise InputError(
             f"{step.store.url} is not complete: {len(commits)} shards are committed, more may "
@@ -145,22 +198,23 @@ def different_widths(where: str, found: tuple[int, ...], before: tuple[int, ...]
     )
 
 
-def _check_made_by(embed: Embed, step: StepFolder) -> None:
-    """Raises MismatchError unless `embed` made the step.
+def _check_made_by(embed: dict[str, Any], step: StepFolder) -> None:
+    """Raises MismatchError unless a stage of this identity made the step.
 
     Embeddings of different encoders cannot be compared, and the width need not reveal it.
     """
-    stages = [stage for stage in step.identity.get("stages", []) if stage["name"] == embed.name]
+    stages = [one for one in step.identity.get("stages", []) if one["name"] == embed["name"]]
     if not stages:
         raise MismatchError(
-            f"{step.store.url} was not made by the stage {embed.name}, so it holds no references"
+            f"{step.store.url} was not made by the stage {embed['name']}, so it holds no references"
         )
     # Steps do not record what was added later, at its default.
-    fields = {"part": "region", "norms": False} | stages[-1]["fields"]
+    added: dict[str, Any] = {"part": "region", "norms": False}
+    wanted, found = added | embed["fields"], added | stages[-1]["fields"]
     for name in ("visual", "text", "templates", "weights", "part", "norms"):
-        wanted, found = canonical(getattr(embed, name)), fields[name]
-        if wanted != found:
+        if wanted[name] != found[name]:
             raise MismatchError(
-                f"{step.store.url} was made with other settings: {name} was {found} and is now "
-                f"{wanted}; restore the setting, or embed the images again into another folder"
+                f"{step.store.url} was made with other settings: {name} was {found[name]} and is "
+                f"now {wanted[name]}; restore the setting, or embed the images again into another "
+                "folder"
             )

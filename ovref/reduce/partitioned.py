@@ -11,21 +11,21 @@ readers see the old collection until the manifest is replaced.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from ovref import config
 from ovref.ahead import map_ahead
 from ovref.errors import MismatchError, StorageError
 from ovref.identity import fingerprint, spec_identity
 from ovref.reduce.filter import NothingKeptError
-from ovref.reduce.grow import check_same_encoders, provenance_of
-from ovref.reduce.inputs import Shards, dropped_before, new_shards, no_references
+from ovref.reduce.grow import check_same_encoders
+from ovref.reduce.inputs import Divisible, dropped_before, new_shards, no_references
+from ovref.reduce.made_from import MadeFrom
 from ovref.reduce.partition_tree import Tree, read_tree
 from ovref.reduce.partitions import Part, copy_partition, filtered, reduce_leaf, summary_of
 from ovref.reduce.phases import Report, RunTasks, Task, one_at_a_time
@@ -36,13 +36,15 @@ from ovref.reduce.published import (
     read_published,
     remove_leftovers,
 )
-from ovref.reduce.run import changed_meanwhile, encoder_infos
+from ovref.reduce.run import changed_meanwhile
 from ovref.reduce.scatter import (
     GROUP_ROWS,
     NOUNS_A_TASK,
     PLAN,
+    EmbedNouns,
     PartitionReferences,
     count_nouns,
+    encode_each,
     encode_nouns,
     groups_of,
     make_plan,
@@ -52,7 +54,6 @@ from ovref.reduce.scatter import (
     total_counts,
 )
 from ovref.reduce.spec import ReduceSpec
-from ovref.stages.embed import Embed
 from ovref.storage.file_store import Store, check_conditional_create
 from ovref.storage.scratch import scratch_folder
 from ovref.storage.steps import StepFolder, open_step
@@ -66,12 +67,10 @@ def reduce_partitioned(
     steps: Sequence[StepFolder],
     spec: ReduceSpec,
     *,
-    embed: Embed,
+    made_from: MadeFrom,
     texts: Texts,
     output: Store,
     work: Path,
-    licences: Sequence[str],
-    provenance: Mapping[str, Any] | None,
     base: Store | None,
     replace: bool,
     allow_incomplete: bool,
@@ -80,60 +79,32 @@ def reduce_partitioned(
 ) -> dict[str, Any]:
     """Makes a partitioned collection; see `collection.reduce_collection`."""
     before = read_published(output, replace=replace)
-    grown = None if base is None else _open_grown(base, embed)
+    grown = None if base is None else _open_grown(base, made_from)
     known = [] if grown is None else grown.manifest.build["inputs"]
-    inputs = [new_shards(step, embed, known, allow_incomplete) for step in steps]
+    inputs = [new_shards(step, made_from, known, allow_incomplete) for step in steps]
     if grown is None and not any(shards.rows for shards in inputs):
         raise no_references(inputs)
-    identity = _identity(spec, embed, inputs, grown, licences)
-    wanted = fingerprint(identity)
-
-    def standing() -> dict[str, Any] | None:
-        made = already_published(
-            output, wanted, None if grown is None else grown.manifest, spec,
-            nothing_new=not identity["inputs"], replace=replace,
-        )  # fmt: skip
-        if made is None:
-            return None
-        remove_leftovers(output)  # of a reduction that was killed after its last commit
-        return made.summary(**({} if made.manifest.fingerprint == wanted else {"added": 0}))
-
-    if (summary := standing()) is not None:
-        return summary
-    with one_at_a_time(work / f"{wanted[:16]}.lock", report):
-        if (summary := standing()) is not None:
-            return summary
-        job = _Job(
-            wanted=wanted, identity=identity, spec=spec, embed=embed, output=output, work=work,
-            inputs=inputs, grown=grown, licences=identity["licences"],
-            provenance=dict(provenance or {}), run_tasks=run_tasks, report=report,
-        )  # fmt: skip
-        plan, tree = _planned(job, texts)
-        parts = _partitions(job, plan, tree)
-        if not any(part.manifest for part in parts.values()):
-            raise NothingKeptError(
-                f"the filters leave none of the references of any partition: "
-                f"{filtered(parts.values())}; relax the thresholds in `filter`"
-            )
-        if (summary := standing()) is not None:  # made on another machine
-            return summary
-        there = read_published(output, replace=replace)
-        if there != before or (grown and read_published(grown.store) != grown.published):
-            raise changed_meanwhile((grown.store if grown else output).url)
-        manifest = _publish(job, tree, parts)
-        report("publish", 1, 1)
-        remove_leftovers(output)
-        return manifest.build["summary"] | {"fingerprint": wanted}
+    job = PartitionedJob(
+        inputs=inputs, spec=spec, made_from=made_from,
+        embed_nouns=partial(encode_each, texts, made_from.templates), output=output,
+        before=before, work=work, run_tasks=run_tasks, report=report, grown=grown, replace=replace,
+    )  # fmt: skip
+    return make_partitions(job)
 
 
 @dataclass(frozen=True)
-class _Grown:
+class Grown:
     """The partitioned collection that is being grown."""
 
     store: Store
     published: Published
     manifest: fmt.PartitionedManifest
     tree: Tree
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is no longer there as it was opened."""
+        return read_published(self.store) != self.published
 
     def leaf_of_each_noun(self) -> dict[str, int]:
         def nouns_of(number: int) -> list[str]:
@@ -150,22 +121,67 @@ class _Grown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A reduction."""
+class PartitionedJob:
+    """What a partitioned collection is made of, and where."""
 
-    wanted: str
-    """Fingerprint of the collection."""
-    identity: dict[str, Any]
+    inputs: Sequence[Divisible]
     spec: ReduceSpec
-    embed: Embed
+    made_from: MadeFrom
+    embed_nouns: EmbedNouns
     output: Store
+    before: Published | None
+    """What was at `output` before the inputs were looked at."""
     work: Path
-    inputs: list[Shards]
-    grown: _Grown | None
-    licences: list[str]
-    provenance: dict[str, Any]
     run_tasks: RunTasks
     report: Report
+    grown: Grown | None = None
+    replace: bool = False
+    build: Mapping[str, Any] = field(default_factory=dict)
+    """For the manifest's `build`, in place of what it would say."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """Likewise for its summary."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that affects the collection's bytes."""
+        base = self.grown.manifest if self.grown else None
+        parts = self.grown.published.partitions if self.grown else ()
+        return {
+            "format_version": fmt.PARTITIONED_VERSION,
+            "reduce": spec_identity(self.spec),
+            "embed": self.made_from.embed,
+            "inputs": [found for one in self.inputs if (found := one.identity)],
+            "base": base.fingerprint if base else None,
+            "tombstones": [part.files["tombstones"].sha256 for part in parts],
+            "licences": self.made_from.licences_with(base),
+        }
+
+    @cached_property
+    def wanted(self) -> str:
+        """Fingerprint of the collection."""
+        return fingerprint(self.identity)
+
+    def standing(self) -> dict[str, Any] | None:
+        """The summary of the collection if it is at `output` already."""
+        made = already_published(
+            self.output, self.wanted, self.grown.manifest if self.grown else None, self.spec,
+            nothing_new=not self.identity["inputs"], replace=self.replace,
+        )  # fmt: skip
+        if made is None:
+            return None
+        remove_leftovers(self.output)  # of a reduction that was killed after its last commit
+        same = made.manifest.fingerprint == self.wanted
+        return made.summary(**({} if same else {"added": 0}))
+
+    def check_unchanged(self) -> None:
+        """Raises MismatchError if anything that it was made of, or that it replaces, is another."""
+        if read_published(self.output, replace=self.replace) != self.before:
+            raise changed_meanwhile(self.output.url)
+        if self.grown and self.grown.changed:
+            raise changed_meanwhile(self.grown.store.url)
+        for one in self.inputs:
+            if one.changed:
+                raise changed_meanwhile(one.where)
 
     def step(self, name: str) -> StepFolder:
         """One of the steps of `scatter`, created if it is not there."""
@@ -181,41 +197,44 @@ class _Job:
             self.report(step.name, done, len(tasks))
 
 
-def _open_grown(base: Store, embed: Embed) -> _Grown:
+def make_partitions(job: PartitionedJob) -> dict[str, Any]:
+    """Makes and publishes the collection, unless it is there; see `collection.reduce_collection`
+    for the result and the errors."""
+    if (summary := job.standing()) is not None:
+        return summary
+    with one_at_a_time(job.work / f"{job.wanted[:16]}.lock", job.report):
+        if (summary := job.standing()) is not None:
+            return summary
+        plan, tree = _planned(job)
+        parts = _partitions(job, plan, tree)
+        if not any(part.manifest for part in parts.values()):
+            raise NothingKeptError(
+                f"the filters leave none of the references of any partition: "
+                f"{filtered(parts.values())}; relax the thresholds in `filter`"
+            )
+        if (summary := job.standing()) is not None:  # made on another machine
+            return summary
+        job.check_unchanged()
+        manifest = _publish(job, tree, parts)
+        job.report("publish", 1, 1)
+        remove_leftovers(job.output)
+        return manifest.build["summary"] | {"fingerprint": job.wanted}
+
+
+def _open_grown(base: Store, made_from: MadeFrom) -> Grown:
     published = read_published(base)
     if published is None or not isinstance(published.manifest, fmt.PartitionedManifest):
         raise MismatchError(f"there is no partitioned collection at {base.url} to grow")
-    check_same_encoders(base.url, published.manifest, embed)
+    check_same_encoders(base.url, published.manifest, made_from)
     info = published.manifest.files["partition_tree"]
     where = f"{base.url}/{info.path}"
     with base.local_copy(info.path) as path:
         if sha256_of(path) != info.sha256:
             raise StorageError(f"{where} is not the file that the manifest names: it was damaged")
-        return _Grown(base, published, published.manifest, read_tree(path, where))
+        return Grown(base, published, published.manifest, read_tree(path, where))
 
 
-def _identity(
-    spec: ReduceSpec,
-    embed: Embed,
-    inputs: Sequence[Shards],
-    grown: _Grown | None,
-    licences: Sequence[str],
-) -> dict[str, Any]:
-    """Everything that affects the collection's bytes."""
-    earlier = () if grown is None else grown.manifest.licences
-    parts = () if grown is None else grown.published.partitions
-    return {
-        "format_version": fmt.PARTITIONED_VERSION,
-        "reduce": spec_identity(spec),
-        "embed": spec_identity(embed),
-        "inputs": [found for one in inputs if (found := one.identity)],
-        "base": None if grown is None else grown.manifest.fingerprint,
-        "tombstones": [part.files["tombstones"].sha256 for part in parts],
-        "licences": list(dict.fromkeys([*earlier, *licences])),
-    }
-
-
-def _planned(job: _Job, texts: Texts) -> tuple[StepFolder, Tree]:
+def _planned(job: PartitionedJob) -> tuple[StepFolder, Tree]:
     """The plan, whatever was committed of it before, and its tree."""
     counts, nouns, plan = (job.step(name) for name in ("counts", "nouns", "plan"))
     if plan.commit_of(PLAN) is None:
@@ -229,7 +248,7 @@ def _planned(job: _Job, texts: Texts) -> tuple[StepFolder, Tree]:
         tasks: dict[str, Task] = {}
         for start in range(0, len(new), NOUNS_A_TASK):
             some, name = new[start : start + NOUNS_A_TASK], f"{start:09d}"
-            tasks[name] = partial(encode_nouns, nouns, name, some, texts, job.embed.templates)
+            tasks[name] = partial(encode_nouns, nouns, name, some, job.embed_nouns)
         job.run(nouns, tasks)
         tree, most = job.grown.tree if job.grown else None, job.spec.partition_references or 0
         job.run(plan, {PLAN: partial(make_plan, plan, totals, nouns, most, known, tree)})
@@ -237,13 +256,15 @@ def _planned(job: _Job, texts: Texts) -> tuple[StepFolder, Tree]:
         return plan, read_tree(path, plan.store.url)
 
 
-def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, Part]:
+def _partitions(job: PartitionedJob, plan: StepFolder, tree: Tree) -> dict[int, Part]:
     """The partition of every leaf that has references, made, copied or left as it is."""
     scattered, groups = job.step("scattered"), groups_of(job.inputs)
     job.run(scattered, {n: partial(scatter, scattered, n, g, plan) for n, g in groups.items()})
     sizes = planned_sizes(plan, tree.leaves)
     content = fingerprint([job.identity, plan.required(PLAN).files["parquet"].sha256])
     alone = replace(job.spec, partition_references=None)
+    made_from = replace(job.made_from, licences=tuple(job.identity["licences"]))
+    passed = any(one.passed_filters for one in job.inputs)
     numbers = tree.partitions if job.grown else np.full(tree.leaves, -1)
     parts: dict[int, Part] = {}
     tasks: dict[int, Task] = {}
@@ -263,12 +284,13 @@ def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, Part]:
         elif not sizes[leaf]:
             continue
         references = PartitionReferences(
-            scattered, tuple(groups), leaf, int(sizes[leaf]), content, read_ahead(tree.leaves)
-        )
-        tasks[leaf] = partial(
-            reduce_leaf, references, plan, alone, job.embed, job.output,
-            f"{leaf:05d}-{job.wanted[:12]}", base, job.work, job.licences, job.provenance,
+            scattered, tuple(groups), leaf, int(sizes[leaf]), content, read_ahead(tree.leaves),
+            passed,
         )  # fmt: skip
+        name = f"{leaf:05d}-{job.wanted[:12]}"
+        tasks[leaf] = partial(
+            reduce_leaf, references, plan, alone, made_from, job.output, name, base, job.work
+        )
     total = len(parts) + len(tasks)
     for leaf, part in zip(tasks, job.run_tasks(list(tasks.values())), strict=True):
         parts[leaf] = part
@@ -276,7 +298,7 @@ def _partitions(job: _Job, plan: StepFolder, tree: Tree) -> dict[int, Part]:
     return dict(sorted(parts.items()))
 
 
-def _publish(job: _Job, tree: Tree, parts: Mapping[int, Part]) -> fmt.PartitionedManifest:
+def _publish(job: PartitionedJob, tree: Tree, parts: Mapping[int, Part]) -> fmt.PartitionedManifest:
     """Writes the tree, then the manifest."""
     numbers = tree.partitions.copy() if job.grown else np.full(tree.leaves, -1)
     for leaf, part in parts.items():
@@ -285,28 +307,24 @@ def _publish(job: _Job, tree: Tree, parts: Mapping[int, Part]) -> fmt.Partitione
     leaves = sorted(np.flatnonzero(numbers >= 0).tolist(), key=numbers.__getitem__)
     made = [(part.path, part.manifest) for part in map(parts.__getitem__, leaves) if part.manifest]
     manifests = [manifest for _, manifest in made]
-    visual, textual = encoder_infos(job.embed, manifests[0].visual.dim, manifests[0].textual.dim)
+    dims = manifests[0].visual.dim, manifests[0].textual.dim
     base = job.grown.manifest if job.grown else None
     before = base.counts["references"] if base else 0
+    summary = summary_of(list(parts.values()), before) | {
+        "dropped_before": dropped_before(job.inputs)
+    }
+    build = {
+        "reduce": job.identity["reduce"],
+        "embed": job.identity["embed"],
+        "inputs": (base.build["inputs"] if base else []) + job.identity["inputs"],
+        "base": job.identity["base"],
+        "provenance": job.made_from.provenance_with(base),
+        "summary": {**summary, **job.summary},
+    }
     manifest = fmt.PartitionedManifest(
         fingerprint=job.wanted,
-        visual=visual,
-        textual=textual,
-        templates=tuple(job.embed.templates),
-        weights=(job.embed.weights[0], job.embed.weights[1]),
-        prototypes=config.dump(job.spec.prototypes),
-        embeddings=job.spec.embeddings,
-        textual_embeddings=job.spec.textual_embeddings,
-        licences=tuple(dict.fromkeys([*job.licences, *job.provenance.get("licences", ())])),
-        build={
-            "reduce": job.identity["reduce"],
-            "embed": job.identity["embed"],
-            "inputs": (base.build["inputs"] if base else []) + job.identity["inputs"],
-            "base": job.identity["base"],
-            "provenance": provenance_of(base, job.provenance),
-            "summary": summary_of(list(parts.values()), before)
-            | {"dropped_before": dropped_before(job.inputs)},
-        },
+        **job.made_from.heading(job.spec, job.identity["licences"], *dims),
+        build={**build, **job.build},
         partitions=tuple(
             fmt.PartitionInfo(
                 path=path,

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import numpy as np
 
 from ovref.errors import StorageError
 from ovref.reduce.filter import DROPPED, NothingKeptError, join_lost_nouns
+from ovref.reduce.made_from import MadeFrom
 from ovref.reduce.noun_prototypes import SHOWN, NoTexts
 from ovref.reduce.phases import one_at_a_time
 from ovref.reduce.published import PARTITIONS, read_published
 from ovref.reduce.run import reduce_undivided
 from ovref.reduce.scatter import PartitionReferences, planned_embeddings
 from ovref.reduce.spec import ReduceSpec
-from ovref.stages.embed import Embed
 from ovref.storage.file_store import Store
 from ovref.storage.scratch import scratch_folder
 from ovref.storage.steps import StepFolder
@@ -43,13 +43,11 @@ def reduce_leaf(
     references: PartitionReferences,
     plan: StepFolder,
     spec: ReduceSpec,
-    embed: Embed,
+    made_from: MadeFrom,
     output: Store,
     name: str,
     base: Store | None,
     work: Path,
-    licences: Sequence[str],
-    provenance: Mapping[str, Any],
 ) -> Part:
     """A task: makes one partition, in a folder of its own below `work`."""
     path = f"{PARTITIONS}/{name}"
@@ -62,13 +60,11 @@ def reduce_leaf(
                     reduce_undivided(
                         [references],
                         spec,
-                        embed=embed,
+                        made_from=made_from,
                         texts=NoTexts(),
                         embeddings=planned_embeddings(plan, references.leaf),
                         output=place,
                         work=folder,
-                        licences=licences,
-                        provenance=provenance,
                         base=base,
                         cache=Path(cache),
                     )
@@ -76,8 +72,9 @@ def reduce_leaf(
                 shutil.rmtree(folder)
                 return Part(path, None, error.steps, error.lost_nouns)
             made = read_published(place)
-        for dropped in folder.glob(f"*-{DROPPED}"):
-            dropped.replace(work / f"{name}-{DROPPED}")
+        if not references.passed_filters:
+            for dropped in folder.glob(f"*-{DROPPED}"):
+                dropped.replace(work / f"{name}-{DROPPED}")
         shutil.rmtree(folder, ignore_errors=True)
     if made is None or not isinstance(made.manifest, fmt.Manifest):
         raise StorageError(f"{place.url} was removed while it was made; run the same command again")

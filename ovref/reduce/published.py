@@ -125,8 +125,8 @@ def check_kind_of_base(base: Published, url: str, spec: ReduceSpec) -> None:
         if wanted is not None:
             raise MismatchError(
                 f"{url} is {_kind(False)}, which growing does not divide: leave out "
-                "reduce.partition_references, or reduce all its shards anew into another folder, "
-                "without base"
+                f"reduce.partition_references, or divide it first by `ovref convert collection "
+                f"{url} NEW --partition-references {wanted}` and grow NEW"
             )
         return
     made = base.manifest.build["reduce"]["fields"]["partition_references"]

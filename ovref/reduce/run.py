@@ -22,23 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from ovref import config
 from ovref.errors import MismatchError
-from ovref.identity import canonical, fingerprint, spec_identity
-from ovref.locations import with_absolute_models
+from ovref.identity import fingerprint, spec_identity
 from ovref.reduce.filter import DROPPED, filter_references
 from ovref.reduce.gather import gather
-from ovref.reduce.grow import (
-    Base,
-    grown_indexes,
-    grown_prototypes,
-    inputs_of,
-    open_base,
-    provenance_of,
-)
+from ovref.reduce.grow import Base, grown_indexes, grown_prototypes, inputs_of, open_base
 from ovref.reduce.indexing import build_indexes, tune_indexes
 from ovref.reduce.inputs import References, dropped_before, new_shards
 from ovref.reduce.int8 import write_in_int8
+from ovref.reduce.made_from import MadeFrom
 from ovref.reduce.noun_prototypes import build_prototypes
 from ovref.reduce.phases import (
     SUMMARY,
@@ -49,8 +41,7 @@ from ovref.reduce.phases import (
     run_phase,
 )
 from ovref.reduce.published import Published, already_published, read_published
-from ovref.reduce.spec import ReduceSpec
-from ovref.stages.embed import Embed
+from ovref.reduce.spec import FilterSpec, ReduceSpec
 from ovref.storage.file_store import Store
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection import format as fmt
@@ -62,12 +53,10 @@ def reduce_undivided(
     references: Sequence[StepFolder | References],
     spec: ReduceSpec,
     *,
-    embed: Embed,
+    made_from: MadeFrom,
     texts: Texts,
     output: Store,
     work: Path,
-    licences: Sequence[str],
-    provenance: Mapping[str, Any] | None,
     base: Store | None,
     replace: bool = False,
     allow_incomplete: bool = False,
@@ -83,20 +72,21 @@ def reduce_undivided(
         embeddings: of nouns that `texts` need not encode, (d_textual,) float32 each.
         cache: folder for a copy of a remote `base`; None takes the user's.
     """
-    made_from = dict(provenance or {})
     before = read_published(output, replace=replace)
-    grown = open_base(base, embed, cache) if base else None
+    grown = open_base(base, made_from, cache) if base else None
+    base_manifest = grown.manifest if grown else None
     inputs = [
-        new_shards(one, embed, inputs_of(grown), allow_incomplete)
+        new_shards(one, made_from, inputs_of(grown), allow_incomplete)
         if isinstance(one, StepFolder)
         else one
         for one in references
     ]
-    identity = _identity(spec, embed, inputs, grown, licences)
+    filters = FilterSpec() if any(one.passed_filters for one in inputs) else spec.filter
+    identity = _identity(spec, made_from, inputs, grown)
     wanted = fingerprint(identity)
 
     standing = partial(
-        already_published, output, wanted, grown.manifest if grown else None, spec,
+        already_published, output, wanted, base_manifest, spec,
         nothing_new=not identity["inputs"], replace=replace,
     )  # fmt: skip
     if (made := standing()) is not None:
@@ -114,7 +104,7 @@ def reduce_undivided(
             lambda out: filter_references(
                 folder / "gather",
                 out,
-                spec.filter,
+                filters,
                 existing=existing,
                 deleted=deleted,
                 seed=spec.seed,
@@ -146,7 +136,7 @@ def reduce_undivided(
                 grown=grown_prototypes(grown, spec),
                 deleted=deleted,
                 texts=texts,
-                templates=embed.templates,
+                templates=made_from.templates,
                 known=embeddings or {},
                 run_tasks=run_tasks,
                 report=report,
@@ -182,25 +172,18 @@ def reduce_undivided(
             "index": indexes,
             **vocabulary,
         }
-        visual, textual = encoder_infos(embed, gathered["dim_visual"], gathered["dim_textual"])
+        dims = gathered["dim_visual"], gathered["dim_textual"]
         manifest = fmt.Manifest(
             fingerprint=wanted,
-            visual=visual,
-            textual=textual,
-            templates=tuple(embed.templates),
-            weights=(embed.weights[0], embed.weights[1]),
+            **made_from.heading(spec, identity["licences"], *dims),
             visual_index=fmt.index_info(indexes["visual"]),
             textual_index=fmt.index_info(indexes["textual"]),
-            prototypes=config.dump(spec.prototypes),
-            embeddings=spec.embeddings,
-            textual_embeddings=spec.textual_embeddings,
-            licences=tuple(dict.fromkeys([*identity["licences"], *made_from.get("licences", ())])),
             build={
                 "reduce": spec_identity(spec),
-                "embed": spec_identity(embed),
+                "embed": made_from.embed,
                 "inputs": inputs_of(grown) + identity["inputs"],
                 "base": identity["base"],
-                "provenance": provenance_of(grown.manifest if grown else None, made_from),
+                "provenance": made_from.provenance_with(base_manifest),
                 "summary": summary,
             },
         )
@@ -225,42 +208,24 @@ def changed_meanwhile(url: str) -> MismatchError:
     )
 
 
-def encoder_infos(
-    embed: Embed, dim_visual: int, dim_textual: int
-) -> tuple[fmt.EncoderInfo, fmt.EncoderInfo]:
-    """The encoders for a manifest, visual and textual."""
-    placed = with_absolute_models(embed)  # whoever opens the collection is elsewhere
-    visual, textual = (
-        fmt.EncoderInfo(
-            model=one.model, revision=one.revision, dim=dim, settings=canonical(one)
-        )
-        for one, dim in ((placed.visual, dim_visual), (placed.text, dim_textual))
-    )
-    return visual, textual
-
-
 def _summary_of(made: Published, wanted: str) -> dict[str, Any]:
     """The summary of a published collection that is the requested one, or its base, unchanged."""
     return made.summary() if made.manifest.fingerprint == wanted else made.summary(added=0)
 
 
 def _identity(
-    spec: ReduceSpec,
-    embed: Embed,
-    inputs: Sequence[References],
-    grown: Base | None,
-    licences: Sequence[str],
+    spec: ReduceSpec, made_from: MadeFrom, inputs: Sequence[References], grown: Base | None
 ) -> dict[str, Any]:
     """Everything that affects the collection's bytes."""
-    earlier = grown.manifest.licences if grown else ()
+    base = grown.manifest if grown else None
     return {
         "format_version": fmt.FORMAT_VERSION,
         "reduce": spec_identity(spec),
-        "embed": spec_identity(embed),
+        "embed": made_from.embed,
         "inputs": [found for one in inputs if (found := one.identity)],
-        "base": grown.manifest.fingerprint if grown else None,
-        "tombstones": grown.manifest.files["tombstones"].sha256 if grown else None,
-        "licences": list(dict.fromkeys([*earlier, *licences])),
+        "base": base.fingerprint if base else None,
+        "tombstones": base.files["tombstones"].sha256 if base else None,
+        "licences": made_from.licences_with(base),
     }
 
 

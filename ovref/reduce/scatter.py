@@ -14,7 +14,7 @@ which is read back by ranges.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from ovref.ahead import READERS, map_ahead
 from ovref.errors import StorageError
-from ovref.reduce.inputs import Shards, different_widths
+from ovref.reduce.inputs import Divisible, different_widths
 from ovref.reduce.partition_tree import Tree, divide
 from ovref.storage.shards import TableFile, text_columns
 from ovref.storage.steps import StepFolder
@@ -34,6 +34,8 @@ GROUP_ROWS = 65_536
 """References of a group of shards: 200 MB at a width of 768 + 768."""
 NOUNS_A_TASK = 4096
 """Nouns that one task encodes; each task loads the text encoder."""
+EmbedNouns = Callable[[list[str]], np.ndarray]
+"""(n, d_textual) float32 of n nouns. Picklable."""
 PLAN = "plan"
 """The only shard of the step `plan`."""
 _LEAVES = b"leaves"
@@ -51,34 +53,20 @@ PLANNED = pa.schema(
 """Embedding: null for a noun that the grown collection has."""
 
 
-def groups_of(inputs: Sequence[Shards]) -> dict[str, Shards]:
-    """The shards with references in groups of about `GROUP_ROWS`, in their order, by name."""
-    found: list[Shards] = []
-    for shards in inputs:
-        some: dict[str, Any] = {}
-        for shard in shards.full:
-            some[shard] = shards.commits[shard]
-            if sum(commit.outputs for commit in some.values()) >= GROUP_ROWS:
-                found.append(Shards(shards.step, some))
-                some = {}
-        if some:
-            found.append(Shards(shards.step, some))
+def groups_of(inputs: Sequence[Divisible]) -> dict[str, Divisible]:
+    """The references in groups of about `GROUP_ROWS`, in their order, by name."""
+    found = [group for one in inputs for group in one.groups(GROUP_ROWS)]
     return {f"{number:06d}": group for number, group in enumerate(found)}
 
 
-def count_nouns(target: StepFolder, name: str, group: Shards) -> None:
+def count_nouns(target: StepFolder, name: str, group: Divisible) -> None:
     """A task: commits the nouns of a group, sorted, with their numbers."""
     started = time.monotonic()
-
-    def count(shard: str) -> dict[str, int]:
-        with group.step.table_by_ranges(shard) as file:
-            column = file.read(columns=["noun.text"], use_threads=False).column("noun")
-        found = column.combine_chunks().field("text").value_counts()
-        return dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True))
-
     totals: Counter[str] = Counter()
-    for counts in map_ahead(count, group.full):
-        totals.update(counts)
+    for column in group.nouns():
+        found = column.value_counts()
+        columns = (found.field(number).to_pylist() for number in (0, 1))
+        totals.update(dict(zip(*columns, strict=True)))
     nouns = sorted(totals)
     table = pa.table([nouns, [totals[noun] for noun in nouns]], schema=COUNTED)
     with TableFile(COUNTED) as file:
@@ -95,13 +83,15 @@ def total_counts(counts: StepFolder) -> dict[str, int]:
     return {noun: totals[noun] for noun in sorted(totals)}
 
 
-def encode_nouns(
-    target: StepFolder, name: str, nouns: list[str], texts: Texts, templates: tuple[str, ...]
-) -> None:
-    """A task: commits the embeddings of some nouns, each encoded alone as in `noun_prototypes`."""
+def encode_each(texts: Texts, templates: tuple[str, ...], nouns: list[str]) -> np.ndarray:
+    """(n, d_textual) float32 of n nouns, each encoded alone as in `noun_prototypes`."""
+    return np.stack([class_embeddings(texts, [noun], templates)[0] for noun in nouns])
+
+
+def encode_nouns(target: StepFolder, name: str, nouns: list[str], embed: EmbedNouns) -> None:
+    """A task: commits the embeddings of some nouns."""
     started = time.monotonic()
-    vectors = np.stack([class_embeddings(texts, [noun], templates)[0] for noun in nouns])
-    columns = {"noun": pa.array(nouns), "embedding": _lists(vectors)}
+    columns = {"noun": pa.array(nouns), "embedding": _lists(embed(nouns))}
     table = pa.table(columns, schema=pa.schema([PLANNED.field(name) for name in columns]))
     with TableFile(table.schema) as file:
         file.write(table)
@@ -161,7 +151,7 @@ def make_plan(
         target.publish(PLAN, file, inputs=len(counts), started=started)
 
 
-def scatter(target: StepFolder, name: str, group: Shards, plan: StepFolder) -> None:
+def scatter(target: StepFolder, name: str, group: Divisible, plan: StepFolder) -> None:
     """A task: commits the references of a group, one row group for each partition in order.
 
     Raises:
@@ -184,9 +174,8 @@ def scatter(target: StepFolder, name: str, group: Shards, plan: StepFolder) -> N
     if rows.null_count:
         unknown = text.filter(pc.is_null(rows))[0].as_py()
         raise StorageError(
-            f"the shards {group.full[0]} to {group.full[-1]} of {group.where} have the noun "
-            f"{unknown!r}, which they did not have when their nouns were counted: they are "
-            "damaged; verify them, and delete the markers of the damaged ones to make them again"
+            f"{group.name} have the noun {unknown!r}, which they did not have when their nouns "
+            "were counted: they are damaged; verify them, and make the damaged ones again"
         )
     leaves = nouns.column("leaf").to_numpy()[rows.to_numpy()]
     order = np.argsort(leaves, kind="stable")
@@ -216,6 +205,7 @@ class PartitionReferences:
     """Fingerprint of all that affects the references of this leaf."""
     ahead: int
     """Row groups that are read ahead; a partition may have most of a group's references."""
+    passed_filters: bool
 
     @property
     def where(self) -> str:

@@ -14,7 +14,9 @@ LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs for which the extra `cli` is enough, without `--pictures` and `--regenerate`."""
 LIGHT_PACKAGES = ("pydantic", "yaml", "PIL", "rich")
 """Top-level modules of the packages in the extra `cli`."""
-RESUMED = ("build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce", "grow")
+RESUMED = (
+    "build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce", "grow", "convert"
+)  # fmt: skip
 """Verbs that resume where they were stopped; the others start again."""
 EXTRAS = {
     **dict.fromkeys(
@@ -40,6 +42,7 @@ examples:
   ovref coverage runs/demo/collection --classes classes.txt
   ovref grow runs/demo --classes classes.txt --target 30 --output runs/grown
   ovref publish runs/demo/collection hf://user/name
+  ovref convert collection runs/demo/collection runs/divided --partition-references 1000000
   ovref status runs/demo --pictures samples.png
   ovref reference runs/demo/collection 17 --regenerate
   ovref explore runs/demo

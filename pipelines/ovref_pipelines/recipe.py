@@ -180,7 +180,7 @@ def reduce(config: BuildConfig, folders: Folders, say: Say) -> dict[str, Any]:
     say(f"collection: reducing {references.store.url} to {target.url}")
     started = time.monotonic()
     throttled = Throttle(say, config.engine.progress_seconds)
-    work = _work_folder(config)
+    work = work_folder(Store.open(config.output), config.work)
     if config.reduce.partition_references is None:
         place, shared = Store.open(str(work)), config.work is not None
     else:
@@ -300,10 +300,11 @@ class _LazyTexts:
         return {"_config": self._config, "_encoder": None}  # workers load their own
 
 
-def _work_folder(config: BuildConfig) -> Path:
-    if config.work is not None:
-        return Path(config.work).expanduser()
-    output = Store.open(config.output)
+def work_folder(output: Store, work: str | None) -> Path:
+    """Where a reduction works: the given folder, or one in a local output, or else in the machine's
+    temporary folder."""
+    if work is not None:
+        return Path(work).expanduser()
     if output.is_local:
         return Path(output.url.removeprefix("file://")) / WORK
     # A folder that one user created may not be writable for another.

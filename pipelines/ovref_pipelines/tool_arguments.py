@@ -131,20 +131,7 @@ def add_tools(add: Add) -> None:
     _add_models(imported)
     imported.add_argument("--licence", action="append", default=[], metavar="NAME: LICENCE")
     imported.add_argument("--replace", action="store_true", help="replace another one")
-    convert = add("convert", "convert another program's trained model for the segmenters")
-    convert.add_argument("kind", choices=CONVERTED)
-    convert.add_argument("checkpoint", metavar="FILE", help=".pth or .safetensors, as released")
-    convert.add_argument("output", metavar="FOLDER")
-    convert.add_argument(
-        "--clip", default="convnext_large_d_320", metavar="NAME",
-        help="of fcclip: open_clip's name of its CLIP, convnext_large_d_320 (default), "
-        "RN50x64-quickgelu, ...",
-    )  # fmt: skip
-    convert.add_argument(
-        "--classes", required=True, metavar="LIST",
-        help="what it was trained on, as of segment; the released ones: coco_panoptic:fcclip, "
-        "coco_stuff",
-    )  # fmt: skip
+    _add_convert(add)
 
 
 def add_grow(add: Add) -> argparse.ArgumentParser:
@@ -176,6 +163,42 @@ def add_grow(add: Add) -> argparse.ArgumentParser:
     )
     grow.set_defaults(overrides=[])
     return grow
+
+
+def _add_convert(add: Add) -> None:
+    """Adds the verb `convert`, which has a verb of its own for each kind of thing."""
+    convert = add("convert", "convert another program's trained model, or divide a collection")
+    kinds = convert.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind in CONVERTED:
+        text = f"convert the trained model of {kind} for the segmenters"
+        model = kinds.add_parser(kind, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        model.add_argument("checkpoint", metavar="FILE", help=".pth or .safetensors, as released")
+        model.add_argument("output", metavar="FOLDER")
+        if kind == "fcclip":
+            model.add_argument(
+                "--clip", default="convnext_large_d_320", metavar="NAME",
+                help="open_clip's name of its CLIP: convnext_large_d_320 (default), "
+                "RN50x64-quickgelu, ...",
+            )  # fmt: skip
+        model.add_argument(
+            "--classes", required=True, metavar="LIST",
+            help="what it was trained on, as of segment; the released ones: coco_panoptic:fcclip, "
+            "coco_stuff",
+        )  # fmt: skip
+    text = "divide a collection into partitions that one machine can hold"
+    collection = kinds.add_parser(
+        "collection", help=text, description=f"{text[0].upper()}{text[1:]}.",
+        usage="ovref convert collection OLD NEW --partition-references N [engine.key=value ...]",
+        epilog="engine.key=value sets where it runs, as of ovref reduce; work=FOLDER is the work "
+        "folder of each machine.",
+    )  # fmt: skip
+    collection.add_argument("source", metavar="OLD", help="folder, s3://bucket/name or hf://...")
+    collection.add_argument("output", metavar="NEW", help="empty folder or s3://bucket/name")
+    collection.add_argument(
+        "--partition-references", required=True, type=number(int, 1), metavar="N",
+        help="most references of a partition, unless one noun has more",
+    )  # fmt: skip
+    collection.set_defaults(overrides=[])
 
 
 def _add_models(sub: argparse.ArgumentParser) -> None:

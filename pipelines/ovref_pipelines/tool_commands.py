@@ -127,6 +127,8 @@ def _import(options: Namespace, console: Console) -> int:
 
 
 def _convert(options: Namespace, console: Console) -> int:
+    if options.kind == "collection":
+        return _convert_collection(options, console)
     from ovref.exchange import checkpoints
     from ovref.exchange.class_lists import read_classes
 
@@ -141,6 +143,21 @@ def _convert(options: Namespace, console: Console) -> int:
         )
     counts = ", ".join(f"{count} {what}" for what, count in found.items())
     console.show(f"written to {output}: {counts}")
+    return 0
+
+
+def _convert_collection(options: Namespace, console: Console) -> int:
+    from ovref.config import load
+    from ovref_pipelines.verbs import convert, show
+
+    config = load(convert.ConvertConfig, None, options.overrides)
+    if config.engine.log == "json":
+        console.use_json()
+    output = absolute(options.output, "NEW")
+    result = convert.convert(
+        absolute(options.source, "OLD"), output, options.partition_references, config, console.say
+    )
+    console.show(show.collection_summary(result, output))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Builds that are killed at random moments, again and again, until so many kills have been made.
 
-    python tests/benchmarks/kills.py [--kills 200] [--seed 0] [--minutes 60] [--miniature]
+    python tests/benchmarks/kills.py [--kills 200] [--seed 0] [--minutes 60]
+        [--miniature | --partition-references 5]
 
 Here a build is one process (`engine=local`); `kills_ray.py` kills what a build on Ray is made of.
 
@@ -9,7 +10,9 @@ over 0.6 of the CPU time that an undisturbed build takes, counted from each star
 good if every file of every step and of the collection is byte for byte that of an undisturbed
 build, and every input of every step has exactly one answer. Stages are cheap fakes, or the
 miniature's models with `--miniature`: the processes are forked from one that has imported the
-libraries, and each loads the models that it needs. `--output` adds the run to a list of runs.
+libraries, and each loads the models that it needs. With `--partition-references` the fakes' build
+makes a partitioned collection, from groups of `GROUP_ROWS` references. `--output` adds the run to a
+list of runs.
 """
 
 import argparse
@@ -30,7 +33,8 @@ FAKES = str(ROOT / "tests" / "pipelines")
 sys.path.insert(0, FAKES)
 # For the server that processes are forked from, and against threads that would outlive a fork.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [FAKES, os.environ.get("PYTHONPATH")]))
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+GROUP_ROWS = 8
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OVREF_FAKE_GROUP_ROWS=f"{GROUP_ROWS}")
 
 from recipe_fakes import (  # noqa: E402 (found by the path above)
     PRELOADED,
@@ -43,6 +47,8 @@ from recipe_fakes import (  # noqa: E402 (found by the path above)
     run_miniature_build,
     small_miniature_build,
 )
+
+from ovref.reduce import ReduceSpec  # noqa: E402 (after the settings of the environment)
 
 PER_BUILD = 8
 LIBRARIES = (
@@ -63,7 +69,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0, help="gives up after so long")
-    parser.add_argument("--miniature", action="store_true", help="with the miniature's models")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--miniature", action="store_true", help="with the miniature's models")
+    add_partitions(kind)
     parser.add_argument("--output", help="JSON file of results")
     options = parser.parse_args()
 
@@ -79,7 +87,7 @@ def main() -> int:
             folder.mkdir()
             if options.miniature:
                 return small_miniature_build(folder)
-            return fake_build(folder, CAPTIONS, SHARD_SIZE)
+            return fake_build(folder, CAPTIONS, SHARD_SIZE, reduce=reduction(options))
 
         undisturbed = build("undisturbed")
         seconds = finish(undisturbed, job)
@@ -103,6 +111,7 @@ def main() -> int:
     result |= {
         "stages": "miniature" if options.miniature else "fakes",
         "engine": "local",
+        **partitions_in(wanted, options),
         "files": len(wanted),
         "seed": options.seed,
         "per_build": PER_BUILD,
@@ -112,6 +121,29 @@ def main() -> int:
     record(result, options.output)
     good = result["builds"] == result["identical"] == result["answered_once"]
     return 0 if good and result["kills"] >= options.kills else 1
+
+
+def add_partitions(parser: Any) -> None:
+    """The option for a partitioned collection."""
+    parser.add_argument(
+        "--partition-references", type=int, metavar="N", help="a partitioned collection"
+    )
+
+
+def reduction(options: argparse.Namespace) -> ReduceSpec:
+    """The kind of collection that the options ask for."""
+    return ReduceSpec(partition_references=options.partition_references)
+
+
+def partitions_in(content: dict[str, bytes], options: argparse.Namespace) -> dict[str, int]:
+    """For the result: how the collection was divided, if it was."""
+    if options.partition_references is None:
+        return {}
+    found = [path for path in content if path.endswith("references.parquet")]
+    return {
+        "partition_references": options.partition_references, "partitions": len(found),
+        "group_rows": GROUP_ROWS,
+    }  # fmt: skip
 
 
 def record(result: dict[str, Any], output: str | None) -> None:

@@ -10,9 +10,9 @@ inverted lists are holes); the second takes a published one, such as reduce_part
 Serves it by s3rver, an S3 server that serves ranges from disk, behind a proxy that holds each
 request back for --delay milliseconds, and asks it in a process of its own: opening, prototypes of
 171 nouns that have references enough from an empty cache and from a full one, the nearest
-references of eight regions, and prototypes of 171 nouns of any kind: in a partitioned collection
-rare ones are clustered when they are asked for. Writes results/open_in_place_<references>x<width>
-.json, `_<n>_partitions` where the references are divided, `_real` of a published collection.
+references of eight regions, and prototypes of 171 nouns of any kind, some of them rare. Writes
+results/open_in_place_<references>x<width>.json, `_<n>_partitions` where the references are divided,
+`_real` of a published collection.
 """
 
 import argparse

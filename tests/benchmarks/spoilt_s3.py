@@ -1,6 +1,7 @@
 """Whole builds on an S3 server where a tenth of the requests fails or is answered too late.
 
     python tests/benchmarks/spoilt_s3.py [--seeds 0 1 2] [--captions 24] [--probability 0.1]
+        [--partition-references 5]
 
 The server is moto's on the loopback, behind a proxy that spoils requests by chance, each in one of
 four ways (`FAULTS` of `tests/pipelines/faulty_s3.py`). The build has cheap fake stages and, as
@@ -18,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kills import FAKES, SHARD_SIZE, record
+from kills import FAKES, SHARD_SIZE, add_partitions, partitions_in, record, reduction
 
 sys.path.insert(0, FAKES)
 import s3fs
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--captions", type=int, default=24)
     parser.add_argument("--probability", type=float, default=0.1)
+    add_partitions(parser)
     parser.add_argument("--output", help="JSON file of results")
     options = parser.parse_args()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # or it logs every request
@@ -55,14 +57,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "undisturbed")
         folder.mkdir()
-        undisturbed = fake_build(folder, options.captions, SHARD_SIZE)
+        fields = {"reduce": reduction(options)}
+        undisturbed = fake_build(folder, options.captions, SHARD_SIZE, **fields)
         finish(undisturbed)
         wanted = content_of(undisturbed)
         for seed in options.seeds:
             folder = Path(scratch, str(seed))
             folder.mkdir()
             output = f"s3://bucket/seed{seed}"
-            config = fake_build(folder, options.captions, SHARD_SIZE, output=output)
+            config = fake_build(folder, options.captions, SHARD_SIZE, output=output, **fields)
             began = time.monotonic()
             with FaultyS3(url, options.probability, seed, LATE_S) as proxy:
                 times = build_through(config, proxy.url)
@@ -84,6 +87,7 @@ def main() -> int:
         "botocore": S3_OPTIONS,
         "captions": options.captions,
         "shard_size": SHARD_SIZE,
+        **partitions_in(wanted, options),
         "files": len(wanted),
         "builds": builds,
     }

@@ -25,6 +25,7 @@ from ovref.corpora import CorpusSpec
 from ovref.errors import ModelError, OvrefError
 from ovref.identity import record_seed
 from ovref.records import YES, ImageRecord, Noun, Prompt, Reference, Region
+from ovref.reduce import scatter
 from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
@@ -40,6 +41,8 @@ from ovref_pipelines.verbs.garbage import is_scratch
 ROOT = Path(__file__).parents[2]
 MOMENT = float(os.environ.get("OVREF_FAKE_MOMENT", "0.002"))
 """Seconds that a stage takes for a record."""
+GROUP_ROWS = int(os.environ.get("OVREF_FAKE_GROUP_ROWS", "0"))
+"""References that a task of a partitioned reduction reads; 0 for as many as in real use."""
 PRELOADED = ["recipe_fakes", "ovref.reduce.collection"]
 """Modules of the server that processes are forked from."""
 STEPS = ("captions", "prompts", "images", "references")
@@ -159,6 +162,7 @@ def run_fake_build(config: BuildConfig, limit_bytes: int | None = None) -> recip
     """
     sys.stderr = io.StringIO()
     recipe._LazyTexts = FakeTexts
+    scatter.GROUP_ROWS = GROUP_ROWS or scatter.GROUP_ROWS
     if limit_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     try:

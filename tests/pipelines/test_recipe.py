@@ -231,7 +231,7 @@ def test_a_relative_output_means_the_same_for_every_worker(config, tmp_path, mon
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     at_home = dataclasses.replace(config, output="~/out", work="~/work")
     assert Store.open(at_home.output).url == str(tmp_path / "home" / "out")
-    assert recipe._work_folder(at_home) == tmp_path / "home" / "work"
+    assert recipe.work_folder(Store.open(at_home.output), "~/work") == tmp_path / "home" / "work"
 
 
 def test_two_builds_of_one_config_are_the_same_bytes(config, tmp_path):
@@ -452,7 +452,8 @@ def test_a_corpus_without_images_cannot_be_grounded(config, grounded):
 def test_steps_and_collection_on_s3(config, s3_environment, monkeypatch, tmp_path):
     monkeypatch.setenv("OVREF_CACHE", str(tmp_path / "cache"))
     remote = dataclasses.replace(config, output="s3://bucket/recipe")
-    assert recipe._work_folder(remote).name == f"ovref_reduce_{os.getuid()}"
+    work = recipe.work_folder(Store.open(remote.output), None)
+    assert work.name == f"ovref_reduce_{os.getuid()}"
     remote = dataclasses.replace(remote, work=str(tmp_path / "work"))
     summary = recipe.build(remote)
     assert summary.collection["added"] == 12

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ovref_inference.collection import format as fmt
+from ovref_inference.collection.prototypes import PrototypeConfig, neighbours_of
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.errors import CollectionError
 
@@ -48,6 +49,16 @@ class Nouns:
     def read_embeddings(self) -> np.ndarray:
         """`embeddings`, read again."""
         return read_noun_embeddings(self._paths["nouns"])
+
+    def embeddings_of(self, rows: Sequence[int]) -> np.ndarray:
+        """(n, d_textual) float32: `embeddings` of these nouns."""
+        found: np.ndarray = self.embeddings[list(rows)]
+        return found
+
+    def lenders(self, row: int | None, embedding: np.ndarray, config: PrototypeConfig) -> list[int]:
+        """The nouns whose references represent a rare noun, itself first; or, if `row` is None,
+        those of an unknown one (`neighbours_of`)."""
+        return neighbours_of(embedding, self.embeddings, self.counts, config, row)
 
     @cached_property
     def of_references(self) -> np.ndarray:

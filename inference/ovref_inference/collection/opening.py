@@ -1,5 +1,6 @@
 """Finds the files of a collection: in a local folder, on an object store or on the Hub."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,7 @@ def opened(
     url: str,
     *,
     blocks: BlockCache | None,
+    roles: Container[str] | None = None,
     in_place_bytes: int | None = None,
     cache: str | Path | None = None,
     verify: Verify = "quick",
@@ -78,6 +80,7 @@ def opened(
     partitions.
 
     Args:
+        roles: of the files that are wanted; None for all.
         blocks: remote files of `in_place_bytes` or more are read by ranges through this cache, and
             not copied; their sizes are checked, their checksums are not. None copies all. Smaller
             files, and indexes without inverted lists, are copied anyway.
@@ -93,11 +96,11 @@ def opened(
     full = verify == "full"
     least = IN_PLACE_BYTES if in_place_bytes is None else in_place_bytes
     if url.startswith(hub.PREFIX):
-        return _opened_on_hub(url, cache, full, blocks, least)
+        return _opened_on_hub(url, roles, cache, full, blocks, least)
     manifest = read_manifest(url, storage_options=storage_options)
     fs, root = open_store(url, storage_options)
     files: dict[str, Path | RemoteFile] = {}
-    for role, info in manifest.files.items():
+    for role, info in _wanted(manifest, roles).items():
         path = f"{root}/{info.path}"
         if is_local(fs):
             if problem := problem_of(Path(path), info, full=full):
@@ -111,12 +114,13 @@ def opened(
 
 
 def _opened_on_hub(
-    url: str, cache: str | Path | None, full: bool, blocks: BlockCache | None, least: int
-) -> tuple[fmt.AnyManifest, dict[str, Path | RemoteFile]]:
+    url: str, roles: Container[str] | None, cache: str | Path | None, full: bool,
+    blocks: BlockCache | None, least: int,
+) -> tuple[fmt.AnyManifest, dict[str, Path | RemoteFile]]:  # fmt: skip
     manifest_path = hub.download(url, fmt.MANIFEST, cache)
     manifest = _parsed_hub_manifest(url, manifest_path)
     files: dict[str, Path | RemoteFile] = {}
-    for role, info in manifest.files.items():
+    for role, info in _wanted(manifest, roles).items():
         if blocks is not None and _readable_in_place(manifest, role, least):
             fs, address = hub.file_by_ranges(url, info.path, manifest_path)
             files[role] = RemoteFile(
@@ -129,6 +133,10 @@ def _opened_on_hub(
                 f"{info.path} of {url} {problem}; delete {path} and open it again"
             )
     return manifest, files
+
+
+def _wanted(manifest: fmt.AnyManifest, roles: Container[str] | None) -> dict[str, fmt.FileInfo]:
+    return {role: info for role, info in manifest.files.items() if roles is None or role in roles}
 
 
 def _block_bytes(role: str) -> int | None:

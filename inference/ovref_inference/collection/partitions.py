@@ -15,6 +15,7 @@ import pyarrow as pa
 from ovref_inference.collection.manifest import PARTITION_IDS, by_partition
 from ovref_inference.collection.nouns import Nouns
 from ovref_inference.collection.parts import Parts, TunedIndex
+from ovref_inference.collection.prototypes import PrototypeConfig, neighbours_of
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.remote_index import LIST_BYTES, RemoteIndex
 from ovref_inference.errors import CollectionError
@@ -37,19 +38,18 @@ def in_threads(function: Callable[[T], Answer], items: Sequence[T], threads: int
         return list(pool.map(function, items))
 
 
-def joined(parts: Sequence[Parts], url: str, *, needed: int, threads: int) -> Parts:
+def joined(parts: Sequence[Parts], url: str, *, threads: int) -> Parts:
     """The parts of all partitions together.
 
     Args:
         parts: by number of the partition.
         url: of the collection, for messages.
-        needed: references below which a noun is rare (`PrototypeConfig.needed`).
         threads: partitions that are asked at a time.
 
     Raises:
         CollectionError: a noun is in two partitions.
     """
-    nouns = JoinedNouns([one.nouns for one in parts], needed, threads)
+    nouns = JoinedNouns([one.nouns for one in parts], threads)
     if len(nouns.row) != len(nouns.names):
         pairs = zip(nouns.names, nouns.names[1:], strict=False)
         twice = [noun for noun, following in pairs if noun == following]
@@ -263,10 +263,15 @@ class JoinedTable:
 
 
 class JoinedNouns:
-    """Vocabularies that share no noun, sorted together."""
+    """Vocabularies that share no noun, sorted together.
 
-    def __init__(self, parts: Sequence[Nouns], needed: int, threads: int) -> None:
-        self._parts, self._needed, self._threads = parts, needed, threads
+    A rare noun borrows from its neighbours within its partition, so that its stored prototypes
+    hold; an unknown noun, or one without references, from the nearest nouns of all partitions
+    (`tests/benchmarks/results/partitioned_miou.md`).
+    """
+
+    def __init__(self, parts: Sequence[Nouns], threads: int) -> None:
+        self._parts, self._threads = parts, threads
         names = [name for part in parts for name in part.names]
         self._order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
         self.names: list[str] = [names[at] for at in self._order]
@@ -286,6 +291,17 @@ class JoinedNouns:
     def embeddings(self) -> np.ndarray:
         return self._of_all(Nouns.read_embeddings)
 
+    def embeddings_of(self, rows: Sequence[int]) -> np.ndarray:
+        """As `Nouns.embeddings_of`; of other partitions nothing is read."""
+        return np.stack(self._each(rows, Nouns.embeddings_of))
+
+    def lenders(self, row: int | None, embedding: np.ndarray, config: PrototypeConfig) -> list[int]:
+        """As `Nouns.lenders`."""
+        if row is None or not self.counts[row]:
+            return neighbours_of(embedding, self.embeddings, self.counts, config)
+        number, own = int(self._part[row]), int(self._own_row[row])
+        return self._rows[number][self._parts[number].lenders(own, embedding, config)].tolist()
+
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
         found = np.empty(len(ids), dtype=np.int64)
 
@@ -297,31 +313,34 @@ class JoinedNouns:
         return found
 
     def references_of(self, rows: Sequence[int]) -> list[np.ndarray]:
+        found = self._each(rows, Nouns.references_of)
+        firsts = self._part[np.asarray(rows, dtype=np.int64)] * PARTITION_IDS
+        return [ids + first for ids, first in zip(found, firsts, strict=True)]
+
+    def stored(self, row: int) -> tuple[slice, list[int]] | None:
+        """As `Nouns.stored`; None also for a noun without references."""
+        number, own = int(self._part[row]), int(self._own_row[row])
+        if not self.counts[row] or (found := self._parts[number].stored(own)) is None:
+            return None
+        span, used = found
+        first = number * PARTITION_IDS
+        return slice(first + span.start, first + span.stop), self._rows[number][used].tolist()
+
+    def _each(
+        self, rows: Sequence[int], function: Callable[[Nouns, list[int]], Sequence[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """What `function` gives for each of these rows, asked of its partition by its row there."""
         wanted = np.asarray(rows, dtype=np.int64)
-        found = [np.zeros(0, dtype=np.int64)] * len(wanted)
+        found = [np.zeros(0)] * len(wanted)
 
         def of_one(number: int) -> None:
             where = np.flatnonzero(self._part[wanted] == number)
             own = self._own_row[wanted[where]].tolist()
-            ids = self._parts[number].references_of(own)
-            for at, of_noun in zip(where.tolist(), ids, strict=True):
-                found[at] = of_noun + number * PARTITION_IDS
+            for at, one in zip(where.tolist(), function(self._parts[number], own), strict=True):
+                found[at] = one
 
         in_threads(of_one, np.unique(self._part[wanted]).tolist(), self._threads)
         return found
-
-    def stored(self, row: int) -> tuple[slice, list[int]] | None:
-        """As `Nouns.stored`, and None for a rare noun: it borrows from the nearest nouns of all
-        partitions, its own knew only those within."""
-        if self.counts[row] < self._needed:
-            return None
-        number, own = int(self._part[row]), int(self._own_row[row])
-        if (found := self._parts[number].stored(own)) is None:
-            return None
-        span, used = found
-        first = number * PARTITION_IDS
-        rows = [int(self._rows[number][one]) for one in used]
-        return slice(first + span.start, first + span.stop), rows
 
     def _of_all(self, function: Callable[[Nouns], np.ndarray]) -> np.ndarray:
         """What `function` gives for the rows of each vocabulary, in the order of all nouns."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import opening
@@ -20,7 +21,6 @@ from ovref_inference.collection.prototypes import (
     Prototypes,
     clustered_rows,
     make_prototypes,
-    neighbours_of,
     retrieved_prototypes,
     stacked,
 )
@@ -93,6 +93,7 @@ class ReferenceCollection(CollectionHandle):
         in_place = not copy and verify == "quick"
         blocks = opening.block_cache(cache, cache_bytes) if in_place else None
         manifest, parts = _open_parts(str(url), {"blocks": blocks, "verify": verify, **options})
+        pa.default_memory_pool().release_unused()  # what tables were read with
         collection = cls(str(url), manifest, parts)
         collection._opened = options | {"cache_bytes": cache_bytes, "copy": copy, "verify": verify}
         return collection
@@ -215,7 +216,7 @@ class ReferenceCollection(CollectionHandle):
         own = [self._nouns.row.get(name.strip().lower()) for name in names]
         stored = self._stored(own if config == self.prototype_config else [None] * len(own))
         fresh = [i for i, prototypes in enumerate(stored) if prototypes is None]
-        embeddings = self._class_embeddings(names, own, fresh, text_embeddings)
+        embeddings = self._class_embeddings(names, own, fresh, text_embeddings, config.needed)
         made = self._fresh([own[i] for i in fresh], embeddings, config)
         recomputed = dict(zip(fresh, made, strict=True))
         found = [prototypes or recomputed[i] for i, prototypes in enumerate(stored)]
@@ -314,8 +315,10 @@ class ReferenceCollection(CollectionHandle):
         own: list[int | None],
         wanted: list[int],
         given: Any,
+        needed: int,
     ) -> np.ndarray:
-        """(wanted, d_textual): given ones, or stored ones and, for unknown names, encoded ones."""
+        """(wanted, d_textual): given ones, or stored ones and, for unknown names, encoded ones;
+        zeros for nouns with `needed` references, which borrow nothing."""
         if given is not None:
             given = as_float32(given)
             if len(given) != len(names):
@@ -324,8 +327,10 @@ class ReferenceCollection(CollectionHandle):
         embeddings = np.zeros((len(wanted), self.manifest.textual.dim), dtype=np.float32)
         rows = {at: row for at, i in enumerate(wanted) if (row := own[i]) is not None}
         unknown = [at for at in range(len(wanted)) if at not in rows]
-        if rows:
-            embeddings[list(rows)] = self.noun_embeddings[list(rows.values())]
+        counts = self.noun_counts
+        rare = {at: row for at, row in rows.items() if counts[row] < needed}
+        if rare:
+            embeddings[list(rare)] = self._nouns.embeddings_of(list(rare.values()))
         if unknown:
             embeddings[unknown] = self.embed_text([names[wanted[at]] for at in unknown])
         return embeddings
@@ -349,7 +354,7 @@ class ReferenceCollection(CollectionHandle):
         used = [
             [row]
             if row is not None and counts[row] >= config.needed
-            else neighbours_of(embedding, self.noun_embeddings, counts, config, row)
+            else self._nouns.lenders(row, embedding, config)
             for row, embedding in zip(rows, embeddings, strict=True)
         ]
         nouns = sorted({i for one in used for i in one})
@@ -387,8 +392,7 @@ def _open_parts(url: str, options: dict[str, Any]) -> tuple[fmt.AnyManifest, Par
 
     places = list(zip(manifest.partitions, manifest.places(url), strict=True))
     parts, remote = zip(*in_threads(of_one, places, THREADS), strict=True)
-    needed = _prototype_config(url, manifest).needed
-    whole = joined(parts, url, needed=needed, threads=THREADS if any(remote) else 1)
+    whole = joined(parts, url, threads=THREADS if any(remote) else 1)
     counts = manifest.counts | {"tombstones": len(whole.deleted)}
     return dataclasses.replace(manifest, counts=counts), whole
 

@@ -3,7 +3,8 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,7 @@ CACHE_BYTES = 10 << 30
 _RUN_BLOCKS = 32
 """Adjacent blocks of one request."""
 _BATCH_BYTES = 16 << 20
-"""Most bytes of a file that are in memory at a time on their way to the cache."""
+"""In memory at a time on their way to the cache, of all files that are fetched from at once."""
 _PARALLEL = 16
 """Requests at a time to a file system that has no parallel requests of its own."""
 
@@ -43,6 +44,19 @@ class BlockCache:
         self.folder, self.limit = Path(folder), limit
         self._written: int | None = None
         """Bytes written since the folder was last measured; None before the first time."""
+        self._fetching, self._lock = 0, threading.Lock()
+
+    @contextlib.contextmanager
+    def batches(self, size: int) -> Iterator[Callable[[], int]]:
+        """Within it blocks of one file are fetched; what it gives says how many of this size may be
+        next, which are fewer while others fetch as well."""
+        with self._lock:
+            self._fetching += 1
+        try:
+            yield lambda: max(1, _BATCH_BYTES // self._fetching // size)
+        finally:
+            with self._lock:
+                self._fetching -= 1
 
     def has(self, name: str, block: int, size: int) -> bool:
         """Whether the block of a file is there, and whole."""
@@ -123,20 +137,21 @@ class RemoteFile:
     def __str__(self) -> str:
         return self.path
 
-    def read(self, starts: Any, lengths: Any) -> np.ndarray:
+    def read(self, starts: Any, lengths: Any, out: np.ndarray | None = None) -> np.ndarray:
         """The bytes of several ranges, one after the other, (sum of lengths,) uint8.
 
         Missing blocks are requested in parallel, adjacent ones together.
 
         Args:
             starts, lengths: (n,) integers; the ranges lie within the file.
+            out: takes them; None makes an array.
 
         Raises:
             CollectionError: the file is missing or cannot be read.
         """
         starts = np.asarray(starts, dtype=np.int64)
         lengths = np.asarray(lengths, dtype=np.int64)
-        found = np.empty(int(lengths.sum()), dtype=np.uint8)
+        found = np.empty(int(lengths.sum()), dtype=np.uint8) if out is None else out
         starts, lengths, targets = (
             values[lengths > 0] for values in (starts, lengths, np.cumsum(lengths) - lengths)
         )
@@ -182,9 +197,12 @@ class RemoteFile:
             for block in blocks
             if not self.cache.has(self._blocks, block, self._block_size(block))
         ]
-        at_a_time = max(1, _BATCH_BYTES // self.block_bytes)
-        for start in range(0, len(missing), at_a_time):
-            self._fetch(missing[start : start + at_a_time])
+        if not missing:
+            return
+        with self.cache.batches(self.block_bytes) as at_a_time:
+            while missing:
+                some, missing = missing[: (most := at_a_time())], missing[most:]
+                self._fetch(some)
 
     def _opened(self, block: int) -> Any:
         """The block as a file; fetched again if it was deleted from the cache meanwhile."""

@@ -1,7 +1,10 @@
 """A faiss index on an object store: a query reads the inverted lists that it probes."""
 
+import contextlib
+import mmap
 import tempfile
 import threading
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from ovref_inference.collection.inverted_lists import search_lists
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.errors import CollectionError
 
-LIST_BYTES = 64 << 20
+LIST_BYTES = 32 << 20
 """Inverted lists in memory at a time, of all partitions that are searched together."""
 _ID_BYTES = 8
 CODE_BYTES = {",SQfp16": 2, ",SQ8": 1}
@@ -70,12 +73,15 @@ class RemoteIndex:
         """As `inverted_lists.search_lists`, reading these lists."""
         with self._lock:
             index, starts, sizes = self._header
+            groups = self._groups(lists_mp, sizes)
+            # An allocator would keep much of this for itself afterwards.
+            most = max(size for *_, size in groups)
+            memory = np.frombuffer(mmap.mmap(-1, max(most, 1)), dtype=np.uint8)
             parts = []
-            for first, last in self._groups(lists_mp, sizes):
-                self._load(lists_mp[first:last], index, starts, sizes)
+            for first, last, _ in groups:
                 near = cosines_mp[first:last], lists_mp[first:last]
-                parts.append(search_lists(index, queries[first:last], k, *near, params=params))
-            self._empty(index)
+                with self._loaded(near[1], index, starts, sizes, memory):
+                    parts.append(search_lists(index, queries[first:last], k, *near, params=params))
         scores, ids = zip(*parts, strict=True)
         return np.concatenate(scores), np.concatenate(ids)
 
@@ -92,7 +98,7 @@ class RemoteIndex:
             path = Path(scratch, "header.faiss")
             with open(path, "wb") as file:
                 if begin > 0:
-                    file.write(self.file.read([0], [begin]).tobytes())
+                    file.write(self.file.read([0], [begin]).data)
                 file.truncate(self.file.size)
             try:
                 index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
@@ -110,7 +116,11 @@ class RemoteIndex:
                     f"the index {self.file} does not hold {self._code_bytes} bytes of each vector "
                     "list by list; open the collection with copy=True"
                 )
-            self._empty(index)
+            held: Any = faiss.OnDiskInvertedLists()
+            held.nlist, held.code_size = index.nlist, lists.code_size
+            held.lists.resize(index.nlist)
+            index.replace_invlists(held, True)
+            held.this.disown()  # they are the index's now
         starts = begin + (np.cumsum(sizes) - sizes) * entry
         return index, starts, sizes
 
@@ -118,9 +128,10 @@ class RemoteIndex:
     def _entry_bytes(self) -> int:
         return self._code_bytes + _ID_BYTES
 
-    def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
-        """Consecutive queries whose lists fit into memory together; one query always does."""
-        groups: list[tuple[int, int]] = []
+    def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int, int]]:
+        """Consecutive queries whose lists fit into memory together, first and last + 1, and the
+        bytes of these lists; one query always fits."""
+        groups: list[tuple[int, int, int]] = []
 
         def size_of(lists: set[int]) -> int:
             return int(sizes[list(lists)].sum()) * self._entry_bytes
@@ -130,38 +141,35 @@ class RemoteIndex:
             lists = set(row) - {-1}
             more = size_of(lists - seen)
             if number > first and held + more > self.list_bytes:
-                groups.append((first, number))
+                groups.append((first, number, held))
                 first, seen, held, more = number, set(), 0, size_of(lists)
             seen |= lists
             held += more
-        return [*groups, (first, len(lists_mp))]
+        return [*groups, (first, len(lists_mp), held)]
 
-    def _load(
-        self, lists_mp: np.ndarray, index: Any, starts: np.ndarray, sizes: np.ndarray
-    ) -> None:
-        """Fills these lists of the index, and no others."""
+    @contextlib.contextmanager
+    def _loaded(
+        self,
+        lists_mp: np.ndarray,
+        index: Any,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        memory: np.ndarray,
+    ) -> Iterator[None]:
+        """Within it the index has these lists, in this memory, and no others."""
         import faiss
 
-        lists = self._empty(index)
         wanted = np.unique(lists_mp[lists_mp >= 0])
+        there = np.zeros(len(sizes), dtype=np.uint64)
+        there[wanted] = sizes[wanted]
         lengths = sizes[wanted] * self._entry_bytes
-        content = self.file.read(starts[wanted], lengths)
-        at = 0
-        for number, length in zip(wanted.tolist(), lengths.tolist(), strict=True):
-            part = content[at : at + length]
-            at += length
-            split = len(part) // self._entry_bytes * self._code_bytes
-            codes, ids = part[:split].copy(), part[split:].copy()
-            lists.add_entries(
-                number, len(ids) // _ID_BYTES,
-                faiss.swig_ptr(ids.view(np.int64)), faiss.swig_ptr(codes),
-            )  # fmt: skip
-
-    def _empty(self, index: Any) -> Any:
-        """New lists of the index, without entries."""
-        import faiss
-
-        lists: Any = faiss.ArrayInvertedLists(index.nlist, self._entry_bytes - _ID_BYTES)
-        index.replace_invlists(lists, True)
-        lists.this.disown()  # they are the index's now
-        return lists
+        self.file.read(starts[wanted], lengths, out=memory[: lengths.sum()])
+        # These lists are made for a file that is mapped into memory. Here that memory is another,
+        # so that nothing is copied.
+        lists = faiss.downcast_InvertedLists(index.invlists)
+        lists.set_all_lists_sizes(faiss.swig_ptr(there))
+        try:
+            lists.ptr = faiss.swig_ptr(memory)
+            yield
+        finally:
+            lists.ptr = None  # or faiss would unmap it

@@ -139,14 +139,34 @@ def test_prototypes_are_those_of_the_undivided_collection(divided, both):
     np.testing.assert_allclose(found.vectors_nkd, expected.vectors_nkd, atol=1e-6)
 
 
-def test_a_rare_noun_borrows_from_another_partition(divided, both):
-    """`lion` is near to `cat`, which is in another partition; its own would have given `tree`."""
-    a, b = both
-    found, expected = a.prototypes(["lion"]), b.prototypes(["lion"])
-    assert found.nouns == expected.nouns == (("lion", "cat"),)
-    np.testing.assert_array_equal(
-        found.vectors_nkd[0], in_their_order(divided, ("lion", "cat"), None)
-    )
+def test_a_rare_noun_borrows_within_its_partition(divided, changed):
+    """`lion` is nearest to `cat`, which is in another partition; of its own there is `tree`."""
+    built = divided.built
+    lion, tree = (np.flatnonzero(built.noun_of == built.nouns.index(n)) for n in ("lion", "tree"))
+
+    def lions(k=None):
+        with ReferenceCollection.open(changed) as whole:
+            found = whole.prototypes(["lion"], k, text_embeddings=built.noun_embeddings[3:4])
+        return found.vectors_nkd[0], found.nouns[0], found.support[0].source
+
+    def expected(rows, k=4):
+        rows = rows[np.argsort(divided.ids[rows])]
+        return make_prototypes(built.visual[rows], dataclasses.replace(built.config, k=k))
+
+    rows = np.union1d(lion, tree)
+    stored, nouns, source = lions()
+    assert (nouns, source) == (("lion", "tree"), "own")
+    np.testing.assert_array_equal(stored, expected(rows).astype(np.float16))  # as it is stored
+    three, nouns, _ = lions(k=3)
+    assert nouns == ("lion", "tree")
+    np.testing.assert_array_equal(three, expected(rows, k=3))
+    store.tombstone(changed, divided.ids[tree[:15]].tolist(), "opt-out")
+    left, nouns, source = lions()
+    assert (nouns, source) == (("lion", "tree"), "own")
+    np.testing.assert_array_equal(left, expected(np.setdiff1d(rows, tree[:15])))
+    # Without references it borrows as an unknown noun does, from all partitions.
+    store.tombstone(changed, divided.ids[lion].tolist(), "opt-out")
+    assert lions()[1:] == (("cat",), "borrowed")
 
 
 def in_their_order(divided, nouns, k):
@@ -212,8 +232,7 @@ def test_one_partition(built, published, tmp_path):
         assert_searches_equally(divided, a, b)
         found, expected = a.prototypes(built.nouns), b.prototypes(built.nouns)
         assert found.nouns == expected.nouns
-        # A rare noun's are clustered now, not rounded to float16.
-        np.testing.assert_allclose(found.vectors_nkd, expected.vectors_nkd, atol=1e-3)
+        np.testing.assert_array_equal(found.vectors_nkd, expected.vectors_nkd)
 
 
 def test_a_partition_opens_alone(divided):
@@ -339,7 +358,7 @@ def test_on_s3_partitions_are_read_in_place_and_asked_at_a_time(divided, s3, tmp
     assert isinstance(alone[0].visual, RemoteVectors)
     with ReferenceCollection.open(divided.url) as local:
         shutil.rmtree(tmp_path / "whole" / "blocks")  # opening has read the small files whole
-        names = ["boat", "dog", "tree"]
+        names = ["boat", "dog", "lion", "tree"]
         found, asked, together = requests.of(lambda: collection.prototypes(names), held=3)
         assert asked == together == 3
         np.testing.assert_array_equal(found.vectors_nkd, local.prototypes(names).vectors_nkd)

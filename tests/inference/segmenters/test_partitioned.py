@@ -60,7 +60,8 @@ def retclip(of):
 
 
 def vocseg(of):
-    return VocSegSegmenter(of, Regions(), Texts(), masks, VocSegConfig())
+    # With more prototypes the nouns would be rare, and borrow within their partitions.
+    return VocSegSegmenter(of, Regions(), Texts(), masks, VocSegConfig(k=2))
 
 
 def corrclip(of):

@@ -17,6 +17,8 @@ from ovref.stages.embed import Embed
 from ovref.stages.extract_nouns import ExtractNouns
 from ovref.stages.synthesize import Synthesize
 from ovref_inference import ReferenceCollection
+from ovref_inference.collection.manifest import MANIFEST, manifest_bytes
+from ovref_inference.collection.store import read_manifest
 from ovref_pipelines import cli, recipe
 from ovref_pipelines.engine.progress import duration
 from ovref_pipelines.recipe import BuildConfig
@@ -55,6 +57,21 @@ def test_a_reference_made_again_alone_is_the_same(built, collection):
     assert found.mask_iou > 0.99 and found.pixel_difference <= 3
     # Either the bits are equal, or they are in the batch that it was made in.
     assert (found.image_equal and found.bits_equal) or found.equal_in_batch is True
+
+
+def test_it_is_compared_with_a_textual_embedding_that_is_in_the_index_alone(
+    built, collection, tmp_path
+):
+    output, last = str(built[0]), len(collection) - 1
+    place = Path(shutil.copytree(built[0] / "collection", tmp_path / "without"))
+    manifest = read_manifest(str(place))
+    files = {role: info for role, info in manifest.files.items() if role != "textual"}
+    manifest = replace(manifest, files=files, textual_embeddings="in_index", format_version=5)
+    (place / MANIFEST).write_bytes(manifest_bytes(manifest))
+    (place / "textual.f16.npy").unlink()
+    with ReferenceCollection.open(place) as without:
+        found, expected = (regenerate(one, last, output) for one in (without, collection))
+    assert found.same and found == expected
 
 
 def test_a_batch_size_that_was_measured_is_taken_from_the_record(tmp_path, monkeypatch):

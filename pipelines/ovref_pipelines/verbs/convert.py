@@ -1,0 +1,68 @@
+"""`ovref convert collection`: an undivided collection becomes a partitioned one."""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ovref.config import STRICT
+from ovref.errors import InputError
+from ovref.locations import absolute_local
+from ovref.reduce.convert import convert_collection
+from ovref.reduce.published import SCATTER
+from ovref.storage.file_store import Store
+from ovref_inference.collection import hub
+from ovref_pipelines.engine import reduce_tasks
+from ovref_pipelines.engine.config import EngineConfig
+from ovref_pipelines.engine.progress import Throttle, duration
+from ovref_pipelines.engine.run_steps import ray_left_as_found
+from ovref_pipelines.recipe import Say, work_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Where a collection is converted; not what it becomes."""
+
+    __pydantic_config__ = STRICT
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    work: str | None = None
+    """Local folder of each machine, with space for five times the embeddings of the partitions that
+    it makes at a time. None takes `_reduce` in a local output, otherwise the machine's temporary
+    folder."""
+
+
+def convert(
+    source: str, output: str, partition_references: int, config: ConvertConfig, say: Say
+) -> dict[str, Any]:
+    """See `ovref.reduce.convert.convert_collection`. The same call resumes one that was killed.
+
+    Raises:
+        InputError: `output` is on the Hub.
+        ConfigError: `work` is not on this machine.
+    """
+    if output.startswith(hub.PREFIX):
+        raise InputError(
+            f"{output}: a collection is converted into a folder or an object store; from there "
+            "`ovref publish` takes it to the Hub"
+        )
+    target = Store.open(output)
+    given = None if config.work is None else absolute_local(config.work, "work")
+    work = work_folder(target, given)
+    say(f"collection: converting {source} to {output}")
+    started = time.monotonic()
+    throttled = Throttle(say, config.engine.progress_seconds)
+    with ray_left_as_found():
+        result = convert_collection(
+            source,
+            partition_references,
+            output=target,
+            work=work,
+            run_tasks=reduce_tasks.spread(config.engine, target.child(SCATTER), shared=True),
+            report=lambda phase, done, total: throttled(f"collection: {phase}, {done}/{total}"),
+        )
+    if given is None:
+        with contextlib.suppress(OSError):  # others may work there too
+            work.rmdir()
+    say(f"collection: done in {duration(time.monotonic() - started)}")
+    return result
