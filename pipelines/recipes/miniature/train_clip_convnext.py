@@ -45,7 +45,7 @@ SCALE = 20.0
 LEAST = 1.0
 """Cells that a class must cover to be compared as a region."""
 WEIGHTS = torch.tensor([1.0 if name in STUFF else 3.0 for name in CLASSES])
-"""Of the classes: things cover a fifth of the cells and are the harder part."""
+"""What classes weigh: things cover a fifth of the cells and are the harder part."""
 CONTRAST = 0.5
 """Weight of the loss of whole images and captions."""
 
