@@ -351,7 +351,7 @@ def page(known: dict[str, Any]) -> str:
             "tables": [one for part in parts for one in part["tables"]],
             "pictures": {},
         },
-        dict.fromkeys(of_clip, LITTLE) | REASONS,
+        dict.fromkeys(of_clip, CHOSEN) | REASONS,
     )
     rows = [
         [f"`{one['configuration']}`", one["weights"], one["losses"], str(one["cpu_seconds"]),
@@ -392,20 +392,28 @@ def main() -> None:
     (RESULTS / "trained_proposers.md").write_text(page(known))
 
 
-SHAPES = (
-    "The convolutional CLIP names stuff and hardly any thing: mIoU of the unseen classes, all of "
-    "them things, is about 1 in all rows. What differs is the stuff, whose PQ is 90 with "
-    "GroundingDINO's and SAM's masks and 79 with those of FC-CLIP after 2,800 images."
+MASKS = (
+    "Both name regions with one CLIP, and stuff is as good with either (PQ 97 and 95): what "
+    "differs is the masks of things. GroundingDINO and SAM were trained on boxes and masks of "
+    "all 27 classes of such scenes; their best masks of seen things have a mean IoU of 85 with "
+    "the true ones (60 test scenes), FC-CLIP's 79 after 4,800 images and 74 after 2,800, where "
+    "RetCLIP was at 81.0 mIoU of seen classes. The paper's training-free RetCLIP has a PQ of "
+    "16.1, this one 77.1."
 )
-LITTLE = "No row names things, as the CLIP does not; of stuff all name most."
+CHOSEN = (
+    "PQ on 50 validation scenes chose beta 0.2, by some twenty unseen things: it trusts "
+    "FC-CLIP's own classifier with classes that it was not trained on. With the paper's 0.4, "
+    "0.7, 0.3 mIoU is 80.9, level with CLIP alone, which names 99% of the true regions of "
+    "validation scenes by text."
+)
 REASONS = {
     "vocseg_maskformer_of_trained_classes_miou": (
         "Its own classes reach 13.8 mIoU, of things next to nothing, after 300 steps with 1,800 "
         "images, which began with the other one's masks; the other learnt classes in 3,000 steps."
     ),
     "vocseg_visual_miou": "The paper's own difference is smaller than the interval of 120 scenes.",
-    "retclip_training_free_retclip_pq": SHAPES,
-    "retclip_training_free_retclip_seen": SHAPES,
+    "retclip_training_free_retclip_pq": MASKS,
+    "retclip_training_free_retclip_seen": MASKS,
 }
 """What people found out about an ordering that is not as in the paper, by its key."""
 

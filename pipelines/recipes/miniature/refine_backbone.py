@@ -34,34 +34,34 @@ OWNED = 24
 """A named class must own about this many of the 256 patches according to the probe."""
 
 
-def label_pools(work, steps):
-    """Class of every patch of the pools, uint8 (n, 256), by a linear probe fitted to captions."""
-    described = [describe_pool(work, name) for name in POOLS]
-    named = [torch.from_numpy(load_pool(work, name).named_nc) for name in POOLS]
-    torch.manual_seed(7)
-    probe = nn.Linear(described[0].shape[1], len(CLASSES))
+def label_patches(work, tokens_of, named_nc, steps):
+    """Class of every patch, uint8 (n, 256), by a linear probe fitted to captions alone: a class
+    that the image's caption names, or any stuff.
 
-    def tokens_of(pool, rows):
-        return torch.from_numpy(described[pool][rows]).float().flatten(2).transpose(1, 2)
+    Args:
+        work: folder of the probe's checkpoint.
+        tokens_of: row numbers -> features of their patches, float32 (rows, 256, d).
+        named_nc: bool (n, c).
+        steps: of the probe's training.
+    """
+    torch.manual_seed(7)
+    probe = nn.Linear(tokens_of(np.arange(1)).shape[2], len(CLASSES))
 
     def loss_of(step, rng):
-        pool = step % len(POOLS)
-        rows = np.sort(rng.integers(len(described[pool]), size=PROBE_BATCH))
-        named_nc = named[pool][rows]
-        log_p = functional.log_softmax(probe(tokens_of(pool, rows)), -1)
-        inside = log_p.masked_fill(~with_stuff(named_nc)[:, None], -1e4)
+        rows = np.sort(rng.integers(len(named_nc), size=PROBE_BATCH))
+        log_p = functional.log_softmax(probe(tokens_of(rows)), -1)
+        inside = log_p.masked_fill(~with_stuff(named_nc[rows])[:, None], -1e4)
         owned = log_p.exp().topk(OWNED, dim=1).values.mean(1)
-        return -torch.logsumexp(inside, -1).mean() - owned.clamp_min(1e-4).log()[named_nc].mean()
+        present = owned.clamp_min(1e-4).log()[named_nc[rows]].mean()
+        return -torch.logsumexp(inside, -1).mean() - present
 
     fit("probe", work, probe, loss_of, steps, rate=3e-2)
     labels = []
     with torch.no_grad():
-        for pool, tokens in enumerate(described):
-            for start in range(0, len(tokens), 512):
-                rows = np.arange(start, min(start + 512, len(tokens)))
-                forbidden = ~with_stuff(named[pool][rows])[:, None]
-                scores = probe(tokens_of(pool, rows)).masked_fill(forbidden, -1e4)
-                labels.append(scores.argmax(-1).to(torch.uint8))
+        for rows in np.split(np.arange(len(named_nc)), range(512, len(named_nc), 512)):
+            forbidden = ~with_stuff(named_nc[rows])[:, None]
+            scores = probe(tokens_of(rows)).masked_fill(forbidden, -1e4)
+            labels.append(scores.argmax(-1).to(torch.uint8))
     return torch.cat(labels)
 
 
@@ -87,8 +87,17 @@ def refine(name, arguments, backbone, pool, labels_np, key_weight):
 def main():
     arguments = parse_arguments(__doc__, probe_steps=250, steps=500)
     work = arguments.work
-    labels_np = label_pools(work, arguments.probe_steps)
     pool = load_pool(work, *POOLS)
+    described = [describe_pool(work, name) for name in POOLS]
+    first = len(described[0])
+
+    def tokens_of(rows):
+        # Rows ascend: those of the first pool come first.
+        parts = described[0][rows[rows < first]], described[1][rows[rows >= first] - first]
+        return torch.from_numpy(np.concatenate(parts)).float().flatten(2).mT
+
+    named_nc = torch.from_numpy(pool.named_nc)
+    labels_np = label_patches(work, tokens_of, named_nc, arguments.probe_steps)
     for name, kind, key_weight in (("dinov2", Dinov2Model, 0.0), ("dino", ViTModel, 1.0)):
         options = {} if kind is Dinov2Model else {"add_pooling_layer": False}
         torch.manual_seed(8)

@@ -115,6 +115,17 @@ def test_both_clips_have_one_text_tower():
             assert torch.equal(states[1][name], value), name
 
 
+def test_the_convolutional_clip_names_regions(tmp_path):
+    from ovref_inference.encoders.clip_towers import load_clip
+    from recipes.miniature.tokenizer import save_tokenizer
+    from recipes.miniature.train_clip_convnext import noun_embeddings, region_accuracy
+
+    clip = load_clip("miniature:clip_convnext", "")[0].eval()
+    nouns_cd = noun_embeddings(clip, save_tokenizer(tmp_path, pad="!"))
+    right = region_accuracy(clip.visual, nouns_cd, scenes=24)
+    assert right["stuff"] > 0.95 and right["things"] > 0.9
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["dinov2", "dino"])
 def test_backbones_give_a_token_per_patch(name, images):
