@@ -4,7 +4,7 @@ Ids of references, and numbers of stored prototypes, are those of a partition pl
 `PARTITION_IDS`. Of partitions on an object store, requests go out in parallel.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
@@ -327,7 +327,7 @@ class JoinedNouns:
         return slice(first + span.start, first + span.stop), self._rows[number][used].tolist()
 
     def _each(
-        self, rows: Sequence[int], function: Callable[[Nouns, list[int]], Sequence[np.ndarray]]
+        self, rows: Sequence[int], function: Callable[[Nouns, list[int]], Iterable[np.ndarray]]
     ) -> list[np.ndarray]:
         """What `function` gives for each of these rows, asked of its partition by its row there."""
         wanted = np.asarray(rows, dtype=np.int64)

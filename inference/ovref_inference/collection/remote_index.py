@@ -166,7 +166,7 @@ class RemoteIndex:
         self.file.read(starts[wanted], lengths, out=memory[: lengths.sum()])
         # These lists are made for a file that is mapped into memory. Here that memory is another,
         # so that nothing is copied.
-        lists = faiss.downcast_InvertedLists(index.invlists)
+        lists: Any = faiss.downcast_InvertedLists(index.invlists)
         lists.set_all_lists_sizes(faiss.swig_ptr(there))
         try:
             lists.ptr = faiss.swig_ptr(memory)
