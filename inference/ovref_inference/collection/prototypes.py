@@ -75,8 +75,10 @@ class Prototypes:
     """The support of each class; empty if it was not determined."""
 
     def supported(self, support: tuple[ClassSupport, ...]) -> "Prototypes":
-        """A copy with this support, in which classes without support have no prototypes."""
+        """The same with this support, in which classes without support have no prototypes."""
         none = [one.source == "none" for one in support]
+        if not any(none):
+            return replace(self, support=support)
         return replace(
             self,
             vectors_nkd=np.where(np.array(none)[:, None, None], 0.0, self.vectors_nkd),
