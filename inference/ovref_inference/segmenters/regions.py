@@ -153,8 +153,8 @@ class Panoptic:
     labels: Mapping[int, int] = field(default_factory=dict)
     """Segment id -> index into the class names."""
     scores: Mapping[int, float] = field(default_factory=dict)
-    """Segment id -> score of its class, for merged stuff the highest; of a label map the mean of its
-    pixels."""
+    """Segment id -> score of its class, for merged stuff the highest; or, of a label map, the mean of
+    its pixels."""
 
 
 def region_features(
