@@ -153,7 +153,7 @@ class Panoptic:
     labels: Mapping[int, int] = field(default_factory=dict)
     """Segment id -> index into the class names."""
     scores: Mapping[int, float] = field(default_factory=dict)
-    """Segment id -> score of its class, for merged stuff the highest; or, of a label map, the mean of
+    """Segment id -> score of its class, for merged stuff the highest; of a label map, the mean over
     its pixels."""
 
 
