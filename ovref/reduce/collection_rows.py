@@ -98,7 +98,7 @@ class CollectionRows:
                             f"the {role} embedding of reference {ids[~fine][0]} of {self.where} is "
                             "no unit vector: its file was damaged; `ovref verify` the collection"
                         )
-                yield _sidecar(table, vectors, None if norms is None else norms[ids, 0])
+                yield _sidecar(table, vectors, None if norms is None else norms[ids][:, 0])
 
     def embeddings_of(self, nouns: list[str]) -> np.ndarray:
         """(n, d_textual) float32 of n nouns, as the collection has them."""

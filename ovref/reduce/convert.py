@@ -34,7 +34,7 @@ def convert_collection(
 ) -> dict[str, Any]:
     """Makes a partitioned collection of the references of the undivided one at `url`.
 
-    Everything but their ids is kept, embeddings to the bit; deleted ones are left out. Of a
+    Everything but their ids is kept, embeddings bit for bit; deleted ones are left out. Of a
     collection in int8 the 8-bit numbers are taken, and prototypes made of these. The new collection
     names the same inputs, so that it grows like one that was reduced from them.
 

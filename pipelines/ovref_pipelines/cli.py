@@ -12,7 +12,7 @@ from ovref_pipelines.tool_arguments import add_grow, add_tools, number
 
 LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 """Verbs for which the extra `cli` is enough, without `--pictures` and `--regenerate`."""
-LIGHT_PACKAGES = ("pydantic", "yaml", "PIL", "rich")
+LIGHT_PACKAGES = ("pydantic", "yaml", "PIL", "rich", "pycocotools")
 """Top-level modules of the packages in the extra `cli`."""
 RESUMED = (
     "build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce", "grow", "convert"

@@ -153,7 +153,8 @@ class Panoptic:
     labels: Mapping[int, int] = field(default_factory=dict)
     """Segment id -> index into the class names."""
     scores: Mapping[int, float] = field(default_factory=dict)
-    """Segment id -> score of its class; for merged stuff the highest."""
+    """Segment id -> score of its class, for merged stuff the highest; of a label map, the mean over
+    its pixels."""
 
 
 def region_features(

@@ -41,8 +41,8 @@ class Muon(torch.optim.AdamW):
 
     MOMENTUM = 0.95
     SCALE = 0.6
-    """Factor of steps, beside the root of a matrix's longer side: three times the usual change of
-    AdamW."""
+    """Factor of steps, beside the root of a matrix's longer side: three times the change that AdamW
+    usually makes."""
 
     def __init__(self, parameters, rate, **options):
         parameters = list(parameters)

@@ -3,9 +3,11 @@
 import dataclasses
 import http.server
 import io
+import itertools
 import os
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -17,7 +19,9 @@ from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection import opening, remote, store
+from ovref_inference.collection.exact import faiss_module
 from ovref_inference.collection.remote import BlockCache, RemoteFile, RemoteVectors
+from ovref_inference.collection.remote_index import RemoteIndex
 
 COUNTS = {"boat": 400, "cat": 300, "dog": 250, "lion": 3, "tree": 200}
 FACTORY = "IVF16,SQfp16"
@@ -320,6 +324,43 @@ def test_a_file_that_is_no_such_index_is_refused(large, tmp_path):
     ):
         collection.search_text(built.noun_embeddings, k=3)
     files.rm("/other", recursive=True)
+
+
+def test_searches_of_several_threads_some_of_which_fail(large, tmp_path, monkeypatch):
+    """Lists are in memory only while they are searched; a search that fails leaves none behind."""
+    built, folder = large
+    path = folder / fmt.FILES["textual_index"]
+    fs = MemoryFileSystem()
+    fs.pipe_file("/lists", path.read_bytes())
+    file = RemoteFile(fs, "/lists", path.stat().st_size, "0" * 64, BlockCache(tmp_path))
+    rows, dim = built.textual.shape
+    index = RemoteIndex(file, rows, dim, FACTORY)
+    index.list_bytes = 1  # the lists of each query by themselves
+    params = faiss_module().SearchParametersIVF(nprobe=3)
+    local = indexes.read_index(path, rows=rows, dim=dim)
+    wanted = local.search(built.noun_embeddings, 7, params=params)
+
+    def search(_):
+        try:
+            return index.search(built.noun_embeddings, 7, params=params)
+        except CollectionError:
+            return None
+
+    np.testing.assert_array_equal(search(0), wanted)
+    read, calls = file.read, itertools.count()
+
+    def unreliable(*args, **options):
+        if next(calls) % 7 == 6:
+            raise CollectionError("gone")
+        return read(*args, **options)
+
+    monkeypatch.setattr(file, "read", unreliable)
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(search, range(12)))
+    answered = [one for one in answers if one is not None]
+    assert 0 < len(answered) < 12
+    for one in answered:
+        np.testing.assert_array_equal(one, wanted)
 
 
 def test_what_is_read_in_small_parts_costs_few_bytes(tmp_path):

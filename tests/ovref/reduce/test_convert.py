@@ -252,12 +252,18 @@ def test_collections_of_other_forms(place, tmp_path, monkeypatch, form, factory)
         assert np.median(near) > 0.999
 
 
-def test_norms_are_kept(tmp_path):
+def test_norms_are_kept(tmp_path, s3_endpoint):
     step = commit_step(tmp_path / "run", with_norms(make_references()), embed=KEPT)
     for name, spec in (("old", UNDIVIDED), ("reduced", SPEC)):
         reduce_into(tmp_path / name, step, spec, embed=KEPT)
     convert(tmp_path / "old", tmp_path / "new")
     assert data_of(tmp_path / "new") == data_of(tmp_path / "reduced")
+    options = {"endpoint_url": s3_endpoint, "key": "testing", "secret": "testing"}
+    remote = Store.open(f"s3://bucket/{secrets.token_hex(4)}", **options)
+    for path, data in content(tmp_path / "old").items():
+        remote.write(path, data)
+    convert(remote.url, tmp_path / "of_remote", storage_options=options)
+    assert content(tmp_path / "of_remote") == content(tmp_path / "new")
     found = {}
     for part in partitions(tmp_path / "new"):
         found |= norms_of(part)
