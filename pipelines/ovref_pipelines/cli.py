@@ -233,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
     _add_dry_run(add_grow(add))
     verify = add("verify", "check every file of a build or a collection")
     verify.add_argument("place", help="folder or URL")
-    garbage = add("gc", "delete leftovers of killed attempts in a build's output")
+    garbage = add("gc", "delete leftovers of killed attempts in a build's output or a collection")
     garbage.add_argument("output", help="folder or URL")
     garbage.add_argument(
         "--older-than", type=number(float), default=24.0, metavar="HOURS",

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from ovref.config import load, load_tree, read_tree
 from ovref.errors import InputError
 from ovref.locations import absolute, absolute_local
+from ovref.storage.file_store import Store
 from ovref_inference import ReferenceCollection
+from ovref_inference.collection.format import MANIFEST
 from ovref_pipelines import recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.console import Console
@@ -320,8 +322,12 @@ def _verify(options: Namespace, console: Console) -> int:
 def _gc(options: Namespace, console: Console) -> int:
     from ovref_pipelines.verbs import garbage
 
-    build = open_build(absolute(options.output, "output"))
-    found = garbage.collect_garbage(build, options.older_than * 3600, dry_run=options.dry_run)
+    place, older_than_s = absolute(options.output, "output"), options.older_than * 3600
+    if (store := Store.open(place)).exists(MANIFEST):
+        found = garbage.unpublished(store, older_than_s, dry_run=options.dry_run)
+    else:
+        build = open_build(place)
+        found = garbage.collect_garbage(build, older_than_s, dry_run=options.dry_run)
     console.show(garbage.garbage_text(found, options.dry_run))
     return 0
 

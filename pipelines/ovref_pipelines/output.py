@@ -16,6 +16,7 @@ from typing import Any
 
 from ovref.errors import InputError, StorageError
 from ovref.locations import is_relative
+from ovref.reduce.published import SCATTER
 from ovref.storage.file_store import Store
 from ovref.storage.steps import STEP, StepFolder, existing_step
 from ovref_inference.collection import format as fmt
@@ -113,6 +114,11 @@ def open_build(url: str) -> BuildOutput:
     store = Store.open(url)
     config = build_config(store)
     if not config and not any(store.exists(f"{name}/{STEP}") for name in STEPS):
+        if store.list(SCATTER):
+            raise InputError(
+                f"{url} has an unfinished collection, in partitions: run the command that was "
+                "making it again (`ovref convert collection`, `reduce` or `build`), and it goes on"
+            )
         raise InputError(
             f"{url} is no output of `ovref build`: it has neither {BUILD} nor any of the steps "
             f"{', '.join(STEPS)}"

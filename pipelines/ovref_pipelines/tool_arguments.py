@@ -189,7 +189,7 @@ def _add_convert(add: Add) -> None:
     collection = kinds.add_parser(
         "collection", help=text, description=f"{text[0].upper()}{text[1:]}.",
         usage="ovref convert collection OLD NEW --partition-references N [engine.key=value ...]",
-        epilog="engine.key=value sets where it runs, as of ovref reduce; work=FOLDER is the work "
+        epilog="engine.key=value sets where it runs, as for ovref reduce; work=FOLDER is the work "
         "folder of each machine.",
     )  # fmt: skip
     collection.add_argument("source", metavar="OLD", help="folder, s3://bucket/name or hf://...")

@@ -7,7 +7,13 @@ import shutil
 import pytest
 
 import ovref_inference
+from ovref.config import parse
+from ovref.reduce import ReduceSpec
+from ovref.reduce.convert import convert_collection
+from ovref.reduce.published import check_kind_of_base, read_published
+from ovref.storage.file_store import Store
 from ovref_pipelines import cli
+from ovref_pipelines.verbs import grow
 
 SMALL = (
     "synthesize.steps=1", "synthesize.batch_size=4", "shard_size=4", "engine.engine=local",
@@ -107,3 +113,19 @@ def test_what_is_refused(tiny_build, collection, classes, tmp_path, capsys):
     assert code == 2 and "is of another build" in err
     with pytest.raises(SystemExit):
         run(capsys, *command[:4], "--target", 0, "--output", tmp_path / "out")
+
+
+def test_a_converted_collection_grows_in_its_partitions(tiny_build, tmp_path):
+    """Whether it lies beside the build of the undivided one or not."""
+    shutil.copy(tiny_build / "build.json", tmp_path / "build.json")
+    old = str(tiny_build / "collection")
+    for folder in (tmp_path, tmp_path / "alone"):
+        target = Store.open(str(folder / "divided"))
+        convert_collection(old, 5, output=target, work=tmp_path / "work")
+        place, settings = grow._opened(
+            grow.Grow(place=target.url, classes="x", target=3, output=str(tmp_path / "out"))
+        )
+        assert place == target.url and settings["synthesize"]
+        spec = parse(ReduceSpec, settings["reduce"], "reduce")
+        check_kind_of_base(read_published(target), place, spec)
+        assert spec.partition_references == 5

@@ -11,6 +11,7 @@ from ovref.locations import absolute_local
 from ovref.reduce.convert import convert_collection
 from ovref.reduce.published import SCATTER
 from ovref.storage.file_store import Store
+from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_pipelines.engine import reduce_tasks
 from ovref_pipelines.engine.config import EngineConfig
@@ -38,13 +39,18 @@ def convert(
     """See `ovref.reduce.convert.convert_collection`. The same call resumes one that was killed.
 
     Raises:
-        InputError: `output` is on the Hub.
+        InputError: `output` is on the Hub, or in the collection at `source`.
         ConfigError: `work` is not on this machine.
     """
     if output.startswith(hub.PREFIX):
         raise InputError(
             f"{output}: a collection is converted into a folder or an object store; from there "
             "`ovref publish` takes it to the Hub"
+        )
+    if output.startswith(f"{source.rstrip('/')}/"):
+        raise InputError(
+            f"{output} is in the collection {source}, which stays as it is: convert into a folder "
+            "outside of it"
         )
     target = Store.open(output)
     given = None if config.work is None else absolute_local(config.work, "work")
@@ -64,5 +70,15 @@ def convert(
     if given is None:
         with contextlib.suppress(OSError):  # others may work there too
             work.rmdir()
+    say(f"collection: {_made(result, target)}")
     say(f"collection: done in {duration(time.monotonic() - started)}")
     return result
+
+
+def _made(result: dict[str, Any], target: Store) -> str:
+    """What the conversion has made, in words; `result` is from `convert_collection`."""
+    parts, most = result["partitions"], result["largest_partition"]
+    text = f"{parts} partition{'s' * (parts != 1)}, of at most {most} references"
+    manifest = fmt.parse_manifest(target.read(fmt.MANIFEST), target.url)
+    deleted = manifest.build["converted"]["deleted"]
+    return f"{text}; {deleted} deleted ones left out" if deleted else text

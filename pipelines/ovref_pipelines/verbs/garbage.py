@@ -1,7 +1,7 @@
 """Deletes the leftovers of killed attempts in the output of a build: files that no marker names."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ovref.storage.file_store import Store
@@ -49,8 +49,7 @@ def collect_garbage(build: BuildOutput, older_than_s: float, *, dry_run: bool) -
             )
             for path in paths
         ]
-    garbage += _unpublished(build.collection, older_than_s, dry_run)
-    return garbage
+    return garbage + unpublished(build.collection, older_than_s, dry_run=dry_run)
 
 
 def is_scratch(path: str) -> bool:
@@ -58,14 +57,16 @@ def is_scratch(path: str) -> bool:
     return re.fullmatch(r"(partitions/[^/]+/)?[^/]+\.[0-9a-f]+\.tmp", path) is not None
 
 
-def _unpublished(collection: Store, older_than_s: float, dry_run: bool) -> Iterator[Garbage]:
-    """Leftovers of killed publishing beside a collection."""
+def unpublished(collection: Store, older_than_s: float, *, dry_run: bool) -> list[Garbage]:
+    """Deletes leftovers of killed publishing beside a collection; see `collect_garbage`."""
+    garbage = []
     for path, details in collection.details().items():
         if collection.is_local and is_scratch(path) and details.age_s >= older_than_s:
             if not dry_run:
                 collection.delete(path)
             url, age_s = f"{collection.url}/{path}", round(details.age_s, 1)
-            yield Garbage(url=url, size=details.size, age_s=age_s)
+            garbage.append(Garbage(url=url, size=details.size, age_s=age_s))
+    return garbage
 
 
 def garbage_text(garbage: Sequence[Garbage], dry_run: bool) -> str:

@@ -195,19 +195,26 @@ def _opened(grow: Grow) -> tuple[str, dict[str, Any]]:
         collection, build = opened.collection.url, place
         if not opened.is_published:
             raise InputError(f"the build {place} has no collection yet: finish it first")
+    made = collections.read_manifest(collection).build
     if grow.config is not None:
-        return collection, read_tree(shipped.find(grow.config))
+        return collection, _divided_as(made, read_tree(shipped.find(grow.config)))
     try:
         settings = build_config(Store.open(build)) if build else {}
     except StorageError:
         if build == place:
             raise
         settings = {}  # of whatever lies beside a collection
-    made = collections.read_manifest(collection).build
     if not settings:
         settings = _of_manifest(collection, made)
     corpus = settings.get("corpus") or {}
-    return collection, settings | {"corpus": {"licence": corpus.get("licence") or _licence(made)}}
+    settings = settings | {"corpus": {"licence": corpus.get("licence") or _licence(made)}}
+    return collection, _divided_as(made, settings)
+
+
+def _divided_as(made: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the division of the collection, which may be a converted one."""
+    most = made.get("reduce", {}).get("fields", {}).get("partition_references")
+    return settings | {"reduce": (settings.get("reduce") or {}) | {"partition_references": most}}
 
 
 def _licence(build: dict[str, Any]) -> str | None:

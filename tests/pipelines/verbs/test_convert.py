@@ -1,5 +1,6 @@
 """`ovref convert collection`: the command, where it runs, and what it says."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from array_fakes import EMBED, FakeTexts
 from ovref.exchange.own_arrays import OwnArrays, collection_from_arrays
 from ovref.storage.file_store import Store
 from ovref_inference import ReferenceCollection
+from ovref_inference.collection import store
 from ovref_pipelines import cli
 
 NOUNS = ["cat", "dog", "elk", "fox", "owl"]
@@ -56,6 +58,7 @@ def test_it_says_where_it_stands_and_what_there_is(old, tmp_path, capsys):
     assert lines[0] == f"collection: converting {old} to {tmp_path / 'new'}"
     assert {"collection: counts, 1/1", "collection: plan, 1/1"} <= {*lines}
     assert lines[-1].startswith("collection: done in")
+    assert lines[-2] == "collection: 3 partitions, of at most 40 references"
     assert not (tmp_path / "new" / "_reduce").exists()
     with ReferenceCollection.open(tmp_path / "new") as a, ReferenceCollection.open(old) as b:
         assert len(a) == len(b) and a.nouns == b.nouns
@@ -66,6 +69,33 @@ def test_it_says_where_it_stands_and_what_there_is(old, tmp_path, capsys):
     before = content(tmp_path / "new")
     assert convert(capsys, old, tmp_path / "new", *settings)[0] == 0  # it is there
     assert content(tmp_path / "new") == before
+
+
+def test_it_says_how_many_deleted_references_it_leaves_out(old, tmp_path, capsys):
+    shutil.copytree(old, tmp_path / "fewer")
+    store.tombstone(str(tmp_path / "fewer"), range(7), "blurred")
+    code, out, err = convert(capsys, tmp_path / "fewer", tmp_path / "new", "engine.engine=local")
+    assert code == 0 and "93 references" in out
+    assert "; 7 deleted ones left out" in err
+
+
+def test_one_that_is_not_finished_is_named_as_such(tmp_path, capsys):
+    (tmp_path / "new" / "_scatter" / "0123" / "counts").mkdir(parents=True)
+    (tmp_path / "new" / "_scatter" / "0123" / "counts" / "step.json").write_text("{}")
+    for verb in ("status", "verify", "gc"):
+        assert cli.main([verb, str(tmp_path / "new")]) == 2
+        assert "has an unfinished collection, in partitions" in capsys.readouterr().err
+
+
+def test_garbage_of_a_killed_conversion_is_deleted_from_the_collection(new, capsys):
+    before = content(new)
+    left = next((new / "partitions").iterdir()) / "visual.f16.npy.4a71b1c0.tmp"
+    left.write_bytes(b"half")
+    assert cli.main(["gc", str(new)]) == 0 and left.exists()  # perhaps somebody writes it
+    assert cli.main(["gc", str(new), "--older-than", "0", "--dry-run"]) == 0 and left.exists()
+    assert str(left) in capsys.readouterr().out
+    assert cli.main(["gc", str(new), "--older-than", "0"]) == 0
+    assert content(new) == before
 
 
 @pytest.mark.slow
@@ -91,6 +121,7 @@ def test_from_s3_to_s3(old, new, tmp_path, capsys, s3_environment):
         ("gone", "new", {}, "no reference collection at"),
         ("old", "hf://me/them", {}, "`ovref publish` takes it to the Hub"),
         ("old", "old", {}, "convert into a new folder"),
+        ("old", "in old", {}, "is in the collection"),
         ("old", "taken", {}, "is not empty (it has file.txt): convert into a new folder"),
         ("old", "new", {"most": 0}, "must be 1 or more, found 0"),
         ("old", "new", {"most": "many"}, "invalid int value: 'many'"),
@@ -102,7 +133,7 @@ def test_from_s3_to_s3(old, new, tmp_path, capsys, s3_environment):
 def test_what_is_refused(old, tmp_path, capsys, source, target, more, says):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file.txt").write_text("mine")
-    places = {"old": old, "hf://me/them": "hf://me/them"}
+    places = {"old": old, "in old": old / "new", "hf://me/them": "hf://me/them"}
     local = "engine.engine=local"
     if more.get("first"):
         assert convert(capsys, old, tmp_path / "new", local)[0] == 0
@@ -111,6 +142,7 @@ def test_what_is_refused(old, tmp_path, capsys, source, target, more, says):
         capsys, source, target, local, *more.get("more", ()), most=more.get("most", 40)
     )
     assert code == 2 and out == "" and says in err and "Traceback" not in err
+    assert not (old / "new").exists()
     assert target == old or not (tmp_path / "new" / "_scatter").exists()
 
 
