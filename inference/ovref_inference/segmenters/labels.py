@@ -41,9 +41,10 @@ def prepared_once(
     def of_names(self: Any, class_names: Sequence[str]) -> _Prepared:
         names = checked_names(class_names)
         known = vars(self).setdefault("_prepared", BoundedCache())
-        if names not in known:
-            known[names] = prepare(self, names)
-        return known[names]
+        # Kept in a name of its own: another thread may evict it from the cache.
+        if (prepared := known.get(names)) is None:
+            prepared = known[names] = prepare(self, names)
+        return prepared
 
     return of_names
 
