@@ -18,7 +18,7 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.indexed_vectors import textual_vectors
-from ovref_inference.collection.nouns import read_nouns
+from ovref_inference.collection.nouns import group_embeddings, read_nouns
 from ovref_inference.collection.opening import block_cache, opened
 from ovref_inference.collection.remote import CACHE_BYTES, RemoteFile
 from ovref_inference.vectors import check_readable
@@ -105,17 +105,14 @@ class CollectionRows:
         found: dict[str, np.ndarray] = {}
         wanted = set(nouns)
         with (
-            self._opened("nouns") as (manifest, files),
+            self._opened("nouns") as (_, files),
             fmt.open_table(files["nouns"], fmt.NOUN_SCHEMA) as file,
         ):
             for group in range(file.num_row_groups):
                 names = file.read_row_group(group, columns=["noun"]).column("noun").to_pylist()
                 if wanted.isdisjoint(names):
                     continue
-                column = file.read_row_group(group, columns=["embedding"]).column("embedding")
-                values = column.combine_chunks().flatten().to_numpy()
-                vectors_nd = values.reshape(-1, manifest.textual.dim)
-                pairs = zip(names, vectors_nd, strict=True)
+                pairs = zip(names, group_embeddings(file, group, files["nouns"]), strict=True)
                 found |= {noun: vector for noun, vector in pairs if noun in wanted}
         if missing := sorted(wanted - found.keys()):
             raise CollectionError(

@@ -55,7 +55,7 @@ class Divisible(References, Protocol):
         """Whether they are no longer there as they were when a reduction of them began."""
 
     def groups(self, rows: int) -> Sequence["Divisible"]:
-        """All of them in groups of about so many rows, none empty, in their order."""
+        """All of them, in order, in non-empty groups of about `rows` references."""
 
     def nouns(self) -> Iterator[pa.StringArray]:
         """The nouns of all of them, in parts."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection.prototypes import PrototypeConfig, neighbours_of
@@ -152,14 +153,29 @@ def read_noun_embeddings(path: str | Path | RemoteFile) -> np.ndarray:
     with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
         parts: list[np.ndarray] = []
         for group in range(file.num_row_groups):
-            column = file.read_row_group(group, columns=["embedding"]).column("embedding")
-            lists = column.combine_chunks()
-            widths = np.unique(lists.value_lengths().to_numpy())
-            if len(widths) != 1 or (parts and parts[0].shape[1] != widths[0]):
-                raise CollectionError(f"{path}: embeddings have several widths, {widths[:5]}")
-            flat = lists.flatten().to_numpy(zero_copy_only=False)
-            parts.append(flat.reshape(-1, widths[0]))
+            vectors = group_embeddings(file, group, path)
+            if parts and parts[0].shape[1] != vectors.shape[1]:
+                widths = parts[0].shape[1], vectors.shape[1]
+                raise CollectionError(f"{path}: embeddings have several widths, {widths}")
+            parts.append(vectors)
     return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+
+
+def group_embeddings(
+    file: pq.ParquetFile, group: int, path: str | Path | RemoteFile
+) -> np.ndarray:
+    """(nouns, d_textual) float32 of one row group of nouns.parquet, which is at `path`.
+
+    Raises:
+        CollectionError: their widths differ.
+    """
+    column = file.read_row_group(group, columns=["embedding"]).column("embedding")
+    lists = column.combine_chunks()
+    widths = np.unique(lists.value_lengths().to_numpy())
+    if len(widths) != 1:
+        raise CollectionError(f"{path}: embeddings have several widths, {widths[:5]}")
+    vectors: np.ndarray = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, widths[0])
+    return vectors
 
 
 def noun_embedding_values(path: str | Path | RemoteFile) -> int:

@@ -3,8 +3,8 @@
 
 A small ConvNeXt learns the joint space of `miniature:clip`, whose text tower it takes and leaves as
 it is (as in LiT: Zhai et al., CVPR 2022). From images and captions alone it learnt stuff and no
-things (docs/what-did-not-work.md). So it is told of every patch what it shows, as the transformers
-of the miniature are: a linear probe on the patches of `miniature:dinov2`, fitted to captions alone,
+things (docs/what-did-not-work.md). So every patch gets a label, as for the transformers of the
+miniature: a linear probe on the patches of `miniature:dinov2`, fitted to captions alone,
 says which noun of the caption (or which stuff) each of them is. Cells of the last map, and their
 means over the patches of a class as FC-CLIP pools them, are compared with the texts of all nouns;
 whole images with captions. No mask is seen.

@@ -58,7 +58,7 @@ def data_of(folder):
     return found, (folder / manifest_of(folder).files["partition_tree"].path).read_bytes()
 
 
-def told(manifest):
+def comparable(manifest):
     """A manifest without what names the collection and its inputs."""
     tree = dataclasses.asdict(manifest)
     build = {name: value for name, value in tree["build"].items() if name not in OF_BUILD}
@@ -82,7 +82,7 @@ def test_it_is_what_reducing_the_shards_gives(made, converted):
     target, summary = converted
     assert data_of(target) == data_of(partitioned)
     before, whole, wanted = map(manifest_of, (undivided, target, partitioned))
-    assert told(whole) == told(wanted)
+    assert comparable(whole) == comparable(wanted)
     assert whole.build["inputs"] == wanted.build["inputs"]
     assert whole.build["converted"] == {
         "from": before.fingerprint, "to": "partitions", "deleted": 0,
@@ -90,7 +90,7 @@ def test_it_is_what_reducing_the_shards_gives(made, converted):
     assert whole.fingerprint not in (wanted.fingerprint, before.fingerprint)
     for part, other in zip(whole.partitions, wanted.partitions, strict=True):
         found, expected = manifest_of(target / part.path), manifest_of(partitioned / other.path)
-        assert told(found) == told(expected)
+        assert comparable(found) == comparable(expected)
         assert (part.references, part.nouns) == (other.references, other.nouns)
     assert summary == {**reduced, "fingerprint": whole.fingerprint}
     assert summary["dropped_before"] == {"corrupt_image": 3, "empty_mask": 3}
@@ -135,7 +135,7 @@ KILLS = {
     "upload of a partition": ("ovref_inference.collection.store._put", 12),
     "cleaning": ("ovref.reduce.partitioned.remove_leftovers", 0),
 }
-"""Where a conversion dies: in this function, after so many calls of it."""
+"""Where a conversion dies: the function, and the number of calls that it survives."""
 
 
 @pytest.mark.parametrize("where", KILLS)
@@ -235,7 +235,7 @@ def test_collections_of_other_forms(place, tmp_path, monkeypatch, form, factory)
     convert(tmp_path / "old", tmp_path / "new")
     reduce_into(tmp_path / "reduced", step, wanted)
     found, expected = data_of(tmp_path / "new"), data_of(tmp_path / "reduced")
-    assert told(manifest_of(tmp_path / "new"))["embeddings"] == old.embeddings
+    assert comparable(manifest_of(tmp_path / "new"))["embeddings"] == old.embeddings
     if form == "in_index":
         assert found == expected
         return
