@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, help="regions that are not stored, (n, width)")
     parser.add_argument("--scratch", type=Path, required=True, help="on the collection's disk")
     parser.add_argument("--partitions", type=int, default=3)
-    parser.add_argument("--index", nargs="+", default=["IVF_PQ:48", "IVF_SQ"])
+    parser.add_argument("--index", nargs="+", default=["IVF_SQ", "IVF_PQ:48"])
     parser.add_argument("--delay", type=float, default=30.0, help="milliseconds a request")
     parser.add_argument("--only", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
