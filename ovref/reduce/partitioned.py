@@ -2,6 +2,7 @@
 
     counts, nouns, plan, scattered    `scatter`           <collection>/_scatter/<hash>/<step>/
     partitions                        `run`, one a task   <collection>/partitions/<leaf>-<hash>/
+    lists                             `list_index`        <collection>/_scatter/<hash>/lists/
     manifest                          names the partitions; written last: the collection
 
 Every task commits its result on the store, so that a killed reduction resumes task by task, on any
@@ -10,6 +11,7 @@ and only partitions with new references or new deletions are made again, in new 
 readers see the old collection until the manifest is replaced.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -25,6 +27,12 @@ from ovref.identity import fingerprint, spec_identity
 from ovref.reduce.filter import NothingKeptError
 from ovref.reduce.grow import check_same_encoders
 from ovref.reduce.inputs import Divisible, dropped_before, new_shards, no_references
+from ovref.reduce.list_index import (
+    has_list_index,
+    make_list_index,
+    partition_indexes,
+    read_info,
+)
 from ovref.reduce.made_from import MadeFrom
 from ovref.reduce.partition_tree import Tree, read_tree
 from ovref.reduce.partitions import Part, copy_partition, filtered, reduce_leaf, summary_of
@@ -212,10 +220,12 @@ def make_partitions(job: PartitionedJob) -> dict[str, Any]:
                 f"the filters leave none of the references of any partition: "
                 f"{filtered(parts.values())}; relax the thresholds in `filter`"
             )
+        numbers, made = _numbered(job, tree, parts)
+        lists = _list_indexes(job, made)
         if (summary := job.standing()) is not None:  # made on another machine
             return summary
         job.check_unchanged()
-        manifest = _publish(job, tree, parts)
+        manifest = _publish(job, replace(tree, partitions=numbers), parts, made, lists)
         job.report("publish", 1, 1)
         remove_leftovers(job.output)
         return manifest.build["summary"] | {"fingerprint": job.wanted}
@@ -298,14 +308,41 @@ def _partitions(job: PartitionedJob, plan: StepFolder, tree: Tree) -> dict[int, 
     return dict(sorted(parts.items()))
 
 
-def _publish(job: PartitionedJob, tree: Tree, parts: Mapping[int, Part]) -> fmt.PartitionedManifest:
-    """Writes the tree, then the manifest."""
+Made = Sequence[tuple[str, fmt.Manifest]]
+"""Path and manifest of each partition, by its number."""
+
+
+def _numbered(
+    job: PartitionedJob, tree: Tree, parts: Mapping[int, Part]
+) -> tuple[np.ndarray, Made]:
+    """The number of the partition of each leaf, -1 of one without references."""
     numbers = tree.partitions.copy() if job.grown else np.full(tree.leaves, -1)
     for leaf, part in parts.items():
         if numbers[leaf] < 0 and part.manifest:
             numbers[leaf] = numbers.max() + 1
     leaves = sorted(np.flatnonzero(numbers >= 0).tolist(), key=numbers.__getitem__)
     made = [(part.path, part.manifest) for part in map(parts.__getitem__, leaves) if part.manifest]
+    return numbers, made
+
+
+def _list_indexes(job: PartitionedJob, made: Made) -> StepFolder | None:
+    """The step with the indexes over the inverted lists of all partitions, made; None if these are
+    few."""
+    indexes = {role: partition_indexes(role, made) for role in fmt.LISTS}
+    if not all(map(has_list_index, indexes.values())):
+        return None
+    step = job.step("lists")
+    job.run(step, {
+        role: partial(make_list_index, step, role, job.output, some, job.spec.seed)
+        for role, some in indexes.items()
+    })  # fmt: skip
+    return step
+
+
+def _publish(
+    job: PartitionedJob, tree: Tree, parts: Mapping[int, Part], made: Made, lists: StepFolder | None
+) -> fmt.PartitionedManifest:
+    """Writes the tree and the indexes of `lists`, then the manifest."""
     manifests = [manifest for _, manifest in made]
     dims = manifests[0].visual.dim, manifests[0].textual.dim
     base = job.grown.manifest if job.grown else None
@@ -335,12 +372,15 @@ def _publish(job: PartitionedJob, tree: Tree, parts: Mapping[int, Part]) -> fmt.
             for path, one in made
         ),
     )
-    with scratch_folder() as folder:
-        local = Path(folder, "partition_tree.npz")
-        replace(tree, partitions=numbers).save(local)
+    with scratch_folder() as folder, contextlib.ExitStack() as opened:
+        files = {"partition_tree": Path(folder, "partition_tree.npz")}
+        tree.save(files["partition_tree"])
+        if lists is not None:
+            infos: dict[str, Any] = {role: read_info(lists, role) for role in fmt.LISTS}
+            manifest = replace(manifest, **infos)
+            for role in fmt.LISTS:
+                files[role] = Path(folder, f"{role}.faiss")
+                files[role].symlink_to(opened.enter_context(lists.file(role, "faiss")))
         return collections.publish_partitioned(
-            job.output.url,
-            manifest,
-            files={"partition_tree": local},
-            storage_options=job.output.storage_options,
+            job.output.url, manifest, files=files, storage_options=job.output.storage_options
         )

@@ -41,6 +41,7 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     IN_INDEX_VERSION,
     INT8_FILES,
     INT8_VERSION,
+    LISTS,
     MANIFEST,
     OPTIONAL_FILES,
     PARTITION_IDS,

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection.file_cache import cache_folder, cached, problem_of
-from ovref_inference.collection.partitions import THREADS, in_threads
 from ovref_inference.collection.remote import SMALL_BLOCK_BYTES, BlockCache, RemoteFile
 from ovref_inference.collection.remote_index import CODE_BYTES
+from ovref_inference.collection.threads import THREADS, in_threads
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import describe, is_local, open_place, store_errors
 
@@ -144,8 +144,8 @@ def _block_bytes(role: str) -> int | None:
 
 
 def _readable_in_place(manifest: fmt.AnyManifest, role: str, least: int) -> bool:
-    if role == "partition_tree":
-        return True  # only growing reads it
+    if role == "partition_tree" or role in fmt.LISTS:
+        return True  # only growing reads the one, a search parts of the others
     if manifest.files[role].bytes < least or role == "tombstones":
         return False
     if role not in ("visual_index", "textual_index"):

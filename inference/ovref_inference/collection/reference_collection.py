@@ -14,8 +14,8 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import opening
 from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
 from ovref_inference.collection.handle import CollectionHandle
-from ovref_inference.collection.partitions import THREADS, in_threads, joined
-from ovref_inference.collection.parts import Parts, opened_parts
+from ovref_inference.collection.partitions import joined
+from ovref_inference.collection.parts import Parts, opened_lists, opened_parts
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
     Prototypes,
@@ -27,6 +27,7 @@ from ovref_inference.collection.prototypes import (
 from ovref_inference.collection.remote import CACHE_BYTES, RemoteFile
 from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
+from ovref_inference.collection.threads import THREADS, in_threads
 from ovref_inference.errors import CollectionError
 from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import Vectors, as_float32, l2_normalised, prefetch_rows
@@ -392,7 +393,8 @@ def _open_parts(url: str, options: dict[str, Any]) -> tuple[fmt.AnyManifest, Par
 
     places = list(zip(manifest.partitions, manifest.places(url), strict=True))
     parts, remote = zip(*in_threads(of_one, places, THREADS), strict=True)
-    whole = joined(parts, url, threads=THREADS if any(remote) else 1)
+    lists = opened_lists(manifest, paths, parts)
+    whole = joined(parts, url, lists=lists, threads=THREADS if any(remote) else 1)
     counts = manifest.counts | {"tombstones": len(whole.deleted)}
     return dataclasses.replace(manifest, counts=counts), whole
 

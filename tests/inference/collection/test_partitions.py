@@ -415,9 +415,9 @@ def test_inverted_lists_are_read_where_they_are(built, small_blocks, tmp_path):
 
     many = Lists({"boat": 300, "cat": 200, "dog": 250, "lion": 3, "tree": 200})
     divided = Divided(many, GROUPS, tmp_path / "scratch", str(tmp_path / "collection"))
-    fsspec.filesystem("memory").put(f"{divided.url}/", "/lists/", recursive=True)
+    fsspec.filesystem("memory").put(f"{divided.url}/", "/inverted/", recursive=True)
     with (
-        ReferenceCollection.open("memory://lists", cache=tmp_path / "cache") as collection,
+        ReferenceCollection.open("memory://inverted", cache=tmp_path / "cache") as collection,
         ReferenceCollection.open(divided.url) as local,
     ):
         inside = [part.index for part in collection._textual_index._parts]
