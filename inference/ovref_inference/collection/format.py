@@ -17,7 +17,7 @@ int8 (`int8`), and inverted lists of the visual index hold 8-bit codes. Prototyp
 Version 5 is version 2 or 3 without a file of textual embeddings: the codes of the textual index
 are these embeddings in float16 (`indexed_vectors`).
 
-Version 4 is a folder of such collections, with a manifest of its own (`manifest`).
+Versions 4 and 6 are folders of such collections, with a manifest of their own (`manifest`).
 
 The manifest names each file with its size and SHA-256. A collection that is published again under
 the same URL keeps unchanged files; a changed one is stored as `<stem>.<hash>.<suffix>`, so that a
@@ -42,6 +42,7 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     INT8_FILES,
     INT8_VERSION,
     LISTS,
+    LISTS_VERSION,
     MANIFEST,
     OPTIONAL_FILES,
     PARTITION_IDS,

@@ -115,35 +115,39 @@ class JoinedIndex:
         Args:
             need: (parts,) lists that each part names.
         """
-        if self._lists is None:
-            numbers = np.flatnonzero(need).tolist()
-            each = in_threads(
-                lambda number: self._parts[number].nearest_lists(queries, int(need[number])),
-                numbers, self._threads,
-            )  # fmt: skip
-            cosines, lists = (np.concatenate(kind, axis=1) for kind in zip(*each, strict=True))
-            parts = np.repeat(numbers, need[numbers])[None].repeat(len(queries), axis=0)
-            order = np.argsort(-cosines, axis=1, kind="stable")
-            cosines, lists, parts = (
-                np.take_along_axis(values, order, axis=1) for values in (cosines, lists, parts)
-            )
-            chosen, _ = _chosen(cosines, parts, need)
-            rows, columns = np.nonzero(chosen)
-            at = rows, columns
-            return _Lists(rows, parts[at], lists[at], cosines[at])
-        total = int(self._ends[-1])
-        count, pending, found = min(_MORE * int(need.max()), total), np.arange(len(queries)), []
+        if self._lists is not None:
+            return self._near_by_index(queries, need, self._lists)
+        numbers = np.flatnonzero(need)
+        each = in_threads(
+            lambda number: self._parts[number].nearest_lists(queries, int(need[number])),
+            numbers.tolist(), self._threads,
+        )  # fmt: skip
+        cosines, lists = (np.concatenate(kind, axis=1) for kind in zip(*each, strict=True))
+        parts = np.tile(np.repeat(numbers, need[numbers]), (len(queries), 1))
+        order = np.argsort(-cosines, axis=1, kind="stable")
+        cosines, lists, parts = (
+            np.take_along_axis(values, order, axis=1) for values in (cosines, lists, parts)
+        )
+        rows, columns = np.nonzero(_chosen(cosines, parts, need)[0])
+        return _Lists(rows, *(values[rows, columns] for values in (parts, lists, cosines)))
+
+    def _near_by_index(
+        self, queries: np.ndarray, need: np.ndarray, index: TunedIndex
+    ) -> "_Lists":
+        total, starts = int(self._ends[-1]), self._ends - self._sizes
+        count = min(_MORE * int(need.max()), total)
+        pending, found = np.arange(len(queries)), list[_Lists]()
         while len(pending):
             later = []
             step = max(1, _AT_ONCE // count)
             for some in np.split(pending, range(step, len(pending), step)):
-                cosines, numbers = self._lists.search(queries[some], count, _NONE)
+                cosines, numbers = index.search(queries[some], count, _NONE)
                 parts = np.searchsorted(self._ends, numbers, side="right")
-                lists = numbers - (self._ends - self._sizes)[parts]
                 chosen, enough = _chosen(cosines, parts, need)
                 enough |= count == total
-                at = np.nonzero(chosen & enough[:, None])
-                found.append(_Lists(some[at[0]], parts[at], lists[at], cosines[at]))
+                rows, columns = np.nonzero(chosen & enough[:, None])
+                near = parts, numbers - starts[parts], cosines
+                found.append(_Lists(some[rows], *(values[rows, columns] for values in near)))
                 later.append(some[~enough])
             pending, count = np.concatenate(later), min(2 * count, total)
         every = zip(*map(_Lists.flat, found), strict=True)
