@@ -92,25 +92,45 @@ def make_list_index(
 ) -> None:
     """A task: commits the index over the lists of these indexes, and its IndexInfo."""
     started = time.monotonic()
-    lists, dim = sum(one.lists for one in indexes), indexes[0].dim
-    asked = -(-RECALL_QUERIES // len(indexes))  # of each
+    asked = queries_of_each(len(indexes))
 
     def read(numbered: tuple[int, PartitionIndex]) -> tuple[np.ndarray, np.ndarray]:
         number, one = numbered
         return read_lists(collection, one, asked, np.random.default_rng([seed, number]))
 
-    with TableFile(_INFO) as file, scratch_folder() as folder:
-        centroids, queries = Path(folder, "centroids.npy"), []
-        with fmt.VectorWriter(centroids, lists, dim) as out:
-            for own, some in map_ahead(read, enumerate(indexes), threads=2):
-                out.append(own)
-                queries.append(some)
-        chosen = np.random.default_rng(seed).permutation(asked * len(indexes))[:RECALL_QUERIES]
-        info = index_centroids(
-            centroids, np.concatenate(queries)[np.sort(chosen)], file.path("faiss"), seed=seed
-        )
+    lists = sum(one.lists for one in indexes)
+    with TableFile(_INFO) as file:
+        every = map_ahead(read, enumerate(indexes), threads=2)
+        info = index_lists(every, lists, indexes[0].dim, file.path("faiss"), seed=seed)
         file.write(pa.table([[json.dumps(asdict(info))]], schema=_INFO))
         target.publish(role, file, inputs=lists, started=started)
+
+
+def queries_of_each(indexes: int) -> int:
+    """How many embeddings `read_lists` takes from each of so many indexes."""
+    return -(-RECALL_QUERIES // indexes)
+
+
+def index_lists(
+    every: Iterable[tuple[np.ndarray, np.ndarray]], lists: int, dim: int, out: Path, *, seed: int
+) -> fmt.IndexInfo:
+    """Writes the index over the lists of several indexes.
+
+    Args:
+        every: what `read_lists` gives of each.
+        lists: of all.
+        seed: of the samples.
+    """
+    queries = []
+    with scratch_folder() as folder:
+        centroids = Path(folder, "centroids.npy")
+        with fmt.VectorWriter(centroids, lists, dim) as writer:
+            for own, some in every:
+                writer.append(own)
+                queries.append(some)
+        asked = np.concatenate(queries)
+        chosen = np.random.default_rng(seed).permutation(len(asked))[:RECALL_QUERIES]
+        return index_centroids(centroids, asked[np.sort(chosen)], out, seed=seed)
 
 
 def read_info(step: StepFolder, role: str) -> fmt.IndexInfo:

@@ -11,11 +11,13 @@ from reduce_fakes import EMBED, FakeTexts, commit_step, direction, make_referenc
 from test_partitioned import COUNTS, PROTOTYPES, content, in_any_order, manifest_of
 from test_run import die_in
 
+from ovref.exchange import publishing
 from ovref.reduce import ReduceSpec, list_index, reduce_collection
 from ovref.storage.file_store import Store
 from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import opening, remote
+from ovref_inference.collection import store as collections
 from ovref_inference.collection.joined_index import JoinedIndex
 from ovref_inference.collection.parts import TunedIndex
 from ovref_inference.collection.remote_index import RemoteIndex
@@ -179,6 +181,30 @@ def test_a_damaged_or_missing_one_is_said(changed):
         manifest.write_text(json.dumps(changed))
         with pytest.raises(CollectionError, match="version 6 has visual_lists and textual_lists"):
             ReferenceCollection.open(folder)
+
+
+def test_what_is_published_has_it_too(changed, tmp_path):
+    """As it is, in 8 bits, and without deleted references, where it is made anew."""
+    before = manifest_of(changed)
+    for name, options in (("same", {}), ("int8", {"int8": True})):
+        publishing.publish(str(changed), str(tmp_path / name), title="x", **options)
+        for role in ROLES:
+            assert manifest_of(tmp_path / name).files[role] == before.files[role]
+            assert getattr(manifest_of(tmp_path / name), role) == getattr(before, role)
+        ReferenceCollection.open(tmp_path / name, verify="full").close()
+    largest = max(range(len(before.partitions)), key=lambda n: before.partitions[n].references)
+    gone = [largest * fmt.PARTITION_IDS + i for i in range(0, 12)]
+    collections.tombstone(str(changed), gone, "opt-out")
+    publishing.publish(str(changed), str(tmp_path / "same"), title="x")
+    after = manifest_of(tmp_path / "same")
+    for role, expected in centroids(tmp_path / "same").items():
+        assert after.files[role].sha256 != before.files[role].sha256
+        found, _ = stored(tmp_path / "same", role)
+        assert len(found) == len(expected)
+        for number, vector in enumerate(expected):
+            np.testing.assert_array_equal(found[number], vector.astype(np.float16))
+    with ReferenceCollection.open(tmp_path / "same", verify="full") as opened:
+        assert len(opened.search_regions(direction("fox", 12)[None], k=10).ids[0]) == 10
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
