@@ -38,7 +38,7 @@ from ovref_inference.collection.remote_index import entry_bytes, parsed_header
 LEAST_LISTS = 20_000
 """Lists of all partitions together from which they have an index."""
 LIST_RECALL = 0.98
-"""Of the nearest lists, at least; a search that misses some of them reads others instead."""
+"""Share of the nearest lists that is found, at least; a search reads others instead of the rest."""
 CELLS = 4
 """Lists of the index itself, times the square root of the lists that it has."""
 NEAREST = tuple(2**power for power in range(4, 13))

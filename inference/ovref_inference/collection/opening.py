@@ -140,7 +140,7 @@ def _wanted(manifest: fmt.AnyManifest, roles: Container[str] | None) -> dict[str
 
 
 def _block_bytes(role: str) -> int | None:
-    return SMALL_BLOCK_BYTES if role == "prototypes" else None
+    return SMALL_BLOCK_BYTES if role == "prototypes" or role in fmt.LISTS else None
 
 
 def _readable_in_place(manifest: fmt.AnyManifest, role: str, least: int) -> bool:
