@@ -1,9 +1,10 @@
 """The index over the inverted lists of all partitions, of each kind of embedding.
 
 A search of a partitioned collection finds the nearest lists by it, instead of comparing the query
-with the centroids of all partitions. It is an inverted file of their centroids in float16, laid out
+with the centroids of all partitions. It is an inverted file of their centroids in 8 bits, laid out
 as other indexes, so that it is read in place too; ids count the lists, partition after partition.
-One task for each kind makes it, from what it reads of each partition's index by ranges.
+Cosines are then wrong by less than a thousandth, which exchanges lists that are about as near. One
+task for each kind makes it, from what it reads of each partition's index by ranges.
 """
 
 import json
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from ovref.ahead import map_ahead
 from ovref.reduce import ivf
+from ovref.reduce.int8 import int8_index
 from ovref.reduce.rows import Rows
 from ovref.storage.file_store import Store
 from ovref.storage.scratch import scratch_folder
@@ -39,8 +41,12 @@ LEAST_LISTS = 20_000
 """Lists of all partitions together from which they have an index."""
 LIST_RECALL = 0.98
 """Share of the nearest lists that is found, at least; a search reads others instead of the rest."""
-CELLS = 4
-"""Lists of the index itself, times the square root of the lists that it has."""
+CELLS = 8
+"""Lists of the index itself, times the square root of the lists that it has, at most `MOST_CELLS`:
+more than for references, since centroids lie apart. A list is about as large as what is read of it
+at least, 32 kB."""
+MOST_CELLS = 8192
+"""So that a search keeps at most 25 MB of them at a width of 768, and a training sample is 1 GB."""
 NEAREST = tuple(2**power for power in range(4, 13))
 """Numbers of nearest lists for which recall is measured."""
 PART_ROWS = 4 * ivf.BLOCK
@@ -161,13 +167,13 @@ def index_centroids(centroids: Path, queries: np.ndarray, out: Path, *, seed: in
     """Writes the index over a file of centroids.
 
     Args:
-        centroids: (n, d) float16 .npy; beside it, files of its size are written meanwhile.
+        centroids: (n, d) float16 .npy; beside it, files of twice its size are written.
         queries: (m, d) float32 L2-normalised, for which the lists probed are chosen.
         seed: of the training sample.
     """
     rows = Rows(centroids)
-    cells = 2 ** round(np.log2(CELLS * np.sqrt(len(rows))))
-    factory = f"IVF{cells},SQfp16"
+    cells = min(MOST_CELLS, 2 ** round(np.log2(CELLS * np.sqrt(len(rows)))))
+    factory = f"IVF{cells},SQ8"
     with one_thread():
         few = sample(rows, TRAIN_PER_LIST * cells, seed)
         trained = ivf.train(few, cells, seed=seed)
@@ -179,9 +185,11 @@ def index_centroids(centroids: Path, queries: np.ndarray, out: Path, *, seed: in
             parts.append(ivf.write_part(
                 centroids, groups, start, stop, centroids.with_name(f"part_{start:012d}")
             ))  # fmt: skip
-        ivf.merge(ivf.empty_index(factory, trained), parts, out)
+        whole = centroids.with_name("float16.faiss")
+        ivf.merge(ivf.empty_index(f"IVF{cells},SQfp16", trained), parts, whole)
         questions = RecallQueries(rows, queries, ks=NEAREST)
-        curve = tune(read_index(out), questions, target=LIST_RECALL)
+        curve = tune(read_index(whole), questions, target=LIST_RECALL)
+        int8_index(whole, rows, factory, out)
     return fmt.IndexInfo(
         factory=factory, curve=curve, queries="stored rows", train_rows=train_rows
     )

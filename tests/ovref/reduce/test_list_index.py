@@ -75,7 +75,7 @@ def stored(folder, role):
     for number, size in enumerate(sizes):
         ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
         codes = faiss.rev_swig_ptr(lists.get_codes(number), size * index.code_size)
-        vectors = codes.copy().view("<f2").reshape(size, -1)
+        vectors = index.sq.decode(codes.copy().reshape(size, -1))
         found |= {int(i): vector for i, vector in zip(ids, vectors, strict=True)}
     return found, sizes
 
@@ -91,14 +91,14 @@ def test_it_holds_the_centroids_of_all_partitions_in_their_order(made):
         found, lists = stored(folder, role)
         assert sorted(found) == list(range(len(expected)))
         for number, vector in enumerate(expected):
-            np.testing.assert_array_equal(found[number], vector.astype(np.float16))
+            np.testing.assert_allclose(found[number], vector, atol=4e-3)
         info = getattr(manifest, role)
-        assert info.factory == f"IVF{len(lists)},SQfp16" and len(lists) > 8
+        assert info.factory == f"IVF{len(lists)},SQ8" and len(lists) > 8
         assert all(at.recall >= list_index.LIST_RECALL for at in info.curve)
     assert not (folder / "_scatter").exists()
 
 
-def test_a_search_finds_what_it_finds_by_comparing_all(made):
+def test_a_search_finds_nearly_all_that_it_finds_by_comparing_all(made):
     with ReferenceCollection.open(made[1], verify="full") as opened:
         for kind, dim in (("visual", 12), ("textual", 8)):
             index = getattr(opened, f"_{kind}_index")
@@ -112,7 +112,9 @@ def test_a_search_finds_what_it_finds_by_comparing_all(made):
                 found, expected = (
                     one.search(queries, k, np.zeros(0, np.int64)) for one in (index, comparing)
                 )
-                np.testing.assert_array_equal(found, expected)
+                same = [np.isin(*pair) for pair in zip(found[1], expected[1], strict=True)]
+                assert np.mean(same) > 0.98  # in 8 bits, another list may seem nearer
+                np.testing.assert_allclose(found[0], expected[0], atol=4e-3)
 
 
 def test_few_lists_have_none(made, tmp_path, monkeypatch):
@@ -160,7 +162,7 @@ def test_a_grown_collection_has_a_new_one(changed, place):
         assert not (folder / before.files[role].path).exists()
         found, _ = stored(folder, role)
         assert len(found) == len(expected)
-        np.testing.assert_array_equal(found[len(expected) - 1], np.float16(expected[-1]))
+        np.testing.assert_allclose(found[len(expected) - 1], expected[-1], atol=4e-3)
 
 
 def test_a_damaged_or_missing_one_is_said(changed):
@@ -202,7 +204,7 @@ def test_what_is_published_has_it_too(changed, tmp_path):
         found, _ = stored(tmp_path / "same", role)
         assert len(found) == len(expected)
         for number, vector in enumerate(expected):
-            np.testing.assert_array_equal(found[number], vector.astype(np.float16))
+            np.testing.assert_allclose(found[number], vector, atol=4e-3)
     with ReferenceCollection.open(tmp_path / "same", verify="full") as opened:
         assert len(opened.search_regions(direction("fox", 12)[None], k=10).ids[0]) == 10
 
