@@ -13,9 +13,7 @@ from ovref_inference.collection.remote_index import LIST_BYTES, RemoteIndex
 from ovref_inference.collection.threads import in_threads
 
 _MORE = 4
-"""How many times as many lists are asked for as one partition probes, at first; of others' lists
-about as near as its own 1 to 13 times as many were read
-(`tests/benchmarks/results/partitioned_lists.md`)."""
+"""How many times as many lists are asked for again, if those were too few."""
 _AT_ONCE = 1 << 20
 """Pairs of a query and a list that are compared at a time: some 50 MB."""
 _NONE = np.zeros(0, dtype=np.int64)
@@ -135,7 +133,8 @@ class JoinedIndex:
         self, queries: np.ndarray, need: np.ndarray, index: TunedIndex
     ) -> "_Lists":
         total, starts = int(self._ends[-1]), self._ends - self._sizes
-        count = min(_MORE * int(need.max()), total)
+        # Of 8 to 100 partitions 2 to 60 times as many lists are near as one of them probes.
+        count = min(int(2 * len(need) ** 0.5 * need.max()), total)
         pending, found = np.arange(len(queries)), list[_Lists]()
         while len(pending):
             later = []
@@ -149,7 +148,7 @@ class JoinedIndex:
                 near = parts, numbers - starts[parts], cosines
                 found.append(_Lists(some[rows], *(values[rows, columns] for values in near)))
                 later.append(some[~enough])
-            pending, count = np.concatenate(later), min(2 * count, total)
+            pending, count = np.concatenate(later), min(_MORE * count, total)
         every = zip(*map(_Lists.flat, found), strict=True)
         return _Lists(*(np.concatenate(values) for values in every))
 

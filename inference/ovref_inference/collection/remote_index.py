@@ -126,20 +126,30 @@ class RemoteIndex:
         *,
         params: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `inverted_lists.search_lists`, reading these lists."""
+        """As `inverted_lists.search_lists`, reading each of these lists once; scores are -inf where
+        the lists hold fewer."""
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        ids = np.full((len(queries), k), -1, dtype=np.int64)
         with self._lock:
             index, starts, sizes = self._header
-            groups = self._groups(lists_mp, sizes)
+            pieces = self._pieces(np.unique(lists_mp[lists_mp >= 0]), sizes)
             # An allocator would keep much of this for itself afterwards.
-            most = max(size for *_, size in groups)
-            memory = np.frombuffer(mmap.mmap(-1, max(most, 1)), dtype=np.uint8)
-            parts = []
-            for first, last, _ in groups:
-                near = cosines_mp[first:last], lists_mp[first:last]
-                with self._loaded(near[1], index, starts, sizes, memory):
-                    parts.append(search_lists(index, queries[first:last], k, *near, params=params))
-        scores, ids = zip(*parts, strict=True)
-        return np.concatenate(scores), np.concatenate(ids)
+            most = max((int(sizes[piece].sum()) for piece in pieces), default=0)
+            size = most * entry_bytes(self.factory, self.d)
+            memory = np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=np.uint8)
+            for piece in pieces:
+                here = np.isin(lists_mp, piece)
+                some = np.flatnonzero(here.any(axis=1))
+                near = cosines_mp[some], np.where(here[some], lists_mp[some], -1)
+                with self._loaded(piece, index, starts, sizes, memory):
+                    found = search_lists(index, queries[some], k, *near, params=params)
+                found[0][found[1] < 0] = -np.inf
+                both = np.concatenate([scores[some], found[0]], axis=1)
+                order = np.argsort(-both, axis=1, kind="stable")[:, :k]
+                scores[some] = np.take_along_axis(both, order, axis=1)
+                both = np.concatenate([ids[some], found[1]], axis=1)
+                ids[some] = np.take_along_axis(both, order, axis=1)
+        return scores, ids
 
     @cached_property
     def _quantizer(self) -> Any:
@@ -188,29 +198,21 @@ class RemoteIndex:
             b"IxFI", flat(self.nlist), struct.pack("<Q", self.nlist * self.d),
         ])  # fmt: skip
 
-    def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int, int]]:
-        """Consecutive queries whose lists fit into memory together, first and last + 1, and the
-        bytes of these lists; one query always fits."""
-        groups: list[tuple[int, int, int]] = []
-
-        def size_of(lists: set[int]) -> int:
-            return int(sizes[list(lists)].sum()) * entry_bytes(self.factory, self.d)
-
-        first, seen, held = 0, set[int](), 0
-        for number, row in enumerate(lists_mp.tolist()):
-            lists = set(row) - {-1}
-            more = size_of(lists - seen)
-            if number > first and held + more > self.list_bytes:
-                groups.append((first, number, held))
-                first, seen, held, more = number, set(), 0, size_of(lists)
-            seen |= lists
-            held += more
-        return [*groups, (first, len(lists_mp), held)]
+    def _pieces(self, wanted: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        """These lists in parts that fit into memory, in their order; one list always fits."""
+        ends = np.cumsum(sizes[wanted]) * entry_bytes(self.factory, self.d)
+        pieces, start = [], 0
+        while start < len(wanted):
+            before = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, before + self.list_bytes, side="right"))
+            pieces.append(wanted[start : max(stop, start + 1)])
+            start = max(stop, start + 1)
+        return pieces
 
     @contextlib.contextmanager
     def _loaded(
         self,
-        lists_mp: np.ndarray,
+        wanted: np.ndarray,
         index: Any,
         starts: np.ndarray,
         sizes: np.ndarray,
@@ -218,7 +220,6 @@ class RemoteIndex:
     ) -> Iterator[None]:
         """Within it the index has these lists, in this memory, and no others."""
         faiss = faiss_module()
-        wanted = np.unique(lists_mp[lists_mp >= 0])
         there = np.zeros(len(sizes), dtype=np.uint64)
         there[wanted] = sizes[wanted]
         lengths = sizes[wanted] * entry_bytes(self.factory, self.d)

@@ -335,7 +335,7 @@ def test_searches_of_several_threads_some_of_which_fail(large, tmp_path, monkeyp
     file = RemoteFile(fs, "/lists", path.stat().st_size, "0" * 64, BlockCache(tmp_path))
     rows, dim = built.textual.shape
     index = RemoteIndex(file, rows, dim, FACTORY)
-    index.list_bytes = 1  # the lists of each query by themselves
+    index.list_bytes = 1  # each list by itself
     params = faiss_module().SearchParametersIVF(nprobe=3)
     local = indexes.read_index(path, rows=rows, dim=dim)
     wanted = local.search(built.noun_embeddings, 7, params=params)
@@ -348,9 +348,10 @@ def test_searches_of_several_threads_some_of_which_fail(large, tmp_path, monkeyp
 
     np.testing.assert_array_equal(search(0), wanted)
     read, calls = file.read, itertools.count()
+    lists = len(np.unique(local.quantizer.search(built.noun_embeddings, 3)[1]))
 
     def unreliable(*args, **options):
-        if next(calls) % 7 == 6:
+        if next(calls) % (2 * lists + 1) == 2 * lists:
             raise CollectionError("gone")
         return read(*args, **options)
 
