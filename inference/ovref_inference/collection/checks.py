@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection.int8 import Int8Vectors
-from ovref_inference.collection.nouns import noun_embedding_values
+from ovref_inference.collection.nouns import NounTable
 from ovref_inference.collection.remote import RemoteFile
+from ovref_inference.collection.words import are_sorted
 from ovref_inference.errors import CollectionError
 
 
 def check_counts(
-    paths: Mapping[str, Path | RemoteFile], manifest: fmt.Manifest, nouns: dict[str, Any]
+    paths: Mapping[str, Path | RemoteFile], manifest: fmt.Manifest, nouns: NounTable
 ) -> dict[str, int]:
     """Counts of the files' rows, after checking that all files belong together.
 
@@ -83,23 +85,19 @@ def _check_ids(path: Path | RemoteFile) -> None:
 
 
 def _check_nouns(
-    path: Path | RemoteFile, table: dict[str, Any], rows: Mapping[str, int], dim: int
+    path: Path | RemoteFile, table: NounTable, rows: Mapping[str, int], dim: int
 ) -> None:
-    nouns, known = table["noun"], set(table["noun"])
-    starts, stops = table["prototype_start"].tolist(), table["prototype_stop"].tolist()
+    starts, stops = table.prototype_starts, table.prototype_stops
     problems = {
-        # Sorting a list that is in order already is fast.
-        "nouns are not sorted, each once": nouns != sorted(nouns) or len(nouns) != len(known),
+        "nouns are not sorted, each once": not are_sorted(table.names.array),
         f"counts do not add up to {rows['references']} references": (
-            table["count"].sum() != rows["references"]
+            table.counts.sum() != rows["references"]
         ),
-        f"slices do not tile {rows['prototypes']} prototypes": (
-            [0, *stops] != [*starts, rows["prototypes"]]
+        f"slices do not tile {rows['prototypes']} prototypes": not np.array_equal(
+            np.append(0, stops), np.append(starts, rows["prototypes"])
         ),
-        f"embeddings are not {dim} wide": noun_embedding_values(path) != len(nouns) * dim,
-        "neighbours are not in the vocabulary": not known.issuperset(
-            table["neighbours"].flatten().unique().to_pylist()
-        ),
+        f"embeddings are not {dim} wide": table.embedding_values != len(table.names) * dim,
+        "neighbours are not in the vocabulary": bool((table.neighbours < 0).any()),
     }
     for problem, found in problems.items():
         if found:

@@ -37,7 +37,7 @@ class Vocabulary(Protocol):
     """What `class_support` needs of a collection."""
 
     @property
-    def nouns(self) -> list[str]:
+    def nouns(self) -> Sequence[str]:
         """Sorted."""
 
     @property

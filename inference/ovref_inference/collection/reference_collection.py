@@ -27,6 +27,7 @@ from ovref_inference.collection.prototypes import (
 from ovref_inference.collection.remote import CACHE_BYTES, RemoteFile
 from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
+from ovref_inference.collection.words import Words
 from ovref_inference.errors import CollectionError
 from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import Vectors, as_float32, l2_normalised, prefetch_rows
@@ -122,8 +123,8 @@ class ReferenceCollection(CollectionHandle):
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
-    def nouns(self) -> list[str]:
-        """The vocabulary, sorted."""
+    def nouns(self) -> Words:
+        """The vocabulary, sorted: a sequence of str, which `list` makes a list of."""
         return self._nouns.names
 
     @property
@@ -213,7 +214,7 @@ class ReferenceCollection(CollectionHandle):
         config = self.prototype_config
         if k is not None and k != config.k:
             config = dataclasses.replace(config, k=k)
-        own = [self._nouns.row.get(name.strip().lower()) for name in names]
+        own = [self._nouns.names.find(name.strip().lower()) for name in names]
         stored = self._stored(own if config == self.prototype_config else [None] * len(own))
         fresh = [i for i, prototypes in enumerate(stored) if prototypes is None]
         embeddings = self._class_embeddings(names, own, fresh, text_embeddings, config.needed)
@@ -287,7 +288,7 @@ class ReferenceCollection(CollectionHandle):
     def references_of(self, noun: str) -> np.ndarray:
         """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown. The
         noun is compared as in `prototypes`."""
-        row = self._nouns.row.get(noun.strip().lower())
+        row = self._nouns.names.find(noun.strip().lower())
         return np.zeros(0, dtype=np.int64) if row is None else self._nouns.references_of([row])[0]
 
     def _search(self, kind: str, queries: Any, k: int) -> Support:

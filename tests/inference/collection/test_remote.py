@@ -331,8 +331,8 @@ def test_searches_of_several_threads_some_of_which_fail(large, tmp_path, monkeyp
     built, folder = large
     path = folder / fmt.FILES["textual_index"]
     fs = MemoryFileSystem()
-    fs.pipe_file("/lists", path.read_bytes())
-    file = RemoteFile(fs, "/lists", path.stat().st_size, "0" * 64, BlockCache(tmp_path))
+    fs.pipe_file("/one_index", path.read_bytes())
+    file = RemoteFile(fs, "/one_index", path.stat().st_size, "0" * 64, BlockCache(tmp_path))
     rows, dim = built.textual.shape
     index = RemoteIndex(file, rows, dim, FACTORY)
     index.list_bytes = 1  # the lists of each query by themselves
