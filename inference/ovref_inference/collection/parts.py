@@ -90,7 +90,8 @@ class Parts:
 
 
 def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]) -> Parts:
-    """Opens the files of one collection.
+    """Opens the files of one collection. Of one that is read in place only the vocabulary and the
+    tombstones are read (`checks.check_counts`).
 
     Args:
         url: for messages.
@@ -106,18 +107,20 @@ def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | Re
             f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
         )
     rows = counts["references"]
-    deleted = fmt.read_tombstones(paths["tombstones"])
+    deleted = np.zeros(0, dtype=np.int64)
+    if counts["tombstones"]:
+        deleted = fmt.read_tombstones(paths["tombstones"])
     return Parts(
-        visual=fmt.open_vectors_anywhere(paths["visual"]),
+        visual=fmt.open_matrix(paths, manifest, "visual"),
         textual=textual_vectors(paths, manifest),
-        norms=fmt.open_vectors_anywhere(paths["norms"]) if "norms" in paths else None,
-        prototypes=fmt.open_vectors_anywhere(paths["prototypes"]),
+        norms=fmt.open_matrix(paths, manifest, "norms") if "norms" in paths else None,
+        prototypes=fmt.open_matrix(paths, manifest, "prototypes"),
         visual_index=_index(paths["visual_index"], rows, manifest.visual, manifest.visual_index),
         textual_index=_index(
             paths["textual_index"], rows, manifest.textual, manifest.textual_index
         ),
         nouns=Nouns(paths, table, deleted, manifest.settled_tombstones),
-        table=ReferenceTable(paths["references"]),
+        table=ReferenceTable(paths["references"], rows),
         deleted=deleted,
     )
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -277,17 +278,18 @@ class RemoteTable(pq.ParquetFile):
         super().__init__(file.open(), **options)
 
     def read(self, columns: list[str] | None = None, **options: Any) -> pa.Table:
-        self._prefetch(range(self.num_row_groups), columns)
+        self.prefetch(range(self.num_row_groups), columns)
         return super().read(columns=columns, **options)
 
     def read_row_group(self, i: int, columns: list[str] | None = None, **options: Any) -> pa.Table:
-        self._prefetch([i], columns)
+        self.prefetch([i], columns)
         return super().read_row_group(i, columns=columns, **options)
 
     def close(self, force: bool = True) -> None:
         super().close(force=force)
 
-    def _prefetch(self, groups: Iterable[int], columns: list[str] | None) -> None:
+    def prefetch(self, groups: Iterable[int], columns: list[str] | None = None) -> None:
+        """Brings these columns of row groups into the cache, in parallel; None is all columns."""
         starts, lengths = [], []
         for group in map(self.metadata.row_group, groups):
             for chunk in map(group.column, range(group.num_columns)):
@@ -325,31 +327,56 @@ class _Raw(io.RawIOBase):
         return size
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Shape and numbers of a matrix in an .npy file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file, if numpy wrote its header."""
+        header = io.BytesIO()
+        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, fields)
+        return header.tell() + int(np.prod(self.shape)) * self.dtype.itemsize
+
+
 class RemoteVectors:
     """A (n, d) matrix in an .npy file that reads only the requested rows."""
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: RemoteFile, expected: Layout | None = None) -> None:
         """
+        Args:
+            expected: the header of a file that is as large as this matrix is not read.
+
         Raises:
             CollectionError: the file cannot be read, or is no .npy file of its size.
         """
+        self._file = file
+        if expected is None or expected.file_bytes != file.size:
+            expected = self._header()
+        self.shape, self.dtype, self.ndim = expected.shape, expected.dtype, len(expected.shape)
+        self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        self._offset = file.size - self.shape[0] * self._row_bytes
+
+    def _header(self) -> Layout:
+        """What the header says, if the file has the size for it."""
         try:
-            with file.open() as header:
+            with self._file.open() as header:
                 version = np.lib.format.read_magic(header)
                 if version != (1, 0):
                     raise ValueError(f"version {version} of the .npy format")
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-                self._offset = header.tell()
+                size = header.tell() + int(np.prod(shape)) * dtype.itemsize
         except (ValueError, EOFError) as error:
-            raise CollectionError(f"cannot read the vectors {file}: {error}") from error
-        self.shape, self.dtype, self._file = shape, dtype, file
-        self.ndim = len(shape)
-        size = self._offset + int(np.prod(shape)) * dtype.itemsize
-        if fortran or dtype.hasobject or size != file.size:
+            raise CollectionError(f"cannot read the vectors {self._file}: {error}") from error
+        if fortran or dtype.hasobject or size != self._file.size:
             raise CollectionError(
-                f"{file} has {file.size} bytes, its header says {size}: it is truncated"
+                f"{self._file} has {self._file.size} bytes, its header says {size}: it is truncated"
             )
-        self._row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+        return Layout(shape, dtype)
 
     def __len__(self) -> int:
         return int(self.shape[0])
