@@ -13,7 +13,7 @@ from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.exact import faiss_module
 from ovref_inference.collection.indexed_vectors import textual_vectors
 from ovref_inference.collection.inverted_lists import search_lists
-from ovref_inference.collection.nouns import Nouns, read_nouns
+from ovref_inference.collection.nouns import Nouns, prefetch_nouns, read_nouns
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.collection.remote_index import RemoteIndex
@@ -87,6 +87,15 @@ class Parts:
     """`ReferenceTable`, or what has its public methods."""
     deleted: np.ndarray
     """(t,) int64: sorted ids of deleted references."""
+
+
+def prefetch_parts(manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]) -> None:
+    """Brings what `opened_parts` reads of remote files into the cache. Raises CollectionError if
+    they cannot be read."""
+    prefetch_nouns(paths["nouns"])
+    tombstones = paths["tombstones"]
+    if manifest.counts.get("tombstones") and isinstance(tombstones, RemoteFile):
+        tombstones.prefetch([0], [tombstones.size])
 
 
 def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]) -> Parts:

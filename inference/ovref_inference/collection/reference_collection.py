@@ -15,7 +15,7 @@ from ovref_inference.collection import opening
 from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
 from ovref_inference.collection.handle import CollectionHandle
 from ovref_inference.collection.partitions import THREADS, in_threads, joined
-from ovref_inference.collection.parts import Parts, opened_parts
+from ovref_inference.collection.parts import Parts, opened_parts, prefetch_parts
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
     Prototypes,
@@ -384,15 +384,20 @@ def _open_parts(url: str, options: dict[str, Any]) -> tuple[fmt.AnyManifest, Par
     # Small files are copied as a whole, of all partitions together no more than of one collection.
     in_place_bytes = opening.IN_PLACE_BYTES // len(manifest.partitions)
 
-    def of_one(one: tuple[fmt.PartitionInfo, str]) -> tuple[Parts, bool]:
+    def of_one(
+        one: tuple[fmt.PartitionInfo, str],
+    ) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
         info, place = one
-        own, paths = opening.opened(place, in_place_bytes=in_place_bytes, **options)
-        own = fmt.checked_partition(own, info, place)
-        is_remote = any(isinstance(path, RemoteFile) for path in paths.values())
-        return opened_parts(place, own, paths), is_remote
+        found, paths = opening.opened(place, in_place_bytes=in_place_bytes, **options)
+        own = fmt.checked_partition(found, info, place)
+        prefetch_parts(own, paths)
+        return own, paths
 
-    places = list(zip(manifest.partitions, manifest.places(url), strict=True))
-    parts, remote = zip(*in_threads(of_one, places, THREADS), strict=True)
+    places = manifest.places(url)
+    found = in_threads(of_one, list(zip(manifest.partitions, places, strict=True)), THREADS)
+    # In one thread: Arrow keeps memory for each thread that reads tables.
+    parts = [opened_parts(place, *one) for place, one in zip(places, found, strict=True)]
+    remote = [isinstance(path, RemoteFile) for _, paths in found for path in paths.values()]
     whole = joined(parts, url, threads=THREADS if any(remote) else 1)
     counts = manifest.counts | {"tombstones": len(whole.deleted)}
     return dataclasses.replace(manifest, counts=counts), whole

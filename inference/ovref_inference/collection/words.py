@@ -1,5 +1,6 @@
 """A sorted vocabulary in the memory of an Arrow array, without a Python object for each word."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -86,6 +87,14 @@ class Words(Sequence[str]):
         """(n,) int32: where each of these words is; -1 where it is not there."""
         found: np.ndarray = pc.index_in(words, value_set=self.array).fill_null(-1).to_numpy()
         return found
+
+
+def find_in(words: Sequence[str], word: str) -> int | None:
+    """Where the word is in a sorted sequence; None if it is not there."""
+    if isinstance(words, Words):
+        return words.find(word)
+    at = bisect_left(words, word)
+    return at if at < len(words) and words[at] == word else None
 
 
 def are_sorted(array: pa.StringArray) -> bool:

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import pickle
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -420,3 +421,28 @@ def test_what_is_read_in_small_parts_costs_few_bytes(tmp_path):
         np.testing.assert_array_equal(found, wanted)
         blocks = [path for path in cache.folder.rglob("*") if path.is_file()]
         assert 180 <= sum(path.stat().st_size for path in blocks) <= most
+
+
+def test_small_blocks_stay_in_memory_within_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_MEMORY_BYTES", 500)
+    content = np.random.default_rng(0).integers(0, 256, 1_050, dtype=np.uint8)
+    fs = Counting(skip_instance_cache=True)
+    fs.pipe_file("/small", content.tobytes())
+    Counting.asked = 0
+    cache = BlockCache(tmp_path / "blocks")
+    file = RemoteFile(fs, "/small", len(content), "a", cache, 100)
+    others = RemoteFile(fs, "/small", len(content), "b", cache)
+
+    def held():
+        return [block for _, block in cache._held]
+
+    np.testing.assert_array_equal(others.read([0], [1_050]), content)
+    assert held() == []  # of large blocks none
+    wanted = np.r_[content[250:550], content[720:730]]
+    np.testing.assert_array_equal(file.read([250, 720], [300, 10]), wanted)
+    assert held() == [2, 3, 4, 5, 7] and Counting.asked == 3
+    shutil.rmtree(cache.folder)
+    np.testing.assert_array_equal(file.read([299], [2]), content[299:301])
+    assert held() == [4, 5, 7, 2, 3] and Counting.asked == 3
+    np.testing.assert_array_equal(file.read([1_000], [50]), content[1_000:])
+    assert held() == [5, 7, 2, 3, 10] and cache._held_bytes == 450

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ovref_inference.collection.words import Words, are_sorted, repeated
+from ovref_inference.collection.words import Words, are_sorted, find_in, repeated
 
 
 @pytest.fixture(params=[0, 1, 10_000])
@@ -55,3 +55,8 @@ def test_a_part_of_an_array():
 def test_order_and_repetitions():
     assert not are_sorted(pa.array(["b", "a"])) and not are_sorted(pa.array(["a", "a"]))
     assert repeated(pa.array(["a", "a", "a", "b", "c", "c"])) == ["a", "c"]
+
+
+def test_finding_in_any_sequence():
+    for words in (["a", "c"], Words(pa.array(["a", "c"]))):
+        assert [find_in(words, word) for word in ("a", "b", "c", "d")] == [0, None, 1, None]
