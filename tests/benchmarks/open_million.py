@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -83,6 +84,8 @@ def make(
         ivf.merge(ivf.empty_index(factory, centroids), [part], folder / f"{role}.faiss")
         part.codes.unlink()
         part.ids.unlink()
+        if shutil.which("fallocate"):  # what was copied from holes are zeros on the disk
+            subprocess.run(["fallocate", "--dig-holes", folder / f"{role}.faiss"], check=True)
     with fmt.TableWriter(folder / fmt.FILES["references"], fmt.REFERENCE_SCHEMA) as table:
         for start in range(0, references, 65_536):
             own = noun_of[start : start + 65_536]

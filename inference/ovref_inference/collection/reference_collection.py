@@ -72,7 +72,8 @@ class ReferenceCollection(CollectionHandle):
         storage_options: dict[str, Any] | None = None,
     ) -> "ReferenceCollection":
         """Opens a collection where it is, also a partitioned one. Of a remote one the ranges that
-        are needed are read, through a local cache; files below 32 MiB are copied to it.
+        are needed are read, through a local cache; files below 32 MiB are copied to it, but for
+        tables of references, which are checked when they are first read.
 
         Args:
             url: folder, fsspec URL such as s3://bucket/name, or hf://user/name@revision.
@@ -337,13 +338,13 @@ class ReferenceCollection(CollectionHandle):
         return embeddings
 
     def _stored(self, rows: list[int | None]) -> list[tuple[np.ndarray, list[int]] | None]:
-        """Stored prototypes of nouns and the nouns they were made from; None where none are
-        valid."""
+        """Stored prototypes of nouns, float16, and the nouns they were made from; None where none
+        are valid."""
         found = [None if row is None else self._nouns.stored(row) for row in rows]
         spans = [np.arange(span.start, span.stop) for span, _ in filter(None, found)]
         ids = np.concatenate([np.zeros(0, np.int64), *spans])
         prefetch_rows(self._prototypes, ids)
-        vectors = np.asarray(self._prototypes[ids], dtype=np.float32)
+        vectors = np.asarray(self._prototypes[ids])
         each = iter(np.split(vectors, np.cumsum([len(span) for span in spans])))
         return [stored and (next(each), stored[1]) for stored in found]
 
