@@ -189,10 +189,26 @@ def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     return times | {"index": indexes} | counts
 
 
-def their_index(folder: Path, out: Path, role: str) -> dict[str, Any]:
-    """autofaiss' index over one matrix; runs in autofaiss' environment."""
-    from autofaiss import build_index
+def their_index(
+    folder: Path, out: Path, role: str, *, memory: str = "8GB", float16: bool = False
+) -> dict[str, Any]:
+    """autofaiss' index over one matrix; runs in autofaiss' environment.
 
+    Args:
+        memory: that autofaiss is told to have.
+        float16: store vectors as float16, in half the memory, which autofaiss does not offer for
+            inner products: what makes its empty index is replaced, and nothing else.
+    """
+    from autofaiss import build_index
+    from autofaiss.indices import training
+
+    def in_float16(dim: int, key: str, metric: int) -> Any:
+        index = faiss.index_factory(dim, key.replace("Flat", "SQfp16"), metric)
+        index.by_residual = False  # a difference to a centroid would be rounded once more
+        return index
+
+    if float16:
+        training.index_factory = in_float16
     source = out / f"{role}_embeddings"
     source.mkdir(parents=True)
     os.link(folder / f"{role}.f16.npy", source / "0.npy")
@@ -202,7 +218,7 @@ def their_index(folder: Path, out: Path, role: str) -> dict[str, Any]:
         index_infos_path=str(out / f"{role}.json"), metric_type="ip",
         index_key=f"IVF{2 ** round(np.log2(4 * n**0.5))},Flat",
         should_be_memory_mappable=True, max_index_memory_usage="4GB",
-        current_memory_available="8GB", nb_cores=1, verbose=30,
+        current_memory_available=memory, nb_cores=1, verbose=30,
     )  # fmt: skip
     return {key: infos[key] for key in ("index_key", "index_param") if key in infos}
 
