@@ -349,7 +349,7 @@ def measured_of(evaluation: Any) -> str:
 
 def _counts(path: Path) -> list[tuple[str, int]]:
     nouns = read_nouns(path)
-    return list(zip(nouns["noun"], nouns["count"].tolist(), strict=True))
+    return list(zip(nouns.names, nouns.counts.tolist(), strict=True))
 
 
 def _link(path: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) ->
     fs, root = open_store(url, storage_options)
     path = f"{root}/{fmt.MANIFEST}"
     try:
-        content = fs.cat_file(path)
+        content = fs.cat_file(path, start=0)  # from there on: its size is not asked for first
     except FileNotFoundError as error:
         hint = "check the URL, or publish the collection again if its build was interrupted"
         if fs.exists(f"{root}/collection/{fmt.MANIFEST}"):  # of the build whose output this is
@@ -83,7 +83,8 @@ def opened(
         roles: of the files that are wanted; None for all.
         blocks: remote files of `in_place_bytes` or more are read by ranges through this cache, and
             not copied; their sizes are checked, their checksums are not. None copies all. Smaller
-            files, and indexes without inverted lists, are copied anyway.
+            files, and indexes without inverted lists, are copied anyway; tables of references and
+            of tombstones never are.
         in_place_bytes: None takes `IN_PLACE_BYTES`.
         cache, verify: as in `store.fetch`.
 
@@ -144,9 +145,11 @@ def _block_bytes(role: str) -> int | None:
 
 
 def _readable_in_place(manifest: fmt.AnyManifest, role: str, least: int) -> bool:
-    if role == "partition_tree" or role in fmt.LISTS:
-        return True  # only growing reads the one, a search parts of the others
-    if manifest.files[role].bytes < least or role == "tombstones":
+    if role in ("partition_tree", "references", "tombstones") or role in fmt.LISTS:
+        # Opening does not read them; of tombstones it does where there are some. A search reads
+        # parts of the lists.
+        return True
+    if manifest.files[role].bytes < least:
         return False
     if role not in ("visual_index", "textual_index"):
         return True

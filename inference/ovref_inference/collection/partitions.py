@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ovref_inference.collection.joined_index import JoinedIndex
 from ovref_inference.collection.manifest import PARTITION_IDS, by_partition
@@ -18,6 +19,7 @@ from ovref_inference.collection.parts import Parts, TunedIndex
 from ovref_inference.collection.prototypes import PrototypeConfig, neighbours_of
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.threads import in_threads
+from ovref_inference.collection.words import Words, repeated
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors, check_readable, prefetch_rows
 
@@ -39,9 +41,7 @@ def joined(
         CollectionError: a noun is in two partitions.
     """
     nouns = JoinedNouns([one.nouns for one in parts], threads)
-    if len(nouns.row) != len(nouns.names):
-        pairs = zip(nouns.names, nouns.names[1:], strict=False)
-        twice = [noun for noun, following in pairs if noun == following]
+    if twice := repeated(nouns.names.array):
         raise CollectionError(f"{url}: nouns are in two partitions: {', '.join(twice[:10])}")
     norms = [one.norms for one in parts if one.norms is not None]
     firsts = range(0, len(parts) * PARTITION_IDS, PARTITION_IDS)
@@ -183,15 +183,16 @@ class JoinedNouns:
 
     def __init__(self, parts: Sequence[Nouns], threads: int) -> None:
         self._parts, self._threads = parts, threads
-        names = [name for part in parts for name in part.names]
-        self._order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
-        self.names: list[str] = [names[at] for at in self._order]
-        self.row: dict[str, int] = {noun: row for row, noun in enumerate(self.names)}
-        sizes = np.array([len(part.names) for part in parts])
-        starts = np.cumsum(sizes) - sizes
-        self._rows = np.split(np.argsort(self._order), starts[1:])
+        together = pa.concat_arrays([part.names.array for part in parts])
+        self._order = pc.sort_indices(together).to_numpy().astype(np.int32)
+        self.names = Words(together.take(pa.array(self._order)))
+        sizes = np.array([len(part.names) for part in parts], dtype=np.int32)
+        starts = np.cumsum(sizes, dtype=np.int32) - sizes
+        place = np.empty_like(self._order)
+        place[self._order] = np.arange(len(place), dtype=np.int32)
+        self._rows = np.split(place, starts[1:])
         """For each partition, the row here of each of its own rows."""
-        self._part = np.repeat(np.arange(len(parts)), sizes)[self._order]
+        self._part = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)[self._order]
         self._own_row = self._order - starts[self._part]
 
     @cached_property
@@ -225,7 +226,7 @@ class JoinedNouns:
 
     def references_of(self, rows: Sequence[int]) -> list[np.ndarray]:
         found = self._each(rows, Nouns.references_of)
-        firsts = self._part[np.asarray(rows, dtype=np.int64)] * PARTITION_IDS
+        firsts = self._part[np.asarray(rows, dtype=np.int64)].astype(np.int64) * PARTITION_IDS
         return [ids + first for ids, first in zip(found, firsts, strict=True)]
 
     def stored(self, row: int) -> tuple[slice, list[int]] | None:

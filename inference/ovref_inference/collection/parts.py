@@ -13,7 +13,7 @@ from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.exact import faiss_module
 from ovref_inference.collection.indexed_vectors import textual_vectors
 from ovref_inference.collection.inverted_lists import search_lists
-from ovref_inference.collection.nouns import Nouns, read_nouns
+from ovref_inference.collection.nouns import Nouns, prefetch_nouns, read_nouns
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.collection.remote_index import RemoteIndex
@@ -88,8 +88,18 @@ class Parts:
     """(t,) int64: sorted ids of deleted references."""
 
 
+def prefetch_parts(manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]) -> None:
+    """Brings what `opened_parts` reads of remote files into the cache. Raises CollectionError if
+    they cannot be read."""
+    prefetch_nouns(paths["nouns"])
+    tombstones = paths["tombstones"]
+    if manifest.counts.get("tombstones") and isinstance(tombstones, RemoteFile):
+        tombstones.prefetch([0], [tombstones.size])
+
+
 def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]) -> Parts:
-    """Opens the files of one collection.
+    """Opens the files of one collection. Of one that is read in place only the vocabulary and the
+    tombstones are read (`checks.check_counts`).
 
     Args:
         url: for messages.
@@ -105,12 +115,14 @@ def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | Re
             f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
         )
     rows = counts["references"]
-    deleted = fmt.read_tombstones(paths["tombstones"])
+    deleted = np.zeros(0, dtype=np.int64)
+    if counts["tombstones"]:
+        deleted = fmt.read_tombstones(paths["tombstones"])
     return Parts(
-        visual=fmt.open_vectors_anywhere(paths["visual"]),
+        visual=fmt.open_matrix(paths, manifest, "visual"),
         textual=textual_vectors(paths, manifest),
-        norms=fmt.open_vectors_anywhere(paths["norms"]) if "norms" in paths else None,
-        prototypes=fmt.open_vectors_anywhere(paths["prototypes"]),
+        norms=fmt.open_matrix(paths, manifest, "norms") if "norms" in paths else None,
+        prototypes=fmt.open_matrix(paths, manifest, "prototypes"),
         visual_index=_index(
             paths["visual_index"], rows, manifest.visual.dim, manifest.visual_index
         ),
@@ -118,7 +130,7 @@ def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | Re
             paths["textual_index"], rows, manifest.textual.dim, manifest.textual_index
         ),
         nouns=Nouns(paths, table, deleted, manifest.settled_tombstones),
-        table=ReferenceTable(paths["references"]),
+        table=ReferenceTable(paths["references"], rows),
         deleted=deleted,
     )
 
