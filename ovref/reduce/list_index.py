@@ -46,7 +46,7 @@ CELLS = 8
 more than for references, since centroids lie apart. A list is about as large as what is read of it
 at least, 32 kB."""
 MOST_CELLS = 4096
-"""So that a search keeps at most 13 MB of them at a width of 768, and a training sample is 0.5 GB."""
+"""So that a search keeps at most 13 MB of them at a width of 768; a training sample is 0.5 GB."""
 NEAREST = tuple(2**power for power in range(4, 13))
 """Numbers of nearest lists for which recall is measured."""
 PART_ROWS = 4 * ivf.BLOCK
