@@ -81,11 +81,7 @@ def reduce_collection(
         ValueError: a vector or a noun that cannot be encoded.
     """
     if base is not None:
-        found = None if base.url.startswith(hub.PREFIX) else read_published(base)
-        if found is None:  # on the Hub, or missing, which this says
-            manifest = collections.read_manifest(base.url, storage_options=base.storage_options)
-            found = Published(fmt.undivided(manifest, base.url))
-        check_kind_of_base(found, base.url, spec)
+        check_base(base, spec)
     steps = [references] if isinstance(references, StepFolder) else list(references)
     arguments: dict[str, Any] = {
         "made_from": made_by(embed, licences, provenance), "texts": texts, "output": output,
@@ -95,3 +91,17 @@ def reduce_collection(
     if spec.partition_references is None:
         return reduce_undivided(steps, spec, **arguments)
     return reduce_partitioned(steps, spec, **arguments)
+
+
+def check_base(base: Store, spec: ReduceSpec) -> None:
+    """Reads the manifest of a collection that is to be grown.
+
+    Raises:
+        MismatchError: it is partitioned and the new collection would not be, or the reverse.
+        CollectionError: it is not there, or cannot be read.
+    """
+    found = None if base.url.startswith(hub.PREFIX) else read_published(base)
+    if found is None:  # on the Hub, or missing, which this says
+        manifest = collections.read_manifest(base.url, storage_options=base.storage_options)
+        found = Published(fmt.undivided(manifest, base.url))
+    check_kind_of_base(found, base.url, spec)

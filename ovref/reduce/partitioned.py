@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovref.ahead import map_ahead
@@ -60,6 +62,7 @@ from ovref.reduce.scatter import (
     read_ahead,
     scatter,
     total_counts,
+    vocabulary,
 )
 from ovref.reduce.spec import ReduceSpec
 from ovref.storage.file_store import Store, check_conditional_create
@@ -114,18 +117,19 @@ class Grown:
         """Whether it is no longer there as it was opened."""
         return read_published(self.store) != self.published
 
-    def leaf_of_each_noun(self) -> dict[str, int]:
-        def nouns_of(number: int) -> list[str]:
+    def leaf_of_each_noun(self) -> pa.Table:
+        """Columns `noun` and `leaf`, int32."""
+
+        def nouns_of(number: int) -> pa.Table:
             file = self.published.partitions[number].files["nouns"]
             path = f"{self.manifest.partitions[number].path}/{file.path}"
             with self.store.by_ranges(path, file.bytes) as opened:
                 table = pq.read_table(opened, columns=["noun"], use_threads=False)
-            found: list[str] = table.column("noun").to_pylist()
-            return found
+            leaf = pa.array(np.full(len(table), leaf_of[number], np.int32))
+            return table.append_column("leaf", leaf)
 
         leaf_of = {number: leaf for leaf, number in enumerate(self.tree.partitions.tolist())}
-        every = map_ahead(nouns_of, range(len(self.published.partitions)))
-        return {noun: leaf_of[number] for number, nouns in enumerate(every) for noun in nouns}
+        return pa.concat_tables(map_ahead(nouns_of, range(len(self.published.partitions))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,17 +255,18 @@ def _planned(job: PartitionedJob) -> tuple[StepFolder, Tree]:
         check_conditional_create(job.output.child(SCATTER))
         groups = groups_of(job.inputs)
         job.run(counts, {n: partial(count_nouns, counts, n, g) for n, g in groups.items()})
-        totals = total_counts(counts)
-        known = {} if job.grown is None else job.grown.leaf_of_each_noun()
-        known = {noun: known[noun] for noun in totals if noun in known}
-        new = [noun for noun in totals if noun not in known]
+        known = job.grown.leaf_of_each_noun() if job.grown else None
+        found = vocabulary(total_counts(counts), known)
+        new = found.column("noun").filter(pc.is_null(found.column("leaf"))).combine_chunks()
         tasks: dict[str, Task] = {}
         for start in range(0, len(new), NOUNS_A_TASK):
-            some, name = new[start : start + NOUNS_A_TASK], f"{start:09d}"
+            # Copied, because a slice is sent with all that it is a slice of.
+            some = new.take(pa.array(np.arange(start, min(start + NOUNS_A_TASK, len(new)))))
+            name = f"{start:09d}"
             tasks[name] = partial(encode_nouns, nouns, name, some, job.embed_nouns)
         job.run(nouns, tasks)
         tree, most = job.grown.tree if job.grown else None, job.spec.partition_references or 0
-        job.run(plan, {PLAN: partial(make_plan, plan, totals, nouns, most, known, tree)})
+        job.run(plan, {PLAN: partial(make_plan, plan, found, nouns, most, tree)})
     with plan.file(PLAN, "npz") as path:
         return plan, read_tree(path, plan.store.url)
 
