@@ -78,8 +78,7 @@ def convert(
         result = make_partitions(job)
     if given is None:
         if target.is_local:  # the folder is this collection's own
-            for folder in work.glob("*-*/"):  # of a conversion that was killed
-                shutil.rmtree(folder, ignore_errors=True)
+            _remove_leftovers(work, job.wanted)
         with contextlib.suppress(OSError):  # others may work there too
             work.rmdir()
     say(f"collection: {_made(result, target)}")
@@ -97,6 +96,16 @@ def _check_writable(folder: Path, name: str) -> None:
         raise InputError(
             f"{name}: no files can be written in {folder} ({error.strerror}); choose another folder"
         ) from error
+
+
+def _remove_leftovers(work: Path, wanted: str) -> None:
+    """Removes the folders and locks of conversions that were killed and differ from this one, which
+    somebody else may still be making."""
+    for path in work.glob("*"):
+        if wanted[:12] in path.name:
+            continue
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _made(result: dict[str, Any], target: Store) -> str:

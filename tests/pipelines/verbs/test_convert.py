@@ -153,6 +153,8 @@ def test_a_killed_one_with_another_number_leaves_nothing(old, tmp_path, capsys):
     left = tmp_path / "new" / "_reduce" / "00000-0123456789ab"
     left.mkdir(parents=True)
     (left / "visual.npy").write_bytes(b"half")
+    for name in ("00000-0123456789ab", "0123456789abcdef"):
+        left.with_name(f"{name}.lock").touch()  # a killed process removes none
     assert convert(capsys, old, tmp_path / "new", "engine.engine=local")[0] == 0
     assert not left.parent.exists()
 
