@@ -100,7 +100,7 @@ def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
     from ovref_pipelines.verbs import estimate
 
     folders = open_steps(config)
-    preflight.check_base(config.base, config.reduce)
+    preflight.check_base(config.base, config.reduce, config.embed)
     console.show(show.plan(folders))
     if folders.captions.complete() is None:
         preflight.check_corpus(config.corpus, images=config.uses_images)

@@ -119,7 +119,7 @@ def plan(grow: Grow) -> Plan:
     }  # fmt: skip
     output = Store.open(absolute(grow.output, "output"))
     config = _config(grow, asked, settings, output.url)
-    preflight.check_base(config.base, config.reduce)
+    preflight.check_base(config.base, config.reduce, config.embed)
     if output.exists(GROWN):
         return _resumed(output, asked, classes, config)
     if output.exists(BUILD):
