@@ -302,7 +302,7 @@ def _embeddings(encoded: StepFolder, nouns: int, path: Path) -> VectorFile:
             column = table.column("embedding").combine_chunks()
             part = np.asarray(column.flatten())
             width, there = len(part) // len(column), there + len(column)
-            file.write(part)
+            file.write(part.data)
     if there != nouns:
         raise StorageError(
             f"{encoded.store.url} holds the embeddings of {there} nouns, expected {nouns}: reduce "

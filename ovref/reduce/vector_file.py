@@ -25,7 +25,7 @@ class VectorFile:
         # One read for each run of rows that follow each other.
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
         stops = np.append(starts, len(rows))[1:]
-        content = memoryview(found.reshape(-1).view(np.uint8))
+        content = found.reshape(-1).view(np.uint8).data
         with open(self._path, "rb", buffering=0) as file:
             for start, stop in zip(starts, stops, strict=True):
                 self._fill(file.fileno(), content[start * size : stop * size], rows[start] * size)
