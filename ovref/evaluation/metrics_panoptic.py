@@ -25,6 +25,11 @@ class TruePanoptic(Panoptic):
     """Ids of segments that are crowds of several instances."""
 
 
+def crowd_of(panoptic: Panoptic) -> frozenset[int]:
+    """Ids of segments that are crowds; predicted segments have none."""
+    return panoptic.crowd if isinstance(panoptic, TruePanoptic) else frozenset()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quality:
     """Means over the classes that occur; fractions in [0, 1], NaN if no class occurs."""
@@ -146,10 +151,11 @@ class PanopticQuality:
                     f"{name}: segment ids start at 1 and labels lie in 0 to "
                     f"{len(self.things) - 1}, found {dict(panoptic.labels)}"
                 )
-            if name == "prediction" and (set(panoptic.labels) - ids or panoptic.crowd):
+            crowd = crowd_of(panoptic)
+            if name == "prediction" and (set(panoptic.labels) - ids or crowd):
                 raise ValueError(
                     "predicted segments must have pixels and not be crowds, found segments "
-                    f"{sorted(set(panoptic.labels) - ids)} without, crowd {set(panoptic.crowd)}"
+                    f"{sorted(set(panoptic.labels) - ids)} without, crowd {set(crowd)}"
                 )
 
 

@@ -7,11 +7,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.metrics_panoptic import (
     PanopticQuality,
     TruePanoptic,
     panoptic_of_labels,
 )
+from ovref_inference.segmenters.regions import Panoptic
 
 THINGS = (True, True, True, False, False)
 
@@ -227,3 +229,11 @@ def test_a_label_map_gives_parts_of_things_and_whole_stuff():
 
 def test_a_label_map_of_nothing_has_no_segments():
     assert panoptic_of_labels(np.full((2, 2), -1), THINGS).labels == {}
+
+
+def test_predicted_segments_as_segmenters_return_them():
+    ids_hw = np.ones((2, 3), np.int64)
+    predicted, quality = Panoptic(ids_hw=ids_hw, labels={1: 0}), PanopticQuality([True])
+    quality.add(TruePanoptic(ids_hw=ids_hw, labels={1: 0}), predicted)
+    assert quality.scores().all.pq == 1
+    assert true_instances(predicted, [True]).crowd.tolist() == [False]
